@@ -1,0 +1,141 @@
+"""A run as a tree of frozen dataclasses: the only place where a default stands.
+
+A YAML file gives values, dotted flags (``--model.lora.rank 32``) override them, and the resolved tree is written into the
+run directory as ``config.yaml``, which loads again. ``diffalign.config_io`` reads and writes it. This module imports
+nothing heavy: the command line's help is made from it.
+
+The ``method`` section is a mapping whose ``type`` names a method (``diffalign methods`` lists them); the other keys are
+the fields of that method's dataclass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (peft)."""
+
+    rank: int = 16
+    alpha: float | None = None  # None: alpha = rank, a scale of 1
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")  # module name suffixes
+    rslora: bool = False  # scale alpha / sqrt(rank)
+    dora: bool = False  # weight-decomposed LoRA
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    path: str = ""  # hub id, local diffusers folder, single-file checkpoint, or tiny:sdxl / tiny:sd15
+    family: str = "auto"  # a name of `diffalign models`; auto reads it off the checkpoint
+    revision: str | None = None
+    variant: str | None = None  # "fp16" loads *.fp16.safetensors
+    vae: str | None = None  # hub id or folder of another VAE, such as the fp16-fix one
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of frozen weights; trained ones are always float32
+    train: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    gradient_checkpointing: bool = False
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = "auto"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Preferences, and how images become latents."""
+
+    path: str = ""  # parquet file or glob, folder, jsonl, hub dataset name, or tiny:pairs
+    format: Literal["auto", "parquet", "folder", "jsonl", "hub"] = "auto"
+    split: str = "train"  # of a hub dataset
+    streaming: bool = False  # of a hub dataset: encode as it arrives, keep no copy of the set
+    limit: int | None = None  # read at most this many rows
+    resolution: int = 512  # pixels of the square, or of the bucket of equal area
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False  # horizontal flips, the same for both images of a pair
+    buckets: bool = False  # aspect-ratio buckets; a pair stays together
+    bucket_step: int = 64  # bucket sides are multiples of this many pixels
+    prompt_dropout: float = 0.0  # share of groups trained on the empty prompt
+    flip_labels: float = 0.0  # share of labels turned round: 1 is the control that must go down
+    holdout: float = 0.05  # share of groups kept for diagnostics, never trained on
+    max_holdout: int = 256  # groups
+    posterior: Literal["sample", "mean"] = "sample"  # of the VAE, drawn anew at each visit
+    cache_dir: str | None = None  # None: <output>/cache
+    cache_batch_size: int = 8  # images encoded at once
+    workers: int = 0  # data-loader processes
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    type: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    learning_rate: float = 1e-5
+    scale_lr: bool = False  # multiply by the global batch size, as the published scripts do
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    steps: int = 1000  # optimizer steps
+    batch_size: int = 1  # groups (pairs) per process and micro-batch
+    accumulation: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    max_grad_norm: float = 1.0
+    spike_factor: float = 0.0  # skip a step whose gradient norm is this many times its running mean; 0: never
+    ema_decay: float = 0.0  # 0: no moving average
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written down, and how often (in optimizer steps)."""
+
+    every: int = 10
+    trackers: tuple[str, ...] = ("tensorboard",)  # tensorboard, wandb, trackio
+    project: str = "diffalign"
+    diagnostics_every: int = 0  # held-out accuracy, margin and error drift by timestep bin; 0: only at the end
+    diagnostics_bins: int = 5
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints under <output>/checkpoints/step-N."""
+
+    every: int = 500
+    limit: int = 2  # keep this many, the oldest go first
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Images drawn with fixed seeds during training, under <output>/samples."""
+
+    every: int = 0  # optimizer steps; 0: none
+    prompts: tuple[str, ...] = ()
+    images_per_prompt: int = 1
+    sampling_steps: int = 25
+    guidance: float = 5.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run is made of."""
+
+    output: str = "runs/diffalign"
+    resume: str | None = None  # "latest", or a checkpoint folder
+    method: Mapping[str, Any] = field(default_factory=lambda: {"type": "dpo"})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)

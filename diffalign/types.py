@@ -1,0 +1,205 @@
+"""The nouns of diffalign: what travels between data, models, methods and training.
+
+Axes, here and in every docstring: B samples, G groups, P pairs, S units (segments, patches, steps), ``*d`` the latent
+axes (C H W for an image, C F H W for a video, 2 for the plane).
+
+Time ``t`` is a float in [0, 1]: 0 is data, 1 is noise. A variance-preserving path of N training steps looks its own
+table up at the exact index ``round(t * N)``; a flow path uses ``t`` itself as sigma.
+
+This module imports torch (and jaxtyping's annotations) only, so everything else may import it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Cond = Mapping[str, Tensor]
+"""Conditions of the network by name, every tensor (B, ...): ``encoder_hidden_states``, ``time_ids``, ..."""
+
+Target = Literal["eps", "x0", "v", "flow"]
+"""What a network predicts: the noise, the clean latents, v = alpha eps - sigma x0, or the flow velocity eps - x0."""
+
+
+class Noised(NamedTuple):
+    """Clean latents and the noisy state that a noising made of them: each (B, *d), ``t`` (B,)."""
+
+    x0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    t: Tensor
+
+
+class Transition(NamedTuple):
+    """One recorded sampler step x_t -> x_s with s < t, and the log-density under which it was drawn, (B,)."""
+
+    x_t: Tensor
+    x_s: Tensor
+    t: Tensor
+    s: Tensor
+    logp: Tensor
+
+
+X = TypeVar("X", Tensor, Transition)
+X_contra = TypeVar("X_contra", Tensor, Transition, contravariant=True)
+X_co = TypeVar("X_co", Tensor, Transition, covariant=True)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[X]):
+    """Samples, who their rivals are, and how good they are.
+
+    Pairs are groups of two, single likes groups of one, ranked lists groups of K; dense labels have one score column
+    per segment. Nothing is "chosen" or "rejected" by its position, and equal scores are a tie.
+
+    Attributes:
+        x: clean latents (B, *d), or recorded transitions.
+        cond: conditions of the network, every tensor (B, ...).
+        group: (B,) int64, rivals share an id; ids are 0 .. G-1. Structure rather than data: keep it on the CPU, so that
+            reading it never waits for the accelerator.
+        score: (B, *unit), higher is better.
+    """
+
+    x: X
+    cond: Cond
+    group: Int[Tensor, " B"]
+    score: Float[Tensor, "B *unit"]
+
+    @property
+    def num_groups(self) -> int:
+        """G, the number of groups."""
+        return int(self.group.max()) + 1 if self.group.numel() else 0
+
+    def to(self, device: torch.device | str) -> "Batch[X]":
+        """The batch with its data on ``device``; ``group`` stays where it is."""
+        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        x = Transition(*map(move, self.x)) if isinstance(self.x, Transition) else move(self.x)
+        return replace(self, x=x, cond={k: move(v) for k, v in self.cond.items()}, score=move(self.score))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihood estimates of the same samples, (B, *unit): under the policy and under the reference."""
+
+    policy: Tensor
+    reference: Tensor
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log p_policy - log p_reference, (B, *unit): how much likelier training has made each sample."""
+        return self.policy - self.reference
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method returns for one batch.
+
+    Attributes:
+        loss: scalar to minimise, the mean over ``weight`` terms.
+        metrics: detached scalars to log, each a mean over the same terms.
+        weight: how many terms the mean is over (a tie counts none). The trainer weights micro-batches and ranks by it,
+            so that splitting a batch in any way gives the same gradient.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    weight: Tensor
+
+
+class Random(Protocol):
+    """Where randomness comes from: it is an argument everywhere, and never global.
+
+    ``diffalign.randomness.Streams`` has one independent stream per group, so that a group's draws do not depend on the
+    batch, rank or micro-step that it landed in; a plain ``torch.Generator`` is accepted wherever a Random is.
+    """
+
+    def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
+        """(count, *shape) float32 draws from U[0, 1) on the CPU."""
+        ...
+
+    def normal(self, count: int, shape: Sequence[int] = ()) -> Tensor:
+        """(count, *shape) float32 draws from N(0, 1) on the CPU."""
+        ...
+
+
+@runtime_checkable
+class Path(Protocol):
+    """x_t = alpha(t) x0 + sigma(t) eps."""
+
+    def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(alpha, sigma) at ``t``, each (B,), in t's dtype."""
+        ...
+
+    def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
+        """What the network is told: exact integer timesteps, or sigma times its scale, (B,)."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network and what is needed to read its output. Policy, reference, EMA and guidance all have this shape."""
+
+    @property
+    def path(self) -> Path:
+        """The noising path that the network was trained on."""
+        ...
+
+    @property
+    def target(self) -> Target:
+        """What the network predicts."""
+        ...
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The network's raw prediction of ``target``, shaped like ``x_t``."""
+        ...
+
+
+class TimeSampler(Protocol):
+    """Draws times: one per group."""
+
+    def __call__(self, count: int, generator: "Random | torch.Generator") -> Float[Tensor, " count"]:
+        """(count,) times in [0, 1] on the CPU."""
+        ...
+
+
+class Noising(Protocol):
+    """Makes noisy states of clean latents: forward noising, or DDIM inversion (which asks the denoiser)."""
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, t: Tensor, cond: Cond, group: Tensor, generator: "Random | torch.Generator"
+    ) -> Noised:
+        """Noise ``x0`` (B, *d) to times ``t`` (B,)."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores images: higher is better."""
+
+    def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, "B *unit"]:
+        """(B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1])."""
+        ...
+
+
+class Source(Protocol[X_co]):
+    """Where batches come from. Offline it reads a cache, online it samples: the trainer cannot tell."""
+
+    def __iter__(self) -> "Iterator[Batch[X_co]]":
+        """Endless micro-batches of this rank, from where ``seek`` has put it."""
+        ...
+
+    def seek(self, micro_step: int) -> None:
+        """Continue as if ``micro_step`` micro-batches had been drawn: what makes a resumed run see the same data."""
+        ...
+
+
+class Method(Protocol[X_contra]):
+    """A preference-optimisation method: the twenty lines in which two papers differ."""
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[X_contra], generator: "Random | torch.Generator"
+    ) -> Step:
+        """One loss over one batch."""
+        ...
