@@ -1,0 +1,120 @@
+"""From plain mappings (YAML, flags) to frozen dataclasses, with strict keys and types. Pure Python.
+
+A field that can hold one of several dataclasses says so in its metadata (``choice``); the mapping's ``type`` picks one.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from diffalign.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+def choice(table: Mapping[str, type], default: Any) -> Any:
+    """A dataclass field that holds an instance of one of the classes in ``table``."""
+    return dataclasses.field(default=default, metadata={"choices": table})
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass ``cls`` from a mapping.
+
+    Args:
+        values: field values; nested mappings become nested dataclasses.
+        where: dotted place of the mapping, for messages ("method.loss"); "" at the top.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, or one that the class refuses.
+    """
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown(f"key in {where or 'the configuration'} ({cls.__name__})", key, fields)
+        place = f"{where}.{key}" if where else key
+        table = fields[key].metadata.get("choices")
+        arguments[key] = pick(table, value, place) if table else convert(value, hints[key], place)
+    try:
+        return cls(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:  # a class that imports torch only raises plain ValueErrors
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+
+
+def pick(table: Mapping[str, type[T]], value: Any, where: str) -> T:
+    """An instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
+
+    Raises:
+        UserError: the name is not in ``table``, or the rest does not fit the class.
+    """
+    if isinstance(value, str):
+        value = {"type": value}
+    if not isinstance(value, Mapping) or "type" not in value:
+        raise UserError(f"{where}={value!r}; allowed: one of {', '.join(table)}, or a mapping with `type`")
+    if value["type"] not in table:
+        raise unknown(f"type of {where}", value["type"], table)
+    return build(table[value["type"]], {k: v for k, v in value.items() if k != "type"}, where)
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """``value`` as the type ``kind``; only what loses nothing is converted (3 to 3.0, "1e-5" to 1e-5, a list to a tuple).
+
+    Raises:
+        UserError: it does not fit.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if value not in arguments:
+            raise unknown(where, value, [str(a) for a in arguments])
+        return value
+    if origin is tuple:
+        return _convert_tuple(value, arguments, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}={value!r}; allowed: a mapping with keys of {getattr(kind, '__name__', kind)}")
+        return build(kind, value, where)  # type: ignore[arg-type]
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}={value!r}; allowed: a mapping")
+        return dict(value)
+    return _convert_scalar(value, kind, where)
+
+
+def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        raise UserError(f"{where}={value!r}; allowed: a list")
+    kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
+    if len(kinds) != len(value):
+        raise UserError(f"{where}={value!r}; allowed: a list of {len(kinds)}")
+    return tuple(convert(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+
+
+def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
+    refused = UserError(f"{where}={value!r} ({type(value).__name__}); allowed: {_NAMES.get(kind, kind)}")
+    if kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, bool):
+            return value
+        raise refused
+    if kind is float and isinstance(value, int | float | str):
+        try:
+            return float(value)
+        except ValueError:
+            raise refused from None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, kind):
+        return value
+    raise refused
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -1,0 +1,1 @@
+"""Losses over likelihood ratios: functions of tensors, unreduced, torch only."""

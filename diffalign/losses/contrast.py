@@ -1,0 +1,72 @@
+"""From likelihood ratios of samples to margins of pairs, whatever the groups look like.
+
+Every two members of a group are a pair, and the one with the higher score is the better one. A tie is a pair of weight 0:
+it is masked, not dropped, so that shapes are the same on every rank, and it never counts as "image 0 wins".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Pairs of rivals, better one first.
+
+    Attributes:
+        chosen: (P, *unit) log-ratio of the better sample.
+        rejected: (P, *unit) log-ratio of the worse sample.
+        gap: (P, *unit) score of the better minus that of the worse, 0 for a tie.
+        weight: (P, *unit) 1, or 0 for a tie.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    gap: Tensor
+    weight: Tensor
+
+    @property
+    def margin(self) -> Tensor:
+        """(P, *unit): how much further the better sample has moved ahead, in log-likelihood."""
+        return self.chosen - self.rejected
+
+    @property
+    def count(self) -> Tensor:
+        """Scalar: the number of pairs (and units) that are no tie."""
+        return self.weight.sum()
+
+    def mean(self, values: Float[Tensor, "P *unit"]) -> Tensor:
+        """Scalar mean of ``values`` over what is no tie; 0, with a gradient path, when everything is."""
+        return (values * self.weight).sum() / self.weight.sum().clamp(min=1)
+
+
+def pairs_of(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """Indices (i, j), i < j, of every two samples that share a group, in order of their group."""
+    same = torch.triu(group[:, None] == group[None, :], diagonal=1)
+    first, second = same.nonzero(as_tuple=True)
+    order = group[first].argsort(stable=True)
+    return first[order], second[order]
+
+
+def contrast(
+    log_ratio: Float[Tensor, "B *unit"], score: Float[Tensor, "B *unit"], group: Int[Tensor, " B"]
+) -> Contrast:
+    """All pairs of rivals of a batch.
+
+    Args:
+        log_ratio: (B, *unit) log p_policy - log p_reference.
+        score: (B, *unit) higher is better; units may disagree about who wins (dense labels).
+        group: (B,) who is whose rival, on the CPU.
+    """
+    first, second = (index.to(log_ratio.device) for index in pairs_of(group))
+    sign = (score[first] - score[second]).sign().to(log_ratio)
+    a, b = log_ratio[first], log_ratio[second]
+    second_wins = sign < 0
+    return Contrast(
+        chosen=torch.where(second_wins, b, a),
+        rejected=torch.where(second_wins, a, b),
+        gap=(score[first] - score[second]).abs().to(log_ratio),
+        weight=sign.abs(),
+    )

@@ -1,0 +1,8 @@
+"""One paper per file: a frozen dataclass with ``__call__``, and its card.
+
+To add a method, write ``methods/<name>.py`` with the dataclass and a ``CARD``; nothing else needs to know.
+"""
+
+from diffalign.methods.registry import REGISTRY, MethodCard, build
+
+__all__ = ["REGISTRY", "MethodCard", "build"]

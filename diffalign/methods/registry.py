@@ -1,0 +1,74 @@
+"""Finds the methods: every module of this package that has a ``CARD``. Listing the names imports no torch."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffalign.components import build as build_dataclass
+from diffalign.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from diffalign.types import Method
+
+_HELPERS = {"registry", "common"}
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What a method is, for ``diffalign methods`` and the README.
+
+    Attributes:
+        name: module and configuration name.
+        title: the name that the field uses.
+        paper: authors, title and year.
+        arxiv: arXiv id.
+        data: what it learns from: "pairs", "likes", "lists", ...
+        cost: network samples per group and step, in words.
+        method: the dataclass.
+    """
+
+    name: str
+    title: str
+    paper: str
+    year: int
+    arxiv: str
+    data: str
+    cost: str
+    method: type
+
+
+class _Registry(Mapping[str, MethodCard]):
+    """Names by listing the package; a card by importing its module."""
+
+    def __iter__(self) -> Iterator[str]:
+        package = importlib.import_module("diffalign.methods")
+        return (m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _HELPERS)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, name: str) -> MethodCard:
+        if name not in set(self):
+            raise KeyError(name)
+        card: MethodCard = importlib.import_module(f"diffalign.methods.{name}").CARD
+        return card
+
+
+REGISTRY: Mapping[str, MethodCard] = _Registry()
+
+
+def build(values: Mapping[str, Any]) -> "Method[Any]":
+    """The method that a ``method`` section describes: ``{"type": "dpo", "beta": 5000, "loss": "ipo"}``.
+
+    Raises:
+        UserError: no ``type``, an unknown method, or keys and values that do not fit it.
+    """
+    if "type" not in values:
+        raise UserError(f"method={dict(values)!r} has no `type`; allowed: {', '.join(REGISTRY)}")
+    if values["type"] not in set(REGISTRY):
+        raise unknown("method (method.type)", values["type"], REGISTRY)
+    fields = {k: v for k, v in values.items() if k != "type"}
+    built: Method[Any] = build_dataclass(REGISTRY[values["type"]].method, fields, "method")
+    return built

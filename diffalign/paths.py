@@ -1,0 +1,125 @@
+"""Noising paths x_t = alpha(t) x0 + sigma(t) eps, read off any diffusers scheduler configuration.
+
+Variance-preserving paths (DDPM, Ho et al. 2020, arXiv 2006.11239) keep the float32 table that the model was trained with:
+a published number is reproduced from its own table, so nothing is recomputed in higher precision. Rectified flow (Liu et
+al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.errors import unknown
+from diffalign.types import Path, Target
+
+TARGETS: Mapping[str, Target] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+@dataclass(frozen=True, eq=False)
+class VariancePreserving:
+    """alpha^2 + sigma^2 = 1, with alpha^2 the cumulative product of 1 - beta.
+
+    Attributes:
+        alphas_cumprod: (N,) float32, the table of the N training steps; index i is time i / N.
+    """
+
+    alphas_cumprod: Float[Tensor, " N"]
+
+    @property
+    def steps(self) -> int:
+        """N, the number of training steps."""
+        return len(self.alphas_cumprod)
+
+    def index(self, t: Float[Tensor, " B"]) -> Tensor:
+        """The exact table index round(t N) of each time, (B,) int64; t = 1 is the last step."""
+        return (t * self.steps).round().long().clamp(0, self.steps - 1)
+
+    def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(alpha, sigma), each (B,) in t's dtype."""
+        squared = self.alphas_cumprod.to(t.device)[self.index(t)].to(t.dtype)
+        return squared.sqrt(), (1 - squared).sqrt()
+
+    def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
+        """The integer timestep 0 .. N-1 that the network was trained with, (B,) int64."""
+        return self.index(t)
+
+    def to(self, device: torch.device | str) -> "VariancePreserving":
+        """The path with its table on ``device``."""
+        return VariancePreserving(self.alphas_cumprod.to(device))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """alpha = 1 - t, sigma = t; the network is told ``scale`` t.
+
+    Attributes:
+        scale: what t = 1 is called by the network (1000 for SD3, 1 for FLUX's transformer).
+    """
+
+    scale: float = 1000.0
+
+    def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(1 - t, t), each (B,)."""
+        return 1 - t, t
+
+    def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
+        """``scale`` t, (B,)."""
+        return t * self.scale
+
+    def to(self, device: torch.device | str) -> "RectifiedFlow":
+        """Itself: there is no table to move."""
+        return self
+
+
+def path_from_config(config: Mapping[str, Any]) -> tuple[Path, Target]:
+    """The path and prediction target that a diffusers scheduler configuration describes.
+
+    Raises:
+        UserError: unknown beta schedule or prediction type.
+    """
+    if "beta_schedule" not in config and ("shift" in config or "use_dynamic_shifting" in config):
+        return RectifiedFlow(scale=float(config.get("num_train_timesteps", 1000))), "flow"
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in TARGETS:
+        raise unknown("prediction_type in the scheduler configuration", prediction, TARGETS)
+    return VariancePreserving(alphas_cumprod_from_config(config)), TARGETS[prediction]
+
+
+def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
+    """(N,) float32 table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own."""
+    betas = _betas(config)
+    if config.get("rescale_betas_zero_snr", False):
+        betas = zero_terminal_snr(betas)
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """(N,) betas whose last step is pure noise: sqrt(alphas_cumprod) shifted and scaled to end at 0."""
+    root = (1.0 - betas).cumprod(0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
+    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+    return 1.0 - alphas
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    steps = int(config.get("num_train_timesteps", 1000))
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    schedule = config.get("beta_schedule", "linear")
+    if config.get("trained_betas") is not None:
+        return torch.tensor(config["trained_betas"], dtype=torch.float32)
+    if schedule == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float32)
+    if schedule == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+    if schedule == "squaredcos_cap_v2":
+        bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        return torch.tensor([min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)], dtype=torch.float32)
+    raise unknown(
+        "beta_schedule in the scheduler configuration", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"]
+    )
