@@ -1,0 +1,160 @@
+"""A CLIP with its pre-processing, the backbone of most rewards, on transformers' CLIPModel alone.
+
+Pre-processing is done here in PIL and plain torch, so that neither torchvision nor a processor's defaults can change a
+score: RGB, short side to the model's image size by bicubic resampling, centre crop, OpenAI's mean and std. The PIL path is
+bit-identical to transformers' PIL processor. The tensor path is differentiable and differs from it by the 8-bit rounding
+alone (antialiased, clamped, in float32; without antialiasing the score is another one).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffalign.errors import UserError
+from diffalign.rewards.images import Images
+from diffalign.rewards.registry import Place
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) with the short side at ``size`` and the long side rounded down, as the processors do."""
+    short, long = min(height, width), max(height, width)
+    other = int(size * long / short)
+    return (size, other) if height <= width else (other, size)
+
+
+def preprocess_pil(images: Sequence[Image.Image], size: int) -> Tensor:
+    """(B, 3, size, size) float32 network input of PIL images; the exact path."""
+    rows = []
+    for image in images:
+        height, width = resized(image.height, image.width, size)
+        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        top, left = (height - size) // 2, (width - size) // 2
+        crop = image.crop((left, top, left + size, top + size))
+        rows.append(torch.from_numpy(np.array(crop, dtype=np.uint8)))
+    return normalise(torch.stack(rows).permute(0, 3, 1, 2).float() / 255)
+
+
+def preprocess_pixels(pixels: Tensor, size: int) -> Tensor:
+    """(B, 3, size, size) float32 network input of pixels (B, 3, H, W) in [0, 1]; differentiable."""
+    height, width = resized(pixels.shape[2], pixels.shape[3], size)
+    pixels = pixels.float()
+    if (height, width) != tuple(pixels.shape[2:]):
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=True)
+    top, left = (height - size) // 2, (width - size) // 2
+    return normalise(pixels.clamp(0, 1)[:, :, top : top + size, left : left + size])
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(x - mean) / std per channel of pixels (B, 3, H, W)."""
+    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels - mean) / std
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features (B, D) as float32 of length one."""
+    return F.normalize(features.float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen transformers CLIPModel and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def size(self) -> int:
+        """Pixels of the square that the vision tower takes."""
+        return self.model.config.vision_config.image_size
+
+    @property
+    def width(self) -> int:
+        """D, the length of the shared embeddings."""
+        return self.model.config.projection_dim
+
+    def images(self, images: Images) -> Tensor:
+        """Unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
+        if isinstance(images, Tensor):
+            inputs = preprocess_pixels(images.to(self.model.device), self.size)
+        else:
+            inputs = preprocess_pil(images, self.size).to(self.model.device)
+        return unit(self.model.get_image_features(pixel_values=inputs.to(self.model.dtype)).pooler_output)
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        with torch.no_grad():
+            output = self.model.get_text_features(input_ids=tokens.input_ids.to(self.model.device))
+        return unit(output.pooler_output)
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), a scalar."""
+        return self.model.logit_scale.detach().float().exp()
+
+
+def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None) -> Clip:
+    """The CLIP in a folder or on the hub, frozen, in eval mode. ``name`` is the reward that asks.
+
+    ``tokenizer`` is where the tokenizer is if ``source`` is not a folder that has one; None: at ``source``.
+
+    Raises:
+        UserError: nothing there, the hub cannot be reached, or it is not a whole CLIP.
+    """
+    from transformers import AutoTokenizer, CLIPModel
+
+    _check(name, source)
+    # Whatever the libraries raise for an absent, unreachable or broken checkpoint is for the user to mend.
+    try:
+        model, loading = CLIPModel.from_pretrained(
+            source, dtype=getattr(torch, place.dtype), output_loading_info=True
+        )
+    except Exception as error:
+        raise _unloadable(name, source, error) from error
+    missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if missing:
+        raise UserError(
+            f"reward {name!r}: {source!r} is not a whole CLIP: {len(missing)} weights are missing or of another shape, "
+            f"such as {missing[0]}; a folder or hub id of a transformers CLIPModel is needed"
+        )
+    own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
+    where = source if own or tokenizer is None else tokenizer
+    try:
+        words = AutoTokenizer.from_pretrained(where)
+    except Exception as error:
+        raise _unloadable(name, where, error) from error
+    return Clip(model.to(place.device).eval().requires_grad_(False), words)
+
+
+def _check(name: str, source: str) -> None:
+    path = Path(source)
+    if path.is_dir():
+        config = path / "config.json"
+        if not config.is_file():
+            raise UserError(f"reward {name!r}: the folder {source!r} has no config.json; it must hold a CLIPModel")
+    elif path.exists():
+        raise UserError(f"reward {name!r}: {source!r} is a file; a folder or a hub id of a CLIPModel is needed")
+    elif path.is_absolute() or source.count("/") != 1 or source.startswith("."):
+        raise UserError(f"reward {name!r}: there is no folder {source!r}, and it is not a hub id (owner/name)")
+
+
+def _unloadable(name: str, source: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"reward {name!r}: cannot load {source!r} as a CLIP ({type(error).__name__}: {reason}). Check the path, or the "
+        f"connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given as {name}:FOLDER"
+    )

@@ -1,0 +1,50 @@
+"""The two judges of the drawn scenes (diffalign.tiny.judge) as rewards."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.images import Images, in_batches, to_pil
+from diffalign.rewards.registry import Place, no_source
+from diffalign.tiny import judge as judges
+
+
+@dataclass(frozen=True)
+class SceneJudge:
+    """A rule ``(image, prompt) -> float`` that reads drawn scenes."""
+
+    name: str
+    rule: Callable[[Image.Image, str], float]
+    batch_size: int = 16
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32 in [0, 1]; UserError naming the prompt if the judge cannot read it."""
+        return in_batches(self._score, images, prompts, self.batch_size)
+
+    def _score(self, images: Images, prompts: list[str]) -> Tensor:
+        return torch.tensor([self._one(image, prompt) for image, prompt in zip(to_pil(images), prompts, strict=True)])
+
+    def _one(self, image: Image.Image, prompt: str) -> float:
+        try:
+            return float(self.rule(image, prompt))
+        except ValueError as error:
+            raise UserError(
+                f"reward {self.name!r} cannot read the prompt {prompt!r} ({error}); it only knows captions of drawn "
+                "scenes, such as those of diffalign.tiny.prompts: use another reward for other prompts"
+            ) from error
+
+
+def judge(source: str | None, place: Place) -> SceneJudge:
+    """Fraction of the caption's statements that hold."""
+    no_source("judge", source)
+    return SceneJudge("judge", judges.judge, place.batch_size)
+
+
+def taste(source: str | None, place: Place) -> SceneJudge:
+    """How vivid the scene is."""
+    no_source("taste", source)
+    return SceneJudge("taste", judges.taste, place.batch_size)
