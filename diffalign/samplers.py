@@ -1,0 +1,117 @@
+"""One transition kernel, and a loop that draws from it.
+
+DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and sigma: with eta = 0
+it is the deterministic step of any path (for rectified flow, the Euler step of its ODE); with eta = 1 on a
+variance-preserving path it is ancestral sampling. ``estimators.transition`` scores steps with this very kernel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.estimators import at_least_float32, gaussian_log_density
+from diffalign.noising import expand
+from diffalign.paths import VariancePreserving
+from diffalign.randomness import normal
+from diffalign.types import Cond, Denoiser, Random, Transition
+
+
+def clean_and_noise(denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> tuple[Tensor, Tensor]:
+    """The network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
+    prediction = at_least_float32(denoiser(x_t, t, cond))
+    alpha, sigma = (expand(c, x_t) for c in denoiser.path.coefficients(t))
+    x_t = at_least_float32(x_t)
+    if denoiser.target == "eps":
+        return (x_t - sigma * prediction) / alpha, prediction
+    if denoiser.target == "x0":
+        return prediction, (x_t - alpha * prediction) / sigma
+    if denoiser.target == "flow":
+        return x_t - sigma * prediction, x_t + alpha * prediction
+    return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2), std = eta sigma_s / sigma_t sqrt(1 - a_t / a_s).
+
+    ``a`` is alpha squared. Noise needs a variance-preserving path; eta = 0 works on any.
+    """
+
+    eta: float = 0.0
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t.
+
+        Raises:
+            UserError: eta > 0 on a path that is not variance-preserving.
+        """
+        if self.eta and not isinstance(denoiser.path, VariancePreserving):
+            raise UserError(f"sampler eta={self.eta} on {type(denoiser.path).__name__}; allowed there: eta = 0")
+        x0, eps = clean_and_noise(denoiser, x_t, t, cond)
+        alpha_t, sigma_t = (expand(c, x_t) for c in denoiser.path.coefficients(t))
+        alpha_s, sigma_s = (expand(c, x_t) for c in denoiser.path.coefficients(s))
+        std = torch.zeros_like(sigma_s)
+        if self.eta:
+            std = self.eta * ((sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)).clamp(min=0).sqrt()
+        return alpha_s * x0 + (sigma_s**2 - std**2).clamp(min=0).sqrt() * eps, std
+
+
+def timesteps(steps: int, train_steps: int = 1000) -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times of DDIM's "leading" grid with offset 1, ended by 0.
+
+    For 20 steps: 951, 901, ..., 51, 1, 0 over 1000, as SD pipelines and D3PO use it.
+    """
+    if not 1 <= steps <= train_steps:
+        raise UserError(f"sampling steps={steps}; allowed: 1 to {train_steps}")
+    grid = torch.arange(steps, dtype=torch.float64).flip(0) * (train_steps // steps) + 1
+    return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]) / train_steps
+
+
+def trajectory(
+    denoiser: Denoiser,
+    kernel: DDIM,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
+    cond: Cond,
+    generator: Random | torch.Generator,
+) -> list[Transition]:
+    """Every step from pure noise ``x`` (B, *d) down ``times`` (descending), with the log-density it was drawn under.
+
+    A step of std 0 is no draw and has no density: its ``logp`` is 0.
+    """
+    steps = []
+    grid = torch.as_tensor(times, dtype=torch.float64)
+    for now, then in zip(grid[:-1], grid[1:], strict=True):
+        t, s = (torch.full((len(x),), float(v), device=x.device, dtype=torch.float64).to(x.dtype) for v in (now, then))
+        mean, std = kernel(denoiser, x, t, s, cond)
+        after, logp = mean, mean.new_zeros(len(x))
+        if kernel.eta:
+            after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
+            logp = torch.where(std.flatten() > 0, gaussian_log_density(after, mean, std.clamp(min=1e-20)), logp)
+        steps.append(Transition(x, after.to(x.dtype), t, s, logp))
+        x = steps[-1].x_s
+    return steps
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    cond: Cond,
+    generator: Random | torch.Generator,
+    steps: int = 50,
+    eta: float = 0.0,
+    train_steps: int = 1000,
+) -> Tensor:
+    """Clean samples (B, *d) from noise ``x``: the trajectory, then the network's x0 estimate at its last noisy state.
+
+    The last step of the grid lands on training step 0, which still holds noise of std sigma(0); the estimate does not.
+    """
+    last = trajectory(denoiser, DDIM(eta), x, timesteps(steps, train_steps)[:-1], cond, generator)[-1]
+    return clean_and_noise(denoiser, last.x_s, last.s, cond)[0].to(x.dtype)
