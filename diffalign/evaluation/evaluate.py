@@ -1,0 +1,257 @@
+"""Base against aligned on the same prompts and the same noise: scores, intervals, image statistics and the alarm."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diffalign.errors import UserError
+from diffalign.evaluation.image_statistics import (
+    StatisticChange,
+    diversities,
+    image_statistics,
+    statistic_changes,
+    thumbnail,
+)
+from diffalign.evaluation.sampling import Pipeline, Sample, SamplingSettings, generate, open_image
+from diffalign.evaluation.statistics import Comparison, compare, prompt_means
+from diffalign.types import Reward
+
+ImageLike = Image.Image | Path
+MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-test p above 0.05, whatever the bootstrap says
+_CHUNK = 32  # images that are open at once
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """One reward's comparison and the N scores behind it."""
+
+    name: str
+    comparison: Comparison
+    base_scores: tuple[float, ...] = field(repr=False)
+    aligned_scores: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt: mean scores of its images by reward."""
+
+    prompt: str
+    images: int
+    base: Mapping[str, float]
+    aligned: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that is known after an evaluation; images are kept by the caller.
+
+    Attributes:
+        prompts: the prompt of each of the N image pairs.
+        rewards: one result each; the first is the primary one, by which the verdict is given.
+        statistics: image statistics and their changes.
+        rows: the table by prompt, in order of appearance.
+        alarm: sentences on what has got worse while the primary reward rose; empty if nothing has.
+        seed: of the bootstrap (and of the sampling, in ``compare_pipelines``).
+    """
+
+    prompts: tuple[str, ...] = field(repr=False)
+    rewards: tuple[RewardResult, ...]
+    statistics: tuple[StatisticChange, ...]
+    rows: tuple[PromptRow, ...] = field(repr=False)
+    alarm: tuple[str, ...]
+    seed: int
+
+    @property
+    def primary(self) -> RewardResult:
+        """The first reward."""
+        return self.rewards[0]
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``no difference shown`` or ``too few prompts``, by the primary gain's interval."""
+        comparison = self.primary.comparison
+        if comparison.prompts < MIN_PROMPTS:
+            return "too few prompts"
+        if comparison.gain.low > 0:
+            return "better"
+        return "worse" if comparison.gain.high < 0 else "no difference shown"
+
+
+def evaluate(
+    base_images: Sequence[ImageLike],
+    aligned_images: Sequence[ImageLike],
+    prompts: Sequence[str],
+    rewards: Mapping[str, Reward],
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+    progress: bool = True,
+) -> Evaluation:
+    """Score N pairs of images; pair i has the prompt ``prompts[i]`` and the same noise. A prompt may occur several times.
+
+    Images are PIL images or files. The first reward is the primary one.
+
+    Raises:
+        UserError: counts that differ, nothing to compare, no reward, an unreadable image, or a score that is not finite.
+    """
+    if not len(base_images) == len(aligned_images) == len(prompts):
+        raise UserError(
+            f"{len(base_images)} base images, {len(aligned_images)} aligned images and {len(prompts)} prompts: there must "
+            "be as many of each"
+        )
+    if not prompts:
+        raise UserError("nothing to evaluate: no images")
+    if not rewards:
+        raise UserError("nothing to evaluate by: give at least one reward")
+    total = 2 * len(prompts)
+    with tqdm(total=total, desc="scoring", unit="image", disable=not progress) as bar:
+        base = _measure(base_images, prompts, rewards, bar)
+        aligned = _measure(aligned_images, prompts, rewards, bar)
+    results = []
+    for name in rewards:
+        for which, scores in (("base", base.scores[name]), ("aligned", aligned.scores[name])):
+            bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
+            if bad:
+                raise UserError(f"reward {name!r} gives {scores[bad[0]]} for the {which} image of {prompts[bad[0]]!r}")
+        comparison = compare(base.scores[name], aligned.scores[name], prompts, seed, resamples)
+        results.append(RewardResult(name, comparison, tuple(base.scores[name]), tuple(aligned.scores[name])))
+    statistics = statistic_changes(
+        base.statistics,
+        aligned.statistics,
+        prompts,
+        diversities(base.thumbnails, prompts),
+        diversities(aligned.thumbnails, prompts),
+        seed,
+    )
+    return Evaluation(
+        prompts=tuple(prompts),
+        rewards=tuple(results),
+        statistics=statistics,
+        rows=_rows(prompts, results),
+        alarm=tuple(_alarm(results, statistics)),
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    scores: dict[str, list[float]]
+    statistics: dict[str, list[float]]
+    thumbnails: list[np.ndarray]
+
+
+def _measure(
+    sources: Sequence[ImageLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: Any
+) -> _Measured:
+    scores: dict[str, list[float]] = {name: [] for name in rewards}
+    statistics: dict[str, list[float]] = {}
+    thumbnails: list[np.ndarray] = []
+    for start in range(0, len(sources), _CHUNK):
+        images = [open_image(source) for source in sources[start : start + _CHUNK]]
+        for name, reward in rewards.items():
+            scores[name] += reward(images, prompts[start : start + _CHUNK]).tolist()
+        for image in images:
+            for name, value in image_statistics(image).items():
+                statistics.setdefault(name, []).append(value)
+            thumbnails.append(thumbnail(image))
+        bar.update(len(images))
+    return _Measured(scores, statistics, thumbnails)
+
+
+def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[PromptRow, ...]:
+    names, counts = prompt_means(np.ones(len(prompts)), prompts)[0], dict.fromkeys(prompts, 0)
+    for prompt in prompts:
+        counts[prompt] += 1
+    base = {r.name: prompt_means(r.base_scores, prompts)[1] for r in results}
+    aligned = {r.name: prompt_means(r.aligned_scores, prompts)[1] for r in results}
+    return tuple(
+        PromptRow(
+            prompt,
+            counts[prompt],
+            {name: float(means[i]) for name, means in base.items()},
+            {name: float(means[i]) for name, means in aligned.items()},
+        )
+        for i, prompt in enumerate(names)
+    )
+
+
+def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange]) -> list[str]:
+    """What got worse while the primary reward rose; nothing if it did not rise."""
+    primary = results[0]
+    if primary.comparison.gain.low <= 0:
+        return []
+    warnings = []
+    for result in results[1:]:
+        gain = result.comparison.gain
+        if gain.high < 0:
+            warnings.append(
+                f"{primary.name} rose but {result.name} fell: {result.comparison.base:.4g} to "
+                f"{result.comparison.aligned:.4g} ({gain.value:+.3g}, 95 % interval {gain.low:+.3g} to {gain.high:+.3g})."
+            )
+    for change in statistics:
+        if change.flagged:
+            verb = "rose" if change.change.value > 0 else "fell"
+            warnings.append(
+                f"{primary.name} rose but the {change.title} {verb} from {change.base:.3g} to {change.aligned:.3g}: a sign "
+                "of over-optimisation. Look at the images; more regularisation (a larger beta) or fewer steps may help."
+            )
+    return warnings
+
+
+@dataclass(frozen=True)
+class PipelineComparison:
+    """An evaluation and the samples that it is of, pair by pair."""
+
+    evaluation: Evaluation
+    base: tuple[Sample, ...] = field(repr=False)
+    aligned: tuple[Sample, ...] = field(repr=False)
+
+
+def compare_pipelines(
+    base: Pipeline,
+    aligned: Pipeline,
+    prompts: Sequence[str],
+    rewards: Mapping[str, Reward],
+    settings: SamplingSettings = SamplingSettings(),
+    *,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    batch_size: int = 8,
+    folder: Path | str | None = None,
+    progress: bool = True,
+) -> PipelineComparison:
+    """Sample both pipelines with the same noise and evaluate; images go to ``folder``/base and /aligned if given.
+
+    Raises:
+        UserError: see ``generate`` and ``evaluate``.
+    """
+    drawn = []
+    for name, pipeline in (("base", base), ("aligned", aligned)):
+        drawn.append(
+            generate(
+                pipeline,
+                prompts,
+                settings,
+                images_per_prompt=images_per_prompt,
+                seed=seed,
+                batch_size=batch_size,
+                folder=None if folder is None else Path(folder) / name,
+                progress=progress,
+                title=f"sampling {name}",
+            )
+        )
+    before, after = drawn
+    evaluation = evaluate(
+        [s.source for s in before],
+        [s.source for s in after],
+        [s.prompt for s in before],
+        rewards,
+        seed=seed,
+        progress=progress,
+    )
+    return PipelineComparison(evaluation, tuple(before), tuple(after))

@@ -1,0 +1,159 @@
+"""Paired statistics: is the aligned model better on the same prompts and seeds, and how sure is that?
+
+Prompts are the units. Images of one prompt are not independent of each other, so their values are averaged first and
+whole prompts are resampled: the percentile bootstrap (Efron & Tibshirani 1993, chapter 13). The p-value is that of the
+sign-flip permutation test (Fisher 1935); wins against losses have the exact sign test, and proportions Wilson's interval
+(Wilson 1927). Everything is deterministic by its seed, and numpy only.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054  # the normal quantile of 0.975
+_BLOCK = 4_000_000  # numbers drawn at once: bounds the memory, not the result's shape
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def interval(self) -> list[float]:
+        """[low, high], as report.json has it."""
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Aligned against base under one reward.
+
+    Attributes:
+        base, aligned: means over prompts of the prompts' mean scores.
+        gain: aligned minus base.
+        win_rate: share of images that score higher than their rival of the same prompt and seed, ties counting half.
+        wins, ties, losses: counts of images.
+        p_value: two-sided, of the hypothesis that aligning changed nothing (sign-flip test over prompts).
+        prompts: how many distinct prompts.
+    """
+
+    base: float
+    aligned: float
+    gain: Estimate
+    win_rate: Estimate
+    wins: int
+    ties: int
+    losses: int
+    p_value: float
+    prompts: int
+
+
+def prompt_means(values: Sequence[float] | np.ndarray, prompts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The P distinct prompts in order of appearance, and the mean of ``values`` (N,) within each, (P,)."""
+    if len(values) != len(prompts):
+        raise ValueError(f"{len(values)} values but {len(prompts)} prompts: there must be one prompt per value")
+    names = list(dict.fromkeys(prompts))
+    place = {name: i for i, name in enumerate(names)}
+    index = np.array([place[p] for p in prompts], dtype=np.int64)
+    count = np.bincount(index, minlength=len(names))
+    return names, np.bincount(index, np.asarray(values, dtype=np.float64), len(names)) / count
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000) -> Estimate:
+    """Mean of ``values`` (P,) with the percentile bootstrap's 95 % interval. ValueError if there are none."""
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not data.size:
+        raise ValueError(f"a bootstrap needs one row of values, got shape {data.shape}")
+    random = np.random.default_rng(seed)
+    means = []
+    rows = max(1, _BLOCK // data.size)
+    for start in range(0, resamples, rows):
+        size = (min(rows, resamples - start), data.size)
+        means.append(data[random.integers(0, data.size, size)].mean(1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return Estimate(float(data.mean()), float(low), float(high))
+
+
+def outcomes(base: Sequence[float] | np.ndarray, aligned: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(N,) of 1 where aligned is higher, 0 where base is, 0.5 where they are equal."""
+    difference = np.asarray(aligned, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    return (np.sign(difference) + 1) / 2
+
+
+def compare(
+    base: Sequence[float] | np.ndarray,
+    aligned: Sequence[float] | np.ndarray,
+    prompts: Sequence[str],
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Comparison:
+    """Compare N scores of base and aligned images; entry i of both has the same prompt and the same noise.
+
+    Raises:
+        ValueError: lengths that differ, no scores, or a score that is not a finite number.
+    """
+    before, after = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
+    if before.shape != after.shape or before.ndim != 1:
+        raise ValueError(f"base and aligned must be paired, got {before.shape} and {after.shape} scores")
+    for name, scores in (("base", before), ("aligned", after)):
+        if not np.isfinite(scores).all():
+            raise ValueError(f"score {int(np.argmin(np.isfinite(scores)))} of {name} is not a finite number")
+    wins = outcomes(before, after)
+    _, base_means = prompt_means(before, prompts)
+    _, gains = prompt_means(after - before, prompts)
+    _, win_means = prompt_means(wins, prompts)
+    return Comparison(
+        base=float(base_means.mean()),
+        aligned=float((base_means + gains).mean()),
+        gain=bootstrap_mean(gains, seed, resamples),
+        win_rate=bootstrap_mean(win_means, seed, resamples),
+        wins=int((wins == 1).sum()),
+        ties=int((wins == 0.5).sum()),
+        losses=int((wins == 0).sum()),
+        p_value=permutation_test(gains, seed, resamples),
+        prompts=len(gains),
+    )
+
+
+def wilson(successes: float, trials: int, z: float = Z95) -> Estimate:
+    """A proportion with Wilson's score interval; half successes (ties) are allowed."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials: need 0 <= successes <= trials and trials >= 1")
+    share = successes / trials
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p-value of ``wins`` against ``losses`` under a fair coin; ties are left out by the caller."""
+    trials, most = wins + losses, max(wins, losses)
+    tail = sum(math.comb(trials, k) for k in range(most, trials + 1))
+    return min(1.0, float(2 * tail / 2**trials)) if trials else 1.0
+
+
+def permutation_test(differences: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000) -> float:
+    """Two-sided p-value that the mean of paired ``differences`` (P,) is 0, by flipping their signs.
+
+    Exact (all 2^P flips) where there are at most ``resamples`` of them, else that many random ones, the observed one
+    counted in, so that it is never 0.
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    observed = abs(data.sum())
+    slack = 1e-12 * max(1.0, float(abs(data).sum()))  # sums in another order differ by rounding
+    if 2 ** min(data.size, 60) <= resamples:
+        codes = np.arange(2**data.size)[:, None] >> np.arange(data.size)
+        return float((abs((1 - 2 * (codes & 1)) @ data) >= observed - slack).mean())
+    random = np.random.default_rng(seed)
+    rows, extreme = max(1, _BLOCK // data.size), 0
+    for start in range(0, resamples, rows):
+        size = (min(rows, resamples - start), data.size)
+        signs = 1 - 2 * random.integers(0, 2, size, dtype=np.int8)
+        extreme += int((abs(signs @ data) >= observed - slack).sum())
+    return (extreme + 1) / (resamples + 1)
