@@ -131,6 +131,8 @@ def test_sampling_a_gaussian_recovers_it():
 @pytest.mark.parametrize("prefix", ["s20_", "s50_"])
 def test_ddim_against_the_reference_implementation(prefix):
     f = np.load(SHARED / "golden" / "d3po.npz")
+    if prefix + "timesteps" not in f:
+        pytest.skip(f"this file lacks {prefix}timesteps")
     get = lambda name: torch.from_numpy(f[prefix + name])  # noqa: E731
     t, s = get("timesteps").double() / 1000, get("prev_timesteps").double() / 1000
     for suffix in ("_0", "_1"):
