@@ -1,0 +1,24 @@
+"""Preferences: read in the formats that people have, encoded once, and served in an order that nothing can change."""
+
+from diffalign.data.encode import encode_preferences
+from diffalign.data.encoded import EncodedSet, Record, split_holdout
+from diffalign.data.examples import Counts, Example, ImageRef, Preferences
+from diffalign.data.prompts import read_prompts
+from diffalign.data.readers import check_data, read_preferences
+from diffalign.data.source import PairSource, fixed_batches
+
+__all__ = [
+    "Counts",
+    "EncodedSet",
+    "Example",
+    "ImageRef",
+    "PairSource",
+    "Preferences",
+    "Record",
+    "check_data",
+    "encode_preferences",
+    "fixed_batches",
+    "read_preferences",
+    "read_prompts",
+    "split_holdout",
+]

@@ -1,0 +1,83 @@
+"""Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``) with equal names, or ``_w`` / ``_l`` suffixes.
+
+The caption of ``cat.png`` stands in ``cat.txt``, beside the winner, beside the loser, or in the folder itself. An image
+without its rival or its caption is an error that names it: a pair lost in silence is worse than a run that does not start.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from diffalign.config import DataConfig
+from diffalign.data.examples import Example, ImageRef, Preferences, Skipped
+from diffalign.errors import UserError
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SIDES = (("w", "l"), ("chosen", "rejected"))
+
+
+def is_pair_folder(folder: Path) -> bool:
+    """Whether a folder looks like pairs of image files, complete or not."""
+    named = any((folder / side).is_dir() for pair in SIDES for side in pair)
+    return named or any(file.stem.endswith(("_w", "_l")) for file in _images(folder).values())
+
+
+def read_folder(config: DataConfig) -> Preferences:
+    """Pairs of a folder; UserError naming what stands alone, has no caption, or has a name twice."""
+    root = Path(config.path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.path {config.path!r}: no such folder")
+    pairs = sorted(_pairs(root).items())
+
+    def rows() -> Iterator[Example | Skipped]:
+        for stem, (winner, loser, caption) in islice(pairs, config.limit):
+            text = caption.read_text(encoding="utf-8").strip()
+            yield Example(text, (ImageRef(winner), ImageRef(loser)), (1.0, 0.0), f"{root.name}/{stem}")
+
+    return Preferences(config.path, rows, min(len(pairs), config.limit or len(pairs)), None)
+
+
+def _pairs(root: Path) -> dict[str, tuple[Path, Path, Path]]:
+    """(winner, loser, caption) by stem."""
+    sides = next((pair for pair in SIDES if any((root / side).is_dir() for side in pair)), None)
+    if sides:
+        winners, losers = _images(root / sides[0]), _images(root / sides[1])
+        names = (f"{sides[0]}/", f"{sides[1]}/")
+    else:
+        files = _images(root)
+        strays = [file.name for stem, file in files.items() if not stem.endswith(("_w", "_l"))]
+        if strays or not files:
+            what = f"neither _w nor _l ends the name of {_some(strays)}" if strays else "no images in it"
+            raise UserError(f"{root}: {what}; needed w/ and l/ (or chosen/ and rejected/) with equal names, or NAME_w and NAME_l")
+        winners = {stem[:-2]: file for stem, file in files.items() if stem.endswith("_w")}
+        losers = {stem[:-2]: file for stem, file in files.items() if stem.endswith("_l")}
+        names = ("NAME_w", "NAME_l")
+    for here, there, name in ((winners, losers, names[1]), (losers, winners, names[0])):
+        alone = sorted(here.keys() - there.keys())
+        if alone:
+            raise UserError(f"{root}: no rival in {name} for {_some([here[stem].name for stem in alone])}; every image needs one on the other side")
+    captions = {stem: _caption(root, stem, winners[stem], losers[stem]) for stem in winners}
+    missing = sorted(stem for stem, caption in captions.items() if caption is None)
+    if missing:
+        raise UserError(f"{root}: no caption for {_some(missing)}; needed {missing[0]}.txt beside the image or in the folder")
+    return {stem: (winners[stem], losers[stem], caption) for stem, caption in captions.items() if caption}
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.suffix.lower() not in IMAGES:
+            continue
+        if file.stem in found:
+            raise UserError(f"{folder}: {found[file.stem].name} and {file.name} have the same name; which one is meant?")
+        found[file.stem] = file
+    return found
+
+
+def _caption(root: Path, stem: str, winner: Path, loser: Path) -> Path | None:
+    places = (winner.with_suffix(".txt"), loser.with_suffix(".txt"), root / f"{stem}.txt")
+    return next((place for place in places if place.is_file()), None)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

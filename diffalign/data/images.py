@@ -1,0 +1,61 @@
+"""Image files to RGB pixels.
+
+EXIF orientation is applied, transparency is laid over white, every mode becomes RGB, a truncated file is unreadable. Resizing is
+PIL's Lanczos, whose support grows with the reduction (antialiased).
+"""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from diffalign.data.geometry import Cut, Size
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What PIL raises for files that are no image, or damaged ones."""
+
+_ORIENTATION = 0x0112  # EXIF tag
+_ON_THE_SIDE = frozenset({5, 6, 7, 8})  # its values that exchange height and width
+
+
+def image_size(content: bytes) -> Size:
+    """(height, width) as displayed, from the file's header alone; one of UNREADABLE is raised if it is no image."""
+    with Image.open(BytesIO(content)) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in _ON_THE_SIDE
+    return (width, height) if turned else (height, width)
+
+
+def decode(content: bytes) -> Image.Image:
+    """The image of a file in RGB; one of UNREADABLE is raised if it is none or damaged."""
+    with Image.open(BytesIO(content)) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode; what is transparent becomes white."""
+    if image.mode.startswith("I;16"):  # PIL would clip 16-bit greys at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def cut_out(image: Image.Image, cut: Cut) -> Tensor:
+    """The crop of an image: uint8 (3, H, W) of the cut's target size."""
+    (height, width), (top, left), target = cut.resized, cut.corner, cut.target
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image = image.crop((left, top, left + target[1], top + target[0]))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0

@@ -1,0 +1,99 @@
+"""One door to every preference format: ``read_preferences(config.data)``.
+
+The format is read off the path: a folder of image pairs, a parquet file, folder or glob, json lines, ``tiny:pairs`` (the
+embedded set), and what is none of these and looks like a name is a hub dataset.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from diffalign.config import DataConfig
+from diffalign.data.examples import Example, Preferences, Skipped, turn_share
+from diffalign.data.folders import is_pair_folder, read_folder
+from diffalign.data.tables import parquet_files, read_hub, read_jsonl, read_parquet
+from diffalign.errors import UserError, unknown
+
+READERS: dict[str, Callable[[DataConfig], Preferences]] = {
+    "parquet": read_parquet,
+    "folder": read_folder,
+    "jsonl": read_jsonl,
+    "hub": read_hub,
+}
+
+
+def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
+    """The preference set that ``config.path`` names.
+
+    Reads no more than the beginning; rows come as it is iterated. ``config.flip_labels`` of the labels, drawn by ``seed`` and
+    content, are turned round. Raises UserError for whatever is wrong with the path, the format or the settings.
+    """
+    check_data(config)
+    config = replace(config, path=_tiny(config.path)) if config.path.startswith("tiny:") else config
+    name = detect_format(config.path) if config.format == "auto" else config.format
+    if name not in READERS:
+        raise unknown("data.format", name, ["auto", *READERS])
+    preferences = READERS[name](config)
+    if not config.flip_labels:
+        return preferences
+
+    def rows() -> Iterator[Example | Skipped]:
+        for item in preferences.rows():
+            yield item if isinstance(item, Skipped) else turn_share(item, config.flip_labels, seed)
+
+    mark = preferences.fingerprint and f"{preferences.fingerprint} flip_labels {config.flip_labels} seed {seed}"
+    return Preferences(preferences.name, rows, preferences.total, mark)
+
+
+def detect_format(path: str) -> str:
+    """The format that a path looks like; UserError if there is nothing there and it cannot be a hub name."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        if is_pair_folder(place):
+            return "folder"
+        if parquet_files(path):
+            return "parquet"
+        raise UserError(
+            f"data.path {path!r}: a folder without preferences; needed w/ and l/ (or chosen/ and rejected/) with equal names, "
+            f"files NAME_w and NAME_l, or parquet files"
+        )
+    if place.suffix in (".jsonl", ".json"):
+        return "jsonl"
+    if place.suffix == ".parquet" or any(sign in path for sign in "*?["):
+        return "parquet"
+    if place.exists():
+        raise UserError(f"data.path {path!r}: cannot tell the format of {place.suffix or 'this'} files; allowed: .parquet, .jsonl, .json, folders")
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1 or place.suffix in (".csv", ".tsv", ".txt", ".zip"):
+        raise UserError(f"data.path {path!r}: no such file or folder (a hub dataset is written owner/name)")
+    return "hub"
+
+
+def check_data(config: DataConfig) -> None:
+    """UserError for a setting of the data section that is out of range, naming it and what is allowed."""
+    if not config.path:
+        raise UserError("data.path is empty; give a parquet file or glob, a folder, a jsonl file, a hub dataset, or tiny:pairs")
+    rules: list[tuple[str, bool, str]] = [
+        ("resolution", config.resolution >= 8 and config.resolution % 8 == 0, "a multiple of 8"),
+        ("limit", config.limit is None or config.limit >= 1, "at least 1, or null for all"),
+        ("prompt_dropout", 0 <= config.prompt_dropout <= 1, "a share from 0 to 1"),
+        ("flip_labels", 0 <= config.flip_labels <= 1, "a share from 0 to 1"),
+        ("holdout", 0 <= config.holdout < 1, "a share from 0 to below 1"),
+        ("max_holdout", config.max_holdout >= 0, "0 or more"),
+        ("cache_batch_size", config.cache_batch_size >= 1, "at least 1"),
+        ("workers", config.workers >= 0, "0 or more"),
+    ]
+    if config.buckets:
+        step = config.bucket_step
+        allowed = f"a multiple of 8 from 8 to the resolution ({config.resolution})"
+        rules.append(("bucket_step", step >= 8 and step % 8 == 0 and step <= config.resolution, allowed))
+    for name, holds, allowed in rules:
+        if not holds:
+            raise UserError(f"data.{name} is {getattr(config, name)}; allowed: {allowed}")
+
+
+def _tiny(path: str) -> str:
+    from diffalign.tiny import pairs_path
+
+    if path != "tiny:pairs":
+        raise unknown("embedded data set", path, ["tiny:pairs"])
+    return str(pairs_path())

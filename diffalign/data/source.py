@@ -1,0 +1,202 @@
+"""Batches of an encoded set, in an order that no way of splitting the work can change.
+
+The groups of a run stand in one endless global order; group g of micro-step m on rank r of W ranks, with G groups a
+micro-batch, stands at position ``(m W + r) G + g``. One optimizer step is a window of ``G x accumulation x W``
+positions. A window reads from one aspect bucket, drawn in proportion to the buckets' sizes; each bucket is an endless row of
+reshuffled epochs. Order, flips, prompt dropout and posterior noise depend on (seed, position) alone. So batch 8 x
+accumulation 1 is batch 1 x accumulation 8, two processes are one of twice the batch, and a resumed run seeks by arithmetic.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, count
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from diffalign.config import DataConfig
+from diffalign.data.encoded import EncodedSet, Record
+from diffalign.errors import UserError
+from diffalign.randomness import Streams, derive
+from diffalign.types import Batch
+
+
+class MicroConditions(Protocol):
+    """What is asked of a model family: the conditions that it makes of sizes and crops."""
+
+    def micro_conditions(self, original_size: Tensor, crop: Tensor, target_size: Tensor) -> Mapping[str, Tensor]:
+        """Conditions of (B, 2) sizes (height, width), crop corners (top, left) and target sizes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A group as one position of the run sees it: flip and dropout are the group's, the noise is each image's own.
+
+    ``noise`` is one standard normal tensor an image, shaped like its latents, or None for the posterior's mean.
+    """
+
+    record: Record
+    flipped: bool = False
+    dropped: bool = False
+    noise: Sequence[Tensor] | None = None
+
+
+def assemble(encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit]) -> Batch[Tensor]:
+    """The batch of some groups of one bucket: x (B, C, H, W) float32 clean latents, rivals adjacent, all on the CPU."""
+    latents, texts, cuts, corners, scores, group = [], [], [], [], [], []
+    for number, visit in enumerate(visits):
+        texts += [encoded.empty_text() if visit.dropped else encoded.text(visit.record)] * len(visit.record.images)
+        for index, image in enumerate(visit.record.images):
+            mean, std = encoded.moments(image, visit.flipped)
+            latents.append(mean if visit.noise is None else mean + std * visit.noise[index])
+            cuts.append(image.cut)
+            corners.append(image.cut.mirrored_corner if visit.flipped else image.cut.corner)
+            group.append(number)
+        scores += visit.record.scores
+    cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+    original, target = ([cut.original for cut in cuts], [cut.target for cut in cuts])
+    cond |= family.micro_conditions(torch.tensor(original), torch.tensor(corners), torch.tensor(target))
+    return Batch(torch.stack(latents), cond, torch.tensor(group), torch.tensor(scores, dtype=torch.float32))
+
+
+class PairSource:
+    """Endless micro-batches of one rank; a ``types.Source``."""
+
+    def __init__(
+        self,
+        encoded: EncodedSet,
+        family: MicroConditions,
+        config: DataConfig,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ):
+        """Raises UserError if there is no group to train on."""
+        if not len(encoded):
+            raise UserError("no pairs to train on: the set is empty, or data.holdout keeps all of them")
+        self._encoded = encoded
+        self._family = family
+        self._config = config
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world = world
+        self._seed = seed
+        self._order = _Order([record.target for record in encoded], batch_size * accumulation * world, seed)
+        self._start = 0
+
+    def seek(self, micro_step: int) -> None:
+        """Let the next iterator begin after ``micro_step`` micro-batches."""
+        self._start = micro_step
+
+    def __iter__(self) -> Iterator[Batch[Tensor]]:
+        if not self._config.workers:
+            return map(self.batch, count(self._start))
+        # a generator of its own: the loader would otherwise draw a seed from the global one
+        return iter(
+            DataLoader(
+                _Steps(self, self._start),
+                batch_size=None,
+                num_workers=self._config.workers,
+                generator=torch.Generator(),
+            )
+        )
+
+    def batch(self, micro_step: int) -> Batch[Tensor]:
+        """The micro-batch of one micro-step of this rank."""
+        first = (micro_step * self._world + self._rank) * self._batch_size
+        visits = [self._visit(position) for position in range(first, first + self._batch_size)]
+        return assemble(self._encoded, self._family, visits)
+
+    def _visit(self, position: int) -> Visit:
+        record = self._encoded[self._order.at(position)]
+        draw = lambda purpose: Streams.at(self._seed, position, 1, purpose)  # noqa: E731
+        flipped = self._config.flip and bool(draw("data/flip").uniform(1) < 0.5)
+        dropped = bool(draw("data/prompt").uniform(1) < self._config.prompt_dropout)
+        noise = _noise(self._encoded, record, draw("data/posterior")) if self._config.posterior == "sample" else None
+        return Visit(record, flipped, dropped, noise)
+
+
+def fixed_batches(
+    encoded: EncodedSet, family: MicroConditions, config: DataConfig, batch_size: int, seed: int = 0
+) -> Iterator[Batch[Tensor]]:
+    """Every group once and the same at each call, without flips and dropout: for diagnostics on held-out pairs.
+
+    Batches hold at most ``batch_size`` groups of one bucket, buckets one after the other.
+    """
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for index, record in enumerate(encoded):
+        buckets.setdefault(record.target, []).append(index)
+    for target in sorted(buckets):
+        indices = buckets[target]
+        for first in range(0, len(indices), batch_size):
+            visits = []
+            for index in indices[first : first + batch_size]:
+                record = encoded[index]
+                draws = Streams.at(seed, index, 1, "data/fixed posterior")
+                noise = _noise(encoded, record, draws) if config.posterior == "sample" else None
+                visits.append(Visit(record, noise=noise))
+            yield assemble(encoded, family, visits)
+
+
+def _noise(encoded: EncodedSet, record: Record, streams: Streams) -> list[Tensor]:
+    shape = encoded.moments(record.images[0])[0].shape
+    return list(streams.normal(1, (len(record.images), *shape))[0])
+
+
+class _Order:
+    """Which group stands at which position of the run."""
+
+    def __init__(self, targets: Sequence[tuple[int, int]], window: int, seed: int):
+        names = sorted(set(targets))
+        self._buckets = [[i for i, target in enumerate(targets) if target == name] for name in names]
+        self._ends = list(accumulate(len(bucket) for bucket in self._buckets))
+        self._window = window
+        self._seed = seed
+        self._windows: list[tuple[int, int]] = []  # (bucket, earlier windows of that bucket)
+        self._used = [0] * len(names)
+        self._permutations: dict[int, tuple[int, Tensor]] = {}  # bucket -> (epoch, permutation)
+
+    def at(self, position: int) -> int:
+        """The index of the group at a position."""
+        window, offset = divmod(position, self._window)
+        bucket, earlier = self._bucket(window)
+        members = self._buckets[bucket]
+        epoch, slot = divmod(earlier * self._window + offset, len(members))
+        return members[int(self._permutation(bucket, epoch)[slot])]
+
+    def _bucket(self, window: int) -> tuple[int, int]:
+        if len(self._buckets) == 1:
+            return 0, window
+        while len(self._windows) <= window:
+            draw = derive(self._seed, "bucket", len(self._windows)) % self._ends[-1]
+            bucket = bisect_right(self._ends, draw)
+            self._windows.append((bucket, self._used[bucket]))
+            self._used[bucket] += 1
+        return self._windows[window]
+
+    def _permutation(self, bucket: int, epoch: int) -> Tensor:
+        known = self._permutations.get(bucket)
+        if known is None or known[0] != epoch:
+            generator = torch.Generator().manual_seed(derive(self._seed, "shuffle", bucket, epoch))
+            known = (epoch, torch.randperm(len(self._buckets[bucket]), generator=generator))
+            self._permutations[bucket] = known
+        return known[1]
+
+
+class _Steps(IterableDataset[Batch[Tensor]]):
+    """The micro-batches of a source for a data loader: worker i makes every n-th, and the loader takes them in turn."""
+
+    def __init__(self, source: PairSource, start: int):
+        self._source = source
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch[Tensor]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        return map(self._source.batch, count(self._start + first, step))

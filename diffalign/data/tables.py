@@ -1,0 +1,167 @@
+"""Preference tables: parquet files, json lines and hub datasets.
+
+Everything is read row by row: a set need not fit in memory. pyarrow and datasets are imported when they are used.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from glob import glob
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from diffalign.config import DataConfig
+from diffalign.data.examples import Example, ImageRef, Preferences, Skipped, digest
+from diffalign.data.rows import read_row, schema_of
+from diffalign.errors import UserError
+
+ROWS_AT_ONCE = 16  # a row holds two encoded images
+
+
+def read_parquet(config: DataConfig) -> Preferences:
+    """Parquet by path, glob or folder (searched through); UserError for none, a corrupt one, or missing columns."""
+    files = parquet_files(config.path)
+    if not files:
+        raise UserError(f"data.path {config.path!r}: no parquet file there; give a file, a glob such as 'pairs/*.parquet' or a folder")
+    total = sum(_open(file).metadata.num_rows for file in files)
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+    def rows() -> Iterator[Example | Skipped]:
+        every = (item for file in files for item in _parquet_rows(file))
+        return islice(every, config.limit)
+
+    return Preferences(config.path, rows, min(total, config.limit or total), digest(repr(stats).encode()))
+
+
+def parquet_files(path: str) -> list[Path]:
+    """The parquet files that a path, a folder or a glob names, sorted."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return sorted(place.rglob("*.parquet"))
+    if place.exists():
+        return [place]
+    return sorted(Path(name) for name in glob(str(place), recursive=True))
+
+
+def _open(file: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not readable as parquet ({_first_line(error)})") from error
+    schema_of(parquet.schema_arrow.names, str(file))  # before anything long begins
+    return parquet
+
+
+def _parquet_rows(file: Path) -> Iterator[Example | Skipped]:
+    import pyarrow
+
+    parquet = _open(file)
+    schema = schema_of(parquet.schema_arrow.names, str(file))
+    number = 0
+    batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=schema.columns)
+    try:
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield read_row(row, schema, f"{file.name} row {number}", _embedded(file.parent))
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: damaged after row {number} ({_first_line(error)})") from error
+
+
+def _embedded(folder: Path) -> Any:
+    """Images of a table's cells: bytes, datasets' {bytes, path}, or a path relative to the table."""
+
+    def image(value: Any, place: str) -> ImageRef | None:
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if not value:
+            return None
+        if isinstance(value, str):
+            return ImageRef(folder / value)
+        if isinstance(value, bytes):
+            return ImageRef(value)
+        raise UserError(f"{place}: a {type(value).__name__}; an image is the bytes of a file, or a path")
+
+    return image
+
+
+def read_jsonl(config: DataConfig) -> Preferences:
+    """Json lines (or one json list) with image paths relative to the file; UserError naming the line that is wrong."""
+    file = Path(config.path).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.path {config.path!r}: no such file")
+
+    def rows() -> Iterator[Example | Skipped]:
+        for where, row in islice(json_rows(file), config.limit):
+            yield read_row(row, schema_of(row, where), where, image)
+
+    def image(value: Any, place: str) -> ImageRef | None:
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{place}: {value!r}; an image is a path relative to the file")
+        return ImageRef(file.parent / value) if value else None
+
+    return Preferences(config.path, rows, None, None)
+
+
+def json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file line n", object) of json lines, or of a .json file that is one list; UserError for anything else in it."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if file.suffix == ".json" and text.lstrip().startswith("["):
+        entries = [(f"{file.name} entry {i}", entry) for i, entry in enumerate(_parse(text, str(file)))]
+    else:
+        lines = ((f"{file.name} line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip())
+        entries = [(where, _parse(line, where)) for where, line in lines]
+    for where, entry in entries:
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: {str(entry)[:60]!r}; needed an object such as {{\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}}")
+        yield where, entry
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not json ({error.msg} at character {error.pos})") from error
+
+
+def read_hub(config: DataConfig) -> Preferences:
+    """A dataset of the Hugging Face hub (or a folder that ``datasets`` can load); UserError where it cannot be had."""
+    dataset = _load_dataset(config)
+    columns = dataset.column_names
+    if columns is None:  # a stream without declared columns says them in its first row
+        columns = list(next(iter(dataset), {}))
+    schema = schema_of(columns, f"dataset {config.path!r}, split {config.split!r}")
+    dataset = dataset.select_columns(schema.columns)
+
+    def rows() -> Iterator[Example | Skipped]:
+        for number, row in enumerate(islice(dataset, config.limit)):
+            yield read_row(row, schema, f"{config.path}[{config.split}] row {number}", _embedded(Path()))
+
+    total = None if config.streaming else min(len(dataset), config.limit or len(dataset))
+    return Preferences(config.path, rows, total, None if config.streaming else dataset._fingerprint)
+
+
+def _load_dataset(config: DataConfig) -> Any:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(config.path, split=config.split, streaming=config.streaming)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(
+            f"data.path {config.path!r}: no such file or folder, and as a hub dataset (split {config.split!r}) it cannot be "
+            f"loaded: {_first_line(error)}"
+        ) from error
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):  # keep the file's bytes: the cache is keyed by them
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
