@@ -1,0 +1,35 @@
+"""The accelerator: one process or many, which device, which precision."""
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from diffalign.config import TrainingConfig
+from diffalign.errors import UserError
+
+
+def accelerator_for(settings: TrainingConfig) -> Accelerator:
+    """The accelerator of a run; processes come from the launcher (``torchrun`` or ``accelerate launch``).
+
+    Accumulation is the loop's own, so accelerate's stays at one. Buffers are not broadcast at each forward:
+    the networks have no running statistics, and a collective inside a forward would hang whatever only one
+    rank runs, such as validation.
+
+    Raises:
+        UserError: float16 asked for where there is no accelerator.
+    """
+    # accelerate keeps the first precision of a process for ever; a second run in the same process may want
+    # another.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.mixed_precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if settings.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise UserError(
+            f"training.mixed_precision=fp16 needs a GPU, and this run is on {accelerator.device.type!r}; "
+            "allowed here: no, bf16"
+        )
+    return accelerator

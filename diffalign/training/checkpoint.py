@@ -1,0 +1,256 @@
+"""Checkpoints: ``<folder>/step-N`` with everything that resuming needs and nothing of what is frozen.
+
+    trainable.safetensors  what is trained
+    ema.safetensors        its moving average, where there is one
+    optimizer.pt           the optimizer's state
+    state.json             counters, guard, meter, scaler, the run's settings; size and checksum of the others
+
+A folder is written under a temporary name, flushed to the disk and renamed, so ``step-N`` is complete or
+absent; the oldest beyond the limit are removed only after that.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one step: tensors by name, the optimizer's state, and ``facts`` that JSON can hold."""
+
+    step: int
+    trainable: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+class _Incomplete(Exception):
+    """A checkpoint that cannot be read; says which file and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+        folder: ``<output>/checkpoints``.
+        limit: how many are kept; 0 keeps all.
+        fingerprint: the settings that must be the same on resume, made by ``fingerprint``.
+    """
+
+    folder: Path
+    limit: int = 2
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, in order, complete or not."""
+        names = [p.name for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
+        numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def start(self, resume: str | None) -> Snapshot | None:
+        """Where a run begins: at the checkpoint that ``resume`` names (see ``load``), or None for afresh.
+
+        Raises:
+            UserError: as ``load``; or a fresh run would mix with the checkpoints of an earlier one.
+        """
+        if resume is not None:
+            return self.load(resume)
+        if self.steps():
+            raise UserError(
+                f"{self._available()} of an earlier run: continue it with --resume latest, remove it, "
+                "or choose another output folder"
+            )
+        return None
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Write ``step-N``, then remove the oldest beyond the limit. For one process only.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; what was there before is untouched.
+        """
+        final = self.folder / f"step-{snapshot.step}"
+        partial = self.folder / f".step-{snapshot.step}.partial"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _write(partial, snapshot, _plain(self.fingerprint))
+            shutil.rmtree(
+                final, ignore_errors=True
+            )  # of a run that was resumed from before it: the same to the bit
+            os.replace(partial, final)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(f"cannot write checkpoint {final}: {error}") from error
+        if self.limit:
+            for step in [s for s in self.steps() if s != snapshot.step][: -(self.limit - 1) or None]:
+                shutil.rmtree(self.folder / f"step-{step}")
+        return final
+
+    def load(self, which: str) -> Snapshot:
+        """A checkpoint: "latest" is the newest complete one, otherwise a folder or the name of one
+        (``step-500``).
+
+        Raises:
+            UserError: there is none, it is damaged, or it was made with other settings.
+        """
+        if which == "latest":
+            return self._load_latest()
+        path = Path(which) if Path(which).is_dir() else self.folder / which
+        if not path.is_dir():
+            raise UserError(f"no checkpoint {which!r}; {self._available()}")
+        try:
+            return self._load(path)
+        except _Incomplete as error:
+            raise UserError(f"checkpoint {path} is damaged: {error}; {self._available()}") from error
+
+    def _load_latest(self) -> Snapshot:
+        for step in reversed(self.steps()):
+            path = self.folder / f"step-{step}"
+            try:
+                return self._load(path)
+            except _Incomplete as error:
+                warnings.warn(f"checkpoint {path} is damaged and ignored: {error}", stacklevel=3)
+        raise UserError(f"no complete checkpoint to resume from; {self._available()}")
+
+    def _load(self, path: Path) -> Snapshot:
+        state = _read_state(path)
+        differing = _differences(state["fingerprint"], _plain(self.fingerprint))
+        if differing:
+            raise UserError(f"checkpoint {path} was made with other settings: {'; '.join(differing)}")
+        try:
+            ema = load_file(path / "ema.safetensors") if "ema.safetensors" in state["files"] else {}
+            optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+            return Snapshot(
+                state["step"], load_file(path / "trainable.safetensors"), ema, optimizer, state["facts"]
+            )
+        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+            raise _Incomplete(str(error)) from error
+
+    def _available(self) -> str:
+        names = ", ".join(f"step-{step}" for step in self.steps())
+        return f"{self.folder} has {names or 'no checkpoints'}"
+
+
+def fingerprint(
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    processes: int,
+    ignore: Iterable[str] = (),
+    **sections: Any,
+) -> dict[str, Any]:
+    """The settings that a resumed run must share, as dotted keys.
+
+    Args:
+        training: the loop's section. ``training.steps`` may change where the learning rate does not depend on
+            it.
+        optimizer: the optimizer's section.
+        processes: how many ranks there are.
+        ignore: dotted keys that may change (``data.cache_dir``, ``data.workers``, ...).
+        **sections: further dataclasses or mappings by name: ``method``, ``model``, ``data``.
+    """
+    flat = _flatten({"training": training, "optimizer": optimizer, "processes": processes, **sections})
+    free = set(ignore) | ({"training.steps"} if optimizer.schedule == "constant" else set())
+    return {key: value for key, value in flat.items() if key not in free}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: tuples become lists, so that saved and current values compare."""
+    return json.loads(json.dumps(dict(values), default=str))
+
+
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} is {saved.get(key, 'unset')!r} in the checkpoint and {current.get(key, 'unset')!r} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
+
+
+def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any]) -> None:
+    save_file(_on_cpu(snapshot.trainable), folder / "trainable.safetensors")
+    if snapshot.ema:
+        save_file(_on_cpu(snapshot.ema), folder / "ema.safetensors")
+    torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
+    files = {p.name: [p.stat().st_size, _checksum(p)] for p in sorted(folder.iterdir())}
+    state = {
+        "format": FORMAT,
+        "step": snapshot.step,
+        "facts": snapshot.facts,
+        "fingerprint": settings,
+        "files": files,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    for path in [*folder.iterdir(), folder]:
+        _flush(path)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _Incomplete(f"state.json: {error}") from error
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {state.get('format')!r}; this diffalign reads {FORMAT}"
+        )
+    for name, (size, checksum) in state["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise _Incomplete(f"{name} is missing")
+        if file.stat().st_size != size:
+            raise _Incomplete(f"{name} has {file.stat().st_size} bytes, not {size}")
+        if _checksum(file) != checksum:
+            raise _Incomplete(f"the contents of {name} have changed")
+    return state
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

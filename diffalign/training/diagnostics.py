@@ -1,0 +1,143 @@
+"""Does it work? Held-out accuracy and margin, and error drift of winner and loser, by timestep bin.
+
+A preference loss hardly moves while a model learns, and falls while one breaks, so users cannot read it.
+These numbers they can: on pairs never trained on, with fixed noise, does the policy prefer the winner more
+than the reference does, and does it do so by fitting the winner better or only by fitting the loser worse?
+
+A bin is the method itself with its times drawn from that bin; what it measures are the method's own metrics.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffalign.errors import UserError
+from diffalign.randomness import Streams
+from diffalign.times import Uniform
+from diffalign.training.metrics import Meter
+from diffalign.types import Batch, TimeSampler
+
+if TYPE_CHECKING:
+    from diffalign.training.state import TrainState
+
+
+class HeldOut:
+    """The hook that measures held-out batches every ``every`` steps (0: only at the end).
+
+    Values are logged as ``heldout/<metric>`` over all times and ``heldout/<low>-<high>/<metric>`` for each
+    bin. Batches are shared out over ranks; draws depend on the batch and the bin only, so evaluations
+    compare.
+
+    Attributes:
+        history: (step, totals) of each evaluation, totals named as the method names them.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Batch[Any]],
+        every: int = 0,
+        bins: int = 5,
+        seed: int = 0,
+        times: Callable[[float, float], TimeSampler] = Uniform,
+    ):
+        """Keep the held-out batches.
+
+        Args:
+            batches: held-out batches, the same list on every rank.
+            every: optimizer steps between evaluations.
+            bins: how many equal parts of [0, 1].
+            seed: of noise and times.
+            times: the sampler of the times of one bin, given its two ends.
+        """
+        if bins < 1:
+            raise UserError(f"logging.diagnostics_bins={bins}; allowed: 1 or more")
+        self._batches, self._every, self._seed = list(batches), every, seed
+        self._bins = [(i / bins, (i + 1) / bins) for i in range(bins)]
+        self._samplers = [times(low, high) for low, high in self._bins]
+        self.history: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def verdict(self) -> str:
+        """The evaluations so far in plain language."""
+        if not self.history:
+            return "not measured: no held-out data"
+        groups = sum(batch.num_groups for batch in self._batches) * len(self._bins)
+        return verdict([totals for _, totals in self.history], groups)
+
+    def on_start(self, state: "TrainState") -> None:
+        """Nothing to prepare."""
+
+    def on_step(self, state: "TrainState") -> None:
+        """Measure when it is due."""
+        if self._every and state.step % self._every == 0:
+            self.measure(state)
+
+    def on_end(self, state: "TrainState") -> None:
+        """Measure the end of a run that was not interrupted."""
+        measured = self.history[-1][0] if self.history else None
+        if not state.interrupted and measured != state.step:
+            self.measure(state)
+
+    @torch.no_grad()
+    def measure(self, state: "TrainState") -> dict[str, float]:
+        """Evaluate now, log the values, and return them. A collective."""
+        if not self._batches:
+            return {}
+        ranks, rank = state.accelerator.num_processes, state.accelerator.process_index
+        everything = Meter(state.accelerator.device)
+        training = state.network.training
+        state.network.eval()
+        for (low, high), sampler in zip(self._bins, self._samplers, strict=True):
+            method: Any = dataclasses.replace(state.method, time=sampler)  # type: ignore[type-var]
+            label, one_bin = f"{low:.2g}-{high:.2g}", Meter(state.accelerator.device)
+            for index in range(rank, len(self._batches), ranks):
+                batch = self._batches[index]
+                streams = Streams.at(self._seed, index << 32, batch.num_groups, f"heldout {label}")
+                step = method(state.policy, state.reference, batch.to(state.accelerator.device), streams)
+                one_bin.add({"loss": step.loss, **step.metrics}, step.weight)
+            everything.merge(one_bin)
+            everything.merge(one_bin, prefix=f"{label}/")
+        state.network.train(training)
+        values = everything.averages(state.accelerator)
+        self.history.append((state.step, {name: v for name, v in values.items() if not name[0].isdigit()}))
+        values = {f"heldout/{name}": value for name, value in values.items()}
+        state.log(values)
+        return values
+
+
+def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
+    """What held-out totals say, in one sentence.
+
+    Args:
+        history: totals of each evaluation in order, with the metrics ``rewards/accuracies``,
+            ``errors/chosen``, ``errors/rejected`` where the method has them.
+        groups: how many comparisons an accuracy is over; two standard errors of a coin decide what is signal.
+    """
+    last = history[-1]
+    if "rewards/accuracies" not in last:
+        if "loss" not in last:
+            return "not measured: every held-out group is a tie"
+        trend = last["loss"] - history[0]["loss"]
+        if len(history) == 1 or not trend:
+            return f"held-out loss {last['loss']:.4g}: nothing to compare it with yet"
+        moved = "fell" if trend < 0 else "rose"
+        return f"held-out loss {moved} from {history[0]['loss']:.4g} to {last['loss']:.4g}"
+    noise = 1.0 / math.sqrt(max(1, groups))  # two standard errors of a fair coin's mean
+    accuracy, best = last["rewards/accuracies"], max(h.get("rewards/accuracies", 0.0) for h in history)
+    chosen, rejected = last.get("errors/chosen", 0.0), last.get("errors/rejected", 0.0)
+    held = f"held-out accuracy {accuracy:.3f}"
+    if chosen > 0 and rejected > 0 and 2 * chosen > rejected - chosen:
+        return (
+            f"both winner and loser errors rise (by {chosen:.3g} and {rejected:.3g}): displacement / loser "
+            f"blow-up, lower the learning rate or raise beta ({held})"
+        )
+    if accuracy < 0.5 - noise:
+        return f"learning the opposite: {held} is below chance; are the labels turned round?"
+    if best - accuracy > 2 * noise:
+        return f"overfitting: {held} has fallen from {best:.3f}; stop earlier or lower the learning rate"
+    if accuracy <= 0.5 + noise:
+        return f"no signal yet: {held} is within chance ({0.5 - noise:.3f} to {0.5 + noise:.3f})"
+    return f"learning: {held}, winner error {chosen:+.3g}, loser error {rejected:+.3g} against the reference"

@@ -1,0 +1,71 @@
+"""The exponential moving average of what is trained, in float32.
+
+After each step that was taken, average = decay * average + (1 - decay) * parameter, from the initial
+parameters on.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.errors import UserError
+
+if TYPE_CHECKING:
+    from diffalign.training.state import TrainState
+
+
+class Ema:
+    """A moving average of named parameters; also the hook that updates it."""
+
+    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], decay: float):
+        if not 0.0 < decay < 1.0:
+            raise UserError(
+                f"training.ema_decay={decay}; allowed: 0 (no moving average), or above 0 and below 1"
+            )
+        self.decay = decay
+        self._parameters = dict(parameters)
+        self._average = {name: p.detach().float().clone() for name, p in parameters}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters as they are."""
+        new = [p.detach().float() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self._average.values()), new, 1.0 - self.decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """While entered, the parameters hold the average: for validation and for saving."""
+        trained = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._write(self._average)
+        try:
+            yield
+        finally:
+            self._write(trained)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by name, float32."""
+        return dict(self._average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint."""
+        for name, average in self._average.items():
+            average.copy_(state[name])
+
+    def on_start(self, state: "TrainState") -> None:
+        """Nothing to prepare."""
+
+    def on_step(self, state: "TrainState") -> None:
+        """Follow a step that was taken."""
+        if state.applied:
+            self.update()
+
+    def on_end(self, state: "TrainState") -> None:
+        """Nothing to finish."""
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,229 @@
+"""The loop. It owns nothing but the loop: ``step = method(policy, reference, batch, generator)``.
+
+A step's loss is a mean over ``step.weight`` terms. Each micro-batch sends ``loss * weight`` backward, and
+before clipping the gradient is divided by the weight of the whole window, summed over micro-batches and
+ranks. So the update is that of the mean over all terms however the batch was split, ragged ties included.
+Gradients are synchronised once a step, in the last backward, and the host waits for the device once a step,
+to read weight, loss and gradient norm together.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.errors import UserError
+from diffalign.randomness import Streams, derive
+from diffalign.training import optimizers
+from diffalign.training.checkpoint import Snapshot
+from diffalign.training.ema import Ema
+from diffalign.training.guard import GradientGuard, diverged
+from diffalign.training.hooks import Hook
+from diffalign.training.interruption import Interruption
+from diffalign.training.metrics import Meter
+from diffalign.training.state import TrainState
+from diffalign.types import Batch, Denoiser, Method, Source
+
+# float16 loss scaling halves at each overflow and starts at 2^16; down here the gradients themselves are not
+# finite.
+_LOWEST_LOSS_SCALE = 2.0**-10
+
+
+def train(
+    *,
+    method: Method,
+    denoiser_of: Callable[[nn.Module], Denoiser],
+    reference: Denoiser,
+    network: nn.Module,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    source: Source,
+    settings: TrainingConfig,
+    optimizer: OptimizerConfig,
+    accelerator: Accelerator,
+    hooks: Sequence[Hook] = (),
+    resume: Snapshot | None = None,
+) -> TrainState:
+    """Train ``parameters`` of ``network`` for ``settings.steps`` optimizer steps.
+
+    Args:
+        method: what one batch demands.
+        denoiser_of: wraps the prepared network (under several processes, the one that synchronises gradients)
+            into the policy that the method calls.
+        reference: what the policy is compared with; it may share ``network`` (adapters off).
+        network: the module that is trained, on any device.
+        parameters: what the optimizer moves, by name; the rest of ``network`` should not require gradients.
+        source: micro-batches of ``settings.batch_size`` groups, for this rank.
+        settings: the loop.
+        optimizer: the optimizer and its schedule.
+        accelerator: from ``acceleration.accelerator_for``.
+        hooks: called before the first step, after each step and at the end, in this order.
+        resume: where to continue from, a ``Checkpoints.load``.
+
+    Returns:
+        The final state; ``interrupted`` tells whether SIGINT or SIGTERM ended it early.
+
+    Raises:
+        TrainingDiverged: the loss or the gradient is not finite; names the step and its metrics.
+        UserError: settings out of range, or a snapshot of other tensors.
+    """
+    _check(settings, parameters)
+    prepared = accelerator.prepare(network)  # the only place
+    try:
+        state = _begin(
+            method, denoiser_of(prepared), reference, prepared, parameters, settings, optimizer, accelerator
+        )
+        if resume is not None:
+            state.restore(resume)
+        source.seek(state.micro_step)
+        batches = iter(source)
+        hooks = [*([state.ema] if state.ema else []), *hooks]
+        prepared.train()
+        with Interruption(announce=accelerator.is_main_process) as interruption:
+            for hook in hooks:
+                hook.on_start(state)
+            while state.step < settings.steps and not state.interrupted:
+                _step(state, batches, interruption)
+                for hook in hooks:
+                    hook.on_step(state)
+            for hook in hooks:
+                hook.on_end(state)
+        return state
+    finally:
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # gives the network its own forward back
+
+
+def _check(settings: TrainingConfig, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    for name in ("steps", "batch_size", "accumulation"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"training.{name}={getattr(settings, name)}; allowed: 1 or more")
+    if settings.max_grad_norm < 0:
+        raise UserError(
+            f"training.max_grad_norm={settings.max_grad_norm}; allowed: 0 (no clipping), or above"
+        )
+    if not parameters:
+        raise UserError("nothing to train: the model has no trainable parameters")
+
+
+def _begin(
+    method: Method,
+    policy: Denoiser,
+    reference: Denoiser,
+    network: nn.Module,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    settings: TrainingConfig,
+    optimizer: OptimizerConfig,
+    accelerator: Accelerator,
+) -> TrainState:
+    peak = optimizers.base_learning_rate(optimizer, settings, accelerator.num_processes)
+    return TrainState(
+        method=method,
+        policy=policy,
+        reference=reference,
+        network=network,
+        parameters=list(parameters),
+        optimizer=optimizers.build([p for _, p in parameters], optimizer, peak),
+        schedule=optimizers.Schedule(optimizer.schedule, peak, optimizer.warmup_steps, settings.steps),
+        settings=settings,
+        accelerator=accelerator,
+        guard=GradientGuard(settings.spike_factor),
+        meter=Meter(accelerator.device),
+        ema=Ema(parameters, settings.ema_decay) if settings.ema_decay else None,
+    )
+
+
+def _step(state: TrainState, batches: Iterator[Batch], interruption: Interruption) -> None:
+    """One optimizer step: accumulate a window, then update."""
+    started = time.perf_counter()
+    window = Meter(state.accelerator.device)
+    sums = _accumulate(state, batches, window)
+    _update(state, window, sums, interruption)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.meter.merge(window)
+    state.step += 1
+    state.seconds += time.perf_counter() - started
+
+
+def _accumulate(state: TrainState, batches: Iterator[Batch], window: Meter) -> Tensor:
+    """Forward and backward over one window; (2,) this rank's total weight and weighted loss."""
+    accelerator, settings = state.accelerator, state.settings
+    ranks, rank, groups = accelerator.num_processes, accelerator.process_index, settings.batch_size
+    sums = []
+    for index in range(settings.accumulation):
+        batch = _next(batches, groups)
+        generator = Streams.at(settings.seed, (state.micro_step * ranks + rank) * groups, groups, "method")
+        torch.manual_seed(
+            derive(settings.seed, "torch", state.micro_step, rank)
+        )  # dropout inside the network
+        last = index + 1 == settings.accumulation
+        with nullcontext() if last else accelerator.no_sync(state.network):
+            result = state.method(state.policy, state.reference, batch.to(accelerator.device), generator)
+            weight = result.weight.detach().to(result.loss)
+            loss = result.loss * weight
+            accelerator.backward(loss)
+        window.add({"loss": result.loss.detach(), **result.metrics}, weight)
+        sums.append(torch.stack([weight, loss.detach()]))
+        state.micro_step += 1
+        state.samples += len(batch.group) * ranks
+    return torch.stack(sums).sum(0)
+
+
+def _next(batches: Iterator[Batch], groups: int) -> Batch:
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError("the source ended; a training source is endless")
+    if batch.num_groups != groups:
+        raise ValueError(f"the source gave {batch.num_groups} groups; training.batch_size is {groups}")
+    return batch
+
+
+def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interruption) -> None:
+    """Normalise, clip and apply the window's gradient, unless something forbids it. Every rank decides the
+    same.
+    """
+    accelerator, scaler = state.accelerator, state.accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(state.optimizer)
+    gradients = [p.grad for _, p in state.parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    here = torch.cat([sums, sums.new_tensor([float(interruption.requested)])])
+    shared = accelerator.reduce(here, reduction="sum")
+    total, loss, requests, raw_norm = torch.cat([shared, norm.reshape(1).to(shared)]).tolist()
+
+    # Ranks' gradients were averaged, so this is the mean over all terms of all ranks.
+    scale = accelerator.num_processes / total if total > 0 else 0.0
+    grad_norm = raw_norm * scale
+    state.interrupted, state.applied = requests > 0, False
+    state.loss = loss / total if total > 0 else None
+    if not math.isfinite(loss):
+        raise diverged(state.step + 1, window.averages(accelerator) | {"loss": loss, "grad_norm": grad_norm})
+    if total <= 0:
+        state.empty_steps += 1
+    elif not math.isfinite(raw_norm):
+        if scaler is None or scaler.get_scale() < _LOWEST_LOSS_SCALE:
+            raise diverged(state.step + 1, window.averages(accelerator) | {"grad_norm": grad_norm})
+        state.overflow_steps += 1
+    else:
+        window.add({"grad_norm": grad_norm}, 1.0)
+        state.applied = not state.guard.skips(grad_norm)
+        state.skipped_steps += not state.applied
+    if state.applied:
+        _apply(state, gradients, scale, grad_norm)
+    if scaler is not None:
+        scaler.update()
+
+
+def _apply(state: TrainState, gradients: list[Tensor], scale: float, grad_norm: float) -> None:
+    limit = state.settings.max_grad_norm
+    clip = min(1.0, limit / (grad_norm + 1e-6)) if limit else 1.0
+    torch._foreach_mul_(gradients, scale * clip)
+    for group in state.optimizer.param_groups:
+        group["lr"] = state.schedule(state.step)
+    if state.accelerator.scaler is None:
+        state.optimizer.step()
+    else:
+        state.accelerator.scaler.step(state.optimizer)

@@ -1,0 +1,133 @@
+"""Weight-averaged metrics that stay on the device until they are logged, and the file they are logged to."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+
+class Meter:
+    """Weighted sums of named scalars, in float32 on one device.
+
+    Adding never waits for the device; ``averages`` waits once and sums over all processes, in the order of
+    their ranks. A metric of weight 0 (a batch of ties) counts nothing, whatever its value.
+    """
+
+    def __init__(self, device: torch.device | str):
+        self._device = torch.device(device)
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float) -> None:
+        """Add scalars that are each a mean over ``weight`` terms."""
+        w = self._scalar(weight)
+        for name, value in metrics.items():
+            v = self._scalar(value)
+            self._accumulate(name, torch.where(w > 0, v * w, torch.zeros_like(w)), w)
+
+    def merge(self, other: "Meter", prefix: str = "") -> None:
+        """Add everything that another meter holds, its names behind ``prefix``."""
+        for name, (total, weight) in other._sums.items():
+            self._accumulate(prefix + name, total, weight)
+
+    def averages(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over everything added on all ranks. A collective: every rank must call it, and each gets the
+        same.
+        """
+        return {
+            name: total / weight for name, (total, weight) in self._reduced(accelerator).items() if weight > 0
+        }
+
+    def collapse(self, accelerator: Accelerator) -> None:
+        """Move everything to the first rank, so that a checkpoint written there is complete. A collective."""
+        reduced = self._reduced(accelerator)
+        self.clear()
+        if accelerator.is_main_process:
+            self.load_state_dict(reduced)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sums = {}
+
+    def state_dict(self) -> dict[str, tuple[float, float]]:
+        """(sum, weight) by name."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        values = torch.stack([t for name in names for t in self._sums[name]]).tolist()
+        return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
+
+    def load_state_dict(self, state: Mapping[str, Iterable[float]]) -> None:
+        """Continue from a checkpoint."""
+        for name, (total, weight) in state.items():
+            self._sums[name] = (self._scalar(total), self._scalar(weight))
+
+    def _reduced(self, accelerator: Accelerator) -> dict[str, tuple[float, float]]:
+        here = [self.state_dict()]
+        totals: dict[str, tuple[float, float]] = {}
+        # By name rather than as one stacked tensor: a rank without held-out batches has no names at all.
+        for rank in gather_object(here) if accelerator.num_processes > 1 else here:
+            for name, (total, weight) in rank.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + total, before[1] + weight)
+        return totals
+
+    def _accumulate(self, name: str, total: Tensor, weight: Tensor) -> None:
+        if name in self._sums:
+            before = self._sums[name]
+            total, weight = before[0] + total, before[1] + weight
+        self._sums[name] = (total, weight)
+
+    def _scalar(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float32, device=self._device).detach()
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one line ``{"step": N, ...}`` a record, flushed at once.
+
+    Opening it for a run that starts after step N drops what an interrupted run wrote beyond N, and a line
+    that it left half-written; a fresh run (N = 0) starts with an empty file.
+    """
+
+    def __init__(self, path: Path, start_step: int):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [json.dumps(r) + "\n" for r in read_metrics(self.path) if 0 < r["step"] <= start_step]
+        temporary = self.path.with_name(self.path.name + ".partial")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one record; what is not a finite number is written as null, which every JSON reader
+        takes.
+        """
+        record: dict[str, Any] = {"step": step}
+        record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl`` in order; [] where there is no file. A half-written last line is
+    left out.
+    """
+    records: list[dict[str, Any]] = []
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number + 1 < len(lines):
+                raise
+    return records

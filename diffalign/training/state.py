@@ -1,0 +1,153 @@
+"""Where a run stands: what hooks see and what a checkpoint keeps."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffalign.config import TrainingConfig
+from diffalign.errors import UserError
+from diffalign.training.checkpoint import Snapshot
+from diffalign.training.ema import Ema
+from diffalign.training.guard import GradientGuard
+from diffalign.training.metrics import Meter
+from diffalign.training.optimizers import Schedule
+from diffalign.types import Denoiser, Method
+
+_COUNTERS = ("step", "micro_step", "samples", "skipped_steps", "empty_steps", "overflow_steps")
+
+
+@dataclass
+class TrainState:
+    """One run in progress.
+
+    Attributes:
+        network: the prepared module, the one that forwards must go through while training.
+        parameters: what is trained, by name.
+        step: optimizer steps done, those without an update included.
+        micro_step: micro-batches drawn on each rank.
+        samples: samples seen, over all ranks.
+        skipped_steps: steps that the gradient guard skipped.
+        empty_steps: steps without an update because every term had weight 0.
+        overflow_steps: steps that float16's loss scaling skipped.
+        seconds: time spent training since this process started, hooks not counted.
+        start_step: the step that this process started from.
+        loss: mean loss of the last step over all ranks; None when it had no terms.
+        applied: whether the last step changed the parameters.
+        interrupted: whether a signal has asked the run to end.
+    """
+
+    method: Method
+    policy: Denoiser
+    reference: Denoiser
+    network: nn.Module
+    parameters: list[tuple[str, nn.Parameter]]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    settings: TrainingConfig
+    accelerator: Accelerator
+    guard: GradientGuard
+    meter: Meter
+    ema: Ema | None
+    step: int = 0
+    micro_step: int = 0
+    samples: int = 0
+    skipped_steps: int = 0
+    empty_steps: int = 0
+    overflow_steps: int = 0
+    seconds: float = 0.0
+    start_step: int = 0
+    loss: float | None = None
+    applied: bool = False
+    interrupted: bool = False
+    _extra: dict[str, float] = field(default_factory=dict)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Have values written with this step's record, whether or not the step is one that is logged."""
+        self._extra |= values
+
+    def take_logged(self) -> dict[str, float]:
+        """What ``log`` was given since the last call."""
+        extra, self._extra = self._extra, {}
+        return extra
+
+    def averages(self) -> dict[str, float]:
+        """Averages over all ranks since the last call, and the counters that belong beside them. A
+        collective.
+        """
+        values = self.meter.averages(self.accelerator)
+        self.meter.clear()
+        values["learning_rate"] = self.schedule(max(0, self.step - 1))
+        values["skipped_steps"] = float(self.skipped_steps)
+        values["empty_steps"] = float(self.empty_steps)
+        if self.accelerator.scaler is not None:
+            values["overflow_steps"] = float(self.overflow_steps)
+        return values
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """While entered, the parameters hold their moving average, where the run keeps one."""
+        if self.ema is None:
+            yield
+        else:
+            with self.ema.swapped_in():
+                yield
+
+    def snapshot(self) -> Snapshot:
+        """Everything that resuming needs. A collective, complete on the first rank; tensors are not
+        copied.
+        """
+        self.meter.collapse(self.accelerator)
+        scaler = self.accelerator.scaler
+        return Snapshot(
+            step=self.step,
+            trainable={name: p.detach() for name, p in self.parameters},
+            ema={} if self.ema is None else self.ema.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            facts={
+                "counters": {name: getattr(self, name) for name in _COUNTERS},
+                "guard": self.guard.state_dict(),
+                "meter": self.meter.state_dict(),
+                "scaler": {} if scaler is None else scaler.state_dict(),
+            },
+        )
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot.
+
+        Raises:
+            UserError: its trainable tensors are not those of this run.
+        """
+        _check_same_tensors(dict(self.parameters), snapshot.trainable)
+        for name, parameter in self.parameters:
+            parameter.copy_(snapshot.trainable[name])
+        self.optimizer.load_state_dict(dict(snapshot.optimizer))
+        if self.ema is not None:
+            self.ema.load_state_dict(snapshot.ema)
+        facts = snapshot.facts
+        for name in _COUNTERS:
+            setattr(self, name, int(facts["counters"][name]))
+        self.guard.load_state_dict(facts["guard"])
+        if self.accelerator.is_main_process:  # the snapshot's meter holds the sums of all ranks
+            self.meter.load_state_dict(facts["meter"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self.start_step = self.step
+
+
+def _check_same_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    shapes = (
+        {name: tuple(t.shape) for name, t in own.items()},
+        {name: tuple(t.shape) for name, t in saved.items()},
+    )
+    differing = sorted(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"the checkpoint trains other tensors than this run: {len(differing)} differ, first {name!r} "
+            f"(checkpoint {shapes[1].get(name, 'has none')}, run {shapes[0].get(name, 'has none')})"
+        )

@@ -1,0 +1,133 @@
+"""Dashboards by name: tensorboard, wandb, trackio. Each takes scalars by step."""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffalign.errors import UserError, unknown
+
+
+class Tracker(Protocol):
+    """Where scalars are shown."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Show scalars of one optimizer step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class TensorBoard:
+    """Event files under ``<folder>/tensorboard``; a resumed run takes back what was logged after its
+    checkpoint.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], start_step: int):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _missing("tensorboard") from None
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to each curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run, named after the run's folder; a resumed run continues the same one."""
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], start_step: int):
+        try:
+            import wandb
+        except ImportError:
+            raise _missing("wandb") from None
+        name = folder.resolve().name
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=dict(config),
+            id=_run_id(folder, start_step),
+            resume="allow",
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+class Trackio:
+    """A trackio run (local first), named after the run's folder and its id; a resumed run continues the same
+    one.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], start_step: int):
+        try:
+            import trackio
+        except ImportError:
+            raise _missing("trackio") from None
+        name = f"{folder.resolve().name}-{_run_id(folder, start_step)}"
+        self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+TRACKERS: Mapping[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
+
+
+def open_trackers(
+    names: Sequence[str], folder: Path, project: str, config: Mapping[str, Any], start_step: int = 0
+) -> list[Tracker]:
+    """The named trackers of one run.
+
+    Raises:
+        UserError: an unknown name, or one whose package is not installed.
+    """
+    check_trackers(names)
+    return [TRACKERS[name](Path(folder), project, config, start_step) for name in names]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise the UserError for a name that no tracker has, before anything long has begun."""
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown("tracker (logging.trackers)", name, TRACKERS)
+
+
+def _missing(package: str) -> UserError:
+    return UserError(f"logging.trackers names {package}, which is not installed: pip install {package}")
+
+
+def _run_id(folder: Path, start_step: int) -> str:
+    """The id of this run on a dashboard: kept in the run's folder, new for a fresh run."""
+    path = folder / "tracker_id"
+    if start_step == 0 or not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
