@@ -1,0 +1,170 @@
+"""What is trained: LoRA adapters (Hu et al. 2021, arXiv 2106.09685) by peft, or the whole network.
+
+rsLoRA: Kalajdzievski 2023, arXiv 2312.03732; DoRA: Liu et al. 2024, arXiv 2402.09353. Trained weights are float32 whatever
+the base is: an update of 1e-5 rounds away in bfloat16. The reference is the same network with its adapters passed by, or a
+frozen copy made before training.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.config import LoraConfig, ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
+from diffalign.models.loaded import LoadedModel
+from diffalign.types import Denoiser
+
+ADAPTER = "default"
+
+
+def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> list[tuple[str, nn.Parameter]]:
+    """Make the model's network trainable in place: adapters or all of it, checkpointing, compilation.
+
+    Args:
+        seed: of the adapters' initial values.
+
+    Returns:
+        Names and parameters to train, all float32.
+
+    Raises:
+        UserError: a LoRA target that matches no module.
+    """
+    network: Any = model.network
+    network.requires_grad_(False)
+    if config.train == "lora":
+        add_lora(network, config.lora, seed)
+    else:
+        network.float().requires_grad_(True)
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if config.compile:
+        compile_network(network)
+    network.train()
+    return trainable(network)
+
+
+def add_lora(network: Any, config: LoraConfig, seed: int = 0) -> None:
+    """Add float32 adapters to the modules that ``config.targets`` names; they change nothing before training.
+
+    Raises:
+        UserError: a target that matches no linear or convolutional module.
+    """
+    from peft import LoraConfig as PeftConfig
+
+    check_targets(network, config.targets)
+    if config.rank < 1:
+        raise UserError(f"model.lora.rank={config.rank}; allowed: 1 or more")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.lora.dropout={config.dropout}; allowed: 0 up to 1, without 1")
+    peft_config = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.rank if config.alpha is None else config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        init_lora_weights="gaussian",
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.add_adapter(peft_config, adapter_name=ADAPTER)
+    for _, parameter in trainable(network):
+        parameter.data = parameter.data.float()
+
+
+def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
+    """Every target must be the end of some module's name: peft itself would overlook a misspelt one.
+
+    Raises:
+        UserError: with examples of names that exist.
+    """
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if missing or not targets:
+        endings = sorted({".".join(n.split(".")[-2:]) if n.rsplit(".", 1)[-1].isdigit() else n.rsplit(".", 1)[-1] for n in names})
+        raise UserError(
+            f"model.lora.targets: {', '.join(missing) or 'empty'} matches no linear or convolutional module; "
+            f"allowed: endings of module names, such as {', '.join(endings)} (a whole name: {names[0]})"
+        )
+
+
+def compile_network(network: Any, backend: str = "inductor") -> None:
+    """Compile in place: the repeated blocks where the network names them (minutes less to wait), else all of it.
+
+    Weights and their names stay as they are.
+
+    Raises:
+        UserError: nothing was compiled.
+    """
+    if network._repeated_blocks:
+        network.compile_repeated_blocks(fullgraph=False, backend=backend)
+    else:
+        network.compile(fullgraph=False, backend=backend)
+    if not any(module._compiled_call_impl is not None for module in network.modules()):
+        raise UserError("model.compile=true had no effect on this network; allowed here: false")
+
+
+def reference_denoiser(
+    model: LoadedModel, policy: NetworkDenoiser, config: ModelConfig, autocast: torch.dtype | None = None
+) -> Denoiser:
+    """The frozen reference, equal to the policy as it is now; call it before training.
+
+    Under LoRA it is the policy's own network with the adapters off. Otherwise it is a copy in ``config.dtype``, run under
+    the policy's autocast; where the policy does not autocast to that dtype the copy is float32, since a reference that
+    computes in another precision than the policy puts a margin between equals.
+
+    Args:
+        policy: the denoiser that trains, before any wrapping of its network.
+        autocast: what the policy's forward is autocast to (``training.mixed_precision``), or None.
+    """
+    if config.train == "lora":
+        return AdaptersOff(policy, model.network)
+    held: Any = copy.deepcopy(model.network).requires_grad_(False).eval()
+    held.to(model.dtype if autocast == model.dtype else torch.float32)
+    if config.compile:
+        compile_network(held)
+    return replace(policy, network=held, autocast=autocast)
+
+
+def policy_denoiser(model: LoadedModel, config: ModelConfig) -> NetworkDenoiser:
+    """The network as prepared: its inputs in the dtype of the frozen weights, or float32 where all is trained."""
+    return replace(model.denoiser(), dtype=model.dtype if config.train == "lora" else torch.float32)
+
+
+def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters that require a gradient."""
+    return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+
+
+def trainable_state(model: LoadedModel) -> dict[str, Tensor]:
+    """Detached trained weights by name: what a checkpoint holds."""
+    return {name: p.detach() for name, p in trainable(model.network)}
+
+
+def load_trainable_state(model: LoadedModel, state: Mapping[str, Tensor]) -> None:
+    """Put saved weights back, in place.
+
+    Raises:
+        UserError: names or shapes differ from what is trained here.
+    """
+    here = dict(trainable(model.network))
+    if here.keys() != state.keys():
+        odd = sorted(here.keys() ^ state.keys())
+        raise UserError(
+            f"incompatible checkpoint: it trains {len(state)} tensors, this run {len(here)}; {odd[0]} is in only one of them. "
+            "Allowed: a checkpoint of a run with the same model.path, model.train and model.lora"
+        )
+    for name, parameter in here.items():
+        if parameter.shape != state[name].shape:
+            raise UserError(
+                f"incompatible checkpoint: {name} has shape {tuple(state[name].shape)}, this run has {tuple(parameter.shape)}; "
+                "allowed: a checkpoint of a run with the same model.lora.rank"
+            )
+    with torch.no_grad():
+        for name, parameter in here.items():
+            parameter.copy_(state[name])

@@ -1,0 +1,130 @@
+"""Attention back-ends whose effect is verified.
+
+Diffusers' ``set_attention_backend`` does not reach the UNet processors, which call scaled_dot_product_attention directly. So
+each processor is wrapped: its call runs inside ``torch.nn.attention.sdpa_kernel`` with one back-end allowed. That also holds
+in the recomputation of a checkpointed block, which does not pass through the network's own forward; the backward belongs to
+the kernel that ran forward. A back-end that cannot run is an error: nothing falls back in silence.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffalign.errors import UserError, unknown
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+@dataclass(frozen=True)
+class OneBackend:
+    """An attention processor that allows one back-end around another processor."""
+
+    processor: Any
+    backend: SDPBackend
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """What the wrapped processor returns."""
+        with sdpa_kernel(self.backend):
+            result: Tensor = self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return result
+
+
+def set_attention(network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Make ``network`` attend with the back-end ``name`` only; ``auto`` leaves the choice to torch.
+
+    Args:
+        device: where the network runs.
+        dtype: in which it runs: autocast's, if there is autocast.
+
+    Raises:
+        UserError: an unknown name, or a back-end that cannot run there; the message says which can.
+    """
+    if name == "auto":
+        return
+    if name != "xformers" and name not in BACKENDS:
+        raise unknown("attention (model.attention)", name, ["auto", "xformers", *BACKENDS])
+    dims = head_dims(network)
+    if name == "xformers":
+        try:
+            network.enable_xformers_memory_efficient_attention()
+        except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise UserError(_unavailable(name, device, dtype, dims, str(error))) from error
+        return
+    reasons = [r for dim in dims if (r := why_not(name, device, dtype, dim))]
+    if reasons:
+        raise UserError(_unavailable(name, device, dtype, dims, reasons[0]))
+    network.set_attn_processor({k: OneBackend(p, BACKENDS[name]) for k, p in network.attn_processors.items()})
+
+
+def head_dims(network: nn.Module) -> list[int]:
+    """Widths of the attention heads in ``network``, sorted."""
+    from diffusers.models.attention_processor import Attention
+
+    return sorted({m.inner_dim // m.heads for m in network.modules() if isinstance(m, Attention)})
+
+
+def available(device: torch.device | str, dtype: torch.dtype, dims: Iterable[int]) -> list[str]:
+    """The back-ends that can run forward and backward there for all head widths."""
+    dims = list(dims)
+    return [name for name in BACKENDS if not any(why_not(name, device, dtype, dim) for dim in dims)]
+
+
+def why_not(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why a back-end cannot run, or None: found out by running it, and by watching which kernel torch called."""
+    q, k, v = (torch.zeros(1, 2, 16, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    try:
+        with Calls() as calls, sdpa_kernel(BACKENDS[name]):
+            F.scaled_dot_product_attention(q, k, v).sum().backward()
+    except RuntimeError as error:
+        return str(error).splitlines()[0][:160]
+    if kernel_of(calls.names) != name:
+        return f"torch ran {kernel_of(calls.names)} instead"
+    return None
+
+
+class Calls(TorchDispatchMode):
+    """Records the names of the operators that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the operator and run it."""
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def kernel_of(names: Iterable[str]) -> str:
+    """The back-end that a list of operator names shows: a fused kernel, or else math."""
+    for name in names:
+        for backend in ("flash", "efficient", "cudnn"):
+            if f"scaled_dot_product_{backend}_attention" in name:
+                return backend
+    return "math"
+
+
+def _unavailable(name: str, device: torch.device | str, dtype: torch.dtype, dims: list[int], why: str) -> str:
+    here = ", ".join(["auto", *available(device, dtype, dims)])
+    return (
+        f"model.attention={name!r} cannot run on {torch.device(device).type} in {str(dtype).removeprefix('torch.')} with heads "
+        f"of {', '.join(map(str, dims))}: {' '.join(why.split())[:200]}; allowed here: {here}"
+    )

@@ -1,0 +1,131 @@
+"""Networks as denoisers: policy, reference and guidance are wrappers with one call. Torch only.
+
+Nothing here casts or rescales what the network says: losses read the raw prediction in float32 themselves.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffalign.types import Cond, Denoiser, Path, Target
+
+Call = Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
+"""(network, x_t, model_time, cond) -> raw prediction; a family's ``call`` is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkDenoiser:
+    """A network with its noising path.
+
+    Under a wrapper such as DistributedDataParallel, ``dataclasses.replace(denoiser, network=wrapped)`` sends every call
+    through it.
+
+    Attributes:
+        network: the module to call.
+        path: maps t to what the network is told.
+        target: what it predicts.
+        call: how to call it.
+        dtype: of its inputs; None leaves them as they come.
+        autocast: dtype to autocast to; None leaves that to whoever prepared the network (the policy's trainer).
+    """
+
+    network: nn.Module
+    path: Path
+    target: Target
+    call: Call
+    dtype: torch.dtype | None = None
+    autocast: torch.dtype | None = None
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The raw prediction, shaped like ``x_t``."""
+        with self._precision(x_t.device.type):
+            return self.call(self.network, x_t.to(self.dtype or x_t.dtype), self.path.model_time(t), cond)
+
+    def _precision(self, device: str) -> AbstractContextManager[Any]:
+        return torch.autocast(device, self.autocast) if self.autocast is not None else nullcontext()
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptersOff:
+    """The reference under LoRA: the same call of the same network, its adapters passed by.
+
+    Only a flag of each adapter layer is turned, and turned back whatever happens: ``requires_grad`` stays as it is (peft's
+    own switch freezes the adapters), so a policy forward made before and its backward made after see nothing of it.
+
+    Attributes:
+        denoiser: the policy.
+        network: the module that holds the adapters, unwrapped.
+    """
+
+    denoiser: Denoiser
+    network: nn.Module
+
+    @property
+    def path(self) -> Path:
+        """The policy's."""
+        return self.denoiser.path
+
+    @property
+    def target(self) -> Target:
+        """The policy's."""
+        return self.denoiser.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The base network's raw prediction, without gradient: a checkpointed recomputation would see the adapters."""
+        with torch.no_grad(), adapters_off(self.network):
+            return self.denoiser(x_t, t, cond)
+
+
+@contextmanager
+def adapters_off(network: nn.Module) -> Iterator[None]:
+    """Pass by every peft layer of ``network`` inside the context."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): negative + scale (positive - negative).
+
+    Both predictions come from one call of 2B samples.
+
+    Attributes:
+        denoiser: any denoiser.
+        negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the positive's.
+        scale: 1 is no guidance.
+    """
+
+    denoiser: Denoiser
+    negative: Mapping[str, Tensor]
+    scale: float
+
+    @property
+    def path(self) -> Path:
+        """The denoiser's."""
+        return self.denoiser.path
+
+    @property
+    def target(self) -> Target:
+        """The denoiser's."""
+        return self.denoiser.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The guided prediction, shaped like ``x_t``."""
+        rows = {k: self.negative[k].to(v).expand_as(v) if k in self.negative else v for k, v in cond.items()}
+        both = {k: torch.cat([rows[k], v]) for k, v in cond.items()}
+        negative, positive = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return negative + self.scale * (positive - negative)

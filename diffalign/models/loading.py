@@ -1,0 +1,283 @@
+"""From a model's name to a LoadedModel: hub id, diffusers folder, single-file checkpoint, or an embedded tiny model."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.config import ModelConfig
+from diffalign.errors import UserError, unknown
+from diffalign.models.attention import set_attention
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.registry import FAMILIES, FamilyCard, get_family
+from diffalign.paths import path_from_config
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SINGLE_FILE = (".safetensors", ".ckpt")
+ALLOWED = "allowed: a hub id (owner/name), a diffusers folder, a .safetensors or .ckpt checkpoint, tiny:sdxl, tiny:sd15"
+
+
+def load(
+    config: ModelConfig, device: torch.device | str = "cpu", compute: torch.dtype | None = None
+) -> LoadedModel:
+    """Load a pipeline, frozen and in evaluation mode, on ``device``.
+
+    Args:
+        compute: dtype in which the network will run (autocast's, if training autocasts); None: ``config.dtype``. The
+            attention back-end is proven in it.
+
+    Raises:
+        UserError: whatever is wrong with ``model.path``, ``family``, ``variant``, ``vae`` or ``attention``.
+    """
+    source = resolve(config.path)
+    card = find_family(config, source)
+    family = get_family(card.name)
+    dtype = DTYPES[config.dtype]
+    arguments = {"torch_dtype": dtype, **family.load_arguments}
+    if config.vae is not None:
+        arguments["vae"] = load_vae(config.vae, dtype)
+    if is_single_file(source):
+        pipeline = _from_single_file(config, card, arguments)
+    else:
+        pipeline = _from_pretrained(config, source, card, arguments)
+    _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
+    for name in (family.network_name, "vae", *family.text_encoders):
+        getattr(pipeline, name).eval().requires_grad_(False)
+    _check_vae(config, pipeline, family.network_name)
+    pipeline.to(device)
+    path, target = path_from_config(pipeline.scheduler.config)
+    set_attention(getattr(pipeline, family.network_name), config.attention, device, compute or dtype)
+    return LoadedModel(family, pipeline, path, target, config.path, dtype)
+
+
+def resolve(path: str) -> str:
+    """``model.path`` as a folder, a file or a hub id.
+
+    Raises:
+        UserError: it is empty, an unknown tiny model, or looks like a local path and is not there.
+    """
+    if not path:
+        raise UserError(f"model.path is empty; {ALLOWED}")
+    if path.startswith("tiny:"):
+        from diffalign.tiny import pipeline_path
+
+        name = path.removeprefix("tiny:")
+        if name not in FAMILIES:
+            raise unknown("tiny model (model.path)", path, [f"tiny:{f}" for f in FAMILIES])
+        return str(pipeline_path(name))
+    expanded = os.path.expanduser(path)
+    if os.path.exists(expanded):
+        return expanded
+    if expanded.endswith(SINGLE_FILE):
+        raise UserError(f"model.path={path!r}: no such file; {ALLOWED}")
+    if not HUB_ID.fullmatch(path):
+        raise UserError(f"model.path={path!r}: no such file or folder, and not a hub id; {ALLOWED}")
+    return path
+
+
+def is_single_file(source: str) -> bool:
+    """Whether a resolved source is a checkpoint file.
+
+    Raises:
+        UserError: it is a file of another kind.
+    """
+    if not os.path.isfile(source):
+        return False
+    if not source.endswith(SINGLE_FILE):
+        raise UserError(f"model.path={source!r} is a file, but not a checkpoint; allowed: {', '.join(SINGLE_FILE)}")
+    return True
+
+
+def find_family(config: ModelConfig, source: str) -> FamilyCard:
+    """The family that a checkpoint belongs to, read off the checkpoint; ``model.family`` must agree with it.
+
+    Raises:
+        UserError: no family fits, or another than the one named.
+    """
+    if config.family not in ("auto", *FAMILIES):
+        raise unknown("model family (model.family)", config.family, ["auto", *FAMILIES])
+    found = sniff_family(source) if is_single_file(source) else _family_of_class(config, _model_index(config, source))
+    if config.family not in ("auto", found.name):
+        raise UserError(
+            f"model.family={config.family!r}, but {config.path!r} is {found.name} ({found.title}); "
+            f"set model.family to {found.name} or auto"
+        )
+    return found
+
+
+def sniff_family(file: str) -> FamilyCard:
+    """The family of a single-file checkpoint, told by the names of its tensors.
+
+    Raises:
+        UserError: unreadable, a LoRA, or of no known family.
+    """
+    keys = _keys(file)
+    for card in FAMILIES.values():
+        if any(key.startswith(card.single_file_key) for key in keys):
+            return card
+    if any("lora" in key for key in keys):
+        raise UserError(f"model.path={file!r} holds a LoRA, not a model; give its base model")
+    raise UserError(
+        f"model.path={file!r} is no whole checkpoint of a known family ({', '.join(FAMILIES)}): "
+        "its tensors have other names"
+    )
+
+
+def load_vae(path: str, dtype: torch.dtype) -> Any:
+    """The VAE of ``model.vae``: a hub id, its own folder, or a pipeline folder with ``vae/`` in it.
+
+    Raises:
+        UserError: not there, or not a VAE.
+    """
+    from diffusers import AutoencoderKL
+
+    folder = Path(path).expanduser()
+    subfolder = "vae" if (folder / "vae" / "config.json").is_file() else ""
+    if folder.is_dir() and not (folder / subfolder / "config.json").is_file():
+        raise UserError(f"model.vae={path!r}: no config.json in it; allowed: a hub id, or a folder of a diffusers VAE")
+    if not folder.exists() and not HUB_ID.fullmatch(path):
+        raise UserError(f"model.vae={path!r}: no such folder; allowed: a hub id, or a folder of a diffusers VAE")
+    with user_errors("model.vae", path):
+        source = str(folder) if folder.exists() else path
+        return AutoencoderKL.from_pretrained(source, subfolder=subfolder or None, torch_dtype=dtype)
+
+
+@contextmanager
+def user_errors(field: str, path: str) -> Iterator[None]:
+    """Turn what diffusers and the hub raise about bad input into one UserError that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (HfHubHTTPError, ConnectionError) as error:
+        raise UserError(_unreachable(field, path, error)) from error
+    except (OSError, ValueError, SafetensorError, EOFError) as error:
+        local = os.path.exists(os.path.expanduser(path)) or path.startswith("tiny:")
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{field}={path!r} cannot be loaded: {first}" if local else _unreachable(field, path, error)) from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "shape" not in str(error):
+            raise
+        raise UserError(f"{field}={path!r}: weights do not fit the configuration: {str(error)[:300]}") from error
+
+
+def _unreachable(field: str, path: str, error: Exception) -> str:
+    first = " ".join(str(error).split())[:200]
+    return (
+        f"{field}={path!r} is no local folder and could not be fetched from the hub ({first}). Check the name; without "
+        f"network, run `hf download {path}` where there is one and give the folder; for a gated model run `hf auth login`"
+    )
+
+
+def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
+    """The pipeline's model_index.json, of a folder or from the hub."""
+    from diffusers import DiffusionPipeline
+
+    if os.path.isdir(source):
+        file = Path(source, "model_index.json")
+        if not file.is_file():
+            lora = Path(source, "pytorch_lora_weights.safetensors").is_file()
+            hint = "it holds a LoRA: give its base model" if lora else "there is no model_index.json in it"
+            raise UserError(f"model.path={config.path!r} is not a diffusers pipeline folder: {hint}")
+        try:
+            index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is not valid JSON: {error}") from error
+        missing = [
+            name
+            for name, value in index.items()
+            if isinstance(value, list) and len(value) == 2 and value[0] is not None
+            if name not in ("safety_checker", "feature_extractor", "image_encoder") and not Path(source, name).is_dir()
+        ]
+        if missing:
+            raise UserError(f"model.path={config.path!r}: component folder missing: {', '.join(missing)}")
+        return index
+    with user_errors("model.path", config.path):
+        hub: dict[str, Any] = DiffusionPipeline.load_config(source, revision=config.revision)
+        return hub
+
+
+def _family_of_class(config: ModelConfig, index: dict[str, Any]) -> FamilyCard:
+    name = index.get("_class_name")
+    for card in FAMILIES.values():
+        if card.pipeline == name:
+            return card
+    raise UserError(
+        f"model.path={config.path!r} is a {name}; allowed: "
+        + ", ".join(f"{card.pipeline} ({card.name})" for card in FAMILIES.values())
+    )
+
+
+def _keys(file: str) -> list[str]:
+    """Tensor names of a checkpoint file."""
+    if file.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with user_errors("model.path", file), safe_open(file, framework="pt") as handle:
+            return list(handle.keys())
+    from pickle import UnpicklingError
+
+    try:
+        content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"model.path={file!r} cannot be read as a checkpoint of plain tensors: {str(error)[:200]}") from error
+    return list(content.get("state_dict", content))
+
+
+def _from_single_file(config: ModelConfig, card: FamilyCard, arguments: dict[str, Any]) -> Any:
+    import diffusers
+
+    file = os.path.expanduser(config.path)
+    try:
+        return getattr(diffusers, card.pipeline).from_single_file(file, **arguments)
+    except (OSError, ValueError, ConnectionError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.path={config.path!r} cannot be loaded ({first}). A single file has no tokenizer and no configuration: "
+            f"diffusers fetches them once from {card.example}; without network, convert the file to a diffusers folder "
+            "elsewhere (save_pretrained) and give that folder"
+        ) from error
+
+
+def _from_pretrained(config: ModelConfig, source: str, card: FamilyCard, arguments: dict[str, Any]) -> Any:
+    import diffusers
+
+    with user_errors("model.path", config.path):
+        if config.variant is not None and os.path.isdir(source):
+            _check_variant(config, Path(source))
+        return getattr(diffusers, card.pipeline).from_pretrained(
+            source, revision=config.revision, variant=config.variant, **arguments
+        )
+
+
+def _check_variant(config: ModelConfig, folder: Path) -> None:
+    """Diffusers falls back to other weights where a variant is missing; here that is an error."""
+    names = [f.name for f in folder.rglob("*.safetensors")] + [f.name for f in folder.rglob("*.bin")]
+    if not any(f".{config.variant}." in name or f".{config.variant}-" in name for name in names):
+        variants = {m.group(1) for n in names if (m := re.search(r"model\.([A-Za-z]\w*)[.-]", n))} - {"safetensors", "bin"}
+        raise UserError(
+            f"model.variant={config.variant!r}: {config.path} has no such weights; "
+            f"allowed: {', '.join(sorted(variants) or ['none, leave model.variant out'])}"
+        )
+
+
+def _check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if getattr(pipeline, name) is None]
+    if missing:
+        raise UserError(f"model.path={path!r}: the pipeline has no {', '.join(missing)}")
+
+
+def _check_vae(config: ModelConfig, pipeline: Any, network_name: str) -> None:
+    latent, wanted = pipeline.vae.config.latent_channels, getattr(pipeline, network_name).config.in_channels
+    if latent != wanted:
+        where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
+        raise UserError(f"{where}: the VAE has {latent} latent channels, the {network_name} takes {wanted}")

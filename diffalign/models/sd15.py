@@ -1,0 +1,90 @@
+"""Stable Diffusion 1.x (Rombach et al. 2022, arXiv 2112.10752): one CLIP text encoder, noise prediction by a UNet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does
+from diffalign.types import Cond
+
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "unet": {  # unet/config.json of stable-diffusion-v1-5: what differs from UNet2DConditionModel's defaults
+        "sample_size": 64,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "block_out_channels": (320, 640, 1280, 1280),
+    },
+    "vae": {
+        "sample_size": 512,
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
+    "text_encoder": {  # openai/clip-vit-large-patch14
+        "architectures": ["CLIPTextModel"],
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+        "projection_dim": 768,
+    },
+}
+
+
+@dataclass(frozen=True)
+class StableDiffusion1:
+    """The family ``sd15``."""
+
+    name: str = "sd15"
+    network_name: str = "unet"
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+
+    @property
+    def load_arguments(self) -> Mapping[str, Any]:
+        """Without the safety checker: it would paint training samples black."""
+        return {"safety_checker": None, "requires_safety_checker": False}
+
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Configurations of the real-size base model's components."""
+        return CONFIGS
+
+    def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """``encoder_hidden_states`` (B, tokens, 768) in float32: the text encoder's last hidden states."""
+        states, _ = encode_as_the_pipeline_does(pipeline, prompts)
+        return {"encoder_hidden_states": states.float()}
+
+    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
+        """The encoded empty prompt, (n, tokens, 768) in float32."""
+        _, states = negative_as_the_pipeline_does(pipeline)
+        return {"encoder_hidden_states": states.float().expand(n, -1, -1)}
+
+    def micro_conditions(
+        self, original_size: Float[Tensor, "B 2"], crop: Float[Tensor, "B 2"], target_size: Float[Tensor, "B 2"]
+    ) -> dict[str, Tensor]:
+        """None: the network is not told about sizes."""
+        return {}
+
+    def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
+        """The UNet's raw prediction, (B, C, H, W)."""
+        prediction: Tensor = network(
+            x_t,
+            model_time,
+            encoder_hidden_states=cond["encoder_hidden_states"].to(x_t.dtype),
+            return_dict=False,
+        )[0]
+        return prediction
+
+    def cond_shapes(self, network_config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions."""
+        return {"encoder_hidden_states": (tokens, network_config["cross_attention_dim"])}
+
+
+SD15 = StableDiffusion1()
