@@ -1,4 +1,4 @@
-"""Preferences: read in the formats that people have, encoded once, and served in an order that nothing can change."""
+"""Preferences: read in the formats that people have, encoded once, served in an order nothing changes."""
 
 from diffalign.data.encode import encode_preferences
 from diffalign.data.encoded import EncodedSet, Record, split_holdout

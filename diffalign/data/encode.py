@@ -1,12 +1,14 @@
 """Encode a preference set once: the frozen encoders leave the training loop.
 
-Each image's VAE posterior is kept as mean and standard deviation, not as a sample, so that training can draw anew at each
-visit; each prompt's embedding is kept, and that of the empty prompt. Files are keyed by content, model and settings: what is
-there is not computed again, a run that was stopped goes on where it was, and sets that share images share files. They hold
-float32, or float16 where ``half`` says that the model runs in half precision anyway.
+Each image's VAE posterior is kept as mean and standard deviation, not as a sample, so that training can draw
+anew at each visit; each prompt's embedding is kept, and that of the empty prompt. Files are keyed by content,
+model and settings: what is there is not computed again, a run that was stopped goes on where it was, and sets
+that share images share files. They hold float32, or float16 where ``half`` says that the model runs in half
+precision anyway.
 """
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,11 +22,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffalign.config import DataConfig
-from diffalign.data.encoded import EncodedImage, EncodedSet, Record, read_manifest, record_from, write_manifest
+from diffalign.data.encoded import (
+    EncodedImage,
+    EncodedSet,
+    Record,
+    read_manifest,
+    record_from,
+    write_manifest,
+)
 from diffalign.data.examples import Example, Preferences, Skipped, count, digest
 from diffalign.data.geometry import Cut, cuts
 from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, to_unit
-from diffalign.data.store import Memory, Store, no_space, write_atomic
+from diffalign.data.store import Memory, Store, is_full, no_space
 from diffalign.errors import UserError
 
 VERSION = 1  # of what is in a file: part of every key
@@ -71,60 +80,76 @@ def encode_preferences(
 ) -> EncodedSet:
     """Encode what is not encoded yet and return the whole set, its counts final.
 
-    With several processes each encodes the rows ``rank, rank + world, ...`` and ``barrier`` waits for all of them (three
-    times); every process returns the same set. Raises UserError if nothing in the set is usable, if an encoder gives NaN, and
-    if the disk is full; unreadable images are skipped, counted and named in ``counts.skipped``.
+    With several processes each encodes the rows ``rank, rank + world, ...`` and ``barrier`` waits for all of
+    them (three times); every process returns the same set. Raises UserError if nothing in the set is usable,
+    if an encoder gives NaN, and if the disk is full; unreadable images are skipped, counted and named in
+    ``counts.skipped``.
     """
     store = Store(cache_dir)
     memory = Memory(store, MEMORY // max(1, config.workers))
-    settings = [VERSION, model.fingerprint, half, preferences.fingerprint, preferences.name, config.split, config.limit]
-    settings += [config.resolution, config.crop, config.flip, config.buckets, config.bucket_step]
-    name = digest(json.dumps(settings).encode())
-    manifest = store.folder / "manifests" / f"{name}.jsonl"
+    manifest = store.folder / "manifests" / f"{_set_name(model, preferences, config, half)}.jsonl"
     known = read_manifest(manifest, memory) if preferences.fingerprint else None
     barrier()  # nobody repairs a file before everybody has looked
     if known is not None:
         return known
 
-    writer = _Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
-    empty = writer.text("")
-    part = _encode_share(preferences, config, writer, progress, rank, world)
     parts = [manifest.with_suffix(f".{r}-of-{world}.part") for r in range(world)]
-    write_atomic(parts[rank], "".join(json.dumps(row) + "\n" for row in part).encode())
-    barrier()
-    encoded = _merge(parts, empty, memory)
-    if rank == 0:
-        write_manifest(manifest, encoded)
-    barrier()
-    parts[rank].unlink(missing_ok=True)
-    if not encoded.counts.usable:
-        first = f"; {encoded.counts.skipped[0]}" if encoded.counts.skipped else ""
-        raise UserError(f"{preferences.name}: nothing to learn from: {encoded.counts.text}{first}")
+    parts[rank].parent.mkdir(exist_ok=True)
+    writer = _Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
+    try:
+        empty = writer.text("")
+        _encode_share(preferences, config, writer, parts, rank, progress)
+        barrier()
+        encoded = _merge(parts, empty, memory)
+        barrier()  # nobody removes a part before everybody has read it
+        parts[rank].unlink(missing_ok=True)
+        if not encoded.counts.usable:
+            first = f"; {encoded.counts.skipped[0]}" if encoded.counts.skipped else ""
+            raise UserError(f"{preferences.name}: nothing to learn from: {encoded.counts.text}{first}")
+        if rank == 0:
+            write_manifest(manifest, encoded)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_space(store.folder, writer.bytes_needed) from error
     return encoded
 
 
+def _set_name(model: Encoders, preferences: Preferences, config: DataConfig, half: bool) -> str:
+    source = [preferences.fingerprint, preferences.name, config.split, config.limit]
+    geometry = [config.resolution, config.crop, config.flip, config.buckets, config.bucket_step]
+    return digest(json.dumps([VERSION, model.fingerprint, half, source, geometry]).encode())
+
+
 def _encode_share(
-    preferences: Preferences, config: DataConfig, writer: "_Writer", progress: bool, rank: int, world: int
-) -> list[dict[str, Any]]:
-    """Encode this process's rows; one json object a row, with its index."""
-    rows = islice(enumerate(preferences.rows()), rank, None, world)
-    total = None if preferences.total is None else len(range(rank, preferences.total, world))
-    part: list[dict[str, Any]] = []
-    bar = tqdm(total=total, desc="encoding", unit="pair", disable=not progress or rank > 0)
-    with bar:
-        for index, prepared in _ahead(lambda row: (row[0], _prepare(row[1], config, writer)), rows, config.workers):
+    preferences: Preferences,
+    config: DataConfig,
+    writer: "_Writer",
+    parts: list[Path],
+    rank: int,
+    progress: bool,
+) -> None:
+    """Encode this rank's rows, every len(parts)-th, and write one json object a row into its part."""
+    rows = islice(enumerate(preferences.rows()), rank, None, len(parts))
+    total = None if preferences.total is None else len(range(rank, preferences.total, len(parts)))
+    prepare = lambda row: (row[0], _prepare(row[1], config, writer))  # noqa: E731
+    with (
+        parts[rank].open("w", encoding="utf-8") as part,
+        tqdm(total=total, desc="encoding", unit="pair", disable=not progress or rank > 0) as bar,
+    ):
+        for index, prepared in _ahead(prepare, rows, config.workers):
             if isinstance(prepared, Skipped):
                 if not prepared.unlabelled:
-                    tqdm.write(f"skipped {prepared.where}: {prepared.reason}") if progress else None
-                part.append({"index": index, "skipped": asdict(prepared)})
+                    tqdm.write(f"skipped {prepared.where}: {prepared.reason}", file=sys.stderr)
+                row: dict[str, Any] = {"index": index, "skipped": asdict(prepared)}
             else:
-                writer.remaining = None if total is None else total - bar.n
+                writer.rows_left = total and total - bar.n
                 writer.text(prepared.record.prompt)
                 writer.images(prepared.missing)
-                part.append({"index": index, **asdict(prepared.record)})
+                row = {"index": index, **asdict(prepared.record)}
+            part.write(json.dumps(row) + "\n")
             bar.update()
         writer.flush()
-    return part
 
 
 def _merge(parts: list[Path], empty: str, memory: Memory) -> EncodedSet:
@@ -142,32 +167,36 @@ class _Prepared:
 
 
 def _prepare(example: Example | Skipped, config: DataConfig, writer: "_Writer") -> _Prepared | Skipped:
-    """Find an example's keys, and the pixels of what is to be encoded. Runs in threads: PIL decodes without the GIL."""
+    """Find an example's keys, and the pixels of what is to be encoded. Runs in threads: PIL frees the GIL."""
     if isinstance(example, Skipped):
         return example
     try:
         contents = [image.read() for image in example.images]
+        sizes = [image_size(content) for content in contents]
         names = [digest(content) for content in contents]
-        group = cuts([image_size(content) for content in contents], config, digest(*(name.encode() for name in names)))
-        images, missing = [], []
-        for content, name, cut in zip(contents, names, group, strict=True):
-            keys = [writer.latent_key(name, cut, flipped) for flipped in ([False, True] if config.flip else [False])]
-            images.append(EncodedImage(keys[0], keys[1] if config.flip else None, cut))
-            if not all(writer.has(key) for key in keys):
+        images: list[EncodedImage] = []
+        missing: list[tuple[str, Tensor]] = []
+        for content, name, cut in zip(contents, names, cuts(sizes, config, "".join(names)), strict=True):
+            key = writer.latent_key(name, cut, flipped=False)
+            flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
+            images.append(EncodedImage(key, flipped, cut))
+            if not (writer.has(key) and (flipped is None or writer.has(flipped))):
                 pixels = cut_out(decode(content), cut)
-                missing += list(zip(keys, [pixels, pixels.flip(-1)], strict=False))
+                missing.append((key, pixels))
+                if flipped:
+                    missing.append((flipped, pixels.flip(-1)))
     except UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         return Skipped(f"unreadable image ({reason})", example.where)
-    record = Record(example.prompt, writer.text_key(example.prompt), tuple(images), example.scores, example.where)
-    return _Prepared(record, missing)
+    text = writer.text_key(example.prompt)
+    return _Prepared(Record(example.prompt, text, tuple(images), example.scores, example.where), missing)
 
 
 class _Writer:
     """Collects what is missing into batches of equal shape, encodes them and writes the files."""
 
     def __init__(self, model: Encoders, store: Store, batch_size: int, dtype: torch.dtype):
-        self.remaining: int | None = None  # rows to come, if known: for the message when the disk is full
+        self.rows_left: int | None = None  # rows to come, if known: for the message when the disk is full
         self._model = model
         self._store = store
         self._batch_size = batch_size
@@ -175,8 +204,9 @@ class _Writer:
         self._identity = f"{VERSION} {model.fingerprint} {dtype}"
         self._pixels: dict[tuple[int, ...], dict[str, Tensor]] = {}
         self._prompts: dict[str, str] = {}
-        self._seen: set[str] = set()  # text keys that are there or on the way
-        self._files = self._bytes = 0
+        self._there: set[str] = set()  # keys of latents found sound or written
+        self._seen: set[str] = set()  # keys of texts that are there or on the way
+        self._files = self._bytes = self._last = 0
 
     def latent_key(self, content: str, cut: Cut, flipped: bool) -> str:
         geometry = [cut.resized, cut.corner, cut.target, flipped]
@@ -185,8 +215,17 @@ class _Writer:
     def text_key(self, prompt: str) -> str:
         return digest(f"text {self._identity} {prompt}".encode())
 
-    def has(self, latent_key: str) -> bool:
-        return self._store.read("latents", latent_key) is not None
+    def has(self, key: str) -> bool:
+        """Whether these latents are in the store, sound."""
+        if key not in self._there and self._store.read("latents", key) is not None:
+            self._there.add(key)
+        return key in self._there
+
+    @property
+    def bytes_needed(self) -> int:
+        """Of the file that did not fit, or of all that is to come if that can be told (two images a row)."""
+        mean = self._bytes / self._files if self._files else self._last
+        return int(max(self._last, 2 * mean * (self.rows_left or 0)))
 
     def text(self, prompt: str) -> str:
         """See to it that a prompt is encoded; its key."""
@@ -219,6 +258,7 @@ class _Writer:
             mean, std = self._model.encode_pixels(to_unit(torch.stack(list(waiting.values()))))
         for key, row_mean, row_std in zip(waiting, mean, std, strict=True):
             self._write("latents", key, {"mean": row_mean, "std": row_std})
+            self._there.add(key)
 
     def _flush_prompts(self) -> None:
         if not self._prompts:
@@ -230,17 +270,15 @@ class _Writer:
         self._prompts = {}
 
     def _write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
-        stored = {name: tensor.detach().to("cpu", self._dtype).contiguous() for name, tensor in tensors.items()}
+        stored = {name: row.detach().to("cpu", self._dtype).contiguous() for name, row in tensors.items()}
         if not all(tensor.isfinite().all() for tensor in stored.values()):
-            part, advice = ("VAE", ", or a VAE that bears float16 (model.vae)") if kind == "latents" else ("text encoder", "")
-            raise UserError(f"the {part} gives NaN or infinity in its precision; set model.dtype to bfloat16 or float32{advice}")
-        try:
-            self._bytes += self._store.write(kind, key, stored)
-            self._files += 1
-        except OSError as error:
-            size = sum(tensor.nbytes for tensor in stored.values())
-            mean = self._bytes / self._files if self._files else size
-            raise no_space(error, self._store.folder, int(max(size, 2 * mean * (self.remaining or 0)))) from error
+            advice = "set model.dtype to bfloat16 or float32"
+            if kind == "latents":
+                raise UserError(f"the VAE gives NaN; {advice}, or model.vae to one that bears float16")
+            raise UserError(f"the text encoder gives NaN; {advice}")
+        self._last = sum(tensor.nbytes for tensor in stored.values())
+        self._bytes += self._store.write(kind, key, stored)
+        self._files += 1
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:

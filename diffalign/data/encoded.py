@@ -1,7 +1,7 @@
 """An encoded preference set: what training reads instead of images and prompts.
 
-The manifest is json lines: a header with a version, the "" prompt's key and the counts, then one line a group. It is a list of
-keys into the store; the tensors themselves lie there.
+The manifest is json lines: a header with a version, the "" prompt's key and the counts, then one line a
+group. It is a list of keys into the store; the tensors themselves lie there.
 """
 
 import json
@@ -57,7 +57,8 @@ class Record:
 
 
 class EncodedSet(Sequence[Record]):
-    """Records in the order of the rows, and their tensors, read when asked for and kept in memory while they fit.
+    """Records in the order of the rows, and their tensors, read when asked for and kept in memory while they
+    fit.
 
     Attributes:
         records: the groups.
@@ -101,14 +102,19 @@ class EncodedSet(Sequence[Record]):
         """The set of these records, sharing tensors with this one."""
         records = [self.records[index] for index in indices]
         ties = sum(record.is_tie for record in records)
-        return EncodedSet(records, self._empty, replace(self.counts, usable=len(records) - ties, ties=ties), self._memory)
+        return EncodedSet(
+            records, self._empty, replace(self.counts, usable=len(records) - ties, ties=ties), self._memory
+        )
 
 
-def split_holdout(encoded: EncodedSet, share: float, maximum: int, seed: int) -> tuple[EncodedSet, EncodedSet]:
-    """(train, held out): at most ``share`` of the groups and ``maximum`` of them, no prompt in both, never all.
+def split_holdout(
+    encoded: EncodedSet, share: float, maximum: int, seed: int
+) -> tuple[EncodedSet, EncodedSet]:
+    """(train, held out): at most ``share`` of the groups and ``maximum`` of them, no prompt in both, never
+    all.
 
-    Prompts are taken in an order drawn by ``seed`` and their text, each with all its groups if they still fit; so a prompt's
-    place does not depend on the other prompts' order in the file.
+    Prompts are taken in an order drawn by ``seed`` and their text, each with all its groups if they still
+    fit; so a prompt's place does not depend on the other prompts' order in the file.
     """
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(encoded):
@@ -130,9 +136,11 @@ def write_manifest(path: Path, encoded: EncodedSet) -> None:
 
 
 def read_manifest(path: Path, memory: Memory) -> EncodedSet | None:
-    """The encoded set that a manifest lists, or None if there is none, it is damaged, or a tensor file is absent.
+    """The encoded set that a manifest lists, or None if there is none, it is damaged, or a tensor file is
+    absent.
 
-    Tensor files that fit in memory are read and checked; of larger sets only the presence is (reading finds the rest).
+    Tensor files that fit in memory are read and checked; of larger sets only the presence is (reading finds
+    the rest).
     """
     try:
         header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
@@ -149,7 +157,7 @@ def read_manifest(path: Path, memory: Memory) -> EncodedSet | None:
 
 
 def all_there(store: Store, keys: set[tuple[str, str]], thorough_below: int = 2 * 2**30) -> bool:
-    """Whether every file is there, and if they are together smaller than ``thorough_below`` bytes, whether each is sound."""
+    """Whether every file is there; and sound, where they are together at most ``thorough_below`` bytes."""
     sizes = [store.size(*key) for key in keys]
     if not all(sizes):
         return False
@@ -160,7 +168,9 @@ def record_from(row: dict[str, Any]) -> Record:
     """A Record of its json; KeyError or TypeError if it is none."""
     pairs = ("original", "resized", "corner", "target")
     images = [
-        EncodedImage(image["key"], image["flipped"], Cut(**{name: tuple(image["cut"][name]) for name in pairs}))
+        EncodedImage(
+            image["key"], image["flipped"], Cut(**{name: tuple(image["cut"][name]) for name in pairs})
+        )
         for image in row["images"]
     ]
     return Record(row["prompt"], row["text"], tuple(images), tuple(row["scores"]), row["where"])

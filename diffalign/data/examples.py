@@ -1,7 +1,7 @@
 """Preferences as they are read: groups of images of one prompt, each with a score.
 
-A pair is a group of two with scores (1, 0); a tie is (0.5, 0.5) and stays one; nothing is preferred by its position.
-Images are held as encoded bytes or as a path and are decoded when they are needed.
+A pair is a group of two with scores (1, 0); a tie is (0.5, 0.5) and stays one; nothing is preferred by its
+position. Images are held as encoded bytes or as a path and are decoded when they are needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -107,13 +107,15 @@ def count(items: Iterable[Example | Skipped]) -> Counts:
 
 
 def turn_labels(example: Example) -> Example:
-    """The example with its order turned round (best score to the worst image); its own inverse, ties unchanged."""
+    """The example with its order turned round; its own inverse, ties unchanged."""
     top = max(example.scores) + min(example.scores)
-    return Example(example.prompt, example.images, tuple(top - score for score in example.scores), example.where)
+    return Example(
+        example.prompt, example.images, tuple(top - score for score in example.scores), example.where
+    )
 
 
 def turn_share(example: Example, share: float, seed: int) -> Example:
-    """The example, turned round if it falls into the share of wrong labels that is drawn by seed and content."""
+    """The example, turned round if it falls into the share that is drawn by seed and content."""
     if share <= 0:
         return example
     if share < 1:
@@ -132,13 +134,18 @@ class Preferences:
     Attributes:
         name: what the user called it.
         total: the number of rows if it is known without reading, else None (a progress bar's length).
-        fingerprint: changes whenever the set may have changed; None if that cannot be told without reading it.
-        counts: what the last complete pass found. Images are not opened by a pass, so ``unreadable`` holds rows without
-            a prompt or an image only; the counts of an encoded set are the final ones.
+        fingerprint: changes whenever the set may have changed; None if that cannot be told without reading
+            it.
+        counts: what the last complete pass found. Images are not opened by a pass, so ``unreadable`` holds
+            rows without a prompt or an image only; the counts of an encoded set are the final ones.
     """
 
     def __init__(
-        self, name: str, rows: Callable[[], Iterator[Example | Skipped]], total: int | None, fingerprint: str | None
+        self,
+        name: str,
+        rows: Callable[[], Iterator[Example | Skipped]],
+        total: int | None,
+        fingerprint: str | None,
     ):
         self.name = name
         self.total = total

@@ -1,7 +1,9 @@
-"""Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``) with equal names, or ``_w`` / ``_l`` suffixes.
+"""Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``) with equal names, or ``_w`` / ``_l``
+suffixes.
 
-The caption of ``cat.png`` stands in ``cat.txt``, beside the winner, beside the loser, or in the folder itself. An image
-without its rival or its caption is an error that names it: a pair lost in silence is worse than a run that does not start.
+The caption of ``cat.png`` stands in ``cat.txt``, beside the winner, beside the loser, or in the folder
+itself. An image without its rival or its caption is an error that names it: a pair lost in silence is worse
+than a run that does not start.
 """
 
 from collections.abc import Iterator
@@ -48,18 +50,27 @@ def _pairs(root: Path) -> dict[str, tuple[Path, Path, Path]]:
         strays = [file.name for stem, file in files.items() if not stem.endswith(("_w", "_l"))]
         if strays or not files:
             what = f"neither _w nor _l ends the name of {_some(strays)}" if strays else "no images in it"
-            raise UserError(f"{root}: {what}; needed w/ and l/ (or chosen/ and rejected/) with equal names, or NAME_w and NAME_l")
+            raise UserError(
+                f"{root}: {what}; needed w/ and l/ (or chosen/ and rejected/) "
+                f"with equal names, or NAME_w and NAME_l"
+            )
         winners = {stem[:-2]: file for stem, file in files.items() if stem.endswith("_w")}
         losers = {stem[:-2]: file for stem, file in files.items() if stem.endswith("_l")}
         names = ("NAME_w", "NAME_l")
     for here, there, name in ((winners, losers, names[1]), (losers, winners, names[0])):
         alone = sorted(here.keys() - there.keys())
         if alone:
-            raise UserError(f"{root}: no rival in {name} for {_some([here[stem].name for stem in alone])}; every image needs one on the other side")
+            raise UserError(
+                f"{root}: no rival in {name} for {_some([here[stem].name for stem in alone])}; "
+                f"every image needs one on the other side"
+            )
     captions = {stem: _caption(root, stem, winners[stem], losers[stem]) for stem in winners}
     missing = sorted(stem for stem, caption in captions.items() if caption is None)
     if missing:
-        raise UserError(f"{root}: no caption for {_some(missing)}; needed {missing[0]}.txt beside the image or in the folder")
+        raise UserError(
+            f"{root}: no caption for {_some(missing)}; "
+            f"needed {missing[0]}.txt beside the image or in the folder"
+        )
     return {stem: (winners[stem], losers[stem], caption) for stem, caption in captions.items() if caption}
 
 
@@ -69,7 +80,9 @@ def _images(folder: Path) -> dict[str, Path]:
         if file.suffix.lower() not in IMAGES:
             continue
         if file.stem in found:
-            raise UserError(f"{folder}: {found[file.stem].name} and {file.name} have the same name; which one is meant?")
+            raise UserError(
+                f"{folder}: {found[file.stem].name} and {file.name} have the same name; which one is meant?"
+            )
         found[file.stem] = file
     return found
 

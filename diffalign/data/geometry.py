@@ -1,8 +1,8 @@
 """Where the crop of each image lies: decided once for the group, from the images' sizes alone.
 
-Every image of a group is resized to cover the group's common target and cut at the same relative place. What SDXL is told
-about it (Podell et al. 2023, arXiv 2307.01952, section 2.2: original size and top-left corner of the crop) stays each image's
-own. Sizes are (height, width) in pixels throughout.
+Every image of a group is resized to cover the group's common target and cut at the same relative place. What
+SDXL is told about it (Podell et al. 2023, arXiv 2307.01952, section 2.2: original size and top-left corner of
+the crop) stays each image's own. Sizes are (height, width) in pixels throughout.
 """
 
 import math
@@ -42,8 +42,8 @@ class Cut:
 def cuts(sizes: Sequence[Size], config: DataConfig, content: str) -> tuple[Cut, ...]:
     """One Cut an image of a group: the same target and the same relative crop for all.
 
-    ``config.crop == "random"`` draws the place once for the group, by its ``content`` (a digest), so that a cache that is
-    made again is the same.
+    ``config.crop == "random"`` draws the place once for the group, by its ``content`` (a digest), so that a
+    cache that is made again is the same.
     """
     target = bucket_of(sizes, config) if config.buckets else (config.resolution, config.resolution)
     place = (0.5, 0.5)
@@ -60,7 +60,10 @@ def _cut(size: Size, target: Size, place: tuple[float, float]) -> Cut:
 
 
 def buckets(resolution: int, step: int) -> list[Size]:
-    """Sizes of at most resolution^2 pixels, sides multiples of ``step``, one side at most twice the other; sorted by aspect."""
+    """Sizes of at most resolution^2 pixels, widest first.
+
+    Sides are multiples of ``step``, and one is at most twice the other.
+    """
     found = set()
     shortest = resolution / math.sqrt(MAX_RATIO) - step / 2  # 1:2 at the full area, rounded to the grid
     for short in range(step, resolution + 1, step):

@@ -1,7 +1,7 @@
 """Image files to RGB pixels.
 
-EXIF orientation is applied, transparency is laid over white, every mode becomes RGB, a truncated file is unreadable. Resizing is
-PIL's Lanczos, whose support grows with the reduction (antialiased).
+EXIF orientation is applied, transparency is laid over white, every mode becomes RGB, a truncated file is
+unreadable. Resizing is PIL's Lanczos, whose support grows with the reduction (antialiased).
 """
 
 import struct
@@ -15,7 +15,15 @@ from torch import Tensor
 
 from diffalign.data.geometry import Cut, Size
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 """What PIL raises for files that are no image, or damaged ones."""
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -23,7 +31,7 @@ _ON_THE_SIDE = frozenset({5, 6, 7, 8})  # its values that exchange height and wi
 
 
 def image_size(content: bytes) -> Size:
-    """(height, width) as displayed, from the file's header alone; one of UNREADABLE is raised if it is no image."""
+    """(height, width) as displayed, from the file's header alone; raises one of UNREADABLE if it is none."""
     with Image.open(BytesIO(content)) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION) in _ON_THE_SIDE

@@ -17,20 +17,26 @@ FORMATS = ".txt, .jsonl, .json, .tsv, .csv, .parquet"
 def read_prompts(path: str, limit: int | None = None) -> list[str]:
     """The prompts of a file in their order, without empty ones; at most ``limit``.
 
-    ``.txt`` has one a line; ``.jsonl`` and ``.json`` objects with a field ``prompt``, ``caption`` or ``text``; ``.tsv``, ``.csv`` and
-    ``.parquet`` a column of such a name (PartiPrompts' ``Prompt`` too); ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the
-    embedded world's. Raises UserError for a missing, unreadable or empty file, naming what was found and what is needed.
+    ``.txt`` has one a line; ``.jsonl`` and ``.json`` objects with a field ``prompt``, ``caption`` or
+    ``text``; ``.tsv``, ``.csv`` and ``.parquet`` a column of such a name (PartiPrompts' ``Prompt`` too);
+    ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the embedded world's. Raises UserError for a
+    missing, unreadable or empty file, naming what was found and what is needed.
     """
     if path.startswith("tiny:"):
         return _tiny(path.removeprefix("tiny:"), limit)
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"prompt file {path!r}: no such file; allowed: {FORMATS}, or tiny:train, tiny:validation, tiny:test")
+        raise UserError(
+            f"prompt file {path!r}: no such file; "
+            f"allowed: {FORMATS}, or tiny:train, tiny:validation, tiny:test"
+        )
     readers = {
         ".txt": _lines, ".jsonl": _json, ".json": _json, ".tsv": _table, ".csv": _table, ".parquet": _parquet,
     }  # fmt: skip
     if file.suffix.lower() not in readers:
-        raise UserError(f"prompt file {path!r}: cannot read {file.suffix or 'a file without suffix'}; allowed: {FORMATS}")
+        raise UserError(
+            f"prompt file {path!r}: cannot read {file.suffix or 'a file without suffix'}; allowed: {FORMATS}"
+        )
     try:
         stripped = (prompt.strip() for prompt in readers[file.suffix.lower()](file))
         prompts = list(islice((prompt for prompt in stripped if prompt), limit))
@@ -66,7 +72,9 @@ def _table(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         tabs = file.suffix.lower() == ".tsv"
         # a tab-separated file is not quoted: prompts contain lone quotation marks
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(lines)
+        rows = (
+            csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(lines)
+        )
         name = _column(rows.fieldnames or [], str(file))
         yield from (row[name] or "" for row in rows)
 
@@ -78,7 +86,9 @@ def _parquet(file: Path) -> Iterable[str]:
     try:
         parquet = pyarrow.parquet.ParquetFile(file)
         name = _column(parquet.schema_arrow.names, str(file))
-        return [str(value) for value in parquet.read(columns=[name]).column(name).to_pylist() if value is not None]
+        return [
+            str(value) for value in parquet.read(columns=[name]).column(name).to_pylist() if value is not None
+        ]
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error
 
@@ -87,5 +97,7 @@ def _column(names: Collection[str], place: str) -> str:
     lower = {name.lower(): name for name in reversed(list(names))}
     found = next((lower[name] for name in COLUMNS if name in lower), None)
     if found is None:
-        raise UserError(f"{place}: no prompts; found {', '.join(names) or 'nothing'}; needed one of {', '.join(COLUMNS)}")
+        raise UserError(
+            f"{place}: no prompts; found {', '.join(names) or 'nothing'}; needed one of {', '.join(COLUMNS)}"
+        )
     return found

@@ -1,7 +1,7 @@
 """One door to every preference format: ``read_preferences(config.data)``.
 
-The format is read off the path: a folder of image pairs, a parquet file, folder or glob, json lines, ``tiny:pairs`` (the
-embedded set), and what is none of these and looks like a name is a hub dataset.
+The format is read off the path: a folder of image pairs, a parquet file, folder or glob, json lines,
+``tiny:pairs`` (the embedded set), and what is none of these and looks like a name is a hub dataset.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +25,9 @@ READERS: dict[str, Callable[[DataConfig], Preferences]] = {
 def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     """The preference set that ``config.path`` names.
 
-    Reads no more than the beginning; rows come as it is iterated. ``config.flip_labels`` of the labels, drawn by ``seed`` and
-    content, are turned round. Raises UserError for whatever is wrong with the path, the format or the settings.
+    Reads no more than the beginning; rows come as it is iterated. ``config.flip_labels`` of the labels, drawn
+    by ``seed`` and content, are turned round. Raises UserError for whatever is wrong with the path, the
+    format or the settings.
     """
     check_data(config)
     config = replace(config, path=_tiny(config.path)) if config.path.startswith("tiny:") else config
@@ -41,7 +42,9 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
         for item in preferences.rows():
             yield item if isinstance(item, Skipped) else turn_share(item, config.flip_labels, seed)
 
-    mark = preferences.fingerprint and f"{preferences.fingerprint} flip_labels {config.flip_labels} seed {seed}"
+    mark = (
+        preferences.fingerprint and f"{preferences.fingerprint} flip_labels {config.flip_labels} seed {seed}"
+    )
     return Preferences(preferences.name, rows, preferences.total, mark)
 
 
@@ -54,16 +57,20 @@ def detect_format(path: str) -> str:
         if parquet_files(path):
             return "parquet"
         raise UserError(
-            f"data.path {path!r}: a folder without preferences; needed w/ and l/ (or chosen/ and rejected/) with equal names, "
-            f"files NAME_w and NAME_l, or parquet files"
+            f"data.path {path!r}: a folder without preferences; needed w/ and l/ (or chosen/ "
+            f"and rejected/) with equal names, files NAME_w and NAME_l, or parquet files"
         )
     if place.suffix in (".jsonl", ".json"):
         return "jsonl"
     if place.suffix == ".parquet" or any(sign in path for sign in "*?["):
         return "parquet"
     if place.exists():
-        raise UserError(f"data.path {path!r}: cannot tell the format of {place.suffix or 'this'} files; allowed: .parquet, .jsonl, .json, folders")
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1 or place.suffix in (".csv", ".tsv", ".txt", ".zip"):
+        raise UserError(
+            f"data.path {path!r}: cannot tell the format of {place.suffix or 'this'} files; "
+            f"allowed: .parquet, .jsonl, .json, folders"
+        )
+    is_path = path.startswith(("/", ".", "~")) or place.suffix in (".csv", ".tsv", ".txt", ".zip")
+    if is_path or path.count("/") != 1:
         raise UserError(f"data.path {path!r}: no such file or folder (a hub dataset is written owner/name)")
     return "hub"
 
@@ -71,7 +78,10 @@ def detect_format(path: str) -> str:
 def check_data(config: DataConfig) -> None:
     """UserError for a setting of the data section that is out of range, naming it and what is allowed."""
     if not config.path:
-        raise UserError("data.path is empty; give a parquet file or glob, a folder, a jsonl file, a hub dataset, or tiny:pairs")
+        raise UserError(
+            "data.path is empty; "
+            "give a parquet file or glob, a folder, a jsonl file, a hub dataset, or tiny:pairs"
+        )
     rules: list[tuple[str, bool, str]] = [
         ("resolution", config.resolution >= 8 and config.resolution % 8 == 0, "a multiple of 8"),
         ("limit", config.limit is None or config.limit >= 1, "at least 1, or null for all"),

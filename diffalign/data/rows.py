@@ -1,7 +1,9 @@
-"""Rows of tables: which columns hold the prompt, the images and the label, in the schemas that people publish.
+"""Rows of tables: which columns hold the prompt, the images and the label, in the schemas that people
+publish.
 
-- Pick-a-Pic (Kirstain et al. 2023, arXiv 2305.01569): ``caption, jpg_0, jpg_1, label_0, label_1, has_label``; labels are 1 / 0,
-  or 0.5 / 0.5 for a tie. Without label columns ``best_image_uid`` against ``image_0_uid, image_1_uid`` is read ("tie" is a tie).
+- Pick-a-Pic (Kirstain et al. 2023, arXiv 2305.01569): ``caption, jpg_0, jpg_1, label_0, label_1, has_label``;
+  labels are 1 / 0, or 0.5 / 0.5 for a tie. Without label columns ``best_image_uid`` against ``image_0_uid,
+  image_1_uid`` is read ("tie" is a tie).
 - ``prompt, chosen, rejected``: trl's names.
 - ``prompt, path1, path2``: HPDv3's names, path1 is preferred.
 
@@ -46,19 +48,22 @@ class Schema:
 
 
 def schema_of(columns: Collection[str], place: str) -> Schema:
-    """The schema that these columns follow; UserError naming the columns found and needed where there is none."""
+    """The schema that these columns follow; UserError naming the columns found and needed."""
     prompt = next((name for name in PROMPTS if name in columns), None)
     ordered = next((pair for pair in ORDERED if all(name in columns for name in pair)), None)
     pick = all(name in columns for name in ("jpg_0", "jpg_1"))
-    labels = next((kind for kind, names in (("scores", LABELS), ("uid", UIDS)) if all(n in columns for n in names)), None)
+    labels = next(
+        (kind for kind, names in (("scores", LABELS), ("uid", UIDS)) if all(n in columns for n in names)),
+        None,
+    )
     if prompt and pick and labels:
         return Schema(prompt, ("jpg_0", "jpg_1"), labels, "has_label" if "has_label" in columns else None)
     if prompt and ordered:
         return Schema(prompt, ordered, "ordered")
     raise UserError(
-        f"{place}: no preference columns; found {', '.join(sorted(columns)) or 'none'}; needed caption (or prompt) with "
-        f"jpg_0, jpg_1, label_0, label_1 (or best_image_uid, image_0_uid, image_1_uid), or with chosen, rejected, or with "
-        f"path1 (preferred), path2"
+        f"{place}: no preference columns; found {', '.join(sorted(columns)) or 'none'}; "
+        f"needed caption (or prompt) with jpg_0, jpg_1, label_0, label_1 (or best_image_uid, image_0_uid, "
+        f"image_1_uid), or with chosen, rejected, or with path1 (preferred), path2"
     )
 
 
@@ -67,7 +72,8 @@ def read_row(
 ) -> Example | Skipped:
     """One row as an example, or why there is none.
 
-    ``image(value, place)`` makes an image of a column's value, None if there is none in it. Raises UserError for a label that is no number.
+    ``image(value, place)`` makes an image of a column's value, None if there is none in it. Raises UserError
+    for a label that is no number.
     """
     scores = _scores(row, schema, where)
     if scores is None:
@@ -105,4 +111,6 @@ def _number(value: Any, name: str, where: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {name} is {value!r}; a label is a number (1, 0, or 0.5 twice for a tie) or empty") from error
+        raise UserError(
+            f"{where}: {name} is {value!r}; a label is a number (1, 0, or 0.5 twice for a tie) or empty"
+        ) from error

@@ -1,10 +1,11 @@
 """Batches of an encoded set, in an order that no way of splitting the work can change.
 
-The groups of a run stand in one endless global order; group g of micro-step m on rank r of W ranks, with G groups a
-micro-batch, stands at position ``(m W + r) G + g``. One optimizer step is a window of ``G x accumulation x W``
-positions. A window reads from one aspect bucket, drawn in proportion to the buckets' sizes; each bucket is an endless row of
-reshuffled epochs. Order, flips, prompt dropout and posterior noise depend on (seed, position) alone. So batch 8 x
-accumulation 1 is batch 1 x accumulation 8, two processes are one of twice the batch, and a resumed run seeks by arithmetic.
+The groups of a run stand in one endless global order; group g of micro-step m on rank r of W ranks, with G
+groups a micro-batch, stands at position ``(m W + r) G + g``. One optimizer step is a window of ``G x
+accumulation x W`` positions. A window reads from one aspect bucket, drawn in proportion to the buckets'
+sizes; each bucket is an endless row of reshuffled epochs. Order, flips, prompt dropout and posterior noise
+depend on (seed, position) alone. So batch 8 x accumulation 1 is batch 1 x accumulation 8, two processes are
+one of twice the batch, and a resumed run seeks by arithmetic.
 """
 
 from bisect import bisect_right
@@ -27,16 +28,20 @@ from diffalign.types import Batch
 class MicroConditions(Protocol):
     """What is asked of a model family: the conditions that it makes of sizes and crops."""
 
-    def micro_conditions(self, original_size: Tensor, crop: Tensor, target_size: Tensor) -> Mapping[str, Tensor]:
+    def micro_conditions(
+        self, original_size: Tensor, crop: Tensor, target_size: Tensor
+    ) -> Mapping[str, Tensor]:
         """Conditions of (B, 2) sizes (height, width), crop corners (top, left) and target sizes."""
         ...
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A group as one position of the run sees it: flip and dropout are the group's, the noise is each image's own.
+    """A group as one position of the run sees it: flip and dropout are the group's, the noise is each image's
+    own.
 
-    ``noise`` is one standard normal tensor an image, shaped like its latents, or None for the posterior's mean.
+    ``noise`` is one standard normal tensor an image, shaped like its latents, or None for the posterior's
+    mean.
     """
 
     record: Record
@@ -46,10 +51,13 @@ class Visit:
 
 
 def assemble(encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit]) -> Batch[Tensor]:
-    """The batch of some groups of one bucket: x (B, C, H, W) float32 clean latents, rivals adjacent, all on the CPU."""
-    latents, texts, cuts, corners, scores, group = [], [], [], [], [], []
+    """The batch of some groups of one bucket: x (B, C, H, W) float32, rivals adjacent, on the CPU."""
+    latents, texts, cuts, corners, group = [], [], [], [], []
+    scores: list[float] = []
     for number, visit in enumerate(visits):
-        texts += [encoded.empty_text() if visit.dropped else encoded.text(visit.record)] * len(visit.record.images)
+        texts += [encoded.empty_text() if visit.dropped else encoded.text(visit.record)] * len(
+            visit.record.images
+        )
         for index, image in enumerate(visit.record.images):
             mean, std = encoded.moments(image, visit.flipped)
             latents.append(mean if visit.noise is None else mean + std * visit.noise[index])
@@ -118,14 +126,19 @@ class PairSource:
         draw = lambda purpose: Streams.at(self._seed, position, 1, purpose)  # noqa: E731
         flipped = self._config.flip and bool(draw("data/flip").uniform(1) < 0.5)
         dropped = bool(draw("data/prompt").uniform(1) < self._config.prompt_dropout)
-        noise = _noise(self._encoded, record, draw("data/posterior")) if self._config.posterior == "sample" else None
+        noise = (
+            _noise(self._encoded, record, draw("data/posterior"))
+            if self._config.posterior == "sample"
+            else None
+        )
         return Visit(record, flipped, dropped, noise)
 
 
 def fixed_batches(
     encoded: EncodedSet, family: MicroConditions, config: DataConfig, batch_size: int, seed: int = 0
 ) -> Iterator[Batch[Tensor]]:
-    """Every group once and the same at each call, without flips and dropout: for diagnostics on held-out pairs.
+    """Every group once and the same at each call, without flips and dropout: for diagnostics on held-out
+    pairs.
 
     Batches hold at most ``batch_size`` groups of one bucket, buckets one after the other.
     """
@@ -190,7 +203,7 @@ class _Order:
 
 
 class _Steps(IterableDataset[Batch[Tensor]]):
-    """The micro-batches of a source for a data loader: worker i makes every n-th, and the loader takes them in turn."""
+    """A source for a data loader: of n workers each makes every n-th micro-batch, taken in turn."""
 
     def __init__(self, source: PairSource, start: int):
         self._source = source

@@ -1,8 +1,8 @@
 """Tensors on disk under the name of what they were computed from.
 
-A file's name is a digest of its inputs, so it never needs to be brought up to date: it is there or it is not. Writing is
-atomic (a temporary name in the same folder, then os.replace), so that several processes may write the same file; each
-file carries a digest of its tensors, and one that does not match is as good as absent.
+A file's name is a digest of its inputs, so it never needs to be brought up to date: it is there or it is not.
+Writing is atomic (a temporary name in the same folder, then os.replace), so that several processes may write
+the same file; each file carries a digest of its tensors, and one that does not match is as good as absent.
 """
 
 import errno
@@ -33,7 +33,9 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"data.cache_dir {str(self.folder)!r} cannot be made: {error.strerror}") from error
+            raise UserError(
+                f"data.cache_dir {str(self.folder)!r} cannot be made: {error.strerror}"
+            ) from error
 
     def path(self, kind: str, key: str) -> Path:
         """Where the file of a key lies."""
@@ -87,19 +89,23 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
-def no_space(error: OSError, folder: Path, needed: int) -> UserError | OSError:
-    """What to raise for an error of writing: a UserError with folder, bytes needed and bytes free if the disk is full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
+def is_full(error: OSError) -> bool:
+    """Whether an error of writing says that the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def no_space(folder: Path, needed: int) -> UserError:
+    """The error of a full disk: the folder, the bytes needed and the bytes free."""
     free = shutil.disk_usage(folder).free
     return UserError(
-        f"no space left in {folder}: about {needed / 2**20:.1f} MiB more are needed, {free / 2**20:.1f} MiB are free; "
+        f"no space left in {folder}: about {needed / 2**20:.1f} MiB more are needed, "
+        f"{free / 2**20:.1f} MiB are free; "
         f"make room or set data.cache_dir to another disk (what is there already is kept)"
     )
 
 
 class Memory:
-    """A store with the tensors used last kept in memory, float32, up to ``budget`` bytes; a small set stays there whole."""
+    """A store whose tensors used last stay in memory, float32, up to ``budget`` bytes: a small set whole."""
 
     def __init__(self, store: Store, budget: int = 2 * 2**30):
         self.store = store
@@ -116,8 +122,8 @@ class Memory:
         if stored is None:
             self.store.remove(kind, key)
             raise UserError(
-                f"{self.store.path(kind, key)}: missing or damaged since it was encoded; it is removed, start again and it "
-                f"will be encoded anew"
+                f"{self.store.path(kind, key)}: missing or damaged since it was encoded; "
+                f"it is removed, start again and it will be encoded anew"
             )
         tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
         self._held[kind, key] = tensors

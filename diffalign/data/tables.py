@@ -1,6 +1,7 @@
 """Preference tables: parquet files, json lines and hub datasets.
 
-Everything is read row by row: a set need not fit in memory. pyarrow and datasets are imported when they are used.
+Everything is read row by row: a set need not fit in memory. pyarrow and datasets are imported when they are
+used.
 """
 
 import json
@@ -19,10 +20,13 @@ ROWS_AT_ONCE = 16  # a row holds two encoded images
 
 
 def read_parquet(config: DataConfig) -> Preferences:
-    """Parquet by path, glob or folder (searched through); UserError for none, a corrupt one, or missing columns."""
+    """Parquet by path, glob or folder; UserError for none, a corrupt one, or missing columns."""
     files = parquet_files(config.path)
     if not files:
-        raise UserError(f"data.path {config.path!r}: no parquet file there; give a file, a glob such as 'pairs/*.parquet' or a folder")
+        raise UserError(
+            f"data.path {config.path!r}: no parquet file there; "
+            f"give a file, a glob such as 'pairs/*.parquet' or a folder"
+        )
     total = sum(_open(file).metadata.num_rows for file in files)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
@@ -89,7 +93,7 @@ def _embedded(folder: Path) -> Any:
 
 
 def read_jsonl(config: DataConfig) -> Preferences:
-    """Json lines (or one json list) with image paths relative to the file; UserError naming the line that is wrong."""
+    """Json lines (or one json list), image paths relative to the file; UserError naming a bad line."""
     file = Path(config.path).expanduser()
     if not file.is_file():
         raise UserError(f"data.path {config.path!r}: no such file")
@@ -107,19 +111,24 @@ def read_jsonl(config: DataConfig) -> Preferences:
 
 
 def json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file line n", object) of json lines, or of a .json file that is one list; UserError for anything else in it."""
+    """("file line n", object) of json lines, or of a .json file that is one list; else UserError."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if file.suffix == ".json" and text.lstrip().startswith("["):
-        entries = [(f"{file.name} entry {i}", entry) for i, entry in enumerate(_parse(text, str(file)))]
-    else:
-        lines = ((f"{file.name} line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip())
-        entries = [(where, _parse(line, where)) for where, line in lines]
+        entries = ((f"{file.name} entry {i}", entry) for i, entry in enumerate(_parse(text, str(file))))
+    else:  # not splitlines: json strings may hold other line separators than \n
+        lines = (
+            (f"{file.name} line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()
+        )
+        entries = ((where, _parse(line, where)) for where, line in lines)
     for where, entry in entries:
         if not isinstance(entry, dict):
-            raise UserError(f"{where}: {str(entry)[:60]!r}; needed an object such as {{\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}}")
+            raise UserError(
+                f"{where}: {str(entry)[:60]!r}; "
+                'needed an object such as {"prompt": ..., "chosen": ..., "rejected": ...}'
+            )
         yield where, entry
 
 
@@ -131,7 +140,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def read_hub(config: DataConfig) -> Preferences:
-    """A dataset of the Hugging Face hub (or a folder that ``datasets`` can load); UserError where it cannot be had."""
+    """A dataset of the Hugging Face hub, or what else ``datasets`` can load; UserError if it cannot be had."""
     dataset = _load_dataset(config)
     columns = dataset.column_names
     if columns is None:  # a stream without declared columns says them in its first row
@@ -154,8 +163,8 @@ def _load_dataset(config: DataConfig) -> Any:
         dataset = datasets.load_dataset(config.path, split=config.split, streaming=config.streaming)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise UserError(
-            f"data.path {config.path!r}: no such file or folder, and as a hub dataset (split {config.split!r}) it cannot be "
-            f"loaded: {_first_line(error)}"
+            f"data.path {config.path!r}: no such file or folder, and as a hub dataset "
+            f"(split {config.split!r}) it cannot be loaded: {_first_line(error)}"
         ) from error
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):  # keep the file's bytes: the cache is keyed by them
