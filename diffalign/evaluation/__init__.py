@@ -1,1 +1,1 @@
-"""Is the aligned model better, by how much, and at what price: sampling, scoring, statistics and the report."""
+"""Is the aligned model better, by how much, at what price: sampling, scoring, statistics and the report."""

@@ -1,4 +1,4 @@
-"""Base against aligned on the same prompts and the same noise: scores, intervals, image statistics and the alarm."""
+"""Base against aligned on the same prompts and noise: scores, intervals, image statistics and the alarm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,13 @@ from diffalign.evaluation.image_statistics import (
     statistic_changes,
     thumbnail,
 )
-from diffalign.evaluation.sampling import Pipeline, Sample, SamplingSettings, generate, open_image
+from diffalign.evaluation.sampling import DEFAULTS, Pipeline, Sample, SamplingSettings, generate, open_image
 from diffalign.evaluation.statistics import Comparison, compare, prompt_means
 from diffalign.types import Reward
 
 ImageLike = Image.Image | Path
 MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-test p above 0.05, whatever the bootstrap says
+FALL = 0.2  # standard deviations of the base's scores that another reward may fall before the alarm
 _CHUNK = 32  # images that are open at once
 
 
@@ -73,7 +74,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``no difference shown`` or ``too few prompts``, by the primary gain's interval."""
+        """``better``, ``worse``, ``no difference shown`` or ``too few prompts``, by the primary gain."""
         comparison = self.primary.comparison
         if comparison.prompts < MIN_PROMPTS:
             return "too few prompts"
@@ -92,16 +93,18 @@ def evaluate(
     resamples: int = 10_000,
     progress: bool = True,
 ) -> Evaluation:
-    """Score N pairs of images; pair i has the prompt ``prompts[i]`` and the same noise. A prompt may occur several times.
+    """Score N pairs of images; pair i has the prompt ``prompts[i]`` and the same noise.
 
-    Images are PIL images or files. The first reward is the primary one.
+    A prompt may occur several times. Images are PIL images or files. The first reward is the primary one.
 
     Raises:
-        UserError: counts that differ, nothing to compare, no reward, an unreadable image, or a score that is not finite.
+        UserError: counts that differ, nothing to compare, no reward, an unreadable image, or a score that is
+            not finite.
     """
     if not len(base_images) == len(aligned_images) == len(prompts):
         raise UserError(
-            f"{len(base_images)} base images, {len(aligned_images)} aligned images and {len(prompts)} prompts: there must "
+            f"{len(base_images)} base images, {len(aligned_images)} aligned images and {len(prompts)} "
+            "prompts: there must "
             "be as many of each"
         )
     if not prompts:
@@ -117,7 +120,9 @@ def evaluate(
         for which, scores in (("base", base.scores[name]), ("aligned", aligned.scores[name])):
             bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
             if bad:
-                raise UserError(f"reward {name!r} gives {scores[bad[0]]} for the {which} image of {prompts[bad[0]]!r}")
+                raise UserError(
+                    f"reward {name!r} gives {scores[bad[0]]} for the {which} image of {prompts[bad[0]]!r}"
+                )
         comparison = compare(base.scores[name], aligned.scores[name], prompts, seed, resamples)
         results.append(RewardResult(name, comparison, tuple(base.scores[name]), tuple(aligned.scores[name])))
     statistics = statistic_changes(
@@ -188,17 +193,20 @@ def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange
     warnings = []
     for result in results[1:]:
         gain = result.comparison.gain
-        if gain.high < 0:
+        if gain.high < 0 and gain.value < -FALL * float(np.std(result.base_scores)):
             warnings.append(
                 f"{primary.name} rose but {result.name} fell: {result.comparison.base:.4g} to "
-                f"{result.comparison.aligned:.4g} ({gain.value:+.3g}, 95 % interval {gain.low:+.3g} to {gain.high:+.3g})."
+                f"{result.comparison.aligned:.4g} ({gain.value:+.3g}, 95 % interval {gain.low:+.3g} to "
+                f"{gain.high:+.3g})."
             )
     for change in statistics:
         if change.flagged:
             verb = "rose" if change.change.value > 0 else "fell"
             warnings.append(
-                f"{primary.name} rose but the {change.title} {verb} from {change.base:.3g} to {change.aligned:.3g}: a sign "
-                "of over-optimisation. Look at the images; more regularisation (a larger beta) or fewer steps may help."
+                f"{primary.name} rose but the {change.title} {verb} from {change.base:.3g} to "
+                f"{change.aligned:.3g}: a sign "
+                "of over-optimisation. Look at the images; more regularisation (a larger beta) or fewer "
+                "steps may help."
             )
     return warnings
 
@@ -217,7 +225,7 @@ def compare_pipelines(
     aligned: Pipeline,
     prompts: Sequence[str],
     rewards: Mapping[str, Reward],
-    settings: SamplingSettings = SamplingSettings(),
+    settings: SamplingSettings = DEFAULTS,
     *,
     images_per_prompt: int = 1,
     seed: int = 0,
@@ -225,7 +233,7 @@ def compare_pipelines(
     folder: Path | str | None = None,
     progress: bool = True,
 ) -> PipelineComparison:
-    """Sample both pipelines with the same noise and evaluate; images go to ``folder``/base and /aligned if given.
+    """Sample both pipelines with the same noise and evaluate; images go to ``folder``/base and /aligned.
 
     Raises:
         UserError: see ``generate`` and ``evaluate``.

@@ -1,8 +1,9 @@
 """Statistics of the pixels, outside any reward: the alarm against over-optimisation.
 
-A reward that is being hacked goes on rising while the pictures get worse: edges vanish, colours collapse or glare, everything
-turns dark, all images of a prompt look the same. In a reported case an OCR reward rose while edge density fell by 60 %, colour
-entropy by 54 % and dark pixels went from 0.45 to 0.93 (Tencent-Hunyuan/UniRL issue 407). No reward is asked here.
+A reward that is being hacked goes on rising while the pictures get worse: edges vanish, colours collapse or
+glare, everything turns dark, all images of a prompt look the same. In a reported case an OCR reward rose
+while edge density fell by 60 %, colour entropy by 54 % and dark pixels went from 0.45 to 0.93
+(Tencent-Hunyuan/UniRL issue 407). No reward is asked here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,8 @@ THUMBNAIL = 32  # side at which two images are compared, so that diversity means
 class Concern:
     """When a statistic's change is worrying.
 
-    A change counts if it exceeds ``tolerance`` times the base's value or ``floor``, whichever is larger, and its 95 %
-    interval excludes 0.
+    A change counts if it exceeds ``tolerance`` times the base's value or ``floor``, whichever is larger, and
+    its 95 % interval excludes 0.
     """
 
     title: str
@@ -46,7 +47,7 @@ CONCERNS: dict[str, Concern] = {
 
 @dataclass(frozen=True)
 class StatisticChange:
-    """One statistic of base and aligned images (means over prompts), its paired change, and whether that is worrying."""
+    """One statistic of base and aligned images (means over prompts), its paired change, is it worrying."""
 
     name: str
     title: str
@@ -63,9 +64,11 @@ def _brightness(rgb: np.ndarray) -> np.ndarray:
 def image_statistics(image: Image.Image) -> dict[str, float]:
     """Statistics of one image.
 
-    saturation: mean of (max - min) / max over channels, 0 for black. edge_density: share of inner pixels whose central
-    difference of brightness exceeds ``EDGE``. colour_entropy: bits of the histogram of 8 x 8 x 8 colours, at most 9.
-    sharpness: standard deviation of the brightness's Laplacian. dark_fraction: share of pixels below ``DARK``.
+    saturation: mean of (max - min) / max over channels, 0 for black. edge_density: share of inner pixels
+    whose central difference of brightness exceeds ``EDGE``. colour_entropy: bits of the histogram of 8 x 8 x
+    8 colours, at most 9.
+    sharpness: standard deviation of the brightness's Laplacian. dark_fraction: share of pixels below
+    ``DARK``.
     """
     rgb = np.asarray(image.convert("RGB"), dtype=np.float64) / 255
     high, low = rgb.max(2), rgb.min(2)
@@ -92,7 +95,7 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def diversity(thumbnails: Sequence[np.ndarray]) -> float:
-    """Mean root-mean-square difference over all pairs of one prompt's thumbnails; 0 if they are all the same."""
+    """Mean root-mean-square difference over all pairs of one prompt's thumbnails."""
     return float(np.mean([np.sqrt(((a - b) ** 2).mean()) for a, b in combinations(thumbnails, 2)]))
 
 
@@ -112,7 +115,7 @@ def statistic_changes(
     aligned_diversity: Mapping[str, float],
     seed: int = 0,
 ) -> tuple[StatisticChange, ...]:
-    """Compare statistics by name, each with N values of N images, and diversities by prompt where there are any."""
+    """Compare statistics by name, N values each, and diversities by prompt where there are any."""
     changes = []
     for name in base:
         _, before = prompt_means(base[name], prompts)

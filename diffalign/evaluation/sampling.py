@@ -1,11 +1,12 @@
 """Images of a pipeline that depend on (seed, prompt, image number) alone.
 
-The diffusers pipeline's own ``__call__`` does the sampling, one CPU ``torch.Generator`` per image: the starting noise is
-the same whatever the batch size, the order of the prompts, the number of processes or the accelerator. (The network's own
-arithmetic still differs in the last bits between batch sizes and machines.)
+The diffusers pipeline's own ``__call__`` does the sampling, one CPU ``torch.Generator`` per image: the
+starting noise is the same whatever the batch size, the order of the prompts, the number of processes or the
+accelerator. (The network's own arithmetic still differs in the last bits between batch sizes and machines.)
 
-With a folder, every image is written at once and atomically under a name that says what it was made from - prompt, seed,
-settings and the pipeline's weights - so an interrupted run continues, and images of other weights are never taken for it.
+With a folder, every image is written at once and atomically under a name that says what it was made from -
+prompt, seed, settings and the pipeline's weights - so an interrupted run continues, and images of other
+weights are never taken for it.
 """
 
 import hashlib
@@ -47,13 +48,16 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How images are drawn. None leaves the pipeline's own default; what is given must be an argument of the pipeline."""
+    """How images are drawn. None leaves the pipeline's own default; what is given it must accept."""
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
     negative_prompt: str | None = None
+
+
+DEFAULTS = SamplingSettings()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def open_image(source: Image.Image | Path | str) -> Image.Image:
 def generate(
     pipeline: Pipeline,
     prompts: Sequence[str],
-    settings: SamplingSettings = SamplingSettings(),
+    settings: SamplingSettings = DEFAULTS,
     *,
     images_per_prompt: int = 1,
     seed: int = 0,
@@ -116,12 +120,12 @@ def generate(
 ) -> list[Sample]:
     """Draw ``images_per_prompt`` images of every prompt; a prompt given twice gets further images.
 
-    Process ``rank`` of ``world`` draws every world-th image and returns those. Samples come in the order of the prompts.
-    Without a folder the images stay in memory.
+    Process ``rank`` of ``world`` draws every world-th image and returns those. Samples come in the order of
+    the prompts. Without a folder the images stay in memory.
 
     Raises:
-        UserError: no prompts, an empty prompt, a setting that this pipeline does not take, or a folder that holds
-            something else.
+        UserError: no prompts, an empty prompt, a setting that this pipeline does not take, or a folder that
+            holds something else.
     """
     _check(prompts, images_per_prompt, batch_size, rank, world)
     arguments = _arguments(pipeline, settings)
@@ -134,7 +138,9 @@ def generate(
     todo = [task for task in tasks if where is None or not (where / task.file).is_file()]
     images: dict[tuple[int, int], Image.Image] = {}
     pipeline.set_progress_bar_config(disable=True)
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=title, unit="image", disable=not progress)
+    bar = tqdm(
+        total=len(tasks), initial=len(tasks) - len(todo), desc=title, unit="image", disable=not progress
+    )
     with bar, _evaluating(pipeline):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
@@ -145,7 +151,13 @@ def generate(
                     save_image(image, where / task.file)
             bar.update(len(batch))
     return [
-        Sample(t.prompt, t.position, t.number, t.seed, images[t.position, t.number] if where is None else where / t.file)
+        Sample(
+            t.prompt,
+            t.position,
+            t.number,
+            t.seed,
+            images[t.position, t.number] if where is None else where / t.file,
+        )
         for t in tasks
     ]
 
@@ -156,7 +168,11 @@ def _check(prompts: Sequence[str], images_per_prompt: int, batch_size: int, rank
     empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
     if empty:
         raise UserError(f"prompt {empty[0]} is empty")
-    for name, value in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size), ("world", world)):
+    for name, value in (
+        ("images_per_prompt", images_per_prompt),
+        ("batch_size", batch_size),
+        ("world", world),
+    ):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     if not 0 <= rank < world:
@@ -171,7 +187,8 @@ def _arguments(pipeline: Pipeline, settings: SamplingSettings) -> dict[str, Any]
             if name not in accepted:
                 allowed = [field for field in asdict(settings) if field in accepted]
                 raise UserError(
-                    f"sampling.{name} is {given[name]!r}, but {type(pipeline).__name__} takes no {name}; it takes "
+                    f"sampling.{name} is {given[name]!r}, but {type(pipeline).__name__} takes no {name}; it "
+                    "takes "
                     f"{', '.join(allowed) or 'none of these settings'}"
                 )
     return given
@@ -221,7 +238,7 @@ def _evaluating(pipeline: Pipeline) -> Iterator[None]:
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """A short digest of the weights and the scheduler: equal for equal models, different after any training step.
+    """A short digest of weights and scheduler: equal for equal models, different after a training step.
 
     Of every tensor it takes name, shape, sum, sum of squares and 64 evenly spaced values, not all the bytes.
     """
@@ -231,13 +248,16 @@ def fingerprint(pipeline: Pipeline) -> str:
             flat = tensor.detach().flatten()
             digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
             if flat.numel() and flat.device.type != "meta":
-                sums = torch.stack([flat.sum(dtype=torch.float64), flat.float().square().sum(dtype=torch.float64)])
+                sums = torch.stack(
+                    [flat.sum(dtype=torch.float64), flat.float().square().sum(dtype=torch.float64)]
+                )
                 digest.update(sums.cpu().numpy().tobytes())
                 digest.update(flat[:: max(1, flat.numel() // 64)][:64].double().cpu().numpy().tobytes())
-        for name, module in network.named_modules():  # LoRA adapters switched off are another model
+        for name, module in network.named_modules():
+            # A flag of peft's layers, a method of networks. Adapters switched off are another model.
             disabled = getattr(module, "disable_adapters", None)
             if isinstance(disabled, bool):
-                digest.update(f"{name}{disabled}{getattr(module, 'scaling', '')}".encode())
+                digest.update(f"{name}{disabled}{module.active_adapters}{module.scaling}".encode())
     scheduler = pipeline.components.get("scheduler")
     if scheduler is not None:
         digest.update(json.dumps(dict(scheduler.config), sort_keys=True, default=str).encode())
@@ -258,12 +278,11 @@ def save_image(image: Image.Image, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _write_manifest(folder: Path, tasks: list[_Task], facts: Mapping[str, Any], rank: int, world: int) -> None:
+def _write_manifest(
+    folder: Path, tasks: list[_Task], facts: Mapping[str, Any], rank: int, world: int
+) -> None:
     name = "manifest.jsonl" if world == 1 else f"manifest-{rank}-of-{world}.jsonl"
-    rows = [
-        {"file": t.file, "prompt": t.prompt, "position": t.position, "number": t.number, "seed": t.seed, **extra}
-        for t, extra in zip(tasks, [{"settings": dict(facts)}] * len(tasks), strict=True)
-    ]
+    rows = [{**asdict(task), "settings": dict(facts)} for task in tasks]
     write_atomically(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
 
 
@@ -282,7 +301,9 @@ def read_samples(folder: Path | str) -> list[Sample]:
         for i, line in enumerate(manifest.read_text().splitlines()):
             try:
                 row = json.loads(line)
-                sample = Sample(row["prompt"], row["position"], row["number"], row["seed"], folder / row["file"])
+                sample = Sample(
+                    row["prompt"], row["position"], row["number"], row["seed"], folder / row["file"]
+                )
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{manifest} line {i + 1} is not a sample: {error}") from error
             samples.append(sample)

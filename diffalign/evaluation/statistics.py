@@ -1,9 +1,9 @@
 """Paired statistics: is the aligned model better on the same prompts and seeds, and how sure is that?
 
-Prompts are the units. Images of one prompt are not independent of each other, so their values are averaged first and
-whole prompts are resampled: the percentile bootstrap (Efron & Tibshirani 1993, chapter 13). The p-value is that of the
-sign-flip permutation test (Fisher 1935); wins against losses have the exact sign test, and proportions Wilson's interval
-(Wilson 1927). Everything is deterministic by its seed, and numpy only.
+Prompts are the units. Images of one prompt are not independent of each other, so their values are averaged
+first and whole prompts are resampled: the percentile bootstrap (Efron & Tibshirani 1993, chapter 13). The
+p-value is that of the sign-flip permutation test (Fisher 1935); wins against losses have the exact sign test,
+and proportions Wilson's interval (Wilson 1927). Everything is deterministic by its seed, and numpy only.
 """
 
 import math
@@ -37,7 +37,8 @@ class Comparison:
     Attributes:
         base, aligned: means over prompts of the prompts' mean scores.
         gain: aligned minus base.
-        win_rate: share of images that score higher than their rival of the same prompt and seed, ties counting half.
+        win_rate: share of images that score higher than their rival of the same prompt and seed, ties
+            counting half.
         wins, ties, losses: counts of images.
         p_value: two-sided, of the hypothesis that aligning changed nothing (sign-flip test over prompts).
         prompts: how many distinct prompts.
@@ -54,10 +55,14 @@ class Comparison:
     prompts: int
 
 
-def prompt_means(values: Sequence[float] | np.ndarray, prompts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def prompt_means(
+    values: Sequence[float] | np.ndarray, prompts: Sequence[str]
+) -> tuple[list[str], np.ndarray]:
     """The P distinct prompts in order of appearance, and the mean of ``values`` (N,) within each, (P,)."""
     if len(values) != len(prompts):
-        raise ValueError(f"{len(values)} values but {len(prompts)} prompts: there must be one prompt per value")
+        raise ValueError(
+            f"{len(values)} values but {len(prompts)} prompts: there must be one prompt per value"
+        )
     names = list(dict.fromkeys(prompts))
     place = {name: i for i, name in enumerate(names)}
     index = np.array([place[p] for p in prompts], dtype=np.int64)
@@ -124,7 +129,9 @@ def compare(
 def wilson(successes: float, trials: int, z: float = Z95) -> Estimate:
     """A proportion with Wilson's score interval; half successes (ties) are allowed."""
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes of {trials} trials: need 0 <= successes <= trials and trials >= 1")
+        raise ValueError(
+            f"{successes} successes of {trials} trials: need 0 <= successes <= trials and trials >= 1"
+        )
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -132,17 +139,19 @@ def wilson(successes: float, trials: int, z: float = Z95) -> Estimate:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p-value of ``wins`` against ``losses`` under a fair coin; ties are left out by the caller."""
+    """Two-sided exact p-value of ``wins`` against ``losses`` under a fair coin; ties are not counted."""
     trials, most = wins + losses, max(wins, losses)
     tail = sum(math.comb(trials, k) for k in range(most, trials + 1))
     return min(1.0, float(2 * tail / 2**trials)) if trials else 1.0
 
 
-def permutation_test(differences: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000) -> float:
+def permutation_test(
+    differences: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 10_000
+) -> float:
     """Two-sided p-value that the mean of paired ``differences`` (P,) is 0, by flipping their signs.
 
-    Exact (all 2^P flips) where there are at most ``resamples`` of them, else that many random ones, the observed one
-    counted in, so that it is never 0.
+    Exact (all 2^P flips) where there are at most ``resamples`` of them, else that many random ones, the
+    observed one counted in, so that it is never 0.
     """
     data = np.asarray(differences, dtype=np.float64)
     observed = abs(data.sum())

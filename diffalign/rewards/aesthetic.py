@@ -1,8 +1,8 @@
 """LAION's aesthetic predictors: heads over unit CLIP image embeddings.
 
-v2 (christophschuhmann/improved-aesthetic-predictor): Linear 768-1024-128-64-16-1 with dropout and **no** activation, so the
-score is affine in the embedding and its gradient one fixed direction. v1 (LAION-AI/aesthetic-predictor): one Linear.
-Both were fitted on OpenAI's CLIP (quick GELU).
+v2 (christophschuhmann/improved-aesthetic-predictor): Linear 768-1024-128-64-16-1 with dropout and **no**
+activation, so the score is affine in the embedding and its gradient one fixed direction. v1
+(LAION-AI/aesthetic-predictor): one Linear. Both were fitted on OpenAI's CLIP (quick GELU).
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Aesthetic:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32. PIL images take the exact path; pixels (B, 3, H, W) in [0, 1] the differentiable one."""
+        """(B,) float32; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one."""
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
@@ -58,16 +58,21 @@ def load_head(path: str | Path) -> nn.Sequential:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kind
-        raise UserError(f"aesthetic head: {str(path)!r} is not a torch checkpoint ({type(error).__name__})") from error
+        raise UserError(
+            f"aesthetic head: {str(path)!r} is not a torch checkpoint ({type(error).__name__})"
+        ) from error
     if not isinstance(state, dict):
-        raise UserError(f"aesthetic head: {str(path)!r} holds a {type(state).__name__}, not a table of weights")
+        raise UserError(
+            f"aesthetic head: {str(path)!r} holds a {type(state).__name__}, not a table of weights"
+        )
     if set(state) == {"weight", "bias"}:
         layers = [(state["weight"], state["bias"])]
     elif set(state) == {f"layers.{i}.{kind}" for i in _V2_LAYERS for kind in ("weight", "bias")}:
         layers = [(state[f"layers.{i}.weight"], state[f"layers.{i}.bias"]) for i in _V2_LAYERS]
     else:
         raise UserError(
-            f"aesthetic head: {str(path)!r} has the keys {', '.join(sorted(map(str, state))[:4])} ...; known are weight "
+            f"aesthetic head: {str(path)!r} has the keys {', '.join(sorted(map(str, state))[:4])} ...; known "
+            "are weight "
             "and bias (v1), or layers.{0,2,4,6,7} (v2, the linearMSE files)"
         )
     return _stack(layers)
@@ -108,7 +113,8 @@ def _build(name: str, head_path: str, backbone: str, place: Place) -> Aesthetic:
     wanted = head[0].in_features
     if clip.width != wanted:
         raise UserError(
-            f"reward {name!r}: the head {head_path!r} takes embeddings of {wanted} numbers, but {backbone!r} makes "
+            f"reward {name!r}: the head {head_path!r} takes embeddings of {wanted} numbers, but {backbone!r} "
+            "makes "
             f"{clip.width}; they must belong together"
         )
     return Aesthetic(clip, head, place.batch_size)
@@ -122,6 +128,7 @@ def _hub_head() -> str:
         return hf_hub_download(repository, filename)
     except Exception as error:  # hub, http and file errors: all mean that the head is not here
         raise UserError(
-            f"reward 'aesthetic_v2': cannot fetch {filename} of {repository} ({type(error).__name__}); give the head as "
+            f"reward 'aesthetic_v2': cannot fetch {filename} of {repository} ({type(error).__name__}); give "
+            "the head as "
             "aesthetic_v2:/path/sac+logos+ava1-l14-linearMSE.pth"
         ) from error

@@ -1,9 +1,10 @@
 """A CLIP with its pre-processing, the backbone of most rewards, on transformers' CLIPModel alone.
 
-Pre-processing is done here in PIL and plain torch, so that neither torchvision nor a processor's defaults can change a
-score: RGB, short side to the model's image size by bicubic resampling, centre crop, OpenAI's mean and std. The PIL path is
-bit-identical to transformers' PIL processor. The tensor path is differentiable and differs from it by the 8-bit rounding
-alone (antialiased, clamped, in float32; without antialiasing the score is another one).
+Pre-processing is done here in PIL and plain torch, so that neither torchvision nor a processor's defaults can
+change a score: RGB, short side to the model's image size by bicubic resampling, centre crop, OpenAI's mean
+and std. The PIL path is bit-identical to transformers' PIL processor. The tensor path is differentiable and
+differs from it by the 8-bit rounding alone (antialiased, clamped, in float32; without antialiasing the score
+is another one).
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resized(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the short side at ``size`` and the long side rounded down, as the processors do."""
+    """(height, width) with the short side at ``size`` and the long side rounded down, as processors do."""
     short, long = min(height, width), max(height, width)
     other = int(size * long / short)
     return (size, other) if height <= width else (other, size)
@@ -128,7 +129,8 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
     missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if missing:
         raise UserError(
-            f"reward {name!r}: {source!r} is not a whole CLIP: {len(missing)} weights are missing or of another shape, "
+            f"reward {name!r}: {source!r} is not a whole CLIP: {len(missing)} weights are missing or of "
+            "another shape, "
             f"such as {missing[0]}; a folder or hub id of a transformers CLIPModel is needed"
         )
     own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
@@ -145,16 +147,23 @@ def _check(name: str, source: str) -> None:
     if path.is_dir():
         config = path / "config.json"
         if not config.is_file():
-            raise UserError(f"reward {name!r}: the folder {source!r} has no config.json; it must hold a CLIPModel")
+            raise UserError(
+                f"reward {name!r}: the folder {source!r} has no config.json; it must hold a CLIPModel"
+            )
     elif path.exists():
-        raise UserError(f"reward {name!r}: {source!r} is a file; a folder or a hub id of a CLIPModel is needed")
+        raise UserError(
+            f"reward {name!r}: {source!r} is a file; a folder or a hub id of a CLIPModel is needed"
+        )
     elif path.is_absolute() or source.count("/") != 1 or source.startswith("."):
-        raise UserError(f"reward {name!r}: there is no folder {source!r}, and it is not a hub id (owner/name)")
+        raise UserError(
+            f"reward {name!r}: there is no folder {source!r}, and it is not a hub id (owner/name)"
+        )
 
 
 def _unloadable(name: str, source: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"reward {name!r}: cannot load {source!r} as a CLIP ({type(error).__name__}: {reason}). Check the path, or the "
+        f"reward {name!r}: cannot load {source!r} as a CLIP ({type(error).__name__}: {reason}). Check the "
+        "path, or the "
         f"connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given as {name}:FOLDER"
     )

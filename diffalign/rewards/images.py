@@ -18,12 +18,17 @@ def in_batches(
 
     ``score`` maps some images and their prompts to (b,) scores. ValueError if counts or shapes do not fit.
     """
-    if isinstance(images, Tensor) and (images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point()):
+    if isinstance(images, Tensor) and (
+        images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point()
+    ):
         raise ValueError(
-            f"pixels must be a float tensor (B, 3, H, W) in [0, 1], got {images.dtype} of shape {tuple(images.shape)}"
+            f"pixels must be a float tensor (B, 3, H, W) in [0, 1], got {images.dtype} of shape "
+            f"{tuple(images.shape)}"
         )
     if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images but {len(prompts)} prompts: there must be one prompt per image")
+        raise ValueError(
+            f"{len(images)} images but {len(prompts)} prompts: there must be one prompt per image"
+        )
     scores = [
         score(images[i : i + batch_size], list(prompts[i : i + batch_size])).float()
         for i in range(0, len(images), batch_size)

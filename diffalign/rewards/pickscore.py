@@ -1,7 +1,7 @@
-"""PickScore v1 (Kirstain et al., "Pick-a-Pic", arXiv 2305.01569, section 4) and the tiny CLIP of the same format.
+"""PickScore v1 (Kirstain et al., "Pick-a-Pic", arXiv 2305.01569, section 4), and the tiny CLIP in its format.
 
-s(x, y) = exp(logit_scale) cos(text(y), image(x)), no prompt template. The probability that one of several images of a
-prompt is preferred is the softmax of their scores.
+s(x, y) = exp(logit_scale) cos(text(y), image(x)), no prompt template. The probability that one of several
+images of a prompt is preferred is the softmax of their scores.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class PickScore:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32. PIL images take the exact path; pixels (B, 3, H, W) in [0, 1] the differentiable one."""
+        """(B,) float32; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one."""
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:

@@ -1,8 +1,9 @@
 """What rewards there are. Importing this module imports no torch: the command line lists rewards from it.
 
-A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` where the source is a local file or folder, or a
-hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``, ``aesthetic_v2:/models/head.pth``. The
-aesthetic heads take a backbone as well: ``aesthetic_v2:/models/head.pth,/models/clip-vit-large-patch14``.
+A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
+or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
+``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
+``aesthetic_v2:/models/head.pth,/models/clip-vit-large-patch14``.
 
 A new reward is a module with a factory ``(source: str | None, place: Place) -> Reward`` and a card here.
 """
@@ -65,7 +66,7 @@ _CARDS = (
         size="none",
         checkpoint="built in",
         target="diffalign.rewards.tiny:judge",
-        notes="Reads pixels by rules, no network. Only for captions of diffalign.tiny; anything else is an error.",
+        notes="Reads pixels by rules, no network. Only for captions of diffalign.tiny.",
         cached=False,
     ),
     RewardCard(
@@ -98,7 +99,7 @@ _CARDS = (
         size="3.9 GB",
         checkpoint="yuvalkirstain/PickScore_v1",
         target="diffalign.rewards.pickscore:load",
-        notes="CLIP ViT-H/14, exp(logit_scale) * cos(text, image) (arXiv 2305.01569). Compare within a prompt.",
+        notes="CLIP ViT-H/14, exp(logit_scale) * cos(text, image) (arXiv 2305.01569). Within a prompt.",
         differentiable=True,
     ),
     RewardCard(
@@ -120,7 +121,7 @@ _CARDS = (
         size="4 KB + 1.7 GB",
         checkpoint="",
         target="diffalign.rewards.aesthetic:load_v1",
-        notes="Give a head of github.com/LAION-AI/aesthetic-predictor: aesthetic_v1:/x/sa_0_4_vit_l_14_linear.pth.",
+        notes="Give a head of LAION-AI/aesthetic-predictor: aesthetic_v1:/x/sa_0_4_vit_l_14_linear.pth.",
         differentiable=True,
     ),
     RewardCard(
@@ -165,8 +166,8 @@ def parse(spec: str) -> tuple[RewardCard, str | None]:
 def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> "Reward":
     """The reward that a spec names, ready to be called: ``reward(images, prompts) -> (B,) float32``.
 
-    ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]; they are scored ``batch_size`` at a time. ``dtype`` is
-    that of the reward's network: float32, bfloat16 or float16.
+    ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]; they are scored ``batch_size`` at a time.
+    ``dtype`` is that of the reward's network: float32, bfloat16 or float16.
 
     Raises:
         UserError: no such reward, or its weights are missing, unreachable or of another kind.
@@ -184,4 +185,6 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
 def no_source(name: str, source: str | None) -> None:
     """UserError if a reward without weights of its own was given a source."""
     if source is not None:
-        raise UserError(f"reward {name!r} has no weights, so {source!r} after the colon means nothing; write {name!r}")
+        raise UserError(
+            f"reward {name!r} has no weights, so {source!r} after the colon means nothing; write {name!r}"
+        )

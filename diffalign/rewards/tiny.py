@@ -26,14 +26,17 @@ class SceneJudge:
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
-        return torch.tensor([self._one(image, prompt) for image, prompt in zip(to_pil(images), prompts, strict=True)])
+        return torch.tensor(
+            [self._one(image, prompt) for image, prompt in zip(to_pil(images), prompts, strict=True)]
+        )
 
     def _one(self, image: Image.Image, prompt: str) -> float:
         try:
             return float(self.rule(image, prompt))
         except ValueError as error:
             raise UserError(
-                f"reward {self.name!r} cannot read the prompt {prompt!r} ({error}); it only knows captions of drawn "
+                f"reward {self.name!r} cannot read the prompt {prompt!r} ({error}); it only knows captions "
+                "of drawn "
                 "scenes, such as those of diffalign.tiny.prompts: use another reward for other prompts"
             ) from error
 
