@@ -1,0 +1,136 @@
+"""A network of a few weights on the plane, and a run of it: small enough to train in milliseconds."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.methods.dpo import DPO
+from diffalign.training.acceleration import accelerator_for
+from diffalign.training.loop import train
+from diffalign.training.sources import TensorSource
+from diffalign.training.state import TrainState
+from tests.helpers import sd_path
+
+PAIRS = 24
+
+
+class Mlp(nn.Module):
+    """eps(x_t, t, c) on the plane."""
+
+    def __init__(self, width: int = 8, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        )
+
+    def forward(self, x_t, t, c):
+        return self.layers(torch.cat([x_t, t[:, None].to(x_t), c.to(x_t)], 1))
+
+
+@dataclass
+class PlaneDenoiser:
+    """A module as a ``types.Denoiser``."""
+
+    network: nn.Module
+    path: Any = field(default_factory=sd_path)
+    target: str = "eps"
+
+    def __call__(self, x_t, t, cond):
+        return self.network(x_t, t, cond["c"])
+
+
+def network(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Mlp:
+    torch.manual_seed(7)
+    return Mlp(dropout=dropout).to(dtype)
+
+
+def pairs(ties: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """(x, score, cond) of 24 pairs; winners lie to the right, and either member may be the winner."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(PAIRS, 2, 2, generator=draw, dtype=dtype)
+    first = torch.randint(0, 2, (PAIRS,), generator=draw)
+    score = torch.stack([1 - first, first], 1).to(torch.float32)
+    x[..., 0] += score.to(dtype)
+    for index in ties:
+        score[index] = 0.5
+    return {"x": x, "score": score, "cond": {"c": torch.randn(PAIRS, 2, 1, generator=draw, dtype=dtype)}}
+
+
+@dataclass
+class Trial:
+    """One run, ready to start; fields are what tests vary."""
+
+    settings: TrainingConfig = TrainingConfig(steps=5, batch_size=4, max_grad_norm=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-2)
+    method: Any = DPO(beta=20.0)
+    ties: tuple[int, ...] = ()
+    dropout: float = 0.0
+    dtype: torch.dtype = torch.float64
+    hooks: Any = ()
+    resume: Any = None
+    source: Any = None
+    network: Any = None
+    accelerator: Any = None
+
+    def __post_init__(self) -> None:
+        self.accelerator = self.accelerator or accelerator_for(self.settings)
+        self.network = self.network or network(self.dropout, self.dtype)
+        self.reference = copy.deepcopy(self.network).requires_grad_(False).eval()
+        with torch.no_grad():  # a policy that has already moved, so that no margin is exactly 0
+            for p in self.network.parameters():
+                p.mul_(1.1)
+        self.source = self.source or TensorSource(
+            **pairs(self.ties, self.dtype),
+            batch_size=self.settings.batch_size,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            seed=self.settings.seed,
+        )
+
+    def run(self) -> TrainState:
+        return train(
+            method=self.method,
+            denoiser_of=PlaneDenoiser,
+            reference=PlaneDenoiser(self.reference),
+            network=self.network,
+            parameters=list(self.network.named_parameters()),
+            source=self.source,
+            settings=self.settings,
+            optimizer=self.optimizer,
+            accelerator=self.accelerator,
+            hooks=self.hooks,
+            resume=self.resume,
+        )
+
+
+class Probe:
+    """A hook that calls a function after each step."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_start(self, state):
+        pass
+
+    def on_step(self, state):
+        self.function(state)
+
+    def on_end(self, state):
+        pass
+
+
+def weights(state: TrainState) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in state.parameters}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
