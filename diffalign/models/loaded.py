@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from diffalign.models.denoisers import NetworkDenoiser
 from diffalign.models.family import Family
 from diffalign.types import Path, Target
+
+logger = logging.getLogger(__name__)
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # views of a tensor's bits, by element size
 
@@ -30,6 +33,7 @@ class LoadedModel:
         target: what its network predicts.
         source: where it came from, for messages and the model card.
         dtype: of the frozen weights.
+        truncated_prompts: how many prompts were too long for the tokenizer so far.
     """
 
     family: Family
@@ -38,6 +42,7 @@ class LoadedModel:
     target: Target
     source: str
     dtype: torch.dtype
+    truncated_prompts: int = 0
 
     @property
     def network(self) -> nn.Module:
@@ -67,10 +72,23 @@ class LoadedModel:
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text conditions, one row per prompt, float32, where the text encoders are.
 
-        Equal to what the stock pipeline computes; diffusers logs a warning with what it cuts off a prompt that is longer
-        than the tokenizer's maximum.
+        Equal to what the stock pipeline computes. Prompts longer than the tokenizer's maximum lose their end: the first one
+        is warned about, and ``truncated_prompts`` counts them all.
         """
-        return self.family.encode_prompts(self.pipeline, prompts)
+        tokenizer = self.pipeline.tokenizer
+        with only_errors("diffusers", "transformers"):  # their own warnings come per batch and quote padding
+            lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
+            result = self.family.encode_prompts(self.pipeline, prompts)
+        longest = max(range(len(prompts)), key=lengths.__getitem__)
+        if lengths[longest] > tokenizer.model_max_length and not self.truncated_prompts:
+            logger.warning(
+                "a prompt has %d tokens, the text encoder reads %d: its end is cut off, and so for every such prompt: %r",
+                lengths[longest],
+                tokenizer.model_max_length,
+                prompts[longest],
+            )
+        self.truncated_prompts += sum(length > tokenizer.model_max_length for length in lengths)
+        return result
 
     def negative(self, n: int) -> dict[str, Tensor]:
         """Text conditions of the stock pipeline's default negative prompt, (n, ...) float32."""
@@ -144,6 +162,20 @@ class LoadedModel:
             mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
             return mean.view(1, -1, 1, 1), scale / std.view(1, -1, 1, 1)
         return torch.tensor(float(config.get("shift_factor") or 0.0)), scale
+
+
+@contextmanager
+def only_errors(*names: str) -> Iterator[None]:
+    """Loggers of these names say nothing below an error inside the context."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def load(
     card = find_family(config, source)
     family = get_family(card.name)
     dtype = DTYPES[config.dtype]
-    arguments = {"torch_dtype": dtype, **family.load_arguments}
+    arguments = {"dtype": dtype, **family.load_arguments}
     if config.vae is not None:
         arguments["vae"] = load_vae(config.vae, dtype)
     if is_single_file(source):
@@ -145,7 +145,7 @@ def load_vae(path: str, dtype: torch.dtype) -> Any:
         raise UserError(f"model.vae={path!r}: no such folder; allowed: a hub id, or a folder of a diffusers VAE")
     with user_errors("model.vae", path):
         source = str(folder) if folder.exists() else path
-        return AutoencoderKL.from_pretrained(source, subfolder=subfolder or None, torch_dtype=dtype)
+        return AutoencoderKL.from_pretrained(source, subfolder=subfolder or None, dtype=dtype)
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""``aligned/``: what plain diffusers loads, in a process that has never heard of diffalign.
+
+LoRA: ``pipeline.load_lora_weights(folder)``; rank, alpha, rsLoRA and DoRA travel in the file's metadata. Full fine-tuning:
+``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was loaded.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffalign.config import ModelConfig
+from diffalign.errors import UserError
+from diffalign.export.folders import whole_folder
+from diffalign.models.adapters import ADAPTER
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load, user_errors
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None:
+    """Write the trained network as adapters, or as a whole pipeline where all of it was trained.
+
+    Args:
+        card_text: the README.md (``diffalign.export.card``).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with whole_folder(Path(folder)) as temporary:
+        if is_adapted(model):
+            _save_lora(model, temporary)
+        else:
+            model.pipeline.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card_text, encoding="utf-8")
+
+
+def load_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> Any:
+    """The pipeline of an ``aligned/`` folder: its own, or ``base`` with the folder's LoRA on it.
+
+    Raises:
+        UserError: the folder holds neither, or the LoRA does not fit the base.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        return load(replace(base, path=str(folder), family="auto", revision=None, variant=None, vae=None), device).pipeline
+    if not (folder / LORA_FILE).is_file():
+        raise UserError(f"{folder}: neither {LORA_FILE} nor model_index.json in it; allowed: the aligned/ folder of a run")
+    pipeline = load(base, device).pipeline
+    with user_errors("LoRA", str(folder)):
+        pipeline.load_lora_weights(str(folder))
+    return pipeline
+
+
+def is_adapted(model: LoadedModel) -> bool:
+    """Whether the network carries LoRA adapters."""
+    return ADAPTER in getattr(model.network, "peft_config", {})
+
+
+def save_merged(base: ModelConfig, lora: str | Path, folder: str | Path, card_text: str) -> None:
+    """Write a whole pipeline with a LoRA folded into its weights.
+
+    Args:
+        base: the model that the LoRA was trained on; its dtype is that of the result.
+        lora: folder with ``pytorch_lora_weights.safetensors``, as ``save_aligned`` writes it.
+
+    Raises:
+        UserError: nothing to merge, the LoRA does not fit the base, or the folder cannot be written.
+    """
+    if not Path(lora, LORA_FILE).is_file():
+        raise UserError(f"{lora}: no {LORA_FILE} in it; allowed: the aligned/ folder of a LoRA run")
+    model = load(base)
+    with user_errors("LoRA", str(lora)):
+        model.pipeline.load_lora_weights(str(lora))
+    model.pipeline.fuse_lora(components=[model.family.network_name])
+    model.pipeline.unload_lora_weights()
+    with whole_folder(Path(folder)) as temporary:
+        model.pipeline.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card_text, encoding="utf-8")
+
+
+def _save_lora(model: LoadedModel, folder: Path) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    network: Any = model.network
+    values = network.peft_config[ADAPTER].to_dict()
+    metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+    name = model.family.network_name
+    model.pipeline.save_lora_weights(
+        folder,
+        **{
+            f"{name}_lora_layers": get_peft_model_state_dict(network, adapter_name=ADAPTER),
+            f"{name}_lora_adapter_metadata": metadata,
+        },
+    )

@@ -1,0 +1,96 @@
+"""The networks of a model from their configurations alone, without weights and without network access."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffalign.config import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.family import Family
+from diffalign.models.loading import find_family, is_single_file, resolve, sniff_family
+from diffalign.models.registry import FAMILIES, get_family
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A family and the configurations of its components, by name."""
+
+    family: Family
+    configs: Mapping[str, Mapping[str, Any]]
+
+    def network(self) -> nn.Module:
+        """The network that is trained, on whatever device is current: inside ``torch.device("meta")`` it costs nothing."""
+        import diffusers
+
+        config = dict(self.configs[self.family.network_name])
+        cls = getattr(diffusers, config.pop("_class_name", "UNet2DConditionModel"))
+        network: nn.Module = cls.from_config(config)
+        return network
+
+    def encoder_parameters(self) -> int:
+        """Parameters of the VAE and the text encoders together."""
+        import diffusers
+        import transformers
+
+        with torch.device("meta"):
+            modules = [diffusers.AutoencoderKL.from_config(dict(self.configs["vae"]))]
+            for name in self.family.text_encoders:
+                config = dict(self.configs[name])
+                cls = getattr(transformers, config["architectures"][0])
+                modules.append(cls(transformers.CLIPTextConfig(**config)))
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent along one side."""
+        return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens that the network attends to."""
+        return int(self.configs[self.family.text_encoders[0]]["max_position_embeddings"])
+
+
+def shapes_of(config: ModelConfig) -> Shapes:
+    """The shapes of ``model.path``: read from a folder, or built in for the known base models.
+
+    Raises:
+        UserError: a hub id whose shapes are not known here, with no ``model.family`` to go by.
+    """
+    known = {name: card for card in FAMILIES.values() for name in card.same_shapes}
+    if config.path in known and not os.path.exists(config.path):
+        if config.family not in ("auto", known[config.path].name):
+            raise UserError(f"model.family={config.family!r}, but {config.path!r} is {known[config.path].name}; set auto")
+        family = get_family(known[config.path].name)
+        return Shapes(family, family.configs)
+    source = resolve(config.path)
+    if os.path.isdir(source):
+        family = get_family(find_family(config, source).name)
+        names = (family.network_name, "vae", *family.text_encoders)
+        return Shapes(family, {name: _read(Path(source, name, "config.json")) for name in names})
+    if is_single_file(source):
+        family = get_family(sniff_family(source).name)
+        return Shapes(family, family.configs)
+    if config.family == "auto":
+        raise UserError(
+            f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local folder, one of "
+            f"{', '.join(known)}, or model.family set to {' or '.join(FAMILIES)} if it has that family's usual shapes"
+        )
+    family = get_family(config.family)
+    return Shapes(family, family.configs)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    return values
