@@ -52,7 +52,7 @@ def _tiny(split: str, limit: int | None) -> list[str]:
 
     if split not in ("train", "validation", "test"):
         raise UserError(f"unknown prompts 'tiny:{split}'; allowed: tiny:train, tiny:validation, tiny:test")
-    return list(tiny.prompts(split, limit))
+    return tiny.prompts(split)[:limit]
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ class MicroConditions(Protocol):
     def micro_conditions(
         self, original_size: Tensor, crop: Tensor, target_size: Tensor
     ) -> Mapping[str, Tensor]:
-        """Conditions of (B, 2) sizes (height, width), crop corners (top, left) and target sizes."""
+        """Conditions of float32 (B, 2): sizes (height, width), corners (top, left), target sizes."""
         ...
 
 
@@ -66,8 +66,8 @@ def assemble(encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visi
             group.append(number)
         scores += visit.record.scores
     cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
-    original, target = ([cut.original for cut in cuts], [cut.target for cut in cuts])
-    cond |= family.micro_conditions(torch.tensor(original), torch.tensor(corners), torch.tensor(target))
+    sizes = [[cut.original for cut in cuts], corners, [cut.target for cut in cuts]]
+    cond |= family.micro_conditions(*(torch.tensor(pairs, dtype=torch.float32) for pairs in sizes))
     return Batch(torch.stack(latents), cond, torch.tensor(group), torch.tensor(scores, dtype=torch.float32))
 
 

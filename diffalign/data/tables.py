@@ -140,7 +140,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def read_hub(config: DataConfig) -> Preferences:
-    """A dataset of the Hugging Face hub, or what else ``datasets`` can load; UserError if it cannot be had."""
+    """A dataset of the Hugging Face hub, or what else ``datasets`` can load; else UserError."""
     dataset = _load_dataset(config)
     columns = dataset.column_names
     if columns is None:  # a stream without declared columns says them in its first row
