@@ -31,8 +31,8 @@ from diffalign.data.encoded import (
     write_manifest,
 )
 from diffalign.data.examples import Example, Preferences, Skipped, count, digest
-from diffalign.data.geometry import Cut, cuts
-from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, to_unit
+from diffalign.data.geometry import Cut, Size, cuts
+from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, to_unit, why_unreadable
 from diffalign.data.store import Memory, Store, is_full, no_space
 from diffalign.errors import UserError
 
@@ -170,13 +170,18 @@ def _prepare(example: Example | Skipped, config: DataConfig, writer: "_Writer") 
     """Find an example's keys, and the pixels of what is to be encoded. Runs in threads: PIL frees the GIL."""
     if isinstance(example, Skipped):
         return example
+    contents: list[bytes] = []
+    sizes: list[Size] = []
+    images: list[EncodedImage] = []
+    missing: list[tuple[str, Tensor]] = []
+    at = 0  # the image to name if it cannot be read
     try:
-        contents = [image.read() for image in example.images]
-        sizes = [image_size(content) for content in contents]
+        for at, image in enumerate(example.images):  # noqa: B007
+            contents.append(image.read())
+            sizes.append(image_size(contents[-1]))
         names = [digest(content) for content in contents]
-        images: list[EncodedImage] = []
-        missing: list[tuple[str, Tensor]] = []
-        for content, name, cut in zip(contents, names, cuts(sizes, config, "".join(names)), strict=True):
+        group = cuts(sizes, config, "".join(names))
+        for at, (content, name, cut) in enumerate(zip(contents, names, group, strict=True)):  # noqa: B007
             key = writer.latent_key(name, cut, flipped=False)
             flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
             images.append(EncodedImage(key, flipped, cut))
@@ -186,8 +191,9 @@ def _prepare(example: Example | Skipped, config: DataConfig, writer: "_Writer") 
                 if flipped:
                     missing.append((flipped, pixels.flip(-1)))
     except UNREADABLE as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        return Skipped(f"unreadable image ({reason})", example.where)
+        source = example.images[at].source
+        name = source.name if isinstance(source, Path) else f"image {at}"
+        return Skipped(f"{name} is unreadable ({why_unreadable(error)})", example.where)
     text = writer.text_key(example.prompt)
     return _Prepared(Record(example.prompt, text, tuple(images), example.scores, example.where), missing)
 

@@ -10,7 +10,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffalign.data.geometry import Cut, Size
@@ -36,6 +36,15 @@ def image_size(content: bytes) -> Size:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION) in _ON_THE_SIDE
     return (width, height) if turned else (height, width)
+
+
+def why_unreadable(error: BaseException) -> str:
+    """What is wrong with a file, for the user, of one of UNREADABLE."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that PIL knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def decode(content: bytes) -> Image.Image:

@@ -6,11 +6,12 @@ from itertools import islice
 from pathlib import Path
 
 from diffalign.data.tables import json_rows
-from diffalign.errors import UserError
+from diffalign.errors import UserError, unknown
 
 COLUMNS = ("prompt", "caption", "text")
 """Names of the prompt's column or field, in any case, the first that is there."""
 
+SPLITS = ("train", "validation", "test")
 FORMATS = ".txt, .jsonl, .json, .tsv, .csv, .parquet"
 
 
@@ -50,8 +51,8 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
 def _tiny(split: str, limit: int | None) -> list[str]:
     from diffalign import tiny
 
-    if split not in ("train", "validation", "test"):
-        raise UserError(f"unknown prompts 'tiny:{split}'; allowed: tiny:train, tiny:validation, tiny:test")
+    if split not in SPLITS:
+        raise unknown("embedded prompts", f"tiny:{split}", [f"tiny:{name}" for name in SPLITS])
     return tiny.prompts(split)[:limit]
 
 

@@ -53,7 +53,10 @@ class Family:
     def encode_prompts(self, pipeline, prompts):
         self.prompts += prompts
         value = torch.tensor([float(sum(map(ord, prompt))) for prompt in prompts])
-        return {"encoder_hidden_states": value[:, None, None].expand(-1, 3, 2).clone(), "text_embeds": value[:, None]}
+        return {
+            "encoder_hidden_states": value[:, None, None].expand(-1, 3, 2).clone(),
+            "text_embeds": value[:, None],
+        }
 
     def micro_conditions(self, original_size, crop, target_size):
         return {"time_ids": torch.cat([original_size, crop, target_size], dim=1)}
@@ -94,7 +97,9 @@ def encoded(tmp_path):
     def make(rows, model=None, **settings):
         path = write_parquet(tmp_path / "pairs.parquet", rows)
         config = DataConfig(path=str(path), **{"resolution": 16, **settings})
-        return encode_preferences(model or Model(), read_preferences(config), config, tmp_path / "cache", False)
+        return encode_preferences(
+            model or Model(), read_preferences(config), config, tmp_path / "cache", False
+        )
 
     return make
 
