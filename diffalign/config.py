@@ -131,6 +131,7 @@ class Run:
 
     output: str = "runs/diffalign"
     resume: str | None = None  # "latest", or a checkpoint folder
+    overwrite: bool = False  # an output folder that holds another run is an error otherwise
     method: Mapping[str, Any] = field(default_factory=lambda: {"type": "dpo"})
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -107,6 +107,11 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"step-{step}")
         return final
 
+    def clear(self) -> None:
+        """Remove all of them. For one process only."""
+        for step in self.steps():
+            shutil.rmtree(self.folder / f"step-{step}")
+
     def load(self, which: str) -> Snapshot:
         """A checkpoint: "latest" is the newest complete one, otherwise a folder or the name of one
         (``step-500``).

@@ -1,0 +1,242 @@
+"""A whole run: load the model, encode the preferences once, train, and leave something that plain diffusers loads.
+
+    from diffalign import Run, align
+    align(Run(output="runs/mine", model=ModelConfig(path="..."), data=DataConfig(path="pairs.parquet")))
+
+The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``,
+``cache/``, ``aligned/`` with its model card, and ``summary.json``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffalign.config import Run
+from diffalign.config_io import to_yaml, validate
+from diffalign.data import (
+    EncodedSet,
+    PairSource,
+    check_data,
+    encode_preferences,
+    fixed_batches,
+    read_preferences,
+    split_holdout,
+)
+from diffalign.errors import UserError
+from diffalign.evaluation.sampling import SamplingSettings, generate, write_atomically
+from diffalign.export.aligned import save_aligned
+from diffalign.export.card import Card
+from diffalign.methods import REGISTRY, build
+from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import DTYPES, load
+from diffalign.training.acceleration import accelerator_for
+from diffalign.training.checkpoint import Checkpoints, fingerprint
+from diffalign.training.diagnostics import HeldOut
+from diffalign.training.hooks import Every, standard_hooks
+from diffalign.training.loop import train
+from diffalign.training.state import TrainState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What may differ between a run and its continuation: it changes where things are kept or shown, and no number.
+_FREE = ("data.cache_dir", "data.workers", "data.cache_batch_size", "model.gradient_checkpointing")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has left.
+
+    Attributes:
+        output: the run directory.
+        aligned: ``output/aligned``, or None if the run was interrupted.
+        steps: optimizer steps taken in all.
+        seconds: time spent training by this process.
+        interrupted: whether a signal has ended it early; ``resume: latest`` continues it.
+        counts: what the preference set held, in words.
+        verdict: what the held-out pairs say, in words.
+    """
+
+    output: Path
+    aligned: Path | None
+    steps: int
+    seconds: float
+    interrupted: bool
+    counts: str
+    verdict: str
+
+
+def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Result:
+    """Run ``run``; ``say`` gets a line at each stage, on the first process.
+
+    Raises:
+        UserError: anything wrong with the configuration, model or data, as early as it can be known.
+    """
+    validate(run)
+    check_data(run.data)
+    method: Any = build(run.method)
+    accelerator = accelerator_for(run.training)
+    tell = say if accelerator.is_main_process else lambda line: None
+    output = Path(run.output)
+    checkpoints = _checkpoints(run, output, accelerator)
+    snapshot = checkpoints.load(run.resume) if run.resume else None
+
+    model = load(run.model, accelerator.device, compute=_AUTOCAST[run.training.mixed_precision])
+    tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
+    encoded = _encode(run, model, accelerator)
+    tell(f"data: {encoded.counts.text}")
+    learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
+    parameters = prepare_policy(model, run.model, run.training.seed)
+    policy = policy_denoiser(model, run.model)
+    reference = policy
+    if method.needs_reference:
+        reference = reference_denoiser(model, policy, run.model, _AUTOCAST[run.training.mixed_precision])
+    tell(f"training {sum(p.numel() for _, p in parameters):,} parameters on {len(learned)} groups, {len(held_out)} held out")
+
+    groups = run.training.batch_size
+    batches = list(fixed_batches(held_out, model.family, run.data, groups, run.training.seed)) if len(held_out) else []
+    diagnostics = HeldOut(batches, run.logging.diagnostics_every, run.logging.diagnostics_bins, run.training.seed)
+    extra = [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))]
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "config.yaml", to_yaml(run).encode())
+    state = train(
+        method=method,
+        denoiser_of=lambda prepared: replace(policy, network=prepared),
+        reference=reference,
+        network=model.network,
+        parameters=parameters,
+        source=_source(run, learned, model, accelerator),
+        settings=run.training,
+        optimizer=run.optimizer,
+        accelerator=accelerator,
+        hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, extra, asdict(run)),
+        resume=snapshot,
+    )
+    result = Result(
+        output=output,
+        aligned=None if state.interrupted else output / "aligned",
+        steps=state.step,
+        seconds=state.seconds,
+        interrupted=state.interrupted,
+        counts=encoded.counts.text,
+        verdict=diagnostics.verdict,
+    )
+    if accelerator.is_main_process:
+        _leave(result, run, model, state, diagnostics)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _checkpoints(run: Run, output: Path, accelerator: "Accelerator") -> Checkpoints:
+    """The run's checkpoints; refuses to write over another run's."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={run.output!r} is a file; allowed: a folder, new or of a run to resume")
+    settings = fingerprint(
+        run.training,
+        run.optimizer,
+        accelerator.num_processes,
+        ignore=_FREE,
+        method=run.method,
+        model=run.model,
+        data=run.data,
+    )
+    checkpoints = Checkpoints(output / "checkpoints", run.checkpoint.limit, settings)
+    if checkpoints.steps() and not run.resume and not run.overwrite:
+        raise UserError(
+            f"output={run.output!r} holds a run (step {checkpoints.steps()[-1]}); allowed: --resume latest to continue it, "
+            "another --output, or --overwrite true"
+        )
+    if run.overwrite and not run.resume and accelerator.is_main_process:
+        checkpoints.clear()
+    accelerator.wait_for_everyone()
+    return checkpoints
+
+
+def _encode(run: Run, model: LoadedModel, accelerator: "Accelerator") -> EncodedSet:
+    """The preference set as latents and text embeddings, after which the frozen encoders leave the accelerator."""
+    encoded = encode_preferences(
+        model,
+        read_preferences(run.data, run.training.seed),
+        run.data,
+        run.data.cache_dir or Path(run.output) / "cache",
+        half=DTYPES[run.model.dtype] != torch.float32,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        barrier=accelerator.wait_for_everyone,
+    )
+    model.free_encoders()
+    return encoded
+
+
+def _source(run: Run, learned: EncodedSet, model: LoadedModel, accelerator: "Accelerator") -> PairSource:
+    return PairSource(
+        learned,
+        model.family,
+        run.data,
+        run.training.batch_size,
+        run.training.accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+        run.training.seed,
+    )
+
+
+def _validate(state: TrainState, model: LoadedModel, run: Run) -> None:
+    """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
+    accelerator, settings = state.accelerator, run.validation
+    if accelerator.is_main_process:
+        model.move_encoders(accelerator.device)
+        with state.averaged_weights():
+            generate(
+                model.pipeline,
+                list(settings.prompts),
+                SamplingSettings(settings.sampling_steps, settings.guidance),
+                images_per_prompt=settings.images_per_prompt,
+                seed=settings.seed,
+                folder=Path(run.output) / "samples" / f"step-{state.step:06d}",
+                progress=False,
+            )
+        model.free_encoders()
+    accelerator.wait_for_everyone()
+
+
+def _leave(result: Result, run: Run, model: LoadedModel, state: TrainState, diagnostics: HeldOut) -> None:
+    """Write ``aligned/`` with its card, and the summary."""
+    held_out = dict(diagnostics.history[-1][1]) if diagnostics.history else {}
+    if result.aligned is not None:
+        with state.averaged_weights():
+            save_aligned(model, result.aligned, _card(result, run, model, held_out).text())
+    summary = {
+        "method": run.method["type"],
+        "steps": result.steps,
+        "train_seconds": round(result.seconds, 3),
+        "interrupted": result.interrupted,
+        "data": result.counts,
+        "verdict": result.verdict,
+        "held_out": held_out,
+        "skipped_steps": state.skipped_steps,
+        "empty_steps": state.empty_steps,
+    }
+    write_atomically(result.output / "summary.json", json.dumps(summary, indent=2).encode())
+
+
+def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, float]) -> Card:
+    numbers: dict[str, float | int | str] = {"optimizer steps": result.steps, "data": result.counts}
+    numbers |= {f"held-out {name}": value for name, value in held_out.items()}
+    return Card(
+        base_model=run.model.path,
+        family=model.family.name,
+        adapted=run.model.train == "lora",
+        method=REGISTRY[run.method["type"]].title,
+        numbers=numbers,
+        settings=asdict(run),
+        note=result.verdict,
+    )

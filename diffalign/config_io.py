@@ -1,0 +1,289 @@
+"""Reads and writes the ``Run`` tree: YAML gives values, dotted flags override them, mistakes are named. No torch.
+
+What a file may say beyond the fields of ``Run``: ``base: other.yaml`` (relative to the file) starts from another file.
+The ``method`` section is checked against its dataclass when training starts (``diffalign.methods.build``), since that needs
+torch; here only the method's name is.
+"""
+
+import dataclasses
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from diffalign.components import build
+from diffalign.config import Run
+from diffalign.config_check import validate
+from diffalign.errors import UserError
+
+__all__ = ["apply_overrides", "find_config", "from_dict", "load", "shipped_configs", "to_dict", "to_yaml", "validate"]
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""A number that YAML 1.1 reads as a text because it lacks the dot or the sign: 1e-5."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), needs: Sequence[str] = ()) -> Run:
+    """A validated run from a YAML file (or the name of a shipped recipe) and dotted flags, which win.
+
+    Args:
+        path: file, or name of a recipe such as ``tiny_sdxl_dpo``.
+        overrides: ``["--model.lora.rank", "32", "--training.steps=10"]``.
+        needs: dotted fields that must not be empty, such as ``data.path``.
+
+    Raises:
+        UserError: no such file, bad YAML, an unknown key, or a value that is not allowed.
+    """
+    file = find_config(path)
+    run = apply_overrides(from_dict(read_yaml(file), str(path)), overrides)
+    validate(run, needs)
+    return run
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout."""
+    package = Path(__file__).parent
+    folder = package / "_configs"
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(path: str | Path) -> Path:
+    """The file that ``path`` names: itself, or the shipped recipe ``name``, ``name.yaml`` or ``configs/name.yaml``.
+
+    Raises:
+        UserError: there is neither; the nearest recipes are named.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise UserError(f"{path} is a folder; a config is a YAML file")
+    recipes = shipped_configs()
+    if file.parent in (Path(), Path("configs")) and file.suffix in ("", ".yaml", ".yml") and file.stem in recipes:
+        return recipes[file.stem]
+    close = get_close_matches(file.stem, recipes, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise UserError(f"no config file {str(path)!r}; {hint}shipped recipes: {', '.join(recipes)}")
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, over that of its ``base``.
+
+    Raises:
+        UserError: unreadable, not YAML, no mapping, a key given twice, or a base that includes itself.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: its `base` files include each other: {' -> '.join(p.name for p in (*seen, path))}")
+    if not path.is_file():
+        raise UserError(f"{seen[-1] if seen else path}: no such file {str(path)!r}" + (" (its `base`)" if seen else ""))
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node, path)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML text file: {str(error).splitlines()[0]}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}; a config is a mapping (`section: ...`)")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base={base!r}; allowed: a path relative to this file")
+    return _merge(read_yaml(path.parent / base, (*seen, path)), data)
+
+
+def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
+    """The run that a nested mapping describes (not yet validated; see ``validate``).
+
+    Raises:
+        UserError: an unknown key, with its dotted place and the nearest names, or a value of the wrong type.
+    """
+    _check_keys(data, Run, "", where)
+    try:
+        return build(Run, _as_meant(data), "")
+    except UserError as error:
+        raise UserError(f"{error} (in {where})") from error
+
+
+def apply_overrides(run: Run, args: Sequence[str]) -> Run:
+    """``run`` with dotted flags: ``["--model.lora.rank", "32", "--training.steps=10", "--model.dora"]``; later ones win.
+
+    ``--method NAME`` takes another method with its own defaults; ``--method.beta 5`` sets a field of the method.
+
+    Raises:
+        UserError: an unknown field, a flag without its value, or a value of the wrong type.
+    """
+    names, data = list(args), to_dict(run)
+    while names:
+        flag = names.pop(0)
+        if not flag.startswith("--"):
+            raise UserError(f"unexpected {flag!r}; overrides look like --training.steps 100")
+        name, equals, text = flag[2:].partition("=")
+        kind = field_kind(name)
+        if not equals:
+            bare = not names or names[0].startswith("--")
+            if bare and kind is not bool:
+                raise UserError(f"--{name} needs a value")
+            text = "true" if bare else names.pop(0)
+        set_value(data, name, parse_text(text, kind))
+        run = from_dict(data, f"flag --{name}")
+        data = to_dict(run)
+    return run
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    """The run as nested plain dicts and lists, every field of it."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(run))
+    return plain
+
+
+def to_yaml(run: Run) -> str:
+    """The run as YAML that ``load`` reads back to an equal tree."""
+    return yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True, width=110)
+
+
+def field_kind(dotted: str) -> Any:
+    """The type of a field of the tree, by its dotted name; ``Any`` below ``method``.
+
+    Raises:
+        UserError: no such field.
+    """
+    if dotted.startswith("method."):
+        return Any
+    cls: Any = Run
+    for i, part in enumerate(dotted.split(".")):
+        kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        if part not in kinds:
+            raise _unknown_key(dotted, ".".join(dotted.split(".")[:i]), kinds, f"flag --{dotted}")
+        cls = kinds[part]
+    if dataclasses.is_dataclass(cls):
+        inside = ", ".join(f"--{dotted}.{f.name}" for f in dataclasses.fields(cls))
+        raise UserError(f"--{dotted} is a section; its fields are {inside}")
+    return cls
+
+
+def parse_text(text: str, kind: Any) -> Any:
+    """The value that a flag's text stands for, where a field of type ``kind`` is wanted."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        return parse_text(text, next(a for a in arguments if a is not type(None)))
+    if kind is str or origin is Literal:
+        return text
+    if origin is not None and issubclass(origin, Mapping) and not text.lstrip().startswith("{"):
+        return {"type": text}
+    if origin is tuple and not text.lstrip().startswith("["):
+        return [_read(part.strip()) if arguments[0] is not str else part.strip() for part in text.split(",") if part]
+    return _read(text)
+
+
+def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Puts ``value`` at a dotted place of a nested dict; a name where a mapping is needed becomes its ``type``."""
+    *parents, last = dotted.split(".")
+    for part in parents:
+        inner = data.get(part, {})
+        data[part] = dict(inner) if isinstance(inner, Mapping) else {"type": inner}
+        data = data[part]
+    data[last] = value
+
+
+def dotted_names(cls: Any = Run, prefix: str = "") -> Iterator[str]:
+    """Every leaf of the tree: ``output``, ``model.lora.rank``, ..."""
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from dotted_names(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str) -> None:
+    kinds = get_type_hints(cls)
+    for key, value in data.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        if key not in kinds:
+            raise _unknown_key(dotted, prefix, kinds, where)
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+            _check_keys(value, kinds[key], dotted, where)
+
+
+def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str) -> UserError:
+    """Names siblings spelt alike, and the same name in other sections: who writes training.learning_rate means optimizer."""
+    leaf = dotted.rpartition(".")[2]
+    near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
+    elsewhere = [name for name in dotted_names() if name.rpartition(".")[2] == leaf]
+    alike = get_close_matches(dotted, list(dotted_names()), n=2, cutoff=0.7)
+    guesses = list(dict.fromkeys([*elsewhere, *near, *alike]))[:3]
+    hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
+    place = f"allowed in {prefix}: " if prefix else "allowed: "
+    return UserError(f"unknown key {dotted!r} in {where}; {hint}{place}{', '.join(siblings) or 'nothing'}")
+
+
+def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys: set[Any] = set()
+    for key, value in node.value:
+        if isinstance(key.value, str) and key.value in keys:
+            raise UserError(f"{path} line {key.start_mark.line + 1}: key {key.value!r} is given twice")
+        keys.add(key.value if isinstance(key.value, str) else id(key))
+        _refuse_duplicates(value, path)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        # Another method (or loss) starts from its own defaults, not from the fields of the one it replaces.
+        same = both and value.get("type", inner.get("type")) == inner.get("type")
+        merged[key] = _merge(inner, value) if same else value
+    return merged
+
+
+def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What YAML 1.1 reads otherwise than people mean it: ``no`` is a precision, ``1e-5`` in a method is a number."""
+    meant = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+    training = meant.get("training")
+    if isinstance(training, dict) and training.get("mixed_precision") is False:
+        training["mixed_precision"] = "no"
+    if "method" in meant:
+        method = meant["method"]
+        meant["method"] = _numbers({"type": method} if isinstance(method, str) else method)
+    return meant
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _read(text: str) -> Any:
+    try:
+        return _numbers(yaml.safe_load(text))
+    except yaml.YAMLError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
