@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+@runtime_checkable
 class Encoders(Protocol):
     """What is asked of a loaded model (``diffalign.models.LoadedModel``)."""
 

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from diffalign.randomness import Streams, derive
 from diffalign.types import Batch
 
 
+@runtime_checkable
 class MicroConditions(Protocol):
     """What is asked of a model family: the conditions that it makes of sizes and crops."""
 
