@@ -20,13 +20,13 @@ from diffalign.config import Run
 from diffalign.config_check import validate
 from diffalign.errors import UserError
 
-__all__ = ["apply_overrides", "find_config", "from_dict", "load", "shipped_configs", "to_dict", "to_yaml", "validate"]
+__all__ = ["apply_overrides", "find_config", "from_dict", "read_run", "shipped_configs", "to_dict", "to_yaml", "validate"]
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 """A number that YAML 1.1 reads as a text because it lacks the dot or the sign: 1e-5."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), needs: Sequence[str] = ()) -> Run:
+def read_run(path: str | Path, overrides: Sequence[str] = (), needs: Sequence[str] = ()) -> Run:
     """A validated run from a YAML file (or the name of a shipped recipe) and dotted flags, which win.
 
     Args:
@@ -150,7 +150,7 @@ def to_dict(run: Run) -> dict[str, Any]:
 
 
 def to_yaml(run: Run) -> str:
-    """The run as YAML that ``load`` reads back to an equal tree."""
+    """The run as YAML that ``read_run`` reads back to an equal tree."""
     return yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -197,6 +197,8 @@ def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
         inner = data.get(part, {})
         data[part] = dict(inner) if isinstance(inner, Mapping) else {"type": inner}
         data = data[part]
+    if last == "type" and data.get("type", value) != value:
+        data.clear()  # another loss or method starts from its own defaults
     data[last] = value
 
 

@@ -1,0 +1,41 @@
+"""diffalign: preference alignment of diffusion and flow models.
+
+Names are loaded when they are first asked for, so that ``import diffalign`` (and with it the command line's help) imports
+no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffalign.align import Result, align
+    from diffalign.config import Run
+    from diffalign.config_io import read_run
+    from diffalign.errors import UserError
+
+__version__ = "0.1.0"
+
+__all__ = ["Result", "Run", "UserError", "align", "read_run"]
+
+_HOMES = {
+    "Result": ("diffalign.align", "Result"),
+    "Run": ("diffalign.config", "Run"),
+    "UserError": ("diffalign.errors", "UserError"),
+    "align": ("diffalign.align", "align"),
+    "read_run": ("diffalign.config_io", "read_run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffalign' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    # Importing the submodule `diffalign.align` sets the package attribute of the same name to the module; what the
+    # package promises under it is the function.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

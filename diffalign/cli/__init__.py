@@ -1,0 +1,109 @@
+"""The command line: ``diffalign COMMAND ...``, one module per command. Importing it imports no torch.
+
+A command module has ``parser()`` (an ``argparse.ArgumentParser``) or, where flags are not argparse's, its own reading of
+arguments, and ``run(argv) -> int``. Bad input raises ``UserError``: its message goes to stderr and the exit status is 2.
+"""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from diffalign.errors import UserError, unknown
+
+COMMANDS = {
+    "demo": "align the embedded tiny SDXL end to end and write a report: start here",
+    "train": "align a model with preferences",
+    "cache": "encode a preference set once, before training",
+    "generate": "draw images for a prompt file",
+    "score": "score images with rewards",
+    "evaluate": "base against aligned: rewards, win rates with intervals, a report",
+    "estimate": "memory, FLOPs and time of a run before it is run",
+    "methods": "list the methods",
+    "models": "list the model families",
+    "rewards": "list the rewards",
+    "env": "versions and hardware, for bug reports",
+}
+
+USAGE = """\
+usage: diffalign COMMAND [...]
+
+Preference alignment of diffusion models: from preferences to a pipeline that plain diffusers loads.
+
+commands:
+{commands}
+
+examples:
+  diffalign demo
+  diffalign train sdxl_dpo_lora --data.path pairs.parquet --output runs/mine
+  diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore
+
+`diffalign COMMAND --help` says more; `diffalign --version` prints the version.
+"""
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(argv)
+        sys.stdout.flush()  # so that a closed pipe shows here
+        return status
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `diffalign methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        advice = _advice(error)
+        if advice is None:
+            print("This is a bug. Please report it with the output of `diffalign env`.", file=sys.stderr)
+            raise
+        return _refuse(advice)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {n:<{width}}  {what}" for n, what in COMMANDS.items())), end="")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from diffalign import __version__
+
+        print(f"diffalign {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    try:
+        status: int = importlib.import_module(f"diffalign.cli.{argv[0]}").run(argv[1:])
+        return status
+    except SystemExit as leaving:  # argparse, after --help or a message of its own
+        return leaving.code if isinstance(leaving.code, int) else 2
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _advice(error: Exception) -> str | None:
+    """What a user can do about an error that is no bug; None for a bug."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, told by name since torch need not be imported
+        return (
+            f"the accelerator is out of memory ({str(error).split('. ')[0]}). Try --training.batch_size 1 with a larger "
+            "--training.accumulation, --model.gradient_checkpointing true, --model.dtype bfloat16, --optimizer.type "
+            "adamw8bit, or a smaller --data.resolution; `diffalign estimate` says what a run needs"
+        )
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(error):  # the Rust of safetensors raises an error class of its own
+        place = getattr(error, "filename", None)
+        return f"no space left on the disk{f' for {place}' if place else ''}; free some, or choose another --output"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return f"{error.filename}: {error.strerror}"
+    return None

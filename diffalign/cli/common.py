@@ -1,0 +1,104 @@
+"""What commands share: parsers that name the nearest option, tables, and the device. No torch on import."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from diffalign.errors import UserError, unknown
+
+
+def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser with the examples below its options."""
+    return argparse.ArgumentParser(
+        prog=f"diffalign {name}",
+        description=description,
+        epilog="examples:\n" + "".join(f"  {line}\n" for line in examples.strip().splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments.
+
+    Raises:
+        UserError: an option that there is not, with the nearest names, or one word too many.
+    """
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        name = extra[0].partition("=")[0]
+        if name.startswith("-"):
+            raise unknown(f"option of {parser.prog}", name, (o for a in parser._actions for o in a.option_strings))
+        raise UserError(f"{parser.prog}: unexpected {extra[0]!r}; see {parser.prog} --help")
+    return args
+
+
+def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
+    """An argparse type: an int or float from ``low`` to ``high``."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            word = "a whole number" if kind is int else "a number"
+            upper = f" to {high}" if high != float("inf") else " or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {word}; allowed: {low}{upper}")
+        return value
+
+    return read
+
+
+def names(text: str, what: str) -> list[str]:
+    """The parts of ``a,b,c``, each once.
+
+    Raises:
+        UserError: there is none.
+    """
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise UserError(f"{what} {text!r} names nothing; give one or more, separated by commas")
+    return parts
+
+
+def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
+    """Aligned columns."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
+    """Some attributes of a card, for JSON."""
+    return {name: getattr(card, name) for name in fields}
+
+
+def device_name(wanted: str) -> str:
+    """A torch device: ``auto`` is the accelerator where there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    best = found.type if found is not None else "cpu"
+    if wanted == "auto":
+        return best
+    if wanted.split(":")[0] not in ("cpu", best):
+        raise UserError(f"--device {wanted!r} is not available here; allowed: auto, cpu{'' if best == 'cpu' else ', ' + best}")
+    return wanted
+
+
+def share() -> tuple[int, int]:
+    """(rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1)."""
+    import os
+
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

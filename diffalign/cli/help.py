@@ -1,0 +1,92 @@
+"""The help of ``train``, made from the ``Run`` tree (names, defaults, the comments in config.py) and the alias table."""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from diffalign.cli.aliases import ALIASES
+from diffalign.config import Run
+
+USAGE = """\
+usage: diffalign train [CONFIG] [--a.b VALUE ...] [--print-config]
+
+Align a model with preferences. CONFIG is a YAML file or the name of a shipped recipe; flags override it, and can also do
+without it. Unknown names are errors that name the nearest ones.
+
+  --resume latest   continue a run from its newest checkpoint, exactly
+  --output FOLDER   the run directory
+  --print-config    print the resolved configuration as YAML and stop
+
+examples:
+  diffalign train tiny_sdxl_dpo --output runs/tiny
+  diffalign train sdxl_dpo_lora_24gb --data.path pairs.parquet --output runs/mine
+  diffalign train runs/mine/config.yaml --resume latest
+  diffalign train sdxl_dpo_lora --method.beta 2000 --method.loss.type ipo --model.lora.rank 32
+  diffalign train --model.path tiny:sdxl --data.path tiny:pairs --data.resolution 32 --training.steps 20
+  accelerate launch -m diffalign train sdxl_dpo_lora      torchrun --nproc-per-node 4 -m diffalign train sdxl_dpo_lora
+"""
+
+METHOD = """\
+method: another method by name, or fields of the method (`diffalign methods NAME` lists them)
+  --method NAME             dpo
+  --method.FIELD VALUE      --method.beta 2000, --method.loss.type ipo, --method.time '{type: uniform, low: 0.3}'
+"""
+
+
+def train_help() -> str:
+    """The whole text."""
+    parts = [USAGE, METHOD]
+    top = [row for row in rows(Run, "") if "." not in row[0] and row[0] != "method"]
+    parts.append("run:\n" + _lines(top))
+    for field in dataclasses.fields(Run):
+        kind = get_type_hints(Run)[field.name]
+        if dataclasses.is_dataclass(kind):
+            parts.append(f"{field.name}: {(inspect.getdoc(kind) or '').splitlines()[0]}\n" + _lines(rows(kind, field.name + ".")))
+    parts.append(
+        "flags of diffusers' DPO scripts and of TRL:\n"
+        "  --beta_dpo is read as the SDXL script's (with the paper's 1/2); for a model known to be SD 1.x it is doubled,\n"
+        "  since that script leaves the 1/2 out. A note says what came of it.\n"
+        + _lines((name, "", alias.meaning) for name, alias in ALIASES.items())
+    )
+    return "\n".join(parts)
+
+
+def rows(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """(dotted name, default, comment) of every leaf of a dataclass."""
+    comments, kinds = field_comments(cls), get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = kinds[field.name]
+        if dataclasses.is_dataclass(kind):
+            if prefix:
+                yield from rows(kind, f"{prefix}{field.name}.")
+            continue
+        words = [comments.get(field.name, "")]
+        if get_origin(kind) is Literal:
+            words.insert(0, "|".join(map(str, get_args(kind))))
+        yield prefix + field.name, _shown(field.default), "; ".join(word for word in words if word)
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """The comment behind each field in the source of a dataclass."""
+    found = re.findall(r"^    (\w+): [^#\n]*?(?:  # (.*))?$", inspect.getsource(cls), flags=re.MULTILINE)
+    return dict(found)
+
+
+def _shown(value: Any) -> str:
+    if value is dataclasses.MISSING:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _lines(items: Any) -> str:
+    out = []
+    for name, default, words in items:
+        head = f"  --{name} {default}".rstrip()
+        pad = f"{head:<42}" if len(head) < 41 else f"{head}  "
+        out += textwrap.wrap(f"{pad}{words}".rstrip(), 120, subsequent_indent=" " * 42, drop_whitespace=True) or [head]
+    return "\n".join(out) + "\n"

@@ -1,0 +1,38 @@
+"""``diffalign rewards``: what images can be scored by."""
+
+from collections.abc import Sequence
+
+from diffalign.cli.common import as_mapping, make_parser, parse, print_json, table
+
+FIELDS = ("name", "title", "range", "licence", "size", "checkpoint", "notes", "differentiable")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Lists the rewards, or says all about one."""
+    parser = make_parser("rewards", "List the rewards, or say more about one.", EXAMPLES)
+    parser.add_argument("name", nargs="?", help="one reward")
+    parser.add_argument("--json", action="store_true", help="machine-readable")
+    args = parse(parser, argv)
+
+    from diffalign.errors import unknown
+    from diffalign.rewards.registry import REGISTRY
+
+    if args.name is not None and args.name not in REGISTRY:
+        raise unknown("reward", args.name, REGISTRY)
+    cards = [card for name, card in sorted(REGISTRY.items()) if args.name in (None, name)]
+    if args.json:
+        print_json([as_mapping(card, FIELDS) for card in cards])
+    elif args.name is None:
+        print(table([(c.name, c.title, c.range, c.size) for c in cards], ("name", "title", "usual range", "download")))
+        print("\nWeights of your own: NAME:FILE_OR_FOLDER. `diffalign rewards NAME` says more.")
+    else:
+        print("\n".join(f"{name}: {getattr(cards[0], name)}" for name in FIELDS))
+        print(f"example: diffalign score images/ --rewards {cards[0].name} --prompts prompts.txt")
+    return 0
+
+
+EXAMPLES = """
+diffalign rewards
+diffalign rewards pickscore
+diffalign rewards --json
+"""

@@ -1,0 +1,104 @@
+"""``diffalign train``: align a model with preferences."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from diffalign.cli import INTERRUPTED
+from diffalign.cli.common import share
+from diffalign.cli.flags import read_flags, resolve
+
+if TYPE_CHECKING:
+    from diffalign.align import Result
+    from diffalign.config import Run
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains, and says where things are."""
+    if {"-h", "--help"} & set(argv):
+        from diffalign.cli.help import train_help
+
+        print(train_help(), end="")
+        return 0
+    flags = read_flags(argv, own_switches=("print-config",))
+    if not argv:
+        from diffalign.config_io import shipped_configs
+        from diffalign.errors import UserError
+
+        raise UserError(f"train needs a config or flags; shipped recipes: {', '.join(shipped_configs())}")
+    run, notes = resolve(flags, needs=() if flags.switches else ("model.path", "data.path"))
+    if flags.switches:
+        from diffalign.config_io import to_yaml
+
+        print(to_yaml(run), end="")
+        return 0
+    for note in notes:
+        _say([f"note: {note}"])
+    from diffalign.align import align
+
+    result = align(run)
+    _say(interrupted(run, result) if result.interrupted else finished(run, result))
+    return INTERRUPTED if result.interrupted else 0
+
+
+def finished(run: "Run", result: "Result") -> list[str]:
+    """What to know after a run."""
+    minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
+    lines = [
+        f"done: {result.steps} steps, {minutes} of training in this process; {result.counts}",
+        f"held-out pairs: {result.verdict}",
+        "",
+        f"  {result.aligned}/  what diffusers loads, with a model card",
+        f"  {result.output}/config.yaml  this run; metrics.jsonl, tensorboard/, samples/, checkpoints/ beside it",
+        "",
+        "load it in diffusers:",
+        *(f"    {line}" for line in loading_code(run, result)),
+        "",
+        "see whether it got better:",
+    ]
+    tiny = run.model.path.startswith("tiny:")
+    prompts, rewards = ("tiny:test", "judge,taste") if tiny else ("prompts.txt", "pickscore")
+    return [*lines, f"    diffalign evaluate --run {result.output} --prompts {prompts} --rewards {rewards}"]
+
+
+def loading_code(run: "Run", result: "Result") -> list[str]:
+    """The lines of Python that load an aligned model with plain diffusers."""
+    lines = ["import torch", "from diffusers import DiffusionPipeline"]
+    base = run.model.path
+    if base.startswith("tiny:"):
+        from diffalign.tiny import pipeline_path
+
+        base = str(pipeline_path(base.removeprefix("tiny:")))
+    dtype = f"torch.{run.model.dtype}"
+    if run.model.train == "full":
+        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{result.aligned}", torch_dtype={dtype})')
+    elif base.endswith((".safetensors", ".ckpt")):
+        name = pipeline_class(base)
+        lines[1] = f"from diffusers import {name}"
+        lines.append(f'pipe = {name}.from_single_file("{base}", torch_dtype={dtype})')
+    else:
+        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype={dtype})')
+    if run.model.train == "lora":
+        lines.append(f'pipe.load_lora_weights("{result.aligned}")')
+    return [*lines, 'image = pipe("your prompt").images[0]']
+
+
+def pipeline_class(file: str) -> str:
+    """The diffusers class that loads a single-file checkpoint."""
+    from diffalign.models.loading import sniff_family
+
+    return sniff_family(file).pipeline
+
+
+def interrupted(run: "Run", result: "Result") -> list[str]:
+    """What to know after Ctrl-C."""
+    return [
+        f"interrupted after step {result.steps}; a checkpoint is in {result.output}/checkpoints",
+        "continue exactly where it stopped:",
+        f"    diffalign train {result.output}/config.yaml --resume latest",
+    ]
+
+
+def _say(lines: Sequence[str]) -> None:
+    if share()[0] == 0:
+        print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,132 @@
+"""What values a run may have beyond their types: ranges, names, and fields that need each other. No torch."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+from diffalign.config import Run
+from diffalign.errors import UserError, unknown
+
+Rule = tuple[Callable[[Any], bool], str]
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def _at_least(low: float) -> Rule:
+    return (lambda v: v >= low), f"{low} or more"
+
+
+def _multiple(step: int) -> Rule:
+    return (lambda v: v > 0 and v % step == 0), f"a positive multiple of {step}"
+
+
+_POSITIVE: Rule = (lambda v: v > 0), "more than 0"
+_SHARE: Rule = (lambda v: 0 <= v <= 1), "0 to 1"
+_BELOW_ONE: Rule = (lambda v: 0 <= v < 1), "0 or more and less than 1"
+_NAMED: Rule = (lambda v: bool(v) and all(v)), "at least one name"
+
+RULES: Mapping[str, Rule] = {
+    "output": ((lambda v: bool(v.strip())), "a folder name"),
+    "model.lora.rank": _at_least(1),
+    "model.lora.alpha": _POSITIVE,
+    "model.lora.dropout": _BELOW_ONE,
+    "model.lora.targets": _NAMED,
+    "data.limit": _at_least(1),
+    "data.resolution": _multiple(8),
+    "data.bucket_step": _multiple(8),
+    "data.prompt_dropout": _SHARE,
+    "data.flip_labels": _SHARE,
+    "data.holdout": _BELOW_ONE,
+    "data.max_holdout": _at_least(0),
+    "data.cache_batch_size": _at_least(1),
+    "data.workers": _at_least(0),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.betas": ((lambda v: all(0 <= b < 1 for b in v)), "two numbers, each 0 or more and less than 1"),
+    "optimizer.eps": _POSITIVE,
+    "optimizer.weight_decay": _at_least(0),
+    "optimizer.warmup_steps": _at_least(0),
+    "training.steps": _at_least(1),
+    "training.batch_size": _at_least(1),
+    "training.accumulation": _at_least(1),
+    "training.max_grad_norm": ((lambda v: v >= 0), "0 (no clipping) or more"),
+    "training.spike_factor": ((lambda v: v == 0 or v > 1), "0 (never skip) or more than 1"),
+    "training.ema_decay": _BELOW_ONE,
+    "training.seed": ((lambda v: 0 <= v < 2**63), "0 to 2^63 - 1"),
+    "logging.every": _at_least(1),
+    "logging.diagnostics_every": _at_least(0),
+    "logging.diagnostics_bins": _at_least(1),
+    "checkpoint.every": _at_least(1),
+    "checkpoint.limit": ((lambda v: v >= 0), "1 or more, or 0 to keep all"),
+    "validation.every": _at_least(0),
+    "validation.images_per_prompt": _at_least(1),
+    "validation.sampling_steps": _at_least(1),
+    "validation.guidance": _at_least(0),
+    "validation.seed": _at_least(0),
+}
+
+
+def validate(run: Run, needs: Sequence[str] = ()) -> None:
+    """Checks every value of a run; None passes where a field may be None.
+
+    Args:
+        needs: dotted fields that must not be empty, such as ``data.path``.
+
+    Raises:
+        UserError: the first value that is not allowed, with its dotted place and what is.
+    """
+    for dotted in needs:
+        if not get(run, dotted):
+            raise UserError(f"{dotted} is not set; give it in the config or as --{dotted} ({_WHAT.get(dotted, 'required')})")
+    for dotted, (allowed, words) in RULES.items():
+        value = get(run, dotted)
+        if value is not None and not (_finite(value) and allowed(value)):
+            raise UserError(f"{dotted}={value!r}; allowed: {words}")
+    _check_names(run)
+    _check_together(run)
+
+
+def get(run: Run, dotted: str) -> Any:
+    """The value at a dotted place: ``get(run, "model.lora.rank")``."""
+    return reduce(getattr, dotted.split("."), run)
+
+
+def _check_names(run: Run) -> None:
+    # Imported here because the registries list packages: names only, still no torch.
+    from diffalign.methods import REGISTRY
+    from diffalign.models.registry import FAMILIES
+
+    if not isinstance(run.method.get("type"), str):
+        raise UserError(f"method.type={run.method.get('type')!r}; allowed: one of {', '.join(sorted(REGISTRY))}")
+    if run.method["type"] not in set(REGISTRY):
+        raise unknown("method (method.type)", run.method["type"], REGISTRY)
+    if run.model.family != "auto" and run.model.family not in FAMILIES:
+        raise unknown("model family (model.family)", run.model.family, ["auto", *FAMILIES])
+    for name in run.logging.trackers:
+        if name not in TRACKERS:
+            raise unknown("tracker (logging.trackers)", name, TRACKERS)
+
+
+def _check_together(run: Run) -> None:
+    if run.validation.every and not run.validation.prompts:
+        raise UserError(f"validation.every={run.validation.every} draws images, but validation.prompts is empty")
+    if run.data.buckets and run.data.resolution < run.data.bucket_step:
+        raise UserError(f"data.bucket_step={run.data.bucket_step}; allowed: at most data.resolution={run.data.resolution}")
+    if run.data.streaming and run.data.format not in ("auto", "hub"):
+        raise UserError(f"data.streaming is for hub datasets, but data.format={run.data.format!r}")
+
+
+def _finite(value: Any) -> bool:
+    return all(math.isfinite(v) for v in _numbers(value))
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, float):
+            yield item
+
+
+_WHAT = {
+    "model.path": "a hub id, a diffusers folder, a .safetensors file, or tiny:sdxl",
+    "data.path": "a parquet file, a folder, a .jsonl file, a hub dataset, or tiny:pairs",
+}
