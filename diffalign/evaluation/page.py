@@ -145,14 +145,12 @@ def table(head: list[str], rows: list[list[str]], numeric_from: int = 1) -> str:
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-LEGEND = (
-    '<p class="legend"><span><i class="base"></i>base</span><span><i class="aligned"></i>aligned</span></p>'
-)
-
-
 def legend(base: str, aligned: str) -> str:
-    """The legend of a chart with other words for its two colours."""
+    """A legend: words for the two colours of a chart."""
     return (
         f'<p class="legend"><span><i class="base"></i>{escape(base)}</span>'
         f'<span><i class="aligned"></i>{escape(aligned)}</span></p>'
     )
+
+
+LEGEND = legend("base", "aligned")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.errors import UserError
-from diffalign.evaluation import sections
+from diffalign.evaluation import curves, sections
 from diffalign.evaluation.evaluate import Evaluation, ImageLike, RewardResult
 from diffalign.evaluation.page import page
 from diffalign.evaluation.sampling import write_atomically
@@ -175,8 +175,8 @@ def render(
         sections.pairs(evaluation, base_images, aligned_images, shown),
         sections.distributions(evaluation),
         sections.statistics(evaluation),
-        sections.training(metrics),
-        sections.diagnostics(metrics),
+        curves.training(metrics),
+        curves.held_out(metrics),
         sections.settings(facts.settings, facts.versions, evaluation.seed),
     ]
     return page(f"{sections.verdict(evaluation)[0]} {facts.title}".strip(), "\n".join(parts))

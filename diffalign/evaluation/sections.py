@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from diffalign.evaluation.charts import Line, histogram, interval_bar, line_chart, number, outcome_bar
+from diffalign.evaluation.charts import histogram, interval_bar, number, outcome_bar
 from diffalign.evaluation.evaluate import MIN_PROMPTS, Evaluation, ImageLike
 from diffalign.evaluation.grids import embed
-from diffalign.evaluation.page import LEGEND, legend, section, table
+from diffalign.evaluation.page import LEGEND, section, table
 from diffalign.evaluation.sampling import open_image
 from diffalign.evaluation.statistics import Estimate
 
@@ -30,12 +30,14 @@ def verdict(evaluation: Evaluation) -> tuple[str, str]:
         on += f" ({pairs} pairs of images)"
     change = f"{number(comparison.gain.value, sign=True)} (95 % interval {_range(comparison.gain)})"
     headline = {
-        "better": f"The aligned model is better by {name}.",
-        "worse": f"The aligned model is worse by {name}.",
-        "no difference shown": f"No difference shown by {name}.",
+        "better": "The aligned model is better.",
+        "worse": "The aligned model is worse.",
+        "no difference shown": "No difference shown.",
         "too few prompts": "Too few prompts to tell.",
     }[evaluation.verdict]
-    support = f"{name} changes by {change} on {on}, each drawn by both models from the same noise."
+    support = (
+        f"By {name}, the mean score changes by {change} on {on}, drawn by both models from the same noise."
+    )
     if evaluation.verdict == "no difference shown":
         support += " The interval includes zero: more prompts, or more training, would be needed to tell."
     if evaluation.verdict == "too few prompts":
@@ -214,49 +216,6 @@ def statistics(evaluation: Evaluation) -> str:
         "What the pixels say, whatever the rewards say: a rising reward over collapsing statistics is hacked."
     )
     return section("Image statistics", lead, table(["", "base", "aligned", "change (95 %)", ""], rows))
-
-
-_CURVES: tuple[tuple[str, tuple[tuple[str, str, str], ...], float | None], ...] = (
-    ("Loss", (("loss", "plain", ""),), None),
-    ("Implicit accuracy", (("rewards/accuracies", "plain", ""),), 0.5),
-    ("Margin", (("rewards/margins", "plain", ""),), 0.0),
-    (
-        "Error against the reference",
-        (("errors/rejected", "base", "loser"), ("errors/chosen", "plain", "winner")),
-        0.0,
-    ),
-    ("Gradient norm", (("grad_norm", "plain", ""),), None),
-    ("Learning rate", (("learning_rate", "plain", ""),), None),
-)
-
-
-def training(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Training curves of the metrics that there are."""
-    cards = []
-    for title, wanted, level in _CURVES:
-        lines = [_line(metrics, key, kind, label) for key, kind, label in wanted]
-        lines = [line for line in lines if line.x]
-        if lines:
-            words = legend("loser", "winner") if len(lines) == 2 else ""
-            chart = line_chart(f"{title} by step", lines, level, smooth=title != "Learning rate")
-            cards.append(f'<div class="card"><h3>{title}</h3>{chart}{words}</div>')
-    if not cards:
-        return ""
-    lead = "By optimizer step. An error below zero: the policy predicts the noise better than the reference; "
-    lead += "a preference is learnt when the loser's rises above the winner's."
-    return section("Training", lead, f'<div class="charts">{"".join(cards)}</div>')
-
-
-def _line(metrics: Sequence[Mapping[str, Any]], key: str, kind: str, label: str) -> Line:
-    points = [
-        (row["step"], row[key]) for row in metrics if "step" in row and isinstance(row.get(key), int | float)
-    ]
-    return Line(label, kind, [float(x) for x, _ in points], [float(y) for _, y in points])
-
-
-def diagnostics(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Held-out accuracy and margin by timestep bin: the last row that has them."""
-    return ""
 
 
 def settings(values: Mapping[str, Any], versions: Mapping[str, str], seed: int) -> str:

@@ -1,0 +1,149 @@
+"""Score what there is - folders, parquet, jsonl, the samples of a run - with any rewards, and write a table.
+
+Every image that a reward has seen before, with the same prompt, comes from the cache; an image that cannot be
+read is skipped with its place named. The table is written atomically, as jsonl or parquet by its name.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from diffalign.errors import UserError
+from diffalign.rewards.cache import ScoreCache, image_key, reward_key
+from diffalign.rewards.items import Item
+from diffalign.rewards.registry import load, parse
+from diffalign.types import Reward
+
+_CHUNK = 64  # images that are open at once, and written to the cache together
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward, its name in the table, and its identity in the cache: None if a look-up is no cheaper."""
+
+    name: str
+    reward: Reward
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The table, one dict a row (file, prompt, scores by reward name), and the unreadable images' places."""
+
+    rows: tuple[dict[str, Any], ...]
+    unreadable: tuple[str, ...]
+
+
+def make_scorers(
+    specs: Sequence[str], device: str = "cpu", dtype: str = "float32", batch_size: int = 16
+) -> list[Scorer]:
+    """Scorers of reward specs (see ``rewards.load``), by the specs' names; UserError if one occurs twice."""
+    names = [parse(spec)[0].name for spec in specs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"reward {twice[0]!r} is asked for twice; score in two runs to compare two checkpoints of it"
+        )
+    return [
+        Scorer(
+            name,
+            load(spec, device, dtype, batch_size),
+            reward_key(spec) + dtype if parse(spec)[0].cached else None,
+        )
+        for name, spec in zip(names, specs, strict=True)
+    ]
+
+
+def score(
+    items: Iterable[Item], scorers: Sequence[Scorer], cache: ScoreCache | None = None, progress: bool = True
+) -> Scores:
+    """Score items (see ``rewards.items.read_items``) with every scorer.
+
+    Raises:
+        UserError: no items, no scorers, or a prompt that a reward cannot read.
+    """
+    if not scorers:
+        raise UserError("nothing to score by: give at least one reward")
+    rows: dict[tuple[tuple[str, str | int], ...], dict[str, Any]] = {}
+    unreadable: list[str] = []
+    source, total = iter(items), 0
+    with tqdm(desc="scoring", unit="image", disable=not progress) as bar:
+        while chunk := list(islice(source, _CHUNK)):
+            total += len(chunk)
+            images = []
+            for item in chunk:
+                try:
+                    images.append(_open(item))
+                except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
+                    unreadable.append(f"{item.where}: {error}")
+            for scorer in scorers:
+                values = _score_chunk(images, scorer, cache)
+                for (item, _, _), value in zip(images, values, strict=True):
+                    row = rows.setdefault(item.row, dict(item.row))
+                    row[f"{scorer.name}{item.suffix}"] = value
+            bar.update(len(chunk))
+    if not total:
+        raise UserError("nothing to score: no images")
+    if not rows:
+        raise UserError(f"none of the {total} images can be read; the first: {unreadable[0]}")
+    return Scores(tuple(rows.values()), tuple(unreadable))
+
+
+_Opened = tuple[Item, str, Image.Image]
+
+
+def _open(item: Item) -> _Opened:
+    data = item.read()
+    with Image.open(io.BytesIO(data)) as image:
+        return item, image_key(data), image.convert("RGB")
+
+
+def _score_chunk(images: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:
+    reward_identity = scorer.key
+    if cache is None or reward_identity is None:
+        if not images:
+            return []
+        return scorer.reward(
+            [image for _, _, image in images], [item.prompt for item, _, _ in images]
+        ).tolist()
+    keys = [cache.key(key, item.prompt, reward_identity) for item, key, _ in images]
+    known = cache.get(keys)
+    # One image of several equal ones is enough.
+    new = {key: opened for key, opened in zip(keys, images, strict=True) if key not in known}
+    if new:
+        fresh = scorer.reward(
+            [image for _, _, image in new.values()], [item.prompt for item, _, _ in new.values()]
+        )
+        scores = dict(zip(new, fresh.tolist(), strict=True))
+        cache.put(scores)
+        known |= scores
+    return [known[key] for key in keys]
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
+    """Write rows as jsonl or parquet, atomically; UserError for another suffix."""
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"cannot write {str(path)!r}: the name must end in .jsonl or .parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.suffix == ".jsonl":
+        temporary.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        names = dict.fromkeys(name for row in rows for name in row)
+        parquet.write_table(
+            pyarrow.table({name: [row.get(name) for row in rows] for name in names}), temporary
+        )
+    os.replace(temporary, path)
+    return path
