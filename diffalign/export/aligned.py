@@ -46,10 +46,23 @@ def load_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
         return load(replace(base, path=str(folder), family="auto", revision=None, variant=None, vae=None), device).pipeline
     if not (folder / LORA_FILE).is_file():
         raise UserError(f"{folder}: neither {LORA_FILE} nor model_index.json in it; allowed: the aligned/ folder of a run")
-    pipeline = load(base, device).pipeline
-    with user_errors("LoRA", str(folder)):
-        pipeline.load_lora_weights(str(folder))
-    return pipeline
+    model = load(base, device)
+    attach(model, folder)
+    return model.pipeline
+
+
+def attach(model: LoadedModel, lora: Path) -> None:
+    """Put the LoRA of a folder on the model's network.
+
+    Raises:
+        UserError: no LoRA there, or one of another network: diffusers itself would load nothing of it and say little.
+    """
+    if not (lora / LORA_FILE).is_file():
+        raise UserError(f"{lora}: no {LORA_FILE} in it; allowed: the aligned/ folder of a LoRA run")
+    with user_errors("LoRA", str(lora)):
+        model.pipeline.load_lora_weights(str(lora))
+    if not model.pipeline.get_list_adapters().get(model.family.network_name):
+        raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")
 
 
 def is_adapted(model: LoadedModel) -> bool:
@@ -67,11 +80,8 @@ def save_merged(base: ModelConfig, lora: str | Path, folder: str | Path, card_te
     Raises:
         UserError: nothing to merge, the LoRA does not fit the base, or the folder cannot be written.
     """
-    if not Path(lora, LORA_FILE).is_file():
-        raise UserError(f"{lora}: no {LORA_FILE} in it; allowed: the aligned/ folder of a LoRA run")
     model = load(base)
-    with user_errors("LoRA", str(lora)):
-        model.pipeline.load_lora_weights(str(lora))
+    attach(model, Path(lora))
     model.pipeline.fuse_lora(components=[model.family.network_name])
     model.pipeline.unload_lora_weights()
     with whole_folder(Path(folder)) as temporary:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffalign.config import LoraConfig, ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
-from diffalign.models.loaded import LoadedModel
+from diffalign.models.loaded import LoadedModel, only_errors
 from diffalign.types import Denoiser
 
 ADAPTER = "default"
@@ -39,7 +39,9 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
     if config.train == "lora":
         add_lora(network, config.lora, seed)
     else:
-        network.float().requires_grad_(True)
+        with only_errors("diffusers"):  # it advises against casting
+            network.float()
+        network.requires_grad_(True)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.compile:
@@ -75,6 +77,24 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0) -> None:
         network.add_adapter(peft_config, adapter_name=ADAPTER)
     for _, parameter in trainable(network):
         parameter.data = parameter.data.float()
+    if config.dora:
+        set_magnitudes(network)
+
+
+def set_magnitudes(network: nn.Module) -> None:
+    """DoRA's magnitudes again, in float32: peft measures them in the base's dtype and compares them with float32 norms in
+    every forward, so that over a bfloat16 base the adapter would not start as the identity.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_magnitude_vector[ADAPTER].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[ADAPTER].weight,
+                lora_B=layer.lora_B[ADAPTER].weight,
+                scaling=layer.scaling[ADAPTER],
+            )
 
 
 def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
@@ -125,7 +145,8 @@ def reference_denoiser(
     if config.train == "lora":
         return AdaptersOff(policy, model.network)
     held: Any = copy.deepcopy(model.network).requires_grad_(False).eval()
-    held.to(model.dtype if autocast == model.dtype else torch.float32)
+    with only_errors("diffusers"):  # it advises against casting
+        held.to(model.dtype if autocast == model.dtype else torch.float32)
     if config.compile:
         compile_network(held)
     return replace(policy, network=held, autocast=autocast)

@@ -35,10 +35,15 @@ def load(
     Raises:
         UserError: whatever is wrong with ``model.path``, ``family``, ``variant``, ``vae`` or ``attention``.
     """
+    dtype = DTYPES[config.dtype]
+    if compute not in (None, dtype) and dtype != torch.float32:
+        wanted = str(compute).removeprefix("torch.")
+        raise UserError(
+            f"model.dtype={config.dtype!r} cannot be autocast to {wanted} (training.mixed_precision); allowed: float32, {wanted}"
+        )
     source = resolve(config.path)
     card = find_family(config, source)
     family = get_family(card.name)
-    dtype = DTYPES[config.dtype]
     arguments = {"dtype": dtype, **family.load_arguments}
     if config.vae is not None:
         arguments["vae"] = load_vae(config.vae, dtype)
@@ -47,10 +52,9 @@ def load(
     else:
         pipeline = _from_pretrained(config, source, card, arguments)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
-    for name in (family.network_name, "vae", *family.text_encoders):
-        getattr(pipeline, name).eval().requires_grad_(False)
     _check_vae(config, pipeline, family.network_name)
-    pipeline.to(device)
+    for name in (family.network_name, "vae", *family.text_encoders):
+        getattr(pipeline, name).eval().requires_grad_(False).to(device)
     path, target = path_from_config(pipeline.scheduler.config)
     set_attention(getattr(pipeline, family.network_name), config.attention, device, compute or dtype)
     return LoadedModel(family, pipeline, path, target, config.path, dtype)

@@ -1,0 +1,36 @@
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from diffalign.config import ModelConfig
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from tests.tiny_pipelines import make_sd15, make_sdxl
+
+FAMILIES = ("sd15", "sdxl")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random pipeline folder of each family."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return {"sd15": make_sd15(root / "sd15"), "sdxl": make_sdxl(root / "sdxl")}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks the network, whoever imported the hub library first."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, folders: dict[str, Path]) -> LoadedModel:
+    return load(ModelConfig(path=str(folders[request.param])))
+
+
+@pytest.fixture
+def sdxl(folders: dict[str, Path]) -> LoadedModel:
+    return load(ModelConfig(path=str(folders["sdxl"])))

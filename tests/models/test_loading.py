@@ -1,0 +1,245 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import save_file
+
+from diffalign.config import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import find_family, load, sniff_family
+from diffalign.paths import VariancePreserving
+from tests.models.ldm import single_file_state
+from tests.tiny_pipelines import vae
+
+HUB_NAME = "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the sdxl folder that a test may spoil."""
+    return Path(shutil.copytree(folders["sdxl"], tmp_path / "spoiled"))
+
+
+@pytest.fixture
+def hub_cache(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache in which the tiny pipeline stands under SD 1.5's name, as after one download."""
+    snapshot = tmp_path / "hub" / HUB_NAME / "snapshots" / ("0" * 40)
+    shutil.copytree(folders["sd15"], snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    return tmp_path / "hub"
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_a_loaded_model_is_frozen_and_knows_its_latents(model: LoadedModel) -> None:
+    modules = [m for m in model.pipeline.components.values() if isinstance(m, torch.nn.Module)]
+    assert not any(p.requires_grad for m in modules for p in m.parameters())
+    assert not any(m.training for m in modules)
+    assert (model.channels, model.downscale, model.target) == (4, 8, "eps")
+    assert isinstance(model.path, VariancePreserving)
+    assert torch.equal(model.path.alphas_cumprod, model.pipeline.scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_dtype_is_that_of_every_part(folders: dict[str, Path], name: str) -> None:
+    model = load(ModelConfig(path=str(folders["sdxl"]), dtype=name))
+    assert {p.dtype for p in model.network.parameters()} == {getattr(torch, name)}
+    assert model.pipeline.vae.dtype == model.pipeline.text_encoder_2.dtype == getattr(torch, name)
+
+
+def test_a_hub_id_loads_from_the_cache(hub_cache: Path, folders: dict[str, Path]) -> None:
+    model = load(ModelConfig(path="stable-diffusion-v1-5/stable-diffusion-v1-5"))
+    assert same_weights(model.network, load(ModelConfig(path=str(folders["sd15"]))).network)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_single_file_holds_the_same_model(
+    hub_cache: Path, folders: dict[str, Path], tmp_path: Path, suffix: str
+) -> None:
+    base = load(ModelConfig(path=str(folders["sd15"])))
+    file = tmp_path / f"model{suffix}"
+    state = single_file_state(base.pipeline)
+    if suffix == ".ckpt":
+        torch.save({"state_dict": state}, file)
+    else:
+        save_file(state, file)
+    loaded = load(ModelConfig(path=str(file)))
+    assert loaded.family.name == "sd15"
+    assert same_weights(loaded.network, base.network)
+    assert same_weights(loaded.pipeline.vae, base.pipeline.vae)
+    assert same_weights(loaded.pipeline.text_encoder, base.pipeline.text_encoder)
+
+
+def test_a_single_sdxl_file_is_told_by_its_keys(tmp_path: Path) -> None:
+    save_file({"conditioner.embedders.1.model.ln_final.bias": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert sniff_family(str(tmp_path / "a.safetensors")).name == "sdxl"
+
+
+def test_another_vae_takes_the_place_of_the_pipelines(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = vae(scaling_factor=0.5, force_upcast=False)
+    other.save_pretrained(tmp_path / "vae")
+    model = load(ModelConfig(path=str(folders["sdxl"]), vae=str(tmp_path / "vae")))
+    assert same_weights(model.pipeline.vae, other)
+    assert model.pipeline.vae.config.scaling_factor == 0.5
+    from_pipeline = load(ModelConfig(path=str(folders["sdxl"]), vae=str(folders["sd15"])))
+    assert from_pipeline.pipeline.vae.config.scaling_factor == 0.18215
+
+
+def test_the_safety_checker_stays_out(folders: dict[str, Path]) -> None:
+    model = load(ModelConfig(path=str(folders["sd15"])))
+    assert isinstance(model.pipeline, StableDiffusionPipeline)
+    assert model.pipeline.safety_checker is None
+
+
+def test_family_is_read_off_the_folder(folders: dict[str, Path]) -> None:
+    for name, path in folders.items():
+        assert find_family(ModelConfig(path=str(path)), str(path)).name == name
+
+
+def spoil_index(folder: Path, **changes: object) -> None:
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def remove_network(folder: Path) -> None:
+    shutil.rmtree(folder / "unet")
+
+
+def remove_weights(folder: Path) -> None:
+    next((folder / "unet").glob("*.safetensors")).unlink()
+
+
+def truncate_weights(folder: Path) -> None:
+    file = next((folder / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def widen_network(folder: Path) -> None:
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_attention_dim": 64}))
+
+
+def leave_only_a_lora(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
+        (leave_only_a_lora, "holds a LoRA: give its base model"),
+        (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
+        (lambda f: spoil_index(f, _class_name="FluxPipeline"), r"is a FluxPipeline; allowed: .*\(sdxl\)"),
+        (lambda f: spoil_index(f, text_encoder_2=[None, None]), "has no text_encoder_2"),
+        (remove_network, "component folder missing: unet"),
+        (remove_weights, "cannot be loaded"),
+        (truncate_weights, "cannot be loaded"),
+        (widen_network, "spoiled"),
+    ],
+)
+def test_a_spoiled_folder_is_a_user_error(folder: Path, spoil: object, message: str) -> None:
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        load(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "model.path is empty"),
+        ("./nowhere", "no such file or folder"),
+        ("/nowhere/at/all", "no such file or folder"),
+        ("model.safetensors", "no such file"),
+        ("tiny:sdlx", "did you mean tiny:sdxl"),
+        ("somebody/some-model", "hf download somebody/some-model"),
+    ],
+)
+def test_a_wrong_path_is_a_user_error(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(ModelConfig(path=path))
+
+
+def test_wrong_files_are_user_errors(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load(ModelConfig(path=str(tmp_path / "model.gguf")))
+    for name in ("torn.safetensors", "torn.ckpt"):
+        (tmp_path / name).write_bytes(b"torn")
+        with pytest.raises(UserError, match="cannot be"):
+            load(ModelConfig(path=str(tmp_path / name)))
+    save_file({"unet.to_q.lora_A.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="holds a LoRA"):
+        load(ModelConfig(path=str(tmp_path / "lora.safetensors")))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="no whole checkpoint of a known family"):
+        load(ModelConfig(path=str(tmp_path / "other.safetensors")))
+
+
+def test_a_single_file_without_network_says_what_to_do(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    file = tmp_path / "model.safetensors"
+    save_file(single_file_state(StableDiffusionPipeline.from_pretrained(folders["sd15"])), file)
+    with pytest.raises(UserError, match="convert the file to a diffusers folder"):
+        load(ModelConfig(path=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "sd15"}, "is sdxl .* set model.family to sdxl or auto"),
+        ({"family": "sdx"}, "did you mean sdxl"),
+        ({"variant": "fp16"}, "model.variant='fp16'.*leave model.variant out"),
+        ({"vae": "./nowhere"}, "model.vae='./nowhere': no such folder"),
+        ({"vae": "somebody/some-vae"}, "model.vae='somebody/some-vae' is no local folder"),
+        ({"attention": "cudnn"}, "model.attention='cudnn' cannot run on cpu .* allowed here: auto, flash, math"),
+    ],
+)
+def test_a_wrong_setting_is_a_user_error(
+    folders: dict[str, Path], changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(replace(ModelConfig(path=str(folders["sdxl"])), **changes))  # type: ignore[arg-type]
+
+
+def test_a_vae_that_does_not_fit_is_a_user_error(folders: dict[str, Path], tmp_path: Path) -> None:
+    vae(latent_channels=8).save_pretrained(tmp_path / "vae8")
+    with pytest.raises(UserError, match="8 latent channels, the unet takes 4"):
+        load(ModelConfig(path=str(folders["sdxl"]), vae=str(tmp_path / "vae8")))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="no config.json"):
+        load(ModelConfig(path=str(folders["sdxl"]), vae=str(tmp_path / "bare")))
+
+
+def test_half_precision_weights_take_no_other_autocast(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="allowed: float32, bfloat16"):
+        load(ModelConfig(path=str(folders["sdxl"]), dtype="float16"), compute=torch.bfloat16)
+
+
+def test_a_variant_is_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folders["sd15"])
+    with torch.no_grad():
+        for parameter in pipeline.unet.parameters():
+            parameter.fill_(0.5)
+    pipeline.save_pretrained(tmp_path / "both", variant="fp16")
+    model = load(ModelConfig(path=str(tmp_path / "both"), variant="fp16"))
+    assert all(bool((p == 0.5).all()) for p in model.network.parameters())
+    with pytest.raises(UserError, match="allowed: fp16"):
+        load(ModelConfig(path=str(tmp_path / "both"), variant="bf16"))
+
+
+def test_a_vae_class_is_kept(folders: dict[str, Path]) -> None:
+    assert isinstance(load(ModelConfig(path=str(folders["sd15"]))).pipeline.vae, AutoencoderKL)
