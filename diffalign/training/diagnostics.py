@@ -23,6 +23,9 @@ from diffalign.types import Batch, TimeSampler
 if TYPE_CHECKING:
     from diffalign.training.state import TrainState
 
+# A winner that has lost less log-likelihood than this, in units of the logit, has not been pushed away.
+_NOTICEABLE = 0.05
+
 
 class HeldOut:
     """The hook that measures held-out batches every ``every`` steps (0: only at the end).
@@ -64,7 +67,8 @@ class HeldOut:
         """The evaluations so far in plain language."""
         if not self.history:
             return "not measured: no held-out data"
-        groups = sum(batch.num_groups for batch in self._batches) * len(self._bins)
+        # A pair's answers in different bins go together, so each pair counts once.
+        groups = sum(batch.num_groups for batch in self._batches)
         return verdict([totals for _, totals in self.history], groups)
 
     def on_start(self, state: "TrainState") -> None:
@@ -129,7 +133,8 @@ def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
     accuracy, best = last["rewards/accuracies"], max(h.get("rewards/accuracies", 0.0) for h in history)
     chosen, rejected = last.get("errors/chosen", 0.0), last.get("errors/rejected", 0.0)
     held = f"held-out accuracy {accuracy:.3f}"
-    if chosen > 0 and rejected > 0 and 2 * chosen > rejected - chosen:
+    lost = last.get("rewards/chosen", 0.0) < -_NOTICEABLE
+    if lost and chosen > 0 and rejected > 0 and 2 * chosen > rejected - chosen:
         return (
             f"both winner and loser errors rise (by {chosen:.3g} and {rejected:.3g}): displacement / loser "
             f"blow-up, lower the learning rate or raise beta ({held})"

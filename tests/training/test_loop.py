@@ -25,14 +25,18 @@ TIES = (1, 2, 3, 8, 9, 10, 11, 20)
 def test_a_batch_may_be_split_in_any_way(ties, split):
     """Rule 7. Ties fall on micro-batches unevenly, and whole micro-batches are ties."""
     whole = Trial(settings=TrainingConfig(steps=4, batch_size=8), ties=ties).run()
-    parts = Trial(settings=TrainingConfig(steps=4, batch_size=split[0], accumulation=split[1]), ties=ties).run()
+    parts = Trial(
+        settings=TrainingConfig(steps=4, batch_size=split[0], accumulation=split[1]), ties=ties
+    ).run()
     assert distance(weights(whole), weights(parts)) < 1e-12
     assert parts.samples == whole.samples == 64
     assert parts.loss == pytest.approx(whole.loss, abs=1e-12)
 
 
 def test_one_step_is_the_gradient_of_the_mean_over_terms_clipped():
-    """The update against autograd: mean over the pairs that are no tie, clipped, SGD-like first step of AdamW."""
+    """The update against autograd: mean over the pairs that are no tie, clipped, SGD-like first step of
+    AdamW.
+    """
     settings = TrainingConfig(steps=1, batch_size=2, accumulation=3, max_grad_norm=1e-3)
     trial = Trial(settings=settings, ties=TIES)
     seen = {}
@@ -93,7 +97,9 @@ def test_draws_do_not_depend_on_global_randomness():
 
 
 def test_the_forward_goes_through_the_prepared_module():
-    """Rule 8: under bf16 the prepared forward autocasts; the policy must see that, and the network get its own back."""
+    """Rule 8: under bf16 the prepared forward autocasts; the policy must see that, and the network get its
+    own back.
+    """
     settings = TrainingConfig(steps=1, batch_size=2, mixed_precision="bf16")
     trial = Trial(settings=settings, dtype=torch.float32)
     kinds = []
@@ -115,7 +121,9 @@ def test_fp16_needs_an_accelerator():
 
 
 def test_an_overflow_of_loss_scaling_is_not_divergence():
-    """float16's scaler on the CPU, its scale so high that the first backward overflows: halve, skip, go on."""
+    """float16's scaler on the CPU, its scale so high that the first backward overflows: halve, skip, go
+    on.
+    """
     trial = Trial(settings=TrainingConfig(steps=3, batch_size=4), dtype=torch.float32)
     plain = Trial(settings=TrainingConfig(steps=3, batch_size=4), dtype=torch.float32)
     trial.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)
@@ -158,15 +166,21 @@ def test_nan_stops_the_run_with_the_step_named(factor):
     trial = Trial(settings=TrainingConfig(steps=9, batch_size=4), method=Spoilt({5: factor}))
     kept = {}
     trial.hooks = [Probe(lambda state: kept.update(weights(state)))]
-    with pytest.raises(TrainingDiverged, match=r"diverged at step 5: .*grad_norm=nan.*loss=(nan|inf).*margins=[-\d]"):
+    with pytest.raises(
+        TrainingDiverged, match=r"diverged at step 5: .*grad_norm=nan.*loss=(nan|inf).*margins=[-\d]"
+    ):
         trial.run()
     assert len(trial.method.calls) == 5
-    assert same(kept, {n: p.detach() for n, p in trial.network.named_parameters()}), "the bad step was not taken"
+    assert same(kept, {n: p.detach() for n, p in trial.network.named_parameters()}), (
+        "the bad step was not taken"
+    )
 
 
 def test_the_guard_skips_a_planted_spike_and_counts_it():
     settings = TrainingConfig(steps=26, batch_size=24, spike_factor=5.0)
-    trial = Trial(settings=settings, method=Spoilt({24: 1000.0}), optimizer=OptimizerConfig(learning_rate=1e-4))
+    trial = Trial(
+        settings=settings, method=Spoilt({24: 1000.0}), optimizer=OptimizerConfig(learning_rate=1e-4)
+    )
     applied, logged = [], {}
 
     def look(state):

@@ -18,13 +18,17 @@ from tests.training.toys import Probe, Trial, pairs, same, weights
 
 def test_the_guard_by_hand():
     guard = GradientGuard(factor=3.0, warmup=4)
-    assert [guard.skips(n) for n in (1.0, 100.0, 1.0, 2.0)] == [False] * 4, "nothing is skipped in the warm-up"
+    assert [guard.skips(n) for n in (1.0, 100.0, 1.0, 2.0)] == [False] * 4, (
+        "nothing is skipped in the warm-up"
+    )
     assert guard.mean == pytest.approx(26.0)  # arithmetic
     assert not guard.skips(77.9)  # the threshold is 78
     assert guard.mean == pytest.approx(26.0 + (77.9 - 26.0) / 4)
     threshold = 3 * guard.mean
     assert guard.skips(1e9)
-    assert guard.mean == pytest.approx(threshold / 3 + (threshold - threshold / 3) / 4), "a spike counts capped"
+    assert guard.mean == pytest.approx(threshold / 3 + (threshold - threshold / 3) / 4), (
+        "a spike counts capped"
+    )
 
 
 def test_the_guard_accepts_a_lasting_change_of_level():
@@ -146,12 +150,18 @@ def test_schedules_by_hand():
     linear = Schedule("linear", 1.0, 2, 10)
     assert [linear(s) for s in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, pytest.approx(0.125)]
     cosine = Schedule("cosine", 1.0, 0, 8)
-    assert [cosine(s) for s in (0, 4, 6)] == [1.0, pytest.approx(0.5), pytest.approx((1 - math.sqrt(0.5)) / 2)]
+    assert [cosine(s) for s in (0, 4, 6)] == [
+        1.0,
+        pytest.approx(0.5),
+        pytest.approx((1 - math.sqrt(0.5)) / 2),
+    ]
 
 
 def test_scale_lr_is_by_the_global_batch():
     settings = TrainingConfig(batch_size=2, accumulation=8)
-    assert base_learning_rate(OptimizerConfig(learning_rate=1e-8, scale_lr=True), settings, 4) == pytest.approx(64e-8)
+    assert base_learning_rate(
+        OptimizerConfig(learning_rate=1e-8, scale_lr=True), settings, 4
+    ) == pytest.approx(64e-8)
     assert base_learning_rate(OptimizerConfig(learning_rate=1e-8), settings, 4) == 1e-8
 
 
@@ -161,7 +171,9 @@ def test_the_schedule_reaches_the_optimizer():
         settings=TrainingConfig(steps=4, batch_size=4),
         optimizer=OptimizerConfig(learning_rate=1.0, schedule="linear", warmup_steps=2),
     )
-    trial.hooks = [Probe(lambda s: rates.append((s.optimizer.param_groups[0]["lr"], s.averages()["learning_rate"])))]
+    trial.hooks = [
+        Probe(lambda s: rates.append((s.optimizer.param_groups[0]["lr"], s.averages()["learning_rate"])))
+    ]
     trial.run()
     assert rates == [(0.5, 0.5), (1.0, 1.0), (1.0, 1.0), (0.5, 0.5)]
 

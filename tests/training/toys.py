@@ -15,8 +15,6 @@ from diffalign.training.sources import TensorSource
 from diffalign.training.state import TrainState
 from tests.helpers import sd_path
 
-PAIRS = 24
-
 
 class Mlp(nn.Module):
     """eps(x_t, t, c) on the plane."""
@@ -24,7 +22,12 @@ class Mlp(nn.Module):
     def __init__(self, width: int = 8, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(4, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+            nn.Linear(4, width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 2),
         )
 
     def forward(self, x_t, t, c):
@@ -48,16 +51,18 @@ def network(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Mlp:
     return Mlp(dropout=dropout).to(dtype)
 
 
-def pairs(ties: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """(x, score, cond) of 24 pairs; winners lie to the right, and either member may be the winner."""
+def pairs(
+    ties: tuple[int, ...] = (), dtype: torch.dtype = torch.float64, count: int = 24, gap: float = 1.0
+) -> dict[str, Any]:
+    """(x, score, cond) of pairs; winners lie ``gap`` to the right, and either member may be the winner."""
     draw = torch.Generator().manual_seed(3)
-    x = torch.randn(PAIRS, 2, 2, generator=draw, dtype=dtype)
-    first = torch.randint(0, 2, (PAIRS,), generator=draw)
+    x = torch.randn(count, 2, 2, generator=draw, dtype=dtype)
+    first = torch.randint(0, 2, (count,), generator=draw)
     score = torch.stack([1 - first, first], 1).to(torch.float32)
-    x[..., 0] += score.to(dtype)
+    x[..., 0] += gap * score.to(dtype)
     for index in ties:
         score[index] = 0.5
-    return {"x": x, "score": score, "cond": {"c": torch.randn(PAIRS, 2, 1, generator=draw, dtype=dtype)}}
+    return {"x": x, "score": score, "cond": {"c": torch.randn(count, 2, 1, generator=draw, dtype=dtype)}}
 
 
 @dataclass
@@ -75,14 +80,16 @@ class Trial:
     source: Any = None
     network: Any = None
     accelerator: Any = None
+    moved: bool = True
 
     def __post_init__(self) -> None:
         self.accelerator = self.accelerator or accelerator_for(self.settings)
         self.network = self.network or network(self.dropout, self.dtype)
         self.reference = copy.deepcopy(self.network).requires_grad_(False).eval()
-        with torch.no_grad():  # a policy that has already moved, so that no margin is exactly 0
-            for p in self.network.parameters():
-                p.mul_(1.1)
+        if self.moved:  # a policy that has left its reference, so that no margin is exactly 0
+            with torch.no_grad():
+                for p in self.network.parameters():
+                    p.mul_(1.1)
         self.source = self.source or TensorSource(
             **pairs(self.ties, self.dtype),
             batch_size=self.settings.batch_size,
