@@ -90,7 +90,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
 
     model = load(run.model, accelerator.device, compute=_AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
-    encoded = _encode(run, model, accelerator)
+    encoded = encode(run, model, accelerator)
     tell(f"data: {encoded.counts.text}")
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     parameters = prepare_policy(model, run.model, run.training.seed)
@@ -160,7 +160,7 @@ def _checkpoints(run: Run, output: Path, accelerator: "Accelerator") -> Checkpoi
     return checkpoints
 
 
-def _encode(run: Run, model: LoadedModel, accelerator: "Accelerator") -> EncodedSet:
+def encode(run: Run, model: LoadedModel, accelerator: "Accelerator") -> EncodedSet:
     """The preference set as latents and text embeddings, after which the frozen encoders leave the accelerator."""
     encoded = encode_preferences(
         model,
