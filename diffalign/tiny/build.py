@@ -1,0 +1,150 @@
+"""Make the package data of the drawn scenes: `python -m diffalign.tiny.build [PART] [--out DIR] [--minutes M]`.
+
+Parts are autoencoder, sdxl, sd15, clip, pairs, judges (figures only), or all. Each is written under a temporary name
+and renamed, and its figures go to `report.json` and `report.md`. Weights are stored in float16, which costs nothing
+visible, and load as float32.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffalign.tiny import WEIGHTS
+
+MINUTES = {"autoencoder": 7.0, "sdxl": 20.0, "sd15": 10.0, "clip": 4.0, "pairs": 0.0, "judges": 0.0}
+PAIRS = 6000
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _replace(folder: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` fill a fresh folder beside `folder`, then put it in its place."""
+    fresh = folder.with_name(f".{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _half(folder: Path) -> None:
+    """Store every safetensors file of a folder in float16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for path in folder.rglob("*.safetensors"):
+        tensors = {k: v.half() if v.dtype == torch.float32 else v for k, v in load_file(path).items()}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _autoencoder(out: Path, seconds: float, seed: int) -> dict[str, Any]:
+    from diffalign.tiny import autoencoder
+
+    vae, figures = autoencoder.train(seconds, seed, _say)
+    _replace(out / "vae", vae.save_pretrained)
+    return figures
+
+
+def save_pipeline(pipe: Any, folder: Path) -> None:
+    """Write a pipeline in float16 at once or not at all."""
+
+    def save(fresh: Path) -> None:
+        from diffalign.tiny import text
+
+        pipe.save_pretrained(fresh)
+        for name in ("tokenizer", "tokenizer_2"):
+            if getattr(pipe, name, None) is not None:
+                text.save(getattr(pipe, name), fresh / name)
+        _half(fresh)
+
+    _replace(folder, save)
+
+
+def _pipeline(family: str, out: Path, seconds: float, seed: int) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    from diffalign.tiny import pretrain, report
+
+    source = next((p for p in (out / "vae", out / "sdxl" / "vae") if p.exists()), None)
+    if source is None:
+        raise FileNotFoundError(f"no autoencoder in {out}; build it first: python -m diffalign.tiny.build autoencoder")
+    vae = AutoencoderKL.from_pretrained(source).eval()
+    parts, figures = pretrain.train(family, vae, seconds, seed, _say)
+    pipe = pretrain.pipeline(parts, vae)
+    save_pipeline(pipe, out / family)
+    return {**figures, **report.base(pipe)}
+
+
+def _clip(out: Path, seconds: float, seed: int) -> dict[str, Any]:
+    from diffalign.tiny import clip
+
+    model, tokenizer, figures = clip.train(seconds, seed, _say)
+
+    def save(fresh: Path) -> None:
+        clip.save(model, tokenizer, fresh)
+        _half(fresh)
+
+    _replace(out / "clip", save)
+    return figures
+
+
+def _pairs(out: Path, seed: int) -> dict[str, Any]:
+    from diffalign.tiny import pairs
+
+    fresh = out / ".pairs.parquet"
+    figures = pairs.write(fresh, PAIRS, seed)
+    fresh.replace(out / "pairs.parquet")
+    return figures
+
+
+def build(part: str, out: Path, minutes: float, seed: int) -> dict[str, Any]:
+    """Make one part in the folder `out`; returns its figures, which are also in the report."""
+    from diffalign.tiny import report
+
+    out.mkdir(parents=True, exist_ok=True)
+    start, seconds = time.monotonic(), 60 * minutes
+    if part == "autoencoder":
+        figures = _autoencoder(out, seconds, seed)
+    elif part in ("sdxl", "sd15"):
+        figures = _pipeline(part, out, seconds, seed)
+    elif part == "clip":
+        figures = _clip(out, seconds, seed)
+    elif part == "pairs":
+        figures = _pairs(out, seed)
+    else:
+        figures = report.judges(seed)
+    command = f"python -m diffalign.tiny.build {part} --minutes {minutes:g} --seed {seed}"
+    figures = {**figures, "seconds_in_all": round(time.monotonic() - start, 1), "command": command}
+    report.write(out, part, figures)
+    return figures
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m diffalign.tiny.build", description=__doc__.split("\n\n")[0])
+    parser.add_argument("part", nargs="?", default="all", choices=["all", *MINUTES])
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's own)")
+    parser.add_argument("--minutes", type=float, help=f"training time of the part (default: {MINUTES})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    args = parser.parse_args(argv)
+    if args.part == "all" and args.minutes is not None:
+        parser.error("--minutes is for one part; 'all' takes each part's default")
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    for part in MINUTES if args.part == "all" else [args.part]:
+        minutes = MINUTES[part] if args.minutes is None else args.minutes
+        _say(f"{part}: {build(part, args.out, minutes, args.seed)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from diffalign.tiny.networks import TOKENS
+from diffalign.tiny.scenes import captions
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
+
+
+def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges learnt on the captions; any other text still becomes bytes."""
+    from tokenizers import Regex
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    # no cap by size: the words are few, so every one of them becomes a single token
+    trainer = trainers.BpeTrainer(vocab_size=2 * 256 + merges, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(list(captions())[::3], trainer)
+    learnt = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in learnt), START, END]
+    return {name: i for i, name in enumerate(dict.fromkeys(names))}, learnt
+
+
+def tokenizer(pad: str = END) -> CLIPTokenizer:
+    """A CLIPTokenizer of the captions; SDXL pads its second one with `!`."""
+    vocab, merges = learn()
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        model_max_length=TOKENS,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=pad,
+    )
+
+
+def save(tok: CLIPTokenizer, folder: Path) -> None:
+    """Write the folder, with the `vocab.json` and `merges.txt` that older readers want."""
+    tok.save_pretrained(folder)
+    vocab, merges = learn()
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
