@@ -33,7 +33,7 @@ from diffalign.data.encoded import (
 from diffalign.data.examples import Example, Preferences, Skipped, count, digest
 from diffalign.data.geometry import Cut, Size, cuts
 from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, to_unit, why_unreadable
-from diffalign.data.store import Memory, Store, is_full, no_space
+from diffalign.data.store import Memory, Store, is_full, no_space, open_atomic
 from diffalign.errors import UserError
 
 VERSION = 1  # of what is in a file: part of every key
@@ -82,7 +82,7 @@ def encode_preferences(
     """Encode what is not encoded yet and return the whole set, its counts final.
 
     With several processes each encodes the rows ``rank, rank + world, ...`` and ``barrier`` waits for all of
-    them (three times); every process returns the same set. Raises UserError if nothing in the set is usable,
+    them (twice); every process returns the same set. Raises UserError if nothing in the set is usable,
     if an encoder gives NaN, and if the disk is full; unreadable images are skipped, counted and named in
     ``counts.skipped``.
     """
@@ -94,16 +94,14 @@ def encode_preferences(
     if known is not None:
         return known
 
-    parts = [manifest.with_suffix(f".{r}-of-{world}.part") for r in range(world)]
-    parts[rank].parent.mkdir(exist_ok=True)
+    # kept, so that two runs on one cache never take a part from each other: theirs are the same
+    parts = [manifest.parent / "parts" / f"{manifest.stem}.{r}-of-{world}.jsonl" for r in range(world)]
     writer = _Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     try:
         empty = writer.text("")
         _encode_share(preferences, config, writer, parts, rank, progress)
         barrier()
         encoded = _merge(parts, empty, memory)
-        barrier()  # nobody removes a part before everybody has read it
-        parts[rank].unlink(missing_ok=True)
         if not encoded.counts.usable:
             first = f"; {encoded.counts.skipped[0]}" if encoded.counts.skipped else ""
             raise UserError(f"{preferences.name}: nothing to learn from: {encoded.counts.text}{first}")
@@ -135,7 +133,7 @@ def _encode_share(
     total = None if preferences.total is None else len(range(rank, preferences.total, len(parts)))
     prepare = lambda row: (row[0], _prepare(row[1], config, writer))  # noqa: E731
     with (
-        parts[rank].open("w", encoding="utf-8") as part,
+        open_atomic(parts[rank]) as part,
         tqdm(total=total, desc="encoding", unit="pair", disable=not progress or rank > 0) as bar,
     ):
         for index, prepared in _ahead(prepare, rows, config.workers):
@@ -148,7 +146,7 @@ def _encode_share(
                 writer.text(prepared.record.prompt)
                 writer.images(prepared.missing)
                 row = {"index": index, **asdict(prepared.record)}
-            part.write(json.dumps(row) + "\n")
+            part.write(f"{json.dumps(row)}\n".encode())
             bar.update()
         writer.flush()
 
@@ -248,6 +246,8 @@ class _Writer:
     def images(self, missing: Iterable[tuple[str, Tensor]]) -> None:
         """Encode pixels, as soon as there is a full batch of their shape."""
         for key, pixels in missing:
+            if key in self._there:  # written since the pixels were made ready
+                continue
             waiting = self._pixels.setdefault(tuple(pixels.shape), {})
             waiting[key] = pixels  # an image that comes twice before its batch is full is encoded once
             if len(waiting) >= self._batch_size:

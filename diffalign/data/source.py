@@ -167,13 +167,15 @@ class _Order:
     """Which group stands at which position of the run."""
 
     def __init__(self, targets: Sequence[tuple[int, int]], window: int, seed: int):
-        names = sorted(set(targets))
-        self._buckets = [[i for i, target in enumerate(targets) if target == name] for name in names]
+        members: dict[tuple[int, int], list[int]] = {name: [] for name in sorted(set(targets))}
+        for index, target in enumerate(targets):
+            members[target].append(index)
+        self._buckets = list(members.values())
         self._ends = list(accumulate(len(bucket) for bucket in self._buckets))
         self._window = window
         self._seed = seed
         self._windows: list[tuple[int, int]] = []  # (bucket, earlier windows of that bucket)
-        self._used = [0] * len(names)
+        self._used = [0] * len(members)
         self._permutations: dict[int, tuple[int, Tensor]] = {}  # bucket -> (epoch, permutation)
 
     def at(self, position: int) -> int:

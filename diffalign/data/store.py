@@ -9,8 +9,10 @@ import errno
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 import torch
@@ -77,16 +79,24 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest(*parts)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing, making its folder."""
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes its place when it is closed and leaves nothing if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing, making its folder."""
+    with open_atomic(path) as file:
+        file.write(content)
 
 
 def is_full(error: OSError) -> bool:
