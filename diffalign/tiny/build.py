@@ -43,11 +43,16 @@ def _half(folder: Path) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def _autoencoder(out: Path, seconds: float, seed: int) -> dict[str, Any]:
+def _autoencoder(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
     from diffalign.tiny import autoencoder
 
-    vae, figures = autoencoder.train(seconds, seed, _say)
-    _replace(out / "vae", vae.save_pretrained)
+    vae, figures = autoencoder.train(seconds, seed, _say, out / "vae" if resume else None)
+
+    def save(fresh: Path) -> None:
+        vae.save_pretrained(fresh)
+        _half(fresh)
+
+    _replace(out / "vae", save)
     return figures
 
 
@@ -66,8 +71,8 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
     _replace(folder, save)
 
 
-def _pipeline(family: str, out: Path, seconds: float, seed: int) -> dict[str, Any]:
-    from diffusers import AutoencoderKL
+def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DiffusionPipeline
 
     from diffalign.tiny import pretrain, report
 
@@ -75,7 +80,11 @@ def _pipeline(family: str, out: Path, seconds: float, seed: int) -> dict[str, An
     if source is None:
         raise FileNotFoundError(f"no autoencoder in {out}; build it first: python -m diffalign.tiny.build autoencoder")
     vae = AutoencoderKL.from_pretrained(source).eval()
-    parts, figures = pretrain.train(family, vae, seconds, seed, _say)
+    begin = out / ("sdxl" if family == "sd15" and not resume else family)  # SD 1.5 starts from what SDXL has learnt
+    start = None
+    if resume or (family == "sd15" and begin.exists()):
+        start = pretrain.weights(family, DiffusionPipeline.from_pretrained(begin))
+    parts, figures = pretrain.train(family, vae, seconds, seed, _say, start_from=start)
     pipe = pretrain.pipeline(parts, vae)
     save_pipeline(pipe, out / family)
     return {**figures, **report.base(pipe)}
@@ -103,23 +112,23 @@ def _pairs(out: Path, seed: int) -> dict[str, Any]:
     return figures
 
 
-def build(part: str, out: Path, minutes: float, seed: int) -> dict[str, Any]:
+def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False) -> dict[str, Any]:
     """Make one part in the folder `out`; returns its figures, which are also in the report."""
     from diffalign.tiny import report
 
     out.mkdir(parents=True, exist_ok=True)
     start, seconds = time.monotonic(), 60 * minutes
     if part == "autoencoder":
-        figures = _autoencoder(out, seconds, seed)
+        figures = _autoencoder(out, seconds, seed, resume)
     elif part in ("sdxl", "sd15"):
-        figures = _pipeline(part, out, seconds, seed)
+        figures = _pipeline(part, out, seconds, seed, resume)
     elif part == "clip":
         figures = _clip(out, seconds, seed)
     elif part == "pairs":
         figures = _pairs(out, seed)
     else:
         figures = report.judges(seed)
-    command = f"python -m diffalign.tiny.build {part} --minutes {minutes:g} --seed {seed}"
+    command = f"python -m diffalign.tiny.build {part} --minutes {minutes:g} --seed {seed}" + " --resume" * resume
     figures = {**figures, "seconds_in_all": round(time.monotonic() - start, 1), "command": command}
     report.write(out, part, figures)
     return figures
@@ -132,6 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's own)")
     parser.add_argument("--minutes", type=float, help=f"training time of the part (default: {MINUTES})")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--resume", action="store_true", help="autoencoder, sdxl, sd15: go on from the weights in --out"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     args = parser.parse_args(argv)
     if args.part == "all" and args.minutes is not None:
@@ -142,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     for part in MINUTES if args.part == "all" else [args.part]:
         minutes = MINUTES[part] if args.minutes is None else args.minutes
-        _say(f"{part}: {build(part, args.out, minutes, args.seed)}")
+        _say(f"{part}: {build(part, args.out, minutes, args.seed, args.resume)}")
     return 0
 
 

@@ -97,23 +97,26 @@ def train(
     seed: int,
     say: Say,
     count: int = 24000,
-    keep: Path | None = None,
+    start_from: dict[str, Tensor] | None = None,
     workers: int = 2,
 ) -> tuple[Parts, dict[str, float]]:
     """Train a family for `seconds`; returns the moving average of its parts and the figures for the report.
 
-    `workers` processes of one thread each share the batch: for networks this small that beats threads. The average so
-    far is kept in the file `keep` every thousand steps, to look at while the training goes on.
+    `workers` processes of one thread each share the batch: for networks this small that beats threads. With the
+    weights `start_from` (see `weights`) the training goes on from there, at half the learning rate.
     """
     torch.manual_seed(seed)
     parts = Parts(family)
+    if start_from is not None:
+        parts.load_state_dict({**parts.state_dict(), **start_from})
     data = Latents(parts, vae, count, seed)
     data.share()
     say(f"{family}: {sum(p.numel() for p in parts.parameters()) / 1e6:.2f}M parameters, {count} pictures encoded")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(family, parts.state_dict(), data, seconds, seed, workers, Path(folder), keep)
-        multiprocessing.start_processes(_work, args=(job, say), nprocs=workers, start_method="fork")
+        rate = RATE if start_from is None else RATE / 2
+        job = Job(family, parts.state_dict(), data, seconds, seed, workers, Path(folder), rate)
+        multiprocessing.start_processes(_work, args=(job, say), nprocs=workers, start_method="spawn")
         result = torch.load(Path(folder) / "result.pt")
     parts.load_state_dict(result["average"])
     figures = {"steps": result["step"], "seconds": round(time.monotonic() - start, 1), "loss": result["loss"]}
@@ -131,7 +134,7 @@ class Job:
     seed: int
     workers: int
     folder: Path
-    keep: Path | None
+    rate: float
 
 
 def _work(rank: int, job: Job, say: Say) -> None:
@@ -148,7 +151,7 @@ def _work(rank: int, job: Job, say: Say) -> None:
     start, step, recent, done = time.monotonic(), 0, 0.0, 0.0
     while done < 1:
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done))
+            group["lr"] = job.rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done))
         loss = _loss(parts, job.data, BATCH // job.workers)
         optimizer.zero_grad()
         loss.backward()
@@ -160,8 +163,6 @@ def _work(rank: int, job: Job, say: Say) -> None:
         recent = 0.99 * recent + 0.01 * value if step > 1 else value
         if rank == 0 and step % 200 == 0:
             say(f"{job.family} step {step} loss {recent:.4f} {time.monotonic() - start:.0f} s of {job.seconds:.0f}")
-        if rank == 0 and job.keep is not None and step % 1000 == 0:
-            torch.save(average.state_dict(), job.keep)
     if rank == 0:
         result = {"average": average.state_dict(), "step": step, "loss": round(recent, 4)}
         torch.save(result, job.folder / "result.pt")
@@ -185,6 +186,27 @@ def _share(weights: list[nn.Parameter], loss: float, done: float, rank: int) -> 
     for weight, grad, part in zip(weights, grads, flat[:-2].split([g.numel() for g in grads]), strict=True):
         weight.grad = part.view_as(grad)
     return float(flat[-2]), float(flat[-1])
+
+
+def weights(family: str, pipe: Any) -> dict[str, Tensor]:
+    """The weights of a pipeline as a start for `family`.
+
+    From SDXL to SD 1.5 go the first text encoder and what fits of the UNet: the cross-attention's part for that
+    encoder, linear projections as 1 x 1 convolutions.
+    """
+    parts = Parts(family)
+    mine = parts.state_dict()
+    sources = {"encoders.0": pipe.text_encoder, "encoders.1": getattr(pipe, "text_encoder_2", None), "unet": pipe.unet}
+    found = {f"{n}.{k}": v for n, m in sources.items() if m is not None for k, v in m.state_dict().items()}
+    fitting = {}
+    for name, value in found.items():
+        if name not in mine:
+            continue
+        if mine[name].ndim == 2 and value.shape != mine[name].shape:
+            value = value[:, : mine[name].shape[1]]
+        if value.numel() == mine[name].numel():
+            fitting[name] = value.reshape(mine[name].shape).clone()
+    return fitting
 
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> Any:
