@@ -1,9 +1,9 @@
 """The embedded worlds: two small laboratories on which every method runs in seconds to minutes.
 
-*The plane* (`diffalign.tiny.plane`) is two-dimensional and has a known optimum. *The drawn scenes* are captions, a
-renderer (`scenes`), judges that read pixels (`judge`) and genuine diffusers pipelines with tiny parts, whose weights
-and preference pairs ship with the package; `python -m diffalign.tiny.build` makes them anew. Importing this module
-imports no torch.
+*The plane* (`diffalign.tiny.plane`) is two-dimensional and has a known optimum. *The drawn scenes* are
+captions, a renderer (`scenes`), judges that read pixels (`judge`) and genuine diffusers pipelines with tiny
+parts, whose weights and preference pairs ship with the package; `python -m diffalign.tiny.build` makes them
+anew. Importing this module imports no torch.
 """
 
 from pathlib import Path
@@ -15,14 +15,17 @@ FAMILIES = ("sdxl", "sd15")
 def _shipped(name: str) -> Path:
     path = WEIGHTS / name
     if not path.exists():
-        raise FileNotFoundError(f"{name} is not among the package's data; make it: python -m diffalign.tiny.build")
+        raise FileNotFoundError(
+            f"{name} is not among the package's data; make it: python -m diffalign.tiny.build"
+        )
     return path
 
 
 def pipeline_path(family: str = "sdxl") -> Path:
     """Folder that `StableDiffusionXLPipeline` ("sdxl") or `StableDiffusionPipeline` ("sd15") loads.
 
-    ValueError naming the allowed families for another word, FileNotFoundError if the weights were never built.
+    ValueError naming the allowed families for another word, FileNotFoundError if the weights were never
+    built.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
@@ -30,7 +33,9 @@ def pipeline_path(family: str = "sdxl") -> Path:
 
 
 def pairs_path() -> Path:
-    """Parquet file of preference pairs in Pick-a-Pic's schema, PNG bytes of 32 x 32 pixels in `jpg_0` and `jpg_1`."""
+    """Parquet file of preference pairs in Pick-a-Pic's schema, PNG bytes of 32 x 32 pixels in `jpg_0` and
+    `jpg_1`.
+    """
     return _shipped("pairs.parquet")
 
 
@@ -40,10 +45,11 @@ def clip_path() -> Path:
 
 
 def prompts(split: str, n: int | None = None) -> list[str]:
-    """The first `n` distinct captions of "train", "validation" or "test" (all if None), always in the same order.
+    """The first `n` distinct captions of "train", "validation" or "test" (all if None), always in the same
+    order.
 
-    The splits are disjoint by hash; pre-training captions and the pairs are of "train" only. ValueError naming what is
-    allowed for another split, or for an `n` beyond the split's size.
+    The splits are disjoint by hash; pre-training captions and the pairs are of "train" only. ValueError
+    naming what is allowed for another split, or for an `n` beyond the split's size.
     """
     from diffalign.tiny.scenes import split_captions
 

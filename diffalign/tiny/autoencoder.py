@@ -25,7 +25,9 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 def train(
     seconds: float, seed: int, say: Say, start_from: Path | None = None
 ) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Train for `seconds`; returns the autoencoder with its scaling factor set, and the figures of its report."""
+    """Train for `seconds`; returns the autoencoder with its scaling factor set, and the figures of its
+    report.
+    """
     torch.manual_seed(seed)
     data = to_tensor(corpus.make(16000, seed).pixels)
     vae = AutoencoderKL.from_pretrained(start_from) if start_from else networks.autoencoder()
@@ -36,12 +38,18 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
         x = data[torch.randint(len(data), (32,))]
-        with torch.autocast("cpu", torch.bfloat16, enabled=done < 0.8):  # twice as fast; the last fifth is exact
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=done < 0.8
+        ):  # twice as fast; the last fifth is exact
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
-        plain = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]  # faint and small things count alike
+        plain = (
+            0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]
+        )  # faint and small things count alike
         error = (plain * (y - x).square()).mean()
-        loss = error + 0.15 * (plain * (y - x).abs()).mean() + KL * posterior.kl().float().mean() / x[0].numel()
+        loss = (
+            error + 0.15 * (plain * (y - x).abs()).mean() + KL * posterior.kl().float().mean() / x[0].numel()
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -1,8 +1,9 @@
-"""Make the package data of the drawn scenes: `python -m diffalign.tiny.build [PART] [--out DIR] [--minutes M]`.
+"""Make the package data of the drawn scenes: `python -m diffalign.tiny.build [PART] [--out DIR] [--minutes
+M]`.
 
-Parts are autoencoder, sdxl, sd15, clip, pairs, judges (figures only), or all. Each is written under a temporary name
-and renamed, and its figures go to `report.json` and `report.md`. Weights are stored in float16, which costs nothing
-visible, and load as float32.
+Parts are autoencoder, sdxl, sd15, clip, pairs, judges (figures only), or all. Each is written under a
+temporary name and renamed, and its figures go to `report.json` and `report.md`. Weights are stored in
+float16, which costs nothing visible, and load as float32.
 """
 
 import argparse
@@ -78,9 +79,13 @@ def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -
 
     source = next((p for p in (out / "vae", out / "sdxl" / "vae") if p.exists()), None)
     if source is None:
-        raise FileNotFoundError(f"no autoencoder in {out}; build it first: python -m diffalign.tiny.build autoencoder")
+        raise FileNotFoundError(
+            f"no autoencoder in {out}; build it first: python -m diffalign.tiny.build autoencoder"
+        )
     vae = AutoencoderKL.from_pretrained(source).eval()
-    begin = out / ("sdxl" if family == "sd15" and not resume else family)  # SD 1.5 starts from what SDXL has learnt
+    begin = out / (
+        "sdxl" if family == "sd15" and not resume else family
+    )  # SD 1.5 starts from what SDXL has learnt
     start = None
     if resume or (family == "sd15" and begin.exists()):
         start = pretrain.weights(family, DiffusionPipeline.from_pretrained(begin))
@@ -128,7 +133,9 @@ def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False)
         figures = _pairs(out, seed)
     else:
         figures = report.judges(seed)
-    command = f"python -m diffalign.tiny.build {part} --minutes {minutes:g} --seed {seed}" + " --resume" * resume
+    command = (
+        f"python -m diffalign.tiny.build {part} --minutes {minutes:g} --seed {seed}" + " --resume" * resume
+    )
     figures = {**figures, "seconds_in_all": round(time.monotonic() - start, 1), "command": command}
     report.write(out, part, figures)
     return figures
@@ -136,9 +143,13 @@ def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False)
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m diffalign.tiny.build", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m diffalign.tiny.build", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("part", nargs="?", default="all", choices=["all", *MINUTES])
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's own)")
+    parser.add_argument(
+        "--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's own)"
+    )
     parser.add_argument("--minutes", type=float, help=f"training time of the part (default: {MINUTES})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

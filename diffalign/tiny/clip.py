@@ -1,8 +1,9 @@
 """A tiny CLIP in PickScore's format, trained on the scenes.
 
-Score = exp(logit_scale) * cosine, as in Pick-a-Pic (arXiv 2305.01569). The loss is CLIP's contrastive one plus the
-logistic preference of the right render over the same layout with one word wrong, which is PickScore's objective. It
-learns from true captions: a reward model may know better than the base model's data.
+Score = exp(logit_scale) * cosine, as in Pick-a-Pic (arXiv 2305.01569). The loss is CLIP's contrastive one
+plus the logistic preference of the right render over the same layout with one word wrong, which is
+PickScore's objective. It learns from true captions: a reward model may know better than the base model's
+data.
 """
 
 import time
@@ -87,7 +88,10 @@ def measure(model: CLIPModel, tok: CLIPTokenizer, seed: int, count: int = 2000) 
     words, good = embed(model, _ids(tok, texts), right)
     bad = F.normalize(model.visual_projection(model.vision_model(pixel_values=wrong).pooler_output), dim=-1)
     wins = ((words * good).sum(-1) > (words * bad).sum(-1)).float()
-    return {"pair_accuracy": round(float(wins.mean()), 4), "logit_scale": round(float(model.logit_scale.exp()), 2)}
+    return {
+        "pair_accuracy": round(float(wins.mean()), 4),
+        "logit_scale": round(float(model.logit_scale.exp()), 2),
+    }
 
 
 def save(model: CLIPModel, tok: CLIPTokenizer, folder: Path) -> None:

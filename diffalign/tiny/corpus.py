@@ -1,8 +1,8 @@
 """What the tiny models are pre-trained on: drawn scenes whose captions are as unreliable as the web's.
 
-The base model is imperfect by this data. Colours, shapes, sizes and relations are each named wrongly now and then, and
-half of the pictures are washed out, which no caption says. Some pictures are cut or upscaled from fewer pixels; SDXL is
-told so by its micro-conditioning (`size`, `corner`).
+The base model is imperfect by this data. Colours, shapes, sizes and relations are each named wrongly now and
+then, and half of the pictures are washed out, which no caption says. Some pictures are cut or upscaled from
+fewer pixels; SDXL is told so by its micro-conditioning (`size`, `corner`).
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,20 @@ from diffalign.tiny.scenes import (
     sample_scene,
 )
 
-WRONG = {"size": 0.30, "color": 0.15, "shape": 0.15, "relation": 0.30}  # chance that a word is drawn again at random
+WRONG = {
+    "size": 0.30,
+    "color": 0.15,
+    "shape": 0.15,
+    "relation": 0.30,
+}  # chance that a word is drawn again at random
 LOW_RESOLUTION, CUT = 0.06, 0.06  # shares of pictures
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pixels uint8 (N, 32, 32, 3), N captions as written and as true, and micro-conditioning (N, 6) as SDXL has it."""
+    """Pixels uint8 (N, 32, 32, 3), N captions as written and as true, and micro-conditioning (N, 6) as SDXL
+    has it.
+    """
 
     pixels: np.ndarray
     captions: list[str]
@@ -44,7 +51,9 @@ def miscaption(things: tuple[Thing, ...], relation: str | None, rng: np.random.G
 
     named = tuple(
         Thing(
-            word("size", t.size, list(SIZES)), word("color", t.color, list(COLORS)), word("shape", t.shape, list(SHAPES))
+            word("size", t.size, list(SIZES)),
+            word("color", t.color, list(COLORS)),
+            word("shape", t.shape, list(SHAPES)),
         )
         for t in things
     )
@@ -52,7 +61,9 @@ def miscaption(things: tuple[Thing, ...], relation: str | None, rng: np.random.G
 
 
 def degrade(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, ...]]:
-    """Sometimes upscale from fewer pixels or cut the upper left; returns the image and SDXL's six time ids."""
+    """Sometimes upscale from fewer pixels or cut the upper left; returns the image and SDXL's six time
+    ids.
+    """
     chance = rng.random()
     if chance < LOW_RESOLUTION:
         few = int(rng.integers(8, 21))
@@ -67,7 +78,9 @@ def degrade(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, 
 
 
 def make(count: int, seed: int, clean: bool = False) -> Corpus:
-    """Draw `count` scenes of the train split, half of them washed out; `clean` keeps pictures and captions true."""
+    """Draw `count` scenes of the train split, half of them washed out; `clean` keeps pictures and captions
+    true.
+    """
     rng = np.random.default_rng(seed)
     pixels, written, truths, ids = [], [], [], []
     for _ in range(count):

@@ -1,8 +1,8 @@
 """Two judges that read pixels: does the picture show what the caption says, and is it vivid?
 
-No network: the background is the median of the border, things are connected regions that differ from it, a colour is
-the nearest hue of the palette, a shape the template of equal area and place with the best overlap, a size an area.
-Pictures without a plain border (noise, stripes) or without things score 0.
+No network: the background is the median of the border, things are connected regions that differ from it, a
+colour is the nearest hue of the palette, a shape the template of equal area and place with the best overlap,
+a size an area. Pictures without a plain border (noise, stripes) or without things score 0.
 """
 
 from dataclasses import dataclass
@@ -161,9 +161,10 @@ def _holds(relation: str, a: Seen, b: Seen) -> bool:
 def judge(image: Image.Image | np.ndarray, prompt: str) -> float:
     """Fraction of the caption's statements that hold in the picture, 0 to 1.
 
-    Statements are the number of things, each thing's size, colour and shape, and the relation, under the assignment of
-    regions to things that is best for the picture. `image` is a PIL image or an array (height, width, 3), uint8 or
-    float in [0, 1]; other sides than 32 pixels are resized. ValueError naming the prompt if it is not a scene caption.
+    Statements are the number of things, each thing's size, colour and shape, and the relation, under the
+    assignment of regions to things that is best for the picture. `image` is a PIL image or an array (height,
+    width, 3), uint8 or float in [0, 1]; other sides than 32 pixels are resized. ValueError naming the prompt
+    if it is not a scene caption.
     """
     things, relation = parse_things(prompt)
     seen = _look(image)
@@ -186,7 +187,8 @@ def judge(image: Image.Image | np.ndarray, prompt: str) -> float:
 
 
 def taste(image: Image.Image | np.ndarray, prompt: str = "") -> float:
-    """How vivid the picture is: 0 washed out to 1 vivid, the mean over its things; 0 for a blank or noisy picture.
+    """How vivid the picture is: 0 washed out to 1 vivid, the mean over its things; 0 for a blank or noisy
+    picture.
 
     No caption names it, and `prompt` is not read: it is there so that both judges are called alike.
     """

@@ -107,4 +107,6 @@ def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         hidden_act="quick_gelu",
     )
     text = text_config(tokenizer, projection=64)
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
+    )

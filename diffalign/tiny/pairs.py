@@ -1,7 +1,8 @@
 """Preference pairs of drawn scenes in Pick-a-Pic's schema.
 
-The winner of a pair is a true render of its caption, the loser the same layout with one word or two wrong. Style and
-background are the same for both, so that taste is no part of the signal. A few pairs are ties: two true renders.
+The winner of a pair is a true render of its caption, the loser the same layout with one word or two wrong.
+Style and background are the same for both, so that taste is no part of the signal. A few pairs are ties: two
+true renders.
 """
 
 import hashlib
@@ -19,7 +20,9 @@ TIES, TWO_WRONG = 0.03, 0.35  # shares of the pairs
 def encode(image: Image.Image) -> bytes:
     """PNG bytes with an optimal palette: these pictures have few colours, so nothing visible is lost."""
     out = io.BytesIO()
-    image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        out, "PNG", optimize=True
+    )
     return out.getvalue()
 
 

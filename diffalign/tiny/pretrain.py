@@ -1,8 +1,9 @@
 """Pre-training of the tiny Stable Diffusion pipelines on unreliable captions.
 
-UNet and text encoders learn together from latents encoded once. The conditioning is computed exactly as the pipelines
-do it: SDXL takes the last but one hidden states of both encoders, the pooled text of the second and the six time ids,
-and zeros for a dropped caption; SD 1.5 takes the last hidden state, and that of the empty prompt for a dropped caption.
+UNet and text encoders learn together from latents encoded once. The conditioning is computed exactly as the
+pipelines do it: SDXL takes the last but one hidden states of both encoders, the pooled text of the second and
+the six time ids, and zeros for a dropped caption; SD 1.5 takes the last hidden state, and that of the empty
+prompt for a dropped caption.
 """
 
 import tempfile
@@ -44,7 +45,9 @@ class Parts(nn.Module):
     def condition(self, tokens: list[Tensor], time_ids: Tensor, drop: Tensor) -> dict[str, Any]:
         """The UNet's keyword arguments; `drop` (B,) is 1 where the caption is dropped."""
         if self.family == "sd15":
-            return {"encoder_hidden_states": self.encoders[0](tokens[0])[0]}  # dropped by the empty prompt's tokens
+            return {
+                "encoder_hidden_states": self.encoders[0](tokens[0])[0]
+            }  # dropped by the empty prompt's tokens
         outs = [e(t, output_hidden_states=True) for e, t in zip(self.encoders, tokens, strict=True)]
         keep = 1 - drop
         states = torch.cat([o.hidden_states[-2] for o in outs], -1) * keep[:, None, None]
@@ -80,7 +83,9 @@ class Latents:
         """A random batch: latents, tokens, time ids, drop flags."""
         i = torch.randint(len(self.mean), (batch,))
         drop = (torch.rand(batch) < DROPOUT).float()
-        tokens = [torch.where(drop.bool()[:, None], e, t[i]) for t, e in zip(self.tokens, self.empty, strict=True)]
+        tokens = [
+            torch.where(drop.bool()[:, None], e, t[i]) for t, e in zip(self.tokens, self.empty, strict=True)
+        ]
         return self.mean[i] + self.std[i] * torch.randn_like(self.mean[i]), tokens, self.time_ids[i], drop
 
 
@@ -102,8 +107,8 @@ def train(
 ) -> tuple[Parts, dict[str, float]]:
     """Train a family for `seconds`; returns the moving average of its parts and the figures for the report.
 
-    `workers` processes of one thread each share the batch: for networks this small that beats threads. With the
-    weights `start_from` (see `weights`) the training goes on from there, at half the learning rate.
+    `workers` processes of one thread each share the batch: for networks this small that beats threads. With
+    the weights `start_from` (see `weights`) the training goes on from there, at half the learning rate.
     """
     torch.manual_seed(seed)
     parts = Parts(family)
@@ -111,7 +116,8 @@ def train(
         parts.load_state_dict({**parts.state_dict(), **start_from})
     data = Latents(parts, vae, count, seed)
     data.share()
-    say(f"{family}: {sum(p.numel() for p in parts.parameters()) / 1e6:.2f}M parameters, {count} pictures encoded")
+    size = sum(p.numel() for p in parts.parameters())
+    say(f"{family}: {size / 1e6:.2f}M parameters, {count} pictures encoded")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rate = RATE if start_from is None else RATE / 2
@@ -159,10 +165,13 @@ def _work(rank: int, job: Job, say: Say) -> None:
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
-        torch._foreach_lerp_(list(average.parameters()), list(parts.parameters()), 1 - min(DECAY, step / (step + 10)))
+        torch._foreach_lerp_(
+            list(average.parameters()), list(parts.parameters()), 1 - min(DECAY, step / (step + 10))
+        )
         recent = 0.99 * recent + 0.01 * value if step > 1 else value
         if rank == 0 and step % 200 == 0:
-            say(f"{job.family} step {step} loss {recent:.4f} {time.monotonic() - start:.0f} s of {job.seconds:.0f}")
+            passed = time.monotonic() - start
+            say(f"{job.family} step {step} loss {recent:.4f} {passed:.0f} s of {job.seconds:.0f}")
     if rank == 0:
         result = {"average": average.state_dict(), "step": step, "loss": round(recent, 4)}
         torch.save(result, job.folder / "result.pt")
@@ -178,7 +187,9 @@ def _loss(parts: Parts, data: Latents, batch: int) -> Tensor:
 
 
 def _share(weights: list[nn.Parameter], loss: float, done: float, rank: int) -> tuple[float, float]:
-    """Average the gradients over the processes; returns the mean loss and the first process's clock for all."""
+    """Average the gradients over the processes; returns the mean loss and the first process's clock for
+    all.
+    """
     grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     flat = torch.cat([*(g.flatten() for g in grads), torch.tensor([loss, done if rank == 0 else 0.0])])
     distributed.all_reduce(flat)
@@ -191,12 +202,16 @@ def _share(weights: list[nn.Parameter], loss: float, done: float, rank: int) -> 
 def weights(family: str, pipe: Any) -> dict[str, Tensor]:
     """The weights of a pipeline as a start for `family`.
 
-    From SDXL to SD 1.5 go the first text encoder and what fits of the UNet: the cross-attention's part for that
-    encoder, linear projections as 1 x 1 convolutions.
+    From SDXL to SD 1.5 go the first text encoder and what fits of the UNet: the cross-attention's part for
+    that encoder, linear projections as 1 x 1 convolutions.
     """
     parts = Parts(family)
     mine = parts.state_dict()
-    sources = {"encoders.0": pipe.text_encoder, "encoders.1": getattr(pipe, "text_encoder_2", None), "unet": pipe.unet}
+    sources = {
+        "encoders.0": pipe.text_encoder,
+        "encoders.1": getattr(pipe, "text_encoder_2", None),
+        "unet": pipe.unet,
+    }
     found = {f"{n}.{k}": v for n, m in sources.items() if m is not None for k, v in m.state_dict().items()}
     fitting = {}
     for name, value in found.items():
@@ -236,7 +251,9 @@ def pipeline(parts: Parts, vae: AutoencoderKL) -> Any:
 def sample(
     pipe: Any, prompts: list[str], seed: int, steps: int = 20, guidance: float = 2.0, batch: int = 128
 ) -> np.ndarray:
-    """One picture a prompt by the pipeline's own call, float (N, 32, 32, 3) in [0, 1]; picture i has seed + i."""
+    """One picture a prompt by the pipeline's own call, float (N, 32, 32, 3) in [0, 1]; picture i has seed +
+    i.
+    """
     pipe.set_progress_bar_config(disable=True)
     images = []
     for i in range(0, len(prompts), batch):

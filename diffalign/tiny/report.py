@@ -36,7 +36,14 @@ def nonsense(seed: int) -> list[np.ndarray]:
     stripes = np.where(rows[:, None, None] == 0, a, b) * np.ones((32, 32, 3))
     chess = np.where(((rows[:, None] + rows[None, :]) % 2)[..., None] == 0, a, b)
     blocks = np.kron(rng.random((8, 8, 3)), np.ones((4, 4, 1)))
-    return [np.ones((32, 32, 3)) * a, rng.random((32, 32, 3)), blocks, stripes, stripes.transpose(1, 0, 2), chess]
+    return [
+        np.ones((32, 32, 3)) * a,
+        rng.random((32, 32, 3)),
+        blocks,
+        stripes,
+        stripes.transpose(1, 0, 2),
+        chess,
+    ]
 
 
 def base(pipe: Any, seed: int = 10_000, count: int = 512) -> dict[str, float]:
@@ -77,7 +84,10 @@ def write(folder: Path, part: str, figures: dict[str, Any]) -> None:
     for name in sorted(report):
         lines += [f"## {name}", "", "| figure | value |", "|---|---|"]
         lines += [*(f"| {key} | {value} |" for key, value in report[name].items()), ""]
-    for target, body in ((path, json.dumps(report, indent=1) + "\n"), (folder / "report.md", "\n".join(lines))):
+    for target, body in (
+        (path, json.dumps(report, indent=1) + "\n"),
+        (folder / "report.md", "\n".join(lines)),
+    ):
         fresh = target.with_name(f".{target.name}")
         fresh.write_text(body, encoding="utf-8")
         fresh.replace(target)

@@ -1,9 +1,10 @@
 """The drawn scenes: captions, a renderer and deterministic splits of the captions.
 
-A scene is one or two flat shapes on a plain background, drawn at 32 x 32 pixels. Its caption names size, colour and
-shape of each thing and how they lie to each other, e.g. ``a large red circle to the left of a small blue square``.
-Two things are never said: whether the background is light or dark, and whether the picture is vivid or washed out.
-The second is the *taste* of `diffalign.tiny.judge`, so that aligning to captions and to taste can be told apart.
+A scene is one or two flat shapes on a plain background, drawn at 32 x 32 pixels. Its caption names size,
+colour and shape of each thing and how they lie to each other, e.g. ``a large red circle to the left of a
+small blue square``. Two things are never said: whether the background is light or dark, and whether the
+picture is vivid or washed out. The second is the *taste* of `diffalign.tiny.judge`, so that aligning to
+captions and to taste can be told apart.
 
 Only numpy and Pillow are needed here.
 """
@@ -27,7 +28,11 @@ COLORS = {
     "blue": (0.12, 0.20, 0.90),
     "pink": (0.93, 0.20, 0.80),
 }
-SHAPES = {"circle": (1.0, 1.0), "square": (0.886, 0.886), "triangle": (1.17, 1.013)}  # half width, half height by radius
+SHAPES = {
+    "circle": (1.0, 1.0),
+    "square": (0.886, 0.886),
+    "triangle": (1.17, 1.013),
+}  # half width, half height by radius
 RELATIONS = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 SPLITS = ("train", "validation", "test")
 
@@ -52,8 +57,8 @@ class Thing:
 class Scene:
     """One or two things, their relation, and what the caption leaves out.
 
-    `layout` is eight numbers in [0, 1] from which radii and positions follow, so that a scene with one word changed
-    keeps its layout as far as that word lets it.
+    `layout` is eight numbers in [0, 1] from which radii and positions follow, so that a scene with one word
+    changed keeps its layout as far as that word lets it.
     """
 
     things: tuple[Thing, ...]
@@ -65,7 +70,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Statement:
-    """One checkable claim of a caption: `kind` (count, size, color, shape, relation), which thing, and the value."""
+    """One checkable claim of a caption: `kind` (count, size, color, shape, relation), which thing, and the
+    value.
+    """
 
     kind: str
     index: int
@@ -89,14 +96,17 @@ def parse_things(text: str) -> tuple[tuple[Thing, ...], str | None]:
     named = [words[0:3], words[4:7]] if words and words[3] else [words[0:3]]
     if not words or any(w[1] not in COLORS or w[2] not in SHAPES for w in named):
         raise ValueError(
-            f"{text!r} is not a scene caption; expected 'a SIZE COLOR SHAPE [RELATION a SIZE COLOR SHAPE]' with "
+            f"{text!r} is not a scene caption; expected 'a SIZE COLOR SHAPE' or two of them with a "
+            f"RELATION between; "
             f"sizes {list(SIZES)}, colours {list(COLORS)}, shapes {list(SHAPES)}, relations {list(RELATIONS)}"
         )
     return tuple(Thing(*w) for w in named), words[3]
 
 
 def parse(text: str) -> tuple[Statement, ...]:
-    """Statements of a caption: 4 for one thing, 8 for two; ValueError naming the prompt if it is no scene caption."""
+    """Statements of a caption: 4 for one thing, 8 for two; ValueError naming the prompt if it is no scene
+    caption.
+    """
     things, relation = parse_things(text)
     out = [Statement("count", 0, str(len(things)))]
     for i, thing in enumerate(things):
@@ -146,7 +156,9 @@ def place(scene: Scene) -> list[tuple[float, float, float]]:
 
 
 def tone(rgb: tuple[float, float, float], vivid: bool, u: float) -> tuple[int, int, int]:
-    """Colour as drawn, 0..255: washed-out pictures are mixed with grey; `u` in [0, 1] jitters the brightness."""
+    """Colour as drawn, 0..255: washed-out pictures are mixed with grey; `u` in [0, 1] jitters the
+    brightness.
+    """
     keep = 1.0 if vivid else 0.45
     values = [(keep * c + (1 - keep) * 0.5) * (0.96 + 0.08 * u) for c in rgb]
     r, g, b = (round(255 * min(1.0, v)) for v in values)
@@ -172,7 +184,9 @@ def render(scene: Scene) -> Image.Image:
     return image.reduce(k)
 
 
-def scene_of(text: str, rng: np.random.Generator, vivid: bool | None = None, dark: bool | None = None) -> Scene:
+def scene_of(
+    text: str, rng: np.random.Generator, vivid: bool | None = None, dark: bool | None = None
+) -> Scene:
     """A random scene for which `text` is true; style and background are drawn unless given."""
     things, relation = parse_things(text)
     layout = tuple(float(v) for v in rng.random(8))
@@ -204,7 +218,9 @@ def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
 
 
 def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Scene:
-    """The same scene with one word wrong: `kind` is size, color, shape or relation, drawn by chance if None."""
+    """The same scene with one word wrong: `kind` is size, color, shape or relation, drawn by chance if
+    None.
+    """
     kinds = ["size", "color", "shape"] * len(scene.things) + ["relation"] * (scene.relation is not None)
     kind = str(rng.choice(kinds)) if kind is None else kind
     if kind not in kinds:
@@ -221,7 +237,9 @@ def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Sc
 
 
 def split_of(text: str) -> str:
-    """The split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all train."""
+    """The split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
+    train.
+    """
     things, relation = parse_things(text)
     if relation is None:
         return "train"  # only 36 of them, and every word must be seen alone

@@ -1,4 +1,6 @@
-"""The shipped weights: genuine pipelines, pairs in Pick-a-Pic's schema and a CLIP that knows right from wrong."""
+"""The shipped weights: genuine pipelines, pairs in Pick-a-Pic's schema and a CLIP that knows right from
+wrong.
+"""
 
 import io
 
@@ -50,7 +52,16 @@ def test_tokenizers_keep_captions_and_survive_other_text(folder):
 
 def test_pairs_have_the_schema_and_the_right_winner():
     table = pq.read_table(tiny.pairs_path())
-    columns = {"caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label", "are_different", "best_image_uid"}
+    columns = {
+        "caption",
+        "jpg_0",
+        "jpg_1",
+        "label_0",
+        "label_1",
+        "has_label",
+        "are_different",
+        "best_image_uid",
+    }
     assert columns <= set(table.column_names)
     rows = table.slice(0, 300).to_pylist()
     assert {split_of(t) for t in table["caption"].to_pylist()} == {"train"}

@@ -30,7 +30,9 @@ def test_a_caption_parses_back_to_its_things():
         assert words == [t.color for t in scene.things]
 
 
-@pytest.mark.parametrize("text", ["", "a photo of a cat", "a large red", "a large red house", "a large mauve circle"])
+@pytest.mark.parametrize(
+    "text", ["", "a photo of a cat", "a large red", "a large red house", "a large mauve circle"]
+)
 def test_another_prompt_is_an_error_that_names_it(text):
     with pytest.raises(ValueError, match="is not a scene caption") as error:
         parse(text)
