@@ -33,7 +33,7 @@ class Reduce(Protocol):
 class PerSample:
     """One unit per sample: the mean over all latent axes."""
 
-    def __call__(self, squared: Float[Tensor, "B *d"]) -> Float[Tensor, " B"]:
+    def __call__(self, squared: Float[Tensor, " B *d"]) -> Float[Tensor, " B"]:
         """(B,) means."""
         return squared.flatten(1).mean(1)
 

@@ -66,7 +66,7 @@ class Batch(Generic[X]):
     x: X
     cond: Cond
     group: Int[Tensor, " B"]
-    score: Float[Tensor, "B *unit"]
+    score: Float[Tensor, " B *unit"]
 
     @property
     def num_groups(self) -> int:
@@ -109,6 +109,7 @@ class Step:
     weight: Tensor
 
 
+@runtime_checkable
 class Random(Protocol):
     """Where randomness comes from: it is an argument everywhere, and never global.
 
@@ -178,7 +179,7 @@ class Noising(Protocol):
 class Reward(Protocol):
     """Scores images: higher is better."""
 
-    def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, "B *unit"]:
+    def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, " B *unit"]:
         """(B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1])."""
         ...
 

@@ -33,8 +33,9 @@ from diffalign.data.encoded import (
 from diffalign.data.examples import Example, Preferences, Skipped, count, digest
 from diffalign.data.geometry import Cut, Size, cuts
 from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, to_unit, why_unreadable
-from diffalign.data.store import Memory, Store, is_full, no_space, open_atomic
+from diffalign.data.store import Memory, Store, is_full, no_space
 from diffalign.errors import UserError
+from diffalign.files import open_atomic
 
 VERSION = 1  # of what is in a file: part of every key
 MEMORY = 2 * 2**30  # bytes of tensors kept in memory, all data-loader processes together
@@ -52,14 +53,8 @@ class Encoders(Protocol):
         """Changes whenever its frozen encoders would give other numbers: weights, VAE, dtype."""
         ...
 
-    @property
-    def family(self) -> Any:
-        """Has ``encode_prompts(pipeline, prompts) -> {name: (B, ...)}`` and ``micro_conditions``."""
-        ...
-
-    @property
-    def pipeline(self) -> Any:
-        """Handed to ``family.encode_prompts``."""
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Text conditions by name, one row a prompt."""
         ...
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +266,7 @@ class _Writer:
         if not self._prompts:
             return
         with torch.no_grad():
-            embeddings = self._model.family.encode_prompts(self._model.pipeline, list(self._prompts.values()))
+            embeddings = self._model.encode_prompts(list(self._prompts.values()))
         for row, key in enumerate(self._prompts):
             self._write("text", key, {name: tensor[row] for name, tensor in embeddings.items()})
         self._prompts = {}

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffalign.data.examples import Counts
 from diffalign.data.geometry import Cut, Size
-from diffalign.data.store import Memory, Store, Tensors, write_atomic
+from diffalign.data.store import Memory, Store, Tensors
+from diffalign.files import write_atomic
 from diffalign.randomness import derive
 
 VERSION = 1

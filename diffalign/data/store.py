@@ -6,14 +6,10 @@ the same file; each file carries a digest of its tensors, and one that does not 
 """
 
 import errno
-import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +18,7 @@ from torch import Tensor
 
 from diffalign.data.examples import digest
 from diffalign.errors import UserError
+from diffalign.files import write_atomic
 
 Tensors = dict[str, Tensor]
 
@@ -77,26 +74,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].contiguous()
         parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.numpy().tobytes()]
     return digest(*parts)
-
-
-@contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its place when it is closed and leaves nothing if that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing, making its folder."""
-    with open_atomic(path) as file:
-        file.write(content)
 
 
 def is_full(error: OSError) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
-from diffalign.export.folders import whole_folder
+from diffalign.files import whole_folder
 from diffalign.models.adapters import ADAPTER
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load, user_errors

@@ -37,7 +37,7 @@ class Contrast:
         """Scalar: the number of pairs (and units) that are no tie."""
         return self.weight.sum()
 
-    def mean(self, values: Float[Tensor, "P *unit"]) -> Tensor:
+    def mean(self, values: Float[Tensor, " P *unit"]) -> Tensor:
         """Scalar mean of ``values`` over what is no tie; 0, with a gradient path, when everything is."""
         return (values * self.weight).sum() / self.weight.sum().clamp(min=1)
 
@@ -51,7 +51,7 @@ def pairs_of(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, "
 
 
 def contrast(
-    log_ratio: Float[Tensor, "B *unit"], score: Float[Tensor, "B *unit"], group: Int[Tensor, " B"]
+    log_ratio: Float[Tensor, " B *unit"], score: Float[Tensor, " B *unit"], group: Int[Tensor, " B"]
 ) -> Contrast:
     """All pairs of rivals of a batch.
 

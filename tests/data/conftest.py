@@ -72,6 +72,9 @@ class Model:
     batches: list[tuple[int, ...]] = field(default_factory=list)
     fails_after: int | None = None
 
+    def encode_prompts(self, prompts):
+        return self.family.encode_prompts(self.pipeline, prompts)
+
     def encode_pixels(self, pixels):
         if self.fails_after is not None and len(self.batches) >= self.fails_after:
             raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import torch
 
 import diffalign.data.store as store_module
 from diffalign.config import DataConfig
+from diffalign import files
 from diffalign.data import encode_preferences, read_preferences, split_holdout
 from diffalign.data.images import cut_out, decode, to_unit
 from diffalign.data.store import Memory, Store
@@ -274,7 +275,7 @@ def test_a_full_disk_says_where_and_how_much(path, tmp_path, monkeypatch, model)
 def test_nothing_is_left_of_a_write_that_failed(tmp_path, monkeypatch):
     store = Store(tmp_path)
     monkeypatch.setattr(
-        store_module.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "io"))
+        files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "io"))
     )
     with pytest.raises(OSError, match="io"):
         store.write("latents", "ab", {"mean": torch.zeros(2)})

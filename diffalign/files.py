@@ -1,4 +1,4 @@
-"""Folders that are either whole or not there."""
+"""Files and folders that are either whole or not there: written under a temporary name beside, then renamed."""
 
 import os
 import shutil
@@ -6,8 +6,30 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 from diffalign.errors import UserError
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes its place when it is closed and leaves nothing if that fails; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a whole file (text as UTF-8) or nothing, making its folder."""
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
