@@ -10,18 +10,14 @@ A bin is the method itself with its times drawn from that bin; what it measures 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from diffalign.errors import UserError
 from diffalign.randomness import Streams
 from diffalign.times import Uniform
 from diffalign.training.metrics import Meter
+from diffalign.training.state import TrainState
 from diffalign.types import Batch, TimeSampler
-
-if TYPE_CHECKING:
-    from diffalign.training.state import TrainState
 
 # A winner that has lost less log-likelihood than this, in units of the logit, has not been pushed away.
 _NOTICEABLE = 0.05
@@ -71,40 +67,37 @@ class HeldOut:
         groups = sum(batch.num_groups for batch in self._batches)
         return verdict([totals for _, totals in self.history], groups)
 
-    def on_start(self, state: "TrainState") -> None:
+    def on_start(self, state: TrainState) -> None:
         """Nothing to prepare."""
 
-    def on_step(self, state: "TrainState") -> None:
+    def on_step(self, state: TrainState) -> None:
         """Measure when it is due."""
         if self._every and state.step % self._every == 0:
             self.measure(state)
 
-    def on_end(self, state: "TrainState") -> None:
+    def on_end(self, state: TrainState) -> None:
         """Measure the end of a run that was not interrupted."""
         measured = self.history[-1][0] if self.history else None
         if not state.interrupted and measured != state.step:
             self.measure(state)
 
-    @torch.no_grad()
-    def measure(self, state: "TrainState") -> dict[str, float]:
+    def measure(self, state: TrainState) -> dict[str, float]:
         """Evaluate now, log the values, and return them. A collective."""
         if not self._batches:
             return {}
         ranks, rank = state.accelerator.num_processes, state.accelerator.process_index
         everything = Meter(state.accelerator.device)
-        training = state.network.training
-        state.network.eval()
         for (low, high), sampler in zip(self._bins, self._samplers, strict=True):
             method: Any = dataclasses.replace(state.method, time=sampler)  # type: ignore[type-var]
             label, one_bin = f"{low:.2g}-{high:.2g}", Meter(state.accelerator.device)
             for index in range(rank, len(self._batches), ranks):
                 batch = self._batches[index]
                 streams = Streams.at(self._seed, index << 32, batch.num_groups, f"heldout {label}")
-                step = method(state.policy, state.reference, batch.to(state.accelerator.device), streams)
+                with state.evaluating(averaged=False):
+                    step = method(state.policy, state.reference, batch.to(state.accelerator.device), streams)
                 one_bin.add({"loss": step.loss, **step.metrics}, step.weight)
             everything.merge(one_bin)
             everything.merge(one_bin, prefix=f"{label}/")
-        state.network.train(training)
         values = everything.averages(state.accelerator)
         self.history.append((state.step, {name: v for name, v in values.items() if not name[0].isdigit()}))
         values = {f"heldout/{name}": value for name, value in values.items()}

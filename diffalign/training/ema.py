@@ -6,19 +6,15 @@ parameters on.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
 
-if TYPE_CHECKING:
-    from diffalign.training.state import TrainState
-
 
 class Ema:
-    """A moving average of named parameters; also the hook that updates it."""
+    """A moving average of named parameters."""
 
     def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], decay: float):
         if not 0.0 < decay < 1.0:
@@ -53,17 +49,6 @@ class Ema:
         """Continue from a checkpoint."""
         for name, average in self._average.items():
             average.copy_(state[name])
-
-    def on_start(self, state: "TrainState") -> None:
-        """Nothing to prepare."""
-
-    def on_step(self, state: "TrainState") -> None:
-        """Follow a step that was taken."""
-        if state.applied:
-            self.update()
-
-    def on_end(self, state: "TrainState") -> None:
-        """Nothing to finish."""
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

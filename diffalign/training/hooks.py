@@ -8,7 +8,7 @@ saves has been logged.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -16,24 +16,22 @@ from diffalign.config import CheckpointConfig, LoggingConfig
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import Checkpoints
 from diffalign.training.metrics import MetricsFile
+from diffalign.training.state import TrainState
 from diffalign.training.trackers import Tracker, check_trackers, open_trackers
-
-if TYPE_CHECKING:
-    from diffalign.training.state import TrainState
 
 
 class Hook(Protocol):
     """Called by the loop."""
 
-    def on_start(self, state: "TrainState") -> None:
+    def on_start(self, state: TrainState) -> None:
         """Before the first step, after a resumed run has been restored."""
         ...
 
-    def on_step(self, state: "TrainState") -> None:
+    def on_step(self, state: TrainState) -> None:
         """After each optimizer step, ``state.step`` counting it."""
         ...
 
-    def on_end(self, state: "TrainState") -> None:
+    def on_end(self, state: TrainState) -> None:
         """After the last step, also of an interrupted run; not after an error."""
         ...
 
@@ -43,17 +41,32 @@ class Every:
     """Calls ``function(state)`` every ``steps`` optimizer steps (0: never), on all ranks."""
 
     steps: int
-    function: "Callable[[TrainState], None]"
+    function: Callable[[TrainState], None]
 
-    def on_start(self, state: "TrainState") -> None:
+    def on_start(self, state: TrainState) -> None:
         """Nothing to prepare."""
 
-    def on_step(self, state: "TrainState") -> None:
+    def on_step(self, state: TrainState) -> None:
         """Call the function when it is due."""
         if self.steps and state.step % self.steps == 0:
             self.function(state)
 
-    def on_end(self, state: "TrainState") -> None:
+    def on_end(self, state: TrainState) -> None:
+        """Nothing to finish."""
+
+
+class UpdateEma:
+    """Moves the average after each step that was taken; the loop puts it first where the run keeps one."""
+
+    def on_start(self, state: TrainState) -> None:
+        """Nothing to prepare."""
+
+    def on_step(self, state: TrainState) -> None:
+        """Follow the parameters."""
+        if state.applied and state.ema is not None:
+            state.ema.update()
+
+    def on_end(self, state: TrainState) -> None:
         """Nothing to finish."""
 
 
@@ -74,7 +87,7 @@ class Logging:
         self._trackers: list[Tracker] = []
         self._since = (0, 0.0)  # samples and seconds at the last record
 
-    def on_start(self, state: "TrainState") -> None:
+    def on_start(self, state: TrainState) -> None:
         """Open the file and the trackers where the run starts."""
         self._since = (state.samples, state.seconds)
         if state.accelerator.is_main_process:
@@ -83,7 +96,7 @@ class Logging:
                 self._config.trackers, self._folder, self._config.project, self._run_config, state.start_step
             )
 
-    def on_step(self, state: "TrainState") -> None:
+    def on_step(self, state: TrainState) -> None:
         """Write the step's record when one is due, or when a hook has logged something."""
         values: dict[str, float] = {}
         if state.step % self._config.every == 0 or state.step == state.settings.steps:
@@ -93,7 +106,7 @@ class Logging:
             self._since = (state.samples, state.seconds)
         self._write(state.step, values | state.take_logged())
 
-    def on_end(self, state: "TrainState") -> None:
+    def on_end(self, state: TrainState) -> None:
         """Write what hooks logged at the end, and close."""
         self._write(state.step, state.take_logged())
         if self._file is not None:
@@ -114,7 +127,7 @@ class Progress:
     def __init__(self) -> None:
         self._bar: tqdm | None = None
 
-    def on_start(self, state: "TrainState") -> None:
+    def on_start(self, state: TrainState) -> None:
         """Draw the line."""
         if state.accelerator.is_main_process:
             self._bar = tqdm(
@@ -126,7 +139,7 @@ class Progress:
                 mininterval=0.5,
             )
 
-    def on_step(self, state: "TrainState") -> None:
+    def on_step(self, state: TrainState) -> None:
         """Move it on."""
         if self._bar is not None:
             skipped = f", skipped {state.skipped_steps}" if state.skipped_steps else ""
@@ -134,7 +147,7 @@ class Progress:
                 self._bar.set_postfix_str(f"loss {state.loss:.4f}{skipped}", refresh=False)
             self._bar.update(1)
 
-    def on_end(self, state: "TrainState") -> None:
+    def on_end(self, state: TrainState) -> None:
         """Leave it standing."""
         if self._bar is not None:
             self._bar.close()
@@ -149,21 +162,21 @@ class SaveCheckpoints:
         self._checkpoints, self._every = checkpoints, every
         self._saved: int | None = None
 
-    def on_start(self, state: "TrainState") -> None:
+    def on_start(self, state: TrainState) -> None:
         """What was resumed from needs no second copy."""
         self._saved = state.start_step
 
-    def on_step(self, state: "TrainState") -> None:
+    def on_step(self, state: TrainState) -> None:
         """Save when it is due."""
         if self._every and state.step % self._every == 0:
             self._save(state)
 
-    def on_end(self, state: "TrainState") -> None:
+    def on_end(self, state: TrainState) -> None:
         """Save the end."""
         if self._saved != state.step:
             self._save(state)
 
-    def _save(self, state: "TrainState") -> None:
+    def _save(self, state: TrainState) -> None:
         snapshot = state.snapshot()
         if state.accelerator.is_main_process:
             self._checkpoints.save(snapshot)

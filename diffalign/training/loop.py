@@ -23,7 +23,7 @@ from diffalign.training import optimizers
 from diffalign.training.checkpoint import Snapshot
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard, diverged
-from diffalign.training.hooks import Hook
+from diffalign.training.hooks import Hook, UpdateEma
 from diffalign.training.interruption import Interruption
 from diffalign.training.metrics import Meter
 from diffalign.training.state import TrainState
@@ -72,6 +72,7 @@ def train(
         UserError: settings out of range, or a snapshot of other tensors.
     """
     _check(settings, parameters)
+    training_before = network.training
     prepared = accelerator.prepare(network)  # the only place
     try:
         state = _begin(
@@ -81,7 +82,7 @@ def train(
             state.restore(resume)
         source.seek(state.micro_step)
         batches = iter(source)
-        hooks = [*([state.ema] if state.ema else []), *hooks]
+        hooks = [*([UpdateEma()] if state.ema else []), *hooks]
         prepared.train()
         with Interruption(announce=accelerator.is_main_process) as interruption:
             for hook in hooks:
@@ -95,6 +96,7 @@ def train(
         return state
     finally:
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # gives the network its own forward back
+        network.train(training_before)
 
 
 def _check(settings: TrainingConfig, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -156,9 +158,8 @@ def _accumulate(state: TrainState, batches: Iterator[Batch], window: Meter) -> T
     for index in range(settings.accumulation):
         batch = _next(batches, groups)
         generator = Streams.at(settings.seed, (state.micro_step * ranks + rank) * groups, groups, "method")
-        torch.manual_seed(
-            derive(settings.seed, "torch", state.micro_step, rank)
-        )  # dropout inside the network
+        # For dropout inside the network, the only randomness that is not an argument.
+        torch.manual_seed(derive(settings.seed, "torch", state.micro_step, rank))
         last = index + 1 == settings.accumulation
         with nullcontext() if last else accelerator.no_sync(state.network):
             result = state.method(state.policy, state.reference, batch.to(accelerator.device), generator)
@@ -182,9 +183,7 @@ def _next(batches: Iterator[Batch], groups: int) -> Batch:
 
 
 def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interruption) -> None:
-    """Normalise, clip and apply the window's gradient, unless something forbids it. Every rank decides the
-    same.
-    """
+    """Normalise, clip and apply the window's gradient, unless something forbids it; on every rank alike."""
     accelerator, scaler = state.accelerator, state.accelerator.scaler
     if scaler is not None:
         scaler.unscale_(state.optimizer)

@@ -37,19 +37,19 @@ class Meter:
             self._accumulate(prefix + name, total, weight)
 
     def averages(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over everything added on all ranks. A collective: every rank must call it, and each gets the
-        same.
-        """
-        return {
-            name: total / weight for name, (total, weight) in self._reduced(accelerator).items() if weight > 0
-        }
+        """Means over everything added on all ranks, the same on each. A collective: all must call it."""
+        totals: dict[str, tuple[float, float]] = {}
+        for rank in self.of_all_ranks(accelerator):
+            for name, (total, weight) in rank.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + total, before[1] + weight)
+        return {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
 
-    def collapse(self, accelerator: Accelerator) -> None:
-        """Move everything to the first rank, so that a checkpoint written there is complete. A collective."""
-        reduced = self._reduced(accelerator)
-        self.clear()
-        if accelerator.is_main_process:
-            self.load_state_dict(reduced)
+    def of_all_ranks(self, accelerator: Accelerator) -> list[dict[str, tuple[float, float]]]:
+        """``state_dict`` of each rank, in the order of ranks, on every rank. A collective."""
+        here = [self.state_dict()]
+        # Objects rather than one stacked tensor: a rank without held-out batches has no names at all.
+        return gather_object(here) if accelerator.num_processes > 1 else here
 
     def clear(self) -> None:
         """Forget everything."""
@@ -67,16 +67,6 @@ class Meter:
         """Continue from a checkpoint."""
         for name, (total, weight) in state.items():
             self._sums[name] = (self._scalar(total), self._scalar(weight))
-
-    def _reduced(self, accelerator: Accelerator) -> dict[str, tuple[float, float]]:
-        here = [self.state_dict()]
-        totals: dict[str, tuple[float, float]] = {}
-        # By name rather than as one stacked tensor: a rank without held-out batches has no names at all.
-        for rank in gather_object(here) if accelerator.num_processes > 1 else here:
-            for name, (total, weight) in rank.items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = (before[0] + total, before[1] + weight)
-        return totals
 
     def _accumulate(self, name: str, total: Tensor, weight: Tensor) -> None:
         if name in self._sums:

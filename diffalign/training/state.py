@@ -1,7 +1,7 @@
 """Where a run stands: what hooks see and what a checkpoint keeps."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -88,19 +88,23 @@ class TrainState:
         return values
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """While entered, the parameters hold their moving average, where the run keeps one."""
-        if self.ema is None:
-            yield
-        else:
-            with self.ema.swapped_in():
+    def evaluating(self, averaged: bool = True) -> Iterator[None]:
+        """While entered: no gradients, no dropout, and the moving average as parameters where there is one.
+
+        Args:
+            averaged: False leaves the parameters as they are.
+        """
+        training = self.network.training
+        self.network.eval()
+        try:
+            swap = self.ema.swapped_in() if self.ema and averaged else nullcontext()
+            with torch.no_grad(), swap:
                 yield
+        finally:
+            self.network.train(training)
 
     def snapshot(self) -> Snapshot:
-        """Everything that resuming needs. A collective, complete on the first rank; tensors are not
-        copied.
-        """
-        self.meter.collapse(self.accelerator)
+        """Everything that resuming needs, the same on every rank; tensors are not copied. A collective."""
         scaler = self.accelerator.scaler
         return Snapshot(
             step=self.step,
@@ -110,7 +114,7 @@ class TrainState:
             facts={
                 "counters": {name: getattr(self, name) for name in _COUNTERS},
                 "guard": self.guard.state_dict(),
-                "meter": self.meter.state_dict(),
+                "meter": self.meter.of_all_ranks(self.accelerator),
                 "scaler": {} if scaler is None else scaler.state_dict(),
             },
         )
@@ -132,8 +136,7 @@ class TrainState:
         for name in _COUNTERS:
             setattr(self, name, int(facts["counters"][name]))
         self.guard.load_state_dict(facts["guard"])
-        if self.accelerator.is_main_process:  # the snapshot's meter holds the sums of all ranks
-            self.meter.load_state_dict(facts["meter"])
+        self.meter.load_state_dict(facts["meter"][self.accelerator.process_index])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.start_step = self.step

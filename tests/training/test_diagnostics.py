@@ -56,7 +56,7 @@ def test_measuring_changes_nothing_and_repeats():
     assert same(weights(plain), weights(measured)), (
         "no dropout mask, no draw and no gradient of the run is touched"
     )
-    assert measured.network.training
+    assert not measured.network.training, "as it came"
     assert [step for step, _ in hook.history] == [2, 4, 6]
     assert hook.measure(measured) == {f"heldout/{k}": v for k, v in hook.history[2][1].items()} | {
         k: v for k, v in measured.take_logged().items() if k[8].isdigit()
@@ -131,7 +131,7 @@ def test_a_method_without_preferences():
                     "rewards/chosen": -0.25,
                 }
             ],
-            "both winner and loser errors rise (by 0.0001 and 0.0002): displacement / loser blow-up, lower the",
+            "both winner and loser errors rise (by 0.0001 and 0.0002): displacement / loser blow-up",
         ),
         (
             [

@@ -49,7 +49,7 @@ def both(ranks, request):
 
 
 def test_there_were_two(ranks):
-    assert [(r["world"], r["device"]) for r in ranks] == [(2, "cpu")] * 2
+    assert [(r["world"], r["device"]) for r in ranks] == [(2, "cpu:0")] * 2
 
 
 @pytest.mark.parametrize("run", ["plain", "ragged", "all ties"])

@@ -26,8 +26,7 @@ def test_the_meter_by_hand():
     meter.merge(other)
     meter.merge(other, prefix="bin/")
     assert meter.averages(accelerator) == {"loss": 1.5, "accuracy": 0.5, "bin/loss": 0.0}
-    meter.collapse(accelerator)
-    assert meter.averages(accelerator) == {"loss": 1.5, "accuracy": 0.5, "bin/loss": 0.0}
+    assert meter.of_all_ranks(accelerator) == [meter.state_dict()]
     again = Meter("cpu")
     again.load_state_dict(json.loads(json.dumps(meter.state_dict())))
     assert again.state_dict() == meter.state_dict()
@@ -93,7 +92,8 @@ def test_what_is_logged(tmp_path):
     assert records[0] == {"step": 2, "validation/score": 0.25}
     assert records[1].keys() == {
         "step", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-        "errors/chosen", "errors/rejected", "grad_norm", "learning_rate", "samples_per_second", "skipped_steps", "empty_steps",
+        "errors/chosen", "errors/rejected", "grad_norm", "learning_rate", "samples_per_second",
+        "skipped_steps", "empty_steps",
     }  # fmt: skip
     assert records[3]["loss"] == pytest.approx(losses[-1], rel=1e-6)
     assert records[1]["learning_rate"] == 1e-2

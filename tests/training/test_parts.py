@@ -91,9 +91,15 @@ def test_a_run_keeps_the_ema_of_the_steps_it_took():
         for step in seen:
             expected.lerp_(step[name].float(), 1.0 - 0.9)
         assert torch.equal(average, expected)
-    with state.averaged_weights():
+    state.network.train()
+    with state.evaluating():
         assert torch.equal(weights(state)["layers.0.bias"].float(), state.ema.state_dict()["layers.0.bias"])
+        assert not state.network.training
+        assert not torch.is_grad_enabled()
+    with state.evaluating(averaged=False):
+        assert same(weights(state), seen[-1])
     assert same(weights(state), seen[-1])
+    assert state.network.training
 
 
 def test_adamw_is_fused_and_steps_as_torch_does():

@@ -48,7 +48,7 @@ class PlaneDenoiser:
 
 def network(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Mlp:
     torch.manual_seed(7)
-    return Mlp(dropout=dropout).to(dtype)
+    return Mlp(dropout=dropout).to(dtype).eval()
 
 
 def pairs(

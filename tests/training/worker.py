@@ -52,15 +52,15 @@ def settings(world: int, **changes) -> TrainingConfig:
 
 def equal_runs(world: int, dtype: torch.dtype) -> dict:
     """Runs that must not depend on how many processes share them."""
-    outcome = {}
+    outcome, optimizer = {}, OptimizerConfig(learning_rate=1e-3)
     for name, ties in (("plain", ()), ("ragged", RAGGED), ("all ties", tuple(range(24)))):
-        state = Trial(settings=settings(world), ties=ties, dtype=dtype).run()
+        state = Trial(settings=settings(world), optimizer=optimizer, ties=ties, dtype=dtype).run()
         outcome[name] = weights(state) | {"loss": torch.tensor(state.loss or 0.0)}
         outcome[f"{name} metrics"] = state.averages()
     clipped = Trial(settings=settings(world, steps=1, max_grad_norm=1e-3), ties=RAGGED, dtype=dtype).run()
     outcome[MOMENTS] = {str(i): s["exp_avg"] for i, s in clipped.optimizer.state_dict()["state"].items()}
     hook = HeldOut([TensorSource(**pairs(RAGGED, dtype), batch_size=8).batch(m) for m in range(3)], bins=2)
-    Trial(settings=settings(world), dtype=dtype, hooks=[hook]).run()
+    Trial(settings=settings(world), optimizer=optimizer, dtype=dtype, hooks=[hook]).run()
     outcome["held out"] = hook.history[-1][1]
     return outcome
 
