@@ -42,7 +42,10 @@ RULES: Mapping[str, Rule] = {
     "data.cache_batch_size": _at_least(1),
     "data.workers": _at_least(0),
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.betas": ((lambda v: all(0 <= b < 1 for b in v)), "two numbers, each 0 or more and less than 1"),
+    "optimizer.betas": (
+        (lambda v: all(0 <= b < 1 for b in v)),
+        "two numbers, each 0 or more and less than 1",
+    ),
     "optimizer.eps": _POSITIVE,
     "optimizer.weight_decay": _at_least(0),
     "optimizer.warmup_steps": _at_least(0),
@@ -77,7 +80,9 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
     """
     for dotted in needs:
         if not get(run, dotted):
-            raise UserError(f"{dotted} is not set; give it in the config or as --{dotted} ({_WHAT.get(dotted, 'required')})")
+            raise UserError(
+                f"{dotted} is not set; give it in the config or as --{dotted} ({_WHAT.get(dotted, 'required')})"
+            )
     for dotted, (allowed, words) in RULES.items():
         value = get(run, dotted)
         if value is not None and not (_finite(value) and allowed(value)):
@@ -97,7 +102,9 @@ def _check_names(run: Run) -> None:
     from diffalign.models.registry import FAMILIES
 
     if not isinstance(run.method.get("type"), str):
-        raise UserError(f"method.type={run.method.get('type')!r}; allowed: one of {', '.join(sorted(REGISTRY))}")
+        raise UserError(
+            f"method.type={run.method.get('type')!r}; allowed: one of {', '.join(sorted(REGISTRY))}"
+        )
     if run.method["type"] not in set(REGISTRY):
         raise unknown("method (method.type)", run.method["type"], REGISTRY)
     if run.model.family != "auto" and run.model.family not in FAMILIES:
@@ -109,9 +116,13 @@ def _check_names(run: Run) -> None:
 
 def _check_together(run: Run) -> None:
     if run.validation.every and not run.validation.prompts:
-        raise UserError(f"validation.every={run.validation.every} draws images, but validation.prompts is empty")
+        raise UserError(
+            f"validation.every={run.validation.every} draws images, but validation.prompts is empty"
+        )
     if run.data.buckets and run.data.resolution < run.data.bucket_step:
-        raise UserError(f"data.bucket_step={run.data.bucket_step}; allowed: at most data.resolution={run.data.resolution}")
+        raise UserError(
+            f"data.bucket_step={run.data.bucket_step}; allowed: at most data.resolution={run.data.resolution}"
+        )
     if run.data.streaming and run.data.format not in ("auto", "hub"):
         raise UserError(f"data.streaming is for hub datasets, but data.format={run.data.format!r}")
 

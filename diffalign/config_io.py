@@ -18,9 +18,19 @@ import yaml
 from diffalign.components import build
 from diffalign.config import Run
 from diffalign.config_check import validate
+from diffalign.config_files import find_config, read_yaml, shipped_configs
 from diffalign.errors import UserError
 
-__all__ = ["apply_overrides", "find_config", "from_dict", "read_run", "shipped_configs", "to_dict", "to_yaml", "validate"]
+__all__ = [
+    "apply_overrides",
+    "find_config",
+    "from_dict",
+    "read_run",
+    "shipped_configs",
+    "to_dict",
+    "to_yaml",
+    "validate",
+]
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 """A number that YAML 1.1 reads as a text because it lacks the dot or the sign: 1e-5."""
@@ -41,67 +51,6 @@ def read_run(path: str | Path, overrides: Sequence[str] = (), needs: Sequence[st
     run = apply_overrides(from_dict(read_yaml(file), str(path)), overrides)
     validate(run, needs)
     return run
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout."""
-    package = Path(__file__).parent
-    folder = package / "_configs"
-    if not folder.is_dir():
-        folder = package.parent / "configs"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-
-
-def find_config(path: str | Path) -> Path:
-    """The file that ``path`` names: itself, or the shipped recipe ``name``, ``name.yaml`` or ``configs/name.yaml``.
-
-    Raises:
-        UserError: there is neither; the nearest recipes are named.
-    """
-    file = Path(path)
-    if file.is_file():
-        return file
-    if file.is_dir():
-        raise UserError(f"{path} is a folder; a config is a YAML file")
-    recipes = shipped_configs()
-    if file.parent in (Path(), Path("configs")) and file.suffix in ("", ".yaml", ".yml") and file.stem in recipes:
-        return recipes[file.stem]
-    close = get_close_matches(file.stem, recipes, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise UserError(f"no config file {str(path)!r}; {hint}shipped recipes: {', '.join(recipes)}")
-
-
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, over that of its ``base``.
-
-    Raises:
-        UserError: unreadable, not YAML, no mapping, a key given twice, or a base that includes itself.
-    """
-    path = path.resolve()
-    if path in seen:
-        raise UserError(f"{path}: its `base` files include each other: {' -> '.join(p.name for p in (*seen, path))}")
-    if not path.is_file():
-        raise UserError(f"{seen[-1] if seen else path}: no such file {str(path)!r}" + (" (its `base`)" if seen else ""))
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(node, path)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML text file: {str(error).splitlines()[0]}") from error
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds a {type(data).__name__}; a config is a mapping (`section: ...`)")
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base={base!r}; allowed: a path relative to this file")
-    return _merge(read_yaml(path.parent / base, (*seen, path)), data)
 
 
 def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
@@ -186,7 +135,11 @@ def parse_text(text: str, kind: Any) -> Any:
     if origin is not None and issubclass(origin, Mapping) and not text.lstrip().startswith("{"):
         return {"type": text}
     if origin is tuple and not text.lstrip().startswith("["):
-        return [_read(part.strip()) if arguments[0] is not str else part.strip() for part in text.split(",") if part]
+        return [
+            _read(part.strip()) if arguments[0] is not str else part.strip()
+            for part in text.split(",")
+            if part
+        ]
     return _read(text)
 
 
@@ -231,31 +184,6 @@ def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: s
     hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
     place = f"allowed in {prefix}: " if prefix else "allowed: "
     return UserError(f"unknown key {dotted!r} in {where}; {hint}{place}{', '.join(siblings) or 'nothing'}")
-
-
-def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, path)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    keys: set[Any] = set()
-    for key, value in node.value:
-        if isinstance(key.value, str) and key.value in keys:
-            raise UserError(f"{path} line {key.start_mark.line + 1}: key {key.value!r} is given twice")
-        keys.add(key.value if isinstance(key.value, str) else id(key))
-        _refuse_duplicates(value, path)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        # Another method (or loss) starts from its own defaults, not from the fields of the one it replaces.
-        same = both and value.get("type", inner.get("type")) == inner.get("type")
-        merged[key] = _merge(inner, value) if same else value
-    return merged
 
 
 def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:

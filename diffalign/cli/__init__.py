@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
-        print(USAGE.format(commands="\n".join(f"  {n:<{width}}  {what}" for n, what in COMMANDS.items())), end="")
+        print(
+            USAGE.format(commands="\n".join(f"  {n:<{width}}  {what}" for n, what in COMMANDS.items())),
+            end="",
+        )
         return 0 if argv else 2
     if argv[0] == "--version":
         from diffalign import __version__
@@ -101,9 +104,17 @@ def _advice(error: Exception) -> str | None:
             "adamw8bit, or a smaller --data.resolution; `diffalign estimate` says what a run needs"
         )
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in str(error):  # the Rust of safetensors raises an error class of its own
+    if full or "No space left on device" in str(
+        error
+    ):  # the Rust of safetensors raises an error class of its own
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' for {place}' if place else ''}; free some, or choose another --output"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+    ):
         return f"{error.filename}: {error.strerror}"
     return None

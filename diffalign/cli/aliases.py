@@ -75,7 +75,9 @@ def _precision(text: str) -> Pairs:
 
 
 def _half(flag: str) -> Alias:
-    return Alias(f"as --mixed_precision {flag}", lambda text: _precision(flag) if _is_on(text) else [], switch=True)
+    return Alias(
+        f"as --mixed_precision {flag}", lambda text: _precision(flag) if _is_on(text) else [], switch=True
+    )
 
 
 def _trackers(text: str) -> Pairs:
@@ -90,7 +92,12 @@ def _unsupported(flag: str, instead: str, switch: bool = False) -> Alias:
 
 
 _LOSSES = {"sigmoid": "logistic", "logistic": "logistic", "hinge": "hinge", "ipo": "ipo", "robust": "robust"}
-_SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
+_SCHEDULES = {
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+}
 _OPTIMIZERS = {
     "adamw": "adamw", "AdamW": "adamw", "adamw8bit": "adamw8bit", "AdamW8bit": "adamw8bit",
     "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_8bit": "adamw8bit", "adafactor": "adafactor",
@@ -135,7 +142,9 @@ ALIASES: Mapping[str, Alias] = {
     "vae_encode_batch_size": _to("data.cache_batch_size"),
     "dataloader_num_workers": _to("data.workers"),
     # method
-    "beta_dpo": Alias("method.beta, with the paper's 1/2 (doubled for SD 1.x)", lambda text: [("beta_dpo", text)]),
+    "beta_dpo": Alias(
+        "method.beta, with the paper's 1/2 (doubled for SD 1.x)", lambda text: [("beta_dpo", text)]
+    ),
     "beta": _to("method.beta"),
     "loss_type": _named("loss_type", "method.loss.type", _LOSSES),
     "label_smoothing": Alias(
@@ -186,7 +195,9 @@ ALIASES: Mapping[str, Alias] = {
     "tracker_name": _to("logging.project"),
     "tracker_project_name": _to("logging.project"),
     "logging_steps": _to("logging.every"),
-    "run_validation": Alias("validation.every 200, and prompts", lambda text: [("run_validation", "")], switch=True),
+    "run_validation": Alias(
+        "validation.every 200, and prompts", lambda text: [("run_validation", "")], switch=True
+    ),
     "validation_steps": _to("validation.every"),
     "validation_prompt": Alias("validation.prompts, one", lambda text: [("validation_prompt", text)]),
     "validation_prompts": Alias("validation.prompts, one", lambda text: [("validation_prompt", text)]),
@@ -195,25 +206,41 @@ ALIASES: Mapping[str, Alias] = {
     "num_train_epochs": _unsupported("num_train_epochs", _ONE),
     "lr_num_cycles": _unsupported("lr_num_cycles", "schedules are constant, linear and cosine"),
     "lr_power": _unsupported("lr_power", "schedules are constant, linear and cosine"),
-    "cache_dir": _unsupported("cache_dir", "downloads go where HF_HOME says; our own cache is --data.cache_dir"),
-    "dataset_config_name": _unsupported("dataset_config_name", "download the set and give its files as --data.path"),
+    "cache_dir": _unsupported(
+        "cache_dir", "downloads go where HF_HOME says; our own cache is --data.cache_dir"
+    ),
+    "dataset_config_name": _unsupported(
+        "dataset_config_name", "download the set and give its files as --data.path"
+    ),
     "image_column": _unsupported("image_column", _COLUMNS),
     "caption_column": _unsupported("caption_column", _COLUMNS),
-    "choice_model": _unsupported("choice_model", "score the images first (diffalign score) and train on the labels"),
+    "choice_model": _unsupported(
+        "choice_model", "score the images first (diffalign score) and train on the labels"
+    ),
     "unet_init": _unsupported("unet_init", "give the whole model as --model.path"),
-    "is_turbo": _unsupported("is_turbo", "set --method.time '{type: listed, times: [0.249, 0.499, 0.749, 0.999]}'", True),
+    "is_turbo": _unsupported(
+        "is_turbo", "set --method.time '{type: listed, times: [0.249, 0.499, 0.749, 0.999]}'", True
+    ),
     "input_perturbation": _unsupported(
         "input_perturbation", "set --method.noising '{type: forward, input_perturbation: 0.1}'"
     ),
-    "allow_tf32": _unsupported("allow_tf32", "use --mixed_precision bf16, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1", True),
+    "allow_tf32": _unsupported(
+        "allow_tf32", "use --mixed_precision bf16, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1", True
+    ),
     "push_to_hub": _unsupported("push_to_hub", _HUB, True),
     "hub_model_id": _unsupported("hub_model_id", _HUB),
     "hub_token": _unsupported("hub_token", "log in once with: hf auth login"),
     "logging_dir": _unsupported("logging_dir", "logs are written under the output folder"),
-    "hard_skip_resume": _unsupported("hard_skip_resume", "resuming is exact and needs no skipping; leave it out", True),
-    "prior_generation_precision": _unsupported("prior_generation_precision", "it has no effect; leave it out"),
+    "hard_skip_resume": _unsupported(
+        "hard_skip_resume", "resuming is exact and needs no skipping; leave it out", True
+    ),
+    "prior_generation_precision": _unsupported(
+        "prior_generation_precision", "it has no effect; leave it out"
+    ),
     "local_rank": _unsupported("local_rank", "torchrun tells it by the environment; leave it out"),
-    "precompute_ref_log_probs": _unsupported("precompute_ref_log_probs", "noise is drawn anew, so it cannot be", True),
+    "precompute_ref_log_probs": _unsupported(
+        "precompute_ref_log_probs", "noise is drawn anew, so it cannot be", True
+    ),
     "sync_ref_model": _unsupported("sync_ref_model", _STATIC, True),
     "ref_model_mixup_alpha": _unsupported("ref_model_mixup_alpha", _STATIC),
     "ref_model_sync_steps": _unsupported("ref_model_sync_steps", _STATIC),
@@ -237,7 +264,11 @@ def late(run: Run, given: Mapping[str, list[str]]) -> tuple[Pairs, list[str]]:
             raise UserError(f"--beta_dpo={text!r}; allowed: a number")
         doubled = is_sd1(run)
         pairs.append(("method.beta", str(2 * value if doubled else value)))
-        script = "diffusers' SD 1.5 script, which has no 1/2" if doubled else "diffusers' SDXL script, which has the 1/2"
+        script = (
+            "diffusers' SD 1.5 script, which has no 1/2"
+            if doubled
+            else "diffusers' SDXL script, which has the 1/2"
+        )
         notes.append(f"--beta_dpo {text} is read as of {script}: method.beta = {pairs[-1][1]}")
     if "beta1" in given or "beta2" in given:
         first, second = (given.get(f"beta{i}", [str(run.optimizer.betas[i - 1])])[-1] for i in (1, 2))
@@ -245,7 +276,9 @@ def late(run: Run, given: Mapping[str, list[str]]) -> tuple[Pairs, list[str]]:
     prompts = [text for text in given.get("validation_prompt", []) if text]
     if "run_validation" in given and not prompts and not run.validation.prompts:
         prompts = list(VALIDATION_PROMPTS)
-        notes.append(f"--run_validation without a --validation_prompt draws {len(prompts)} prompts of our own")
+        notes.append(
+            f"--run_validation without a --validation_prompt draws {len(prompts)} prompts of our own"
+        )
     if prompts:
         pairs.append(("validation.prompts", "[" + ", ".join(f'"{_escaped(p)}"' for p in prompts) + "]"))
     if prompts and not run.validation.every:

@@ -29,7 +29,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     if extra:
         name = extra[0].partition("=")[0]
         if name.startswith("-"):
-            raise unknown(f"option of {parser.prog}", name, (o for a in parser._actions for o in a.option_strings))
+            raise unknown(
+                f"option of {parser.prog}", name, (o for a in parser._actions for o in a.option_strings)
+            )
         raise UserError(f"{parser.prog}: unexpected {extra[0]!r}; see {parser.prog} --help")
     return args
 
@@ -67,7 +69,9 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
     """Aligned columns."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def print_json(value: Any) -> None:
@@ -93,7 +97,9 @@ def device_name(wanted: str) -> str:
     if wanted == "auto":
         return best
     if wanted.split(":")[0] not in ("cpu", best):
-        raise UserError(f"--device {wanted!r} is not available here; allowed: auto, cpu{'' if best == 'cpu' else ', ' + best}")
+        raise UserError(
+            f"--device {wanted!r} is not available here; allowed: auto, cpu{'' if best == 'cpu' else ', ' + best}"
+        )
     return wanted
 
 

@@ -17,7 +17,9 @@ PACKAGES = (
 
 def run(argv: Sequence[str]) -> int:
     """Prints versions and hardware."""
-    parser = make_parser("env", "Versions and hardware, for bug reports.", "diffalign env\ndiffalign env --json")
+    parser = make_parser(
+        "env", "Versions and hardware, for bug reports.", "diffalign env\ndiffalign env --json"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parse(parser, argv)
     facts = environment()
@@ -44,7 +46,9 @@ def environment() -> dict[str, Any]:
     facts |= {name: _version(name) for name in PACKAGES}
     # Names of variables that change where things are looked up; never their values: some are secrets.
     prefixes = ("HF_", "CUDA_", "PYTORCH_", "NCCL_", "OMP_", "ACCELERATE_", "DIFFALIGN_")
-    facts["environment"] = ", ".join(sorted(n for n in os.environ if n.startswith(prefixes))) or "nothing of note"
+    facts["environment"] = (
+        ", ".join(sorted(n for n in os.environ if n.startswith(prefixes))) or "nothing of note"
+    )
     facts["command"] = " ".join(sys.argv[:1])
     return facts
 
@@ -69,7 +73,11 @@ def _accelerator() -> dict[str, Any]:
         return {"accelerator": f"torch cannot be imported: {error}"}
     facts: dict[str, Any] = {"cuda": torch.version.cuda}
     if not torch.cuda.is_available():
-        return facts | {"accelerator": "none" if not torch.accelerator.is_available() else str(torch.accelerator.current_accelerator())}
+        return facts | {
+            "accelerator": "none"
+            if not torch.accelerator.is_available()
+            else str(torch.accelerator.current_accelerator())
+        }
     for i in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(i)
         facts[f"accelerator {i}"] = f"{found.name}, {found.total_memory / 2**30:.0f} GiB"

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from diffalign.cli.aliases import ALIASES, late
 from diffalign.config import Run
-from diffalign.config_io import apply_overrides, dotted_names, field_kind, find_config, from_dict, read_yaml, validate
+from diffalign.config_io import (
+    apply_overrides,
+    dotted_names,
+    field_kind,
+    find_config,
+    from_dict,
+    read_yaml,
+    validate,
+)
 from diffalign.errors import UserError, unknown
 
 LATE = ("beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt")

@@ -44,7 +44,10 @@ def train_help() -> str:
     for field in dataclasses.fields(Run):
         kind = get_type_hints(Run)[field.name]
         if dataclasses.is_dataclass(kind):
-            parts.append(f"{field.name}: {(inspect.getdoc(kind) or '').splitlines()[0]}\n" + _lines(rows(kind, field.name + ".")))
+            parts.append(
+                f"{field.name}: {(inspect.getdoc(kind) or '').splitlines()[0]}\n"
+                + _lines(rows(kind, field.name + "."))
+            )
     parts.append(
         "flags of diffusers' DPO scripts and of TRL:\n"
         "  --beta_dpo is read as the SDXL script's (with the paper's 1/2); for a model known to be SD 1.x it is doubled,\n"
@@ -88,5 +91,7 @@ def _lines(items: Any) -> str:
     for name, default, words in items:
         head = f"  --{name} {default}".rstrip()
         pad = f"{head:<42}" if len(head) < 41 else f"{head}  "
-        out += textwrap.wrap(f"{pad}{words}".rstrip(), 120, subsequent_indent=" " * 42, drop_whitespace=True) or [head]
+        out += textwrap.wrap(
+            f"{pad}{words}".rstrip(), 120, subsequent_indent=" " * 42, drop_whitespace=True
+        ) or [head]
     return "\n".join(out) + "\n"

@@ -36,9 +36,21 @@ def run(argv: Sequence[str]) -> int:
 def describe(card: Any) -> str:
     """Everything about one method."""
     lines = [f"{card.title} ({card.name})", f"{card.paper}, {card.year}, arXiv {card.arxiv}", ""]
-    lines += [f"learns from: {card.data}", f"cost of a group and step: {card.cost}", "", "fields (under `method:`):"]
+    lines += [
+        f"learns from: {card.data}",
+        f"cost of a group and step: {card.cost}",
+        "",
+        "fields (under `method:`):",
+    ]
     lines += [f"  {name}: {value}" for name, value in defaults(card.method).items()]
-    return "\n".join([*lines, "", "example:", f"  diffalign train tiny_sdxl_dpo --method {card.name} --output runs/{card.name}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "example:",
+            f"  diffalign train tiny_sdxl_dpo --method {card.name} --output runs/{card.name}",
+        ]
+    )
 
 
 def defaults(method: type) -> dict[str, Any]:

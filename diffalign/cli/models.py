@@ -9,7 +9,9 @@ FIELDS = ("name", "title", "pipeline", "resolution", "example")
 
 def run(argv: Sequence[str]) -> int:
     """Lists the model families."""
-    parser = make_parser("models", "List the model families that can be trained.", "diffalign models\ndiffalign models --json")
+    parser = make_parser(
+        "models", "List the model families that can be trained.", "diffalign models\ndiffalign models --json"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parse(parser, argv)
 
@@ -21,6 +23,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     rows = [(c.name, c.title, f"{c.resolution} px", c.pipeline, c.example) for c in cards]
     print(table(rows, ("name", "title", "trained at", "diffusers pipeline", "example (hub id)")))
-    print("\nmodel.path takes a hub id, a diffusers folder, a .safetensors or .ckpt file, or an embedded tiny model:")
+    print(
+        "\nmodel.path takes a hub id, a diffusers folder, a .safetensors or .ckpt file, or an embedded tiny model:"
+    )
     print("  " + ", ".join(f"tiny:{card.name}" for card in cards))
     return 0

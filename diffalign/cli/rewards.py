@@ -23,7 +23,12 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print_json([as_mapping(card, FIELDS) for card in cards])
     elif args.name is None:
-        print(table([(c.name, c.title, c.range, c.size) for c in cards], ("name", "title", "usual range", "download")))
+        print(
+            table(
+                [(c.name, c.title, c.range, c.size) for c in cards],
+                ("name", "title", "usual range", "download"),
+            )
+        )
         print("\nWeights of your own: NAME:FILE_OR_FOLDER. `diffalign rewards NAME` says more.")
     else:
         print("\n".join(f"{name}: {getattr(cards[0], name)}" for name in FIELDS))
