@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from diffalign.config import ModelConfig
@@ -239,7 +239,3 @@ def test_a_variant_is_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
     assert all(bool((p == 0.5).all()) for p in model.network.parameters())
     with pytest.raises(UserError, match="allowed: fp16"):
         load(ModelConfig(path=str(tmp_path / "both"), variant="bf16"))
-
-
-def test_a_vae_class_is_kept(folders: dict[str, Path]) -> None:
-    assert isinstance(load(ModelConfig(path=str(folders["sd15"]))).pipeline.vae, AutoencoderKL)

@@ -1,0 +1,140 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffalign.config import LoraConfig, ModelConfig
+from diffalign.errors import UserError
+from diffalign.export.aligned import load_aligned, save_aligned, save_merged
+from diffalign.models.adapters import prepare_policy
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from tests.tiny_pipelines import make_sd15, make_sdxl
+
+PLAIN = """
+import importlib.util, sys
+assert importlib.util.find_spec("diffalign") is None
+import numpy, torch
+from diffusers import DiffusionPipeline
+base, lora, image = sys.argv[1:]
+pipeline = DiffusionPipeline.from_pretrained(base)
+if lora:
+    pipeline.load_lora_weights(lora)
+pipeline.set_progress_bar_config(disable=True)
+made = pipeline("a red circle", num_inference_steps=3, height=64, width=64,
+                generator=torch.manual_seed(5), output_type="np").images[0]
+numpy.save(image, made)
+"""
+"""What a user does, in a process that has no diffalign."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pipelines")
+    return {"sd15": make_sd15(root / "sd15"), "sdxl": make_sdxl(root / "sdxl")}
+
+
+def trained(config: ModelConfig) -> LoadedModel:
+    """A model whose trainable weights have been pushed far enough to be seen in its images."""
+    model = load(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in prepare_policy(model, config):
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.network.eval()
+    return model
+
+
+def image(pipeline: object) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
+    made: np.ndarray = pipeline(  # type: ignore[operator]
+        "a red circle",
+        num_inference_steps=3,
+        height=64,
+        width=64,
+        generator=torch.manual_seed(5),
+        output_type="np",
+    ).images[0]
+    return made
+
+
+def image_without_diffalign(base: Path, lora: Path | None, tmp_path: Path) -> np.ndarray:
+    file = tmp_path / "image.npy"
+    subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN, str(base), str(lora or ""), str(file)],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    made: np.ndarray = np.load(file)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("sd15", LoraConfig(rank=2)),
+        ("sdxl", LoraConfig(rank=4, alpha=8.0, rslora=True)),
+        ("sdxl", LoraConfig(rank=2, alpha=3.0, dora=True, targets=("to_q", "to_out.0", "conv1", "ff.net.2"))),
+    ],
+    ids=["lora", "rslora", "dora"],
+)
+def test_a_lora_makes_the_same_image_in_plain_diffusers(
+    folders: dict[str, Path], tmp_path: Path, family: str, lora: LoraConfig
+) -> None:
+    model = trained(ModelConfig(path=str(folders[family]), lora=lora))
+    save_aligned(model, tmp_path / "aligned", "card")
+    assert {f.name for f in (tmp_path / "aligned").iterdir()} == {"README.md", "pytorch_lora_weights.safetensors"}
+    ours, theirs = image(model.pipeline), image_without_diffalign(folders[family], tmp_path / "aligned", tmp_path)
+    assert np.array_equal(ours, theirs)
+    assert np.abs(ours - image(load(ModelConfig(path=str(folders[family]))).pipeline)).max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_fully_trained_pipeline_makes_the_same_image_in_plain_diffusers(
+    folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    model = trained(ModelConfig(path=str(folders[family]), train="full"))
+    save_aligned(model, tmp_path / "aligned", "card")
+    assert (tmp_path / "aligned" / "README.md").read_text() == "card"
+    assert np.array_equal(image(model.pipeline), image_without_diffalign(tmp_path / "aligned", None, tmp_path))
+
+
+def test_aligned_folders_load_back(folders: dict[str, Path], tmp_path: Path) -> None:
+    for train in ("lora", "full"):
+        base = ModelConfig(path=str(folders["sdxl"]), train=train)  # type: ignore[arg-type]
+        model = trained(base)
+        save_aligned(model, tmp_path / train, "card")
+        assert np.array_equal(image(load_aligned(base, tmp_path / train)), image(model.pipeline))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_weights_make_the_adapters_image(folders: dict[str, Path], tmp_path: Path, dora: bool) -> None:
+    base = ModelConfig(path=str(folders["sdxl"]), lora=LoraConfig(rank=2, alpha=4.0, dora=dora))
+    model = trained(base)
+    save_aligned(model, tmp_path / "aligned", "card")
+    save_merged(base, tmp_path / "aligned", tmp_path / "merged", "merged card")
+    merged = load(ModelConfig(path=str(tmp_path / "merged")))
+    names: dict[str, Tensor] = dict(merged.network.named_parameters())
+    assert names.keys() == dict(load(base).network.named_parameters()).keys()
+    assert np.allclose(image(merged.pipeline), image(model.pipeline), atol=1e-4)
+    assert (tmp_path / "merged" / "README.md").read_text() == "merged card"
+
+
+def test_wrong_loras_are_user_errors(folders: dict[str, Path], tmp_path: Path) -> None:
+    sd15, sdxl = (ModelConfig(path=str(folders[name]), lora=LoraConfig(rank=2)) for name in ("sd15", "sdxl"))
+    with pytest.raises(UserError, match="no pytorch_lora_weights.safetensors"):
+        save_merged(sdxl, tmp_path, tmp_path / "merged", "")
+    with pytest.raises(UserError, match="neither pytorch_lora_weights.safetensors nor model_index.json"):
+        load_aligned(sdxl, tmp_path)
+    save_aligned(trained(sd15), tmp_path / "aligned", "card")
+    with pytest.raises(UserError, match="aligned"):
+        load_aligned(sdxl, tmp_path / "aligned")
+    (tmp_path / "aligned" / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="aligned"):
+        load_aligned(sd15, tmp_path / "aligned")
+    assert not (tmp_path / "merged").exists()

@@ -1,0 +1,93 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffalign.config import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.adapters import prepare_policy
+from diffalign.models.attention import Calls, available, head_dims, kernel_of, set_attention, why_not
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from tests.models.inputs import conditions, states
+
+
+def kernels(calls: Calls) -> set[str]:
+    """Which kernels ran; the matrix products of other layers are no sign of the math back-end."""
+    fused = {kernel_of([name]) for name in calls.names if "scaled_dot_product" in name}
+    softmax = any("_softmax" in name for name in calls.names)
+    return fused | ({"math"} if softmax else set())
+
+
+def run(model: LoadedModel) -> tuple[Calls, Calls, torch.Tensor]:
+    x_t, t = states()
+    cond = conditions(model, ["a", "b"])
+    with Calls() as forward:
+        prediction = model.denoiser()(x_t, t, cond)
+    with Calls() as backward:
+        prediction.square().sum().backward()
+    return forward, backward, prediction.detach()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["flash", "math"])
+def test_the_chosen_kernel_runs_forward_backward_and_in_recomputation(
+    folders: dict[str, Path], name: str, checkpointing: bool
+) -> None:
+    config = ModelConfig(path=str(folders["sdxl"]), attention=name, gradient_checkpointing=checkpointing)
+    model = load(config)
+    prepare_policy(model, config)
+    forward, backward, _ = run(model)
+    assert kernels(forward) == {name}
+    assert not kernels(backward) & {"flash", "math"} - {name}
+    recomputed = [n for n in backward.names if "flash_attention_for_cpu.default" in n or "_softmax.default" in n]
+    assert bool(recomputed) == checkpointing
+
+
+def test_auto_leaves_the_choice_to_torch(sdxl: LoadedModel) -> None:
+    processors = dict(sdxl.pipeline.unet.attn_processors)
+    set_attention(sdxl.network, "auto", "cpu", torch.float32)
+    assert sdxl.pipeline.unet.attn_processors == processors
+
+
+def test_kernels_agree_on_the_prediction(folders: dict[str, Path]) -> None:
+    predictions = []
+    for name in ("flash", "math"):
+        model = load(ModelConfig(path=str(folders["sdxl"]), attention=name))
+        x_t, t = states()
+        with torch.no_grad():
+            predictions.append(model.denoiser()(x_t, t, conditions(model, ["a", "b"])))
+    assert_close(*predictions)
+
+
+def test_a_copy_of_the_network_keeps_its_kernel(folders: dict[str, Path]) -> None:
+    model = load(ModelConfig(path=str(folders["sdxl"]), attention="math"))
+    model.pipeline.unet = copy.deepcopy(model.pipeline.unet)
+    x_t, t = states()
+    cond = conditions(model, ["a", "b"])
+    with Calls() as calls, torch.no_grad():
+        model.denoiser()(x_t, t, cond)
+    assert kernels(calls) == {"math"}
+
+
+def test_what_is_available_here_is_found_out_by_running_it() -> None:
+    assert available("cpu", torch.float32, [8, 40, 64]) == ["flash", "math"]
+    assert why_not("flash", "cpu", torch.float32, 64) is None
+    assert why_not("cudnn", "cpu", torch.float32, 64)
+
+
+def test_head_widths_are_read_off_the_network(sdxl: LoadedModel) -> None:
+    assert head_dims(sdxl.network) == [8]
+
+
+@pytest.mark.parametrize("name", ["efficient", "cudnn", "xformers"])
+def test_an_unavailable_kernel_is_a_user_error(sdxl: LoadedModel, name: str) -> None:
+    with pytest.raises(UserError, match=f"model.attention='{name}' cannot run on cpu .* allowed here: auto, flash, math"):
+        set_attention(sdxl.network, name, "cpu", torch.float32)
+
+
+def test_an_unknown_kernel_is_a_user_error(sdxl: LoadedModel) -> None:
+    with pytest.raises(UserError, match="did you mean flash"):
+        set_attention(sdxl.network, "flush", "cpu", torch.float32)

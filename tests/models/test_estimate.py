@@ -1,0 +1,171 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from diffalign.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
+from diffalign.errors import UserError
+from diffalign.models.adapters import prepare_policy
+from diffalign.models.estimate import Kept, count, estimate, needs_reference, state_bytes
+from diffalign.models.loading import load
+from diffalign.models.registry import FAMILIES, get_family
+from diffalign.models.shapes import Shapes, shapes_of
+from tests.models.inputs import conditions, states
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def run(path: str, resolution: int = 64, **changes: object) -> Run:
+    return Run(model=ModelConfig(path=path, **changes), data=DataConfig(resolution=resolution))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
+def test_real_networks_build_without_weights(name: str, parameters: int) -> None:
+    family = get_family(name)
+    with torch.device("meta"):
+        network = Shapes(family, family.configs).network()
+    assert isinstance(network, UNet2DConditionModel)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("sd15", 206_714_343), ("sdxl", 901_374_183)])
+def test_real_encoders(name: str, parameters: int) -> None:
+    """VAE 83,653,863; CLIP ViT-L/14 text 123,060,480; OpenCLIP ViT-bigG/14 text 694,659,840."""
+    family = get_family(name)
+    assert Shapes(family, family.configs).encoder_parameters() == parameters
+
+
+def test_sdxl_at_1024() -> None:
+    """Issue 2, part 8: 6.76 TFLOP forward at 2 per multiply-add."""
+    result = estimate(replace(run(SDXL, 1024, dtype="bfloat16"), method={"type": "dpo"}), tflops=1000, utilisation=0.5)
+    rows = dict(result.rows())
+    assert rows["network parameters"] == "2,567,463,684"
+    assert rows["forward of one image"] == "6.76 TFLOP"
+    assert result.trainable_parameters == 23_224_320  # rank 16 on to_q, to_k, to_v, to_out
+    assert result.memory["frozen weights"] == 2 * 2_567_463_684
+    assert result.memory["trained weights (float32)"] == 4 * 23_224_320
+    # under LoRA: one forward's worth of input gradients, attention's backward being 2.5 times its forward
+    assert 1.1 < result.backward_flops / result.forward_flops < 1.2
+    assert result.flops_per_pair == 2 * (result.forward_flops + result.policy_flops + result.backward_flops)
+    assert result.pairs_per_second == pytest.approx(500e12 / result.flops_per_pair)
+
+
+def test_sd15_at_512() -> None:
+    result = estimate(run(SD15, 512, train="full", gradient_checkpointing=True))
+    rows = dict(result.rows())
+    assert rows["network parameters"] == "859,520,964"
+    assert rows["forward of one image"] == "0.80 TFLOP"
+    assert 1.95 < result.backward_flops / result.forward_flops < 2.15
+    assert result.flops_per_pair == 2 * (3 * result.forward_flops + result.backward_flops)
+    assert result.memory["optimizer state (adamw)"] == 8 * 859_520_964
+    assert result.memory["reference copy"] == 4 * 859_520_964
+    assert result.seconds is None
+
+
+def test_a_folder_gives_its_own_shapes(folders: dict[str, Path]) -> None:
+    for name, folder in folders.items():
+        model = load(ModelConfig(path=str(folder)))
+        result = estimate(run(str(folder)))
+        assert result.family == name
+        assert result.network_parameters == sum(p.numel() for p in model.network.parameters())
+        parts = [model.pipeline.vae] + [getattr(model.pipeline, part) for part in model.family.text_encoders]
+        assert result.encoder_parameters == sum(p.numel() for part in parts for p in part.parameters())
+        assert json.loads(json.dumps(result.as_dict()))["total_memory"] == sum(result.memory.values())
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(rank=4), LoraConfig(rank=2, dora=True), LoraConfig(targets=("conv1",))])
+def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lora: LoraConfig) -> None:
+    config = ModelConfig(path=str(folders["sdxl"]), lora=lora)
+    expected = sum(p.numel() for _, p in prepare_policy(load(config), config))
+    assert estimate(run(str(folders["sdxl"]), lora=lora)).trainable_parameters == expected
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fake_activations_are_the_real_ones(folders: dict[str, Path], checkpointing: bool) -> None:
+    """The same count over a real forward in memory."""
+    config = ModelConfig(path=str(folders["sdxl"]), train="full", gradient_checkpointing=checkpointing)
+    model = load(config)
+    prepare_policy(model, config)
+    x_t, t = states(2)
+    cond = conditions(model, ["a", "b"])
+    kept = Kept(model.network, checkpointing)
+    with kept.watch():
+        model.denoiser()(x_t, t, cond)
+    told = count(run(str(folders["sdxl"]), train="full", gradient_checkpointing=checkpointing), shapes_of(config))
+    assert told.activations == kept.bytes > 0
+
+
+def test_checkpointing_trades_memory_for_flops(folders: dict[str, Path]) -> None:
+    plain = estimate(run(str(folders["sdxl"])))
+    saving = estimate(run(str(folders["sdxl"]), gradient_checkpointing=True))
+    assert saving.memory["activations"] < plain.memory["activations"]
+    assert saving.flops_per_pair == plain.flops_per_pair + 2 * plain.policy_flops
+
+
+def test_a_batch_scales_activations_and_not_weights(folders: dict[str, Path]) -> None:
+    one = run(str(folders["sdxl"]))
+    four = replace(one, training=TrainingConfig(batch_size=4, accumulation=3))
+    small, large = estimate(one), estimate(four)
+    assert large.memory["latents and conditions"] == 4 * small.memory["latents and conditions"]
+    assert 3.5 < large.memory["activations"] / small.memory["activations"] <= 4
+    assert large.memory["frozen weights"] == small.memory["frozen weights"]
+    assert (large.pairs_per_step, small.pairs_per_step) == (12, 1)
+    assert large.flops_per_pair == small.flops_per_pair
+
+
+def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
+    base = run(str(folders["sdxl"]), train="full", dtype="bfloat16")
+    averaged = replace(base, training=TrainingConfig(ema_decay=0.99, mixed_precision="bf16"))
+    parameters = estimate(base).network_parameters
+    assert estimate(base).memory["reference copy"] == 4 * parameters
+    assert estimate(averaged).memory["reference copy"] == 2 * parameters
+    assert estimate(averaged).memory["moving average"] == 4 * parameters
+    assert "frozen weights" not in estimate(base).memory
+    alone = estimate(replace(base, method={"type": "sft"}))
+    assert not needs_reference(replace(base, method={"type": "sft"}))
+    assert "reference copy" not in alone.memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        ("adamw", (100, 50), 40_000),
+        ("adafactor", (100, 50), 600),
+        ("adafactor", (50,), 200),
+        ("adamw8bit", (100, 50), 2 * 5000 + 8 * 20),
+        ("adamw8bit", (50,), 400),
+    ],
+)
+def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> None:
+    assert state_bytes(torch.zeros(shape), OptimizerConfig(type=kind)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (run("somebody/some-model"), "model.family set to sd15 or sdxl"),
+        (run(SDXL, family="sd15"), "is sdxl; set auto"),
+        (run(""), "model.path is empty"),
+        (run(SD15, 100), "data.resolution=100; allowed: a multiple of 8"),
+        (run(SD15, lora=LoraConfig(targets=("x",))), "matches no linear"),
+    ],
+)
+def test_what_cannot_be_estimated_is_a_user_error(wrong: Run, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        estimate(wrong)
+
+
+@pytest.mark.parametrize("arguments", [{"tflops": 0.0}, {"utilisation": 1.5}])
+def test_impossible_speeds_are_user_errors(folders: dict[str, Path], arguments: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="allowed: more than 0"):
+        estimate(run(str(folders["sdxl"])), **arguments)
+
+
+def test_an_unknown_hub_id_has_its_familys_shapes_if_told() -> None:
+    assert shapes_of(ModelConfig(path="somebody/fine-tuned-xl", family="sdxl")).family.name == "sdxl"
+    for card in FAMILIES.values():
+        assert card.example in card.same_shapes
