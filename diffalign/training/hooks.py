@@ -8,7 +8,7 @@ saves has been logged.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from diffalign.training.state import TrainState
 from diffalign.training.trackers import Tracker, check_trackers, open_trackers
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Called by the loop."""
 

@@ -88,8 +88,14 @@ class TrainState:
         return values
 
     @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """While entered, the parameters hold their moving average where there is one: for saving."""
+        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+            yield
+
+    @contextmanager
     def evaluating(self, averaged: bool = True) -> Iterator[None]:
-        """While entered: no gradients, no dropout, and the moving average as parameters where there is one.
+        """While entered: no gradients, no dropout, averaged weights: for measuring and for validation images.
 
         Args:
             averaged: False leaves the parameters as they are.
@@ -97,8 +103,7 @@ class TrainState:
         training = self.network.training
         self.network.eval()
         try:
-            swap = self.ema.swapped_in() if self.ema and averaged else nullcontext()
-            with torch.no_grad(), swap:
+            with torch.no_grad(), self.averaged_weights() if averaged else nullcontext():
                 yield
         finally:
             self.network.train(training)

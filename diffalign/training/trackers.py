@@ -3,11 +3,12 @@
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from diffalign.errors import UserError, unknown
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where scalars are shown."""
 
