@@ -1,7 +1,7 @@
 """diffalign: preference alignment of diffusion and flow models.
 
-Names are loaded when they are first asked for, so that ``import diffalign`` (and with it the command line's help) imports
-no torch.
+Names are loaded when they are first asked for, so that ``import diffalign`` (and with it the command line's
+help) imports no torch.
 """
 
 import importlib
@@ -31,8 +31,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'diffalign' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     value = getattr(importlib.import_module(module), attribute)
-    # Importing the submodule `diffalign.align` sets the package attribute of the same name to the module; what the
-    # package promises under it is the function.
+    # Importing the submodule `diffalign.align` sets the package attribute of that name to the module; what
+    # the package promises under it is the function.
     globals()[name] = value
     return value
 

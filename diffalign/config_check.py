@@ -80,9 +80,8 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
     """
     for dotted in needs:
         if not get(run, dotted):
-            raise UserError(
-                f"{dotted} is not set; give it in the config or as --{dotted} ({_WHAT.get(dotted, 'required')})"
-            )
+            what = _WHAT.get(dotted, "required")
+            raise UserError(f"{dotted} is not set; give it in the config or as --{dotted} ({what})")
     for dotted, (allowed, words) in RULES.items():
         value = get(run, dotted)
         if value is not None and not (_finite(value) and allowed(value)):

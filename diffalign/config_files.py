@@ -20,7 +20,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file that ``path`` names: itself, or the shipped recipe ``name``, ``name.yaml`` or ``configs/name.yaml``.
+    """The file that ``path`` names: itself, or a shipped recipe: ``name``, ``name.yaml``, ``configs/name.yaml``.
 
     Raises:
         UserError: there is neither; the nearest recipes are named.
@@ -99,7 +99,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         inner = merged.get(key)
         merged[key] = value
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            # Another method (or loss) starts from its own defaults, not from the fields of the one it replaces.
+            # Another method (or loss) starts from its own defaults, not from the fields of the old one.
             same = value.get("type", inner.get("type")) == inner.get("type")
             merged[key] = _merge(inner, value) if same else value
     return merged

@@ -1,8 +1,8 @@
-"""Reads and writes the ``Run`` tree: YAML gives values, dotted flags override them, mistakes are named. No torch.
+"""Reads and writes the ``Run`` tree: YAML gives values, dotted flags override, mistakes are named. No torch.
 
-What a file may say beyond the fields of ``Run``: ``base: other.yaml`` (relative to the file) starts from another file.
-The ``method`` section is checked against its dataclass when training starts (``diffalign.methods.build``), since that needs
-torch; here only the method's name is.
+What a file may say beyond the fields of ``Run``: ``base: other.yaml`` (relative to the file) starts from
+another file. The ``method`` section is checked against its dataclass when training starts
+(``diffalign.methods.build``), since that needs torch; here only the method's name is.
 """
 
 import dataclasses
@@ -67,9 +67,9 @@ def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
 
 
 def apply_overrides(run: Run, args: Sequence[str]) -> Run:
-    """``run`` with dotted flags: ``["--model.lora.rank", "32", "--training.steps=10", "--model.dora"]``; later ones win.
+    """``run`` with dotted flags: ``["--model.lora.rank", "32", "--training.steps=10"]``; later ones win.
 
-    ``--method NAME`` takes another method with its own defaults; ``--method.beta 5`` sets a field of the method.
+    ``--method NAME`` takes another method with its own defaults; ``--method.beta 5`` sets a field of it.
 
     Raises:
         UserError: an unknown field, a flag without its value, or a value of the wrong type.
@@ -144,7 +144,7 @@ def parse_text(text: str, kind: Any) -> Any:
 
 
 def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Puts ``value`` at a dotted place of a nested dict; a name where a mapping is needed becomes its ``type``."""
+    """Puts ``value`` at a dotted place of a nested dict; a name where a mapping goes becomes its ``type``."""
     *parents, last = dotted.split(".")
     for part in parents:
         inner = data.get(part, {})
@@ -175,7 +175,7 @@ def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str) -> N
 
 
 def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str) -> UserError:
-    """Names siblings spelt alike, and the same name in other sections: who writes training.learning_rate means optimizer."""
+    """Names siblings spelt alike, and the same name in other sections (training.learning_rate is optimizer's)."""
     leaf = dotted.rpartition(".")[2]
     near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
     elsewhere = [name for name in dotted_names() if name.rpartition(".")[2] == leaf]
@@ -187,7 +187,7 @@ def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: s
 
 
 def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What YAML 1.1 reads otherwise than people mean it: ``no`` is a precision, ``1e-5`` in a method is a number."""
+    """What YAML 1.1 reads otherwise than meant: ``no`` is a precision, ``1e-5`` in a method is a number."""
     meant = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
     training = meant.get("training")
     if isinstance(training, dict) and training.get("mixed_precision") is False:
@@ -208,7 +208,7 @@ def _numbers(value: Any) -> Any:
 
 def _read(text: str) -> Any:
     try:
-        return _numbers(yaml.safe_load(text))
+        return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 

@@ -1,10 +1,12 @@
 """The flags of other people's scripts, as fields of the ``Run`` tree. One table, no torch.
 
-Names are those of diffusers' ``train_diffusion_dpo.py`` and ``train_diffusion_dpo_sdxl.py``, of the Diffusion-DPO launchers,
-and what TRL's users type. A flag that is known and not supported is an error that says what to do instead.
+Names are those of diffusers' ``train_diffusion_dpo.py`` and ``train_diffusion_dpo_sdxl.py``, of the
+Diffusion-DPO launchers, and what TRL's users type. A flag that is known and not supported is an error that
+says what to do instead.
 
-On ``--beta_dpo``: our beta has the 1/2 of the paper, as the SDXL script does. The SD 1.5 script of diffusers leaves it out,
-so its 2500 is our 5000: the flag is doubled for a model that is known to be SD 1.x.
+On ``--beta_dpo``: our beta has the 1/2 of the paper, as the SDXL script does. The SD 1.5 script of
+diffusers leaves it out, so its 2500 is our 5000: the flag is doubled for a model that is known to be SD
+1.x.
 """
 
 import json

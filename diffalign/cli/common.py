@@ -97,9 +97,8 @@ def device_name(wanted: str) -> str:
     if wanted == "auto":
         return best
     if wanted.split(":")[0] not in ("cpu", best):
-        raise UserError(
-            f"--device {wanted!r} is not available here; allowed: auto, cpu{'' if best == 'cpu' else ', ' + best}"
-        )
+        allowed = ", ".join(dict.fromkeys(["auto", "cpu", best]))
+        raise UserError(f"--device {wanted!r} is not available here; allowed: {allowed}")
     return wanted
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from diffalign.cli.common import make_parser, parse, print_json
 
 PACKAGES = (
-    "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pyarrow", "pillow",
-    "bitsandbytes", "xformers", "wandb", "trackio", "tensorboard",
+    "torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy",
+    "pyarrow", "pillow", "bitsandbytes", "xformers", "wandb", "trackio", "tensorboard",
 )  # fmt: skip
 
 

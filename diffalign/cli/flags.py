@@ -1,6 +1,7 @@
-"""Reads the flags of ``train`` and ``estimate``: dotted fields of the tree and other tools' names, in any order. No torch.
+"""Reads the flags of ``train``, ``cache`` and ``estimate``: dotted fields and other tools' names. No torch.
 
-argparse is not asked, because a dotted flag of a method (``--method.time.low 0.3``) cannot be declared without importing it.
+argparse is not asked, because a dotted flag of a method (``--method.time.low 0.3``) cannot be declared
+without importing it.
 """
 
 from collections.abc import Mapping, Sequence

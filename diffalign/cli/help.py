@@ -1,4 +1,4 @@
-"""The help of ``train``, made from the ``Run`` tree (names, defaults, the comments in config.py) and the alias table."""
+"""The help of ``train``, made from the ``Run`` tree (its names, defaults and comments) and the alias table."""
 
 import dataclasses
 import inspect
@@ -13,8 +13,8 @@ from diffalign.config import Run
 USAGE = """\
 usage: diffalign train [CONFIG] [--a.b VALUE ...] [--print-config]
 
-Align a model with preferences. CONFIG is a YAML file or the name of a shipped recipe; flags override it, and can also do
-without it. Unknown names are errors that name the nearest ones.
+Align a model with preferences. CONFIG is a YAML file or the name of a shipped recipe; flags override it,
+and can also do without it. Unknown names are errors that name the nearest ones.
 
   --resume latest   continue a run from its newest checkpoint, exactly
   --output FOLDER   the run directory
@@ -26,13 +26,15 @@ examples:
   diffalign train runs/mine/config.yaml --resume latest
   diffalign train sdxl_dpo_lora --method.beta 2000 --method.loss.type ipo --model.lora.rank 32
   diffalign train --model.path tiny:sdxl --data.path tiny:pairs --data.resolution 32 --training.steps 20
-  accelerate launch -m diffalign train sdxl_dpo_lora      torchrun --nproc-per-node 4 -m diffalign train sdxl_dpo_lora
+  accelerate launch -m diffalign train sdxl_dpo_lora
+  torchrun --nproc-per-node 4 -m diffalign train sdxl_dpo_lora
 """
 
 METHOD = """\
 method: another method by name, or fields of the method (`diffalign methods NAME` lists them)
   --method NAME             dpo
-  --method.FIELD VALUE      --method.beta 2000, --method.loss.type ipo, --method.time '{type: uniform, low: 0.3}'
+  --method.FIELD VALUE      --method.beta 2000, --method.loss.type ipo,
+                            --method.time '{type: uniform, low: 0.3}'
 """
 
 
@@ -50,8 +52,8 @@ def train_help() -> str:
             )
     parts.append(
         "flags of diffusers' DPO scripts and of TRL:\n"
-        "  --beta_dpo is read as the SDXL script's (with the paper's 1/2); for a model known to be SD 1.x it is doubled,\n"
-        "  since that script leaves the 1/2 out. A note says what came of it.\n"
+        "  --beta_dpo is read as the SDXL script's, with the paper's 1/2; for a model known to be SD 1.x it is\n"
+        "  doubled, since that script leaves the 1/2 out. A note says what came of it.\n"
         + _lines((name, "", alias.meaning) for name, alias in ALIASES.items())
     )
     return "\n".join(parts)
@@ -92,6 +94,6 @@ def _lines(items: Any) -> str:
         head = f"  --{name} {default}".rstrip()
         pad = f"{head:<42}" if len(head) < 41 else f"{head}  "
         out += textwrap.wrap(
-            f"{pad}{words}".rstrip(), 120, subsequent_indent=" " * 42, drop_whitespace=True
+            f"{pad}{words}".rstrip(), 110, subsequent_indent=" " * 42, drop_whitespace=True
         ) or [head]
     return "\n".join(out) + "\n"

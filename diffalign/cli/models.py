@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     rows = [(c.name, c.title, f"{c.resolution} px", c.pipeline, c.example) for c in cards]
     print(table(rows, ("name", "title", "trained at", "diffusers pipeline", "example (hub id)")))
     print(
-        "\nmodel.path takes a hub id, a diffusers folder, a .safetensors or .ckpt file, or an embedded tiny model:"
+        "\nmodel.path: a hub id, a diffusers folder, a .safetensors or .ckpt file, or an embedded tiny model,"
     )
     print("  " + ", ".join(f"tiny:{card.name}" for card in cards))
     return 0

@@ -49,7 +49,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
         f"held-out pairs: {result.verdict}",
         "",
         f"  {result.aligned}/  what diffusers loads, with a model card",
-        f"  {result.output}/config.yaml  this run; metrics.jsonl, tensorboard/, samples/, checkpoints/ beside it",
+        f"  {result.output}/config.yaml  this run; metrics.jsonl, tensorboard/, checkpoints/ beside it",
         "",
         "load it in diffusers:",
         *(f"    {line}" for line in loading_code(run, result)),

@@ -1,0 +1,61 @@
+"""``diffalign estimate``: what a run takes, before it is run."""
+
+from collections.abc import Sequence
+
+from diffalign.cli.common import print_json
+from diffalign.cli.flags import read_flags, resolve
+from diffalign.errors import UserError
+
+USAGE = """\
+usage: diffalign estimate CONFIG [--a.b VALUE ...] [--tflops T] [--utilisation U] [--json]
+
+Parameters, memory by part and FLOPs per pair of a config, from shapes alone: no weights, no data, no
+network access. Takes all flags of `train`.
+
+  --tflops T        peak speed of the device in TFLOP/s, for the time: H100 989 (bf16), A100 312, RTX 4090 165
+  --utilisation U   share of the peak that training reaches; default 0.4
+  --json            machine-readable
+
+examples:
+  diffalign estimate sdxl_dpo_lora_24gb
+  diffalign estimate sdxl_dpo --tflops 989 --utilisation 0.35
+  diffalign estimate sd15_dpo_lora --training.batch_size 4 --model.gradient_checkpointing true --json
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints the estimate."""
+    if {"-h", "--help"} & set(argv):
+        print(USAGE, end="")
+        return 0
+    rest = list(argv)
+    tflops, utilisation = _option(rest, "tflops"), _option(rest, "utilisation")
+    flags = read_flags(rest, own_switches=("json",))
+    run, _ = resolve(flags, needs=("model.path",))
+    from diffalign.models.estimate import estimate
+
+    result = estimate(run, tflops) if utilisation is None else estimate(run, tflops, utilisation)
+    if flags.switches:
+        print_json(result.as_dict())
+        return 0
+    rows = result.rows()
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    return 0
+
+
+def _option(words: list[str], name: str) -> float | None:
+    """Takes ``--name VALUE`` or ``--name=VALUE`` out of the words."""
+    for i, word in enumerate(words):
+        flag, equals, text = word.partition("=")
+        if flag != f"--{name}":
+            continue
+        if not equals and i + 1 == len(words):
+            raise UserError(f"--{name} needs a value")
+        text = text if equals else words.pop(i + 1)
+        del words[i]
+        try:
+            return float(text)
+        except ValueError:
+            raise UserError(f"--{name} {text!r}; allowed: a number") from None
+    return None

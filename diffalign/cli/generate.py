@@ -1,0 +1,65 @@
+"""``diffalign generate``: images for a prompt file, K each, resumable, in as many processes as there are."""
+
+import sys
+from collections.abc import Sequence
+
+from diffalign.cli.common import make_parser, number, parse, share
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draws what is not drawn yet."""
+    parser = make_parser("generate", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "model",
+        help="a run directory, an aligned/ folder, a hub id, a diffusers folder, a checkpoint, tiny:sdxl",
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="what a LoRA outside of its run directory was trained on"
+    )
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="txt, jsonl, tsv, csv, parquet, or tiny:test"
+    )
+    parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
+    parser.add_argument("--output", default="images", metavar="FOLDER", help="default: images")
+    from diffalign.cli.opening import add_sampling_options, open_pipeline, sampling_settings
+
+    add_sampling_options(parser)
+    args = parse(parser, argv)
+    from diffalign.data.prompts import read_prompts
+
+    prompts = read_prompts(args.prompts, args.limit)
+    rank, world = share()
+    from diffalign.evaluation.sampling import generate
+
+    samples = generate(
+        open_pipeline(args.model, args.base, args),
+        prompts,
+        sampling_settings(args),
+        images_per_prompt=args.images_per_prompt,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        folder=args.output,
+        rank=rank,
+        world=world,
+        progress=rank == 0,
+    )
+    of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
+    print(
+        f"{len(samples)} images{of} are in {args.output}; manifest*.jsonl says which is which",
+        file=sys.stderr,
+    )
+    print(f"score them: diffalign score {args.output} --rewards pickscore", file=sys.stderr)
+    return 0
+
+
+DESCRIPTION = """\
+Draw images for a prompt file. An image depends on (seed, prompt, number) alone, not on batch size or
+processes. What is in the output folder already is not drawn again. Under torchrun every process draws its
+share."""
+
+EXAMPLES = """
+diffalign generate runs/mine --prompts prompts.txt --images-per-prompt 4 --output images/mine
+diffalign generate stabilityai/stable-diffusion-xl-base-1.0 --prompts prompts.txt --dtype bfloat16 --steps 30
+diffalign generate tiny:sdxl --prompts tiny:test --limit 64 --steps 20 --guidance 2 --batch-size 64
+torchrun --nproc-per-node 4 -m diffalign generate runs/mine --prompts prompts.txt
+"""

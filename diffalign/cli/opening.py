@@ -1,0 +1,112 @@
+"""Pipelines as people name them on the command line: a model, an ``aligned/`` folder, or a run directory."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffalign.cli.common import device_name, number
+from diffalign.config import ModelConfig, Run
+from diffalign.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from diffalign.evaluation.sampling import SamplingSettings
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The options that ``generate`` and ``evaluate`` have in common."""
+    drawing = parser.add_argument_group(
+        "how images are drawn (what is left out is the pipeline's own default)"
+    )
+    drawing.add_argument("--images-per-prompt", type=number(int, 1), default=1, metavar="K", help="default 1")
+    drawing.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same noise; default 0")
+    drawing.add_argument("--steps", type=number(int, 1), metavar="N", help="sampling steps")
+    drawing.add_argument(
+        "--guidance", type=number(float, 0), metavar="G", help="scale of classifier-free guidance"
+    )
+    drawing.add_argument("--height", type=number(int, 8), metavar="PX")
+    drawing.add_argument("--width", type=number(int, 8), metavar="PX")
+    drawing.add_argument("--negative-prompt", metavar="TEXT")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--batch-size", type=number(int, 1), default=8, metavar="B", help="images at once; default 8"
+    )
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default auto")
+    machine.add_argument("--dtype", default=None, help=f"{', '.join(DTYPES)}; default: the run's, or float32")
+
+
+def sampling_settings(args: argparse.Namespace) -> "SamplingSettings":
+    """What ``add_sampling_options`` has read."""
+    from diffalign.evaluation.sampling import SamplingSettings
+
+    return SamplingSettings(args.steps, args.guidance, args.height, args.width, args.negative_prompt)
+
+
+def read_run_directory(folder: str) -> Run:
+    """The configuration of a run directory.
+
+    Raises:
+        UserError: there is no run in it.
+    """
+    from diffalign.config_io import read_run
+
+    file = Path(folder, "config.yaml")
+    if not file.is_file():
+        raise UserError(f"{folder!r} is no run directory: there is no config.yaml in it")
+    return read_run(file)
+
+
+def open_run(folder: str, args: argparse.Namespace) -> tuple[Run, Any]:
+    """A run and its aligned pipeline.
+
+    Raises:
+        UserError: no run, or one that has not been finished.
+    """
+    from diffalign.export.aligned import load_aligned
+
+    run = read_run_directory(folder)
+    aligned = Path(folder, "aligned")
+    if not aligned.is_dir():
+        raise UserError(
+            f"{folder!r} has no aligned/: the run has not finished; continue it with --resume latest"
+        )
+    return run, load_aligned(with_dtype(run.model, args.dtype), aligned, device_name(args.device))
+
+
+def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:
+    """The pipeline that ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model.
+
+    Raises:
+        UserError: nothing of that kind is there.
+    """
+    if Path(spec, "config.yaml").is_file():
+        return open_run(spec, args)[1]
+    device = device_name(args.device)
+    if Path(spec, LORA_FILE).is_file():
+        from diffalign.export.aligned import load_aligned
+
+        return load_aligned(_base_of(spec, base, args.dtype), spec, device)
+    from diffalign.models.loading import load
+
+    return load(with_dtype(ModelConfig(path=spec), args.dtype), device).pipeline
+
+
+def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:
+    """The model under a LoRA: as given, or of the run that the folder belongs to."""
+    if base is not None:
+        return with_dtype(ModelConfig(path=base), dtype)
+    if Path(lora, "..", "config.yaml").is_file():
+        return with_dtype(read_run_directory(str(Path(lora, ".."))).model, dtype)
+    raise UserError(f"{lora!r} is a LoRA; give the model that it was trained on as --base")
+
+
+def with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
+    """The model with another dtype, if one is given."""
+    if dtype is None:
+        return model
+    if dtype not in DTYPES:
+        raise unknown("--dtype", dtype, DTYPES)
+    return replace(model, dtype=dtype)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""Every recipe: loads, says what it is, builds its method, and its network at its real size without weights."""
+
+import re
+
+import pytest
+
+from diffalign.config_files import shipped_configs
+from diffalign.config_io import read_run, to_yaml
+from diffalign.methods import build
+
+RECIPES = sorted(shipped_configs())
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {name: read_run(name, needs=("model.path", "data.path")) for name in RECIPES}
+
+
+def test_there_are_recipes_for_what_is_promised():
+    promised = {
+        "sd15_dpo", "sdxl_dpo", "sd15_dpo_lora", "sdxl_dpo_lora", "sdxl_dpo_lora_12gb", "sdxl_dpo_lora_24gb",
+        "sdxl_dpo_lora_80gb", "sd15_dpo_lora_12gb", "tiny_sdxl_dpo", "tiny_sd15_dpo", "tiny_sdxl_sft",
+        "tiny_sdxl_ipo",
+    }  # fmt: skip
+    assert promised <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_loads_and_its_method_builds(name, runs, tmp_path):
+    run = runs[name]
+    assert run.output == f"runs/{name}"
+    build(run.method)
+    (tmp_path / "again.yaml").write_text(to_yaml(run))
+    assert read_run(tmp_path / "again.yaml") == run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_source_hardware_and_command(name):
+    text = shipped_configs()[name].read_text()
+    header = text[: text.index("\n", text.rindex("#"))]
+    for word in ("Source:", "GPUs", "ime:" if "GPUs and time" not in header else "time", f"train {name}"):
+        assert word in header, (name, word)
+    assert not re.search(r"(/home|/work|/tmp)/", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "rate"),
+    [
+        ("sd15_dpo", 2048, 2.048e-5),
+        ("sdxl_dpo", 2048, 2.048e-5),
+        ("sd15_dpo_lora", 32, 1e-5),
+        ("sdxl_dpo_lora", 16, 1e-5),
+    ],
+)
+def test_published_batches_and_learning_rates(name, pairs, rate, runs):
+    run = runs[name]
+    processes = 16 if run.optimizer.scale_lr else 1
+    batch = processes * run.training.batch_size * run.training.accumulation
+    assert batch == pairs
+    assert run.optimizer.learning_rate * (batch if run.optimizer.scale_lr else 1) == pytest.approx(rate)
+    assert run.method["beta"] == 5000
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_builds_at_its_real_size(name, runs):
+    """Parameters are those of the real networks, and what is trained fits the GPU that the name promises."""
+    from diffalign.models.estimate import estimate
+
+    result = estimate(runs[name])
+    real = {"sd15": 859_520_964, "sdxl": 2_567_463_684}
+    if not name.startswith("tiny_"):
+        assert result.network_parameters == real[result.family]
+    assert result.trainable_parameters > 0
+    if size := re.search(r"_(\d+)gb", name):
+        assert result.total_memory < 0.92 * int(size.group(1)) * 2**30
