@@ -40,6 +40,15 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
     return ("+" if sign and value > 0 else "") + text.replace("-", "\N{MINUS SIGN}")
 
 
+def tick(value: float) -> str:
+    """A number on an axis, as short as it can be: ``0.25``, ``100``, ``5e-4``."""
+    if value and not 1e-3 <= abs(value) < 1e5:
+        digits, _, power = f"{value:.2e}".partition("e")
+        digits = digits.rstrip("0").rstrip(".")
+        return f"{digits}e{int(power)}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.5g}".replace("-", "\N{MINUS SIGN}")
+
+
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About ``count`` round numbers from low to high."""
     if not high > low:
@@ -79,13 +88,12 @@ class _Frame:
             y = self.py(value)
             parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(
-                f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick(value)}</text>'
             )
         for value in ticks(*self.x):
             x = min(self.px(value), WIDTH - _RIGHT - 8)
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" '
-                f'text-anchor="middle">{number(value, 4)}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick(value)}</text>'
             )
         return "".join(parts)
 
@@ -131,8 +139,8 @@ def line_chart(title: str, lines: Sequence[Line], level: float | None = None, sm
     )
     parts = [frame.axes()]
     if level is not None:
-        y = frame.py(level)
-        parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        at = frame.py(level)
+        parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
     for line, x, y in curves:
         many = smooth and len(x) >= 20
         if many:

@@ -13,8 +13,8 @@ from diffalign.evaluation.sampling import open_image
 from diffalign.evaluation.statistics import Estimate
 
 
-def _range(estimate: Estimate, sign: bool = True) -> str:
-    return f"{number(estimate.low, sign=sign)} to {number(estimate.high, sign=sign)}"
+def _range(estimate: Estimate, digits: int = 3) -> str:
+    return f"{number(estimate.low, digits, True)} to {number(estimate.high, digits, True)}"
 
 
 def _percent(value: float) -> str:
@@ -207,13 +207,13 @@ def statistics(evaluation: Evaluation) -> str:
             c.title,
             number(c.base),
             number(c.aligned),
-            f"{number(c.change.value, sign=True)} ({_range(c.change)})",
+            f"{number(c.change.value, 2, True)} ({_range(c.change, 2)})",
         ]
         + ["look" if c.flagged else "fine"]
         for c in evaluation.statistics
     ]
     lead = (
-        "What the pixels say, whatever the rewards say: a rising reward over collapsing statistics is hacked."
+        "What the pixels say, whatever the rewards say. A reward that rises while these collapse is hacked."
     )
     return section("Image statistics", lead, table(["", "base", "aligned", "change (95 %)", ""], rows))
 

@@ -121,11 +121,12 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
     _check(name, source)
     # Whatever the libraries raise for an absent, unreachable or broken checkpoint is for the user to mend.
     try:
-        model, loading = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
         )
     except Exception as error:
         raise _unloadable(name, source, error) from error
+    model, loading = loaded
     missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if missing:
         raise UserError(

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
+
+from tests.tiny_pipelines import tokenizer
+
+SIZE = 28  # pixels of the vision tower
+
+
+def make_clip(folder: Path, width: int = 16, seed: int = 0) -> Path:
+    """A random CLIP in PickScore's layout: config.json, model.safetensors and a tokenizer."""
+    words = tokenizer()
+    towers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config={**towers, **ids, "vocab_size": len(words), "max_position_embeddings": 16},
+        vision_config={**towers, "image_size": SIZE, "patch_size": 7},
+        projection_dim=width,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+        for parameter in model.parameters():  # the default initialisation hardly tells images apart
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def photos():
+    """Five images of different sizes and modes."""
+    random = np.random.default_rng(0)
+    sizes = [(40, 30), (28, 28), (64, 64), (31, 90), (33, 28)]
+    images = [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    smooth = [image.resize((8, 8)).resize(image.size, Image.Resampling.BICUBIC) for image in images]
+    smooth[2] = smooth[2].convert("RGBA")
+    smooth[4] = smooth[4].convert("L")
+    return smooth
+
+
+@pytest.fixture
+def words():
+    return [
+        "a red cat",
+        "a",
+        "the long long long long long long long long prompt that is cut",
+        "Red",
+        "a blue dog",
+    ]
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,198 @@
+"""Scoring folders, parquet, jsonl and run samples; the cache."""
+
+import io
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from diffalign.errors import UserError
+from diffalign.rewards.cache import ScoreCache, reward_key
+from diffalign.rewards.items import read_items
+from diffalign.rewards.score import Scorer, make_scorers, score, write_table
+from tests.helpers import SHARED
+from tests.rewards.conftest import write_jsonl
+
+
+@dataclass
+class Brightness:
+    """Mean grey level plus the prompt's length, and how many images it was asked for."""
+
+    asked: list = field(default_factory=list)
+
+    def __call__(self, images, prompts):
+        self.asked.append(len(images))
+        values = [float(np.asarray(i).mean()) + len(p) for i, p in zip(images, prompts, strict=True)]
+        return torch.tensor(values)
+
+
+def plain(level: int) -> Image.Image:
+    return Image.new("RGB", (4, 4), (level, level, level))
+
+
+def encoded(level: int) -> bytes:
+    buffer = io.BytesIO()
+    plain(level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def run(items, scorer=None, cache=None):
+    return score(items, [scorer or Scorer("light", Brightness())], cache, progress=False)
+
+
+def test_a_folder_with_captions(tmp_path):
+    for level in (10, 20):
+        plain(level).save(tmp_path / f"{level}.png")
+        (tmp_path / f"{level}.txt").write_text("abc\n")
+    rows = run(read_items(tmp_path)).rows
+    assert [row["light"] for row in rows] == [13, 23]
+    assert rows[0] == {"file": str(tmp_path / "10.png"), "prompt": "abc", "light": 13}
+
+
+def test_a_folder_with_given_prompts(tmp_path):
+    for level in (10, 20):
+        plain(level).save(tmp_path / f"{level}.png")
+    assert [r["light"] for r in run(read_items(tmp_path, ["a", "bb"])).rows] == [11, 22]
+    assert [r["light"] for r in run(read_items(tmp_path, ["a"])).rows] == [11, 21]
+    with pytest.raises(UserError, match="3 prompts for the 2 images"):
+        list(read_items(tmp_path, ["a", "b", "c"]))
+    with pytest.raises(UserError, match="10.txt is missing"):
+        list(read_items(tmp_path))
+
+
+def test_sampled_folders_and_run_directories(tmp_path):
+    folder = tmp_path / "samples" / "step-000010"
+    folder.mkdir(parents=True)
+    plain(5).save(folder / "a.png")
+    rows = [{"file": "b.png", "prompt": "not drawn"}, {"file": "a.png", "prompt": "xy"}]
+    write_jsonl(folder / "manifest.jsonl", rows)
+    assert [r["light"] for r in run(read_items(folder)).rows] == [7]
+    assert [r["light"] for r in run(read_items(tmp_path)).rows] == [7]
+
+
+def test_parquet_scores_both_columns_in_one_row(tmp_path):
+    table = {"caption": ["a", "bbb"], "jpg_0": [encoded(1), encoded(2)], "jpg_1": [encoded(3), b"broken"]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "pairs.parquet")
+    result = run(read_items(tmp_path / "pairs.parquet"))
+    assert [(r["row"], r["prompt"], r["light_0"], r.get("light_1")) for r in result.rows] == [
+        (0, "a", 2, 4),
+        (1, "bbb", 5, None),
+    ]
+    assert len(result.unreadable) == 1 and "pairs.parquet row 1 image_1" in result.unreadable[0]
+
+
+def test_jsonl_of_images_and_of_pairs(tmp_path):
+    for level in (1, 2):
+        plain(level).save(tmp_path / f"{level}.png")
+    rows = [{"prompt": "a", "image": "1.png"}, {"prompt": "b", "chosen": "2.png", "rejected": "1.png"}]
+    result = run(read_items(write_jsonl(tmp_path / "x.jsonl", rows))).rows
+    assert result[0]["light"] == 2
+    assert (result[1]["light_chosen"], result[1]["light_rejected"]) == (3, 2)
+
+
+def test_a_missing_image_is_named_and_skipped(tmp_path):
+    plain(1).save(tmp_path / "1.png")
+    rows = [{"prompt": "a", "image": "none.png"}, {"prompt": "a", "image": "1.png"}]
+    result = run(read_items(write_jsonl(tmp_path / "x.jsonl", rows)))
+    assert len(result.rows) == 1 and "x.jsonl row 1" in result.unreadable[0]
+
+
+def test_the_cache_answers_the_second_time(tmp_path):
+    for level in (10, 20, 30):
+        plain(level).save(tmp_path / f"{level}.png")
+    cache, light = ScoreCache(tmp_path / "cache" / "scores.sqlite"), Brightness()
+    first = run(read_items(tmp_path, ["a"]), Scorer("light", light, "key"), cache).rows
+    assert light.asked == [3]
+    again = run(
+        read_items(tmp_path, ["a"]),
+        Scorer("light", light, "key"),
+        ScoreCache(tmp_path / "cache" / "scores.sqlite"),
+    )
+    assert again.rows == first and light.asked == [3]
+    run(read_items(tmp_path, ["b"]), Scorer("light", light, "key"), cache)  # another prompt
+    run(read_items(tmp_path, ["a"]), Scorer("light", light, "other"), cache)  # another reward
+    plain(11).save(tmp_path / "10.png")  # another image of the same name
+    run(read_items(tmp_path, ["a"]), Scorer("light", light, "key"), cache)
+    assert light.asked == [3, 3, 3, 1]
+
+
+def test_equal_images_are_scored_once(tmp_path):
+    for name in ("a", "b"):
+        plain(10).save(tmp_path / f"{name}.png")
+    light = Brightness()
+    rows = run(read_items(tmp_path, ["x"]), Scorer("light", light, "key"), ScoreCache(tmp_path / "s")).rows
+    assert [r["light"] for r in rows] == [11, 11] and light.asked == [1]
+
+
+def test_the_identity_of_a_reward_follows_its_files(tmp_path):
+    file = tmp_path / "head.pth"
+    file.write_bytes(b"one")
+    before = reward_key(f"aesthetic_v2:{file}")
+    assert before == reward_key(f"aesthetic_v2:{file}") != reward_key("aesthetic_v2")
+    file.write_bytes(b"other")
+    assert reward_key(f"aesthetic_v2:{file}") != before
+
+
+def test_cheap_rewards_are_not_cached(clip_folder):
+    jpeg, clip = make_scorers(["jpeg", f"tiny_clip:{clip_folder}"])
+    assert jpeg.name == "jpeg" and jpeg.key is None
+    assert clip.name == "tiny_clip" and clip.key is not None
+    with pytest.raises(UserError, match="twice"):
+        make_scorers(["jpeg", "jpeg"])
+
+
+def test_tables_round_trip(tmp_path):
+    rows = [{"prompt": "a", "light_0": 1.5}, {"prompt": "b", "light_0": 2.0, "light_1": 3.0}]
+    write_table(rows, tmp_path / "out" / "x.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "out" / "x.jsonl").read_text().splitlines()] == rows
+    write_table(rows, tmp_path / "x.parquet")
+    assert parquet.read_table(tmp_path / "x.parquet").to_pylist() == [{**rows[0], "light_1": None}, rows[1]]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x.jsonl"]
+    with pytest.raises(UserError, match="x.csv"):
+        write_table(rows, tmp_path / "x.csv")
+
+
+def test_bad_inputs_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.parquet").write_bytes(b"no parquet")
+    (tmp_path / "x.csv").write_text("")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "image": "x.png"}\n{oops\n')
+    (tmp_path / "none.jsonl").write_text('{"image": "x.png"}\n')
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a", "chosen": "x.png"}\n')
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "other.parquet")
+    for name, words in {
+        "absent": "no file or folder",
+        "empty": "no images",
+        "x.parquet": "not a readable parquet",
+        "x.csv": "allowed: a folder",
+        "bad.jsonl": "line 2 is not JSON",
+        "none.jsonl": "'prompt'",
+        "half.jsonl": "'rejected'",
+        "other.parquet": "no column 'caption'",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            list(read_items(tmp_path / name))
+    with pytest.raises(UserError, match="at least one reward"):
+        score([], [])
+    with pytest.raises(UserError, match="no images"):
+        run([])
+    (tmp_path / "empty" / "x.png").write_text("not an image")
+    with pytest.raises(UserError, match="none of the 1 images"):
+        run(read_items(tmp_path / "empty", ["a"]))
+    (tmp_path / "cache").write_text("not a database, and long enough to be taken for one" * 50)
+    with pytest.raises(UserError, match="not a score cache"):
+        ScoreCache(tmp_path / "cache")
+
+
+PICKAPIC = SHARED / "data" / "pairs" / "pickapic.parquet"
+
+
+@pytest.mark.skipif(not PICKAPIC.is_file(), reason="the Pick-a-Pic rows are not beside this checkout")
+def test_real_pick_a_pic_rows():
+    rows = score(read_items(PICKAPIC), make_scorers(["jpeg"]), progress=False).rows
+    assert len(rows) == 9 and all(row["jpeg_0"] < 0 and row["jpeg_1"] < 0 for row in rows)
