@@ -25,42 +25,42 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 def train(
     seconds: float, seed: int, say: Say, start_from: Path | None = None
 ) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Train for `seconds`; returns the autoencoder with its scaling factor set, and the figures of its
-    report.
+    """Train for `seconds`; returns the autoencoder with its scaling factor set, and the report's figures.
+
+    With `start_from` only the decoder goes on learning, so that networks trained on the latents stay valid.
     """
     torch.manual_seed(seed)
     data = to_tensor(corpus.make(16000, seed).pixels)
     vae = AutoencoderKL.from_pretrained(start_from) if start_from else networks.autoencoder()
     vae.train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4, betas=(0.9, 0.98))
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(start_from is None)
+    rate = 3e-3 if start_from is None else 1.5e-3
+    weights = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98))
     start, step = time.monotonic(), 0
     while (done := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
+            group["lr"] = rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
         x = data[torch.randint(len(data), (32,))]
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=done < 0.8
-        ):  # twice as fast; the last fifth is exact
+        with torch.autocast("cpu", torch.bfloat16, enabled=done < 0.8):  # twice as fast; the end is exact
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
-        plain = (
-            0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]
-        )  # faint and small things count alike
+        plain = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]  # faint and small count alike
         error = (plain * (y - x).square()).mean()
-        loss = (
-            error + 0.15 * (plain * (y - x).abs()).mean() + KL * posterior.kl().float().mean() / x[0].numel()
-        )
+        loss = error + 0.15 * (plain * (y - x).abs()).mean()
+        loss = loss + KL * posterior.kl().float().mean() / x[0].numel()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
         if step % 200 == 0:
             psnr = 10 * np.log10(4 / error.item())
-            say(f"autoencoder step {step} psnr {psnr:.1f} dB {time.monotonic() - start:.0f} s")
-    vae.eval()
-    latents = encode(vae, data[:4000])
-    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+            say(f"autoencoder step {step} psnr {psnr:.1f} dB, {done:.0%} of {seconds:.0f} s")
+    vae.eval().requires_grad_(True)
+    if start_from is None:
+        vae.register_to_config(scaling_factor=round(1 / float(encode(vae, data[:4000]).std()), 5))
     return vae, {"steps": step, "seconds": round(time.monotonic() - start, 1), **measure(vae, seed + 1)}
 
 

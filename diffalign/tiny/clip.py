@@ -54,7 +54,7 @@ def train(
     model = networks.clip(tok)
     right, wrong, texts = draw(count, np.random.default_rng(seed))
     ids = _ids(tok, texts)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.02, betas=(0.9, 0.98))
     start, step, half = time.monotonic(), 0, 64
     while (done := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
