@@ -8,20 +8,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffalign.align import Result, align
     from diffalign.config import Run
     from diffalign.config_io import read_run
     from diffalign.errors import UserError
+    from diffalign.job import Result, align
 
 __version__ = "0.1.0"
 
 __all__ = ["Result", "Run", "UserError", "align", "read_run"]
 
 _HOMES = {
-    "Result": ("diffalign.align", "Result"),
+    "Result": ("diffalign.job", "Result"),
     "Run": ("diffalign.config", "Run"),
     "UserError": ("diffalign.errors", "UserError"),
-    "align": ("diffalign.align", "align"),
+    "align": ("diffalign.job", "align"),
     "read_run": ("diffalign.config_io", "read_run"),
 }
 
@@ -30,11 +30,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'diffalign' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    value = getattr(importlib.import_module(module), attribute)
-    # Importing the submodule `diffalign.align` sets the package attribute of that name to the module; what
-    # the package promises under it is the function.
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from diffalign import tiny
-from diffalign.align import align
 from diffalign.config import ModelConfig, Run
 from diffalign.config_io import read_run
 from diffalign.errors import UserError
 from diffalign.evaluation.evaluate import PipelineComparison, compare_pipelines
 from diffalign.evaluation.grids import grid_image
 from diffalign.evaluation.report import RunFacts, report_data, write_report
-from diffalign.evaluation.sampling import SamplingSettings, generate, save_image, write_atomically
+from diffalign.evaluation.sampling import SamplingSettings, generate, save_image
 from diffalign.export.aligned import load_aligned
+from diffalign.files import open_atomic
+from diffalign.job import align
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 
@@ -154,10 +155,8 @@ def sample_pairs(model: ModelConfig, prompts: list[str], path: Path, seed: int, 
         rows.append(
             {"caption": prompt, "jpg_0": jpgs[0], "jpg_1": jpgs[1], "label_0": first, "label_1": 1 - first, "has_label": True}
         )
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    with open_atomic(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)
     return path
 
 

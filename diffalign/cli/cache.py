@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     run, notes = resolve(read_flags(argv), needs=("model.path", "data.path"))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    from diffalign.align import encode
+    from diffalign.job import encode
     from diffalign.models.loading import load
     from diffalign.training.acceleration import accelerator_for
 

@@ -9,8 +9,8 @@ from diffalign.cli.common import share
 from diffalign.cli.flags import read_flags, resolve
 
 if TYPE_CHECKING:
-    from diffalign.align import Result
     from diffalign.config import Run
+    from diffalign.job import Result
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     for note in notes:
         _say([f"note: {note}"])
-    from diffalign.align import align
+    from diffalign.job import align
 
     result = align(run)
     _say(interrupted(run, result) if result.interrupted else finished(run, result))

@@ -16,7 +16,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation import curves, sections
 from diffalign.evaluation.evaluate import Evaluation, ImageLike, RewardResult
 from diffalign.evaluation.page import page
-from diffalign.evaluation.sampling import write_atomically
+from diffalign.files import write_atomic
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
 
@@ -145,16 +145,16 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     rows = [] if metrics is None or not Path(metrics).is_file() else read_metrics(metrics)
     data = report_data(evaluation, facts)
-    write_atomically(folder / "report.json", (json.dumps(data, indent=2, default=str) + "\n").encode())
+    write_atomic(folder / "report.json", json.dumps(data, indent=2, default=str) + "\n")
     table = [
         {"prompt": row.prompt, "images": row.images, "base": dict(row.base), "aligned": dict(row.aligned)}
         for row in evaluation.rows
     ]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
-    write_atomically(folder / "scores.jsonl", lines.encode())
+    write_atomic(folder / "scores.jsonl", lines)
     target = folder / "report.html"
     html = render(evaluation, base_images, aligned_images, facts, rows, shown)
-    write_atomically(target, html.encode())
+    write_atomic(target, html)
     return target
 
 

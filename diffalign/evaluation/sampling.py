@@ -12,7 +12,6 @@ weights are never taken for it.
 import hashlib
 import inspect
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from diffalign.errors import UserError
+from diffalign.files import open_atomic, write_atomic
 from diffalign.randomness import derive
 
 
@@ -264,18 +264,10 @@ def fingerprint(pipeline: Pipeline) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that no reader, and no crash, ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with open_atomic(path) as file:
+        image.save(file, format="PNG")
 
 
 def _write_manifest(
@@ -283,7 +275,7 @@ def _write_manifest(
 ) -> None:
     name = "manifest.jsonl" if world == 1 else f"manifest-{rank}-of-{world}.jsonl"
     rows = [{**asdict(task), "settings": dict(facts)} for task in tasks]
-    write_atomically(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+    write_atomic(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
 def read_samples(folder: Path | str) -> list[Sample]:

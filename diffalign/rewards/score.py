@@ -6,7 +6,6 @@ read is skipped with its place named. The table is written atomically, as jsonl 
 
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffalign.errors import UserError
+from diffalign.files import open_atomic, write_atomic
 from diffalign.rewards.cache import ScoreCache, image_key, reward_key
 from diffalign.rewards.items import Item
 from diffalign.rewards.registry import load, parse
@@ -133,17 +133,14 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"cannot write {str(path)!r}: the name must end in .jsonl or .parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if path.suffix == ".jsonl":
-        temporary.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
     else:
         import pyarrow
         from pyarrow import parquet
 
         names = dict.fromkeys(name for row in rows for name in row)
-        parquet.write_table(
-            pyarrow.table({name: [row.get(name) for row in rows] for name in names}), temporary
-        )
-    os.replace(temporary, path)
+        table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        with open_atomic(path) as file:
+            parquet.write_table(table, file)
     return path

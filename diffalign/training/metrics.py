@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+
+from diffalign.files import write_atomic
 
 
 class Meter:
@@ -87,11 +88,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, start_step: int):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(r) + "\n" for r in read_metrics(self.path) if 0 < r["step"] <= start_step]
-        temporary = self.path.with_name(self.path.name + ".partial")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_atomic(self.path, "".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

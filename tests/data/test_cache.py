@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import diffalign.data.store as store_module
-from diffalign.config import DataConfig
 from diffalign import files
+from diffalign.config import DataConfig
 from diffalign.data import encode_preferences, read_preferences, split_holdout
 from diffalign.data.images import cut_out, decode, to_unit
 from diffalign.data.store import Memory, Store

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,22 +28,20 @@ from diffalign.data import (
     split_holdout,
 )
 from diffalign.errors import UserError
-from diffalign.evaluation.sampling import SamplingSettings, generate, write_atomically
+from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.export.aligned import save_aligned
 from diffalign.export.card import Card
+from diffalign.files import write_atomic
 from diffalign.methods import REGISTRY, build
 from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
-from diffalign.training.acceleration import accelerator_for
+from diffalign.training.acceleration import Accelerator, accelerator_for
 from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.diagnostics import HeldOut
-from diffalign.training.hooks import Every, standard_hooks
+from diffalign.training.hooks import Every, Hook, standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.state import TrainState
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What may differ between a run and its continuation: it changes where things are kept or shown, and no number.
@@ -86,7 +84,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     tell = say if accelerator.is_main_process else lambda line: None
     output = Path(run.output)
     checkpoints = _checkpoints(run, output, accelerator)
-    snapshot = checkpoints.load(run.resume) if run.resume else None
+    snapshot = checkpoints.start(run.resume)
 
     model = load(run.model, accelerator.device, compute=_AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
@@ -103,10 +101,10 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     groups = run.training.batch_size
     batches = list(fixed_batches(held_out, model.family, run.data, groups, run.training.seed)) if len(held_out) else []
     diagnostics = HeldOut(batches, run.logging.diagnostics_every, run.logging.diagnostics_bins, run.training.seed)
-    extra = [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))]
+    extra: list[Hook] = [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))]
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / "config.yaml", to_yaml(run).encode())
+        write_atomic(output / "config.yaml", to_yaml(run))
     state = train(
         method=method,
         denoiser_of=lambda prepared: replace(policy, network=prepared),
@@ -135,7 +133,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     return result
 
 
-def _checkpoints(run: Run, output: Path, accelerator: "Accelerator") -> Checkpoints:
+def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoints:
     """The run's checkpoints; refuses to write over another run's."""
     if output.exists() and not output.is_dir():
         raise UserError(f"output={run.output!r} is a file; allowed: a folder, new or of a run to resume")
@@ -149,18 +147,13 @@ def _checkpoints(run: Run, output: Path, accelerator: "Accelerator") -> Checkpoi
         data=run.data,
     )
     checkpoints = Checkpoints(output / "checkpoints", run.checkpoint.limit, settings)
-    if checkpoints.steps() and not run.resume and not run.overwrite:
-        raise UserError(
-            f"output={run.output!r} holds a run (step {checkpoints.steps()[-1]}); allowed: --resume latest to continue it, "
-            "another --output, or --overwrite true"
-        )
-    if run.overwrite and not run.resume and accelerator.is_main_process:
+    if run.overwrite and run.resume is None and accelerator.is_main_process:
         checkpoints.clear()
     accelerator.wait_for_everyone()
     return checkpoints
 
 
-def encode(run: Run, model: LoadedModel, accelerator: "Accelerator") -> EncodedSet:
+def encode(run: Run, model: LoadedModel, accelerator: Accelerator) -> EncodedSet:
     """The preference set as latents and text embeddings, after which the frozen encoders leave the accelerator."""
     encoded = encode_preferences(
         model,
@@ -176,7 +169,7 @@ def encode(run: Run, model: LoadedModel, accelerator: "Accelerator") -> EncodedS
     return encoded
 
 
-def _source(run: Run, learned: EncodedSet, model: LoadedModel, accelerator: "Accelerator") -> PairSource:
+def _source(run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator) -> PairSource:
     return PairSource(
         learned,
         model.family,
@@ -194,7 +187,7 @@ def _validate(state: TrainState, model: LoadedModel, run: Run) -> None:
     accelerator, settings = state.accelerator, run.validation
     if accelerator.is_main_process:
         model.move_encoders(accelerator.device)
-        with state.averaged_weights():
+        with state.evaluating():
             generate(
                 model.pipeline,
                 list(settings.prompts),
@@ -225,7 +218,7 @@ def _leave(result: Result, run: Run, model: LoadedModel, state: TrainState, diag
         "skipped_steps": state.skipped_steps,
         "empty_steps": state.empty_steps,
     }
-    write_atomically(result.output / "summary.json", json.dumps(summary, indent=2).encode())
+    write_atomic(result.output / "summary.json", json.dumps(summary, indent=2))
 
 
 def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, float]) -> Card:
