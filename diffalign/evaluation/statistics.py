@@ -106,6 +106,8 @@ def compare(
     before, after = np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:
         raise ValueError(f"base and aligned must be paired, got {before.shape} and {after.shape} scores")
+    if not before.size:
+        raise ValueError("nothing to compare: no scores")
     for name, scores in (("base", before), ("aligned", after)):
         if not np.isfinite(scores).all():
             raise ValueError(f"score {int(np.argmin(np.isfinite(scores)))} of {name} is not a finite number")

@@ -2,11 +2,12 @@
 
 Pre-processing is done here in PIL and plain torch, so that neither torchvision nor a processor's defaults can
 change a score: RGB, short side to the model's image size by bicubic resampling, centre crop, OpenAI's mean
-and std. The PIL path is bit-identical to transformers' PIL processor. The tensor path is differentiable and
-differs from it by the 8-bit rounding alone (antialiased, clamped, in float32; without antialiasing the score
-is another one).
+and std (or those of the checkpoint's preprocessor_config.json). The PIL path is bit-identical to
+transformers' PIL processor. The tensor path is differentiable and differs from it by the 8-bit rounding alone
+(antialiased, clamped, in float32; without antialiasing the score is another one).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from diffalign.errors import UserError
 from diffalign.rewards.images import Images
 from diffalign.rewards.registry import Place
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resized(height: int, width: int, size: int) -> tuple[int, int]:
@@ -34,7 +35,7 @@ def resized(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def preprocess_pil(images: Sequence[Image.Image], size: int) -> Tensor:
-    """(B, 3, size, size) float32 network input of PIL images; the exact path."""
+    """(B, 3, size, size) float32 crops in [0, 1] of PIL images; the exact path."""
     rows = []
     for image in images:
         height, width = resized(image.height, image.width, size)
@@ -42,24 +43,17 @@ def preprocess_pil(images: Sequence[Image.Image], size: int) -> Tensor:
         top, left = (height - size) // 2, (width - size) // 2
         crop = image.crop((left, top, left + size, top + size))
         rows.append(torch.from_numpy(np.array(crop, dtype=np.uint8)))
-    return normalise(torch.stack(rows).permute(0, 3, 1, 2).float() / 255)
+    return torch.stack(rows).permute(0, 3, 1, 2).float() / 255
 
 
 def preprocess_pixels(pixels: Tensor, size: int) -> Tensor:
-    """(B, 3, size, size) float32 network input of pixels (B, 3, H, W) in [0, 1]; differentiable."""
+    """(B, 3, size, size) float32 crops in [0, 1] of pixels (B, 3, H, W) in [0, 1]; differentiable."""
     height, width = resized(pixels.shape[2], pixels.shape[3], size)
     pixels = pixels.float()
     if (height, width) != tuple(pixels.shape[2:]):
         pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=True)
     top, left = (height - size) // 2, (width - size) // 2
-    return normalise(pixels.clamp(0, 1)[:, :, top : top + size, left : left + size])
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """(x - mean) / std per channel of pixels (B, 3, H, W)."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels - mean) / std
+    return pixels.clamp(0, 1)[:, :, top : top + size, left : left + size]
 
 
 def unit(features: Tensor) -> Tensor:
@@ -69,10 +63,12 @@ def unit(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Clip:
-    """A frozen transformers CLIPModel and its tokenizer."""
+    """A frozen transformers CLIPModel, its tokenizer, and the mean and std of its pixels by channel."""
 
     model: Any
     tokenizer: Any
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
 
     @property
     def size(self) -> int:
@@ -87,9 +83,12 @@ class Clip:
     def images(self, images: Images) -> Tensor:
         """Unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
         if isinstance(images, Tensor):
-            inputs = preprocess_pixels(images.to(self.model.device), self.size)
+            crops = preprocess_pixels(images.to(self.model.device), self.size)
         else:
-            inputs = preprocess_pil(images, self.size).to(self.model.device)
+            crops = preprocess_pil(images, self.size).to(self.model.device)
+        mean = torch.tensor(self.mean, device=crops.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=crops.device).view(1, 3, 1, 1)
+        inputs = (crops - mean) / std
         return unit(self.model.get_image_features(pixel_values=inputs.to(self.model.dtype)).pooler_output)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
@@ -140,7 +139,27 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
         words = AutoTokenizer.from_pretrained(where)
     except Exception as error:
         raise _unloadable(name, where, error) from error
-    return Clip(model.to(place.device).eval().requires_grad_(False), words)
+    return Clip(model.to(place.device).eval().requires_grad_(False), words, *_colours(name, source))
+
+
+def _colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the checkpoint's preprocessor_config.json, OpenAI's if it has none."""
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        source,
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    config = json.loads(Path(file).read_text()) if file else {}
+    mean = tuple(config.get("image_mean", OPENAI_MEAN))
+    std = tuple(config.get("image_std", OPENAI_STD))
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(
+            f"reward {name!r}: preprocessor_config.json of {source!r} has not three means and stds"
+        )
+    return mean, std
 
 
 def _check(name: str, source: str) -> None:

@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.aesthetic import load_head, score_embeddings
-from diffalign.rewards.clip import preprocess_pil, preprocess_pixels, resized
+from diffalign.rewards.clip import OPENAI_MEAN, OPENAI_STD, preprocess_pil, preprocess_pixels, resized
 from tests.helpers import SHARED
 from tests.rewards.conftest import SIZE, make_clip
 
@@ -27,10 +27,18 @@ def as_pixels(images):
     )
 
 
-def test_the_pil_path_is_the_processors_to_the_bit(photos):
+def processed(images):
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
-    expected = processor([p.convert("RGB") for p in photos], return_tensors="pt").pixel_values
-    torch.testing.assert_close(preprocess_pil(photos, SIZE), expected, rtol=0, atol=1e-6)
+    return processor([i.convert("RGB") for i in images], return_tensors="pt").pixel_values
+
+
+def network_input(images):
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
+    return (preprocess_pil(images, SIZE) - mean) / std
+
+
+def test_the_pil_path_is_the_processors_to_the_bit(photos):
+    torch.testing.assert_close(network_input(photos), processed(photos), rtol=0, atol=1e-6)
 
 
 def test_the_long_side_is_rounded_down():
@@ -42,7 +50,9 @@ def test_the_long_side_is_rounded_down():
 def test_the_tensor_path_is_the_pil_path_but_for_rounding(photos):
     for photo in photos:
         exact, smooth = preprocess_pil([photo], SIZE), preprocess_pixels(as_pixels([photo]), SIZE)
-        assert (exact - smooth).abs().max() < 0.02  # half a grey level is 0.0075 in these units
+        assert (
+            exact - smooth
+        ).abs().max() < 0.005  # half a grey level is 0.002, twice: Pillow rounds each axis
 
 
 def test_pixels_at_the_towers_size_are_not_resampled():
@@ -55,9 +65,23 @@ def test_pickscore_is_the_models_own_logit(clip_folder, photos, words):
     model = CLIPModel.from_pretrained(clip_folder).eval()
     tokens = reward.clip.tokenizer(words, padding=True, truncation=True, max_length=16, return_tensors="pt")
     with torch.no_grad():
-        logits = model(**tokens, pixel_values=preprocess_pil(photos, SIZE)).logits_per_image.diagonal()
+        logits = model(**tokens, pixel_values=processed(photos)).logits_per_image.diagonal()
     torch.testing.assert_close(reward(photos, words), logits, rtol=1e-5, atol=1e-5)
     assert logits.std() > 0.5  # else the comparison says nothing
+
+
+def test_the_checkpoints_own_colours_are_used(tmp_path, photos, words):
+    folder = make_clip(tmp_path)
+    openai = rewards.load(f"pickscore:{folder}")(photos, words)
+    settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    reward = rewards.load(f"pickscore:{folder}")
+    inputs = preprocess_pil(photos, SIZE) * 2 - 1
+    with torch.no_grad():
+        looks = reward.clip.model.get_image_features(inputs).pooler_output
+    expected = reward.clip.scale * (torch.nn.functional.normalize(looks) * reward.clip.texts(words)).sum(-1)
+    torch.testing.assert_close(reward(photos, words), expected)
+    assert not torch.allclose(openai, expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["pickscore", "tiny_clip"])
@@ -115,7 +139,7 @@ def test_aesthetic_is_its_head_on_unit_embeddings(clip_folder, photos, words, tm
     reward = rewards.load(f"aesthetic_v1:{tmp_path / 'linear.pth'},{clip_folder}", batch_size=2)
     model = CLIPModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        features = model.get_image_features(preprocess_pil(photos, SIZE)).pooler_output
+        features = model.get_image_features(processed(photos)).pooler_output
     expected = (features / features.norm(dim=1, keepdim=True)) @ weight[0] + bias
     torch.testing.assert_close(reward(photos, words), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(reward(photos, words[::-1]), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,172 @@
+"""An image is a function of (seed, prompt, number): not of batches, order, ranks or earlier images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffalign.errors import UserError
+from diffalign.evaluation.sampling import (
+    SamplingSettings,
+    fingerprint,
+    generate,
+    open_image,
+    read_samples,
+)
+from tests.evaluation.fakes import PaintingPipeline
+from tests.tiny_pipelines import make_sd15
+
+PROMPTS = ["a cat", "a dog", "a tree"]
+
+
+def draw(pipeline=None, prompts=PROMPTS, *settings, **options):
+    return generate(pipeline or PaintingPipeline(), prompts, *settings, progress=False, **options)
+
+
+def pixels(samples):
+    return {(s.prompt, s.number): np.asarray(s.image).tobytes() for s in samples}
+
+
+def test_every_image_has_noise_of_its_own():
+    samples = draw(images_per_prompt=3)
+    assert [(s.prompt, s.position, s.number) for s in samples[:4]] == [
+        ("a cat", 0, 0),
+        ("a cat", 0, 1),
+        ("a cat", 0, 2),
+        ("a dog", 1, 0),
+    ]
+    assert len(set(pixels(samples).values())) == 9
+    assert pixels(draw(seed=1))["a cat", 0] != pixels(samples)["a cat", 0]
+
+
+def test_batches_order_and_ranks_do_not_matter():
+    expected = pixels(draw(images_per_prompt=2))
+    assert pixels(draw(images_per_prompt=2, batch_size=1)) == expected
+    assert pixels(draw(prompts=PROMPTS[::-1], images_per_prompt=2, batch_size=4)) == expected
+    halves = [draw(images_per_prompt=2, rank=r, world=2) for r in (0, 1)]
+    assert len(halves[0]) == len(halves[1]) == 3
+    assert pixels(halves[0]) | pixels(halves[1]) == expected
+    assert pixels(draw(prompts=["a dog"])) == {("a dog", 0): expected["a dog", 0]}
+
+
+def test_a_prompt_given_twice_gets_further_images():
+    samples = draw(prompts=["a cat", "a dog", "a cat"])
+    assert [(s.prompt, s.number) for s in samples] == [("a cat", 0), ("a dog", 0), ("a cat", 1)]
+    assert pixels(samples) == {
+        k: v for k, v in pixels(draw(images_per_prompt=2)).items() if k in pixels(samples)
+    }
+
+
+def test_settings_reach_the_pipeline_and_none_is_left_out():
+    pipeline = PaintingPipeline()
+    samples = draw(pipeline, PROMPTS, SamplingSettings(num_inference_steps=7, height=4))
+    assert pipeline.calls == [{"prompt": PROMPTS, "steps": 7, "guidance": 1.0}]
+    assert samples[0].image.size == (8, 4)
+
+
+def test_a_setting_that_the_pipeline_does_not_take_is_an_error():
+    with pytest.raises(
+        UserError, match="negative_prompt is 'ugly', but PaintingPipeline takes no negative_prompt"
+    ):
+        draw(None, PROMPTS, SamplingSettings(negative_prompt="ugly"))
+
+
+def test_a_folder_is_filled_once_and_continued(tmp_path):
+    first = PaintingPipeline()
+    expected = pixels(draw(first, folder=tmp_path, images_per_prompt=2))
+    assert expected == pixels(draw(images_per_prompt=2))
+    again = PaintingPipeline(network=first.network)
+    assert pixels(draw(again, folder=tmp_path, images_per_prompt=2)) == expected and not again.calls
+    victim = next(s for s in read_samples(tmp_path) if s.prompt == "a dog" and s.number == 1)
+    victim.source.unlink()
+    assert len(read_samples(tmp_path)) == 5
+    assert pixels(draw(again, folder=tmp_path, images_per_prompt=2)) == expected
+    assert [call["prompt"] for call in again.calls] == [["a dog"]]
+    assert pixels(read_samples(tmp_path)) == expected
+    assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
+
+
+def test_images_of_other_weights_settings_or_seeds_are_drawn_anew(tmp_path):
+    pipeline = PaintingPipeline()
+    draw(pipeline, folder=tmp_path)
+    with torch.no_grad():
+        pipeline.network.weight[0, 0] += 1e-3
+    draw(pipeline, folder=tmp_path)
+    draw(pipeline, PROMPTS, SamplingSettings(guidance_scale=2.0), folder=tmp_path)
+    draw(pipeline, folder=tmp_path, seed=1)
+    assert len(pipeline.calls) == 4
+    assert len(read_samples(tmp_path)) == 3  # the manifest lists the last
+
+
+def test_manifests_of_ranks_are_read_together(tmp_path):
+    pipeline = PaintingPipeline()
+    for rank in (0, 1):
+        draw(pipeline, folder=tmp_path, rank=rank, world=2)
+    assert [s.prompt for s in read_samples(tmp_path)] == PROMPTS
+    row = json.loads((tmp_path / "manifest-0-of-2.jsonl").read_text().splitlines()[0])
+    assert row["prompt"] == "a cat" and row["settings"]["seed"] == 0
+
+
+def test_networks_are_in_eval_mode_while_sampling_only():
+    pipeline = PaintingPipeline(network=nn_with_frozen_part())
+    draw(pipeline)
+    assert pipeline.trained == [False]
+    assert pipeline.network.training and not pipeline.network[0].training
+
+
+def nn_with_frozen_part():
+    network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+    network[0].eval()
+    return network
+
+
+def test_fingerprints_follow_the_weights():
+    a, b = PaintingPipeline(), PaintingPipeline()
+    assert fingerprint(a) != fingerprint(b)
+    b.network.load_state_dict(a.network.state_dict())
+    assert fingerprint(a) == fingerprint(b)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompts": []}, "at least one prompt"),
+        ({"prompts": ["a", " "]}, "prompt 1 is empty"),
+        ({"prompts": "a cat"}, "a list"),
+        ({"images_per_prompt": 0}, "images_per_prompt is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"rank": 2, "world": 2}, "rank is 2"),
+    ],
+)
+def test_bad_arguments(options, words):
+    with pytest.raises(UserError, match=words):
+        draw(**options)
+
+
+def test_unreadable_folders_and_images(tmp_path):
+    with pytest.raises(UserError, match="no manifest.jsonl"):
+        read_samples(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(UserError, match="line 1 is not a sample"):
+        read_samples(tmp_path)
+    (tmp_path / "x.png").write_text("no image")
+    with pytest.raises(UserError, match="x.png"):
+        open_image(tmp_path / "x.png")
+    assert open_image(Image.new("L", (2, 2))).mode == "RGB"
+
+
+def test_a_real_pipeline_draws_the_same_in_any_batch(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(make_sd15(tmp_path))
+    settings = SamplingSettings(num_inference_steps=2, guidance_scale=3.0, height=32, width=32)
+    together, alone = (draw(pipeline, PROMPTS, settings, batch_size=b) for b in (3, 1))
+    for a, b in zip(together, alone, strict=True):
+        difference = np.abs(np.asarray(a.image, dtype=int) - np.asarray(b.image, dtype=int))
+        assert difference.max() <= 1  # the network's arithmetic differs in its last bits
+    assert np.asarray(together[0].image).std() > 1
+    before = fingerprint(pipeline)
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    assert fingerprint(pipeline) != before
