@@ -20,7 +20,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file that ``path`` names: itself, or a shipped recipe: ``name``, ``name.yaml``, ``configs/name.yaml``.
+    """The file that ``path`` names: itself, or a recipe as ``name``, ``name.yaml``, ``configs/name.yaml``.
 
     Raises:
         UserError: there is neither; the nearest recipes are named.

@@ -175,7 +175,7 @@ def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str) -> N
 
 
 def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str) -> UserError:
-    """Names siblings spelt alike, and the same name in other sections (training.learning_rate is optimizer's)."""
+    """Names siblings spelt alike, and the same name in other sections (training.betas is optimizer's)."""
     leaf = dotted.rpartition(".")[2]
     near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
     elsewhere = [name for name in dotted_names() if name.rpartition(".")[2] == leaf]

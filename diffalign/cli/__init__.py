@@ -100,14 +100,14 @@ def _advice(error: Exception) -> str | None:
     """What a user can do about an error that is no bug; None for a bug."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, told by name since torch need not be imported
         return (
-            f"the accelerator is out of memory ({str(error).split('. ')[0]}). Try --training.batch_size 1 with a "
-            "larger --training.accumulation, --model.gradient_checkpointing true, --model.dtype bfloat16, "
-            "--optimizer.type adamw8bit, or a smaller --data.resolution; `diffalign estimate` says what a run needs"
+            f"the accelerator is out of memory ({str(error).split('. ')[0]}). Try --training.batch_size 1 "
+            "with a larger --training.accumulation, --model.gradient_checkpointing true, --model.dtype "
+            "bfloat16, --optimizer.type adamw8bit, or a smaller --data.resolution; `diffalign estimate` says "
+            "what a run needs"
         )
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in str(
-        error
-    ):  # the Rust of safetensors raises an error class of its own
+    # The second: the Rust of safetensors raises an error class of its own.
+    if full or "No space left on device" in str(error):
         place = getattr(error, "filename", None)
         where = f" for {place}" if place else ""
         return f"no space left on the disk{where}; free some, or choose another --output"

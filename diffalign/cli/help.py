@@ -1,4 +1,4 @@
-"""The help of ``train``, made from the ``Run`` tree (its names, defaults and comments) and the alias table."""
+"""The help of ``train``, made from the ``Run`` tree (names, defaults, comments) and the alias table."""
 
 import dataclasses
 import inspect
@@ -52,8 +52,8 @@ def train_help() -> str:
             )
     parts.append(
         "flags of diffusers' DPO scripts and of TRL:\n"
-        "  --beta_dpo is read as the SDXL script's, with the paper's 1/2; for a model known to be SD 1.x it is\n"
-        "  doubled, since that script leaves the 1/2 out. A note says what came of it.\n"
+        "  --beta_dpo is read as the SDXL script's, with the paper's 1/2; for a model known to be SD 1.x it\n"
+        "  is doubled, since that script leaves the 1/2 out. A note says what came of it.\n"
         + _lines((name, "", alias.meaning) for name, alias in ALIASES.items())
     )
     return "\n".join(parts)

@@ -41,8 +41,11 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.data.prompts import read_prompts
     from diffalign.rewards.cache import ScoreCache
     from diffalign.rewards.items import read_items
+    from diffalign.rewards.registry import parse as parse_spec
     from diffalign.rewards.score import make_scorers, score, write_table
 
+    for spec in specs:
+        parse_spec(spec)  # a wrong name costs neither reading nor loading
     prompts = read_prompts(args.prompts) if args.prompts else None
     items = list(read_items(source, prompts))
     scorers = make_scorers(specs, device_name(args.device), args.dtype, args.batch_size)

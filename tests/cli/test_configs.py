@@ -1,4 +1,4 @@
-"""Every recipe: loads, says what it is, builds its method, and its network at its real size without weights."""
+"""Every recipe: loads, says what it is, builds its method, and its network at its real size."""
 
 import re
 

@@ -32,13 +32,29 @@ def test_every_flag_of_the_scripts_is_known():
 def test_the_readme_command_of_diffusers():
     run, notes = resolve(
         read_flags(
-            "--pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 "
-            "--pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix "
-            "--output_dir=diffusion-sdxl-dpo --mixed_precision=fp16 --dataset_name=kashif/pickascore --train_batch_size=8 --beta_dpo 5000 "
-            "--gradient_accumulation_steps=2 --gradient_checkpointing --use_8bit_adam --rank=8 "
-            "--learning_rate=1e-5 --report_to=wandb --lr_scheduler=constant --lr_warmup_steps=0 "
-            "--max_train_steps=2000 --checkpointing_steps=500 --run_validation --validation_steps=50 "
-            "--seed=0".split()  # noqa: SIM905
+            [
+                "--pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0",
+                "--pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix",
+                "--output_dir=diffusion-sdxl-dpo",
+                "--mixed_precision=fp16",
+                "--dataset_name=kashif/pickascore",
+                "--train_batch_size=8",
+                "--beta_dpo",
+                "5000",
+                "--gradient_accumulation_steps=2",
+                "--gradient_checkpointing",
+                "--use_8bit_adam",
+                "--rank=8",
+                "--learning_rate=1e-5",
+                "--report_to=wandb",
+                "--lr_scheduler=constant",
+                "--lr_warmup_steps=0",
+                "--max_train_steps=2000",
+                "--checkpointing_steps=500",
+                "--run_validation",
+                "--validation_steps=50",
+                "--seed=0",
+            ]
         )
     )
     expected = {
