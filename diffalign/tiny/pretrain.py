@@ -90,8 +90,8 @@ class Latents:
 
 
 def times(batch: int) -> Tensor:
-    """Integer steps (B,): half over all, half over 300 to 999, where the layout is decided."""
-    low = torch.where(torch.arange(batch) % 2 == 0, 0, 300)
+    """Integer steps (B,): half over all, half over 400 to 999, where the layout is decided."""
+    low = torch.where(torch.arange(batch) % 2 == 0, 0, 400)
     return low + (torch.rand(batch) * (1000 - low)).long()
 
 
@@ -108,7 +108,7 @@ def train(
     """Train a family for `seconds`; returns the moving average of its parts and the figures for the report.
 
     `workers` processes of one thread each share the batch: for networks this small that beats threads. With
-    the weights `start_from` (see `weights`) the training goes on from there, at half the learning rate.
+    the weights `start_from` (see `weights`) the training goes on from there, at three quarters of the learning rate.
     """
     torch.manual_seed(seed)
     parts = Parts(family)
@@ -120,7 +120,7 @@ def train(
     say(f"{family}: {size / 1e6:.2f}M parameters, {count} pictures encoded")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        rate = RATE if start_from is None else RATE / 2
+        rate = RATE if start_from is None else 0.75 * RATE
         job = Job(family, parts.state_dict(), data, seconds, seed, workers, Path(folder), rate)
         multiprocessing.start_processes(_work, args=(job, say), nprocs=workers, start_method="spawn")
         result = torch.load(Path(folder) / "result.pt")
