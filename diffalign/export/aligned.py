@@ -1,7 +1,8 @@
 """``aligned/``: what plain diffusers loads, in a process that has never heard of diffalign.
 
-LoRA: ``pipeline.load_lora_weights(folder)``; rank, alpha, rsLoRA and DoRA travel in the file's metadata. Full fine-tuning:
-``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was loaded.
+LoRA: ``pipeline.load_lora_weights(folder)``; rank, alpha, rsLoRA and DoRA travel in the file's metadata. Full
+    fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was
+    loaded.
 """
 
 from dataclasses import replace
@@ -13,7 +14,8 @@ from diffalign.errors import UserError
 from diffalign.files import whole_folder
 from diffalign.models.adapters import ADAPTER
 from diffalign.models.loaded import LoadedModel
-from diffalign.models.loading import load, user_errors
+from diffalign.models.loading import load
+from diffalign.models.sources import user_errors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -43,9 +45,13 @@ def load_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
-        return load(replace(base, path=str(folder), family="auto", revision=None, variant=None, vae=None), device).pipeline
+        return load(
+            replace(base, path=str(folder), family="auto", revision=None, variant=None, vae=None), device
+        ).pipeline
     if not (folder / LORA_FILE).is_file():
-        raise UserError(f"{folder}: neither {LORA_FILE} nor model_index.json in it; allowed: the aligned/ folder of a run")
+        raise UserError(
+            f"{folder}: neither {LORA_FILE} nor model_index.json in it; allowed: the aligned/ folder of a run"
+        )
     model = load(base, device)
     attach(model, folder)
     return model.pipeline
@@ -55,7 +61,8 @@ def attach(model: LoadedModel, lora: Path) -> None:
     """Put the LoRA of a folder on the model's network.
 
     Raises:
-        UserError: no LoRA there, or one of another network: diffusers itself would load nothing of it and say little.
+        UserError: no LoRA there, or one of another network: diffusers itself would load nothing of it and say
+            little.
     """
     if not (lora / LORA_FILE).is_file():
         raise UserError(f"{lora}: no {LORA_FILE} in it; allowed: the aligned/ folder of a LoRA run")

@@ -1,4 +1,4 @@
-"""The model card: README.md with the front matter that the hub reads, five lines that load the model, and the numbers."""
+"""The model card: README.md with the hub's front matter, five lines that load the model, and the numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from diffalign.models.loading import HUB_ID
 from diffalign.models.registry import FAMILIES
+from diffalign.models.sources import HUB_ID
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Card:
         parts = [
             f"---\n{_yaml(self._front_matter())}---\n",
             f"# {title}\n",
-            f"{kind} `{self.base_model}`, trained with {self.method} by diffalign. {self.note}".rstrip() + "\n",
+            f"{kind} `{self.base_model}`, trained with {self.method} by diffalign. {self.note}".rstrip()
+            + "\n",
             f"## Use\n\n```python\n{self._loading()}```\n",
         ]
         if self.numbers:
@@ -56,7 +57,13 @@ class Card:
         return "\n".join(parts)
 
     def _front_matter(self) -> dict[str, Any]:
-        tags = ["text-to-image", "diffusers", *(["lora"] if self.adapted else []), "preference-alignment", "diffalign"]
+        tags = [
+            "text-to-image",
+            "diffusers",
+            *(["lora"] if self.adapted else []),
+            "preference-alignment",
+            "diffalign",
+        ]
         matter: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
         if "/" in self.base_model and HUB_ID.fullmatch(self.base_model):  # the hub refuses anything but an id
             matter["base_model"] = self.base_model

@@ -1,6 +1,7 @@
 """Model families: load, encode prompts and pixels, decode, call the network, adapters, attention, estimates.
 
-Importing this package imports no torch: ``diffalign.models.load`` and the other names are looked up when they are used.
+Importing this package imports no torch: ``diffalign.models.load`` and the other names are looked up when they
+are used.
 """
 
 import importlib

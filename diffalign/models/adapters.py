@@ -1,8 +1,8 @@
 """What is trained: LoRA adapters (Hu et al. 2021, arXiv 2106.09685) by peft, or the whole network.
 
-rsLoRA: Kalajdzievski 2023, arXiv 2312.03732; DoRA: Liu et al. 2024, arXiv 2402.09353. Trained weights are float32 whatever
-the base is: an update of 1e-5 rounds away in bfloat16. The reference is the same network with its adapters passed by, or a
-frozen copy made before training.
+rsLoRA: Kalajdzievski 2023, arXiv 2312.03732; DoRA: Liu et al. 2024, arXiv 2402.09353. Trained weights are
+    float32 whatever the base is: an update of 1e-5 rounds away in bfloat16. The reference is the same network
+    with its adapters passed by, or a frozen copy made before training.
 """
 
 import copy
@@ -82,14 +82,17 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0) -> None:
 
 
 def set_magnitudes(network: nn.Module) -> None:
-    """DoRA's magnitudes again, in float32: peft measures them in the base's dtype and compares them with float32 norms in
-    every forward, so that over a bfloat16 base the adapter would not start as the identity.
+    """Measure DoRA's magnitudes again, in float32.
+
+    Peft measures them in the base's dtype and compares them with float32 norms in every forward, so that over
+    a bfloat16 base the adapter would not start as the identity.
     """
     from peft.tuners.lora import LoraLayer
 
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-            layer.lora_magnitude_vector[ADAPTER].update_layer(
+            magnitude: Any = layer.lora_magnitude_vector[ADAPTER]
+            magnitude.update_layer(
                 base_layer=layer.get_base_layer(),
                 lora_A=layer.lora_A[ADAPTER].weight,
                 lora_B=layer.lora_B[ADAPTER].weight,
@@ -106,7 +109,12 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
     names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
     if missing or not targets:
-        endings = sorted({".".join(n.split(".")[-2:]) if n.rsplit(".", 1)[-1].isdigit() else n.rsplit(".", 1)[-1] for n in names})
+        endings = sorted(
+            {
+                ".".join(n.split(".")[-2:]) if n.rsplit(".", 1)[-1].isdigit() else n.rsplit(".", 1)[-1]
+                for n in names
+            }
+        )
         raise UserError(
             f"model.lora.targets: {', '.join(missing) or 'empty'} matches no linear or convolutional module; "
             f"allowed: endings of module names, such as {', '.join(endings)} (a whole name: {names[0]})"
@@ -114,7 +122,7 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
 
 
 def compile_network(network: Any, backend: str = "inductor") -> None:
-    """Compile in place: the repeated blocks where the network names them (minutes less to wait), else all of it.
+    """Compile in place: the repeated blocks where the network names them, which is quicker, or else all.
 
     Weights and their names stay as they are.
 
@@ -134,9 +142,10 @@ def reference_denoiser(
 ) -> Denoiser:
     """The frozen reference, equal to the policy as it is now; call it before training.
 
-    Under LoRA it is the policy's own network with the adapters off. Otherwise it is a copy in ``config.dtype``, run under
-    the policy's autocast; where the policy does not autocast to that dtype the copy is float32, since a reference that
-    computes in another precision than the policy puts a margin between equals.
+    Under LoRA it is the policy's own network with the adapters off. Otherwise it is a copy in
+    ``config.dtype``, run under the policy's autocast; where the policy does not autocast to that dtype the
+    copy is float32, since a reference that computes in another precision than the policy puts a margin
+    between equals.
 
     Args:
         policy: the denoiser that trains, before any wrapping of its network.
@@ -153,7 +162,7 @@ def reference_denoiser(
 
 
 def policy_denoiser(model: LoadedModel, config: ModelConfig) -> NetworkDenoiser:
-    """The network as prepared: its inputs in the dtype of the frozen weights, or float32 where all is trained."""
+    """The prepared network, its inputs in the frozen weights' dtype, or float32 where all is trained."""
     return replace(model.denoiser(), dtype=model.dtype if config.train == "lora" else torch.float32)
 
 
@@ -177,14 +186,16 @@ def load_trainable_state(model: LoadedModel, state: Mapping[str, Tensor]) -> Non
     if here.keys() != state.keys():
         odd = sorted(here.keys() ^ state.keys())
         raise UserError(
-            f"incompatible checkpoint: it trains {len(state)} tensors, this run {len(here)}; {odd[0]} is in only one of them. "
-            "Allowed: a checkpoint of a run with the same model.path, model.train and model.lora"
+            f"incompatible checkpoint: it trains {len(state)} tensors, this run {len(here)}; "
+            f"{odd[0]} is in only one of them. Allowed: a checkpoint of a run with the same model.path, "
+            "model.train and model.lora"
         )
     for name, parameter in here.items():
         if parameter.shape != state[name].shape:
             raise UserError(
-                f"incompatible checkpoint: {name} has shape {tuple(state[name].shape)}, this run has {tuple(parameter.shape)}; "
-                "allowed: a checkpoint of a run with the same model.lora.rank"
+                f"incompatible checkpoint: {name} has shape {tuple(state[name].shape)}, "
+                f"this run has {tuple(parameter.shape)}; allowed: a checkpoint of a run with the same "
+                "model.lora.rank"
             )
     with torch.no_grad():
         for name, parameter in here.items():

@@ -1,9 +1,10 @@
 """Attention back-ends whose effect is verified.
 
-Diffusers' ``set_attention_backend`` does not reach the UNet processors, which call scaled_dot_product_attention directly. So
-each processor is wrapped: its call runs inside ``torch.nn.attention.sdpa_kernel`` with one back-end allowed. That also holds
-in the recomputation of a checkpointed block, which does not pass through the network's own forward; the backward belongs to
-the kernel that ran forward. A back-end that cannot run is an error: nothing falls back in silence.
+Diffusers' ``set_attention_backend`` does not reach the UNet processors, which call
+scaled_dot_product_attention directly. So each processor is wrapped: its call runs inside
+``torch.nn.attention.sdpa_kernel`` with one back-end allowed. That also holds in the recomputation of a
+checkpointed block, which does not pass through the network's own forward; the backward belongs to the kernel
+that ran forward. A back-end that cannot run is an error: nothing falls back in silence.
 """
 
 from collections.abc import Iterable
@@ -88,8 +89,10 @@ def available(device: torch.device | str, dtype: torch.dtype, dims: Iterable[int
 
 
 def why_not(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why a back-end cannot run, or None: found out by running it, and by watching which kernel torch called."""
-    q, k, v = (torch.zeros(1, 2, 16, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    """Why a back-end cannot run, or None: found by running it and watching which kernel torch called."""
+    q, k, v = (
+        torch.zeros(1, 2, 16, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
+    )
     try:
         with Calls() as calls, sdpa_kernel(BACKENDS[name]):
             F.scaled_dot_product_attention(q, k, v).sum().backward()
@@ -125,6 +128,7 @@ def kernel_of(names: Iterable[str]) -> str:
 def _unavailable(name: str, device: torch.device | str, dtype: torch.dtype, dims: list[int], why: str) -> str:
     here = ", ".join(["auto", *available(device, dtype, dims)])
     return (
-        f"model.attention={name!r} cannot run on {torch.device(device).type} in {str(dtype).removeprefix('torch.')} with heads "
-        f"of {', '.join(map(str, dims))}: {' '.join(why.split())[:200]}; allowed here: {here}"
+        f"model.attention={name!r} cannot run on {torch.device(device).type} in "
+        f"{str(dtype).removeprefix('torch.')} with heads of {', '.join(map(str, dims))}: "
+        f"{' '.join(why.split())[:200]}; allowed here: {here}"
     )

@@ -22,8 +22,8 @@ Call = Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
 class NetworkDenoiser:
     """A network with its noising path.
 
-    Under a wrapper such as DistributedDataParallel, ``dataclasses.replace(denoiser, network=wrapped)`` sends every call
-    through it.
+    Under a wrapper such as DistributedDataParallel, ``dataclasses.replace(denoiser, network=wrapped)`` sends
+    every call through it.
 
     Attributes:
         network: the module to call.
@@ -31,7 +31,8 @@ class NetworkDenoiser:
         target: what it predicts.
         call: how to call it.
         dtype: of its inputs; None leaves them as they come.
-        autocast: dtype to autocast to; None leaves that to whoever prepared the network (the policy's trainer).
+        autocast: dtype to autocast to; None leaves that to whoever prepared the network (the policy's
+            trainer).
     """
 
     network: nn.Module
@@ -54,8 +55,9 @@ class NetworkDenoiser:
 class AdaptersOff:
     """The reference under LoRA: the same call of the same network, its adapters passed by.
 
-    Only a flag of each adapter layer is turned, and turned back whatever happens: ``requires_grad`` stays as it is (peft's
-    own switch freezes the adapters), so a policy forward made before and its backward made after see nothing of it.
+    Only a flag of each adapter layer is turned, and turned back whatever happens: ``requires_grad`` stays as
+    it is (peft's own switch freezes the adapters), so a policy forward made before and its backward made
+    after see nothing of it.
 
     Attributes:
         denoiser: the policy.
@@ -76,7 +78,10 @@ class AdaptersOff:
         return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The base network's raw prediction, without gradient: a checkpointed recomputation would see the adapters."""
+        """The base network's raw prediction.
+
+        Without gradient, since a checkpointed recomputation would see the adapters.
+        """
         with torch.no_grad(), adapters_off(self.network):
             return self.denoiser(x_t, t, cond)
 
@@ -99,13 +104,14 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): negative + scale (positive - negative).
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
-    Both predictions come from one call of 2B samples.
+    It is negative + scale (positive - negative); both predictions come from one call of 2B samples.
 
     Attributes:
         denoiser: any denoiser.
-        negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the positive's.
+        negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
+            positive's.
         scale: 1 is no guidance.
     """
 

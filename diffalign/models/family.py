@@ -44,11 +44,14 @@ class Family(Protocol):
         ...
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """Text conditions that the stock pipeline guides away from when no negative prompt is given, (n, ...)."""
+        """Text conditions (n, ...) that the stock pipeline guides away from by default."""
         ...
 
     def micro_conditions(
-        self, original_size: Float[Tensor, "B 2"], crop: Float[Tensor, "B 2"], target_size: Float[Tensor, "B 2"]
+        self,
+        original_size: Float[Tensor, "B 2"],
+        crop: Float[Tensor, "B 2"],
+        target_size: Float[Tensor, "B 2"],
     ) -> dict[str, Tensor]:
         """Conditions made of sizes in pixels, (height, width) or (top, left)."""
         ...
@@ -63,7 +66,7 @@ class Family(Protocol):
 
 
 def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any, ...]:
-    """Call the stock ``encode_prompt`` where the text encoder lives, without guidance; diffusers logs what it cuts off."""
+    """Call the stock ``encode_prompt`` where the text encoder lives, without guidance."""
     with torch.no_grad():
         result: tuple[Any, ...] = pipeline.encode_prompt(
             prompt=prompts,

@@ -1,4 +1,4 @@
-"""A loaded pipeline with what training asks of it: encode prompts and pixels, decode, and a denoiser of its network."""
+"""A loaded pipeline with what training asks of it: encode prompts and pixels, decode, denoise."""
 
 import hashlib
 import json
@@ -19,7 +19,12 @@ from diffalign.types import Path, Target
 
 logger = logging.getLogger(__name__)
 
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # views of a tensor's bits, by element size
+INTEGERS = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # views of a tensor's bits, by element size
 
 
 @dataclass(eq=False)
@@ -28,7 +33,8 @@ class LoadedModel:
 
     Attributes:
         family: how prompts are encoded and the network called.
-        pipeline: the diffusers pipeline; its network is the one that is trained, so sampling from it shows the policy.
+        pipeline: the diffusers pipeline; its network is the one that is trained, so sampling from it shows
+            the policy.
         path: the noising path of its scheduler.
         target: what its network predicts.
         source: where it came from, for messages and the model card.
@@ -72,8 +78,8 @@ class LoadedModel:
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text conditions, one row per prompt, float32, where the text encoders are.
 
-        Equal to what the stock pipeline computes. Prompts longer than the tokenizer's maximum lose their end: the first one
-        is warned about, and ``truncated_prompts`` counts them all.
+        Equal to what the stock pipeline computes. Prompts longer than the tokenizer's maximum lose their end:
+        the first one is warned about, and ``truncated_prompts`` counts them all.
         """
         tokenizer = self.pipeline.tokenizer
         with only_errors("diffusers", "transformers"):  # their own warnings come per batch and quote padding
@@ -82,7 +88,7 @@ class LoadedModel:
         longest = max(range(len(prompts)), key=lengths.__getitem__)
         if lengths[longest] > tokenizer.model_max_length and not self.truncated_prompts:
             logger.warning(
-                "a prompt has %d tokens, the text encoder reads %d: its end is cut off, and so for every such prompt: %r",
+                "a prompt has %d tokens, the text encoder reads %d: the end of it and its like is lost: %r",
                 lengths[longest],
                 tokenizer.model_max_length,
                 prompts[longest],
@@ -95,13 +101,18 @@ class LoadedModel:
         return self.family.negative(self.pipeline, n)
 
     def micro_conditions(
-        self, original_size: Float[Tensor, "B 2"], crop: Float[Tensor, "B 2"], target_size: Float[Tensor, "B 2"]
+        self,
+        original_size: Float[Tensor, "B 2"],
+        crop: Float[Tensor, "B 2"],
+        target_size: Float[Tensor, "B 2"],
     ) -> dict[str, Tensor]:
         """Size conditions from (height, width), (top, left), (height, width) in pixels."""
         return self.family.micro_conditions(original_size, crop, target_size)
 
     @torch.no_grad()
-    def encode_pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+    def encode_pixels(
+        self, pixels: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
         """(mean, std) of the VAE's posterior in the scale that the network sees, float32.
 
         Args:
@@ -136,8 +147,8 @@ class LoadedModel:
     def fingerprint(self) -> str:
         """A hash of the VAE, text encoders and tokenizers, weights included: the key of caches.
 
-        Of every tensor an exact sum over its bits and a sample of its values go in, so two checkpoints never share a cache,
-        and device or process make no difference.
+        Of every tensor an exact sum over its bits and a sample of its values go in, so two checkpoints never
+        share a cache, and device or process make no difference.
         """
         digest = hashlib.sha256(self.family.name.encode())
         for name in ("vae", *self.family.text_encoders):
@@ -180,7 +191,7 @@ def only_errors(*names: str) -> Iterator[None]:
 
 @contextmanager
 def vae_precision(vae: Any) -> Iterator[Any]:
-    """The VAE in the precision that it can be trusted in: float32 where its configuration says ``force_upcast``.
+    """The VAE in a precision that it can be trusted in: float32 where its configuration forces an upcast.
 
     SDXL's own VAE overflows in float16; with the fp16-fix VAE (``force_upcast`` false) nothing is cast.
     """
@@ -195,15 +206,24 @@ def vae_precision(vae: Any) -> Iterator[Any]:
 
 def stable_json(value: Any) -> bytes:
     """Canonical JSON without what says where a configuration was read from."""
-    volatile = {"_name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_use_default_values"}
+    volatile = {
+        "_name_or_path",
+        "_commit_hash",
+        "transformers_version",
+        "_diffusers_version",
+        "_use_default_values",
+    }
     kept = {k: v for k, v in value.items() if k not in volatile}
     return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """The exact integer sum of a tensor's bits (any changed element changes it) and 64 evenly spaced values."""
+    """The exact integer sum of a tensor's bits, which any changed element changes, and 64 of its values."""
     if not tensor.numel():
         return b""
     bits = tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).flatten()
     step = max(1, len(bits) // 64)
-    return f"{int(bits.sum(dtype=torch.int64))}".encode() + bits[::step][:64].cpu().to(torch.int64).numpy().tobytes()
+    return (
+        f"{int(bits.sum(dtype=torch.int64))}".encode()
+        + bits[::step][:64].cpu().to(torch.int64).numpy().tobytes()
+    )

@@ -1,10 +1,8 @@
-"""From a model's name to a LoadedModel: hub id, diffusers folder, single-file checkpoint, or an embedded tiny model."""
+"""From a model's name to a LoadedModel."""
 
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,10 @@ from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.registry import FAMILIES, FamilyCard, get_family
+from diffalign.models.sources import HUB_ID, is_single_file, resolve, sniff_family, user_errors
 from diffalign.paths import path_from_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-SINGLE_FILE = (".safetensors", ".ckpt")
-ALLOWED = "allowed: a hub id (owner/name), a diffusers folder, a .safetensors or .ckpt checkpoint, tiny:sdxl, tiny:sd15"
 
 
 def load(
@@ -29,8 +25,8 @@ def load(
     """Load a pipeline, frozen and in evaluation mode, on ``device``.
 
     Args:
-        compute: dtype in which the network will run (autocast's, if training autocasts); None: ``config.dtype``. The
-            attention back-end is proven in it.
+        compute: dtype in which the network will run (autocast's, if training autocasts); None:
+            ``config.dtype``. The attention back-end is proven in it.
 
     Raises:
         UserError: whatever is wrong with ``model.path``, ``family``, ``variant``, ``vae`` or ``attention``.
@@ -39,7 +35,8 @@ def load(
     if compute not in (None, dtype) and dtype != torch.float32:
         wanted = str(compute).removeprefix("torch.")
         raise UserError(
-            f"model.dtype={config.dtype!r} cannot be autocast to {wanted} (training.mixed_precision); allowed: float32, {wanted}"
+            f"model.dtype={config.dtype!r} cannot be autocast to {wanted} (training.mixed_precision); "
+            f"allowed: float32, {wanted}"
         )
     source = resolve(config.path)
     card = find_family(config, source)
@@ -60,44 +57,6 @@ def load(
     return LoadedModel(family, pipeline, path, target, config.path, dtype)
 
 
-def resolve(path: str) -> str:
-    """``model.path`` as a folder, a file or a hub id.
-
-    Raises:
-        UserError: it is empty, an unknown tiny model, or looks like a local path and is not there.
-    """
-    if not path:
-        raise UserError(f"model.path is empty; {ALLOWED}")
-    if path.startswith("tiny:"):
-        from diffalign.tiny import pipeline_path
-
-        name = path.removeprefix("tiny:")
-        if name not in FAMILIES:
-            raise unknown("tiny model (model.path)", path, [f"tiny:{f}" for f in FAMILIES])
-        return str(pipeline_path(name))
-    expanded = os.path.expanduser(path)
-    if os.path.exists(expanded):
-        return expanded
-    if expanded.endswith(SINGLE_FILE):
-        raise UserError(f"model.path={path!r}: no such file; {ALLOWED}")
-    if not HUB_ID.fullmatch(path):
-        raise UserError(f"model.path={path!r}: no such file or folder, and not a hub id; {ALLOWED}")
-    return path
-
-
-def is_single_file(source: str) -> bool:
-    """Whether a resolved source is a checkpoint file.
-
-    Raises:
-        UserError: it is a file of another kind.
-    """
-    if not os.path.isfile(source):
-        return False
-    if not source.endswith(SINGLE_FILE):
-        raise UserError(f"model.path={source!r} is a file, but not a checkpoint; allowed: {', '.join(SINGLE_FILE)}")
-    return True
-
-
 def find_family(config: ModelConfig, source: str) -> FamilyCard:
     """The family that a checkpoint belongs to, read off the checkpoint; ``model.family`` must agree with it.
 
@@ -106,31 +65,17 @@ def find_family(config: ModelConfig, source: str) -> FamilyCard:
     """
     if config.family not in ("auto", *FAMILIES):
         raise unknown("model family (model.family)", config.family, ["auto", *FAMILIES])
-    found = sniff_family(source) if is_single_file(source) else _family_of_class(config, _model_index(config, source))
+    found = (
+        sniff_family(source)
+        if is_single_file(source)
+        else _family_of_class(config, _model_index(config, source))
+    )
     if config.family not in ("auto", found.name):
         raise UserError(
             f"model.family={config.family!r}, but {config.path!r} is {found.name} ({found.title}); "
             f"set model.family to {found.name} or auto"
         )
     return found
-
-
-def sniff_family(file: str) -> FamilyCard:
-    """The family of a single-file checkpoint, told by the names of its tensors.
-
-    Raises:
-        UserError: unreadable, a LoRA, or of no known family.
-    """
-    keys = _keys(file)
-    for card in FAMILIES.values():
-        if any(key.startswith(card.single_file_key) for key in keys):
-            return card
-    if any("lora" in key for key in keys):
-        raise UserError(f"model.path={file!r} holds a LoRA, not a model; give its base model")
-    raise UserError(
-        f"model.path={file!r} is no whole checkpoint of a known family ({', '.join(FAMILIES)}): "
-        "its tensors have other names"
-    )
 
 
 def load_vae(path: str, dtype: torch.dtype) -> Any:
@@ -144,42 +89,16 @@ def load_vae(path: str, dtype: torch.dtype) -> Any:
     folder = Path(path).expanduser()
     subfolder = "vae" if (folder / "vae" / "config.json").is_file() else ""
     if folder.is_dir() and not (folder / subfolder / "config.json").is_file():
-        raise UserError(f"model.vae={path!r}: no config.json in it; allowed: a hub id, or a folder of a diffusers VAE")
+        raise UserError(
+            f"model.vae={path!r}: no config.json in it; allowed: a hub id, or a folder of a diffusers VAE"
+        )
     if not folder.exists() and not HUB_ID.fullmatch(path):
-        raise UserError(f"model.vae={path!r}: no such folder; allowed: a hub id, or a folder of a diffusers VAE")
+        raise UserError(
+            f"model.vae={path!r}: no such folder; allowed: a hub id, or a folder of a diffusers VAE"
+        )
     with user_errors("model.vae", path):
         source = str(folder) if folder.exists() else path
         return AutoencoderKL.from_pretrained(source, subfolder=subfolder or None, dtype=dtype)
-
-
-@contextmanager
-def user_errors(field: str, path: str) -> Iterator[None]:
-    """Turn what diffusers and the hub raise about bad input into one UserError that says what to do."""
-    from huggingface_hub.errors import HfHubHTTPError
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (HfHubHTTPError, ConnectionError) as error:
-        raise UserError(_unreachable(field, path, error)) from error
-    except (OSError, ValueError, SafetensorError, EOFError) as error:
-        local = os.path.exists(os.path.expanduser(path)) or path.startswith("tiny:")
-        first = " ".join(str(error).split())[:300]
-        raise UserError(f"{field}={path!r} cannot be loaded: {first}" if local else _unreachable(field, path, error)) from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "shape" not in str(error):
-            raise
-        raise UserError(f"{field}={path!r}: weights do not fit the configuration: {str(error)[:300]}") from error
-
-
-def _unreachable(field: str, path: str, error: Exception) -> str:
-    first = " ".join(str(error).split())[:200]
-    return (
-        f"{field}={path!r} is no local folder and could not be fetched from the hub ({first}). Check the name; without "
-        f"network, run `hf download {path}` where there is one and give the folder; for a gated model run `hf auth login`"
-    )
 
 
 def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
@@ -200,7 +119,8 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
             name
             for name, value in index.items()
             if isinstance(value, list) and len(value) == 2 and value[0] is not None
-            if name not in ("safety_checker", "feature_extractor", "image_encoder") and not Path(source, name).is_dir()
+            if name not in ("safety_checker", "feature_extractor", "image_encoder")
+            and not Path(source, name).is_dir()
         ]
         if missing:
             raise UserError(f"model.path={config.path!r}: component folder missing: {', '.join(missing)}")
@@ -221,22 +141,6 @@ def _family_of_class(config: ModelConfig, index: dict[str, Any]) -> FamilyCard:
     )
 
 
-def _keys(file: str) -> list[str]:
-    """Tensor names of a checkpoint file."""
-    if file.endswith(".safetensors"):
-        from safetensors import safe_open
-
-        with user_errors("model.path", file), safe_open(file, framework="pt") as handle:
-            return list(handle.keys())
-    from pickle import UnpicklingError
-
-    try:
-        content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"model.path={file!r} cannot be read as a checkpoint of plain tensors: {str(error)[:200]}") from error
-    return list(content.get("state_dict", content))
-
-
 def _from_single_file(config: ModelConfig, card: FamilyCard, arguments: dict[str, Any]) -> Any:
     import diffusers
 
@@ -246,9 +150,9 @@ def _from_single_file(config: ModelConfig, card: FamilyCard, arguments: dict[str
     except (OSError, ValueError, ConnectionError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.path={config.path!r} cannot be loaded ({first}). A single file has no tokenizer and no configuration: "
-            f"diffusers fetches them once from {card.example}; without network, convert the file to a diffusers folder "
-            "elsewhere (save_pretrained) and give that folder"
+            f"model.path={config.path!r} cannot be loaded ({first}). A single file has no tokenizer and no "
+            f"configuration: diffusers fetches them once from {card.example}; without network, convert the "
+            "file to a diffusers folder elsewhere (save_pretrained) and give that folder"
         ) from error
 
 
@@ -267,7 +171,10 @@ def _check_variant(config: ModelConfig, folder: Path) -> None:
     """Diffusers falls back to other weights where a variant is missing; here that is an error."""
     names = [f.name for f in folder.rglob("*.safetensors")] + [f.name for f in folder.rglob("*.bin")]
     if not any(f".{config.variant}." in name or f".{config.variant}-" in name for name in names):
-        variants = {m.group(1) for n in names if (m := re.search(r"model\.([A-Za-z]\w*)[.-]", n))} - {"safetensors", "bin"}
+        variants = {m.group(1) for n in names if (m := re.search(r"model\.([A-Za-z]\w*)[.-]", n))} - {
+            "safetensors",
+            "bin",
+        }
         raise UserError(
             f"model.variant={config.variant!r}: {config.path} has no such weights; "
             f"allowed: {', '.join(sorted(variants) or ['none, leave model.variant out'])}"

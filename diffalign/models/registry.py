@@ -1,7 +1,7 @@
 """The model families that diffalign knows, without importing torch: what `diffalign models` lists.
 
-A family is one module that says how its prompts are encoded and its network is called. Everything else (loading, adapters,
-attention, export) is the same for all of them and never asks for a family's name.
+A family is one module that says how its prompts are encoded and its network is called. Everything else
+(loading, adapters, attention, export) is the same for all of them and never asks for a family's name.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x (Rombach et al. 2022, arXiv 2112.10752): one CLIP text encoder, noise prediction by a UNet."""
+"""Stable Diffusion 1.x (Rombach et al. 2022, arXiv 2112.10752): one CLIP text encoder and a UNet."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "unet": {  # unet/config.json of stable-diffusion-v1-5: what differs from UNet2DConditionModel's defaults
+    "unet": {  # stable-diffusion-v1-5: what differs from UNet2DConditionModel's defaults
         "sample_size": 64,
         "cross_attention_dim": 768,
         "attention_head_dim": 8,
@@ -67,7 +67,10 @@ class StableDiffusion1:
         return {"encoder_hidden_states": states.float().expand(n, -1, -1)}
 
     def micro_conditions(
-        self, original_size: Float[Tensor, "B 2"], crop: Float[Tensor, "B 2"], target_size: Float[Tensor, "B 2"]
+        self,
+        original_size: Float[Tensor, "B 2"],
+        crop: Float[Tensor, "B 2"],
+        target_size: Float[Tensor, "B 2"],
     ) -> dict[str, Tensor]:
         """None: the network is not told about sizes."""
         return {}

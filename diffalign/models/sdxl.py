@@ -1,8 +1,8 @@
-"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two text encoders, and a UNet that is told sizes and crop.
+"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two text encoders; the UNet is told sizes.
 
-The micro-conditioning of section 2.2 is six numbers: original height and width, top and left of the crop, target height and
-width. They stay float32 whatever the network's dtype, since bfloat16 cannot tell 1023 from 1024; the UNet embeds them in
-float32 itself.
+The micro-conditioning of section 2.2 is six numbers: original height and width, top and left of the crop,
+target height and width. They stay float32 whatever the network's dtype, since bfloat16 cannot tell 1023 from
+1024; the UNet embeds them in float32 itself.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "unet": {  # unet/config.json of stable-diffusion-xl-base-1.0: what differs from UNet2DConditionModel's defaults
+    "unet": {  # stable-diffusion-xl-base-1.0: what differs from UNet2DConditionModel's defaults
         "sample_size": 128,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -78,14 +78,16 @@ class StableDiffusionXL:
         return CONFIGS
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-        """Float32 ``encoder_hidden_states`` (B, tokens, 2048), both encoders' penultimate layers side by side, and
-        ``text_embeds`` (B, 1280), the second encoder's projection.
+        """What both encoders say, in float32.
+
+        ``encoder_hidden_states`` (B, tokens, 2048) are their penultimate layers side by side, ``text_embeds``
+        (B, 1280) the second one's projection.
         """
         states, _, pooled, _ = encode_as_the_pipeline_does(pipeline, prompts)
         return {"encoder_hidden_states": states.float(), "text_embeds": pooled.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """Zeros where the pipeline's ``force_zeros_for_empty_prompt`` says so, else the encoded empty prompt."""
+        """Zeros where the pipeline's ``force_zeros_for_empty_prompt`` says so, else the empty prompt's."""
         _, states, _, pooled = negative_as_the_pipeline_does(pipeline)
         return {
             "encoder_hidden_states": states.float().expand(n, -1, -1),
@@ -93,7 +95,10 @@ class StableDiffusionXL:
         }
 
     def micro_conditions(
-        self, original_size: Float[Tensor, "B 2"], crop: Float[Tensor, "B 2"], target_size: Float[Tensor, "B 2"]
+        self,
+        original_size: Float[Tensor, "B 2"],
+        crop: Float[Tensor, "B 2"],
+        target_size: Float[Tensor, "B 2"],
     ) -> dict[str, Tensor]:
         """``time_ids`` (B, 6) in float32."""
         return {"time_ids": torch.cat([original_size, crop, target_size], dim=1).float()}
@@ -104,7 +109,10 @@ class StableDiffusionXL:
             x_t,
             model_time,
             encoder_hidden_states=cond["encoder_hidden_states"].to(x_t.dtype),
-            added_cond_kwargs={"text_embeds": cond["text_embeds"].to(x_t.dtype), "time_ids": cond["time_ids"]},
+            added_cond_kwargs={
+                "text_embeds": cond["text_embeds"].to(x_t.dtype),
+                "time_ids": cond["time_ids"],
+            },
             return_dict=False,
         )[0]
         return prediction

@@ -13,8 +13,9 @@ from torch import nn
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.family import Family
-from diffalign.models.loading import find_family, is_single_file, resolve, sniff_family
+from diffalign.models.loading import find_family
 from diffalign.models.registry import FAMILIES, get_family
+from diffalign.models.sources import is_single_file, resolve, sniff_family
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Shapes:
     configs: Mapping[str, Mapping[str, Any]]
 
     def network(self) -> nn.Module:
-        """The network that is trained, on whatever device is current: inside ``torch.device("meta")`` it costs nothing."""
+        """The network that is trained; inside ``torch.device("meta")`` it costs nothing."""
         import diffusers
 
         config = dict(self.configs[self.family.network_name])
@@ -66,7 +67,9 @@ def shapes_of(config: ModelConfig) -> Shapes:
     known = {name: card for card in FAMILIES.values() for name in card.same_shapes}
     if config.path in known and not os.path.exists(config.path):
         if config.family not in ("auto", known[config.path].name):
-            raise UserError(f"model.family={config.family!r}, but {config.path!r} is {known[config.path].name}; set auto")
+            raise UserError(
+                f"model.family={config.family!r}, but {config.path!r} is {known[config.path].name}; set auto"
+            )
         family = get_family(known[config.path].name)
         return Shapes(family, family.configs)
     source = resolve(config.path)
@@ -79,8 +82,9 @@ def shapes_of(config: ModelConfig) -> Shapes:
         return Shapes(family, family.configs)
     if config.family == "auto":
         raise UserError(
-            f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local folder, one of "
-            f"{', '.join(known)}, or model.family set to {' or '.join(FAMILIES)} if it has that family's usual shapes"
+            f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local "
+            f"folder, one of {', '.join(known)}, or model.family set to {' or '.join(FAMILIES)} if it has "
+            "that family's usual shapes"
         )
     family = get_family(config.family)
     return Shapes(family, family.configs)

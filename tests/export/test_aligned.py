@@ -88,8 +88,14 @@ def test_a_lora_makes_the_same_image_in_plain_diffusers(
 ) -> None:
     model = trained(ModelConfig(path=str(folders[family]), lora=lora))
     save_aligned(model, tmp_path / "aligned", "card")
-    assert {f.name for f in (tmp_path / "aligned").iterdir()} == {"README.md", "pytorch_lora_weights.safetensors"}
-    ours, theirs = image(model.pipeline), image_without_diffalign(folders[family], tmp_path / "aligned", tmp_path)
+    assert {f.name for f in (tmp_path / "aligned").iterdir()} == {
+        "README.md",
+        "pytorch_lora_weights.safetensors",
+    }
+    ours, theirs = (
+        image(model.pipeline),
+        image_without_diffalign(folders[family], tmp_path / "aligned", tmp_path),
+    )
     assert np.array_equal(ours, theirs)
     assert np.abs(ours - image(load(ModelConfig(path=str(folders[family]))).pipeline)).max() > 0.01
 
@@ -101,7 +107,9 @@ def test_a_fully_trained_pipeline_makes_the_same_image_in_plain_diffusers(
     model = trained(ModelConfig(path=str(folders[family]), train="full"))
     save_aligned(model, tmp_path / "aligned", "card")
     assert (tmp_path / "aligned" / "README.md").read_text() == "card"
-    assert np.array_equal(image(model.pipeline), image_without_diffalign(tmp_path / "aligned", None, tmp_path))
+    assert np.array_equal(
+        image(model.pipeline), image_without_diffalign(tmp_path / "aligned", None, tmp_path)
+    )
 
 
 def test_aligned_folders_load_back(folders: dict[str, Path], tmp_path: Path) -> None:

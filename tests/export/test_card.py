@@ -10,7 +10,14 @@ def front_matter(text: str) -> dict[str, object]:
 
 
 def test_front_matter_is_what_the_hub_reads() -> None:
-    card = Card("owner/base", "sdxl", adapted=True, method="Diffusion-DPO", license="openrail++", tags=("mine", "lora"))
+    card = Card(
+        "owner/base",
+        "sdxl",
+        adapted=True,
+        method="Diffusion-DPO",
+        license="openrail++",
+        tags=("mine", "lora"),
+    )
     assert front_matter(card.text()) == {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
@@ -41,10 +48,20 @@ def test_loading_takes_five_lines() -> None:
 def test_numbers_and_settings_are_written_down() -> None:
     settings = {"model": {"lora": {"targets": ("to_k", "to_q")}}, "seed": 0, "resume": None}
     text = Card(
-        "owner/base", "sdxl", True, "DPO", title="Mine", numbers={"win rate": 0.61234, "steps": 100}, settings=settings
+        "owner/base",
+        "sdxl",
+        True,
+        "DPO",
+        title="Mine",
+        numbers={"win rate": 0.61234, "steps": 100},
+        settings=settings,
     ).text()
     assert "# Mine\n" in text
     assert "| win rate | 0.6123 |" in text
     assert "| steps | 100 |" in text
     block = text.split("```yaml\n")[1].split("```")[0]
-    assert yaml.safe_load(block) == {"model": {"lora": {"targets": ["to_k", "to_q"]}}, "seed": 0, "resume": None}
+    assert yaml.safe_load(block) == {
+        "model": {"lora": {"targets": ["to_k", "to_q"]}},
+        "seed": 0,
+        "resume": None,
+    }

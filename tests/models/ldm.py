@@ -1,4 +1,6 @@
-"""Write a tiny Stable Diffusion 1.x pipeline as a single-file checkpoint with the original repository's tensor names."""
+"""Write a tiny Stable Diffusion 1.x pipeline as a single-file checkpoint with the original repository's
+tensor names.
+"""
 
 import re
 
@@ -71,7 +73,9 @@ def vae_name(name: str, blocks: int) -> str:
     name = re.sub(r"down_blocks\.(\d)\.resnets\.", r"down.\1.block.", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0\.", r"down.\1.downsample.", name)
     name = re.sub(r"up_blocks\.(\d)\.resnets\.", lambda m: f"up.{blocks - 1 - int(m[1])}.block.", name)
-    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0\.", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample.", name)
+    name = re.sub(
+        r"up_blocks\.(\d)\.upsamplers\.0\.", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample.", name
+    )
     return name.replace("conv_shortcut", "nin_shortcut")
 
 

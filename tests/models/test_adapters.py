@@ -95,7 +95,9 @@ def test_targets_choose_the_layers(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("targets", [("to_kk",), ("to_k", "nonsense"), ("attn1",), ()])
-def test_a_target_that_matches_nothing_is_a_user_error(folders: dict[str, Path], targets: tuple[str, ...]) -> None:
+def test_a_target_that_matches_nothing_is_a_user_error(
+    folders: dict[str, Path], targets: tuple[str, ...]
+) -> None:
     config = config_of(folders["sdxl"], lora=LoraConfig(targets=targets))
     with pytest.raises(UserError, match=r"model.lora.targets: .* such as .*to_out.0, to_q"):
         prepare_policy(load(config), config)

@@ -42,7 +42,9 @@ def test_the_chosen_kernel_runs_forward_backward_and_in_recomputation(
     forward, backward, _ = run(model)
     assert kernels(forward) == {name}
     assert not kernels(backward) & {"flash", "math"} - {name}
-    recomputed = [n for n in backward.names if "flash_attention_for_cpu.default" in n or "_softmax.default" in n]
+    recomputed = [
+        n for n in backward.names if "flash_attention_for_cpu.default" in n or "_softmax.default" in n
+    ]
     assert bool(recomputed) == checkpointing
 
 
@@ -84,7 +86,9 @@ def test_head_widths_are_read_off_the_network(sdxl: LoadedModel) -> None:
 
 @pytest.mark.parametrize("name", ["efficient", "cudnn", "xformers"])
 def test_an_unavailable_kernel_is_a_user_error(sdxl: LoadedModel, name: str) -> None:
-    with pytest.raises(UserError, match=f"model.attention='{name}' cannot run on cpu .* allowed here: auto, flash, math"):
+    with pytest.raises(
+        UserError, match=f"model.attention='{name}' cannot run on cpu .* allowed here: auto, flash, math"
+    ):
         set_attention(sdxl.network, name, "cpu", torch.float32)
 
 

@@ -119,7 +119,9 @@ def test_the_reference_copy_runs_under_the_policys_autocast_by_itself(folders: d
         assert torch.equal(ours.reference(x_t, t, cond), expected)
 
 
-def gradients(folder: Path, checkpointing: bool, reference_between: bool, dora: bool = False) -> dict[str, Tensor]:
+def gradients(
+    folder: Path, checkpointing: bool, reference_between: bool, dora: bool = False
+) -> dict[str, Tensor]:
     ours = prepare(folder, gradient_checkpointing=checkpointing, lora=LoraConfig(rank=2, dora=dora))
     disturb(ours.parameters)
     x_t, t = states()
@@ -133,7 +135,9 @@ def gradients(folder: Path, checkpointing: bool, reference_between: bool, dora: 
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_checkpointing_recomputes_with_the_adapters_on(folders: dict[str, Path], family: str, dora: bool) -> None:
+def test_checkpointing_recomputes_with_the_adapters_on(
+    folders: dict[str, Path], family: str, dora: bool
+) -> None:
     """The reference forward stands between the policy's forward and its recomputation."""
     plain = gradients(folders[family], checkpointing=False, reference_between=False, dora=dora)
     recomputed = gradients(folders[family], checkpointing=True, reference_between=True, dora=dora)

@@ -9,7 +9,8 @@ from diffusers import UNet2DConditionModel
 from diffalign.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.models.adapters import prepare_policy
-from diffalign.models.estimate import Kept, count, estimate, needs_reference, state_bytes
+from diffalign.models.counting import Kept, count, state_bytes
+from diffalign.models.estimate import estimate, needs_reference
 from diffalign.models.loading import load
 from diffalign.models.registry import FAMILIES, get_family
 from diffalign.models.shapes import Shapes, shapes_of
@@ -41,7 +42,9 @@ def test_real_encoders(name: str, parameters: int) -> None:
 
 def test_sdxl_at_1024() -> None:
     """Issue 2, part 8: 6.76 TFLOP forward at 2 per multiply-add."""
-    result = estimate(replace(run(SDXL, 1024, dtype="bfloat16"), method={"type": "dpo"}), tflops=1000, utilisation=0.5)
+    result = estimate(
+        replace(run(SDXL, 1024, dtype="bfloat16"), method={"type": "dpo"}), tflops=1000, utilisation=0.5
+    )
     rows = dict(result.rows())
     assert rows["network parameters"] == "2,567,463,684"
     assert rows["forward of one image"] == "6.76 TFLOP"
@@ -77,7 +80,9 @@ def test_a_folder_gives_its_own_shapes(folders: dict[str, Path]) -> None:
         assert json.loads(json.dumps(result.as_dict()))["total_memory"] == sum(result.memory.values())
 
 
-@pytest.mark.parametrize("lora", [LoraConfig(rank=4), LoraConfig(rank=2, dora=True), LoraConfig(targets=("conv1",))])
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(rank=4), LoraConfig(rank=2, dora=True), LoraConfig(targets=("conv1",))]
+)
 def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lora: LoraConfig) -> None:
     config = ModelConfig(path=str(folders["sdxl"]), lora=lora)
     expected = sum(p.numel() for _, p in prepare_policy(load(config), config))
@@ -95,7 +100,9 @@ def test_fake_activations_are_the_real_ones(folders: dict[str, Path], checkpoint
     kept = Kept(model.network, checkpointing)
     with kept.watch():
         model.denoiser()(x_t, t, cond)
-    told = count(run(str(folders["sdxl"]), train="full", gradient_checkpointing=checkpointing), shapes_of(config))
+    told = count(
+        run(str(folders["sdxl"]), train="full", gradient_checkpointing=checkpointing), shapes_of(config)
+    )
     assert told.activations == kept.bytes > 0
 
 

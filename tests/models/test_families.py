@@ -22,7 +22,9 @@ def stock(model: LoadedModel, folders: dict[str, Path], **changes: bool) -> Diff
     return DiffusionPipeline.from_pretrained(folders[model.family.name], **changes)
 
 
-def encoded_by_stock(pipeline: DiffusionPipeline, prompts: list[str], guidance: bool) -> tuple[torch.Tensor, ...]:
+def encoded_by_stock(
+    pipeline: DiffusionPipeline, prompts: list[str], guidance: bool
+) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
         return pipeline.encode_prompt(
             prompt=prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=guidance
@@ -31,7 +33,10 @@ def encoded_by_stock(pipeline: DiffusionPipeline, prompts: list[str], guidance: 
 
 def test_registry_needs_no_torch() -> None:
     code = "import sys, diffalign.models, diffalign.models.registry; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
 
 
 def test_every_family_is_found_by_its_card() -> None:
@@ -98,7 +103,9 @@ def test_condition_shapes_are_those_of_encoded_prompts(model: LoadedModel) -> No
     assert {name: tuple(value.shape[1:]) for name, value in cond.items()} == shapes
 
 
-def test_a_cut_prompt_is_warned_about_once_and_counted(sdxl: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cut_prompt_is_warned_about_once_and_counted(
+    sdxl: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     long = "word " * 30
     with caplog.at_level(logging.WARNING, logger="diffalign"):
         sdxl.encode_prompts(["short", long])

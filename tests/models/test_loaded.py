@@ -26,7 +26,9 @@ def test_moments_are_the_scaled_posterior(model: LoadedModel) -> None:
     assert mean.dtype == std.dtype == torch.float32
 
 
-@pytest.mark.parametrize("extra", [{"shift_factor": 0.25}, {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}])
+@pytest.mark.parametrize(
+    "extra", [{"shift_factor": 0.25}, {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}]
+)
 def test_decoding_undoes_the_scale_of_encoding(sdxl: LoadedModel, extra: dict[str, object]) -> None:
     sdxl.pipeline.vae.register_to_config(**extra)
     mean, _ = sdxl.encode_pixels(pixels())
@@ -56,7 +58,9 @@ def test_a_vae_that_overflows_is_computed_in_float32(
     assert mean.dtype == torch.float32
 
 
-def test_fingerprint_is_of_the_encoders_and_survives_reloading(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_fingerprint_is_of_the_encoders_and_survives_reloading(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     path = str(folders["sdxl"])
     first = load(ModelConfig(path=path)).fingerprint
     assert load(ModelConfig(path=path)).fingerprint == first

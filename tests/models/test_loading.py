@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.loaded import LoadedModel
-from diffalign.models.loading import find_family, load, sniff_family
+from diffalign.models.loading import find_family, load
+from diffalign.models.sources import sniff_family
 from diffalign.paths import VariancePreserving
 from tests.models.ldm import single_file_state
 from tests.tiny_pipelines import vae
@@ -205,7 +206,10 @@ def test_a_single_file_without_network_says_what_to_do(
         ({"variant": "fp16"}, "model.variant='fp16'.*leave model.variant out"),
         ({"vae": "./nowhere"}, "model.vae='./nowhere': no such folder"),
         ({"vae": "somebody/some-vae"}, "model.vae='somebody/some-vae' is no local folder"),
-        ({"attention": "cudnn"}, "model.attention='cudnn' cannot run on cpu .* allowed here: auto, flash, math"),
+        (
+            {"attention": "cudnn"},
+            "model.attention='cudnn' cannot run on cpu .* allowed here: auto, flash, math",
+        ),
     ],
 )
 def test_a_wrong_setting_is_a_user_error(

@@ -1,0 +1,171 @@
+"""One forward and backward of a run's network on fake tensors: FLOPs counted, kept activations weighed.
+
+Parameters are made on the meta device, where a real-size network costs nothing, and then stand for CPU
+tensors in torch's fake-tensor mode, since attention on meta would not take its fused kernel.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.config import OptimizerConfig, Run
+from diffalign.models.adapters import add_lora, trainable
+from diffalign.models.denoisers import adapters_off
+from diffalign.models.loaded import only_errors
+from diffalign.models.loading import DTYPES
+from diffalign.models.shapes import Shapes
+
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one fake forward and backward of a micro-batch (2 images per pair) showed."""
+
+    network_parameters: int
+    trainable_parameters: int
+    optimizer_bytes: int
+    forward_flops: int
+    policy_flops: int
+    backward_flops: int
+    activations: int
+    input_bytes: int
+
+
+def count(run: Run, shapes: Shapes) -> Counts:
+    """Run the network forward and backward on fake tensors."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    lora, dtype, autocast = (
+        run.model.train == "lora",
+        DTYPES[run.model.dtype],
+        AUTOCAST[run.training.mixed_precision],
+    )
+    images, side = 2 * run.training.batch_size, run.data.resolution // shapes.downscale
+    network, parameters = meta_network(run, shapes)
+    with FakeTensorMode():
+        on_fake_cpu(network)
+        config = shapes.configs[shapes.family.network_name]
+        dtype_in = dtype if lora else torch.float32
+        x_t = torch.zeros(images, config.get("in_channels", 4), side, side, dtype=dtype_in)
+        conditions = shapes.family.cond_shapes(config, shapes.tokens)
+        cond = {name: torch.zeros(images, *shape) for name, shape in conditions.items()}
+        time = torch.zeros(images, dtype=torch.int64)
+        kept = Kept(network, run.model.gradient_checkpointing)
+        precision = torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
+        with FlopCounterMode(display=False) as forward, torch.no_grad(), precision, adapters_off(network):
+            shapes.family.call(network, x_t, time, cond)
+        with FlopCounterMode(display=False) as policy, precision, kept.watch():
+            prediction = shapes.family.call(network, x_t, time, cond)
+        with FlopCounterMode(display=False) as backward:
+            prediction.float().sum().backward()
+        trained = [p for _, p in trainable(network)]
+        return Counts(
+            network_parameters=parameters,
+            trainable_parameters=sum(p.numel() for p in trained),
+            optimizer_bytes=sum(state_bytes(p, run.optimizer) for p in trained),
+            forward_flops=forward.get_total_flops(),
+            policy_flops=policy.get_total_flops(),
+            backward_flops=backward.get_total_flops(),
+            activations=kept.bytes,
+            input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
+        )
+
+
+def meta_network(run: Run, shapes: Shapes) -> tuple[Any, int]:
+    """The run's network as it would be trained, on meta, and its number of parameters without adapters."""
+    lora = run.model.train == "lora"
+    with torch.device("meta"):
+        network: Any = shapes.network()
+        parameters = sum(p.numel() for p in network.parameters())
+        with only_errors("diffusers"):  # it advises against casting a network that keeps no module in float32
+            network.to(DTYPES[run.model.dtype] if lora else torch.float32)
+        if lora:
+            network.requires_grad_(False)
+            add_lora(network, run.model.lora)
+    return network.train(), parameters
+
+
+def on_fake_cpu(network: nn.Module) -> None:
+    """Replace meta parameters by fake CPU ones of the mode in force, for which attention is fused."""
+    for module in network.modules():
+        for name, p in module.named_parameters(recurse=False):
+            fake = nn.Parameter(
+                torch.zeros(p.shape, dtype=p.dtype, device="cpu"), requires_grad=p.requires_grad
+            )
+            module._parameters[name] = fake
+        for name, b in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.zeros(b.shape, dtype=b.dtype, device="cpu")
+
+
+class Kept:
+    """Counts the bytes that autograd keeps for the backward, each storage once, parameters left out.
+
+    With checkpointing only the inputs of each checkpointed block are kept, and the inside of one block at a
+    time: the largest counts.
+    """
+
+    def __init__(self, network: Any, checkpointing: bool) -> None:
+        self.bytes = 0
+        self._parameters = {p.untyped_storage()._cdata for p in network.parameters()}
+        self._network = network
+        self._checkpointing = checkpointing
+        self._inside = 0
+        self._largest = 0
+        self._in_block = False
+        self._storages: dict[int, Tensor] = {}
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count what is saved inside the context; ``bytes`` holds the sum after it."""
+        if self._checkpointing:
+            self._network.enable_gradient_checkpointing(self._block)
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield
+        self.bytes += self._largest
+        if self._checkpointing:
+            self._network.disable_gradient_checkpointing()
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        new = self._new_bytes(tensor)
+        if self._in_block:
+            self._inside += new
+        else:
+            self.bytes += new
+        return tensor
+
+    def _new_bytes(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._parameters or storage._cdata in self._storages:
+            return 0
+        self._storages[storage._cdata] = tensor  # held, so that no other storage gets its address
+        return storage.nbytes()
+
+    def _block(self, block: nn.Module, *inputs: Any) -> Any:
+        """In place of torch's checkpoint: run the block as it is, count its inputs and its inside apart."""
+        self.bytes += sum(self._new_bytes(x) for x in inputs if isinstance(x, Tensor))
+        self._in_block, self._inside = True, 0
+        outputs = block(*inputs)
+        self._in_block = False
+        self._largest = max(self._largest, self._inside)
+        return outputs
+
+
+def state_bytes(parameter: Tensor, optimizer: OptimizerConfig) -> int:
+    """Bytes of optimizer state for one parameter.
+
+    AdamW keeps two float32 moments; its 8-bit form two bytes and a float32 scale per block of 256 for each,
+    but leaves tensors under 4096 elements in float32; Adafactor a row and a column of second moments (Shazeer
+    and Stern 2018, arXiv 1804.04235).
+    """
+    n = parameter.numel()
+    if optimizer.type == "adafactor":
+        return 4 * (n // parameter.shape[-1] + n // parameter.shape[-2]) if parameter.dim() > 1 else 4 * n
+    if optimizer.type == "adamw8bit" and n >= 4096:
+        return 2 * n + 8 * -(-n // 256)
+    return 8 * n

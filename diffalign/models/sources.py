@@ -1,0 +1,129 @@
+"""What ``model.path`` names: a hub id, a diffusers folder, a single-file checkpoint, or a tiny model."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from diffalign.errors import UserError, unknown
+from diffalign.models.registry import FAMILIES, FamilyCard
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SINGLE_FILE = (".safetensors", ".ckpt")
+ALLOWED = (
+    "allowed: a hub id (owner/name), a diffusers folder, a .safetensors or .ckpt checkpoint, "
+    "tiny:sdxl, tiny:sd15"
+)
+
+
+def resolve(path: str) -> str:
+    """``model.path`` as a folder, a file or a hub id.
+
+    Raises:
+        UserError: it is empty, an unknown tiny model, or looks like a local path and is not there.
+    """
+    if not path:
+        raise UserError(f"model.path is empty; {ALLOWED}")
+    if path.startswith("tiny:"):
+        from diffalign.tiny import pipeline_path
+
+        name = path.removeprefix("tiny:")
+        if name not in FAMILIES:
+            raise unknown("tiny model (model.path)", path, [f"tiny:{f}" for f in FAMILIES])
+        return str(pipeline_path(name))
+    expanded = os.path.expanduser(path)
+    if os.path.exists(expanded):
+        return expanded
+    if expanded.endswith(SINGLE_FILE):
+        raise UserError(f"model.path={path!r}: no such file; {ALLOWED}")
+    if not HUB_ID.fullmatch(path):
+        raise UserError(f"model.path={path!r}: no such file or folder, and not a hub id; {ALLOWED}")
+    return path
+
+
+def is_single_file(source: str) -> bool:
+    """Whether a resolved source is a checkpoint file.
+
+    Raises:
+        UserError: it is a file of another kind.
+    """
+    if not os.path.isfile(source):
+        return False
+    if not source.endswith(SINGLE_FILE):
+        raise UserError(
+            f"model.path={source!r} is a file, but not a checkpoint; allowed: {', '.join(SINGLE_FILE)}"
+        )
+    return True
+
+
+def sniff_family(file: str) -> FamilyCard:
+    """The family of a single-file checkpoint, told by the names of its tensors.
+
+    Raises:
+        UserError: unreadable, a LoRA, or of no known family.
+    """
+    keys = _keys(file)
+    for card in FAMILIES.values():
+        if any(key.startswith(card.single_file_key) for key in keys):
+            return card
+    if any("lora" in key for key in keys):
+        raise UserError(f"model.path={file!r} holds a LoRA, not a model; give its base model")
+    raise UserError(
+        f"model.path={file!r} is no whole checkpoint of a known family ({', '.join(FAMILIES)}): "
+        "its tensors have other names"
+    )
+
+
+@contextmanager
+def user_errors(field: str, path: str) -> Iterator[None]:
+    """Turn what diffusers and the hub raise about bad input into one UserError that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (HfHubHTTPError, ConnectionError) as error:
+        raise UserError(_unreachable(field, path, error)) from error
+    except (OSError, ValueError, SafetensorError, EOFError) as error:
+        local = os.path.exists(os.path.expanduser(path)) or path.startswith("tiny:")
+        first = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{field}={path!r} cannot be loaded: {first}" if local else _unreachable(field, path, error)
+        ) from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "shape" not in str(error):
+            raise
+        raise UserError(
+            f"{field}={path!r}: weights do not fit the configuration: {str(error)[:300]}"
+        ) from error
+
+
+def _unreachable(field: str, path: str, error: Exception) -> str:
+    first = " ".join(str(error).split())[:200]
+    return (
+        f"{field}={path!r} is no local folder and could not be fetched from the hub ({first}). Check the "
+        f"name; without network, run `hf download {path}` where there is one and give the folder; for a "
+        "gated model run `hf auth login`"
+    )
+
+
+def _keys(file: str) -> list[str]:
+    """Tensor names of a checkpoint file."""
+    if file.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with user_errors("model.path", file), safe_open(file, framework="pt") as handle:
+            return list(handle.keys())
+    from pickle import UnpicklingError
+
+    try:
+        content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"model.path={file!r} cannot be read as a checkpoint of plain tensors: {str(error)[:200]}"
+        ) from error
+    return list(content.get("state_dict", content))
