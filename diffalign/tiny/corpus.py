@@ -22,12 +22,7 @@ from diffalign.tiny.scenes import (
     sample_scene,
 )
 
-WRONG = {"size": 0.25, "color": 0.15, "shape": 0.10, "relation": 0.15}  # chance that a word is drawn again
-    "size": 0.30,
-    "color": 0.15,
-    "shape": 0.15,
-    "relation": 0.30,
-}  # chance that a word is drawn again at random
+WRONG = {"size": 0.25, "color": 0.15, "shape": 0.10, "relation": 0.15}  # chance that a word is drawn anew
 LOW_RESOLUTION, CUT = 0.06, 0.06  # shares of pictures
 
 

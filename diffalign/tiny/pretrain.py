@@ -108,7 +108,7 @@ def train(
     """Train a family for `seconds`; returns the moving average of its parts and the figures for the report.
 
     `workers` processes of one thread each share the batch: for networks this small that beats threads. With
-    the weights `start_from` (see `weights`) the training goes on from there, at three quarters of the learning rate.
+    the weights `start_from` (see `weights`) the training goes on from there, at a lower rate.
     """
     torch.manual_seed(seed)
     parts = Parts(family)
