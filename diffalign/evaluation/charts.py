@@ -10,7 +10,7 @@ import numpy as np
 from diffalign.evaluation.statistics import Estimate
 
 WIDTH, HEIGHT = 360, 190  # of a chart; a phone shows one beside the other's end at about this width
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
 _POINTS = 240  # a line of more points is thinned by averaging
 
 
@@ -167,7 +167,7 @@ def histogram(title: str, base: Sequence[float], aligned: Sequence[float], bins:
     edges = np.linspace(low, high, min(bins, max(6, 2 * distinct)) + 1)
     first, second = (np.histogram(v, edges)[0] / max(1, len(v)) for v in (base, aligned))
     frame = _Frame((low, high), (0.0, max(float(first.max()), float(second.max())) * 1.05))
-    floor = frame.py(0)
+    floor = frame.py(0.0)
     parts = [frame.axes(y_labels=False)]
     for left, right, share in zip(edges[:-1], edges[1:], first, strict=True):
         x, y = frame.px(left), frame.py(share)

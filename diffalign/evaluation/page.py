@@ -106,7 +106,7 @@ footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
   .reward { grid-template-columns: 1fr; gap: 8px; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 10px; }
   .card { padding: 12px 14px; }
-  .number .value { font-size: clamp(17px, 5.2vw, 22px); }
+  .number .value { font-size: clamp(16px, 4.7vw, 22px); }
   h2 { margin-top: 40px; }
 }
 @media print {

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -29,6 +29,7 @@ from diffalign.files import open_atomic, write_atomic
 from diffalign.randomness import derive
 
 
+@runtime_checkable
 class Pipeline(Protocol):
     """What is used of a diffusers pipeline."""
 

@@ -204,18 +204,17 @@ def statistics(evaluation: Evaluation) -> str:
     """Image statistics, base against aligned."""
     rows = [
         [
-            c.title,
+            f"{c.title}: look" if c.flagged else c.title,
             number(c.base),
             number(c.aligned),
             f"{number(c.change.value, 2, True)} ({_range(c.change, 2)})",
         ]
-        + ["look" if c.flagged else "fine"]
         for c in evaluation.statistics
     ]
     lead = (
         "What the pixels say, whatever the rewards say. A reward that rises while these collapse is hacked."
     )
-    return section("Image statistics", lead, table(["", "base", "aligned", "change (95 %)", ""], rows))
+    return section("Image statistics", lead, table(["", "base", "aligned", "change (95 %)"], rows))
 
 
 def settings(values: Mapping[str, Any], versions: Mapping[str, str], seed: int) -> str:

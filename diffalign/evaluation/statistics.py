@@ -128,7 +128,7 @@ def compare(
     )
 
 
-def wilson(successes: float, trials: int, z: float = Z95) -> Estimate:
+def wilson(successes: int | float, trials: int, z: float = Z95) -> Estimate:
     """A proportion with Wilson's score interval; half successes (ties) are allowed."""
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(

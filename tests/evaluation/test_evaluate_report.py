@@ -269,7 +269,7 @@ def test_notebooks_show_a_grid():
 
 
 def test_numbers_for_people():
-    assert [number(v) for v in (0, 0.04471, 21.44, 1234.5, -0.5, 2e-6)] == [
+    assert [number(v) for v in (0.0, 0.04471, 21.44, 1234.5, -0.5, 2e-6)] == [
         "0", "0.0447", "21.4", "1234", "\N{MINUS SIGN}0.500", "2.00e\N{MINUS SIGN}06",
     ]  # fmt: skip
     assert number(0.5, 2, sign=True) == "+0.50" and number(float("nan")) == "n/a"
@@ -278,4 +278,4 @@ def test_numbers_for_people():
         [0, 0.2, 0.4, 0.6, 0.8, 1]
     )
     assert ticks(3.0, 3.0) == [3.0]
-    assert [duration(s) for s in (52.3, 200, 7500)] == ["52 s", "3 min 20 s", "2 h 5 min"]
+    assert [duration(s) for s in (52.3, 200.0, 7500.0)] == ["52 s", "3 min 20 s", "2 h 5 min"]

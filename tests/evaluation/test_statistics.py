@@ -23,7 +23,7 @@ def test_prompt_means_keep_the_order_of_appearance():
 
 
 def test_outcomes_count_ties_half():
-    assert outcomes([1, 2, 3], [2, 2, 2]).tolist() == [1.0, 0.5, 0.0]
+    assert outcomes([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]).tolist() == [1.0, 0.5, 0.0]
 
 
 def test_bootstrap_of_a_coin_is_the_binomial():
