@@ -88,21 +88,21 @@ def _stack(layers: list[tuple[Tensor, Tensor]]) -> nn.Sequential:
 
 
 def load_v2(source: str | None, place: Place) -> Aesthetic:
-    """Version 2: ``source`` is HEAD or HEAD,BACKBONE; without one the head comes from the hub."""
-    head, _, backbone = (source or str(_hub_head())).partition(",")
+    """Version 2: ``source`` is HEAD or HEAD@BACKBONE; without one the head comes from the hub."""
+    head, _, backbone = (source or str(_hub_head())).partition("@")
     return _build("aesthetic_v2", head, backbone or _BACKBONES["vit_l_14"], place)
 
 
 def load_v1(source: str | None, place: Place) -> Aesthetic:
-    """Version 1: ``source`` is HEAD or HEAD,BACKBONE; the backbone is read off the head's file name."""
+    """Version 1: ``source`` is HEAD or HEAD@BACKBONE; the backbone is read off the head's file name."""
     if source is None:
         raise UserError(f"reward 'aesthetic_v1' needs its head. {REGISTRY['aesthetic_v1'].notes}")
-    head, _, backbone = source.partition(",")
+    head, _, backbone = source.partition("@")
     named = [hub for key, hub in _BACKBONES.items() if key in Path(head).name]
     if not backbone and not named:
         raise UserError(
             f"reward 'aesthetic_v1': cannot tell the CLIP from the file name {Path(head).name!r} "
-            f"(none of {', '.join(_BACKBONES)} in it); write aesthetic_v1:HEAD,BACKBONE"
+            f"(none of {', '.join(_BACKBONES)} in it); write aesthetic_v1:HEAD@BACKBONE"
         )
     return _build("aesthetic_v1", head, backbone or named[0], place)
 

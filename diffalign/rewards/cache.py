@@ -26,7 +26,7 @@ def reward_key(spec: str) -> str:
     """What a score depends on besides image and prompt: the spec, and the files behind a local source."""
     card, source = parse(spec)
     parts = [card.name, source or card.checkpoint]
-    for place in (source or "").split(","):
+    for place in (source or "").split("@"):
         path = Path(place)
         files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
         for file in files:

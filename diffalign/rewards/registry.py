@@ -3,7 +3,7 @@
 A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
 or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
 ``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
-``aesthetic_v2:/models/head.pth,/models/clip-vit-large-patch14``.
+``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``.
 
 A new reward is a module with a factory ``(source: str | None, place: Place) -> Reward`` and a card here.
 """

@@ -136,7 +136,7 @@ def test_aesthetic_is_its_head_on_unit_embeddings(clip_folder, photos, words, tm
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(1, 16, generator=generator), torch.tensor([5.0])
     torch.save({"weight": weight, "bias": bias}, tmp_path / "linear.pth")
-    reward = rewards.load(f"aesthetic_v1:{tmp_path / 'linear.pth'},{clip_folder}", batch_size=2)
+    reward = rewards.load(f"aesthetic_v1:{tmp_path / 'linear.pth'}@{clip_folder}", batch_size=2)
     model = CLIPModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
         features = model.get_image_features(processed(photos)).pooler_output
@@ -206,6 +206,6 @@ class TestBadCheckpoints:
         torch.save({"layers.0.weight": torch.zeros(1), "layers.3.weight": torch.zeros(1)}, bad)
         self.refuse(f"aesthetic_v2:{bad}", "layers.3.weight", "linearMSE")
         torch.save({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, bad)
-        self.refuse(f"aesthetic_v1:{bad},{clip_folder}", "768", "16")
+        self.refuse(f"aesthetic_v1:{bad}@{clip_folder}", "768", "16")
         torch.save({"weight": torch.zeros(1, 512), "bias": torch.zeros(1)}, tmp_path / "head.pth")
-        self.refuse(f"aesthetic_v1:{tmp_path / 'head.pth'}", "vit_l_14", "HEAD,BACKBONE")
+        self.refuse(f"aesthetic_v1:{tmp_path / 'head.pth'}", "vit_l_14", "HEAD@BACKBONE")
