@@ -74,8 +74,12 @@ class Card:
 
     def _loading(self) -> str:
         pipeline = FAMILIES[self.family].pipeline
-        source = self.base_model if self.adapted else "path/to/this/folder"
-        lines = [f"from diffusers import {pipeline}\n", f'pipeline = {pipeline}.from_pretrained("{source}")']
+        source = f'"{self.base_model}"' if self.adapted else '"path/to/this/folder"'
+        lines = [f"from diffusers import {pipeline}"]
+        if self.adapted and self.base_model.startswith("tiny:"):
+            lines.append("from diffalign.tiny import pipeline_path")
+            source = f'pipeline_path("{self.base_model.removeprefix("tiny:")}")'
+        lines.append(f"\npipeline = {pipeline}.from_pretrained({source})")
         if self.adapted:
             lines.append('pipeline.load_lora_weights("path/to/this/folder")')
         lines.append('image = pipeline("a lighthouse at dusk").images[0]')

@@ -197,10 +197,13 @@ def vae_precision(vae: Any) -> Iterator[Any]:
     """
     stored = vae.dtype
     upcast = vae.config.force_upcast and stored in (torch.float16, torch.bfloat16)
-    try:
-        yield vae.to(torch.float32) if upcast else vae
-    finally:
-        if upcast:
+    if not upcast:
+        yield vae
+        return
+    with only_errors("diffusers"):  # it advises against casting
+        try:
+            yield vae.to(torch.float32)
+        finally:
             vae.to(stored)
 
 
