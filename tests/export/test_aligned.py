@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,20 +17,31 @@ from diffalign.models.loading import load
 from tests.tiny_pipelines import make_sd15, make_sdxl
 
 PLAIN = """
-import importlib.util, sys
+import importlib.util, json, sys
 assert importlib.util.find_spec("diffalign") is None
 import numpy, torch
 from diffusers import DiffusionPipeline
-base, lora, image = sys.argv[1:]
-pipeline = DiffusionPipeline.from_pretrained(base)
-if lora:
-    pipeline.load_lora_weights(lora)
-pipeline.set_progress_bar_config(disable=True)
-made = pipeline("a red circle", num_inference_steps=3, height=64, width=64,
-                generator=torch.manual_seed(5), output_type="np").images[0]
-numpy.save(image, made)
+for name, (base, lora) in json.loads(sys.argv[1]).items():
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    if lora:
+        pipeline.load_lora_weights(lora)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline("a red circle", num_inference_steps=3, height=64, width=64,
+                    generator=torch.manual_seed(5), output_type="np").images[0]
+    numpy.save(name, made)
 """
 """What a user does, in a process that has no diffalign."""
+
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "lora": ("sd15", {"lora": LoraConfig(rank=2)}),
+    "rslora": ("sdxl", {"lora": LoraConfig(rank=4, alpha=8.0, rslora=True)}),
+    "dora": (
+        "sdxl",
+        {"lora": LoraConfig(rank=2, alpha=3.0, dora=True, targets=("to_q", "to_out.0", "conv1", "ff.net.2"))},
+    ),
+    "full-sd15": ("sd15", {"train": "full"}),
+    "full-sdxl": ("sdxl", {"train": "full"}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,54 +74,37 @@ def image(pipeline: object) -> np.ndarray:
     return made
 
 
-def image_without_diffalign(base: Path, lora: Path | None, tmp_path: Path) -> np.ndarray:
-    file = tmp_path / "image.npy"
+@pytest.fixture(scope="module")
+def images(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of every case, our own image and the one made from ``aligned/`` without diffalign."""
+    root = tmp_path_factory.mktemp("aligned")
+    ours, jobs = {}, {}
+    for name, (family, changes) in CASES.items():
+        model = trained(ModelConfig(path=str(folders[family]), **changes))  # type: ignore[arg-type]
+        save_aligned(model, root / name, f"card of {name}")
+        ours[name] = image(model.pipeline)
+        full = name.startswith("full")
+        jobs[name] = (str(root / name), "") if full else (str(folders[family]), str(root / name))
+        files = {f.name for f in (root / name).iterdir()}
+        assert ("model_index.json" in files) == full
+        assert ("pytorch_lora_weights.safetensors" in files) != full
+        assert (root / name / "README.md").read_text() == f"card of {name}"
     subprocess.run(
-        [sys.executable, "-I", "-c", PLAIN, str(base), str(lora or ""), str(file)],
-        check=True,
-        cwd=tmp_path,
-        capture_output=True,
+        [sys.executable, "-I", "-c", PLAIN, json.dumps(jobs)], check=True, cwd=root, capture_output=True
     )
-    made: np.ndarray = np.load(file)
-    return made
+    return {name: (ours[name], np.load(root / f"{name}.npy")) for name in CASES}
 
 
-@pytest.mark.parametrize(
-    ("family", "lora"),
-    [
-        ("sd15", LoraConfig(rank=2)),
-        ("sdxl", LoraConfig(rank=4, alpha=8.0, rslora=True)),
-        ("sdxl", LoraConfig(rank=2, alpha=3.0, dora=True, targets=("to_q", "to_out.0", "conv1", "ff.net.2"))),
-    ],
-    ids=["lora", "rslora", "dora"],
-)
-def test_a_lora_makes_the_same_image_in_plain_diffusers(
-    folders: dict[str, Path], tmp_path: Path, family: str, lora: LoraConfig
+@pytest.mark.parametrize("name", CASES)
+def test_plain_diffusers_makes_the_same_image(
+    images: dict[str, tuple[np.ndarray, np.ndarray]], folders: dict[str, Path], name: str
 ) -> None:
-    model = trained(ModelConfig(path=str(folders[family]), lora=lora))
-    save_aligned(model, tmp_path / "aligned", "card")
-    assert {f.name for f in (tmp_path / "aligned").iterdir()} == {
-        "README.md",
-        "pytorch_lora_weights.safetensors",
-    }
-    ours, theirs = (
-        image(model.pipeline),
-        image_without_diffalign(folders[family], tmp_path / "aligned", tmp_path),
-    )
+    ours, theirs = images[name]
     assert np.array_equal(ours, theirs)
-    assert np.abs(ours - image(load(ModelConfig(path=str(folders[family]))).pipeline)).max() > 0.01
-
-
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_fully_trained_pipeline_makes_the_same_image_in_plain_diffusers(
-    folders: dict[str, Path], tmp_path: Path, family: str
-) -> None:
-    model = trained(ModelConfig(path=str(folders[family]), train="full"))
-    save_aligned(model, tmp_path / "aligned", "card")
-    assert (tmp_path / "aligned" / "README.md").read_text() == "card"
-    assert np.array_equal(
-        image(model.pipeline), image_without_diffalign(tmp_path / "aligned", None, tmp_path)
-    )
+    base = load(ModelConfig(path=str(folders[CASES[name][0]]))).pipeline
+    assert np.abs(ours - image(base)).max() > 0.01
 
 
 def test_aligned_folders_load_back(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from diffalign.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfi
 from diffalign.errors import UserError
 from diffalign.models.adapters import prepare_policy
 from diffalign.models.counting import Kept, count, state_bytes
-from diffalign.models.estimate import estimate, needs_reference
+from diffalign.models.estimate import estimate, memory, needs_reference
 from diffalign.models.loading import load
 from diffalign.models.registry import FAMILIES, get_family
 from diffalign.models.shapes import Shapes, shapes_of
@@ -127,14 +127,15 @@ def test_a_batch_scales_activations_and_not_weights(folders: dict[str, Path]) ->
 def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
     base = run(str(folders["sdxl"]), train="full", dtype="bfloat16")
     averaged = replace(base, training=TrainingConfig(ema_decay=0.99, mixed_precision="bf16"))
-    parameters = estimate(base).network_parameters
-    assert estimate(base).memory["reference copy"] == 4 * parameters
-    assert estimate(averaged).memory["reference copy"] == 2 * parameters
-    assert estimate(averaged).memory["moving average"] == 4 * parameters
-    assert "frozen weights" not in estimate(base).memory
-    alone = estimate(replace(base, method={"type": "sft"}))
-    assert not needs_reference(replace(base, method={"type": "sft"}))
-    assert "reference copy" not in alone.memory
+    counts = count(base, shapes_of(base.model))
+    parameters = counts.network_parameters
+    assert memory(base, counts)["reference copy"] == 4 * parameters
+    assert memory(averaged, counts)["reference copy"] == 2 * parameters
+    assert memory(averaged, counts)["moving average"] == 4 * parameters
+    assert "frozen weights" not in memory(base, counts)
+    alone = replace(base, method={"type": "sft"})
+    assert not needs_reference(alone)
+    assert "reference copy" not in memory(alone, counts)
 
 
 @pytest.mark.parametrize(
