@@ -85,7 +85,7 @@ def loading_code(run: "Run", result: "Result") -> list[str]:
 
 def pipeline_class(file: str) -> str:
     """The diffusers class that loads a single-file checkpoint."""
-    from diffalign.models.loading import sniff_family
+    from diffalign.models.sources import sniff_family
 
     return sniff_family(file).pipeline
 
