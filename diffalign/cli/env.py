@@ -49,7 +49,6 @@ def environment() -> dict[str, Any]:
     facts["environment"] = (
         ", ".join(sorted(n for n in os.environ if n.startswith(prefixes))) or "nothing of note"
     )
-    facts["command"] = " ".join(sys.argv[:1])
     return facts
 
 

@@ -57,8 +57,10 @@ def finished(run: "Run", result: "Result") -> list[str]:
         "see whether it got better:",
     ]
     tiny = run.model.path.startswith("tiny:")
-    prompts, rewards = ("tiny:test", "judge,taste") if tiny else ("prompts.txt", "pickscore")
-    return [*lines, f"    diffalign evaluate --run {result.output} --prompts {prompts} --rewards {rewards}"]
+    how = "--prompts prompts.txt --rewards pickscore"
+    if tiny:
+        how = "--prompts tiny:test --limit 256 --steps 20 --guidance 2 --rewards judge,taste"
+    return [*lines, f"    diffalign evaluate --run {result.output} {how}"]
 
 
 def loading_code(run: "Run", result: "Result") -> list[str]:
