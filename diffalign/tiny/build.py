@@ -16,7 +16,7 @@ from typing import Any
 
 from diffalign.tiny import WEIGHTS
 
-MINUTES = {"autoencoder": 7.0, "sdxl": 20.0, "sd15": 10.0, "clip": 4.0, "pairs": 0.0, "judges": 0.0}
+MINUTES = {"autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "judges": 0.0}
 PAIRS = 6000
 
 
@@ -92,7 +92,10 @@ def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -
     parts, figures = pretrain.train(family, vae, seconds, seed, _say, start_from=start)
     pipe = pretrain.pipeline(parts, vae)
     save_pipeline(pipe, out / family)
-    return {**figures, **report.base(pipe)}
+    for guidance in (1.0, 2.0):
+        base = report.base(pipe, guidance=guidance)
+        figures.update({f"{name}_guidance_{guidance:g}": value for name, value in base.items()})
+    return figures
 
 
 def _clip(out: Path, seconds: float, seed: int) -> dict[str, Any]:

@@ -46,12 +46,12 @@ def nonsense(seed: int) -> list[np.ndarray]:
     ]
 
 
-def base(pipe: Any, seed: int = 10_000, count: int = 512) -> dict[str, float]:
+def base(pipe: Any, seed: int = 10_000, count: int = 512, guidance: float = 2.0) -> dict[str, float]:
     """Content and taste of a pipeline's pictures on validation prompts, with chance for comparison."""
     from diffalign.tiny.pretrain import sample
 
     prompts = list(split_captions("validation")[:count])
-    images = sample(pipe, prompts, seed)
+    images = sample(pipe, prompts, seed, guidance=guidance)
     scores = np.array([judge(i, p) for i, p in zip(images, prompts, strict=True)])
     other = [judge(i, p) for i, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
     return {
