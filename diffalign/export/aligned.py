@@ -13,7 +13,7 @@ from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.files import whole_folder
 from diffalign.models.adapters import ADAPTER
-from diffalign.models.loaded import LoadedModel
+from diffalign.models.loaded import LoadedModel, only_errors
 from diffalign.models.loading import load
 from diffalign.models.sources import user_errors
 
@@ -66,7 +66,8 @@ def attach(model: LoadedModel, lora: Path) -> None:
     """
     if not (lora / LORA_FILE).is_file():
         raise UserError(f"{lora}: no {LORA_FILE} in it; allowed: the aligned/ folder of a LoRA run")
-    with user_errors("LoRA", str(lora)):
+    # diffusers warns of each text encoder that a LoRA leaves alone, which is what this LoRA is meant to do
+    with user_errors("LoRA", str(lora)), only_errors("diffusers"):
         model.pipeline.load_lora_weights(str(lora))
     if not model.pipeline.get_list_adapters().get(model.family.network_name):
         raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")

@@ -190,6 +190,22 @@ def only_errors(*names: str) -> Iterator[None]:
 
 
 @contextmanager
+def no_bars() -> Iterator[None]:
+    """Diffusers and transformers draw no bars while they read local files; a download shows its own."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    both = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in both:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in both:
+            log.enable_progress_bar()
+
+
+@contextmanager
 def vae_precision(vae: Any) -> Iterator[Any]:
     """The VAE in a precision that it can be trusted in: float32 where its configuration forces an upcast.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
-from diffalign.models.loaded import LoadedModel
+from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.registry import FAMILIES, FamilyCard, get_family
 from diffalign.models.sources import HUB_ID, is_single_file, resolve, sniff_family, user_errors
 from diffalign.paths import path_from_config
@@ -44,10 +45,11 @@ def load(
     arguments = {"dtype": dtype, **family.load_arguments}
     if config.vae is not None:
         arguments["vae"] = load_vae(config.vae, dtype)
-    if is_single_file(source):
-        pipeline = _from_single_file(config, card, arguments)
-    else:
-        pipeline = _from_pretrained(config, source, card, arguments)
+    with no_bars() if os.path.exists(source) else nullcontext():
+        if is_single_file(source):
+            pipeline = _from_single_file(config, card, arguments)
+        else:
+            pipeline = _from_pretrained(config, source, card, arguments)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     _check_vae(config, pipeline, family.network_name)
     for name in (family.network_name, "vae", *family.text_encoders):
