@@ -1,8 +1,8 @@
-"""The demo with three seeds, and its controls: SFT on the winners, and labels turned round, which must go down.
+"""The demo with three seeds, and its controls: SFT on the winners; labels turned round, which must go down.
 
     python -m benchmarks.demo --output runs/benchmark-demo
 
-Writes ``benchmarks/demo.json`` and ``benchmarks/demo.md``. The same held-out prompts and the same noise for every run.
+Writes ``benchmarks/demo.json`` and ``demo.md``. Every run has the same held-out prompts and the same noise.
 """
 
 import argparse
@@ -42,9 +42,21 @@ def main() -> None:
         for seed in range(arguments.seeds):
             folder = arguments.output / f"{name.replace(' ', '-').lower()}-{seed}"
             done = demo(DemoOptions(output=str(folder), seed=seed, prompts=arguments.prompts, **options))
-            kept = ("base", "aligned", "gain", "gain_ci95", "win_rate", "win_rate_ci95", "train_seconds", "steps", "alarm")
+            kept = (
+                "base",
+                "aligned",
+                "gain",
+                "gain_ci95",
+                "win_rate",
+                "win_rate_ci95",
+                "train_seconds",
+                "steps",
+                "alarm",
+            )
             others = {r: [done["rewards"][r]["base"], done["rewards"][r]["aligned"]] for r in REWARDS[1:]}
-            record["runs"].append({"variant": name, "seed": seed, **{k: done[k] for k in kept}, "not trained on": others})
+            record["runs"].append(
+                {"variant": name, "seed": seed, **{k: done[k] for k in kept}, "not trained on": others}
+            )
             record["versions"] = done["versions"]
             write_atomic(HERE / "demo.json", json.dumps(record, indent=2) + "\n")
             write_atomic(HERE / "demo.md", table(record))
@@ -56,8 +68,8 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         "# The demo, three seeds and controls",
         "",
-        f"`{record['command']}`, {record['machine']}, {record['date']}. Gain of the judge on held-out prompts with its 95 % "
-        "interval (paired bootstrap over prompts), base and aligned from the same noise.",
+        f"`{record['command']}`, {record['machine']}, {record['date']}. Gain of the judge on "
+        "held-out prompts with its 95 % interval (paired bootstrap over prompts), base and aligned from the same noise.",
         "",
         "| | seed | judge | gain | win rate | taste | tiny CLIP | training |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,11 +1,11 @@
 """An SDXL of the real size with random weights takes LoRA-DPO steps: seconds, pairs per second, peak memory.
 
-    python -m benchmarks.sdxl_real_size --resolution 256 --steps 2          # CPU, about 20 GiB of disk under --folder
-    python -m benchmarks.sdxl_real_size --resolution 1024 --steps 20 --batch 2 --device-dtype bfloat16   # a GPU
+    python -m benchmarks.sdxl_real_size --resolution 256 --steps 2              # CPU
+    python -m benchmarks.sdxl_real_size --resolution 1024 --steps 20 --batch 2  # a GPU
 
-The pipeline folder is built once from the real configurations (UNet, both text encoders, VAE) with random weights in
-bfloat16, then goes through ``diffalign train`` as any checkpoint does: loading, encoding, cache, LoRA, steps, saving.
-Results are appended to ``benchmarks/sdxl_real_size.json``.
+The pipeline folder (7 GB under --folder) is built once from the real configurations (UNet, both text
+encoders, VAE) with random weights in bfloat16, then goes the way of any checkpoint: loading, encoding, cache,
+LoRA, steps, saving. Results are appended to ``benchmarks/sdxl_real_size.json``.
 """
 
 import argparse
@@ -53,7 +53,9 @@ def build(folder: Path) -> Path:
         for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
             cls(**CONFIGS[name]).save_pretrained(folder / name)
         for name, text in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-            text(CLIPTextConfig(**{k: v for k, v in CONFIGS[name].items() if k != "architectures"})).save_pretrained(folder / name)
+            text(
+                CLIPTextConfig(**{k: v for k, v in CONFIGS[name].items() if k != "architectures"})
+            ).save_pretrained(folder / name)
     finally:
         torch.set_default_dtype(torch.float32)
     for name in ("tokenizer", "tokenizer_2"):
@@ -61,7 +63,11 @@ def build(folder: Path) -> Path:
         words.model_max_length = 77
         words.save_pretrained(folder / name)
     EulerDiscreteScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, timestep_spacing="leading"
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        timestep_spacing="leading",
     ).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionXLPipeline",
@@ -109,7 +115,10 @@ def main() -> None:
         output=str(output / "run"),
         method={"type": "dpo", "beta": 5000.0},
         model=ModelConfig(
-            path=str(model), dtype="bfloat16", lora=LoraConfig(rank=16), gradient_checkpointing=arguments.checkpointing
+            path=str(model),
+            dtype="bfloat16",
+            lora=LoraConfig(rank=16),
+            gradient_checkpointing=arguments.checkpointing,
         ),
         data=DataConfig(path=str(data), resolution=arguments.resolution, holdout=0.0, cache_batch_size=1),
         optimizer=OptimizerConfig(learning_rate=1e-5),
@@ -122,10 +131,13 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     record = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
+        "machine": torch.cuda.get_device_name()
+        if cuda
+        else f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
         "torch": torch.__version__,
-        "command": f"python -m benchmarks.sdxl_real_size --resolution {arguments.resolution} --steps {arguments.steps} "
-        f"--batch {arguments.batch} --{'' if arguments.checkpointing else 'no-'}checkpointing",
+        "command": f"python -m benchmarks.sdxl_real_size --resolution {arguments.resolution} "
+        f"--steps {arguments.steps} --batch {arguments.batch} "
+        f"--{'' if arguments.checkpointing else 'no-'}checkpointing",
         "steps": result.steps,
         "seconds_per_step": round(result.seconds / result.steps, 2),
         "pairs_per_second": round(arguments.batch * result.steps / result.seconds, 4),

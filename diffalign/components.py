@@ -1,6 +1,7 @@
 """From plain mappings (YAML, flags) to frozen dataclasses, with strict keys and types. Pure Python.
 
-A field that can hold one of several dataclasses says so in its metadata (``choice``); the mapping's ``type`` picks one.
+A field that can hold one of several dataclasses says so in its metadata (``choice``); the mapping's ``type``
+picks one.
 """
 
 import dataclasses
@@ -61,7 +62,8 @@ def pick(table: Mapping[str, type[T]], value: Any, where: str) -> T:
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as the type ``kind``; only what loses nothing is converted (3 to 3.0, "1e-5" to 1e-5, a list to a tuple).
+    """``value`` as the type ``kind``; only what loses nothing is converted (3 to 3.0, "1e-5" to 1e-5, a list
+    to a tuple).
 
     Raises:
         UserError: it does not fit.
@@ -81,7 +83,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return _convert_tuple(value, arguments, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}={value!r}; allowed: a mapping with keys of {getattr(kind, '__name__', kind)}")
+            raise UserError(
+                f"{where}={value!r}; allowed: a mapping with keys of {getattr(kind, '__name__', kind)}"
+            )
         return build(kind, value, where)  # type: ignore[arg-type]
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):

@@ -1,11 +1,11 @@
 """A run as a tree of frozen dataclasses: the only place where a default stands.
 
-A YAML file gives values, dotted flags (``--model.lora.rank 32``) override them, and the resolved tree is written into the
-run directory as ``config.yaml``, which loads again. ``diffalign.config_io`` reads and writes it. This module imports
-nothing heavy: the command line's help is made from it.
+A YAML file gives values, dotted flags (``--model.lora.rank 32``) override them, and the resolved tree is
+written into the run directory as ``config.yaml``, which loads again. ``diffalign.config_io`` reads and
+writes it. This module imports nothing heavy: the command line's help is made from it.
 
-The ``method`` section is a mapping whose ``type`` names a method (``diffalign methods`` lists them); the other keys are
-the fields of that method's dataclass.
+The ``method`` section is a mapping whose ``type`` names a method (``diffalign methods`` lists them); the
+other keys are the fields of that method's dataclass.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,9 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None  # "fp16" loads *.fp16.safetensors
     vae: str | None = None  # hub id or folder of another VAE, such as the fp16-fix one
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of frozen weights; trained ones are always float32
+    dtype: Literal["float32", "bfloat16", "float16"] = (
+        "float32"  # of frozen weights; trained ones are always float32
+    )
     train: Literal["lora", "full"] = "lora"
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = False
@@ -101,7 +103,9 @@ class LoggingConfig:
     every: int = 10
     trackers: tuple[str, ...] = ("tensorboard",)  # tensorboard, wandb, trackio
     project: str = "diffalign"
-    diagnostics_every: int = 0  # held-out accuracy, margin and error drift by timestep bin; 0: only at the end
+    diagnostics_every: int = (
+        0  # held-out accuracy, margin and error drift by timestep bin; 0: only at the end
+    )
     diagnostics_bins: int = 5
 
 

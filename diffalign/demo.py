@@ -1,7 +1,9 @@
-"""The demo: align the embedded tiny SDXL with Diffusion-DPO, and see on held-out prompts whether it got better.
+"""The demo: align the embedded tiny SDXL with Diffusion-DPO, and see on held-out prompts whether it got
+better.
 
-Everything is real and small: a genuine ``StableDiffusionXLPipeline``, 32-pixel drawn scenes, a judge that reads pixels, a
-second judge (taste) and a learned reward (a tiny CLIP of PickScore's format) that are not trained on.
+Everything is real and small: a genuine ``StableDiffusionXLPipeline``, 32-pixel drawn scenes, a judge that
+reads pixels, a second judge (taste) and a learned reward (a tiny CLIP of PickScore's format) that are not
+trained on.
 """
 
 import io
@@ -56,7 +58,8 @@ class DemoOptions:
 
 
 def demo(
-    options: DemoOptions = DemoOptions(), say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+    options: DemoOptions = DemoOptions(),
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> dict[str, Any]:
     """Align, evaluate, report; returns what ``report.json`` holds.
 
@@ -67,7 +70,9 @@ def demo(
     held_out = tiny.prompts("test", options.prompts)
     if options.sampled:
         say("sampling 4 images for each of 1000 training prompts; the judge picks the best and the worst")
-        path = sample_pairs(run.model, tiny.prompts("train", 1000), Path(options.output) / "pairs.parquet", options.seed)
+        path = sample_pairs(
+            run.model, tiny.prompts("train", 1000), Path(options.output) / "pairs.parquet", options.seed
+        )
         run = replace(run, data=replace(run.data, path=str(path)))
     result = align(run, say)
     if result.aligned is None:
@@ -98,7 +103,9 @@ def demo(
 def _run(options: DemoOptions) -> Run:
     run = read_run(options.recipe)
     if not run.model.path.startswith("tiny:"):
-        raise UserError(f"recipe {options.recipe!r} trains {run.model.path!r}; allowed in the demo: the tiny recipes")
+        raise UserError(
+            f"recipe {options.recipe!r} trains {run.model.path!r}; allowed in the demo: the tiny recipes"
+        )
     steps = run.training.steps if options.steps is None else options.steps
     return replace(
         run,
@@ -154,7 +161,14 @@ def sample_pairs(model: ModelConfig, prompts: list[str], path: Path, seed: int, 
         first = 1.0 if scores[index, best] > scores[index, worst] else 0.5
         jpgs = [_encoded(images[index * candidates + i]) for i in (best, worst)]
         rows.append(
-            {"caption": prompt, "jpg_0": jpgs[0], "jpg_1": jpgs[1], "label_0": first, "label_1": 1 - first, "has_label": True}
+            {
+                "caption": prompt,
+                "jpg_0": jpgs[0],
+                "jpg_1": jpgs[1],
+                "label_0": first,
+                "label_1": 1 - first,
+                "has_label": True,
+            }
         )
     with open_atomic(path) as file:
         pq.write_table(pa.Table.from_pylist(rows), file)

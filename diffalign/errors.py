@@ -9,7 +9,9 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
-    """A UserError for a name that is not in a set: ``unknown method 'dop'; did you mean dpo? (allowed: dpo, sft)``."""
+    """A UserError for a name that is not in a set: ``unknown method 'dop'; did you mean dpo? (allowed:
+    dpo, sft)``.
+    """
     names = sorted(allowed)
     close = get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ";"

@@ -1,17 +1,18 @@
 """How much likelier is a sample under the policy than under the reference?
 
-``elbo``: the evidence lower bound turns log p(x0) into minus half the denoising error at a random time, with a constant
-weight over time (Wallace et al. 2023, arXiv 2311.12908, equation 14, whose T omega(lambda_t) is folded into beta).
-``transition``: the exact Gaussian log-density of a recorded sampler step (Black et al. 2023, arXiv 2305.13301).
+``elbo``: the evidence lower bound turns log p(x0) into minus half the denoising error at a random time, with
+a constant weight over time (Wallace et al. 2023, arXiv 2311.12908, equation 14, whose T omega(lambda_t) is
+folded into beta). ``transition``: the exact Gaussian log-density of a recorded sampler step (Black et al.
+2023, arXiv 2305.13301).
 
-Errors are computed in float32 whatever the autocast: rounding a half-precision reference error puts noise of std 0.06 to
-0.5 on the logit at beta 5000 before anything is learnt. Errors are means over the latent elements, so that a beta means the
-same at every resolution.
+Errors are computed in float32 whatever the autocast: rounding a half-precision reference error puts noise of
+std 0.06 to 0.5 on the logit at beta 5000 before anything is learnt. Errors are means over the latent
+elements, so that a beta means the same at every resolution.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from diffalign.noising import expand
 from diffalign.types import Cond, Denoiser, Likelihood, Noised, Target, Transition
 
 
+@runtime_checkable
 class Reduce(Protocol):
     """Squared errors (B, *d) to one number per unit, (B, *unit)."""
 
@@ -73,10 +75,14 @@ Kernel = Callable[[Denoiser, Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tensor
 """(denoiser, x_t, t, s, cond) -> (mean, std) of p(x_s | x_t); ``diffalign.samplers.DDIM`` is one."""
 
 
-def transition(policy: Denoiser, reference: Denoiser, step: Transition, cond: Cond, kernel: Kernel) -> Likelihood:
-    """Log-density of a recorded step under both, (B,): the mean over latent elements, as D3PO and DDPO define it.
+def transition(
+    policy: Denoiser, reference: Denoiser, step: Transition, cond: Cond, kernel: Kernel
+) -> Likelihood:
+    """Log-density of a recorded step under both, (B,): the mean over latent elements, as D3PO and DDPO
+    define it.
 
-    ``kernel`` is the one that the sampler drew from, so a density can never disagree with the step that was made.
+    ``kernel`` is the one that the sampler drew from, so a density can never disagree with the step that was
+    made.
     """
     with torch.no_grad():
         held = gaussian_log_density(step.x_s, *kernel(reference, step.x_t, step.t, step.s, cond))
@@ -86,7 +92,9 @@ def transition(policy: Denoiser, reference: Denoiser, step: Transition, cond: Co
 def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log N(x; mean, std) as a mean over the latent elements, (B,); ``std`` broadcasts against ``x``."""
     x, mean, std = at_least_float32(x), at_least_float32(mean), at_least_float32(std)
-    log_density = -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi).to(x))
+    log_density = (
+        -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi).to(x))
+    )
     return log_density.flatten(1).mean(1)
 
 

@@ -1,4 +1,6 @@
-"""Files and folders that are either whole or not there: written under a temporary name beside, then renamed."""
+"""Files and folders that are either whole or not there: written under a temporary name beside, then
+renamed.
+"""
 
 import os
 import shutil
@@ -14,7 +16,9 @@ from diffalign.errors import UserError
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its place when it is closed and leaves nothing if that fails; its folder is made."""
+    """A new file that takes its place when it is closed and leaves nothing if that fails; its folder is
+    made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
     try:
@@ -34,7 +38,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the context ends well, and vanishes otherwise.
+    """A temporary folder beside ``folder`` that takes its place when the context ends well, and vanishes
+    otherwise.
 
     Raises:
         UserError: ``folder`` cannot be written.

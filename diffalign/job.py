@@ -1,10 +1,10 @@
-"""A whole run: load the model, encode the preferences once, train, and leave something that plain diffusers loads.
+"""A whole run: load the model, encode the preferences once, train, leave what plain diffusers loads.
 
     from diffalign import Run, align
     align(Run(output="runs/mine", model=ModelConfig(path="..."), data=DataConfig(path="pairs.parquet")))
 
-The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``,
-``cache/``, ``aligned/`` with its model card, and ``summary.json``.
+The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tensorboard/``, ``samples/``,
+``checkpoints/``, ``cache/``, ``aligned/`` with its model card, and ``summary.json``.
 """
 
 import json
@@ -42,9 +42,10 @@ from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Every, Hook, standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.state import TrainState
+from diffalign.types import Denoiser
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What may differ between a run and its continuation: it changes where things are kept or shown, and no number.
+# What may differ between a run and its continuation: it changes where things are kept, and no number.
 _FREE = ("data.cache_dir", "data.workers", "data.cache_batch_size", "model.gradient_checkpointing")
 
 
@@ -93,14 +94,21 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     parameters = prepare_policy(model, run.model, run.training.seed)
     policy = policy_denoiser(model, run.model)
-    reference = policy
+    reference: Denoiser = policy
     if method.needs_reference:
         reference = reference_denoiser(model, policy, run.model, _AUTOCAST[run.training.mixed_precision])
-    tell(f"training {sum(p.numel() for _, p in parameters):,} parameters on {len(learned)} groups, {len(held_out)} held out")
+    count = sum(p.numel() for _, p in parameters)
+    tell(f"training {count:,} parameters on {len(learned)} groups, {len(held_out)} held out")
 
     groups = run.training.batch_size
-    batches = list(fixed_batches(held_out, model.family, run.data, groups, run.training.seed)) if len(held_out) else []
-    diagnostics = HeldOut(batches, run.logging.diagnostics_every, run.logging.diagnostics_bins, run.training.seed)
+    batches = (
+        list(fixed_batches(held_out, model.family, run.data, groups, run.training.seed))
+        if len(held_out)
+        else []
+    )
+    diagnostics = HeldOut(
+        batches, run.logging.diagnostics_every, run.logging.diagnostics_bins, run.training.seed
+    )
     extra: list[Hook] = [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))]
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
@@ -154,7 +162,7 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
 
 
 def encode(run: Run, model: LoadedModel, accelerator: Accelerator) -> EncodedSet:
-    """The preference set as latents and text embeddings, after which the frozen encoders leave the accelerator."""
+    """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
     encoded = encode_preferences(
         model,
         read_preferences(run.data, run.training.seed),

@@ -1,7 +1,8 @@
 """Which noisy states a method looks at: clean latents to noisy ones.
 
-``Forward`` is the forward process q(x_t | x0). Rivals share their noise (Diffusion-DPO, Wallace et al. 2023, arXiv
-2311.12908, section 5.1 and released code): what differs between their errors is then the images, not the draw.
+``Forward`` is the forward process q(x_t | x0). Rivals share their noise (Diffusion-DPO, Wallace et al. 2023,
+arXiv 2311.12908, section 5.1 and released code): what differs between their errors is then the images, not
+the draw.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ class Forward:
 
     Attributes:
         shared: one draw of noise for all members of a group, else one for each sample.
-        noise_offset: std of an extra constant per channel in eps, which lets a model reach very dark and very bright
-            images (it is a part of the target).
-        input_perturbation: std of extra noise in x_t that is not in the target; drawn after sharing, hence shared too.
+        noise_offset: std of an extra constant per channel in eps, which lets a model reach very dark and
+            very bright images (it is a part of the target).
+        input_perturbation: std of extra noise in x_t that is not in the target; drawn after sharing, hence
+            shared too.
     """
 
     shared: bool = True

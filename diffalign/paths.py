@@ -1,8 +1,9 @@
 """Noising paths x_t = alpha(t) x0 + sigma(t) eps, read off any diffusers scheduler configuration.
 
-Variance-preserving paths (DDPM, Ho et al. 2020, arXiv 2006.11239) keep the float32 table that the model was trained with:
-a published number is reproduced from its own table, so nothing is recomputed in higher precision. Rectified flow (Liu et
-al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
+Variance-preserving paths (DDPM, Ho et al. 2020, arXiv 2006.11239) keep the float32 table that the model was
+trained with: a published number is reproduced from its own table, so nothing is recomputed in higher
+precision. Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal
+SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
 """
 
 import math
@@ -17,7 +18,12 @@ from torch import Tensor
 from diffalign.errors import unknown
 from diffalign.types import Path, Target
 
-TARGETS: Mapping[str, Target] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+TARGETS: Mapping[str, Target] = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +125,11 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
     if schedule == "squaredcos_cap_v2":
         bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        return torch.tensor([min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)], dtype=torch.float32)
+        return torch.tensor(
+            [min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)], dtype=torch.float32
+        )
     raise unknown(
-        "beta_schedule in the scheduler configuration", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"]
+        "beta_schedule in the scheduler configuration",
+        schedule,
+        ["linear", "scaled_linear", "squaredcos_cap_v2"],
     )

@@ -1,9 +1,10 @@
 """Randomness as an argument: a draw depends on (seed, position in the run) and on nothing else.
 
-Every group (pair, list, single sample) of a run has a global position: group g of micro-step m on rank r of W ranks, with
-G groups a micro-batch, stands at ``(m W + r) G + g``. It has streams of its own, seeded from (seed, purpose, position). So
-ranks never share noise, 8 micro-batches of 1 draw what 1 micro-batch of 8 draws, two processes draw what one process of
-twice the batch draws, and a resumed run needs no generator state: its position says everything.
+Every group (pair, list, single sample) of a run has a global position: group g of micro-step m on rank r of
+W ranks, with G groups a micro-batch, stands at ``(m W + r) G + g``. It has streams of its own, seeded from
+(seed, purpose, position). So ranks never share noise, 8 micro-batches of 1 draw what 1 micro-batch of 8
+draws, two processes draw what one process of twice the batch draws, and a resumed run needs no generator
+state: its position says everything.
 """
 
 import hashlib
@@ -32,20 +33,28 @@ class Streams:
 
     @classmethod
     def at(cls, seed: int, position: int, count: int, purpose: str = "") -> "Streams":
-        """Streams of the ``count`` groups from the global ``position`` on, for one purpose ("method", "dropout", ...)."""
+        """Streams of the ``count`` groups from the global ``position`` on, for one purpose ("method",
+        "dropout", ...).
+        """
         return cls([derive(seed, purpose, position + i) for i in range(count)])
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) float32 from U[0, 1), row i from stream i; ``count`` must be the number of streams."""
+        """(count, *shape) float32 from U[0, 1), row i from stream i; ``count`` must be the number of
+        streams.
+        """
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._of(count)])
 
     def normal(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) float32 from N(0, 1), row i from stream i; ``count`` must be the number of streams."""
+        """(count, *shape) float32 from N(0, 1), row i from stream i; ``count`` must be the number of
+        streams.
+        """
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._of(count)])
 
     def _of(self, count: int) -> list[torch.Generator]:
         if count != len(self._generators):
-            raise ValueError(f"{count} rows asked of {len(self._generators)} streams: there is one stream per group")
+            raise ValueError(
+                f"{count} rows asked of {len(self._generators)} streams: there is one stream per group"
+            )
         return self._generators
 
 

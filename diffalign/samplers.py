@@ -1,8 +1,9 @@
 """One transition kernel, and a loop that draws from it.
 
-DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and sigma: with eta = 0
-it is the deterministic step of any path (for rectified flow, the Euler step of its ODE); with eta = 1 on a
-variance-preserving path it is ancestral sampling. ``estimators.transition`` scores steps with this very kernel.
+DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and
+sigma: with eta = 0 it is the deterministic step of any path (for rectified flow, the Euler step of its ODE);
+with eta = 1 on a variance-preserving path it is ancestral sampling. ``estimators.transition`` scores steps
+with this very kernel.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from diffalign.randomness import normal
 from diffalign.types import Cond, Denoiser, Random, Transition
 
 
-def clean_and_noise(denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> tuple[Tensor, Tensor]:
+def clean_and_noise(
+    denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond
+) -> tuple[Tensor, Tensor]:
     """The network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
     prediction = at_least_float32(denoiser(x_t, t, cond))
     alpha, sigma = (expand(c, x_t) for c in denoiser.path.coefficients(t))
@@ -36,7 +39,8 @@ def clean_and_noise(denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], con
 
 @dataclass(frozen=True)
 class DDIM:
-    """p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2), std = eta sigma_s / sigma_t sqrt(1 - a_t / a_s).
+    """p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2), std = eta sigma_s / sigma_t sqrt(1
+    - a_t / a_s).
 
     ``a`` is alpha squared. Noise needs a variance-preserving path; eta = 0 works on any.
     """
@@ -52,7 +56,9 @@ class DDIM:
             UserError: eta > 0 on a path that is not variance-preserving.
         """
         if self.eta and not isinstance(denoiser.path, VariancePreserving):
-            raise UserError(f"sampler eta={self.eta} on {type(denoiser.path).__name__}; allowed there: eta = 0")
+            raise UserError(
+                f"sampler eta={self.eta} on {type(denoiser.path).__name__}; allowed there: eta = 0"
+            )
         x0, eps = clean_and_noise(denoiser, x_t, t, cond)
         alpha_t, sigma_t = (expand(c, x_t) for c in denoiser.path.coefficients(t))
         alpha_s, sigma_s = (expand(c, x_t) for c in denoiser.path.coefficients(s))
@@ -81,19 +87,25 @@ def trajectory(
     cond: Cond,
     generator: Random | torch.Generator,
 ) -> list[Transition]:
-    """Every step from pure noise ``x`` (B, *d) down ``times`` (descending), with the log-density it was drawn under.
+    """Every step from pure noise ``x`` (B, *d) down ``times`` (descending), with the log-density it was
+    drawn under.
 
     A step of std 0 is no draw and has no density: its ``logp`` is 0.
     """
     steps = []
     grid = torch.as_tensor(times, dtype=torch.float64)
     for now, then in zip(grid[:-1], grid[1:], strict=True):
-        t, s = (torch.full((len(x),), float(v), device=x.device, dtype=torch.float64).to(x.dtype) for v in (now, then))
+        t, s = (
+            torch.full((len(x),), float(v), device=x.device, dtype=torch.float64).to(x.dtype)
+            for v in (now, then)
+        )
         mean, std = kernel(denoiser, x, t, s, cond)
         after, logp = mean, mean.new_zeros(len(x))
         if kernel.eta:
             after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
-            logp = torch.where(std.flatten() > 0, gaussian_log_density(after, mean, std.clamp(min=1e-20)), logp)
+            logp = torch.where(
+                std.flatten() > 0, gaussian_log_density(after, mean, std.clamp(min=1e-20)), logp
+            )
         steps.append(Transition(x, after.to(x.dtype), t, s, logp))
         x = steps[-1].x_s
     return steps
@@ -109,9 +121,11 @@ def sample(
     eta: float = 0.0,
     train_steps: int = 1000,
 ) -> Tensor:
-    """Clean samples (B, *d) from noise ``x``: the trajectory, then the network's x0 estimate at its last noisy state.
+    """Clean samples (B, *d) from noise ``x``: the trajectory, then the network's x0 estimate at its last
+    noisy state.
 
-    The last step of the grid lands on training step 0, which still holds noise of std sigma(0); the estimate does not.
+    The last step of the grid lands on training step 0, which still holds noise of std sigma(0); the estimate
+    does not.
     """
     last = trajectory(denoiser, DDIM(eta), x, timesteps(steps, train_steps)[:-1], cond, generator)[-1]
     return clean_and_noise(denoiser, last.x_s, last.s, cond)[0].to(x.dtype)

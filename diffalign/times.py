@@ -1,7 +1,7 @@
 """Which times are trained on: one per group, shared by rivals.
 
-Draws are quantised to the model's own training steps (``steps``), because published variance-preserving recipes draw an
-integer timestep; ``steps=None`` leaves them continuous, for flow models.
+Draws are quantised to the model's own training steps (``steps``), because published variance-preserving
+recipes draw an integer timestep; ``steps=None`` leaves them continuous, for flow models.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,8 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """t = sigmoid(mean + std n), n ~ N(0, 1) (SD3, Esser et al. 2024, arXiv 2403.03206, section 3.1), then time-shifted.
+    """t = sigmoid(mean + std n), n ~ N(0, 1) (SD3, Esser et al. 2024, arXiv 2403.03206, section 3.1), then
+    time-shifted.
 
     ``shift`` s maps t to s t / (1 + (s - 1) t), which spends more draws on high noise for larger images.
     """

@@ -1,10 +1,10 @@
 """The nouns of diffalign: what travels between data, models, methods and training.
 
-Axes, here and in every docstring: B samples, G groups, P pairs, S units (segments, patches, steps), ``*d`` the latent
-axes (C H W for an image, C F H W for a video, 2 for the plane).
+Axes, here and in every docstring: B samples, G groups, P pairs, S units (segments, patches, steps), ``*d``
+the latent axes (C H W for an image, C F H W for a video, 2 for the plane).
 
-Time ``t`` is a float in [0, 1]: 0 is data, 1 is noise. A variance-preserving path of N training steps looks its own
-table up at the exact index ``round(t * N)``; a flow path uses ``t`` itself as sigma.
+Time ``t`` is a float in [0, 1]: 0 is data, 1 is noise. A variance-preserving path of N training steps looks
+its own table up at the exact index ``round(t * N)``; a flow path uses ``t`` itself as sigma.
 
 This module imports torch (and jaxtyping's annotations) only, so everything else may import it.
 """
@@ -21,7 +21,9 @@ Cond = Mapping[str, Tensor]
 """Conditions of the network by name, every tensor (B, ...): ``encoder_hidden_states``, ``time_ids``, ..."""
 
 Target = Literal["eps", "x0", "v", "flow"]
-"""What a network predicts: the noise, the clean latents, v = alpha eps - sigma x0, or the flow velocity eps - x0."""
+"""What a network predicts: the noise, the clean latents, v = alpha eps - sigma x0, or the flow velocity
+eps - x0.
+"""
 
 
 class Noised(NamedTuple):
@@ -44,22 +46,20 @@ class Transition(NamedTuple):
 
 
 X = TypeVar("X", Tensor, Transition)
-X_contra = TypeVar("X_contra", Tensor, Transition, contravariant=True)
-X_co = TypeVar("X_co", Tensor, Transition, covariant=True)
 
 
 @dataclass(frozen=True)
 class Batch(Generic[X]):
     """Samples, who their rivals are, and how good they are.
 
-    Pairs are groups of two, single likes groups of one, ranked lists groups of K; dense labels have one score column
-    per segment. Nothing is "chosen" or "rejected" by its position, and equal scores are a tie.
+    Pairs are groups of two, single likes groups of one, ranked lists groups of K; dense labels have one
+    score column per segment. Nothing is "chosen" or "rejected" by its position, and equal scores are a tie.
 
     Attributes:
         x: clean latents (B, *d), or recorded transitions.
         cond: conditions of the network, every tensor (B, ...).
-        group: (B,) int64, rivals share an id; ids are 0 .. G-1. Structure rather than data: keep it on the CPU, so that
-            reading it never waits for the accelerator.
+        group: (B,) int64, rivals share an id; ids are 0 .. G-1. Structure rather than data: keep it on the
+            CPU, so that reading it never waits for the accelerator.
         score: (B, *unit), higher is better.
     """
 
@@ -100,8 +100,8 @@ class Step:
     Attributes:
         loss: scalar to minimise, the mean over ``weight`` terms.
         metrics: detached scalars to log, each a mean over the same terms.
-        weight: how many terms the mean is over (a tie counts none). The trainer weights micro-batches and ranks by it,
-            so that splitting a batch in any way gives the same gradient.
+        weight: how many terms the mean is over (a tie counts none). The trainer weights micro-batches and
+            ranks by it, so that splitting a batch in any way gives the same gradient.
     """
 
     loss: Tensor
@@ -113,8 +113,9 @@ class Step:
 class Random(Protocol):
     """Where randomness comes from: it is an argument everywhere, and never global.
 
-    ``diffalign.randomness.Streams`` has one independent stream per group, so that a group's draws do not depend on the
-    batch, rank or micro-step that it landed in; a plain ``torch.Generator`` is accepted wherever a Random is.
+    ``diffalign.randomness.Streams`` has one independent stream per group, so that a group's draws do not
+    depend on the batch, rank or micro-step that it landed in; a plain ``torch.Generator`` is accepted
+    wherever a Random is.
     """
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
@@ -141,7 +142,9 @@ class Path(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network and what is needed to read its output. Policy, reference, EMA and guidance all have this shape."""
+    """A network and what is needed to read its output. Policy, reference, EMA and guidance all have this
+    shape.
+    """
 
     @property
     def path(self) -> Path:
@@ -158,6 +161,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class TimeSampler(Protocol):
     """Draws times: one per group."""
 
@@ -166,16 +170,24 @@ class TimeSampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Noising(Protocol):
     """Makes noisy states of clean latents: forward noising, or DDIM inversion (which asks the denoiser)."""
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, t: Tensor, cond: Cond, group: Tensor, generator: "Random | torch.Generator"
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Tensor,
+        cond: Cond,
+        group: Tensor,
+        generator: "Random | torch.Generator",
     ) -> Noised:
         """Noise ``x0`` (B, *d) to times ``t`` (B,)."""
         ...
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores images: higher is better."""
 
@@ -184,23 +196,31 @@ class Reward(Protocol):
         ...
 
 
-class Source(Protocol[X_co]):
+@runtime_checkable
+class Source(Protocol[X]):
     """Where batches come from. Offline it reads a cache, online it samples: the trainer cannot tell."""
 
-    def __iter__(self) -> "Iterator[Batch[X_co]]":
+    def __iter__(self) -> "Iterator[Batch[X]]":
         """Endless micro-batches of this rank, from where ``seek`` has put it."""
         ...
 
     def seek(self, micro_step: int) -> None:
-        """Continue as if ``micro_step`` micro-batches had been drawn: what makes a resumed run see the same data."""
+        """Continue as if ``micro_step`` micro-batches had been drawn: what makes a resumed run see the
+        same data.
+        """
         ...
 
 
-class Method(Protocol[X_contra]):
+@runtime_checkable
+class Method(Protocol[X]):
     """A preference-optimisation method: the twenty lines in which two papers differ."""
 
     def __call__(
-        self, policy: Denoiser, reference: Denoiser, batch: Batch[X_contra], generator: "Random | torch.Generator"
+        self,
+        policy: Denoiser,
+        reference: Denoiser,
+        batch: Batch[X],
+        generator: "Random | torch.Generator",
     ) -> Step:
         """One loss over one batch."""
         ...

@@ -2,8 +2,9 @@
 
     python pipelines/align_sdxl.py --data pairs.parquet --prompts prompts.txt --output runs/mine
 
-The same job as ``diffalign train`` followed by ``diffalign evaluate``, written out on the public API: copy it and change
-what you need. Without arguments it runs on the embedded tiny SDXL. A reward for real images is ``pickscore``.
+The same job as ``diffalign train`` followed by ``diffalign evaluate``, written out on the public API: copy
+it and change what you need. Without arguments it runs on the embedded tiny SDXL. A reward for real images is
+``pickscore``.
 """
 
 import argparse
@@ -55,7 +56,9 @@ def main() -> None:
     if result.aligned is None:
         print(f"interrupted; continue with --resume latest in {result.output}")
         return
-    sampling = SamplingSettings(num_inference_steps=arguments.sampling_steps, guidance_scale=arguments.guidance)
+    sampling = SamplingSettings(
+        num_inference_steps=arguments.sampling_steps, guidance_scale=arguments.guidance
+    )
     compared = compare_pipelines(
         load(run.model).pipeline,
         load_aligned(run.model, result.aligned),

@@ -21,7 +21,9 @@ def noisy(path, count=3, dtype=torch.float64):
     return Noised(x0, eps, alpha * x0 + sigma * eps, t)
 
 
-@pytest.mark.parametrize(("path", "targets"), [(sd_path(), ("eps", "x0", "v")), (RectifiedFlow(), ("flow", "eps", "x0"))])
+@pytest.mark.parametrize(
+    ("path", "targets"), [(sd_path(), ("eps", "x0", "v")), (RectifiedFlow(), ("flow", "eps", "x0"))]
+)
 def test_a_perfect_network_has_no_error_and_gives_back_x0_and_eps(path, targets):
     z = noisy(path)
     for target in targets:
@@ -38,7 +40,9 @@ def test_elbo_is_minus_half_the_mean_squared_error():
     path = sd_path()
     z = noisy(path)
     ll = elbo(Answers(z.eps + 2.0, path), Answers(z.eps - 1.0, path), z, {})
-    assert ll.policy.tolist() == pytest.approx([-2.0] * 3) and ll.reference.tolist() == pytest.approx([-0.5] * 3)
+    assert ll.policy.tolist() == pytest.approx([-2.0] * 3) and ll.reference.tolist() == pytest.approx(
+        [-0.5] * 3
+    )
     assert ll.log_ratio.tolist() == pytest.approx([-1.5] * 3)
 
 
@@ -58,7 +62,9 @@ def test_reference_has_no_gradient_and_policy_has():
     z = noisy(path)
     weight = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     held = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    elbo(Affine(path, weight, torch.tensor(0.0)), Affine(path, held, torch.tensor(0.0)), z, {}).log_ratio.sum().backward()
+    elbo(
+        Affine(path, weight, torch.tensor(0.0)), Affine(path, held, torch.tensor(0.0)), z, {}
+    ).log_ratio.sum().backward()
     assert weight.grad is not None and held.grad is None
 
 
@@ -124,7 +130,9 @@ def test_sampling_a_gaussian_recovers_it():
     x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
     for eta in (0.0, 1.0):
         out = sample(Exact(), x, {}, torch.Generator().manual_seed(1), steps=100, eta=eta)
-        assert out.mean().item() == pytest.approx(m, abs=0.03) and out.std().item() == pytest.approx(s, abs=0.03)
+        assert out.mean().item() == pytest.approx(m, abs=0.03) and out.std().item() == pytest.approx(
+            s, abs=0.03
+        )
 
 
 @pytest.mark.skipif(not (SHARED / "golden").exists(), reason="reference vectors are not beside the checkout")

@@ -1,4 +1,6 @@
-"""The rules of the house (CONTRIBUTING.md), read off the source: who may import whom, and how big things are."""
+"""The rules of the house (CONTRIBUTING.md), read off the source: who may import whom, and how big things
+are.
+"""
 
 import ast
 import subprocess
@@ -66,7 +68,10 @@ def test_the_mathematics_imports_no_model_library():
 def test_training_knows_no_data_model_or_method():
     for path in (PACKAGE / "training").glob("*.py"):
         ours = imports_of(path)
-        forbidden = [f"diffalign.{p}" for p in ("data", "models", "methods", "rewards", "evaluation", "tiny", "cli", "align")]
+        forbidden = [
+            f"diffalign.{p}"
+            for p in ("data", "models", "methods", "rewards", "evaluation", "tiny", "cli", "align")
+        ]
         assert not any(inside(i, *forbidden) for i in ours), path
 
 
@@ -103,7 +108,9 @@ def test_sizes_are_a_few_screens(path):
     assert len(source.splitlines()) <= 320
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 75, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            assert node.end_lineno - node.lineno < 75, (
+                f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            )
 
 
 def test_every_module_says_what_it_is():

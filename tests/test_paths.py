@@ -45,7 +45,10 @@ def test_noising_and_v_target_agree_with_diffusers(name):
     torch.testing.assert_close(alpha * x0 + sigma * eps, scheduler.add_noise(x0, eps, index))
     z = Noised(x0, eps, alpha * x0 + sigma * eps, t)
     torch.testing.assert_close(
-        regression_target("v", Answers(x0, path), z), scheduler.get_velocity(x0, eps, index), atol=1e-6, rtol=1e-5
+        regression_target("v", Answers(x0, path), z),
+        scheduler.get_velocity(x0, eps, index),
+        atol=1e-6,
+        rtol=1e-5,
     )
 
 
@@ -65,7 +68,10 @@ def test_rectified_flow_from_a_flow_scheduler():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"prediction_type": "epsilom"}, "epsilom.*did you mean epsilon"), ({"beta_schedule": "cos"}, "cos.*allowed: linear")],
+    [
+        ({"prediction_type": "epsilom"}, "epsilom.*did you mean epsilon"),
+        ({"beta_schedule": "cos"}, "cos.*allowed: linear"),
+    ],
 )
 def test_unknown_names_are_named(change, words):
     with pytest.raises(UserError, match=words):

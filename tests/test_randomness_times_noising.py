@@ -48,7 +48,9 @@ def test_uniform_times_are_every_integer_step_equally_often():
     assert (counts - 200).abs().max() < 6 * 200**0.5
 
 
-@pytest.mark.parametrize(("low", "high", "first", "last"), [(0.3, 1.0, 300, 999), (0.0, 0.2, 0, 199), (0.6, 0.7, 600, 699)])
+@pytest.mark.parametrize(
+    ("low", "high", "first", "last"), [(0.3, 1.0, 300, 999), (0.0, 0.2, 0, 199), (0.6, 0.7, 600, 699)]
+)
 def test_uniform_range_is_half_open_in_steps(low, high, first, last):
     t = Uniform(low, high)(20_000, torch.Generator().manual_seed(0)) * 1000
     assert round(t.min().item()) == first and round(t.max().item()) == last

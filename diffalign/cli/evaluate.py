@@ -143,6 +143,6 @@ the images."""
 
 EXAMPLES = """
 diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore,aesthetic_v2
-diffalign evaluate --run runs/tiny --prompts tiny:test --limit 99 --rewards judge,taste --guidance 2
+diffalign evaluate --run runs/tiny --prompts tiny:test --limit 99 --rewards judge,taste --guidance 1
 diffalign evaluate --base tiny:sdxl --aligned runs/tiny/aligned --prompts tiny:test --limit 64 --rewards judge
 """

@@ -60,6 +60,6 @@ share."""
 EXAMPLES = """
 diffalign generate runs/mine --prompts prompts.txt --images-per-prompt 4 --output images/mine
 diffalign generate stabilityai/stable-diffusion-xl-base-1.0 --prompts prompts.txt --dtype bfloat16 --steps 30
-diffalign generate tiny:sdxl --prompts tiny:test --limit 64 --steps 20 --guidance 2 --batch-size 64
+diffalign generate tiny:sdxl --prompts tiny:test --limit 64 --steps 20 --guidance 1 --batch-size 64
 torchrun --nproc-per-node 4 -m diffalign generate runs/mine --prompts prompts.txt
 """

@@ -59,7 +59,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
     tiny = run.model.path.startswith("tiny:")
     how = "--prompts prompts.txt --rewards pickscore"
     if tiny:
-        how = "--prompts tiny:test --limit 256 --steps 20 --guidance 2 --rewards judge,taste"
+        how = "--prompts tiny:test --limit 256 --steps 20 --guidance 1 --rewards judge,taste"
     return [*lines, f"    diffalign evaluate --run {result.output} {how}"]
 
 

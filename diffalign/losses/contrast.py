@@ -1,7 +1,8 @@
 """From likelihood ratios of samples to margins of pairs, whatever the groups look like.
 
-Every two members of a group are a pair, and the one with the higher score is the better one. A tie is a pair of weight 0:
-it is masked, not dropped, so that shapes are the same on every rank, and it never counts as "image 0 wins".
+Every two members of a group are a pair, and the one with the higher score is the better one. A tie is a pair
+of weight 0: it is masked, not dropped, so that shapes are the same on every rank, and it never counts as
+"image 0 wins".
 """
 
 from dataclasses import dataclass

@@ -1,18 +1,19 @@
 """What a preference of one sample over another demands of the logit: unreduced losses of one tensor.
 
-The logit is beta times the margin, in the unit of a log-likelihood ratio. Whatever a loss has of its own (a target, a
-share of wrong labels) is a field of it and in that same unit, so it means what its paper says.
+The logit is beta times the margin, in the unit of a log-likelihood ratio. Whatever a loss has of its own (a
+target, a share of wrong labels) is a field of it and in that same unit, so it means what its paper says.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
+@runtime_checkable
 class PairwiseLoss(Protocol):
     """A loss of the logit, element by element."""
 
@@ -23,7 +24,8 @@ class PairwiseLoss(Protocol):
 
 @dataclass(frozen=True)
 class Logistic:
-    """-log sigmoid(h), the Bradley-Terry likelihood (DPO, Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+    """-log sigmoid(h), the Bradley-Terry likelihood (DPO, Rafailov et al. 2023, arXiv 2305.18290, equation
+    7).
 
     ``label_smoothing`` e takes labels to be wrong with probability e (conservative DPO, Mitchell 2023):
     (1 - e) l(h) + e l(-h). Its optimum is a finite logit, log((1 - e) / e).
@@ -33,7 +35,9 @@ class Logistic:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"loss.label_smoothing={self.label_smoothing}; allowed: 0 <= label_smoothing < 0.5")
+            raise ValueError(
+                f"loss.label_smoothing={self.label_smoothing}; allowed: 0 <= label_smoothing < 0.5"
+            )
 
     def __call__(self, logit: Tensor) -> Tensor:
         """Losses shaped like ``logit``."""
@@ -44,7 +48,9 @@ class Logistic:
 
 @dataclass(frozen=True)
 class IPO:
-    """(h - 1 / (2 tau))^2 (Azar et al. 2023, arXiv 2310.12036, equation 17): a target, hence no runaway margins."""
+    """(h - 1 / (2 tau))^2 (Azar et al. 2023, arXiv 2310.12036, equation 17): a target, hence no runaway
+    margins.
+    """
 
     tau: float = 1.0
 
@@ -68,9 +74,11 @@ class Hinge:
 
 @dataclass(frozen=True)
 class Robust:
-    """((1 - e) l(h) - e l(-h)) / (1 - 2 e) with l = -log sigmoid (Chowdhury et al. 2024, arXiv 2403.00409, equation 11).
+    """((1 - e) l(h) - e l(-h)) / (1 - 2 e) with l = -log sigmoid (Chowdhury et al. 2024, arXiv 2403.00409,
+    equation 11).
 
-    An unbiased estimate of the clean loss when a share ``e`` of the labels is turned round. Not bounded below.
+    An unbiased estimate of the clean loss when a share ``e`` of the labels is turned round. Not bounded
+    below.
     """
 
     label_noise: float = 0.1
@@ -85,4 +93,9 @@ class Robust:
         return (-(1 - e) * logsigmoid(logit) + e * logsigmoid(-logit)) / (1 - 2 * e)
 
 
-LOSSES: Mapping[str, type[PairwiseLoss]] = {"logistic": Logistic, "ipo": IPO, "hinge": Hinge, "robust": Robust}
+LOSSES: Mapping[str, type[PairwiseLoss]] = {
+    "logistic": Logistic,
+    "ipo": IPO,
+    "hinge": Hinge,
+    "robust": Robust,
+}

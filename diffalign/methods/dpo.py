@@ -1,15 +1,16 @@
-"""Diffusion-DPO. Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization", arXiv 2311.12908.
+"""Diffusion-DPO. Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization",
+arXiv 2311.12908.
 
-Equation 14 with a constant weight over time, as released: for one time t and one noise shared by the pair, with m the
-policy's and r the reference's mean squared denoising error,
+Equation 14 with a constant weight over time, as released: for one time t and one noise shared by the pair,
+with m the policy's and r the reference's mean squared denoising error,
 
     loss = l( -(beta / 2) [(m_w - r_w) - (m_l - r_l)] ),    l(h) = -log sigmoid(h).
 
 Other pairwise losses l (IPO, hinge, robust, smoothed labels) are its ``loss`` field.
 
-What differs from the released code: ties have no gradient instead of being dropped or won by the first image, errors are
-float32 under half precision, and any prediction target works. The released SD 1.5 script of diffusers leaves out the
-1/2, so its ``beta_dpo 2500`` is ``beta: 5000`` here.
+What differs from the released code: ties have no gradient instead of being dropped or won by the first
+image, errors are float32 under half precision, and any prediction target works. The released SD 1.5 script
+of diffusers leaves out the 1/2, so its ``beta_dpo 2500`` is ``beta: 5000`` here.
 """
 
 from dataclasses import dataclass

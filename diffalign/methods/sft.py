@@ -1,8 +1,8 @@
 """Supervised fine-tuning on the winners: the control that every comparison with a preference method needs.
 
-The ordinary denoising loss (Ho et al. 2020, arXiv 2006.11239, equation 14) on the best-scored member of each group; the
-"SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. What the losers are it never sees. A group whose best score is
-shared (a tie) says nothing about what is good and has weight 0.
+The ordinary denoising loss (Ho et al. 2020, arXiv 2006.11239, equation 14) on the best-scored member of each
+group; the "SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. What the losers are it never sees. A
+group whose best score is shared (a tie) says nothing about what is good and has weight 0.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,9 @@ class SFT:
 
 
 def winners(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """(index, alone), each (G,): the best-scored sample of each group, and whether no rival shares its score."""
+    """(index, alone), each (G,): the best-scored sample of each group, and whether no rival shares its
+    score.
+    """
     rows = group[None, :] == torch.arange(int(group.max()) + 1)[:, None]
     table = torch.where(rows.to(score.device), score, score.new_tensor(-torch.inf))
     best = table.argmax(1)

@@ -81,7 +81,8 @@ def make(count: int, seed: int, clean: bool = False) -> Corpus:
     for _ in range(count):
         scene = sample_scene(rng, "train")
         truths.append(compose(scene.things, scene.relation))
-        image, time_ids = render(scene), (SIDE, SIDE, 0, 0, SIDE, SIDE)
+        image = render(scene)
+        time_ids: tuple[int, ...] = (SIDE, SIDE, 0, 0, SIDE, SIDE)
         text = truths[-1]
         if not clean:
             image, time_ids = degrade(image, rng)

@@ -1,11 +1,12 @@
 """The plane: a world of two dimensions where alignment takes two seconds and its optimum is known.
 
-Eight Gaussian modes stand on a ring, a label says which arc of it ("the prompt": 0 anywhere, 1 the left half, 2 the right),
-and the reward is the height of a point. Latents are (B, 2) and go through the very code that images go through.
+Eight Gaussian modes stand on a ring, a label says which arc of it ("the prompt": 0 anywhere, 1 the left
+half, 2 the right), and the reward is the height of a point. Latents are (B, 2) and go through the very code
+that images go through.
 
-With the reward linear, the KL-regularised optimum p*(x | c) ~ p(x | c) exp(reward(x) / tau) is a Gaussian mixture again
-(``Plane.optimum``), so three things that images hide can be read off: the gain, the mass that has left the support (the
-over-optimisation), and the distance to the best that is possible at the same gain.
+With the reward linear, the KL-regularised optimum p*(x | c) ~ p(x | c) exp(reward(x) / tau) is a Gaussian
+mixture again (``Plane.optimum``), so three things that images hide can be read off: the gain, the mass that
+has left the support (the over-optimisation), and the distance to the best that is possible at the same gain.
 """
 
 import copy
@@ -26,7 +27,12 @@ from diffalign.training.loop import train
 from diffalign.training.sources import TensorSource
 from diffalign.types import Batch, Cond, Denoiser, Method
 
-SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+}
 LABELS = 3
 
 
@@ -64,7 +70,9 @@ class Plane:
         return Mixture(side / side.sum(), means, self.std)
 
     def optimum(self, label: int, tau: float) -> Mixture:
-        """p(x | label) exp(height / tau), normalised: modes weighted by exp(y / tau), each shifted up by std^2 / tau."""
+        """p(x | label) exp(height / tau), normalised: modes weighted by exp(y / tau), each shifted up by
+        std^2 / tau.
+        """
         data = self.data(label)
         weights = (data.weights.log() + data.means[:, 1] / tau).softmax(0)
         return Mixture(weights, data.means + torch.tensor([0.0, self.std**2 / tau]), self.std)
@@ -94,11 +102,19 @@ class PlaneNetwork(nn.Module):
 
     def __init__(self, width: int = 128, frequencies: int = 16):
         super().__init__()
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(1000.0), frequencies)) / 1000)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(0, math.log(1000.0), frequencies)) / 1000
+        )
+        self.frequencies: Tensor
         self.label = nn.Embedding(LABELS, 16)
         inputs = 2 + 2 * frequencies + 16
         self.layers = nn.Sequential(
-            nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(inputs, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
         )
         self.out = nn.Linear(width, 2)
 
@@ -128,9 +144,15 @@ def data_batch(plane: Plane, count: int, seed: int) -> Batch[Tensor]:
 
 
 def preferences(
-    plane: Plane, base: Denoiser, pairs: int = 4096, temperature: float = 0.3, seed: int = 0, flipped: bool = False
+    plane: Plane,
+    base: Denoiser,
+    pairs: int = 4096,
+    temperature: float = 0.3,
+    seed: int = 0,
+    flipped: bool = False,
 ) -> Batch[Tensor]:
-    """Pairs drawn from the base, labelled by Bradley-Terry on the reward; ``flipped`` turns every label round.
+    """Pairs drawn from the base, labelled by Bradley-Terry on the reward; ``flipped`` turns every label
+    round.
 
     Args:
         plane: the world.
@@ -154,7 +176,16 @@ def pretrain(plane: Plane, seed: int = 0, steps: int = 2500) -> PlaneNetwork:
     """A base model of the plane's data: ten seconds of one core."""
     torch.manual_seed(seed)
     network = PlaneNetwork()
-    fit(SFT(), network, data_batch(plane, 60_000, seed), steps=steps, batch_size=512, rate=2e-3, schedule="cosine", seed=seed)
+    fit(
+        SFT(),
+        network,
+        data_batch(plane, 60_000, seed),
+        steps=steps,
+        batch_size=512,
+        rate=2e-3,
+        schedule="cosine",
+        seed=seed,
+    )
     return network
 
 
@@ -179,7 +210,9 @@ def fit(
     schedule: Literal["constant", "linear", "cosine"] = "constant",
     seed: int = 0,
 ) -> None:
-    """Train ``network`` in place by the loop that trains images, on groups of equal size that stand side by side."""
+    """Train ``network`` in place by the loop that trains images, on groups of equal size that stand side
+    by side.
+    """
     by_group = lambda tensor: tensor.reshape(data.num_groups, -1, *tensor.shape[1:])  # noqa: E731
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
     train(
@@ -189,7 +222,11 @@ def fit(
         network=network,
         parameters=list(network.named_parameters()),
         source=TensorSource(
-            by_group(data.x), by_group(data.score), {k: by_group(v) for k, v in data.cond.items()}, batch_size=batch_size, seed=seed
+            by_group(data.x),
+            by_group(data.score),
+            {k: by_group(v) for k, v in data.cond.items()},
+            batch_size=batch_size,
+            seed=seed,
         ),
         settings=settings,
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4, schedule=schedule),
@@ -204,8 +241,8 @@ class Measured:
     Attributes:
         reward: mean height of its samples.
         off_support: share of samples off the ring.
-        distance: mean distance over labels (square root of the energy distance) to the optimum of the same mean reward;
-            two equal distributions give about 0.02 at this sample size.
+        distance: mean distance over labels (square root of the energy distance) to the optimum of the same
+            mean reward; two equal distributions give about 0.02 at this sample size.
     """
 
     reward: float
@@ -230,7 +267,9 @@ def measure(plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1) 
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """sqrt(2 E|a - b| - E|a - a'| - E|b - b'|) of two samples (N, 2), unbiased within, never below 0 (Szekely 2003)."""
+    """sqrt(2 E|a - b| - E|a - a'| - E|b - b'|) of two samples (N, 2), unbiased within, never below 0
+    (Szekely 2003).
+    """
     within = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))  # noqa: E731
     squared = 2 * torch.cdist(a, b).mean() - within(a) - within(b)
     return squared.clamp(min=0).sqrt().item()

@@ -228,7 +228,7 @@ def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Sc
     if kind == "relation":
         others = [r for r in RELATIONS if r != scene.relation]
         return replace(scene, relation=str(rng.choice(others)))
-    words = {"size": SIZES, "color": COLORS, "shape": SHAPES}[kind]
+    words = {"size": list(SIZES), "color": list(COLORS), "shape": list(SHAPES)}[kind]
     i = int(rng.integers(len(scene.things)))
     value = str(rng.choice([w for w in words if w != getattr(scene.things[i], kind)]))
     things = list(scene.things)

@@ -76,8 +76,8 @@ class Checkpoints:
             return self.load(resume)
         if self.steps():
             raise UserError(
-                f"{self._available()} of an earlier run: continue it with --resume latest, write over it with "
-                "--overwrite true, or choose another --output"
+                f"{self._available()} of an earlier run: continue it with --resume latest, write over it "
+                "with --overwrite true, or choose another --output"
             )
         return None
 

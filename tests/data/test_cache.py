@@ -274,9 +274,7 @@ def test_a_full_disk_says_where_and_how_much(path, tmp_path, monkeypatch, model)
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    monkeypatch.setattr(
-        files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "io"))
-    )
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "io")))
     with pytest.raises(OSError, match="io"):
         store.write("latents", "ab", {"mean": torch.zeros(2)})
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []

@@ -55,7 +55,9 @@ def test_pairs_whatever_the_layout():
 def test_contrast_orders_by_score_and_masks_ties():
     ratio = torch.tensor([1.0, 5.0, 2.0, 7.0], requires_grad=True)
     c = contrast(ratio, torch.tensor([0.0, 1.0, 0.5, 0.5]), torch.tensor([0, 0, 1, 1]))
-    assert c.margin.tolist() == [4.0, -5.0] and c.weight.tolist() == [1.0, 0.0] and c.gap.tolist() == [1.0, 0.0]
+    assert (
+        c.margin.tolist() == [4.0, -5.0] and c.weight.tolist() == [1.0, 0.0] and c.gap.tolist() == [1.0, 0.0]
+    )
     assert c.mean(c.margin).item() == 4.0
     c.mean(c.margin).backward()
     assert ratio.grad.tolist() == [-1.0, 1.0, 0.0, 0.0]
@@ -70,7 +72,10 @@ def test_all_ties_give_zero_with_a_gradient_path():
 
 
 def test_swapping_scores_mirrors_the_margin():
-    ratio, group = torch.randn(6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
+    ratio, group = (
+        torch.randn(6, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 0, 1, 1, 2, 2]),
+    )
     score = torch.tensor([1.0, 0, 0, 1, 1, 0])
     assert torch.equal(contrast(ratio, score, group).margin, -contrast(ratio, 1 - score, group).margin)
 

@@ -66,7 +66,10 @@ def test_loss_and_gradient_against_numpy(beta):
         ("hf_sd_sigmoid_b2500_", DPO(beta=5000)),  # that script leaves out the 1/2
         ("hf_sd_sigmoid_b5000_", DPO(beta=10000)),
         ("hf_sd_hinge_b2500_", DPO(beta=5000, loss=Hinge())),
-        ("hf_sd_ipo_fixed_b2500_", DPO(beta=2, loss=IPO(tau=2500))),  # its logit has no beta, only its target has
+        (
+            "hf_sd_ipo_fixed_b2500_",
+            DPO(beta=2, loss=IPO(tau=2500)),
+        ),  # its logit has no beta, only its target has
         ("hf_sdxl_b5000_", DPO(beta=5000)),
     ],
 )
@@ -163,7 +166,9 @@ def test_the_layout_of_a_batch_does_not_matter():
 def test_winner_and_loser_share_time_and_noise():
     """Rule 5, through the method: identical images give a margin of exactly 0 under any policy."""
     path = sd_path()
-    x = torch.randn(3, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    x = torch.randn(
+        3, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).repeat_interleave(2, 0)
     batch = Batch(x, {}, torch.arange(3).repeat_interleave(2), torch.tensor([1.0, 0] * 3))
     a, b = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
     step = DPO()(Affine(path, a, b), Affine(path, a - 0.5, b), batch, Streams.at(0, 0, 3))
@@ -181,7 +186,9 @@ def test_any_split_of_a_batch_has_the_same_weighted_loss():
         total = count = 0.0
         for start, stop in splits:
             n = stop - start
-            batch = Batch(x[2 * start : 2 * stop], {}, torch.arange(n).repeat_interleave(2), score[2 * start : 2 * stop])
+            batch = Batch(
+                x[2 * start : 2 * stop], {}, torch.arange(n).repeat_interleave(2), score[2 * start : 2 * stop]
+            )
             step = method(Affine(path, a, b), Affine(path, a - 0.2, b), batch, Streams.at(0, start, n))
             total, count = total + (step.loss * step.weight).item(), count + step.weight.item()
         return total / count
@@ -193,7 +200,12 @@ def test_sft_is_the_mean_error_of_the_winners():
     path = sd_path()
     g = torch.Generator().manual_seed(0)
     prediction, target = torch.randn(2, 2, 3, 4, 4, generator=g, dtype=torch.float64)
-    batch = Batch(torch.zeros(4, 3, 4, 4, dtype=torch.float64), {}, torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 1, 1, 0]))
+    batch = Batch(
+        torch.zeros(4, 3, 4, 4, dtype=torch.float64),
+        {},
+        torch.tensor([0, 0, 1, 1]),
+        torch.tensor([0.0, 1, 1, 0]),
+    )
     method = SFT(time=GivenTimes((0.1, 0.9)), noising=GivenNoise(target))
     step = method(Answers(prediction, path), Answers(prediction, path), batch, torch.Generator())
     assert step.loss.item() == pytest.approx(((prediction - target) ** 2).mean().item(), abs=1e-12)
@@ -218,7 +230,14 @@ def test_winners_of_uneven_groups_and_ties():
 
 
 def test_build_from_a_mapping():
-    method = build({"type": "dpo", "beta": "3e3", "loss": {"type": "ipo", "tau": 2}, "time": {"type": "uniform", "low": 0.3}})
+    method = build(
+        {
+            "type": "dpo",
+            "beta": "3e3",
+            "loss": {"type": "ipo", "tau": 2},
+            "time": {"type": "uniform", "low": 0.3},
+        }
+    )
     assert method == DPO(beta=3000.0, loss=IPO(tau=2.0), time=Uniform(low=0.3))
     assert build({"type": "dpo", "loss": "hinge"}).loss == Hinge()
 

@@ -1,4 +1,6 @@
-"""Every method on the plane: reward up, mass on the support, near the known optimum; flipped labels lower it."""
+"""Every method on the plane: reward up, mass on the support, near the known optimum; flipped labels lower
+it.
+"""
 
 from dataclasses import replace
 
@@ -52,7 +54,9 @@ def turned_round(batch, share, seed):
 
 
 def test_the_base_is_the_data(base_measured):
-    assert abs(base_measured.reward) < 0.1 and base_measured.off_support < 0.03 and base_measured.distance < 0.12
+    assert (
+        abs(base_measured.reward) < 0.1 and base_measured.off_support < 0.03 and base_measured.distance < 0.12
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -67,17 +71,23 @@ def test_a_method_raises_the_reward_on_the_support(name, seed, base, base_measur
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, base_measured, pairs):
-    """With 10 % of the labels wrong, robust DPO gets further than plain DPO does, and stays on the support."""
+    """With 10 % of the labels wrong, robust DPO gets further than plain DPO does, and stays on the
+    support.
+    """
     noisy = turned_round(pairs[seed], 0.1, seed)
     plain = measure(PLANE, denoiser_of(align(DPO(beta=100), base, noisy, steps=300, seed=seed)))
-    robust = measure(PLANE, denoiser_of(align(DPO(beta=100, loss=Robust(0.1)), base, noisy, steps=300, seed=seed)))
+    robust = measure(
+        PLANE, denoiser_of(align(DPO(beta=100, loss=Robust(0.1)), base, noisy, steps=300, seed=seed))
+    )
     assert robust.reward > plain.reward > base_measured.reward + 0.1
     assert robust.off_support < 0.03 and robust.distance < 0.13
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_flipped_labels_lower_the_reward(seed, base, base_measured, pairs):
-    after = measure(PLANE, denoiser_of(align(DPO(beta=100), base, turned_round(pairs[seed], 1.0, seed), steps=300)))
+    after = measure(
+        PLANE, denoiser_of(align(DPO(beta=100), base, turned_round(pairs[seed], 1.0, seed), steps=300))
+    )
     assert after.reward < base_measured.reward - 0.15 and after.off_support < 0.03
 
 
