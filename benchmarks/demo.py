@@ -69,7 +69,7 @@ def table(record: dict[str, Any]) -> str:
         "# The demo, three seeds and controls",
         "",
         f"`{record['command']}`, {record['machine']}, {record['date']}. Gain of the judge on "
-        "held-out prompts with its 95 % interval (paired bootstrap over prompts), base and aligned from the same noise.",
+        "held-out prompts with its 95 % interval (paired bootstrap over prompts); the same noise for both.",
         "",
         "| | seed | judge | gain | win rate | taste | tiny CLIP | training |",
         "|---|---|---|---|---|---|---|---|",

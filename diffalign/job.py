@@ -21,7 +21,7 @@ from diffalign.config_io import to_yaml, validate
 from diffalign.data import (
     EncodedSet,
     PairSource,
-    check_data,
+    Preferences,
     encode_preferences,
     fixed_batches,
     read_preferences,
@@ -79,7 +79,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
     validate(run)
-    check_data(run.data)
+    preferences = read_preferences(run.data, run.training.seed)
     method: Any = build(run.method)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
@@ -89,7 +89,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
 
     model = load(run.model, accelerator.device, compute=_AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
-    encoded = encode(run, model, accelerator)
+    encoded = encode(run, model, preferences, accelerator)
     tell(f"data: {encoded.counts.text}")
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     parameters = prepare_policy(model, run.model, run.training.seed)
@@ -161,11 +161,11 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
     return checkpoints
 
 
-def encode(run: Run, model: LoadedModel, accelerator: Accelerator) -> EncodedSet:
+def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:
     """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
     encoded = encode_preferences(
         model,
-        read_preferences(run.data, run.training.seed),
+        preferences,
         run.data,
         run.data.cache_dir or Path(run.output) / "cache",
         half=DTYPES[run.model.dtype] != torch.float32,

@@ -29,12 +29,14 @@ def run(argv: Sequence[str]) -> int:
     run, notes = resolve(read_flags(argv), needs=("model.path", "data.path"))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    from diffalign.data import read_preferences
     from diffalign.job import encode
     from diffalign.models.loading import load
     from diffalign.training.acceleration import accelerator_for
 
     accelerator = accelerator_for(run.training)
-    encoded = encode(run, load(run.model, accelerator.device), accelerator)
+    preferences = read_preferences(run.data, run.training.seed)
+    encoded = encode(run, load(run.model, accelerator.device), preferences, accelerator)
     if accelerator.is_main_process:
         for place in encoded.counts.skipped:
             print(f"skipped: {place}", file=sys.stderr)
