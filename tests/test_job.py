@@ -60,7 +60,7 @@ def test_a_run_directory_holds_what_it_should(done):
     assert len(list((result.output / "samples").glob("step-*/*.png"))) == 2
     assert list((result.output / "tensorboard").iterdir())
     card = (result.output / "aligned" / "README.md").read_text()
-    assert "Diffusion-DPO" in card and "load_lora_weights" in card and "beta: 3000" in card
+    assert "Diffusion-DPO" in card and "load_lora_weights" in card and "beta: 1000" in card
 
 
 def test_validation_changes_no_number_of_the_training(done, tmp_path):
