@@ -137,7 +137,7 @@ def _encode_share(
                     tqdm.write(f"skipped {prepared.where}: {prepared.reason}", file=sys.stderr)
                 row: dict[str, Any] = {"index": index, "skipped": asdict(prepared)}
             else:
-                writer.rows_left = total and total - bar.n
+                writer.rows_left = None if total is None else total - int(bar.n)
                 writer.text(prepared.record.prompt)
                 writer.images(prepared.missing)
                 row = {"index": index, **asdict(prepared.record)}
