@@ -1,4 +1,4 @@
-"""Writes README's tables of methods, models and rewards from the registries: ``python -m benchmarks.readme``."""
+"""Writes README's tables of methods, models and rewards: ``python -m benchmarks.readme``."""
 
 from pathlib import Path
 
@@ -13,7 +13,10 @@ START, END = "<!-- tables: python -m benchmarks.readme -->", "<!-- end of tables
 
 def tables() -> str:
     """The three tables in Markdown."""
-    lines = ["| method | | paper | learns from | network samples per group and step |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | | paper | learns from | network samples per group and step |",
+        "|---|---|---|---|---|",
+    ]
     for card in METHODS.values():
         paper = f"[{card.paper} ({card.year})](https://arxiv.org/abs/{card.arxiv})"
         lines.append(f"| `{card.name}` | {card.title} | {paper} | {card.data} | {card.cost} |")

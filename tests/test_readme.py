@@ -16,7 +16,9 @@ def test_tables_are_the_registries():
 def test_every_command_and_recipe_that_it_names_is_there():
     assert set(re.findall(r"`?diffalign ([a-z]+)", TEXT)) <= set(COMMANDS)
     assert set(COMMANDS) <= set(re.findall(r"`(?:diffalign )?([a-z]+)", TEXT))
-    assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= set(shipped_configs()) | {"tiny_clip"}
+    assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= set(shipped_configs()) | {
+        "tiny_clip"
+    }
 
 
 def test_pictures_and_links_lead_somewhere():
