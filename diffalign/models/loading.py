@@ -12,7 +12,7 @@ import torch
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
-from diffalign.models.loaded import LoadedModel, no_bars
+from diffalign.models.loaded import LoadedModel, no_bars, only_errors
 from diffalign.models.registry import FAMILIES, FamilyCard, get_family
 from diffalign.models.sources import HUB_ID, is_single_file, resolve, sniff_family, user_errors
 from diffalign.paths import path_from_config
@@ -45,7 +45,8 @@ def load(
     arguments = {"dtype": dtype, **family.load_arguments}
     if config.vae is not None:
         arguments["vae"] = load_vae(config.vae, dtype)
-    with no_bars() if os.path.exists(source) else nullcontext():
+    # transformers warns of an image processor that only the safety checker would use
+    with no_bars() if os.path.exists(source) else nullcontext(), only_errors("transformers"):
         if is_single_file(source):
             pipeline = _from_single_file(config, card, arguments)
         else:
