@@ -2,7 +2,8 @@
 
     python -m benchmarks.demo --output runs/benchmark-demo
 
-Writes ``benchmarks/demo.json`` and ``demo.md``. Every run has the same held-out prompts and the same noise.
+Writes ``benchmarks/demo.json`` and ``demo.md``, and continues where it was stopped. Every run has the same
+held-out prompts and the same noise.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from diffalign.files import write_atomic
 
 VARIANTS = {
     "Diffusion-DPO": {"recipe": "tiny_sdxl_dpo"},
-    "SFT on winners": {"recipe": "tiny_sdxl_sft"},
     "labels turned round": {"recipe": "tiny_sdxl_dpo", "flip_labels": True},
+    "SFT on winners": {"recipe": "tiny_sdxl_sft"},
 }
 HERE = Path(__file__).parent
 
@@ -38,8 +39,14 @@ def main() -> None:
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "runs": [],
     }
-    for name, options in VARIANTS.items():
-        for seed in range(arguments.seeds):
+    if (HERE / "demo.json").exists():  # continue a record that was made by the same command
+        known = json.loads((HERE / "demo.json").read_text(encoding="utf-8"))
+        record = known if known["command"] == record["command"] else record
+    done_before = {(run["variant"], run["seed"]) for run in record["runs"]}
+    for seed in range(arguments.seeds):
+        for name, options in VARIANTS.items():
+            if (name, seed) in done_before:
+                continue
             folder = arguments.output / f"{name.replace(' ', '-').lower()}-{seed}"
             done = demo(DemoOptions(output=str(folder), seed=seed, prompts=arguments.prompts, **options))
             kept = (
@@ -74,7 +81,7 @@ def table(record: dict[str, Any]) -> str:
         "| | seed | judge | gain | win rate | taste | tiny CLIP | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in record["runs"]:
+    for run in sorted(record["runs"], key=lambda run: (list(VARIANTS).index(run["variant"]), run["seed"])):
         low, high = run["gain_ci95"]
         taste, clip = (f"{a:.3f} -> {b:.3f}" for a, b in run["not trained on"].values())
         lines.append(
