@@ -18,7 +18,8 @@ def test_every_command_and_recipe_that_it_names_is_there():
     assert set(re.findall(r"^diffalign ([a-z]+)", code, re.M)) <= set(COMMANDS)
     assert set(COMMANDS) <= set(re.findall(r"`(?:diffalign )?([a-z]+)", TEXT))
     assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= set(shipped_configs()) | {
-        "tiny_clip"
+        "tiny_clip",
+        "sdxl_real_size",
     }
 
 
