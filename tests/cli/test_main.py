@@ -104,7 +104,7 @@ class OutOfMemoryError(RuntimeError):
             "no space left on the disk for runs/x",
         ),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "no space left on the disk"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "/data/x: Permission denied"),
     ],
 )
 def test_errors_become_a_line_and_a_status(error, status, words, monkeypatch, capsys):
