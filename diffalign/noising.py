@@ -6,6 +6,7 @@ the draw.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class Forward:
     shared: bool = True
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
+
+    by: ClassVar[Literal["policy"]] = "policy"
+    guidance: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         for name in ("noise_offset", "input_perturbation"):

@@ -9,8 +9,8 @@ its own table up at the exact index ``round(t * N)``; a flow path uses ``t`` its
 This module imports torch (and jaxtyping's annotations) only, so everything else may import it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -61,23 +61,44 @@ class Batch(Generic[X]):
         group: (B,) int64, rivals share an id; ids are 0 .. G-1. Structure rather than data: keep it on the
             CPU, so that reading it never waits for the accelerator.
         score: (B, *unit), higher is better.
+        negative: what classifier-free guidance guides away from, every tensor (B, ...); names that it lacks
+            are cond's. Empty where nothing is guided.
+        extra: what only some methods ask for, by name, every tensor (B, ...): ``reward`` (a second opinion
+            beside the label), ``patches`` (weight maps).
     """
 
     x: X
     cond: Cond
     group: Int[Tensor, " B"]
     score: Float[Tensor, " B *unit"]
+    negative: Cond = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_groups(self) -> int:
         """G, the number of groups."""
         return int(self.group.max()) + 1 if self.group.numel() else 0
 
+    def select(self, index: Tensor) -> "Batch[X]":
+        """Some samples, each a group of its own, in the order of ``index`` (N,)."""
+        batch = self._map(lambda tensor: tensor[index.to(tensor.device)])
+        return replace(batch, group=torch.arange(len(index)))
+
     def to(self, device: torch.device | str) -> "Batch[X]":
         """The batch with its data on ``device``; ``group`` stays where it is."""
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
-        x = Transition(*map(move, self.x)) if isinstance(self.x, Transition) else move(self.x)
-        return replace(self, x=x, cond={k: move(v) for k, v in self.cond.items()}, score=move(self.score))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch[X]":
+        """``function`` of every tensor but ``group``."""
+        named = lambda tensors: {name: function(value) for name, value in tensors.items()}  # noqa: E731
+        return replace(
+            self,
+            x=Transition(*map(function, self.x)) if isinstance(self.x, Transition) else function(self.x),
+            cond=named(self.cond),
+            score=function(self.score),
+            negative=named(self.negative),
+            extra=named(self.extra),
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +193,20 @@ class TimeSampler(Protocol):
 
 @runtime_checkable
 class Noising(Protocol):
-    """Makes noisy states of clean latents: forward noising, or DDIM inversion (which asks the denoiser)."""
+    """Makes noisy states of clean latents: forward noising, or DDIM inversion (which asks the denoiser).
+
+    Whoever calls it passes the denoiser that ``by`` names, guided by ``guidance``.
+    """
+
+    @property
+    def by(self) -> Literal["policy", "reference"]:
+        """Whose predictions it wants."""
+        ...
+
+    @property
+    def guidance(self) -> float:
+        """Scale of classifier-free guidance of those predictions; 1 is none."""
+        ...
 
     def __call__(
         self,

@@ -70,6 +70,8 @@ class GivenNoise:
     """A noising that uses the noise it was made with."""
 
     eps: Tensor
+    by: str = "policy"
+    guidance: float = 1.0
 
     def __call__(self, denoiser, x0, t, cond, group, generator):
         from diffalign.noising import add_noise

@@ -50,8 +50,8 @@ def test_methods_stand_on_the_mathematics_alone():
     allowed = [
         f"diffalign.{m}"
         for m in (
-            "noising", "samplers", "estimators", "losses", "types", "times", "randomness", "paths",
-            "methods", "components", "errors",
+            "noising", "inversion", "guidance", "samplers", "estimators", "losses", "types", "times",
+            "randomness", "paths", "methods", "components", "errors", "across",
         )
     ]  # fmt: skip
     for path in (PACKAGE / "methods").glob("*.py"):
@@ -60,7 +60,17 @@ def test_methods_stand_on_the_mathematics_alone():
 
 
 def test_the_mathematics_imports_no_model_library():
-    for name in ("types", "paths", "times", "randomness", "noising", "samplers", "estimators"):
+    for name in (
+        "types",
+        "paths",
+        "times",
+        "randomness",
+        "noising",
+        "inversion",
+        "guidance",
+        "samplers",
+        "estimators",
+    ):
         libraries = {i.split(".")[0] for i in imports_of(PACKAGE / f"{name}.py")} - sys.stdlib_module_names
         assert libraries <= {"torch", "jaxtyping", "diffalign"}, name
 

@@ -21,12 +21,16 @@ class Contrast:
         rejected: (P, *unit) log-ratio of the worse sample.
         gap: (P, *unit) score of the better minus that of the worse, 0 for a tie.
         weight: (P, *unit) 1, or 0 for a tie.
+        better: (P, *unit) index of the better sample in the batch; of the first one for a tie.
+        worse: (P, *unit) index of the worse sample.
     """
 
     chosen: Tensor
     rejected: Tensor
     gap: Tensor
     weight: Tensor
+    better: Tensor
+    worse: Tensor
 
     @property
     def margin(self) -> Tensor:
@@ -62,12 +66,15 @@ def contrast(
         group: (B,) who is whose rival, on the CPU.
     """
     first, second = (index.to(log_ratio.device) for index in pairs_of(group))
-    sign = (score[first] - score[second]).sign().to(log_ratio)
+    lead = (score[first] - score[second]).to(log_ratio)
     a, b = log_ratio[first], log_ratio[second]
-    second_wins = sign < 0
+    i, j = (index.reshape((-1,) + (1,) * (lead.ndim - 1)).expand(lead.shape) for index in (first, second))
+    second_wins = lead < 0
     return Contrast(
         chosen=torch.where(second_wins, b, a),
         rejected=torch.where(second_wins, a, b),
-        gap=(score[first] - score[second]).abs().to(log_ratio),
-        weight=sign.abs(),
+        gap=lead.abs(),
+        weight=lead.sign().abs(),
+        better=torch.where(second_wins, j, i),
+        worse=torch.where(second_wins, i, j),
     )

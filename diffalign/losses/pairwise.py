@@ -1,7 +1,8 @@
-"""What a preference of one sample over another demands of the logit: unreduced losses of one tensor.
+"""What a preference of one sample over another demands of their rewards: unreduced losses.
 
-The logit is beta times the margin, in the unit of a log-likelihood ratio. Whatever a loss has of its own (a
-target, a share of wrong labels) is a field of it and in that same unit, so it means what its paper says.
+The reward of a sample is beta times its log-ratio, log p_policy - log p_reference; most losses look at the
+logit h = chosen - rejected alone. Whatever a loss has of its own (a target, a share of wrong labels) is a
+field of it and in that same unit, so it means what its paper says.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,10 @@ from torch.nn.functional import logsigmoid
 
 @runtime_checkable
 class PairwiseLoss(Protocol):
-    """A loss of the logit, element by element."""
+    """A loss of the rewards of two rivals, element by element."""
 
-    def __call__(self, logit: Tensor) -> Tensor:
-        """Losses shaped like ``logit``."""
+    def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of rewards (P, *unit) of the better and the worse, same shape."""
         ...
 
 
@@ -39,8 +40,9 @@ class Logistic:
                 f"loss.label_smoothing={self.label_smoothing}; allowed: 0 <= label_smoothing < 0.5"
             )
 
-    def __call__(self, logit: Tensor) -> Tensor:
-        """Losses shaped like ``logit``."""
+    def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of rewards (P, *unit), same shape."""
+        logit = chosen - rejected
         if not self.label_smoothing:
             return -logsigmoid(logit)
         return -(1 - self.label_smoothing) * logsigmoid(logit) - self.label_smoothing * logsigmoid(-logit)
@@ -58,8 +60,9 @@ class IPO:
         if self.tau <= 0:
             raise ValueError(f"loss.tau={self.tau}; allowed: more than 0")
 
-    def __call__(self, logit: Tensor) -> Tensor:
-        """Losses shaped like ``logit``."""
+    def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of rewards (P, *unit), same shape."""
+        logit = chosen - rejected
         return (logit - 1 / (2 * self.tau)) ** 2
 
 
@@ -67,8 +70,9 @@ class IPO:
 class Hinge:
     """max(0, 1 - h) (SLiC, Zhao et al. 2023, arXiv 2305.10425; RSO, Liu et al. 2023, arXiv 2309.06657)."""
 
-    def __call__(self, logit: Tensor) -> Tensor:
-        """Losses shaped like ``logit``."""
+    def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of rewards (P, *unit), same shape."""
+        logit = chosen - rejected
         return torch.relu(1 - logit)
 
 
@@ -87,8 +91,9 @@ class Robust:
         if not 0 <= self.label_noise < 0.5:
             raise ValueError(f"loss.label_noise={self.label_noise}; allowed: 0 <= label_noise < 0.5")
 
-    def __call__(self, logit: Tensor) -> Tensor:
-        """Losses shaped like ``logit``."""
+    def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of rewards (P, *unit), same shape."""
+        logit = chosen - rejected
         e = self.label_noise
         return (-(1 - e) * logsigmoid(logit) + e * logsigmoid(-logit)) / (1 - 2 * e)
 

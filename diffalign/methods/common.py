@@ -1,16 +1,41 @@
-"""What several methods share: component tables for configurations, and metrics under their usual names."""
+"""What several methods share: component tables for configurations, the way from a batch to compared rivals,
+and metrics under their usual names.
+"""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from diffalign.losses.contrast import Contrast
+from diffalign.estimators import Reduce, elbo
+from diffalign.guidance import Guided
+from diffalign.losses.contrast import Contrast, contrast
 from diffalign.noising import Forward
 from diffalign.times import Listed, LogitNormal, Uniform
+from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Step, TimeSampler
 
 TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "listed": Listed}
 NOISINGS: Mapping[str, type] = {"forward": Forward}
+
+
+class OverStates(Protocol):
+    """A method that looks at noisy states: what ``noisy`` and ``compare`` read off it."""
+
+    @property
+    def time(self) -> TimeSampler:
+        """Which times are trained on, one per group."""
+        ...
+
+    @property
+    def noising(self) -> Noising:
+        """How latents become noisy states."""
+        ...
+
+    @property
+    def reduce(self) -> Reduce:
+        """What counts as one unit of a sample."""
+        ...
 
 
 def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
@@ -18,6 +43,42 @@ def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
     least).
     """
     return t[group.to(t.device)].to(x.device, torch.promote_types(x.dtype, torch.float32))
+
+
+def noisy(
+    method: OverStates,
+    policy: Denoiser,
+    reference: Denoiser,
+    batch: Batch[Tensor],
+    generator: Random | torch.Generator,
+) -> Noised:
+    """The noisy states of a batch: a time per group, and the noising asks whom it wants to ask."""
+    t = times_like(method.time(batch.num_groups, generator), batch.group, batch.x)
+    asked = reference if method.noising.by == "reference" else policy
+    if method.noising.guidance != 1:
+        asked = Guided(asked, batch.negative, method.noising.guidance)
+    return method.noising(asked, batch.x, t, batch.cond, batch.group, generator)
+
+
+def compare(
+    method: OverStates,
+    policy: Denoiser,
+    reference: Denoiser,
+    batch: Batch[Tensor],
+    generator: Random | torch.Generator,
+) -> Contrast:
+    """Every two rivals of a batch by how much likelier training has made them, estimated by the ELBO."""
+    z = noisy(method, policy, reference, batch, generator)
+    ll = elbo(policy, reference, z, batch.cond, method.reduce)
+    return contrast(ll.log_ratio, batch.score, batch.group)
+
+
+def preference_step(c: Contrast, losses: Tensor, scale: float) -> Step:
+    """The mean of ``losses`` (P, *unit) over what is no tie, with its metrics; ``scale`` makes rewards of
+    log-ratios.
+    """
+    loss = c.mean(losses)
+    return Step(loss, {"loss": loss.detach(), **preference_metrics(c, scale)}, c.count)
 
 
 def preference_metrics(c: Contrast, scale: float) -> dict[str, Tensor]:

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from diffalign.components import choice
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce, elbo
-from diffalign.losses.contrast import contrast
+from diffalign.estimators import PerSample, Reduce
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import NOISINGS, TIMES, preference_metrics, times_like
+from diffalign.methods.common import NOISINGS, TIMES, compare, preference_step
 from diffalign.methods.registry import MethodCard
 from diffalign.noising import Forward
 from diffalign.times import Uniform
@@ -59,12 +58,8 @@ class DPO:
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """The mean loss over all pairs of rivals that are no tie."""
-        t = times_like(self.time(batch.num_groups, generator), batch.group, batch.x)
-        z = self.noising(policy, batch.x, t, batch.cond, batch.group, generator)
-        ll = elbo(policy, reference, z, batch.cond, self.reduce)
-        c = contrast(ll.log_ratio, batch.score, batch.group)
-        loss = c.mean(self.loss(self.beta * c.margin))
-        return Step(loss, {"loss": loss.detach(), **preference_metrics(c, self.beta)}, c.count)
+        c = compare(self, policy, reference, batch, generator)
+        return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
 
 
 CARD = MethodCard(

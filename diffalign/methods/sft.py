@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffalign.components import choice
 from diffalign.estimators import PerSample, Reduce, denoising_error
-from diffalign.methods.common import NOISINGS, TIMES, times_like
+from diffalign.methods.common import NOISINGS, TIMES, noisy
 from diffalign.methods.registry import MethodCard
 from diffalign.noising import Forward
 from diffalign.times import Uniform
@@ -41,11 +41,9 @@ class SFT:
     ) -> Step:
         """The mean error of the policy on one winner per group; ``reference`` is not asked."""
         best, alone = winners(batch.score, batch.group)
-        group = torch.arange(batch.num_groups)
-        x0, cond = batch.x[best], {name: value[best] for name, value in batch.cond.items()}
-        t = times_like(self.time(batch.num_groups, generator), group, x0)
-        z = self.noising(policy, x0, t, cond, group, generator)
-        errors = denoising_error(policy, z, cond, self.reduce)
+        won = batch.select(best)
+        z = noisy(self, policy, reference, won, generator)
+        errors = denoising_error(policy, z, won.cond, self.reduce)
         weight = alone.to(errors)
         loss = (errors * weight).sum() / weight.sum().clamp(min=1)
         return Step(loss, {"loss": loss.detach()}, weight.sum())

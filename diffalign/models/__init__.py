@@ -14,7 +14,6 @@ _WHERE = {
     "LoadedModel": "loaded",
     "NetworkDenoiser": "denoisers",
     "AdaptersOff": "denoisers",
-    "Guided": "denoisers",
     "prepare_policy": "adapters",
     "policy_denoiser": "adapters",
     "reference_denoiser": "adapters",

@@ -6,6 +6,7 @@ import torch
 from diffalign.losses.contrast import contrast, pairs_of
 from diffalign.losses.pairwise import IPO, Hinge, Logistic, Robust
 
+ZERO = torch.zeros((), dtype=torch.float64)
 H = torch.tensor([-2.0, 0.0, 0.3, 4.0], dtype=torch.float64, requires_grad=True)
 
 
@@ -25,19 +26,19 @@ def log_loss(h):
     ],
 )
 def test_values_by_hand(loss, by_hand):
-    assert loss(H).tolist() == pytest.approx([by_hand(h) for h in H.tolist()], abs=1e-12)
+    assert loss(H, ZERO).tolist() == pytest.approx([by_hand(h) for h in H.tolist()], abs=1e-12)
 
 
 def test_smoothed_labels_have_a_finite_best_logit():
     best = math.log(0.8 / 0.2)
     h = torch.tensor(best, dtype=torch.float64, requires_grad=True)
-    Logistic(label_smoothing=0.2)(h).backward()
+    Logistic(label_smoothing=0.2)(h, ZERO).backward()
     assert h.grad.item() == pytest.approx(0, abs=1e-12)
 
 
 def test_robust_is_unbiased_under_flipped_labels():
     e, clean, noisy = 0.3, Logistic(), Robust(0.3)
-    torch.testing.assert_close((1 - e) * noisy(H) + e * noisy(-H), clean(H))
+    torch.testing.assert_close((1 - e) * noisy(H, ZERO) + e * noisy(-H, ZERO), clean(H, ZERO))
 
 
 @pytest.mark.parametrize("make", [lambda: IPO(0), lambda: Robust(0.5), lambda: Logistic(0.5)])
@@ -66,7 +67,7 @@ def test_contrast_orders_by_score_and_masks_ties():
 def test_all_ties_give_zero_with_a_gradient_path():
     ratio = torch.tensor([1.0, 5.0], requires_grad=True)
     c = contrast(ratio, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-    loss = c.mean(Logistic()(c.margin))
+    loss = c.mean(Logistic()(c.chosen, c.rejected))
     loss.backward()
     assert loss.item() == 0 and ratio.grad.tolist() == [0.0, 0.0] and c.count.item() == 0
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from diffalign.config import LoraConfig, ModelConfig
+from diffalign.guidance import Guided
 from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
-from diffalign.models.denoisers import AdaptersOff, Guided, NetworkDenoiser, adapters_off
+from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, adapters_off
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.types import Cond, Denoiser

@@ -1,0 +1,16 @@
+"""Means over every process, for the few methods whose loss needs one (a KL estimate, a running scale)."""
+
+import torch
+from torch import Tensor, distributed
+
+
+def mean_over_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Scalar mean of ``values`` (B,) over all processes, weighted by ``weight`` (B,), without gradient.
+
+    A collective: every process must call it, whatever its batch holds. Without any weight it is 0.
+    """
+    weight = torch.ones_like(values) if weight is None else weight
+    sums = torch.stack([(values * weight).sum(), weight.sum()]).detach().double()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(sums)
+    return (sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)).to(values)

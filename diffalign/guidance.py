@@ -1,0 +1,45 @@
+"""Classifier-free guidance as a denoiser."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.types import Cond, Denoiser, Path, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
+
+    It is negative + scale (positive - negative); both predictions come from one call of 2B samples.
+
+    Attributes:
+        denoiser: any denoiser.
+        negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
+            positive's.
+        scale: 1 is no guidance.
+    """
+
+    denoiser: Denoiser
+    negative: Mapping[str, Tensor]
+    scale: float
+
+    @property
+    def path(self) -> Path:
+        """The denoiser's."""
+        return self.denoiser.path
+
+    @property
+    def target(self) -> Target:
+        """The denoiser's."""
+        return self.denoiser.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The guided prediction, shaped like ``x_t``."""
+        rows = {k: self.negative[k].to(v).expand_as(v) if k in self.negative else v for k, v in cond.items()}
+        both = {k: torch.cat([rows[k], v]) for k, v in cond.items()}
+        negative, positive = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return negative + self.scale * (positive - negative)
