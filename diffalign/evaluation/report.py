@@ -16,7 +16,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation import curves, sections
 from diffalign.evaluation.evaluate import Evaluation, ImageLike, RewardResult
 from diffalign.evaluation.page import page
-from diffalign.files import write_atomic
+from diffalign.files import read_json_lines, write_atomic
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
 
@@ -102,21 +102,6 @@ def _reward_data(result: RewardResult) -> dict[str, Any]:
     }
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line cut off by a crash is left out, others are a UserError."""
-    lines = Path(path).read_text().splitlines()
-    rows = []
-    for i, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if i == len(lines) - 1:
-                break
-            raise UserError(f"{path} line {i + 1} is not JSON: {error}") from error
-        rows.append(row)
-    return rows
-
-
 def write_report(
     folder: Path | str,
     evaluation: Evaluation,
@@ -143,7 +128,7 @@ def write_report(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [] if metrics is None or not Path(metrics).is_file() else read_metrics(metrics)
+    rows = [] if metrics is None else read_json_lines(Path(metrics))
     data = report_data(evaluation, facts)
     write_atomic(folder / "report.json", json.dumps(data, indent=2, default=str) + "\n")
     table = [

@@ -7,6 +7,7 @@ float16, which costs nothing visible, and load as float32.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffalign.files import write_atomic
 from diffalign.tiny import WEIGHTS
 
 MINUTES = {"autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "judges": 0.0}
@@ -34,6 +36,13 @@ def _replace(folder: Path, save: Callable[[Path], None]) -> None:
     fresh.rename(folder)
 
 
+def _forget_paths(folder: Path) -> None:
+    """Drop the folder that a part was loaded from out of its configuration: it means nothing elsewhere."""
+    for path in folder.rglob("config.json"):
+        config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
+        write_atomic(path, json.dumps(config, indent=2) + "\n")
+
+
 def _half(folder: Path) -> None:
     """Store every safetensors file of a folder in float16."""
     import torch
@@ -51,6 +60,7 @@ def _autoencoder(out: Path, seconds: float, seed: int, resume: bool) -> dict[str
 
     def save(fresh: Path) -> None:
         vae.save_pretrained(fresh)
+        _forget_paths(fresh)
         _half(fresh)
 
     _replace(out / "vae", save)
@@ -67,6 +77,7 @@ def save_pipeline(pipe: Any, folder: Path) -> None:
         for name in ("tokenizer", "tokenizer_2"):
             if getattr(pipe, name, None) is not None:
                 text.save(getattr(pipe, name), fresh / name)
+        _forget_paths(fresh)
         _half(fresh)
 
     _replace(folder, save)

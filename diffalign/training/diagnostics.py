@@ -126,16 +126,17 @@ def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
     accuracy, best = last["rewards/accuracies"], max(h.get("rewards/accuracies", 0.0) for h in history)
     chosen, rejected = last.get("errors/chosen", 0.0), last.get("errors/rejected", 0.0)
     held = f"held-out accuracy {accuracy:.3f}"
-    lost = last.get("rewards/chosen", 0.0) < -_NOTICEABLE
-    if lost and chosen > 0 and rejected > 0 and 2 * chosen > rejected - chosen:
-        return (
-            f"both winner and loser errors rise (by {chosen:.3g} and {rejected:.3g}): displacement / loser "
-            f"blow-up, lower the learning rate or raise beta ({held})"
-        )
     if accuracy < 0.5 - noise:
         return f"learning the opposite: {held} is below chance; are the labels turned round?"
     if best - accuracy > 2 * noise:
         return f"overfitting: {held} has fallen from {best:.3f}; stop earlier or lower the learning rate"
     if accuracy <= 0.5 + noise:
         return f"no signal yet: {held} is within chance ({0.5 - noise:.3f} to {0.5 + noise:.3f})"
-    return f"learning: {held}, winner error {chosen:+.3g}, loser error {rejected:+.3g} against the reference"
+    moved = f"winner error {chosen:+.3g}, loser error {rejected:+.3g} against the reference"
+    lost = last.get("rewards/chosen", 0.0) < -_NOTICEABLE
+    if lost and chosen > 0 and rejected > 0 and 2 * chosen > rejected - chosen:
+        return (
+            f"learning, with displacement: {held}; {moved}. Both errors rise: if images lose "
+            "quality, lower the learning rate or raise beta"
+        )
+    return f"learning: {held}, {moved}"

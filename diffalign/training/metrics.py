@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from diffalign.files import write_atomic
+from diffalign.files import read_json_lines, write_atomic
 
 
 class Meter:
@@ -88,7 +88,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, start_step: int):
         self.path = Path(path)
-        kept = [json.dumps(r) + "\n" for r in read_metrics(self.path) if 0 < r["step"] <= start_step]
+        kept = [json.dumps(r) + "\n" for r in read_json_lines(self.path) if 0 < r["step"] <= start_step]
         write_atomic(self.path, "".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -104,18 +104,3 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl`` in order; [] where there is no file. A half-written last line is
-    left out.
-    """
-    records: list[dict[str, Any]] = []
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
-    for number, line in enumerate(lines):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number + 1 < len(lines):
-                raise
-    return records

@@ -16,8 +16,9 @@ from diffalign.evaluation.charts import number, tick, ticks
 from diffalign.evaluation.compare import compare as compare_in_notebook
 from diffalign.evaluation.evaluate import compare_pipelines, evaluate
 from diffalign.evaluation.grids import embed, grid_image
-from diffalign.evaluation.report import RunFacts, read_metrics, render, report_data, write_report
+from diffalign.evaluation.report import RunFacts, render, report_data, write_report
 from diffalign.evaluation.sections import choose, duration, verdict
+from diffalign.files import read_json_lines
 from tests.evaluation.fakes import PaintingPipeline, brightness
 
 N = 12
@@ -226,7 +227,7 @@ def test_reports_refuse_other_images(tmp_path):
 def test_metrics_with_a_broken_line(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 1}\nbroken\n{"step": 2}\n')
     with pytest.raises(UserError, match="m.jsonl line 2"):
-        read_metrics(tmp_path / "m.jsonl")
+        read_json_lines(tmp_path / "m.jsonl")
 
 
 def test_which_pairs_are_shown():

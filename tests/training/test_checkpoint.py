@@ -9,9 +9,9 @@ import torch
 
 from diffalign.config import CheckpointConfig, LoggingConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
+from diffalign.files import read_json_lines
 from diffalign.training.checkpoint import Checkpoints, Snapshot, fingerprint
 from diffalign.training.hooks import SaveCheckpoints, standard_hooks
-from diffalign.training.metrics import read_metrics
 from tests.training.toys import Probe, Trial, distance, same, weights
 
 LOGGING = LoggingConfig(every=4, trackers=())
@@ -25,7 +25,7 @@ def checkpoints_in(folder, settings=None, optimizer=None, limit=2, **sections):
 def records(folder):
     return [
         {k: v for k, v in r.items() if k != "samples_per_second"}
-        for r in read_metrics(folder / "metrics.jsonl")
+        for r in read_json_lines(folder / "metrics.jsonl")
     ]
 
 

@@ -80,7 +80,7 @@ def test_an_untrained_policy_has_no_signal():
 
 @pytest.mark.parametrize(
     ("beta", "rate", "begins"),
-    [(20.0, 1e-3, "learning: held-out accuracy 0.9"), (1.0, 1e-2, "both winner and loser errors rise (by ")],
+    [(20.0, 1e-3, "learning: held-out accuracy 0.9"), (1.0, 1e-2, "learning, with displacement: ")],
     ids=["calm", "too hard"],
 )
 def test_a_run_is_told_for_what_it_is(beta, rate, begins):
@@ -131,7 +131,7 @@ def test_a_method_without_preferences():
                     "rewards/chosen": -0.25,
                 }
             ],
-            "both winner and loser errors rise (by 0.0001 and 0.0002): displacement / loser blow-up",
+            "learning, with displacement: held-out accuracy 0.800; winner error +0.0001",
         ),
         (
             [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign.training.metrics import read_metrics
+from diffalign.files import read_json_lines
 from tests.training.toys import distance, same
 from tests.training.worker import MOMENTS, equal_runs
 
@@ -98,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_continues_exactly(ranks, fol
     whole, parts = (
         [
             {k: v for k, v in r.items() if k != "samples_per_second"}
-            for r in read_metrics(folder / run / "metrics.jsonl")
+            for r in read_json_lines(folder / run / "metrics.jsonl")
         ]
         for run in ("whole", "parts")
     )

@@ -9,8 +9,9 @@ from accelerate import Accelerator
 
 from diffalign.config import LoggingConfig, TrainingConfig
 from diffalign.errors import UserError
+from diffalign.files import read_json_lines
 from diffalign.training.hooks import Every, Logging, Progress, standard_hooks
-from diffalign.training.metrics import Meter, MetricsFile, read_metrics
+from diffalign.training.metrics import Meter, MetricsFile
 from diffalign.training.trackers import open_trackers
 from tests.training.toys import Probe, Trial
 
@@ -56,20 +57,20 @@ def test_the_file(tmp_path):
     file = MetricsFile(path, start_step=0)
     for step in (2, 4, 6):
         file.write(step, {"loss": step / 7, "bad": float("nan")})
-    assert read_metrics(path)[0] == {"step": 2, "loss": 2 / 7, "bad": None}, (
+    assert read_json_lines(path)[0] == {"step": 2, "loss": 2 / 7, "bad": None}, (
         "flushed at once, exact, valid JSON"
     )
     with path.open("a") as f:
         f.write('{"step": 8, "lo')  # a machine that went down
     file.close()
     file = MetricsFile(path, start_step=4)
-    assert [r["step"] for r in read_metrics(path)] == [2, 4]
+    assert [r["step"] for r in read_json_lines(path)] == [2, 4]
     file.write(6, {"loss": 0.5})
     file.close()
-    assert [r["step"] for r in read_metrics(path)] == [2, 4, 6]
+    assert [r["step"] for r in read_json_lines(path)] == [2, 4, 6]
     MetricsFile(path, start_step=0).close()
-    assert read_metrics(path) == []
-    assert read_metrics(tmp_path / "none.jsonl") == []
+    assert read_json_lines(path) == []
+    assert read_json_lines(tmp_path / "none.jsonl") == []
 
 
 def test_what_is_logged(tmp_path):
@@ -87,7 +88,7 @@ def test_what_is_logged(tmp_path):
     config = LoggingConfig(every=3, trackers=("tensorboard",))
     trial.hooks = [Probe(extra), Logging(tmp_path, config, {"seed": 0})]
     trial.run()
-    records = read_metrics(tmp_path / "metrics.jsonl")
+    records = read_json_lines(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in records] == [2, 3, 6, 7]
     assert records[0] == {"step": 2, "validation/score": 0.25}
     assert records[1].keys() == {
@@ -186,5 +187,8 @@ def test_the_standard_order(tmp_path):
     trial = Trial(settings=TrainingConfig(steps=2, batch_size=2))
     trial.hooks = hooks
     trial.run()
-    assert [(r["step"], r["mine"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0)]
+    assert [(r["step"], r["mine"]) for r in read_json_lines(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+    ]
     assert (tmp_path / "checkpoints" / "step-2").is_dir()
