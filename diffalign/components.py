@@ -37,7 +37,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             raise unknown(f"key in {where or 'the configuration'} ({cls.__name__})", key, fields)
         place = f"{where}.{key}" if where else key
         table = fields[key].metadata.get("choices")
-        arguments[key] = pick(table, value, place) if table else convert(value, hints[key], place)
+        arguments[key] = (
+            pick(table, value, place, fields[key].default) if table else convert(value, hints[key], place)
+        )
     try:
         return cls(**arguments)
     except UserError:
@@ -46,14 +48,19 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
-def pick(table: Mapping[str, type[T]], value: Any, where: str) -> T:
+def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = None) -> T:
     """An instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
+
+    A mapping without ``type`` means the class of ``default``, where there is one.
 
     Raises:
         UserError: the name is not in ``table``, or the rest does not fit the class.
     """
     if isinstance(value, str):
         value = {"type": value}
+    if isinstance(value, Mapping) and "type" not in value:
+        names = [name for name, cls in table.items() if cls is type(default)]
+        value = {"type": names[0], **value} if names else value
     if not isinstance(value, Mapping) or "type" not in value:
         raise UserError(f"{where}={value!r}; allowed: one of {', '.join(table)}, or a mapping with `type`")
     if value["type"] not in table:

@@ -11,6 +11,10 @@ from diffalign.config_check import RULES, get, validate
 from diffalign.config_files import find_config, read_yaml, shipped_configs
 from diffalign.config_io import apply_overrides, dotted_names, from_dict, read_run, to_dict, to_yaml
 from diffalign.errors import UserError
+from diffalign.losses.pairwise import Logistic
+from diffalign.methods import build as build_method
+from diffalign.methods.dpo import DPO
+from diffalign.times import Uniform
 
 
 def write(tmp_path, text, name="config.yaml"):
@@ -209,3 +213,10 @@ def test_a_yaml_file_without_utf8_is_named(tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a YAML text file"):
         read_yaml(file)
+
+
+def test_a_component_without_type_is_the_default_one():
+    method = build_method({"type": "dpo", "time": {"low": 0.3}, "loss": {"label_smoothing": 0.1}})
+    assert method == DPO(time=Uniform(low=0.3), loss=Logistic(label_smoothing=0.1))
+    with pytest.raises(UserError, match=r"key in method\.time \(Uniform\)"):
+        build_method({"type": "dpo", "time": {"lo": 0.3}})
