@@ -25,6 +25,8 @@ class TensorSource:
         score: Float[Tensor, "N K *unit"],
         cond: Mapping[str, Tensor] | None = None,
         *,
+        negative: Mapping[str, Tensor] | None = None,
+        extra: Mapping[str, Tensor] | None = None,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
@@ -36,6 +38,8 @@ class TensorSource:
             x: (N, K, *d) clean latents.
             score: (N, K, *unit), higher is better.
             cond: conditions, each (N, K, ...).
+            negative: what guidance guides away from, each (N, K, ...).
+            extra: what only some methods ask for, each (N, K, ...).
             batch_size: groups a micro-batch.
             rank: of this process.
             world: how many processes there are.
@@ -44,6 +48,7 @@ class TensorSource:
         if not len(x):
             raise UserError("the set is empty: there is nothing to train on")
         self._x, self._score, self._cond = x, score, dict(cond or {})
+        self._negative, self._extra = dict(negative or {}), dict(extra or {})
         self._groups, self._rank, self._world = batch_size, rank, world
         self._micro_step = 0
         count = len(x)
@@ -73,9 +78,12 @@ class TensorSource:
         places = [divmod(first + g, len(self._x)) for g in range(self._groups)]
         chosen = torch.stack([self._order(epoch)[index] for epoch, index in places])
         pick = lambda tensor: tensor[chosen].flatten(0, 1)  # noqa: E731
+        named = lambda tensors: {name: pick(value) for name, value in tensors.items()}  # noqa: E731
         return Batch(
             x=pick(self._x),
-            cond={name: pick(value) for name, value in self._cond.items()},
+            cond=named(self._cond),
             group=torch.arange(self._groups).repeat_interleave(self._x.shape[1]),
             score=pick(self._score),
+            negative=named(self._negative),
+            extra=named(self._extra),
         )
