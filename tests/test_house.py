@@ -50,7 +50,7 @@ def test_methods_stand_on_the_mathematics_alone():
     allowed = [
         f"diffalign.{m}"
         for m in (
-            "noising", "inversion", "guidance", "samplers", "estimators", "losses", "types", "times",
+            "noising", "inversion", "guidance", "samplers", "solvers", "estimators", "losses", "types", "times",
             "randomness", "paths", "methods", "components", "errors", "across",
         )
     ]  # fmt: skip
@@ -69,6 +69,7 @@ def test_the_mathematics_imports_no_model_library():
         "inversion",
         "guidance",
         "samplers",
+        "solvers",
         "estimators",
     ):
         libraries = {i.split(".")[0] for i in imports_of(PACKAGE / f"{name}.py")} - sys.stdlib_module_names

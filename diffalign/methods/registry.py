@@ -12,7 +12,7 @@ from diffalign.errors import UserError, unknown
 if TYPE_CHECKING:
     from diffalign.types import Method
 
-_HELPERS = {"registry", "common"}
+_HELPERS = {"registry", "common", "likes"}
 
 
 @dataclass(frozen=True)

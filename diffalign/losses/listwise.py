@@ -1,0 +1,47 @@
+"""How much each pair of a ranked list counts: the discounted cumulative gain that swapping them would cost.
+
+RankDPO (Karthik et al. 2024, arXiv 2410.18013, equations 5 to 7), after LambdaLoss (Wang et al. 2018) with
+the ranks of the labels in place of the model's, so that weights are constants of the data.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def positions(score: Float[Tensor, " B *unit"], group: Int[Tensor, " B"]) -> Int[Tensor, " B *unit"]:
+    """Rank tau of each sample among its rivals, (B, *unit): 1 is the best; of equals the earlier one is."""
+    index = torch.arange(len(group))
+    wide = (slice(None), slice(None)) + (None,) * (score.ndim - 1)
+    same = (group[:, None] == group[None, :])[wide].to(score.device)
+    earlier = (index[None, :] < index[:, None])[wide].to(score.device)
+    mine, other = score[:, None], score[None, :]
+    ahead = (other > mine) | ((other == mine) & earlier)
+    return 1 + (same & ahead).sum(1)
+
+
+def dcg_weights(
+    score: Float[Tensor, " B *unit"],
+    group: Int[Tensor, " B"],
+    better: Int[Tensor, " P *unit"],
+    worse: Int[Tensor, " P *unit"],
+    log_base: float = math.e,
+) -> Float[Tensor, " P *unit"]:
+    """|G_i - G_j| |1 / D_i - 1 / D_j| of pairs, with gain G = 2^phi - 1 and discount D = log(1 + tau).
+
+    Args:
+        score: phi, relevance; the paper's are fractions of wins in [0, 1]. Equal scores have weight 0.
+        group: who is whose rival.
+        better: indices of the better ones (``Contrast.better``).
+        worse: indices of the worse ones.
+        log_base: of the discount: e as the paper prints it, 2 as DCG has it (weights are then ln 2 times as
+            large).
+    """
+    gain = torch.exp2(score) - 1
+    inverse_discount = math.log(log_base) / torch.log(1 + positions(score, group).to(gain))
+    # advanced indexing by (P, *unit) would cross units
+    at = lambda values, index: values.gather(0, index.to(values.device))  # noqa: E731
+    gains = at(gain, better) - at(gain, worse)
+    return (gains * (at(inverse_discount, better) - at(inverse_discount, worse))).abs()

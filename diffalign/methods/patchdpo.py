@@ -1,0 +1,86 @@
+"""PatchDPO. Huang et al. 2025, "PatchDPO: Patch-level DPO for Finetuning-free Personalized Image Generation",
+CVPR 2025, arXiv 2412.03177.
+
+No DPO loss in spite of its name: no reference, no sigmoid, no negative sign. With w a weight map over the
+latent's patches,
+
+    loss = mean( w (eps_hat - eps)^2 ),    w = 1 - map for reference images, map for generated ones.
+
+A pair is a reference image of the subject (score 1) and a generated one (score 0), at the same time and with
+the same noise. Maps stand in ``batch.extra["patches"]``, (B, 1, *spatial), and are made beforehand: a
+generated image's map says how good each patch is (the paper: its best cosine similarity with any patch of
+the reference), so that good patches are fitted and bad ones left alone.
+
+The released code trains the adapter modules of an IP-Adapter-Plus on SDXL; any network can be trained here.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce, denoising_error
+from diffalign.methods.common import NOISINGS, TIMES, noisy
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class PatchDPO:
+    """Denoising errors weighted patch by patch.
+
+    Attributes:
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states; the members of a pair share the noise.
+        reduce: what counts as one unit of a sample.
+    """
+
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = False
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The weighted mean error of the policy over all samples; ``reference`` is not asked.
+
+        Raises:
+            UserError: the batch has no maps, or maps that do not lie on its latents.
+        """
+        weights = patch_weights(batch)
+        z = noisy(self, policy, reference, batch, generator)
+        errors = denoising_error(policy, z, batch.cond, lambda squared: self.reduce(weights * squared))
+        loss = errors.mean()
+        return Step(loss, {"loss": loss.detach()}, errors.new_tensor(errors.numel()))
+
+
+def patch_weights(batch: Batch[Tensor]) -> Tensor:
+    """(B, 1, *spatial): 1 - map where the score is above 1/2 (reference images), else the map."""
+    maps = batch.extra.get("patches")
+    expected = (len(batch.x), 1, *batch.x.shape[2:])
+    if maps is None or tuple(maps.shape) != expected:
+        found = "no maps" if maps is None else f"maps of shape {tuple(maps.shape)}"
+        raise UserError(
+            f"patchdpo: the data has {found}; allowed: weight maps in [0, 1] with each image, {expected}"
+        )
+    is_reference = batch.score.reshape(-1, *(1,) * (maps.ndim - 1)) > 0.5
+    return torch.where(is_reference, 1 - maps, maps)
+
+
+CARD = MethodCard(
+    name="patchdpo",
+    title="PatchDPO",
+    paper="Huang et al., PatchDPO: Patch-level DPO for Finetuning-free Personalized Image Generation",
+    year=2025,
+    arxiv="2412.03177",
+    data="pairs with patch maps",
+    cost="2 policy samples with gradient",
+    method=PatchDPO,
+)

@@ -1,0 +1,87 @@
+"""TDPO. Xian et al. 2025, "Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image
+Pairs" (Text Preference Optimization), arXiv 2509.25771: Diffusion-DPO between prompts for one image.
+
+A group is one image with its own caption (score 1) and perturbed ones (score 0), all with the same x_t and
+noise; with m(c) the policy's and r(c) the reference's mean squared denoising error under caption c,
+
+    loss = -log sigmoid( -(beta / 2) [(m(c_w) - r(c_w)) - (m(c_l) - r(c_l))] ).
+
+Nothing is generated: captions are enough (``diffalign.data`` perturbs them). Our beta is the one of
+Diffusion-DPO, with its 1/2.
+
+No code has been published; the loss is the dual-caption form that DCPO-T2I released. The paper limits the
+negative term without saying how: ``clip`` offers two ways, both ours (``losses.clipping``). Unlimited, a
+model can learn to fail wherever a caption is wrong, and guidance suffers: watch ``errors/rejected``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce, elbo
+from diffalign.losses.clipping import CLIPS, Clip, Unlimited
+from diffalign.losses.contrast import contrast
+from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
+from diffalign.methods.common import NOISINGS, TIMES, noisy, preference_step
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Likelihood, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class TDPO:
+    """Right captions against wrong ones.
+
+    Attributes:
+        beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
+        clip: how far a wrong caption's log-ratio may go; ours.
+        loss: what a pair demands of its logit.
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states; captions of one image share the noise.
+        reduce: what counts as one unit of a sample.
+    """
+
+    beta: float = 5000.0
+    clip: Clip = choice(CLIPS, Unlimited())
+    loss: PairwiseLoss = choice(LOSSES, Logistic())
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all pairs of captions that are no tie."""
+        z = noisy(self, policy, reference, batch, generator)
+        ll = elbo(policy, reference, z, batch.cond, self.reduce)
+        c = contrast(limited(self.clip, ll, batch.score), batch.score, batch.group)
+        return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+
+
+def limited(clip: Clip, ll: Likelihood, score: Tensor) -> Tensor:
+    """Log-ratios (B, *unit), those of wrong captions (score below 1/2) as ``clip`` lets them."""
+    return torch.where(score < 0.5, clip(ll.policy, ll.reference), ll.log_ratio)
+
+
+CARD = MethodCard(
+    name="tdpo",
+    title="TDPO",
+    paper="Xian et al., Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image "
+    "Pairs",
+    year=2025,
+    arxiv="2509.25771",
+    data="captions",
+    cost="2 policy samples with gradient, 2 reference samples",
+    method=TDPO,
+)

@@ -1,0 +1,86 @@
+"""TKTO. Xian et al. 2025, "Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image
+Pairs" (Text Preference Optimization), arXiv 2509.25771: Diffusion-KTO between prompts.
+
+An image with its own caption is a like (score 1), the same image with a perturbed caption a dislike (score
+0); a group holds the captions of one image, which share x_t and noise. Value, utility and beta are those of
+``methods.kto`` (so that code's ``beta_dpo`` B is ``beta: 2 B`` here), the negative term can be limited as in
+``methods.tdpo``.
+
+No code has been published and the paper's beta, learning rate and clipping are not known: the defaults are
+ours. The offset ``kl`` is computed from the log-ratios as limited.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce
+from diffalign.losses.clipping import CLIPS, Clip, Unlimited
+from diffalign.losses.pointwise import UTILITIES, Sigmoid, Utility
+from diffalign.methods.common import NOISINGS, TIMES
+from diffalign.methods.likes import KL, likelihoods, likes_step
+from diffalign.methods.registry import MethodCard
+from diffalign.methods.tdpo import limited
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class TKTO:
+    """Right captions are likes, wrong ones dislikes.
+
+    Attributes:
+        beta: weight of the KL to the reference, in units of a mean squared error with a 1/2.
+        clip: how far a wrong caption's log-ratio may go; ours.
+        utility: of a sample's value.
+        kl: what a value is measured from.
+        desirable_weight: w_y of right captions.
+        undesirable_weight: w_y of wrong ones.
+        whole_batch: one sigmoid of the mean value, in place of the mean of utilities.
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states; captions of one image share the noise.
+        reduce: what counts as one unit of a sample.
+    """
+
+    beta: float = 2000.0
+    clip: Clip = choice(CLIPS, Unlimited())
+    utility: Utility = choice(UTILITIES, Sigmoid())
+    kl: KL = "mean"
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    whole_batch: bool = False
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all captions."""
+        ll, others = likelihoods(self, policy, reference, batch, generator)
+        ratios = limited(self.clip, ll, batch.score)
+        return likes_step(self, ratios, others if self.kl == "mismatched" else ratios, batch.score)
+
+
+CARD = MethodCard(
+    name="tkto",
+    title="TKTO",
+    paper="Xian et al., Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image "
+    "Pairs",
+    year=2025,
+    arxiv="2509.25771",
+    data="captions",
+    cost="2 policy samples with gradient, 2 reference samples",
+    method=TKTO,
+)
