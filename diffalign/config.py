@@ -5,7 +5,8 @@ written into the run directory as ``config.yaml``, which loads again. ``diffalig
 writes it. This module imports nothing heavy: the command line's help is made from it.
 
 The ``method`` section is a mapping whose ``type`` names a method (``diffalign methods`` lists them); the
-other keys are the fields of that method's dataclass.
+other keys are the fields of that method's dataclass. ``strategies`` is a list of such mappings, whose types
+are the strategies that ``diffalign methods`` lists below the methods.
 """
 
 from collections.abc import Mapping
@@ -45,18 +46,51 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """Groups by how far apart their best and worst are, the widest gaps first."""
+
+    stages: int = 0  # 0: none, every group from the start
+    steps: int = 500  # optimizer steps a stage; the last one goes on
+    by: Literal["score", "reward"] = "score"  # what the gap is measured in
+    min_gap: float = 0.0  # groups of a smaller gap are never trained on
+    cumulative: bool = True  # a stage keeps the groups of the earlier ones
+
+
+@dataclass(frozen=True)
+class AlteredConfig:
+    """How the caption of an image is made wrong (view ``captions``)."""
+
+    by: Literal["swap", "llm"] = "swap"  # a word exchanged offline, or an OpenAI-compatible chat endpoint
+    seed: int = 0  # of the swaps
+    url: str = "http://localhost:8000/v1"  # of the endpoint: /chat/completions is added
+    model: str = ""  # of the endpoint
+    key: str = "OPENAI_API_KEY"  # name of the environment variable that holds its key, if it wants one
+    timeout: float = 60.0  # seconds an answer may take
+    retries: int = 5  # after a failure that may pass, waiting twice as long each time
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Preferences, and how images become latents."""
 
-    path: str = ""  # parquet file or glob, folder, jsonl, hub dataset name, or tiny:pairs
+    # parquet file or glob, folder, jsonl, hub dataset name, or tiny:pairs (lists, likes, captions, experts)
+    path: str = ""
     format: Literal["auto", "parquet", "folder", "jsonl", "hub"] = "auto"
     split: str = "train"  # of a hub dataset
     streaming: bool = False  # of a hub dataset: encode as it arrives, keep no copy of the set
     limit: int | None = None  # read at most this many rows
+    # as the set has them; every two rivals; likes, once an image; the best only; right and wrong caption
+    view: Literal["auto", "pairs", "likes", "demonstrations", "captions"] = "auto"
+    likes_share: float | None = 0.8  # share of likes among the single images drawn; null: as the set has them
+    best: int | None = None  # of view demonstrations: this many images by reward instead of each group's best
+    altered: AlteredConfig = field(default_factory=AlteredConfig)
+    rewards: tuple[str, ...] = ()  # each image is scored by these as well (`diffalign rewards`)
+    rewards_as: Literal["extra", "score", "wins"] = "extra"  # beside the label, or instead of it
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     resolution: int = 512  # pixels of the square, or of the bucket of equal area
     crop: Literal["center", "random"] = "center"
-    flip: bool = False  # horizontal flips, the same for both images of a pair
-    buckets: bool = False  # aspect-ratio buckets; a pair stays together
+    flip: bool = False  # horizontal flips, the same for all images of a group
+    buckets: bool = False  # aspect-ratio buckets; a group stays together
     bucket_step: int = 64  # bucket sides are multiples of this many pixels
     prompt_dropout: float = 0.0  # share of groups trained on the empty prompt
     flip_labels: float = 0.0  # share of labels turned round: 1 is the control that must go down
@@ -93,6 +127,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     spike_factor: float = 0.0  # skip a step whose gradient norm is this many times its running mean; 0: never
     ema_decay: float = 0.0  # 0: no moving average
+    reference_every: int = 0  # the reference becomes the policy every so many steps; 0: it stays
+    reference_mix: float = 1.0  # 1: a copy; less: reference + mix (policy - reference)
     seed: int = 0
 
 
@@ -137,6 +173,7 @@ class Run:
     resume: str | None = None  # "latest", or a checkpoint folder
     overwrite: bool = False  # an output folder that holds another run is an error otherwise
     method: Mapping[str, Any] = field(default_factory=lambda: {"type": "dpo"})
+    strategies: tuple[Mapping[str, Any], ...] = ()  # around the method, e.g. [{type: sdpo, mu: 0.6}]
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

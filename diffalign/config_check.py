@@ -33,6 +33,14 @@ RULES: Mapping[str, Rule] = {
     "model.lora.dropout": _BELOW_ONE,
     "model.lora.targets": _NAMED,
     "data.limit": _at_least(1),
+    "data.likes_share": _SHARE,
+    "data.best": _at_least(1),
+    "data.altered.timeout": _POSITIVE,
+    "data.altered.retries": _at_least(0),
+    "data.rewards": ((lambda v: all(v)), "names of rewards"),
+    "data.curriculum.stages": ((lambda v: v >= 0), "1 or more, or 0 for none"),
+    "data.curriculum.steps": _at_least(1),
+    "data.curriculum.min_gap": _at_least(0),
     "data.resolution": _multiple(8),
     "data.bucket_step": _multiple(8),
     "data.prompt_dropout": _SHARE,
@@ -55,6 +63,8 @@ RULES: Mapping[str, Rule] = {
     "training.max_grad_norm": ((lambda v: v >= 0), "0 (no clipping) or more"),
     "training.spike_factor": ((lambda v: v == 0 or v > 1), "0 (never skip) or more than 1"),
     "training.ema_decay": _BELOW_ONE,
+    "training.reference_every": _at_least(0),
+    "training.reference_mix": ((lambda v: 0 < v <= 1), "more than 0, up to 1"),
     "training.seed": ((lambda v: 0 <= v < 2**63), "0 to 2^63 - 1"),
     "logging.every": _at_least(1),
     "logging.diagnostics_every": _at_least(0),
@@ -99,6 +109,7 @@ def _check_names(run: Run) -> None:
     # Imported here because the registries list packages: names only, still no torch.
     from diffalign.methods import REGISTRY
     from diffalign.models.registry import FAMILIES
+    from diffalign.strategies.registry import check
 
     if not isinstance(run.method.get("type"), str):
         raise UserError(
@@ -106,6 +117,7 @@ def _check_names(run: Run) -> None:
         )
     if run.method["type"] not in set(REGISTRY):
         raise unknown("method (method.type)", run.method["type"], REGISTRY)
+    check(run.strategies)
     if run.model.family != "auto" and run.model.family not in FAMILIES:
         raise unknown("model family (model.family)", run.model.family, ["auto", *FAMILIES])
     for name in run.logging.trackers:

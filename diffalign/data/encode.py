@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,40 +26,23 @@ from diffalign.data.encoded import (
     EncodedImage,
     EncodedSet,
     Record,
+    Shared,
     read_manifest,
     record_from,
     write_manifest,
 )
 from diffalign.data.examples import Example, Preferences, Skipped, count, digest
-from diffalign.data.geometry import Cut, Size, cuts
-from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, to_unit, why_unreadable
+from diffalign.data.geometry import Size, cuts
+from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, why_unreadable
 from diffalign.data.store import Memory, Store, is_full, no_space
+from diffalign.data.writer import VERSION, Encoders, Writer
 from diffalign.errors import UserError
 from diffalign.files import open_atomic
 
-VERSION = 1  # of what is in a file: part of every key
 MEMORY = 2 * 2**30  # bytes of tensors kept in memory, all data-loader processes together
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-@runtime_checkable
-class Encoders(Protocol):
-    """What is asked of a loaded model (``diffalign.models.LoadedModel``)."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever its frozen encoders would give other numbers: weights, VAE, dtype."""
-        ...
-
-    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Text conditions by name, one row a prompt."""
-        ...
-
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, std) of the posterior of pixels (B, 3, H, W) in [-1, 1]."""
-        ...
 
 
 def encode_preferences(
@@ -91,12 +74,12 @@ def encode_preferences(
 
     # kept, so that two runs on one cache never take a part from each other: theirs are the same
     parts = [manifest.parent / "parts" / f"{manifest.stem}.{r}-of-{world}.jsonl" for r in range(world)]
-    writer = _Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
+    writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     try:
-        empty = writer.text("")
+        shared = Shared(writer.text(""), writer.negative())
         _encode_share(preferences, config, writer, parts, rank, progress)
         barrier()
-        encoded = _merge(parts, empty, memory)
+        encoded = _merge(parts, shared, memory)
         if not encoded.counts.usable:
             first = f"; {encoded.counts.skipped[0]}" if encoded.counts.skipped else ""
             raise UserError(f"{preferences.name}: nothing to learn from: {encoded.counts.text}{first}")
@@ -118,7 +101,7 @@ def _set_name(model: Encoders, preferences: Preferences, config: DataConfig, hal
 def _encode_share(
     preferences: Preferences,
     config: DataConfig,
-    writer: "_Writer",
+    writer: Writer,
     parts: list[Path],
     rank: int,
     progress: bool,
@@ -129,16 +112,17 @@ def _encode_share(
     prepare = lambda row: (row[0], _prepare(row[1], config, writer))  # noqa: E731
     with (
         open_atomic(parts[rank]) as part,
-        tqdm(total=total, desc="encoding", unit="pair", disable=not progress or rank > 0) as bar,
+        tqdm(total=total, desc="encoding", unit="group", disable=not progress or rank > 0) as bar,
     ):
         for index, prepared in _ahead(prepare, rows, config.workers):
             if isinstance(prepared, Skipped):
-                if not prepared.unlabelled:
+                if prepared.cause == "unreadable":
                     tqdm.write(f"skipped {prepared.where}: {prepared.reason}", file=sys.stderr)
                 row: dict[str, Any] = {"index": index, "skipped": asdict(prepared)}
             else:
                 writer.rows_left = None if total is None else total - int(bar.n)
-                writer.text(prepared.record.prompt)
+                for prompt in prepared.prompts:
+                    writer.text(prompt)
                 writer.images(prepared.missing)
                 row = {"index": index, **asdict(prepared.record)}
             part.write(f"{json.dumps(row)}\n".encode())
@@ -146,21 +130,22 @@ def _encode_share(
         writer.flush()
 
 
-def _merge(parts: list[Path], empty: str, memory: Memory) -> EncodedSet:
+def _merge(parts: list[Path], shared: Shared, memory: Memory) -> EncodedSet:
     rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
     rows.sort(key=lambda row: row["index"])
     skipped = [Skipped(**row["skipped"]) for row in rows if "skipped" in row]
     records = [record_from(row) for row in rows if "skipped" not in row]
-    return EncodedSet(records, empty, count(skipped), memory).subset(range(len(records)))
+    return EncodedSet(records, shared, count(skipped), memory).subset(range(len(records)))
 
 
 @dataclass(frozen=True)
 class _Prepared:
     record: Record
+    prompts: tuple[str, ...]
     missing: list[tuple[str, Tensor]]  # (key, uint8 pixels) of what is not in the store
 
 
-def _prepare(example: Example | Skipped, config: DataConfig, writer: "_Writer") -> _Prepared | Skipped:
+def _prepare(example: Example | Skipped, config: DataConfig, writer: Writer) -> _Prepared | Skipped:
     """Find an example's keys, and the pixels of what is to be encoded. Runs in threads: PIL frees the GIL."""
     if isinstance(example, Skipped):
         return example
@@ -178,7 +163,7 @@ def _prepare(example: Example | Skipped, config: DataConfig, writer: "_Writer") 
         for at, (content, name, cut) in enumerate(zip(contents, names, group, strict=True)):  # noqa: B007
             key = writer.latent_key(name, cut, flipped=False)
             flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
-            images.append(EncodedImage(key, flipped, cut))
+            images.append(EncodedImage(key, flipped, cut, name))
             if not (writer.has(key) and (flipped is None or writer.has(flipped))):
                 pixels = cut_out(decode(content), cut)
                 missing.append((key, pixels))
@@ -188,99 +173,9 @@ def _prepare(example: Example | Skipped, config: DataConfig, writer: "_Writer") 
         source = example.images[at].source
         name = source.name if isinstance(source, Path) else f"image {at}"
         return Skipped(f"{name} is unreadable ({why_unreadable(error)})", example.where)
-    text = writer.text_key(example.prompt)
-    return _Prepared(Record(example.prompt, text, tuple(images), example.scores, example.where), missing)
-
-
-class _Writer:
-    """Collects what is missing into batches of equal shape, encodes them and writes the files."""
-
-    def __init__(self, model: Encoders, store: Store, batch_size: int, dtype: torch.dtype):
-        self.rows_left: int | None = None  # rows to come, if known: for the message when the disk is full
-        self._model = model
-        self._store = store
-        self._batch_size = batch_size
-        self._dtype = dtype
-        self._identity = f"{VERSION} {model.fingerprint} {dtype}"
-        self._pixels: dict[tuple[int, ...], dict[str, Tensor]] = {}
-        self._prompts: dict[str, str] = {}
-        self._there: set[str] = set()  # keys of latents found sound or written
-        self._seen: set[str] = set()  # keys of texts that are there or on the way
-        self._files = self._bytes = self._last = 0
-
-    def latent_key(self, content: str, cut: Cut, flipped: bool) -> str:
-        geometry = [cut.resized, cut.corner, cut.target, flipped]
-        return digest(f"latents {self._identity} {content} {geometry}".encode())
-
-    def text_key(self, prompt: str) -> str:
-        return digest(f"text {self._identity} {prompt}".encode())
-
-    def has(self, key: str) -> bool:
-        """Whether these latents are in the store, sound."""
-        if key not in self._there and self._store.read("latents", key) is not None:
-            self._there.add(key)
-        return key in self._there
-
-    @property
-    def bytes_needed(self) -> int:
-        """Of the file that did not fit, or of all that is to come if that can be told (two images a row)."""
-        mean = self._bytes / self._files if self._files else self._last
-        return int(max(self._last, 2 * mean * (self.rows_left or 0)))
-
-    def text(self, prompt: str) -> str:
-        """See to it that a prompt is encoded; its key."""
-        key = self.text_key(prompt)
-        if key not in self._seen:
-            self._seen.add(key)
-            if self._store.read("text", key) is None:
-                self._prompts[key] = prompt
-        if len(self._prompts) >= self._batch_size:
-            self._flush_prompts()
-        return key
-
-    def images(self, missing: Iterable[tuple[str, Tensor]]) -> None:
-        """Encode pixels, as soon as there is a full batch of their shape."""
-        for key, pixels in missing:
-            if key in self._there:  # written since the pixels were made ready
-                continue
-            waiting = self._pixels.setdefault(tuple(pixels.shape), {})
-            waiting[key] = pixels  # an image that comes twice before its batch is full is encoded once
-            if len(waiting) >= self._batch_size:
-                self._flush_pixels(self._pixels.pop(tuple(pixels.shape)))
-
-    def flush(self) -> None:
-        """Encode what is waiting."""
-        self._flush_prompts()
-        for waiting in self._pixels.values():
-            self._flush_pixels(waiting)
-        self._pixels = {}
-
-    def _flush_pixels(self, waiting: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            mean, std = self._model.encode_pixels(to_unit(torch.stack(list(waiting.values()))))
-        for key, row_mean, row_std in zip(waiting, mean, std, strict=True):
-            self._write("latents", key, {"mean": row_mean, "std": row_std})
-            self._there.add(key)
-
-    def _flush_prompts(self) -> None:
-        if not self._prompts:
-            return
-        with torch.no_grad():
-            embeddings = self._model.encode_prompts(list(self._prompts.values()))
-        for row, key in enumerate(self._prompts):
-            self._write("text", key, {name: tensor[row] for name, tensor in embeddings.items()})
-        self._prompts = {}
-
-    def _write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
-        stored = {name: row.detach().to("cpu", self._dtype).contiguous() for name, row in tensors.items()}
-        if not all(tensor.isfinite().all() for tensor in stored.values()):
-            advice = "set model.dtype to bfloat16 or float32"
-            if kind == "latents":
-                raise UserError(f"the VAE gives NaN; {advice}, or model.vae to one that bears float16")
-            raise UserError(f"the text encoder gives NaN; {advice}")
-        self._last = sum(tensor.nbytes for tensor in stored.values())
-        self._bytes += self._store.write(kind, key, stored)
-        self._files += 1
+    text, *own = (writer.text_key(prompt) for prompt in (example.prompt, *example.prompts))
+    record = Record(example.prompt, text, tuple(images), example.scores, example.where, tuple(own))
+    return _Prepared(record, (example.prompt, *example.prompts), missing)
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:

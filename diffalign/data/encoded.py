@@ -1,24 +1,24 @@
 """An encoded preference set: what training reads instead of images and prompts.
 
-The manifest is json lines: a header with a version, the "" prompt's key and the counts, then one line a
-group. It is a list of keys into the store; the tensors themselves lie there.
+The manifest is json lines: a header with a version, the keys that all groups share and the counts, then one
+line a group. It is a list of keys into the store; the tensors themselves lie there.
 """
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from torch import Tensor
 
-from diffalign.data.examples import Counts
+from diffalign.data.examples import Counts, Kind, is_tie, kind_of
 from diffalign.data.geometry import Cut, Size
 from diffalign.data.store import Memory, Store, Tensors
 from diffalign.files import write_atomic
 from diffalign.randomness import derive
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class EncodedImage:
     key: str
     flipped: str | None  # key of the mirrored image's moments, if flips were asked for
     cut: Cut
+    content: str  # digest of the image file: the same picture, however it was cut
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Keys of what every group may need: the embedded empty prompt, and what guidance guides away from."""
+
+    empty: str
+    negative: str
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,12 @@ class Record:
     images: tuple[EncodedImage, ...]
     scores: tuple[float, ...]
     where: str
+    texts: tuple[str, ...] = ()  # key of each image's own prompt, where they differ
+
+    @property
+    def kind(self) -> Kind:
+        """What the group counts as."""
+        return kind_of(self.scores, len(self.images), bool(self.texts))
 
     @property
     def target(self) -> Size:
@@ -48,13 +63,13 @@ class Record:
     @property
     def is_tie(self) -> bool:
         """Whether no image is better than another."""
-        return len(self.scores) > 1 and min(self.scores) == max(self.scores)
+        return is_tie(self.scores)
 
     @property
     def keys(self) -> list[tuple[str, str]]:
         """(kind, key) of every file that the group needs."""
         images = [key for image in self.images for key in (image.key, image.flipped) if key]
-        return [("text", self.text), *(("latents", key) for key in images)]
+        return [*(("text", key) for key in (self.text, *self.texts)), *(("latents", key) for key in images)]
 
 
 class EncodedSet(Sequence[Record]):
@@ -63,13 +78,14 @@ class EncodedSet(Sequence[Record]):
 
     Attributes:
         records: the groups.
+        shared: keys of what every group may need.
         counts: usable groups and ties among ``records``; rows dropped in the whole set.
     """
 
-    def __init__(self, records: Iterable[Record], empty: str, counts: Counts, memory: Memory):
+    def __init__(self, records: Iterable[Record], shared: Shared, counts: Counts, memory: Memory):
         self.records = tuple(records)
         self.counts = counts
-        self._empty = empty
+        self.shared = shared
         self._memory = memory
 
     def __len__(self) -> int:
@@ -91,21 +107,27 @@ class EncodedSet(Sequence[Record]):
         tensors = self._memory.get("latents", key)
         return tensors["mean"], tensors["std"]
 
-    def text(self, record: Record) -> Tensors:
-        """The prompt's embedding by name, each without a batch axis, float32."""
-        return self._memory.get("text", record.text)
+    def text(self, record: Record, image: int = 0) -> Tensors:
+        """The embedding of an image's prompt by name, each without a batch axis, float32."""
+        return self._memory.get("text", record.texts[image] if record.texts else record.text)
 
     def empty_text(self) -> Tensors:
         """The embedding of the empty prompt, as ``text``."""
-        return self._memory.get("text", self._empty)
+        return self._memory.get("text", self.shared.empty)
+
+    def negative_text(self) -> Tensors:
+        """The embedding that guidance guides away from, as ``text``."""
+        return self._memory.get("text", self.shared.negative)
 
     def subset(self, indices: Iterable[int]) -> "EncodedSet":
         """The set of these records, sharing tensors with this one."""
-        records = [self.records[index] for index in indices]
-        ties = sum(record.is_tie for record in records)
-        return EncodedSet(
-            records, self._empty, replace(self.counts, usable=len(records) - ties, ties=ties), self._memory
-        )
+        return self.holding(self.records[index] for index in indices)
+
+    def holding(self, records: Iterable[Record]) -> "EncodedSet":
+        """A set of other records over the same tensors."""
+        records = tuple(records)
+        counts = self.counts.of(record.kind for record in records)
+        return EncodedSet(records, self.shared, counts, self._memory)
 
 
 def split_holdout(
@@ -131,7 +153,7 @@ def split_holdout(
 
 def write_manifest(path: Path, encoded: EncodedSet) -> None:
     """Write the list of an encoded set, atomically."""
-    header = {"version": VERSION, "empty": encoded._empty, "counts": asdict(encoded.counts)}
+    header = {"version": VERSION, "shared": asdict(encoded.shared), "counts": asdict(encoded.counts)}
     rows = [header, *(asdict(record) for record in encoded)]
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
@@ -148,13 +170,15 @@ def read_manifest(path: Path, memory: Memory) -> EncodedSet | None:
         if header["version"] != VERSION:
             return None
         records = [record_from(row) for row in rows]
+        shared = Shared(**header["shared"])
         counts = Counts(**{**header["counts"], "skipped": tuple(header["counts"]["skipped"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if counts.usable + counts.ties != len(records):
         return None
-    keys = {("text", header["empty"])} | {key for record in records for key in record.keys}
-    return EncodedSet(records, header["empty"], counts, memory) if all_there(memory.store, keys) else None
+    keys = {("text", shared.empty), ("text", shared.negative)}
+    keys |= {key for record in records for key in record.keys}
+    return EncodedSet(records, shared, counts, memory) if all_there(memory.store, keys) else None
 
 
 def all_there(store: Store, keys: set[tuple[str, str]], thorough_below: int = 2 * 2**30) -> bool:
@@ -169,9 +193,14 @@ def record_from(row: dict[str, Any]) -> Record:
     """A Record of its json; KeyError or TypeError if it is none."""
     pairs = ("original", "resized", "corner", "target")
     images = [
-        EncodedImage(
-            image["key"], image["flipped"], Cut(**{name: tuple(image["cut"][name]) for name in pairs})
-        )
+        EncodedImage(**{**image, "cut": Cut(**{name: tuple(image["cut"][name]) for name in pairs})})
         for image in row["images"]
     ]
-    return Record(row["prompt"], row["text"], tuple(images), tuple(row["scores"]), row["where"])
+    return Record(
+        prompt=row["prompt"],
+        text=row["text"],
+        images=tuple(images),
+        scores=tuple(row["scores"]),
+        where=row["where"],
+        texts=tuple(row["texts"]),
+    )

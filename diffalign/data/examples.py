@@ -1,13 +1,17 @@
 """Preferences as they are read: groups of images of one prompt, each with a score.
 
-A pair is a group of two with scores (1, 0); a tie is (0.5, 0.5) and stays one; nothing is preferred by its
-position. Images are held as encoded bytes or as a path and are decoded when they are needed.
+A pair is a group of two with scores (1, 0); a tie is (0.5, 0.5) and stays one; a ranked list is a group of
+any size; a like is a group of one, scored 1 or 0; a caption pair is one image twice, under two prompts.
+Nothing is preferred by its position. Images are held as encoded bytes or as a path and are decoded when they
+are needed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 from diffalign.randomness import derive
 
@@ -34,33 +38,71 @@ def digest(*parts: bytes) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A group: K images of one prompt.
+    """A group: K images of one prompt, or one image under K prompts.
 
     Attributes:
         prompt: what the images were made for.
         images: K of them; two for a pair, one for a like, more for a list.
-        scores: K numbers, higher is better; equal numbers are a tie.
+        scores: K numbers, higher is better; equal numbers are a tie, and a single image is liked (1) or not
+            (0). Empty where rewards are to give them.
         where: the place to name in a message, such as "pairs.parquet row 17" (rows count from 0).
+        prompts: K of them where each image has its own (text preference), else none.
+        rewards: K rows of R second opinions, else none.
+        patches: K weight maps or None each, else none.
+        weight: of the group.
+        turned: whether the labels were turned round.
     """
 
     prompt: str
     images: tuple[ImageRef, ...]
     scores: tuple[float, ...]
     where: str
+    prompts: tuple[str, ...] = ()
+    rewards: tuple[tuple[float, ...], ...] = ()
+    patches: tuple[ImageRef | None, ...] = ()
+    weight: float = 1.0
+    turned: bool = False
 
     @property
     def is_tie(self) -> bool:
         """Whether no image is better than another."""
-        return len(self.scores) > 1 and min(self.scores) == max(self.scores)
+        return is_tie(self.scores)
+
+    @property
+    def kind(self) -> "Kind":
+        """What the group counts as."""
+        return kind_of(self.scores, len(self.images), bool(self.prompts))
+
+
+Kind = Literal["pair", "list", "caption", "liked", "disliked", "tie"]
+
+
+def is_tie(scores: Sequence[float]) -> bool:
+    """Whether several scores are all equal."""
+    return len(scores) > 1 and min(scores) == max(scores)
+
+
+def kind_of(scores: Sequence[float], images: int, captioned: bool) -> Kind:
+    """What a group counts as: a tie whatever it is a tie of; a caption pair has a prompt an image."""
+    if is_tie(scores):
+        return "tie"
+    if images == 1:
+        return "liked" if scores and scores[0] > 0 else "disliked"
+    if captioned:
+        return "caption"
+    return "pair" if images == 2 else "list"
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that gives no example: why, and where."""
+    """A row that gives no example: why, and where.
+
+    ``cause`` is "unlabelled", "unaltered" (a caption without a word to change), or else it could not be read.
+    """
 
     reason: str
     where: str
-    unlabelled: bool = False  # otherwise it could not be read
+    cause: Literal["unreadable", "unlabelled", "unaltered"] = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -73,6 +115,11 @@ class Counts:
         unlabelled: rows without a label, dropped.
         unreadable: rows whose images or prompt could not be read, dropped.
         skipped: "place: reason" of each unreadable row.
+        lists: how many of the usable are groups of more than two; the others that follow, likewise.
+        captions: an image under two captions.
+        liked: single images that are wanted.
+        disliked: single images that are not.
+        unaltered: rows whose caption has no word to change, dropped.
     """
 
     usable: int = 0
@@ -80,38 +127,73 @@ class Counts:
     unlabelled: int = 0
     unreadable: int = 0
     skipped: tuple[str, ...] = ()
+    lists: int = 0
+    captions: int = 0
+    liked: int = 0
+    disliked: int = 0
+    unaltered: int = 0
 
     @property
     def text(self) -> str:
-        """One line: "7 pairs, 1 tie, 1 row without label, 0 unreadable"."""
-        plural = lambda n: "" if n == 1 else "s"  # noqa: E731
-        return (
-            f"{self.usable} pair{plural(self.usable)}, {self.ties} tie{plural(self.ties)}, "
-            f"{self.unlabelled} row{plural(self.unlabelled)} without label, {self.unreadable} unreadable"
+        """One line: "7 pairs, 1 tie, 1 row without label, 0 unreadable"; of single images "5 liked and 3
+        disliked images", or "8 demonstrations" where none is disliked.
+        """
+        singles = self.liked + self.disliked
+        pairs = self.usable - self.lists - self.captions - singles
+        parts = [_some(pairs, "pair")] if pairs or not self.usable else []
+        parts += [_some(n, what) for n, what in ((self.lists, "list"), (self.captions, "caption pair")) if n]
+        if self.disliked:
+            parts.append(f"{self.liked} liked and {self.disliked} disliked images")
+        elif self.liked:
+            parts.append(_some(self.liked, "demonstration"))
+        if self.ties or self.usable != singles or not singles:
+            parts.append(_some(self.ties, "tie"))
+        parts.append(f"{_some(self.unlabelled, 'row')} without label")
+        if self.unaltered:
+            parts.append(f"{_some(self.unaltered, 'caption')} without a word to change")
+        return ", ".join([*parts, f"{self.unreadable} unreadable"])
+
+    def of(self, kinds: Iterable[Kind]) -> "Counts":
+        """These counts of dropped rows with the groups counted anew."""
+        held = Counter(kinds)
+        return replace(
+            self,
+            usable=held.total() - held["tie"],
+            ties=held["tie"],
+            lists=held["list"],
+            captions=held["caption"],
+            liked=held["liked"],
+            disliked=held["disliked"],
         )
 
 
-def count(items: Iterable[Example | Skipped]) -> Counts:
-    """Counts of examples and skipped rows."""
-    usable = ties = unlabelled = 0
-    skipped: list[str] = []
-    for item in items:
-        if isinstance(item, Skipped):
-            unlabelled += item.unlabelled
-            if not item.unlabelled:
-                skipped.append(f"{item.where}: {item.reason}")
-        else:
-            ties += item.is_tie
-            usable += not item.is_tie
-    return Counts(usable, ties, unlabelled, len(skipped), tuple(skipped))
+def _some(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def count(skipped: Iterable[Skipped]) -> Counts:
+    """Counts of skipped rows."""
+    skipped = list(skipped)
+    causes = Counter(item.cause for item in skipped)
+    named = tuple(f"{item.where}: {item.reason}" for item in skipped if item.cause == "unreadable")
+    return Counts(
+        unlabelled=causes["unlabelled"],
+        unreadable=len(named),
+        skipped=named,
+        unaltered=causes["unaltered"],
+    )
+
+
+def turn_scores(scores: tuple[float, ...]) -> tuple[float, ...]:
+    """Scores with their order turned round, ties unchanged; of a single image, liked becomes not liked."""
+    if len(scores) == 1:
+        return (1.0 - scores[0],)
+    return tuple(max(scores) + min(scores) - score for score in scores)  # of no scores, no scores
 
 
 def turn_labels(example: Example) -> Example:
     """The example with its order turned round; its own inverse, ties unchanged."""
-    top = max(example.scores) + min(example.scores)
-    return Example(
-        example.prompt, example.images, tuple(top - score for score in example.scores), example.where
-    )
+    return replace(example, scores=turn_scores(example.scores), turned=not example.turned)
 
 
 def turn_share(example: Example, share: float, seed: int) -> Example:
@@ -158,14 +240,12 @@ class Preferences:
         return self._rows()
 
     def __iter__(self) -> Iterator[Example]:
-        seen: list[Skipped] = []
-        usable = ties = 0
+        skipped: list[Skipped] = []
+        kinds: list[Kind] = []
         for item in self._rows():
             if isinstance(item, Skipped):
-                seen.append(item)
+                skipped.append(item)
                 continue
-            ties += item.is_tie
-            usable += not item.is_tie
+            kinds.append(item.kind)
             yield item
-        counts = count(seen)
-        self.counts = Counts(usable, ties, counts.unlabelled, counts.unreadable, counts.skipped)
+        self.counts = count(skipped).of(kinds)

@@ -1,12 +1,12 @@
 """Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``) with equal names, or ``_w`` / ``_l``
-suffixes.
+suffixes; of single images ``liked/`` + ``disliked/``, either of which may be missing.
 
 The caption of ``cat.png`` stands in ``cat.txt``, beside the winner, beside the loser, or in the folder
 itself. An image without its rival or its caption is an error that names it: a pair lost in silence is worse
 than a run that does not start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -16,19 +16,23 @@ from diffalign.errors import UserError
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SIDES = (("w", "l"), ("chosen", "rejected"))
+LIKES = (("liked", 1.0), ("disliked", 0.0))
 
 
-def is_pair_folder(folder: Path) -> bool:
-    """Whether a folder looks like pairs of image files, complete or not."""
-    named = any((folder / side).is_dir() for pair in SIDES for side in pair)
+def is_preference_folder(folder: Path) -> bool:
+    """Whether a folder looks like pairs of image files, complete or not, or like likes."""
+    sides = [side for pair in SIDES for side in pair] + [side for side, _ in LIKES]
+    named = any((folder / side).is_dir() for side in sides)
     return named or any(file.stem.endswith(("_w", "_l")) for file in _images(folder).values())
 
 
 def read_folder(config: DataConfig) -> Preferences:
-    """Pairs of a folder; UserError naming what stands alone, has no caption, or has a name twice."""
+    """Pairs or likes of a folder; UserError naming what stands alone, has no caption, or has a name twice."""
     root = Path(config.path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path {config.path!r}: no such folder")
+    if any((root / side).is_dir() for side, _ in LIKES):
+        return _likes(root, config)
     pairs = sorted(_pairs(root).items())
 
     def rows() -> Iterator[Example | Skipped]:
@@ -37,6 +41,27 @@ def read_folder(config: DataConfig) -> Preferences:
             yield Example(text, (ImageRef(winner), ImageRef(loser)), (1.0, 0.0), f"{root.name}/{stem}")
 
     return Preferences(config.path, rows, min(len(pairs), config.limit or len(pairs)), None)
+
+
+def _likes(root: Path, config: DataConfig) -> Preferences:
+    """``liked/`` and ``disliked/`` side by side, by name, so that a limit takes of both."""
+    if paired := [side for pair in SIDES for side in pair if (root / side).is_dir()]:
+        raise UserError(f"{root}: liked/ or disliked/ beside {paired[0]}/; which of them is meant?")
+    files = [
+        (stem, side, score, file) for side, score in LIKES for stem, file in _images(root / side).items()
+    ]
+    if not files:
+        raise UserError(f"{root}: no images in liked/ and disliked/")
+    captions = {file: _caption(root, stem, file) for stem, _, _, file in files}
+    _all_captioned(root, {f"{file.parent.name}/{file.stem}": caption for file, caption in captions.items()})
+
+    def rows() -> Iterator[Example | Skipped]:
+        for stem, side, score, file in islice(sorted(files), config.limit):
+            if caption := captions[file]:
+                text = caption.read_text(encoding="utf-8").strip()
+                yield Example(text, (ImageRef(file),), (score,), f"{root.name}/{side}/{stem}")
+
+    return Preferences(config.path, rows, min(len(files), config.limit or len(files)), None)
 
 
 def _pairs(root: Path) -> dict[str, tuple[Path, Path, Path]]:
@@ -65,12 +90,7 @@ def _pairs(root: Path) -> dict[str, tuple[Path, Path, Path]]:
                 f"every image needs one on the other side"
             )
     captions = {stem: _caption(root, stem, winners[stem], losers[stem]) for stem in winners}
-    missing = sorted(stem for stem, caption in captions.items() if caption is None)
-    if missing:
-        raise UserError(
-            f"{root}: no caption for {_some(missing)}; "
-            f"needed {missing[0]}.txt beside the image or in the folder"
-        )
+    _all_captioned(root, captions)
     return {stem: (winners[stem], losers[stem], caption) for stem, caption in captions.items() if caption}
 
 
@@ -87,9 +107,18 @@ def _images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _caption(root: Path, stem: str, winner: Path, loser: Path) -> Path | None:
-    places = (winner.with_suffix(".txt"), loser.with_suffix(".txt"), root / f"{stem}.txt")
+def _caption(root: Path, stem: str, *images: Path) -> Path | None:
+    places = (*(image.with_suffix(".txt") for image in images), root / f"{stem}.txt")
     return next((place for place in places if place.is_file()), None)
+
+
+def _all_captioned(root: Path, captions: Mapping[str, Path | None]) -> None:
+    missing = sorted(stem for stem, caption in captions.items() if caption is None)
+    if missing:
+        raise UserError(
+            f"{root}: no caption for {_some(missing)}; "
+            f"needed {missing[0]}.txt beside the image or in the folder"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -1,18 +1,23 @@
 """One door to every preference format: ``read_preferences(config.data)``.
 
-The format is read off the path: a folder of image pairs, a parquet file, folder or glob, json lines,
-``tiny:pairs`` (the embedded set), and what is none of these and looks like a name is a hub dataset.
+The format is read off the path: a folder of image pairs or likes, a parquet file, folder or glob, json lines,
+``tiny:pairs`` and its like (the embedded sets), and what is none of these and looks like a name is a hub
+dataset.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from diffalign.config import DataConfig
 from diffalign.data.examples import Example, Preferences, Skipped, turn_share
-from diffalign.data.folders import is_pair_folder, read_folder
-from diffalign.data.tables import parquet_files, read_hub, read_jsonl, read_parquet
+from diffalign.data.folders import is_preference_folder, read_folder
+from diffalign.data.rows import read_row, schema_of
+from diffalign.data.tables import embedded, parquet_files, read_hub, read_jsonl, read_parquet
 from diffalign.errors import UserError, unknown
+
+TINY = 1  # version of the sets that are drawn: part of their fingerprint
 
 READERS: dict[str, Callable[[DataConfig], Preferences]] = {
     "parquet": read_parquet,
@@ -30,11 +35,7 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     format or the settings.
     """
     check_data(config)
-    config = replace(config, path=_tiny(config.path)) if config.path.startswith("tiny:") else config
-    name = detect_format(config.path) if config.format == "auto" else config.format
-    if name not in READERS:
-        raise unknown("data.format", name, ["auto", *READERS])
-    preferences = READERS[name](config)
+    preferences = _read(config)
     if not config.flip_labels:
         return preferences
 
@@ -48,17 +49,27 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     return Preferences(preferences.name, rows, preferences.total, mark)
 
 
+def _read(config: DataConfig) -> Preferences:
+    if config.path.startswith("tiny:"):
+        return _tiny(config)
+    name = detect_format(config.path) if config.format == "auto" else config.format
+    if name not in READERS:
+        raise unknown("data.format", name, ["auto", *READERS])
+    return READERS[name](config)
+
+
 def detect_format(path: str) -> str:
     """The format that a path looks like; UserError if there is nothing there and it cannot be a hub name."""
     place = Path(path).expanduser()
     if place.is_dir():
-        if is_pair_folder(place):
+        if is_preference_folder(place):
             return "folder"
         if parquet_files(path):
             return "parquet"
         raise UserError(
             f"data.path {path!r}: a folder without preferences; needed w/ and l/ (or chosen/ "
-            f"and rejected/) with equal names, files NAME_w and NAME_l, or parquet files"
+            f"and rejected/) with equal names, files NAME_w and NAME_l, liked/ and disliked/, or parquet "
+            f"files"
         )
     if place.suffix in (".jsonl", ".json"):
         return "jsonl"
@@ -101,9 +112,22 @@ def check_data(config: DataConfig) -> None:
             raise UserError(f"data.{name} is {getattr(config, name)}; allowed: {allowed}")
 
 
-def _tiny(path: str) -> str:
+def _tiny(config: DataConfig) -> Preferences:
+    """The pairs that ship with the package, or a set that is drawn as it is read."""
     from diffalign.tiny import pairs_path
+    from diffalign.tiny.sets import GROUPS, SETS, rows
 
-    if path != "tiny:pairs":
-        raise unknown("embedded data set", path, ["tiny:pairs"])
-    return str(pairs_path())
+    name = config.path.removeprefix("tiny:")
+    if name == "pairs":
+        return read_parquet(replace(config, path=str(pairs_path())))
+    if name not in SETS:
+        raise unknown("embedded data set", config.path, ["tiny:pairs", *(f"tiny:{name}" for name in SETS)])
+    total = min(GROUPS, config.limit or GROUPS)
+    image = embedded(Path())
+
+    def examples() -> Iterator[Example | Skipped]:
+        for number, row in enumerate(islice(rows(name), total)):
+            where = f"{config.path} row {number}"
+            yield read_row(row, schema_of(row, where), where, image)
+
+    return Preferences(config.path, examples, total, f"{config.path} {TINY}")

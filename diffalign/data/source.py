@@ -56,10 +56,8 @@ def assemble(encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visi
     latents, texts, cuts, corners, group = [], [], [], [], []
     scores: list[float] = []
     for number, visit in enumerate(visits):
-        texts += [encoded.empty_text() if visit.dropped else encoded.text(visit.record)] * len(
-            visit.record.images
-        )
         for index, image in enumerate(visit.record.images):
+            texts.append(encoded.empty_text() if visit.dropped else encoded.text(visit.record, index))
             mean, std = encoded.moments(image, visit.flipped)
             latents.append(mean if visit.noise is None else mean + std * visit.noise[index])
             cuts.append(image.cut)
@@ -127,6 +125,7 @@ class PairSource:
         draw = lambda purpose: Streams.at(self._seed, position, 1, purpose)  # noqa: E731
         flipped = self._config.flip and bool(draw("data/flip").uniform(1) < 0.5)
         dropped = bool(draw("data/prompt").uniform(1) < self._config.prompt_dropout)
+        dropped = dropped and not record.texts  # two captions that are both dropped have nothing to compare
         noise = (
             _noise(self._encoded, record, draw("data/posterior"))
             if self._config.posterior == "sample"

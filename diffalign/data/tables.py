@@ -5,7 +5,7 @@ used.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from diffalign.config import DataConfig
 from diffalign.data.examples import Example, ImageRef, Preferences, Skipped, digest
-from diffalign.data.rows import read_row, schema_of
+from diffalign.data.rows import Schema, read_row, schema_of
 from diffalign.errors import UserError
 
 ROWS_AT_ONCE = 16  # a row holds two encoded images
@@ -27,11 +27,11 @@ def read_parquet(config: DataConfig) -> Preferences:
             f"data.path {config.path!r}: no parquet file there; "
             f"give a file, a glob such as 'pairs/*.parquet' or a folder"
         )
-    total = sum(_open(file).metadata.num_rows for file in files)
+    total = sum(_open(file, config).metadata.num_rows for file in files)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     def rows() -> Iterator[Example | Skipped]:
-        every = (item for file in files for item in _parquet_rows(file))
+        every = (item for file in files for item in _parquet_rows(file, config))
         return islice(every, config.limit)
 
     return Preferences(config.path, rows, min(total, config.limit or total), digest(repr(stats).encode()))
@@ -47,7 +47,12 @@ def parquet_files(path: str) -> list[Path]:
     return sorted(Path(name) for name in glob(str(place), recursive=True))
 
 
-def _open(file: Path) -> Any:
+def _schema(columns: Collection[str], place: str, config: DataConfig) -> Schema:
+    plain = config.view in ("demonstrations", "captions")
+    return schema_of(columns, place, plain, rated=config.rewards_as != "extra")
+
+
+def _open(file: Path, config: DataConfig) -> Any:
     import pyarrow
     import pyarrow.parquet
 
@@ -55,27 +60,27 @@ def _open(file: Path) -> Any:
         parquet = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable as parquet ({_first_line(error)})") from error
-    schema_of(parquet.schema_arrow.names, str(file))  # before anything long begins
+    _schema(parquet.schema_arrow.names, str(file), config)  # before anything long begins
     return parquet
 
 
-def _parquet_rows(file: Path) -> Iterator[Example | Skipped]:
+def _parquet_rows(file: Path, config: DataConfig) -> Iterator[Example | Skipped]:
     import pyarrow
 
-    parquet = _open(file)
-    schema = schema_of(parquet.schema_arrow.names, str(file))
+    parquet = _open(file, config)
+    schema = _schema(parquet.schema_arrow.names, str(file), config)
     number = 0
     batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=schema.columns)
     try:
         for batch in batches:
             for row in batch.to_pylist():
-                yield read_row(row, schema, f"{file.name} row {number}", _embedded(file.parent))
+                yield read_row(row, schema, f"{file.name} row {number}", embedded(file.parent))
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: damaged after row {number} ({_first_line(error)})") from error
 
 
-def _embedded(folder: Path) -> Any:
+def embedded(folder: Path) -> Any:
     """Images of a table's cells: bytes, datasets' {bytes, path}, or a path relative to the table."""
 
     def image(value: Any, place: str) -> ImageRef | None:
@@ -100,7 +105,7 @@ def read_jsonl(config: DataConfig) -> Preferences:
 
     def rows() -> Iterator[Example | Skipped]:
         for where, row in islice(json_rows(file), config.limit):
-            yield read_row(row, schema_of(row, where), where, image)
+            yield read_row(row, _schema(row, where, config), where, image)
 
     def image(value: Any, place: str) -> ImageRef | None:
         if value is not None and not isinstance(value, str):
@@ -145,12 +150,12 @@ def read_hub(config: DataConfig) -> Preferences:
     columns = dataset.column_names
     if columns is None:  # a stream without declared columns says them in its first row
         columns = list(next(iter(dataset), {}))
-    schema = schema_of(columns, f"dataset {config.path!r}, split {config.split!r}")
+    schema = _schema(columns, f"dataset {config.path!r}, split {config.split!r}", config)
     dataset = dataset.select_columns(schema.columns)
 
     def rows() -> Iterator[Example | Skipped]:
         for number, row in enumerate(islice(dataset, config.limit)):
-            yield read_row(row, schema, f"{config.path}[{config.split}] row {number}", _embedded(Path()))
+            yield read_row(row, schema, f"{config.path}[{config.split}] row {number}", embedded(Path()))
 
     total = None if config.streaming else min(len(dataset), config.limit or len(dataset))
     return Preferences(config.path, rows, total, None if config.streaming else dataset._fingerprint)

@@ -75,6 +75,9 @@ class Model:
     def encode_prompts(self, prompts):
         return self.family.encode_prompts(self.pipeline, prompts)
 
+    def negative(self, n):
+        return {"encoder_hidden_states": torch.full((n, 3, 2), -1.0), "text_embeds": torch.full((n, 1), -1.0)}
+
     def encode_pixels(self, pixels):
         if self.fails_after is not None and len(self.batches) >= self.fails_after:
             raise KeyboardInterrupt

@@ -172,7 +172,7 @@ def test_a_damaged_manifest_is_made_again(path, tmp_path):
         b"",
         b"{",
         manifest.read_bytes()[:-40],
-        manifest.read_bytes().replace(b'"version": 1', b'"version": 0'),
+        manifest.read_bytes().replace(b'"version": 2', b'"version": 0'),
     ):
         manifest.write_bytes(content)
         model = Model()

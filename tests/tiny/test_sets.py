@@ -1,0 +1,78 @@
+from io import BytesIO
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffalign.tiny import sets
+from diffalign.tiny.judge import judge
+from diffalign.tiny.scenes import parse, parse_things, scene_of, split_of
+
+
+def picture(data):
+    return Image.open(BytesIO(data)).convert("RGB")
+
+
+def take(name, count=150, **more):
+    return list(sets.rows(name, count, **more))
+
+
+@pytest.mark.parametrize("name", sets.SETS)
+def test_rows_are_of_the_train_split_and_a_short_set_begins_a_long_one(name):
+    rows = take(name, 40)
+    assert all(split_of(row["prompt"]) == "train" for row in rows)
+    assert len({row["prompt"] for row in rows}) == 40
+    assert take(name, 7) == rows[:7]
+    assert take(name, 7, seed=1) != rows[:7]
+    assert len(list(islice(sets.rows(name), sets.GROUPS))) == sets.GROUPS if name == "experts" else True
+
+
+def test_every_caption_comes_once_before_one_comes_twice():
+    prompts = [row["prompt"] for row in sets.rows("experts", 4096)]
+    distinct = len(set(prompts))
+    assert len(set(prompts[:distinct])) == distinct < 4096
+
+
+def test_a_list_has_up_to_three_wrong_words_in_one_layout_and_the_judges_scores():
+    best = []
+    for row in take("lists"):
+        pictures = [picture(data) for data in row["images"]]
+        statements = len(parse(row["prompt"]))
+        assert row["scores"] == [judge(image, row["prompt"]) for image in pictures]
+        right = sorted(round(score * statements) for score in row["scores"])
+        assert right[-1] == statements and right[-2] < statements and right[0] >= statements - 4
+        best.append(int(np.argmax(row["scores"])))
+        corners = {image.getpixel((0, 0)) for image in pictures}
+        assert len(corners) == 1
+    assert min(np.bincount(best, minlength=4)) > 20  # the best has no place of its own
+
+
+def test_exactly_so_many_words_are_wrong():
+    rng = np.random.default_rng(0)
+    for text in ("a large red circle", "a large red circle above a small blue square"):
+        scene = scene_of(text, rng)
+        for wrong in range(4):
+            other = sets.misdraw(scene, wrong, rng)
+            assert other.layout == scene.layout and other.dark == scene.dark
+            words = zip(parse(text), parse(sets.caption(other)), strict=True)
+            assert sum(a.value != b.value for a, b in words) == wrong
+
+
+def test_likes_are_true_and_dislikes_are_not_in_equal_parts():
+    rows = take("likes")
+    scores = {liked: [judge(picture(r["image"]), r["prompt"]) for r in rows if r["liked"] is liked] for liked in (True, False)}  # noqa: E501 # fmt: skip
+    assert set(scores[True]) == {1.0} and max(scores[False]) < 1
+    assert 50 < len(scores[True]) < 100
+
+
+def test_captions_are_right_and_wrong_of_one_true_picture():
+    for row in take("captions", 60):
+        image = picture(row["image"])
+        assert judge(image, row["prompt"]) == 1 and judge(image, row["altered"]) < 1
+        parse_things(row["altered"])
+
+
+def test_experts_are_true():
+    for row in take("experts", 60):
+        assert row["liked"] is True and judge(picture(row["image"]), row["prompt"]) == 1
