@@ -52,11 +52,17 @@ def regression_target(target: Target, denoiser: Denoiser, z: Noised) -> Tensor:
     return expand(alpha, z.x0) * z.eps - expand(sigma, z.x0) * z.x0
 
 
+def residual(denoiser: Denoiser, z: Noised, cond: Cond) -> Tensor:
+    """What the network predicts for ``z`` minus what it should, (B, *d), in float32 (float64 if it predicts
+    so).
+    """
+    prediction = at_least_float32(denoiser(z.x_t, z.t, cond))
+    return prediction - at_least_float32(regression_target(denoiser.target, denoiser, z))
+
+
 def denoising_error(denoiser: Denoiser, z: Noised, cond: Cond, reduce: Reduce) -> Tensor:
     """Mean squared error of the network on ``z``, (B, *unit), in float32 (float64 if the prediction is)."""
-    prediction = at_least_float32(denoiser(z.x_t, z.t, cond))
-    target = at_least_float32(regression_target(denoiser.target, denoiser, z))
-    return reduce((prediction - target) ** 2)
+    return reduce(residual(denoiser, z, cond) ** 2)
 
 
 def elbo(

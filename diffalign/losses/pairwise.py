@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from diffalign.losses.recent import BCO, EXO, NCA, SPPO, APODown, APOZero, DiscoPOP, ReverseKL
+
 
 @runtime_checkable
 class PairwiseLoss(Protocol):
@@ -103,4 +105,12 @@ LOSSES: Mapping[str, type[PairwiseLoss]] = {
     "ipo": IPO,
     "hinge": Hinge,
     "robust": Robust,
+    "exo": EXO,
+    "nca": NCA,
+    "bco": BCO,
+    "sppo": SPPO,
+    "apo_zero": APOZero,
+    "apo_down": APODown,
+    "discopop": DiscoPOP,
+    "dmpo": ReverseKL,
 }
