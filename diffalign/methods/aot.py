@@ -1,0 +1,94 @@
+"""AOT. Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport", arXiv
+2406.05882, on diffusion likelihoods.
+
+What is asked for is that the winners' distribution dominates the losers' (first-order stochastic dominance),
+quantile by quantile, instead of each winner its own loser. In one dimension the optimal transport between two
+samples pairs them in order, so both are sorted before they are compared, over the pairs of a batch:
+
+    paired:    u = log p(x_w) - log p(x_l) of the policy against the same of the reference,
+    unpaired:  u = log-ratio of the winners against log-ratio of the losers,
+    loss = mean_i l(beta (u_(i) - v_(i))),    l(h) = -log sigmoid(h), with smoothed labels if wanted.
+
+It compares distributions over the micro-batch, so unlike every other method here its loss depends on how a
+batch is split: use micro-batches of many pairs. A micro-batch of one pair is DPO. Pairs at different times
+share one distribution. TRL names these ``aot`` and ``aot_unpaired``.
+
+Ours: the transposition to denoising errors; ties leave before the sort.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce, elbo
+from diffalign.losses.contrast import contrast
+from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
+from diffalign.methods.common import NOISINGS, TIMES, noisy, preference_metrics
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class AOT:
+    """Sorted margins against sorted margins.
+
+    Attributes:
+        beta: scale of the logit, in units of a mean squared error with Diffusion-DPO's 1/2.
+        paired: sort margins of pairs under policy and reference, else winners and losers apart.
+        loss: what two quantiles demand; ``{"type": "logistic", "label_smoothing": 0.1}`` smooths labels.
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states.
+        reduce: what counts as one unit of a sample; units are pooled.
+    """
+
+    beta: float = 5000.0
+    paired: bool = True
+    loss: PairwiseLoss = choice(LOSSES, Logistic())
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all quantiles of the pairs that are no tie."""
+        z = noisy(self, policy, reference, batch, generator)
+        ll = elbo(policy, reference, z, batch.cond, self.reduce)
+        pairs = lambda x: contrast(x, batch.score, batch.group)  # noqa: E731
+        c = pairs(ll.log_ratio)
+        above, below = c.chosen, c.rejected
+        if self.paired:
+            above, below = pairs(ll.policy).margin, pairs(ll.reference).margin
+        losses = self.loss(self.beta * ascending(above, c.weight), self.beta * ascending(below, c.weight))
+        loss = (losses * ascending(c.weight, c.weight)).sum() / c.count.clamp(min=1)
+        return Step(loss, {"loss": loss.detach(), **preference_metrics(c, self.beta)}, c.count)
+
+
+def ascending(values: Tensor, weight: Tensor) -> Tensor:
+    """All ``values`` (P, *unit) in ascending order, (P * units,), those of weight 0 behind the others."""
+    order = values.detach().masked_fill(weight == 0, torch.inf).flatten().argsort(stable=True)
+    return values.flatten()[order]
+
+
+CARD = MethodCard(
+    name="aot",
+    title="AOT",
+    paper="Melnyk et al., Distributional Preference Alignment of LLMs via Optimal Transport",
+    year=2024,
+    arxiv="2406.05882",
+    data="pairs",
+    cost="2 policy samples with gradient, 2 reference samples",
+    method=AOT,
+)

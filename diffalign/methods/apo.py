@@ -1,0 +1,75 @@
+"""APO. D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions", arXiv
+2408.06266, equations 7 and 8, on Diffusion-DPO's rewards.
+
+With c and r = -(beta / 2) (m - m_reference) of the chosen and the rejected sample and sig the logistic
+function,
+
+    zero:  1 - sig(c) + sig(r)        winners better than what the model makes: winner up, loser down
+    down:  sig(c) + 1 - sig(c - r)    winners worse than it: both down, the loser further.
+
+DPO fixes the difference c - r only; these also say which way each of the two goes. The losses are bounded, so
+a pair that is far off in either direction has no pull.
+
+Ours: the transposition to denoising errors. Both losses are also ``loss`` settings of ``dpo``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce
+from diffalign.losses.recent import APODown, APOZero
+from diffalign.methods.common import NOISINGS, TIMES, compare, preference_step
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class APO:
+    """Anchored pairs.
+
+    Attributes:
+        beta: scale of the rewards, in units of a mean squared error with the paper's 1/2.
+        variant: "zero" where winners are better than the model's own images, "down" where they are worse.
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states.
+        reduce: what counts as one unit of a sample.
+    """
+
+    beta: float = 2000.0
+    variant: Literal["zero", "down"] = "zero"
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all pairs of rivals that are no tie."""
+        c = compare(self, policy, reference, batch, generator)
+        loss = APOZero() if self.variant == "zero" else APODown()
+        return preference_step(c, loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+
+
+CARD = MethodCard(
+    name="apo",
+    title="APO",
+    paper="D'Oosterlinck et al., Anchored Preference Optimization and Contrastive Revisions",
+    year=2024,
+    arxiv="2408.06266",
+    data="pairs",
+    cost="2 policy samples with gradient, 2 reference samples",
+    method=APO,
+)

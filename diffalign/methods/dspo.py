@@ -1,0 +1,86 @@
+"""DSPO. Zhu, Xiao and Honavar 2025, "DSPO: Direct Score Preference Optimization for Diffusion Model
+Alignment", ICLR 2025 (OpenReview xyfb9HHvMe); the form released for SD 1.5 (huaishengzhu/DSPO).
+
+On the winner alone, with p the policy's prediction, y its target and k a weight that the pair decides,
+
+    loss = mean |(p_w - y) - k (p_w - ref_w)|^2,    k = beta (1 - sigmoid(h)),
+    h = -(scale / 2) [(m_w - r_w) - (m_l - r_l)].
+
+The winner's score is fitted to the data's plus a share of how far the policy has already moved. The sigmoid
+is not detached: through it the loser enters the gradient.
+
+Released: one ``beta`` is both weight and scale (.001 in the launcher; .001, .01 or .05 in the readme), so 1 -
+sigmoid(h) is 1/2 within 1e-5 and the loss is that of fine-tuning on winners with k = .0005. A ``scale`` of
+its own, in Diffusion-DPO's units, makes the sigmoid see the pair; without one it is ``beta``, as released.
+The released SDXL branch (scale 5000; the loss is (1 - sigmoid(h))^2, times |p_w - ref_w|^2 once that exceeds
+.1) is another formula and not here. Computed from three inner products, so that any ``reduce`` works.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce, residual
+from diffalign.losses.contrast import contrast
+from diffalign.methods.common import NOISINGS, TIMES, noisy, preference_step
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class DSPO:
+    """Score matching on winners, turned by the preference.
+
+    Attributes:
+        beta: weight of the policy's own way from the reference, below 1.
+        scale: of the logit, in units of a mean squared error with Diffusion-DPO's 1/2; None takes ``beta``.
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states.
+        reduce: what counts as one unit of a sample.
+    """
+
+    beta: float = 0.001
+    scale: float | None = None
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"method.{name}={getattr(self, name)}; allowed: more than 0")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss on the winners of all pairs that are no tie."""
+        z = noisy(self, policy, reference, batch, generator)
+        with torch.no_grad():
+            held = residual(reference, z, batch.cond)
+        off = residual(policy, z, batch.cond)
+        error, along, moved = (self.reduce(x) for x in (off**2, off * (off - held), (off - held) ** 2))
+        c = contrast(-0.5 * (error - self.reduce(held**2)), batch.score, batch.group)
+        scale = self.beta if self.scale is None else self.scale
+        k = self.beta * (-scale * c.margin).sigmoid()
+        error, along, moved = (x.gather(0, c.better) for x in (error, along, moved))
+        return preference_step(c, error - 2 * k * along + k**2 * moved, scale)
+
+
+CARD = MethodCard(
+    name="dspo",
+    title="DSPO",
+    paper="Zhu et al., DSPO: Direct Score Preference Optimization for Diffusion Model Alignment",
+    year=2025,
+    arxiv="none (OpenReview xyfb9HHvMe)",
+    data="pairs",
+    cost="2 policy samples with gradient, 2 reference samples",
+    method=DSPO,
+)

@@ -1,0 +1,92 @@
+"""SimPO for diffusion. Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free
+Reward", arXiv 2405.14734, equation 6.
+
+    loss = l( (beta / 2) (m_l - m_w) - gamma ),    l(h) = -log sigmoid(h),
+
+with m the policy's mean squared denoising errors: no reference, which saves its memory and its forward
+passes, and a margin ``gamma`` that the winner must lead by. ``gamma`` is in units of the logit, so the
+paper's gamma / beta of .5 at beta 2 is gamma 1. A mean over latent elements is the paper's length
+normalisation.
+
+Ours: the transposition to denoising errors. Without a reference nothing tells how much of a gap the images
+themselves bring (a plain loser is easier to denoise than a rich winner), so ``gamma`` must be large against
+the scaled gap's spread, or small pairs drop out; and nothing holds the policy back but early stopping.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import PerSample, Reduce, denoising_error
+from diffalign.losses.contrast import Contrast, contrast
+from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
+from diffalign.methods.common import NOISINGS, TIMES, noisy
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import Forward
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class SimPO:
+    """Pairs without a reference.
+
+    Attributes:
+        beta: scale of the logit, in units of a mean squared error with Diffusion-DPO's 1/2.
+        gamma: target margin, in units of the logit.
+        loss: what a pair demands of its logit.
+        time: which times are trained on, one per group.
+        noising: how latents become noisy states.
+        reduce: what counts as one unit of a sample.
+    """
+
+    beta: float = 2000.0
+    gamma: float = 1.0
+    loss: PairwiseLoss = choice(LOSSES, Logistic())
+    time: TimeSampler = choice(TIMES, Uniform())
+    noising: Noising = choice(NOISINGS, Forward())
+    reduce: Reduce = PerSample()
+
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+        if self.gamma < 0:
+            raise UserError(f"method.gamma={self.gamma}; allowed: 0 or more")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all pairs of rivals that are no tie; ``reference`` is not asked."""
+        z = noisy(self, policy, reference, batch, generator)
+        likelihood = -0.5 * denoising_error(policy, z, batch.cond, self.reduce)
+        c = contrast(likelihood, batch.score, batch.group)
+        loss = c.mean(self.loss(self.beta * c.chosen - self.gamma, self.beta * c.rejected))
+        return Step(loss, {"loss": loss.detach(), **_metrics(c)}, c.count)
+
+
+def _metrics(c: Contrast) -> dict[str, Tensor]:
+    """Not named ``rewards/*`` and ``errors/*``: those are against a reference, and start at 0 and 1/2."""
+    chosen, rejected, ahead = (x.detach() for x in (c.chosen, c.rejected, c.margin))
+    return {
+        "denoising/chosen": -2 * c.mean(chosen),
+        "denoising/rejected": -2 * c.mean(rejected),
+        "denoising/accuracies": c.mean((ahead > 0).to(ahead) + 0.5 * (ahead == 0).to(ahead)),
+    }
+
+
+CARD = MethodCard(
+    name="simpo",
+    title="SimPO",
+    paper="Meng et al., SimPO: Simple Preference Optimization with a Reference-Free Reward",
+    year=2024,
+    arxiv="2405.14734",
+    data="pairs",
+    cost="2 policy samples with gradient",
+    method=SimPO,
+)
