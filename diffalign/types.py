@@ -258,3 +258,16 @@ class Method(Protocol[X]):
     ) -> Step:
         """One loss over one batch."""
         ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A method that remembers something from step to step: checkpoints keep it, the same on every rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, as JSON can hold it."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state_dict`` gave."""
+        ...
