@@ -54,8 +54,8 @@ def describe(card: Any) -> str:
 
 
 def defaults(method: type) -> dict[str, Any]:
-    """The fields of a method and their default values, nested ones as mappings."""
-    return {f.name: _plain(f.default) for f in dataclasses.fields(method)}
+    """The fields of a method and their default values, nested ones as mappings; state is no setting."""
+    return {f.name: _plain(f.default) for f in dataclasses.fields(method) if f.repr}
 
 
 def _plain(value: Any) -> Any:
