@@ -18,7 +18,7 @@ def tables() -> str:
         "|---|---|---|---|---|",
     ]
     for card in METHODS.values():
-        paper = f"[{card.paper} ({card.year})](https://arxiv.org/abs/{card.arxiv})"
+        paper = f"[{card.paper} ({card.year})]({card.url})"
         lines.append(f"| `{card.name}` | {card.title} | {paper} | {card.data} | {card.cost} |")
     lines += ["", "| model | | pipeline | for example |", "|---|---|---|---|"]
     lines += [f"| `{c.name}` | {c.title} | `{c.pipeline}` | `{c.example}` |" for c in FAMILIES.values()]

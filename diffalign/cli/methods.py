@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from diffalign.cli.common import as_mapping, make_parser, parse, print_json, table
+from diffalign.cli.common import as_mapping, make_parser, parse, print_json
+from diffalign.config_files import shipped_configs
 
 FIELDS = ("name", "title", "paper", "year", "arxiv", "data", "cost")
 
@@ -25,17 +26,27 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print_json([{**as_mapping(card, FIELDS), "defaults": defaults(card.method)} for card in cards])
     elif args.name is None:
-        rows = [(c.name, c.title, str(c.year), f"arXiv {c.arxiv}", c.data) for c in cards]
-        print(table(rows, ("name", "title", "year", "paper", "learns from")))
+        print("\n\n".join(entry(card) for card in cards))
         print("\n`diffalign methods NAME` says more.")
     else:
         print(describe(cards[0]))
     return 0
 
 
+def entry(card: Any) -> str:
+    """A method in the list: name, paper, what it learns from, what it costs, its defaults."""
+    values = ", ".join(
+        f"{name} {_short(value)}" for name, value in defaults(card.method).items() if value != {}
+    )
+    return (
+        f"{card.name}: {card.title} ({card.year}, {card.source})\n"
+        f"    learns from {card.data}; a group costs {card.cost}\n    {values}"
+    )
+
+
 def describe(card: Any) -> str:
     """Everything about one method."""
-    lines = [f"{card.title} ({card.name})", f"{card.paper}, {card.year}, arXiv {card.arxiv}", ""]
+    lines = [f"{card.title} ({card.name})", f"{card.paper}, {card.year}, {card.source}", ""]
     lines += [
         f"learns from: {card.data}",
         f"cost of a group and step: {card.cost}",
@@ -43,26 +54,40 @@ def describe(card: Any) -> str:
         "fields (under `method:`):",
     ]
     lines += [f"  {name}: {value}" for name, value in defaults(card.method).items()]
+    recipes = [name for name in shipped_configs() if name.endswith(f"_{card.name}")]
+    tiny = f"tiny_sdxl_{card.name}"
+    command = (
+        f"diffalign train {tiny}"
+        if tiny in recipes
+        else f"diffalign train tiny_sdxl_dpo --method {card.name}"
+    )
     return "\n".join(
         [
             *lines,
             "",
+            f"recipes: {', '.join(recipes) or 'none of its own'}",
             "example:",
-            f"  diffalign train tiny_sdxl_dpo --method {card.name} --output runs/{card.name}",
+            f"  {command} --output runs/{card.name}",
         ]
     )
 
 
 def defaults(method: type) -> dict[str, Any]:
-    """The fields of a method and their default values, nested ones as mappings; state is no setting."""
-    return {f.name: _plain(f.default) for f in dataclasses.fields(method) if f.repr}
+    """The fields of a method and their default values, as a configuration would give them."""
+    return {f.name: _plain(f, f.default) for f in dataclasses.fields(method) if f.init}
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__.lower(), **fields}
-    return value
+def _plain(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    inner = {f.name: _plain(f, getattr(value, f.name)) for f in dataclasses.fields(value)}
+    names = [name for name, cls in field.metadata.get("choices", {}).items() if cls is type(value)]
+    return {"type": names[0], **inner} if names else inner
+
+
+def _short(value: Any) -> Any:
+    """A component by its name alone."""
+    return value["type"] if isinstance(value, dict) else value
 
 
 EXAMPLES = """

@@ -23,7 +23,7 @@ class MethodCard:
         name: module and configuration name.
         title: the name that the field uses.
         paper: authors, title and year.
-        arxiv: arXiv id.
+        arxiv: arXiv id, or "openreview:" and the forum's id for a paper that is not on arXiv.
         data: what it learns from: "pairs", "likes", "lists", ...
         cost: network samples per group and step, in words.
         method: the dataclass.
@@ -37,6 +37,20 @@ class MethodCard:
     data: str
     cost: str
     method: type
+
+    @property
+    def source(self) -> str:
+        """Where the paper is, in words."""
+        forum = self.arxiv.removeprefix("openreview:")
+        return f"arXiv {self.arxiv}" if forum == self.arxiv else f"OpenReview {forum}"
+
+    @property
+    def url(self) -> str:
+        """Where the paper is."""
+        forum = self.arxiv.removeprefix("openreview:")
+        if forum == self.arxiv:
+            return f"https://arxiv.org/abs/{self.arxiv}"
+        return f"https://openreview.net/forum?id={forum}"
 
 
 class _Registry(Mapping[str, MethodCard]):
