@@ -1,0 +1,84 @@
+"""Anchor: both members of a pair are tied to the reference's predictions.
+
+SimpleTuner's ``anchor_alpha`` (released code):
+
+    loss = method + (alpha / 2) [ |p_w - ref_w|^2 + |p_l - ref_l|^2 ],
+
+errors here as means over latent elements (SimpleTuner sums by default: its alpha is ours divided by their
+number). For a group of K it is alpha times the mean over its members. Predictions of policy and reference are
+the ones that the method has asked for; a method without a reference costs one reference forward more.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.estimators import at_least_float32
+from diffalign.strategies.common import Call, Listening, Wrapped, mean_where, overall, told, with_term
+from diffalign.strategies.registry import StrategyCard
+from diffalign.types import Batch, Denoiser, Random, Step
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Add the distance to the reference's predictions.
+
+    Attributes:
+        alpha: of the term.
+    """
+
+    alpha: float = 1.0
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise UserError(f"anchor.alpha={self.alpha}; allowed: more than 0")
+
+    def wrap(self, method: Any) -> Wrapped:
+        """``method`` with the term added."""
+        return Wrapped(method, self)
+
+    def __call__(
+        self,
+        method: Any,
+        policy: Denoiser,
+        reference: Denoiser,
+        batch: Batch[Tensor],
+        generator: Random | torch.Generator,
+    ) -> Step:
+        """The sum of both losses; ``anchor`` is the term alone."""
+        heard, held = Listening(policy), Listening(reference)
+        step = method(heard, held, batch, generator)
+        distances = []
+        for call in heard.of(batch):
+            there = _answer(held, call)
+            moved = at_least_float32(call.prediction) - at_least_float32(there)
+            distances.append(overall(method.reduce(moved**2)))
+        if not distances:
+            raise UserError("strategy anchor: the method never asks the policy about the batch's own samples")
+        return with_term(step, "anchor", mean_where(torch.stack(distances).mean(0), told(batch)), self.alpha)
+
+
+def _answer(held: Listening, call: Call) -> Tensor:
+    """The reference's prediction at a call of the policy: what it has said, or else asked now."""
+    for other in held.calls:
+        if other.x_t is call.x_t and other.t is call.t and other.cond is call.cond:
+            return other.prediction.detach()
+    with torch.no_grad():
+        return held.denoiser(call.x_t, call.t, call.cond)
+
+
+CARD = StrategyCard(
+    name="anchor",
+    title="Anchor to the reference",
+    paper="SimpleTuner, anchor_alpha (released code)",
+    year=2025,
+    arxiv="",
+    composes="all",
+    cost="none, or 1 reference sample a sample where the method has no reference",
+    strategy=Anchor,
+)
