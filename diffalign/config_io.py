@@ -136,11 +136,16 @@ def parse_text(text: str, kind: Any) -> Any:
         return {"type": text}
     if origin is tuple and not text.lstrip().startswith("["):
         return [
-            _read(part.strip()) if arguments[0] is not str else part.strip()
+            part.strip() if _is_text(arguments[0]) else _read(part.strip())
             for part in text.split(",")
             if part
         ]
     return _read(text)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether the parts of ``a,b`` are names: of a list of texts, or of things that have a type."""
+    return kind is str or (get_origin(kind) is not None and issubclass(get_origin(kind), Mapping))
 
 
 def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -193,9 +198,15 @@ def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(training, dict) and training.get("mixed_precision") is False:
         training["mixed_precision"] = "no"
     if "method" in meant:
-        method = meant["method"]
-        meant["method"] = _numbers({"type": method} if isinstance(method, str) else method)
+        meant["method"] = _numbers(_named(meant["method"]))
+    if isinstance(meant.get("strategies"), list | tuple):
+        meant["strategies"] = [_numbers(_named(entry)) for entry in meant["strategies"]]
     return meant
+
+
+def _named(value: Any) -> Any:
+    """A bare name as the mapping that it stands for."""
+    return {"type": value} if isinstance(value, str) else value
 
 
 def _numbers(value: Any) -> Any:

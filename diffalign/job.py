@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffalign.config import Run
 from diffalign.config_io import to_yaml, validate
@@ -33,14 +34,22 @@ from diffalign.export.aligned import save_aligned
 from diffalign.export.card import Card
 from diffalign.files import write_atomic
 from diffalign.methods import REGISTRY, build
-from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
+from diffalign.models.adapters import (
+    following_reference,
+    policy_denoiser,
+    prepare_policy,
+    reference_denoiser,
+)
+from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
+from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
 from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Every, Hook, standard_hooks
 from diffalign.training.loop import train
+from diffalign.training.reference import RefreshReference
 from diffalign.training.state import TrainState
 from diffalign.types import Denoiser
 
@@ -80,7 +89,9 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     """
     validate(run)
     preferences = read_preferences(run.data, run.training.seed)
-    method: Any = build(run.method)
+    inner: Any = build(run.method)
+    method: Any = wrap(inner, run.strategies)
+    _check_reference(run, method)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
     output = Path(run.output)
@@ -94,22 +105,16 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     parameters = prepare_policy(model, run.model, run.training.seed)
     policy = policy_denoiser(model, run.model)
-    reference: Denoiser = policy
-    if method.needs_reference:
-        reference = reference_denoiser(model, policy, run.model, _AUTOCAST[run.training.mixed_precision])
+    reference, kept = _reference(run, model, policy, method.needs_reference)
     count = sum(p.numel() for _, p in parameters)
     tell(f"training {count:,} parameters on {len(learned)} groups, {len(held_out)} held out")
 
-    groups = run.training.batch_size
-    batches = (
-        list(fixed_batches(held_out, model.family, run.data, groups, run.training.seed))
-        if len(held_out)
-        else []
-    )
-    diagnostics = HeldOut(
-        batches, run.logging.diagnostics_every, run.logging.diagnostics_bins, run.training.seed
-    )
+    # What the run has done to the base, wherever a reference that follows the policy stands by then.
+    base = AdaptersOff(policy, model.network) if kept and run.model.train == "lora" else None
+    diagnostics = _diagnostics(run, model, held_out, inner, base)
     extra: list[Hook] = [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))]
+    if kept:
+        extra.append(RefreshReference(kept, run.training.reference_every, run.training.reference_mix))
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(output / "config.yaml", to_yaml(run))
@@ -125,6 +130,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         accelerator=accelerator,
         hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, extra, asdict(run)),
         resume=snapshot,
+        kept=kept,
     )
     result = Result(
         output=output,
@@ -151,6 +157,7 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
         accelerator.num_processes,
         ignore=_FREE,
         method=run.method,
+        strategies=run.strategies,
         model=run.model,
         data=run.data,
     )
@@ -159,6 +166,27 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
         checkpoints.clear()
     accelerator.wait_for_everyone()
     return checkpoints
+
+
+def _check_reference(run: Run, method: Any) -> None:
+    if run.training.reference_every and not method.needs_reference:
+        raise UserError(
+            f"training.reference_every={run.training.reference_every}: method {run.method['type']} has no "
+            "reference; allowed with it: 0"
+        )
+
+
+def _reference(
+    run: Run, model: LoadedModel, policy: NetworkDenoiser, needed: bool
+) -> tuple[Denoiser, dict[str, Tensor]]:
+    """(the reference, what of it follows the policy); the policy itself where no reference is needed."""
+    autocast = _AUTOCAST[run.training.mixed_precision]
+    if not needed:
+        return policy, {}
+    if run.training.reference_every:
+        soft = run.training.reference_mix < 1
+        return following_reference(model, policy, run.model, autocast, soft)
+    return reference_denoiser(model, policy, run.model, autocast), {}
 
 
 def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:
@@ -175,6 +203,22 @@ def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: 
     )
     model.free_encoders()
     return encoded
+
+
+def _diagnostics(
+    run: Run, model: LoadedModel, held_out: EncodedSet, method: Any, reference: Denoiser | None
+) -> HeldOut:
+    """Held-out groups measured by the method without its strategies."""
+    groups, seed = run.training.batch_size, run.training.seed
+    batches = fixed_batches(held_out, model.family, run.data, groups, seed) if len(held_out) else ()
+    return HeldOut(
+        list(batches),
+        run.logging.diagnostics_every,
+        run.logging.diagnostics_bins,
+        seed,
+        method=method,
+        reference=reference,
+    )
 
 
 def _source(run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator) -> PairSource:

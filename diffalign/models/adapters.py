@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from diffalign.config import LoraConfig, ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
+from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel, only_errors
 from diffalign.types import Denoiser
 
 ADAPTER = "default"
+REFERENCE = "reference"  # the second set, where the reference follows the policy
 
 
 def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> list[tuple[str, nn.Parameter]]:
@@ -50,7 +51,7 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
     return trainable(network)
 
 
-def add_lora(network: Any, config: LoraConfig, seed: int = 0) -> None:
+def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADAPTER) -> None:
     """Add float32 adapters to the modules that ``config.targets`` names; they change nothing before training.
 
     Raises:
@@ -74,14 +75,32 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.add_adapter(peft_config, adapter_name=ADAPTER)
+        network.add_adapter(peft_config, adapter_name=adapter)
     for _, parameter in trainable(network):
         parameter.data = parameter.data.float()
     if config.dora:
-        set_magnitudes(network)
+        set_magnitudes(network, adapter)
 
 
-def set_magnitudes(network: nn.Module) -> None:
+def add_reference_adapter(network: Any, config: LoraConfig) -> dict[str, Tensor]:
+    """Add a second, frozen set of adapters, equal to the trained set as it is now and without dropout.
+
+    Returns:
+        Its tensors by the names of the trained parameters that they stand beside.
+    """
+    add_lora(network, replace(config, dropout=0.0), adapter=REFERENCE)
+    network.set_adapter(ADAPTER)  # trains this set again, and freezes the other
+    mine, other = f".{ADAPTER}", f".{REFERENCE}"
+    every = dict(network.named_parameters())
+    held = {}
+    for name, parameter in trainable(network):
+        before, _, after = name.rpartition(mine)
+        held[name] = every[f"{before}{other}{after}"].detach()
+        held[name].copy_(parameter.detach())
+    return held
+
+
+def set_magnitudes(network: nn.Module, adapter: str = ADAPTER) -> None:
     """Measure DoRA's magnitudes again, in float32.
 
     Peft measures them in the base's dtype and compares them with float32 norms in every forward, so that over
@@ -91,12 +110,12 @@ def set_magnitudes(network: nn.Module) -> None:
 
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-            magnitude: Any = layer.lora_magnitude_vector[ADAPTER]
+            magnitude: Any = layer.lora_magnitude_vector[adapter]
             magnitude.update_layer(
                 base_layer=layer.get_base_layer(),
-                lora_A=layer.lora_A[ADAPTER].weight,
-                lora_B=layer.lora_B[ADAPTER].weight,
-                scaling=layer.scaling[ADAPTER],
+                lora_A=layer.lora_A[adapter].weight,
+                lora_B=layer.lora_B[adapter].weight,
+                scaling=layer.scaling[adapter],
             )
 
 
@@ -159,6 +178,35 @@ def reference_denoiser(
     if config.compile:
         compile_network(held)
     return replace(policy, network=held, autocast=autocast)
+
+
+def following_reference(
+    model: LoadedModel,
+    policy: NetworkDenoiser,
+    config: ModelConfig,
+    autocast: torch.dtype | None = None,
+    soft: bool = False,
+) -> tuple[Denoiser, dict[str, Tensor]]:
+    """A reference that will follow the policy, equal to it as it is now; see ``reference_denoiser``.
+
+    Under LoRA it is a second set of adapters on the policy's own network: no second copy of the base.
+
+    Args:
+        soft: whether it will move by less than a copy; a copy of the network is then float32, since small
+            moves round away in half precision.
+
+    Returns:
+        The denoiser, and what must be moved: its tensors by the names of the trained parameters.
+    """
+    if config.train == "lora":
+        return OtherAdapter(policy, model.network, REFERENCE), add_reference_adapter(
+            model.network, config.lora
+        )
+    reference: Any = reference_denoiser(model, policy, config, autocast)
+    if soft:
+        with only_errors("diffusers"):  # it advises against casting
+            reference.network.float()
+    return reference, {name: p.detach() for name, p in reference.network.named_parameters()}
 
 
 def policy_denoiser(model: LoadedModel, config: ModelConfig) -> NetworkDenoiser:

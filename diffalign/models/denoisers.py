@@ -86,6 +86,54 @@ class AdaptersOff:
             return self.denoiser(x_t, t, cond)
 
 
+@dataclass(frozen=True, eq=False)
+class OtherAdapter:
+    """A reference that moves, under LoRA: the same call of the same network through another set of adapters.
+
+    Like ``AdaptersOff`` it turns a flag of each layer and turns it back.
+
+    Attributes:
+        denoiser: the policy.
+        network: the module that holds the adapters, unwrapped.
+        adapter: the name of the other set.
+    """
+
+    denoiser: Denoiser
+    network: nn.Module
+    adapter: str
+
+    @property
+    def path(self) -> Path:
+        """The policy's."""
+        return self.denoiser.path
+
+    @property
+    def target(self) -> Target:
+        """The policy's."""
+        return self.denoiser.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The raw prediction through the other set, without gradient."""
+        with torch.no_grad(), adapter_on(self.network, self.adapter):
+            return self.denoiser(x_t, t, cond)
+
+
+@contextmanager
+def adapter_on(network: nn.Module, adapter: str) -> Iterator[None]:
+    """Send every peft layer of ``network`` through one named set of adapters inside the context."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._active_adapter for layer in layers]
+    try:
+        for layer in layers:
+            layer._active_adapter = [adapter]
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._active_adapter = value
+
+
 @contextmanager
 def adapters_off(network: nn.Module) -> Iterator[None]:
     """Pass by every peft layer of ``network`` inside the context."""

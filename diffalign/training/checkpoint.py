@@ -2,6 +2,7 @@
 
     trainable.safetensors  what is trained
     ema.safetensors        its moving average, where there is one
+    kept.safetensors       what else changes (a reference that follows the policy), where there is any
     optimizer.pt           the optimizer's state
     state.json             counters, guard, meter, scaler, the run's settings; size and checksum of the others
 
@@ -40,6 +41,7 @@ class Snapshot:
     ema: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     facts: Mapping[str, Any]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _Incomplete(Exception):
@@ -146,9 +148,9 @@ class Checkpoints:
         try:
             ema = load_file(path / "ema.safetensors") if "ema.safetensors" in state["files"] else {}
             optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-            return Snapshot(
-                state["step"], load_file(path / "trainable.safetensors"), ema, optimizer, state["facts"]
-            )
+            kept = load_file(path / "kept.safetensors") if "kept.safetensors" in state["files"] else {}
+            trainable = load_file(path / "trainable.safetensors")
+            return Snapshot(state["step"], trainable, ema, optimizer, state["facts"], kept)
         except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
             raise _Incomplete(str(error)) from error
 
@@ -207,6 +209,8 @@ def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any]) -> Non
     save_file(_on_cpu(snapshot.trainable), folder / "trainable.safetensors")
     if snapshot.ema:
         save_file(_on_cpu(snapshot.ema), folder / "ema.safetensors")
+    if snapshot.kept:
+        save_file(_on_cpu(snapshot.kept), folder / "kept.safetensors")
     torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
     files = {p.name: [p.stat().st_size, _checksum(p)] for p in sorted(folder.iterdir())}
     state = {

@@ -17,7 +17,7 @@ from diffalign.randomness import Streams
 from diffalign.times import Uniform
 from diffalign.training.metrics import Meter
 from diffalign.training.state import TrainState
-from diffalign.types import Batch, TimeSampler
+from diffalign.types import Batch, Denoiser, TimeSampler
 
 # A winner that has lost less log-likelihood than this, in units of the logit, has not been pushed away.
 _NOTICEABLE = 0.05
@@ -41,6 +41,8 @@ class HeldOut:
         bins: int = 5,
         seed: int = 0,
         times: Callable[[float, float], TimeSampler] = Uniform,
+        method: Any = None,
+        reference: Denoiser | None = None,
     ):
         """Keep the held-out batches.
 
@@ -50,11 +52,14 @@ class HeldOut:
             bins: how many equal parts of [0, 1].
             seed: of noise and times.
             times: the sampler of the times of one bin, given its two ends.
+            method: what measures, a dataclass with a field ``time``; None: the run's own.
+            reference: what the policy is held against; None: the run's own.
         """
         if bins < 1:
             raise UserError(f"logging.diagnostics_bins={bins}; allowed: 1 or more")
         self._batches, self._every, self._seed = list(batches), every, seed
         self._bins = [(i / bins, (i + 1) / bins) for i in range(bins)]
+        self._method, self._reference = method, reference
         self._samplers = [times(low, high) for low, high in self._bins]
         self.history: list[tuple[int, dict[str, float]]] = []
 
@@ -71,8 +76,8 @@ class HeldOut:
         """Nothing to prepare."""
 
     def on_step(self, state: TrainState) -> None:
-        """Measure when it is due."""
-        if self._every and state.step % self._every == 0:
+        """Measure when it is due, and at the last step before later hooks move anything (a reference)."""
+        if state.step == state.settings.steps or (self._every and state.step % self._every == 0):
             self.measure(state)
 
     def on_end(self, state: TrainState) -> None:
@@ -86,15 +91,17 @@ class HeldOut:
         if not self._batches:
             return {}
         ranks, rank = state.accelerator.num_processes, state.accelerator.process_index
+        measuring: Any = self._method or state.method
         everything = Meter(state.accelerator.device)
         for (low, high), sampler in zip(self._bins, self._samplers, strict=True):
-            method: Any = dataclasses.replace(state.method, time=sampler)  # type: ignore[type-var]
+            method: Any = dataclasses.replace(measuring, time=sampler)
             label, one_bin = f"{low:.2g}-{high:.2g}", Meter(state.accelerator.device)
             for index in range(rank, len(self._batches), ranks):
                 batch = self._batches[index]
                 streams = Streams.at(self._seed, index << 32, batch.num_groups, f"heldout {label}")
                 with state.evaluating(averaged=False):
-                    step = method(state.policy, state.reference, batch.to(state.accelerator.device), streams)
+                    here = batch.to(state.accelerator.device)
+                    step = method(state.policy, self._reference or state.reference, here, streams)
                 one_bin.add({"loss": step.loss, **step.metrics}, step.weight)
             everything.merge(one_bin)
             everything.merge(one_bin, prefix=f"{label}/")

@@ -9,7 +9,7 @@ to read weight, loss and gradient norm together.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -47,6 +47,7 @@ def train(
     accelerator: Accelerator,
     hooks: Sequence[Hook] = (),
     resume: Snapshot | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> TrainState:
     """Train ``parameters`` of ``network`` for ``settings.steps`` optimizer steps.
 
@@ -63,6 +64,7 @@ def train(
         accelerator: from ``acceleration.accelerator_for``.
         hooks: called before the first step, after each step and at the end, in this order.
         resume: where to continue from, a ``Checkpoints.load``.
+        kept: tensors that hooks change and checkpoints keep, by name.
 
     Returns:
         The final state; ``interrupted`` tells whether SIGINT or SIGTERM ended it early.
@@ -78,6 +80,7 @@ def train(
         state = _begin(
             method, denoiser_of(prepared), reference, prepared, parameters, settings, optimizer, accelerator
         )
+        state.kept = dict(kept or {})
         if resume is not None:
             state.restore(resume)
         source.seek(state.micro_step)

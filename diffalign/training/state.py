@@ -15,7 +15,7 @@ from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard
 from diffalign.training.metrics import Meter
 from diffalign.training.optimizers import Schedule
-from diffalign.types import Denoiser, Method
+from diffalign.types import Denoiser, Method, Stateful
 
 _COUNTERS = ("step", "micro_step", "samples", "skipped_steps", "empty_steps", "overflow_steps")
 
@@ -27,6 +27,7 @@ class TrainState:
     Attributes:
         network: the prepared module, the one that forwards must go through while training.
         parameters: what is trained, by name.
+        kept: what hooks change besides, by name (a reference that follows the policy).
         step: optimizer steps done, those without an update included.
         micro_step: micro-batches drawn on each rank.
         samples: samples seen, over all ranks.
@@ -52,6 +53,7 @@ class TrainState:
     guard: GradientGuard
     meter: Meter
     ema: Ema | None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
     step: int = 0
     micro_step: int = 0
     samples: int = 0
@@ -121,7 +123,9 @@ class TrainState:
                 "guard": self.guard.state_dict(),
                 "meter": self.meter.of_all_ranks(self.accelerator),
                 "scaler": {} if scaler is None else scaler.state_dict(),
+                "method": self.method.state_dict() if isinstance(self.method, Stateful) else {},
             },
+            kept={name: tensor.detach() for name, tensor in self.kept.items()},
         )
 
     @torch.no_grad()
@@ -134,6 +138,9 @@ class TrainState:
         _check_same_tensors(dict(self.parameters), snapshot.trainable)
         for name, parameter in self.parameters:
             parameter.copy_(snapshot.trainable[name])
+        _check_same_tensors(self.kept, snapshot.kept)
+        for name, tensor in self.kept.items():
+            tensor.copy_(snapshot.kept[name])
         self.optimizer.load_state_dict(dict(snapshot.optimizer))
         if self.ema is not None:
             self.ema.load_state_dict(snapshot.ema)
@@ -144,6 +151,8 @@ class TrainState:
         self.meter.load_state_dict(facts["meter"][self.accelerator.process_index])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if isinstance(self.method, Stateful):
+            self.method.load_state_dict(facts["method"])
         self.start_step = self.step
 
 
@@ -156,6 +165,6 @@ def _check_same_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) 
     if differing:
         name = differing[0]
         raise UserError(
-            f"the checkpoint trains other tensors than this run: {len(differing)} differ, first {name!r} "
+            f"the checkpoint holds other tensors than this run: {len(differing)} differ, first {name!r} "
             f"(checkpoint {shapes[1].get(name, 'has none')}, run {shapes[0].get(name, 'has none')})"
         )

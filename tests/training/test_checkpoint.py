@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     trial.run()
     other = Trial(network=torch.nn.Sequential(torch.nn.Linear(4, 2)), resume=checkpoints.load("latest"))
     with pytest.raises(
-        UserError, match="trains other tensors than this run: 8 differ, first '0.bias'.*run .2,."
+        UserError, match="holds other tensors than this run: 8 differ, first '0.bias'.*run .2,."
     ):
         other.run()
 
