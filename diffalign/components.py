@@ -19,26 +19,30 @@ def choice(table: Mapping[str, type], default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"choices": table})
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def build(cls: type[T], values: Mapping[str, Any], where: str, start: T | None = None) -> T:
     """An instance of the dataclass ``cls`` from a mapping.
 
     Args:
+        cls: the dataclass.
         values: field values; nested mappings become nested dataclasses.
         where: dotted place of the mapping, for messages ("method.loss"); "" at the top.
+        start: an instance whose values stand for keys that ``values`` lacks; None takes the class's defaults.
 
     Raises:
         UserError: an unknown key, a value of the wrong type, or one that the class refuses.
     """
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    arguments = {}
+    arguments = {} if start is None else {name: getattr(start, name) for name in fields}
     for key, value in values.items():
         if key not in fields:
             raise unknown(f"key in {where or 'the configuration'} ({cls.__name__})", key, fields)
         place = f"{where}.{key}" if where else key
         table = fields[key].metadata.get("choices")
         arguments[key] = (
-            pick(table, value, place, fields[key].default) if table else convert(value, hints[key], place)
+            pick(table, value, place, arguments.get(key, fields[key].default))
+            if table
+            else convert(value, hints[key], place)
         )
     try:
         return cls(**arguments)
@@ -51,16 +55,15 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = None) -> T:
     """An instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
 
-    A mapping without ``type`` means the class of ``default``, where there is one.
+    A mapping without ``type`` changes ``default``, where there is one: what it lacks stays as it is there.
 
     Raises:
         UserError: the name is not in ``table``, or the rest does not fit the class.
     """
     if isinstance(value, str):
         value = {"type": value}
-    if isinstance(value, Mapping) and "type" not in value:
-        names = [name for name, cls in table.items() if cls is type(default)]
-        value = {"type": names[0], **value} if names else value
+    if isinstance(value, Mapping) and "type" not in value and type(default) in table.values():
+        return build(type(default), value, where, default)
     if not isinstance(value, Mapping) or "type" not in value:
         raise UserError(f"{where}={value!r}; allowed: one of {', '.join(table)}, or a mapping with `type`")
     if value["type"] not in table:

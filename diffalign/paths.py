@@ -51,8 +51,11 @@ class VariancePreserving:
         return squared.sqrt(), (1 - squared).sqrt()
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """The integer timestep 0 .. N-1 that the network was trained with, (B,) int64."""
-        return self.index(t)
+        """The integer timestep 0 .. N-1 that the network was trained with, (B,) int64.
+
+        A negative time, which released DDIM inversions start from, is told as it is.
+        """
+        return (t * self.steps).round().long().clamp(max=self.steps - 1)
 
     def to(self, device: torch.device | str) -> "VariancePreserving":
         """The path with its table on ``device``."""

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from diffalign.estimators import Reduce, elbo
 from diffalign.guidance import Guided
+from diffalign.inversion import Inversion
 from diffalign.losses.contrast import Contrast, contrast
 from diffalign.noising import Forward
 from diffalign.times import Listed, LogitNormal, Uniform
 from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Step, TimeSampler
 
 TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "listed": Listed}
-NOISINGS: Mapping[str, type] = {"forward": Forward}
+NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
 
 
 class OverStates(Protocol):
@@ -73,7 +74,7 @@ def compare(
     return contrast(ll.log_ratio, batch.score, batch.group)
 
 
-def preference_step(c: Contrast, losses: Tensor, scale: float) -> Step:
+def preference_step(c: Contrast, losses: Tensor, scale: float | Tensor) -> Step:
     """The mean of ``losses`` (P, *unit) over what is no tie, with its metrics; ``scale`` makes rewards of
     log-ratios.
     """
@@ -81,7 +82,7 @@ def preference_step(c: Contrast, losses: Tensor, scale: float) -> Step:
     return Step(loss, {"loss": loss.detach(), **preference_metrics(c, scale)}, c.count)
 
 
-def preference_metrics(c: Contrast, scale: float) -> dict[str, Tensor]:
+def preference_metrics(c: Contrast, scale: float | Tensor) -> dict[str, Tensor]:
     """Detached means over what is no tie, named as dashboards know them.
 
     ``rewards/*`` are ``scale`` times the log-ratio; an exactly equal prediction counts half in

@@ -1,0 +1,146 @@
+r"""Inversion-DPO. Li et al. 2025, "Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
+arXiv 2507.11554; and a variant of ours that learns.
+
+**The released loss** (MIGHTYEZ/Inversion-DPO, train_ddim.py). The reference inverts winner and loser in N
+guided DDIM steps; x_k is the state before step k, whose network is told the time t_k that the step leads to.
+With w_k = 1 / (2 abar(t_k)) and mean squared errors,
+
+    D = sum_k w_k |eps_theta(x_k, t_k) - eps_ref(x_k, t_k)|^2,
+    loss = -log sigmoid( s (beta / 2) (D_w - D_l) / N ).
+
+The code has s = +1 (``sign="released"``: winners are driven away from the reference and losers to it), the
+figure of the paper s = -1 (``sign="figure"``). Either way D and its gradient are exactly 0 where the policy
+is the reference, so training starts on a stationary point that only rounding errors leave
+(``target="reference"``).
+
+**Ours** (``target="clean"``) goes back to what the inversion is for. Diffusion-DPO (Wallace et al. 2023,
+arXiv 2311.12908, equations 10 to 14) needs noisy states of x0 and, for want of the model's own posterior
+p(x_1..T | x0), takes them from the forward process q. What it gains at a step is, averaged over
+q(x_t-1 | x_t, x0),
+
+    log p_theta(x_t-1 | x_t) - log p_ref(x_t-1 | x_t)  =  KL(q || p_ref) - KL(q || p_theta)
+        =  -c_t ( |eps_theta(x_t, t) - tau|^2 - |eps_ref(x_t, t) - tau|^2 ),
+    tau = (x_t - alpha_t x0) / sigma_t,
+
+and that holds for *any* x_t: q(x_t-1 | x_t, x0) is a Gaussian whose mean is linear in x_t and x0, hence in
+the noise tau that the state implies. Only where x_t comes from is an approximation. Here it is the
+reference's deterministic inversion of x0, the states that sampling with the reference passes on its way to
+x0, instead of a draw from q. With D = sum_k w_k ( |eps_theta - tau|^2 - |eps_ref - tau|^2 ) at the state
+*after* step k, whose level is the t_k that the network is told, and s = -1, the loss is Diffusion-DPO's on
+inverted states (c_t replaced by w_k, as there by a constant). Its gradient at the start is not 0, since tau
+depends on x0 and the whole trajectory, eps_ref on its last state only. (The noise of the last step alone
+would not do: it is eps_ref itself when the inversion is exact, and the gradient 0 again.)
+
+The steps k may be a random subset: D / N is then the mean over ``subset`` draws, which is unbiased. Released
+code trains on all N and keeps their N graphs, and is right for one pair a process only; here a group has its
+own draws. 1 / (2 abar) on an error of the noise is 1 / 2 on one of v or flow: other targets are weighted so.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError, unknown
+from diffalign.estimators import PerSample, Reduce, at_least_float32, regression_target
+from diffalign.guidance import Guided
+from diffalign.inversion import Inversion, grid_states, implied_noise, velocity_weight
+from diffalign.losses.contrast import contrast
+from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
+from diffalign.methods.common import TIMES, preference_step
+from diffalign.methods.registry import MethodCard
+from diffalign.noising import expand
+from diffalign.times import Uniform
+from diffalign.types import Batch, Denoiser, Noised, Random, Step, TimeSampler
+
+
+@dataclass(frozen=True)
+class InversionDPO:
+    """Pairs of rivals on the reference's deterministic trajectories.
+
+    Attributes:
+        beta: weight of the KL to the reference, in units of a weighted mean squared error with the 1/2.
+        steps: N, of the inversion's grid.
+        guidance: scale of classifier-free guidance, in the inversion and in both errors; 1 is none.
+        target: what predictions are held against: "clean", the noise that a state implies (ours), or
+            "reference", the reference's prediction (released; its gradient is 0 at the start).
+        sign: "figure" has winners fitted, "released" has them driven away.
+        subset: K, how many of the N steps a group is trained on, each drawn by ``time``; null is all of them.
+        loss: what a pair demands of its logit.
+        time: where the K steps are drawn: time t means step floor(t N).
+        reduce: what counts as one unit of a sample.
+        cache: a folder for the reference's trajectories, see ``Inversion``; null keeps none.
+    """
+
+    beta: float = 2000.0
+    steps: int = 80
+    guidance: float = 2.0
+    target: Literal["clean", "reference"] = "clean"
+    sign: Literal["figure", "released"] = "figure"
+    subset: int | None = 1
+    loss: PairwiseLoss = choice(LOSSES, Logistic())
+    time: TimeSampler = choice(TIMES, Uniform(steps=None))
+    reduce: Reduce = PerSample()
+    cache: str | None = None
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0 or (self.subset is not None and self.subset < 1):
+            raise UserError(
+                f"method.beta={self.beta}, subset={self.subset}; allowed: more than 0, and at least 1 or null"
+            )
+        for name, words in (("target", ("clean", "reference")), ("sign", ("figure", "released"))):
+            if getattr(self, name) not in words:
+                raise unknown(f"method.{name}", getattr(self, name), words)
+
+    @property
+    def noising(self) -> Inversion:
+        """Null-text inversion by the reference: guided, told the time that a step leads to, from step 0."""
+        return Inversion(
+            self.steps, "destination", "paper", 0, guidance=self.guidance, by="reference", cache=self.cache
+        )
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all pairs of rivals that are no tie."""
+        drawn = [self.time(batch.num_groups, generator) for _ in range(self.subset or 0)]
+        if drawn:
+            k = (torch.stack(drawn, 1).cpu() * self.steps + 1e-6).long().clamp(max=self.steps - 1)
+        else:
+            k = torch.arange(self.steps).expand(batch.num_groups, -1)
+        k = k[batch.group]
+        many = batch.select(torch.arange(len(k)).repeat_interleave(k.shape[1]))
+        x_t, t = grid_states(
+            self.noising, self._guided(reference, batch), batch.x, batch.cond, k, after=self.target == "clean"
+        )
+        with torch.no_grad():
+            held = at_least_float32(self._guided(reference, many)(x_t, t, many.cond))
+        target = held
+        if self.target == "clean":
+            tau = implied_noise(policy.path, many.x, x_t, t)
+            target = regression_target(policy.target, policy, Noised(many.x, tau, x_t, t))
+        predicted = at_least_float32(self._guided(policy, many)(x_t, t, many.cond))
+        gain = self.reduce((held - target) ** 2) - self.reduce((predicted - target) ** 2)
+        gain = 0.5 * (expand(velocity_weight(policy, t), gain) * gain).unflatten(0, k.shape).mean(1)
+        c = contrast(gain if self.sign == "figure" else -gain, batch.score, batch.group)
+        return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+
+    def _guided(self, denoiser: Denoiser, batch: Batch[Tensor]) -> Denoiser:
+        return denoiser if self.guidance == 1 else Guided(denoiser, batch.negative, self.guidance)
+
+
+CARD = MethodCard(
+    name="inversion_dpo",
+    title="Inversion-DPO",
+    paper="Li et al., Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
+    year=2025,
+    arxiv="2507.11554",
+    data="pairs",
+    cost="per step trained on 2 guided policy samples with gradient and 2 guided reference samples; "
+    "the inversion's, 2 guided reference samples for each of up to 80 steps, once when cached",
+    method=InversionDPO,
+)
