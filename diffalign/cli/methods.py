@@ -8,6 +8,7 @@ from diffalign.cli.common import as_mapping, make_parser, parse, print_json
 from diffalign.config_files import shipped_configs
 
 FIELDS = ("name", "title", "paper", "year", "arxiv", "data", "cost")
+STRATEGY_FIELDS = ("name", "title", "paper", "year", "arxiv", "composes", "cost")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,18 +20,58 @@ def run(argv: Sequence[str]) -> int:
 
     from diffalign.errors import unknown
     from diffalign.methods import REGISTRY
+    from diffalign.strategies import STRATEGIES
 
-    if args.name is not None and args.name not in set(REGISTRY):
-        raise unknown("method", args.name, REGISTRY)
+    if args.name is not None and args.name not in {*REGISTRY, *STRATEGIES}:
+        raise unknown("method or strategy", args.name, [*REGISTRY, *STRATEGIES])
     cards = [REGISTRY[name] for name in sorted(REGISTRY) if args.name in (None, name)]
+    around = [STRATEGIES[name] for name in sorted(STRATEGIES) if args.name in (None, name)]
     if args.json:
-        print_json([{**as_mapping(card, FIELDS), "defaults": defaults(card.method)} for card in cards])
+        rows = [{**as_mapping(c, FIELDS), "kind": "method", "defaults": defaults(c.method)} for c in cards]
+        print_json(
+            rows
+            + [
+                {**as_mapping(c, STRATEGY_FIELDS), "kind": "strategy", "defaults": defaults(c.strategy)}
+                for c in around
+            ]
+        )
     elif args.name is None:
         print("\n\n".join(entry(card) for card in cards))
+        print("\nstrategies, around any method (`strategies: [{type: NAME, ...}]`):\n")
+        print("\n\n".join(strategy_entry(card) for card in around))
         print("\n`diffalign methods NAME` says more.")
     else:
-        print(describe(cards[0]))
+        print("\n\n".join([describe(card) for card in cards] + [describe_strategy(card) for card in around]))
     return 0
+
+
+def strategy_entry(card: Any) -> str:
+    """A strategy in the list: name, paper, what it composes with, what it costs, its defaults."""
+    values = ", ".join(f"{name} {_short(value)}" for name, value in defaults(card.strategy).items())
+    return (
+        f"{card.name}: {card.title} ({card.year}, {card.source})\n"
+        f"    composes with {card.composes}; costs beside the method's: {card.cost}\n    {values}"
+    )
+
+
+def describe_strategy(card: Any) -> str:
+    """Everything about one strategy."""
+    fields = [f"  {name}: {value}" for name, value in defaults(card.strategy).items()]
+    return "\n".join(
+        [
+            f"{card.title} ({card.name}, a strategy)",
+            f"{card.paper}, {card.year}, {card.source}",
+            "",
+            f"composes with: {card.composes}",
+            f"cost of a group and step beside the method's: {card.cost}",
+            "",
+            f"fields (in `strategies: [{{type: {card.name}, ...}}]`):",
+            *fields,
+            "",
+            "example:",
+            f"  diffalign train tiny_sdxl_dpo --strategies {card.name} --output runs/{card.name}",
+        ]
+    )
 
 
 def entry(card: Any) -> str:

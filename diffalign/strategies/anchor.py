@@ -79,6 +79,6 @@ CARD = StrategyCard(
     year=2025,
     arxiv="",
     composes="all",
-    cost="none, or 1 reference sample a sample where the method has no reference",
+    cost="nothing; 1 reference call where the method makes none",
     strategy=Anchor,
 )

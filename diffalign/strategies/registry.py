@@ -40,6 +40,11 @@ class StrategyCard:
     cost: str
     strategy: type
 
+    @property
+    def source(self) -> str:
+        """Where to read on, in words."""
+        return f"arXiv {self.arxiv}" if self.arxiv else "no paper of its own"
+
 
 class _Registry(Mapping[str, StrategyCard]):
     """Names by listing the package; a card by importing its module."""

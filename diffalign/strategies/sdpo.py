@@ -113,6 +113,6 @@ CARD = StrategyCard(
     year=2025,
     arxiv="2511.03317",
     composes="pairs and lists",
-    cost="none",
+    cost="nothing",
     strategy=SDPO,
 )

@@ -88,6 +88,6 @@ CARD = StrategyCard(
     year=2025,
     arxiv="",
     composes="pairs, lists and likes",
-    cost="none, or 1 policy sample where the method asks about other samples than the batch's",
+    cost="nothing; 1 policy sample where the method never asks about the batch itself",
     strategy=SFTMix,
 )

@@ -147,6 +147,6 @@ CARD = StrategyCard(
     year=2025,
     arxiv="2507.20133",
     composes="all; the data brings the numbers",
-    cost="none",
+    cost="nothing",
     strategy=Weighted,
 )

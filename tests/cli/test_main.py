@@ -73,6 +73,17 @@ def test_one_method_and_one_reward_are_described(capsys):
     assert "2305.01569" in capsys.readouterr().out
 
 
+def test_strategies_are_a_second_list(capsys):
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("dpo: Diffusion-DPO") < text.index("strategies, around any") < text.index("sdpo: Diff")
+    assert main(["methods", "sdpo"]) == 0
+    text = capsys.readouterr().out
+    assert "2511.03317" in text and "mu: 0.9" in text and "--strategies sdpo" in text
+    assert main(["methods", "sft", "--json"]) == 0
+    assert [row["kind"] for row in json.loads(capsys.readouterr().out)] == ["method", "strategy"]
+
+
 def test_env_is_a_block_of_facts(capsys):
     assert main(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
