@@ -88,9 +88,10 @@ class InversionDPO:
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.beta > 0 or (self.subset is not None and self.subset < 1):
+        if not self.beta > 0 or self.steps < 1 or (self.subset is not None and self.subset < 1):
             raise UserError(
-                f"method.beta={self.beta}, subset={self.subset}; allowed: more than 0, and at least 1 or null"
+                f"method.beta={self.beta}, steps={self.steps}, subset={self.subset}; allowed: more than 0, "
+                "at least 1, and at least 1 or null"
             )
         for name, words in (("target", ("clean", "reference")), ("sign", ("figure", "released"))):
             if getattr(self, name) not in words:
