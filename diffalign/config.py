@@ -67,6 +67,7 @@ class AlteredConfig:
     key: str = "OPENAI_API_KEY"  # name of the environment variable that holds its key, if it wants one
     timeout: float = 60.0  # seconds an answer may take
     retries: int = 5  # after a failure that may pass, waiting twice as long each time
+    answers: str = "altered_captions.jsonl"  # file that keeps the endpoint's answers: none is asked for twice
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class DataConfig:
     bucket_step: int = 64  # bucket sides are multiples of this many pixels
     prompt_dropout: float = 0.0  # share of groups trained on the empty prompt
     flip_labels: float = 0.0  # share of labels turned round: 1 is the control that must go down
+    drop: str | None = None  # a file of rows to leave out, as `diffalign displacement` writes it
     holdout: float = 0.05  # share of groups kept for diagnostics, never trained on
     max_holdout: int = 256  # groups
     posterior: Literal["sample", "mean"] = "sample"  # of the VAE, drawn anew at each visit

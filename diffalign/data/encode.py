@@ -12,29 +12,21 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from diffalign.config import DataConfig
-from diffalign.data.encoded import (
-    EncodedImage,
-    EncodedSet,
-    Record,
-    Shared,
-    read_manifest,
-    record_from,
-    write_manifest,
-)
-from diffalign.data.examples import Example, Preferences, Skipped, count, digest
-from diffalign.data.geometry import Size, cuts
-from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, why_unreadable
+from diffalign.data.encoded import EncodedSet, Shared, read_manifest, record_from, write_manifest
+from diffalign.data.examples import Preferences, Skipped, count, digest
+from diffalign.data.prepare import prepare, rate
+from diffalign.data.rating import Rater, same_number
 from diffalign.data.store import Memory, Store, is_full, no_space
+from diffalign.data.views import viewed
 from diffalign.data.writer import VERSION, Encoders, Writer
 from diffalign.errors import UserError
 from diffalign.files import open_atomic
@@ -56,9 +48,11 @@ def encode_preferences(
     rank: int = 0,
     world: int = 1,
     barrier: Callable[[], None] = lambda: None,
+    rater: Rater | None = None,
 ) -> EncodedSet:
-    """Encode what is not encoded yet and return the whole set, its counts final.
+    """Encode what is not encoded yet and return the whole set in the view asked for, its counts final.
 
+    ``rater`` scores each image beside its label, or instead of it (``config.rewards_as``).
     With several processes each encodes the rows ``rank, rank + world, ...`` and ``barrier`` waits for all of
     them (twice); every process returns the same set. Raises UserError if nothing in the set is usable,
     if an encoder gives NaN, and if the disk is full; unreadable images are skipped, counted and named in
@@ -66,36 +60,45 @@ def encode_preferences(
     """
     store = Store(cache_dir)
     memory = Memory(store, MEMORY // max(1, config.workers))
-    manifest = store.folder / "manifests" / f"{_set_name(model, preferences, config, half)}.jsonl"
+    manifest = store.folder / "manifests" / f"{_set_name(model, preferences, config, half, rater)}.jsonl"
     known = read_manifest(manifest, memory) if preferences.fingerprint else None
     barrier()  # nobody repairs a file before everybody has looked
     if known is not None:
-        return known
+        return _useful(viewed(known, config), preferences.name)
 
     # kept, so that two runs on one cache never take a part from each other: theirs are the same
     parts = [manifest.parent / "parts" / f"{manifest.stem}.{r}-of-{world}.jsonl" for r in range(world)]
     writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     try:
         shared = Shared(writer.text(""), writer.negative())
-        _encode_share(preferences, config, writer, parts, rank, progress)
+        _encode_share(preferences, config, writer, parts, rank, progress, rater)
         barrier()
         encoded = _merge(parts, shared, memory)
-        if not encoded.counts.usable:
-            first = f"; {encoded.counts.skipped[0]}" if encoded.counts.skipped else ""
-            raise UserError(f"{preferences.name}: nothing to learn from: {encoded.counts.text}{first}")
+        same_number([(record.where, record.rewards) for record in encoded])
+        seen = _useful(viewed(encoded, config), preferences.name)
         if rank == 0:
             write_manifest(manifest, encoded)
     except OSError as error:
         if not is_full(error):
             raise
         raise no_space(store.folder, writer.bytes_needed) from error
+    return seen
+
+
+def _useful(encoded: EncodedSet, name: str) -> EncodedSet:
+    if not encoded.counts.usable:
+        first = f"; {encoded.counts.skipped[0]}" if encoded.counts.skipped else ""
+        raise UserError(f"{name}: nothing to learn from: {encoded.counts.text}{first}")
     return encoded
 
 
-def _set_name(model: Encoders, preferences: Preferences, config: DataConfig, half: bool) -> str:
+def _set_name(
+    model: Encoders, preferences: Preferences, config: DataConfig, half: bool, rater: Rater | None
+) -> str:
     source = [preferences.fingerprint, preferences.name, config.split, config.limit]
     geometry = [config.resolution, config.crop, config.flip, config.buckets, config.bucket_step]
-    return digest(json.dumps([VERSION, model.fingerprint, half, source, geometry]).encode())
+    rewards = [rater.fingerprint if rater else "", config.rewards_as]
+    return digest(json.dumps([VERSION, model.fingerprint, half, source, geometry, rewards]).encode())
 
 
 def _encode_share(
@@ -105,25 +108,29 @@ def _encode_share(
     parts: list[Path],
     rank: int,
     progress: bool,
+    rater: Rater | None,
 ) -> None:
     """Encode this rank's rows, every len(parts)-th, and write one json object a row into its part."""
-    rows = islice(enumerate(preferences.rows()), rank, None, len(parts))
+    rows = islice(enumerate(preferences.unfinished()), rank, None, len(parts))
     total = None if preferences.total is None else len(range(rank, preferences.total, len(parts)))
-    prepare = lambda row: (row[0], _prepare(row[1], config, writer))  # noqa: E731
+    ready = lambda row: (  # noqa: E731
+        row[0], prepare(preferences.finish(row[1]), config, writer, rater is not None),
+    )  # fmt: skip
     with (
         open_atomic(parts[rank]) as part,
         tqdm(total=total, desc="encoding", unit="group", disable=not progress or rank > 0) as bar,
     ):
-        for index, prepared in _ahead(prepare, rows, config.workers):
+        for index, prepared in rate(_ahead(ready, rows, config.workers), rater, config):
             if isinstance(prepared, Skipped):
                 if prepared.cause == "unreadable":
                     tqdm.write(f"skipped {prepared.where}: {prepared.reason}", file=sys.stderr)
                 row: dict[str, Any] = {"index": index, "skipped": asdict(prepared)}
             else:
                 writer.rows_left = None if total is None else total - int(bar.n)
-                for prompt in prepared.prompts:
+                for prompt in (prepared.example.prompt, *prepared.example.prompts):
                     writer.text(prompt)
-                writer.images(prepared.missing)
+                writer.images(prepared.pixels)
+                writer.maps(prepared.maps)
                 row = {"index": index, **asdict(prepared.record)}
             part.write(f"{json.dumps(row)}\n".encode())
             bar.update()
@@ -136,46 +143,6 @@ def _merge(parts: list[Path], shared: Shared, memory: Memory) -> EncodedSet:
     skipped = [Skipped(**row["skipped"]) for row in rows if "skipped" in row]
     records = [record_from(row) for row in rows if "skipped" not in row]
     return EncodedSet(records, shared, count(skipped), memory).subset(range(len(records)))
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    record: Record
-    prompts: tuple[str, ...]
-    missing: list[tuple[str, Tensor]]  # (key, uint8 pixels) of what is not in the store
-
-
-def _prepare(example: Example | Skipped, config: DataConfig, writer: Writer) -> _Prepared | Skipped:
-    """Find an example's keys, and the pixels of what is to be encoded. Runs in threads: PIL frees the GIL."""
-    if isinstance(example, Skipped):
-        return example
-    contents: list[bytes] = []
-    sizes: list[Size] = []
-    images: list[EncodedImage] = []
-    missing: list[tuple[str, Tensor]] = []
-    at = 0  # the image to name if it cannot be read
-    try:
-        for at, image in enumerate(example.images):  # noqa: B007
-            contents.append(image.read())
-            sizes.append(image_size(contents[-1]))
-        names = [digest(content) for content in contents]
-        group = cuts(sizes, config, "".join(names))
-        for at, (content, name, cut) in enumerate(zip(contents, names, group, strict=True)):  # noqa: B007
-            key = writer.latent_key(name, cut, flipped=False)
-            flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
-            images.append(EncodedImage(key, flipped, cut, name))
-            if not (writer.has(key) and (flipped is None or writer.has(flipped))):
-                pixels = cut_out(decode(content), cut)
-                missing.append((key, pixels))
-                if flipped:
-                    missing.append((flipped, pixels.flip(-1)))
-    except UNREADABLE as error:
-        source = example.images[at].source
-        name = source.name if isinstance(source, Path) else f"image {at}"
-        return Skipped(f"{name} is unreadable ({why_unreadable(error)})", example.where)
-    text, *own = (writer.text_key(prompt) for prompt in (example.prompt, *example.prompts))
-    record = Record(example.prompt, text, tuple(images), example.scores, example.where, tuple(own))
-    return _Prepared(record, (example.prompt, *example.prompts), missing)
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:

@@ -7,9 +7,11 @@ line a group. It is a list of keys into the store; the tensors themselves lie th
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 
 from diffalign.data.examples import Counts, Kind, is_tie, kind_of
@@ -49,6 +51,9 @@ class Record:
     scores: tuple[float, ...]
     where: str
     texts: tuple[str, ...] = ()  # key of each image's own prompt, where they differ
+    rewards: tuple[tuple[float, ...], ...] = ()  # R second opinions an image
+    patches: tuple[str | None, ...] = ()  # key of each image's weight map, None for weight 1
+    weight: float = 1.0
 
     @property
     def kind(self) -> Kind:
@@ -69,7 +74,9 @@ class Record:
     def keys(self) -> list[tuple[str, str]]:
         """(kind, key) of every file that the group needs."""
         images = [key for image in self.images for key in (image.key, image.flipped) if key]
-        return [*(("text", key) for key in (self.text, *self.texts)), *(("latents", key) for key in images)]
+        texts = [("text", key) for key in (self.text, *self.texts)]
+        maps = [("patches", key) for key in self.patches if key]
+        return [*texts, *(("latents", key) for key in images), *maps]
 
 
 class EncodedSet(Sequence[Record]):
@@ -118,6 +125,27 @@ class EncodedSet(Sequence[Record]):
     def negative_text(self) -> Tensors:
         """The embedding that guidance guides away from, as ``text``."""
         return self._memory.get("text", self.shared.negative)
+
+    def weights(self, record: Record, image: int, flipped: bool = False) -> Tensor:
+        """The weight map of an image, (1, H, W) of its latents' size: ones where it has none."""
+        key = record.patches[image] if record.patches else None
+        if key is None:
+            return torch.ones_like(self.moments(record.images[image])[0][:1])
+        weights = self._memory.get("patches", key)["weights"]
+        return weights.flip(-1) if flipped else weights
+
+    @cached_property
+    def extras(self) -> frozenset[str]:
+        """What the batches of this set have beside labels: of ``reward``, ``patches``, ``weight``.
+
+        It is the set that has them or not, so that every batch on every rank holds the same names.
+        """
+        there = {
+            "reward": bool(self.records) and all(record.rewards for record in self.records),
+            "patches": any(key for record in self.records for key in record.patches),
+            "weight": any(record.weight != 1 for record in self.records),
+        }
+        return frozenset(name for name, holds in there.items() if holds)
 
     def subset(self, indices: Iterable[int]) -> "EncodedSet":
         """The set of these records, sharing tensors with this one."""
@@ -203,4 +231,7 @@ def record_from(row: dict[str, Any]) -> Record:
         scores=tuple(row["scores"]),
         where=row["where"],
         texts=tuple(row["texts"]),
+        rewards=tuple(map(tuple, row["rewards"])),
+        patches=tuple(row["patches"]),
+        weight=row["weight"],
     )

@@ -228,21 +228,28 @@ class Preferences:
         rows: Callable[[], Iterator[Example | Skipped]],
         total: int | None,
         fingerprint: str | None,
+        each: Callable[[Example], Example | Skipped] = lambda example: example,
     ):
+        """``rows`` reads the set; ``each`` then makes of an example what is wanted of it, in any thread."""
         self.name = name
         self.total = total
         self.fingerprint = fingerprint
         self.counts = Counts()
-        self._rows = rows
+        self.unfinished = rows
+        self._each = each
+
+    def finish(self, row: Example | Skipped) -> Example | Skipped:
+        """A row of ``unfinished``, as it is wanted: the slow part, which may run ahead in threads."""
+        return row if isinstance(row, Skipped) else self._each(row)
 
     def rows(self) -> Iterator[Example | Skipped]:
         """Every row, with the ones that give no example."""
-        return self._rows()
+        return map(self.finish, self.unfinished())
 
     def __iter__(self) -> Iterator[Example]:
         skipped: list[Skipped] = []
         kinds: list[Kind] = []
-        for item in self._rows():
+        for item in self.rows():
             if isinstance(item, Skipped):
                 skipped.append(item)
                 continue

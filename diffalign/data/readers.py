@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from diffalign.config import DataConfig
+from diffalign.data.captions import captioned
 from diffalign.data.examples import Example, Preferences, Skipped, turn_share
 from diffalign.data.folders import is_preference_folder, read_folder
 from diffalign.data.rows import read_row, schema_of
@@ -36,17 +37,20 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     """
     check_data(config)
     preferences = _read(config)
-    if not config.flip_labels:
+    view = captioned(config.altered) if config.view == "captions" else None
+    if not config.flip_labels and not view:
         return preferences
 
-    def rows() -> Iterator[Example | Skipped]:
-        for item in preferences.rows():
-            yield item if isinstance(item, Skipped) else turn_share(item, config.flip_labels, seed)
+    def each(example: Example) -> Example | Skipped:
+        seen = view(example) if view else example
+        return seen if isinstance(seen, Skipped) else turn_share(seen, config.flip_labels, seed)
 
-    mark = (
-        preferences.fingerprint and f"{preferences.fingerprint} flip_labels {config.flip_labels} seed {seed}"
-    )
-    return Preferences(preferences.name, rows, preferences.total, mark)
+    mark = preferences.fingerprint
+    if mark and view:
+        mark = f"{mark} captions {view.fingerprint}"
+    if mark and config.flip_labels:
+        mark = f"{mark} flip_labels {config.flip_labels} seed {seed}"
+    return Preferences(preferences.name, preferences.unfinished, preferences.total, mark, each)
 
 
 def _read(config: DataConfig) -> Preferences:

@@ -156,7 +156,7 @@ def _images(
     if values is None:
         return None
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or len(values) < 2:
-        raise UserError(f"{where}: images is {str(values)[:60]!r}; allowed: a list of two or more")
+        raise UserError(f"{where}: images is {str(values)[:60]}; allowed: a list of two or more")
     if scores is not None and len(scores) != len(values):
         raise UserError(
             f"{where}: {len(scores)} scores for {len(values)} images; allowed: one score an image"

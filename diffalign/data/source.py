@@ -2,16 +2,14 @@
 
 The groups of a run stand in one endless global order; group g of micro-step m on rank r of W ranks, with G
 groups a micro-batch, stands at position ``(m W + r) G + g``. One optimizer step is a window of ``G x
-accumulation x W`` positions. A window reads from one aspect bucket, drawn in proportion to the buckets'
-sizes; each bucket is an endless row of reshuffled epochs. Order, flips, prompt dropout and posterior noise
+accumulation x W`` positions. Order (``diffalign.data.order``), flips, prompt dropout and posterior noise
 depend on (seed, position) alone. So batch 8 x accumulation 1 is batch 1 x accumulation 8, two processes are
 one of twice the batch, and a resumed run seeks by arithmetic.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,8 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffalign.config import DataConfig
 from diffalign.data.encoded import EncodedSet, Record
+from diffalign.data.order import Order
 from diffalign.errors import UserError
-from diffalign.randomness import Streams, derive
+from diffalign.randomness import Streams
 from diffalign.types import Batch
 
 
@@ -51,8 +50,13 @@ class Visit:
     noise: Sequence[Tensor] | None = None
 
 
-def assemble(encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit]) -> Batch[Tensor]:
-    """The batch of some groups of one bucket: x (B, C, H, W) float32, rivals adjacent, on the CPU."""
+def assemble(
+    encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit], guided: bool = False
+) -> Batch[Tensor]:
+    """The batch of some groups of one bucket: x (B, C, H, W) float32, rivals adjacent, on the CPU.
+
+    ``guided`` gives it what guidance guides away from; ``extra`` holds what the set has beside labels.
+    """
     latents, texts, cuts, corners, group = [], [], [], [], []
     scores: list[float] = []
     for number, visit in enumerate(visits):
@@ -67,7 +71,30 @@ def assemble(encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visi
     cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     sizes = [[cut.original for cut in cuts], corners, [cut.target for cut in cuts]]
     cond |= family.micro_conditions(*(torch.tensor(pairs, dtype=torch.float32) for pairs in sizes))
-    return Batch(torch.stack(latents), cond, torch.tensor(group), torch.tensor(scores, dtype=torch.float32))
+    negative = encoded.negative_text() if guided else {}
+    return Batch(
+        torch.stack(latents),
+        cond,
+        torch.tensor(group),
+        torch.tensor(scores, dtype=torch.float32),
+        {name: row.expand(len(latents), *row.shape) for name, row in negative.items()},
+        _extra(encoded, visits),
+    )
+
+
+def _extra(encoded: EncodedSet, visits: Sequence[Visit]) -> dict[str, Tensor]:
+    """``reward`` (B,), or (B, R) of several; ``patches`` (B, 1, H, W); ``weight`` (B,), the group's."""
+    extra: dict[str, Tensor] = {}
+    images = [(visit, index) for visit in visits for index in range(len(visit.record.images))]
+    if "reward" in encoded.extras:
+        rewards = torch.tensor([visit.record.rewards[index] for visit, index in images], dtype=torch.float32)
+        extra["reward"] = rewards[:, 0] if rewards.shape[1] == 1 else rewards
+    if "patches" in encoded.extras:
+        maps = [encoded.weights(visit.record, index, visit.flipped) for visit, index in images]
+        extra["patches"] = torch.stack(maps)
+    if "weight" in encoded.extras:
+        extra["weight"] = torch.tensor([visit.record.weight for visit, _ in images], dtype=torch.float32)
+    return extra
 
 
 class PairSource:
@@ -83,8 +110,12 @@ class PairSource:
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
+        guided: bool = False,
     ):
-        """Raises UserError if there is no group to train on."""
+        """``guided`` batches hold what guidance guides away from.
+
+        Raises UserError if there is no group to train on, or if the curriculum does not fit the set.
+        """
         if not len(encoded):
             raise UserError("no pairs to train on: the set is empty, or data.holdout keeps all of them")
         self._encoded = encoded
@@ -94,7 +125,8 @@ class PairSource:
         self._rank = rank
         self._world = world
         self._seed = seed
-        self._order = _Order([record.target for record in encoded], batch_size * accumulation * world, seed)
+        self._guided = guided
+        self._order = Order(encoded.records, config, batch_size * accumulation * world, seed)
         self._start = 0
 
     def seek(self, micro_step: int) -> None:
@@ -118,7 +150,7 @@ class PairSource:
         """The micro-batch of one micro-step of this rank."""
         first = (micro_step * self._world + self._rank) * self._batch_size
         visits = [self._visit(position) for position in range(first, first + self._batch_size)]
-        return assemble(self._encoded, self._family, visits)
+        return assemble(self._encoded, self._family, visits, self._guided)
 
     def _visit(self, position: int) -> Visit:
         record = self._encoded[self._order.at(position)]
@@ -135,7 +167,12 @@ class PairSource:
 
 
 def fixed_batches(
-    encoded: EncodedSet, family: MicroConditions, config: DataConfig, batch_size: int, seed: int = 0
+    encoded: EncodedSet,
+    family: MicroConditions,
+    config: DataConfig,
+    batch_size: int,
+    seed: int = 0,
+    guided: bool = False,
 ) -> Iterator[Batch[Tensor]]:
     """Every group once and the same at each call, without flips and dropout: for diagnostics on held-out
     pairs.
@@ -154,54 +191,12 @@ def fixed_batches(
                 draws = Streams.at(seed, index, 1, "data/fixed posterior")
                 noise = _noise(encoded, record, draws) if config.posterior == "sample" else None
                 visits.append(Visit(record, noise=noise))
-            yield assemble(encoded, family, visits)
+            yield assemble(encoded, family, visits, guided)
 
 
 def _noise(encoded: EncodedSet, record: Record, streams: Streams) -> list[Tensor]:
     shape = encoded.moments(record.images[0])[0].shape
     return list(streams.normal(1, (len(record.images), *shape))[0])
-
-
-class _Order:
-    """Which group stands at which position of the run."""
-
-    def __init__(self, targets: Sequence[tuple[int, int]], window: int, seed: int):
-        members: dict[tuple[int, int], list[int]] = {name: [] for name in sorted(set(targets))}
-        for index, target in enumerate(targets):
-            members[target].append(index)
-        self._buckets = list(members.values())
-        self._ends = list(accumulate(len(bucket) for bucket in self._buckets))
-        self._window = window
-        self._seed = seed
-        self._windows: list[tuple[int, int]] = []  # (bucket, earlier windows of that bucket)
-        self._used = [0] * len(members)
-        self._permutations: dict[int, tuple[int, Tensor]] = {}  # bucket -> (epoch, permutation)
-
-    def at(self, position: int) -> int:
-        """The index of the group at a position."""
-        window, offset = divmod(position, self._window)
-        bucket, earlier = self._bucket(window)
-        members = self._buckets[bucket]
-        epoch, slot = divmod(earlier * self._window + offset, len(members))
-        return members[int(self._permutation(bucket, epoch)[slot])]
-
-    def _bucket(self, window: int) -> tuple[int, int]:
-        if len(self._buckets) == 1:
-            return 0, window
-        while len(self._windows) <= window:
-            draw = derive(self._seed, "bucket", len(self._windows)) % self._ends[-1]
-            bucket = bisect_right(self._ends, draw)
-            self._windows.append((bucket, self._used[bucket]))
-            self._used[bucket] += 1
-        return self._windows[window]
-
-    def _permutation(self, bucket: int, epoch: int) -> Tensor:
-        known = self._permutations.get(bucket)
-        if known is None or known[0] != epoch:
-            generator = torch.Generator().manual_seed(derive(self._seed, "shuffle", bucket, epoch))
-            known = (epoch, torch.randperm(len(self._buckets[bucket]), generator=generator))
-            self._permutations[bucket] = known
-        return known[1]
 
 
 class _Steps(IterableDataset[Batch[Tensor]]):

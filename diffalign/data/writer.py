@@ -9,6 +9,7 @@ from torch import Tensor
 from diffalign.data.examples import digest
 from diffalign.data.geometry import Cut
 from diffalign.data.images import to_unit
+from diffalign.data.patches import pool
 from diffalign.data.store import Store
 from diffalign.errors import UserError
 
@@ -52,6 +53,7 @@ class Writer:
         self._there: set[str] = set()  # keys of latents found sound or written
         self._seen: set[str] = set()  # keys of texts that are there or on the way
         self._files = self._bytes = self._last = 0
+        self._downscale = 0  # pixels a latent, along one side, once it is known
 
     def negative(self) -> str:
         """See to it that what guidance guides away from is encoded; its key."""
@@ -69,6 +71,15 @@ class Writer:
     def text_key(self, prompt: str) -> str:
         """The key of a prompt's embedding."""
         return digest(f"text {self._identity} {prompt}".encode())
+
+    def map_key(self, content: str, cut: Cut) -> str:
+        """The key of a weight map, by the digest of its file."""
+        geometry = [cut.resized, cut.corner, cut.target]
+        return digest(f"patches {self._identity} {content} {geometry}".encode())
+
+    def has_map(self, key: str) -> bool:
+        """Whether this map is in the store, sound."""
+        return self._store.read("patches", key) is not None
 
     def has(self, key: str) -> bool:
         """Whether these latents are in the store, sound."""
@@ -102,6 +113,22 @@ class Writer:
             waiting[key] = pixels  # an image that comes twice before its batch is full is encoded once
             if len(waiting) >= self._batch_size:
                 self._flush_pixels(self._pixels.pop(tuple(pixels.shape)))
+
+    def maps(self, missing: Iterable[tuple[str, str, Tensor]]) -> None:
+        """Write weight maps (H, W) in the size of the latents that their images have: (1, h, w)."""
+        for key, image, weights in missing:
+            if not self._downscale:
+                self._downscale = weights.shape[0] // self._height(image)
+            size = weights.shape[0] // self._downscale, weights.shape[1] // self._downscale
+            self._write("patches", key, {"weights": pool(weights, size)[None]})
+
+    def _height(self, key: str) -> int:
+        """The rows of an image's latents, which are encoded now if they are still waiting."""
+        if key not in self._there:
+            self.flush()
+        stored = self._store.read("latents", key)
+        assert stored is not None, "latents that have just been written"
+        return stored["mean"].shape[-2]
 
     def flush(self) -> None:
         """Encode what is waiting."""

@@ -103,6 +103,16 @@ def parse_things(text: str) -> tuple[tuple[Thing, ...], str | None]:
     return tuple(Thing(*w) for w in named), words[3]
 
 
+def same(text: str, other: str) -> bool:
+    """Whether two captions say the same, though perhaps from the other end: A above B is B below A."""
+    (things, relation), (turned, opposite) = parse_things(text), parse_things(other)
+    if relation is None or opposite is None:
+        return (things, relation) == (turned, opposite)
+    right, down = RELATIONS[relation]
+    mirrored = things == turned[::-1] and RELATIONS[opposite] == (-right, -down)
+    return mirrored or (things, relation) == (turned, opposite)
+
+
 def parse(text: str) -> tuple[Statement, ...]:
     """Statements of a caption: 4 for one thing, 8 for two; ValueError naming the prompt if it is no scene
     caption.

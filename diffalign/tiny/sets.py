@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffalign.tiny.judge import judge
 from diffalign.tiny.pairs import TWO_WRONG
-from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, caption, render, scene_of
+from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, caption, render, same, scene_of
 from diffalign.tiny.scenes import split_captions as captions_of
 
 GROUPS = 4096  # of a set, unless fewer are asked for
@@ -32,7 +32,16 @@ def png(image: Image.Image) -> bytes:
 
 
 def misdraw(scene: Scene, wrong: int, rng: np.random.Generator) -> Scene:
-    """The scene with `wrong` different words of its caption changed (three of one thing, seven of two)."""
+    """The scene with `wrong` different words of its caption changed (three of one thing, seven of two), so
+    that the caption does not hold from the other end either.
+    """
+    while True:
+        other = _change(scene, wrong, rng)
+        if not wrong or not same(caption(scene), caption(other)):
+            return other
+
+
+def _change(scene: Scene, wrong: int, rng: np.random.Generator) -> Scene:
     slots = [(kind, i) for i in range(len(scene.things)) for kind in ("size", "color", "shape")]
     slots += [("relation", 0)] * (scene.relation is not None)
     things, relation = list(scene.things), scene.relation
