@@ -1,0 +1,122 @@
+"""The leaderboard: every offline method on the plane and on the tiny SDXL, at equal compute.
+
+    python -m benchmarks.methods                        # everything that is not there yet
+    python -m benchmarks.methods --world plane --methods dpo,inpo --seeds 3
+    python -m benchmarks.methods --tune dpo              # a small grid on validation prompts
+
+A row is (world, method, seed) and a file under ``benchmarks/rows``; it is written as soon as it is made, so
+a stopped run continues, and several processes started side by side share the rows out.
+``benchmarks/methods.json`` and ``methods.md`` are made from all rows that are there. A row whose settings
+have changed since is made anew.
+
+Compute is counted at the network: a sample forward without gradient costs 1, forward and backward 3. Each
+method takes as many steps as its measured cost per step leaves it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks import plane_world, record, tiny_world
+from benchmarks.record import Row
+from benchmarks.tables import text
+from diffalign.config_io import shipped_configs
+from diffalign.files import write_atomic
+from tests.tiny.plane_methods import PLANE_METHODS
+
+WORLDS = ("plane", "tiny")
+POINTS = 1500  # of the plane, as many for each label: a standard error of the gain of about 0.01
+PROMPTS = 384  # of the tiny SDXL: a standard error of about 0.008, in a fifth of a row's time
+
+
+def names(world: str) -> list[str]:
+    """Every method that a world has settings for."""
+    if world == "plane":
+        return list(PLANE_METHODS)
+    return [n.removeprefix(tiny_world.PREFIX) for n in shipped_configs() if n.startswith(tiny_world.PREFIX)]
+
+
+def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
+    """A row, read or made; None while another process makes it."""
+    name = f"{world}-{method}-{seed}"
+    if world == "plane":
+        settings = PLANE_METHODS[method]
+        asked = plane_world.asked(settings, POINTS)
+    else:
+        recipe = tiny_world.recipe(method, seed=seed)
+        asked = tiny_world.asked(recipe, "test", prompts)
+    with record.lock(name, wait=False) as mine:
+        if not mine:
+            return None
+        found = record.known(name, asked)
+        if found is None:
+            say(f"{name} ...")
+            if world == "plane":
+                made = plane_world.run(settings, seed, POINTS)
+            else:
+                made = tiny_world.run(name, recipe, "test", prompts)
+            found = record.keep(name, asked, {"world": world, "method": method, "seed": seed, **made})
+            say(f"{name}: {record.shown(made['rewards'][made['primary']]['gain'])}, {made['seconds']:.0f} s")
+        return found
+
+
+def say(line: str) -> None:
+    """A line of progress; the jobs' own bars are on stderr."""
+    print(line, flush=True)
+
+
+def write() -> None:
+    """``methods.json`` and ``methods.md`` of all rows."""
+    with record.lock("methods"):
+        rows = [row for world in WORLDS for row in record.rows(f"{world}-")]
+        order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
+        rows = [row for row in rows if (row["world"], row["method"]) in order]  # the others' are gone
+        rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
+        brief = [{k: v for k, v in row.items() if k != "gains"} for row in rows]
+        write_atomic(record.HERE / "methods.json", json.dumps({"rows": brief}, indent=1) + "\n")
+        write_atomic(record.HERE / "methods.md", text(rows))
+
+
+def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """The rows that the command line asks for: first seeds of all methods first."""
+    chosen = arguments.methods.split(",") if arguments.methods else None
+    worlds = [arguments.world] if arguments.world else WORLDS
+    for name in chosen or []:
+        if not any(name in names(world) for world in worlds):
+            allowed = sorted({n for world in worlds for n in names(world)})
+            raise SystemExit(f"--methods {name}: no such method; allowed: {', '.join(allowed)}")
+    for world in worlds:
+        for seed in range(arguments.seeds):
+            for name in names(world):
+                if chosen is None or name in chosen:
+                    yield world, name, seed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make every row that is wanted and not there."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
+    parser.add_argument("--world", choices=WORLDS, help="default: both")
+    parser.add_argument("--methods", help="comma-separated; default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts of the tiny SDXL")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process; start several")
+    parser.add_argument(
+        "--tune", metavar="METHOD", help="try the method's grid on validation prompts instead"
+    )
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    if arguments.tune:
+        from benchmarks.tuning import tune
+
+        return tune(arguments.tune, say)
+    for world, method, seed in wanted(arguments):
+        if make(world, method, seed, arguments.prompts) is not None:
+            write()
+    return None
+
+
+if __name__ == "__main__":
+    main()

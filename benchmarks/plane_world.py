@@ -1,0 +1,140 @@
+"""One row of the plane: align, sample base and aligned from the same noise, compare point by point.
+
+The settings are those of ``tests/tiny/plane_methods.py``. "Prompts" are starting points. The primary reward
+is the height; for preferences between captions it is prompt fidelity, on a base that was trained with wrong
+labels.
+"""
+
+import time
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import record
+from benchmarks.counting import Calls, counted
+from benchmarks.record import lock
+from diffalign.evaluation.statistics import bootstrap_mean
+from diffalign.files import open_atomic
+from diffalign.methods.dpo import DPO
+from diffalign.methods.sft import SFT
+from diffalign.tiny.plane import (
+    Plane,
+    PlaneNetwork,
+    align,
+    data_batch,
+    denoiser_of,
+    measure,
+    points,
+    pretrain,
+)
+from diffalign.tiny.plane_data import Maker, captions
+from diffalign.types import Batch
+from tests.tiny.plane_methods import PlaneRow
+
+PLANE = Plane()
+NOISE = 7  # the seed of the starting points that the table is made of
+PAIR = PlaneRow(DPO())
+BUDGET = PAIR.steps * PAIR.groups * 8.0  # what Diffusion-DPO takes: 2 trained samples (3 each), 2 held ones
+
+
+@lru_cache
+def base(mislabelled: bool = False) -> PlaneNetwork:
+    """The base model, trained once and kept under ``runs/``; or one that a quarter of the labels misled."""
+    path = record.WORK / f"plane-{'mislabelled' if mislabelled else 'base'}.pt"
+    with lock(path.stem):
+        if not path.exists():
+            network = _mislabelled() if mislabelled else pretrain(PLANE)
+            with open_atomic(path) as file:
+                torch.save(network.state_dict(), file)
+    network = PlaneNetwork()
+    network.load_state_dict(torch.load(path))
+    return network
+
+
+def _mislabelled() -> PlaneNetwork:
+    wrong = data_batch(PLANE, 60_000, seed=1, mislabelled=0.25)
+    return align(SFT(), base(), wrong, steps=300, groups=512, rate=1e-3)
+
+
+@lru_cache(maxsize=64)
+def drawn(maker: Maker, seed: int) -> Batch[Tensor]:
+    """The data of one seed, shared by all methods that learn from it."""
+    return maker(PLANE, denoiser_of(base()), seed=seed)
+
+
+@lru_cache(maxsize=4)
+def start(mislabelled: bool, count: int) -> Tensor:
+    """(labels, count, 2) samples of a base."""
+    return points(denoiser_of(base(mislabelled)), count, NOISE)
+
+
+def cost(row: PlaneRow, data: Batch[Tensor]) -> Calls:
+    """Network samples of one step."""
+    with counted(PlaneNetwork) as calls:
+        align(row.method, base(row.data is captions), data, 1, 0, row.groups, row.rate)
+    return calls
+
+
+def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, Any]:
+    """What makes a row what it is."""
+    return {
+        "method": repr(row.method),
+        "data": row.data.__name__,
+        "groups": row.groups,
+        "rate": row.rate,
+        "prompts": prompts,
+        "steps": steps,
+        "budget": None if steps else BUDGET,
+    }
+
+
+def run(
+    row: PlaneRow, seed: int, prompts: int, steps: int | None = None, data: Batch[Tensor] | None = None
+) -> dict[str, Any]:
+    """Train for ``steps``, or for as many as the budget allows, and measure on ``prompts`` points."""
+    about_captions = row.data is captions
+    data = drawn(row.data, seed) if data is None else data
+    calls = cost(row, data)
+    steps = steps or max(1, round(BUDGET / calls.cost))
+    network, seconds = _timed(row, data, steps, seed)
+    before = start(about_captions, prompts // 3)
+    after = points(denoiser_of(network), prompts // 3, NOISE)
+    rewards = {
+        "height": tuple(PLANE.reward(x.flatten(0, 1)) for x in (before, after)),
+        "fidelity": tuple(_right(x) for x in (before, after)),
+    }
+    primary = "fidelity" if about_captions else "height"
+    end = measure(PLANE, denoiser_of(network))
+    return {
+        "primary": primary,
+        "rewards": {name: compared(*pair) for name, pair in rewards.items()},
+        "gains": [round(v, 3) for v in (rewards[primary][1] - rewards[primary][0]).tolist()],
+        "figures": {"off support": round(end.off_support, 4), "distance": round(end.distance, 4)},
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "calls": vars(calls),
+        "compute": calls.cost * steps,
+    }
+
+
+def _timed(row: PlaneRow, data: Batch[Tensor], steps: int, seed: int) -> tuple[PlaneNetwork, float]:
+    begin = time.perf_counter()
+    network = align(row.method, base(row.data is captions), data, steps, seed, row.groups, row.rate)
+    return network, time.perf_counter() - begin
+
+
+def _right(x: Tensor) -> Tensor:
+    """1 where a sample of "left" or "right" (labels 1 and 2 of (3, N, 2)) is on that side, else 0."""
+    return torch.cat([x[1, :, 0] < 0, x[2, :, 0] > 0]).float()
+
+
+def compared(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """Means of paired scores, and the gain with its 95 % interval (bootstrap over starting points)."""
+    gain = bootstrap_mean((after - before).numpy())
+    return {
+        "base": before.mean().item(),
+        "aligned": after.mean().item(),
+        "gain": [gain.value, gain.low, gain.high],
+    }

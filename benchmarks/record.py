@@ -1,0 +1,108 @@
+"""Rows on disk: one file each, written whole, so that runs resume and several processes share the work.
+
+A row is known by its name and carries what it was asked (``asked``: settings, prompts, budget). A row that
+was asked something else is stale and is made anew. While a process works on a row it holds the row's lock,
+which the system takes back if the process dies.
+"""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffalign.evaluation.statistics import Estimate
+from diffalign.files import write_atomic
+
+HERE = Path(__file__).parent
+WORK = Path("runs/benchmarks")  # caches, locks and runs: nothing that a table is made from
+RESAMPLES = 10_000
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def lock(name: str, wait: bool = True) -> Iterator[bool]:
+    """Whether this process holds the lock ``name``; without ``wait`` it does not if another one does."""
+    path = WORK / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def known(name: str, asked: Mapping[str, Any]) -> Row | None:
+    """The row ``name`` if it was asked the same."""
+    path = HERE / "rows" / f"{name}.json"
+    if not path.exists():
+        return None
+    row: Row = json.loads(path.read_text(encoding="utf-8"))
+    return row if row["asked"] == plain(asked) else None
+
+
+def keep(name: str, asked: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
+    """Write a row with when and where it was made."""
+    whole = {"name": name, "asked": plain(asked), **row, **_made()}
+    write_atomic(HERE / "rows" / f"{name}.json", json.dumps(whole, separators=(",", ":")) + "\n")
+    return plain(whole)
+
+
+def rows(prefix: str) -> list[Row]:
+    """Every row whose name starts with ``prefix``, by name."""
+    files = sorted((HERE / "rows").glob(f"{prefix}*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def plain(value: Any) -> Any:
+    """What JSON makes of a value."""
+    return json.loads(json.dumps(value))
+
+
+def _made() -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
+    }
+
+
+def over_seeds(gains: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """Mean of gains (S, P) with a 95 % interval that resamples prompts and seeds, both with replacement.
+
+    Every seed has the same prompts and noise, so a resampled prompt is resampled in all seeds at once.
+    """
+    table = np.asarray(gains, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"gains must be (seeds, prompts), got shape {table.shape}")
+    random = np.random.default_rng(seed)
+    seeds, prompts = table.shape
+    by_prompt = random.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES) @ table.T / prompts
+    by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
+    low, high = np.quantile((by_prompt * by_seed).sum(1), [0.025, 0.975])
+    return Estimate(float(table.mean()), float(low), float(high))
+
+
+def verdict(estimate: Estimate, better: str, worse: str) -> str:
+    """What an interval says: above 0, below 0, or neither."""
+    if estimate.low > 0:
+        return better
+    return worse if estimate.high < 0 else "no difference shown"
+
+
+def shown(estimate: Estimate | Sequence[float], digits: int = 3) -> str:
+    """``+0.123 [+0.100, +0.150]``."""
+    value, low, high = estimate if isinstance(estimate, Sequence) else (
+        estimate.value, estimate.low, estimate.high
+    )  # fmt: skip
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

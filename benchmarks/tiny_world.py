@@ -1,0 +1,164 @@
+"""One row of the tiny SDXL: train a recipe by the real job, sample held-out prompts, score.
+
+The base's images are drawn and scored once and shared by all rows; every model starts from the same noise.
+Rewards are the judge (what the shipped labels follow), and two that are not trained on: taste and a tiny
+CLIP.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from benchmarks import record
+from benchmarks.counting import Calls, counted
+from benchmarks.record import lock
+from diffalign import tiny
+from diffalign.config import Run
+from diffalign.config_io import read_run
+from diffalign.demo import EVALUATION_SEED, REWARDS, SAMPLING
+from diffalign.evaluation.sampling import fingerprint, generate
+from diffalign.evaluation.statistics import compare
+from diffalign.export.aligned import load_aligned
+from diffalign.files import write_atomic
+from diffalign.job import Result, align
+from diffalign.methods import build
+from diffalign.models.loading import load
+from diffalign.rewards import load as load_reward
+
+PREFIX = "tiny_sdxl_"
+BUDGET = (
+    60 * 64 * 8.0
+)  # forward-equivalents of tiny_sdxl_dpo: 2 trained samples (3 each) and 2 held ones a pair
+COST_STEPS = 2  # steps that a method's cost is measured on: some make random numbers of calls
+HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
+COST_VERSION = 1
+
+
+def quiet(line: str) -> None:
+    """Nothing: the job's own lines are not wanted."""
+
+
+def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0) -> Run:
+    """The shipped tiny recipe of a method, with flags; its latents go to the cache that all rows share."""
+    run = read_run(PREFIX + name, overrides)
+    return replace(
+        run,
+        overwrite=True,
+        training=replace(run.training, seed=seed),
+        data=replace(run.data, cache_dir=str(record.WORK / "cache"), max_holdout=HELD_OUT),
+        checkpoint=replace(run.checkpoint, every=1_000_000),
+        logging=replace(run.logging, trackers=()),
+    )
+
+
+def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
+    """What makes a row what it is."""
+    return {
+        "method": repr(build(run.method)),
+        "strategy": {k: v for k, v in asdict(run).items() if k not in _COMMON},
+        "lora": asdict(run.model.lora) if run.model.train == "lora" else "full",
+        "data": {
+            k: v for k, v in asdict(run.data).items() if k in ("path", "limit", "flip_labels", "posterior")
+        },
+        "optimizer": asdict(run.optimizer),
+        "batch_size": run.training.batch_size * run.training.accumulation,
+        "split": split,
+        "prompts": prompts,
+        "steps": steps,
+        "budget": None if steps else BUDGET,
+    }
+
+
+_COMMON = {
+    "output", "resume", "overwrite", "method", "model", "data", "optimizer", "training", "logging",
+    "checkpoint", "validation",
+}  # fmt: skip
+
+
+def cost(run: Run) -> Calls:
+    """Network samples of one step, measured once per recipe."""
+    digest = hashlib.blake2b(
+        json.dumps([COST_VERSION, asked(run, "", 0)], sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
+    path = record.WORK / "costs" / f"{digest}.json"
+    with lock(f"cost-{digest}"):
+        if not path.exists():
+            short = replace(
+                run,
+                output=str(record.WORK / "work" / f"cost-{digest}"),
+                training=replace(run.training, steps=COST_STEPS),
+                data=replace(run.data, holdout=0.0),
+            )
+            with counted(UNet2DConditionModel) as calls:
+                align(short, quiet)
+            write_atomic(path, json.dumps(vars(calls.per(COST_STEPS))))
+            shutil.rmtree(short.output)
+    return Calls(**json.loads(path.read_text()))
+
+
+@lru_cache
+def base(split: str, prompts: int) -> dict[str, list[float]]:
+    """Scores of the base model's images of the first ``prompts`` captions of a split, by reward."""
+    pipeline = load(replace(read_run(PREFIX + "dpo").model)).pipeline
+    path = record.WORK / f"base-{split}-{prompts}-{fingerprint(pipeline)[:8]}.json"
+    with lock(path.stem):
+        if not path.exists():
+            write_atomic(path, json.dumps(scores(pipeline, split, prompts)))
+    found: dict[str, list[float]] = json.loads(path.read_text())
+    return found
+
+
+@lru_cache
+def _reward(name: str) -> Any:
+    return load_reward(name)
+
+
+def scores(pipeline: Any, split: str, prompts: int) -> dict[str, list[float]]:
+    """Scores of a pipeline's images, by reward, in the order of the prompts."""
+    texts = tiny.prompts(split, prompts)
+    samples = generate(pipeline, texts, SAMPLING, seed=EVALUATION_SEED, batch_size=64, progress=False)
+    images = [s.image for s in samples]
+    return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in REWARDS}
+
+
+def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
+    """Train for ``steps``, or for as many as the budget allows, and measure on the prompts of ``split``."""
+    calls = cost(recipe)
+    steps = steps or max(1, round(BUDGET / calls.cost))
+    output = record.WORK / "work" / name
+    result = align(replace(recipe, output=str(output), training=replace(recipe.training, steps=steps)), quiet)
+    if result.aligned is None:
+        raise KeyboardInterrupt
+    found = _measured(result, recipe, split, prompts)
+    shutil.rmtree(output)
+    return {
+        **found,
+        "primary": REWARDS[0],
+        "steps": steps,
+        "seconds": round(result.seconds, 2),
+        "calls": vars(calls),
+        "compute": calls.cost * steps,
+    }
+
+
+def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
+    texts = tiny.prompts(split, prompts)
+    before, after = base(split, prompts), scores(load_aligned(recipe.model, result.aligned), split, prompts)
+    table = {}
+    for name in REWARDS:
+        c = compare(before[name], after[name], texts)
+        table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
+    primary = REWARDS[0]
+    summary = json.loads((result.output / "summary.json").read_text())
+    return {
+        "rewards": table,
+        "gains": [round(b - a, 4) for a, b in zip(before[primary], after[primary], strict=True)],
+        "figures": {k: v for k, v in summary["held_out"].items() if k.startswith("errors/")},
+        "verdict": result.verdict,
+    }

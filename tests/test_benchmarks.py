@@ -1,0 +1,196 @@
+"""The harness of the leaderboard: counts, rows that resume, several writers, tables. No long training."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import methods, plane_world, record, tables
+from benchmarks.counting import Calls, counted
+from diffalign.evaluation.statistics import bootstrap_mean
+from diffalign.methods import REGISTRY
+from diffalign.methods.dpo import DPO
+from diffalign.methods.sft import SFT
+from diffalign.randomness import Streams
+from diffalign.tiny.plane import PlaneNetwork, denoiser_of
+from diffalign.types import Batch
+from tests.tiny.plane_methods import PLANE_METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def apart(monkeypatch, tmp_path):
+    """A record in a folder of its own, over an untrained base, with rows of 20 steps."""
+    network = PlaneNetwork()
+    monkeypatch.setattr(record, "HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr(record, "WORK", tmp_path / "work")
+    monkeypatch.setattr(methods, "POINTS", 30)
+    monkeypatch.setattr(plane_world, "base", lambda mislabelled=False: network)
+    monkeypatch.setattr(plane_world, "BUDGET", 20 * 16 * 8.0)
+    small = {n: replace(PLANE_METHODS[n], groups=16) for n in ("dpo", "sft")}
+    monkeypatch.setattr(methods, "PLANE_METHODS", small)
+    clear()
+    yield tmp_path
+    clear()
+
+
+def clear():
+    plane_world.drawn.cache_clear()
+    plane_world.start.cache_clear()
+
+
+@pytest.mark.parametrize(("method", "calls"), [(DPO(), Calls(4, 4, 4)), (SFT(), Calls(0, 2, 2))])
+def test_counted_calls_are_a_hand_count(method, calls):
+    """Two pairs: the preference method asks both networks about four samples, SFT one about two winners."""
+    policy, reference = PlaneNetwork(), PlaneNetwork()
+    group = torch.arange(2).repeat_interleave(2)
+    batch = Batch(torch.randn(4, 2), {"label": group}, group, torch.tensor([1.0, 0, 0, 1]))
+    with counted(PlaneNetwork) as counts:
+        step = method(denoiser_of(policy), denoiser_of(reference), batch, Streams.at(0, 0, 2))
+        step.loss.backward()
+    policy(batch.x, torch.zeros(4), group)  # outside: not counted
+    assert counts == calls
+    assert counts.cost == calls.held + 3 * calls.trained
+
+
+def test_a_second_backward_is_counted_and_a_tuple_is_read():
+    class Twice(torch.nn.Linear):
+        def forward(self, x):
+            return (super().forward(x),)
+
+    network = Twice(3, 1)
+    with counted(Twice) as calls:
+        out = network(torch.ones(5, 3))[0].sum()
+        out.backward(retain_graph=True)
+        out.backward()
+    assert calls == Calls(0, 5, 10) and calls.per(5) == Calls(0, 1, 2)
+
+
+def test_a_row_of_the_plane_is_made_once(apart, monkeypatch):
+    methods.main(["--world", "plane", "--methods", "dpo,sft", "--seeds", "2"])
+    rows = record.rows("plane-")
+    assert [(r["method"], r["seed"]) for r in rows] == [("dpo", 0), ("dpo", 1), ("sft", 0), ("sft", 1)]
+    dpo, sft = rows[0], rows[2]
+    assert dpo["calls"] == {"held": 32, "trained": 32, "back": 32} and dpo["steps"] == 20
+    assert sft["calls"] == {"held": 0, "trained": 16, "back": 16} and sft["steps"] == 53
+    assert dpo["compute"] == 2560 and abs(sft["compute"] / 2560 - 1) < 0.02
+    assert len(dpo["gains"]) == 30
+    assert np.mean(dpo["gains"]) == pytest.approx(dpo["rewards"]["height"]["gain"][0], abs=1e-3)
+    assert "| dpo |" in (record.HERE / "methods.md").read_text()
+    assert len(json.loads((record.HERE / "methods.json").read_text())["rows"]) == 4
+
+    made = []
+    monkeypatch.setattr(plane_world, "run", lambda *a, **k: made.append(a) or {**dpo, "gains": [0.0] * 30})
+    methods.main(["--world", "plane", "--seeds", "3"])
+    assert [seed for _, seed, _ in made] == [2, 2]  # the rows of seeds 0 and 1 are there
+    changed = replace(methods.PLANE_METHODS["dpo"], method=DPO(beta=7))
+    monkeypatch.setattr(methods, "PLANE_METHODS", {"dpo": changed})
+    methods.main(["--world", "plane", "--seeds", "1"])
+    assert len(made) == 3  # a changed setting makes a row stale
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(SystemExit, match="dop: no such method; allowed:.* dpo"):
+        methods.main(["--methods", "dop"])
+
+
+def test_a_lock_is_held_by_one(apart):
+    with record.lock("one", wait=False) as mine:
+        with record.lock("one", wait=False) as theirs:
+            assert mine and not theirs
+        with record.lock("other", wait=False) as also:
+            assert also
+    with record.lock("one", wait=False) as again:
+        assert again
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from benchmarks import methods, plane_world, record
+record.HERE, record.WORK = Path(sys.argv[1]) / "benchmarks", Path(sys.argv[1]) / "work"
+log = Path(sys.argv[1]) / "made"
+def run(row, seed, points):
+    with log.open("a") as file:
+        file.write(f"{row.method} {seed}\\n")
+    time.sleep(0.02)
+    reward = {"base": 0, "aligned": 1, "gain": [1, 0, 2]}
+    return {"primary": "height", "rewards": {"height": reward}, "gains": [0.5, 1.5], "seconds": 0, "steps": 1,
+            "figures": {"off support": 0, "distance": 0}, "calls": {"held": 1, "trained": 1, "back": 1}}
+plane_world.run = run
+methods.main(["--world", "plane", "--methods", "dpo,sft,ipo,hinge", "--seeds", "5"])
+"""
+
+
+def test_two_writers_share_the_rows_and_lose_none(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    made = (tmp_path / "made").read_text().splitlines()
+    assert len(made) == len(set(made)) == 20
+    assert len(json.loads((tmp_path / "benchmarks" / "methods.json").read_text())["rows"]) == 20
+    assert (tmp_path / "benchmarks" / "methods.md").read_text().count("+1.000 [+0.500, +1.500]") == 4
+
+
+def row(world, method, seed, gains, **more):
+    gain = float(np.mean(gains))
+    reward = {"base": 0.5, "aligned": 0.5 + gain, "gain": [gain, gain - 0.1, gain + 0.1]}
+    return {
+        "name": f"{world}-{method}-{seed}",
+        "world": world,
+        "method": method,
+        "seed": seed,
+        "asked": {"prompts": len(gains), "budget": 100.0},
+        "primary": "judge",
+        "rewards": {"judge": reward, "taste": reward, "tiny_clip": reward},
+        "gains": gains,
+        "figures": {},
+        "steps": 6,
+        "seconds": 12.4,
+        "calls": {"held": 2.0, "trained": 1.0, "back": 1.0},
+        "date": "2026-01-0" + str(seed + 1),
+        "machine": "2 cores",
+        "versions": {"torch": "2"},
+        **more,
+    }
+
+
+def test_the_table(apart):
+    rows = [row("tiny", "dpo", s, [0.1, 0.1]) for s in range(2)]
+    rows += [row("tiny", "sft", s, [0.3, 0.3]) for s in range(2)] + [row("tiny", "ipo", 0, [-0.2, 0.2])]
+    record.HERE.mkdir()
+    trial = {"method": "ipo", "flags": ["--method.beta=2"], "gain": [0.01, -0.1, 0.1]}
+    (record.HERE / "tuning.json").write_text(json.dumps({"trials": [trial]}))
+    lines = tables.text(rows).splitlines()
+    body = [line for line in lines if line.startswith("| ") and "gain" not in line]
+    assert [line.split(" | ")[0] for line in body] == ["| sft", "| dpo", "| ipo"]
+    assert body[1] == (
+        "| dpo | +0.100 [+0.100, +0.100] | +0.100, +0.100 | +0.100 | +0.100 | 6 | 2, 1, 1 | 12 | better |"
+    )
+    assert "no difference shown" in body[2]
+    assert any("`ipo` has no interval above 0" in x and "--method.beta=2: +0.010" in x for x in lines)
+    assert any("2 prompts, budget 100" in x and "2026-01-01 to 2026-01-02" in x for x in lines)
+
+
+def test_intervals_over_seeds():
+    """One seed: the bootstrap over prompts. Equal prompts: seeds alone, of which 27 draws of 3 exist."""
+    values = np.random.default_rng(0).normal(0.1, 1, 400)
+    one, plain = record.over_seeds([values]), bootstrap_mean(values)
+    assert one.value == pytest.approx(plain.value)
+    assert one.low == pytest.approx(plain.low, abs=0.01) and one.high == pytest.approx(plain.high, abs=0.01)
+    seeds = record.over_seeds([[v] * 50 for v in (0.0, 0.3, 0.6)])
+    assert (seeds.value, seeds.low, seeds.high) == pytest.approx((0.3, 0.0, 0.6))
+    same = record.over_seeds([values, values, values])
+    assert same.high - same.low == pytest.approx(one.high - one.low, rel=0.05)  # seeds add no prompts
+
+
+def test_every_method_has_a_tiny_recipe():
+    assert set(REGISTRY) <= set(methods.names("tiny"))
