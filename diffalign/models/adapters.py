@@ -6,6 +6,7 @@ rsLoRA: Kalajdzievski 2023, arXiv 2312.03732; DoRA: Liu et al. 2024, arXiv 2402.
 """
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -59,7 +60,8 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
     """
     from peft import LoraConfig as PeftConfig
 
-    check_targets(network, config.targets)
+    if adapter == ADAPTER:  # the modules of a second set already stand inside the first
+        check_targets(network, config.targets)
     if config.rank < 1:
         raise UserError(f"model.lora.rank={config.rank}; allowed: 1 or more")
     if not 0 <= config.dropout < 1:
@@ -73,7 +75,8 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
         use_rslora=config.rslora,
         use_dora=config.dora,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second set is meant
         torch.manual_seed(seed)
         network.add_adapter(peft_config, adapter_name=adapter)
     for _, parameter in trainable(network):

@@ -81,6 +81,7 @@ class Trial:
     network: Any = None
     accelerator: Any = None
     moved: bool = True
+    kept: Any = None
 
     def __post_init__(self) -> None:
         self.accelerator = self.accelerator or accelerator_for(self.settings)
@@ -111,6 +112,7 @@ class Trial:
             accelerator=self.accelerator,
             hooks=self.hooks,
             resume=self.resume,
+            kept=self.kept,
         )
 
 

@@ -12,10 +12,12 @@ import torch
 
 from diffalign.config import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
 from diffalign.methods.dpo import DPO
+from diffalign.strategies.sdpo import SDPO
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import standard_hooks
+from diffalign.training.reference import RefreshReference
 from diffalign.training.sources import TensorSource
 from tests.training.toys import Probe, Trial, pairs, weights
 
@@ -42,6 +44,7 @@ class Recorder(DPO):
 
 NOISE: list[torch.Tensor] = []
 TERMS: list[float] = []
+SAFE = SDPO(mu=0.9).wrap(DPO(beta=20.0))
 MOMENTS = "first moments after one step"
 
 
@@ -50,12 +53,39 @@ def settings(world: int, **changes) -> TrainingConfig:
     return TrainingConfig(**{"steps": 6, "batch_size": 4 // world, "accumulation": 2, "seed": 1} | changes)
 
 
+def whole_batch(world: int) -> TrainingConfig:
+    """Without accumulation, over which SDPO's lambda would not be shared."""
+    return settings(world, accumulation=1, batch_size=8 // world)
+
+
+def following(config: TrainingConfig, optimizer: OptimizerConfig, dtype: torch.dtype) -> Trial:
+    """A run whose reference moves half-way to the policy every other step."""
+    trial = Trial(settings=config, optimizer=optimizer, dtype=dtype)
+    trial.kept = {name: p.detach() for name, p in trial.reference.named_parameters()}
+    trial.hooks = [RefreshReference(trial.kept, 2, 0.5)]
+    return trial
+
+
 def equal_runs(world: int, dtype: torch.dtype) -> dict:
     """Runs that must not depend on how many processes share them."""
     outcome, optimizer = {}, OptimizerConfig(learning_rate=1e-3)
     for name, ties in (("plain", ()), ("ragged", RAGGED), ("all ties", tuple(range(24)))):
         state = Trial(settings=settings(world), optimizer=optimizer, ties=ties, dtype=dtype).run()
         outcome[name] = weights(state) | {"loss": torch.tensor(state.loss or 0.0)}
+        outcome[f"{name} metrics"] = state.averages()
+    for name, trial in (
+        ("refreshed", following(settings(world), optimizer, dtype)),
+        (
+            "sdpo",
+            Trial(settings=whole_batch(world), optimizer=optimizer, ties=RAGGED, dtype=dtype, method=SAFE),
+        ),
+    ):
+        state = trial.run()
+        outcome[name] = (
+            weights(state)
+            | {"loss": torch.tensor(state.loss or 0.0)}
+            | {f"kept {n}": p for n, p in (trial.kept or {}).items()}
+        )
         outcome[f"{name} metrics"] = state.averages()
     clipped = Trial(settings=settings(world, steps=1, max_grad_norm=1e-3), ties=RAGGED, dtype=dtype).run()
     outcome[MOMENTS] = {str(i): s["exp_avg"] for i, s in clipped.optimizer.state_dict()["state"].items()}
