@@ -28,6 +28,7 @@ from diffalign.data import (
     read_preferences,
     split_holdout,
 )
+from diffalign.data.drop import leave_out
 from diffalign.errors import UserError
 from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.export.aligned import save_aligned
@@ -43,6 +44,7 @@ from diffalign.models.adapters import (
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
+from diffalign.rewards.rater import RewardRater
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
 from diffalign.training.checkpoint import Checkpoints, fingerprint
@@ -103,6 +105,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     encoded = encode(run, model, preferences, accelerator)
     tell(f"data: {encoded.counts.text}")
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
+    learned = leave_out(learned, run.data.drop)
     parameters = prepare_policy(model, run.model, run.training.seed)
     policy = policy_denoiser(model, run.model)
     reference, kept = _reference(run, model, policy, method.needs_reference)
@@ -124,7 +127,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         reference=reference,
         network=model.network,
         parameters=parameters,
-        source=_source(run, learned, model, accelerator),
+        source=_source(run, learned, model, accelerator, _guided(inner)),
         settings=run.training,
         optimizer=run.optimizer,
         accelerator=accelerator,
@@ -191,15 +194,17 @@ def _reference(
 
 def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:
     """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
+    folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
     encoded = encode_preferences(
         model,
         preferences,
         run.data,
-        run.data.cache_dir or Path(run.output) / "cache",
+        folder,
         half=DTYPES[run.model.dtype] != torch.float32,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         barrier=accelerator.wait_for_everyone,
+        rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None,
     )
     model.free_encoders()
     return encoded
@@ -210,7 +215,7 @@ def _diagnostics(
 ) -> HeldOut:
     """Held-out groups measured by the method without its strategies."""
     groups, seed = run.training.batch_size, run.training.seed
-    batches = fixed_batches(held_out, model.family, run.data, groups, seed) if len(held_out) else ()
+    batches = fixed_batches(held_out, model.family, run.data, groups, seed, _guided(method))
     return HeldOut(
         list(batches),
         run.logging.diagnostics_every,
@@ -221,7 +226,14 @@ def _diagnostics(
     )
 
 
-def _source(run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator) -> PairSource:
+def _guided(method: Any) -> bool:
+    """Whether a method asks for guided predictions, and so for what guidance guides away from."""
+    return bool(method.noising.guidance != 1)
+
+
+def _source(
+    run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
+) -> PairSource:
     return PairSource(
         learned,
         model.family,
@@ -231,6 +243,7 @@ def _source(run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Acce
         accelerator.process_index,
         accelerator.num_processes,
         run.training.seed,
+        guided,
     )
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
     "score": "score images with rewards",
+    "displacement": "pairs that are likely to push their winner down, and a filter",
     "evaluate": "base against aligned: rewards, win rates with intervals, a report",
     "estimate": "memory, FLOPs and time of a run before it is run",
     "methods": "list the methods",

@@ -1,0 +1,93 @@
+"""``diffalign displacement``: which pairs are likely to push their winner down, before training on them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffalign.cli.common import make_parser, number, print_json
+from diffalign.cli.flags import read_flags, resolve
+from diffalign.errors import UserError
+
+if TYPE_CHECKING:
+    from diffalign.config import Run
+    from diffalign.evaluation.displacement import PairRow
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measures every pair of a config's preference set, and writes the report and the filter's list."""
+    parser = make_parser("displacement", DESCRIPTION, EXAMPLES)
+    parser.usage = "diffalign displacement CONFIG|RUN [--a.b VALUE ...] [options]"
+    parser.add_argument("--draws", type=number(int, 1), default=4, metavar="N", help="of time and noise")
+    parser.add_argument("--by", choices=("overlap", "ches"), default="overlap", help="default overlap")
+    parser.add_argument("--above", type=number(float, -1e30), metavar="X", help="leave out pairs above X")
+    parser.add_argument("--share", type=number(float, 0, 1), metavar="S", help="leave out the highest share")
+    parser.add_argument(
+        "--show", type=number(int, 0), default=20, metavar="N", help="rows printed; default 20"
+    )
+    parser.add_argument("--json", action="store_true", help="print displacement.json")
+    args, rest = parser.parse_known_args(argv)
+    if args.by == "ches" and args.above is None and args.share is None:
+        raise UserError("--by ches has no natural limit: give --share (0.1 leaves out a tenth) or --above")
+    flags = [str(Path(word, "config.yaml")) if Path(word, "config.yaml").is_file() else word for word in rest]
+    if not rest:
+        raise UserError("displacement needs a config or a run directory, such as tiny_sdxl_dpo or runs/mine")
+    run, notes = resolve(read_flags(flags), needs=("model.path", "data.path"))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+    from diffalign.evaluation.displacement import report
+
+    found = report(measured(run, args.draws), args.by, args.above, args.share)
+    path, names = found.write(Path(run.output))
+    if args.json:
+        import json
+
+        print_json(json.loads(path.read_text(encoding="utf-8")))
+    else:
+        print(found.text(args.show))
+    print(f"{path} has all pairs; train without the left-out ones: --data.drop {names}", file=sys.stderr)
+    return 0
+
+
+def measured(run: "Run", draws: int) -> "list[PairRow]":
+    """The rows of every pair of the run's preference set, by the model that the run starts from."""
+    from diffalign.data import fixed_batches, read_preferences
+    from diffalign.evaluation.displacement import PairRow, measure
+    from diffalign.job import encode
+    from diffalign.methods import build
+    from diffalign.models.loading import load
+    from diffalign.training.acceleration import accelerator_for
+
+    method = build(run.method)
+    accelerator = accelerator_for(run.training)
+    model = load(run.model, accelerator.device)
+    encoded = encode(run, model, read_preferences(run.data, run.training.seed), accelerator)
+    size, seed = run.training.batch_size, run.training.seed
+    # One set of a bucket a time, so that rows can be named: batches keep the order of their records.
+    rows, buckets = [], sorted({record.target for record in encoded})
+    for target in buckets:
+        part = encoded.subset(i for i, record in enumerate(encoded) if record.target == target)
+        batches = (b.to(accelerator.device) for b in fixed_batches(part, model.family, run.data, size, seed))
+        time = method.time  # type: ignore[attr-defined]
+        for index, found in enumerate(measure(model.denoiser(), model.network, batches, time, draws, seed)):
+            numbers = zip(found.inner.tolist(), found.own.tolist(), found.ches.tolist(), strict=True)
+            for group, values in zip(found.groups.tolist(), numbers, strict=True):
+                record = part[index * size + group]
+                rows.append(PairRow(record.where, record.prompt, *values))
+    return rows
+
+
+DESCRIPTION = """\
+Say which pairs are likely to push their winner down, before training on them. For each pair of a config's
+preference set, by the model that training starts from: `overlap`, the inner product of winner's and loser's
+gradients over the winner's squared norm (above 1 one step raises the winner's error), and CHES, how alike
+the two look to the network. Writes <output>/displacement.json and <output>/dropped.txt, the rows that a
+filter leaves out: `--data.drop FILE` trains without them. Takes all flags of `train`."""
+
+EXAMPLES = """
+diffalign displacement tiny_sdxl_dpo --data.limit 256 --output runs/tiny
+diffalign displacement sdxl_dpo_lora --data.path pairs.parquet --share 0.1
+diffalign displacement runs/mine --by ches --share 0.05
+diffalign train sdxl_dpo_lora --data.path pairs.parquet --data.drop runs/mine/dropped.txt
+"""
