@@ -109,6 +109,7 @@ def _check_names(run: Run) -> None:
     # Imported here because the registries list packages: names only, still no torch.
     from diffalign.methods import REGISTRY
     from diffalign.models.registry import FAMILIES
+    from diffalign.rewards.registry import parse
     from diffalign.strategies.registry import check
 
     if not isinstance(run.method.get("type"), str):
@@ -120,6 +121,8 @@ def _check_names(run: Run) -> None:
     check(run.strategies)
     if run.model.family != "auto" and run.model.family not in FAMILIES:
         raise unknown("model family (model.family)", run.model.family, ["auto", *FAMILIES])
+    for spec in run.data.rewards:
+        parse(spec)
     for name in run.logging.trackers:
         if name not in TRACKERS:
             raise unknown("tracker (logging.trackers)", name, TRACKERS)

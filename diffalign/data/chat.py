@@ -44,6 +44,7 @@ class Chat:
         self._pause = pause
         self._lock = Lock()
         self._file = Path(config.answers).expanduser()
+        self._cut = False  # whether an interruption has left half a line
         self._known = self._read()
 
     @property
@@ -61,17 +62,20 @@ class Chat:
             self._known[caption] = altered
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write("\n" * self._cut + line + "\n")
+                self._cut = False
         return altered
 
     def _read(self) -> dict[str, str]:
         known: dict[str, str] = {}
-        for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []:
+        text = self._file.read_text(encoding="utf-8") if self._file.is_file() else ""
+        self._cut = not text.endswith("\n") and bool(text)
+        for line in text.split("\n"):
             try:
                 row = json.loads(line)
                 if row["model"] == self._config.model:
                     known[row["caption"]] = row["altered"]
-            except (ValueError, KeyError, TypeError):  # a line that an interruption has cut: asked again
+            except (ValueError, KeyError, TypeError):  # asked again
                 continue
         return known
 

@@ -89,8 +89,8 @@ def replaced(caption: str, edit: Edit, word: str) -> str:
         word = word[0].upper() + word[1:]
     if article := _ARTICLE.search(before):
         new = "an" if _SOUNDS_VOWEL.match(word) else "a"
-        new = new.upper() if article[1].isupper() and len(article[1]) > 1 else new
-        new = new[0].upper() + new[1:] if article[1][0].isupper() else new
+        if article[1][0].isupper():
+            new = new.upper() if word.isupper() else new.capitalize()
         before = before[: article.start()] + new + article[2]
     return before + word + after
 

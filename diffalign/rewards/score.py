@@ -106,6 +106,11 @@ def _open(item: Item) -> _Opened:
         return item, image_key(data), image.convert("RGB")
 
 
+def score_column(items: Sequence[Item], scorer: Scorer, cache: ScoreCache | None = None) -> list[float]:
+    """The scores of readable items by one scorer, what the cache knows from there."""
+    return _score_chunk([_open(item) for item in items], scorer, cache)
+
+
 def _score_chunk(images: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:
     reward_identity = scorer.key
     if cache is None or reward_identity is None:

@@ -1,6 +1,7 @@
 """Groups of any size: ranked lists, single likes, captions."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -204,8 +205,6 @@ def test_one_rewards_column_of_single_images_and_lists(jsonl):
 def test_the_tiny_sets(tmp_path, name, text):
     encoded = encode(f"tiny:{name}", tmp_path, limit=6)
     assert len(encoded) == 6
-    import re
-
     assert re.match(text + ", 0 rows without label, 0 unreadable", encoded.counts.text)
     again = Model()
     assert encode(f"tiny:{name}", tmp_path, again, limit=6).records == encoded.records and not again.batches
