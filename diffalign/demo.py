@@ -134,8 +134,16 @@ def _write(output: Path, compared: PipelineComparison, facts: RunFacts) -> None:
     save_image(picture, output / "comparison.png")
 
 
-def sample_pairs(model: ModelConfig, prompts: list[str], path: Path, seed: int, candidates: int = 4) -> Path:
-    """Pairs that a model draws and the judge ranks, best against worst, as parquet in Pick-a-Pic's schema.
+def sample_pairs(
+    model: ModelConfig,
+    prompts: list[str],
+    path: Path,
+    seed: int,
+    candidates: int = 4,
+    reward: str = "judge",
+    sampling: SamplingSettings = SAMPLING,
+) -> Path:
+    """Pairs that a model draws and a reward ranks, best against worst, as parquet in Pick-a-Pic's schema.
 
     A prompt whose images all score the same gives a tie.
     """
@@ -145,14 +153,14 @@ def sample_pairs(model: ModelConfig, prompts: list[str], path: Path, seed: int, 
     samples = generate(
         load(model).pipeline,
         prompts,
-        SAMPLING,
+        sampling,
         images_per_prompt=candidates,
         seed=seed + 1,  # not the noise of the evaluation
         batch_size=64,
         title="sampling pairs",
     )
     images = [s.image for s in samples]
-    scores = load_reward("judge")(images, [s.prompt for s in samples]).reshape(-1, candidates)
+    scores = load_reward(reward)(images, [s.prompt for s in samples]).reshape(-1, candidates)
     rows = []
     for index, prompt in enumerate(prompts):
         best, worst = int(scores[index].argmax()), int(scores[index].argmin())

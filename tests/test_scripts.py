@@ -54,3 +54,19 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
     shown = [o for cell in done.cells for o in cell.get("outputs", [])]
     assert any("text/html" in o.get("data", {}) for o in shown), "the comparison shows its grid"
     assert any("loss 0.693147" in o.get("text", "") for o in shown)
+
+
+def test_iterated_rounds(tmp_path, monkeypatch, capsys):
+    """Two rounds of a few prompts: the second starts from the first one's result, and both are reported."""
+    few = tmp_path / "few.yaml"
+    few.write_text(f"base: {ROOT / 'configs' / 'tiny_sdxl_dpo.yaml'}\ntraining:\n  batch_size: 4\n")
+    arguments = ["--recipe", str(few), "--rounds", "2", "--steps", "2", "--prompts-per-round", "8"]
+    arguments += ["--count", "4", "--candidates", "2", "--sampling-steps", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["iterated_rounds.py", *arguments])
+    runpy.run_path(str(ROOT / "pipelines" / "iterated_rounds.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("95 % interval") == 2
+    rows = json.loads((tmp_path / "rounds.json").read_text())
+    assert [row["round"] for row in rows] == [1, 2]
+    second = (tmp_path / "round-2" / "config.yaml").read_text()
+    assert str(tmp_path / "round-1" / "merged") in second and "seed: 2" in second
+    assert (tmp_path / "round-2" / "merged" / "model_index.json").is_file()
