@@ -92,6 +92,16 @@ def captions(
     return _batch(x.repeat_interleave(2, 0), label, 2, score, {})
 
 
+def patched(
+    plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
+) -> Batch[Tensor]:
+    """The pairs of ``preferences`` with weight maps of one value: a better sample counts 0.9, a worse one
+    0.1.
+    """
+    batch = preferences(plane, base, count, seed, flipped)
+    return replace(batch, extra={**batch.extra, "patches": torch.full((len(batch.x), 1), 0.1)})
+
+
 def turned_round(batch: Batch[Tensor], share: float, seed: int) -> Batch[Tensor]:
     """Pairs with a share of the labels turned round, second opinions as they were."""
     wrong = torch.rand(batch.num_groups, generator=torch.Generator().manual_seed(seed)) < share

@@ -9,10 +9,31 @@ KL-regularised one, say ``optimum=False`` and why in ``note``.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from diffalign.losses.clipping import Clamp
+from diffalign.losses.divergences import ForwardKL
+from diffalign.losses.of_errors import Paper, Released
 from diffalign.losses.pairwise import IPO, Hinge, Logistic
+from diffalign.losses.recent import BCO, EXO, NCA, SPPO, APODown, DiscoPOP
+from diffalign.methods.adpo import ADPO
+from diffalign.methods.aot import AOT
+from diffalign.methods.apo import APO
+from diffalign.methods.auto_beta import AutoBeta
+from diffalign.methods.dmpo import DMPO
 from diffalign.methods.dpo import DPO
+from diffalign.methods.dro import DRO
+from diffalign.methods.dspo import DSPO
+from diffalign.methods.fdpo import FDPO
+from diffalign.methods.kto import KTO
+from diffalign.methods.madpo import MADPO
+from diffalign.methods.mapo import MaPO
+from diffalign.methods.patchdpo import PatchDPO
+from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.sft import SFT
-from diffalign.tiny.plane_data import Maker, preferences
+from diffalign.methods.simpo import SimPO
+from diffalign.methods.tdpo import TDPO
+from diffalign.methods.tkto import TKTO
+from diffalign.times import Uniform
+from diffalign.tiny.plane_data import Maker, captions, experts, likes, lists, patched, preferences
 from diffalign.types import Method
 
 
@@ -51,4 +72,62 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "hinge": PlaneRow(DPO(beta=100, loss=Hinge())),
     "smoothed": PlaneRow(DPO(beta=50, loss=Logistic(label_smoothing=0.1))),
     "sft": PlaneRow(SFT()),
+    "kto": PlaneRow(
+        KTO(beta=15),
+        likes,
+        rate=2e-4,
+        optimum=False,
+        note="a single like does not say how much better: it goes further than a pair would",
+    ),
+    "tdpo": PlaneRow(
+        TDPO(beta=50, clip=Clamp(0.02)),
+        captions,
+        rate=2e-4,
+        optimum=False,
+        note="unclipped, losers' errors grow without end: 10 to 30 % of the mass leaves the support",
+    ),
+    "tkto": PlaneRow(TKTO(beta=20, clip=Clamp(0.01)), captions, rate=2e-4, optimum=False),
+    "mapo": PlaneRow(
+        MaPO(form=Released(timesteps=30)),
+        optimum=False,
+        note="errors are ten times those of images, so T = 1000 is too sharp here",
+    ),
+    "mapo_paper": PlaneRow(MaPO(form=Paper()), optimum=False),
+    "patchdpo": PlaneRow(PatchDPO(), patched, optimum=False, note="fine-tuning with weights"),
+    "rankdpo": PlaneRow(RankDPO(beta=200), lists, groups=64),
+    "dro": PlaneRow(
+        DRO(margin=0.05, steps=10), experts, groups=96, optimum=False, note="its goal is the experts"
+    ),
+    "exo": PlaneRow(
+        DPO(beta=50, loss=EXO(0.2)),
+        steps=100,
+        note="a quarter of the labels is a toss-up: told that they are sure (0.001), half the mass leaves",
+    ),
+    "nca": PlaneRow(DPO(beta=10, loss=NCA()), steps=100),
+    "bco": PlaneRow(DPO(beta=15, loss=BCO()), steps=100),
+    "sppo": PlaneRow(DPO(beta=4, loss=SPPO()), steps=100),
+    "discopop": PlaneRow(DPO(beta=150, loss=DiscoPOP()), steps=100),
+    "apo": PlaneRow(APO(beta=15), steps=80, optimum=False, note="bounded: no pull on pairs far ahead"),
+    "apo_down": PlaneRow(
+        DPO(beta=5000, loss=APODown()),
+        steps=20,
+        rate=1e-4,
+        optimum=False,
+        gain=0.1,
+        note="for winners worse than the model; here it only pushes losers away and must stop early",
+    ),
+    "dspo": PlaneRow(DSPO(beta=0.3, scale=100), steps=100),
+    "dmpo": PlaneRow(DMPO(beta=50, alpha=0.2), steps=100, note="as exo"),
+    "madpo": PlaneRow(MADPO(beta=100, reward_scale=3.3), steps=100),
+    "fdpo": PlaneRow(FDPO(scale=200), steps=100),
+    "fdpo_forward": PlaneRow(FDPO(scale=50, divergence=ForwardKL()), steps=100, gain=0.1),
+    "simpo": PlaneRow(
+        SimPO(beta=1000, gamma=0.5, time=Uniform(low=0.5)),
+        steps=15,
+        rate=1e-4,
+        note="nothing holds it back: it is fast, and off the support after 35 steps",
+    ),
+    "adpo": PlaneRow(ADPO(scale=70), lists, steps=100, groups=64),
+    "aot": PlaneRow(AOT(beta=600), steps=60, rate=2e-4, optimum=False, note="pairs are not its unit"),
+    "auto_beta": PlaneRow(AutoBeta(low=100, high=300), steps=100),
 }
