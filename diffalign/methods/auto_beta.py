@@ -9,9 +9,11 @@ share ``target`` of its pull, however large errors are in the model at hand. Sim
 d and half of beta. Its sums over latent elements and clamps [.001, 1] are, at 512 px in 16 channels (65,536
 elements), the means and clamps here.
 
-The average is a mean over all processes, moves once per micro-batch while gradients are taken (measuring
-leaves it alone), and is a part of a checkpoint. What differs: a mean of exactly 0 (nothing has moved yet, or
-only ties) is not averaged in; SimpleTuner starts from it and then holds beta at its highest for long.
+Beta falls as margins grow, so the pull never ends by itself: ``low`` is what holds the policy near the
+reference, and a run without a floor leaves the support. The average is a mean over all processes, moves once
+per micro-batch while gradients are taken (measuring leaves it alone), and is a part of a checkpoint. What
+differs: a mean of exactly 0 (nothing has moved yet, or only ties) is not averaged in; SimpleTuner starts from
+it and then holds beta at its highest for long.
 """
 
 import math
