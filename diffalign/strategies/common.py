@@ -16,7 +16,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.estimators import at_least_float32, regression_target
 from diffalign.noising import Forward, expand
-from diffalign.types import Batch, Cond, Denoiser, Noised, Path, Random, Step, Target
+from diffalign.types import Batch, Cond, Denoiser, Noised, Path, Random, Stateful, Step, Target
 
 
 class Around(Protocol):
@@ -81,6 +81,15 @@ class Wrapped:
     ) -> Step:
         """One loss over one batch."""
         return self.strategy(self.method, policy, reference, batch, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers; empty if it remembers nothing."""
+        return self.inner.state_dict() if isinstance(self.inner, Stateful) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the method continue from ``state_dict``'s answer."""
+        if isinstance(self.inner, Stateful):
+            self.inner.load_state_dict(state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +166,17 @@ class Listening:
     def of(self, batch: Batch[Tensor]) -> list[Call]:
         """The calls with gradient whose rows are the batch's samples."""
         return [call for call in self.calls if call.graded and call.x_t.shape == batch.x.shape]
+
+
+def answer(held: Listening, call: Call) -> Tensor:
+    """A reference's prediction at a call of the policy, without gradient: what it has said, or else asked
+    now.
+    """
+    for other in held.calls:
+        if other.x_t is call.x_t and other.t is call.t and other.cond is call.cond:
+            return other.prediction.detach()
+    with torch.no_grad():
+        return held.denoiser(call.x_t, call.t, call.cond)
 
 
 def residual(denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
