@@ -120,11 +120,12 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "dmpo": PlaneRow(DMPO(beta=50, alpha=0.2), steps=100, note="as exo"),
     "madpo": PlaneRow(MADPO(beta=100, reward_scale=3.3), steps=100),
     "fdpo": PlaneRow(FDPO(scale=200), steps=100),
-    "fdpo_forward": PlaneRow(FDPO(scale=50, divergence=ForwardKL()), steps=100, gain=0.1),
+    "fdpo_forward": PlaneRow(FDPO(scale=50, divergence=ForwardKL()), steps=100),
     "simpo": PlaneRow(
         SimPO(beta=1000, gamma=0.5, time=Uniform(low=0.5)),
         steps=15,
         rate=1e-4,
+        optimum=False,
         note="nothing holds it back: it is fast, and off the support after 35 steps",
     ),
     "adpo": PlaneRow(ADPO(scale=70), lists, steps=100, groups=64),
