@@ -10,12 +10,11 @@ The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tens
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffalign.config import Run
 from diffalign.config_io import to_yaml, validate
@@ -35,15 +34,9 @@ from diffalign.export.aligned import save_aligned
 from diffalign.export.card import Card
 from diffalign.files import write_atomic
 from diffalign.methods import REGISTRY, build
-from diffalign.models.adapters import (
-    following_reference,
-    policy_denoiser,
-    prepare_policy,
-    reference_denoiser,
-)
-from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
+from diffalign.players import check_players, players
 from diffalign.rewards.rater import RewardRater
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
@@ -51,7 +44,6 @@ from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Every, Hook, standard_hooks
 from diffalign.training.loop import train
-from diffalign.training.reference import RefreshReference
 from diffalign.training.state import TrainState
 from diffalign.types import Denoiser
 
@@ -93,7 +85,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     preferences = read_preferences(run.data, run.training.seed)
     inner: Any = build(run.method)
     method: Any = wrap(inner, run.strategies)
-    _check_reference(run, method)
+    check_players(run, method)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
     output = Path(run.output)
@@ -106,34 +98,29 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     tell(f"data: {encoded.counts.text}")
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
-    parameters = prepare_policy(model, run.model, run.training.seed)
-    policy = policy_denoiser(model, run.model)
-    reference, kept = _reference(run, model, policy, method.needs_reference)
-    count = sum(p.numel() for _, p in parameters)
+    who = players(run, model, method, _AUTOCAST[run.training.mixed_precision])
+    count = sum(p.numel() for _, p in who.parameters)
     tell(f"training {count:,} parameters on {len(learned)} groups, {len(held_out)} held out")
 
-    # What the run has done to the base, wherever a reference that follows the policy stands by then.
-    base = AdaptersOff(policy, model.network) if kept and run.model.train == "lora" else None
-    diagnostics = _diagnostics(run, model, held_out, inner, base)
-    extra: list[Hook] = [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))]
-    if kept:
-        extra.append(RefreshReference(kept, run.training.reference_every, run.training.reference_mix))
+    diagnostics = _diagnostics(run, model, held_out, inner, who.base)
+    images = Every(run.validation.every, lambda state: _validate(state, model, run))
+    extra: list[Hook] = [diagnostics, images, *who.hooks]
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(output / "config.yaml", to_yaml(run))
     state = train(
         method=method,
-        denoiser_of=lambda prepared: replace(policy, network=prepared),
-        reference=reference,
+        denoiser_of=who.policy_of,
+        reference=who.reference,
         network=model.network,
-        parameters=parameters,
+        parameters=who.parameters,
         source=_source(run, learned, model, accelerator, _guided(inner)),
         settings=run.training,
         optimizer=run.optimizer,
         accelerator=accelerator,
         hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, extra, asdict(run)),
         resume=snapshot,
-        kept=kept,
+        kept=who.kept,
     )
     result = Result(
         output=output,
@@ -169,27 +156,6 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
         checkpoints.clear()
     accelerator.wait_for_everyone()
     return checkpoints
-
-
-def _check_reference(run: Run, method: Any) -> None:
-    if run.training.reference_every and not method.needs_reference:
-        raise UserError(
-            f"training.reference_every={run.training.reference_every}: method {run.method['type']} has no "
-            "reference; allowed with it: 0"
-        )
-
-
-def _reference(
-    run: Run, model: LoadedModel, policy: NetworkDenoiser, needed: bool
-) -> tuple[Denoiser, dict[str, Tensor]]:
-    """(the reference, what of it follows the policy); the policy itself where no reference is needed."""
-    autocast = _AUTOCAST[run.training.mixed_precision]
-    if not needed:
-        return policy, {}
-    if run.training.reference_every:
-        soft = run.training.reference_mix < 1
-        return following_reference(model, policy, run.model, autocast, soft)
-    return reference_denoiser(model, policy, run.model, autocast), {}
 
 
 def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:

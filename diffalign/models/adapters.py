@@ -21,7 +21,8 @@ from diffalign.models.loaded import LoadedModel, only_errors
 from diffalign.types import Denoiser
 
 ADAPTER = "default"
-REFERENCE = "reference"  # the second set, where the reference follows the policy
+REFERENCE = "reference"  # a second set, where the reference follows the policy
+SECOND = "second"  # a second trained set
 
 
 def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> list[tuple[str, nn.Parameter]]:
@@ -85,6 +86,27 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
         set_magnitudes(network, adapter)
 
 
+def add_second_adapter(network: Any, config: LoraConfig, seed: int) -> dict[str, str]:
+    """Add a second trained set of adapters, which starts from other values; the first stays the active one.
+
+    Returns:
+        The names of the first set's parameters, each with that of its fellow in the second.
+    """
+    first = [name for name, _ in trainable(network)]
+    add_lora(network, config, seed, SECOND)
+    second = [name for name, _ in trainable(network)]
+    network.set_adapter(ADAPTER)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in {*first, *second})
+    return {name: _other(name, SECOND) for name in first}
+
+
+def _other(name: str, adapter: str) -> str:
+    """The name of a parameter's fellow in another set."""
+    before, _, after = name.rpartition(f".{ADAPTER}")
+    return f"{before}.{adapter}{after}"
+
+
 def add_reference_adapter(network: Any, config: LoraConfig) -> dict[str, Tensor]:
     """Add a second, frozen set of adapters, equal to the trained set as it is now and without dropout.
 
@@ -93,12 +115,10 @@ def add_reference_adapter(network: Any, config: LoraConfig) -> dict[str, Tensor]
     """
     add_lora(network, replace(config, dropout=0.0), adapter=REFERENCE)
     network.set_adapter(ADAPTER)  # trains this set again, and freezes the other
-    mine, other = f".{ADAPTER}", f".{REFERENCE}"
     every = dict(network.named_parameters())
     held = {}
     for name, parameter in trainable(network):
-        before, _, after = name.rpartition(mine)
-        held[name] = every[f"{before}{other}{after}"].detach()
+        held[name] = every[_other(name, REFERENCE)].detach()
         held[name].copy_(parameter.detach())
     return held
 

@@ -88,7 +88,8 @@ class AdaptersOff:
 
 @dataclass(frozen=True, eq=False)
 class OtherAdapter:
-    """A reference that moves, under LoRA: the same call of the same network through another set of adapters.
+    """The same call of the same network through another set of adapters: a reference that moves, a second
+    policy.
 
     Like ``AdaptersOff`` it turns a flag of each layer and turns it back.
 
@@ -96,11 +97,14 @@ class OtherAdapter:
         denoiser: the policy.
         network: the module that holds the adapters, unwrapped.
         adapter: the name of the other set.
+        trained: whether it is a policy, whose gradient is wanted. Gradient checkpointing is then forbidden: a
+            recomputation would see the first set.
     """
 
     denoiser: Denoiser
     network: nn.Module
     adapter: str
+    trained: bool = False
 
     @property
     def path(self) -> Path:
@@ -113,8 +117,9 @@ class OtherAdapter:
         return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The raw prediction through the other set, without gradient."""
-        with torch.no_grad(), adapter_on(self.network, self.adapter):
+        """The raw prediction through the other set, without gradient unless it is trained."""
+        wanted = self.trained and torch.is_grad_enabled()
+        with torch.set_grad_enabled(wanted), adapter_on(self.network, self.adapter):
             return self.denoiser(x_t, t, cond)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.estimators import at_least_float32
-from diffalign.strategies.common import Call, Listening, Wrapped, mean_where, overall, told, with_term
+from diffalign.strategies.common import Listening, Wrapped, answer, mean_where, overall, told, with_term
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
@@ -55,21 +55,12 @@ class Anchor:
         step = method(heard, held, batch, generator)
         distances = []
         for call in heard.of(batch):
-            there = _answer(held, call)
+            there = answer(held, call)
             moved = at_least_float32(call.prediction) - at_least_float32(there)
             distances.append(overall(method.reduce(moved**2)))
         if not distances:
             raise UserError("strategy anchor: the method never asks the policy about the batch's own samples")
         return with_term(step, "anchor", mean_where(torch.stack(distances).mean(0), told(batch)), self.alpha)
-
-
-def _answer(held: Listening, call: Call) -> Tensor:
-    """The reference's prediction at a call of the policy: what it has said, or else asked now."""
-    for other in held.calls:
-        if other.x_t is call.x_t and other.t is call.t and other.cond is call.cond:
-            return other.prediction.detach()
-    with torch.no_grad():
-        return held.denoiser(call.x_t, call.t, call.cond)
 
 
 CARD = StrategyCard(

@@ -84,6 +84,8 @@ def check(values: Sequence[Mapping[str, Any]]) -> None:
         if name in seen:
             raise UserError(f"strategies[{i}].type={name!r} stands twice; allowed: each strategy once")
         seen.add(name)
+        if name == "fast_slow" and i + 1 < len(values):
+            raise UserError(f"strategies[{i}].type='fast_slow' wraps two policies; allowed: as the last one")
 
 
 def build(values: Sequence[Mapping[str, Any]]) -> list[Any]:

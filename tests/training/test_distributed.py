@@ -52,7 +52,7 @@ def test_there_were_two(ranks):
     assert [(r["world"], r["device"]) for r in ranks] == [(2, "cpu:0")] * 2
 
 
-@pytest.mark.parametrize("run", ["plain", "ragged", "all ties", "refreshed", "sdpo"])
+@pytest.mark.parametrize("run", ["plain", "ragged", "all ties", "refreshed", "sdpo", "fast slow"])
 def test_two_processes_are_one_of_twice_the_batch(both, run):
     first, second, one, tolerance = both
     assert same(first[run], second[run]), "ranks hold the same parameters"

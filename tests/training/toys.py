@@ -9,7 +9,9 @@ from torch import nn
 
 from diffalign.config import OptimizerConfig, TrainingConfig
 from diffalign.methods.dpo import DPO
+from diffalign.strategies.fast_slow import FastSlow, Twin
 from diffalign.training.acceleration import accelerator_for
+from diffalign.training.exchange import Exchange
 from diffalign.training.loop import train
 from diffalign.training.sources import TensorSource
 from diffalign.training.state import TrainState
@@ -114,6 +116,56 @@ class Trial:
             resume=self.resume,
             kept=self.kept,
         )
+
+
+class Two(nn.Module):
+    """Two small networks in one module; a flag says which is asked."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        torch.manual_seed(7)
+        self.fast, self.slow = Mlp().to(dtype), Mlp().to(dtype)
+
+    def forward(self, x_t, t, c, which):
+        return (self.fast if which == "fast" else self.slow)(x_t, t, c)
+
+
+@dataclass
+class Side(PlaneDenoiser):
+    """One of the two."""
+
+    which: str = "fast"
+
+    def __call__(self, x_t, t, cond):
+        return self.network(x_t, t, cond["c"], self.which)
+
+
+def chase(
+    settings: TrainingConfig,
+    optimizer: OptimizerConfig,
+    dtype: torch.dtype = torch.float64,
+    every: int = 2,
+    hooks: Any = lambda extra: extra,
+    resume: Any = None,
+) -> TrainState:
+    """A run of fast-slow chasing; ``hooks`` puts the exchanging hook among others."""
+    network, tally = Two(dtype), torch.zeros(3)
+    fellows = {n: n.replace("fast.", "slow.", 1) for n, _ in network.named_parameters() if "fast." in n}
+    trial = Trial(settings=settings, moved=False, dtype=dtype)
+    return train(
+        method=FastSlow(weight=0.2).wrap(DPO(beta=20.0)),
+        denoiser_of=lambda prepared: Twin(Side(prepared), Side(prepared, which="slow"), tally),
+        reference=PlaneDenoiser(trial.reference),
+        network=network,
+        parameters=list(network.named_parameters()),
+        source=trial.source,
+        settings=settings,
+        optimizer=optimizer,
+        accelerator=trial.accelerator,
+        hooks=hooks([Exchange(fellows, tally, every)]),
+        resume=resume,
+        kept={"tally": tally},
+    )
 
 
 class Probe:

@@ -19,7 +19,7 @@ from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.reference import RefreshReference
 from diffalign.training.sources import TensorSource
-from tests.training.toys import Probe, Trial, pairs, weights
+from tests.training.toys import Probe, Trial, chase, pairs, weights
 
 RAGGED = (0, 1, 2, 3, 5, 7, 11, 13, 17, 19)
 
@@ -87,6 +87,9 @@ def equal_runs(world: int, dtype: torch.dtype) -> dict:
             | {f"kept {n}": p for n, p in (trial.kept or {}).items()}
         )
         outcome[f"{name} metrics"] = state.averages()
+    state = chase(settings(world), optimizer, dtype)
+    outcome["fast slow"] = weights(state) | {"loss": torch.tensor(state.loss or 0.0)}
+    outcome["fast slow metrics"] = state.averages()
     clipped = Trial(settings=settings(world, steps=1, max_grad_norm=1e-3), ties=RAGGED, dtype=dtype).run()
     outcome[MOMENTS] = {str(i): s["exp_avg"] for i, s in clipped.optimizer.state_dict()["state"].items()}
     hook = HeldOut([TensorSource(**pairs(RAGGED, dtype), batch_size=8).batch(m) for m in range(3)], bins=2)
