@@ -3,7 +3,8 @@
 A method asks its policy; whoever stands between the two can see every prediction and every gradient. So a
 strategy needs to know nothing of the method: ``Scaled`` leaves a prediction as it is and scales the gradient
 that flows back through each of its rows; ``Listening`` keeps predictions for a further loss, so that no
-network call happens twice.
+network call happens twice. Both must know which row is whose, so the method has to ask about the batch's own
+samples, in their order: Inversion-DPO does so with ``guidance: 1`` and ``subset: 1``.
 """
 
 from collections.abc import Callable, Mapping

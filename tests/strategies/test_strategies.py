@@ -8,7 +8,10 @@ import torch
 
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import IPO
+from diffalign.methods import REGISTRY
+from diffalign.methods import build as build_method
 from diffalign.methods.dpo import DPO
+from diffalign.methods.inpo import InPO
 from diffalign.methods.sft import SFT
 from diffalign.noising import Forward
 from diffalign.randomness import Streams
@@ -69,10 +72,10 @@ def gradients(method, batch, target="eps", t=0.4, reference=None):
     return step, prediction.grad, prediction.detach(), noise
 
 
-METHODS = [DPO(beta=10.0), DPO(beta=3.0, loss=IPO())]
+METHODS = [DPO(beta=10.0), DPO(beta=3.0, loss=IPO()), InPO(beta=10.0)]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["dpo", "ipo"])
+@pytest.mark.parametrize("method", METHODS, ids=["dpo", "ipo", "inpo"])
 @pytest.mark.parametrize("mu", [0.0, 0.6, 0.9])
 @pytest.mark.parametrize("over", ["batch", "pair"])
 def test_sdpo_scales_only_the_losers_by_the_formula(method, mu, over):
@@ -341,3 +344,57 @@ def test_an_inversions_policy_is_left_alone():
         Affine(path, a, a), Affine(path, a.detach(), a.detach()), batch, torch.Generator()
     )
     assert step.loss.item() == pytest.approx(np.log(2))
+
+
+PAIRWISE = sorted(name for name in REGISTRY if REGISTRY[name].data.startswith(("pairs", "lists")))
+OWN_SAMPLES = {"inversion_dpo": {"guidance": 1}, "sft": None}
+"""What a method needs so that it asks about the batch's own samples; None: it never does."""
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRWISE if OWN_SAMPLES.get(name, {}) is not None])
+def test_every_pairwise_method_takes_every_strategy(name):
+    """The value of the loss is the method's under SDPO and weights, and only losers' gradients are scaled:
+    with winners' predictions alone carrying a gradient, SDPO changes nothing.
+    """
+    path, generator = sd_path(), torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 4, 4, generator=generator, dtype=torch.float64)
+    extra = {"reward": torch.rand(8, generator=generator), "weight": torch.full((8,), 2.0)}
+    extra["patches"] = torch.rand(8, 1, 4, 4, generator=generator)
+    group, score = torch.arange(4).repeat_interleave(2), torch.tensor([1.0, 0, 0, 1] * 2)
+    cond = {"text": torch.randn(8, 2, generator=generator, dtype=torch.float64)}
+    batch = Batch(x, cond, group, score, {"text": torch.zeros(8, 2, dtype=torch.float64)}, extra)
+    method = build_method({"type": name, **OWN_SAMPLES.get(name, {})})
+    won = (score == 1)[:, None, None, None]
+
+    def outcome(section, winners_only=False):
+        a = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        b = torch.tensor(0.02, dtype=torch.float64)
+
+        class Policy(Affine):
+            def __call__(self, x_t, t, cond):
+                prediction = super().__call__(x_t, t, cond)
+                if not winners_only or not torch.is_grad_enabled():
+                    return prediction
+                return torch.where(won, prediction, prediction.detach())
+
+        wrapped = wrap(method, section)
+        reference = Affine(path, a.detach() - 0.1, b)
+        step = wrapped(Policy(path, a, b), reference, batch, Streams.at(0, 0, 4))
+        return step.loss.item(), torch.autograd.grad(step.loss, a)[0].item()
+
+    plain, only = outcome([]), outcome([], winners_only=True)
+    assert outcome([{"type": "sdpo"}])[0] == plain[0]
+    assert outcome([{"type": "sdpo"}], winners_only=True) == only
+    assert outcome([{"type": "weighted"}]) == (plain[0], pytest.approx(2 * plain[1], rel=1e-9))
+    for section in ([{"type": "sft"}], [{"type": "anchor"}]):
+        assert outcome(section)[0] > plain[0]
+
+
+def test_a_method_that_asks_about_other_rows_is_refused_by_name():
+    """Inversion-DPO under guidance asks about twice the rows."""
+    method = build_method({"type": "inversion_dpo"})
+    batch, path = pair_batch(), sd_path()
+    batch = replace(batch, cond={"text": double(8, 2)}, negative={"text": torch.zeros(8, 2).double()})
+    a = Affine(path, torch.tensor(0.1, requires_grad=True), torch.tensor(0.0))
+    with pytest.raises(UserError, match="strategy sdpo: the method asks the policy about"):
+        SDPO().wrap(method)(a, a, batch, Streams.at(0, 0, 4))
