@@ -7,10 +7,11 @@ from torch import Tensor, distributed
 def mean_over_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """Scalar mean of ``values`` (B,) over all processes, weighted by ``weight`` (B,), without gradient.
 
-    A collective: every process must call it, whatever its batch holds. Without any weight it is 0.
+    A collective: every process must call it, whatever its batch holds. Without any weight it is 0. Where
+    gradients are off (held-out batches, of which processes may hold unequally many) it is this process's own.
     """
     weight = torch.ones_like(values) if weight is None else weight
     sums = torch.stack([(values * weight).sum(), weight.sum()]).detach().double()
-    if distributed.is_available() and distributed.is_initialized():
+    if torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums)
     return (sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)).to(values)

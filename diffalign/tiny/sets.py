@@ -1,4 +1,4 @@
-"""Sets of drawn scenes beyond pairs, drawn as they are read: ranked lists, single likes, captions, experts.
+"""Sets of drawn scenes beyond pairs, drawn as they are read: lists, likes, captions, experts, weight maps.
 
 Each is an endless-looking row of groups over the captions of the train split, in the shape of a json line
 that `diffalign.data` reads: the same seed gives the same rows, and a shorter set is the beginning of a longer
@@ -20,6 +20,7 @@ from diffalign.tiny.scenes import split_captions as captions_of
 
 GROUPS = 4096  # of a set, unless fewer are asked for
 LIST = 4  # pictures of a ranked list
+DIFFERENT = 16  # levels of 255 by which a pixel of two pictures must differ to be no noise
 WORDS = {"size": tuple(SIZES), "color": tuple(COLORS), "shape": tuple(SHAPES), "relation": tuple(RELATIONS)}
 Row = dict[str, Any]
 
@@ -84,11 +85,23 @@ def _expert(text: str, rng: np.random.Generator) -> Row:
     return {"prompt": text, "image": png(render(scene_of(text, rng))), "liked": True}
 
 
+def _patches(text: str, rng: np.random.Generator) -> Row:
+    """A true picture and one with a word or two wrong, each with a map that is white where both agree."""
+    true = scene_of(text, rng)
+    other = misdraw(true, 1 + int(rng.random() < TWO_WRONG), rng)
+    pictures = [render(scene).convert("RGB") for scene in (true, other)]
+    apart = np.abs(np.subtract(*(np.asarray(picture, dtype=np.int16) for picture in pictures))).max(-1)
+    agree = png(Image.fromarray(np.where(apart > DIFFERENT, 0, 255).astype(np.uint8)))
+    images = [png(picture) for picture in pictures]
+    return {"prompt": text, "images": images, "scores": [1.0, 0.0], "patches": [agree, agree]}
+
+
 SETS: Mapping[str, Callable[[str, np.random.Generator], Row]] = {
     "lists": _list,
     "likes": _like,
     "captions": _captions,
     "experts": _expert,
+    "patches": _patches,
 }
 
 
