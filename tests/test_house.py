@@ -59,6 +59,16 @@ def test_methods_stand_on_the_mathematics_alone():
         assert all(inside(i, *allowed) for i in ours), (path, ours)
 
 
+def test_strategies_stand_on_methods():
+    """They import what methods may, and methods; who prepares the network for them is ``players``."""
+    forbidden = [
+        f"diffalign.{p}"
+        for p in ("training", "models", "data", "rewards", "evaluation", "tiny", "cli", "job", "players")
+    ]
+    for path in (PACKAGE / "strategies").glob("*.py"):
+        assert not any(inside(i, *forbidden) for i in imports_of(path)), path
+
+
 def test_the_mathematics_imports_no_model_library():
     for name in (
         "types",
