@@ -17,9 +17,12 @@ from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
 from diffalign.evaluation.statistics import bootstrap_mean
 from diffalign.files import open_atomic
+from diffalign.methods.common import compare
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
+from diffalign.randomness import Streams
 from diffalign.tiny.plane import (
+    LABELS,
     Plane,
     PlaneNetwork,
     align,
@@ -29,7 +32,7 @@ from diffalign.tiny.plane import (
     points,
     pretrain,
 )
-from diffalign.tiny.plane_data import Maker, captions
+from diffalign.tiny.plane_data import Maker, captions, preferences
 from diffalign.types import Batch
 from tests.tiny.plane_methods import PlaneRow
 
@@ -90,17 +93,28 @@ def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, An
     }
 
 
-def run(
-    row: PlaneRow, seed: int, prompts: int, steps: int | None = None, data: Batch[Tensor] | None = None
-) -> dict[str, Any]:
-    """Train for ``steps``, or for as many as the budget allows, and measure on ``prompts`` points."""
-    about_captions = row.data is captions
-    data = drawn(row.data, seed) if data is None else data
+def train(row: PlaneRow, seed: int, steps: int | None = None) -> tuple[PlaneNetwork, dict[str, Any]]:
+    """A network trained for ``steps``, or for as many as the budget allows, and what that took."""
+    data = drawn(row.data, seed)
     calls = cost(row, data)
     steps = steps or max(1, round(BUDGET / calls.cost))
-    network, seconds = _timed(row, data, steps, seed)
-    before = start(about_captions, prompts // 3)
-    after = points(denoiser_of(network), prompts // 3, NOISE)
+    begin = time.perf_counter()
+    network = align(row.method, base(row.data is captions), data, steps, seed, row.groups, row.rate)
+    took = {
+        "steps": steps,
+        "seconds": round(time.perf_counter() - begin, 2),
+        "calls": vars(calls),
+        "compute": calls.cost * steps,
+    }
+    return network, took
+
+
+def run(row: PlaneRow, seed: int, prompts: int, steps: int | None = None) -> dict[str, Any]:
+    """Train and measure on ``prompts`` starting points, as many for each label."""
+    network, took = train(row, seed, steps)
+    about_captions = row.data is captions
+    before = start(about_captions, prompts // LABELS)
+    after = points(denoiser_of(network), prompts // LABELS, NOISE)
     rewards = {
         "height": tuple(PLANE.reward(x.flatten(0, 1)) for x in (before, after)),
         "fidelity": tuple(_right(x) for x in (before, after)),
@@ -110,19 +124,24 @@ def run(
     return {
         "primary": primary,
         "rewards": {name: compared(*pair) for name, pair in rewards.items()},
-        "gains": [round(v, 3) for v in (rewards[primary][1] - rewards[primary][0]).tolist()],
+        "gains": [round(v, 2) for v in (rewards[primary][1] - rewards[primary][0]).tolist()],
         "figures": {"off support": round(end.off_support, 4), "distance": round(end.distance, 4)},
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "calls": vars(calls),
-        "compute": calls.cost * steps,
+        **took,
     }
 
 
-def _timed(row: PlaneRow, data: Batch[Tensor], steps: int, seed: int) -> tuple[PlaneNetwork, float]:
-    begin = time.perf_counter()
-    network = align(row.method, base(row.data is captions), data, steps, seed, row.groups, row.rate)
-    return network, time.perf_counter() - begin
+def drift(row: PlaneRow, seed: int, pairs: int, steps: int | None = None) -> dict[str, Any]:
+    """Train, then by how much the denoising errors of held-out winners and losers have risen over the
+    reference's, per pair, in thousandths; the same pairs, times and noise for every method.
+    """
+    network, took = train(row, seed, steps)
+    batch = preferences(PLANE, denoiser_of(base()), count=pairs, seed=1000)
+    with torch.no_grad():
+        c = compare(DPO(), denoiser_of(network), denoiser_of(base()), batch, Streams.at(NOISE, 0, pairs))
+    rises = {
+        name: [round(-2000 * v, 2) for v in getattr(c, name).tolist()] for name in ("chosen", "rejected")
+    }
+    return {"rises": rises, **took}
 
 
 def _right(x: Tensor) -> Tensor:

@@ -32,9 +32,8 @@ from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 
 PREFIX = "tiny_sdxl_"
-BUDGET = (
-    60 * 64 * 8.0
-)  # forward-equivalents of tiny_sdxl_dpo: 2 trained samples (3 each) and 2 held ones a pair
+# Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.
+BUDGET = 60 * 64 * 8.0
 COST_STEPS = 2  # steps that a method's cost is measured on: some make random numbers of calls
 HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
 COST_VERSION = 1
@@ -63,9 +62,7 @@ def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[
         "method": repr(build(run.method)),
         "strategy": {k: v for k, v in asdict(run).items() if k not in _COMMON},
         "lora": asdict(run.model.lora) if run.model.train == "lora" else "full",
-        "data": {
-            k: v for k, v in asdict(run.data).items() if k in ("path", "limit", "flip_labels", "posterior")
-        },
+        "data": {k: v for k, v in asdict(run.data).items() if k not in _PLACES},
         "optimizer": asdict(run.optimizer),
         "batch_size": run.training.batch_size * run.training.accumulation,
         "split": split,
@@ -75,6 +72,7 @@ def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[
     }
 
 
+_PLACES = {"cache_dir", "cache_batch_size", "workers"}
 _COMMON = {
     "output", "resume", "overwrite", "method", "model", "data", "optimizer", "training", "logging",
     "checkpoint", "validation",

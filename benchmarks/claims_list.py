@@ -1,0 +1,274 @@
+"""Which claims, and what each compares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.config_io import shipped_configs
+from diffalign.methods.dpo import DPO
+from diffalign.strategies import wrap
+from diffalign.tiny.plane import Plane
+from diffalign.tiny.plane_data import Maker, lists, preferences, turned_round
+from diffalign.types import Batch, Denoiser
+from tests.tiny.plane_methods import PLANE_METHODS, PlaneRow
+
+Value = Literal["gain", "chosen", "rejected", "memory"]
+STEPS = PlaneRow(DPO()).steps
+TINY_STEPS = 60
+NO_ROW = PlaneRow(DPO())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: a method in a world, with its settings.
+
+    Attributes:
+        name: of its row; equal names are one arm.
+        world: plane or tiny.
+        title: for the table.
+        row: on the plane; its ``data`` may be a variant of the usual.
+        recipe: of the tiny SDXL.
+        flags: over the recipe.
+        steps: None: what the leaderboard's budget allows.
+        tuned: on the plane, its beta is chosen first, for the largest gain that stays on the support, on a
+            seed of its own: a gain by itself says how weak a beta is, not how good a method.
+        value: what is compared: gain over the base, rise of the errors of held-out winners (chosen) or losers
+            (rejected), or bytes.
+        method: what must exist, a name of ``PLANE_METHODS`` or a tiny recipe's.
+    """
+
+    name: str
+    world: str
+    title: str
+    method: str
+    row: PlaneRow = NO_ROW
+    recipe: str = ""
+    flags: tuple[str, ...] = ()
+    steps: int | None = None
+    tuned: bool = False
+    value: Value = "gain"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``a`` minus ``b`` (or ``a`` over the base).
+
+    Attributes:
+        decides: whether the claim's verdict rests on it.
+        lower: whether the claim is that the difference is below 0.
+    """
+
+    label: str
+    a: Arm
+    b: Arm | None = None
+    decides: bool = False
+    lower: bool = False
+
+    @property
+    def arms(self) -> Sequence[Arm]:
+        """One or two."""
+        return [self.a] if self.b is None else [self.a, self.b]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and the comparisons that test it."""
+
+    name: str
+    title: str
+    says: str
+    comparisons: Sequence[Comparison]
+    note: str = ""
+
+
+def available(arm: Arm) -> bool:
+    """Whether the method has settings in that world."""
+    return (
+        arm.method in PLANE_METHODS
+        if arm.world == "plane"
+        else f"tiny_sdxl_{arm.method}" in shipped_configs()
+    )
+
+
+def plane(method: str, variant: str = "", title: str = "", /, **changes: object) -> Arm:
+    """An arm on the plane: a row of ``PLANE_METHODS`` with some fields changed."""
+    steps, value = changes.pop("steps", None), changes.pop("value", "gain")
+    tuned = changes.pop("tuned", False)
+    row = replace(PLANE_METHODS.get(method, NO_ROW), **changes)  # type: ignore[arg-type]
+    name = "-".join(filter(None, ("plane", method, variant, f"{steps}" if steps else "")))
+    if value in ("chosen", "rejected"):
+        name += "-errors"
+    name += "-tuned" if tuned else ""
+    given = {"steps": steps, "tuned": tuned, "value": value}
+    return Arm(name, "plane", title or method, method, row, **given)  # type: ignore[arg-type]
+
+
+def tiny(recipe: str, *flags: str, variant: str = "", title: str = "", steps: int | None = None) -> Arm:
+    """An arm on the tiny SDXL: a recipe with flags."""
+    name = "-".join(filter(None, ("tiny", recipe, variant, f"{steps}" if steps else "")))
+    return Arm(name, "tiny", title or recipe, recipe, recipe=recipe, flags=flags, steps=steps)
+
+
+def memory(recipe: str, train: str) -> Arm:
+    """Memory of one step."""
+    name, flags = f"tiny-{recipe}-memory-{train}", (f"--model.train={train}",)
+    return Arm(name, "tiny", recipe, recipe, recipe=recipe, flags=flags, value="memory")
+
+
+@lru_cache
+def flipped(share: float) -> Maker:
+    """Pairs with a share of the labels turned round; the reward model's scores stay right."""
+
+    def maker(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
+        return turned_round(preferences(plane, base, seed=seed), share, seed)
+
+    maker.__name__ = f"preferences_{share:g}_turned_round"
+    return maker
+
+
+@lru_cache
+def flipped_unrated(share: float) -> Maker:
+    """The same without the reward model's scores."""
+
+    def maker(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
+        return replace(turned_round(preferences(plane, base, seed=seed), share, seed), extra={})
+
+    maker.__name__ = f"preferences_{share:g}_turned_round_unrated"
+    return maker
+
+
+def ends_of_lists(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
+    """The best and the worst of each list, scored 1 and 0."""
+    batch = lists(plane, base, seed=seed)
+    by_list = batch.score.reshape(batch.num_groups, -1)
+    first = torch.arange(batch.num_groups) * by_list.shape[1]
+    index = first[:, None] + torch.stack([by_list.argmax(1), by_list.argmin(1)], 1)
+    group = torch.arange(batch.num_groups).repeat_interleave(2)
+    score = torch.tensor([1.0, 0.0]).repeat(batch.num_groups)
+    return replace(batch.select(index.flatten()), group=group, score=score)
+
+
+def _inpo() -> Claim:
+    comparisons = [
+        Comparison(
+            f"after {share:.0%} of DPO's steps",
+            *(
+                plane(m, steps=round(STEPS * share), rate=NO_ROW.rate, groups=NO_ROW.groups, tuned=True)
+                for m in ("inpo", "dpo")
+            ),
+            decides=share == 0.25,
+        )
+        for share in (0.25, 0.5, 1.0)
+    ]
+    comparisons += [
+        Comparison(f"after {n} steps", tiny("inpo", steps=n), tiny("dpo", steps=n), decides=n == 15)
+        for n in (15, 30)
+    ]
+    note = (
+        "Equal steps, groups and learning rate, each method with its own beta; InPO's steps cost more (see "
+        "the leaderboard for equal compute)."
+    )
+    return Claim("inpo", "InPO", "gets further than Diffusion-DPO in fewer steps", comparisons, note)
+
+
+def _smpo() -> Claim:
+    comparisons = []
+    for share in (0.0, 0.2, 0.4):
+        at = f"{share:.0%} of the labels turned round"
+        same = {"steps": STEPS, "rate": NO_ROW.rate, "groups": NO_ROW.groups, "tuned": True}
+        dpo = plane("dpo", f"flip{share:g}", data=flipped(share), **same)
+        smpo = plane("smpo", f"flip{share:g}", data=flipped(share), **same)
+        unrated = plane(
+            "smpo", f"flip{share:g}-unrated", "smpo, labels only", data=flipped_unrated(share), **same
+        )
+        comparisons += [Comparison(at, smpo, dpo, decides=share > 0), Comparison(at, unrated, dpo)]
+    for share in (0.2, 0.4):
+        flag, at = f"--data.flip_labels={share}", f"{share:.0%} of the labels turned round"
+        arms = [tiny(m, flag, variant=f"flip{share:g}", steps=TINY_STEPS) for m in ("smpo", "dpo")]
+        comparisons.append(Comparison(at, arms[0], arms[1], decides=True))
+    note = (
+        "SmPO takes winner and label from a reward model, which nobody turned round; the person's label only "
+        "says what is a tie. *Labels only* is SmPO without a reward model: smoothing and inversion alone."
+    )
+    return Claim("smpo", "SmPO", "holds up under wrong labels better than Diffusion-DPO", comparisons, note)
+
+
+def _rankdpo() -> Claim:
+    row = PLANE_METHODS.get("rankdpo", NO_ROW)
+    same = {"steps": STEPS, "rate": row.rate, "groups": row.groups, "tuned": True}
+    rank = plane("rankdpo", **same)
+    comparisons = [
+        Comparison(
+            "against DPO on all six pairs of the same images",
+            rank,
+            plane("dpo", "lists", "dpo, all pairs", data=lists, **same),
+            decides=True,
+        ),
+        Comparison(
+            "against DPO on the best and the worst of the four",
+            rank,
+            plane("dpo", "ends", "dpo, best and worst", data=ends_of_lists, **same),
+        ),
+        Comparison(
+            "against DPO on all six pairs of the same images",
+            tiny("rankdpo"),
+            tiny("dpo", "--data.path=tiny:lists", variant="lists", title="dpo, all pairs"),
+            decides=True,
+        ),
+    ]
+    return Claim("rankdpo", "RankDPO", "beats Diffusion-DPO on the same images, four a prompt", comparisons)
+
+
+def _mapo() -> Claim:
+    peak = "peak of a step and weights, MiB"
+    full, lora = ((memory("mapo", train), memory("dpo", train)) for train in ("full", "lora"))
+    comparisons = [
+        Comparison("gain over the base", plane("mapo"), decides=True),
+        Comparison("gain over the base", tiny("mapo"), decides=True),
+        Comparison(f"full fine-tuning: {peak}", *full, decides=True, lower=True),
+        Comparison(f"LoRA: {peak}", *lora, lower=True),
+    ]
+    note = (
+        "Held samples are those that a reference is asked about. Under LoRA the reference is the same "
+        "network with its adapters off, so no second set of weights is held."
+    )
+    return Claim("mapo", "MaPO", "needs no reference and less memory", comparisons, note)
+
+
+def _kto() -> Claim:
+    comparisons = [Comparison("gain over the base", arm("kto"), decides=True) for arm in (plane, tiny)]
+    return Claim("kto", "Diffusion-KTO", "learns from single likes", comparisons)
+
+
+def _sdpo() -> Claim:
+    comparisons = []
+    for beta in (100.0, 20.0):
+        method = DPO(beta=beta)
+        safe = wrap(method, [{"type": "sdpo", "mu": 0.9}])
+        arms: dict[str, tuple[Arm, Arm]] = {}
+        for value in ("rejected", "chosen", "gain"):
+            arms[value] = (
+                plane("dpo", f"beta{beta:g}-sdpo", "dpo with sdpo", method=safe, steps=STEPS, value=value),
+                plane("dpo", f"beta{beta:g}", "dpo", method=method, steps=STEPS, value=value),
+            )
+        losers, winners, gain = arms["rejected"], arms["chosen"], arms["gain"]
+        comparisons += [
+            Comparison(f"beta {beta:g}: rise of losers' errors, / 1000", *losers, decides=True, lower=True),
+            Comparison(f"beta {beta:g}: rise of winners' errors, / 1000", *winners, lower=True),
+            Comparison(f"beta {beta:g}: gain", *gain),
+        ]
+    best = [
+        plane("dpo", "sdpo", "dpo with sdpo", method=safe, steps=STEPS, tuned=True),
+        plane("dpo", steps=STEPS, tuned=True),
+    ]
+    comparisons.append(Comparison("gain, each with its own beta", *best))
+    return Claim("sdpo", "Diffusion-SDPO", "lowers the blow-up of the losers' errors", comparisons)
+
+
+def CLAIMS() -> list[Claim]:  # noqa: N802
+    """Every claim, with the settings that the methods have now."""
+    return [_inpo(), _smpo(), _rankdpo(), _mapo(), _kto(), _sdpo()]

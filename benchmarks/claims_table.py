@@ -1,0 +1,106 @@
+"""Claims for people: comparisons with intervals, and verdicts that are computed."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.claims_list import Arm, Claim, Comparison
+from benchmarks.record import Row, over_seeds, shown, verdict
+from diffalign.evaluation.statistics import Estimate
+
+MIB = 2**20
+SUPPORTED, REFUTED, OPEN = "supported", "not supported", "no difference shown"
+
+HOW = (
+    "`python -m benchmarks.claims` makes what is missing. Differences are of the mean gain over the base "
+    "(height on the plane, judge on the tiny SDXL), paired by seed, prompt and noise, with 95 % intervals by a "
+    "bootstrap over prompts and seeds. A claim is *supported* where every comparison that decides (bold) has "
+    "its interval on the claim's side of 0, *not supported* where one lies on the other side. On the plane, "
+    "arms that are compared by their gain have each the beta that gives the largest gain with under 3 % of the "
+    "mass off the support (seven betas on a seed of its own): otherwise a gain says how weak a beta is. On the "
+    "tiny SDXL the recipes' settings are used."
+)
+
+
+def text(claims: Sequence[Claim], rows: Mapping[str, Row]) -> str:
+    """``claims.md``."""
+    lines = [
+        "# Claims of the papers, tested",
+        "",
+        HOW,
+        "",
+    ]
+    for claim in claims:
+        found = [(c, difference(c, rows)) for c in claim.comparisons]
+        lines += [f"## {claim.title} {claim.says}: {outcome(found)}", ""]
+        lines += [claim.note, ""] if claim.note else []
+        lines += [
+            "| world | comparison | a | b | a - b | | steps | seeds |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_line(c, d, rows) for c, d in found]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def outcome(found: Sequence[tuple[Comparison, Estimate | None]]) -> str:
+    """The verdict over all comparisons that decide; those not made yet leave it open."""
+    verdicts = [_verdict(c, d) for c, d in found if c.decides and d is not None]
+    missing = sum(c.decides and d is None for c, d in found)
+    if not verdicts:
+        return "not tested yet"
+    word = REFUTED if REFUTED in verdicts else OPEN if OPEN in verdicts else SUPPORTED
+    return word + (f" ({missing} of {missing + len(verdicts)} comparisons not made yet)" if missing else "")
+
+
+def _verdict(comparison: Comparison, estimate: Estimate) -> str:
+    sides = (REFUTED, SUPPORTED) if comparison.lower else (SUPPORTED, REFUTED)
+    return verdict(estimate, *sides)
+
+
+def difference(comparison: Comparison, rows: Mapping[str, Row]) -> Estimate | None:
+    """a - b over the seeds that both have (a alone without b); None if there are none."""
+    seeds = [s for s in range(100) if all(f"claim-{arm.name}-{s}" in rows for arm in comparison.arms)]
+    if not seeds:
+        return None
+    values = [
+        [np.asarray(_values(arm, rows[f"claim-{arm.name}-{s}"])) for arm in comparison.arms] for s in seeds
+    ]
+    return over_seeds([both[0] - both[1] if len(both) == 2 else both[0] for both in values])
+
+
+def _values(arm: Arm, row: Row) -> Sequence[float]:
+    if arm.value == "memory":
+        return [sum(row["memory"].values()) / MIB]
+    values: Sequence[float] = row["gains"] if arm.value == "gain" else row["rises"][arm.value]
+    return values
+
+
+def _line(comparison: Comparison, estimate: Estimate | None, rows: Mapping[str, Row]) -> str:
+    first = rows.get(f"claim-{comparison.a.name}-0", {})
+    label = f"**{comparison.label}**" if comparison.decides else comparison.label
+    cells = [comparison.a.world, label, _cell(comparison.a, rows)]
+    cells.append(_cell(comparison.b, rows) if comparison.b else "the base")
+    digits = 1 if comparison.a.value in ("memory", "chosen", "rejected") else 3
+    cells += (
+        ["", "not made yet"]
+        if estimate is None
+        else [shown(estimate, digits), _verdict(comparison, estimate)]
+    )
+    cells += [
+        str(first.get("steps", "")),
+        str(sum(f"claim-{comparison.a.name}-{s}" in rows for s in range(100))),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(arm: Arm, rows: Mapping[str, Row]) -> str:
+    made = [rows[name] for s in range(100) if (name := f"claim-{arm.name}-{s}") in rows]
+    if not made:
+        return arm.title
+    mean = float(np.mean([np.mean(_values(arm, row)) for row in made]))
+    cell = f"{arm.title}: {mean:.1f}" if arm.value != "gain" else f"{arm.title}: {mean:+.3f}"
+    if arm.value == "memory":
+        weights, held = made[0]["memory"]["weights"] / MIB, made[0]["calls"]["held"]
+        cell += f" (weights {weights:.1f}; {held:.0f} held samples)"
+    return cell

@@ -1,0 +1,73 @@
+"""Peak memory of one training step of the tiny SDXL, by the tensors that are alive: no timing, no noise."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diffalign.config import Run
+from diffalign.methods import build
+from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
+from diffalign.models.loading import load
+from diffalign.randomness import Streams
+from diffalign.types import Batch
+
+PAIRS = 16
+
+
+class Alive(TorchDispatchMode):
+    """Follows every storage that an operation makes until it is gone; ``peak`` is in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def step_memory(run: Run, seed: int = 0) -> dict[str, float]:
+    """Bytes of the weights held (policy, and the reference where the method wants one) and, at the peak of
+    one step, of everything else that is alive, gradients included.
+    """
+    torch.manual_seed(seed)
+    method: Any = build(run.method)
+    model = load(run.model)
+    prepare_policy(model, run.model, seed)
+    policy = policy_denoiser(model, run.model)
+    networks = {id(model.network): model.network}
+    reference: Any = policy
+    if method.needs_reference:
+        reference = reference_denoiser(model, policy, run.model)
+        if run.model.train == "full":
+            networks[id(reference.network)] = reference.network
+    texts = ["a small red circle"] * (2 * PAIRS)
+    sizes = torch.full((2 * PAIRS, 2), 32.0)
+    cond = {**model.encode_prompts(texts), **model.micro_conditions(sizes, 0 * sizes, sizes)}
+    x = torch.randn(2 * PAIRS, model.channels, 8, 8)
+    group = torch.arange(PAIRS).repeat_interleave(2)
+    batch = Batch(x, cond, group, torch.tensor([1.0, 0.0]).repeat(PAIRS))
+    with Alive() as alive:
+        method(policy, reference, batch, Streams.at(seed, 0, PAIRS)).loss.backward()
+    weights = sum(p.numel() * p.element_size() for net in networks.values() for p in net.parameters())
+    return {"weights": float(weights), "step": float(alive.peak)}
