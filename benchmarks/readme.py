@@ -1,4 +1,4 @@
-"""Writes README's tables of methods, models and rewards: ``python -m benchmarks.readme``."""
+"""Writes README's tables of methods, strategies, models and rewards: ``python -m benchmarks.readme``."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ from diffalign.files import write_atomic
 from diffalign.methods import REGISTRY as METHODS
 from diffalign.models.registry import FAMILIES
 from diffalign.rewards import REGISTRY as REWARDS
+from diffalign.strategies import STRATEGIES
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- tables: python -m benchmarks.readme -->", "<!-- end of tables -->"
 
 
 def tables() -> str:
-    """The three tables in Markdown."""
+    """The four tables in Markdown."""
     lines = [
         "| method | | paper | learns from | network samples per group and step |",
         "|---|---|---|---|---|",
@@ -20,6 +21,14 @@ def tables() -> str:
     for card in METHODS.values():
         paper = f"[{card.paper} ({card.year})]({card.url})"
         lines.append(f"| `{card.name}` | {card.title} | {paper} | {card.data} | {card.cost} |")
+    lines += [
+        "",
+        "| strategy, around any method | | composes with | costs beside the method |",
+        "|---|---|---|---|",
+    ]
+    for c in STRATEGIES.values():
+        title = f"[{c.title}](https://arxiv.org/abs/{c.arxiv})" if c.arxiv else c.title
+        lines.append(f"| `{c.name}` | {title} | {c.composes} | {c.cost} |")
     lines += ["", "| model | | pipeline | for example |", "|---|---|---|---|"]
     lines += [f"| `{c.name}` | {c.title} | `{c.pipeline}` | `{c.example}` |" for c in FAMILIES.values()]
     lines += ["", "| reward | | range | weights |", "|---|---|---|---|"]
