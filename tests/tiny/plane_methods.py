@@ -9,6 +9,7 @@ KL-regularised one, say ``optimum=False`` and why in ``note``.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from diffalign.inversion import Inversion
 from diffalign.losses.clipping import Clamp
 from diffalign.losses.divergences import ForwardKL
 from diffalign.losses.of_errors import Paper, Released
@@ -23,6 +24,8 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.dro import DRO
 from diffalign.methods.dspo import DSPO
 from diffalign.methods.fdpo import FDPO
+from diffalign.methods.inpo import InPO
+from diffalign.methods.inversion_dpo import InversionDPO
 from diffalign.methods.kto import KTO
 from diffalign.methods.madpo import MADPO
 from diffalign.methods.mapo import MaPO
@@ -30,6 +33,7 @@ from diffalign.methods.patchdpo import PatchDPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.sft import SFT
 from diffalign.methods.simpo import SimPO
+from diffalign.methods.smpo import SmPO
 from diffalign.methods.tdpo import TDPO
 from diffalign.methods.tkto import TKTO
 from diffalign.times import Uniform
@@ -131,4 +135,32 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "adpo": PlaneRow(ADPO(scale=70), lists, steps=100, groups=64),
     "aot": PlaneRow(AOT(beta=600), steps=60, rate=2e-4, optimum=False, note="pairs are not its unit"),
     "auto_beta": PlaneRow(AutoBeta(low=100, high=300), steps=100),
+    "inpo": PlaneRow(
+        InPO(beta=100, noising=Inversion(steps=5, eta=0.5, by="reference")),
+        steps=90,
+        groups=128,
+        rate=2e-4,
+        note="inverted by the policy (released), states drift with it and 3 to 4 % of the mass leaves",
+    ),
+    "smpo": PlaneRow(
+        SmPO(
+            beta=1000,
+            low=-1.5,
+            high=1.5,
+            time=Uniform(low=0.4),
+            noising=Inversion(steps=5, grid="destination", renoise=1, by="reference"),
+        ),
+        steps=35,
+        groups=128,
+        rate=1e-4,
+        optimum=False,
+        note="ordered by the height itself, no label is wrong and nothing bounds the margin: it stops early",
+    ),
+    "inversion_dpo": PlaneRow(
+        InversionDPO(beta=40, steps=10, guidance=1.0, time=Uniform(low=0.4, steps=None)),
+        steps=60,
+        groups=128,
+        rate=1e-4,
+        note="our target; with the released one the gradient is 0 at the start",
+    ),
 }
