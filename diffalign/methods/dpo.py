@@ -11,6 +11,11 @@ Other pairwise losses l (IPO, hinge, robust, smoothed labels) are its ``loss`` f
 What differs from the released code: ties have no gradient instead of being dropped or won by the first
 image, errors are float32 under half precision, and any prediction target works. The released SD 1.5 script
 of diffusers leaves out the 1/2, so its ``beta_dpo 2500`` is ``beta: 5000`` here.
+
+Step-Video-T2V's Video-DPO (Ma et al. 2025, arXiv 2502.10248, section 4.4) is this loss on a flow model, time
+and noise shared by the pair as here; its finding is a matter of settings: where the logit is negative and
+beta 5000, gradients explode and force a learning rate of 1e-8, so it lowers beta and raises the rate (neither
+value is stated).
 """
 
 from dataclasses import dataclass

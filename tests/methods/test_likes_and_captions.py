@@ -327,6 +327,22 @@ def test_clipped_text_preferences_against_numpy(clip):
     assert (np.abs(grad[3:]).reshape(3, -1).max(1) > 0).tolist() == free.tolist()
 
 
+def test_the_offset_is_that_of_all_processes_while_training_only(monkeypatch):
+    """Two processes with the same likes double sum and count; a held-out batch asks no other process, since
+    processes may hold unequally many.
+    """
+    called = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: called.append(sums.mul_(2)))
+    model, reference, target = drawn(worse=0.1)
+    step, _ = run_on(KTO(beta=20), model, reference, target, np.arange(6), LABELS)
+    assert len(called) == 1
+    assert step.metrics["kl"].item() == pytest.approx(10 * improvement(model, reference, target).mean())
+    with torch.no_grad():
+        KTO(beta=20)(affine(0.4), affine(0.1), batch_of([1] * 4, [1.0, 0, 0, 1]), Streams.at(0, 0, 4))
+    assert len(called) == 1
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

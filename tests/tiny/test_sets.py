@@ -76,3 +76,13 @@ def test_captions_are_right_and_wrong_of_one_true_picture():
 def test_experts_are_true():
     for row in take("experts", 60):
         assert row["liked"] is True and judge(picture(row["image"]), row["prompt"]) == 1
+
+
+def test_weight_maps_are_white_where_both_pictures_agree():
+    for row in take("patches", 30):
+        true, other = (np.asarray(picture(data), dtype=int) for data in row["images"])
+        maps = [np.asarray(Image.open(BytesIO(data))) for data in row["patches"]]
+        assert row["scores"] == [1.0, 0.0] and (maps[0] == maps[1]).all()
+        assert ((maps[0] == 255) == (abs(true - other).max(-1) <= 16)).all()
+        assert 0.3 < (maps[0] == 255).mean() < 1 and set(np.unique(maps[0])) == {0, 255}
+        assert judge(picture(row["images"][0]), row["prompt"]) == 1
