@@ -201,6 +201,7 @@ def _rankdpo() -> Claim:
     row = PLANE_METHODS.get("rankdpo", NO_ROW)
     same = {"steps": STEPS, "rate": row.rate, "groups": row.groups, "tuned": True}
     rank = plane("rankdpo", **same)
+    as_rankdpo = ("--data.path=tiny:lists", "--training.batch_size=32")  # as in its recipe
     comparisons = [
         Comparison(
             "against DPO on all six pairs of the same images",
@@ -216,7 +217,7 @@ def _rankdpo() -> Claim:
         Comparison(
             "against DPO on all six pairs of the same images",
             tiny("rankdpo"),
-            tiny("dpo", "--data.path=tiny:lists", variant="lists", title="dpo, all pairs"),
+            tiny("dpo", *as_rankdpo, variant="lists", title="dpo, all pairs"),
             decides=True,
         ),
     ]

@@ -13,12 +13,12 @@ SUPPORTED, REFUTED, OPEN = "supported", "not supported", "no difference shown"
 
 HOW = (
     "`python -m benchmarks.claims` makes what is missing. Differences are of the mean gain over the base "
-    "(height on the plane, judge on the tiny SDXL), paired by seed, prompt and noise, with 95 % intervals by a "
-    "bootstrap over prompts and seeds. A claim is *supported* where every comparison that decides (bold) has "
-    "its interval on the claim's side of 0, *not supported* where one lies on the other side. On the plane, "
-    "arms that are compared by their gain have each the beta that gives the largest gain with under 3 % of the "
-    "mass off the support (seven betas on a seed of its own): otherwise a gain says how weak a beta is. On the "
-    "tiny SDXL the recipes' settings are used."
+    "(height on the plane, judge on the tiny SDXL), paired by seed, prompt and noise, with 95 % intervals"
+    " by a bootstrap over prompts and seeds. A claim is *supported* where every comparison that decides "
+    "(bold) has its interval on the claim's side of 0, *not supported* where one lies on the other side. "
+    "On the plane, arms that are compared by their gain have each the beta that gives the largest gain "
+    "with under 3 % of the mass off the support (seven betas on a seed of its own): otherwise a gain says"
+    " how weak a beta is. On the tiny SDXL the recipes' settings are used."
 )
 
 
