@@ -147,7 +147,10 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
 
 def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
     texts = tiny.prompts(split, prompts)
-    before, after = base(split, prompts), scores(load_aligned(recipe.model, result.aligned), split, prompts)
+    pipeline = load_aligned(recipe.model, result.aligned)
+    if recipe.model.train == "lora":
+        pipeline.unet.fuse_lora()  # samples in 60 % of the time
+    before, after = base(split, prompts), scores(pipeline, split, prompts)
     table = {}
     for name in REWARDS:
         c = compare(before[name], after[name], texts)
