@@ -60,7 +60,7 @@ class Result:
         output: the run directory.
         aligned: ``output/aligned``, or None if the run was interrupted.
         steps: optimizer steps taken in all.
-        seconds: time spent training by this process.
+        seconds: time spent training, before an interruption included.
         interrupted: whether a signal has ended it early; ``resume: latest`` continues it.
         counts: what the preference set held, in words.
         verdict: what the held-out pairs say, in words.

@@ -34,7 +34,7 @@ class TrainState:
         skipped_steps: steps that the gradient guard skipped.
         empty_steps: steps without an update because every term had weight 0.
         overflow_steps: steps that float16's loss scaling skipped.
-        seconds: time spent training since this process started, hooks not counted.
+        seconds: time spent training, hooks not counted; a resumed run goes on counting.
         start_step: the step that this process started from.
         loss: mean loss of the last step over all ranks; None when it had no terms.
         applied: whether the last step changed the parameters.
@@ -120,6 +120,7 @@ class TrainState:
             optimizer=self.optimizer.state_dict(),
             facts={
                 "counters": {name: getattr(self, name) for name in _COUNTERS},
+                "seconds": self.seconds,
                 "guard": self.guard.state_dict(),
                 "meter": self.meter.of_all_ranks(self.accelerator),
                 "scaler": {} if scaler is None else scaler.state_dict(),
@@ -147,6 +148,7 @@ class TrainState:
         facts = snapshot.facts
         for name in _COUNTERS:
             setattr(self, name, int(facts["counters"][name]))
+        self.seconds = float(facts["seconds"])
         self.guard.load_state_dict(facts["guard"])
         self.meter.load_state_dict(facts["meter"][self.accelerator.process_index])
         if self.accelerator.scaler is not None:

@@ -63,6 +63,7 @@ def test_resuming_is_exact_to_the_bit(tmp_path, kind, capfd):
     second = logged_run(tmp_path / "parts", settings, optimizer, resume="latest")
 
     assert (second.start_step, second.step, second.micro_step) == (10, 20, 40)
+    assert second.seconds > first.seconds > 0
     assert same(weights(whole), weights(second))
     assert distance(weights(first), weights(second)) > 1e-3
     assert same_optimizer(whole, second)
