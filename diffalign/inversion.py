@@ -32,7 +32,7 @@ from diffalign.noising import expand, rank_in_group
 from diffalign.paths import VariancePreserving
 from diffalign.randomness import normal
 from diffalign.trajectories import TrajectoryCache
-from diffalign.types import Cond, Denoiser, Noised, Path, Random
+from diffalign.types import Cond, Denoiser, Noised, Path, Random, TimeSampler
 
 _NEAR = 1e-6
 """Times closer than this are one: a float32 0.3 is the grid point 3 / 10."""
@@ -265,6 +265,19 @@ def grid_states(
     rows = torch.arange(len(x0))[:, None].expand(reached.shape)
     times = grid_of(inversion, denoiser.path)[0][steps.cpu()].flatten()
     return states[rows.flatten(), reached.flatten()], times.to(states.device, states.dtype)
+
+
+def drawn_steps(
+    time: TimeSampler, steps: int, subset: int | None, count: int, generator: Random | torch.Generator
+) -> Int[Tensor, " count K"]:
+    """Which of a grid's ``steps`` each of ``count`` groups learns from: all, or ``subset`` drawn by ``time``.
+
+    Time t means step floor(t N). Draws are independent, so a mean over them is unbiased.
+    """
+    if subset is None:
+        return torch.arange(steps).expand(count, -1)
+    t = torch.stack([time(count, generator) for _ in range(subset)], 1).cpu()
+    return (t * steps + _NEAR).long().clamp(max=steps - 1)
 
 
 def velocity_weight(denoiser: Denoiser, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

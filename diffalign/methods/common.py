@@ -46,6 +46,11 @@ def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
     return t[group.to(t.device)].to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
+def guided(denoiser: Denoiser, batch: Batch[Tensor], scale: float) -> Denoiser:
+    """The denoiser, guided away from what the batch names as negative unless ``scale`` is 1."""
+    return denoiser if scale == 1 else Guided(denoiser, batch.negative, scale)
+
+
 def noisy(
     method: OverStates,
     policy: Denoiser,
@@ -55,9 +60,7 @@ def noisy(
 ) -> Noised:
     """The noisy states of a batch: a time per group, and the noising asks whom it wants to ask."""
     t = times_like(method.time(batch.num_groups, generator), batch.group, batch.x)
-    asked = reference if method.noising.by == "reference" else policy
-    if method.noising.guidance != 1:
-        asked = Guided(asked, batch.negative, method.noising.guidance)
+    asked = guided(reference if method.noising.by == "reference" else policy, batch, method.noising.guidance)
     return method.noising(asked, batch.x, t, batch.cond, batch.group, generator)
 
 

@@ -43,13 +43,12 @@ import torch
 from torch import Tensor
 
 from diffalign.components import choice
-from diffalign.errors import UserError, unknown
+from diffalign.errors import UserError
 from diffalign.estimators import PerSample, Reduce, at_least_float32, regression_target
-from diffalign.guidance import Guided
-from diffalign.inversion import Inversion, grid_states, implied_noise, velocity_weight
+from diffalign.inversion import Inversion, drawn_steps, grid_states, implied_noise, velocity_weight
 from diffalign.losses.contrast import contrast
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import TIMES, preference_step
+from diffalign.methods.common import TIMES, guided, preference_step
 from diffalign.methods.registry import MethodCard
 from diffalign.noising import expand
 from diffalign.times import Uniform
@@ -88,14 +87,11 @@ class InversionDPO:
     needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.beta > 0 or self.steps < 1 or (self.subset is not None and self.subset < 1):
+        if not (self.beta > 0 and self.steps >= 1 and (self.subset is None or self.subset >= 1)):
             raise UserError(
                 f"method.beta={self.beta}, steps={self.steps}, subset={self.subset}; allowed: more than 0, "
                 "at least 1, and at least 1 or null"
             )
-        for name, words in (("target", ("clean", "reference")), ("sign", ("figure", "released"))):
-            if getattr(self, name) not in words:
-                raise unknown(f"method.{name}", getattr(self, name), words)
 
     @property
     def noising(self) -> Inversion:
@@ -108,30 +104,19 @@ class InversionDPO:
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """The mean loss over all pairs of rivals that are no tie."""
-        drawn = [self.time(batch.num_groups, generator) for _ in range(self.subset or 0)]
-        if drawn:
-            k = (torch.stack(drawn, 1).cpu() * self.steps + 1e-6).long().clamp(max=self.steps - 1)
-        else:
-            k = torch.arange(self.steps).expand(batch.num_groups, -1)
-        k = k[batch.group]
+        k = drawn_steps(self.time, self.steps, self.subset, batch.num_groups, generator)[batch.group]
         many = batch.select(torch.arange(len(k)).repeat_interleave(k.shape[1]))
-        x_t, t = grid_states(
-            self.noising, self._guided(reference, batch), batch.x, batch.cond, k, after=self.target == "clean"
-        )
+        asked, after = guided(reference, batch, self.guidance), self.target == "clean"
+        x_t, t = grid_states(self.noising, asked, batch.x, batch.cond, k, after)
+        z = Noised(many.x, implied_noise(policy.path, many.x, x_t, t), x_t, t)
         with torch.no_grad():
-            held = at_least_float32(self._guided(reference, many)(x_t, t, many.cond))
-        target = held
-        if self.target == "clean":
-            tau = implied_noise(policy.path, many.x, x_t, t)
-            target = regression_target(policy.target, policy, Noised(many.x, tau, x_t, t))
-        predicted = at_least_float32(self._guided(policy, many)(x_t, t, many.cond))
-        gain = self.reduce((held - target) ** 2) - self.reduce((predicted - target) ** 2)
-        gain = 0.5 * (expand(velocity_weight(policy, t), gain) * gain).unflatten(0, k.shape).mean(1)
+            held = at_least_float32(guided(reference, many, self.guidance)(x_t, t, many.cond))
+        predicted = at_least_float32(guided(policy, many, self.guidance)(x_t, t, many.cond))
+        target = regression_target(policy.target, policy, z) if after else held
+        gain = 0.5 * (self.reduce((held - target) ** 2) - self.reduce((predicted - target) ** 2))
+        gain = (expand(velocity_weight(policy, t), gain) * gain).unflatten(0, k.shape).mean(1)
         c = contrast(gain if self.sign == "figure" else -gain, batch.score, batch.group)
         return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
-
-    def _guided(self, denoiser: Denoiser, batch: Batch[Tensor]) -> Denoiser:
-        return denoiser if self.guidance == 1 else Guided(denoiser, batch.negative, self.guidance)
 
 
 CARD = MethodCard(
