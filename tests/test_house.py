@@ -50,8 +50,8 @@ def test_methods_stand_on_the_mathematics_alone():
     allowed = [
         f"diffalign.{m}"
         for m in (
-            "noising", "inversion", "guidance", "samplers", "solvers", "estimators", "losses", "types", "times",
-            "randomness", "paths", "methods", "components", "errors", "across",
+            "noising", "inversion", "guidance", "samplers", "solvers", "estimators", "losses", "types",
+            "times", "randomness", "paths", "methods", "components", "errors", "across",
         )
     ]  # fmt: skip
     for path in (PACKAGE / "methods").glob("*.py"):
