@@ -195,11 +195,14 @@ def fit(
 ) -> None:
     """Train ``network`` in place by the loop that trains images, on groups of equal size that stand side
     by side.
+
+    Raises:
+        KeyboardInterrupt: a signal has ended the training early; half a training is nothing to measure.
     """
     by_group = lambda tensor: tensor.reshape(data.num_groups, -1, *tensor.shape[1:])  # noqa: E731
     named = lambda tensors: {name: by_group(value) for name, value in tensors.items()}  # noqa: E731
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
-    train(
+    state = train(
         method=method,
         denoiser_of=denoiser_of,
         reference=denoiser_of(network if reference is None else reference),
@@ -218,6 +221,8 @@ def fit(
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4, schedule=schedule),
         accelerator=accelerator_for(settings),
     )
+    if state.interrupted:
+        raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,25 @@
 it.
 """
 
+import signal
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from diffalign.losses.pairwise import Robust
 from diffalign.methods import REGISTRY
 from diffalign.methods.dpo import DPO
-from diffalign.tiny.plane import LABELS, align, denoiser_of, energy_distance, measure
+from diffalign.methods.sft import SFT
+from diffalign.tiny.plane import (
+    LABELS,
+    PlaneNetwork,
+    align,
+    data_batch,
+    denoiser_of,
+    energy_distance,
+    measure,
+)
 from diffalign.tiny.plane_data import captions, experts, likes, lists, preferences, turned_round
 from tests.tiny.conftest import PLANE
 from tests.tiny.plane_methods import PLANE_METHODS
@@ -118,6 +130,17 @@ def test_too_small_a_beta_leaves_the_support(base, data):
         PLANE, denoiser_of(align(DPO(beta=5), base, data(preferences, 0), steps=300, groups=256, rate=2e-4))
     )
     assert after.reward > 1.2 and after.off_support > 0.1
+
+
+def test_half_a_training_is_not_measured():
+    @dataclass(frozen=True)
+    class Stops(SFT):
+        def __call__(self, policy, reference, batch, generator):
+            signal.raise_signal(signal.SIGINT)
+            return super().__call__(policy, reference, batch, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        align(Stops(), PlaneNetwork(), data_batch(PLANE, 64, 0), steps=3, groups=8)
 
 
 def test_the_optimum_is_the_data_reweighted():
