@@ -14,5 +14,6 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     """
     names = sorted(allowed)
     close = get_close_matches(str(name), names, n=3, cutoff=0.5)
+    close.sort(key=lambda other: sorted(other) != sorted(str(name)))  # letters that changed places come first
     hint = f"; did you mean {' or '.join(close)}?" if close else ";"
     return UserError(f"unknown {kind} {name!r}{hint} allowed: {', '.join(names)}")

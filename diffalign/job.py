@@ -37,6 +37,7 @@ from diffalign.methods import REGISTRY, build
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
 from diffalign.players import check_players, players
+from diffalign.randomness import derive
 from diffalign.rewards.rater import RewardRater
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
@@ -83,7 +84,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     """
     validate(run)
     preferences = read_preferences(run.data, run.training.seed)
-    inner: Any = build(run.method)
+    inner: Any = build(_own_trajectories(run))
     method: Any = wrap(inner, run.strategies)
     check_players(run, method)
     accelerator = accelerator_for(run.training)
@@ -135,6 +136,29 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         _leave(result, run, model, state, diagnostics)
     accelerator.wait_for_everyone()
     return result
+
+
+def _own_trajectories(run: Run) -> Mapping[str, Any]:
+    """The method section, a folder of cached inversions made this base model's own: a trajectory is known by
+    what was inverted, not by whom.
+
+    Raises:
+        UserError: the reference moves, so that what is kept would be wrong.
+    """
+    section = dict(run.method)
+    noising = section.get("noising")
+    holder = section if section.get("cache") else dict(noising) if isinstance(noising, Mapping) else {}
+    if not holder.get("cache"):
+        return run.method
+    if run.training.reference_every:
+        raise UserError(
+            f"method cache={holder['cache']!r} with training.reference_every={run.training.reference_every}: "
+            "a reference that moves inverts anew; allowed: one of them"
+        )
+    model = run.model
+    whose = derive(0, model.path, str(model.revision), str(model.variant), model.dtype)
+    holder["cache"] = str(Path(holder["cache"]) / f"{whose:016x}")
+    return holder if section.get("cache") else {**section, "noising": holder}
 
 
 def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoints:

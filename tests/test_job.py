@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from diffalign.config import ModelConfig, Run, TrainingConfig
 from diffalign.config_io import read_run
 from diffalign.errors import UserError
 from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
-from diffalign.job import align
+from diffalign.job import _own_trajectories, align
 from diffalign.training.diagnostics import HeldOut
 from tests.helpers import SHARED
 
@@ -167,3 +169,22 @@ def test_held_out_groups_are_never_trained_on(done):
     summary = json.loads((result.output / "summary.json").read_text())
     assert summary["held_out"]["rewards/accuracies"] >= 0 and "held-out" in summary["verdict"]
     assert HeldOut([]).verdict == "not measured: no held-out data"
+
+
+def test_cached_inversions_belong_to_a_base_model():
+    """A trajectory is known by what was inverted: who inverted it is in the folder's name."""
+
+    def cache(path, **method):
+        run = Run(model=ModelConfig(path=path), method={"type": "inversion_dpo", **method})
+        return _own_trajectories(run)
+
+    one, other = (cache(path, cache="kept")["cache"] for path in ("a", "b"))
+    assert one != other and Path(one).parent == Path(other).parent == Path("kept")
+    inside = cache("a", noising={"type": "inversion", "cache": "kept"})["noising"]
+    assert inside == {"type": "inversion", "cache": one}
+    assert cache("a", noising="inversion") == {"type": "inversion_dpo", "noising": "inversion"}
+    moving = Run(
+        method={"type": "inversion_dpo", "cache": "kept"}, training=TrainingConfig(reference_every=5)
+    )
+    with pytest.raises(UserError, match="cache='kept' with training.reference_every=5"):
+        _own_trajectories(moving)

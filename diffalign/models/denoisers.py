@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from diffalign.types import Cond, Denoiser, Path, Target
 
@@ -44,8 +45,12 @@ class NetworkDenoiser:
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The raw prediction, shaped like ``x_t``."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel) and not torch.is_grad_enabled():
+            # Ranks may ask different numbers of times here (an inversion, a rollout): nothing must wait.
+            network = network.module
         with self._precision(x_t.device.type):
-            return self.call(self.network, x_t.to(self.dtype or x_t.dtype), self.path.model_time(t), cond)
+            return self.call(network, x_t.to(self.dtype or x_t.dtype), self.path.model_time(t), cond)
 
     def _precision(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, self.autocast) if self.autocast is not None else nullcontext()

@@ -12,6 +12,7 @@ from diffalign.models.adapters import policy_denoiser, prepare_policy, reference
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, adapters_off
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.paths import path_from_config
 from diffalign.types import Cond, Denoiser
 from tests.helpers import sd_path
 from tests.models.inputs import conditions, states
@@ -164,3 +165,20 @@ def test_adapters_off_leaves_no_trace(folders: dict[str, Path]) -> None:
                 base = ours.policy(x_t, t, cond)
             assert torch.equal(ours.policy(x_t, t, cond), base)
         assert torch.equal(ours.policy(x_t, t, cond), trained)
+
+
+def test_without_gradient_no_process_waits_for_another(tmp_path):
+    """An inversion may ask more often on one rank than on another: such calls pass the wrapper by."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+        asked = []
+        path, target = path_from_config({})
+        call = lambda network, x, t, cond: asked.append(network) or network(x)  # noqa: E731
+        denoiser = NetworkDenoiser(wrapped, path, target, call)
+        with torch.no_grad():
+            denoiser(torch.zeros(1, 2), torch.zeros(1), {})
+        denoiser(torch.zeros(1, 2), torch.zeros(1), {})
+        assert asked == [wrapped.module, wrapped]
+    finally:
+        torch.distributed.destroy_process_group()
