@@ -194,6 +194,8 @@ def test_10_beta_does_not_depend_on_the_size_of_the_latents(data):
     batch = replace(batch, x=batch.x.double(), cond={})
 
     class Fixed:
+        by, guidance = "policy", 1.0
+
         def __call__(self, denoiser, x0, t, cond, group, generator):
             from diffalign.noising import add_noise
             from diffalign.types import Noised
