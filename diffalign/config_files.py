@@ -1,13 +1,12 @@
 """Configuration files: where recipes are, and what a YAML file holds over its ``base``. No torch."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from diffalign.errors import UserError
+from diffalign.errors import UserError, close_to
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -37,7 +36,7 @@ def find_config(path: str | Path) -> Path:
         and file.stem in recipes
     ):
         return recipes[file.stem]
-    close = get_close_matches(file.stem, recipes, n=3, cutoff=0.5)
+    close = close_to(file.stem, recipes)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(f"no config file {str(path)!r}; {hint}shipped recipes: {', '.join(recipes)}")
 

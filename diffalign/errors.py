@@ -13,7 +13,12 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     dpo, sft)``.
     """
     names = sorted(allowed)
-    close = get_close_matches(str(name), names, n=3, cutoff=0.5)
-    close.sort(key=lambda other: sorted(other) != sorted(str(name)))  # letters that changed places come first
+    close = close_to(str(name), names)
     hint = f"; did you mean {' or '.join(close)}?" if close else ";"
     return UserError(f"unknown {kind} {name!r}{hint} allowed: {', '.join(names)}")
+
+
+def close_to(name: str, names: Iterable[str]) -> list[str]:
+    """At most three names that ``name`` may have been meant for, the likeliest first."""
+    close = get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return sorted(close, key=lambda other: sorted(other) != sorted(name))  # swapped letters come first

@@ -27,6 +27,15 @@ from tests.tiny.plane_methods import PLANE_METHODS
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    """The commands set threads and denormals for their process, which here is everybody's."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def apart(monkeypatch, tmp_path):
     """A record in a folder of its own, over an untrained base, with rows of 20 steps."""
