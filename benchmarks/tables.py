@@ -22,7 +22,8 @@ HOW = (
     "`python -m benchmarks.methods` makes what is missing. Intervals are 95 %, of the mean over all seeds, "
     "by a bootstrap over prompts and seeds; the gains of the seeds stand beside. Compute is counted at the "
     "network: samples forward without gradient (held), forward with gradient (trained) and backward (back), "
-    "per step; a forward costs 1, a backward 2, and every method has the same sum."
+    "per step; a forward costs 1, a backward 2, and every method has the same sum. Seconds are of the wall "
+    "clock, on cores that were shared and at times taken away: compare compute, not seconds."
 )
 
 
