@@ -12,6 +12,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,17 @@ def over_seeds(gains: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     table = np.asarray(gains, dtype=np.float64)
     if table.ndim != 2 or not table.size:
         raise ValueError(f"gains must be (seeds, prompts), got shape {table.shape}")
-    random = np.random.default_rng(seed)
     seeds, prompts = table.shape
-    by_prompt = random.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES) @ table.T / prompts
-    by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    low, high = np.quantile((by_prompt * by_seed).sum(1), [0.025, 0.975])
+    by_prompt = _resampled(prompts, seed) @ table.T
+    low, high = np.quantile((by_prompt * _resampled(seeds, seed + 1)).sum(1), [0.025, 0.975])
     return Estimate(float(table.mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=8)
+def _resampled(count: int, seed: int) -> Any:
+    """Weights (RESAMPLES, count) of draws with replacement; a table asks for the same ones in every row."""
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    return draws / count
 
 
 def verdict(estimate: Estimate, better: str, worse: str) -> str:
