@@ -22,8 +22,8 @@ HOW = (
     "`python -m benchmarks.methods` makes what is missing. Intervals are 95 %, of the mean over all seeds, "
     "by a bootstrap over prompts and seeds; the gains of the seeds stand beside. Compute is counted at the "
     "network: samples forward without gradient (held), forward with gradient (trained) and backward (back), "
-    "per step; a forward costs 1, a backward 2, and every method has the same sum. Seconds are of the "
-    "processor, of the whole training job on one core, the sampling of the table left out."
+    "per step; a forward costs 1, a backward 2, and every method has the same sum. CPU s are seconds of "
+    "the processor, of the whole training job on one core, the sampling of the table left out."
 )
 
 
@@ -52,7 +52,7 @@ def _world(world: str, rows: list[Row]) -> list[str]:
         f"{first['asked']['budget']:,.0f} forward-equivalents. {first['machine']}, torch "
         f"{first['versions']['torch']}, {min(r['date'] for r in rows)} to {max(r['date'] for r in rows)}.",
         "",
-        f"| method | gain | seeds | {' | '.join(others)} | steps | held, trained, back a step | CPU seconds | |",
+        f"| method | gain | seeds | {' | '.join(others)} | steps | held, trained, back a step | CPU s | |",
         "|---|---|---|" + "---|" * (len(others) + 4),
     ]
     lines += [_line(some, others) for some in by_method]

@@ -105,6 +105,38 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    """Online: what the policy samples in a round and who judges it; without prompts a run is offline."""
+
+    prompts: str = ""  # a file of prompts, tiny:train, or a built-in list; empty: the run is offline
+    # what a round holds: finished samples, steps of whole trajectories, or a tree of rival steps
+    shape: Literal["auto", "samples", "trajectories", "tree"] = "auto"  # auto: what the method learns from
+    prompts_per_round: int = 8  # per process
+    samples: int = 2  # per prompt; of a tree: candidates at each branch
+    shared_noise: bool = True  # a prompt's samples start from one noise
+    steps: int = 20  # of the sampler
+    eta: float = 1.0  # noise of each step: 1 is ancestral sampling; of a flow model the level of its SDE
+    guidance: float = 5.0  # classifier-free; 1: none
+    batch_size: int = 8  # samples that go through the network at once
+    resolution: int | None = None  # of the images; null: data.resolution
+    trained_steps: float = 1.0  # share of a trajectory's steps that is learnt from, drawn at random
+    passes: int = 1  # times that a round is learnt from
+    first_branch: int = 4  # of a tree: steps before it
+    inner_steps: int = 0  # of a tree: steps that a candidate takes alone before it is judged
+    threshold: float = 0.0  # of a tree: best and worst are a tie below this difference of preference
+    # of a tree: the clean estimate that is judged is the network's at the candidate (published), or made of
+    # the prediction that the candidate was drawn with: no network call for those that are not continued
+    estimate: Literal["candidate", "parent"] = "candidate"
+    rewards: tuple[str, ...] = ()  # specs of `diffalign rewards`, each with a weight if wanted: 0.5*pickscore
+    combine: Literal["sum", "wins", "pareto"] = "sum"  # of several rewards
+    normalise: Literal["none", "round"] = "none"  # each reward to mean 0 and std 1 over the round
+    advantage: Literal["group", "prompt", "batch"] = "prompt"  # whose mean and std advantages are against
+    scoring: Literal["inline", "process"] = "inline"  # process: while the policy goes on sampling
+    by: Literal["rewards", "people"] = "rewards"  # people: the run stops for labels in each round
+    keep: int = 2  # rounds kept on disk; those that people label are all kept
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
@@ -165,6 +197,9 @@ class ValidationConfig:
     sampling_steps: int = 25
     guidance: float = 5.0
     seed: int = 0
+    # an online run's images are also scored by these, which it is not trained on: an alarm tells when it
+    # over-optimises
+    rewards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +213,7 @@ class Run:
     strategies: tuple[Mapping[str, Any], ...] = ()  # around the method, e.g. [{type: sdpo, mu: 0.6}]
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -10,16 +10,15 @@ std 0.06 to 0.5 on the logit at beta 5000 before anything is learnt. Errors are 
 elements, so that a beta means the same at every resolution.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffalign.noising import expand
-from diffalign.types import Cond, Denoiser, Likelihood, Noised, Target, Transition
+from diffalign.types import Cond, Denoiser, Kernel, Likelihood, Noised, Path, Target, Transition
 
 
 @runtime_checkable
@@ -77,22 +76,89 @@ def elbo(
     return Likelihood(-0.5 * denoising_error(policy, z, cond, reduce), -0.5 * held)
 
 
-Kernel = Callable[[Denoiser, Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tensor]]
-"""(denoiser, x_t, t, s, cond) -> (mean, std) of p(x_s | x_t); ``diffalign.samplers.DDIM`` is one."""
+@dataclass(frozen=True)
+class StepLikelihood(Likelihood):
+    """Log-densities (B,) of recorded steps, and KL(policy || reference) of those steps, (B,)."""
+
+    kl: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class OncePerState:
+    """A denoiser that is asked once for samples that are the same to it: rivals that share x_t.
+
+    Attributes:
+        denoiser: any denoiser.
+        state: (B,) int64 on the CPU; equal ids have equal x_t, t and conditions.
+    """
+
+    denoiser: Denoiser
+    state: Int[Tensor, " B"]
+
+    @property
+    def path(self) -> Path:
+        """The denoiser's."""
+        return self.denoiser.path
+
+    @property
+    def target(self) -> Target:
+        """The denoiser's."""
+        return self.denoiser.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The prediction for all B, (B, *d), of one call for each different state."""
+        _, inverse = self.state.unique(return_inverse=True)
+        first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(
+            0, inverse, torch.arange(len(inverse)), "amin"
+        )
+        first, inverse = first.to(x_t.device), inverse.to(x_t.device)
+        return self.denoiser(x_t[first], t[first], {k: v[first] for k, v in cond.items()})[inverse]
 
 
 def transition(
-    policy: Denoiser, reference: Denoiser, step: Transition, cond: Cond, kernel: Kernel
-) -> Likelihood:
-    """Log-density of a recorded step under both, (B,): the mean over latent elements, as D3PO and DDPO
-    define it.
+    policy: Denoiser,
+    reference: Denoiser,
+    step: Transition,
+    cond: Cond,
+    kernel: Kernel,
+    reference_mean: Tensor | None = None,
+) -> StepLikelihood:
+    """Log-density of recorded steps under both, (B,): means over the latent elements, as in D3PO and DDPO.
 
-    ``kernel`` is the one that the sampler drew from, so a density can never disagree with the step that was
-    made.
+    Args:
+        policy: asked with gradient.
+        reference: asked without, and not at all where its mean is known.
+        step: what was drawn.
+        cond: conditions, every tensor (B, ...).
+        kernel: the one that drew, so that a density can never disagree with the step that was made.
+        reference_mean: (B, *d) where the reference would have gone, known from the rollout.
     """
-    with torch.no_grad():
-        held = gaussian_log_density(step.x_s, *kernel(reference, step.x_t, step.t, step.s, cond))
-    return Likelihood(gaussian_log_density(step.x_s, *kernel(policy, step.x_t, step.t, step.s, cond)), held)
+    if reference_mean is None:
+        with torch.no_grad():
+            reference_mean, _ = kernel(reference, step.x_t, step.t, step.s, cond)
+    mean, std = kernel(policy, step.x_t, step.t, step.s, cond)
+    return StepLikelihood(
+        step_log_density(step.x_s, mean, std),
+        step_log_density(step.x_s, reference_mean, std),
+        step_kl(mean, reference_mean, std),
+    )
+
+
+def step_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """``gaussian_log_density``, and 0 where the std is 0: a step without noise is no draw and has no
+    density.
+    """
+    drawn = std.flatten(1).amax(1) > 0
+    return torch.where(drawn, gaussian_log_density(x, mean, torch.where(std > 0, std, 1)), 0)
+
+
+def step_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
+    """KL of N(mean, std^2) to N(reference_mean, std^2), (B,), a mean over the latent elements; 0 where the
+    std is 0.
+    """
+    mean, reference_mean, std = (at_least_float32(v) for v in (mean, reference_mean, std))
+    squared = (mean - reference_mean) ** 2 / (2 * torch.where(std > 0, std, 1) ** 2)
+    return torch.where(std > 0, squared, 0).flatten(1).mean(1)
 
 
 def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

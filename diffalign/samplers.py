@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.estimators import at_least_float32, gaussian_log_density
+from diffalign.estimators import at_least_float32, step_log_density
 from diffalign.noising import expand
 from diffalign.paths import VariancePreserving
 from diffalign.randomness import normal
-from diffalign.types import Cond, Denoiser, Random, Transition
+from diffalign.types import Cond, Denoiser, Path, Random, Transition
 
 
 def clean_and_noise(
@@ -50,18 +50,21 @@ class DDIM:
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
     ) -> tuple[Tensor, Tensor]:
-        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t.
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """The step where the network's estimates (x0, eps) of the state are known.
 
         Raises:
             UserError: eta > 0 on a path that is not variance-preserving.
         """
-        if self.eta and not isinstance(denoiser.path, VariancePreserving):
-            raise UserError(
-                f"sampler eta={self.eta} on {type(denoiser.path).__name__}; allowed there: eta = 0"
-            )
-        x0, eps = clean_and_noise(denoiser, x_t, t, cond)
-        alpha_t, sigma_t = (expand(c, x_t) for c in denoiser.path.coefficients(t))
-        alpha_s, sigma_s = (expand(c, x_t) for c in denoiser.path.coefficients(s))
+        if self.eta and not isinstance(path, VariancePreserving):
+            raise UserError(f"sampler eta={self.eta} on {type(path).__name__}; allowed there: eta = 0")
+        alpha_t, sigma_t = (expand(c, x0) for c in path.coefficients(t))
+        alpha_s, sigma_s = (expand(c, x0) for c in path.coefficients(s))
         std = torch.zeros_like(sigma_s)
         if self.eta:
             std = self.eta * ((sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)).clamp(min=0).sqrt()
@@ -103,9 +106,7 @@ def trajectory(
         after, logp = mean, mean.new_zeros(len(x))
         if kernel.eta:
             after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
-            logp = torch.where(
-                std.flatten() > 0, gaussian_log_density(after, mean, std.clamp(min=1e-20)), logp
-            )
+            logp = step_log_density(after, mean, std)
         steps.append(Transition(x, after.to(x.dtype), t, s, logp))
         x = steps[-1].x_s
     return steps

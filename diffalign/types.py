@@ -47,6 +47,11 @@ class Transition(NamedTuple):
 
 X = TypeVar("X", Tensor, Transition)
 
+Kernel = Callable[["Denoiser", Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tensor]]
+"""(denoiser, x_t, t, s, cond) -> (mean (B, *d), std (B, 1, ...)) of p(x_s | x_t); ``diffalign.samplers`` has
+some.
+"""
+
 
 @dataclass(frozen=True)
 class Batch(Generic[X]):
@@ -64,7 +69,12 @@ class Batch(Generic[X]):
         negative: what classifier-free guidance guides away from, every tensor (B, ...); names that it lacks
             are cond's. Empty where nothing is guided.
         extra: what only some methods ask for, by name, every tensor (B, ...): ``reward`` (a second opinion
-            beside the label), ``patches`` (weight maps).
+            beside the label), ``patches`` (weight maps); of transitions ``reference_mean`` (B, *d, where the
+            reference would have gone, known from the rollout) and ``advantage`` (B,).
+        kernel: of transitions: what drew them, and therefore what scores them.
+        guidance: of transitions: the scale of the classifier-free guidance that they were drawn under.
+        state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network
+            (x_t, t and conditions are equal), so it is asked once; None: all differ.
     """
 
     x: X
@@ -73,6 +83,9 @@ class Batch(Generic[X]):
     score: Float[Tensor, " B *unit"]
     negative: Cond = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    kernel: Kernel | None = None
+    guidance: float = 1.0
+    state: Int[Tensor, " B"] | None = None
 
     @property
     def num_groups(self) -> int:
@@ -82,14 +95,15 @@ class Batch(Generic[X]):
     def select(self, index: Tensor) -> "Batch[X]":
         """Some samples, each a group of its own, in the order of ``index`` (N,)."""
         batch = self._map(lambda tensor: tensor[index.to(tensor.device)])
-        return replace(batch, group=torch.arange(len(index)))
+        state = None if self.state is None else self.state[index.cpu()]
+        return replace(batch, group=torch.arange(len(index)), state=state)
 
     def to(self, device: torch.device | str) -> "Batch[X]":
-        """The batch with its data on ``device``; ``group`` stays where it is."""
+        """The batch with its data on ``device``; ``group`` and ``state`` stay where they are."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch[X]":
-        """``function`` of every tensor but ``group``."""
+        """``function`` of every tensor but ``group`` and ``state``."""
         named = lambda tensors: {name: function(value) for name, value in tensors.items()}  # noqa: E731
         return replace(
             self,

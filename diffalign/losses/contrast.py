@@ -5,6 +5,7 @@ of weight 0: it is masked, not dropped, so that shapes are the same on every ran
 "image 0 wins".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,25 @@ def pairs_of(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, "
     return first[order], second[order]
 
 
+def difference(first: Tensor, second: Tensor) -> Tensor:
+    """By how much the first scores are higher: the usual lead."""
+    return first - second
+
+
+def pareto(first: Float[Tensor, "P R"], second: Float[Tensor, "P R"]) -> Float[Tensor, " P"]:
+    """1 where the first sample is at least as good by all R rewards and better by one, -1 where the second
+    is, else 0: a tie (D3PO's rule for several rewards).
+    """
+    ahead = (first >= second).all(1) & (first > second).any(1)
+    behind = (second >= first).all(1) & (second > first).any(1)
+    return ahead.to(first) - behind.to(first)
+
+
 def contrast(
-    log_ratio: Float[Tensor, " B *unit"], score: Float[Tensor, " B *unit"], group: Int[Tensor, " B"]
+    log_ratio: Float[Tensor, " B *unit"],
+    score: Float[Tensor, " B *unit"],
+    group: Int[Tensor, " B"],
+    lead_of: Callable[[Tensor, Tensor], Tensor] = difference,
 ) -> Contrast:
     """All pairs of rivals of a batch.
 
@@ -64,9 +82,10 @@ def contrast(
         log_ratio: (B, *unit) log p_policy - log p_reference.
         score: (B, *unit) higher is better; units may disagree about who wins (dense labels).
         group: (B,) who is whose rival, on the CPU.
+        lead_of: scores of two rivals (P, ...) to who leads, (P, *unit): above 0 the first, 0 a tie.
     """
     first, second = (index.to(log_ratio.device) for index in pairs_of(group))
-    lead = (score[first] - score[second]).to(log_ratio)
+    lead = lead_of(score[first], score[second]).to(log_ratio)
     a, b = log_ratio[first], log_ratio[second]
     i, j = (index.reshape((-1,) + (1,) * (lead.ndim - 1)).expand(lead.shape) for index in (first, second))
     second_wins = lead < 0

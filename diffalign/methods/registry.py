@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffalign.components import build as build_dataclass
 from diffalign.errors import UserError, unknown
@@ -12,7 +12,7 @@ from diffalign.errors import UserError, unknown
 if TYPE_CHECKING:
     from diffalign.types import Method
 
-_HELPERS = {"registry", "common", "likes"}
+_HELPERS = {"registry", "common", "likes", "steps"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class MethodCard:
         data: what it learns from: "pairs", "likes", "lists", ...
         cost: network samples per group and step, in words.
         method: the dataclass.
+        rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
+            a "tree" of rival steps. The last two have no offline form.
     """
 
     name: str
@@ -37,6 +39,7 @@ class MethodCard:
     data: str
     cost: str
     method: type
+    rollout: Literal["samples", "trajectories", "tree"] = "samples"
 
     @property
     def source(self) -> str:

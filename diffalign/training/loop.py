@@ -160,7 +160,8 @@ def _accumulate(state: TrainState, batches: Iterator[Batch], window: Meter) -> T
     sums = []
     for index in range(settings.accumulation):
         batch = _next(batches, groups)
-        generator = Streams.at(settings.seed, (state.micro_step * ranks + rank) * groups, groups, "method")
+        first = (state.micro_step * ranks + rank) * groups
+        generator = Streams.at(settings.seed, first, batch.num_groups, "method")
         # For dropout inside the network, the only randomness that is not an argument.
         torch.manual_seed(derive(settings.seed, "torch", state.micro_step, rank))
         last = index + 1 == settings.accumulation
@@ -180,7 +181,7 @@ def _next(batches: Iterator[Batch], groups: int) -> Batch:
     batch = next(batches, None)
     if batch is None:
         raise ValueError("the source ended; a training source is endless")
-    if batch.num_groups != groups:
+    if not 1 <= batch.num_groups <= groups:
         raise ValueError(f"the source gave {batch.num_groups} groups; training.batch_size is {groups}")
     return batch
 

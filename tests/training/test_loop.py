@@ -247,7 +247,7 @@ def test_nothing_to_train():
         trial.run()
 
 
-def test_a_source_must_be_endless_and_give_whole_batches():
+def test_a_source_must_be_endless_and_give_no_more_groups_than_a_batch_holds():
     from diffalign.training.sources import TensorSource
 
     class Finite(TensorSource):
@@ -257,5 +257,5 @@ def test_a_source_must_be_endless_and_give_whole_batches():
     trial = Trial(source=Finite(**pairs(), batch_size=4))
     with pytest.raises(ValueError, match="endless"):
         trial.run()
-    with pytest.raises(ValueError, match="3 groups; training.batch_size is 4"):
-        Trial(source=TensorSource(**pairs(), batch_size=3)).run()
+    with pytest.raises(ValueError, match="5 groups; training.batch_size is 4"):
+        Trial(source=TensorSource(**pairs(), batch_size=5)).run()
