@@ -82,24 +82,31 @@ class Clip:
 
     def images(self, images: Images) -> Tensor:
         """Unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
+        return unit(self.model.get_image_features(pixel_values=self.inputs(images)).pooler_output)
+
+    def inputs(self, images: Images) -> Tensor:
+        """What the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a tensor."""
         if isinstance(images, Tensor):
             crops = preprocess_pixels(images.to(self.model.device), self.size)
         else:
             crops = preprocess_pil(images, self.size).to(self.model.device)
         mean = torch.tensor(self.mean, device=crops.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=crops.device).view(1, 3, 1, 1)
-        inputs = (crops - mean) / std
-        return unit(self.model.get_image_features(pixel_values=inputs.to(self.model.dtype)).pooler_output)
+        return ((crops - mean) / std).to(self.model.dtype)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
+        with torch.no_grad():
+            output = self.model.get_text_features(input_ids=self.tokens(prompts).to(self.model.device))
+        return unit(output.pooler_output)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, L), int64, padded and cut to the model's number of tokens."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
-        with torch.no_grad():
-            output = self.model.get_text_features(input_ids=tokens.input_ids.to(self.model.device))
-        return unit(output.pooler_output)
+        return tokens.input_ids
 
     @property
     def scale(self) -> Tensor:
@@ -115,7 +122,7 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
     Raises:
         UserError: nothing there, the hub cannot be reached, or it is not a whole CLIP.
     """
-    from transformers import AutoTokenizer, CLIPModel
+    from transformers import CLIPModel
 
     _check(name, source)
     # Whatever the libraries raise for an absent, unreachable or broken checkpoint is for the user to mend.
@@ -124,7 +131,7 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
         )
     except Exception as error:
-        raise _unloadable(name, source, error) from error
+        raise unloadable(name, source, error) from error
     model, loading = loaded
     missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if missing:
@@ -135,14 +142,25 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
         )
     own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
     where = source if own or tokenizer is None else tokenizer
+    words = load_tokenizer(name, where)
+    return Clip(model.to(place.device).eval().requires_grad_(False), words, *colours(name, source))
+
+
+def load_tokenizer(name: str, source: str) -> Any:
+    """The tokenizer in a folder or on the hub.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        words = AutoTokenizer.from_pretrained(where)
+        return AutoTokenizer.from_pretrained(source)
     except Exception as error:
-        raise _unloadable(name, where, error) from error
-    return Clip(model.to(place.device).eval().requires_grad_(False), words, *_colours(name, source))
+        raise unloadable(name, source, error) from error
 
 
-def _colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of the checkpoint's preprocessor_config.json, OpenAI's if it has none."""
     from transformers.utils import cached_file
 
@@ -180,7 +198,8 @@ def _check(name: str, source: str) -> None:
         )
 
 
-def _unloadable(name: str, source: str, error: Exception) -> UserError:
+def unloadable(name: str, source: str, error: Exception) -> UserError:
+    """What to tell the user of a CLIP that transformers could not load."""
     reason = " ".join(str(error).split())[:300]
     return UserError(
         f"reward {name!r}: cannot load {source!r} as a CLIP ({type(error).__name__}: {reason}). Check the "

@@ -103,6 +103,18 @@ _CARDS = (
         differentiable=True,
     ),
     RewardCard(
+        name="step_aware",
+        title="SPO's step-aware preference model: judges clean estimates at noisy times as well",
+        range="as PickScore",
+        licence="MIT (PickScore); the published weights name none",
+        size="about 5 GB",
+        checkpoint="SPO-Diffusion-Models/Step-Aware_Preference_Models",
+        target="diffalign.rewards.step_aware:load",
+        notes="step_aware:sd15, step_aware:sdxl, or step_aware:FOLDER of `diffalign train-reward` "
+        "(arXiv 2406.04314). A finished image is scored at time 0.",
+        differentiable=True,
+    ),
+    RewardCard(
         name="aesthetic_v2",
         title="LAION aesthetic predictor v2 (improved-aesthetic-predictor)",
         range="1 to 10 (SD1.5 about 5.4, SDXL above 6)",

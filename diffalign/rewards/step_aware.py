@@ -1,0 +1,219 @@
+"""The step-aware preference model of SPO: a reward that also judges clean estimates made at noisy times.
+
+Liang et al. 2024, arXiv 2406.04314, section 3.2. Score = exp(logit_scale) cos(image, text) as PickScore,
+from which the published ones were trained; ``timed_clip`` is the network. A finished image is one of time 0.
+
+A source is ``sd15`` or ``sdxl`` (published), a folder that ``diffalign train-reward`` made, or a downloaded
+``.bin``: ``FILE@CLIP`` names where its architecture and tokenizer are (LAION's ViT-H/14 if left out).
+
+What differs from the released code: images are resized as by our other CLIPs, antialiased and then clamped,
+where the released code does not antialias.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.clip import Clip, colours, load_clip, load_tokenizer, unloadable
+from diffalign.rewards.images import Images, in_batches
+from diffalign.rewards.registry import REGISTRY, Place
+from diffalign.rewards.timed_clip import TimedClip
+
+WEIGHTS = "step_aware.safetensors"
+"""Weights in a folder of ours: a name that CLIPModel does not read, for it would leave out the times."""
+
+TIMESTEPS = 1000
+_NAME = "step_aware"
+_VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_FILES = {
+    "sd15": "sd-v1-5_step-aware_preference_model.bin",
+    "sdxl": "sdxl_step-aware_preference_model.bin",
+}
+
+
+@runtime_checkable
+class TimedReward(Protocol):
+    """A Reward that can also be asked about clean estimates made at noisy times."""
+
+    def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32 scores of finished images: those at t = 0."""
+        ...
+
+    def at(self, images: Any, prompts: Sequence[str], t: Tensor) -> Tensor:
+        """(B,) float32 scores of clean estimates that were made at times ``t`` (B,) in [0, 1]."""
+        ...
+
+
+def timesteps(t: Float[Tensor, " B"]) -> Tensor:
+    """What the model is told of times in [0, 1]: round(1000 t), (B,) float32.
+
+    Raises:
+        ValueError: a time outside [0, 1].
+    """
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"t={t.tolist()}; allowed: times in [0, 1]")
+    return (t.double() * TIMESTEPS).round().float()
+
+
+@dataclass(frozen=True)
+class StepAware:
+    """A TimedReward. ``clip`` holds a TimedClip, its tokenizer and its pre-processing."""
+
+    clip: Clip
+    batch_size: int = 16
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32 scores of finished images; those at t = 0."""
+        return self.at(images, prompts, torch.zeros(len(prompts)))
+
+    def at(self, images: Images, prompts: Sequence[str], t: Float[Tensor, " B"]) -> Tensor:
+        """(B,) float32 scores of clean estimates made at ``t`` (B,) in [0, 1].
+
+        PIL images take the exact path, pixels (B, 3, H, W) in [0, 1] the differentiable one.
+
+        Raises:
+            ValueError: counts or shapes that do not fit, a time outside [0, 1].
+        """
+        if t.shape != (len(prompts),):
+            raise ValueError(f"times of shape {tuple(t.shape)} for {len(prompts)} images; one each is needed")
+        pieces = iter(timesteps(t).split(self.batch_size))
+        return in_batches(
+            lambda some, texts: self._score(some, texts, next(pieces)), images, prompts, self.batch_size
+        )
+
+    def _score(self, images: Images, prompts: list[str], timestep: Tensor) -> Tensor:
+        model = self.clip.model
+        different = list(dict.fromkeys(prompts))  # a rollout judges many images of a few prompts
+        owner = torch.tensor([different.index(prompt) for prompt in prompts])
+        ids = self.clip.tokens(different)
+        return model(self.clip.inputs(images), *(x.to(model.device) for x in (timestep, ids, owner)))
+
+
+def from_clip(source: str, place: Place) -> Clip:
+    """A TimedClip that scores as the CLIP in a folder or on the hub, frozen, with its tokenizer.
+
+    Raises:
+        UserError: nothing there, or it is not a whole CLIP.
+    """
+    own_words = not Path(source).exists() and source != REGISTRY["pickscore"].checkpoint
+    return timed(load_clip(_NAME, source, place, tokenizer=None if own_words else _VIT_H))
+
+
+def timed(clip: Clip) -> Clip:
+    """The same with time: scores are unchanged until it is trained. It takes over the parts of ``clip``."""
+    model = TimedClip(clip.model).to(clip.model.device, clip.model.dtype)
+    return Clip(model.eval().requires_grad_(False), clip.tokenizer, clip.mean, clip.std)
+
+
+def save(clip: Clip, folder: Path) -> None:
+    """Write a TimedClip, its tokenizer and pre-processing into ``folder``, which exists."""
+    from safetensors.torch import save_file
+
+    model = clip.model
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+    clip.tokenizer.save_pretrained(folder)
+    colours = {"image_mean": list(clip.mean), "image_std": list(clip.std), "size": clip.size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours, indent=2), encoding="utf-8")
+
+
+def load(source: str | None, place: Place) -> StepAware:
+    """A published step-aware model, a folder of ours, or a file in the published format.
+
+    Raises:
+        UserError: no source, nothing there, or weights of another model.
+    """
+    if source is None:
+        raise UserError(
+            f"reward {_NAME!r} needs the diffusion model that it judges: {_NAME}:sd15 or {_NAME}:sdxl "
+            f"(published), or {_NAME}:FOLDER of `diffalign train-reward`"
+        )
+    path, _, architecture = source.partition("@")
+    if path in _FILES:
+        path = _from_hub(_FILES[path])
+    folder = next((f for f in (Path(path), Path(path, "reward")) if (f / WEIGHTS).is_file()), None)
+    if folder is not None:
+        state, architecture = _read(folder / WEIGHTS), str(folder)
+    elif Path(path).is_file():
+        state, architecture = _read(Path(path)), architecture or _VIT_H
+    else:
+        what = f"has no {WEIGHTS}" if Path(path).is_dir() else "does not exist"
+        raise UserError(
+            f"reward {_NAME!r}: {path!r} {what}; allowed: sd15, sdxl, a folder that `diffalign train-reward` "
+            "made, or a .bin file in the published format"
+        )
+    model = _with_weights(_empty(architecture), state, path).to(place.device, getattr(torch, place.dtype))
+    words = load_tokenizer(_NAME, architecture)
+    clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture))
+    return StepAware(clip, place.batch_size)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Weights by the names of TimedClip: of safetensors or a torch file, without prefix and old buffers."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, safetensors and torch each raise their own kind
+        raise UserError(
+            f"reward {_NAME!r}: {str(path)!r} is not a checkpoint of plain tensors ({type(error).__name__})"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"reward {_NAME!r}: {str(path)!r} holds no table of weights")
+    named = {str(name).removeprefix("model."): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in named.items() if not name.endswith(".position_ids")}
+
+
+def _empty(architecture: str) -> TimedClip:
+    """A TimedClip without memory for its weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    try:
+        config = CLIPConfig.from_pretrained(architecture)
+    except Exception as error:
+        raise unloadable(_NAME, architecture, error) from error
+    with torch.device("meta"):
+        return TimedClip(CLIPModel(config))
+
+
+def _with_weights(model: TimedClip, state: Mapping[str, Tensor], path: str) -> TimedClip:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        there, needed = found.get(name, "none"), wanted.get(name, "none")
+        raise UserError(
+            f"reward {_NAME!r}: {path!r} is not a step-aware model of this architecture: {len(differing)} "
+            f"weights differ, first {name} (it has {there}, wanted is {needed})"
+        )
+    model.load_state_dict(dict(state), assign=True)
+    for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
+        # no part of a checkpoint, so nothing has filled it
+        positions = embeddings.position_ids.shape[-1]
+        embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
+    return model
+
+
+def _from_hub(filename: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    repository = REGISTRY[_NAME].checkpoint
+    try:
+        return hf_hub_download(repository, filename)
+    except Exception as error:  # hub, http and file errors: all mean that the file is not here
+        raise UserError(
+            f"reward {_NAME!r}: cannot fetch {filename} of {repository} ({type(error).__name__}); give a "
+            f"downloaded one as {_NAME}:/path/{filename}"
+        ) from error
