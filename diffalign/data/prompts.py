@@ -1,10 +1,11 @@
-"""Prompt files: text lines, json lines, tables, and the embedded sets."""
+"""Prompt files: text lines, json lines, tables, and the built-in lists and embedded sets."""
 
 import csv
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from diffalign.data.prompt_lists import LISTS
 from diffalign.data.tables import json_rows
 from diffalign.errors import UserError, unknown
 
@@ -20,16 +21,19 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
 
     ``.txt`` has one a line; ``.jsonl`` and ``.json`` objects with a field ``prompt``, ``caption`` or
     ``text``; ``.tsv``, ``.csv`` and ``.parquet`` a column of such a name (PartiPrompts' ``Prompt`` too);
-    ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the embedded world's. Raises UserError for a
-    missing, unreadable or empty file, naming what was found and what is needed.
+    ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the embedded world's; ``animals`` and
+    ``activities`` are lists of our own (`prompt_lists`). Raises UserError for a missing, unreadable or empty
+    file, naming what was found and what is needed.
     """
     if path.startswith("tiny:"):
         return _tiny(path.removeprefix("tiny:"), limit)
+    if path in LISTS:
+        return LISTS[path]()[:limit]
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(
             f"prompt file {path!r}: no such file; "
-            f"allowed: {FORMATS}, or tiny:train, tiny:validation, tiny:test"
+            f"allowed: {FORMATS}, or tiny:train, tiny:validation, tiny:test, {', '.join(LISTS)}"
         )
     readers = {
         ".txt": _lines, ".jsonl": _json, ".json": _json, ".tsv": _table, ".csv": _table, ".parquet": _parquet,

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from diffalign.data import read_prompts
+from diffalign.data.prompt_lists import ACTIVITIES, ANIMALS
 from diffalign.errors import UserError
 from tests.data.conftest import write_parquet
 from tests.helpers import SHARED
@@ -54,10 +55,27 @@ def test_tiny():
         read_prompts("tiny:tests")
 
 
+def test_animals():
+    prompts = read_prompts("animals")
+    assert len(prompts) == len(set(prompts)) == 45 and prompts == sorted(prompts, key=lambda p: p.split()[1])
+    assert {"a cat", "an otter", "an owl", "a horse"} <= set(prompts)
+    assert all((p.split()[0] == "an") == (p.split()[1][0] in "aeiou") for p in prompts)
+    assert read_prompts("animals", limit=2) == ["an ant", "a badger"]
+
+
+def test_activities_are_every_animal_at_everything_mixed_from_the_start():
+    prompts = read_prompts("activities")
+    assert len(prompts) == len(ANIMALS) * len(ACTIVITIES) == 360
+    assert set(prompts) == {f"{animal} {does}" for animal in read_prompts("animals") for does in ACTIVITIES}
+    for start in range(0, 360, 45):
+        assert {p.split()[1] for p in prompts[start : start + 45]} == set(ANIMALS)
+    assert {p.split(" ", 2)[2] for p in read_prompts("activities", limit=8)} == set(ACTIVITIES)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.txt", None, "missing.txt': no such file; allowed: .txt"),
+        ("missing.txt", None, "missing.txt': no such file; allowed: .txt.*tiny:test, animals, activities"),
         ("p.txt", b"\n \n", "p.txt: no prompts in it"),
         ("p.txt", b"\xff\xfe\x00", "p.txt: not UTF-8 text"),
         ("p.jsonl", b"\xff", "p.jsonl: not UTF-8 text"),
