@@ -1,13 +1,16 @@
-"""One transition kernel, and a loop that draws from it.
+"""Transition kernels, and a loop that draws from them.
 
 DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and
 sigma: with eta = 0 it is the deterministic step of any path (for rectified flow, the Euler step of its ODE);
-with eta = 1 on a variance-preserving path it is ancestral sampling. ``estimators.transition`` scores steps
-with this very kernel.
+with eta = 1 on a variance-preserving path it is ancestral sampling. The step of an SDE for flow models
+(Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, section 4.2). ``estimators.transition`` scores steps with the
+very kernel that drew them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -16,7 +19,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.estimators import at_least_float32, step_log_density
 from diffalign.noising import expand
-from diffalign.paths import VariancePreserving
+from diffalign.paths import RectifiedFlow, VariancePreserving
 from diffalign.randomness import normal
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
 
@@ -37,6 +40,27 @@ def clean_and_noise(
     return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
 
 
+class StepKernel(Protocol):
+    """A kernel of this module: a ``types.Kernel`` that can also go on from estimates that are known."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether its steps have noise, and so a density."""
+        ...
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t."""
+        ...
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """The step where the network's estimates (x0, eps) of the state are known."""
+        ...
+
+
 @dataclass(frozen=True)
 class DDIM:
     """p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2), std = eta sigma_s / sigma_t sqrt(1
@@ -46,6 +70,11 @@ class DDIM:
     """
 
     eta: float = 0.0
+
+    @property
+    def draws(self) -> bool:
+        """Whether eta is above 0."""
+        return self.eta > 0
 
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
@@ -71,6 +100,75 @@ class DDIM:
         return alpha_s * x0 + (sigma_s**2 - std**2).clamp(min=0).sqrt() * eps, std
 
 
+@dataclass(frozen=True)
+class FlowSDE:
+    """The noisy step of a rectified flow, whose marginals are those of its ODE.
+
+    With g = level sqrt(t / (1 - t)) the SDE's mean, x + (v + g^2 / (2 t) (x + (1 - t) v)) (s - t), is in
+    terms of the network's estimates
+
+        p(x_s | x_t) = N((1 - s) x0 + (s - level^2 (t - s) / (2 (1 - t))) eps, g^2 (t - s)).
+
+    At t = 1 the denominators 1 - t take the next time of the grid, which is s itself: a step from pure noise
+    starts at the grid's first time, so what a kernel sees is enough. A step to 0 has noise.
+
+    ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly,
+    std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps. There a log-density is a bare squared
+    error; here it is the Gaussian's, like everywhere.
+
+    Attributes:
+        level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps".
+        form: which step.
+    """
+
+    level: float = 0.7
+    form: Literal["sde", "cps"] = "sde"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= (1 if self.form == "cps" else math.inf):
+            allowed = "0 to 1" if self.form == "cps" else "0 or more"
+            raise UserError(f"sampler level={self.level} in form {self.form}; allowed: {allowed}")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the level is above 0."""
+        return self.level > 0
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """The step where the network's estimates (x0, eps) of the state are known.
+
+        Raises:
+            UserError: the path is not a rectified flow.
+        """
+        if not isinstance(path, RectifiedFlow):
+            raise UserError(f"sampler FlowSDE on {type(path).__name__}; allowed there: DDIM")
+        t, s = expand(t, x0), expand(s, x0)
+        if self.form == "cps":
+            angle = self.level * math.pi / 2
+            return (1 - s) * x0 + s * math.cos(angle) * eps, s * math.sin(angle)
+        left = 1 - torch.where(t == 1, s, t)
+        drift = self.level**2 * t / left
+        noise = s - drift * (t - s) / (2 * t)
+        return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()
+
+
+def kernel_for(path: Path, eta: float) -> StepKernel:
+    """The kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's SDE; DDIM wherever it is 0.
+
+    Raises:
+        UserError: eta is negative on a flow.
+    """
+    return FlowSDE(eta) if eta and isinstance(path, RectifiedFlow) else DDIM(eta)
+
+
 def timesteps(steps: int, train_steps: int = 1000) -> Float[Tensor, " S"]:
     """(steps + 1,) descending float64 times of DDIM's "leading" grid with offset 1, ended by 0.
 
@@ -84,7 +182,7 @@ def timesteps(steps: int, train_steps: int = 1000) -> Float[Tensor, " S"]:
 
 def trajectory(
     denoiser: Denoiser,
-    kernel: DDIM,
+    kernel: StepKernel,
     x: Tensor,
     times: Sequence[float] | Tensor,
     cond: Cond,
@@ -104,7 +202,7 @@ def trajectory(
         )
         mean, std = kernel(denoiser, x, t, s, cond)
         after, logp = mean, mean.new_zeros(len(x))
-        if kernel.eta:
+        if kernel.draws:
             after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
             logp = step_log_density(after, mean, std)
         steps.append(Transition(x, after.to(x.dtype), t, s, logp))

@@ -1,0 +1,98 @@
+"""DDPO. Black et al. 2023, "Training Diffusion Models with Reinforcement Learning", arXiv 2305.13301.
+
+The importance-sampling variant (section 4.3, DDPO-IS, and the released code): the policy draws images by DDIM
+with eta = 1, and each recorded step x_t -> x_s of an image is an action with the image's advantage A, its
+reward against those of its prompt in units of their standard deviation. With log p a mean over the latent
+elements and r = exp(log p_theta(x_s | x_t) - log p_drawn(x_s | x_t)),
+
+    A = clip(A, -a, a),    loss = max( -A r, -A clip(r, 1 - c, 1 + c) ).
+
+The baseline of the preference methods: it needs rewards that are numbers, not only comparisons. c is as
+small as 1e-4 because log-densities are means over elements, not sums.
+
+``kl`` adds a penalty on the exact KL of the policy's steps to the reference's, as Flow-GRPO does (Liu et al.
+2025, arXiv 2505.05470); its code divides by the variance without the step's length, so that its weight b is
+b / (t - s) here. At 0 the KL is only logged; ``kl: null`` does without any reference, as the released DDPO.
+
+What differs from the released code: the density under which a step was drawn is the one that sampling has
+kept, in float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffalign.errors import UserError
+from diffalign.losses.policy_gradient import ppo
+from diffalign.methods.registry import MethodCard
+from diffalign.methods.steps import check_clip, density, likelihood
+from diffalign.types import Batch, Denoiser, Random, Step, Transition
+
+
+@dataclass(frozen=True)
+class DDPO:
+    """Single steps of whole trajectories with advantages, exact log-densities.
+
+    Attributes:
+        clip: how far from 1 the ratio of policy and sampling policy is rewarded.
+        advantage_clip: advantages further from 0 count as this.
+        kl: weight of the KL of the policy's steps to the reference's; 0: logged only, null: no reference.
+    """
+
+    clip: float = 1e-4
+    advantage_clip: float = 5.0
+    kl: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip)
+        if not self.advantage_clip > 0:
+            raise UserError(f"method.advantage_clip={self.advantage_clip}; allowed: more than 0")
+        if self.kl is not None and not self.kl >= 0:
+            raise UserError(f"method.kl={self.kl}; allowed: 0 or more, or null for no reference")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL is wanted."""
+        return self.kl is not None
+
+    def __call__(
+        self,
+        policy: Denoiser,
+        reference: Denoiser,
+        batch: Batch[Transition],
+        generator: Random | torch.Generator,
+    ) -> Step:
+        """The mean loss over all recorded steps."""
+        ll = None if self.kl is None else likelihood(policy, reference, batch, CARD)
+        logp = density(policy, batch, CARD) if ll is None else ll.policy
+        if "advantage" not in batch.extra:
+            raise UserError(
+                "method ddpo learns from rollouts with advantages, and this batch has none; allowed with it: "
+                "a `rollout` section with rollout.advantage (and rollout.combine sum or wins)"
+            )
+        advantage = batch.extra["advantage"].to(logp).clamp(-self.advantage_clip, self.advantage_clip)
+        losses, ratio = ppo(logp - batch.x.logp.to(logp), advantage, self.clip)
+        loss = losses.mean()
+        metrics = {
+            "ratio": ratio.mean(),
+            "clip_fraction": ((ratio - 1).abs() > self.clip).to(ratio).mean(),
+            "advantage": advantage.mean(),
+        }
+        if ll is not None:
+            metrics["kl"] = ll.kl.mean()
+            loss = loss + self.kl * ll.kl.mean() if self.kl else loss
+        metrics = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
+        return Step(loss, metrics, torch.tensor(float(len(logp)), device=logp.device))
+
+
+CARD = MethodCard(
+    name="ddpo",
+    title="DDPO",
+    paper="Black et al., Training Diffusion Models with Reinforcement Learning",
+    year=2023,
+    arxiv="2305.13301",
+    data="rollouts",
+    cost="a step: 1 policy sample with gradient, 1 reference sample, in the rollout; twice that guided",
+    method=DDPO,
+    rollout="trajectories",
+)
