@@ -1,4 +1,6 @@
-"""Means over every process, for the few methods whose loss needs one (a KL estimate, a running scale)."""
+"""What processes tell each other beside gradients: means (a KL estimate, a running scale) and scores."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -15,3 +17,14 @@ def mean_over_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sums)
     return (sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)).to(values)
+
+
+def gathered(value: Any) -> list[Any]:
+    """``value`` of every process, in the order of their ranks; a collective. Values travel pickled, between
+    processes of one run only.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, value)
+    return found

@@ -130,7 +130,9 @@ class RolloutConfig:
     rewards: tuple[str, ...] = ()  # specs of `diffalign rewards`, each with a weight if wanted: 0.5*pickscore
     combine: Literal["sum", "wins", "pareto"] = "sum"  # of several rewards
     normalise: Literal["none", "round"] = "none"  # each reward to mean 0 and std 1 over the round
-    advantage: Literal["group", "prompt", "batch"] = "prompt"  # whose mean and std advantages are against
+    # for methods that ask for it: a score against mean and std of its rivals, of its prompt over rounds, ...
+    advantage: Literal["none", "group", "group_batch", "batch", "prompt"] = "none"
+    decoder: str | None = None  # folder or hub id of a tiny autoencoder that judged images are decoded by
     scoring: Literal["inline", "process"] = "inline"  # process: while the policy goes on sampling
     by: Literal["rewards", "people"] = "rewards"  # people: the run stops for labels in each round
     keep: int = 2  # rounds kept on disk; those that people label are all kept

@@ -22,3 +22,9 @@ def close_to(name: str, names: Iterable[str]) -> list[str]:
     """At most three names that ``name`` may have been meant for, the likeliest first."""
     close = get_close_matches(name, list(names), n=3, cutoff=0.5)
     return sorted(close, key=lambda other: sorted(other) != sorted(name))  # swapped letters come first
+
+
+class Paused(Exception):
+    """A source ends the run cleanly, to be continued with ``--resume latest``; the message says what it waits
+    for.
+    """

@@ -14,41 +14,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffalign.config import Run
 from diffalign.config_io import to_yaml, validate
-from diffalign.data import (
-    EncodedSet,
-    PairSource,
-    Preferences,
-    encode_preferences,
-    fixed_batches,
-    read_preferences,
-    split_holdout,
-)
-from diffalign.data.drop import leave_out
+from diffalign.data import read_preferences
 from diffalign.errors import UserError
-from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.export.aligned import save_aligned
 from diffalign.export.card import Card
 from diffalign.files import write_atomic
+from diffalign.material import AUTOCAST, offline, online
 from diffalign.methods import REGISTRY, build
 from diffalign.models.loaded import LoadedModel
-from diffalign.models.loading import DTYPES, load
-from diffalign.players import check_players, players
+from diffalign.models.loading import load
+from diffalign.online import check_online
+from diffalign.players import check_players
 from diffalign.randomness import derive
-from diffalign.rewards.rater import RewardRater
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
 from diffalign.training.checkpoint import Checkpoints, fingerprint
-from diffalign.training.diagnostics import HeldOut
-from diffalign.training.hooks import Every, Hook, standard_hooks
+from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.state import TrainState
-from diffalign.types import Denoiser
 
-_AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What may differ between a run and its continuation: it changes where things are kept, and no number.
 _FREE = ("data.cache_dir", "data.workers", "data.cache_batch_size", "model.gradient_checkpointing")
 
@@ -64,7 +50,8 @@ class Result:
         seconds: time spent training, before an interruption included.
         interrupted: whether a signal has ended it early; ``resume: latest`` continues it.
         counts: what the preference set held, in words.
-        verdict: what the held-out pairs say, in words.
+        verdict: what the held-out pairs say, or the rewards of the rounds, in words.
+        waiting: what an online run waits for before it can be continued; empty for others.
     """
 
     output: Path
@@ -74,6 +61,7 @@ class Result:
     interrupted: bool
     counts: str
     verdict: str
+    waiting: str = ""
 
 
 def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Result:
@@ -83,7 +71,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
     validate(run)
-    preferences = read_preferences(run.data, run.training.seed)
+    check_online(run)
+    preferences = None if run.rollout.prompts else read_preferences(run.data, run.training.seed)
     inner: Any = build(_own_trajectories(run))
     method: Any = wrap(inner, run.strategies)
     check_players(run, method)
@@ -93,19 +82,13 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     checkpoints = _checkpoints(run, output, accelerator)
     snapshot = checkpoints.start(run.resume)
 
-    model = load(run.model, accelerator.device, compute=_AUTOCAST[run.training.mixed_precision])
+    model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
-    encoded = encode(run, model, preferences, accelerator)
-    tell(f"data: {encoded.counts.text}")
-    learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
-    learned = leave_out(learned, run.data.drop)
-    who = players(run, model, method, _AUTOCAST[run.training.mixed_precision])
-    count = sum(p.numel() for _, p in who.parameters)
-    tell(f"training {count:,} parameters on {len(learned)} groups, {len(held_out)} held out")
-
-    diagnostics = _diagnostics(run, model, held_out, inner, who.base)
-    images = Every(run.validation.every, lambda state: _validate(state, model, run))
-    extra: list[Hook] = [diagnostics, images, *who.hooks]
+    if preferences is None:
+        material = online(run, model, method, accelerator, snapshot is None, tell)
+    else:
+        material = offline(run, model, inner, method, preferences, accelerator, tell)
+    who = material.who
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(output / "config.yaml", to_yaml(run))
@@ -115,11 +98,13 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         reference=who.reference,
         network=model.network,
         parameters=who.parameters,
-        source=_source(run, learned, model, accelerator, _guided(inner)),
+        source=material.source,
         settings=run.training,
         optimizer=run.optimizer,
         accelerator=accelerator,
-        hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, extra, asdict(run)),
+        hooks=standard_hooks(
+            output, run.logging, run.checkpoint, checkpoints, [*material.hooks, *who.hooks], asdict(run)
+        ),
         resume=snapshot,
         kept=who.kept,
     )
@@ -129,11 +114,12 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         steps=state.step,
         seconds=state.seconds,
         interrupted=state.interrupted,
-        counts=encoded.counts.text,
-        verdict=diagnostics.verdict,
+        counts=material.counts(),
+        verdict=material.verdict(),
+        waiting=state.paused,
     )
     if accelerator.is_main_process:
-        _leave(result, run, model, state, diagnostics)
+        _leave(result, run, model, state, material.figures())
     accelerator.wait_for_everyone()
     return result
 
@@ -174,6 +160,7 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
         strategies=run.strategies,
         model=run.model,
         data=run.data,
+        rollout=run.rollout,
     )
     checkpoints = Checkpoints(output / "checkpoints", run.checkpoint.limit, settings)
     if run.overwrite and run.resume is None and accelerator.is_main_process:
@@ -182,83 +169,10 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
     return checkpoints
 
 
-def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:
-    """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
-    folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
-    encoded = encode_preferences(
-        model,
-        preferences,
-        run.data,
-        folder,
-        half=DTYPES[run.model.dtype] != torch.float32,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        barrier=accelerator.wait_for_everyone,
-        rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None,
-    )
-    model.free_encoders()
-    return encoded
-
-
-def _diagnostics(
-    run: Run, model: LoadedModel, held_out: EncodedSet, method: Any, reference: Denoiser | None
-) -> HeldOut:
-    """Held-out groups measured by the method without its strategies."""
-    groups, seed = run.training.batch_size, run.training.seed
-    batches = fixed_batches(held_out, model.family, run.data, groups, seed, _guided(method))
-    return HeldOut(
-        list(batches),
-        run.logging.diagnostics_every,
-        run.logging.diagnostics_bins,
-        seed,
-        method=method,
-        reference=reference,
-    )
-
-
-def _guided(method: Any) -> bool:
-    """Whether a method asks for guided predictions, and so for what guidance guides away from."""
-    return bool(method.noising.guidance != 1)
-
-
-def _source(
-    run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
-) -> PairSource:
-    return PairSource(
-        learned,
-        model.family,
-        run.data,
-        run.training.batch_size,
-        run.training.accumulation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        run.training.seed,
-        guided,
-    )
-
-
-def _validate(state: TrainState, model: LoadedModel, run: Run) -> None:
-    """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
-    accelerator, settings = state.accelerator, run.validation
-    if accelerator.is_main_process:
-        model.move_encoders(accelerator.device)
-        with state.evaluating():
-            generate(
-                model.pipeline,
-                list(settings.prompts),
-                SamplingSettings(settings.sampling_steps, settings.guidance),
-                images_per_prompt=settings.images_per_prompt,
-                seed=settings.seed,
-                folder=Path(run.output) / "samples" / f"step-{state.step:06d}",
-                progress=False,
-            )
-        model.free_encoders()
-    accelerator.wait_for_everyone()
-
-
-def _leave(result: Result, run: Run, model: LoadedModel, state: TrainState, diagnostics: HeldOut) -> None:
+def _leave(
+    result: Result, run: Run, model: LoadedModel, state: TrainState, held_out: Mapping[str, float]
+) -> None:
     """Write ``aligned/`` with its card, and the summary."""
-    held_out = dict(diagnostics.history[-1][1]) if diagnostics.history else {}
     if result.aligned is not None:
         with state.averaged_weights():
             save_aligned(model, result.aligned, _card(result, run, model, held_out).text())
@@ -269,7 +183,7 @@ def _leave(result: Result, run: Run, model: LoadedModel, state: TrainState, diag
         "interrupted": result.interrupted,
         "data": result.counts,
         "verdict": result.verdict,
-        "held_out": held_out,
+        "held_out": dict(held_out),
         "skipped_steps": state.skipped_steps,
         "empty_steps": state.empty_steps,
     }
@@ -278,7 +192,8 @@ def _leave(result: Result, run: Run, model: LoadedModel, state: TrainState, diag
 
 def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, float]) -> Card:
     numbers: dict[str, float | int | str] = {"optimizer steps": result.steps, "data": result.counts}
-    numbers |= {f"held-out {name}": value for name, value in held_out.items()}
+    kind = "" if run.rollout.prompts else "held-out "
+    numbers |= {f"{kind}{name}": value for name, value in held_out.items()}
     return Card(
         base_model=run.model.path,
         family=model.family.name,

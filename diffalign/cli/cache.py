@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     from diffalign.data import read_preferences
-    from diffalign.job import encode
+    from diffalign.material import encode
     from diffalign.models.loading import load
     from diffalign.training.acceleration import accelerator_for
 

@@ -54,7 +54,7 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
     """The rows of every pair of the run's preference set, by the model that the run starts from."""
     from diffalign.data import fixed_batches, read_preferences
     from diffalign.evaluation.displacement import PairRow, measure
-    from diffalign.job import encode
+    from diffalign.material import encode
     from diffalign.methods import build
     from diffalign.models.loading import load
     from diffalign.training.acceleration import accelerator_for

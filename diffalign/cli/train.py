@@ -37,6 +37,9 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.job import align
 
     result = align(run)
+    if result.waiting:
+        _say(waiting(run, result))
+        return 0
     _say(interrupted(run, result) if result.interrupted else finished(run, result))
     return INTERRUPTED if result.interrupted else 0
 
@@ -46,7 +49,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
     lines = [
         f"done: {result.steps} steps, {minutes} of training in this process; {result.counts}",
-        f"held-out pairs: {result.verdict}",
+        result.verdict if run.rollout.prompts else f"held-out pairs: {result.verdict}",
         "",
         f"  {result.aligned}/  what diffusers loads, with a model card",
         f"  {result.output}/config.yaml  this run; metrics.jsonl, tensorboard/, checkpoints/ beside it",
@@ -90,6 +93,14 @@ def pipeline_class(file: str) -> str:
     from diffalign.models.sources import sniff_family
 
     return sniff_family(file).pipeline
+
+
+def waiting(run: "Run", result: "Result") -> list[str]:
+    """What to know when a round waits for labels."""
+    return [
+        f"after step {result.steps}: {result.waiting}",
+        f"    diffalign train {result.output}/config.yaml --resume latest",
+    ]
 
 
 def interrupted(run: "Run", result: "Result") -> list[str]:

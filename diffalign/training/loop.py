@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffalign.config import OptimizerConfig, TrainingConfig
-from diffalign.errors import UserError
+from diffalign.errors import Paused, UserError
 from diffalign.randomness import Streams, derive
 from diffalign.training import optimizers
 from diffalign.training.checkpoint import Snapshot
@@ -91,7 +91,11 @@ def train(
             for hook in hooks:
                 hook.on_start(state)
             while state.step < settings.steps and not state.interrupted:
-                _step(state, batches, interruption)
+                try:
+                    _step(state, batches, interruption)
+                except Paused as pause:
+                    state.paused, state.interrupted = str(pause), True
+                    break
                 for hook in hooks:
                     hook.on_step(state)
             for hook in hooks:

@@ -38,7 +38,8 @@ class TrainState:
         start_step: the step that this process started from.
         loss: mean loss of the last step over all ranks; None when it had no terms.
         applied: whether the last step changed the parameters.
-        interrupted: whether a signal has asked the run to end.
+        interrupted: whether a signal has asked the run to end, or its source has.
+        paused: what the source waits for, in words.
     """
 
     method: Method
@@ -65,6 +66,7 @@ class TrainState:
     loss: float | None = None
     applied: bool = False
     interrupted: bool = False
+    paused: str = ""
     _extra: dict[str, float] = field(default_factory=dict)
 
     def log(self, values: Mapping[str, float]) -> None:

@@ -1,0 +1,193 @@
+"""What a run learns from: a preference set that is encoded once, or what the policy samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.config import Run
+from diffalign.data import (
+    EncodedSet,
+    PairSource,
+    Preferences,
+    encode_preferences,
+    fixed_batches,
+    split_holdout,
+)
+from diffalign.data.drop import leave_out
+from diffalign.evaluation.sampling import SamplingSettings, generate
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import DTYPES
+from diffalign.online import online_source
+from diffalign.players import Players, players
+from diffalign.rewards.rater import RewardRater
+from diffalign.rollout.log import RoundLog
+from diffalign.training.acceleration import Accelerator
+from diffalign.training.diagnostics import HeldOut
+from diffalign.training.hooks import Every, Hook
+from diffalign.training.state import TrainState
+from diffalign.types import Denoiser, Source
+
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from, who plays in it, and how to tell what came of it.
+
+    Attributes:
+        source: of batches.
+        who: policy, reference and what moves.
+        hooks: that look at the run.
+        counts: what there was to learn from, in words.
+        verdict: what came of it, in words.
+        figures: the same in numbers.
+    """
+
+    source: Source
+    who: Players
+    hooks: list[Hook]
+    counts: Callable[[], str]
+    verdict: Callable[[], str]
+    figures: Callable[[], dict[str, float]]
+
+
+def offline(
+    run: Run,
+    model: LoadedModel,
+    inner: Any,
+    method: Any,
+    preferences: Preferences,
+    accelerator: Accelerator,
+    tell: Callable[[str], None],
+) -> Material:
+    """Encode a preference set, keep some groups aside, and prepare the network.
+
+    Args:
+        run: the run.
+        model: the loaded pipeline.
+        inner: the method without its strategies.
+        method: the method with them.
+        preferences: the set.
+        accelerator: of this process.
+        tell: gets a line at each stage.
+    """
+    encoded = encode(run, model, preferences, accelerator)
+    tell(f"data: {encoded.counts.text}")
+    learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
+    learned = leave_out(learned, run.data.drop)
+    who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
+    tell(f"training {_size(who):,} parameters on {len(learned)} groups, {len(held_out)} held out")
+    diagnostics = _diagnostics(run, model, held_out, inner, who.base)
+    return Material(
+        _source(run, learned, model, accelerator, _guided(inner)),
+        who,
+        [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))],
+        lambda: encoded.counts.text,
+        lambda: diagnostics.verdict,
+        lambda: dict(diagnostics.history[-1][1]) if diagnostics.history else {},
+    )
+
+
+def online(
+    run: Run,
+    model: LoadedModel,
+    method: Any,
+    accelerator: Accelerator,
+    fresh: bool,
+    tell: Callable[[str], None],
+) -> Material:
+    """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint."""
+    who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
+    source = online_source(run, model, who, method, accelerator, fresh)
+    tell(f"training {_size(who):,} parameters on what the policy samples for {run.rollout.prompts}")
+    model.free_encoders()
+    log = RoundLog(source)
+    return Material(
+        source,
+        who,
+        [log, Every(run.validation.every, lambda state: _validate(state, model, run))],
+        lambda: f"{log.images} images sampled for prompts of {run.rollout.prompts}",
+        lambda: log.verdict,
+        lambda: log.figures,
+    )
+
+
+def _size(who: Players) -> int:
+    return sum(p.numel() for _, p in who.parameters)
+
+
+def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:
+    """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
+    folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
+    encoded = encode_preferences(
+        model,
+        preferences,
+        run.data,
+        folder,
+        half=DTYPES[run.model.dtype] != torch.float32,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        barrier=accelerator.wait_for_everyone,
+        rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None,
+    )
+    model.free_encoders()
+    return encoded
+
+
+def _diagnostics(
+    run: Run, model: LoadedModel, held_out: EncodedSet, method: Any, reference: Denoiser | None
+) -> HeldOut:
+    """Held-out groups measured by the method without its strategies."""
+    groups, seed = run.training.batch_size, run.training.seed
+    batches = fixed_batches(held_out, model.family, run.data, groups, seed, _guided(method))
+    return HeldOut(
+        list(batches),
+        run.logging.diagnostics_every,
+        run.logging.diagnostics_bins,
+        seed,
+        method=method,
+        reference=reference,
+    )
+
+
+def _guided(method: Any) -> bool:
+    """Whether a method asks for guided predictions, and so for what guidance guides away from."""
+    return bool(method.noising.guidance != 1)
+
+
+def _source(
+    run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
+) -> PairSource:
+    return PairSource(
+        learned,
+        model.family,
+        run.data,
+        run.training.batch_size,
+        run.training.accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+        run.training.seed,
+        guided,
+    )
+
+
+def _validate(state: TrainState, model: LoadedModel, run: Run) -> None:
+    """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
+    accelerator, settings = state.accelerator, run.validation
+    if accelerator.is_main_process:
+        model.move_encoders(accelerator.device)
+        with state.evaluating():
+            generate(
+                model.pipeline,
+                list(settings.prompts),
+                SamplingSettings(settings.sampling_steps, settings.guidance),
+                images_per_prompt=settings.images_per_prompt,
+                seed=settings.seed,
+                folder=Path(run.output) / "samples" / f"step-{state.step:06d}",
+                progress=False,
+            )
+        model.free_encoders()
+    accelerator.wait_for_everyone()

@@ -1,0 +1,205 @@
+"""The online half of a job: from a run's rollout section to the source that samples, is judged and gives
+batches.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from diffalign.config import Run
+from diffalign.data.prompts import read_prompts
+from diffalign.errors import UserError
+from diffalign.files import write_atomic
+from diffalign.methods import REGISTRY
+from diffalign.models.decoder import load_decoder
+from diffalign.models.loaded import LoadedModel
+from diffalign.paths import VariancePreserving
+from diffalign.players import Players
+from diffalign.rollout.judges import judge_of
+from diffalign.rollout.rounds import Plan
+from diffalign.rollout.shapes import Setting, drawn_steps
+from diffalign.rollout.source import Cast, OnlineSource
+from diffalign.rollout.store import RoundStore
+from diffalign.rollout.studio import ModelStudio
+from diffalign.samplers import kernel_for, timesteps
+from diffalign.training.acceleration import Accelerator
+from diffalign.types import Path as NoisingPath
+
+
+def shape_of(run: Run) -> str:
+    """What a round is made of: what the method learns from, unless the run names it."""
+    wanted, named = REGISTRY[run.method["type"]].rollout, run.rollout.shape
+    if named == "auto":
+        return wanted
+    if (wanted == "samples") != (named == "samples"):
+        raise UserError(
+            f"rollout.shape={named!r} with method {run.method['type']}, which learns from {wanted}; allowed: "
+            + ("samples" if wanted == "samples" else "trajectories, tree")
+        )
+    return named
+
+
+def check_online(run: Run) -> None:
+    """What can be told of an online run before a model is loaded.
+
+    Raises:
+        UserError: a method that has no offline form without prompts, or rollout settings that do not fit.
+    """
+    config, name = run.rollout, run.method["type"]
+    if not config.prompts:
+        if REGISTRY[name].rollout != "samples":
+            raise UserError(
+                f"method {name} learns from rollouts, but rollout.prompts is empty; give a file of prompts, "
+                "tiny:train, or a built-in list"
+            )
+        return
+    shape = shape_of(run)
+    if config.by == "rewards" and not config.rewards:
+        raise UserError(
+            "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
+        )
+    if shape != "samples" and run.strategies:
+        raise UserError(
+            f"strategies with method {name}: they work on denoising errors, and it learns from rollouts; "
+            "allowed with it: none"
+        )
+    if shape == "tree":
+        _check_tree(run)
+    if config.samples < 2 and config.advantage == "none":
+        raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
+    if config.by == "people" and (shape == "tree" or config.advantage != "none"):
+        raise UserError(
+            "rollout.by='people' labels finished images; allowed with it: shapes samples and trajectories, "
+            "rollout.advantage none"
+        )
+
+
+def _check_tree(run: Run) -> None:
+    config = run.rollout
+    if config.first_branch >= config.steps:
+        raise UserError(
+            f"rollout.first_branch={config.first_branch}; allowed: less than rollout.steps={config.steps}"
+        )
+    if config.combine == "pareto":
+        raise UserError("rollout.combine='pareto' has no best and worst for a tree; allowed: sum, wins")
+    if config.samples < 2:
+        raise UserError(f"rollout.samples={config.samples}; allowed for a tree: 2 or more candidates")
+
+
+def online_source(
+    run: Run, model: LoadedModel, who: Players, method: Any, accelerator: Accelerator, fresh: bool
+) -> OnlineSource:
+    """The source of an online run; ``fresh`` runs (no checkpoint is continued) begin at round 0.
+
+    Raises:
+        UserError: prompts, rewards or batch sizes that do not fit.
+    """
+    config, shape = run.rollout, shape_of(run)
+    if config.by == "people" and accelerator.num_processes > 1:
+        raise UserError("rollout.by='people' with several processes; allowed: one process")
+    prompts = read_prompts(config.prompts)
+    setting = setting_of(run, model.path)
+    draws = drawn_steps(setting, model.path) - (setting.first_branch if shape == "tree" else 0)
+    plan = Plan(
+        config.prompts_per_round,
+        1 if shape == "samples" else max(1, round(config.trained_steps * draws)),
+        run.training.batch_size,
+        config.passes,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    _check_windows(run, plan)
+    folder = Path(run.output) / "rollouts"
+    if accelerator.is_main_process:
+        _claim(run, folder, fresh)
+    accelerator.wait_for_everyone()
+    decoder = config.decoder and load_decoder(config.decoder, model.device)
+    return OnlineSource(
+        Cast(who.policy_of(model.network), who.reference if method.needs_reference else None, model.network),
+        ModelStudio(model, config.resolution or run.data.resolution, config.batch_size, decoder or None),
+        judge_of(config, str(accelerator.device)),
+        prompts,
+        config,
+        shape,
+        setting,
+        plan,
+        run.training.seed,
+        RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
+    )
+
+
+def setting_of(run: Run, path: NoisingPath) -> Setting:
+    """How a run samples on a path."""
+    config = run.rollout
+    if isinstance(path, VariancePreserving):
+        times = timesteps(config.steps, path.steps)
+    else:
+        times = torch.linspace(1, 0, config.steps + 1, dtype=torch.float64)
+    return Setting(
+        kernel_for(path, config.eta),
+        times,
+        config.guidance,
+        config.samples,
+        config.shared_noise,
+        config.first_branch,
+        config.inner_steps,
+        config.estimate,
+    )
+
+
+def steps_of_a_round(run: Run, plan: Plan) -> int:
+    """Optimizer steps that are taken on one round."""
+    return plan.micro_steps // run.training.accumulation
+
+
+def _check_windows(run: Run, plan: Plan) -> None:
+    """A round must be whole optimizer steps, and checkpoints must stand between rounds: only then can a run
+    that is killed sample again what it had sampled.
+    """
+    if plan.micro_steps % run.training.accumulation:
+        raise UserError(
+            f"training.accumulation={run.training.accumulation}; allowed: a divisor of the "
+            f"{plan.micro_steps} micro-batches of a round"
+        )
+    steps = steps_of_a_round(run, plan)
+    if run.checkpoint.every % steps:
+        raise UserError(
+            f"checkpoint.every={run.checkpoint.every}; allowed: a multiple of the {steps} optimizer steps of "
+            "a round, so that a run that is killed can sample its round again"
+        )
+    if run.training.reference_every % steps:
+        raise UserError(
+            f"training.reference_every={run.training.reference_every}; allowed: 0, or a multiple of the "
+            f"{steps} optimizer steps of a round, whose steps are held against the reference of its sampling"
+        )
+
+
+def _claim(run: Run, folder: Path, fresh: bool) -> None:
+    """Make the folder of rounds this run's own: what another run has left there goes, or is refused."""
+    digest = hashlib.blake2b(
+        json.dumps(_identity(run), sort_keys=True, default=str).encode(), digest_size=16
+    ).hexdigest()
+    mark = folder / "run.json"
+    same = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["settings"] == digest
+    if fresh and folder.exists() and not same:
+        if list(folder.glob("round-*/labels*.jsonl")) and not run.overwrite:
+            raise UserError(
+                f"{folder} holds labels of a run with other settings; write over it with --overwrite true, "
+                "or choose another --output"
+            )
+        shutil.rmtree(folder)
+    write_atomic(mark, json.dumps({"settings": digest}))
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What decides what is sampled; not where it is written, nor how often something is logged."""
+    kept = replace(run, output="", resume=None, overwrite=False)
+    everything = cast(dict[str, Any], asdict(kept))
+    for name in ("logging", "checkpoint", "validation"):
+        del everything[name]
+    return everything

@@ -1,0 +1,51 @@
+"""The hook that writes what each round has told into the run's metrics."""
+
+from diffalign.rollout.source import OnlineSource
+from diffalign.training.state import TrainState
+
+
+class RoundLog:
+    """Logs a round's mean rewards, its share of ties and the images sampled, once a round.
+
+    Attributes:
+        images: sampled so far, by all processes.
+        figures: of the first round and the last one, ``first/...`` and ``last/...``.
+    """
+
+    def __init__(self, source: OnlineSource):
+        self._source, self._last = source, -1
+        self.images = 0
+        self.figures: dict[str, float] = {}
+
+    def on_start(self, state: TrainState) -> None:
+        """Nothing to prepare."""
+
+    def on_step(self, state: TrainState) -> None:
+        """Log a round when the first step of it is done."""
+        told = self._source.told
+        if told.round == self._last:
+            return
+        self._last = told.round
+        self.images = told.images * state.accelerator.num_processes
+        state.log({**told.figures, "rollout/images": float(self.images)})
+        means = {k.removeprefix("rollout/"): v for k, v in told.figures.items()}
+        if not self.figures:
+            self.figures = {f"first/{name}": value for name, value in means.items()}
+        self.figures |= {f"last/{name}": value for name, value in means.items()}
+
+    def on_end(self, state: TrainState) -> None:
+        """Nothing to finish."""
+
+    @property
+    def verdict(self) -> str:
+        """Mean rewards of what was sampled, from the first round to the last one, in words."""
+        names = [name.removeprefix("first/") for name in self.figures if name.startswith("first/")]
+        changes = [
+            f"{name} {self.figures[f'first/{name}']:.4g} to {self.figures[f'last/{name}']:.4g}"
+            for name in names
+            if name not in ("round", "ties")
+        ]
+        if not changes:
+            return "no round was learnt from"
+        rounds = f"round {self.figures['first/round']:.0f} to {self.figures['last/round']:.0f}"
+        return f"mean rewards of the samples, {rounds}: {', '.join(changes)}"

@@ -1,0 +1,168 @@
+"""A round: what one process has sampled, judged, and learns from; and the arithmetic of who learns what when.
+
+Groups of a run stand in one endless order, as those of a preference set do (``data.source``): group g of
+micro-step m on rank r of W ranks, G groups a micro-batch, stands at position ``(m W + r) G + g``. Inside a
+round of N prompts a rank the order is slot by slot and, in a slot, prompt by prompt, so a prompt's slots are
+spread over the round. Which of its slots a prompt shows first is a draw of its own. So any split of a round
+over micro-batches and ranks learns from the same things at the same time, and a resumed run seeks by
+arithmetic.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.losses.contrast import pareto
+from diffalign.types import Batch, Cond, Kernel, Transition
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a micro-step stands: ``rows`` (first, last) of the rank's prompts, at their ``slot``-th visit."""
+
+    round: int
+    rows: tuple[int, int]
+    slot: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How micro-steps become rounds.
+
+    Attributes:
+        prompts: N, per rank and round.
+        slots: S, of each prompt.
+        batch_size: G, groups a micro-batch.
+        passes: times that a round is learnt from.
+        rank: of this process.
+        world: W.
+    """
+
+    prompts: int
+    slots: int
+    batch_size: int
+    passes: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.prompts % self.batch_size:
+            raise UserError(
+                f"rollout.prompts_per_round={self.prompts}; allowed: a multiple of "
+                f"training.batch_size={self.batch_size}"
+            )
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches of a round."""
+        return self.prompts // self.batch_size * self.slots * self.passes
+
+    def place(self, micro_step: int) -> Place:
+        """Where a micro-step of this rank stands."""
+        number, within = divmod(micro_step, self.micro_steps)
+        visit, chunk = divmod(within, self.prompts // self.batch_size)
+        return Place(number, (chunk * self.batch_size, (chunk + 1) * self.batch_size), visit % self.slots)
+
+    def position(self, number: int, row: int) -> int:
+        """The place of this rank's prompt ``row`` of round ``number`` in the run's one order of prompts."""
+        chunk, within = divmod(row, self.batch_size)
+        return (number * self.prompts + chunk * self.batch_size) * self.world + (
+            self.rank * self.batch_size + within
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    """N prompts of one rank, S slots of K rivals each, on the CPU.
+
+    Attributes:
+        x: latents (N, S, K, *d), or transitions, every tensor (N, S, K, ...).
+        cond: conditions, (N, ...).
+        negative: what guidance guides away from, (N, ...).
+        score: (N, S, K), or (N, S, K, R) of rewards that Pareto compares.
+        shared: (N, S) whether the rivals of a slot share x_t.
+        extra: by name, every tensor (N, S, K, ...).
+        order: (N, S) the slots of each prompt in the order in which it shows them.
+        kernel: what drew the transitions.
+        guidance: under what scale.
+    """
+
+    x: Tensor | Transition
+    cond: Cond
+    negative: Cond
+    score: Tensor
+    shared: Tensor
+    order: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    kernel: Kernel | None = None
+    guidance: float = 1.0
+
+    @property
+    def useful(self) -> Tensor:
+        """(N, S) whether a slot teaches anything: some rivals are no tie, or an advantage is not 0."""
+        if "advantage" in self.extra:
+            return self.extra["advantage"].ne(0).any(-1)
+        if self.score.ndim == 3:
+            return self.score.ne(self.score[:, :, :1]).any(-1)
+        n, s, k, _ = self.score.shape
+        one, other = (index.flatten() for index in torch.triu_indices(k, k, 1).split(1))
+        leads = pareto(self.score[:, :, one].flatten(0, 2), self.score[:, :, other].flatten(0, 2))
+        return leads.reshape(n, s, -1).ne(0).any(-1)
+
+    def batch(self, place: Place) -> Batch:
+        """The groups of a place that teach anything; its first one if none does."""
+        rows = torch.arange(*place.rows)
+        slots = self.order[rows, place.slot]
+        kept = self.useful[rows, slots]
+        if not bool(kept.any()):
+            kept[0] = True
+        rows, slots = rows[kept], slots[kept]
+        rivals = self.score.shape[2]
+        pick = lambda value: value[rows, slots].flatten(0, 1)  # noqa: E731
+        spread = lambda values: {k: v[rows].repeat_interleave(rivals, 0) for k, v in values.items()}  # noqa: E731
+        group = torch.arange(len(rows)).repeat_interleave(rivals)
+        own = torch.arange(len(group))
+        return Batch(
+            x=Transition(*map(pick, self.x)) if isinstance(self.x, Transition) else pick(self.x),
+            cond=spread(self.cond),
+            group=group,
+            score=pick(self.score),
+            negative=spread(self.negative) if self.guidance != 1 else {},
+            extra={name: pick(value) for name, value in self.extra.items()},
+            kernel=self.kernel,
+            guidance=self.guidance,
+            state=torch.where(self.shared[rows, slots].repeat_interleave(rivals), group * rivals, own),
+        )
+
+
+def best_and_worst(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Who won and who lost among K candidates.
+
+    SPO's verdict: the pair counts if the difference of the probabilities that Bradley-Terry gives it is above
+    ``threshold``, that is if tanh((best - worst) / 2) is.
+
+    Args:
+        scores: (..., K).
+        threshold: 0 or more and less than 1.
+
+    Returns:
+        (..., 2) indices of best and worst, and their scores (..., 2): 1 and 0, or a tie.
+    """
+    pair = torch.stack([scores.argmax(-1), scores.argmin(-1)], -1)
+    best, worst = scores.gather(-1, pair).unbind(-1)
+    won = (torch.tanh((best - worst) / 2) > threshold).to(scores)
+    return pair, torch.stack([won, torch.zeros_like(won)], -1)
+
+
+def only(value: Tensor, pair: Tensor) -> Tensor:
+    """(N, S, 2, ...) of ``value`` (N, S, K, ...) at ``pair`` (N, S, 2)."""
+    index = pair.reshape(*pair.shape, *(1,) * (value.ndim - 3)).expand(*pair.shape, *value.shape[3:])
+    return value.gather(2, index)
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of equal names, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

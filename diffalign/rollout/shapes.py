@@ -1,0 +1,271 @@
+"""What a round is made of: finished samples, the steps of whole trajectories, or a tree of rival steps.
+
+Each shape samples K rivals for each of n prompts with the policy as it is. It gives S *slots* a prompt: what
+is learnt from at once, K rivals each. And it gives J *verdicts* a prompt: clean estimates of K rivals that
+somebody is to judge. Every slot hangs on one verdict.
+
+    samples       S = 1: the clean latents (any offline method learns from them)
+    trajectories  S steps of the sampler, all of them judged by how the trajectory ends (D3PO, DDPO)
+    tree          a branch of K candidates at each step (SPO)
+
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffalign.estimators import step_log_density
+from diffalign.guidance import Guided
+from diffalign.randomness import normal
+from diffalign.samplers import clean_and_noise
+from diffalign.types import Cond, Denoiser, Path, Random, Transition
+
+
+class Sampler(Protocol):
+    """A transition kernel that can be told the network's estimates."""
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the step from t to s."""
+        ...
+
+    def after(self, path: Path, x0: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the step from t to s."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to sample.
+
+    Attributes:
+        kernel: of each step.
+        times: (T + 1,) descending, the last one is where a sample ends.
+        guidance: scale of classifier-free guidance; 1 is none.
+        samples: K.
+        shared_noise: the rivals of a prompt start from one noise.
+        first_branch: of a tree: steps before the first branch.
+        inner_steps: of a tree: steps that a candidate takes alone.
+        estimate: of a tree: where the clean estimate that is judged comes from.
+    """
+
+    kernel: Sampler
+    times: Tensor
+    guidance: float = 1.0
+    samples: int = 2
+    shared_noise: bool = True
+    first_branch: int = 4
+    inner_steps: int = 0
+    estimate: str = "candidate"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What n prompts have given.
+
+    Attributes:
+        x: clean latents (n, 1, K, *d), or transitions, every tensor (n, S, K, ...).
+        reference_mean: (n, S, K, *d) where the reference would have gone; None for clean latents and where
+            nobody asks.
+        judged: (n, J, K, *d) clean latents.
+        at: (J,) the times at which they were estimated; 0: they are finished.
+        verdict: (S,) which of the J verdicts a slot hangs on.
+        shared: (S,) whether the rivals of a slot share x_t.
+    """
+
+    x: Tensor | Transition
+    reference_mean: Tensor | None
+    judged: Tensor
+    at: Tensor
+    verdict: Tensor
+    shared: Tensor
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who is asked about n prompts: guided policy and reference, with conditions for K rivals each."""
+
+    policy: Denoiser
+    reference: Denoiser | None
+    cond: Cond
+    negative: Cond
+    setting: Setting
+
+    def estimates(self, who: Denoiser, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """(x0, eps) of ``who`` at states x (n, k, *d), each like x; the rivals may be one to all K."""
+        rivals = x.shape[1]
+        rows = lambda cond: {k: v.repeat_interleave(rivals, 0) for k, v in cond.items()}  # noqa: E731
+        asked = who
+        if self.setting.guidance != 1:
+            asked = Guided(who, rows(self.negative), self.setting.guidance)
+        flat = x.flatten(0, 1)
+        x0, eps = clean_and_noise(asked, flat, _time(t, flat), rows(self.cond))
+        return x0.reshape(x.shape), eps.reshape(x.shape)
+
+    def after(self, x0: Tensor, eps: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the step from t to s, like x0 (n, k, *d)."""
+        flat = x0.flatten(0, 1)
+        mean, std = self.setting.kernel.after(
+            self.policy.path, flat, eps.flatten(0, 1), _time(t, flat), _time(s, flat)
+        )
+        return mean.reshape(x0.shape), std.reshape(*x0.shape[:2], *std.shape[1:])
+
+    def reference_mean(self, x: Tensor, t: float, s: float) -> Tensor | None:
+        """Where the reference would go from x (n, k, *d)."""
+        if self.reference is None:
+            return None
+        return self.after(*self.estimates(self.reference, x, t), t, s)[0]
+
+
+class Steps:
+    """The steps that have been recorded, in order."""
+
+    def __init__(self, rivals: int):
+        self._rivals = rivals
+        self._rows: list[tuple[Tensor, ...]] = []
+        self._references: list[Tensor] = []
+        self.shared: list[bool] = []
+
+    def add(
+        self,
+        x: Tensor,
+        after: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        t: float,
+        s: float,
+        reference: Tensor | None,
+    ) -> None:
+        """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw."""
+        if not bool((std > 0).all()):
+            return
+        wide = lambda v: v.expand(-1, self._rivals, *v.shape[2:])  # noqa: E731
+        self.shared.append(x.shape[1] == 1 and self._rivals > 1)
+        mean, std, flat = wide(mean), wide(std), after.flatten(0, 1)
+        logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
+        times = [torch.full(after.shape[:2], v, device=after.device, dtype=after.dtype) for v in (t, s)]
+        self._rows.append((wide(x), after, *times, logp))
+        if reference is not None:
+            self._references.append(wide(reference))
+
+    def sampled(self, judged: Tensor, at: Sequence[float], verdict: Sequence[int]) -> Sampled:
+        """All of it, with what is to be judged."""
+        columns = zip(*self._rows, strict=True)
+        return Sampled(
+            Transition(*(torch.stack(column, 1) for column in columns)),
+            torch.stack(self._references, 1) if self._references else None,
+            judged,
+            torch.tensor(at, dtype=torch.float64),
+            torch.tensor(verdict),
+            torch.tensor(self.shared),
+        )
+
+
+@torch.no_grad()
+def samples(
+    policy: Denoiser,
+    reference: Denoiser | None,
+    cond: Cond,
+    negative: Cond,
+    shape: Sequence[int],
+    random: Random,
+    setting: Setting,
+) -> Sampled:
+    """K finished samples of each of n prompts; the reference is not asked. See ``trajectories``."""
+    cast = Cast(policy, None, cond, negative, setting)
+    x = start(cond, shape, random, setting)
+    times = setting.times.tolist()
+    for t, s in zip(times[:-2], times[1:-1], strict=True):
+        x, _, _ = step(cast, x, t, s, random)
+    # where a variance-preserving grid ends a state still holds noise; the estimate does not
+    x = _wide(cast.estimates(policy, x, times[-2])[0], setting.samples)[:, None]
+    return Sampled(x, None, x, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1) > 0)
+
+
+@torch.no_grad()
+def trajectories(
+    policy: Denoiser,
+    reference: Denoiser | None,
+    cond: Cond,
+    negative: Cond,
+    shape: Sequence[int],
+    random: Random,
+    setting: Setting,
+) -> Sampled:
+    """Every step that was a draw, of K trajectories of each of n prompts.
+
+    Args:
+        policy: who samples.
+        reference: whose means are recorded, if anybody's.
+        cond: conditions, (n, ...).
+        negative: what guidance guides away from, (n, ...).
+        shape: of one sample's latents.
+        random: a stream for each prompt.
+        setting: how.
+    """
+    cast = Cast(policy, reference, cond, negative, setting)
+    x, steps = start(cond, shape, random, setting), Steps(setting.samples)
+    for t, s in pairs(setting.times):
+        after, mean, std = step(cast, x, t, s, random)
+        steps.add(x, after, mean, std, t, s, cast.reference_mean(x, t, s))
+        x = after
+    return steps.sampled(x[:, None], [0.0], [0] * len(steps.shared))
+
+
+def drawn_steps(setting: Setting, path: Path) -> int:
+    """How many steps of a trajectory are draws, and so have a density."""
+    one = torch.zeros(1, 1)
+    stds = [
+        setting.kernel.after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in pairs(setting.times)
+    ]
+    return sum(bool((std > 0).all()) for std in stds)
+
+
+def step(
+    cast: Cast, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(after (n, K, *d), mean, std) of a step of the policy from x (n, 1 or K, *d)."""
+    mean, std = cast.after(*cast.estimates(cast.policy, x, t), t, s)
+    if not bool((std > 0).any()):
+        return mean, mean, std
+    return mean + std * draws(x, random, rivals or cast.setting.samples), mean, std
+
+
+def draws(x: Tensor, random: Random, rivals: int) -> Tensor:
+    """Standard normal noise (n, rivals, *d) for states x (n, k, *d)."""
+    return normal(random, len(x), (rivals, *x.shape[2:])).to(x)
+
+
+def start(cond: Cond, shape: Sequence[int], random: Random, setting: Setting) -> Tensor:
+    """(n, 1, *d) of shared noise, or (n, K, *d)."""
+    return normal(random, count(cond), (1 if setting.shared_noise else setting.samples, *shape)).to(
+        device_of(cond)
+    )
+
+
+def _wide(x: Tensor, rivals: int) -> Tensor:
+    return x.expand(-1, rivals, *x.shape[2:])
+
+
+def pairs(times: Tensor) -> Iterator[tuple[float, float]]:
+    """(t, s) of each step of a grid."""
+    grid = times.tolist()
+    return zip(grid[:-1], grid[1:], strict=True)
+
+
+def _time(t: float, like: Tensor) -> Tensor:
+    return torch.full((len(like),), t, device=like.device, dtype=torch.float64).to(like.dtype)
+
+
+def count(cond: Cond) -> int:
+    """n, the rows of conditions."""
+    return len(next(iter(cond.values())))
+
+
+def device_of(cond: Cond) -> torch.device:
+    """Where conditions are."""
+    return next(iter(cond.values())).device

@@ -1,0 +1,290 @@
+"""The online source: it samples a round with the policy as it is, has it judged, and gives batches of it.
+
+A round is kept on disk (``rollout.store``) while it is learnt from. Noise and choices depend on (seed, place
+of the prompt in the run) alone. Scoring may overlap sampling: a part is waited for when the next one has been
+sampled.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.across import gathered
+from diffalign.config import RolloutConfig
+from diffalign.randomness import Streams, derive
+from diffalign.rollout.advantages import PromptHistory, advantages
+from diffalign.rollout.judges import Judge, combined
+from diffalign.rollout.people import labelled
+from diffalign.rollout.rounds import Plan, Round, best_and_worst, only
+from diffalign.rollout.shapes import Sampled, Setting, samples, trajectories
+from diffalign.rollout.store import NOWHERE, Part, RoundStore
+from diffalign.rollout.studio import Studio
+from diffalign.rollout.tree import tree
+from diffalign.types import Batch, Cond, Denoiser, Transition
+
+SHAPES = {"samples": samples, "trajectories": trajectories, "tree": tree}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays: the policy (unwrapped), the reference whose means are recorded (None: nobody asks), and the
+    module that is set to evaluation mode while they sample.
+    """
+
+    policy: Denoiser
+    reference: Denoiser | None
+    network: nn.Module
+
+
+@dataclass
+class Told:
+    """What a round has told, for the log: figures by name, and the images sampled so far on this rank."""
+
+    round: int = -1
+    figures: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+
+
+class OnlineSource:
+    """Endless micro-batches of one rank; a ``types.Source``."""
+
+    def __init__(
+        self,
+        cast: Cast,
+        studio: Studio,
+        judge: Judge,
+        prompts: Sequence[str],
+        config: RolloutConfig,
+        shape: str,
+        setting: Setting,
+        plan: Plan,
+        seed: int = 0,
+        store: RoundStore = NOWHERE,
+    ):
+        """Hold everything that a round needs.
+
+        Args:
+            cast: who samples.
+            studio: the model otherwise.
+            judge: who scores.
+            prompts: all of them; every epoch has an order of its own.
+            config: the run's rollout section.
+            shape: samples, trajectories or tree.
+            setting: how to sample.
+            plan: who learns what when.
+            seed: of noise, choices and orders.
+            store: where rounds are kept.
+        """
+        self._cast, self._studio, self._judge, self._prompts = cast, studio, judge, list(prompts)
+        self._config, self._shape, self._setting, self._plan = config, shape, setting, plan
+        self._seed, self._store = seed, store
+        self._micro_step = 0
+        self._round: tuple[int, Round] | None = None
+        self.told = Told()
+
+    def seek(self, micro_step: int) -> None:
+        """Continue as if ``micro_step`` micro-batches had been drawn; later rounds on disk are another
+        policy's.
+        """
+        self._micro_step, self._round = micro_step, None
+        self._store.forget_after(self._plan.place(micro_step).round)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Endless micro-batches, from where ``seek`` has put it.
+
+        Raises:
+            Paused: the round waits for people's labels.
+        """
+        while True:
+            place = self._plan.place(self._micro_step)
+            batch = self._of(place.round).batch(place)
+            self._micro_step += 1
+            yield batch
+
+    def prompts_of(self, number: int) -> list[str]:
+        """This rank's prompts of a round."""
+        return [self._prompt(self._plan.position(number, row)) for row in range(self._plan.prompts)]
+
+    def _prompt(self, position: int) -> str:
+        epoch, index = divmod(position, len(self._prompts))
+        order = torch.Generator().manual_seed(derive(self._seed, "rollout/order", epoch))
+        return self._prompts[int(torch.randperm(len(self._prompts), generator=order)[index])]
+
+    def _of(self, number: int) -> Round:
+        if self._round is None or self._round[0] != number:
+            self._round = None  # the old one need not be held while the new one is made
+            self._round = (number, self._made(number))
+        return self._round[1]
+
+    def _made(self, number: int) -> Round:
+        prompts = self.prompts_of(number)
+        with torch.no_grad(), _evaluating(self._cast.network):
+            cond, negative = self._studio.encode(prompts)
+            parts = list(self._parts(number, prompts, cond, negative))
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        score = self._scores(number, prompts, whole)
+        made = self._assembled(number, prompts, cond, negative, whole, score)
+        self._store.forget_before(number)
+        return made
+
+    def _parts(self, number: int, prompts: list[str], cond: Cond, negative: Cond) -> Iterator[Part]:
+        """Every part of a round, from disk or sampled now; one is judged while the next one is sampled."""
+        size = max(1, self._config.batch_size // self._setting.samples)
+        starts = range(0, len(prompts), size)
+        missing = [start for start in starts if not self._store.has(number, start)]
+        waiting: deque[tuple[int, Part, Future[Tensor] | None]] = deque()
+        with self._studio.opened() if missing else nullcontext():
+            for start in starts:
+                known = self._store.load(number, start)
+                if known is not None:
+                    yield known
+                    continue
+                rows = range(start, min(start + size, len(prompts)))
+                sampled = self._sampled(number, rows, cond, negative)
+                waiting.append((start, *self._shown(sampled, [prompts[row] for row in rows])))
+                if len(waiting) > 1:
+                    yield self._settled(number, *waiting.popleft())
+            while waiting:
+                yield self._settled(number, *waiting.popleft())
+
+    def _sampled(self, number: int, rows: range, cond: Cond, negative: Cond) -> Sampled:
+        """Some prompts of a round, sampled now."""
+        device = self._studio.device
+        pick = lambda values: {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}  # noqa: E731
+        sampled = SHAPES[self._shape](
+            self._cast.policy,
+            self._cast.reference,
+            pick(cond),
+            pick(negative),
+            self._studio.shape,
+            Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows]),
+            self._setting,
+        )
+        self.told.images += len(rows) * self._setting.samples
+        return sampled
+
+    def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, Future[Tensor] | None]:
+        """What a part is before it is judged, and the judgement that is under way."""
+        part = _as_part(sampled)
+        n, j, k = sampled.judged.shape[:3]
+        pixels = self._studio.decode(sampled.judged.flatten(0, 2))
+        if self._config.by == "people":
+            part["pixels"] = (pixels[:, :3] * 255).round().to(torch.uint8).reshape(n, j, k, *pixels.shape[1:])
+            return part, None
+        asked = [prompt for prompt in prompts for _ in range(j * k)]
+        times = sampled.at.float().repeat_interleave(k).repeat(n)
+        part["scores"] = torch.zeros(n, j, k, len(self._judge.rewards))
+        return part, self._judge.submit(pixels, asked, times)
+
+    def _scores(self, number: int, prompts: list[str], whole: Part) -> Tensor:
+        """(N, J, K) or (N, J, K, R) of this rank, told what is told of all ranks."""
+        if self._config.by == "people":
+            raw = labelled(self._store.round(number), prompts, whole["pixels"][:, 0])[:, None, :, None]
+        else:
+            raw = whole["scores"]
+        names, together, own = self._of_all_ranks(number, prompts, raw)
+        self._tell(number, names, together)
+        return combined(together, self._judge.weights, self._config)[own]
+
+    def _of_all_ranks(
+        self, number: int, prompts: list[str], values: Tensor
+    ) -> tuple[list[str], Tensor, Tensor]:
+        """(prompts, values) of every rank in the run's one order of prompts, and which of them are this
+        rank's.
+        """
+        positions = torch.tensor([self._plan.position(number, row) for row in range(len(prompts))])
+        everyone = gathered((positions, prompts, values))
+        places = torch.cat([places for places, _, _ in everyone])
+        names = [prompt for _, some, _ in everyone for prompt in some]
+        order = places.argsort()
+        together = torch.cat([part for _, _, part in everyone])[order]
+        return [names[i] for i in order], together, torch.searchsorted(places[order], positions)
+
+    def _assembled(
+        self, number: int, prompts: list[str], cond: Cond, negative: Cond, whole: Part, score: Tensor
+    ) -> Round:
+        verdict, shared = whole["verdict"][0], whole["shared"]
+        x: Tensor | Transition = whole["x"] if "x" in whole else Transition(
+            *(whole[name] for name in Transition._fields)
+        )  # fmt: skip
+        extra = {k: whole[k] for k in ("reference_mean",) if k in whole}
+        score = score[:, verdict]
+        if self._shape == "tree":
+            pair, score = best_and_worst(score, self._config.threshold)
+            x = Transition(*(only(value, pair) for value in x))
+            extra = {name: only(value, pair) for name, value in extra.items()}
+        if self._config.advantage != "none":
+            extra["advantage"] = self._advantages(number, prompts, score)
+        slots = [
+            torch.randperm(
+                len(verdict),
+                generator=torch.Generator().manual_seed(
+                    derive(self._seed, "rollout/slots", self._plan.position(number, row))
+                ),
+            )
+            for row in range(len(prompts))
+        ]
+        online = isinstance(x, Transition)
+        return Round(
+            x,
+            cond,
+            negative,
+            score,
+            shared,
+            torch.stack(slots)[:, : self._plan.slots],
+            extra,
+            kernel=self._setting.kernel if online else None,
+            guidance=self._setting.guidance if online else 1.0,
+        )
+
+    def _advantages(self, number: int, prompts: list[str], score: Tensor) -> Tensor:
+        """(N, S, K) of this rank against statistics of all ranks, and of earlier rounds."""
+        names, together, own = self._of_all_ranks(number, prompts, score[:, 0])
+        history = (self._store.history(number - 1) if number else PromptHistory()).add(names, together)
+        self._store.write_history(number, history)
+        found = advantages(together, names, self._config.advantage, history)[own]
+        return found[:, None].expand(score.shape).contiguous()
+
+    def _tell(self, number: int, prompts: list[str], scores: Tensor) -> None:
+        final = scores[:, -1]
+        names = self._judge.rewards if self._config.by == "rewards" else ("people",)
+        figures = {f"rollout/{n}": float(final[..., i].mean()) for i, n in enumerate(names)}
+        figures["rollout/ties"] = float((final == final[:, :1]).all(1).all(1).float().mean())
+        figures["rollout/round"] = float(number)
+        self.told.round, self.told.figures = number, figures
+        self._store.write_scores(number, prompts, {n: final[..., i] for i, n in enumerate(names)})
+
+    def _settled(self, number: int, start: int, part: Part, judged: Future[Tensor] | None) -> Part:
+        """A part with its scores, kept."""
+        if judged is not None:
+            part["scores"] = judged.result().reshape(part["scores"].shape)
+        self._store.save(number, start, part)
+        return part
+
+
+def _as_part(sampled: Sampled) -> Part:
+    """Tensors on the CPU, every one with the prompts as its first axis."""
+    n = len(sampled.judged)
+    x = sampled.x
+    part = dict(x._asdict()) if isinstance(x, Transition) else {"x": x}
+    if sampled.reference_mean is not None:
+        part["reference_mean"] = sampled.reference_mean
+    part["shared"] = sampled.shared.expand(n, -1)
+    part["verdict"] = sampled.verdict.expand(n, -1)
+    return {name: value.cpu().contiguous() for name, value in part.items()}
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Dropout off while sampling."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

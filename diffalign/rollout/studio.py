@@ -1,0 +1,108 @@
+"""A model as a rollout sees it: prompts go in, noise becomes latents, latents become pixels."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffalign.models.loaded import LoadedModel
+from diffalign.types import Cond
+
+Rows = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Studio(Protocol):
+    """What a rollout needs of a model besides its denoiser."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's latents, without the batch axis."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
+        """(conditions, what guidance guides away from), each (len(prompts), ...), on the CPU."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """What a judge sees of latents (B, *d): pixels (B, 3, H, W) in [0, 1], float32."""
+        ...
+
+    def opened(self) -> AbstractContextManager[None]:
+        """A context in which encoders and decoder are where they are quick."""
+        ...
+
+
+class ModelStudio:
+    """A loaded pipeline at one resolution. A prompt is encoded once, and remembered."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        resolution: int,
+        batch_size: int = 8,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        remembered: int = 8192,
+    ):
+        """Hold a model.
+
+        Args:
+            model: the pipeline.
+            resolution: pixels of a square image.
+            batch_size: prompts that are encoded, or latents that are decoded, at once.
+            decoder: latents to pixels in [0, 1] instead of the model's own VAE.
+            remembered: encoded prompts that are kept in memory, the oldest go first.
+        """
+        self._model, self._batch, self._remembered = model, batch_size, remembered
+        self._decode = decoder or model.decode
+        side = resolution // model.downscale
+        self.shape = (model.channels, side, side)
+        size = torch.tensor([[float(resolution), float(resolution)]])
+        self._sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
+        self._texts: dict[str, Rows] = {}
+        self._negative: Rows | None = None
+        self.encoded = 0  # prompts that went through the text encoders
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._model.device
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
+        """Text and size conditions, (B, ...) on the CPU; only prompts that were never seen cost anything."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        for start in range(0, len(new), self._batch):
+            some = new[start : start + self._batch]
+            rows = {name: value.cpu() for name, value in self._model.encode_prompts(some).items()}
+            self._texts |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(some)}
+            self.encoded += len(some)
+        if self._negative is None:
+            self._negative = {name: value.cpu() for name, value in self._model.negative(1).items()}
+        texts = [self._texts[prompt] for prompt in prompts]
+        cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+        cond |= {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._sizes.items()}
+        negative = {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._negative.items()}
+        for prompt in list(self._texts)[: max(0, len(self._texts) - self._remembered)]:
+            del self._texts[prompt]
+        return cond, negative
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] on the CPU, some latents at a time."""
+        return torch.cat([self._decode(part).cpu() for part in latents.split(self._batch)])
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """VAE and text encoders beside the network, and off the accelerator again."""
+        self._model.move_encoders(self._model.device)
+        try:
+            yield
+        finally:
+            self._model.free_encoders()

@@ -1,0 +1,80 @@
+"""SPO's tree: a branch of K candidates at each step, each judged, one continued at random.
+
+SPO (Liang et al. 2024, arXiv 2406.04314) draws K candidates from one state, judges a clean estimate made at
+each, learns from best and worst, and goes on from a candidate chosen at random, whatever the verdict. Its
+SDXL form lets each candidate take some steps alone (``inner_steps``) before it is judged; the verdict then
+counts for all of them.
+
+Nothing that is known is asked again: the prediction that judges a candidate is the one that its next step is
+made of, rivals who share a state share a network call, and log-densities are kept from the draw. With
+``estimate: parent`` (ours) a candidate is judged by what the prediction that it was drawn with makes of it,
+so that the network is asked about the one candidate that is continued only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffalign.randomness import normal, uniform
+from diffalign.rollout.shapes import Cast, Sampled, Setting, Steps, count, device_of, draws, pairs, step
+from diffalign.types import Cond, Denoiser, Path, Random
+
+
+@torch.no_grad()
+def tree(
+    policy: Denoiser,
+    reference: Denoiser | None,
+    cond: Cond,
+    negative: Cond,
+    shape: Sequence[int],
+    random: Random,
+    setting: Setting,
+) -> Sampled:
+    """Branches of K candidates, each judged, one continued at random. See ``trajectories``."""
+    cast = Cast(policy, reference, cond, negative, setting)
+    steps_left, k = list(pairs(setting.times)), setting.samples
+    x = normal(random, count(cond), (1, *shape)).to(device_of(cond))
+    for t, s in steps_left[: setting.first_branch]:
+        x, _, _ = step(cast, x, t, s, random, rivals=1)
+    steps_left = steps_left[setting.first_branch :]
+    x0, eps = cast.estimates(policy, x, steps_left[0][0])
+    steps, judged = Steps(k), []
+    at: list[float] = []
+    verdict: list[int] = []
+    while steps_left:
+        segment, steps_left = (steps_left[: 1 + setting.inner_steps], steps_left[1 + setting.inner_steps :])
+        before = len(steps.shared)
+        for number, (t, s) in enumerate(segment):
+            if number:
+                x0, eps = cast.estimates(policy, x, t)
+            mean, std = cast.after(x0, eps, t, s)
+            after = mean + std * draws(x, random, k)
+            steps.add(x, after, mean, std, t, s, cast.reference_mean(x, t, s))
+            x = after
+        verdict += [len(at)] * (len(steps.shared) - before)
+        end = segment[-1][1]
+        chosen = (uniform(random, len(x)) * k).long().clamp(max=k - 1).to(x.device)
+        if not steps_left:
+            clean, end = x, 0.0
+        elif setting.estimate == "parent":
+            clean = _as_parent_sees_it(policy.path, x, eps, end)
+            x = _of_each(x, chosen)
+            x0, eps = cast.estimates(policy, x, end)
+        else:
+            clean, noise = cast.estimates(policy, x, end)
+            x, x0, eps = (_of_each(v, chosen) for v in (x, clean, noise))
+        judged.append(clean)
+        at.append(end)
+    return steps.sampled(torch.stack(judged, 1), at, verdict)
+
+
+def _of_each(value: Tensor, chosen: Tensor) -> Tensor:
+    """(n, 1, *d): of each prompt's candidates (n, K, *d) the chosen one (n,)."""
+    return value[torch.arange(len(value), device=value.device), chosen][:, None]
+
+
+def _as_parent_sees_it(path: Path, x: Tensor, eps: Tensor, t: float) -> Tensor:
+    """The clean estimate at candidates x (n, K, *d) with the noise that their parent's prediction named."""
+    alpha, sigma = (float(c) for c in path.coefficients(torch.tensor([t], dtype=torch.float64)))
+    return (x - sigma * eps) / alpha
