@@ -12,7 +12,6 @@ somebody is to judge. Every slot hangs on one verdict.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,22 +19,8 @@ from torch import Tensor
 from diffalign.estimators import step_log_density
 from diffalign.guidance import Guided
 from diffalign.randomness import normal
-from diffalign.samplers import clean_and_noise
+from diffalign.samplers import StepKernel, clean_and_noise
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
-
-
-class Sampler(Protocol):
-    """A transition kernel that can be told the network's estimates."""
-
-    def __call__(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Cond
-    ) -> tuple[Tensor, Tensor]:
-        """(mean, std) of the step from t to s."""
-        ...
-
-    def after(self, path: Path, x0: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, std) of the step from t to s."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class Setting:
         estimate: of a tree: where the clean estimate that is judged comes from.
     """
 
-    kernel: Sampler
+    kernel: StepKernel
     times: Tensor
     guidance: float = 1.0
     samples: int = 2

@@ -54,7 +54,8 @@ def tree(
             x = after
         verdict += [len(at)] * (len(steps.shared) - before)
         end = segment[-1][1]
-        chosen = (uniform(random, len(x)) * k).long().clamp(max=k - 1).to(x.device)
+        if steps_left:
+            chosen = (uniform(random, len(x)) * k).long().clamp(max=k - 1).to(x.device)
         if not steps_left:
             clean, end = x, 0.0
         elif setting.estimate == "parent":

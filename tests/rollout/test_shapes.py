@@ -1,0 +1,221 @@
+"""What a round is made of, against loops written independently, with the draws prescribed."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from diffalign.estimators import gaussian_log_density
+from diffalign.paths import RectifiedFlow
+from diffalign.randomness import Streams
+from diffalign.rollout.shapes import Setting, drawn_steps, samples, trajectories
+from diffalign.rollout.tree import tree
+from diffalign.samplers import DDIM, kernel_for, sample, timesteps
+from tests.helpers import sd_path
+
+SHAPE, PROMPTS = (2, 3, 3), 3
+GRID = timesteps(20)
+
+
+@dataclass
+class Counting:
+    """A denoiser whose noise estimate depends on state, time and text; it counts the samples it is asked."""
+
+    bias: float = 0.0
+    path: object = field(default_factory=sd_path)
+    target: str = "eps"
+    asked: int = 0
+
+    def __call__(self, x_t, t, cond):
+        self.asked += len(x_t)
+        text = cond["text"].mean(1).view(-1, 1, 1, 1)
+        time = t.view(-1, 1, 1, 1).to(x_t)
+        return 0.6 * x_t + 0.1 * (time * 10).sin() + 0.2 * text.tanh() * (3 * x_t).cos() + self.bias
+
+
+@dataclass
+class Scripted:
+    """A Random that gives prescribed draws, each (n, ...), in their order, and checks their shapes."""
+
+    normals: list
+    uniforms: list = field(default_factory=list)
+
+    def normal(self, count, shape=()):
+        draw = self.normals.pop(0)
+        assert draw.shape == (count, *shape)
+        return draw
+
+    def uniform(self, count, shape=()):
+        return self.uniforms.pop(0)
+
+
+def conditions(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    cond, negative = torch.randn(2, PROMPTS, 5, generator=g, dtype=torch.float64)
+    return {"text": cond}, {"text": negative}
+
+
+def drawn(g, *lead):
+    return torch.randn(*lead, *SHAPE, generator=g, dtype=torch.float64)
+
+
+def guided(denoiser, x, t, cond, negative, scale):
+    """eps (n, *d) by hand."""
+    time = torch.full((len(x),), t, dtype=torch.float64)
+    low, high = denoiser(x, time, negative), denoiser(x, time, cond)
+    return low + scale * (high - low)
+
+
+def ddim(x, eps, t, s):
+    """(mean, std, x0) of the step with eta = 1, from the table of alphas."""
+    table = sd_path().alphas_cumprod.double()
+    a, b = table[round(t * 1000)], table[round(s * 1000)]
+    x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+    std = ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
+    return b.sqrt() * x0 + (1 - b - std**2).sqrt() * eps, std, x0
+
+
+def test_trajectories_are_ddpms_ancestral_steps_with_their_densities():
+    g = torch.Generator().manual_seed(1)
+    k, scale, (cond, negative) = 2, 5.0, conditions()
+    noise, steps = drawn(g, PROMPTS, 1), [drawn(g, PROMPTS, k) for _ in range(20)]
+    policy, reference = Counting(), Counting(bias=0.1)
+    setting = Setting(DDIM(1.0), GRID, scale, k)
+    got = trajectories(policy, reference, cond, negative, SHAPE, Scripted([noise, *steps]), setting)
+    assert got.x.x_t.shape == (PROMPTS, 20, k, *SHAPE) and got.shared.tolist() == [True] + [False] * 19
+    for rival in range(k):
+        x = noise[:, 0]
+        for i, (t, s) in enumerate(zip(GRID[:-1].tolist(), GRID[1:].tolist(), strict=True)):
+            torch.testing.assert_close(got.x.x_t[:, i, rival], x)
+            mean, std, _ = ddim(x, guided(policy, x, t, cond, negative, scale), t, s)
+            held, _, _ = ddim(x, guided(reference, x, t, cond, negative, scale), t, s)
+            torch.testing.assert_close(got.reference_mean[:, i, rival], held)
+            x = mean + std * steps[i][:, rival]
+            torch.testing.assert_close(got.x.x_s[:, i, rival], x)
+            torch.testing.assert_close(got.x.logp[:, i, rival], gaussian_log_density(x, mean, std))
+        torch.testing.assert_close(got.judged[:, 0, rival], x)
+    assert got.at.tolist() == [0.0] and got.verdict.tolist() == [0] * 20
+
+
+def published_tree(policy, cond, negative, scale, k, noise, plain, branches, choices):
+    """SPO's SD 1.5 loop as its card tells it: after four plain steps k candidates from one state at each
+    step, each judged by the estimate at it, one continued by chance. (clean, x_t, x_s) of each branch.
+    """
+    x, found = noise, []
+    grid = GRID.tolist()
+    for i in range(4):
+        mean, std, _ = ddim(x, guided(policy, x, grid[i], cond, negative, scale), grid[i], grid[i + 1])
+        x = mean + std * plain[i]
+    for i in range(4, 20):
+        mean, std, _ = ddim(x, guided(policy, x, grid[i], cond, negative, scale), grid[i], grid[i + 1])
+        candidates = [mean + std * branches[i - 4][:, c] for c in range(k)]
+        s = grid[i + 1]
+        clean = [
+            c if i == 19 else ddim(c, guided(policy, c, s, cond, negative, scale), s, grid[min(i + 2, 20)])[2]
+            for c in candidates
+        ]
+        found.append((torch.stack(clean, 1), x, torch.stack(candidates, 1)))
+        if i < 19:
+            x = torch.stack([candidates[c][n] for n, c in enumerate(choices[i - 4])])
+    return found
+
+
+def test_the_tree_is_spos_loop():
+    g = torch.Generator().manual_seed(2)
+    k, scale, (cond, negative) = 4, 5.0, conditions()
+    noise, plain = drawn(g, PROMPTS), [drawn(g, PROMPTS) for _ in range(4)]
+    branches = [drawn(g, PROMPTS, k) for _ in range(16)]
+    choices = torch.randint(k, (15, PROMPTS), generator=g)
+    random = Scripted(
+        [noise[:, None], *(p[:, None] for p in plain), *branches], [(c + 0.5) / k for c in choices.double()]
+    )
+    policy = Counting()
+    got = tree(policy, Counting(), cond, negative, SHAPE, random, Setting(DDIM(1.0), GRID, scale, k))
+    assert policy.asked == 2 * PROMPTS * (5 + 15 * k)  # the published 1300 for ten prompts
+    wanted = published_tree(Counting(), cond, negative, scale, k, noise, plain, branches, choices.tolist())
+    assert got.judged.shape == (PROMPTS, 16, k, *SHAPE)
+    for slot, (clean, x, candidates) in enumerate(wanted):
+        torch.testing.assert_close(got.judged[:, slot], clean)
+        torch.testing.assert_close(got.x.x_s[:, slot], candidates)
+        torch.testing.assert_close(got.x.x_t[:, slot], x[:, None].expand_as(candidates))
+    assert got.at.tolist() == pytest.approx([*GRID[5:20].tolist(), 0.0])
+    assert got.verdict.tolist() == list(range(16)) and bool(got.shared.all())
+    torch.testing.assert_close(got.reference_mean[:, :, 0], got.reference_mean[:, :, 3])
+
+
+def test_inner_steps_are_taken_alone_and_judged_together():
+    """SPO's SDXL form: two branches of one shared and three own steps each, judged four times."""
+    k, (cond, negative) = 2, conditions()
+    policy = Counting()
+    setting = Setting(DDIM(1.0), GRID, 5.0, k, inner_steps=3)
+    got = tree(policy, None, cond, negative, SHAPE, Streams([1, 2, 3]), setting)
+    assert got.verdict.tolist() == [j for j in range(4) for _ in range(4)] and got.reference_mean is None
+    assert (1000 * got.at).round().tolist() == [551, 351, 151, 0]
+    assert got.shared.tolist() == ([True] + [False] * 3) * 4
+    for slot in range(16):
+        if slot % 4:  # a candidate goes on from its own state
+            torch.testing.assert_close(got.x.x_t[:, slot], got.x.x_s[:, slot - 1])
+        elif slot:  # a branch starts at one of the candidates before it
+            near = (got.x.x_t[:, slot, :1] - got.x.x_s[:, slot - 1]).abs().flatten(2).amax(2)
+            assert near.min(1).values.max() == 0
+    assert policy.asked == 2 * PROMPTS * (4 + 1 + k * 15)
+
+
+def test_judged_by_the_parents_prediction_a_tree_asks_two_fifths_of_the_published_loop_at_most():
+    """Ten prompts, k = 4: 400 network samples in place of 1300."""
+    g = torch.Generator().manual_seed(0)
+    cond, negative = ({"text": torch.randn(10, 5, generator=g)} for _ in range(2))
+    policy = Counting()
+    setting = Setting(DDIM(1.0), GRID, 5.0, 4, estimate="parent")
+    got = tree(policy, None, cond, negative, SHAPE, Streams(range(10)), setting)
+    assert policy.asked == 400 <= 0.4 * 1300
+    # what is judged is the candidate less the noise that its parent saw: candidates differ as their draws do
+    table = sd_path().alphas_cumprod
+    for slot in (0, 7, 14):
+        t, s = GRID[slot + 4], GRID[slot + 5]
+        eps = guided(Counting(), got.x.x_t[:, slot, 0], float(t), cond, negative, 5.0).float()
+        b = table[round(float(s) * 1000)]
+        by_hand = (got.x.x_s[:, slot] - (1 - b).sqrt() * eps[:, None]) / b.sqrt()
+        torch.testing.assert_close(got.judged[:, slot], by_hand, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_samples_are_those_of_the_sampler(shared):
+    cond, _ = conditions()
+    k = 2
+    setting = Setting(DDIM(0.0), GRID, 1.0, k, shared)
+    got = samples(Counting(), None, cond, {}, SHAPE, Streams([4, 5, 6]), setting)
+    noise = Streams([4, 5, 6]).normal(PROMPTS, (1 if shared else k, *SHAPE)).expand(-1, k, *SHAPE)
+    rows = {"text": cond["text"].repeat_interleave(k, 0)}
+    wanted = sample(Counting(), noise.flatten(0, 1), rows, torch.Generator(), steps=20)
+    torch.testing.assert_close(got.x[:, 0].flatten(0, 1).float(), wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(got.x, got.judged)
+
+
+def test_a_prompts_samples_depend_on_its_stream_alone():
+    cond, negative = conditions()
+    setting = Setting(DDIM(1.0), GRID, 2.0, 2)
+    whole = trajectories(Counting(), None, cond, negative, SHAPE, Streams([7, 8, 9]), setting)
+    last = [{name: value[2:] for name, value in rows.items()} for rows in (cond, negative)]
+    alone = trajectories(Counting(), None, *last, SHAPE, Streams([9]), setting)
+    torch.testing.assert_close(whole.x.x_s[2:], alone.x.x_s)
+
+
+def test_steps_that_are_no_draws_are_not_learnt_from():
+    assert drawn_steps(Setting(DDIM(0.0), GRID), sd_path()) == 0
+    assert drawn_steps(Setting(DDIM(1.0), GRID), sd_path()) == 20
+    ended = torch.cat([GRID, torch.zeros(1)])  # a step from training step 0 to itself has nothing to draw
+    assert drawn_steps(Setting(DDIM(1.0), ended), sd_path()) == 20
+    got = trajectories(
+        Counting(), None, conditions()[0], {}, SHAPE, Streams([1, 2, 3]), Setting(DDIM(1.0), ended)
+    )
+    assert got.x.t.shape[1] == 20 and torch.isfinite(got.x.logp).all()
+
+
+def test_flow_models_are_sampled_by_their_sde():
+    times = torch.linspace(1, 0, 11, dtype=torch.float64)
+    flow = Counting(path=RectifiedFlow(), target="flow")
+    setting = Setting(kernel_for(flow.path, 0.7), times, 1.0, 2)
+    got = trajectories(flow, None, conditions()[0], {}, SHAPE, Streams([1, 2, 3]), setting)
+    assert drawn_steps(setting, flow.path) == got.x.t.shape[1] == 10
+    assert torch.isfinite(got.x.logp).all()
