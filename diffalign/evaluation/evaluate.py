@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -113,16 +112,12 @@ def evaluate(
         raise UserError("nothing to evaluate by: give at least one reward")
     total = 2 * len(prompts)
     with tqdm(total=total, desc="scoring", unit="image", disable=not progress) as bar:
-        base = _measure(base_images, prompts, rewards, bar)
-        aligned = _measure(aligned_images, prompts, rewards, bar)
+        base = measure(base_images, prompts, rewards, bar)
+        aligned = measure(aligned_images, prompts, rewards, bar)
     results = []
     for name in rewards:
         for which, scores in (("base", base.scores[name]), ("aligned", aligned.scores[name])):
-            bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
-            if bad:
-                raise UserError(
-                    f"reward {name!r} gives {scores[bad[0]]} for the {which} image of {prompts[bad[0]]!r}"
-                )
+            check_finite(name, scores, prompts, f"the {which} image")
         comparison = compare(base.scores[name], aligned.scores[name], prompts, seed, resamples)
         results.append(RewardResult(name, comparison, tuple(base.scores[name]), tuple(aligned.scores[name])))
     statistics = statistic_changes(
@@ -143,16 +138,26 @@ def evaluate(
     )
 
 
+def check_finite(name: str, scores: Sequence[float], prompts: Sequence[str], what: str) -> None:
+    """UserError naming the reward and the first prompt whose score is not a finite number."""
+    bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
+    if bad:
+        raise UserError(f"reward {name!r} gives {scores[bad[0]]} for {what} of {prompts[bad[0]]!r}")
+
+
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
+    """N images: scores and statistics by name, N values each, and their thumbnails."""
+
     scores: dict[str, list[float]]
     statistics: dict[str, list[float]]
-    thumbnails: list[np.ndarray]
+    thumbnails: list[np.ndarray] = field(repr=False)
 
 
-def _measure(
-    sources: Sequence[ImageLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: Any
-) -> _Measured:
+def measure(
+    sources: Sequence[ImageLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: tqdm
+) -> Measured:
+    """Score images and take their statistics, some at a time; ``bar`` counts them."""
     scores: dict[str, list[float]] = {name: [] for name in rewards}
     statistics: dict[str, list[float]] = {}
     thumbnails: list[np.ndarray] = []
@@ -165,7 +170,7 @@ def _measure(
                 statistics.setdefault(name, []).append(value)
             thumbnails.append(thumbnail(image))
         bar.update(len(images))
-    return _Measured(scores, statistics, thumbnails)
+    return Measured(scores, statistics, thumbnails)
 
 
 def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[PromptRow, ...]:

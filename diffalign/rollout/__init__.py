@@ -1,0 +1,1 @@
+"""Online sources: the policy samples, somebody judges, and what comes out is batches like any others."""
