@@ -102,7 +102,7 @@ class DDIM:
 
 @dataclass(frozen=True)
 class FlowSDE:
-    """The noisy step of a rectified flow, whose marginals are those of its ODE.
+    """The noisy step of a rectified flow: of an SDE whose marginals are those of its ODE.
 
     With g = level sqrt(t / (1 - t)) the SDE's mean, x + (v + g^2 / (2 t) (x + (1 - t) v)) (s - t), is in
     terms of the network's estimates
@@ -113,8 +113,8 @@ class FlowSDE:
     starts at the grid's first time, so what a kernel sees is enough. A step to 0 has noise.
 
     ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly,
-    std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps. There a log-density is a bare squared
-    error; here it is the Gaussian's, like everywhere.
+    std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps, however short a step is: more of them
+    are more noise. There a log-density is a bare squared error; here it is the Gaussian's, like everywhere.
 
     Attributes:
         level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps".
