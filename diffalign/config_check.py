@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import reduce
 from typing import Any
 
@@ -101,28 +102,48 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
     Raises:
         UserError: the first value that is not allowed, with its dotted place and what is.
     """
+    check_shared(run, [name for name in needs if name != "data.path" or not run.rollout.prompts])
+    _check_method(run)
+    if run.validation.every and not run.validation.prompts:
+        raise UserError(
+            f"validation.every={run.validation.every} draws images, but validation.prompts is empty"
+        )
+
+
+def check_shared(run: Any, needs: Sequence[str] = (), rules: Mapping[str, Rule] = RULES) -> None:
+    """What is asked of ``model``, ``data`` and the sections about training, in whatever tree has them.
+
+    Args:
+        run: a tree of dataclasses.
+        needs: as ``validate``.
+        rules: by dotted place; those of sections that the tree has not are passed over.
+
+    Raises:
+        UserError: as ``validate``.
+    """
+    sections = {field.name for field in fields(run)}
     for dotted in needs:
         if not get(run, dotted):
             what = _WHAT.get(dotted, "required")
             raise UserError(f"{dotted} is not set; give it in the config or as --{dotted} ({what})")
-    for dotted, (allowed, words) in RULES.items():
+    for dotted, (allowed, words) in rules.items():
+        if dotted.partition(".")[0] not in sections:
+            continue
         value = get(run, dotted)
         if value is not None and not (_finite(value) and allowed(value)):
             raise UserError(f"{dotted}={value!r}; allowed: {words}")
     _check_names(run)
-    _check_together(run)
+    _check_data(run)
 
 
-def get(run: Run, dotted: str) -> Any:
+def get(run: Any, dotted: str) -> Any:
     """The value at a dotted place: ``get(run, "model.lora.rank")``."""
     return reduce(getattr, dotted.split("."), run)
 
 
-def _check_names(run: Run) -> None:
+def _check_method(run: Run) -> None:
     # Imported here because the registries list packages: names only, still no torch.
     from diffalign.methods import REGISTRY
-    from diffalign.models.registry import FAMILIES
-    from diffalign.rewards.registry import parse
     from diffalign.strategies.registry import check
 
     if not isinstance(run.method.get("type"), str):
@@ -132,6 +153,12 @@ def _check_names(run: Run) -> None:
     if run.method["type"] not in set(REGISTRY):
         raise unknown("method (method.type)", run.method["type"], REGISTRY)
     check(run.strategies)
+
+
+def _check_names(run: Any) -> None:
+    from diffalign.models.registry import FAMILIES
+    from diffalign.rewards.registry import parse
+
     if run.model.family != "auto" and run.model.family not in FAMILIES:
         raise unknown("model family (model.family)", run.model.family, ["auto", *FAMILIES])
     for spec in run.data.rewards:
@@ -141,11 +168,7 @@ def _check_names(run: Run) -> None:
             raise unknown("tracker (logging.trackers)", name, TRACKERS)
 
 
-def _check_together(run: Run) -> None:
-    if run.validation.every and not run.validation.prompts:
-        raise UserError(
-            f"validation.every={run.validation.every} draws images, but validation.prompts is empty"
-        )
+def _check_data(run: Any) -> None:
     if run.data.buckets and run.data.resolution < run.data.bucket_step:
         raise UserError(
             f"data.bucket_step={run.data.bucket_step}; allowed: at most data.resolution={run.data.resolution}"

@@ -9,17 +9,22 @@ import yaml
 from diffalign.errors import UserError, close_to
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout."""
+def shipped_configs(kind: str = "") -> dict[str, Path]:
+    """The recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout.
+
+    ``kind`` is the folder in it of another command than ``train``.
+    """
     package = Path(__file__).parent
     folder = package / "_configs"
     if not folder.is_dir():
         folder = package.parent / "configs"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
 
 
-def find_config(path: str | Path) -> Path:
+def find_config(path: str | Path, kind: str = "") -> Path:
     """The file that ``path`` names: itself, or a recipe as ``name``, ``name.yaml``, ``configs/name.yaml``.
+
+    ``kind`` is as for ``shipped_configs``.
 
     Raises:
         UserError: there is neither; the nearest recipes are named.
@@ -29,9 +34,9 @@ def find_config(path: str | Path) -> Path:
         return file
     if file.is_dir():
         raise UserError(f"{path} is a folder; a config is a YAML file")
-    recipes = shipped_configs()
+    recipes = shipped_configs(kind)
     if (
-        file.parent in (Path(), Path("configs"))
+        file.parent in (Path(), Path("configs", kind))
         and file.suffix in ("", ".yaml", ".yml")
         and file.stem in recipes
     ):

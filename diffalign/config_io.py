@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -29,8 +29,11 @@ __all__ = [
     "shipped_configs",
     "to_dict",
     "to_yaml",
+    "tree_from",
     "validate",
 ]
+
+Tree = TypeVar("Tree")
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 """A number that YAML 1.1 reads as a text because it lacks the dot or the sign: 1e-5."""
@@ -59,14 +62,19 @@ def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
     Raises:
         UserError: an unknown key, with its dotted place and the nearest names, or a value of the wrong type.
     """
-    _check_keys(data, Run, "", where)
+    return tree_from(Run, data, where)
+
+
+def tree_from(cls: type[Tree], data: Mapping[str, Any], where: str) -> Tree:
+    """``from_dict`` for any tree of frozen dataclasses: ``Run``, or what another command is made of."""
+    _check_keys(data, cls, "", where, cls)
     try:
-        return build(Run, _as_meant(data), "")
+        return build(cls, _as_meant(data), "")
     except UserError as error:
         raise UserError(f"{error} (in {where})") from error
 
 
-def apply_overrides(run: Run, args: Sequence[str]) -> Run:
+def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
     """``run`` with dotted flags: ``["--model.lora.rank", "32", "--training.steps=10"]``; later ones win.
 
     ``--method NAME`` takes another method with its own defaults; ``--method.beta 5`` sets a field of it.
@@ -80,30 +88,30 @@ def apply_overrides(run: Run, args: Sequence[str]) -> Run:
         if not flag.startswith("--"):
             raise UserError(f"unexpected {flag!r}; overrides look like --training.steps 100")
         name, equals, text = flag[2:].partition("=")
-        kind = field_kind(name)
+        kind = field_kind(name, type(run))
         if not equals:
             bare = not names or names[0].startswith("--")
             if bare and kind is not bool:
                 raise UserError(f"--{name} needs a value")
             text = "true" if bare else names.pop(0)
         set_value(data, name, parse_text(text, kind))
-        run = from_dict(data, f"flag --{name}")
+        run = tree_from(type(run), data, f"flag --{name}")
         data = to_dict(run)
     return run
 
 
-def to_dict(run: Run) -> dict[str, Any]:
+def to_dict(run: Any) -> dict[str, Any]:
     """The run as nested plain dicts and lists, every field of it."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(run))
     return plain
 
 
-def to_yaml(run: Run) -> str:
+def to_yaml(run: Any) -> str:
     """The run as YAML that ``read_run`` reads back to an equal tree."""
     return yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True, width=110)
 
 
-def field_kind(dotted: str) -> Any:
+def field_kind(dotted: str, tree: Any = Run) -> Any:
     """The type of a field of the tree, by its dotted name; ``Any`` below ``method``.
 
     Raises:
@@ -111,11 +119,11 @@ def field_kind(dotted: str) -> Any:
     """
     if dotted.startswith("method."):
         return Any
-    cls: Any = Run
+    cls: Any = tree
     for i, part in enumerate(dotted.split(".")):
         kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         if part not in kinds:
-            raise _unknown_key(dotted, ".".join(dotted.split(".")[:i]), kinds, f"flag --{dotted}")
+            raise _unknown_key(dotted, ".".join(dotted.split(".")[:i]), kinds, f"flag --{dotted}", tree)
         cls = kinds[part]
     if dataclasses.is_dataclass(cls):
         inside = ", ".join(f"--{dotted}.{f.name}" for f in dataclasses.fields(cls))
@@ -169,22 +177,24 @@ def dotted_names(cls: Any = Run, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str) -> None:
+def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str, tree: Any) -> None:
     kinds = get_type_hints(cls)
     for key, value in data.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
         if key not in kinds:
-            raise _unknown_key(dotted, prefix, kinds, where)
+            raise _unknown_key(dotted, prefix, kinds, where, tree)
         if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
-            _check_keys(value, kinds[key], dotted, where)
+            _check_keys(value, kinds[key], dotted, where, tree)
 
 
-def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str) -> UserError:
+def _unknown_key(
+    dotted: str, prefix: str, siblings: Mapping[str, Any], where: str, tree: Any
+) -> UserError:
     """Names siblings spelt alike, and the same name in other sections (training.betas is optimizer's)."""
     leaf = dotted.rpartition(".")[2]
     near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
-    elsewhere = [name for name in dotted_names() if name.rpartition(".")[2] == leaf]
-    alike = get_close_matches(dotted, list(dotted_names()), n=2, cutoff=0.7)
+    elsewhere = [name for name in dotted_names(tree) if name.rpartition(".")[2] == leaf]
+    alike = get_close_matches(dotted, list(dotted_names(tree)), n=2, cutoff=0.7)
     guesses = list(dict.fromkeys([*elsewhere, *near, *alike]))[:3]
     hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
     place = f"allowed in {prefix}: " if prefix else "allowed: "

@@ -16,9 +16,11 @@ from diffalign.errors import UserError, unknown
 COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",
     "train": "align a model with preferences",
+    "train-reward": "train SPO's step-aware preference model, a reward for noisy times",
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
     "score": "score images with rewards",
+    "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "pairs that are likely to push their winner down, and a filter",
     "evaluate": "base against aligned: rewards, win rates with intervals, a report",
     "estimate": "memory, FLOPs and time of a run before it is run",
@@ -85,8 +87,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
+    module = argv[0].replace("-", "_")
     try:
-        status: int = importlib.import_module(f"diffalign.cli.{argv[0]}").run(argv[1:])
+        status: int = importlib.import_module(f"diffalign.cli.{module}").run(argv[1:])
         return status
     except SystemExit as leaving:  # argparse, after --help or a message of its own
         return leaving.code if isinstance(leaving.code, int) else 2

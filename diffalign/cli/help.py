@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from diffalign.cli.aliases import ALIASES
@@ -40,16 +40,7 @@ method: another method by name, or fields of the method (`diffalign methods NAME
 
 def train_help() -> str:
     """The whole text."""
-    parts = [USAGE, METHOD]
-    top = [row for row in rows(Run, "") if "." not in row[0] and row[0] != "method"]
-    parts.append("run:\n" + _lines(top))
-    for field in dataclasses.fields(Run):
-        kind = get_type_hints(Run)[field.name]
-        if dataclasses.is_dataclass(kind):
-            parts.append(
-                f"{field.name}: {(inspect.getdoc(kind) or '').splitlines()[0]}\n"
-                + _lines(rows(kind, field.name + "."))
-            )
+    parts = [USAGE, METHOD, *sections(Run)]
     parts.append(
         "flags of diffusers' DPO scripts and of TRL:\n"
         "  --beta_dpo is read as the SDXL script's, with the paper's 1/2; for a model known to be SD 1.x it\n"
@@ -57,6 +48,19 @@ def train_help() -> str:
         + _lines((name, "", alias.meaning) for name, alias in ALIASES.items())
     )
     return "\n".join(parts)
+
+
+def sections(tree: Any, hidden: Iterable[str] = ("method",)) -> Iterator[str]:
+    """The fields of a tree of dataclasses by section; ``hidden`` are dotted starts that are left out."""
+    shown = lambda found: (row for row in found if not row[0].startswith(tuple(hidden)))  # noqa: E731
+    yield "run:\n" + _lines(row for row in shown(rows(tree, "")) if "." not in row[0])
+    for field in dataclasses.fields(tree):
+        kind = get_type_hints(tree)[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield (
+                f"{field.name}: {(inspect.getdoc(kind) or '').splitlines()[0]}\n"
+                + _lines(shown(rows(kind, field.name + ".")))
+            )
 
 
 def rows(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ line a group. It is a list of keys into the store; the tensors themselves lie th
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,11 +89,20 @@ class EncodedSet(Sequence[Record]):
         counts: usable groups and ties among ``records``; rows dropped in the whole set.
     """
 
-    def __init__(self, records: Iterable[Record], shared: Shared, counts: Counts, memory: Memory):
+    def __init__(
+        self,
+        records: Iterable[Record],
+        shared: Shared,
+        counts: Counts,
+        memory: Memory,
+        also: Callable[[str], Tensors] | None = None,
+    ):
+        """``also`` gives further tensors of a prompt, which then are in its ``text``."""
         self.records = tuple(records)
         self.counts = counts
         self.shared = shared
         self._memory = memory
+        self._also = also
 
     def __len__(self) -> int:
         return len(self.records)
@@ -116,7 +125,8 @@ class EncodedSet(Sequence[Record]):
 
     def text(self, record: Record, image: int = 0) -> Tensors:
         """The embedding of an image's prompt by name, each without a batch axis, float32."""
-        return self._memory.get("text", record.texts[image] if record.texts else record.text)
+        text = self._memory.get("text", record.texts[image] if record.texts else record.text)
+        return text if self._also is None else {**text, **self._also(record.prompt)}
 
     def empty_text(self) -> Tensors:
         """The embedding of the empty prompt, as ``text``."""
@@ -155,7 +165,11 @@ class EncodedSet(Sequence[Record]):
         """A set of other records over the same tensors."""
         records = tuple(records)
         counts = self.counts.of(record.kind for record in records)
-        return EncodedSet(records, self.shared, counts, self._memory)
+        return EncodedSet(records, self.shared, counts, self._memory, self._also)
+
+    def saying(self, also: Callable[[str], Tensors]) -> "EncodedSet":
+        """The set with further tensors in every ``text``, made of the prompt by ``also``."""
+        return EncodedSet(self.records, self.shared, self.counts, self._memory, also)
 
 
 def split_holdout(

@@ -38,10 +38,15 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        for name, parameter in self.mlp.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, timestep: Float[Tensor, " B"]) -> Tensor:
         """The embedding c of each timestep."""
-        return self.mlp(sinusoid(timestep).to(self.mlp[0].weight))
+        return self.mlp(sinusoid(timestep).to(next(self.parameters())))
 
 
 class TimedLayer(nn.Module):
@@ -127,9 +132,6 @@ class TimedClip(nn.Module):
         self.text_projection = clip.text_projection
         self.logit_scale = clip.logit_scale
         self.t_embedder = TimeEmbedding(width)
-        for index in (0, 2):
-            nn.init.normal_(self.t_embedder.mlp[index].weight, std=0.02)
-            nn.init.zeros_(self.t_embedder.mlp[index].bias)
 
     @property
     def device(self) -> torch.device:

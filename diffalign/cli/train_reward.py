@@ -1,0 +1,99 @@
+"""``diffalign train-reward``: train SPO's step-aware preference model."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from diffalign.cli import INTERRUPTED
+from diffalign.cli.common import share
+
+if TYPE_CHECKING:
+    from diffalign.reward_config import RewardRun
+
+RECIPES = "rewards"
+
+USAGE = """\
+usage: diffalign train-reward [CONFIG] [--a.b VALUE ...] [--print-config]
+
+Train SPO's step-aware preference model: a CLIP that judges a diffusion model's clean estimates at any time,
+from preferences and that model, which stays frozen. CONFIG is a YAML file or the name of a shipped recipe
+({recipes}); flags override it. `step_aware:OUTPUT` is then a reward.
+
+  --resume latest   continue a run from its newest checkpoint, exactly
+  --output FOLDER   the run directory
+  --print-config    print the resolved configuration as YAML and stop
+
+examples:
+  diffalign train-reward tiny_reward --output runs/tiny-reward
+  diffalign train-reward sd15_step_aware --data.path 'pickapic/*.parquet' --output runs/spm
+  diffalign train-reward sd15_step_aware --reward.decoder madebyollin/taesd --data.path pairs.parquet
+  diffalign train-reward runs/spm/config.yaml --resume latest
+  accelerate launch --num_processes 4 -m diffalign train-reward sdxl_step_aware
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains, and says where things are."""
+    if {"-h", "--help"} & set(argv):
+        print(_help(), end="")
+        return 0
+    from diffalign.config_io import to_yaml
+    from diffalign.errors import UserError
+    from diffalign.reward_config import validate
+
+    if not argv:
+        raise UserError(f"train-reward needs a config or flags; shipped recipes: {_recipes()}")
+    words = [word for word in argv if word != "--print-config"]
+    run = read(words)
+    if len(words) < len(argv):
+        validate(run)
+        print(to_yaml(run), end="")
+        return 0
+    validate(run, needs=("model.path", "data.path"))
+    from diffalign.reward_training.job import train_reward, verdict
+
+    result = train_reward(run)
+    if result.interrupted:
+        lines = [
+            f"interrupted after step {result.steps}; a checkpoint is in {result.output}/checkpoints",
+            f"continue: diffalign train-reward {result.output}/config.yaml --resume latest",
+        ]
+    else:
+        lines = [
+            f"done: {result.steps} steps, {result.seconds:.0f} s of training in this process",
+            *verdict(result),
+            f"use it as the reward step_aware:{result.output}",
+        ]
+    if share()[0] == 0:
+        print("\n".join(lines), file=sys.stderr)
+    return INTERRUPTED if result.interrupted else 0
+
+
+def read(words: Sequence[str]) -> "RewardRun":
+    """The run that a config, if the first word is one, and dotted flags stand for.
+
+    Raises:
+        UserError: anything wrong with either.
+    """
+    from diffalign.config_files import find_config, read_yaml
+    from diffalign.config_io import apply_overrides, tree_from
+    from diffalign.reward_config import RewardRun
+
+    run, flags = RewardRun(), list(words)
+    if flags and not flags[0].startswith("-"):
+        name = flags.pop(0)
+        run = tree_from(RewardRun, read_yaml(find_config(name, RECIPES)), name)
+    return apply_overrides(run, flags)
+
+
+def _recipes() -> str:
+    from diffalign.config_files import shipped_configs
+
+    return ", ".join(shipped_configs(RECIPES))
+
+
+def _help() -> str:
+    from diffalign.cli.help import sections
+    from diffalign.reward_config import MEANINGLESS, RewardRun
+
+    return "\n".join([USAGE.format(recipes=_recipes()), *sections(RewardRun, MEANINGLESS)])
