@@ -3,7 +3,8 @@
 A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
 or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
 ``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
-``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``.
+``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``. A spec that starts with ``http://`` or
+``https://`` is a reward behind an address, as ``diffalign serve-rewards`` serves them.
 
 A new reward is a module with a factory ``(source: str | None, place: Place) -> Reward`` and a card here.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from diffalign.errors import UserError, unknown
 
@@ -166,13 +168,40 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse(spec: str) -> tuple[RewardCard, str | None]:
-    """The card and the source of ``name`` or ``name:source``; UserError for a name that there is not."""
+    """The card and the source of ``name``, ``name:source`` or an address; UserError for a name that there is
+    not.
+    """
+    if spec.startswith(("http://", "https://")):
+        return _remote(spec), spec
     name, colon, source = spec.partition(":")
     if name not in REGISTRY:
         raise unknown("reward", name, REGISTRY)
     if colon and not source:
         raise UserError(f"reward {spec!r}: nothing after the colon; give a file, a folder or a hub id")
     return REGISTRY[name], source or None
+
+
+def _remote(url: str) -> RewardCard:
+    """The card of a reward behind an address, named by the last part of its path."""
+    try:
+        parts = urlsplit(url)
+        known = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        known = False
+    name = parts.path.rstrip("/").rpartition("/")[2] if known else ""
+    if not name:
+        raise UserError(f"reward {url!r}: no address of a reward; allowed: http://HOST:PORT/NAME, or https")
+    return RewardCard(
+        name=name,
+        title=f"What {url} says",
+        range="unknown",
+        licence="unknown",
+        size="none here",
+        checkpoint=url,
+        target="diffalign.rewards.remote:load",
+        notes="Asked over HTTP, and never cached: another model may answer tomorrow.",
+        cached=False,
+    )
 
 
 def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> "Reward":

@@ -1,0 +1,263 @@
+"""Judges: who scores what a rollout has sampled, and how several scores become one.
+
+A judge is handed pixels and answers with a ``Future``: what it scores may overlap what is sampled next. All
+of them score the 8-bit image that would be saved, so a run learns the same whether ``rollout.scoring`` is
+inline or process, and ``diffalign score`` finds the scores again.
+
+A failure is tried again (once in this process, three times with doubling waits over HTTP); then a UserError
+names the reward and the prompts, and the run stops.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from diffalign.config import RolloutConfig
+from diffalign.errors import UserError
+from diffalign.rewards.images import to_pil
+from diffalign.rewards.registry import load
+from diffalign.rewards.remote import RemoteReward, shortened
+from diffalign.rewards.step_aware import TimedReward
+from diffalign.rollout.specs import Weighted, all_weighted
+from diffalign.rollout.worker import RewardProcess
+from diffalign.types import Reward
+
+_ASKING = 4  # threads that wait for answers
+_INLINE_TRIES = 2
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Scores images by R rewards."""
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the R rewards."""
+        ...
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Their weights, which are not in the scores yet: see ``combined``."""
+        ...
+
+    def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
+        """Ask for scores.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], on any device.
+            prompts: B.
+            t: (B,) the times in [0, 1] at which these clean estimates were made; 0: finished images.
+
+        Returns:
+            (B, R) float32 on the CPU, higher is better. A UserError waits in the future where there is none.
+        """
+        ...
+
+    def close(self) -> None:
+        """End whatever was started; questions that are still open are not answered."""
+        ...
+
+
+def judge_of(config: RolloutConfig, device: torch.device | str) -> Judge:
+    """The judge that a run names, ready.
+
+    Raises:
+        UserError: no reward, an unknown one, or one that cannot be loaded.
+    """
+    if config.by == "people":
+        return People()
+    rewards = all_weighted(config.rewards)
+    if config.scoring == "process":
+        return ProcessJudge(rewards, str(device))
+    return InlineJudge(rewards, [load(reward.spec, str(device)) for reward in rewards])
+
+
+@dataclass(frozen=True)
+class People:
+    """Stands where people judge: they are asked between rounds (``rollout.people``), never by ``submit``."""
+
+    rewards: tuple[str, ...] = ("people",)
+    weights: tuple[float, ...] = (1.0,)
+
+    def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
+        """ValueError: there is nobody to ask now."""
+        raise ValueError("rollout.by is people: images are labelled between rounds, not submitted")
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class InlineJudge:
+    """Scores in this process, at once: ``submit`` returns when it is done."""
+
+    def __init__(self, names: Sequence[Weighted], rewards: Sequence[Reward]):
+        """Names and weights, and a reward for each."""
+        self.rewards = tuple(name.name for name in names)
+        self.weights = tuple(name.weight for name in names)
+        self._scorers = list(zip(self.rewards, rewards, strict=True))
+
+    def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
+        """A future that is done; see ``Judge``."""
+        future: Future[Tensor] = Future()
+        try:
+            shown = _shown(images, prompts, t)
+            columns = [_scored(name, reward, shown, prompts, t) for name, reward in self._scorers]
+            future.set_result(torch.stack(columns, 1))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class ProcessJudge:
+    """Scores in a process of its own, which ends with this one; rewards behind an address are asked there."""
+
+    def __init__(
+        self, names: Sequence[Weighted], device: str = "cpu", dtype: str = "float32", pause: float = 0.5
+    ):
+        """Start the process and wait until its rewards are loaded.
+
+        Args:
+            names: rewards and weights.
+            device: where the process runs them.
+            dtype: of their networks.
+            pause: seconds before a question's second try; each further wait is twice as long.
+
+        Raises:
+            UserError: the process ends without serving: weights are missing, and the like.
+        """
+        self.rewards = tuple(name.name for name in names)
+        self.weights = tuple(name.weight for name in names)
+        own = [name.spec for name in names if not _is_address(name.spec)]
+        self._process = RewardProcess(own, device, dtype) if own else None
+        address = self._process.address if self._process else ""
+        self._scorers = [
+            (n.name, RemoteReward(n.spec if _is_address(n.spec) else f"{address}/{n.name}", pause=pause))
+            for n in names
+        ]
+        self._pool = ThreadPoolExecutor(_ASKING, "judge")
+
+    def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
+        """A future that is done when the process has answered; see ``Judge``."""
+        return self._pool.submit(self._scores, _shown(images, prompts, t), list(prompts), t.cpu())
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process:
+            self._process.end()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _scores(self, images: list[Image.Image], prompts: list[str], t: Tensor) -> Tensor:
+        columns = []
+        for name, reward in self._scorers:
+            try:
+                columns.append(_asked(reward, images, prompts, t))
+            except UserError as error:
+                why = self._process.post_mortem() if self._process else None
+                if why is None:
+                    raise
+                raise UserError(
+                    f"reward {name!r}: no scores for {shortened(prompts)}: the process of the rewards {why}"
+                ) from error
+        return torch.stack(columns, 1)
+
+
+def combined(
+    scores: Float[Tensor, "N S K R"], weights: Sequence[float], config: RolloutConfig
+) -> Float[Tensor, "N S K"] | Float[Tensor, "N S K R"]:
+    """One score of R, by ``config.combine``; ``config.normalise`` first.
+
+    "sum" is the weighted sum. "wins" is the share of won comparisons with the K - 1 rivals, strictly greater
+    wins (Syn-Pic, arXiv 2410.18013), the mean over rewards weighted by |weight|; with equal weights it is
+    ``data.rating.wins``. "pareto" leaves the R columns. A negative weight turns a reward round in all of
+    them. "round" takes each reward to mean 0 and std 1 (dividing by their number) over all of ``scores``,
+    which are therefore those of all processes; a reward that is the same everywhere becomes 0.
+
+    Args:
+        scores: (N, S, K, R), K rivals.
+        weights: R.
+        config: the run's rollout section.
+
+    Returns:
+        (N, S, K), or (N, S, K, R) for pareto.
+
+    Raises:
+        ValueError: another number of weights than of rewards.
+    """
+    if scores.shape[-1] != len(weights):
+        raise ValueError(f"{len(weights)} weights for scores of shape {tuple(scores.shape)}")
+    factors = torch.tensor(list(weights), dtype=torch.float64)
+    values = scores.double()
+    if config.normalise == "round":
+        values = _standardised(values)
+    if config.combine == "pareto":
+        return (values * factors.sign()).to(scores.dtype)
+    if config.combine == "sum":
+        return (values * factors).sum(-1).to(scores.dtype)
+    values = values * factors.sign()
+    rivals = max(1, scores.shape[2] - 1)
+    won = (values[:, :, :, None] > values[:, :, None]).sum(3) / rivals
+    return (won * (factors.abs() / factors.abs().sum())).sum(-1).to(scores.dtype)
+
+
+def _standardised(values: Tensor) -> Tensor:
+    """Each of the R last columns to mean 0 and std 1; one that is the same everywhere to 0, exactly."""
+    columns = values.flatten(0, -2)
+    same = (columns == columns[:1]).all(0)
+    std = columns.std(0, correction=0)
+    return torch.where(same, 0.0, (values - columns.mean(0)) / torch.where(same, 1.0, std))
+
+
+def _is_address(spec: str) -> bool:
+    return spec.startswith(("http://", "https://"))
+
+
+def _shown(images: Tensor, prompts: Sequence[str], t: Tensor) -> list[Image.Image]:
+    """The 8-bit images; ValueError if counts do not fit."""
+    if not len(images) == len(prompts) == len(t):
+        raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(t)} times: not as many")
+    return to_pil(images)
+
+
+def _asked(reward: Reward, images: list[Image.Image], prompts: Sequence[str], t: Tensor) -> Tensor:
+    """(B,) scores on the CPU, of a reward that knows time or of one that does not."""
+    with torch.no_grad():
+        scores = reward.at(images, prompts, t) if isinstance(reward, TimedReward) else reward(images, prompts)
+    return scores.detach().float().cpu()
+
+
+def _scored(
+    name: str, reward: Reward, images: list[Image.Image], prompts: Sequence[str], t: Tensor
+) -> Tensor:
+    """(B,) finite scores, after a second try if need be.
+
+    Raises:
+        UserError: what the reward itself refuses, at once; else naming reward and prompts.
+    """
+    for _ in range(_INLINE_TRIES):
+        about, cause = list(prompts), None
+        try:
+            scores = _asked(reward, images, prompts, t)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a back-end raises
+            problem, cause = f"{type(error).__name__}: {error}", error
+        else:
+            if scores.shape != (len(prompts),):
+                problem = f"scores of shape {tuple(scores.shape)} for {len(prompts)} images"
+            elif bool(scores.isfinite().all()):
+                return scores
+            else:
+                bad = (~scores.isfinite()).nonzero().flatten().tolist()
+                about, problem = [prompts[i] for i in bad], f"the score {float(scores[bad[0]])}"
+    raise UserError(
+        f"reward {name!r}: no scores for {shortened(about)} ({_INLINE_TRIES} tries): {problem}"
+    ) from cause
