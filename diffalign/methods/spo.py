@@ -15,9 +15,9 @@ first of a pair's steps shares its state.
 The loss lies between 0.126 and 2.133 and stays around log 2 in a healthy run; two rivals clipped on the same
 side give log 2 and no gradient. Read the judge's scores instead.
 
-What differs from the released code: both networks are asked once where it asks each of them twice; gradients
-are clipped, which does nothing there (its list of parameters is an iterator that is used up); ties are told
-by the source and count nothing. ``kl`` is ours.
+What differs from the released code: both networks are asked once where it asks each of them twice; ties are
+told by the source and count nothing; ``training.max_grad_norm`` does what it says, where the released clipping
+is of an iterator that is used up. ``kl`` is ours.
 """
 
 from dataclasses import dataclass
