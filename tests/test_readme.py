@@ -15,8 +15,8 @@ def test_tables_are_the_registries():
 
 def test_every_command_and_recipe_that_it_names_is_there():
     code = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S))
-    assert set(re.findall(r"^diffalign ([a-z]+)", code, re.M)) <= set(COMMANDS)
-    assert set(COMMANDS) <= set(re.findall(r"`(?:diffalign )?([a-z]+)", TEXT))
+    assert set(re.findall(r"^diffalign ([a-z-]+)", code, re.M)) <= set(COMMANDS)
+    assert set(COMMANDS) <= set(re.findall(r"`(?:diffalign )?([a-z-]+)", TEXT))
     assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= set(shipped_configs()) | {
         "tiny_clip",
         "sdxl_real_size",

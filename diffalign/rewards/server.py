@@ -16,9 +16,11 @@ import binascii
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from threading import Lock
 from typing import Any
 
@@ -61,6 +63,7 @@ class RewardServer(ThreadingHTTPServer):
     """Serves rewards until ``shutdown``; ``address`` says where."""
 
     daemon_threads = True  # whoever is still asking does not keep the process alive
+    request_queue_size = 64
 
     def __init__(self, rewards: Mapping[str, Served], host: str = "127.0.0.1", port: int = 8765):
         """``rewards`` by name; port 0 picks a free one. UserError if the port cannot be had."""
@@ -71,6 +74,15 @@ class RewardServer(ThreadingHTTPServer):
             raise UserError(
                 f"cannot listen at {host}:{port} ({error}); choose another --host or --port (0: a free one)"
             ) from error
+
+    def server_bind(self) -> None:
+        """As TCPServer has it: HTTPServer also asks the network for this machine's name."""
+        TCPServer.server_bind(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves early is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
