@@ -25,7 +25,7 @@ import torch
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import ppo
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import check_clip, density, likelihood
+from diffalign.methods.steps import advantage_of, check_clip, density, likelihood
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 
@@ -63,15 +63,10 @@ class DDPO:
         generator: Random | torch.Generator,
     ) -> Step:
         """The mean loss over all recorded steps."""
+        advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         ll = None if self.kl is None else likelihood(policy, reference, batch, CARD)
         logp = density(policy, batch, CARD) if ll is None else ll.policy
-        if "advantage" not in batch.extra:
-            raise UserError(
-                "method ddpo learns from rollouts with advantages, and this batch has none; allowed with it: "
-                "a `rollout` section with rollout.advantage (and rollout.combine sum or wins)"
-            )
-        advantage = batch.extra["advantage"].to(logp).clamp(-self.advantage_clip, self.advantage_clip)
-        losses, ratio = ppo(logp - batch.x.logp.to(logp), advantage, self.clip)
+        losses, ratio = ppo(logp - batch.x.logp.to(logp), advantage.to(logp), self.clip)
         loss = losses.mean()
         metrics = {
             "ratio": ratio.mean(),

@@ -16,8 +16,8 @@ The loss lies between 0.126 and 2.133 and stays around log 2 in a healthy run; t
 side give log 2 and no gradient. Read the judge's scores instead.
 
 What differs from the released code: both networks are asked once where it asks each of them twice; ties are
-told by the source and count nothing; ``training.max_grad_norm`` does what it says, where the released clipping
-is of an iterator that is used up. ``kl`` is ours.
+told by the source and count nothing; ``training.max_grad_norm`` does what it says, where the released code
+clips an iterator that is used up. ``kl`` is ours.
 """
 
 from dataclasses import dataclass

@@ -70,6 +70,21 @@ def kernel_of(batch: Batch[Transition], card: MethodCard) -> Kernel:
     )
 
 
+def advantage_of(batch: Batch[Transition], card: MethodCard) -> Tensor:
+    """The advantages (B,) of recorded steps.
+
+    Raises:
+        UserError: the batch is not of a rollout, or of one without advantages.
+    """
+    kernel_of(batch, card)
+    if "advantage" in batch.extra:
+        return batch.extra["advantage"]
+    raise UserError(
+        f"method {card.name} learns from rollouts with advantages, and this batch has none; allowed with it: "
+        "a `rollout` section with rollout.advantage (and rollout.combine sum or wins)"
+    )
+
+
 def asked(denoiser: Denoiser, batch: Batch[Transition]) -> Denoiser:
     """The denoiser, guided as when the batch was drawn and asked once for each different state."""
     if batch.state is None or batch.guidance == 1:

@@ -185,7 +185,7 @@ def test_d3po_golden_draws(prefix):
         mean, std = DDIM(1.0)(single, f(f"x_t_{i}").float(), t.float(), s.float(), {})
         assert mean.dtype == torch.float32
         logp = step_log_density(f(f"x_prev_{i}").float(), mean, std)
-        torch.testing.assert_close(logp, f(f"logp_f32_{i}"), atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(logp, f(f"logp_f32_{i}"), atol=1e-5, rtol=1e-4)
 
 
 @needs_golden
