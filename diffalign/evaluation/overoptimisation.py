@@ -38,8 +38,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class RewardChange:
-    """One reward: whether it is trained on, its mean over prompts in the first evaluation and now, and the
-    paired gain.
+    """One reward: whether it is trained on, its mean over prompts in the first evaluation and now, the paired
+    gain, and whether lower is better (a weight below 0).
     """
 
     name: str
@@ -47,6 +47,17 @@ class RewardChange:
     base: float
     now: float
     gain: Estimate
+    lower: bool = False
+
+    @property
+    def better(self) -> bool:
+        """Whether it has improved beyond its interval."""
+        return self.gain.high < 0 if self.lower else self.gain.low > 0
+
+    @property
+    def worse(self) -> bool:
+        """Whether it has got worse beyond its interval."""
+        return self.gain.low > 0 if self.lower else self.gain.high < 0
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,14 @@ class History:
     Attributes:
         base: of the first one.
         trained: the rewards that are trained on.
+        lower: the rewards, trained on or not, of which less is better.
         entries: one an evaluation, by step; the first compares the base with itself.
         seed: of the bootstrap.
     """
 
     base: Scores
     trained: tuple[str, ...]
+    lower: tuple[str, ...]
     entries: tuple[Entry, ...]
     seed: int = 0
 
@@ -100,7 +113,7 @@ class History:
         """
         if scores.prompts != self.base.prompts or scores.rewards.keys() != self.base.rewards.keys():
             raise ValueError("an evaluation is held against one of the same prompts and rewards")
-        entry = compared(step, self.base, scores, self.trained, self.seed)
+        entry = compared(step, self.base, scores, self.trained, self.lower, self.seed)
         quiet = max((e.step for e in self.entries[1:] if not e.alarms), default=None)
         alarms = alarms_of(entry, len(set(self.base.prompts)), quiet)
         return replace(self, entries=(*self.entries, replace(entry, alarms=alarms)))
@@ -120,10 +133,12 @@ class History:
         return asdict(self)
 
 
-def begin(step: int, scores: Scores, trained: Sequence[str], seed: int = 0) -> History:
+def begin(
+    step: int, scores: Scores, trained: Sequence[str], lower: Sequence[str] = (), seed: int = 0
+) -> History:
     """A history whose base is ``scores``, measured at ``step`` (0: the model as it was)."""
-    entry = compared(step, scores, scores, trained, seed)
-    return History(scores, tuple(trained), (entry,), seed)
+    entry = compared(step, scores, scores, trained, lower, seed)
+    return History(scores, tuple(trained), tuple(lower), (entry,), seed)
 
 
 def scores_of(measured: Measured, prompts: Sequence[str], rewards: Sequence[str]) -> Scores:
@@ -142,12 +157,15 @@ def scores_of(measured: Measured, prompts: Sequence[str], rewards: Sequence[str]
     )
 
 
-def compared(step: int, base: Scores, now: Scores, trained: Sequence[str], seed: int = 0) -> Entry:
+def compared(
+    step: int, base: Scores, now: Scores, trained: Sequence[str], lower: Sequence[str] = (), seed: int = 0
+) -> Entry:
     """Evaluation ``now`` against ``base``, image by image; alarms are `alarms_of` it."""
     rewards = []
     for name, scores in now.rewards.items():
         result = compare(base.rewards[name], scores, now.prompts, seed)
-        rewards.append(RewardChange(name, name in trained, result.base, result.aligned, result.gain))
+        means = result.base, result.aligned
+        rewards.append(RewardChange(name, name in trained, *means, result.gain, name in lower))
     changes = statistic_changes(
         base.statistics, now.statistics, now.prompts, base.diversity, now.diversity, seed
     )
@@ -155,21 +173,19 @@ def compared(step: int, base: Scores, now: Scores, trained: Sequence[str], seed:
 
 
 def alarms_of(entry: Entry, prompts: int, quiet: int | None = None) -> tuple[Alarm, ...]:
-    """What got worse while a trained reward rose; nothing if none did, or if there are too few prompts.
+    """What got worse while a trained reward improved; nothing if none did, or if there are too few prompts.
 
     Args:
         entry: the evaluation.
         prompts: how many distinct prompts it is over.
         quiet: step of the last evaluation without an alarm, the first not counted; None if there is none.
     """
-    risen = [r for r in entry.rewards if r.trained and r.gain.low > 0]
+    risen = [r for r in entry.rewards if r.trained and r.better]
     if prompts < MIN_PROMPTS or not risen:
         return ()
     up = " and ".join(_moved(r.name, r.base, r.now, r.gain) for r in risen)
     worse = {
-        r.name: _moved(r.name, r.base, r.now, r.gain)
-        for r in entry.rewards
-        if not r.trained and r.gain.high < 0
+        r.name: _moved(r.name, r.base, r.now, r.gain) for r in entry.rewards if not r.trained and r.worse
     } | {s.name: _moved(f"the {s.title}", s.base, s.aligned, s.change) for s in entry.statistics if s.flagged}
     return tuple(
         Alarm(about, f"step {entry.step}: {up}, but {moved}: {_advice(entry.step, quiet)}")
@@ -206,6 +222,7 @@ def from_json(data: Mapping[str, Any]) -> History:
             dict(base["diversity"]),
         ),
         tuple(data["trained"]),
+        tuple(data["lower"]),
         tuple(
             Entry(
                 entry["step"],

@@ -7,7 +7,6 @@ against the one of step 0: see ``overoptimisation``. The history stands in ``<ou
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from diffalign.evaluation.sampling import Sample, SamplingSettings, generate
 from diffalign.files import write_atomic
 from diffalign.models.loaded import LoadedModel
 from diffalign.rewards import load
+from diffalign.rollout.specs import weighted
 from diffalign.training.state import TrainState
 from diffalign.types import Reward
 
@@ -50,25 +50,29 @@ class Watch:
         Args:
             run: the run.
             model: the pipeline, whose network is trained.
-            trained: specs of the rewards that are trained on, with or without weights (``0.5*pickscore``).
+            trained: specs of the rewards that are trained on; of one with a weight below 0 (``-1*jpeg``) less
+                is better.
             say: gets a line for what a user should know, once.
             load: (spec, device) -> reward.
 
         Raises:
-            UserError: a reward of ``validation.rewards`` is trained on.
+            UserError: a spec names no reward, or a reward of ``validation.rewards`` is trained on.
         """
         self._run, self._model, self._say, self._load = run, model, say, load
         self._output, settings = Path(run.output), run.validation
         self._scores = bool(settings.every and (run.rollout.prompts or settings.rewards))
-        learned, watched = ([bare(spec) for spec in specs] for specs in (trained, settings.rewards))
-        both = [spec for spec in watched if spec in learned]
-        if both:
-            raise UserError(
-                f"validation.rewards has {both[0]!r}, which is trained on and scored anyway; allowed: "
-                "rewards that the run does not learn from"
-            )
-        self._specs = labelled([*learned, *watched])
-        self._trained = tuple(name for name, spec in self._specs.items() if spec in learned)
+        learned, watched = ([weighted(spec) for spec in specs] for specs in (trained, settings.rewards))
+        self._trained = tuple(reward.name for reward in learned)
+        self._lower = tuple(reward.name for reward in [*learned, *watched] if reward.weight < 0)
+        self._specs = {reward.name: reward.spec for reward in learned}
+        for reward in watched:
+            if reward.name in self._specs:
+                trained_on = "is trained on and" if reward.name in self._trained else "is there twice and"
+                raise UserError(
+                    f"validation.rewards has {reward.name!r}, which {trained_on} scored anyway; allowed: "
+                    "rewards that the run does not learn from, each name once"
+                )
+            self._specs[reward.name] = reward.spec
         self._rewards: dict[str, Reward] = {}
         self.history: History | None = None
 
@@ -87,7 +91,7 @@ class Watch:
                 )
             self.history = self._read(state.step)
             if self.history is None:
-                self.history = begin(state.step, self._measured(state), self._trained)
+                self.history = begin(state.step, self._measured(state), self._trained, self._lower)
             self._write()
         state.accelerator.wait_for_everyone()
 
@@ -146,6 +150,7 @@ class Watch:
             "seed": v.seed,
             "rewards": self._specs,
             "trained": list(self._trained),
+            "lower": list(self._lower),
         }
 
     @property
@@ -178,23 +183,3 @@ class Watch:
                 f"held against the model of step {step}"
             )
         return history if same and history.entries else None
-
-
-def bare(spec: str) -> str:
-    """A reward's spec without its weight: ``pickscore`` of ``0.5*pickscore``."""
-    weight, star, rest = spec.partition("*")
-    try:
-        float(weight)
-    except ValueError:
-        return spec.strip()
-    return rest.strip() if star else spec.strip()
-
-
-def labelled(specs: Sequence[str]) -> dict[str, str]:
-    """Specs by short names, each once: ``pickscore`` of ``pickscore:/models/x`` and ``taste`` of
-    ``http://host:80/taste``; two of one name keep their whole specs.
-    """
-    distinct = list(dict.fromkeys(specs))
-    short = [s.rstrip("/").rpartition("/")[2] if "://" in s else s.partition(":")[0] for s in distinct]
-    count = Counter(short)
-    return {name if count[name] == 1 else spec: spec for name, spec in zip(short, distinct, strict=True)}

@@ -113,7 +113,7 @@ def progress(folder: Path) -> str:
     Raises:
         UserError: a line that cannot be read, with its file and number.
     """
-    told = []
+    told: list[str] = []
     for path in sorted(folder.glob(_FILES)):
         lines = list(_lines(path))
         done = sum(_scores(line, None) is not None for line in lines)

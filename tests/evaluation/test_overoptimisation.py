@@ -15,7 +15,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation.evaluate import measure
 from diffalign.evaluation.overoptimisation import Scores, begin, from_json, scores_of
 from diffalign.evaluation.statistics import bootstrap_mean
-from diffalign.evaluation.watch import Watch, bare, labelled
+from diffalign.evaluation.watch import Watch
 from diffalign.models.loading import load as load_model
 from diffalign.rewards import load
 from diffalign.tiny.scenes import render, scene_of, split_captions
@@ -158,19 +158,16 @@ def test_vivid_pictures_of_other_things_please_the_taste_alone():
     assert "judge" in told and "taste rose" in told["judge"] and "judge fell from 1 to" in told["judge"]
 
 
-def test_specs_without_weights_have_short_names():
-    assert [bare(s) for s in ("pickscore", "0.5*pickscore", "-1 * jpeg", "a*b")] == [
-        "pickscore",
-        "pickscore",
-        "jpeg",
-        "a*b",
-    ]
-    assert labelled(["pickscore:/x", "http://host:80/taste", "jpeg", "jpeg"]) == {
-        "pickscore": "pickscore:/x",
-        "taste": "http://host:80/taste",
-        "jpeg": "jpeg",
-    }
-    assert list(labelled(["pickscore:/x", "pickscore"])) == ["pickscore:/x", "pickscore"]
+def test_of_a_reward_with_a_weight_below_0_less_is_better():
+    """The same figures with the sign of one reward turned round."""
+    base = begin(0, scores(), ["trained"], lower=["trained"])
+    assert base.after(1, scores(trained=0.5, other=-0.3)).entries[1].alarms == ()
+    (alarm,) = base.after(1, scores(trained=-0.5, other=-0.3)).entries[1].alarms
+    assert alarm.about == "other" and "trained fell from" in alarm.text
+    base = begin(0, scores(), ["trained"], lower=["other"])
+    assert base.after(1, scores(trained=0.5, other=-0.3)).entries[1].alarms == ()
+    (alarm,) = base.after(1, scores(trained=0.5, other=0.3)).entries[1].alarms
+    assert alarm.about == "other" and "but other rose from" in alarm.text
 
 
 @dataclass
@@ -294,8 +291,13 @@ def test_an_offline_run_without_rewards_only_draws(model, tmp_path):
 
 
 def test_what_is_trained_on_is_no_second_opinion(model, tmp_path):
-    with pytest.raises(UserError, match="validation.rewards has 'taste', which is trained on"):
-        Watch(a_run(tmp_path, rewards=("taste",)), model, ["0.5*taste"])
+    for specs, message in (
+        (("taste",), "validation.rewards has 'taste', which is trained on and"),
+        (("judge", "2*judge"), "validation.rewards has 'judge', which is there twice"),
+        (("judg",), "unknown reward 'judg'; did you mean judge"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Watch(a_run(tmp_path, rewards=specs), model, ["0.5*taste"])
 
 
 def test_a_history_that_cannot_be_read_is_named(model, tmp_path):
