@@ -144,6 +144,7 @@ def get(run: Any, dotted: str) -> Any:
 def _check_method(run: Run) -> None:
     # Imported here because the registries list packages: names only, still no torch.
     from diffalign.methods import REGISTRY
+    from diffalign.rollout.specs import all_weighted
     from diffalign.strategies.registry import check
 
     if not isinstance(run.method.get("type"), str):
@@ -153,6 +154,8 @@ def _check_method(run: Run) -> None:
     if run.method["type"] not in set(REGISTRY):
         raise unknown("method (method.type)", run.method["type"], REGISTRY)
     check(run.strategies)
+    if run.rollout.rewards:
+        all_weighted(run.rollout.rewards)
 
 
 def _check_names(run: Any) -> None:
