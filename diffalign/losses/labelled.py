@@ -30,7 +30,7 @@ def labelled_choice(
     """
     gap = first - second
     losses = -label_first * logsigmoid(gap) - label_second * logsigmoid(-gap)
-    return losses + torch.where(label_first == label_second, -math.log(2), 0.0).to(losses)
+    return losses - math.log(2) * (label_first == label_second).to(losses)
 
 
 def weighted_mean(values: Float[Tensor, " P"], weight: Float[Tensor, " P"]) -> Tensor:

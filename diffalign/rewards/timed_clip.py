@@ -25,10 +25,14 @@ FREQUENCIES = 256
 
 
 def sinusoid(timestep: Float[Tensor, " B"], width: int = FREQUENCIES) -> Tensor:
-    """(B, width): cosines, then sines, of timestep 10000^(-i / (width / 2)); float32, or t's float64."""
-    dtype = torch.promote_types(timestep.dtype, torch.float32)
-    half = torch.arange(width // 2, dtype=dtype, device=timestep.device)
-    angles = timestep.to(dtype)[:, None] * torch.exp(-math.log(10000) / (width // 2) * half)
+    """(B, width): cosines, then sines, of timestep 10000^(-i / (width / 2)); float32, or t's float64.
+
+    Frequencies are rounded to float32 in the published order of operations: at timestep 1000 another rounding
+    is another 1e-4 in what the network was trained on.
+    """
+    half = torch.arange(width // 2, dtype=torch.float32, device=timestep.device)
+    frequencies = torch.exp(-math.log(10000) * half / (width // 2))
+    angles = timestep.to(torch.promote_types(timestep.dtype, torch.float32))[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -46,7 +50,9 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timestep: Float[Tensor, " B"]) -> Tensor:
         """The embedding c of each timestep."""
-        return self.mlp(sinusoid(timestep).to(next(self.parameters())))
+        weight = next(self.parameters())
+        exact = timestep.to(torch.promote_types(weight.dtype, torch.float32))
+        return self.mlp(sinusoid(exact).to(weight))
 
 
 class TimedLayer(nn.Module):
