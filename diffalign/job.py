@@ -92,22 +92,25 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(output / "config.yaml", to_yaml(run))
-    state = train(
-        method=method,
-        denoiser_of=who.policy_of,
-        reference=who.reference,
-        network=model.network,
-        parameters=who.parameters,
-        source=material.source,
-        settings=run.training,
-        optimizer=run.optimizer,
-        accelerator=accelerator,
-        hooks=standard_hooks(
-            output, run.logging, run.checkpoint, checkpoints, [*material.hooks, *who.hooks], asdict(run)
-        ),
-        resume=snapshot,
-        kept=who.kept,
-    )
+    try:
+        state = train(
+            method=method,
+            denoiser_of=who.policy_of,
+            reference=who.reference,
+            network=model.network,
+            parameters=who.parameters,
+            source=material.source,
+            settings=run.training,
+            optimizer=run.optimizer,
+            accelerator=accelerator,
+            hooks=standard_hooks(
+                output, run.logging, run.checkpoint, checkpoints, [*material.hooks, *who.hooks], asdict(run)
+            ),
+            resume=snapshot,
+            kept=who.kept,
+        )
+    finally:
+        material.close()
     result = Result(
         output=output,
         aligned=None if state.interrupted else output / "aligned",

@@ -17,7 +17,7 @@ from diffalign.data import (
     split_holdout,
 )
 from diffalign.data.drop import leave_out
-from diffalign.evaluation.sampling import SamplingSettings, generate
+from diffalign.evaluation.watch import Watch
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.online import online_source
@@ -26,8 +26,7 @@ from diffalign.rewards.rater import RewardRater
 from diffalign.rollout.log import RoundLog
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
-from diffalign.training.hooks import Every, Hook
-from diffalign.training.state import TrainState
+from diffalign.training.hooks import Hook
 from diffalign.types import Denoiser, Source
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,6 +43,7 @@ class Material:
         counts: what there was to learn from, in words.
         verdict: what came of it, in words.
         figures: the same in numbers.
+        close: ends whatever was started for it.
     """
 
     source: Source
@@ -52,6 +52,7 @@ class Material:
     counts: Callable[[], str]
     verdict: Callable[[], str]
     figures: Callable[[], dict[str, float]]
+    close: Callable[[], None] = lambda: None
 
 
 def offline(
@@ -84,7 +85,7 @@ def offline(
     return Material(
         _source(run, learned, model, accelerator, _guided(inner)),
         who,
-        [diagnostics, Every(run.validation.every, lambda state: _validate(state, model, run))],
+        [diagnostics, Watch(run, model, (), tell)],
         lambda: encoded.counts.text,
         lambda: diagnostics.verdict,
         lambda: dict(diagnostics.history[-1][1]) if diagnostics.history else {},
@@ -108,10 +109,11 @@ def online(
     return Material(
         source,
         who,
-        [log, Every(run.validation.every, lambda state: _validate(state, model, run))],
+        [log, Watch(run, model, run.rollout.rewards, tell)],
         lambda: f"{log.images} images sampled for prompts of {run.rollout.prompts}",
         lambda: log.verdict,
         lambda: log.figures,
+        source.close,
     )
 
 
@@ -172,22 +174,3 @@ def _source(
         run.training.seed,
         guided,
     )
-
-
-def _validate(state: TrainState, model: LoadedModel, run: Run) -> None:
-    """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
-    accelerator, settings = state.accelerator, run.validation
-    if accelerator.is_main_process:
-        model.move_encoders(accelerator.device)
-        with state.evaluating():
-            generate(
-                model.pipeline,
-                list(settings.prompts),
-                SamplingSettings(settings.sampling_steps, settings.guidance),
-                images_per_prompt=settings.images_per_prompt,
-                seed=settings.seed,
-                folder=Path(run.output) / "samples" / f"step-{state.step:06d}",
-                progress=False,
-            )
-        model.free_encoders()
-    accelerator.wait_for_everyone()

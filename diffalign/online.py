@@ -70,6 +70,11 @@ def check_online(run: Run) -> None:
         )
     if shape == "tree":
         _check_tree(run)
+    if shape != "samples" and not config.eta:
+        raise UserError(
+            f"rollout.eta={config.eta}: steps without noise have no density; allowed with method {name}: "
+            "more than 0"
+        )
     if config.samples < 2 and config.advantage == "none":
         raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
     if config.by == "people" and (shape == "tree" or config.advantage != "none"):

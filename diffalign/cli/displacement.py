@@ -55,10 +55,15 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
     from diffalign.data import fixed_batches, read_preferences
     from diffalign.evaluation.displacement import PairRow, measure
     from diffalign.material import encode
-    from diffalign.methods import build
+    from diffalign.methods import REGISTRY, build
     from diffalign.models.loading import load
     from diffalign.training.acceleration import accelerator_for
 
+    if REGISTRY[run.method["type"]].rollout != "samples":
+        raise UserError(
+            f"displacement is measured on pairs, and method {run.method['type']} learns from rollouts; "
+            "allowed: a method that learns from pairs"
+        )
     method = build(run.method)
     accelerator = accelerator_for(run.training)
     model = load(run.model, accelerator.device)

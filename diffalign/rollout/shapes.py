@@ -243,7 +243,8 @@ def pairs(times: Tensor) -> Iterator[tuple[float, float]]:
 
 
 def _time(t: float, like: Tensor) -> Tensor:
-    return torch.full((len(like),), t, device=like.device, dtype=torch.float64).to(like.dtype)
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision would miss rows of the table
+    return torch.full((len(like),), t, device=like.device, dtype=dtype)
 
 
 def count(cond: Cond) -> int:

@@ -106,6 +106,10 @@ class OnlineSource:
             self._micro_step += 1
             yield batch
 
+    def close(self) -> None:
+        """End whatever the judge has started."""
+        self._judge.close()
+
     def prompts_of(self, number: int) -> list[str]:
         """This rank's prompts of a round."""
         return [self._prompt(self._plan.position(number, row)) for row in range(self._plan.prompts)]

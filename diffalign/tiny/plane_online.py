@@ -1,4 +1,4 @@
-"""The plane online: prompts are its labels, the judge is the height, and the policy samples its own points."""
+"""The plane online: prompts are its labels, the judge is the height, the policy samples its own points."""
 
 import copy
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from diffalign.config import OptimizerConfig, RolloutConfig, TrainingConfig
-from diffalign.methods import REGISTRY
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting
 from diffalign.rollout.source import Cast, OnlineSource
@@ -66,7 +65,6 @@ class Height:
 
 def align_online(
     method: Method,
-    name: str,
     base: PlaneNetwork,
     plane: Plane,
     rollout: RolloutConfig,
@@ -81,10 +79,9 @@ def align_online(
 
     Args:
         method: what learns.
-        name: of its card, which says what shape of rounds it learns from.
         base: where it starts.
         plane: whose height is the reward.
-        rollout: how to sample; guidance is 1, times are those of ``rollout.steps``.
+        rollout: how to sample, its shape named; guidance is 1, times are those of ``rollout.steps``.
         steps: optimizer steps.
         batch_size: groups a step.
         seed: of everything.
@@ -93,7 +90,7 @@ def align_online(
     """
     network = copy.deepcopy(base)
     policy = denoiser_of(network)
-    shape = REGISTRY[name].rollout if rollout.shape == "auto" else rollout.shape
+    shape = rollout.shape
     setting = Setting(
         kernel_for(policy.path, rollout.eta),
         timesteps(rollout.steps),

@@ -1,4 +1,4 @@
-"""Models of the plane, trained once per session, and its data sets, drawn once for all rows."""
+"""Models of the plane, trained once, and its data sets, drawn once; what is set here ends here."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from diffalign.tiny.plane import Plane, align, data_batch, denoiser_of, measure,
 PLANE = Plane()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_thread():
     """A network this small is slower on two threads than on one."""
     before = torch.get_num_threads()
@@ -20,25 +20,25 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def base(one_thread):
     return pretrain(PLANE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mislabelled(base):
     """A base to which a quarter of the halves' points were given under the wrong label."""
     wrong = data_batch(PLANE, 60_000, seed=1, mislabelled=0.25)
     return align(SFT(), base, wrong, steps=300, groups=512, rate=1e-3)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def measured(one_thread):
     """What a base is like, measured once."""
     return lru_cache(lambda network: measure(PLANE, denoiser_of(network), count=2400))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def data(base):
     """(maker, seed, flipped) -> Batch, drawn from the base once."""
     return lru_cache(

@@ -8,7 +8,9 @@ KL-regularised one, say ``optimum=False`` and why in ``note``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from diffalign.config import RolloutConfig
 from diffalign.inversion import Inversion
 from diffalign.losses.clipping import Clamp
 from diffalign.losses.divergences import ForwardKL
@@ -19,6 +21,8 @@ from diffalign.methods.adpo import ADPO
 from diffalign.methods.aot import AOT
 from diffalign.methods.apo import APO
 from diffalign.methods.auto_beta import AutoBeta
+from diffalign.methods.d3po import D3PO
+from diffalign.methods.ddpo import DDPO
 from diffalign.methods.dmpo import DMPO
 from diffalign.methods.dpo import DPO
 from diffalign.methods.dro import DRO
@@ -34,11 +38,14 @@ from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.sft import SFT
 from diffalign.methods.simpo import SimPO
 from diffalign.methods.smpo import SmPO
+from diffalign.methods.spo import SPO
 from diffalign.methods.tdpo import TDPO
 from diffalign.methods.tkto import TKTO
 from diffalign.times import Uniform
+from diffalign.tiny.plane import Plane, PlaneNetwork, align
 from diffalign.tiny.plane_data import Maker, captions, experts, likes, lists, patched, preferences
-from diffalign.types import Method
+from diffalign.tiny.plane_online import align_online
+from diffalign.types import Batch, Method
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class PlaneRow:
         gain: that the measured quantity must rise by (and fall by, with labels turned round).
         falls: whether labels turned round must lower it (False for what no opinion goes into).
         note: what is particular, for readers.
+        rollout: of a method that learns from what it samples; it has no data.
     """
 
     method: Method
@@ -68,6 +76,40 @@ class PlaneRow:
     gain: float = 0.15
     falls: bool = True
     note: str = ""
+    rollout: RolloutConfig | None = None
+
+    def trained(
+        self,
+        base: PlaneNetwork,
+        batch: Batch | None,
+        seed: int = 0,
+        flipped: bool = False,
+        steps: int | None = None,
+    ) -> PlaneNetwork:
+        """A copy of ``base`` that has learnt from ``batch``, or online from what it samples itself (then
+        ``flipped`` turns the judge round; data are turned round already).
+        """
+        steps = steps or self.steps
+        if self.rollout is None:
+            assert batch is not None
+            return align(self.method, base, batch, steps, seed, self.groups, self.rate)
+        return align_online(
+            self.method,
+            base,
+            Plane(),
+            self.rollout,
+            steps=steps,
+            batch_size=self.groups,
+            seed=seed,
+            rate=self.rate,
+            flipped=flipped,
+        )
+
+
+def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
+    """How the plane is sampled: all of a round's points at once, 20 steps."""
+    whole = {"prompts_per_round": groups, "batch_size": 4000, "steps": 20, **changes}
+    return RolloutConfig(shape=shape, **whole)  # type: ignore[arg-type]
 
 
 PLANE_METHODS: Mapping[str, PlaneRow] = {
@@ -162,5 +204,36 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         groups=128,
         rate=1e-4,
         note="our target; with the released one the gradient is 0 at the start",
+    ),
+    "d3po": PlaneRow(
+        D3PO(beta=1, kl=0.1),
+        steps=200,
+        groups=96,
+        rate=1e-4,
+        optimum=False,
+        rollout=online("trajectories", 96, samples=4),
+        note="the clip alone does not hold it on the support: a small penalty does",
+    ),
+    "ddpo": PlaneRow(
+        DDPO(clip=1e-2),
+        steps=400,
+        groups=96,
+        optimum=False,
+        rollout=online("trajectories", 96, samples=4, advantage="prompt"),
+    ),
+    "spo": PlaneRow(
+        SPO(beta=1, kl=1),
+        steps=100,
+        groups=96,
+        rate=1e-4,
+        optimum=False,
+        rollout=online("tree", 96, samples=4),
+        note="judged by the height of clean estimates, at every noise level",
+    ),
+    "online_dpo": PlaneRow(
+        DPO(beta=300),
+        steps=60,
+        rate=2e-4,
+        rollout=online("samples", 192, eta=0.0, shared_noise=False, passes=3),
     ),
 }

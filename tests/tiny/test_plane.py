@@ -29,10 +29,9 @@ SEEDS = range(5)
 POINTS = 2400  # measured; the standard error of a mean reward is 0.018
 
 
-def run(row, start, batch, seed=0):
-    return measure(
-        PLANE, denoiser_of(align(row.method, start, batch, row.steps, seed, row.groups, row.rate)), POINTS
-    )
+def run(row, start, data, seed=0, flipped=False):
+    batch = None if row.rollout else data(seed, flipped)
+    return measure(PLANE, denoiser_of(row.trained(start, batch, seed, flipped)), POINTS)
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_the_mislabelled_base_follows_three_prompts_of_four(mislabelled, measure
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_method_raises_the_reward_on_the_support(case, seed):
     row, start, before, what, data = case
-    after = run(row, start, data(seed), seed)
+    after = run(row, start, data, seed)
     assert getattr(after, what) > getattr(before, what) + row.gain
     assert after.off_support < 0.03
     assert after.distance < 0.13 or not row.optimum
@@ -81,7 +80,7 @@ def test_a_method_raises_the_reward_on_the_support(case, seed):
 @every_row
 def test_flipped_labels_lower_the_reward(case):
     row, start, before, what, data = case
-    after = run(row, start, data(0, True))
+    after = run(row, start, data, flipped=True)
     assert getattr(after, what) < getattr(before, what) - row.gain or not row.falls
 
 
