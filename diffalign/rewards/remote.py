@@ -1,7 +1,7 @@
 """A reward behind an address, ``http://host:8765/judge``: ``diffalign serve-rewards``, or whoever answers so.
 
     POST <address>    {"images": [base64 of a PNG, ...], "prompts": [text, ...]}
-    answer            {"scores": [number, ...]}: one finite number an image; or {"error": text}, another status
+    answer            {"scores": [number, ...]}: one finite number an image; else {"error": text}
 
 A question about clean estimates made at noisy times also has "t": [time in [0, 1], ...]; rewards that know no
 time ignore it. Nothing is ever unpickled. The PNGs have 8 bits a channel: images are made RGB, and pixels

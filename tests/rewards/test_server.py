@@ -73,7 +73,7 @@ def address():
 
 @contextmanager
 def answering(*answers):
-    """A server that gives (status, body) one after the other, the last one for ever; address and questions."""
+    """A server that gives (status, body) one after the other, the last for ever; address and questions."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -259,6 +260,23 @@ def test_an_address_needs_no_process():
         with pytest.raises(UserError, match="'a cat', 'a dog' .4 tries.*no luck"):
             failing.submit(PIXELS, PROMPTS, NOW).result(60)
         failing.close()
+
+
+def test_scoring_overlaps_what_comes_next():
+    free = threading.Event()
+
+    class Slow:
+        def __call__(self, images, prompts):
+            assert free.wait(30)
+            return torch.ones(len(images))
+
+    with running(RewardServer({"slow": Served(parse("judge")[0], Slow())}, port=0)) as where:
+        judge = ProcessJudge(all_weighted([f"{where}/slow"]))
+        future = judge.submit(PIXELS, PROMPTS, NOW)
+        assert not future.done()
+        free.set()
+        assert future.result(60).tolist() == [[1.0], [1.0]]
+        judge.close()
 
 
 def test_a_remote_failure_that_passes():
