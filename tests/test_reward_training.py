@@ -46,6 +46,7 @@ def small(output, *flags):
     fixed = ["--data.limit", "40", "--data.holdout", "0.2", "--data.cache_batch_size", "16"]
     steps = ["--training.steps", "2", "--training.batch_size", "4", "--optimizer.schedule", "constant"]
     warm = ["--optimizer.warmup_steps", "0", "--checkpoint.every", "1", "--reward.evaluated", "0.0,0.5"]
+    warm += ["--training.ema_decay", "0"]
     return read(["tiny_reward", *fixed, *steps, *warm, "--output", str(output), *flags])
 
 
