@@ -6,6 +6,7 @@ labels.
 """
 
 import time
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +41,7 @@ PLANE = Plane()
 NOISE = 7  # the seed of the starting points that the table is made of
 PAIR = PlaneRow(DPO())
 BUDGET = PAIR.steps * PAIR.groups * 8.0  # what Diffusion-DPO takes: 2 trained samples (3 each), 2 held ones
+ONLINE_BUDGET = 2 * BUDGET  # what is sampled has to be paid for as well
 
 
 @lru_cache
@@ -73,12 +75,13 @@ def start(mislabelled: bool, count: int) -> Tensor:
     return points(denoiser_of(base(mislabelled)), count, NOISE)
 
 
-def cost(row: PlaneRow, data: Batch[Tensor]) -> Calls:
-    """Network samples of one step."""
+def cost(row: PlaneRow, data: Batch[Tensor] | None) -> Calls:
+    """Network samples of one step, of a round's mean step where the row is online."""
     start_from = base(row.data is captions)  # trained here the first time: not to be counted
+    steps = row.round_steps
     with counted(PlaneNetwork) as calls:
-        align(row.method, start_from, data, 1, 0, row.groups, row.rate)
-    return calls
+        row.trained(start_from, data, steps=steps)
+    return calls.per(steps)
 
 
 def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, Any]:
@@ -90,17 +93,23 @@ def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, An
         "rate": row.rate,
         "prompts": prompts,
         "steps": steps,
-        "budget": None if steps else BUDGET,
+        "budget": None if steps else budget(row),
+        **({"rollout": asdict(row.rollout)} if row.rollout else {}),
     }
+
+
+def budget(row: PlaneRow) -> float:
+    """Forward-equivalents that a row may spend."""
+    return ONLINE_BUDGET if row.rollout else BUDGET
 
 
 def train(row: PlaneRow, seed: int, steps: int | None = None) -> tuple[PlaneNetwork, dict[str, Any]]:
     """A network trained for ``steps``, or for as many as the budget allows, and what that took."""
-    data = drawn(row.data, seed)
+    data = None if row.rollout else drawn(row.data, seed)
     calls = cost(row, data)
-    steps = steps or max(1, round(BUDGET / calls.cost))
+    steps = steps or max(1, round(budget(row) / calls.cost))
     begin = time.process_time()
-    network = align(row.method, base(row.data is captions), data, steps, seed, row.groups, row.rate)
+    network = row.trained(base(row.data is captions), data, seed, steps=steps)
     took = {
         "steps": steps,
         "seconds": round(time.process_time() - begin, 2),
@@ -126,7 +135,11 @@ def run(row: PlaneRow, seed: int, prompts: int, steps: int | None = None) -> dic
         "primary": primary,
         "rewards": {name: compared(*pair) for name, pair in rewards.items()},
         "gains": [round(v, 2) for v in (rewards[primary][1] - rewards[primary][0]).tolist()],
-        "figures": {"off support": round(end.off_support, 4), "distance": round(end.distance, 4)},
+        "figures": {
+            "off support": round(end.off_support, 4),
+            "distance": round(end.distance, 4),
+            **row.sampled(took["steps"]),
+        },
         **took,
     }
 

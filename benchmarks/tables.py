@@ -18,36 +18,47 @@ NOTES = {
     "tiny": "Gain of the judge on held-out captions, with the same noise as the base. Taste and the tiny "
     "CLIP were not trained on.",
 }
+ONLINE = (
+    "The policy samples what it learns from, and the reward itself judges; *images* (points, on the plane) "
+    "is how many it has sampled. Their samples are paid for out of the same count, so the budget is larger than "
+    "that of the table above, and the two are not to be compared."
+)
 HOW = (
     "`python -m benchmarks.methods` makes what is missing. Intervals are 95 %, of the mean over all seeds, "
     "by a bootstrap over prompts and seeds; the gains of the seeds stand beside. Compute is counted at the "
     "network: samples forward without gradient (held), forward with gradient (trained) and backward (back), "
-    "per step; a forward costs 1, a backward 2, and every method has the same sum. CPU s are seconds of "
-    "the processor, of the whole training job on one core, the sampling of the table left out."
+    "per step; a forward costs 1, a backward 2, and every method of a table has the same sum. CPU s are "
+    "seconds of the processor, of the whole training job on one core, the sampling of the table left out."
 )
 
 
 def text(rows: Sequence[Row]) -> str:
     """``methods.md``: a table per world, methods in the order of their gain."""
     lines = [
-        "# Every offline method at equal compute",
+        "# Every method at equal compute",
         "",
         HOW,
         "",
     ]
     for world, some in groupby(rows, key=lambda row: row["world"]):
-        lines += _world(world, list(some))
+        every = list(some)
+        for online in (False, True):
+            chosen = [row for row in every if ("rollout" in row["asked"]) == online]
+            if chosen:
+                lines += _world(world, chosen, online)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _world(world: str, rows: list[Row]) -> list[str]:
+def _world(world: str, rows: list[Row], online: bool) -> list[str]:
     by_method = [list(some) for _, some in groupby(rows, key=lambda row: row["method"])]
     by_method.sort(key=lambda some: (_left(some), -over_seeds([row["gains"] for row in some]).value))
     first = rows[0]
     others = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
+    others += ("images",) if online else ()
     lines = [
-        f"## {TITLES[world]}",
+        f"## {TITLES[world]}{': online' if online else ''}",
         "",
+        *([ONLINE, ""] if online else []),
         f"{NOTES[world]} {first['asked']['prompts']} {'points' if world == 'plane' else 'prompts'}, budget "
         f"{first['asked']['budget']:,.0f} forward-equivalents. {first['machine']}, torch "
         f"{first['versions']['torch']}, {min(r['date'] for r in rows)} to {max(r['date'] for r in rows)}.",
@@ -88,7 +99,8 @@ def _left(rows: list[Row]) -> bool:
 def _other(rows: list[Row], name: str) -> str:
     """The mean over seeds of a figure, or of a reward's gain."""
     if name in rows[0]["figures"]:
-        return f"{sum(r['figures'][name] for r in rows) / len(rows):.3f}"
+        mean = sum(r["figures"][name] for r in rows) / len(rows)
+        return f"{mean:,.0f}" if name == "images" else f"{mean:.3f}"
     return f"{sum(r['rewards'][name]['gain'][0] for r in rows) / len(rows):+.3f}"
 
 

@@ -30,11 +30,13 @@ from diffalign.files import write_atomic
 from diffalign.job import Result, align
 from diffalign.methods import build
 from diffalign.models.loading import load
+from diffalign.online import plan_of, steps_of_a_round
 from diffalign.rewards import load as load_reward
 
 PREFIX = "tiny_sdxl_"
 # Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.
 BUDGET = 60 * 64 * 8.0
+ONLINE_BUDGET = 4 * BUDGET  # what is sampled has to be paid for as well
 COST_STEPS = 2  # steps that a method's cost is measured on: some make random numbers of calls
 HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
 COST_VERSION = 1
@@ -62,6 +64,7 @@ def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[
     return {
         "method": repr(build(run.method)),
         "strategy": {k: v for k, v in asdict(run).items() if k not in _COMMON},
+        **({"rollout": asdict(run.rollout)} if run.rollout.prompts else {}),
         "lora": asdict(run.model.lora) if run.model.train == "lora" else "full",
         "data": {k: v for k, v in asdict(run.data).items() if k not in _PLACES},
         "optimizer": asdict(run.optimizer),
@@ -69,14 +72,19 @@ def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[
         "split": split,
         "prompts": prompts,
         "steps": steps,
-        "budget": None if steps else BUDGET,
+        "budget": None if steps else budget(run),
     }
+
+
+def budget(run: Run) -> float:
+    """Forward-equivalents that a run may spend."""
+    return ONLINE_BUDGET if run.rollout.prompts else BUDGET
 
 
 _PLACES = {"cache_dir", "cache_batch_size", "workers"}
 _COMMON = {
     "output", "resume", "overwrite", "method", "model", "data", "optimizer", "training", "logging",
-    "checkpoint", "validation",
+    "checkpoint", "validation", "rollout",
 }  # fmt: skip
 
 
@@ -88,15 +96,19 @@ def cost(run: Run) -> Calls:
     path = record.WORK / "costs" / f"{digest}.json"
     with lock(f"cost-{digest}"):
         if not path.exists():
+            steps = COST_STEPS
+            if run.rollout.prompts:  # a whole round: its first step is the one that samples
+                plan = plan_of(run, load(run.model).path)
+                steps = steps_of_a_round(run, plan)
             short = replace(
                 run,
                 output=str(record.WORK / "work" / f"cost-{digest}"),
-                training=replace(run.training, steps=COST_STEPS),
+                training=replace(run.training, steps=steps),
                 data=replace(run.data, holdout=0.0),
             )
             with counted(UNet2DConditionModel) as calls:
                 align(short, quiet)
-            write_atomic(path, json.dumps(vars(calls.per(COST_STEPS))))
+            write_atomic(path, json.dumps(vars(calls.per(steps))))
             shutil.rmtree(short.output)
     return Calls(**json.loads(path.read_text()))
 
@@ -129,7 +141,7 @@ def scores(pipeline: Any, split: str, prompts: int) -> dict[str, list[float]]:
 def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Train for ``steps``, or for as many as the budget allows, and measure on the prompts of ``split``."""
     calls = cost(recipe)
-    steps = steps or max(1, round(BUDGET / calls.cost))
+    steps = steps or max(1, round(budget(recipe) / calls.cost))
     output = record.WORK / "work" / name
     begin = time.process_time()
     result = align(replace(recipe, output=str(output), training=replace(recipe.training, steps=steps)), quiet)
@@ -163,6 +175,6 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
     return {
         "rewards": table,
         "gains": [round(b - a, 4) for a, b in zip(before[primary], after[primary], strict=True)],
-        "figures": {k: v for k, v in summary["held_out"].items() if k.startswith("errors/")},
+        "figures": {k: v for k, v in summary["held_out"].items() if k.startswith(("errors/", "images"))},
         "verdict": result.verdict,
     }

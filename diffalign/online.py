@@ -108,16 +108,7 @@ def online_source(
     if config.by == "people" and accelerator.num_processes > 1:
         raise UserError("rollout.by='people' with several processes; allowed: one process")
     prompts = read_prompts(config.prompts)
-    setting = setting_of(run, model.path)
-    draws = drawn_steps(setting, model.path) - (setting.first_branch if shape == "tree" else 0)
-    plan = Plan(
-        config.prompts_per_round,
-        1 if shape == "samples" else max(1, round(config.trained_steps * draws)),
-        run.training.batch_size,
-        config.passes,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    plan = plan_of(run, model.path, accelerator.process_index, accelerator.num_processes)
     _check_windows(run, plan)
     folder = Path(run.output) / "rollouts"
     if accelerator.is_main_process:
@@ -131,11 +122,19 @@ def online_source(
         prompts,
         config,
         shape,
-        setting,
+        setting_of(run, model.path),
         plan,
         run.training.seed,
         RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
     )
+
+
+def plan_of(run: Run, path: NoisingPath, rank: int = 0, world: int = 1) -> Plan:
+    """Who learns what when, on a path: how many slots a prompt has depends on which steps are draws."""
+    config, shape, setting = run.rollout, shape_of(run), setting_of(run, path)
+    draws = drawn_steps(setting, path) - (setting.first_branch if shape == "tree" else 0)
+    slots = 1 if shape == "samples" else max(1, round(config.trained_steps * draws))
+    return Plan(config.prompts_per_round, slots, run.training.batch_size, config.passes, rank, world)
 
 
 def setting_of(run: Run, path: NoisingPath) -> Setting:

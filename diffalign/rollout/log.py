@@ -9,7 +9,7 @@ class RoundLog:
 
     Attributes:
         images: sampled so far, by all processes.
-        figures: of the first round and the last one, ``first/...`` and ``last/...``.
+        figures: of the first round and the last one, ``first/...`` and ``last/...``, and the images.
     """
 
     def __init__(self, source: OnlineSource):
@@ -32,6 +32,7 @@ class RoundLog:
         if not self.figures:
             self.figures = {f"first/{name}": value for name, value in means.items()}
         self.figures |= {f"last/{name}": value for name, value in means.items()}
+        self.figures["images"] = float(self.images)
 
     def on_end(self, state: TrainState) -> None:
         """Nothing to finish."""

@@ -101,8 +101,6 @@ def align_online(
         rollout.inner_steps,
         rollout.estimate,
     )
-    slots = {"samples": 1, "trajectories": rollout.steps, "tree": rollout.steps - rollout.first_branch}[shape]
-    slots = max(1, round(rollout.trained_steps * slots))
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
     train(
         method=method,
@@ -118,7 +116,7 @@ def align_online(
             rollout,
             shape,
             setting,
-            Plan(rollout.prompts_per_round, slots, batch_size, rollout.passes),
+            plane_plan(rollout, batch_size),
             seed,
         ),
         settings=settings,
@@ -126,3 +124,10 @@ def align_online(
         accelerator=accelerator_for(settings),
     )
     return network
+
+
+def plane_plan(rollout: RolloutConfig, batch_size: int) -> Plan:
+    """Who learns what when: every step of the plane's sampler is a draw."""
+    slots = {"samples": 1, "trajectories": rollout.steps, "tree": rollout.steps - rollout.first_branch}
+    trained = max(1, round(rollout.trained_steps * slots[rollout.shape]))
+    return Plan(rollout.prompts_per_round, trained, batch_size, rollout.passes)

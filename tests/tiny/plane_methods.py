@@ -44,7 +44,7 @@ from diffalign.methods.tkto import TKTO
 from diffalign.times import Uniform
 from diffalign.tiny.plane import Plane, PlaneNetwork, align
 from diffalign.tiny.plane_data import Maker, captions, experts, likes, lists, patched, preferences
-from diffalign.tiny.plane_online import align_online
+from diffalign.tiny.plane_online import align_online, plane_plan
 from diffalign.types import Batch, Method
 
 
@@ -104,6 +104,20 @@ class PlaneRow:
             rate=self.rate,
             flipped=flipped,
         )
+
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps that one round is learnt for; 1 offline."""
+        if self.rollout is None:
+            return 1
+        return plane_plan(self.rollout, self.groups).micro_steps
+
+    def sampled(self, steps: int) -> dict[str, int]:
+        """Points that so many steps have sampled."""
+        if self.rollout is None:
+            return {}
+        rounds = -(-steps // self.round_steps)
+        return {"images": rounds * self.rollout.prompts_per_round * self.rollout.samples}
 
 
 def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
