@@ -112,8 +112,8 @@ _CARDS = (
         size="about 5 GB",
         checkpoint="SPO-Diffusion-Models/Step-Aware_Preference_Models",
         target="diffalign.rewards.step_aware:load",
-        notes="step_aware:sd15, step_aware:sdxl, or step_aware:FOLDER of `diffalign train-reward` "
-        "(arXiv 2406.04314). A finished image is scored at time 0.",
+        notes="step_aware:sd15, step_aware:sdxl, step_aware:tiny (built in, of the tiny SDXL), or "
+        "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). A finished image is scored at time 0.",
         differentiable=True,
     ),
     RewardCard(

@@ -3,7 +3,7 @@
 Liang et al. 2024, arXiv 2406.04314, section 3.2. Score = exp(logit_scale) cos(image, text) as PickScore,
 from which the published ones were trained; ``timed_clip`` is the network. A finished image is one of time 0.
 
-A source is ``sd15`` or ``sdxl`` (published), a folder that ``diffalign train-reward`` made, or a downloaded
+A source is ``sd15`` or ``sdxl`` (published), ``tiny`` (of the embedded SDXL), a folder that ``diffalign train-reward`` made, or a downloaded
 ``.bin``: ``FILE@CLIP`` names where its architecture and tokenizer are (LAION's ViT-H/14 if left out).
 
 What differs from the released code: images are resized as by our other CLIPs, antialiased and then clamped,
@@ -139,6 +139,10 @@ def load(source: str | None, place: Place) -> StepAware:
     path, _, architecture = source.partition("@")
     if path in _FILES:
         path = _from_hub(_FILES[path])
+    elif path == "tiny":
+        from diffalign import tiny
+
+        path = str(tiny.step_aware_path())
     folder = next((f for f in (Path(path), Path(path, "reward")) if (f / WEIGHTS).is_file()), None)
     if folder is not None:
         state, architecture = _read(folder / WEIGHTS), str(folder)

@@ -44,6 +44,11 @@ def clip_path() -> Path:
     return _shipped("clip")
 
 
+def step_aware_path() -> Path:
+    """Folder of a step-aware preference model of the tiny SDXL, for the reward `step_aware:tiny`."""
+    return _shipped("step_aware")
+
+
 def prompts(split: str, n: int | None = None) -> list[str]:
     """The first `n` distinct captions of "train", "validation" or "test" (all if None), always in the same
     order.

@@ -1,8 +1,8 @@
 """Make the package data of the drawn scenes: `python -m diffalign.tiny.build [PART] [--out DIR] [--minutes
 M]`.
 
-Parts are autoencoder, sdxl, sd15, clip, pairs, judges (figures only), or all. Each is written under a
-temporary name and renamed, and its figures go to `report.json` and `report.md`. Weights are stored in
+Parts are autoencoder, sdxl, sd15, clip, pairs, step_aware, judges (figures only), or all. Each is written
+under a temporary name and renamed, and its figures go to `report.json` and `report.md`. Weights are stored in
 float16, which costs nothing visible, and load as float32.
 """
 
@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffalign.files import write_atomic
 from diffalign.tiny import WEIGHTS
 
-MINUTES = {"autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "judges": 0.0}
+MINUTES = {
+    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "step_aware": 0.0, "judges": 0.0,
+}  # fmt: skip
 PAIRS = 6000
 
 
@@ -131,6 +134,28 @@ def _pairs(out: Path, seed: int) -> dict[str, Any]:
     return figures
 
 
+def _step_aware(out: Path, seed: int) -> dict[str, Any]:
+    """By the recipe ``configs/rewards/tiny_reward.yaml``, from the CLIP and the pairs that ship."""
+    from diffalign.config_files import find_config, read_yaml
+    from diffalign.config_io import apply_overrides, tree_from
+    from diffalign.reward_config import RewardRun
+    from diffalign.reward_training.job import train_reward
+
+    with TemporaryDirectory() as work:
+        run = tree_from(RewardRun, read_yaml(find_config("tiny_reward", "rewards")), "tiny_reward")
+        run = apply_overrides(run, ["--output", f"{work}/run", "--training.seed", str(seed)])
+        result = train_reward(run, _say)
+        if result.reward is None:
+            raise KeyboardInterrupt
+
+        def save(fresh: Path) -> None:
+            shutil.copytree(Path(work) / "run" / "reward", fresh, dirs_exist_ok=True)
+            _half(fresh)
+
+        _replace(out / "step_aware", save)
+    return {"steps": result.steps, "before": dict(result.before), "after": dict(result.after)}
+
+
 def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False) -> dict[str, Any]:
     """Make one part in the folder `out`; returns its figures, which are also in the report."""
     from diffalign.tiny import report
@@ -145,6 +170,8 @@ def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False)
         figures = _clip(out, seconds, seed)
     elif part == "pairs":
         figures = _pairs(out, seed)
+    elif part == "step_aware":
+        figures = _step_aware(out, seed)
     else:
         figures = report.judges(seed)
     command = (

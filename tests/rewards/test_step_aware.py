@@ -16,6 +16,7 @@ from diffalign.rewards.pickscore import PickScore
 from diffalign.rewards.registry import Place
 from diffalign.rewards.step_aware import StepAware, TimedReward, from_clip, timesteps
 from diffalign.rewards.timed_clip import TimedLayer, TimeEmbedding, sinusoid
+from diffalign.tiny import scenes
 from diffalign.types import Reward
 from tests.rewards.conftest import SIZE, make_clip
 
@@ -279,3 +280,14 @@ def test_the_tiny_clip_is_a_start(tmp_path):
     torch.testing.assert_close(loaded.at(images, prompts, torch.full((3,), 0.5)), wanted, rtol=0, atol=1e-5)
     names = set(load_file(tmp_path / step_aware.WEIGHTS))
     assert set(load_file(tiny.clip_path() / "model.safetensors")) <= names
+
+
+def test_the_shipped_model_prefers_true_captions_at_every_time_that_it_was_trained_at():
+    random = np.random.default_rng(1)
+    captions = tiny.prompts("test", 64)
+    images = [scenes.render(scenes.scene_of(c, random)) for c in captions]
+    reward = rewards.load("step_aware:tiny")
+    for time in (0.0, 0.25, 0.5, 0.75):
+        t = torch.full((64,), time)
+        right, wrong = reward.at(images, captions, t), reward.at(images, captions[1:] + captions[:1], t)
+        assert (right > wrong).float().mean() > 0.8
