@@ -113,7 +113,7 @@ _CARDS = (
         checkpoint="SPO-Diffusion-Models/Step-Aware_Preference_Models",
         target="diffalign.rewards.step_aware:load",
         notes="step_aware:sd15, step_aware:sdxl, step_aware:tiny (built in, of the tiny SDXL), or "
-        "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). A finished image is scored at time 0.",
+        "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). Finished images are at time 0.",
         differentiable=True,
     ),
     RewardCard(

@@ -3,8 +3,9 @@
 Liang et al. 2024, arXiv 2406.04314, section 3.2. Score = exp(logit_scale) cos(image, text) as PickScore,
 from which the published ones were trained; ``timed_clip`` is the network. A finished image is one of time 0.
 
-A source is ``sd15`` or ``sdxl`` (published), ``tiny`` (of the embedded SDXL), a folder that ``diffalign train-reward`` made, or a downloaded
-``.bin``: ``FILE@CLIP`` names where its architecture and tokenizer are (LAION's ViT-H/14 if left out).
+A source is ``sd15`` or ``sdxl`` (published), ``tiny`` (of the embedded SDXL), a folder that ``diffalign
+train-reward`` made, or a downloaded ``.bin``: ``FILE@CLIP`` names where its architecture and tokenizer are
+(LAION's ViT-H/14 if left out).
 
 What differs from the released code: images are resized as by our other CLIPs, antialiased and then clamped,
 where the released code does not antialias.

@@ -20,7 +20,8 @@ from diffalign.files import write_atomic
 from diffalign.tiny import WEIGHTS
 
 MINUTES = {
-    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "step_aware": 0.0, "judges": 0.0,
+    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "step_aware": 0.0,
+    "judges": 0.0,
 }  # fmt: skip
 PAIRS = 6000
 
