@@ -20,7 +20,7 @@ NOTES = {
 }
 ONLINE = (
     "The policy samples what it learns from, and the reward itself judges; *images* (points, on the plane) "
-    "is how many it has sampled. Their samples are paid for out of the same count, so the budget is larger than "
+    "is how many it has sampled. Those are paid for out of the same count, so the budget is larger than "
     "that of the table above, and the two are not to be compared."
 )
 HOW = (

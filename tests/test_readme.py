@@ -17,7 +17,9 @@ def test_every_command_and_recipe_that_it_names_is_there():
     code = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.S))
     assert set(re.findall(r"^diffalign ([a-z-]+)", code, re.M)) <= set(COMMANDS)
     assert set(COMMANDS) <= set(re.findall(r"`(?:diffalign )?([a-z-]+)", TEXT))
-    assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= set(shipped_configs()) | {
+    assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= {
+        *shipped_configs(),
+        *shipped_configs("rewards"),
         "tiny_clip",
         "sdxl_real_size",
     }
