@@ -120,6 +120,7 @@ class RolloutConfig:
     batch_size: int = 8  # samples that go through the network at once
     resolution: int | None = None  # of the images; null: data.resolution
     trained_steps: float = 1.0  # share of a trajectory's steps that is learnt from, drawn at random
+    lowest_time: float = 0.0  # steps from times (0 to 1) below are not learnt from: little is decided there
     passes: int = 1  # times that a round is learnt from
     first_branch: int = 4  # of a tree: steps before it
     inner_steps: int = 0  # of a tree: steps that a candidate takes alone before it is judged

@@ -58,6 +58,7 @@ RULES: Mapping[str, Rule] = {
     "rollout.batch_size": _at_least(1),
     "rollout.resolution": _multiple(8),
     "rollout.trained_steps": ((lambda v: 0 < v <= 1), "more than 0, up to 1"),
+    "rollout.lowest_time": _BELOW_ONE,
     "rollout.passes": _at_least(1),
     "rollout.first_branch": _at_least(0),
     "rollout.inner_steps": _at_least(0),

@@ -132,7 +132,9 @@ def online_source(
 def plan_of(run: Run, path: NoisingPath, rank: int = 0, world: int = 1) -> Plan:
     """Who learns what when, on a path: how many slots a prompt has depends on which steps are draws."""
     config, shape, setting = run.rollout, shape_of(run), setting_of(run, path)
-    draws = drawn_steps(setting, path) - (setting.first_branch if shape == "tree" else 0)
+    draws = drawn_steps(setting, path, setting.first_branch if shape == "tree" else 0)
+    if shape != "samples" and not draws:
+        raise UserError(f"rollout.lowest_time={config.lowest_time}: no step is left; allowed: less")
     slots = 1 if shape == "samples" else max(1, round(config.trained_steps * draws))
     return Plan(config.prompts_per_round, slots, run.training.batch_size, config.passes, rank, world)
 
@@ -153,6 +155,7 @@ def setting_of(run: Run, path: NoisingPath) -> Setting:
         config.first_branch,
         config.inner_steps,
         config.estimate,
+        config.lowest_time,
     )
 
 

@@ -36,6 +36,7 @@ class Setting:
         first_branch: of a tree: steps before the first branch.
         inner_steps: of a tree: steps that a candidate takes alone.
         estimate: of a tree: where the clean estimate that is judged comes from.
+        lowest: steps from times below are sampled, not learnt from.
     """
 
     kernel: StepKernel
@@ -46,6 +47,7 @@ class Setting:
     first_branch: int = 4
     inner_steps: int = 0
     estimate: str = "candidate"
+    lowest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,17 @@ class Cast:
 
 
 class Steps:
-    """The steps that have been recorded, in order."""
+    """The steps that are learnt from, in order."""
 
-    def __init__(self, rivals: int):
-        self._rivals = rivals
+    def __init__(self, cast: Cast):
+        self._cast, self._rivals = cast, cast.setting.samples
         self._rows: list[tuple[Tensor, ...]] = []
         self._references: list[Tensor] = []
         self.shared: list[bool] = []
 
-    def add(
-        self,
-        x: Tensor,
-        after: Tensor,
-        mean: Tensor,
-        std: Tensor,
-        t: float,
-        s: float,
-        reference: Tensor | None,
-    ) -> None:
-        """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw."""
-        if not bool((std > 0).all()):
+    def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
+        """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw or from too low a time."""
+        if t < self._cast.setting.lowest or not bool((std > 0).all()):
             return
         wide = lambda v: v.expand(-1, self._rivals, *v.shape[2:])  # noqa: E731
         self.shared.append(x.shape[1] == 1 and self._rivals > 1)
@@ -134,6 +127,7 @@ class Steps:
         logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
         times = [torch.full(after.shape[:2], v, device=after.device, dtype=after.dtype) for v in (t, s)]
         self._rows.append((wide(x), after, *times, logp))
+        reference = self._cast.reference_mean(x, t, s)
         if reference is not None:
             self._references.append(wide(reference))
 
@@ -193,20 +187,19 @@ def trajectories(
         setting: how.
     """
     cast = Cast(policy, reference, cond, negative, setting)
-    x, steps = start(cond, shape, random, setting), Steps(setting.samples)
+    x, steps = start(cond, shape, random, setting), Steps(cast)
     for t, s in pairs(setting.times):
         after, mean, std = step(cast, x, t, s, random)
-        steps.add(x, after, mean, std, t, s, cast.reference_mean(x, t, s))
+        steps.add(x, after, mean, std, t, s)
         x = after
     return steps.sampled(x[:, None], [0.0], [0] * len(steps.shared))
 
 
-def drawn_steps(setting: Setting, path: Path) -> int:
-    """How many steps of a trajectory are draws, and so have a density."""
-    one = torch.zeros(1, 1)
-    stds = [
-        setting.kernel.after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in pairs(setting.times)
-    ]
+def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
+    """How many steps from number ``first`` on are draws, and so have a density, and are learnt from."""
+    one, after = torch.zeros(1, 1), setting.kernel.after
+    grid = list(pairs(setting.times))[first:]
+    stds = [after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid if t >= setting.lowest]
     return sum(bool((std > 0).all()) for std in stds)
 
 

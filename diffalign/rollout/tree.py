@@ -39,7 +39,7 @@ def tree(
         x, _, _ = step(cast, x, t, s, random, rivals=1)
     steps_left = steps_left[setting.first_branch :]
     x0, eps = cast.estimates(policy, x, steps_left[0][0])
-    steps, judged = Steps(k), []
+    steps, judged = Steps(cast), []
     at: list[float] = []
     verdict: list[int] = []
     while steps_left:
@@ -50,7 +50,7 @@ def tree(
                 x0, eps = cast.estimates(policy, x, t)
             mean, std = cast.after(x0, eps, t, s)
             after = mean + std * draws(x, random, k)
-            steps.add(x, after, mean, std, t, s, cast.reference_mean(x, t, s))
+            steps.add(x, after, mean, std, t, s)
             x = after
         verdict += [len(at)] * (len(steps.shared) - before)
         end = segment[-1][1]

@@ -1,6 +1,6 @@
 """What a round is made of, against loops written independently, with the draws prescribed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -219,3 +219,20 @@ def test_flow_models_are_sampled_by_their_sde():
     got = trajectories(flow, None, conditions()[0], {}, SHAPE, Streams([1, 2, 3]), setting)
     assert drawn_steps(setting, flow.path) == got.x.t.shape[1] == 10
     assert torch.isfinite(got.x.logp).all()
+
+
+@pytest.mark.parametrize("shape", [trajectories, tree])
+def test_steps_from_low_times_are_sampled_and_not_learnt_from(shape):
+    """The times of twenty steps are 0.951, 0.901, ... 0.001: thirteen are 0.351 or more, nine of them after
+    four plain ones. The reference is not asked below.
+    """
+    cond, negative = conditions()
+    every, few = Counting(), Counting()
+    setting = Setting(DDIM(1.0), GRID, 1.0, 2)
+    high = replace(setting, lowest=0.35)
+    whole = shape(Counting(), every, cond, negative, SHAPE, Streams([1, 2, 3]), setting)
+    got = shape(Counting(), few, cond, negative, SHAPE, Streams([1, 2, 3]), high)
+    steps = 13 if shape is trajectories else 9
+    assert got.x.t.shape[1] == steps == drawn_steps(high, sd_path(), 0 if shape is trajectories else 4)
+    assert torch.equal(got.x.x_s, whole.x.x_s[:, :steps]) and torch.equal(got.judged, whole.judged)
+    assert len(got.verdict) == steps and few.asked < every.asked
