@@ -38,6 +38,7 @@ PREFIX = "tiny_sdxl_"
 BUDGET = 60 * 64 * 8.0
 ONLINE_BUDGET = 4 * BUDGET  # what is sampled has to be paid for as well
 COST_STEPS = 2  # steps that a method's cost is measured on: some make random numbers of calls
+NEVER = 7_207_200  # steps between checkpoints: whole rounds, whatever a round's steps are (up to 16, 20, ...)
 HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
 COST_VERSION = 1
 
@@ -54,7 +55,7 @@ def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0) -> Run:
         overwrite=True,
         training=replace(run.training, seed=seed),
         data=replace(run.data, cache_dir=str(record.WORK / "cache"), max_holdout=HELD_OUT),
-        checkpoint=replace(run.checkpoint, every=1_000_000),
+        checkpoint=replace(run.checkpoint, every=NEVER),
         logging=replace(run.logging, trackers=()),
     )
 

@@ -29,6 +29,13 @@ def run(argv: Sequence[str]) -> int:
     run, notes = resolve(read_flags(argv), needs=("model.path", "data.path"))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if run.rollout.prompts:
+        from diffalign.errors import UserError
+
+        raise UserError(
+            f"rollout.prompts={run.rollout.prompts!r}: this run samples what it learns from, and there is "
+            "nothing to encode before it; allowed: a run with data.path"
+        )
     from diffalign.data import read_preferences
     from diffalign.material import encode
     from diffalign.models.loading import load

@@ -79,9 +79,17 @@ def rows(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """The comment behind each field in the source of a dataclass."""
-    found = re.findall(r"^    (\w+): [^#\n]*?(?:  # (.*))?$", inspect.getsource(cls), flags=re.MULTILINE)
-    return dict(found)
+    """The comment behind each field in the source of a dataclass, or the lines above it."""
+    found, above = {}, []
+    for line in inspect.getsource(cls).splitlines():
+        comment = re.fullmatch(r"    # (.*)", line)
+        field = re.fullmatch(r"    (\w+): [^#]*?(?:  # (.*))?", line)
+        if comment:
+            above.append(comment[1])
+        elif field:
+            found[field[1]] = " ".join([*above, field[2] or ""]).strip()
+            above = []
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -77,7 +77,8 @@ class DDPO:
             metrics["kl"] = ll.kl.mean()
             loss = loss + self.kl * ll.kl.mean() if self.kl else loss
         metrics = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
-        return Step(loss, metrics, torch.tensor(float(len(logp)), device=logp.device))
+        # Sources leave groups without advantage out; where one stands in for a batch of them it counts nothing.
+        return Step(loss, metrics, advantage.ne(0).any() * float(len(logp)))
 
 
 CARD = MethodCard(

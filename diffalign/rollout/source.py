@@ -8,7 +8,7 @@ sampled.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -43,7 +43,7 @@ class Cast:
 
 @dataclass
 class Told:
-    """What a round has told, for the log: figures by name, and the images sampled so far on this rank."""
+    """What a round has told, for the log: figures by name, and the images of all rounds so far on this rank."""
 
     round: int = -1
     figures: dict[str, float] = field(default_factory=dict)
@@ -84,7 +84,9 @@ class OnlineSource:
         self._config, self._shape, self._setting, self._plan = config, shape, setting, plan
         self._seed, self._store = seed, store
         self._micro_step = 0
+        self._sought = 0
         self._round: tuple[int, Round] | None = None
+        self._history = (-1, PromptHistory())
         self.told = Told()
 
     def seek(self, micro_step: int) -> None:
@@ -92,7 +94,9 @@ class OnlineSource:
         policy's.
         """
         self._micro_step, self._round = micro_step, None
-        self._store.forget_after(self._plan.place(micro_step).round)
+        # A checkpoint inside a round needs the states of it for as long as it may be resumed from.
+        self._sought = self._plan.place(micro_step).round
+        self._store.forget_after(self._sought)
 
     def __iter__(self) -> Iterator[Batch]:
         """Endless micro-batches, from where ``seek`` has put it.
@@ -127,40 +131,39 @@ class OnlineSource:
 
     def _made(self, number: int) -> Round:
         prompts = self.prompts_of(number)
-        with torch.no_grad(), _evaluating(self._cast.network):
+        with torch.no_grad(), _evaluating(self._cast.network), self._studio.opened():
             cond, negative = self._studio.encode(prompts)
             parts = list(self._parts(number, prompts, cond, negative))
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         score = self._scores(number, prompts, whole)
         made = self._assembled(number, prompts, cond, negative, whole, score)
-        self._store.forget_before(number)
+        self._store.forget_before(number, but=self._sought)
+        self.told.images = (number + 1) * len(prompts) * self._setting.samples
         return made
 
     def _parts(self, number: int, prompts: list[str], cond: Cond, negative: Cond) -> Iterator[Part]:
         """Every part of a round, from disk or sampled now; one is judged while the next one is sampled."""
         size = max(1, self._config.batch_size // self._setting.samples)
         starts = range(0, len(prompts), size)
-        missing = [start for start in starts if not self._store.has(number, start)]
         waiting: deque[tuple[int, Part, Future[Tensor] | None]] = deque()
-        with self._studio.opened() if missing else nullcontext():
-            for start in starts:
-                known = self._store.load(number, start)
-                if known is not None:
-                    yield known
-                    continue
+        for start in starts:
+            known = self._store.load(number, start)
+            if known is None:
                 rows = range(start, min(start + size, len(prompts)))
                 sampled = self._sampled(number, rows, cond, negative)
                 waiting.append((start, *self._shown(sampled, [prompts[row] for row in rows])))
-                if len(waiting) > 1:
-                    yield self._settled(number, *waiting.popleft())
-            while waiting:
+            while len(waiting) > (known is None):
                 yield self._settled(number, *waiting.popleft())
+            if known is not None:
+                yield known
+        while waiting:
+            yield self._settled(number, *waiting.popleft())
 
     def _sampled(self, number: int, rows: range, cond: Cond, negative: Cond) -> Sampled:
         """Some prompts of a round, sampled now."""
         device = self._studio.device
         pick = lambda values: {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}  # noqa: E731
-        sampled = SHAPES[self._shape](
+        return SHAPES[self._shape](
             self._cast.policy,
             self._cast.reference,
             pick(cond),
@@ -169,8 +172,6 @@ class OnlineSource:
             Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows]),
             self._setting,
         )
-        self.told.images += len(rows) * self._setting.samples
-        return sampled
 
     def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, Future[Tensor] | None]:
         """What a part is before it is judged, and the judgement that is under way."""
@@ -249,7 +250,11 @@ class OnlineSource:
     def _advantages(self, number: int, prompts: list[str], score: Tensor) -> Tensor:
         """(N, S, K) of this rank against statistics of all ranks, and of earlier rounds."""
         names, together, own = self._of_all_ranks(number, prompts, score[:, 0])
-        history = (self._store.history(number - 1) if number else PromptHistory()).add(names, together)
+        known, before = self._history
+        if known != number - 1:
+            before = self._store.history(number - 1)
+        history = before.add(names, together)
+        self._history = (number, history)
         self._store.write_history(number, history)
         found = advantages(together, names, self._config.advantage, history)[own]
         return found[:, None].expand(score.shape).contiguous()

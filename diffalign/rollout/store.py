@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -85,15 +86,21 @@ class RoundStore:
         write_atomic(self.round(number) / "scores.jsonl", lines)
 
     def forget_after(self, number: int) -> None:
-        """Remove later rounds: another policy has sampled them."""
+        """Remove later rounds: another policy has sampled them. What people have labelled is moved aside."""
         for other, folder in self._rounds():
-            if other > number and self.rank == 0:
+            if other <= number or self.rank:
+                continue
+            if any(folder.glob("labels*.jsonl")):
+                folder.rename(folder.with_name(f"left-{folder.name}-{uuid4().hex[:8]}"))
+            else:
                 shutil.rmtree(folder)
 
-    def forget_before(self, number: int) -> None:
-        """Remove this rank's states of rounds that need not be kept once ``number`` is there; scores stay."""
+    def forget_before(self, number: int, but: int) -> None:
+        """Remove this rank's states of rounds that need not be kept once ``number`` is there; scores stay, and
+        so does the round ``but``.
+        """
         for old, folder in self._rounds():
-            if self.keep and old <= number - self.keep:
+            if self.keep and old <= number - self.keep and old != but:
                 for path in folder.glob(f"part-{self.rank}-*.pt"):
                     path.unlink()
 
