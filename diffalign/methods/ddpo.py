@@ -77,7 +77,7 @@ class DDPO:
             metrics["kl"] = ll.kl.mean()
             loss = loss + self.kl * ll.kl.mean() if self.kl else loss
         metrics = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
-        # Sources leave groups without advantage out; where one stands in for a batch of them it counts nothing.
+        # Sources leave out groups without advantage; one that stands in for a batch of them counts nothing.
         return Step(loss, metrics, advantage.ne(0).any() * float(len(logp)))
 
 

@@ -43,7 +43,7 @@ class Cast:
 
 @dataclass
 class Told:
-    """What a round has told, for the log: figures by name, and the images of all rounds so far on this rank."""
+    """What a round has told, for the log: figures by name, and the images of all rounds on this rank."""
 
     round: int = -1
     figures: dict[str, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class OnlineSource:
         self._config, self._shape, self._setting, self._plan = config, shape, setting, plan
         self._seed, self._store = seed, store
         self._micro_step = 0
-        self._sought = 0
+        self._unfinished = -1
         self._round: tuple[int, Round] | None = None
         self._history = (-1, PromptHistory())
         self.told = Told()
@@ -94,9 +94,10 @@ class OnlineSource:
         policy's.
         """
         self._micro_step, self._round = micro_step, None
-        # A checkpoint inside a round needs the states of it for as long as it may be resumed from.
-        self._sought = self._plan.place(micro_step).round
-        self._store.forget_after(self._sought)
+        number = self._plan.place(micro_step).round
+        # A checkpoint inside a round needs what an earlier policy sampled, for as long as it is the newest.
+        self._unfinished = number if micro_step % self._plan.micro_steps else -1
+        self._store.forget_after(number)
 
     def __iter__(self) -> Iterator[Batch]:
         """Endless micro-batches, from where ``seek`` has put it.
@@ -137,7 +138,7 @@ class OnlineSource:
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         score = self._scores(number, prompts, whole)
         made = self._assembled(number, prompts, cond, negative, whole, score)
-        self._store.forget_before(number, but=self._sought)
+        self._store.forget_before(number, but=self._unfinished)
         self.told.images = (number + 1) * len(prompts) * self._setting.samples
         return made
 

@@ -96,8 +96,8 @@ class RoundStore:
                 shutil.rmtree(folder)
 
     def forget_before(self, number: int, but: int) -> None:
-        """Remove this rank's states of rounds that need not be kept once ``number`` is there; scores stay, and
-        so does the round ``but``.
+        """Remove this rank's states of rounds that need not be kept once ``number`` is there; scores and the
+        round ``but`` stay.
         """
         for old, folder in self._rounds():
             if self.keep and old <= number - self.keep and old != but:
