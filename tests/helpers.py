@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,6 +19,11 @@ SD_SCHEDULER = {
 }
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference material beside the checkout; tests that want it skip where it is absent."""
+
+
+def needs(path: Path) -> pytest.MarkDecorator:
+    """A mark that skips a test where some reference material is not there."""
+    return pytest.mark.skipif(not path.exists(), reason=f"{path.name} is not beside the checkout")
 
 
 def sd_path() -> VariancePreserving:

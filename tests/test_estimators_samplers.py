@@ -10,7 +10,7 @@ from diffalign.paths import RectifiedFlow
 from diffalign.randomness import Streams
 from diffalign.samplers import DDIM, clean_and_noise, sample, timesteps, trajectory
 from diffalign.types import Noised
-from tests.helpers import SHARED, Affine, Answers, sd_path
+from tests.helpers import SHARED, Affine, Answers, needs, sd_path
 
 
 def noisy(path, count=3, dtype=torch.float64):
@@ -135,7 +135,7 @@ def test_sampling_a_gaussian_recovers_it():
         )
 
 
-@pytest.mark.skipif(not (SHARED / "golden").exists(), reason="reference vectors are not beside the checkout")
+@needs(SHARED / "golden")
 @pytest.mark.parametrize("prefix", ["s20_", "s50_"])
 def test_ddim_against_the_reference_implementation(prefix):
     f = np.load(SHARED / "golden" / "d3po.npz")

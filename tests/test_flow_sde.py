@@ -9,7 +9,7 @@ from diffalign.estimators import step_log_density, transition
 from diffalign.paths import RectifiedFlow
 from diffalign.randomness import Streams
 from diffalign.samplers import DDIM, FlowSDE, kernel_for, trajectory
-from tests.helpers import SHARED, Affine, Answers, sd_path
+from tests.helpers import SHARED, Affine, Answers, needs, sd_path
 
 FLOW = RectifiedFlow()
 GOLDEN = SHARED / "golden" / "flow_grpo_sde_step.npz"
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused():
         FlowSDE(1.2, "cps")
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 @pytest.mark.parametrize("level", [0.7, 0.4])
 @pytest.mark.parametrize("form", ["sde", "cps"])
 def test_flow_grpo_against_the_reference_implementation(form, level):

@@ -13,7 +13,7 @@ from diffalign.inversion import Inversion, along_grid, route_to, walk
 from diffalign.paths import RectifiedFlow, VariancePreserving, path_from_config
 from diffalign.randomness import Streams
 from diffalign.samplers import DDIM
-from tests.helpers import SD_SCHEDULER, SHARED, Affine, sd_path
+from tests.helpers import SD_SCHEDULER, SHARED, Affine, needs, sd_path
 
 GOLDEN = SHARED / "golden" / "ddim_inversion.npz"
 f64 = {"dtype": torch.float64}
@@ -76,7 +76,7 @@ def invert(inversion, denoiser, x, t, cond, group=None, streams=None):
 
 # The released trajectories.
 
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+golden = needs(GOLDEN)
 
 
 def golden_cases(prefixes):

@@ -17,7 +17,7 @@ from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
 from diffalign.job import _own_trajectories, align
 from diffalign.training.diagnostics import HeldOut
-from tests.helpers import SHARED
+from tests.helpers import SHARED, needs
 
 PICKAPIC = SHARED / "data" / "pairs" / "pickapic.parquet"
 
@@ -148,7 +148,7 @@ def test_full_fine_tuning_with_a_moving_average(tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in ema.items())
 
 
-@pytest.mark.skipif(not PICKAPIC.exists(), reason="the shared preference pairs are not beside the checkout")
+@needs(PICKAPIC)
 def test_real_images_in_pick_a_pics_schema(tmp_path):
     run = small(tmp_path / "run", steps=2)
     said = []

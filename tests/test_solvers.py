@@ -9,7 +9,7 @@ import torch
 from diffalign.paths import RectifiedFlow
 from diffalign.solvers import dpm_solver, dpm_solver_step
 from diffalign.types import Noised
-from tests.helpers import SD_SCHEDULER, SHARED, Affine, sd_path
+from tests.helpers import SD_SCHEDULER, SHARED, Affine, needs, sd_path
 
 GOLDEN = SHARED / "golden" / "dro.npz"
 
@@ -118,7 +118,7 @@ def test_second_order_on_a_gaussian():
     assert error(40, 1) / error(80, 1) == pytest.approx(2, rel=0.15)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 def test_golden_rollout():
     """Sample 0's states as recorded, and every final sample as if run alone; their arithmetic is float32."""
     f = np.load(GOLDEN)

@@ -13,7 +13,7 @@ from diffalign.data.drop import leave_out
 from diffalign.errors import UserError
 from diffalign.evaluation.displacement import PairRow, ches, last_input, measure, report
 from diffalign.types import Batch
-from tests.helpers import SHARED, GivenTimes, sd_path
+from tests.helpers import SHARED, GivenTimes, needs, sd_path
 
 GOLDEN = SHARED / "golden" / "llm_objectives.npz"
 
@@ -28,7 +28,7 @@ def test_ches_by_hand():
     assert ches(chosen, chosen).tolist() == [0.0], "a pair of equals"
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 def test_ches_golden():
     f = np.load(GOLDEN)
     if "ches_score" not in f:

@@ -10,7 +10,7 @@ from diffalign.losses.divergences import DIVERGENCES, Alpha, ForwardKL, JensenSh
 from diffalign.losses.pairwise import IPO, LOSSES, Hinge, Logistic, Robust
 from diffalign.losses.recent import BCO, EXO, NCA, SPPO, APODown, APOZero, DiscoPOP
 from diffalign.losses.recent import ReverseKL as DMPOLoss
-from tests.helpers import SHARED
+from tests.helpers import SHARED, needs
 
 GOLDEN = SHARED / "golden"
 C = torch.tensor([-2.0, 0.0, 0.3, 4.0, -0.7], dtype=torch.float64)
@@ -166,7 +166,7 @@ TRL = {  # name in the file -> (our loss, what one unit of the policy's log-rati
 }
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 @pytest.mark.parametrize("name", TRL)
 def test_golden_trl(name):
     f = np.load(GOLDEN / "llm_objectives.npz")
@@ -191,7 +191,7 @@ TRL_DIVERGENCES = {
 }
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 @pytest.mark.parametrize("name", TRL_DIVERGENCES)
 def test_golden_trl_divergences(name):
     f = np.load(GOLDEN / "llm_objectives.npz")
@@ -217,7 +217,7 @@ OFFICIAL = {
 }
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 @pytest.mark.parametrize("beta", [0.1, 0.3])
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_golden_f_dpo(name, beta):

@@ -13,7 +13,7 @@ from diffalign.methods.sft import SFT, winners
 from diffalign.randomness import Streams
 from diffalign.times import Uniform
 from diffalign.types import Batch, Noised
-from tests.helpers import SHARED, Affine, Answers, GivenNoise, GivenTimes, sd_path
+from tests.helpers import SHARED, Affine, Answers, GivenNoise, GivenTimes, needs, sd_path
 
 GOLDEN = SHARED / "golden" / "diffusion_dpo.npz"
 
@@ -57,7 +57,7 @@ def test_loss_and_gradient_against_numpy(beta):
     assert step.weight.item() == 3
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 @pytest.mark.parametrize(
     ("prefix", "method"),
     [
@@ -85,7 +85,7 @@ def test_golden_vectors(prefix, method):
         assert step.metrics["rewards/accuracies"].item() == pytest.approx(float(f[prefix + "implicit_acc"]))
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 def test_golden_noising():
     """add_noise and the v target of the released code, with its sharing of time and noise."""
     f = np.load(GOLDEN)
@@ -212,7 +212,7 @@ def test_sft_is_the_mean_error_of_the_winners():
     assert step.weight.item() == 2
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+@needs(GOLDEN)
 def test_sft_golden():
     f = np.load(GOLDEN)
     if "sft_loss_f32" not in f:

@@ -20,7 +20,7 @@ from diffalign.paths import RectifiedFlow
 from diffalign.randomness import Streams
 from diffalign.samplers import clean_and_noise
 from diffalign.types import Batch, Noised
-from tests.helpers import SHARED, Affine, Answers, GivenTimes, sd_path
+from tests.helpers import SHARED, Affine, Answers, GivenTimes, needs, sd_path
 
 f64 = {"dtype": torch.float64}
 
@@ -226,7 +226,7 @@ class Leaves:
         )
 
 
-@pytest.mark.skipif(not INVERSION.exists(), reason="reference vectors are not beside the checkout")
+@needs(INVERSION)
 @pytest.mark.parametrize("name", ["leaf", "leaf_init"])
 @pytest.mark.parametrize("sign", ["released", "figure"])
 def test_golden_inversion_dpo_on_leaves(name, sign):

@@ -24,11 +24,11 @@ from diffalign.methods.fdpo import FDPO
 from diffalign.methods.madpo import MADPO
 from diffalign.methods.simpo import SimPO
 from diffalign.types import Batch, Stateful
-from tests.helpers import SHARED, GivenNoise, GivenTimes, sd_path
+from tests.helpers import SHARED, GivenNoise, GivenTimes, needs, sd_path
 from tests.methods.test_dpo_sft import affine_step, run_on
 
 GOLDEN = SHARED / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+needs_golden = needs(GOLDEN)
 METHODS = [
     DSPO(beta=0.3, scale=10), DMPO(beta=10), MADPO(beta=10), FDPO(scale=10), SimPO(beta=10), ADPO(scale=10),
     AOT(beta=10), AOT(beta=10, paired=False), APO(beta=10), APO(beta=10, variant="down"),

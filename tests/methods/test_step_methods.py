@@ -19,10 +19,10 @@ from diffalign.paths import RectifiedFlow
 from diffalign.rollout.rounds import best_and_worst
 from diffalign.samplers import DDIM, FlowSDE, timesteps
 from diffalign.types import Batch, Transition
-from tests.helpers import SHARED, Answers, sd_path
+from tests.helpers import SHARED, Answers, needs, sd_path
 
 GOLDEN = SHARED / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="reference vectors are not beside the checkout")
+needs_golden = needs(GOLDEN)
 RANDOM = torch.Generator()
 
 

@@ -13,11 +13,11 @@ from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.aesthetic import load_head, score_embeddings
 from diffalign.rewards.clip import OPENAI_MEAN, OPENAI_STD, preprocess_pil, preprocess_pixels, resized
-from tests.helpers import SHARED
+from tests.helpers import SHARED, needs
 from tests.rewards.conftest import SIZE, make_clip
 
 V1, V2 = SHARED / "data" / "laion_aesthetic_v1", SHARED / "data" / "laion_aesthetic_v2"
-needs_data = pytest.mark.skipif(not V2.is_dir(), reason="the real heads are not beside this checkout")
+needs_data = needs(V2)
 
 
 def as_pixels(images):

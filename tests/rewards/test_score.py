@@ -15,7 +15,7 @@ from diffalign.errors import UserError
 from diffalign.rewards.cache import ScoreCache, reward_key
 from diffalign.rewards.items import read_items
 from diffalign.rewards.score import Scorer, make_scorers, score, write_table
-from tests.helpers import SHARED
+from tests.helpers import SHARED, needs
 from tests.rewards.conftest import write_jsonl
 
 
@@ -192,7 +192,7 @@ def test_bad_inputs_are_named(tmp_path):
 PICKAPIC = SHARED / "data" / "pairs" / "pickapic.parquet"
 
 
-@pytest.mark.skipif(not PICKAPIC.is_file(), reason="the Pick-a-Pic rows are not beside this checkout")
+@needs(PICKAPIC)
 def test_real_pick_a_pic_rows():
     rows = score(read_items(PICKAPIC), make_scorers(["jpeg"]), progress=False).rows
     assert len(rows) == 9 and all(row["jpeg_0"] < 0 and row["jpeg_1"] < 0 for row in rows)

@@ -19,7 +19,7 @@ from diffalign.rollout.judges import InlineJudge, People
 from diffalign.rollout.specs import Weighted
 from diffalign.rollout.store import RoundStore
 from diffalign.rollout.studio import ModelStudio
-from tests.rollout.toys import PROMPTS, Script, Studio, World, equal
+from tests.rollout.toys import PROMPTS, Script, Studio, World, equal, tied
 
 METHODS = {
     "d3po": ("trajectories", "none", D3PO(), D3PO_CARD),
@@ -163,12 +163,6 @@ def test_the_ratio_of_the_first_step_is_one(name, guidance, dtype):
             assert float(step.metrics["ratio"]) == pytest.approx(1, abs=2e-5)
         else:
             assert float(step.loss.detach()) == pytest.approx(math.log(2), abs=1e-4)
-
-
-def tied(*numbers):
-    """Prompts of these numbers are ties."""
-    names = {f"prompt {n}" for n in numbers}
-    return Script(lambda x, prompts, t: x[:, 1] * torch.tensor([float(p not in names) for p in prompts]))
 
 
 @methods

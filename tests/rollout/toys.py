@@ -82,6 +82,12 @@ class Script:
         self.closed = True
 
 
+def tied(*numbers: int) -> Script:
+    """Heights, but of prompts of these numbers all are equal."""
+    names = {f"prompt {n}" for n in numbers}
+    return Script(lambda x, prompts, t: x[:, 1] * torch.tensor([float(p not in names) for p in prompts]))
+
+
 @dataclass
 class Watched:
     """A denoiser that notes how it is asked: (training, gradient, samples)."""
