@@ -164,8 +164,8 @@ class SaveCheckpoints:
         self._saved: int | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """What was resumed from needs no second copy."""
-        self._saved = state.start_step
+        """What was resumed from needs no second copy; a fresh run has none, and may pause before it moves."""
+        self._saved = state.start_step or None
 
     def on_step(self, state: TrainState) -> None:
         """Save when it is due."""
