@@ -75,12 +75,37 @@ def check_online(run: Run) -> None:
             f"rollout.eta={config.eta}: steps without noise have no density; allowed with method {name}: "
             "more than 0"
         )
+    if shape == "samples" and not config.eta and config.shared_noise:
+        raise UserError(
+            "rollout.shared_noise=True with rollout.eta=0: all samples of a prompt would be one; allowed: "
+            "rollout.shared_noise false, or rollout.eta above 0"
+        )
+    _check_scores(run, shape)
     if config.samples < 2 and config.advantage == "none":
         raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
     if config.by == "people" and (shape == "tree" or config.advantage != "none"):
         raise UserError(
             "rollout.by='people' labels finished images; allowed with it: shapes samples and trajectories, "
             "rollout.advantage none"
+        )
+
+
+def _check_scores(run: Run, shape: str) -> None:
+    """Advantages for whom they are meant, and Pareto for whoever can compare by it."""
+    config, card = run.rollout, REGISTRY[run.method["type"]]
+    if card.advantages != (config.advantage != "none"):
+        raise UserError(
+            f"rollout.advantage={config.advantage!r} with method {card.name}, which learns from "
+            + (
+                "advantages; allowed: group, group_batch, batch, prompt"
+                if card.advantages
+                else "comparisons; allowed: none"
+            )
+        )
+    if config.combine == "pareto" and (shape == "samples" or card.advantages):
+        raise UserError(
+            f"rollout.combine='pareto' with method {card.name}, which wants one score a sample; allowed: "
+            "sum, wins"
         )
 
 
@@ -92,6 +117,11 @@ def _check_tree(run: Run) -> None:
         )
     if config.combine == "pareto":
         raise UserError("rollout.combine='pareto' has no best and worst for a tree; allowed: sum, wins")
+    if config.advantage != "none":
+        raise UserError(
+            f"rollout.advantage={config.advantage!r} with a tree, whose rivals differ from step to step; "
+            "allowed: none, or rollout.shape trajectories"
+        )
     if config.samples < 2:
         raise UserError(f"rollout.samples={config.samples}; allowed for a tree: 2 or more candidates")
 

@@ -59,10 +59,10 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
     from diffalign.models.loading import load
     from diffalign.training.acceleration import accelerator_for
 
-    if REGISTRY[run.method["type"]].rollout != "samples":
+    if run.rollout.prompts or REGISTRY[run.method["type"]].rollout != "samples":
         raise UserError(
-            f"displacement is measured on pairs, and method {run.method['type']} learns from rollouts; "
-            "allowed: a method that learns from pairs"
+            "displacement is measured on a set of pairs, and this run, with method "
+            f"{run.method['type']}, learns from rollouts; allowed: data.path without rollout.prompts"
         )
     method = build(run.method)
     accelerator = accelerator_for(run.training)

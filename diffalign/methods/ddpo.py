@@ -91,4 +91,5 @@ CARD = MethodCard(
     cost="a step: 1 policy sample with gradient, 1 reference sample, in the rollout; twice that guided",
     method=DDPO,
     rollout="trajectories",
+    advantages=True,
 )

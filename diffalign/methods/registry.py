@@ -29,6 +29,7 @@ class MethodCard:
         method: the dataclass.
         rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
             a "tree" of rival steps. The last two have no offline form.
+        advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
     """
 
     name: str
@@ -40,6 +41,7 @@ class MethodCard:
     cost: str
     method: type
     rollout: Literal["samples", "trajectories", "tree"] = "samples"
+    advantages: bool = False
 
     @property
     def source(self) -> str:
