@@ -36,7 +36,7 @@ from diffalign.rewards import load as load_reward
 PREFIX = "tiny_sdxl_"
 # Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.
 BUDGET = 60 * 64 * 8.0
-ONLINE_BUDGET = 4 * BUDGET  # what is sampled has to be paid for as well
+ONLINE_BUDGET = 3 * BUDGET  # what is sampled has to be paid for as well
 COST_STEPS = 2  # steps that a method's cost is measured on: some make random numbers of calls
 NEVER = 7_207_200  # steps between checkpoints: whole rounds, whatever a round's steps are (up to 16, 20, ...)
 HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
