@@ -153,7 +153,7 @@ class OnlineSource:
                 rows = range(start, min(start + size, len(prompts)))
                 sampled = self._sampled(number, rows, cond, negative)
                 waiting.append((start, *self._shown(sampled, [prompts[row] for row in rows])))
-            while len(waiting) > (known is None):
+            while waiting and (known is not None or len(waiting) > 1 or _done(waiting[0][2])):
                 yield self._settled(number, *waiting.popleft())
             if known is not None:
                 yield known
@@ -275,6 +275,10 @@ class OnlineSource:
             part["scores"] = judged.result().reshape(part["scores"].shape)
         self._store.save(number, start, part)
         return part
+
+
+def _done(judged: Future[Tensor] | None) -> bool:
+    return judged is None or judged.done()
 
 
 def _as_part(sampled: Sampled) -> Part:

@@ -165,6 +165,24 @@ def test_the_ratio_of_the_first_step_is_one(name, guidance, dtype):
             assert float(step.loss.detach()) == pytest.approx(math.log(2), abs=1e-4)
 
 
+def test_a_reward_that_knows_time_is_told_when_an_estimate_was_made():
+    class Timed:
+        def __init__(self):
+            self.times = []
+
+        def __call__(self, images, prompts):
+            return self.at(images, prompts, torch.zeros(len(images)))
+
+        def at(self, images, prompts, t):
+            self.times += t.tolist()
+            return torch.arange(len(images)).float()
+
+    reward = Timed()
+    w = world("spo", judge=InlineJudge([Weighted("timed", "timed")], [reward]), studio=Studio(pictures=True))
+    w.batches(1)
+    assert reward.times == pytest.approx(([0.251] * 3 + [0.001] * 3 + [0.0] * 3) * 4)
+
+
 @methods
 def test_groups_that_are_ties_are_left_out(name):
     w = world(name, batch_size=4, judge=tied(*range(0, 6, 2)))
@@ -226,12 +244,12 @@ def test_a_round_that_was_killed_goes_on_with_what_there_is(name, tmp_path):
     first = small(name, store=RoundStore(tmp_path), judge=Script(fails_at=3))
     with pytest.raises(RuntimeError, match="killed"):
         first.batches()
-    assert parts(tmp_path, 0) == ["part-0-000000.pt", "part-0-000001.pt"]
+    assert parts(tmp_path, 0) == [f"part-0-00000{i}.pt" for i in range(3)]
     assert not list(tmp_path.rglob("*.tmp"))
     second = small(name, store=RoundStore(tmp_path))
     assert all(map(equal, second.batches(), wanted))
-    assert [asked[0] for asked in second.judge.asked] == whole.source.prompts_of(0)[2:]
-    assert 2 * len(second.policy.seen) == len(whole.policy.seen)
+    assert [asked[0] for asked in second.judge.asked] == whole.source.prompts_of(0)[3:]
+    assert 4 * len(second.policy.seen) == len(whole.policy.seen)
     (tmp_path / "round-000000" / "part-0-000001.pt").unlink()  # one in the middle is lost
     assert all(map(equal, small(name, store=RoundStore(tmp_path)).batches(), wanted))
     third = small(name, store=RoundStore(tmp_path), judge=Script(fails_at=0))
