@@ -20,7 +20,7 @@ from benchmarks import record
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
 from diffalign import tiny
-from diffalign.config import Run
+from diffalign.config import Run, ValidationConfig
 from diffalign.config_io import read_run
 from diffalign.demo import EVALUATION_SEED, REWARDS, SAMPLING
 from diffalign.evaluation.sampling import fingerprint, generate
@@ -57,6 +57,7 @@ def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0) -> Run:
         data=replace(run.data, cache_dir=str(record.WORK / "cache"), max_holdout=HELD_OUT),
         checkpoint=replace(run.checkpoint, every=NEVER),
         logging=replace(run.logging, trackers=()),
+        validation=ValidationConfig(),
     )
 
 

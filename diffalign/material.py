@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.online import online_source
 from diffalign.players import Players, players
+from diffalign.rewards import load as load_reward
 from diffalign.rewards.rater import RewardRater
 from diffalign.rollout.log import RoundLog
 from diffalign.training.acceleration import Accelerator
@@ -102,14 +104,15 @@ def online(
 ) -> Material:
     """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint."""
     who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
-    source = online_source(run, model, who, method, accelerator, fresh)
+    once = lru_cache(load_reward)  # a reward that judges and is watched is one
+    source = online_source(run, model, who, method, accelerator, fresh, once)
     tell(f"training {_size(who):,} parameters on what the policy samples for {run.rollout.prompts}")
     model.free_encoders()
     log = RoundLog(source)
     return Material(
         source,
         who,
-        [log, Watch(run, model, run.rollout.rewards, tell)],
+        [log, Watch(run, model, run.rollout.rewards if run.rollout.by == "rewards" else (), tell, once)],
         lambda: f"{log.images} images sampled for prompts of {run.rollout.prompts}",
         lambda: log.verdict,
         lambda: log.figures,

@@ -5,6 +5,7 @@ batches.
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ from diffalign.rollout.studio import ModelStudio
 from diffalign.samplers import kernel_for, timesteps
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Path as NoisingPath
+from diffalign.types import Reward
 
 
 def shape_of(run: Run) -> str:
@@ -59,6 +61,8 @@ def check_online(run: Run) -> None:
             )
         return
     shape = shape_of(run)
+    _check_data(run)
+    read_prompts(config.prompts)
     if config.by == "rewards" and not config.rewards:
         raise UserError(
             "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
@@ -109,6 +113,21 @@ def _check_scores(run: Run, shape: str) -> None:
         )
 
 
+def _check_data(run: Run) -> None:
+    """What a method learns from must be what samples with scores can be."""
+    name, config = run.method["type"], run.rollout
+    data = REGISTRY[name].data
+    if data in ("captions", "pairs with patch maps", "demonstrations"):
+        raise UserError(
+            f"method {name} learns from {data}, which a rollout does not give; allowed: data.path"
+        )
+    if data == "likes" and config.by == "rewards" and config.combine != "wins":
+        raise UserError(
+            f"rollout.combine={config.combine!r} with method {name}: a score above 0.5 is a like; allowed: "
+            "wins (the share of won comparisons), or rollout.by people"
+        )
+
+
 def _check_tree(run: Run) -> None:
     config = run.rollout
     if config.first_branch >= config.steps:
@@ -127,9 +146,24 @@ def _check_tree(run: Run) -> None:
 
 
 def online_source(
-    run: Run, model: LoadedModel, who: Players, method: Any, accelerator: Accelerator, fresh: bool
+    run: Run,
+    model: LoadedModel,
+    who: Players,
+    method: Any,
+    accelerator: Accelerator,
+    fresh: bool,
+    load: Callable[[str, str], Reward],
 ) -> OnlineSource:
-    """The source of an online run; ``fresh`` runs (no checkpoint is continued) begin at round 0.
+    """The source of an online run.
+
+    Args:
+        run: the run.
+        model: the loaded pipeline.
+        who: who plays.
+        method: what learns.
+        accelerator: of this process.
+        fresh: whether no checkpoint is continued.
+        load: a reward of a spec on a device.
 
     Raises:
         UserError: prompts, rewards or batch sizes that do not fit.
@@ -142,13 +176,13 @@ def online_source(
     _check_windows(run, plan)
     folder = Path(run.output) / "rollouts"
     if accelerator.is_main_process:
-        _claim(run, folder, fresh)
+        _claim(run, folder, fresh, [accelerator.num_processes, prompts])
     accelerator.wait_for_everyone()
     decoder = config.decoder and load_decoder(config.decoder, model.device)
     return OnlineSource(
         Cast(who.policy_of(model.network), who.reference if method.needs_reference else None, model.network),
-        ModelStudio(model, config.resolution or run.data.resolution, config.batch_size, decoder or None),
-        judge_of(config, str(accelerator.device)),
+        ModelStudio(model, config.resolution or run.data.resolution, decoder=decoder or None),
+        judge_of(config, str(accelerator.device), load),
         prompts,
         config,
         shape,
@@ -207,7 +241,8 @@ def _check_windows(run: Run, plan: Plan) -> None:
     if run.checkpoint.every % steps:
         raise UserError(
             f"checkpoint.every={run.checkpoint.every}; allowed: a multiple of the {steps} optimizer steps of "
-            "a round, so that a run that is killed can sample its round again"
+            f"a round, such as {-(-run.checkpoint.every // steps) * steps}, so that a run that is killed can "
+            "sample its round again"
         )
     if run.training.reference_every % steps:
         raise UserError(
@@ -216,14 +251,16 @@ def _check_windows(run: Run, plan: Plan) -> None:
         )
 
 
-def _claim(run: Run, folder: Path, fresh: bool) -> None:
-    """Make the folder of rounds this run's own: what another run has left there goes, or is refused."""
-    digest = hashlib.blake2b(
-        json.dumps(_identity(run), sort_keys=True, default=str).encode(), digest_size=16
-    ).hexdigest()
+def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
+    """Make the folder of rounds this run's own: what another run has left there goes, or is refused.
+
+    A run is another one if its settings are, or ``facts``: its prompts, and how many processes share them.
+    """
+    identity = json.dumps([_identity(run), facts], sort_keys=True, default=str)
+    digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     mark = folder / "run.json"
     same = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["settings"] == digest
-    if fresh and folder.exists() and not same:
+    if fresh and folder.exists() and (run.overwrite or not same):
         if list(folder.glob("round-*/labels*.jsonl")) and not run.overwrite:
             raise UserError(
                 f"{folder} holds labels of a run with other settings; write over it with --overwrite true, "

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffalign.errors import UserError
 from diffalign.files import open_atomic, write_atomic
 from diffalign.randomness import derive
+from diffalign.rewards.images import to_pil
 
 
 @runtime_checkable
@@ -118,9 +119,12 @@ def generate(
     world: int = 1,
     progress: bool = True,
     title: str = "sampling",
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Sample]:
     """Draw ``images_per_prompt`` images of every prompt; a prompt given twice gets further images.
 
+    ``decode`` makes pixels (B, 3, H, W) in [0, 1] of the pipeline's latents in place of the pipeline itself,
+    which does not know how to where its network has been told to answer in another precision than its VAE's.
     Process ``rank`` of ``world`` draws every world-th image and returns those. Samples come in the order of
     the prompts. Without a folder the images stay in memory.
 
@@ -145,7 +149,7 @@ def generate(
     with bar, _evaluating(pipeline):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
-            for task, image in zip(batch, _draw(pipeline, batch, arguments), strict=True):
+            for task, image in zip(batch, _draw(pipeline, batch, arguments, decode), strict=True):
                 if where is None:
                     images[task.position, task.number] = image
                 else:
@@ -208,17 +212,22 @@ def _tasks(prompts: Sequence[str], images_per_prompt: int, seed: int, identity: 
     return tasks
 
 
-def _draw(pipeline: Pipeline, batch: list[_Task], arguments: Mapping[str, Any]) -> list[Image.Image]:
+def _draw(
+    pipeline: Pipeline,
+    batch: list[_Task],
+    arguments: Mapping[str, Any],
+    decode: Callable[[Tensor], Tensor] | None,
+) -> list[Image.Image]:
     arguments = dict(arguments)
     if "negative_prompt" in arguments:  # pipelines want as many as there are prompts
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(batch)
     output = pipeline(
         prompt=[task.prompt for task in batch],
         generator=[torch.Generator().manual_seed(task.seed) for task in batch],
-        output_type="pil",
+        output_type="pil" if decode is None else "latent",
         **arguments,
     )
-    return list(output.images)
+    return list(output.images) if decode is None else to_pil(decode(output.images))
 
 
 def _modules(pipeline: Pipeline) -> dict[str, nn.Module]:

@@ -127,6 +127,7 @@ class Watch:
                 seed=settings.seed,
                 folder=self._output / "samples" / f"step-{state.step:06d}",
                 progress=False,
+                decode=self._model.decode,
             )
         self._model.free_encoders()
         return samples

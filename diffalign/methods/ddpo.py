@@ -14,7 +14,8 @@ small as 1e-4 because log-densities are means over elements, not sums.
 2025, arXiv 2505.05470); its code divides by the variance without the step's length, so that its weight b is
 b / (t - s) here. At 0 the KL is only logged; ``kl: null`` does without any reference, as the released DDPO.
 
-What differs from the released code: the density under which a step was drawn is the one that sampling has
+What differs from the released code: a step whose group has no advantage at all is left out of the mean, where
+the released mean counts its 0. The density under which a step was drawn is the one that sampling has
 kept, in float32.
 """
 
@@ -36,7 +37,8 @@ class DDPO:
     Attributes:
         clip: how far from 1 the ratio of policy and sampling policy is rewarded.
         advantage_clip: advantages further from 0 count as this.
-        kl: weight of the KL of the policy's steps to the reference's; 0: logged only, null: no reference.
+        kl: weight of the KL of the policy's steps to the reference's; 0: logged only; null: no reference,
+            which saves the rollout half of its network samples.
     """
 
     clip: float = 1e-4

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,9 +134,9 @@ class LoadedModel:
             pixels = vae.decode(plain.to(vae.dtype), return_dict=False)[0].float()
         return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def move_encoders(self, device: torch.device | str) -> None:
-        """Put VAE and text encoders on ``device``."""
-        for name in ("vae", *self.family.text_encoders):
+    def move_encoders(self, device: torch.device | str, names: Sequence[str] | None = None) -> None:
+        """Put VAE and text encoders, or some of them, on ``device``."""
+        for name in ("vae", *self.family.text_encoders) if names is None else names:
             getattr(self.pipeline, name).to(device)
 
     def free_encoders(self) -> None:

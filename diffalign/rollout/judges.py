@@ -8,7 +8,7 @@ A failure is tried again (once in this process, three times with doubling waits 
 names the reward and the prompts, and the run stops.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -64,8 +64,15 @@ class Judge(Protocol):
         ...
 
 
-def judge_of(config: RolloutConfig, device: torch.device | str) -> Judge:
+def judge_of(
+    config: RolloutConfig, device: torch.device | str, load: Callable[[str, str], Reward] = load
+) -> Judge:
     """The judge that a run names, ready.
+
+    Args:
+        config: the run's rollout section.
+        device: of its rewards.
+        load: a reward of a spec on a device; whoever else wants the same rewards may pass one that remembers.
 
     Raises:
         UserError: no reward, an unknown one, or one that cannot be loaded.

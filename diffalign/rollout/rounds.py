@@ -8,7 +8,7 @@ over micro-batches and ranks learns from the same things at the same time, and a
 arithmetic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -113,13 +113,18 @@ class Round:
         return leads.reshape(n, s, -1).ne(0).any(-1)
 
     def batch(self, place: Place) -> Batch:
-        """The groups of a place that teach anything; its first one if none does."""
+        """The groups of a place.
+
+        Of transitions only those that teach anything, the first one if none does: nothing is drawn for them
+        any more, so which groups a batch lacks changes nothing for the others.
+        """
         rows = torch.arange(*place.rows)
         slots = self.order[rows, place.slot]
-        kept = self.useful[rows, slots]
-        if not bool(kept.any()):
-            kept[0] = True
-        rows, slots = rows[kept], slots[kept]
+        if self.kernel is not None:
+            kept = self.useful[rows, slots]
+            if not bool(kept.any()):
+                kept[0] = True
+            rows, slots = rows[kept], slots[kept]
         rivals = self.score.shape[2]
         pick = lambda value: value[rows, slots].flatten(0, 1)  # noqa: E731
         spread = lambda values: {k: v[rows].repeat_interleave(rivals, 0) for k, v in values.items()}  # noqa: E731
@@ -130,7 +135,7 @@ class Round:
             cond=spread(self.cond),
             group=group,
             score=pick(self.score),
-            negative=spread(self.negative) if self.guidance != 1 else {},
+            negative=spread(self.negative),
             extra={name: pick(value) for name, value in self.extra.items()},
             kernel=self.kernel,
             guidance=self.guidance,
@@ -161,8 +166,3 @@ def only(value: Tensor, pair: Tensor) -> Tensor:
     """(N, S, 2, ...) of ``value`` (N, S, K, ...) at ``pair`` (N, S, 2)."""
     index = pair.reshape(*pair.shape, *(1,) * (value.ndim - 3)).expand(*pair.shape, *value.shape[3:])
     return value.gather(2, index)
-
-
-def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of equal names, one after the other."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -12,6 +12,7 @@ somebody is to judge. Every slot hangs on one verdict.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Asked:
     """Who is asked about n prompts: guided policy and reference, with conditions for K rivals each."""
 
     policy: Denoiser
@@ -111,7 +112,7 @@ class Cast:
 class Steps:
     """The steps that are learnt from, in order."""
 
-    def __init__(self, cast: Cast):
+    def __init__(self, cast: Asked):
         self._cast, self._rivals = cast, cast.setting.samples
         self._rows: list[tuple[Tensor, ...]] = []
         self._references: list[Tensor] = []
@@ -121,7 +122,7 @@ class Steps:
         """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw or from too low a time."""
         if t < self._cast.setting.lowest or not bool((std > 0).all()):
             return
-        wide = lambda v: v.expand(-1, self._rivals, *v.shape[2:])  # noqa: E731
+        wide = partial(_wide, rivals=self._rivals)
         self.shared.append(x.shape[1] == 1 and self._rivals > 1)
         mean, std, flat = wide(mean), wide(std), after.flatten(0, 1)
         logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
@@ -155,7 +156,7 @@ def samples(
     setting: Setting,
 ) -> Sampled:
     """K finished samples of each of n prompts; the reference is not asked. See ``trajectories``."""
-    cast = Cast(policy, None, cond, negative, setting)
+    cast = Asked(policy, None, cond, negative, setting)
     x = start(cond, shape, random, setting)
     times = setting.times.tolist()
     for t, s in zip(times[:-2], times[1:-1], strict=True):
@@ -186,7 +187,7 @@ def trajectories(
         random: a stream for each prompt.
         setting: how.
     """
-    cast = Cast(policy, reference, cond, negative, setting)
+    cast = Asked(policy, reference, cond, negative, setting)
     x, steps = start(cond, shape, random, setting), Steps(cast)
     for t, s in pairs(setting.times):
         after, mean, std = step(cast, x, t, s, random)
@@ -204,7 +205,7 @@ def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
 
 
 def step(
-    cast: Cast, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
+    cast: Asked, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(after (n, K, *d), mean, std) of a step of the policy from x (n, 1 or K, *d)."""
     mean, std = cast.after(*cast.estimates(cast.policy, x, t), t, s)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from diffalign.across import gathered
 from diffalign.config import RolloutConfig
@@ -134,10 +135,18 @@ class OnlineSource:
         prompts = self.prompts_of(number)
         with torch.no_grad(), _evaluating(self._cast.network), self._studio.opened():
             cond, negative = self._studio.encode(prompts)
-            parts = list(self._parts(number, prompts, cond, negative))
+            parts = []
+            quiet = self._plan.rank != 0 or self._store.folder is None
+            shown = {"desc": f"sampling round {number}", "unit": "prompt", "leave": False}
+            with tqdm(total=len(prompts), disable=quiet, **shown) as bar:
+                for part in self._parts(number, prompts, cond, negative):
+                    parts.append(part)
+                    bar.update(len(part["shared"]))
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         score = self._scores(number, prompts, whole)
         made = self._assembled(number, prompts, cond, negative, whole, score)
+        useful = torch.cat(gathered(made.useful.float().flatten()))
+        self.told.figures["rollout/useful"] = float(useful.mean())
         self._store.forget_before(number, but=self._unfinished)
         self.told.images = (number + 1) * len(prompts) * self._setting.samples
         return made

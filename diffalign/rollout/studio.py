@@ -47,7 +47,7 @@ class ModelStudio:
         self,
         model: LoadedModel,
         resolution: int,
-        batch_size: int = 8,
+        batch_size: int = 4,
         decoder: Callable[[Tensor], Tensor] | None = None,
         remembered: int = 8192,
     ):
@@ -62,6 +62,7 @@ class ModelStudio:
         """
         self._model, self._batch, self._remembered = model, batch_size, remembered
         self._decode = decoder or model.decode
+        self._parts = () if decoder else ("vae",)
         side = resolution // model.downscale
         self.shape = (model.channels, side, side)
         size = torch.tensor([[float(resolution), float(resolution)]])
@@ -78,13 +79,9 @@ class ModelStudio:
     def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
         """Text and size conditions, (B, ...) on the CPU; only prompts that were never seen cost anything."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        for start in range(0, len(new), self._batch):
-            some = new[start : start + self._batch]
-            rows = {name: value.cpu() for name, value in self._model.encode_prompts(some).items()}
-            self._texts |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(some)}
-            self.encoded += len(some)
-        if self._negative is None:
-            self._negative = {name: value.cpu() for name, value in self._model.negative(1).items()}
+        if new:
+            self._remember(new)
+        assert self._negative is not None
         texts = [self._texts[prompt] for prompt in prompts]
         cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
         cond |= {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._sizes.items()}
@@ -93,6 +90,19 @@ class ModelStudio:
             del self._texts[prompt]
         return cond, negative
 
+    def _remember(self, prompts: Sequence[str]) -> None:
+        """Encode prompts, the text encoders being beside the network for as long as that takes."""
+        encoders = self._model.family.text_encoders
+        self._model.move_encoders(self._model.device, encoders)
+        for start in range(0, len(prompts), self._batch):
+            some = list(prompts[start : start + self._batch])
+            rows = {name: value.cpu() for name, value in self._model.encode_prompts(some).items()}
+            self._texts |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(some)}
+            self.encoded += len(some)
+        if self._negative is None:
+            self._negative = {name: value.cpu() for name, value in self._model.negative(1).items()}
+        self._model.move_encoders("cpu", encoders)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [0, 1] on the CPU, some latents at a time."""
@@ -100,8 +110,8 @@ class ModelStudio:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """VAE and text encoders beside the network, and off the accelerator again."""
-        self._model.move_encoders(self._model.device)
+        """The VAE beside the network where it decodes, and off the accelerator again."""
+        self._model.move_encoders(self._model.device, self._parts)
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffalign.randomness import normal, uniform
-from diffalign.rollout.shapes import Cast, Sampled, Setting, Steps, count, device_of, draws, pairs, step
+from diffalign.rollout.shapes import Asked, Sampled, Setting, Steps, count, device_of, draws, pairs, step
 from diffalign.types import Cond, Denoiser, Path, Random
 
 
@@ -32,12 +32,14 @@ def tree(
     setting: Setting,
 ) -> Sampled:
     """Branches of K candidates, each judged, one continued at random. See ``trajectories``."""
-    cast = Cast(policy, reference, cond, negative, setting)
+    cast = Asked(policy, reference, cond, negative, setting)
     steps_left, k = list(pairs(setting.times)), setting.samples
     x = normal(random, count(cond), (1, *shape)).to(device_of(cond))
     for t, s in steps_left[: setting.first_branch]:
         x, _, _ = step(cast, x, t, s, random, rivals=1)
-    steps_left = steps_left[setting.first_branch :]
+    bottom = steps_left[-1][1]
+    # below the lowest time nobody learns, and where a trajectory ends is nobody's reward: it need not end
+    steps_left = [pair for pair in steps_left[setting.first_branch :] if pair[0] >= setting.lowest]
     x0, eps = cast.estimates(policy, x, steps_left[0][0])
     steps, judged = Steps(cast), []
     at: list[float] = []
@@ -56,12 +58,15 @@ def tree(
         end = segment[-1][1]
         if steps_left:
             chosen = (uniform(random, len(x)) * k).long().clamp(max=k - 1).to(x.device)
-        if not steps_left:
+        if end == bottom:
             clean, end = x, 0.0
+        elif not steps_left and setting.estimate == "candidate":
+            clean, _ = cast.estimates(policy, x, end)
         elif setting.estimate == "parent":
             clean = _as_parent_sees_it(policy.path, x, eps, end)
-            x = _of_each(x, chosen)
-            x0, eps = cast.estimates(policy, x, end)
+            if steps_left:
+                x = _of_each(x, chosen)
+                x0, eps = cast.estimates(policy, x, end)
         else:
             clean, noise = cast.estimates(policy, x, end)
             x, x0, eps = (_of_each(v, chosen) for v in (x, clean, noise))

@@ -1,11 +1,16 @@
 """The accelerator: one process or many, which device, which precision."""
 
+from datetime import timedelta
+
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from diffalign.config import TrainingConfig
 from diffalign.errors import UserError
+
+# What one rank does alone (validation images, a slow judge) the others wait for.
+PATIENCE = timedelta(hours=2)
 
 
 def accelerator_for(settings: TrainingConfig) -> Accelerator:
@@ -25,7 +30,10 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_steps=1,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     if settings.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UserError(
