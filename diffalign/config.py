@@ -134,7 +134,8 @@ class RolloutConfig:
     # for methods that ask for it: a score against mean and std of its rivals, of its prompt over rounds, ...
     advantage: Literal["none", "group", "group_batch", "batch", "prompt"] = "none"
     decoder: str | None = None  # folder or hub id of a tiny autoencoder that judged images are decoded by
-    scoring: Literal["inline", "process"] = "inline"  # process: while the policy goes on sampling
+    # process: by a process beside, while the policy samples the rest of the round, batch_size at a time
+    scoring: Literal["inline", "process"] = "inline"
     by: Literal["rewards", "people"] = "rewards"  # people: the run stops for labels in each round
     keep: int = 2  # rounds kept on disk; those that people label are all kept
 
