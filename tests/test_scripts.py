@@ -70,3 +70,49 @@ def test_iterated_rounds(tmp_path, monkeypatch, capsys):
     second = (tmp_path / "round-2" / "config.yaml").read_text()
     assert str(tmp_path / "round-1" / "merged") in second and "seed: 2" in second
     assert (tmp_path / "round-2" / "merged" / "model_index.json").is_file()
+
+
+def human_rounds(monkeypatch, output, *more):
+    """Two rounds of two prompts with two images each."""
+    arguments = ["--rounds", "2", "--count", "4", "--output", str(output), *more, "--rollout.samples", "2"]
+    arguments += ["--rollout.prompts_per_round", "2", "--rollout.steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["human_rounds.py", *arguments])
+    runpy.run_path(str(ROOT / "pipelines" / "human_rounds.py"), run_name="__main__")
+
+
+def test_human_rounds_labelled_by_a_judge(tmp_path, monkeypatch, capsys):
+    human_rounds(monkeypatch, tmp_path, "--labeller", "judge")
+    said = capsys.readouterr().out
+    assert "95 % interval" in said and "round 0 to 1: people" in said
+    for number in range(2):
+        lines = (tmp_path / "rollouts" / f"round-00000{number}" / "labels.jsonl").read_text().splitlines()
+        assert all(None not in json.loads(line)["scores"] for line in lines) and len(lines) == 2
+    config = (tmp_path / "config.yaml").read_text()
+    assert "steps: 4" in config and "reference_every: 2" in config
+
+
+def test_human_rounds_ask_in_the_terminal_and_keep_every_answer(tmp_path, monkeypatch, capsys):
+    def answering(*answers):
+        left = list(answers)
+
+        def answer(question):
+            if not left:
+                raise KeyboardInterrupt
+            return left.pop(0)
+
+        monkeypatch.setattr("builtins.input", answer)
+
+    answering("1")
+    with pytest.raises(KeyboardInterrupt):
+        human_rounds(monkeypatch, tmp_path)
+    labels = tmp_path / "rollouts" / "round-000000" / "labels.jsonl"
+    first, second = (json.loads(line) for line in labels.read_text().splitlines())
+    assert first["best"] == 1 and "best" not in second and second["scores"] == [None, None]
+    shown = capsys.readouterr().out
+    assert first["prompt"] in shown and f"1  {labels.parent / '0000-1.png'}" in shown
+    answering("2", "-1", "the left one", "", " 0 ")  # goes on with the second prompt, then the next round
+    with pytest.raises(KeyboardInterrupt):
+        human_rounds(monkeypatch, tmp_path)
+    assert json.loads(labels.read_text().splitlines()[1])["scores"] == [0, 0]
+    labels = tmp_path / "rollouts" / "round-000001" / "labels.jsonl"
+    assert json.loads(labels.read_text().splitlines()[0])["best"] == 0
