@@ -11,11 +11,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffalign.config import ModelConfig, RolloutConfig, Run, TrainingConfig, ValidationConfig
+from diffalign.config_io import read_run
 from diffalign.errors import UserError
 from diffalign.evaluation.evaluate import measure
 from diffalign.evaluation.overoptimisation import Scores, begin, from_json, scores_of
 from diffalign.evaluation.statistics import bootstrap_mean
 from diffalign.evaluation.watch import Watch
+from diffalign.job import align
 from diffalign.models.loading import load as load_model
 from diffalign.rewards import load
 from diffalign.tiny.scenes import render, scene_of, split_captions
@@ -304,3 +306,22 @@ def test_a_history_that_cannot_be_read_is_named(model, tmp_path):
     (tmp_path / "validation.json").write_text('{"settings": {}}')
     with pytest.raises(UserError, match=r"validation.json cannot be read \(KeyError\('history'\)\)"):
         Watch(a_run(tmp_path, prompts=6), model, ["taste"]).on_start(State(model, step=5))
+
+
+@pytest.mark.parametrize("recipe", ["tiny_sdxl_dpo", "tiny_sd15_dpo"])
+def test_validation_draws_where_weights_are_half_precision(recipe, tmp_path):
+    """The trained network then answers in float32, and a VAE of half precision takes no such latents."""
+    run = read_run(recipe)
+    done = align(
+        replace(
+            run,
+            output=str(tmp_path / "run"),
+            model=replace(run.model, dtype="bfloat16"),
+            data=replace(run.data, limit=16),
+            training=replace(run.training, steps=1, batch_size=2, mixed_precision="bf16"),
+            logging=replace(run.logging, trackers=()),
+            validation=replace(run.validation, every=1, prompts=("a large red circle",), sampling_steps=2),
+        ),
+        lambda line: None,
+    )
+    assert len(list((done.output / "samples" / "step-000001").glob("*.png"))) == 1
