@@ -25,7 +25,10 @@ FACTORS: Mapping[str, Sequence[float]] = {
 }
 """What is tried for every method that has the field: multiples of the recipe's own value."""
 GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "ipo": {"method.beta": (0.25, 4.0), "optimizer.learning_rate": (0.5,)},
+    "ipo": {"method.beta": (0.25, 0.0625)},  # the margin that it aims for is 0.5 / beta
+    "dro": {"method.margin": (10.0,), "optimizer.learning_rate": (2.0,)},
+    "inversion_dpo": {"method.beta": (0.25,), "optimizer.learning_rate": (2.0,)},
+    "patchdpo": {"optimizer.learning_rate": (0.25, 2.0)},
     "sft": {"optimizer.learning_rate": (0.25, 0.5, 2.0)},
 }
 """Other multiples for some methods, instead of ``FACTORS``."""
