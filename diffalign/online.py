@@ -261,7 +261,7 @@ def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
     mark = folder / "run.json"
     same = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["settings"] == digest
     if fresh and folder.exists() and (run.overwrite or not same):
-        if list(folder.glob("round-*/labels*.jsonl")) and not run.overwrite:
+        if list(folder.glob("*round-*/labels*.jsonl")) and not run.overwrite:
             raise UserError(
                 f"{folder} holds labels of a run with other settings; write over it with --overwrite true, "
                 "or choose another --output"
