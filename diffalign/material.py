@@ -23,6 +23,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.online import online_source
 from diffalign.players import Players, players
+from diffalign.reward_config import RewardRun
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.rater import RewardRater
 from diffalign.rollout.log import RoundLog
@@ -124,7 +125,9 @@ def _size(who: Players) -> int:
     return sum(p.numel() for _, p in who.parameters)
 
 
-def encode(run: Run, model: LoadedModel, preferences: Preferences, accelerator: Accelerator) -> EncodedSet:
+def encode(
+    run: Run | RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
+) -> EncodedSet:
     """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
     folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
     encoded = encode_preferences(

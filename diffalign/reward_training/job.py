@@ -19,7 +19,6 @@ from diffalign.data import (
     EncodedSet,
     PairSource,
     Preferences,
-    encode_preferences,
     fixed_batches,
     read_preferences,
     split_holdout,
@@ -27,9 +26,9 @@ from diffalign.data import (
 from diffalign.data.drop import leave_out
 from diffalign.errors import UserError
 from diffalign.files import whole_folder, write_atomic
+from diffalign.material import encode
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
-from diffalign.models.loading import DTYPES
 from diffalign.models.loading import load as load_model
 from diffalign.randomness import derive
 from diffalign.reward_config import RewardRun, validate
@@ -37,7 +36,6 @@ from diffalign.reward_training.accuracy import AccuracyByTime, table
 from diffalign.reward_training.method import TOKENS, StepAwareTraining, Timed
 from diffalign.rewards import step_aware
 from diffalign.rewards.clip import Clip
-from diffalign.rewards.rater import RewardRater
 from diffalign.rewards.registry import Place
 from diffalign.times import Uniform
 from diffalign.training.acceleration import Accelerator, accelerator_for
@@ -202,20 +200,8 @@ def _checkpoints(run: RewardRun, accelerator: Accelerator) -> Checkpoints:
 def _encoded(
     run: RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
 ) -> EncodedSet:
-    """The preference set from the same cache as ``job``'s; only a VAE that is still needed stays."""
-    folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
-    encoded = encode_preferences(
-        model,
-        preferences,
-        run.data,
-        folder,
-        half=DTYPES[run.model.dtype] != torch.float32,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        barrier=accelerator.wait_for_everyone,
-        rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None,
-    )
-    model.free_encoders()
+    """The preference set from the same cache as a run's; only a VAE that is still needed stays."""
+    encoded = encode(run, model, preferences, accelerator)
     if run.reward.decoder is None:
         model.pipeline.vae.to(accelerator.device)
     return encoded

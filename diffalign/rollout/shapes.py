@@ -75,7 +75,15 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Asked:
-    """Who is asked about n prompts: guided policy and reference, with conditions for K rivals each."""
+    """Who is asked about n prompts, and how.
+
+    Attributes:
+        policy: who samples.
+        reference: whose means are recorded, if anybody's.
+        cond: conditions, (n, ...).
+        negative: what guidance guides away from, (n, ...).
+        setting: how to sample.
+    """
 
     policy: Denoiser
     reference: Denoiser | None
@@ -87,11 +95,10 @@ class Asked:
         """(x0, eps) of ``who`` at states x (n, k, *d), each like x; the rivals may be one to all K."""
         rivals = x.shape[1]
         rows = lambda cond: {k: v.repeat_interleave(rivals, 0) for k, v in cond.items()}  # noqa: E731
-        asked = who
         if self.setting.guidance != 1:
-            asked = Guided(who, rows(self.negative), self.setting.guidance)
+            who = Guided(who, rows(self.negative), self.setting.guidance)
         flat = x.flatten(0, 1)
-        x0, eps = clean_and_noise(asked, flat, _time(t, flat), rows(self.cond))
+        x0, eps = clean_and_noise(who, flat, _time(t, flat), rows(self.cond))
         return x0.reshape(x.shape), eps.reshape(x.shape)
 
     def after(self, x0: Tensor, eps: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
@@ -112,15 +119,15 @@ class Asked:
 class Steps:
     """The steps that are learnt from, in order."""
 
-    def __init__(self, cast: Asked):
-        self._cast, self._rivals = cast, cast.setting.samples
+    def __init__(self, asked: Asked):
+        self._asked, self._rivals = asked, asked.setting.samples
         self._rows: list[tuple[Tensor, ...]] = []
         self._references: list[Tensor] = []
         self.shared: list[bool] = []
 
     def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
         """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw or from too low a time."""
-        if t < self._cast.setting.lowest or not bool((std > 0).all()):
+        if t < self._asked.setting.lowest or not bool((std > 0).all()):
             return
         wide = partial(_wide, rivals=self._rivals)
         self.shared.append(x.shape[1] == 1 and self._rivals > 1)
@@ -128,7 +135,7 @@ class Steps:
         logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
         times = [torch.full(after.shape[:2], v, device=after.device, dtype=after.dtype) for v in (t, s)]
         self._rows.append((wide(x), after, *times, logp))
-        reference = self._cast.reference_mean(x, t, s)
+        reference = self._asked.reference_mean(x, t, s)
         if reference is not None:
             self._references.append(wide(reference))
 
@@ -146,51 +153,28 @@ class Steps:
 
 
 @torch.no_grad()
-def samples(
-    policy: Denoiser,
-    reference: Denoiser | None,
-    cond: Cond,
-    negative: Cond,
-    shape: Sequence[int],
-    random: Random,
-    setting: Setting,
-) -> Sampled:
+def samples(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
     """K finished samples of each of n prompts; the reference is not asked. See ``trajectories``."""
-    cast = Asked(policy, None, cond, negative, setting)
-    x = start(cond, shape, random, setting)
-    times = setting.times.tolist()
+    x, times = start(asked, shape, random), asked.setting.times.tolist()
     for t, s in zip(times[:-2], times[1:-1], strict=True):
-        x, _, _ = step(cast, x, t, s, random)
+        x, _, _ = step(asked, x, t, s, random)
     # where a variance-preserving grid ends a state still holds noise; the estimate does not
-    x = _wide(cast.estimates(policy, x, times[-2])[0], setting.samples)[:, None]
+    x = _wide(asked.estimates(asked.policy, x, times[-2])[0], asked.setting.samples)[:, None]
     return Sampled(x, None, x, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1) > 0)
 
 
 @torch.no_grad()
-def trajectories(
-    policy: Denoiser,
-    reference: Denoiser | None,
-    cond: Cond,
-    negative: Cond,
-    shape: Sequence[int],
-    random: Random,
-    setting: Setting,
-) -> Sampled:
+def trajectories(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
     """Every step that was a draw, of K trajectories of each of n prompts.
 
     Args:
-        policy: who samples.
-        reference: whose means are recorded, if anybody's.
-        cond: conditions, (n, ...).
-        negative: what guidance guides away from, (n, ...).
+        asked: who samples n prompts, and how.
         shape: of one sample's latents.
         random: a stream for each prompt.
-        setting: how.
     """
-    cast = Asked(policy, reference, cond, negative, setting)
-    x, steps = start(cond, shape, random, setting), Steps(cast)
-    for t, s in pairs(setting.times):
-        after, mean, std = step(cast, x, t, s, random)
+    x, steps = start(asked, shape, random), Steps(asked)
+    for t, s in pairs(asked.setting.times):
+        after, mean, std = step(asked, x, t, s, random)
         steps.add(x, after, mean, std, t, s)
         x = after
     return steps.sampled(x[:, None], [0.0], [0] * len(steps.shared))
@@ -205,13 +189,13 @@ def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
 
 
 def step(
-    cast: Asked, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
+    asked: Asked, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(after (n, K, *d), mean, std) of a step of the policy from x (n, 1 or K, *d)."""
-    mean, std = cast.after(*cast.estimates(cast.policy, x, t), t, s)
+    mean, std = asked.after(*asked.estimates(asked.policy, x, t), t, s)
     if not bool((std > 0).any()):
         return mean, mean, std
-    return mean + std * draws(x, random, rivals or cast.setting.samples), mean, std
+    return mean + std * draws(x, random, rivals or asked.setting.samples), mean, std
 
 
 def draws(x: Tensor, random: Random, rivals: int) -> Tensor:
@@ -219,11 +203,11 @@ def draws(x: Tensor, random: Random, rivals: int) -> Tensor:
     return normal(random, len(x), (rivals, *x.shape[2:])).to(x)
 
 
-def start(cond: Cond, shape: Sequence[int], random: Random, setting: Setting) -> Tensor:
+def start(asked: Asked, shape: Sequence[int], random: Random) -> Tensor:
     """(n, 1, *d) of shared noise, or (n, K, *d)."""
-    return normal(random, count(cond), (1 if setting.shared_noise else setting.samples, *shape)).to(
-        device_of(cond)
-    )
+    rivals = 1 if asked.setting.shared_noise else asked.setting.samples
+    first = next(iter(asked.cond.values()))
+    return normal(random, len(first), (rivals, *shape)).to(first.device)
 
 
 def _wide(x: Tensor, rivals: int) -> Tensor:
@@ -239,13 +223,3 @@ def pairs(times: Tensor) -> Iterator[tuple[float, float]]:
 def _time(t: float, like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype, torch.float32)  # half precision would miss rows of the table
     return torch.full((len(like),), t, device=like.device, dtype=dtype)
-
-
-def count(cond: Cond) -> int:
-    """n, the rows of conditions."""
-    return len(next(iter(cond.values())))
-
-
-def device_of(cond: Cond) -> torch.device:
-    """Where conditions are."""
-    return next(iter(cond.values())).device

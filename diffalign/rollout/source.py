@@ -22,7 +22,7 @@ from diffalign.rollout.advantages import PromptHistory, advantages
 from diffalign.rollout.judges import Judge, combined
 from diffalign.rollout.people import labelled
 from diffalign.rollout.rounds import Plan, Round, best_and_worst, only
-from diffalign.rollout.shapes import Sampled, Setting, samples, trajectories
+from diffalign.rollout.shapes import Asked, Sampled, Setting, samples, trajectories
 from diffalign.rollout.store import NOWHERE, Part, RoundStore
 from diffalign.rollout.studio import Studio
 from diffalign.rollout.tree import tree
@@ -173,15 +173,9 @@ class OnlineSource:
         """Some prompts of a round, sampled now."""
         device = self._studio.device
         pick = lambda values: {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}  # noqa: E731
-        return SHAPES[self._shape](
-            self._cast.policy,
-            self._cast.reference,
-            pick(cond),
-            pick(negative),
-            self._studio.shape,
-            Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows]),
-            self._setting,
-        )
+        asked = Asked(self._cast.policy, self._cast.reference, pick(cond), pick(negative), self._setting)
+        random = Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows])
+        return SHAPES[self._shape](asked, self._studio.shape, random)
 
     def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, Future[Tensor] | None]:
         """What a part is before it is judged, and the judgement that is under way."""

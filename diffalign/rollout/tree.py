@@ -12,36 +12,29 @@ so that the network is asked about the one candidate that is continued only.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from diffalign.randomness import normal, uniform
-from diffalign.rollout.shapes import Asked, Sampled, Setting, Steps, count, device_of, draws, pairs, step
-from diffalign.types import Cond, Denoiser, Path, Random
+from diffalign.randomness import uniform
+from diffalign.rollout.shapes import Asked, Sampled, Steps, draws, pairs, start, step
+from diffalign.types import Path, Random
 
 
 @torch.no_grad()
-def tree(
-    policy: Denoiser,
-    reference: Denoiser | None,
-    cond: Cond,
-    negative: Cond,
-    shape: Sequence[int],
-    random: Random,
-    setting: Setting,
-) -> Sampled:
+def tree(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
     """Branches of K candidates, each judged, one continued at random. See ``trajectories``."""
-    cast = Asked(policy, reference, cond, negative, setting)
-    steps_left, k = list(pairs(setting.times)), setting.samples
-    x = normal(random, count(cond), (1, *shape)).to(device_of(cond))
+    setting, policy, k = asked.setting, asked.policy, asked.setting.samples
+    steps_left = list(pairs(setting.times))
+    x = start(replace(asked, setting=replace(setting, shared_noise=True)), shape, random)
     for t, s in steps_left[: setting.first_branch]:
-        x, _, _ = step(cast, x, t, s, random, rivals=1)
+        x, _, _ = step(asked, x, t, s, random, rivals=1)
     bottom = steps_left[-1][1]
     # below the lowest time nobody learns, and where a trajectory ends is nobody's reward: it need not end
     steps_left = [pair for pair in steps_left[setting.first_branch :] if pair[0] >= setting.lowest]
-    x0, eps = cast.estimates(policy, x, steps_left[0][0])
-    steps, judged = Steps(cast), []
+    x0, eps = asked.estimates(policy, x, steps_left[0][0])
+    steps, judged = Steps(asked), []
     at: list[float] = []
     verdict: list[int] = []
     while steps_left:
@@ -49,8 +42,8 @@ def tree(
         before = len(steps.shared)
         for number, (t, s) in enumerate(segment):
             if number:
-                x0, eps = cast.estimates(policy, x, t)
-            mean, std = cast.after(x0, eps, t, s)
+                x0, eps = asked.estimates(policy, x, t)
+            mean, std = asked.after(x0, eps, t, s)
             after = mean + std * draws(x, random, k)
             steps.add(x, after, mean, std, t, s)
             x = after
@@ -61,14 +54,14 @@ def tree(
         if end == bottom:
             clean, end = x, 0.0
         elif not steps_left and setting.estimate == "candidate":
-            clean, _ = cast.estimates(policy, x, end)
+            clean, _ = asked.estimates(policy, x, end)
         elif setting.estimate == "parent":
             clean = _as_parent_sees_it(policy.path, x, eps, end)
             if steps_left:
                 x = _of_each(x, chosen)
-                x0, eps = cast.estimates(policy, x, end)
+                x0, eps = asked.estimates(policy, x, end)
         else:
-            clean, noise = cast.estimates(policy, x, end)
+            clean, noise = asked.estimates(policy, x, end)
             x, x0, eps = (_of_each(v, chosen) for v in (x, clean, noise))
         judged.append(clean)
         at.append(end)

@@ -4,6 +4,8 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +138,7 @@ def test_the_references_mean_is_what_it_would_say_now(name, guidance):
         asked = w.reference if guidance == 1 else Guided(w.reference, batch.negative, guidance)
         mean, _ = batch.kernel(asked, batch.x.x_t, batch.x.t, batch.x.s, batch.cond)
         torch.testing.assert_close(batch.extra["reference_mean"], mean, atol=1e-5, rtol=1e-5)
-        assert batch.guidance == guidance and bool(batch.negative) == (guidance != 1)
+        assert batch.guidance == guidance and batch.negative
 
 
 def test_nobody_asks_a_reference_that_is_not_needed():
@@ -411,6 +413,7 @@ class Model:
 
     channels: int = 4
     downscale: int = 8
+    family: Any = SimpleNamespace(text_encoders=("text_encoder",))
     device: torch.device = torch.device("cpu")
     encoded: list[list[str]] = field(default_factory=list)
     negatives: int = 0
@@ -432,11 +435,11 @@ class Model:
         self.decoded.append(len(latents))
         return latents[:, :3]
 
-    def move_encoders(self, device):
-        self.moved.append(str(device))
+    def move_encoders(self, device, names):
+        self.moved.append((str(device), *names))
 
     def free_encoders(self):
-        self.moved.append("away")
+        self.moved.append(("away",))
 
 
 def test_a_prompt_goes_through_the_text_encoders_once():
@@ -471,11 +474,17 @@ def test_latents_are_decoded_some_at_a_time_and_encoders_go_away_again():
     latents = torch.rand(5, 4, 8, 8)
     assert torch.equal(studio.decode(latents), latents[:, :3]) and model.decoded == [2, 2, 1]
     with pytest.raises(RuntimeError), studio.opened():
-        assert model.moved == ["cpu"]
+        assert model.moved == [("cpu", "vae")]
         raise RuntimeError
-    assert model.moved == ["cpu", "away"]
+    assert model.moved.pop() == ("away",)
     other = ModelStudio(model, 64, batch_size=8, decoder=lambda x: x[:, 1:])
     assert torch.equal(other.decode(latents), latents[:, 1:])
+    with other.opened():
+        assert model.moved.pop() == ("cpu",)  # a VAE that does not decode stays where it is
+    model.moved.clear()
+    studio.encode(["a"])
+    studio.encode(["a"])
+    assert model.moved == [("cpu", "text_encoder")] * 2  # there and back, for what is new
 
 
 def test_a_whole_run_encodes_each_prompt_once():
