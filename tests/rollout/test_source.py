@@ -413,7 +413,7 @@ class Model:
 
     channels: int = 4
     downscale: int = 8
-    family: Any = SimpleNamespace(text_encoders=("text_encoder",))
+    family: Any = field(default_factory=lambda: SimpleNamespace(text_encoders=("text_encoder",)))
     device: torch.device = torch.device("cpu")
     encoded: list[list[str]] = field(default_factory=list)
     negatives: int = 0
