@@ -93,7 +93,7 @@ def main() -> None:
     test = read_prompts(arguments.prompts)[: arguments.count]
     compared = compare_pipelines(*pipelines, test, {arguments.reward: reward}, sampling, batch_size=32)
     gain = compared.evaluation.primary.comparison.gain
-    print(f"gain {gain.value:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}; {result.verdict}")
+    print(f"gain {gain.value:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}; see {result.aligned}")
 
 
 if __name__ == "__main__":
