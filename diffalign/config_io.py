@@ -187,9 +187,7 @@ def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str, tree
             _check_keys(value, kinds[key], dotted, where, tree)
 
 
-def _unknown_key(
-    dotted: str, prefix: str, siblings: Mapping[str, Any], where: str, tree: Any
-) -> UserError:
+def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str, tree: Any) -> UserError:
     """Names siblings spelt alike, and the same name in other sections (training.betas is optimizer's)."""
     leaf = dotted.rpartition(".")[2]
     near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
