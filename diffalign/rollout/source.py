@@ -137,8 +137,9 @@ class OnlineSource:
             cond, negative = self._studio.encode(prompts)
             parts = []
             quiet = self._plan.rank != 0 or self._store.folder is None
-            shown = {"desc": f"sampling round {number}", "unit": "prompt", "leave": False}
-            with tqdm(total=len(prompts), disable=quiet, **shown) as bar:
+            with tqdm(
+                desc=f"sampling round {number}", total=len(prompts), unit="prompt", leave=False, disable=quiet
+            ) as bar:
                 for part in self._parts(number, prompts, cond, negative):
                     parts.append(part)
                     bar.update(len(part["shared"]))
