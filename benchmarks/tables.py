@@ -19,11 +19,11 @@ NOTES = {
     "CLIP were not trained on.",
 }
 ONLINE = (
-    "The policy samples what it learns from; *images* (points, on the plane; for SPO every candidate line) is "
-    "how many. The reward that is measured is also the one that they learn from, but for SPO on the tiny SDXL: "
-    "its candidates are judged by the step-aware model, and the judge is not trained on. Samples are paid for "
-    "out of the same count, so the budget is larger than that of the table above: the two are not to be "
-    "compared."
+    "The policy samples what it learns from; *images* (points, on the plane; for SPO every candidate line) "
+    "is how many. The reward that is measured is also the one that they learn from, but for SPO on the tiny "
+    "SDXL: its candidates are judged by the step-aware model, and the judge is not trained on. Samples are "
+    "paid for out of the same count, so the budget is larger than that of the table above: the two are not "
+    "to be compared."
 )
 HOW = (
     "`python -m benchmarks.methods` makes what is missing. Intervals are 95 %, of the mean over all seeds, "
