@@ -21,8 +21,9 @@ from diffalign.errors import UserError
 from diffalign.export.aligned import save_aligned
 from diffalign.export.card import Card
 from diffalign.files import write_atomic
-from diffalign.material import AUTOCAST, offline, online
+from diffalign.material import offline, online
 from diffalign.methods import REGISTRY, build
+from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.online import check_online
@@ -71,8 +72,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
     validate(run)
-    check_online(run)
-    preferences = None if run.rollout.prompts else read_preferences(run.data, run.training.seed)
+    prompts = check_online(run)
+    preferences = None if prompts else read_preferences(run.data, run.training.seed)
     inner: Any = build(_own_trajectories(run))
     method: Any = wrap(inner, run.strategies)
     check_players(run, method)
@@ -85,7 +86,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
     if preferences is None:
-        material = online(run, model, method, accelerator, snapshot is None, tell)
+        material = online(run, model, method, accelerator, snapshot is None, tell, prompts)
     else:
         material = offline(run, model, inner, method, preferences, accelerator, tell)
     who = material.who

@@ -1,6 +1,6 @@
 """What a run learns from: a preference set that is encoded once, or what the policy samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from diffalign.data import (
 )
 from diffalign.data.drop import leave_out
 from diffalign.evaluation.watch import Watch
+from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.online import online_source
@@ -31,8 +32,6 @@ from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
 from diffalign.types import Denoiser, Source
-
-AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def offline(
     tell(f"training {_size(who):,} parameters on {len(learned)} groups, {len(held_out)} held out")
     diagnostics = _diagnostics(run, model, held_out, inner, who.base)
     return Material(
-        _source(run, learned, model, accelerator, _guided(inner)),
+        pair_source(run, learned, model, accelerator, _guided(inner)),
         who,
         [diagnostics, Watch(run, model, (), tell)],
         lambda: encoded.counts.text,
@@ -102,11 +101,12 @@ def online(
     accelerator: Accelerator,
     fresh: bool,
     tell: Callable[[str], None],
+    prompts: Sequence[str],
 ) -> Material:
     """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint."""
     who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one
-    source = online_source(run, model, who, method, accelerator, fresh, once)
+    source = online_source(run, model, who, method, accelerator, fresh, once, prompts)
     tell(f"training {_size(who):,} parameters on what the policy samples for {run.rollout.prompts}")
     model.free_encoders()
     log = RoundLog(source)
@@ -166,9 +166,10 @@ def _guided(method: Any) -> bool:
     return bool(method.noising.guidance != 1)
 
 
-def _source(
-    run: Run, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
+def pair_source(
+    run: Run | RewardRun, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
 ) -> PairSource:
+    """This rank's micro-batches of an encoded set; ``guided`` ones hold what guidance guides away from."""
     return PairSource(
         learned,
         model.family,

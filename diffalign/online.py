@@ -5,7 +5,7 @@ batches.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -46,8 +46,8 @@ def shape_of(run: Run) -> str:
     return named
 
 
-def check_online(run: Run) -> None:
-    """What can be told of an online run before a model is loaded.
+def check_online(run: Run) -> list[str]:
+    """The prompts of an online run, none of an offline one, and what can be told before a model is loaded.
 
     Raises:
         UserError: a method that has no offline form without prompts, or rollout settings that do not fit.
@@ -59,10 +59,10 @@ def check_online(run: Run) -> None:
                 f"method {name} learns from rollouts, but rollout.prompts is empty; give a file of prompts, "
                 "tiny:train, or a built-in list"
             )
-        return
+        return []
     shape = shape_of(run)
     _check_data(run)
-    read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts)
     if config.by == "rewards" and not config.rewards:
         raise UserError(
             "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
@@ -92,6 +92,7 @@ def check_online(run: Run) -> None:
             "rollout.by='people' labels finished images; allowed with it: shapes samples and trajectories, "
             "rollout.advantage none"
         )
+    return prompts
 
 
 def _check_scores(run: Run, shape: str) -> None:
@@ -153,6 +154,7 @@ def online_source(
     accelerator: Accelerator,
     fresh: bool,
     load: Callable[[str, str], Reward],
+    prompts: Sequence[str],
 ) -> OnlineSource:
     """The source of an online run.
 
@@ -164,19 +166,19 @@ def online_source(
         accelerator: of this process.
         fresh: whether no checkpoint is continued.
         load: a reward of a spec on a device.
+        prompts: what ``check_online`` has read.
 
     Raises:
-        UserError: prompts, rewards or batch sizes that do not fit.
+        UserError: rewards or batch sizes that do not fit.
     """
     config, shape = run.rollout, shape_of(run)
     if config.by == "people" and accelerator.num_processes > 1:
         raise UserError("rollout.by='people' with several processes; allowed: one process")
-    prompts = read_prompts(config.prompts)
     plan = plan_of(run, model.path, accelerator.process_index, accelerator.num_processes)
     _check_windows(run, plan)
     folder = Path(run.output) / "rollouts"
     if accelerator.is_main_process:
-        _claim(run, folder, fresh, [accelerator.num_processes, prompts])
+        _claim(run, folder, fresh, [accelerator.num_processes, list(prompts)])
     accelerator.wait_for_everyone()
     decoder = config.decoder and load_decoder(config.decoder, model.device)
     return OnlineSource(

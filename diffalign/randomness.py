@@ -22,6 +22,11 @@ def derive(seed: int, *words: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def permutation(count: int, seed: int, *words: int | str) -> Tensor:
+    """(count,) int64: the permutation that a seed and words stand for."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, *words)))
+
+
 class Streams:
     """One independent random stream per group; a ``types.Random``.
 

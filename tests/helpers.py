@@ -1,5 +1,8 @@
 """Small stand-ins that several test modules share."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ SD_SCHEDULER = {
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
 }
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference material beside the checkout; tests that want it skip where it is absent."""
 
@@ -83,3 +87,20 @@ class GivenNoise:
         from diffalign.noising import add_noise
 
         return Noised(x0, self.eps, add_noise(denoiser, x0, self.eps, t), t)
+
+
+def in_two_processes(module: str, *arguments: object) -> None:
+    """Runs a module under torchrun on the CPU, twice side by side, with these arguments."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = subprocess.Popen(
+        [*command, "-m", module, *map(str, arguments)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        output, _ = launcher.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        launcher.terminate()  # rather than kill, so that it takes its two processes with it
+        output, _ = launcher.communicate()
+        pytest.fail(f"two processes hang: {output[-4000:]}")
+    assert launcher.returncode == 0, output[-4000:]

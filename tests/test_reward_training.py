@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +28,8 @@ from diffalign.reward_training.job import readied, start
 from diffalign.reward_training.method import TOKENS
 from diffalign.training.acceleration import accelerator_for
 from diffalign.types import Batch
-from tests.helpers import Affine, GivenTimes, sd_path
+from tests.helpers import Affine, GivenTimes, in_two_processes, sd_path
 
-ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "step_aware.safetensors"
 
 
@@ -303,13 +299,7 @@ def test_two_processes_are_one_of_twice_the_batch(done, tmp_path):
     train_reward(one, silent)
     flags = [*shared_cache(done), "--training.batch_size", "2", "--output", str(tmp_path / "two")]
     (tmp_path / "two.yaml").write_text(to_yaml(small(tmp_path / "two", *flags)))
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ended = subprocess.run(
-        [*command, "-m", "diffalign", "train-reward", str(tmp_path / "two.yaml")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    in_two_processes("diffalign", "train-reward", tmp_path / "two.yaml")
     # Of the first step's gradient, since Adam makes a whole step of what is nothing but rounding.
     first, second = (
         torch.load(tmp_path / name / "checkpoints" / "step-1" / "optimizer.pt", weights_only=True)["state"]

@@ -10,13 +10,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from diffalign.config import CurriculumConfig, DataConfig
 from diffalign.data.encoded import Record
 from diffalign.errors import UserError
-from diffalign.randomness import derive
+from diffalign.randomness import derive, permutation
 
 _BLOCK = 100  # positions in which the share of likes is exact
 
@@ -103,8 +102,7 @@ class _Shuffle:
         """A permutation of ``count``, the one of that name and number; the last of each name is kept."""
         known = self._permutations.get(name)
         if known is None or known[0] != number:
-            generator = torch.Generator().manual_seed(derive(self._seed, *name, number))
-            known = (number, torch.randperm(count, generator=generator))
+            known = (number, permutation(count, self._seed, *name, number))
             self._permutations[name] = known
         return known[1]
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from diffalign.config_io import to_yaml
 from diffalign.data import (
     EncodedSet,
-    PairSource,
     Preferences,
     fixed_batches,
     read_preferences,
@@ -26,7 +25,7 @@ from diffalign.data import (
 from diffalign.data.drop import leave_out
 from diffalign.errors import UserError
 from diffalign.files import whole_folder, write_atomic
-from diffalign.material import encode
+from diffalign.material import encode, pair_source
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load as load_model
@@ -109,7 +108,7 @@ def train_reward(
         reference=model.denoiser(),
         network=clip.model,
         parameters=parameters,
-        source=_source(run, learned, model, accelerator),
+        source=pair_source(run, learned, model, accelerator, run.reward.guidance != 1),
         settings=run.training,
         optimizer=run.optimizer,
         accelerator=accelerator,
@@ -233,20 +232,6 @@ def _held_out(
         run.reward.evaluated,
         run.logging.diagnostics_every,
         run.training.seed,
-    )
-
-
-def _source(run: RewardRun, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator) -> PairSource:
-    return PairSource(
-        learned,
-        model.family,
-        run.data,
-        run.training.batch_size,
-        run.training.accumulation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        run.training.seed,
-        run.reward.guidance != 1,
     )
 
 

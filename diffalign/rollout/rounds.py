@@ -10,6 +10,7 @@ arithmetic.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Round:
     kernel: Kernel | None = None
     guidance: float = 1.0
 
-    @property
+    @cached_property
     def useful(self) -> Tensor:
         """(N, S) whether a slot teaches anything: some rivals are no tie, or an advantage is not 0."""
         if "advantage" in self.extra:

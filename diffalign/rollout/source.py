@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from diffalign.across import gathered
 from diffalign.config import RolloutConfig
-from diffalign.randomness import Streams, derive
+from diffalign.randomness import Streams, derive, permutation
 from diffalign.rollout.advantages import PromptHistory, advantages
 from diffalign.rollout.judges import Judge, combined
 from diffalign.rollout.people import labelled
@@ -88,6 +88,7 @@ class OnlineSource:
         self._unfinished = -1
         self._round: tuple[int, Round] | None = None
         self._history = (-1, PromptHistory())
+        self._order = (-1, torch.empty(0))  # an epoch, and the order that its prompts come in
         self.told = Told()
 
     def seek(self, micro_step: int) -> None:
@@ -122,8 +123,9 @@ class OnlineSource:
 
     def _prompt(self, position: int) -> str:
         epoch, index = divmod(position, len(self._prompts))
-        order = torch.Generator().manual_seed(derive(self._seed, "rollout/order", epoch))
-        return self._prompts[int(torch.randperm(len(self._prompts), generator=order)[index])]
+        if self._order[0] != epoch:
+            self._order = (epoch, permutation(len(self._prompts), self._seed, "rollout/order", epoch))
+        return self._prompts[int(self._order[1][index])]
 
     def _of(self, number: int) -> Round:
         if self._round is None or self._round[0] != number:
@@ -231,12 +233,7 @@ class OnlineSource:
         if self._config.advantage != "none":
             extra["advantage"] = self._advantages(number, prompts, score)
         slots = [
-            torch.randperm(
-                len(verdict),
-                generator=torch.Generator().manual_seed(
-                    derive(self._seed, "rollout/slots", self._plan.position(number, row))
-                ),
-            )
+            permutation(len(verdict), self._seed, "rollout/slots", self._plan.position(number, row))
             for row in range(len(prompts))
         ]
         online = isinstance(x, Transition)

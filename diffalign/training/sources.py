@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.randomness import derive
+from diffalign.randomness import permutation
 from diffalign.types import Batch
 
 
@@ -55,9 +55,7 @@ class TensorSource:
 
         @lru_cache(maxsize=4)
         def order(epoch: int) -> Tensor:
-            return torch.randperm(
-                count, generator=torch.Generator().manual_seed(derive(seed, "order", epoch))
-            )
+            return permutation(count, seed, "order", epoch)
 
         self._order = order
 

@@ -5,36 +5,19 @@ The released adapters of D3PO are not synchronised between processes, so that it
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import in_two_processes
 from tests.rollout.worker import METHODS, MOMENTS, equal_runs
 from tests.training.toys import distance, same
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launcher = subprocess.Popen(
-        [*command, "-m", "tests.rollout.worker", str(folder)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        output, _ = launcher.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        launcher.terminate()  # rather than kill, so that it takes its two processes with it
-        output, _ = launcher.communicate()
-        pytest.fail(f"two processes hang: {output[-4000:]}")
-    assert launcher.returncode == 0, output[-4000:]
+    in_two_processes("tests.rollout.worker", folder)
     return folder
 
 

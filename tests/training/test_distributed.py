@@ -1,37 +1,20 @@
 """Two processes under torchrun equal one process of twice the batch (rules 6, 7, 8)."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from diffalign.files import read_json_lines
+from tests.helpers import in_two_processes
 from tests.training.toys import distance, same
 from tests.training.worker import MOMENTS, equal_runs
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launcher = subprocess.Popen(
-        [*command, "-m", "tests.training.worker", str(folder)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        output, _ = launcher.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        launcher.terminate()  # rather than kill, so that it takes its two processes with it
-        output, _ = launcher.communicate()
-        pytest.fail(f"two processes hang: {output[-4000:]}")
-    assert launcher.returncode == 0, output[-4000:]
+    in_two_processes("tests.training.worker", folder)
     return folder
 
 
