@@ -47,10 +47,10 @@ def run(argv: Sequence[str]) -> int:
         for card, spec in zip(cards, specs, strict=True)
     }
     with RewardServer(served, args.host, args.port) as server:
-        print(server.address, flush=True)
-        print(f"serving {', '.join(f'{server.address}/{name}' for name in served)}", file=sys.stderr)
-        print("Ctrl-C ends it", file=sys.stderr, flush=True)
         try:
+            print(f"serving {', '.join(f'{server.address}/{name}' for name in served)}", file=sys.stderr)
+            print("Ctrl-C ends it", file=sys.stderr, flush=True)
+            print(server.address, flush=True)  # last: whoever waits for it may interrupt from here on
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
