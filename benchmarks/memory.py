@@ -64,7 +64,7 @@ def step_memory(run: Run, seed: int = 0) -> dict[str, float]:
     texts = ["a small red circle"] * (2 * PAIRS)
     sizes = torch.full((2 * PAIRS, 2), 32.0)
     cond = {**model.encode_prompts(texts), **model.micro_conditions(sizes, 0 * sizes, sizes)}
-    x = torch.randn(2 * PAIRS, model.channels, 8, 8)
+    x = torch.randn(2 * PAIRS, *model.latent_shape(32, 32))
     group = torch.arange(PAIRS).repeat_interleave(2)
     batch = Batch(x, cond, group, torch.tensor([1.0, 0.0]).repeat(PAIRS))
     with Alive() as alive:

@@ -35,6 +35,10 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None  # "fp16" loads *.fp16.safetensors
     vae: str | None = None  # hub id or folder of another VAE, such as the fp16-fix one
+    motion_adapter: str | None = None  # hub id or folder: makes AnimateDiff of a Stable Diffusion 1.x
+    max_sequence_length: int | None = None  # tokens of a T5 text encoder; null: as the pipeline has it
+    embedded_guidance: float = 3.5  # that a guidance-distilled network (FLUX.1-dev) is told
+    vae_tiling: bool = False  # autoencoder by tiles: less memory, seams are blended
     dtype: Literal["float32", "bfloat16", "float16"] = (
         "float32"  # of frozen weights; trained ones are always float32
     )

@@ -91,9 +91,14 @@ def path_from_config(config: Mapping[str, Any]) -> tuple[Path, Target]:
     Raises:
         UserError: unknown beta schedule or prediction type.
     """
-    if "beta_schedule" not in config and ("shift" in config or "use_dynamic_shifting" in config):
-        return RectifiedFlow(scale=float(config.get("num_train_timesteps", 1000))), "flow"
     prediction = config.get("prediction_type", "epsilon")
+    euler = "beta_schedule" not in config and ("shift" in config or "use_dynamic_shifting" in config)
+    if euler or config.get("use_flow_sigmas"):  # Wan's multistep schedulers keep their betas beside them
+        if not euler and prediction != "flow_prediction":
+            raise unknown(
+                "prediction_type of a scheduler with use_flow_sigmas", prediction, ["flow_prediction"]
+            )
+        return RectifiedFlow(scale=float(config.get("num_train_timesteps", 1000))), "flow"
     if prediction not in TARGETS:
         raise unknown("prediction_type in the scheduler configuration", prediction, TARGETS)
     return VariancePreserving(alphas_cumprod_from_config(config)), TARGETS[prediction]

@@ -13,8 +13,9 @@ from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.files import whole_folder
 from diffalign.models.adapters import ADAPTER
-from diffalign.models.loaded import LoadedModel, only_errors
+from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.precision import only_errors
 from diffalign.models.sources import user_errors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

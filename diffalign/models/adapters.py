@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from diffalign.config import LoraConfig, ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
-from diffalign.models.loaded import LoadedModel, only_errors
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.precision import only_errors
 from diffalign.types import Denoiser
 
 ADAPTER = "default"

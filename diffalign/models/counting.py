@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from diffalign.config import OptimizerConfig, Run
 from diffalign.models.adapters import add_lora, trainable
 from diffalign.models.denoisers import adapters_off
-from diffalign.models.loaded import only_errors
 from diffalign.models.loading import DTYPES
+from diffalign.models.precision import only_errors
 from diffalign.models.shapes import Shapes
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,15 +46,13 @@ def count(run: Run, shapes: Shapes) -> Counts:
         DTYPES[run.model.dtype],
         AUTOCAST[run.training.mixed_precision],
     )
-    images, side = 2 * run.training.batch_size, run.data.resolution // shapes.downscale
+    images, side = 2 * run.training.batch_size, run.data.resolution
     network, parameters = meta_network(run, shapes)
     with FakeTensorMode():
         on_fake_cpu(network)
-        config = shapes.configs[shapes.family.network_name]
         dtype_in = dtype if lora else torch.float32
-        x_t = torch.zeros(images, config.get("in_channels", 4), side, side, dtype=dtype_in)
-        conditions = shapes.family.cond_shapes(config, shapes.tokens)
-        cond = {name: torch.zeros(images, *shape) for name, shape in conditions.items()}
+        x_t = torch.zeros(images, *shapes.latent_shape(side, side), dtype=dtype_in)
+        cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
         time = torch.zeros(images, dtype=torch.int64)
         kept = Kept(network, run.model.gradient_checkpointing)
         precision = torch.autocast("cpu", autocast) if autocast is not None else nullcontext()

@@ -105,8 +105,6 @@ def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) ->
     if not 0 < utilisation <= 1:
         raise UserError(f"utilisation={utilisation}; allowed: more than 0, at most 1")
     shapes = shapes_of(run.model)
-    if run.data.resolution % shapes.downscale:
-        raise UserError(f"data.resolution={run.data.resolution}; allowed: a multiple of {shapes.downscale}")
     counts = count(run, shapes)
     images = 2 * run.training.batch_size
     forward, policy, backward = (

@@ -1,5 +1,6 @@
-"""What a model family has to say for itself."""
+"""What a model family has to say for itself, and what families share in saying it."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffalign.config import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.codecs import Codec
 from diffalign.types import Cond
 
 
@@ -25,8 +29,23 @@ class Family(Protocol):
         ...
 
     @property
+    def network_class(self) -> str:
+        """Its class in diffusers."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """How its autoencoder is asked."""
+        ...
+
+    @property
     def text_encoders(self) -> tuple[str, ...]:
-        """The pipeline components that encode prompts."""
+        """The pipeline components that encode prompts, which every pipeline has."""
+        ...
+
+    @property
+    def optional_encoders(self) -> tuple[str, ...]:
+        """Further ones that a pipeline may lack."""
         ...
 
     @property
@@ -37,6 +56,31 @@ class Family(Protocol):
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of the real-size base model's components, by name."""
+        ...
+
+    def configured(self, config: ModelConfig) -> "Family":
+        """The family with what a run's model section says about it; itself where that is nothing."""
+        ...
+
+    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
+        """Channels of the latents that the network takes, before it packs them."""
+        ...
+
+    def patch(self, network_config: Mapping[str, Any]) -> int:
+        """Latents along one side of a patch: what the sides of latents must be multiples of."""
+        ...
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """The tokenizer that reads most of a prompt, by the component's name, and how many tokens it reads."""
+        ...
+
+    def grid(
+        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
+    ) -> Float[Tensor, " S"]:
+        """(steps + 1,) descending float64 times at which the stock pipeline samples latents of this shape,
+        ended by 0: what a flow model's scheduler makes of ``steps``. Variance-preserving families are not
+        asked.
+        """
         ...
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
@@ -60,9 +104,81 @@ class Family(Protocol):
         """The network's raw prediction, shaped like ``x_t``."""
         ...
 
-    def cond_shapes(self, network_config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of one sample's conditions, without the batch axis."""
+    def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions, without the batch axis, by the components' configurations."""
         ...
+
+
+def present_encoders(family: Family, pipeline: Any) -> tuple[str, ...]:
+    """The text encoders that a pipeline has."""
+    optional = (name for name in family.optional_encoders if getattr(pipeline, name) is not None)
+    return (*family.text_encoders, *optional)
+
+
+def latent_shape(
+    family: Family,
+    vae_config: Mapping[str, Any],
+    network_config: Mapping[str, Any],
+    size: tuple[int, int],
+    frames: int = 1,
+) -> tuple[int, ...]:
+    """(C, h, w) of an image of ``size`` (height, width) in pixels, (C, F, h, w) of a video of so many frames.
+
+    Raises:
+        UserError: sides or frames that the model does not take.
+    """
+    codec = family.codec
+    multiple = codec.downscale(vae_config) * family.patch(network_config)
+    if any(side < 1 or side % multiple for side in size):
+        raise UserError(
+            f"{size[0]} x {size[1]} pixels (height x width); allowed with {family.name}: multiples of "
+            f"{multiple}"
+        )
+    channels = codec.channels(vae_config)
+    sides = (size[0] // codec.downscale(vae_config), size[1] // codec.downscale(vae_config))
+    if not codec.video:
+        return (channels, *sides)
+    if frames < 1 or codec.usable_frames(vae_config, frames) != frames:
+        nearest = codec.usable_frames(vae_config, max(1, frames))
+        raise UserError(f"{frames} frames; allowed with {family.name}: such as {nearest}")
+    return (channels, codec.latent_frames(vae_config, frames), *sides)
+
+
+def no_grid(
+    scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
+) -> Float[Tensor, " S"]:
+    """ValueError: variance-preserving families have DDIM's grid."""
+    raise ValueError("a variance-preserving model is sampled on DDIM's grid")
+
+
+def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False) -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times of a flow scheduler of diffusers, shift included, ended by 0.
+
+    Args:
+        scheduler: the pipeline's; it is left as it is.
+        steps: of the sampler.
+        tokens: that the network makes of the latents, which a dynamic shift depends on.
+        own_sigmas: whether the pipeline hands the scheduler sigmas evenly spaced from 1 to 1 / steps, as
+            FLUX's does, in place of leaving them to it.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    arguments: dict[str, Any] = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        arguments["mu"] = dynamic_mu(scheduler.config, tokens)
+    if own_sigmas:
+        arguments["sigmas"] = torch.linspace(1, 1 / steps, steps).tolist()
+    scheduler.set_timesteps(**arguments) if own_sigmas else scheduler.set_timesteps(steps, **arguments)
+    grid: Tensor = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
+    return grid
+
+
+def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
+    """mu of a dynamic shift, whose factor is exp(mu): a line through (256 tokens, 0.5) and (4096, 1.15) by
+    default (diffusers' FLUX and SD3.5 pipelines).
+    """
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return float(start + (end - start) * (tokens - low) / (high - low))
 
 
 def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffalign.models.codecs import Codec
 from diffalign.models.denoisers import NetworkDenoiser
-from diffalign.models.family import Family
+from diffalign.models.family import Family, latent_shape, present_encoders
+from diffalign.models.precision import only_errors
+from diffalign.paths import VariancePreserving
+from diffalign.samplers import timesteps
 from diffalign.types import Path, Target
 
 logger = logging.getLogger(__name__)
@@ -62,14 +66,50 @@ class LoadedModel:
         return next(self.network.parameters()).device
 
     @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.pipeline.vae.config.latent_channels)
+    def text_encoders(self) -> tuple[str, ...]:
+        """The components that encode prompts, those that this pipeline has."""
+        return present_encoders(self.family, self.pipeline)
+
+    @property
+    def codec(self) -> Codec:
+        """How its autoencoder is asked."""
+        return self.family.codec
 
     @property
     def downscale(self) -> int:
         """Pixels per latent along one side."""
-        return int(2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+        return self.codec.downscale(self.pipeline.vae.config)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of an image must be multiples of, in pixels."""
+        return self.downscale * self.family.patch(self.network_config)
+
+    @property
+    def network_config(self) -> Mapping[str, Any]:
+        """The network's configuration."""
+        config: Mapping[str, Any] = getattr(self.pipeline, self.family.network_name).config
+        return config
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, h, w) of an image of so many pixels, (C, F, h, w) of a video of so many frames.
+
+        Raises:
+            UserError: sides or frames that the model does not take.
+        """
+        return latent_shape(
+            self.family, self.pipeline.vae.config, self.network_config, (height, width), frames
+        )
+
+    def grid(self, steps: int, shape: tuple[int, ...]) -> Float[Tensor, " S"]:
+        """(steps + 1,) descending float64 times that latents of this shape are sampled at, ended by 0.
+
+        Of a flow model they are the stock pipeline's own, shift included; of a variance-preserving one DDIM's
+        leading grid.
+        """
+        if isinstance(self.path, VariancePreserving):
+            return timesteps(steps, self.path.steps)
+        return self.family.grid(self.pipeline.scheduler, self.network_config, steps, shape)
 
     def denoiser(self) -> NetworkDenoiser:
         """The network as a denoiser, its inputs in its own dtype."""
@@ -81,19 +121,20 @@ class LoadedModel:
         Equal to what the stock pipeline computes. Prompts longer than the tokenizer's maximum lose their end:
         the first one is warned about, and ``truncated_prompts`` counts them all.
         """
-        tokenizer = self.pipeline.tokenizer
+        name, limit = self.family.reader(self.pipeline)
+        tokenizer = getattr(self.pipeline, name)
         with only_errors("diffusers", "transformers"):  # their own warnings come per batch and quote padding
             lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
             result = self.family.encode_prompts(self.pipeline, prompts)
         longest = max(range(len(prompts)), key=lengths.__getitem__)
-        if lengths[longest] > tokenizer.model_max_length and not self.truncated_prompts:
+        if lengths[longest] > limit and not self.truncated_prompts:
             logger.warning(
                 "a prompt has %d tokens, the text encoder reads %d: the end of it and its like is lost: %r",
                 lengths[longest],
-                tokenizer.model_max_length,
+                limit,
                 prompts[longest],
             )
-        self.truncated_prompts += sum(length > tokenizer.model_max_length for length in lengths)
+        self.truncated_prompts += sum(length > limit for length in lengths)
         return result
 
     def negative(self, n: int) -> dict[str, Tensor]:
@@ -110,33 +151,25 @@ class LoadedModel:
         return self.family.micro_conditions(original_size, crop, target_size)
 
     @torch.no_grad()
-    def encode_pixels(
-        self, pixels: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, std) of the VAE's posterior in the scale that the network sees, float32.
 
         Args:
-            pixels: in [-1, 1].
+            pixels: (B, 3, H, W), or (B, 3, F, H, W) of videos, in [-1, 1].
+
+        Returns:
+            Two tensors (B, C, h, w) or (B, C, f, h, w).
         """
-        shift, scale = self._latent_affine
-        with vae_precision(self.pipeline.vae) as vae:
-            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-            mean, std = posterior.mean.float(), posterior.std.float()
-        return (mean - shift.to(mean)) * scale.to(mean), std * scale.to(std)
+        return self.codec.encode(self.pipeline.vae, pixels)
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Pixels in [0, 1], float32, of latents in the network's scale."""
-        shift, scale = self._latent_affine
-        with vae_precision(self.pipeline.vae) as vae:
-            latents = latents.to(vae.device, torch.float32)
-            plain = latents / scale.to(latents) + shift.to(latents)
-            pixels = vae.decode(plain.to(vae.dtype), return_dict=False)[0].float()
-        return (pixels / 2 + 0.5).clamp(0, 1)
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], float32, of latents in the network's scale; see ``encode_pixels`` for shapes."""
+        return self.codec.decode(self.pipeline.vae, latents)
 
     def move_encoders(self, device: torch.device | str, names: Sequence[str] | None = None) -> None:
         """Put VAE and text encoders, or some of them, on ``device``."""
-        for name in ("vae", *self.family.text_encoders) if names is None else names:
+        for name in ("vae", *self.text_encoders) if names is None else names:
             getattr(self.pipeline, name).to(device)
 
     def free_encoders(self) -> None:
@@ -151,7 +184,7 @@ class LoadedModel:
         share a cache, and device or process make no difference.
         """
         digest = hashlib.sha256(self.family.name.encode())
-        for name in ("vae", *self.family.text_encoders):
+        for name in ("vae", *self.text_encoders):
             module = getattr(self.pipeline, name)
             config = module.config if isinstance(module.config, dict) else module.config.to_dict()
             digest.update(stable_json(config))
@@ -163,30 +196,6 @@ class LoadedModel:
                 digest.update(f"{name} {tokenizer.model_max_length} {tokenizer.pad_token}".encode())
                 digest.update(stable_json(tokenizer.get_vocab()))
         return digest.hexdigest()[:32]
-
-    @property
-    def _latent_affine(self) -> tuple[Tensor, Tensor]:
-        """(shift, scale), broadcastable against latents: network latents = (VAE latents - shift) scale."""
-        config = self.pipeline.vae.config
-        scale = torch.tensor(float(config.scaling_factor))
-        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
-            return mean.view(1, -1, 1, 1), scale / std.view(1, -1, 1, 1)
-        return torch.tensor(float(config.get("shift_factor") or 0.0)), scale
-
-
-@contextmanager
-def only_errors(*names: str) -> Iterator[None]:
-    """Loggers of these names say nothing below an error inside the context."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
 
 
 @contextmanager
@@ -203,24 +212,6 @@ def no_bars() -> Iterator[None]:
     finally:
         for log in both:
             log.enable_progress_bar()
-
-
-@contextmanager
-def vae_precision(vae: Any) -> Iterator[Any]:
-    """The VAE in a precision that it can be trusted in: float32 where its configuration forces an upcast.
-
-    SDXL's own VAE overflows in float16; with the fp16-fix VAE (``force_upcast`` false) nothing is cast.
-    """
-    stored = vae.dtype
-    upcast = vae.config.force_upcast and stored in (torch.float16, torch.bfloat16)
-    if not upcast:
-        yield vae
-        return
-    with only_errors("diffusers"):  # it advises against casting
-        try:
-            yield vae.to(torch.float32)
-        finally:
-            vae.to(stored)
 
 
 def stable_json(value: Any) -> bytes:

@@ -12,7 +12,9 @@ import torch
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
-from diffalign.models.loaded import LoadedModel, no_bars, only_errors
+from diffalign.models.family import Family, present_encoders
+from diffalign.models.loaded import LoadedModel, no_bars
+from diffalign.models.precision import only_errors
 from diffalign.models.registry import FAMILIES, FamilyCard, get_family
 from diffalign.models.sources import HUB_ID, is_single_file, resolve, sniff_family, user_errors
 from diffalign.paths import path_from_config
@@ -41,7 +43,7 @@ def load(
         )
     source = resolve(config.path)
     card = find_family(config, source)
-    family = get_family(card.name)
+    family = get_family(card.name).configured(config)
     arguments = {"dtype": dtype, **family.load_arguments}
     if config.vae is not None:
         arguments["vae"] = load_vae(config.vae, dtype)
@@ -52,8 +54,8 @@ def load(
         else:
             pipeline = _from_pretrained(config, source, card, arguments)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
-    _check_vae(config, pipeline, family.network_name)
-    for name in (family.network_name, "vae", *family.text_encoders):
+    _check_vae(config, pipeline, family)
+    for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
         getattr(pipeline, name).eval().requires_grad_(False).to(device)
     path, target = path_from_config(pipeline.scheduler.config)
     set_attention(getattr(pipeline, family.network_name), config.attention, device, compute or dtype)
@@ -190,8 +192,11 @@ def _check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:
         raise UserError(f"model.path={path!r}: the pipeline has no {', '.join(missing)}")
 
 
-def _check_vae(config: ModelConfig, pipeline: Any, network_name: str) -> None:
-    latent, wanted = pipeline.vae.config.latent_channels, getattr(pipeline, network_name).config.in_channels
+def _check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
+    latent = family.codec.channels(pipeline.vae.config)
+    wanted = family.latent_channels(getattr(pipeline, family.network_name).config)
     if latent != wanted:
         where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
-        raise UserError(f"{where}: the VAE has {latent} latent channels, the {network_name} takes {wanted}")
+        raise UserError(
+            f"{where}: the VAE has {latent} latent channels, the {family.network_name} takes {wanted}"
+        )

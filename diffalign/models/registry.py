@@ -57,6 +57,16 @@ _CARDS = (
         target="diffalign.models.sd15:SD15",
     ),
     FamilyCard(
+        name="sd3",
+        title="Stable Diffusion 3 and 3.5",
+        pipeline="StableDiffusion3Pipeline",
+        resolution=1024,
+        example="stabilityai/stable-diffusion-3.5-medium",
+        same_shapes=("stabilityai/stable-diffusion-3-medium-diffusers",),
+        single_file_key="model.diffusion_model.joint_blocks.",
+        target="diffalign.models.sd3:SD3",
+    ),
+    FamilyCard(
         name="sdxl",
         title="Stable Diffusion XL",
         pipeline="StableDiffusionXLPipeline",

@@ -7,7 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does
+from diffalign.config import ModelConfig
+from diffalign.models.codecs import Codec, Images
+from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does, no_grid
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -44,7 +46,10 @@ class StableDiffusion1:
 
     name: str = "sd15"
     network_name: str = "unet"
+    network_class: str = "UNet2DConditionModel"
+    codec: Codec = Images()
     text_encoders: tuple[str, ...] = ("text_encoder",)
+    optional_encoders: tuple[str, ...] = ()
 
     @property
     def load_arguments(self) -> Mapping[str, Any]:
@@ -55,6 +60,28 @@ class StableDiffusion1:
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of the real-size base model's components."""
         return CONFIGS
+
+    def configured(self, config: ModelConfig) -> "StableDiffusion1":
+        """Itself."""
+        return self
+
+    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
+        """``in_channels``."""
+        return int(network_config["in_channels"])
+
+    def patch(self, network_config: Mapping[str, Any]) -> int:
+        """1: the UNet pads what its levels cannot halve."""
+        return 1
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """The first tokenizer, all of it."""
+        return "tokenizer", int(pipeline.tokenizer.model_max_length)
+
+    def grid(
+        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
+    ) -> Float[Tensor, " S"]:
+        """Never asked."""
+        return no_grid(scheduler, network_config, steps, shape)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 768) in float32: the text encoder's last hidden states."""
@@ -85,9 +112,10 @@ class StableDiffusion1:
         )[0]
         return prediction
 
-    def cond_shapes(self, network_config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
+    def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""
-        return {"encoder_hidden_states": (tokens, network_config["cross_attention_dim"])}
+        unet, tokens = configs["unet"], configs["text_encoder"]["max_position_embeddings"]
+        return {"encoder_hidden_states": (tokens, unet["cross_attention_dim"])}
 
 
 SD15 = StableDiffusion1()

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does
+from diffalign.config import ModelConfig
+from diffalign.models.codecs import Codec, Images
+from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does, no_grid
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -69,13 +71,38 @@ class StableDiffusionXL:
 
     name: str = "sdxl"
     network_name: str = "unet"
+    network_class: str = "UNet2DConditionModel"
+    codec: Codec = Images()
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of the real-size base model's components."""
         return CONFIGS
+
+    def configured(self, config: ModelConfig) -> "StableDiffusionXL":
+        """Itself."""
+        return self
+
+    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
+        """``in_channels``."""
+        return int(network_config["in_channels"])
+
+    def patch(self, network_config: Mapping[str, Any]) -> int:
+        """1: the UNet pads what its levels cannot halve."""
+        return 1
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """The first tokenizer, all of it."""
+        return "tokenizer", int(pipeline.tokenizer.model_max_length)
+
+    def grid(
+        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
+    ) -> Float[Tensor, " S"]:
+        """Never asked."""
+        return no_grid(scheduler, network_config, steps, shape)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """What both encoders say, in float32.
@@ -117,12 +144,13 @@ class StableDiffusionXL:
         )[0]
         return prediction
 
-    def cond_shapes(self, network_config: Mapping[str, Any], tokens: int) -> dict[str, tuple[int, ...]]:
+    def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""
-        sizes = 6 * network_config["addition_time_embed_dim"]
+        unet, tokens = configs["unet"], configs["text_encoder"]["max_position_embeddings"]
+        sizes = 6 * unet["addition_time_embed_dim"]
         return {
-            "encoder_hidden_states": (tokens, network_config["cross_attention_dim"]),
-            "text_embeds": (network_config["projection_class_embeddings_input_dim"] - sizes,),
+            "encoder_hidden_states": (tokens, unet["cross_attention_dim"]),
+            "text_embeds": (unet["projection_class_embeddings_input_dim"] - sizes,),
             "time_ids": (6,),
         }
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.family import Family
+from diffalign.models.family import Family, latent_shape
 from diffalign.models.loading import find_family
 from diffalign.models.registry import FAMILIES, get_family
 from diffalign.models.sources import is_single_file, resolve, sniff_family
@@ -30,7 +30,7 @@ class Shapes:
         import diffusers
 
         config = dict(self.configs[self.family.network_name])
-        cls = getattr(diffusers, config.pop("_class_name", "UNet2DConditionModel"))
+        cls = getattr(diffusers, config.pop("_class_name", self.family.network_class))
         network: nn.Module = cls.from_config(config)
         return network
 
@@ -39,23 +39,25 @@ class Shapes:
         import diffusers
         import transformers
 
+        vae = dict(self.configs["vae"])
+        cls = getattr(diffusers, vae.pop("_class_name", "AutoencoderKL"))
         with torch.device("meta"):
-            modules = [diffusers.AutoencoderKL.from_config(dict(self.configs["vae"]))]
-            for name in self.family.text_encoders:
-                config = dict(self.configs[name])
-                cls = getattr(transformers, config["architectures"][0])
-                modules.append(cls(transformers.CLIPTextConfig(**config)))
+            modules = [cls.from_config(vae)]
+            for name in (*self.family.text_encoders, *self.family.optional_encoders):
+                if name in self.configs:
+                    config = dict(self.configs[name])
+                    encoder = getattr(transformers, config["architectures"][0])
+                    modules.append(encoder(encoder.config_class(**config)))
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    @property
-    def downscale(self) -> int:
-        """Pixels per latent along one side."""
-        return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, h, w) of an image of so many pixels, (C, F, h, w) of a video; UserError if none has that size."""
+        network = self.configs[self.family.network_name]
+        return latent_shape(self.family, self.configs["vae"], network, (height, width), frames)
 
-    @property
-    def tokens(self) -> int:
-        """Text tokens that the network attends to."""
-        return int(self.configs[self.family.text_encoders[0]]["max_position_embeddings"])
+    def cond_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions, without the batch axis."""
+        return self.family.cond_shapes(self.configs)
 
 
 def shapes_of(config: ModelConfig) -> Shapes:
@@ -70,23 +72,24 @@ def shapes_of(config: ModelConfig) -> Shapes:
             raise UserError(
                 f"model.family={config.family!r}, but {config.path!r} is {known[config.path].name}; set auto"
             )
-        family = get_family(known[config.path].name)
+        family = get_family(known[config.path].name).configured(config)
         return Shapes(family, family.configs)
     source = resolve(config.path)
     if os.path.isdir(source):
-        family = get_family(find_family(config, source).name)
-        names = (family.network_name, "vae", *family.text_encoders)
+        family = get_family(find_family(config, source).name).configured(config)
+        names = [family.network_name, "vae", *family.text_encoders]
+        names += [name for name in family.optional_encoders if Path(source, name).is_dir()]
         return Shapes(family, {name: _read(Path(source, name, "config.json")) for name in names})
     if is_single_file(source):
-        family = get_family(sniff_family(source).name)
+        family = get_family(sniff_family(source).name).configured(config)
         return Shapes(family, family.configs)
     if config.family == "auto":
         raise UserError(
             f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local "
-            f"folder, one of {', '.join(known)}, or model.family set to {' or '.join(FAMILIES)} if it has "
+            f"folder, one of {', '.join(known)}, or model.family set to one of {', '.join(FAMILIES)} if it has "
             "that family's usual shapes"
         )
-    family = get_family(config.family)
+    family = get_family(config.family).configured(config)
     return Shapes(family, family.configs)
 
 

@@ -63,8 +63,7 @@ class ModelStudio:
         self._model, self._batch, self._remembered = model, batch_size, remembered
         self._decode = decoder or model.decode
         self._parts = () if decoder else ("vae",)
-        side = resolution // model.downscale
-        self.shape = (model.channels, side, side)
+        self.shape = model.latent_shape(resolution, resolution)
         size = torch.tensor([[float(resolution), float(resolution)]])
         self._sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
         self._texts: dict[str, Rows] = {}
@@ -92,7 +91,7 @@ class ModelStudio:
 
     def _remember(self, prompts: Sequence[str]) -> None:
         """Encode prompts, the text encoders being beside the network for as long as that takes."""
-        encoders = self._model.family.text_encoders
+        encoders = self._model.text_encoders
         self._model.move_encoders(self._model.device, encoders)
         for start in range(0, len(prompts), self._batch):
             some = list(prompts[start : start + self._batch])

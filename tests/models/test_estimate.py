@@ -155,7 +155,7 @@ def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> No
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (run("somebody/some-model"), "model.family set to sd15 or sdxl"),
+        (run("somebody/some-model"), "model.family set to one of sd15, sd3, sdxl"),
         (run(SDXL, family="sd15"), "is sdxl; set auto"),
         (run(""), "model.path is empty"),
         (run(SD15, 100), "data.resolution=100; allowed: a multiple of 8"),

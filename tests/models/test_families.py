@@ -99,7 +99,8 @@ def test_denoiser_is_the_stock_network_call(model: LoadedModel) -> None:
 
 def test_condition_shapes_are_those_of_encoded_prompts(model: LoadedModel) -> None:
     cond = conditions(model, ["a"])
-    shapes = model.family.cond_shapes(model.pipeline.unet.config, model.pipeline.tokenizer.model_max_length)
+    components = {name: getattr(model.pipeline, name).config.to_dict() for name in model.text_encoders}
+    shapes = model.family.cond_shapes({"unet": model.pipeline.unet.config, **components})
     assert {name: tuple(value.shape[1:]) for name, value in cond.items()} == shapes
 
 

@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from diffalign.config import ModelConfig
-from diffalign.models.loaded import LoadedModel, tensor_digest, vae_precision
+from diffalign.models.loaded import LoadedModel, tensor_digest
 from diffalign.models.loading import load
+from diffalign.models.precision import vae_precision
 from tests.tiny_pipelines import make_sdxl
 
 

@@ -47,7 +47,7 @@ def test_a_loaded_model_is_frozen_and_knows_its_latents(model: LoadedModel) -> N
     modules = [m for m in model.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     assert not any(p.requires_grad for m in modules for p in m.parameters())
     assert not any(m.training for m in modules)
-    assert (model.channels, model.downscale, model.target) == (4, 8, "eps")
+    assert (model.codec.channels(model.pipeline.vae.config), model.downscale, model.target) == (4, 8, "eps")
     assert isinstance(model.path, VariancePreserving)
     assert torch.equal(model.path.alphas_cumprod, model.pipeline.scheduler.alphas_cumprod)
 

@@ -1,0 +1,231 @@
+"""How pixels become latents and back: an autoencoder of images, one of images asked frame by frame, or one of
+videos.
+
+A codec says what a batch of latents looks like: (B, C, h, w) of images, (B, C, F, h, w) of videos, whatever
+order the network itself wants its axes in. Latents are in the scale that the network sees, (z - shift) scale
+of the autoencoder's own z.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.models.precision import vae_precision
+
+Config = Mapping[str, Any]
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """An autoencoder's shapes, and its two directions. ``config`` is the autoencoder's configuration."""
+
+    @property
+    def video(self) -> bool:
+        """Whether pixels and latents have a frame axis, (B, C, F, H, W)."""
+        ...
+
+    def channels(self, config: Config) -> int:
+        """C of the latents."""
+        ...
+
+    def downscale(self, config: Config) -> int:
+        """Pixels per latent along one side."""
+        ...
+
+    def latent_frames(self, config: Config, frames: int) -> int:
+        """F of the latents of so many frames."""
+        ...
+
+    def usable_frames(self, config: Config, frames: int) -> int:
+        """The largest number of frames, at most ``frames``, that the autoencoder takes; at least 1."""
+        ...
+
+    def frames_of(self, config: Config, latent_frame: int) -> range:
+        """The frames that a latent frame is made of: what a label in seconds becomes a label of latents by."""
+        ...
+
+    def encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the posterior in the network's scale, float32, of pixels in [-1, 1]."""
+        ...
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Pixels in [0, 1], float32, of latents in the network's scale."""
+        ...
+
+
+def affine(config: Config, axes: int) -> tuple[Tensor, Tensor]:
+    """(shift, scale) of an autoencoder's configuration, broadcastable against latents of so many axes."""
+    scale = torch.tensor(float(config.get("scaling_factor") or 1.0))
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shape = (1, -1) + (1,) * (axes - 2)
+        mean, std = torch.tensor(config["latents_mean"]), torch.tensor(config["latents_std"])
+        return mean.view(shape), scale / std.view(shape)
+    return torch.tensor(float(config.get("shift_factor") or 0.0)), scale
+
+
+def encoded(vae: Any, pixels: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(mean, std) of ``vae``'s posterior in the network's scale, which is (shift, scale) from its own."""
+    shift, scale = moments
+    with vae_precision(vae) as exact:
+        posterior = exact.encode(pixels.to(exact.device, exact.dtype)).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+    return (mean - shift.to(mean)) * scale.to(mean), std * scale.to(std)
+
+
+def decoded(vae: Any, latents: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Pixels in [0, 1] of latents in the network's scale."""
+    shift, scale = moments
+    with vae_precision(vae) as exact:
+        latents = latents.to(exact.device, torch.float32)
+        plain = latents / scale.to(latents) + shift.to(latents)
+        pixels: Tensor = exact.decode(plain.to(exact.dtype), return_dict=False)[0].float()
+    return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Images:
+    """``AutoencoderKL``: an image is an image."""
+
+    video: bool = False
+
+    def channels(self, config: Config) -> int:
+        """``latent_channels``."""
+        return int(config["latent_channels"])
+
+    def downscale(self, config: Config) -> int:
+        """2 per level below the first."""
+        return int(2 ** (len(config["block_out_channels"]) - 1))
+
+    def latent_frames(self, config: Config, frames: int) -> int:
+        """One."""
+        return 1
+
+    def usable_frames(self, config: Config, frames: int) -> int:
+        """One."""
+        return 1
+
+    def frames_of(self, config: Config, latent_frame: int) -> range:
+        """The only one."""
+        return range(1)
+
+    def encode(
+        self, vae: Any, pixels: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+        """(mean, std) of the posterior in the network's scale."""
+        return encoded(vae, pixels, affine(vae.config, 4))
+
+    def decode(self, vae: Any, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Pixels in [0, 1]."""
+        return decoded(vae, latents, affine(vae.config, 4))
+
+
+@dataclass(frozen=True)
+class FrameByFrame:
+    """``AutoencoderKL`` of a video network that has no autoencoder of videos: every frame is an image.
+
+    Attributes:
+        at_once: frames that go through the autoencoder at once: they fill memory long before the network
+            does.
+    """
+
+    at_once: int = 8
+    video: bool = True
+
+    def channels(self, config: Config) -> int:
+        """``latent_channels``."""
+        return Images().channels(config)
+
+    def downscale(self, config: Config) -> int:
+        """2 per level below the first."""
+        return Images().downscale(config)
+
+    def latent_frames(self, config: Config, frames: int) -> int:
+        """As many."""
+        return frames
+
+    def usable_frames(self, config: Config, frames: int) -> int:
+        """Any number."""
+        return frames
+
+    def frames_of(self, config: Config, latent_frame: int) -> range:
+        """The frame itself."""
+        return range(latent_frame, latent_frame + 1)
+
+    def encode(
+        self, vae: Any, pixels: Float[Tensor, "B 3 F H W"]
+    ) -> tuple[Float[Tensor, "B C F h w"], Float[Tensor, "B C F h w"]]:
+        """(mean, std) of the posterior in the network's scale."""
+        count = pixels.shape[2]
+        parts = [Images().encode(vae, part) for part in _unrolled(pixels).split(self.at_once)]
+        mean, std = (_rolled(torch.cat(moments), count) for moments in zip(*parts, strict=True))
+        return mean, std
+
+    def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
+        """Pixels in [0, 1]."""
+        parts = [Images().decode(vae, part) for part in _unrolled(latents).split(self.at_once)]
+        return _rolled(torch.cat(parts), latents.shape[2])
+
+
+def _unrolled(videos: Float[Tensor, "B C F H W"]) -> Float[Tensor, "N C H W"]:
+    return videos.transpose(1, 2).flatten(0, 1)
+
+
+def _rolled(frames: Float[Tensor, "N C H W"], count: int) -> Float[Tensor, "B C F H W"]:
+    return frames.unflatten(0, (-1, count)).transpose(1, 2)
+
+
+def _configured(vae: Any) -> tuple[Tensor, Tensor]:
+    return affine(vae.config, 5)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A causal autoencoder of videos: its first latent frame is the first frame, each further one ``stride``.
+
+    Attributes:
+        width: channels of the latents by the configuration, whose names differ from class to class.
+        space: pixels per latent along one side.
+        stride: frames per latent frame after the first.
+        moments: of an autoencoder, (shift, scale) from its own scale to the network's.
+    """
+
+    width: Callable[[Config], int]
+    space: Callable[[Config], int]
+    stride: Callable[[Config], int]
+    moments: Callable[[Any], tuple[Tensor, Tensor]] = _configured
+    video: bool = True
+
+    def channels(self, config: Config) -> int:
+        """C of the latents."""
+        return self.width(config)
+
+    def downscale(self, config: Config) -> int:
+        """Pixels per latent along one side."""
+        return self.space(config)
+
+    def latent_frames(self, config: Config, frames: int) -> int:
+        """1 + (frames - 1) / stride."""
+        return 1 + (frames - 1) // self.stride(config)
+
+    def usable_frames(self, config: Config, frames: int) -> int:
+        """1 more than a multiple of the stride."""
+        return 1 + (frames - 1) // self.stride(config) * self.stride(config)
+
+    def frames_of(self, config: Config, latent_frame: int) -> range:
+        """0 of the first one; of the k-th, (k - 1) stride + 1 up to k stride."""
+        stride = self.stride(config)
+        return range((latent_frame - 1) * stride + 1, latent_frame * stride + 1) if latent_frame else range(1)
+
+    def encode(
+        self, vae: Any, pixels: Float[Tensor, "B 3 F H W"]
+    ) -> tuple[Float[Tensor, "B C F h w"], Float[Tensor, "B C F h w"]]:
+        """(mean, std) of the posterior in the network's scale."""
+        return encoded(vae, pixels, self.moments(vae))
+
+    def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
+        """Pixels in [0, 1]."""
+        return decoded(vae, latents, self.moments(vae))
