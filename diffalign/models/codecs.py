@@ -45,7 +45,7 @@ class Codec(Protocol):
         ...
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
-        """The frames that a latent frame is made of: what a label in seconds becomes a label of latents by."""
+        """The frames that a latent frame is made of: labels in seconds become labels of latents by it."""
         ...
 
     def encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ class Family(Protocol):
         ...
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
-        """The tokenizer that reads most of a prompt, by the component's name, and how many tokens it reads."""
+        """The tokenizer that reads most of a prompt, by its component's name, and its number of tokens."""
         ...
 
     def grid(

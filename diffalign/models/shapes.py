@@ -51,7 +51,7 @@ class Shapes:
         return sum(p.numel() for module in modules for p in module.parameters())
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, h, w) of an image of so many pixels, (C, F, h, w) of a video; UserError if none has that size."""
+        """(C, h, w) of an image of so many pixels, (C, F, h, w) of a video; see ``family.latent_shape``."""
         network = self.configs[self.family.network_name]
         return latent_shape(self.family, self.configs["vae"], network, (height, width), frames)
 
@@ -86,8 +86,8 @@ def shapes_of(config: ModelConfig) -> Shapes:
     if config.family == "auto":
         raise UserError(
             f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local "
-            f"folder, one of {', '.join(known)}, or model.family set to one of {', '.join(FAMILIES)} if it has "
-            "that family's usual shapes"
+            f"folder, one of {', '.join(known)}, or model.family set to one of {', '.join(FAMILIES)} if it "
+            "has that family's usual shapes"
         )
     family = get_family(config.family).configured(config)
     return Shapes(family, family.configs)
