@@ -131,8 +131,8 @@ def latent_shape(
     multiple = codec.downscale(vae_config) * family.patch(network_config)
     if any(side < 1 or side % multiple for side in size):
         raise UserError(
-            f"{size[0]} x {size[1]} pixels (height x width); allowed with {family.name}: multiples of "
-            f"{multiple}"
+            f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
+            f"{family.name}: multiples of {multiple}"
         )
     channels = codec.channels(vae_config)
     sides = (size[0] // codec.downscale(vae_config), size[1] // codec.downscale(vae_config))
@@ -140,7 +140,7 @@ def latent_shape(
         return (channels, *sides)
     if frames < 1 or codec.usable_frames(vae_config, frames) != frames:
         nearest = codec.usable_frames(vae_config, max(1, frames))
-        raise UserError(f"{frames} frames; allowed with {family.name}: such as {nearest}")
+        raise UserError(f"data.frames={frames}; allowed with {family.name}: such as {nearest}")
     return (channels, codec.latent_frames(vae_config, frames), *sides)
 
 
