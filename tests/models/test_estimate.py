@@ -158,7 +158,7 @@ def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> No
         (run("somebody/some-model"), "model.family set to one of sd15, sd3, sdxl"),
         (run(SDXL, family="sd15"), "is sdxl; set auto"),
         (run(""), "model.path is empty"),
-        (run(SD15, 100), "100 x 100 pixels; allowed with sdxl: multiples of 8"),
+        (run(SD15, 100), "100 x 100 pixels; allowed with sd15: multiples of 8"),
         (run(SD15, lora=LoraConfig(targets=("x",))), "matches no linear"),
     ],
 )
