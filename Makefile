@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/diffalign demo $(ARGS)
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
