@@ -51,7 +51,7 @@ def test_methods_stand_on_the_mathematics_alone():
         f"diffalign.{m}"
         for m in (
             "noising", "inversion", "guidance", "samplers", "solvers", "estimators", "losses", "types",
-            "times", "randomness", "paths", "methods", "components", "errors", "across",
+            "times", "randomness", "paths", "methods", "components", "errors", "across", "reductions",
         )
     ]  # fmt: skip
     for path in (PACKAGE / "methods").glob("*.py"):
@@ -81,6 +81,7 @@ def test_the_mathematics_imports_no_model_library():
         "samplers",
         "solvers",
         "estimators",
+        "reductions",
     ):
         libraries = {i.split(".")[0] for i in imports_of(PACKAGE / f"{name}.py")} - sys.stdlib_module_names
         assert libraries <= {"torch", "jaxtyping", "diffalign"}, name

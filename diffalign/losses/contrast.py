@@ -7,6 +7,7 @@ of weight 0: it is masked, not dropped, so that shapes are the same on every ran
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -46,6 +47,29 @@ class Contrast:
     def mean(self, values: Float[Tensor, " P *unit"]) -> Tensor:
         """Scalar mean of ``values`` over what is no tie; 0, with a gradient path, when everything is."""
         return (values * self.weight).sum() / self.weight.sum().clamp(min=1)
+
+    def mean_per_pair(self, values: Float[Tensor, " P *unit"]) -> Float[Tensor, " P"]:
+        """(P,) means of ``values`` over the units of each pair that are no tie; 0 where all are."""
+        weight = self.weight.flatten(1)
+        return (values.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def per_pair(c: Contrast, how: Literal["sum", "mean"]) -> Contrast:
+    """One comparison a pair of its dense ones: log-ratios, each unit's on the side that it is on, added up or
+    averaged over the units that are no tie. A pair of nothing but ties is a tie.
+
+    ``better`` and ``worse`` are those of the pair's first unit: who is on which side differs by unit.
+    """
+    units = c.weight.flatten(1).sum(1)
+    pooled = lambda v: c.mean_per_pair(v) * (units if how == "sum" else 1)  # noqa: E731
+    return Contrast(
+        chosen=pooled(c.chosen),
+        rejected=pooled(c.rejected),
+        gap=pooled(c.gap),
+        weight=(units > 0).to(c.weight),
+        better=c.better.flatten(1)[:, 0],
+        worse=c.worse.flatten(1)[:, 0],
+    )
 
 
 def pairs_of(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:

@@ -3,7 +3,7 @@ and metrics under their usual names.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,12 +12,17 @@ from diffalign.estimators import Reduce, elbo
 from diffalign.guidance import Guided
 from diffalign.inversion import Inversion
 from diffalign.losses.contrast import Contrast, contrast
-from diffalign.noising import Forward
+from diffalign.noising import Forward, expand
 from diffalign.times import Listed, LogitNormal, Uniform
 from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Step, TimeSampler
 
 TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "listed": Listed}
 NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
+
+OverTime = Literal["constant", "alpha_squared"]
+"""What an error weighs at time t: the same everywhere, or alpha(t)^2, which measures the error of a velocity
+(a flow's, or v) in noise: |eps error|^2 = alpha^2 |v error|^2.
+"""
 
 
 class OverStates(Protocol):
@@ -70,11 +75,15 @@ def compare(
     reference: Denoiser,
     batch: Batch[Tensor],
     generator: Random | torch.Generator,
+    over_time: OverTime = "constant",
 ) -> Contrast:
     """Every two rivals of a batch by how much likelier training has made them, estimated by the ELBO."""
     z = noisy(method, policy, reference, batch, generator)
-    ll = elbo(policy, reference, z, batch.cond, method.reduce)
-    return contrast(ll.log_ratio, batch.score, batch.group)
+    log_ratio = elbo(policy, reference, z, batch.cond, method.reduce).log_ratio
+    if over_time == "alpha_squared":
+        alpha, _ = policy.path.coefficients(z.t)
+        log_ratio = expand(alpha**2, log_ratio) * log_ratio
+    return contrast(log_ratio, batch.score, batch.group)
 
 
 def preference_step(c: Contrast, losses: Tensor, scale: float | Tensor) -> Step:

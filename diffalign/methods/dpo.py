@@ -16,6 +16,11 @@ Step-Video-T2V's Video-DPO (Ma et al. 2025, arXiv 2502.10248, section 4.4) is th
 and noise shared by the pair as here; its finding is a matter of settings: where the logit is negative and
 beta 5000, gradients explode and force a learning rate of 1e-8, so it lowers beta and raises the rate (neither
 value is stated).
+
+On a flow model with t logit-normal or uniform this is Flow-DPO (Liu et al. 2025, "Improving Video Generation
+with Human Feedback", arXiv 2501.13918), m being the error of the velocity. Its equation 6 has beta_t = beta
+(1 - t)^2, ``over_time: alpha_squared``; its experiments found a constant beta better, the default. JavisDiT++
+adds 0.1 times the winner's error: the strategy ``sft``.
 """
 
 from dataclasses import dataclass
@@ -28,7 +33,7 @@ from diffalign.components import choice
 from diffalign.errors import UserError
 from diffalign.estimators import PerSample, Reduce
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import NOISINGS, TIMES, compare, preference_step
+from diffalign.methods.common import NOISINGS, TIMES, OverTime, compare, preference_step
 from diffalign.methods.registry import MethodCard
 from diffalign.noising import Forward
 from diffalign.times import Uniform
@@ -42,6 +47,7 @@ class DPO:
     Attributes:
         beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
         loss: what a pair demands of its logit.
+        over_time: beta at time t: the same everywhere, or beta alpha(t)^2.
         time: which times are trained on, one per group.
         noising: how latents become noisy states.
         reduce: what counts as one unit of a sample.
@@ -49,6 +55,7 @@ class DPO:
 
     beta: float = 5000.0
     loss: PairwiseLoss = choice(LOSSES, Logistic())
+    over_time: OverTime = "constant"
     time: TimeSampler = choice(TIMES, Uniform())
     noising: Noising = choice(NOISINGS, Forward())
     reduce: Reduce = PerSample()
@@ -63,7 +70,7 @@ class DPO:
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """The mean loss over all pairs of rivals that are no tie."""
-        c = compare(self, policy, reference, batch, generator)
+        c = compare(self, policy, reference, batch, generator, self.over_time)
         return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
 
 
