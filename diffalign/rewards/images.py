@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.videos import Video
+
 Images = Sequence[Image.Image] | Tensor
 """B PIL images of any mode and size, or a float tensor (B, 3, H, W) in [0, 1]."""
 
@@ -16,8 +18,14 @@ def in_batches(
 ) -> Tensor:
     """(B,) float32 scores, ``batch_size`` images at a time; never squeezed, (0,) for no images.
 
-    ``score`` maps some images and their prompts to (b,) scores. ValueError if counts or shapes do not fit.
+    ``score`` maps some images and their prompts to (b,) scores. ValueError if counts or shapes do not fit, or
+    for videos.
     """
+    if not isinstance(images, Tensor) and any(isinstance(image, Video) for image in images):
+        raise ValueError(
+            "these are videos, and this is a reward of images; rewards.of_videos.takes_videos(reward) gives "
+            "the mean over frames"
+        )
     if isinstance(images, Tensor) and (
         images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point()
     ):

@@ -36,6 +36,7 @@ class RewardCard:
         notes: what it measures, what to beware of, where it comes from.
         differentiable: gradients flow to pixels given as a tensor.
         cached: scores are worth keeping on disk; False where computing is as cheap as looking up.
+        video: judges videos (``diffalign.videos.Video``) and no images.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RewardCard:
     notes: str
     differentiable: bool = False
     cached: bool = True
+    video: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,8 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
     """The reward that a spec names, ready to be called: ``reward(images, prompts) -> (B,) float32``.
 
     ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]; they are scored ``batch_size`` at a time.
+    A reward of videos is a ``VideoReward`` and takes B ``Video``s; ``rewards.of_videos.takes_videos`` makes
+    any reward take them.
     ``dtype`` is that of the reward's network: float32, bfloat16 or float16.
 
     Raises:
@@ -220,7 +224,12 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
         raise UserError(f"reward {spec!r}: batch_size is {batch_size}; it must be at least 1")
     module, _, factory = card.target.partition(":")
     make: Callable[[str | None, Place], Reward] = getattr(import_module(module), factory)
-    return make(source, Place(str(device), dtype, batch_size))
+    reward = make(source, Place(str(device), dtype, batch_size))
+    if not card.video:
+        return reward
+    from diffalign.rewards.of_videos import VideoReward
+
+    return VideoReward(card.name, reward)
 
 
 def no_source(name: str, source: str | None) -> None:

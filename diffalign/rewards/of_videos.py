@@ -1,0 +1,91 @@
+"""Rewards of videos: those that watch them, and rewards of images asked for some of their frames.
+
+``takes_videos(load(spec))`` scores B ``Video``s whatever the spec names. A reward of images gives the mean of
+its scores of ``FRAMES`` frames, the middles of as many equal parts: it sees what the video shows and not how
+it moves.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.types import Reward
+from diffalign.videos import Video
+
+FRAMES = 8
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """The middles of ``wanted`` equal parts of ``count`` frames; all of them where they are fewer.
+
+    Raises:
+        ValueError: fewer than one of either.
+    """
+    if count < 1 or wanted < 1:
+        raise ValueError(f"{wanted} of {count} frames: there must be at least one of each")
+    wanted = min(count, wanted)
+    return [(2 * part + 1) * count // (2 * wanted) for part in range(wanted)]
+
+
+def frame_image(video: Video, index: int) -> Image.Image:
+    """One frame as a picture."""
+    return Image.fromarray(video.frames[index].permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+@dataclass(frozen=True)
+class VideoReward:
+    """A reward that watches videos: what ``rewards.load`` gives for a card that says so.
+
+    Attributes:
+        name: of the card.
+        score: B videos and their prompts to (B,) scores.
+    """
+
+    name: str
+    score: Callable[[Sequence[Video], Sequence[str]], Tensor]
+
+    def __call__(self, videos: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
+        """(B,) float32; UserError for what is no video."""
+        if isinstance(videos, Tensor) or not all(isinstance(video, Video) for video in videos):
+            raise UserError(
+                f"reward {self.name!r} judges videos, and these are images; allowed: a reward of images "
+                "(`diffalign rewards` says which are)"
+            )
+        return self.score(videos, prompts).float()
+
+
+@dataclass(frozen=True)
+class MeanOverFrames:
+    """A reward of images as one of videos.
+
+    Attributes:
+        reward: of images.
+        frames: at most so many of a video, evenly spaced.
+    """
+
+    reward: Reward
+    frames: int = FRAMES
+
+    def __call__(self, videos: Sequence[Video], prompts: Sequence[str]) -> Float[Tensor, " B"]:
+        """(B,) float32: the mean over frames."""
+        images, words, counts = [], [], []
+        for video, prompt in zip(videos, prompts, strict=True):
+            indices = evenly_spaced(len(video.frames), self.frames)
+            images += [frame_image(video, index) for index in indices]
+            words += [prompt] * len(indices)
+            counts.append(len(indices))
+        if not images:
+            return torch.zeros(0)
+        scores = self.reward(images, words).float()
+        return torch.stack([part.mean() for part in scores.split(counts)])
+
+
+def takes_videos(reward: Reward, frames: int = FRAMES) -> Reward:
+    """The reward as one of videos; ``frames`` is for rewards of images."""
+    return reward if isinstance(reward, VideoReward | MeanOverFrames) else MeanOverFrames(reward, frames)

@@ -1,0 +1,93 @@
+"""Rewards of videos: evenly spaced frames, their mean, and who judges what."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffalign.errors import UserError
+from diffalign.rewards import registry
+from diffalign.rewards.jpeg import compressibility
+from diffalign.rewards.of_videos import VideoReward, evenly_spaced, frame_image, takes_videos
+from diffalign.rewards.registry import Place, load
+from diffalign.videos import Video
+
+
+def grey(*levels):
+    """A video whose frames are plain."""
+    frames = torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    return Video(frames.expand(-1, 3, 4, 6).contiguous(), 8.0)
+
+
+def brightness(images, prompts):
+    """Mean grey level plus the prompt's length."""
+    assert len(images) == len(prompts) and all(isinstance(image, Image.Image) for image in images)
+    return torch.tensor([np.asarray(i).mean() + len(p) for i, p in zip(images, prompts, strict=True)])
+
+
+def length(videos, prompts):
+    """Seconds."""
+    return torch.tensor([len(video.frames) / video.fps for video in videos], dtype=torch.float64)
+
+
+def moving(source, place):
+    return length
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "expected"),
+    [
+        (8, 1, [4]),
+        (9, 3, [1, 4, 7]),
+        (8, 8, list(range(8))),
+        (3, 8, [0, 1, 2]),
+        (81, 4, [10, 30, 50, 70]),
+        (1, 1, [0]),
+    ],
+)
+def test_frames_are_the_middles_of_equal_parts(count, wanted, expected):
+    assert evenly_spaced(count, wanted) == expected
+    mirrored = [count - 1 - i for i in expected][::-1]
+    assert all(abs(a - b) <= 1 for a, b in zip(mirrored, expected, strict=True))  # no drift to either end
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(0, 1), (1, 0)])
+def test_no_frames_are_no_choice(count, wanted):
+    with pytest.raises(ValueError, match="at least one"):
+        evenly_spaced(count, wanted)
+
+
+def test_a_reward_of_images_is_the_mean_over_frames():
+    reward = takes_videos(brightness, frames=2)
+    videos = [grey(0, 10, 20, 30), grey(7)]  # frames 1 and 3 of four; the only one
+    assert reward(videos, ["ab", "abc"]).tolist() == [20 + 2, 7 + 3]
+    assert takes_videos(reward) is reward
+    assert reward([], []).shape == (0,)
+
+
+def test_a_frame_keeps_its_pixels():
+    frames = torch.randint(0, 256, (3, 3, 4, 6), dtype=torch.uint8, generator=torch.manual_seed(0))
+    image = frame_image(Video(frames, 8.0), 1)
+    assert image.size == (6, 4)
+    assert np.array_equal(np.asarray(image), frames[1].permute(1, 2, 0).numpy())
+
+
+def test_a_reward_of_videos_watches_them_and_refuses_images(monkeypatch):
+    card = dataclasses.replace(
+        registry.REGISTRY["jpeg"], name="seconds", video=True, target=f"{__name__}:moving"
+    )
+    monkeypatch.setitem(registry.REGISTRY, "seconds", card)
+    reward = load("seconds")
+    assert isinstance(reward, VideoReward) and takes_videos(reward) is reward
+    scores = reward([grey(1, 2, 3, 4), grey(1)], ["a", "b"])
+    assert scores.dtype == torch.float32 and scores.tolist() == [0.5, 0.125]
+    for images in ([Image.new("RGB", (4, 4))], torch.zeros(1, 3, 4, 4)):
+        with pytest.raises(UserError, match="'seconds' judges videos, and these are images"):
+            reward(images, ["a"])
+
+
+def test_a_reward_of_images_refuses_videos():
+    with pytest.raises(ValueError, match="this is a reward of images"):
+        compressibility(None, Place())([grey(1)], ["a"])
