@@ -6,7 +6,6 @@ labels.
 """
 
 import time
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -87,14 +86,14 @@ def cost(row: PlaneRow, data: Batch[Tensor] | None) -> Calls:
 def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """What makes a row what it is."""
     return {
-        "method": repr(row.method),
+        "method": row.method,
         "data": row.data.__name__,
         "groups": row.groups,
         "rate": row.rate,
         "prompts": prompts,
         "steps": steps,
         "budget": None if steps else budget(row),
-        **({"rollout": asdict(row.rollout)} if row.rollout else {}),
+        **({"rollout": row.rollout} if row.rollout else {}),
     }
 
 

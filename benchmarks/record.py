@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -49,7 +50,7 @@ def known(name: str, asked: Mapping[str, Any]) -> Row | None:
     if not path.exists():
         return None
     row: Row = json.loads(path.read_text(encoding="utf-8"))
-    return row if row["asked"] == plain(asked) else None
+    return row if agrees(row["asked"], asked) else None
 
 
 def keep(name: str, asked: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
@@ -65,9 +66,51 @@ def rows(prefix: str) -> list[Row]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
+def agrees(stored: Any, asked: Any) -> bool:
+    """Whether a row's settings, as JSON has them, are these; an option that it does not know yet must be at
+    its default, so that a new one leaves old rows valid, and a changed default does not.
+    """
+    if is_dataclass(asked) and not isinstance(asked, type):
+        name, known = type(asked).__name__, stored
+        if not isinstance(known, dict) or name not in known or known[name].keys() - _told(asked).keys():
+            return False
+        return all(
+            agrees(known[name][f.name], getattr(asked, f.name))
+            if f.name in known[name]
+            else _default(asked, f)
+            for f in _fields(asked)
+        )
+    if isinstance(asked, Mapping):
+        return (
+            isinstance(stored, dict)
+            and stored.keys() == asked.keys()
+            and all(agrees(stored[k], v) for k, v in asked.items())
+        )
+    if isinstance(asked, list | tuple):
+        return (
+            isinstance(stored, list)
+            and len(stored) == len(asked)
+            and all(agrees(a, b) for a, b in zip(stored, asked, strict=True))
+        )
+    return bool(stored == asked)
+
+
+def _fields(owner: Any) -> list[Field[Any]]:
+    return [f for f in fields(owner) if f.compare]
+
+
+def _told(owner: Any) -> dict[str, Any]:
+    return {f.name: getattr(owner, f.name) for f in _fields(owner)}
+
+
+def _default(owner: Any, field: Field[Any]) -> bool:
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    return bool(getattr(owner, field.name) == default)
+
+
 def plain(value: Any) -> Any:
-    """What JSON makes of a value."""
-    return json.loads(json.dumps(value))
+    """What JSON makes of a value; of a dataclass {its name: its fields}."""
+    return json.loads(json.dumps(value, default=lambda owner: {type(owner).__name__: _told(owner)}))
 
 
 def _made() -> dict[str, Any]:

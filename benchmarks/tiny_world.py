@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -64,12 +64,12 @@ def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0) -> Run:
 def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """What makes a row what it is."""
     return {
-        "method": repr(build(run.method)),
-        "strategy": {k: v for k, v in asdict(run).items() if k not in _COMMON},
-        **({"rollout": asdict(run.rollout)} if run.rollout.prompts else {}),
-        "lora": asdict(run.model.lora) if run.model.train == "lora" else "full",
-        "data": {k: v for k, v in asdict(run.data).items() if k not in _PLACES},
-        "optimizer": asdict(run.optimizer),
+        "method": build(run.method),
+        "strategies": run.strategies,
+        **({"rollout": run.rollout} if run.rollout.prompts else {}),
+        "lora": run.model.lora if run.model.train == "lora" else "full",
+        "data": replace(run.data, cache_dir=None, cache_batch_size=8, workers=0),
+        "optimizer": run.optimizer,
         "batch_size": run.training.batch_size * run.training.accumulation,
         "split": split,
         "prompts": prompts,
@@ -83,17 +83,10 @@ def budget(run: Run) -> float:
     return ONLINE_BUDGET if run.rollout.prompts else BUDGET
 
 
-_PLACES = {"cache_dir", "cache_batch_size", "workers"}
-_COMMON = {
-    "output", "resume", "overwrite", "method", "model", "data", "optimizer", "training", "logging",
-    "checkpoint", "validation", "rollout",
-}  # fmt: skip
-
-
 def cost(run: Run) -> Calls:
     """Network samples of one step, measured once per recipe."""
     digest = hashlib.blake2b(
-        json.dumps([COST_VERSION, asked(run, "", 0)], sort_keys=True, default=str).encode(), digest_size=8
+        json.dumps([COST_VERSION, record.plain(asked(run, "", 0))], sort_keys=True).encode(), digest_size=8
     ).hexdigest()
     path = record.WORK / "costs" / f"{digest}.json"
     with lock(f"cost-{digest}"):
