@@ -237,10 +237,10 @@ class Noising(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images: higher is better."""
+    """Scores images, or videos where its card says so: higher is better."""
 
-    def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, " B *unit"]:
-        """(B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1])."""
+    def __call__(self, images: Any, prompts: Sequence[str], /) -> Float[Tensor, " B *unit"]:
+        """(B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1]) or ``Video``s."""
         ...
 
 
