@@ -1,4 +1,4 @@
-"""The leaderboard: every offline method on the plane and on the tiny SDXL, at equal compute.
+"""The leaderboard: methods on the plane, on the tiny SDXL and on the tiny SD3, at equal compute.
 
     python -m benchmarks.methods                        # everything that is not there yet
     python -m benchmarks.methods --world plane --methods dpo,inpo --seeds 3
@@ -26,16 +26,17 @@ from diffalign.config_io import shipped_configs
 from diffalign.files import write_atomic
 from tests.tiny.plane_methods import PLANE_METHODS
 
-WORLDS = ("plane", "tiny")
+WORLDS = ("plane", *tiny_world.PREFIXES)
 POINTS = 1500  # of the plane, as many for each label: a standard error of the gain of about 0.01
-PROMPTS = 384  # of the tiny SDXL: a standard error of about 0.008, in a fifth of a row's time
+PROMPTS = 384  # of a tiny image model: a standard error of about 0.008, in a fifth of a row's time
 
 
 def names(world: str) -> list[str]:
     """Every method that a world has settings for."""
     if world == "plane":
         return list(PLANE_METHODS)
-    return [n.removeprefix(tiny_world.PREFIX) for n in shipped_configs() if n.startswith(tiny_world.PREFIX)]
+    prefix = tiny_world.PREFIXES[world]
+    return [n.removeprefix(prefix) for n in shipped_configs() if n.startswith(prefix)]
 
 
 def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
@@ -45,7 +46,7 @@ def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
         settings = PLANE_METHODS[method]
         asked = plane_world.asked(settings, POINTS)
     else:
-        recipe = tiny_world.recipe(method, seed=seed)
+        recipe = tiny_world.recipe(method, seed=seed, world=world)
         asked = tiny_world.asked(recipe, "test", prompts)
     with record.lock(name, wait=False) as mine:
         if not mine:
@@ -97,10 +98,10 @@ def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def main(argv: list[str] | None = None) -> None:
     """Make every row that is wanted and not there."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
-    parser.add_argument("--world", choices=WORLDS, help="default: both")
+    parser.add_argument("--world", choices=WORLDS, help="default: all")
     parser.add_argument("--methods", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts of the tiny SDXL")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts of a tiny image model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process; start several")
     parser.add_argument(
         "--tune", metavar="METHOD", help="try the method's grid on validation prompts instead"

@@ -1,6 +1,6 @@
-"""One row of the tiny SDXL: train a recipe by the real job, sample held-out prompts, score.
+"""One row of a tiny image model: train a recipe by the real job, sample held-out prompts, score.
 
-The base's images are drawn and scored once and shared by all rows; every model starts from the same noise.
+A base's images are drawn and scored once and shared by all rows; every model starts from the same noise.
 Rewards are the judge (what the shipped labels follow), and two that are not trained on: taste and a tiny
 CLIP.
 """
@@ -14,13 +14,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from diffusers import UNet2DConditionModel
-
 from benchmarks import record
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
 from diffalign import tiny
-from diffalign.config import Run, ValidationConfig
+from diffalign.config import ModelConfig, Run, ValidationConfig
 from diffalign.config_io import read_run
 from diffalign.demo import EVALUATION_SEED, REWARDS, SAMPLING
 from diffalign.evaluation.sampling import fingerprint, generate
@@ -33,7 +31,7 @@ from diffalign.models.loading import load
 from diffalign.online import plan_of, steps_of_a_round
 from diffalign.rewards import load as load_reward
 
-PREFIX = "tiny_sdxl_"
+PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_"}  # of the recipes of each world
 # Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.
 BUDGET = 60 * 64 * 8.0
 ONLINE_BUDGET = 3 * BUDGET  # what is sampled has to be paid for as well
@@ -47,9 +45,9 @@ def quiet(line: str) -> None:
     """Nothing: the job's own lines are not wanted."""
 
 
-def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0) -> Run:
+def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str = "tiny") -> Run:
     """The shipped tiny recipe of a method, with flags; its latents go to the cache that all rows share."""
-    run = read_run(PREFIX + name, overrides)
+    run = read_run(PREFIXES[world] + name, overrides)
     return replace(
         run,
         overwrite=True,
@@ -101,7 +99,7 @@ def cost(run: Run) -> Calls:
                 training=replace(run.training, steps=steps),
                 data=replace(run.data, holdout=0.0),
             )
-            with counted(UNet2DConditionModel) as calls:
+            with counted(type(load(run.model).network)) as calls:
                 align(short, quiet)
             write_atomic(path, json.dumps(vars(calls.per(steps))))
             shutil.rmtree(short.output)
@@ -109,9 +107,9 @@ def cost(run: Run) -> Calls:
 
 
 @lru_cache
-def base(split: str, prompts: int) -> dict[str, list[float]]:
-    """Scores of the base model's images of the first ``prompts`` captions of a split, by reward."""
-    pipeline = load(replace(read_run(PREFIX + "dpo").model)).pipeline
+def base(model: ModelConfig, split: str, prompts: int) -> dict[str, list[float]]:
+    """Scores of a base model's images of the first ``prompts`` captions of a split, by reward."""
+    pipeline = load(model).pipeline
     path = record.WORK / f"base-{split}-{prompts}-{fingerprint(pipeline)[:8]}.json"
     with lock(path.stem):
         if not path.exists():
@@ -159,8 +157,8 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
     texts = tiny.prompts(split, prompts)
     pipeline = load_aligned(recipe.model, result.aligned)
     if recipe.model.train == "lora":
-        pipeline.unet.fuse_lora()  # samples in 60 % of the time
-    before, after = base(split, prompts), scores(pipeline, split, prompts)
+        pipeline.fuse_lora()  # samples in 60 % of the time
+    before, after = base(ModelConfig(recipe.model.path), split, prompts), scores(pipeline, split, prompts)
     table = {}
     for name in REWARDS:
         c = compare(before[name], after[name], texts)
