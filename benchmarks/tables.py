@@ -10,8 +10,8 @@ from benchmarks.record import Row, over_seeds, shown, verdict
 
 TITLES = {"plane": "The plane", "tiny": "The tiny SDXL", "sd3": "The tiny SD3"}
 _IMAGES = (
-    "Gain of the judge on held-out captions, with the same noise as the base. Taste and the tiny CLIP were not "
-    "trained on."
+    "Gain of the judge on held-out captions, with the same noise as the base. Taste and the tiny CLIP were "
+    "not trained on."
 )
 NOTES = {
     "plane": "Gain of the mean height (of prompt fidelity where marked *) over the base, from the same "
