@@ -31,7 +31,7 @@ class VariancePreserving:
     """alpha^2 + sigma^2 = 1, with alpha^2 the cumulative product of 1 - beta.
 
     Attributes:
-        alphas_cumprod: (N,) float32, the table of the N training steps; index i is time i / N.
+        alphas_cumprod: (N,), the table of the N training steps; index i is time i / N.
     """
 
     alphas_cumprod: Float[Tensor, " N"]
@@ -105,11 +105,28 @@ def path_from_config(config: Mapping[str, Any]) -> tuple[Path, Target]:
 
 
 def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """(N,) float32 table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own."""
+    """(N,) table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own: float32, but
+    float64 of CogVideoX's scheduler, whose configurations always name an ``snr_shift_scale``.
+    """
+    if "snr_shift_scale" in config:
+        return _shifted_alphas_cumprod(config)
     betas = _betas(config)
     if config.get("rescale_betas_zero_snr", False):
         betas = zero_terminal_snr(betas)
     return torch.cumprod(1.0 - betas, dim=0)
+
+
+def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
+    """CogVideoX's table: the usual one, its signal-to-noise ratio divided by ``snr_shift_scale``, then its last
+    step made pure noise.
+    """
+    scale = float(config["snr_shift_scale"])
+    table = torch.cumprod(1.0 - _betas(config, root=torch.float64), dim=0)
+    table = table / (scale + (1 - scale) * table)
+    if config.get("rescale_betas_zero_snr", False):
+        root = table.sqrt()
+        table = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    return table
 
 
 def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -121,7 +138,8 @@ def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     return 1.0 - alphas
 
 
-def _betas(config: Mapping[str, Any]) -> Tensor:
+def _betas(config: Mapping[str, Any], root: torch.dtype = torch.float32) -> Tensor:
+    """(N,) betas; ``root`` is the dtype that the ``scaled_linear`` schedule is made in."""
     steps = int(config.get("num_train_timesteps", 1000))
     start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     schedule = config.get("beta_schedule", "linear")
@@ -130,7 +148,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
     if schedule == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float32)
     if schedule == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=root) ** 2
     if schedule == "squaredcos_cap_v2":
         bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
         return torch.tensor(

@@ -7,7 +7,7 @@ of the autoencoder's own z.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,7 +41,15 @@ class Codec(Protocol):
         ...
 
     def usable_frames(self, config: Config, frames: int) -> int:
-        """The largest number of frames, at most ``frames``, that the autoencoder takes; at least 1."""
+        """The largest number of frames, at most ``frames``, that the model takes; the smallest that it takes
+        where ``frames`` are fewer.
+        """
+        ...
+
+    def fitted(self, network_config: Config) -> "Codec":
+        """The codec of a model whose network has this configuration: not every network takes every number of
+        latent frames.
+        """
         ...
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
@@ -108,6 +116,10 @@ class Images:
         """One."""
         return 1
 
+    def fitted(self, network_config: Config) -> "Images":
+        """Itself."""
+        return self
+
     def frames_of(self, config: Config, latent_frame: int) -> range:
         """The only one."""
         return range(1)
@@ -130,9 +142,13 @@ class FrameByFrame:
     Attributes:
         at_once: frames that go through the autoencoder at once: they fill memory long before the network
             does.
+        longest: frames that a network takes at most, by its configuration; None: any number.
+        most: the same of the network that the codec is fitted to.
     """
 
     at_once: int = 8
+    longest: Callable[[Config], int] | None = None
+    most: int | None = None
     video: bool = True
 
     def channels(self, config: Config) -> int:
@@ -148,8 +164,12 @@ class FrameByFrame:
         return frames
 
     def usable_frames(self, config: Config, frames: int) -> int:
-        """Any number."""
-        return frames
+        """Any number up to ``most``."""
+        return frames if self.most is None else min(frames, self.most)
+
+    def fitted(self, network_config: Config) -> "FrameByFrame":
+        """With the number of frames that the network takes at most."""
+        return self if self.longest is None else replace(self, most=self.longest(network_config))
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
         """The frame itself."""
@@ -182,6 +202,10 @@ def _configured(vae: Any) -> tuple[Tensor, Tensor]:
     return affine(vae.config, 5)
 
 
+def _single(network_config: Config) -> int:
+    return 1
+
+
 @dataclass(frozen=True)
 class Videos:
     """A causal autoencoder of videos: its first latent frame is the first frame, each further one ``stride``.
@@ -191,12 +215,16 @@ class Videos:
         space: pixels per latent along one side.
         stride: frames per latent frame after the first.
         moments: of an autoencoder, (shift, scale) from its own scale to the network's.
+        depth: latent frames of one patch, by the network's configuration.
+        together: the same of the network that the codec is fitted to: latent frames are a multiple of it.
     """
 
     width: Callable[[Config], int]
     space: Callable[[Config], int]
     stride: Callable[[Config], int]
     moments: Callable[[Any], tuple[Tensor, Tensor]] = _configured
+    depth: Callable[[Config], int] = _single
+    together: int = 1
     video: bool = True
 
     def channels(self, config: Config) -> int:
@@ -212,8 +240,13 @@ class Videos:
         return 1 + (frames - 1) // self.stride(config)
 
     def usable_frames(self, config: Config, frames: int) -> int:
-        """1 more than a multiple of the stride."""
-        return 1 + (frames - 1) // self.stride(config) * self.stride(config)
+        """1 more than a multiple of the stride, of latent frames that fill their patches."""
+        patches = max(1, self.latent_frames(config, frames) // self.together)
+        return 1 + (patches * self.together - 1) * self.stride(config)
+
+    def fitted(self, network_config: Config) -> "Videos":
+        """With the depth of the network's patches."""
+        return replace(self, together=self.depth(network_config))
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
         """0 of the first one; of the k-th, (k - 1) stride + 1 up to k stride."""

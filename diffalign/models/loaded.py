@@ -72,8 +72,8 @@ class LoadedModel:
 
     @property
     def codec(self) -> Codec:
-        """How its autoencoder is asked."""
-        return self.family.codec
+        """How its autoencoder is asked, and how many frames its network takes."""
+        return self.family.codec.fitted(self.network_config)
 
     @property
     def downscale(self) -> int:

@@ -57,6 +57,9 @@ def load(
     _check_vae(config, pipeline, family)
     for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
         getattr(pipeline, name).eval().requires_grad_(False).to(device)
+    if config.vae_tiling:
+        pipeline.vae.enable_tiling()
+        pipeline.vae.enable_slicing()
     path, target = path_from_config(pipeline.scheduler.config)
     set_attention(getattr(pipeline, family.network_name), config.attention, device, compute or dtype)
     return LoadedModel(family, pipeline, path, target, config.path, dtype)
@@ -139,11 +142,18 @@ def _family_of_class(config: ModelConfig, index: dict[str, Any]) -> FamilyCard:
     name = index.get("_class_name")
     for card in FAMILIES.values():
         if card.pipeline == name:
+            _refuse(config, card, index)
             return card
     raise UserError(
         f"model.path={config.path!r} is a {name}; allowed: "
         + ", ".join(f"{card.pipeline} ({card.name})" for card in FAMILIES.values())
     )
+
+
+def _refuse(config: ModelConfig, card: FamilyCard, index: dict[str, Any]) -> None:
+    for component, why in card.refuses:
+        if (index.get(component) or [None])[0] is not None:
+            raise UserError(f"model.path={config.path!r} has a {component}: {why}")
 
 
 def _from_single_file(config: ModelConfig, card: FamilyCard, arguments: dict[str, Any]) -> Any:

@@ -29,7 +29,7 @@ def vae_precision(vae: Any) -> Iterator[Any]:
     SDXL's own VAE overflows in float16; with the fp16-fix VAE (``force_upcast`` false) nothing is cast.
     """
     stored = vae.dtype
-    upcast = vae.config.force_upcast and stored in (torch.float16, torch.bfloat16)
+    upcast = vae.config.get("force_upcast") and stored in (torch.float16, torch.bfloat16)
     if not upcast:
         yield vae
         return
