@@ -1,6 +1,7 @@
 """Tiny pipelines of the real classes with random weights, written as folders that diffusers loads.
 
-For tests that need the right code paths and not a good model: `make_sdxl(folder)`, `make_sd15(folder)`.
+For tests that need the right code paths and not a good model: `make_sdxl(folder)`, `make_sd15(folder)`,
+`make_sd3(folder)`, `make_flux(folder)`, `make_pixart(folder)`, `make_pixart_alpha(folder)`.
 """
 
 from pathlib import Path
@@ -10,12 +11,29 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 WIDTH = 16
 TOKENS = 16
@@ -131,6 +149,135 @@ def make_sdxl(folder: Path, seed: int = 0) -> Path:
                 projection_class_embeddings_input_dim=6 * 4 + WIDTH,
             ),
             scheduler=scheduler(),
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Letters, each with and without a space before it."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [(piece, -2.0) for letter in letters for piece in (letter, f"▁{letter}")]
+    return T5Tokenizer(vocab=[*specials, ("▁", -2.0), *pieces], extra_ids=0, model_max_length=512)
+
+
+def t5(tok: T5Tokenizer, width: int = 2 * WIDTH) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tok),
+            d_model=width,
+            d_ff=width,
+            d_kv=8,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def flow_vae() -> AutoencoderKL:
+    """16 channels, moved and scaled, as SD3's and FLUX's."""
+    return vae(
+        latent_channels=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def make_sd3(folder: Path, seed: int = 0, t5_too: bool = True, dynamic: bool = True, **changes: Any) -> Path:
+    """A random StableDiffusion3Pipeline in ``folder``, with 3.5's norms and second attentions."""
+    values: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 16,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 2 * WIDTH,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 2 * WIDTH,
+        "pos_embed_max_size": 12,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": (0,),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok, tok_2, tok_3 = tokenizer(), tokenizer(pad="!"), t5_tokenizer()
+        pipeline = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(**(values | changes)),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
+            vae=flow_vae(),
+            text_encoder=CLIPTextModelWithProjection(text_config(tok)),
+            tokenizer=tok,
+            text_encoder_2=CLIPTextModelWithProjection(text_config(tok_2)),
+            tokenizer_2=tok_2,
+            text_encoder_3=t5(tok_3) if t5_too else None,
+            tokenizer_3=tok_3 if t5_too else None,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_flux(folder: Path, seed: int = 0, guided: bool = True) -> Path:
+    """A random FluxPipeline in ``folder``: dev, or schnell if it is not ``guided``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok, tok_2 = tokenizer(), t5_tokenizer()
+        pipeline = FluxPipeline(
+            transformer=FluxTransformer2DModel(
+                in_channels=64,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=2 * WIDTH,
+                pooled_projection_dim=WIDTH,
+                guidance_embeds=guided,
+                axes_dims_rope=(2, 2, 4),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=3.0 if guided else 1.0, use_dynamic_shifting=guided
+            ),
+            vae=flow_vae(),
+            text_encoder=CLIPTextModel(text_config(tok)),
+            tokenizer=tok,
+            text_encoder_2=t5(tok_2),
+            tokenizer_2=tok_2,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_pixart(folder: Path, seed: int = 0) -> Path:
+    """A random PixArtSigmaPipeline in ``folder``."""
+    return _pixart(folder, seed, PixArtSigmaPipeline, False)
+
+
+def make_pixart_alpha(folder: Path, seed: int = 0) -> Path:
+    """A random PixArtAlphaPipeline in ``folder`` whose network is told sizes, as the one of 1024 pixels."""
+    return _pixart(folder, seed, PixArtAlphaPipeline, True)
+
+
+def _pixart(folder: Path, seed: int, pipeline_class: Any, told_sizes: bool) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok = t5_tokenizer()
+        pipeline = pipeline_class(
+            transformer=PixArtTransformer2DModel(
+                sample_size=128 if told_sizes else 32,  # alpha's pipeline tells sizes to one of 128
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=3,
+                cross_attention_dim=24,
+                caption_channels=2 * WIDTH,
+                use_additional_conditions=told_sizes,
+            ),
+            scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
+            vae=vae(scaling_factor=0.13025),
+            text_encoder=t5(tok),
+            tokenizer=tok,
         )
     pipeline.save_pretrained(folder)
     return folder

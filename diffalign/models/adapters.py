@@ -80,11 +80,31 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second set is meant
         torch.manual_seed(seed)
-        network.add_adapter(peft_config, adapter_name=adapter)
+        _inject(network, peft_config, adapter)
     for _, parameter in trainable(network):
         parameter.data = parameter.data.float()
     if config.dora:
         set_magnitudes(network, adapter)
+
+
+def _inject(network: Any, config: Any, adapter: str) -> None:
+    from diffusers.loaders import PeftAdapterMixin
+    from peft import inject_adapter_in_model
+
+    if isinstance(network, PeftAdapterMixin):
+        network.add_adapter(config, adapter_name=adapter)
+    else:  # a network that diffusers has no LoRA loader for, such as PixArt's
+        inject_adapter_in_model(config, network, adapter)
+        activate(network, adapter)
+
+
+def activate(network: nn.Module, adapter: str) -> None:
+    """Send the network through one set of adapters, and train that set alone."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(adapter)
 
 
 def add_second_adapter(network: Any, config: LoraConfig, seed: int) -> dict[str, str]:
@@ -96,7 +116,7 @@ def add_second_adapter(network: Any, config: LoraConfig, seed: int) -> dict[str,
     first = [name for name, _ in trainable(network)]
     add_lora(network, config, seed, SECOND)
     second = [name for name, _ in trainable(network)]
-    network.set_adapter(ADAPTER)
+    activate(network, ADAPTER)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in {*first, *second})
     return {name: _other(name, SECOND) for name in first}
@@ -115,7 +135,7 @@ def add_reference_adapter(network: Any, config: LoraConfig) -> dict[str, Tensor]
         Its tensors by the names of the trained parameters that they stand beside.
     """
     add_lora(network, replace(config, dropout=0.0), adapter=REFERENCE)
-    network.set_adapter(ADAPTER)  # trains this set again, and freezes the other
+    activate(network, ADAPTER)  # trains this set again, and freezes the other
     every = dict(network.named_parameters())
     held = {}
     for name, parameter in trainable(network):

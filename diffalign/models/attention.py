@@ -38,14 +38,21 @@ class OneBackend:
         self,
         attn: nn.Module,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        *others: Any,
         temb: Tensor | None = None,
-    ) -> Tensor:
-        """What the wrapped processor returns."""
+        image_rotary_emb: Any = None,
+        rotary_emb: Any = None,
+        **named: Any,
+    ) -> Any:
+        """What the wrapped processor returns: a tensor, or two where the text is attended to as well.
+
+        The optional names stand here because diffusers reads them off and drops what it does not find; they
+        are handed on only if they are there, since no processor knows them all.
+        """
+        optional = {"temb": temb, "image_rotary_emb": image_rotary_emb, "rotary_emb": rotary_emb}
+        named |= {name: value for name, value in optional.items() if value is not None}
         with sdpa_kernel(self.backend):
-            result: Tensor = self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        return result
+            return self.processor(attn, hidden_states, *others, **named)
 
 
 def set_attention(network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -77,9 +84,11 @@ def set_attention(network: Any, name: str, device: torch.device | str, dtype: to
 
 def head_dims(network: nn.Module) -> list[int]:
     """Widths of the attention heads in ``network``, sorted."""
+    from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 
-    return sorted({m.inner_dim // m.heads for m in network.modules() if isinstance(m, Attention)})
+    kinds = (Attention, AttentionModuleMixin)
+    return sorted({m.inner_dim // m.heads for m in network.modules() if isinstance(m, kinds)})
 
 
 def available(device: torch.device | str, dtype: torch.dtype, dims: Iterable[int]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
@@ -127,7 +128,7 @@ def latent_shape(
     Raises:
         UserError: sides or frames that the model does not take.
     """
-    codec = family.codec
+    codec = family.codec.fitted(network_config)
     multiple = codec.downscale(vae_config) * family.patch(network_config)
     if any(side < 1 or side % multiple for side in size):
         raise UserError(
@@ -159,14 +160,16 @@ def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False)
         steps: of the sampler.
         tokens: that the network makes of the latents, which a dynamic shift depends on.
         own_sigmas: whether the pipeline hands the scheduler sigmas evenly spaced from 1 to 1 / steps, as
-            FLUX's does, in place of leaving them to it.
+            FLUX's does, in place of leaving them to it. A scheduler that has its own flow sigmas
+            (``use_flow_sigmas``) is left to them by FLUX's, too.
     """
     scheduler = copy.deepcopy(scheduler)
+    own_sigmas = own_sigmas and not scheduler.config.get("use_flow_sigmas")
     arguments: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):
         arguments["mu"] = dynamic_mu(scheduler.config, tokens)
     if own_sigmas:
-        arguments["sigmas"] = torch.linspace(1, 1 / steps, steps).tolist()
+        arguments["sigmas"] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
     scheduler.set_timesteps(**arguments) if own_sigmas else scheduler.set_timesteps(steps, **arguments)
     grid: Tensor = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
     return grid
@@ -179,6 +182,26 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return float(start + (end - start) * (tokens - low) / (high - low))
+
+
+def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:
+    """Tokens of a T5: the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
+
+    Raises:
+        UserError: none, or more than ``most``, which the stock pipeline refuses.
+    """
+    tokens = config.max_sequence_length
+    if tokens is None:
+        return usual
+    if tokens < 1 or (most is not None and tokens > most):
+        allowed = "1 or more" if most is None else f"1 to {most}"
+        raise UserError(f"model.max_sequence_length={tokens}; allowed with this family: {allowed}, or null")
+    return tokens
+
+
+def bare(network: nn.Module) -> Any:
+    """The network itself, whose configuration can be read, out of what distributes it."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ A family is one module that says how its prompts are encoded and its network is 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffalign.errors import unknown
 
@@ -26,8 +26,12 @@ class FamilyCard:
         resolution: pixels of the square that it was trained on.
         example: a hub id of a base model.
         same_shapes: hub ids whose networks have the built-in shapes, so that they can be estimated unseen.
-        single_file_key: start of a key that only this family's single-file checkpoints have.
+        single_file_key: start of a key that only this family's single-file checkpoints have, or several; ()
+            where diffusers reads no single files.
         target: "module:object" of the family.
+        other_shapes: hub ids of networks of other shapes, each with the "module:object" that holds the
+            configurations which differ.
+        refuses: components that some of its pipelines have and that cannot be trained here, each with why.
     """
 
     name: str
@@ -36,11 +40,63 @@ class FamilyCard:
     resolution: int
     example: str
     same_shapes: tuple[str, ...]
-    single_file_key: str
+    single_file_key: str | tuple[str, ...]
     target: str
+    other_shapes: tuple[tuple[str, str], ...] = ()
+    refuses: tuple[tuple[str, str], ...] = ()
 
 
 _CARDS = (
+    FamilyCard(
+        name="cogvideox",
+        title="CogVideoX",
+        pipeline="CogVideoXPipeline",
+        resolution=480,
+        example="THUDM/CogVideoX-2b",
+        same_shapes=("THUDM/CogVideoX-2b", "zai-org/CogVideoX-2b"),
+        single_file_key=(),
+        target="diffalign.models.cogvideox:COGVIDEOX",
+        other_shapes=(
+            ("THUDM/CogVideoX-5b", "diffalign.models.cogvideox:LARGE"),
+            ("zai-org/CogVideoX-5b", "diffalign.models.cogvideox:LARGE"),
+        ),
+    ),
+    FamilyCard(
+        name="flux",
+        title="FLUX.1",
+        pipeline="FluxPipeline",
+        resolution=1024,
+        example="black-forest-labs/FLUX.1-dev",
+        same_shapes=("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-Krea-dev"),
+        single_file_key=("double_blocks.", "model.diffusion_model.double_blocks."),
+        target="diffalign.models.flux:FLUX",
+        other_shapes=(("black-forest-labs/FLUX.1-schnell", "diffalign.models.flux:SCHNELL"),),
+    ),
+    FamilyCard(
+        name="pixart",
+        title="PixArt-Sigma",
+        pipeline="PixArtSigmaPipeline",
+        resolution=1024,
+        example="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        same_shapes=(
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            "PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
+            "PixArt-alpha/PixArt-Sigma-XL-2-256x256",
+        ),
+        single_file_key=(),
+        target="diffalign.models.pixart:PIXART",
+    ),
+    FamilyCard(
+        name="pixart_alpha",
+        title="PixArt-alpha",
+        pipeline="PixArtAlphaPipeline",
+        resolution=1024,
+        example="PixArt-alpha/PixArt-XL-2-1024-MS",
+        same_shapes=("PixArt-alpha/PixArt-XL-2-1024-MS",),
+        single_file_key=(),
+        target="diffalign.models.pixart:PIXART_ALPHA",
+        other_shapes=(("PixArt-alpha/PixArt-XL-2-512x512", "diffalign.models.pixart:UNTOLD"),),
+    ),
     FamilyCard(
         name="sd15",
         title="Stable Diffusion 1.x",
@@ -65,6 +121,11 @@ _CARDS = (
         same_shapes=("stabilityai/stable-diffusion-3-medium-diffusers",),
         single_file_key="model.diffusion_model.joint_blocks.",
         target="diffalign.models.sd3:SD3",
+        other_shapes=(
+            ("stabilityai/stable-diffusion-3.5-medium", "diffalign.models.sd3:MEDIUM_35"),
+            ("stabilityai/stable-diffusion-3.5-large", "diffalign.models.sd3:LARGE_35"),
+            ("stabilityai/stable-diffusion-3.5-large-turbo", "diffalign.models.sd3:LARGE_35"),
+        ),
     ),
     FamilyCard(
         name="sdxl",
@@ -80,6 +141,29 @@ _CARDS = (
         single_file_key="conditioner.embedders.1.model.",
         target="diffalign.models.sdxl:SDXL",
     ),
+    FamilyCard(
+        name="wan",
+        title="Wan 2.1 and 2.2",
+        pipeline="WanPipeline",
+        resolution=480,
+        example="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        same_shapes=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers",),
+        single_file_key=(),
+        target="diffalign.models.wan:WAN",
+        other_shapes=(
+            ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "diffalign.models.wan:LARGE"),
+            ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "diffalign.models.wan:TI2V"),
+        ),
+        refuses=(
+            (
+                "transformer_2",
+                "it is two experts, for high and for low noise, and one network is trained here. Allowed: the "
+                "models of one transformer (Wan 2.1, Wan 2.2 TI2V-5B), or a folder that holds one expert alone "
+                "as its transformer, trained at that expert's times (method time: {type: uniform, steps: null, "
+                "low: 0.875} for A14B's high-noise expert, high: 0.875 for the other)",
+            ),
+        ),
+    ),
 )
 
 FAMILIES: Mapping[str, FamilyCard] = {card.name: card for card in _CARDS}
@@ -93,6 +177,25 @@ def get_family(name: str) -> "Family":
     """
     if name not in FAMILIES:
         raise unknown("model family (model.family)", name, [*FAMILIES, "auto"])
-    module, attribute = FAMILIES[name].target.split(":")
-    family: Family = getattr(importlib.import_module(module), attribute)
+    family: Family = _at(FAMILIES[name].target)
     return family
+
+
+def known_shapes() -> dict[str, FamilyCard]:
+    """The cards by the hub ids of networks whose shapes are built in."""
+    return {
+        hub_id: card
+        for card in FAMILIES.values()
+        for hub_id in (*card.same_shapes, *(other for other, _ in card.other_shapes))
+    }
+
+
+def built_in(name: str, hub_id: str | None = None) -> Mapping[str, Mapping[str, Any]]:
+    """The configurations of a family's components, of the base model or of one of another shape."""
+    differing = dict(FAMILIES[name].other_shapes).get(hub_id or "")
+    return {**get_family(name).configs, **(_at(differing) if differing else {})}
+
+
+def _at(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)

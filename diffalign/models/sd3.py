@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import flow_grid
+from diffalign.models.family import flow_grid, text_tokens
 from diffalign.types import Cond
 
 _CLIP_L = {  # openai/clip-vit-large-patch14, with its projection
@@ -78,6 +78,27 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+MEDIUM_35: Mapping[str, Mapping[str, Any]] = {
+    "transformer": {
+        **CONFIGS["transformer"],
+        "pos_embed_max_size": 384,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": tuple(range(13)),
+    },
+}
+"""What differs in stable-diffusion-3.5-medium."""
+
+LARGE_35: Mapping[str, Mapping[str, Any]] = {
+    "transformer": {
+        **CONFIGS["transformer"],
+        "num_layers": 38,
+        "num_attention_heads": 38,
+        "caption_projection_dim": 2432,
+        "qk_norm": "rms_norm",
+    },
+}
+"""What differs in stable-diffusion-3.5-large and its turbo."""
+
 
 @dataclass(frozen=True)
 class StableDiffusion3:
@@ -102,9 +123,12 @@ class StableDiffusion3:
         return CONFIGS
 
     def configured(self, config: ModelConfig) -> "StableDiffusion3":
-        """With the run's number of T5 tokens."""
-        tokens = config.max_sequence_length
-        return self if tokens is None else replace(self, max_sequence_length=tokens)
+        """With the run's number of T5 tokens.
+
+        Raises:
+            UserError: more tokens than the pipeline reads.
+        """
+        return replace(self, max_sequence_length=text_tokens(config, self.max_sequence_length, most=512))
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
         """``in_channels``."""

@@ -14,7 +14,7 @@ from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.family import Family, latent_shape
 from diffalign.models.loading import find_family
-from diffalign.models.registry import FAMILIES, get_family
+from diffalign.models.registry import FAMILIES, built_in, get_family, known_shapes
 from diffalign.models.sources import is_single_file, resolve, sniff_family
 
 
@@ -66,14 +66,14 @@ def shapes_of(config: ModelConfig) -> Shapes:
     Raises:
         UserError: a hub id whose shapes are not known here, with no ``model.family`` to go by.
     """
-    known = {name: card for card in FAMILIES.values() for name in card.same_shapes}
+    known = known_shapes()
     if config.path in known and not os.path.exists(config.path):
         if config.family not in ("auto", known[config.path].name):
             raise UserError(
                 f"model.family={config.family!r}, but {config.path!r} is {known[config.path].name}; set auto"
             )
-        family = get_family(known[config.path].name).configured(config)
-        return Shapes(family, family.configs)
+        name = known[config.path].name
+        return Shapes(get_family(name).configured(config), built_in(name, config.path))
     source = resolve(config.path)
     if os.path.isdir(source):
         family = get_family(find_family(config, source).name).configured(config)
