@@ -19,6 +19,7 @@ COMMANDS = {
     "train-reward": "train SPO's step-aware preference model, a reward for noisy times",
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
+    "video-pairs": "make pairs to label of real videos: two takes of each (DenseDPO)",
     "score": "score images with rewards",
     "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "pairs that are likely to push their winner down, and a filter",

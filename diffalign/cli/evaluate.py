@@ -96,7 +96,7 @@ def models(args: argparse.Namespace) -> tuple[Any, Any, "RunFacts", Path]:
             RunFacts("unknown", settings=sampling, title=title),
             Path(args.output or "runs/evaluation"),
         )
-    run, aligned = open_run(args.run, args)
+    run, model = open_run(args.run, args)
     base = load(with_dtype(run.model, args.dtype), device_name(args.device)).pipeline
     summary = Path(args.run, "summary.json")
     known: dict[str, Any] = json.loads(summary.read_text()) if summary.is_file() else {}
@@ -107,7 +107,7 @@ def models(args: argparse.Namespace) -> tuple[Any, Any, "RunFacts", Path]:
         settings=asdict(run) | sampling,
         title=f"{run.model.path} aligned with {run.method['type']}",
     )
-    return base, aligned, facts, Path(args.output or args.run)
+    return base, model.pipeline, facts, Path(args.output or args.run)
 
 
 def load_rewards(specs: Mapping[str, str], device: str, batch_size: int) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from diffalign.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from diffalign.evaluation.sampling import SamplingSettings
+    from diffalign.models.loaded import LoadedModel
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -59,13 +60,13 @@ def read_run_directory(folder: str) -> Run:
     return read_run(file)
 
 
-def open_run(folder: str, args: argparse.Namespace) -> tuple[Run, Any]:
-    """A run and its aligned pipeline.
+def open_run(folder: str, args: argparse.Namespace) -> tuple[Run, "LoadedModel"]:
+    """A run and its aligned model.
 
     Raises:
         UserError: no run, or one that has not been finished.
     """
-    from diffalign.export.aligned import load_aligned
+    from diffalign.export.aligned import open_aligned
 
     run = read_run_directory(folder)
     aligned = Path(folder, "aligned")
@@ -73,11 +74,16 @@ def open_run(folder: str, args: argparse.Namespace) -> tuple[Run, Any]:
         raise UserError(
             f"{folder!r} has no aligned/: the run has not finished; continue it with --resume latest"
         )
-    return run, load_aligned(with_dtype(run.model, args.dtype), aligned, device_name(args.device))
+    return run, open_aligned(with_dtype(run.model, args.dtype), aligned, device_name(args.device))
 
 
 def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:
-    """The pipeline that ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model.
+    """The pipeline of ``open_model``."""
+    return open_model(spec, base, args).pipeline
+
+
+def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "LoadedModel":
+    """The model that ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model.
 
     Raises:
         UserError: nothing of that kind is there.
@@ -85,13 +91,13 @@ def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:
     if Path(spec, "config.yaml").is_file():
         return open_run(spec, args)[1]
     device = device_name(args.device)
-    if Path(spec, LORA_FILE).is_file():
-        from diffalign.export.aligned import load_aligned
+    if any(Path(spec, name).is_file() for name in LORA_FILES):
+        from diffalign.export.aligned import open_aligned
 
-        return load_aligned(_base_of(spec, base, args.dtype), spec, device)
+        return open_aligned(_base_of(spec, base, args.dtype), spec, device)
     from diffalign.models.loading import load
 
-    return load(with_dtype(ModelConfig(path=spec), args.dtype), device).pipeline
+    return load(with_dtype(ModelConfig(path=spec), args.dtype), device)
 
 
 def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:

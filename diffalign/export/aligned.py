@@ -1,10 +1,12 @@
 """``aligned/``: what plain diffusers loads, in a process that has never heard of diffalign.
 
-LoRA: ``pipeline.load_lora_weights(folder)``; rank, alpha, rsLoRA and DoRA travel in the file's metadata. Full
-    fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was
-    loaded.
+LoRA: ``pipeline.load_lora_weights(folder)``; rank, alpha, rsLoRA and DoRA travel in the file's metadata. A
+    network that diffusers has no LoRA loader for (PixArt's) has its LoRA as peft keeps it:
+    ``PeftModel.from_pretrained(pipeline.transformer, folder)``. Full fine-tuning:
+    ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was loaded.
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,11 @@ from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.files import whole_folder
 from diffalign.models.adapters import ADAPTER
+from diffalign.models.injection import has_lora_loader
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
-from diffalign.models.sources import user_errors
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from diffalign.models.sources import LORA_FILES, holds_lora, user_errors
 
 
 def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None:
@@ -39,7 +40,12 @@ def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None
 
 
 def load_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> Any:
-    """The pipeline of an ``aligned/`` folder: its own, or ``base`` with the folder's LoRA on it.
+    """The pipeline of ``open_aligned``."""
+    return open_aligned(base, folder, device).pipeline
+
+
+def open_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> LoadedModel:
+    """The model of an ``aligned/`` folder: its own, or ``base`` with the folder's LoRA on it.
 
     Raises:
         UserError: the folder holds neither, or the LoRA does not fit the base.
@@ -48,14 +54,15 @@ def load_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
     if (folder / "model_index.json").is_file():
         return load(
             replace(base, path=str(folder), family="auto", revision=None, variant=None, vae=None), device
-        ).pipeline
-    if not (folder / LORA_FILE).is_file():
+        )
+    if not holds_lora(folder):
         raise UserError(
-            f"{folder}: neither {LORA_FILE} nor model_index.json in it; allowed: the aligned/ folder of a run"
+            f"{folder}: neither {LORA_FILES[0]} nor model_index.json in it; allowed: the aligned/ folder of "
+            "a run"
         )
     model = load(base, device)
     attach(model, folder)
-    return model.pipeline
+    return model
 
 
 def attach(model: LoadedModel, lora: Path) -> None:
@@ -65,13 +72,29 @@ def attach(model: LoadedModel, lora: Path) -> None:
         UserError: no LoRA there, or one of another network: diffusers itself would load nothing of it and say
             little.
     """
-    if not (lora / LORA_FILE).is_file():
-        raise UserError(f"{lora}: no {LORA_FILE} in it; allowed: the aligned/ folder of a LoRA run")
+    if not holds_lora(lora):
+        raise UserError(f"{lora}: no {LORA_FILES[0]} in it; allowed: the aligned/ folder of a LoRA run")
+    if not has_lora_loader(model.family.network_class):
+        _on_plain_network(model, lora)
+        return
     # diffusers warns of each text encoder that a LoRA leaves alone, which is what this LoRA is meant to do
     with user_errors("LoRA", str(lora)), only_errors("diffusers"):
         model.pipeline.load_lora_weights(str(lora))
     if not model.pipeline.get_list_adapters().get(model.family.network_name):
         raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")
+
+
+def _on_plain_network(model: LoadedModel, lora: Path) -> Any:
+    """The network in peft's wrapper; the network itself has the adapters."""
+    from peft import PeftModel
+
+    if not (lora / "adapter_config.json").is_file():
+        raise UserError(
+            f"{lora}: no adapter_config.json in it, by which a LoRA of the {model.family.network_name} of "
+            f"{model.source} is loaded; allowed: the aligned/ folder of a LoRA run of this model"
+        )
+    with user_errors("LoRA", str(lora)):
+        return PeftModel.from_pretrained(model.network, str(lora))
 
 
 def is_adapted(model: LoadedModel) -> bool:
@@ -90,9 +113,13 @@ def save_merged(base: ModelConfig, lora: str | Path, folder: str | Path, card_te
         UserError: nothing to merge, the LoRA does not fit the base, or the folder cannot be written.
     """
     model = load(base)
-    attach(model, Path(lora))
-    model.pipeline.fuse_lora(components=[model.family.network_name])
-    model.pipeline.unload_lora_weights()
+    name = model.family.network_name
+    if has_lora_loader(model.family.network_class):
+        attach(model, Path(lora))
+        model.pipeline.fuse_lora(components=[name])
+        model.pipeline.unload_lora_weights()
+    else:
+        setattr(model.pipeline, name, _on_plain_network(model, Path(lora)).merge_and_unload())
     with whole_folder(Path(folder)) as temporary:
         model.pipeline.save_pretrained(temporary)
         (temporary / "README.md").write_text(card_text, encoding="utf-8")
@@ -102,6 +129,9 @@ def _save_lora(model: LoadedModel, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     network: Any = model.network
+    if not has_lora_loader(model.family.network_class):
+        _save_as_peft(network, folder)
+        return
     values = network.peft_config[ADAPTER].to_dict()
     metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
     name = model.family.network_name
@@ -112,3 +142,17 @@ def _save_lora(model: LoadedModel, folder: Path) -> None:
             f"{name}_lora_adapter_metadata": metadata,
         },
     )
+
+
+def _save_as_peft(network: Any, folder: Path) -> None:
+    """The two files that ``PeftModel.from_pretrained`` reads, its names of the tensors included."""
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+    named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(named, folder / LORA_FILES[1], metadata={"format": "pt"})
+    config = copy.deepcopy(network.peft_config[ADAPTER])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

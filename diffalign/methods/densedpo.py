@@ -18,8 +18,7 @@ logit-normal. A frame that is a tie weighs nothing; a pair of nothing but ties, 
 
 The paper's baselines are settings. VanillaDPO is ``dpo`` on two videos drawn independently
 (``diffalign video-pairs --eta 1``) with one label a pair; StructuralDPO is ``dpo`` on guided pairs
-(``diffalign video-pairs``) with one label a pair. ``data.label: global`` makes one label of dense ones, by
-majority.
+(``diffalign video-pairs``) with one label a pair. ``data.view: majority`` makes one label of dense ones.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,98 @@
+"""``diffalign video-pairs``: two takes of each real clip, to be labelled and trained on."""
+
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+
+from diffalign.cli.common import make_parser, number, parse, share
+
+
+def run(argv: Sequence[str]) -> int:
+    """Makes what is not made yet."""
+    parser = make_parser("video-pairs", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "model",
+        help="a run directory, an aligned/ folder, a hub id, a diffusers folder, a checkpoint, tiny:wan",
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="what a LoRA outside of its run directory was trained on"
+    )
+    parser.add_argument(
+        "--videos",
+        required=True,
+        metavar="PLACE",
+        help="a folder of NAME.mp4 with NAME.txt, or a .jsonl file",
+    )
+    parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N clips only")
+    parser.add_argument("--output", default="pairs", metavar="FOLDER", help="default: pairs")
+    shape = parser.add_argument_group("what a pair looks like")
+    shape.add_argument("--height", type=number(int, 8), required=True, metavar="PX")
+    shape.add_argument("--width", type=number(int, 8), required=True, metavar="PX")
+    shape.add_argument("--frames", type=number(int, 1), metavar="N", help="at most; default: as a clip has")
+    shape.add_argument("--fps", type=number(float, 0.1), help="frames a second; default: each clip's own")
+    how = parser.add_argument_group("how it is drawn (defaults: DenseDPO's)")
+    how.add_argument("--eta", type=_range, default=(0.65, 0.8), metavar="LOW,HIGH", help=ETA)
+    how.add_argument(
+        "--steps", type=number(int, 1), default=40, metavar="N", help="of the sampler; default 40"
+    )
+    how.add_argument(
+        "--guidance", type=number(float, 0), default=8.0, metavar="G", help="classifier-free; default 8"
+    )
+    how.add_argument("--grid", choices=("auto", "even", "model"), default="auto", help=GRID)
+    how.add_argument("--pairs", type=number(int, 1), default=1, metavar="K", help="of each clip; default 1")
+    how.add_argument("--seed", type=number(int, 0), default=0, help="of eta and noise; default 0")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default auto")
+    machine.add_argument(
+        "--dtype", default=None, help="float32, bfloat16, float16; default: the run's, or float32"
+    )
+    args = parse(parser, argv)
+
+    from diffalign.cli.opening import open_model
+    from diffalign.video_pairs.clips import read_clips
+    from diffalign.video_pairs.make import PairSettings, make_pairs
+
+    clips = read_clips(args.videos, args.limit)
+    settings = PairSettings(
+        args.height, args.width, args.frames, args.fps, args.eta, args.steps, args.guidance, args.grid,
+        args.seed, args.pairs,
+    )  # fmt: skip
+    rank, world = share()
+    made = make_pairs(
+        open_model(args.model, args.base, args), clips, settings, args.output,
+        rank=rank, world=world, progress=rank == 0,
+    )  # fmt: skip
+    for problem in made.unreadable:
+        print(f"skipped, {problem}", file=sys.stderr)
+    of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
+    print(f"{made.pairs} pairs{of} are in {made.path}", file=sys.stderr)
+    print(f"label them: diffalign label-segments {made.path} --by reward --rewards ...", file=sys.stderr)
+    return 0
+
+
+def _range(text: str) -> tuple[float, float]:
+    """``0.65,0.8``, or one number for both."""
+    try:
+        low, high = ([float(part) for part in text.split(",")] * 2)[:2]
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r}; allowed: LOW,HIGH or one number") from None
+    return low, high
+
+
+ETA = (
+    "how far clips are noised, drawn once a pair; default 0.65,0.8; 1: two independent samples of the caption"
+)
+GRID = "times of the sampler: even steps as published, or the model's own; auto: the model's at eta 1 only"
+
+DESCRIPTION = """\
+Make pairs of videos for DenseDPO (arXiv 2506.03517): a real clip is noised part of the way with two seeds and
+denoised again, which gives two takes of one scene and motion. With --eta 1 they are independent samples of
+the clip's caption, as Diffusion-DPO wants them. Of an image model's, clips are pictures. pairs.jsonl has no
+labels yet: `diffalign label-segments` gives them. What is in the output folder already is not made again.
+Under torchrun every process makes its share."""
+
+EXAMPLES = """
+diffalign video-pairs Wan-AI/Wan2.1-T2V-1.3B-Diffusers --videos clips/ --height 480 --width 832 --frames 81
+torchrun --nproc-per-node 8 -m diffalign video-pairs runs/mine --videos clips.jsonl --height 480 --width 832
+diffalign video-pairs tiny:wan --videos clips/ --height 32 --width 32 --eta 1 --guidance 3 --output vanilla
+"""
