@@ -16,6 +16,7 @@ def run(argv: Sequence[str]) -> int:
     args = parse(parser, argv)
 
     from diffalign.models.registry import FAMILIES
+    from diffalign.tiny import FAMILIES as TINY
 
     cards = [FAMILIES[name] for name in sorted(FAMILIES)]
     if args.json:
@@ -26,5 +27,5 @@ def run(argv: Sequence[str]) -> int:
     print(
         "\nmodel.path: a hub id, a diffusers folder, a .safetensors or .ckpt file, or an embedded tiny model,"
     )
-    print("  " + ", ".join(f"tiny:{card.name}" for card in cards))
+    print("  " + ", ".join(f"tiny:{name}" for name in TINY))
     return 0

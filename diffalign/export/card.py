@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from diffalign.models.registry import FAMILIES
+from diffalign.models.injection import has_lora_loader
+from diffalign.models.registry import FAMILIES, get_family
 from diffalign.models.sources import HUB_ID
 
 
@@ -57,14 +58,15 @@ class Card:
         return "\n".join(parts)
 
     def _front_matter(self) -> dict[str, Any]:
+        task = "text-to-video" if self._video else "text-to-image"
         tags = [
-            "text-to-image",
+            task,
             "diffusers",
             *(["lora"] if self.adapted else []),
             "preference-alignment",
             "diffalign",
         ]
-        matter: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+        matter: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
         if "/" in self.base_model and HUB_ID.fullmatch(self.base_model):  # the hub refuses anything but an id
             matter["base_model"] = self.base_model
             matter["base_model_relation"] = "adapter" if self.adapted else "finetune"
@@ -73,17 +75,27 @@ class Card:
         return matter | {"tags": list(dict.fromkeys([*tags, *self.tags]))}
 
     def _loading(self) -> str:
-        pipeline = FAMILIES[self.family].pipeline
+        family, pipeline = get_family(self.family), FAMILIES[self.family].pipeline
+        by_peft = self.adapted and not has_lora_loader(family.network_class)
         source = f'"{self.base_model}"' if self.adapted else '"path/to/this/folder"'
         lines = [f"from diffusers import {pipeline}"]
         if self.adapted and self.base_model.startswith("tiny:"):
             lines.append("from diffalign.tiny import pipeline_path")
             source = f'pipeline_path("{self.base_model.removeprefix("tiny:")}")'
+        if by_peft:
+            lines.append("from peft import PeftModel")
         lines.append(f"\npipeline = {pipeline}.from_pretrained({source})")
-        if self.adapted:
+        if by_peft:
+            lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "path/to/this/folder")')
+        elif self.adapted:
             lines.append('pipeline.load_lora_weights("path/to/this/folder")')
-        lines.append('image = pipeline("a lighthouse at dusk").images[0]')
+        result = "video = pipeline({}).frames[0]" if self._video else "image = pipeline({}).images[0]"
+        lines.append(result.format('"a lighthouse at dusk"'))
         return "\n".join(lines) + "\n"
+
+    @property
+    def _video(self) -> bool:
+        return get_family(self.family).codec.video
 
 
 def _number(value: float | int | str) -> str:

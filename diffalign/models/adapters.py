@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from diffalign.config import LoraConfig, ModelConfig
 from diffalign.errors import UserError
+from diffalign.models.checkpointing import enable_checkpointing
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
+from diffalign.models.injection import activate, inject
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.precision import only_errors
 from diffalign.types import Denoiser
@@ -47,7 +49,7 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
             network.float()
         network.requires_grad_(True)
     if config.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        enable_checkpointing(network)
     if config.compile:
         compile_network(network)
     network.train()
@@ -80,31 +82,11 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second set is meant
         torch.manual_seed(seed)
-        _inject(network, peft_config, adapter)
+        inject(network, peft_config, adapter)
     for _, parameter in trainable(network):
         parameter.data = parameter.data.float()
     if config.dora:
         set_magnitudes(network, adapter)
-
-
-def _inject(network: Any, config: Any, adapter: str) -> None:
-    from diffusers.loaders import PeftAdapterMixin
-    from peft import inject_adapter_in_model
-
-    if isinstance(network, PeftAdapterMixin):
-        network.add_adapter(config, adapter_name=adapter)
-    else:  # a network that diffusers has no LoRA loader for, such as PixArt's
-        inject_adapter_in_model(config, network, adapter)
-        activate(network, adapter)
-
-
-def activate(network: nn.Module, adapter: str) -> None:
-    """Send the network through one set of adapters, and train that set alone."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in network.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.set_adapter(adapter)
 
 
 def add_second_adapter(network: Any, config: LoraConfig, seed: int) -> dict[str, str]:

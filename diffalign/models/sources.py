@@ -4,18 +4,22 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from diffalign.errors import UserError, unknown
 from diffalign.models.registry import FAMILIES, FamilyCard
+from diffalign.tiny import FAMILIES as TINY
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SINGLE_FILE = (".safetensors", ".ckpt")
 ALLOWED = (
     "allowed: a hub id (owner/name), a diffusers folder, a .safetensors or .ckpt checkpoint, "
-    "tiny:sdxl, tiny:sd15"
+    + ", ".join(f"tiny:{name}" for name in TINY)
 )
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""Of a folder with a LoRA: as diffusers saves it, and as peft does."""
 
 
 def resolve(path: str) -> str:
@@ -30,8 +34,8 @@ def resolve(path: str) -> str:
         from diffalign.tiny import pipeline_path
 
         name = path.removeprefix("tiny:")
-        if name not in FAMILIES:
-            raise unknown("tiny model (model.path)", path, [f"tiny:{f}" for f in FAMILIES])
+        if name not in TINY:
+            raise unknown("tiny model (model.path)", path, [f"tiny:{f}" for f in TINY])
         return str(pipeline_path(name))
     expanded = os.path.expanduser(path)
     if os.path.exists(expanded):
@@ -41,6 +45,11 @@ def resolve(path: str) -> str:
     if not HUB_ID.fullmatch(path):
         raise UserError(f"model.path={path!r}: no such file or folder, and not a hub id; {ALLOWED}")
     return path
+
+
+def holds_lora(folder: str | Path) -> bool:
+    """Whether a folder has the file of a LoRA."""
+    return any(Path(folder, name).is_file() for name in LORA_FILES)
 
 
 def is_single_file(source: str) -> bool:

@@ -8,16 +8,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from diffalign.config import ModelConfig
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from tests.tiny_pipelines import make_sd15, make_sdxl
+from tests.tiny_pipelines import (
+    make_flux,
+    make_pixart,
+    make_pixart_alpha,
+    make_sd3,
+    make_sd15,
+    make_sdxl,
+)
 
-FAMILIES = ("sd15", "sdxl")
+MAKERS = {
+    "sd15": make_sd15,
+    "sdxl": make_sdxl,
+    "sd3": make_sd3,
+    "flux": make_flux,
+    "pixart": make_pixart,
+    "pixart_alpha": make_pixart_alpha,
+}
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random pipeline folder of each family."""
     root = tmp_path_factory.mktemp("pipelines")
-    return {"sd15": make_sd15(root / "sd15"), "sdxl": make_sdxl(root / "sdxl")}
+    return {name: make(root / name) for name, make in MAKERS.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=MAKERS)
 def model(request: pytest.FixtureRequest, folders: dict[str, Path]) -> LoadedModel:
     return load(ModelConfig(path=str(folders[request.param])))
 

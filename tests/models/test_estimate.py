@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from diffalign.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
 from diffalign.errors import UserError
-from diffalign.models.adapters import prepare_policy
+from diffalign.models.adapters import check_targets, prepare_policy
 from diffalign.models.counting import Kept, count, state_bytes
 from diffalign.models.estimate import estimate, memory, needs_reference
 from diffalign.models.loading import load
-from diffalign.models.registry import FAMILIES, get_family
+from diffalign.models.registry import FAMILIES, get_family, known_shapes
 from diffalign.models.shapes import Shapes, shapes_of
 from tests.models.inputs import conditions, states
 
@@ -24,18 +23,51 @@ def run(path: str, resolution: int = 64, **changes: object) -> Run:
     return Run(model=ModelConfig(path=path, **changes), data=DataConfig(resolution=resolution))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
+NETWORKS = {
+    SD15: 859_520_964,
+    SDXL: 2_567_463_684,
+    "stabilityai/stable-diffusion-3-medium-diffusers": 2_028_328_000,
+    "stabilityai/stable-diffusion-3.5-medium": 2_243_171_520,
+    "stabilityai/stable-diffusion-3.5-large": 8_056_627_520,
+    "black-forest-labs/FLUX.1-dev": 11_901_408_320,
+    "black-forest-labs/FLUX.1-schnell": 11_891_178_560,
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": 610_856_096,
+    "PixArt-alpha/PixArt-XL-2-1024-MS": 611_349_152,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), NETWORKS.items())
 def test_real_networks_build_without_weights(name: str, parameters: int) -> None:
-    family = get_family(name)
     with torch.device("meta"):
-        network = Shapes(family, family.configs).network()
-    assert isinstance(network, UNet2DConditionModel)
+        network = shapes_of(ModelConfig(path=name)).network()
     assert sum(p.numel() for p in network.parameters()) == parameters
+    check_targets(network, LoraConfig().targets)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("sd15", 206_714_343), ("sdxl", 901_374_183)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_real_run_is_estimated(name: str) -> None:
+    """At a small size, so that the shapes are computed quickly; the networks have their own depth."""
+    result = estimate(run(name, 64, dtype="bfloat16", gradient_checkpointing=True))
+    assert result.network_parameters == NETWORKS[name]
+    assert result.memory["frozen weights"] == 2 * NETWORKS[name]
+    assert 0 < result.trainable_parameters < 0.05 * NETWORKS[name]
+    assert 0.9 < result.forward_flops / result.policy_flops < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("sd15", 206_714_343),
+        ("sdxl", 901_374_183),
+        ("sd3", 83_819_683 + 123_650_304 + 694_659_840 + 4_762_310_656),
+        ("flux", 83_819_683 + 123_060_480 + 4_762_310_656),
+        ("pixart", 83_653_863 + 4_762_310_656),
+    ],
+)
 def test_real_encoders(name: str, parameters: int) -> None:
-    """VAE 83,653,863; CLIP ViT-L/14 text 123,060,480; OpenCLIP ViT-bigG/14 text 694,659,840."""
+    """VAE 83,653,863, of 16 channels 83,819,683; CLIP ViT-L/14 text 123,060,480, with its projection
+    123,650,304; OpenCLIP ViT-bigG/14 text 694,659,840; T5 XXL's encoder 4,762,310,656.
+    """
     family = get_family(name)
     assert Shapes(family, family.configs).encoder_parameters() == parameters
 
@@ -155,7 +187,7 @@ def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> No
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (run("somebody/some-model"), "model.family set to one of sd15, sd3, sdxl"),
+        (run("somebody/some-model"), f"model.family set to one of {', '.join(FAMILIES)}"),
         (run(SDXL, family="sd15"), "is sdxl; set auto"),
         (run(""), "model.path is empty"),
         (run(SD15, 100), "100 x 100 pixels; allowed with sd15: multiples of 8"),
@@ -176,4 +208,4 @@ def test_impossible_speeds_are_user_errors(folders: dict[str, Path], arguments: 
 def test_an_unknown_hub_id_has_its_familys_shapes_if_told() -> None:
     assert shapes_of(ModelConfig(path="somebody/fine-tuned-xl", family="sdxl")).family.name == "sdxl"
     for card in FAMILIES.values():
-        assert card.example in card.same_shapes
+        assert card.example in known_shapes()

@@ -13,7 +13,7 @@ from diffalign.errors import UserError
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
 from diffalign.models.sources import sniff_family
-from diffalign.paths import VariancePreserving
+from diffalign.paths import RectifiedFlow, VariancePreserving
 from tests.models.ldm import single_file_state
 from tests.tiny_pipelines import vae
 
@@ -47,9 +47,13 @@ def test_a_loaded_model_is_frozen_and_knows_its_latents(model: LoadedModel) -> N
     modules = [m for m in model.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     assert not any(p.requires_grad for m in modules for p in m.parameters())
     assert not any(m.training for m in modules)
-    assert (model.codec.channels(model.pipeline.vae.config), model.downscale, model.target) == (4, 8, "eps")
-    assert isinstance(model.path, VariancePreserving)
-    assert torch.equal(model.path.alphas_cumprod, model.pipeline.scheduler.alphas_cumprod)
+    flow, patch = model.family.name in ("sd3", "flux"), 1 if model.family.name in ("sd15", "sdxl") else 2
+    assert model.codec.channels(model.pipeline.vae.config) == (16 if flow else 4)
+    assert (model.downscale, model.multiple) == (8, 8 * patch)
+    assert model.target == ("flow" if flow else "eps")
+    assert isinstance(model.path, RectifiedFlow if flow else VariancePreserving)
+    if isinstance(model.path, VariancePreserving):
+        assert torch.equal(model.path.alphas_cumprod, model.pipeline.scheduler.alphas_cumprod)
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
@@ -82,9 +86,18 @@ def test_a_single_file_holds_the_same_model(
     assert same_weights(loaded.pipeline.text_encoder, base.pipeline.text_encoder)
 
 
-def test_a_single_sdxl_file_is_told_by_its_keys(tmp_path: Path) -> None:
-    save_file({"conditioner.embedders.1.model.ln_final.bias": torch.zeros(1)}, tmp_path / "a.safetensors")
-    assert sniff_family(str(tmp_path / "a.safetensors")).name == "sdxl"
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("conditioner.embedders.1.model.ln_final.bias", "sdxl"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.bias", "sd3"),
+        ("model.diffusion_model.double_blocks.0.img_attn.proj.bias", "flux"),
+        ("double_blocks.0.img_attn.proj.bias", "flux"),
+    ],
+)
+def test_a_single_file_is_told_by_its_keys(tmp_path: Path, key: str, name: str) -> None:
+    save_file({key: torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert sniff_family(str(tmp_path / "a.safetensors")).name == name
 
 
 def test_another_vae_takes_the_place_of_the_pipelines(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -142,7 +155,7 @@ def leave_only_a_lora(folder: Path) -> None:
         (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
         (leave_only_a_lora, "holds a LoRA: give its base model"),
         (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
-        (lambda f: spoil_index(f, _class_name="FluxPipeline"), r"is a FluxPipeline; allowed: .*\(sdxl\)"),
+        (lambda f: spoil_index(f, _class_name="Kandinsky"), r"is a Kandinsky; allowed: .*\(sdxl\)"),
         (lambda f: spoil_index(f, text_encoder_2=[None, None]), "has no text_encoder_2"),
         (remove_network, "component folder missing: unet"),
         (remove_weights, "cannot be loaded"),

@@ -1,0 +1,158 @@
+"""What the stock pipelines do, done by our own parts: the same seed, the same image."""
+
+import inspect
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from diffalign.config import ModelConfig
+from diffalign.guidance import Guided
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from diffalign.paths import VariancePreserving
+from diffalign.samplers import DDIM, trajectory
+from tests.tiny_pipelines import make_flux, make_sd3
+
+PROMPTS = ["a red circle", "two"]
+HEIGHT, WIDTH = 64, 96
+STEPS = 4
+
+
+def stock(model: LoadedModel, folder: Path) -> Any:
+    """The pipeline as diffusers loads it, a variance-preserving one with a DDIM scheduler."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if isinstance(model.path, VariancePreserving):
+        config = {**pipeline.scheduler.config, "steps_offset": 1, "timestep_spacing": "leading"}
+        pipeline.scheduler = DDIMScheduler.from_config(config, set_alpha_to_one=False, clip_sample=False)
+    return pipeline
+
+
+def drawn(model: LoadedModel, pipeline: Any, noise: Tensor, guidance: float, output: str) -> Tensor:
+    """What the stock pipeline makes of the noise; its latents as (B, C, h, w)."""
+    arguments: dict[str, Any] = {"guidance_scale": guidance}
+    if model.family.name == "flux":  # whose guidance_scale is the embedded one
+        arguments = {"guidance_scale": 3.5, "true_cfg_scale": guidance, "negative_prompt": ""}
+        noise = pipeline._pack_latents(noise, *noise.shape)
+    elif model.family.name.startswith("pixart"):
+        arguments["use_resolution_binning"] = False
+    images: Tensor = pipeline(
+        PROMPTS, latents=noise, num_inference_steps=STEPS, height=HEIGHT, width=WIDTH, output_type=output,
+        **arguments,
+    ).images  # fmt: skip
+    if output == "latent" and model.family.name == "flux":
+        images = pipeline._unpack_latents(images, HEIGHT, WIDTH, 8)
+    return images
+
+
+def conditions(model: LoadedModel) -> dict[str, Tensor]:
+    sizes = torch.tensor([[HEIGHT, WIDTH]] * len(PROMPTS), dtype=torch.float32)
+    return model.encode_prompts(PROMPTS) | model.micro_conditions(sizes, torch.zeros_like(sizes), sizes)
+
+
+def noise_of(model: LoadedModel) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(len(PROMPTS), *model.latent_shape(HEIGHT, WIDTH), generator=generator)
+
+
+def ours(model: LoadedModel, noise: Tensor, guidance: float) -> Tensor:
+    denoiser: Any = model.denoiser()
+    if guidance != 1:
+        denoiser = Guided(denoiser, model.negative(len(PROMPTS)), guidance)
+    times = model.grid(STEPS, tuple(noise.shape[1:]))
+    with torch.no_grad():
+        steps = trajectory(denoiser, DDIM(), noise, times, conditions(model), torch.Generator())
+    return steps[-1].x_s
+
+
+@contextmanager
+def listening(network: nn.Module) -> Any:
+    """The tensors of each call of a network, by the names of its forward's arguments."""
+    heard: list[dict[str, Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        given |= given.pop("added_cond_kwargs", None) or {}
+        heard.append({name: value for name, value in given.items() if isinstance(value, Tensor)})
+
+    handle = network.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
+def test_the_network_is_told_what_the_stock_pipeline_tells_it(
+    model: LoadedModel, folders: dict[str, Path]
+) -> None:
+    pipeline, noise = stock(model, folders[model.family.name]), noise_of(model)
+    with listening(getattr(pipeline, model.family.network_name)) as expected:
+        drawn(model, pipeline, noise, 1.0, "latent")
+    first = model.grid(STEPS, tuple(noise.shape[1:]))[:1].float().expand(len(noise))
+    with listening(model.network) as told, torch.no_grad():
+        model.denoiser()(noise, first, conditions(model))
+    assert told[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():
+        assert_close(told[0][name], value.expand_as(told[0][name]), rtol=0, atol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_same_seed_gives_the_stock_pipelines_image(
+    model: LoadedModel, folders: dict[str, Path], guidance: float
+) -> None:
+    pipeline, noise = stock(model, folders[model.family.name]), noise_of(model)
+    latents = ours(model, noise, guidance)
+    assert_close(latents, drawn(model, pipeline, noise, guidance, "latent"), rtol=1e-4, atol=1e-4)
+    shown = drawn(model, pipeline, noise, guidance, "pt")
+    assert_close(model.decode(latents), shown, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(latents, ours(model, noise, 5.0 - guidance), atol=1e-2)
+
+
+@pytest.mark.parametrize("t5_too", [False, True])
+def test_sd3_as_it_was_first(tmp_path: Path, t5_too: bool) -> None:
+    """A static shift, no norms of queries and keys, one attention a block; with and without its T5."""
+    plain = {"qk_norm": None, "dual_attention_layers": ()}
+    folder = make_sd3(tmp_path / "sd3", t5_too=t5_too, dynamic=False, **plain)
+    model = load(ModelConfig(path=str(folder)))
+    assert model.text_encoders == ("text_encoder", "text_encoder_2", "text_encoder_3")[: 2 + t5_too]
+    assert model.encode_prompts(["a"])["encoder_hidden_states"].shape == (1, 16 + 256, 32)
+    noise = noise_of(model)
+    expected = drawn(model, stock(model, folder), noise, 4.0, "latent")
+    assert_close(ours(model, noise, 4.0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_flux_schnell_has_no_guidance_embedded_and_no_shift(tmp_path: Path) -> None:
+    folder = make_flux(tmp_path / "flux", guided=False)
+    model = load(ModelConfig(path=str(folder)))
+    noise = noise_of(model)
+    assert model.grid(STEPS, tuple(noise.shape[1:])).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    expected = drawn(model, stock(model, folder), noise, 1.0, "latent")
+    assert_close(ours(model, noise, 1.0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dynamic_shift_grows_with_the_image(model: LoadedModel) -> None:
+    """exp(mu) t / (1 + (exp(mu) - 1) t), mu on a line through (256 tokens, 0.5) and (4096, 1.15)."""
+    if not model.pipeline.scheduler.config.get("use_dynamic_shifting"):
+        pytest.skip("no dynamic shift")
+    for side, mu in ((32, 0.5), (128, 1.15)):
+        first = 1.0 if model.family.name == "flux" else None
+        grid = model.grid(4, (16, side, side))
+        factor = torch.tensor(mu, dtype=torch.float64).exp()
+        unshifted = grid / (factor - (factor - 1) * grid)
+        if first is not None:
+            assert_close(unshifted[:4], torch.tensor([1, 0.75, 0.5, 0.25]).double(), atol=1e-6, rtol=0)
+        assert_close(unshifted.diff()[:3], unshifted.diff()[:1].expand(3), atol=1e-6, rtol=0)
+
+
+def test_flux_is_told_the_guidance_of_the_run(folders: dict[str, Path]) -> None:
+    model = load(ModelConfig(path=str(folders["flux"]), embedded_guidance=7.0))
+    with listening(model.network) as told, torch.no_grad():
+        model.denoiser()(noise_of(model), torch.tensor([0.5, 0.25]), conditions(model))
+    assert told[0]["guidance"].tolist() == [7.0, 7.0]
+    assert told[0]["timestep"].tolist() == [0.5, 0.25]
