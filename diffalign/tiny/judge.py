@@ -125,7 +125,7 @@ def _color(core: np.ndarray) -> tuple[str | None, float]:
     return best, relative
 
 
-def _look(image: Image.Image | np.ndarray) -> list[Seen]:
+def look(image: Image.Image | np.ndarray) -> list[Seen]:
     """The things in a picture; none at all if its border is not plain."""
     pixels = _pixels(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -167,7 +167,7 @@ def judge(image: Image.Image | np.ndarray, prompt: str) -> float:
     if it is not a scene caption.
     """
     things, relation = parse_things(prompt)
-    seen = _look(image)
+    seen = look(image)
     if not seen:
         return 0.0
     best = 0
@@ -192,7 +192,7 @@ def taste(image: Image.Image | np.ndarray, prompt: str = "") -> float:
 
     No caption names it, and `prompt` is not read: it is there so that both judges are called alike.
     """
-    values = [s.chroma for s in _look(image) if s.color is not None]
+    values = [s.chroma for s in look(image) if s.color is not None]
     if not values:
         return 0.0
     return float(np.mean(np.clip((np.array(values) - _WASHED) / (_VIVID - _WASHED), 0, 1)))

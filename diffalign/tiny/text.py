@@ -1,10 +1,11 @@
-"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions."""
+"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions; words and letters as T5's."""
 
 import json
+import string
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from diffalign.tiny.networks import TOKENS
 from diffalign.tiny.scenes import captions
@@ -34,13 +35,13 @@ def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {name: i for i, name in enumerate(dict.fromkeys(names))}, learnt
 
 
-def tokenizer(pad: str = END) -> CLIPTokenizer:
-    """A CLIPTokenizer of the captions; SDXL pads its second one with `!`."""
+def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
+    """A CLIPTokenizer of the captions, of `tokens` tokens; SDXL and SD3 pad their second one with `!`."""
     vocab, merges = learn()
     return CLIPTokenizer(
         vocab=vocab,
         merges=merges,
-        model_max_length=TOKENS,
+        model_max_length=tokens,
         bos_token=START,
         eos_token=END,
         unk_token=END,
@@ -55,3 +56,15 @@ def save(tok: CLIPTokenizer, folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A tokenizer of the captions of moving shapes: every word is one piece, other text is spelt."""
+    from diffalign.tiny.motions import split_captions
+
+    words = sorted({word for text in split_captions("train") for word in text.split()})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *(("\u2581" + word, -1.0) for word in words)]
+    known = {piece for piece, _ in pieces}
+    spelt = ["\u2581", *string.ascii_letters, *string.digits, *string.punctuation]
+    pieces += [(letter, -10.0) for letter in spelt if letter not in known]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

@@ -1,0 +1,87 @@
+"""One loop for all pre-training of flow models: rectified flow, moving average, checkpoints to go on from.
+
+A velocity ``eps - x0`` is learnt at ``x_t = (1 - t) x0 + t eps``; ``t`` is logit-normal, then shifted to high
+noise, where a picture's layout is decided.
+"""
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Say = Callable[[str], None]
+
+
+def times(batch: int, shift: float) -> Tensor:
+    """(B,) in (0, 1): logit-normal(0, 1), shifted as the scheduler shifts its grid."""
+    t = torch.randn(batch).sigmoid()
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def flow_loss(predict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of the velocity of latents (B, ...) at times (B,); `predict` takes the model's
+    time, t times 1000.
+    """
+    eps = torch.randn_like(x0)
+    at = t.view(-1, *[1] * (x0.ndim - 1))
+    return (predict((1 - at) * x0 + at * eps, 1000 * t) - (eps - x0)).square().mean()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast; `keep` is the file of the checkpoint, gone on from if it is there."""
+
+    seconds: float
+    rate: float
+    keep: Path | None = None
+    seed: int = 0
+    decay: float = 0.999
+    every: float = 60.0  # seconds between checkpoints
+
+
+def fit(parts: nn.Module, loss_of: Callable[[], Tensor], plan: Plan, say: Say) -> dict[str, float]:
+    """Train `parts` for the plan's seconds (those of the checkpoint count) on one process; leaves the moving
+    average in `parts` and returns the figures for the report. `loss_of` draws its own batch.
+    """
+    torch.manual_seed(plan.seed + 1)
+    average = deepcopy(parts).requires_grad_(False)
+    weights = [p for p in parts.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=plan.rate, weight_decay=1e-3, betas=(0.9, 0.99))
+    step, passed, recent = 0, 0.0, 0.0
+    if plan.keep is not None and plan.keep.exists():
+        kept = torch.load(plan.keep, weights_only=True)
+        parts.load_state_dict(kept["parts"])
+        average.load_state_dict(kept["average"])
+        optimizer.load_state_dict(kept["optimizer"])
+        step, passed, recent = kept["step"], kept["passed"], kept["recent"]
+        torch.manual_seed(plan.seed + 1 + step)
+    begin, saved = time.monotonic() - passed, time.monotonic()
+    while (done := (time.monotonic() - begin) / plan.seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done))
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        step += 1
+        share = 1 - min(plan.decay, step / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(parts.parameters()), share)
+        recent = 0.99 * recent + 0.01 * loss.item() if step > 1 else loss.item()
+        passed = time.monotonic() - begin
+        if step % 200 == 0:
+            say(f"step {step} loss {recent:.4f} {passed:.0f} s of {plan.seconds:.0f}")
+        if plan.keep is not None and time.monotonic() - saved > plan.every:
+            saved = time.monotonic()
+            state = {"parts": parts.state_dict(), "average": average.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "step": step, "passed": passed, "recent": recent}
+            fresh = plan.keep.with_suffix(".fresh")
+            torch.save(state, fresh)
+            fresh.replace(plan.keep)
+    parts.load_state_dict(average.state_dict())
+    return {"steps": step, "seconds": round(passed, 1), "loss": round(recent, 4)}

@@ -1,0 +1,69 @@
+"""What the tiny video model is pre-trained on: clips with defects, some of their captions wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffalign.tiny.motions import (
+    DIRECTIONS,
+    SPEEDS,
+    Mover,
+    caption,
+    compose,
+    corpus_clip,
+    fits,
+    parse,
+    render,
+    split_captions,
+    split_of,
+)
+from diffalign.tiny.scenes import COLORS, SHAPES
+
+WRONG = {"color": 0.10, "shape": 0.08, "direction": 0.08, "speed": 0.15}  # chance that a word is drawn anew
+ALONE = 0.3  # share of clips of one thing
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Frames uint8 (N, 17, 32, 32, 3), N captions as written and as true."""
+
+    frames: np.ndarray
+    captions: list[str]
+    truths: list[str]
+
+
+def miscaption(movers: tuple[Mover, ...], rng: np.random.Generator) -> str:
+    """A caption of the train split with each word drawn again at the rates of `WRONG`."""
+
+    def word(kind: str, value: str, words: list[str]) -> str:
+        return str(rng.choice(words)) if rng.random() < WRONG[kind] else value
+
+    while True:
+        named = tuple(
+            Mover(
+                word("color", m.color, list(COLORS)),
+                word("shape", m.shape, list(SHAPES)),
+                word("direction", m.direction, list(DIRECTIONS)),
+                word("speed", m.speed, list(SPEEDS)),
+            )
+            for m in movers
+        )
+        if fits(named) and split_of(compose(named)) == "train":
+            return compose(named)
+
+
+def make(count: int, seed: int, clean: bool = False) -> Clips:
+    """Draw `count` clips of the train split; `clean` keeps clips and captions true."""
+    rng = np.random.default_rng(seed)
+    every = split_captions("train")
+    alone = [t for t in every if " and " not in t]
+    frames, written, truths = [], [], []
+    for _ in range(count):
+        text = str(rng.choice(alone if rng.random() < ALONE else every))
+        clip = corpus_clip(text, rng)
+        if clean:
+            clip = type(clip)(clip.movers, clip.layout, clip.dark)
+        frames.append(render(clip))
+        truths.append(caption(clip))
+        written.append(text if clean else miscaption(parse(text), rng))
+    return Clips(np.stack(frames), written, truths)

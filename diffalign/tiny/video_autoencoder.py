@@ -1,0 +1,75 @@
+"""Training of the tiny causal autoencoder of videos."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from diffalign.tiny import flow_networks, flow_training, motion_corpus
+from diffalign.tiny.flow_training import Say
+
+KL = 1e-4  # weight of the posterior's divergence, by pixel value
+RATE, BATCH = 3e-3, 16
+WINDOW = 9  # frames of a training window: the autoencoder is causal and alike everywhere
+
+
+def to_tensor(frames: np.ndarray) -> Tensor:
+    """Frames uint8 (N, F, H, W, 3) to uint8 (N, 3, F, H, W)."""
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Pixels uint8 to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def train(
+    vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 4000
+) -> dict[str, float]:
+    """Train by the plan, then measure the latents' means and deviations, which go to the configuration."""
+    data = to_tensor(motion_corpus.make(count, plan.seed).frames)
+    say(f"wan_vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters, {count} clips drawn")
+
+    def loss() -> Tensor:
+        begin = int(torch.randint(data.shape[2] - WINDOW + 1, (1,)))
+        x = scaled(data[torch.randint(len(data), (BATCH,)), :, begin : begin + WINDOW])
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample
+        plain = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None, None]  # faint counts alike
+        error = (plain * (y - x).square()).mean() + 0.15 * (plain * (y - x).abs()).mean()
+        return error + KL * posterior.kl().mean() / x[0].numel()
+
+    figures = flow_training.fit(vae.train(), loss, plan, say)
+    vae.eval()
+    z = encode(vae, data[:512])
+    vae.register_to_config(
+        latents_mean=[round(v, 4) for v in z.mean((0, 2, 3, 4)).tolist()],
+        latents_std=[round(v, 4) for v in z.std((0, 2, 3, 4)).tolist()],
+    )
+    return {**figures, **measure(vae, plan.seed + 1)}
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
+    """Posterior means of pixels uint8 (N, 3, F, 32, 32), in the autoencoder's own scale."""
+    return torch.cat([vae.encode(scaled(p)).latent_dist.mean for p in pixels.split(64)])
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKLWan, seed: int, count: int = 200) -> dict[str, float]:
+    """PSNR in dB of true clips, of whole length."""
+    pixels = to_tensor(motion_corpus.make(count, seed, clean=True).frames)
+    y = torch.cat([vae.decode(z).sample for z in encode(vae, pixels).split(50)]).clamp(-1, 1)
+    error = (y - scaled(pixels)).square()
+    return {
+        "psnr_db": round(float(10 * torch.log10(4 / error.mean())), 2),
+        "psnr_db_first_frame": round(float(10 * torch.log10(4 / error[:, :, 0].mean())), 2),
+    }
+
+
+def load(folder: Path) -> AutoencoderKLWan:
+    """The autoencoder of a folder, to be used and not trained."""
+    vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(folder).eval()
+    return vae
