@@ -76,14 +76,17 @@ class AlteredConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Preferences, and how images become latents."""
+    """Preferences, and how images or videos become latents."""
 
-    # parquet file or glob, folder, jsonl, hub dataset name, or tiny:pairs (lists, likes, captions, experts)
+    # parquet file or glob, folder, jsonl, csv, hub dataset, or tiny:pairs (lists, likes, captions, experts)
     path: str = ""
-    format: Literal["auto", "parquet", "folder", "jsonl", "hub"] = "auto"
+    format: Literal["auto", "parquet", "folder", "jsonl", "csv", "hub"] = "auto"
     split: str = "train"  # of a hub dataset
     streaming: bool = False  # of a hub dataset: encode as it arrives, keep no copy of the set
     limit: int | None = None  # read at most this many rows
+    label: str = (
+        ""  # of a csv with several labels: whose (Overall, VQ, MQ, TA); empty: the only one, or Overall
+    )
     # as the set has them; every two rivals; likes, once an image; the best only; right and wrong caption
     view: Literal["auto", "pairs", "likes", "demonstrations", "captions"] = "auto"
     likes_share: float | None = 0.8  # share of likes among the single images drawn; null: as the set has them
@@ -93,6 +96,13 @@ class DataConfig:
     rewards_as: Literal["extra", "score", "wins"] = "extra"  # beside the label, or instead of it
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     resolution: int = 512  # pixels of the square, or of the bucket of equal area
+    height: int | None = None  # pixels, with width: in place of the square
+    width: int | None = None
+    frames: int | None = None  # of a video, at most; null: images
+    fps: float | None = (
+        None  # frames a second that videos are read at; null: as the first of a group is filmed
+    )
+    segment_seconds: float = 1.0  # that a dense label is about, where the set does not say
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # horizontal flips, the same for all images of a group
     buckets: bool = False  # aspect-ratio buckets; a group stays together
@@ -104,7 +114,7 @@ class DataConfig:
     max_holdout: int = 256  # groups
     posterior: Literal["sample", "mean"] = "sample"  # of the VAE, drawn anew at each visit
     cache_dir: str | None = None  # None: <output>/cache
-    cache_batch_size: int = 8  # images encoded at once
+    cache_batch_size: int = 8  # images encoded at once; of videos also how many are held decoded
     workers: int = 0  # data-loader processes
 
 
@@ -119,7 +129,11 @@ class RolloutConfig:
     samples: int = 2  # per prompt; of a tree: candidates at each branch
     shared_noise: bool = True  # a prompt's samples start from one noise
     steps: int = 20  # of the sampler
-    eta: float = 1.0  # noise of each step: 1 is ancestral sampling; of a flow model the level of its SDE
+    eta: float = 1.0  # noise of each step: 1 is ancestral sampling; of a flow model the level of its form
+    form: Literal["sde", "cps", "dance"] = "sde"  # of a flow model's noisy step: Flow-GRPO's two, DanceGRPO's
+    window: int | None = None  # steps that are draws, and learnt from, the others being the ODE's; null: all
+    window_shift: int = 25  # rounds after which the window moves on, round the trajectory; 0: it stays
+    window_stride: int = 1  # steps that it moves by
     guidance: float = 5.0  # classifier-free; 1: none
     batch_size: int = 8  # samples that go through the network at once
     resolution: int | None = None  # of the images; null: data.resolution
@@ -136,7 +150,9 @@ class RolloutConfig:
     combine: Literal["sum", "wins", "pareto"] = "sum"  # of several rewards
     normalise: Literal["none", "round"] = "none"  # each reward to mean 0 and std 1 over the round
     # for methods that ask for it: a score against mean and std of its rivals, of its prompt over rounds, ...
-    advantage: Literal["none", "group", "group_batch", "batch", "prompt"] = "none"
+    advantage: Literal[
+        "none", "group", "group_std", "group_batch", "batch", "prompt", "raw", "best", "ends"
+    ] = "none"
     decoder: str | None = None  # folder or hub id of a tiny autoencoder that judged images are decoded by
     # process: by a process beside, while the policy samples the rest of the round, batch_size at a time
     scoring: Literal["inline", "process"] = "inline"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffalign.config import Run
+from diffalign.config import DataConfig, Run
 from diffalign.data import (
     EncodedSet,
     PairSource,
@@ -18,6 +18,8 @@ from diffalign.data import (
     split_holdout,
 )
 from diffalign.data.drop import leave_out
+from diffalign.data.geometry import size_of
+from diffalign.errors import UserError
 from diffalign.evaluation.watch import Watch
 from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
@@ -129,6 +131,7 @@ def encode(
     run: Run | RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
 ) -> EncodedSet:
     """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
+    check_frames(run.data, model)
     folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
     encoded = encode_preferences(
         model,
@@ -143,6 +146,23 @@ def encode(
     )
     model.free_encoders()
     return encoded
+
+
+def check_frames(data: DataConfig, model: LoadedModel) -> None:
+    """UserError where images are given to a model of videos, videos to one of images, or sizes or a number of
+    frames that it does not take.
+    """
+    if not model.codec.video and data.frames is not None:
+        raise UserError(
+            f"data.frames={data.frames}, but {model.family.name} is a model of images; allowed: null"
+        )
+    if model.codec.video and data.frames is None:
+        raise UserError(
+            f"data.frames is null, but {model.family.name} is a model of videos; allowed: such as "
+            f"{model.usable_frames(17)} or {model.usable_frames(49)}"
+        )
+    if not data.buckets:
+        model.latent_shape(*size_of(data), data.frames or 1)
 
 
 def _diagnostics(

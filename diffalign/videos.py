@@ -72,7 +72,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Shown:
-    """A stream's frames: how many, how many a second, when the first is shown (seconds), its quarter turns."""
+    """A stream's frames: how many, how many a second, when the first is shown (seconds), quarter turns."""
 
     frames: int
     fps: float
@@ -126,8 +126,8 @@ def read_frames(
     frames: int | None = None,
     start: float = 0.0,
 ) -> Tensor:
-    """As ``read_video``, the frames alone: ``each`` makes a tensor of one (H, W, 3) uint8 as it is decoded, so
-    that large videos that are to be small never lie in memory whole.
+    """As ``read_video``, the frames alone: ``each`` makes a tensor of one (H, W, 3) uint8 as it is decoded,
+    so that large videos that are to be small never lie in memory whole.
     """
     shown, size = _look(source)
     wanted = Probe(shown.frames, shown.fps, *size).length(fps, start)

@@ -91,7 +91,7 @@ CASES = [
     # the data
     ("no data", ["train", "--model.path", "model"], ["data.path is not set", "--data.path"]),
     ("missing data file", [*TRAIN, "--data.path", "./gone.parquet"], ["./gone.parquet", "no parquet file"]),
-    ("unknown data format", [*TRAIN, "--data.path", "words.csv"], ["words.csv", ".parquet, .jsonl"]),
+    ("unknown data format", [*TRAIN, "--data.path", "words.csv"], ["words.csv", "path_A, path_B, prompt"]),
     ("no such hub dataset", [*TRAIN, "--data.path", "nobody/nothing"], ["'nobody/nothing'"]),
     (
         "empty set",

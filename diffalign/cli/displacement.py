@@ -70,9 +70,9 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
     encoded = encode(run, model, read_preferences(run.data, run.training.seed), accelerator)
     size, seed = run.training.batch_size, run.training.seed
     # One set of a bucket a time, so that rows can be named: batches keep the order of their records.
-    rows, buckets = [], sorted({record.target for record in encoded})
-    for target in buckets:
-        part = encoded.subset(i for i, record in enumerate(encoded) if record.target == target)
+    rows, buckets = [], sorted({record.bucket for record in encoded})
+    for bucket in buckets:
+        part = encoded.subset(i for i, record in enumerate(encoded) if record.bucket == bucket)
         batches = (b.to(accelerator.device) for b in fixed_batches(part, model.family, run.data, size, seed))
         time = method.time  # type: ignore[attr-defined]
         for index, found in enumerate(measure(model.denoiser(), model.network, batches, time, draws, seed)):

@@ -1,10 +1,10 @@
 """Encode a preference set once: the frozen encoders leave the training loop.
 
-Each image's VAE posterior is kept as mean and standard deviation, not as a sample, so that training can draw
-anew at each visit; each prompt's embedding is kept, and that of the empty prompt. Files are keyed by content,
-model and settings: what is there is not computed again, a run that was stopped goes on where it was, and sets
-that share images share files. They hold float32, or float16 where ``half`` says that the model runs in half
-precision anyway.
+Each image's (or video's) VAE posterior is kept as mean and standard deviation, not as a sample, so that
+training can draw anew at each visit; each prompt's embedding is kept, and that of the empty prompt. Files are
+keyed by content, model and settings: what is there is not computed again, a run that was stopped goes on
+where it was, and sets that share images share files. They hold float32, or float16 where ``half`` says that
+the model runs in half precision anyway.
 """
 
 import json
@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from diffalign.config import DataConfig
-from diffalign.data.encoded import EncodedSet, Shared, read_manifest, record_from, write_manifest
+from diffalign.data.encoded import EncodedSet, Record, Shared, read_manifest, record_from, write_manifest
 from diffalign.data.examples import Preferences, Skipped, count, digest
-from diffalign.data.prepare import prepare, rate
+from diffalign.data.prepare import Prepared, UnreadableError, prepare, rate
 from diffalign.data.rating import Rater, same_number
 from diffalign.data.store import Memory, Store, is_full, no_space
 from diffalign.data.views import viewed
@@ -96,9 +96,11 @@ def _set_name(
     model: Encoders, preferences: Preferences, config: DataConfig, half: bool, rater: Rater | None
 ) -> str:
     source = [preferences.fingerprint, preferences.name, config.split, config.limit]
-    geometry = [config.resolution, config.crop, config.flip, config.buckets, config.bucket_step]
+    space = [config.resolution, config.height, config.width, config.crop, config.flip]
+    geometry = [*space, config.buckets, config.bucket_step, config.frames, config.fps]
+    labels = [config.segment_seconds, config.label]
     rewards = [rater.fingerprint if rater else "", config.rewards_as]
-    return digest(json.dumps([VERSION, model.fingerprint, half, source, geometry, rewards]).encode())
+    return digest(json.dumps([VERSION, model.fingerprint, half, source, geometry, labels, rewards]).encode())
 
 
 def _encode_share(
@@ -121,20 +123,29 @@ def _encode_share(
         tqdm(total=total, desc="encoding", unit="group", disable=not progress or rank > 0) as bar,
     ):
         for index, prepared in rate(_ahead(ready, rows, config.workers), rater, config):
-            if isinstance(prepared, Skipped):
-                if prepared.cause == "unreadable":
-                    tqdm.write(f"skipped {prepared.where}: {prepared.reason}", file=sys.stderr)
-                row: dict[str, Any] = {"index": index, "skipped": asdict(prepared)}
+            writer.rows_left = None if total is None else total - int(bar.n)
+            written = prepared if isinstance(prepared, Skipped) else _write(prepared, writer)
+            if isinstance(written, Skipped):
+                if written.cause == "unreadable":
+                    tqdm.write(f"skipped {written.where}: {written.reason}", file=sys.stderr)
+                row: dict[str, Any] = {"index": index, "skipped": asdict(written)}
             else:
-                writer.rows_left = None if total is None else total - int(bar.n)
-                for prompt in (prepared.example.prompt, *prepared.example.prompts):
-                    writer.text(prompt)
-                writer.images(prepared.pixels)
-                writer.maps(prepared.maps)
-                row = {"index": index, **asdict(prepared.record)}
+                row = {"index": index, **asdict(written)}
             part.write(f"{json.dumps(row)}\n".encode())
             bar.update()
         writer.flush()
+
+
+def _write(prepared: Prepared, writer: Writer) -> Record | Skipped:
+    """Have what is missing of a group encoded; it may still turn out that a video is damaged."""
+    try:
+        writer.images(prepared.pixels)
+    except UnreadableError as error:
+        return Skipped(str(error), prepared.record.where)
+    for prompt in (prepared.example.prompt, *prepared.example.prompts):
+        writer.text(prompt)
+    writer.maps(prepared.maps)
+    return prepared.record
 
 
 def _merge(parts: list[Path], shared: Shared, memory: Memory) -> EncodedSet:

@@ -14,18 +14,22 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from diffalign.data.dense import Dense, dense_from
 from diffalign.data.examples import Counts, Kind, is_tie, kind_of
 from diffalign.data.geometry import Cut, Size
 from diffalign.data.store import Memory, Store, Tensors
 from diffalign.files import write_atomic
 from diffalign.randomness import derive
 
-VERSION = 2
+VERSION = 3
+
+Bucket = tuple[int, int, int]
+"""(height, width) in pixels and frames, 0 of images: groups of one bucket fit into one batch."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image of a group: the keys of its posterior's moments, and how it was cut."""
+    """An image or video of a group: the keys of its posterior's moments, and how it was cut."""
 
     key: str
     flipped: str | None  # key of the mirrored image's moments, if flips were asked for
@@ -54,21 +58,28 @@ class Record:
     rewards: tuple[tuple[float, ...], ...] = ()  # R second opinions an image
     patches: tuple[str | None, ...] = ()  # key of each image's weight map, None for weight 1
     weight: float = 1.0
+    dense: Dense | None = None  # labels in time
 
     @property
     def kind(self) -> Kind:
         """What the group counts as."""
-        return kind_of(self.scores, len(self.images), bool(self.texts))
+        segments = self.dense.scores if self.dense else ()
+        return kind_of(self.scores, len(self.images), bool(self.texts), segments)
 
     @property
     def target(self) -> Size:
-        """(height, width) in pixels, common to the group: its bucket."""
+        """(height, width) in pixels, common to the group."""
         return self.images[0].cut.target
 
     @property
+    def bucket(self) -> Bucket:
+        """What groups of one batch have in common."""
+        return (*self.target, self.images[0].cut.frames)
+
+    @property
     def is_tie(self) -> bool:
-        """Whether no image is better than another."""
-        return is_tie(self.scores)
+        """Whether no image is better than another, at any time."""
+        return is_tie(self.scores, self.dense.scores if self.dense else ())
 
     @property
     def keys(self) -> list[tuple[str, str]]:
@@ -116,7 +127,9 @@ class EncodedSet(Sequence[Record]):
         return self.records[index]
 
     def moments(self, image: EncodedImage, flipped: bool = False) -> tuple[Tensor, Tensor]:
-        """(mean, std) of the VAE posterior, (C, H, W) float32 in the scale that the network trains on."""
+        """(mean, std) of the VAE posterior, (C, H, W) or (C, F, H, W), float32 in the scale that the network
+        trains on.
+        """
         key = image.flipped if flipped else image.key
         if key is None:
             raise ValueError("the set was encoded without flips")
@@ -157,6 +170,19 @@ class EncodedSet(Sequence[Record]):
         }
         return frozenset(name for name, holds in there.items() if holds)
 
+    @cached_property
+    def dense(self) -> bool:
+        """Whether labels are dense, those of the whole set alike: one global label counts for all frames."""
+        return any(record.dense for record in self.records)
+
+    def scores(self, record: Record, image: int) -> list[float]:
+        """The score of an image, or of each latent frame of a video where labels are dense."""
+        if not self.dense:
+            return [record.scores[image]]
+        if record.dense:
+            return record.dense.per_frame(image)
+        return [record.scores[image]] * self.moments(record.images[image])[0].shape[1]
+
     def subset(self, indices: Iterable[int]) -> "EncodedSet":
         """The set of these records, sharing tensors with this one."""
         return self.holding(self.records[index] for index in indices)
@@ -164,7 +190,7 @@ class EncodedSet(Sequence[Record]):
     def holding(self, records: Iterable[Record]) -> "EncodedSet":
         """A set of other records over the same tensors."""
         records = tuple(records)
-        counts = self.counts.of(record.kind for record in records)
+        counts = self.counts.of((record.kind for record in records), (r.dense for r in records if r.dense))
         return EncodedSet(records, self.shared, counts, self._memory, self._also)
 
     def saying(self, also: Callable[[str], Tensors]) -> "EncodedSet":
@@ -234,10 +260,8 @@ def all_there(store: Store, keys: set[tuple[str, str]], thorough_below: int = 2 
 def record_from(row: dict[str, Any]) -> Record:
     """A Record of its json; KeyError or TypeError if it is none."""
     pairs = ("original", "resized", "corner", "target")
-    images = [
-        EncodedImage(**{**image, "cut": Cut(**{name: tuple(image["cut"][name]) for name in pairs})})
-        for image in row["images"]
-    ]
+    cut = lambda row: Cut(**{**row, **{name: tuple(row[name]) for name in pairs}})  # noqa: E731
+    images = [EncodedImage(**{**image, "cut": cut(image["cut"])}) for image in row["images"]]
     return Record(
         prompt=row["prompt"],
         text=row["text"],
@@ -248,4 +272,5 @@ def record_from(row: dict[str, Any]) -> Record:
         rewards=tuple(map(tuple, row["rewards"])),
         patches=tuple(row["patches"]),
         weight=row["weight"],
+        dense=dense_from(row["dense"]),
     )

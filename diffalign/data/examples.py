@@ -3,7 +3,8 @@
 A pair is a group of two with scores (1, 0); a tie is (0.5, 0.5) and stays one; a ranked list is a group of
 any size; a like is a group of one, scored 1 or 0; a caption pair is one image twice, under two prompts.
 Nothing is preferred by its position. Images are held as encoded bytes or as a path and are decoded when they
-are needed.
+are needed. Videos stand wherever images do; they may have dense labels as well, a score for each stretch of
+time.
 """
 
 from collections import Counter
@@ -13,17 +14,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+from diffalign.data.dense import Dense, Segments, is_dense_tie, turn_segments
 from diffalign.randomness import derive
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image file: its encoded bytes, or where they lie."""
+    """An image or video file: its encoded bytes, or where they lie."""
 
     source: bytes | Path = field(repr=False)
 
     def read(self) -> bytes:
-        """The bytes of the image file; OSError where it cannot be read."""
+        """The bytes of the file; OSError where it cannot be read."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
@@ -51,6 +53,8 @@ class Example:
         patches: K weight maps or None each, else none.
         weight: of the group.
         turned: whether the labels were turned round.
+        segments: of videos, K rows of S scores, one a stretch of time (NaN: no label), else none.
+        segment_seconds: of each stretch; None: ``data.segment_seconds``.
     """
 
     prompt: str
@@ -62,29 +66,31 @@ class Example:
     patches: tuple[ImageRef | None, ...] = ()
     weight: float = 1.0
     turned: bool = False
+    segments: Segments = ()
+    segment_seconds: float | None = None
 
     @property
     def is_tie(self) -> bool:
-        """Whether no image is better than another."""
-        return is_tie(self.scores)
+        """Whether no image is better than another, at any time."""
+        return is_tie(self.scores, self.segments)
 
     @property
     def kind(self) -> "Kind":
         """What the group counts as."""
-        return kind_of(self.scores, len(self.images), bool(self.prompts))
+        return kind_of(self.scores, len(self.images), bool(self.prompts), self.segments)
 
 
 Kind = Literal["pair", "list", "caption", "liked", "disliked", "tie"]
 
 
-def is_tie(scores: Sequence[float]) -> bool:
-    """Whether several scores are all equal."""
-    return len(scores) > 1 and min(scores) == max(scores)
+def is_tie(scores: Sequence[float], segments: Segments = ()) -> bool:
+    """Whether several scores are all equal; where there are dense ones, those of every segment."""
+    return is_dense_tie(segments) if segments else len(scores) > 1 and min(scores) == max(scores)
 
 
-def kind_of(scores: Sequence[float], images: int, captioned: bool) -> Kind:
+def kind_of(scores: Sequence[float], images: int, captioned: bool, segments: Segments = ()) -> Kind:
     """What a group counts as: a tie whatever it is a tie of; a caption pair has a prompt an image."""
-    if is_tie(scores):
+    if is_tie(scores, segments):
         return "tie"
     if images == 1:
         return "liked" if scores and scores[0] > 0 else "disliked"
@@ -120,6 +126,10 @@ class Counts:
         liked: single images that are wanted.
         disliked: single images that are not.
         unaltered: rows whose caption has no word to change, dropped.
+        segments: stretches of time with a label of their own.
+        tied: those of them that have no winner, unlabelled ones included.
+        missing: those without a label.
+        beyond: labels of what comes after a clip's end, left out.
     """
 
     usable: int = 0
@@ -132,6 +142,10 @@ class Counts:
     liked: int = 0
     disliked: int = 0
     unaltered: int = 0
+    segments: int = 0
+    tied: int = 0
+    missing: int = 0
+    beyond: int = 0
 
     @property
     def text(self) -> str:
@@ -148,14 +162,23 @@ class Counts:
             parts.append(_some(self.liked, "demonstration"))
         if self.ties or self.usable != singles or not singles:
             parts.append(_some(self.ties, "tie"))
+        if self.segments:
+            parts.append(self._in_time)
         parts.append(f"{_some(self.unlabelled, 'row')} without label")
         if self.unaltered:
             parts.append(f"{_some(self.unaltered, 'caption')} without a word to change")
         return ", ".join([*parts, f"{self.unreadable} unreadable"])
 
-    def of(self, kinds: Iterable[Kind]) -> "Counts":
+    @property
+    def _in_time(self) -> str:
+        """Such as "12 segments, 3 of them tied (1 for want of a label), 2 beyond the end left out"."""
+        text = f"{_some(self.segments, 'segment')}, {self.tied} of them tied"
+        text += f" ({self.missing} for want of a label)" if self.missing else ""
+        return text + (f", {self.beyond} beyond the end left out" if self.beyond else "")
+
+    def of(self, kinds: Iterable[Kind], dense: Iterable[Dense] = ()) -> "Counts":
         """These counts of dropped rows with the groups counted anew."""
-        held = Counter(kinds)
+        held, labels = Counter(kinds), list(dense)
         return replace(
             self,
             usable=held.total() - held["tie"],
@@ -164,6 +187,10 @@ class Counts:
             captions=held["caption"],
             liked=held["liked"],
             disliked=held["disliked"],
+            segments=sum(len(label.scores[0]) for label in labels),
+            tied=sum(label.tied for label in labels),
+            missing=sum(label.missing for label in labels),
+            beyond=sum(label.beyond for label in labels),
         )
 
 
@@ -193,7 +220,8 @@ def turn_scores(scores: tuple[float, ...]) -> tuple[float, ...]:
 
 def turn_labels(example: Example) -> Example:
     """The example with its order turned round; its own inverse, ties unchanged."""
-    return replace(example, scores=turn_scores(example.scores), turned=not example.turned)
+    scores, segments = turn_scores(example.scores), turn_segments(example.segments)
+    return replace(example, scores=scores, segments=segments, turned=not example.turned)
 
 
 def turn_share(example: Example, share: float, seed: int) -> Example:

@@ -1,9 +1,9 @@
 """Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``) with equal names, or ``_w`` / ``_l``
 suffixes; of single images ``liked/`` + ``disliked/``, either of which may be missing.
 
-The caption of ``cat.png`` stands in ``cat.txt``, beside the winner, beside the loser, or in the folder
-itself. An image without its rival or its caption is an error that names it: a pair lost in silence is worse
-than a run that does not start.
+With ``data.frames`` the files are videos. The caption of ``cat.png`` or ``cat.mp4`` stands in ``cat.txt``,
+beside the winner, beside the loser, or in the folder itself. A file without its rival or its caption is an
+error that names it: a pair lost in silence is worse than a run that does not start.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,19 @@ from diffalign.data.examples import Example, ImageRef, Preferences, Skipped
 from diffalign.errors import UserError
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 SIDES = (("w", "l"), ("chosen", "rejected"))
 LIKES = (("liked", 1.0), ("disliked", 0.0))
 
 
 def is_preference_folder(folder: Path) -> bool:
-    """Whether a folder looks like pairs of image files, complete or not, or like likes."""
+    """Whether a folder looks like pairs of image or video files, complete or not, or like likes."""
     sides = [side for pair in SIDES for side in pair] + [side for side, _ in LIKES]
     named = any((folder / side).is_dir() for side in sides)
-    return named or any(file.stem.endswith(("_w", "_l")) for file in _images(folder).values())
+    return named or any(
+        file.suffix.lower() in IMAGES | VIDEOS and file.stem.endswith(("_w", "_l"))
+        for file in folder.iterdir()
+    )
 
 
 def read_folder(config: DataConfig) -> Preferences:
@@ -33,7 +37,7 @@ def read_folder(config: DataConfig) -> Preferences:
         raise UserError(f"data.path {config.path!r}: no such folder")
     if any((root / side).is_dir() for side, _ in LIKES):
         return _likes(root, config)
-    pairs = sorted(_pairs(root).items())
+    pairs = sorted(_pairs(root, config.frames is not None).items())
 
     def rows() -> Iterator[Example | Skipped]:
         for stem, (winner, loser, caption) in islice(pairs, config.limit):
@@ -47,11 +51,14 @@ def _likes(root: Path, config: DataConfig) -> Preferences:
     """``liked/`` and ``disliked/`` side by side, by name, so that a limit takes of both."""
     if paired := [side for pair in SIDES for side in pair if (root / side).is_dir()]:
         raise UserError(f"{root}: liked/ or disliked/ beside {paired[0]}/; which of them is meant?")
+    videos = config.frames is not None
     files = [
-        (stem, side, score, file) for side, score in LIKES for stem, file in _images(root / side).items()
+        (stem, side, score, file)
+        for side, score in LIKES
+        for stem, file in _files(root / side, videos).items()
     ]
     if not files:
-        raise UserError(f"{root}: no images in liked/ and disliked/")
+        raise UserError(f"{root}: {_none(videos, 'liked/ and disliked/')}")
     captions = {file: _caption(root, stem, file) for stem, _, _, file in files}
     _all_captioned(root, {f"{file.parent.name}/{file.stem}": caption for file, caption in captions.items()})
 
@@ -64,17 +71,19 @@ def _likes(root: Path, config: DataConfig) -> Preferences:
     return Preferences(config.path, rows, min(len(files), config.limit or len(files)), None)
 
 
-def _pairs(root: Path) -> dict[str, tuple[Path, Path, Path]]:
+def _pairs(root: Path, videos: bool) -> dict[str, tuple[Path, Path, Path]]:
     """(winner, loser, caption) by stem."""
     sides = next((pair for pair in SIDES if any((root / side).is_dir() for side in pair)), None)
     if sides:
-        winners, losers = _images(root / sides[0]), _images(root / sides[1])
+        winners, losers = _files(root / sides[0], videos), _files(root / sides[1], videos)
+        if not winners and not losers:
+            raise UserError(f"{root}: {_none(videos, f'{sides[0]}/ and {sides[1]}/')}")
         names = (f"{sides[0]}/", f"{sides[1]}/")
     else:
-        files = _images(root)
+        files = _files(root, videos)
         strays = [file.name for stem, file in files.items() if not stem.endswith(("_w", "_l"))]
         if strays or not files:
-            what = f"neither _w nor _l ends the name of {_some(strays)}" if strays else "no images in it"
+            what = f"neither _w nor _l ends the name of {_some(strays)}" if strays else _none(videos, "it")
             raise UserError(
                 f"{root}: {what}; needed w/ and l/ (or chosen/ and rejected/) "
                 f"with equal names, or NAME_w and NAME_l"
@@ -87,17 +96,22 @@ def _pairs(root: Path) -> dict[str, tuple[Path, Path, Path]]:
         if alone:
             raise UserError(
                 f"{root}: no rival in {name} for {_some([here[stem].name for stem in alone])}; "
-                f"every image needs one on the other side"
+                f"every one needs one on the other side"
             )
     captions = {stem: _caption(root, stem, winners[stem], losers[stem]) for stem in winners}
     _all_captioned(root, captions)
     return {stem: (winners[stem], losers[stem], caption) for stem, caption in captions.items() if caption}
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _none(videos: bool, place: str) -> str:
+    return f"no videos in {place}" if videos else f"no images in {place} (videos need data.frames)"
+
+
+def _files(folder: Path, videos: bool) -> dict[str, Path]:
+    """Image or video files by stem."""
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if file.suffix.lower() not in IMAGES:
+        if file.suffix.lower() not in (VIDEOS if videos else IMAGES):
             continue
         if file.stem in found:
             raise UserError(
@@ -116,8 +130,7 @@ def _all_captioned(root: Path, captions: Mapping[str, Path | None]) -> None:
     missing = sorted(stem for stem, caption in captions.items() if caption is None)
     if missing:
         raise UserError(
-            f"{root}: no caption for {_some(missing)}; "
-            f"needed {missing[0]}.txt beside the image or in the folder"
+            f"{root}: no caption for {_some(missing)}; needed {missing[0]}.txt beside it or in the folder"
         )
 
 

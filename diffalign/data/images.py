@@ -1,4 +1,4 @@
-"""Image files to RGB pixels.
+"""Image files, and videos frame by frame, to RGB pixels.
 
 EXIF orientation is applied, transparency is laid over white, every mode becomes RGB, a truncated file is
 unreadable. Resizing is PIL's Lanczos, whose support grows with the reduction (antialiased).
@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffalign.data.geometry import Cut, Size
+from diffalign.videos import read_frames
 
 UNREADABLE = (
     OSError,
@@ -71,6 +72,16 @@ def cut_out(image: Image.Image, cut: Cut) -> Tensor:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     image = image.crop((left, top, left + target[1], top + target[0]))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def cut_clip(content: bytes, cut: Cut) -> Tensor:
+    """The crop of a video's file: uint8 (3, F, H, W) of the cut's target size, number of frames and rate.
+
+    Frames are cut as they are decoded, so that only small ones are held. One of UNREADABLE is raised if it is
+    no video or damaged.
+    """
+    frames = read_frames(content, lambda frame: cut_out(Image.fromarray(frame), cut), cut.fps, cut.frames)
+    return frames.transpose(0, 1)
 
 
 def to_unit(pixels: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Which group stands at which position of the run: a function of (seed, position) and of nothing else.
 
-One optimizer step is a window of positions. A window reads from one aspect bucket, drawn in proportion to the
-buckets' sizes; each bucket is an endless row of reshuffled epochs. Single likes come in the share that is
-asked for: of every hundred positions of a bucket so many are likes, at places that are shuffled. A curriculum
-has an order of its own in each stage.
+One optimizer step is a window of positions. A window reads from one bucket of equal size (and number of
+frames), drawn in proportion to the buckets' sizes; each bucket is an endless row of reshuffled epochs. Single
+likes come in the share that is asked for: of every hundred positions of a bucket so many are likes, at places
+that are shuffled. A curriculum has an order of its own in each stage.
 """
 
 from bisect import bisect_right
@@ -13,7 +13,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from diffalign.config import CurriculumConfig, DataConfig
-from diffalign.data.encoded import Record
+from diffalign.data.encoded import Bucket, Record
 from diffalign.errors import UserError
 from diffalign.randomness import derive, permutation
 
@@ -46,11 +46,11 @@ class _Shuffle:
     """Endless reshuffled epochs of some groups, a bucket at a time."""
 
     def __init__(self, records: Sequence[Record], likes_share: float | None, window: int, seed: int):
-        members: dict[tuple[int, int], list[int]] = {
-            target: [] for target in sorted({record.target for record in records})
+        members: dict[Bucket, list[int]] = {
+            bucket: [] for bucket in sorted({record.bucket for record in records})
         }
         for index, record in enumerate(records):
-            members[record.target].append(index)
+            members[record.bucket].append(index)
         self._buckets = list(members.values())
         self._ends = list(accumulate(len(bucket) for bucket in self._buckets))
         self._window = window

@@ -8,13 +8,16 @@ from pathlib import Path
 from torch import Tensor
 
 from diffalign.config import DataConfig
+from diffalign.data.dense import Dense, dense_of
 from diffalign.data.encoded import EncodedImage, Record
 from diffalign.data.examples import Example, ImageRef, Skipped, digest, turn_scores
-from diffalign.data.geometry import Cut, Size, cuts
-from diffalign.data.images import UNREADABLE, cut_out, decode, image_size, why_unreadable
+from diffalign.data.geometry import Cut, Size, clips, cuts
+from diffalign.data.images import UNREADABLE, cut_clip, cut_out, decode, image_size, why_unreadable
 from diffalign.data.patches import cut_map, read_map
 from diffalign.data.rating import Rater, rescored
 from diffalign.data.writer import Writer
+from diffalign.errors import UserError
+from diffalign.videos import Probe, probe
 
 
 @dataclass(frozen=True)
@@ -24,19 +27,20 @@ class Prepared:
     Attributes:
         record: the group.
         example: what it was made of.
-        pixels: (key, uint8 pixels) of the images that are not in the store.
+        pixels: (key, uint8 pixels) of the images that are not in the store; videos are decoded as they are
+            asked for, and that may raise UnreadableError.
         maps: (key, key of its image, weights) of the maps that are not in the store.
         contents: the image files, where somebody has to rate them.
     """
 
     record: Record
     example: Example
-    pixels: Sequence[tuple[str, Tensor]]
+    pixels: Iterable[tuple[str, Tensor]]
     maps: Sequence[tuple[str, str, Tensor]]
     contents: Sequence[bytes]
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """A file of a row cannot be used; the message is for the user."""
 
 
@@ -47,7 +51,7 @@ def _named(reference: ImageRef, name: str) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         file = reference.source.name if isinstance(reference.source, Path) else name
-        raise _UnreadableError(f"{file} is unreadable ({why_unreadable(error)})") from error
+        raise UnreadableError(f"{file} is unreadable ({why_unreadable(error)})") from error
 
 
 def prepare(
@@ -59,27 +63,16 @@ def prepare(
     """
     if isinstance(example, Skipped):
         return example
-    contents: list[bytes] = []
-    sizes: list[Size] = []
-    images: list[EncodedImage] = []
-    pixels: list[tuple[str, Tensor]] = []
     try:
-        for at, reference in enumerate(example.images):
-            with _named(reference, f"image {at}"):
-                contents.append(reference.read())
-                sizes.append(image_size(contents[-1]))
-        names = [digest(content) for content in contents]
-        for at, cut in enumerate(cuts(sizes, config, "".join(names))):
-            with _named(example.images[at], f"image {at}"):
-                images.append(_image(contents[at], names[at], cut, config, writer, pixels))
-        keys, maps = _maps(example, images, writer)
-    except _UnreadableError as error:
+        group = _videos(example, config, writer) if config.frames else _images(example, config, writer)
+        keys, maps = _maps(example, group.images, writer)
+    except UnreadableError as error:
         return Skipped(str(error), example.where)
     text, *own = (writer.text_key(prompt) for prompt in (example.prompt, *example.prompts))
     record = Record(
         example.prompt,
         text,
-        tuple(images),
+        tuple(group.images),
         example.scores,
         example.where,
         tuple(own),
@@ -87,7 +80,81 @@ def prepare(
         keys,
         example.weight,
     )
-    return Prepared(record, example, pixels, maps, contents if rated else ())
+    if example.segments:
+        record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))
+    return Prepared(record, example, group.pixels, maps, group.contents if rated else ())
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The files of a group, read: what they hold, their keys, and the pixels that are missing."""
+
+    contents: Sequence[bytes]
+    images: Sequence[EncodedImage]
+    pixels: Iterable[tuple[str, Tensor]]
+
+
+def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
+    if example.segments:
+        raise UserError(f"{example.where}: segments are labels of videos; data.frames is null")
+    contents: list[bytes] = []
+    sizes: list[Size] = []
+    images: list[EncodedImage] = []
+    pixels: list[tuple[str, Tensor]] = []
+    for at, reference in enumerate(example.images):
+        with _named(reference, f"image {at}"):
+            contents.append(reference.read())
+            sizes.append(image_size(contents[-1]))
+    names = [digest(content) for content in contents]
+    for at, cut in enumerate(cuts(sizes, config, "".join(names))):
+        with _named(example.images[at], f"image {at}"):
+            images.append(_image(contents[at], names[at], cut, config, writer, pixels))
+    return _Group(contents, images, pixels)
+
+
+def _videos(example: Example, config: DataConfig, writer: Writer) -> _Group:
+    if example.patches:
+        raise UserError(f"{example.where}: patches are weight maps of images, and the set is of videos")
+    contents: list[bytes] = []
+    probes: list[Probe] = []
+    for at, reference in enumerate(example.images):
+        with _named(reference, f"video {at}"):
+            contents.append(reference.read())
+            probes.append(probe(contents[-1]))
+    names = [digest(content) for content in contents]
+    cut = clips(probes, config, "".join(names), writer.model.usable_frames)
+    if cut is None:
+        at = min(range(len(probes)), key=lambda index: probes[index].seconds)
+        raise UnreadableError(f"video {at} is too short for the model, {probes[at].seconds:.2f} s")
+    images = [
+        EncodedImage(
+            writer.latent_key(name, own, flipped=False),
+            writer.latent_key(name, own, flipped=True) if config.flip else None,
+            own,
+            name,
+        )
+        for name, own in zip(names, cut, strict=True)
+    ]
+    return _Group(contents, images, _decoded(example, images, writer))
+
+
+def _decoded(
+    example: Example, images: Sequence[EncodedImage], writer: Writer
+) -> Iterator[tuple[str, Tensor]]:
+    """(key, pixels) of the videos that are missing, decoded when their turn comes and held by nobody here."""
+    for at, (reference, image) in enumerate(zip(example.images, images, strict=True)):
+        for key in (image.key, image.flipped):
+            if key is None or writer.has(key):
+                continue
+            with _named(reference, f"video {at}"):
+                pixels = [cut_clip(reference.read(), image.cut)]
+            yield key, pixels.pop() if key == image.key else pixels.pop().flip(-1)
+
+
+def _dense(example: Example, cut: Cut, config: DataConfig, writer: Writer) -> Dense:
+    seconds = example.segment_seconds or config.segment_seconds
+    frames = writer.model.latent_frames(cut.frames)
+    return dense_of(example.segments, seconds, cut, frames, writer.model.frames_of)
 
 
 def _image(
@@ -160,5 +227,5 @@ def _rated(
             record = replace(record, rewards=tuple((*known, *next(fresh)) for known in rewards))
         if config.rewards_as != "extra":
             scores = rescored(record.scores, record.rewards, config.rewards_as, record.where)
-            record = replace(record, scores=turn_scores(scores) if example.turned else scores)
+            record = replace(record, scores=turn_scores(scores) if example.turned else scores, dense=None)
         yield index, replace(prepared, record=record)

@@ -1,8 +1,8 @@
 """One door to every preference format: ``read_preferences(config.data)``.
 
-The format is read off the path: a folder of image pairs or likes, a parquet file, folder or glob, json lines,
-``tiny:pairs`` and its like (the embedded sets), and what is none of these and looks like a name is a hub
-dataset.
+The format is read off the path: a folder of pairs or likes of image or video files, a parquet file, folder
+or glob, json lines, csv, ``tiny:pairs`` and its like (the embedded sets), and what is none of these and looks
+like a name is a hub dataset.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,9 @@ from diffalign.data.captions import captioned
 from diffalign.data.examples import Example, Preferences, Skipped, turn_share
 from diffalign.data.folders import is_preference_folder, read_folder
 from diffalign.data.rows import read_row, schema_of
-from diffalign.data.tables import embedded, parquet_files, read_hub, read_jsonl, read_parquet
+from diffalign.data.tables import embedded, parquet_files, read_csv, read_hub, read_jsonl, read_parquet
 from diffalign.errors import UserError, unknown
+from diffalign.videos import need_av
 
 TINY = 1  # version of the sets that are drawn: part of their fingerprint
 
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[[DataConfig], Preferences]] = {
     "parquet": read_parquet,
     "folder": read_folder,
     "jsonl": read_jsonl,
+    "csv": read_csv,
     "hub": read_hub,
 }
 
@@ -59,6 +61,8 @@ def _read(config: DataConfig) -> Preferences:
     name = detect_format(config.path) if config.format == "auto" else config.format
     if name not in READERS:
         raise unknown("data.format", name, ["auto", *READERS])
+    if config.label and name != "csv":
+        raise UserError(f"data.label is {config.label!r}, but the set is {name}; it names a column of a csv")
     return READERS[name](config)
 
 
@@ -77,14 +81,16 @@ def detect_format(path: str) -> str:
         )
     if place.suffix in (".jsonl", ".json"):
         return "jsonl"
+    if place.suffix == ".csv":
+        return "csv"
     if place.suffix == ".parquet" or any(sign in path for sign in "*?["):
         return "parquet"
     if place.exists():
         raise UserError(
             f"data.path {path!r}: cannot tell the format of {place.suffix or 'this'} files; "
-            f"allowed: .parquet, .jsonl, .json, folders"
+            f"allowed: .parquet, .jsonl, .json, .csv, folders"
         )
-    is_path = path.startswith(("/", ".", "~")) or place.suffix in (".csv", ".tsv", ".txt", ".zip")
+    is_path = path.startswith(("/", ".", "~")) or place.suffix in (".tsv", ".txt", ".zip")
     if is_path or path.count("/") != 1:
         raise UserError(f"data.path {path!r}: no such file or folder (a hub dataset is written owner/name)")
     return "hub"
@@ -95,7 +101,7 @@ def check_data(config: DataConfig) -> None:
     if not config.path:
         raise UserError(
             "data.path is empty; "
-            "give a parquet file or glob, a folder, a jsonl file, a hub dataset, or tiny:pairs"
+            "give a parquet file or glob, a folder, a jsonl or csv file, a hub dataset, or tiny:pairs"
         )
     rules: list[tuple[str, bool, str]] = [
         ("resolution", config.resolution >= 8 and config.resolution % 8 == 0, "a multiple of 8"),
@@ -107,6 +113,7 @@ def check_data(config: DataConfig) -> None:
         ("cache_batch_size", config.cache_batch_size >= 1, "at least 1"),
         ("workers", config.workers >= 0, "0 or more"),
     ]
+    rules += _of_videos(config)
     if config.buckets:
         step = config.bucket_step
         allowed = f"a multiple of 8 from 8 to the resolution ({config.resolution})"
@@ -114,6 +121,32 @@ def check_data(config: DataConfig) -> None:
     for name, holds, allowed in rules:
         if not holds:
             raise UserError(f"data.{name} is {getattr(config, name)}; allowed: {allowed}")
+
+
+def _of_videos(config: DataConfig) -> list[tuple[str, bool, str]]:
+    """Rules of sizes in time and of explicit ones."""
+    sides = (config.height, config.width)
+    for name, side, other in (("height", *sides), ("width", *reversed(sides))):
+        if side is None and other is not None:
+            raise UserError(f"data.{name} is null, but its fellow is {other}; give both, or data.resolution")
+    if config.height is not None and config.buckets:
+        raise UserError(
+            f"data.height is {config.height} with data.buckets, whose sizes follow from data.resolution; "
+            "allowed: one of them"
+        )
+    if config.frames is not None:
+        need_av()
+    sized = [
+        (name, side is None or (side >= 8 and side % 8 == 0), "a multiple of 8, or null")
+        for name, side in zip(("height", "width"), sides, strict=True)
+    ]
+    return [
+        *sized,
+        ("frames", config.frames is None or config.frames >= 1, "at least 1, or null for images"),
+        ("fps", config.fps is None or config.frames is not None, "null without data.frames"),
+        ("fps", config.fps is None or config.fps > 0, "more than 0, or null for that of the first video"),
+        ("segment_seconds", config.segment_seconds > 0, "more than 0"),
+    ]
 
 
 def _tiny(config: DataConfig) -> Preferences:

@@ -8,6 +8,9 @@ publish.
 - ``prompt, path1, path2``: HPDv3's names, path1 is preferred.
 - ``prompt, images, scores``: a ranked list, as many scores as images.
 - ``prompt, image, liked``: a single like or dislike.
+- ``prompt, video_0, video_1, label_0, label_1``; ``prompt, videos`` with ``scores`` or dense labels,
+  ``segments`` (per video as many scores as segments) and ``segment_seconds``; ``prompt, video, liked``: the
+  same of videos. The schemas of images that say nothing of their kind may hold videos.
 - ``prompt, altered, image``: an image, its caption, and a caption that is wrong of it.
 - ``prompt, image``: where nothing but a caption is needed (``plain``).
 
@@ -21,14 +24,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from diffalign.data.dense import overall, read_seconds, read_segments
 from diffalign.data.examples import Example, ImageRef, Skipped
 from diffalign.errors import UserError
 
 PROMPTS = ("caption", "prompt")
+PAIRED = (("jpg_0", "jpg_1"), ("video_0", "video_1"))
+VIDEOS = ("video_0", "videos", "video")
 ORDERED = (("chosen", "rejected"), ("path1", "path2"))
 LABELS = ("label_0", "label_1")
 UIDS = ("best_image_uid", "image_0_uid", "image_1_uid")
-EXTRAS = ("rewards", "patches", "weight")
+EXTRAS = ("rewards", "patches", "weight", "segments", "segment_seconds")
 Labels = Literal["ordered", "scores", "uid", "list", "like", "altered", "plain"]
 _COLUMNS: Mapping[Labels, tuple[str, ...]] = {
     "ordered": (),
@@ -51,7 +57,7 @@ class Schema:
         labels: "ordered" (the first is better), "scores" (label_0, label_1), "uid" (best_image_uid), "list",
             "like", "altered" or "plain".
         flag: the column that says whether there is a label, if there is one.
-        extras: which of rewards, patches and weight there are.
+        extras: which further columns there are: rewards, patches, weight, segments, segment_seconds.
         rated: a row without a label is kept, since rewards will score it.
         scored: whether a list has its column of scores.
     """
@@ -63,6 +69,11 @@ class Schema:
     extras: tuple[str, ...] = ()
     rated: bool = False
     scored: bool = True
+
+    @property
+    def videos(self) -> bool:
+        """Whether the columns say that they hold videos."""
+        return self.images[0] in VIDEOS
 
     @property
     def columns(self) -> list[str]:
@@ -81,29 +92,34 @@ def schema_of(columns: Collection[str], place: str, plain: bool = False, rated: 
     found = next((kind for kind in _kinds(plain, rated) if there(*kind[0], *kind[1])), None)
     if prompt and found:
         images, _, labels = found
-        flag = "has_label" if images == ("jpg_0", "jpg_1") and there("has_label") else None
+        flag = "has_label" if images in PAIRED and there("has_label") else None
         extras = tuple(name for name in EXTRAS if name in columns)
-        return Schema(prompt, images, labels, flag, extras, rated, labels != "list" or there("scores"))
+        scored = labels != "list" or there("scores")
+        return Schema(prompt, images, labels, flag, extras, rated, scored)
     raise UserError(
         f"{place}: no preference columns; found {', '.join(sorted(columns)) or 'none'}; "
         f"needed caption (or prompt) with jpg_0, jpg_1, label_0, label_1 (or best_image_uid, image_0_uid, "
         f"image_1_uid), or with chosen, rejected, or with path1 (preferred), path2, or with images, scores, "
-        f"or with image, liked, or with image, altered{', or with image' if plain else ''}"
+        f"or with image, liked, or with image, altered{', or with image' if plain else ''}; "
+        f"of videos video_0, video_1, label_0, label_1, or videos with scores or segments, or video, liked"
     )
 
 
 def _kinds(plain: bool, rated: bool) -> list[tuple[tuple[str, ...], tuple[str, ...], Labels]]:
     """(image columns, label columns, kind), the first that is there counts."""
-    pick = ("jpg_0", "jpg_1")
     kinds: list[tuple[tuple[str, ...], tuple[str, ...], Labels]] = [
-        (pick, LABELS, "scores"),
-        (pick, UIDS, "uid"),
+        *((pair, LABELS, "scores") for pair in PAIRED),  # type: ignore[list-item]
+        (PAIRED[0], UIDS, "uid"),
         *((pair, (), "ordered") for pair in ORDERED),  # type: ignore[list-item]
-        (("images",), () if rated else ("scores",), "list"),
-        (("image",), ("liked",), "like"),
-        (("image",), ("altered",), "altered"),
     ]
-    return [*kinds, (("image",), (), "plain")] if plain else kinds
+    for many, one in (("images", "image"), ("videos", "video")):
+        kinds += [
+            ((many,), () if rated else ("scores",), "list"),
+            ((many,), ("segments",), "list"),
+            ((one,), ("liked",), "like"),
+            ((one,), ("altered",), "altered"),
+        ]
+    return [*kinds, (("image",), (), "plain"), (("video",), (), "plain")] if plain else kinds
 
 
 def read_row(
@@ -115,7 +131,7 @@ def read_row(
     for a label, reward or weight that is none.
     """
     scores = _scores(row, schema, where)
-    if scores is None and not schema.rated:
+    if scores is None and not schema.rated and row.get("segments") is None:
         return Skipped("no label", where, "unlabelled")
     prompt = row[schema.prompt]
     if not isinstance(prompt, str):
@@ -134,6 +150,10 @@ def read_row(
         if not isinstance(row["altered"], str):
             return Skipped("no text in column 'altered'", where)
         images, prompts = images * 2, (prompt, row["altered"])
+    segments = read_segments(row.get("segments"), where, len(images))
+    scores = scores or (overall(segments) if segments else None)
+    if scores is None and not schema.rated:
+        return Skipped("no label", where, "unlabelled")
     return Example(
         prompt,
         tuple(images),
@@ -143,6 +163,8 @@ def read_row(
         _rewards(row, schema, where, len(images)),
         _patches(row, schema, where, len(images), image),
         _weight(row, schema, where),
+        segments=segments,
+        segment_seconds=read_seconds(row.get("segment_seconds"), where),
     )
 
 
@@ -152,16 +174,17 @@ def _images(
     """(column, value) of each image; None where a list's column is empty."""
     if schema.labels != "list":
         return [(name, row[name]) for name in schema.images]
-    values = row["images"]
+    (name,) = schema.images
+    values = row[name]
     if values is None:
         return None
     if not isinstance(values, Sequence) or isinstance(values, str | bytes) or len(values) < 2:
-        raise UserError(f"{where}: images is {str(values)[:60]}; allowed: a list of two or more")
+        raise UserError(f"{where}: {name} is {str(values)[:60]}; allowed: a list of two or more")
     if scores is not None and len(scores) != len(values):
         raise UserError(
-            f"{where}: {len(scores)} scores for {len(values)} images; allowed: one score an image"
+            f"{where}: {len(scores)} scores for {len(values)} {name}; allowed: one score an {name[:-1]}"
         )
-    return [("images", value) for value in values]
+    return [(name, value) for value in values]
 
 
 def _scores(row: Mapping[str, Any], schema: Schema, where: str) -> tuple[float, ...] | None:

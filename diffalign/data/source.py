@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffalign.config import DataConfig
-from diffalign.data.encoded import EncodedSet, Record
+from diffalign.data.encoded import Bucket, EncodedSet, Record
 from diffalign.data.order import Order
 from diffalign.errors import UserError
 from diffalign.randomness import Streams
@@ -53,12 +53,14 @@ class Visit:
 def assemble(
     encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit], guided: bool = False
 ) -> Batch[Tensor]:
-    """The batch of some groups of one bucket: x (B, C, H, W) float32, rivals adjacent, on the CPU.
+    """The batch of some groups of one bucket: x (B, C, H, W) or of videos (B, C, F, H, W) float32, rivals
+    adjacent, on the CPU.
 
+    ``score`` is (B,), or (B, F), one a latent frame, in a set that has dense labels.
     ``guided`` gives it what guidance guides away from; ``extra`` holds what the set has beside labels.
     """
     latents, texts, cuts, corners, group = [], [], [], [], []
-    scores: list[float] = []
+    scores: list[list[float]] = []
     for number, visit in enumerate(visits):
         for index, image in enumerate(visit.record.images):
             texts.append(encoded.empty_text() if visit.dropped else encoded.text(visit.record, index))
@@ -67,16 +69,17 @@ def assemble(
             cuts.append(image.cut)
             corners.append(image.cut.mirrored_corner if visit.flipped else image.cut.corner)
             group.append(number)
-        scores += visit.record.scores
+            scores.append(encoded.scores(visit.record, index))
     cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     sizes = [[cut.original for cut in cuts], corners, [cut.target for cut in cuts]]
     cond |= family.micro_conditions(*(torch.tensor(pairs, dtype=torch.float32) for pairs in sizes))
+    score = torch.tensor(scores, dtype=torch.float32)
     negative = encoded.negative_text() if guided else {}
     return Batch(
         torch.stack(latents),
         cond,
         torch.tensor(group),
-        torch.tensor(scores, dtype=torch.float32),
+        score if encoded.dense else score[:, 0],
         {name: row.expand(len(latents), *row.shape) for name, row in negative.items()},
         _extra(encoded, visits),
     )
@@ -179,11 +182,11 @@ def fixed_batches(
 
     Batches hold at most ``batch_size`` groups of one bucket, buckets one after the other.
     """
-    buckets: dict[tuple[int, int], list[int]] = {}
+    buckets: dict[Bucket, list[int]] = {}
     for index, record in enumerate(encoded):
-        buckets.setdefault(record.target, []).append(index)
-    for target in sorted(buckets):
-        indices = buckets[target]
+        buckets.setdefault(record.bucket, []).append(index)
+    for bucket in sorted(buckets):
+        indices = buckets[bucket]
         for first in range(0, len(indices), batch_size):
             visits = []
             for index in indices[first : first + batch_size]:

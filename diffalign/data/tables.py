@@ -1,9 +1,10 @@
-"""Preference tables: parquet files, json lines and hub datasets.
+"""Preference tables: parquet files, json lines, csv and hub datasets.
 
 Everything is read row by row: a set need not fit in memory. pyarrow and datasets are imported when they are
 used.
 """
 
+import csv
 import json
 from collections.abc import Collection, Iterator, Mapping
 from glob import glob
@@ -14,9 +15,11 @@ from typing import Any
 from diffalign.config import DataConfig
 from diffalign.data.examples import Example, ImageRef, Preferences, Skipped, digest
 from diffalign.data.rows import Schema, read_row, schema_of
-from diffalign.errors import UserError
+from diffalign.errors import UserError, unknown
 
 ROWS_AT_ONCE = 16  # a row holds two encoded images
+JUDGED = ("Overall", "VQ", "MQ", "TA")  # label columns of a csv: visual and motion quality, text alignment
+VERDICTS = {"a": (1.0, 0.0), "b": (0.0, 1.0), "same": (0.5, 0.5), "": (None, None)}
 
 
 def read_parquet(config: DataConfig) -> Preferences:
@@ -49,7 +52,12 @@ def parquet_files(path: str) -> list[Path]:
 
 def _schema(columns: Collection[str], place: str, config: DataConfig) -> Schema:
     plain = config.view in ("demonstrations", "captions")
-    return schema_of(columns, place, plain, rated=config.rewards_as != "extra")
+    schema = schema_of(columns, place, plain, rated=config.rewards_as != "extra")
+    if schema.videos and config.frames is None:
+        raise UserError(
+            f"{place}: column {schema.images[0]!r} holds videos; data.frames is null, allowed: from 1 on"
+        )
+    return schema
 
 
 def _open(file: Path, config: DataConfig) -> Any:
@@ -115,6 +123,57 @@ def read_jsonl(config: DataConfig) -> Preferences:
     return Preferences(config.path, rows, None, None)
 
 
+def read_csv(config: DataConfig) -> Preferences:
+    """VideoAlign's csv (Liu et al. 2025, arXiv 2501.13918): ``path_A, path_B, prompt`` and labels A, B or
+    same in the column ``config.label``; paths are relative to the file.
+
+    Raises UserError for none, columns that are missing, and a label that is none.
+    """
+    file = Path(config.path).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.path {config.path!r}: no such file")
+    column = _label_column(next((list(row) for _, row in _csv_rows(file)), []), file, config)
+    schema = _schema(("prompt", "video_0", "video_1", "label_0", "label_1"), str(file), config)
+
+    def rows() -> Iterator[Example | Skipped]:
+        for where, row in islice(_csv_rows(file), config.limit):
+            label = (row[column] or "").strip()
+            if label.casefold() not in VERDICTS:
+                raise UserError(f"{where}: {column} is {label!r}; allowed: A, B, same, or nothing")
+            first, second = VERDICTS[label.casefold()]
+            values = {"prompt": row["prompt"], "video_0": row["path_A"], "video_1": row["path_B"]}
+            labels = {"label_0": first, "label_1": second}
+            yield read_row(values | labels, schema, where, embedded(file.parent))
+
+    return Preferences(config.path, rows, None, None)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """("file row n", cells by column)."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            for number, row in enumerate(csv.DictReader(lines)):
+                yield f"{file.name} row {number}", row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not readable as csv ({error})") from error
+
+
+def _label_column(columns: list[str], file: Path, config: DataConfig) -> str:
+    there = [name for name in JUDGED if name in columns]
+    if not there or not {"path_A", "path_B", "prompt"} <= set(columns):
+        raise UserError(
+            f"{file}: found columns {', '.join(map(str, columns)) or 'none'}; needed path_A, path_B, prompt "
+            f"and one of {', '.join(JUDGED)}"
+        )
+    if config.label:
+        if config.label not in there:
+            raise unknown("label (data.label)", config.label, there)
+        return config.label
+    if len(there) > 1 and there[0] != JUDGED[0]:
+        raise UserError(f"{file}: several labels; set data.label to one of {', '.join(there)}")
+    return there[0]
+
+
 def json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file line n", object) of json lines, or of a .json file that is one list; else UserError."""
     try:
@@ -172,8 +231,8 @@ def _load_dataset(config: DataConfig) -> Any:
             f"(split {config.split!r}) it cannot be loaded: {_first_line(error)}"
         ) from error
     for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Image):  # keep the file's bytes: the cache is keyed by them
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        if isinstance(feature, datasets.Image | datasets.Video):  # keep the file's bytes: they key the cache
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
     return dataset
 
 

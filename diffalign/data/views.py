@@ -38,8 +38,9 @@ def _pairs(records: Iterable[Record]) -> Iterator[Record]:
                 f"demonstrations"
             )
         for two in combinations(range(len(record.images)), 2):
-            if len(record.images) == 2 or record.scores[two[0]] != record.scores[two[1]]:
-                yield _part(record, two)
+            pair = _part(record, two)
+            if len(record.images) == 2 or not pair.is_tie:
+                yield pair
 
 
 def _likes(records: Iterable[Record]) -> list[Record]:
@@ -97,5 +98,6 @@ def _part(record: Record, images: tuple[int, ...]) -> Record:
         texts=pick(record.texts),
         rewards=pick(record.rewards),
         patches=pick(record.patches),
+        dense=record.dense.of(images) if record.dense else None,
     )
     return replace(part, text=part.texts[0], texts=()) if record.texts and len(images) == 1 else part

@@ -34,7 +34,19 @@ class Encoders(Protocol):
         ...
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, std) of the posterior of pixels (B, 3, H, W) in [-1, 1]."""
+        """(mean, std) of the posterior of pixels (B, 3, H, W), or of videos (B, 3, F, H, W), in [-1, 1]."""
+        ...
+
+    def usable_frames(self, frames: int) -> int:
+        """The largest number of frames, at most ``frames``, that its autoencoder takes. Asked of videos."""
+        ...
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of so many frames. Asked of videos."""
+        ...
+
+    def frames_of(self, latent_frame: int) -> range:
+        """The frames that a latent frame is made of. Asked of videos."""
         ...
 
 
@@ -43,7 +55,7 @@ class Writer:
 
     def __init__(self, model: Encoders, store: Store, batch_size: int, dtype: torch.dtype):
         self.rows_left: int | None = None  # rows to come, if known: for the message when the disk is full
-        self._model = model
+        self.model = model
         self._store = store
         self._batch_size = batch_size
         self._dtype = dtype
@@ -60,12 +72,13 @@ class Writer:
         key = digest(f"negative {self._identity}".encode())
         if self._store.read("text", key) is None:
             with torch.no_grad():
-                self._write("text", key, {name: row[0] for name, row in self._model.negative(1).items()})
+                self._write("text", key, {name: row[0] for name, row in self.model.negative(1).items()})
         return key
 
     def latent_key(self, content: str, cut: Cut, flipped: bool) -> str:
-        """The key of an image's moments, by the digest of its file."""
+        """The key of an image's or video's moments, by the digest of its file."""
         geometry = [cut.resized, cut.corner, cut.target, flipped]
+        geometry += [cut.frames, cut.fps] if cut.frames else []
         return digest(f"latents {self._identity} {content} {geometry}".encode())
 
     def text_key(self, prompt: str) -> str:
@@ -105,14 +118,22 @@ class Writer:
         return key
 
     def images(self, missing: Iterable[tuple[str, Tensor]]) -> None:
-        """Encode pixels, as soon as there is a full batch of their shape."""
+        """Encode pixels, as soon as there is a full batch of their shape.
+
+        Of videos, which are large, no more than a batch waits, of all shapes together.
+        """
         for key, pixels in missing:
-            if key in self._there:  # written since the pixels were made ready
-                continue
-            waiting = self._pixels.setdefault(tuple(pixels.shape), {})
-            waiting[key] = pixels  # an image that comes twice before its batch is full is encoded once
-            if len(waiting) >= self._batch_size:
-                self._flush_pixels(self._pixels.pop(tuple(pixels.shape)))
+            shape = tuple(pixels.shape)
+            if key not in self._there:  # else written since the pixels were made ready
+                # an image that comes twice before its batch is full is encoded once
+                self._pixels.setdefault(shape, {})[key] = pixels
+            del pixels
+            waits = len(self._pixels.get(shape, ()))
+            if len(shape) == 4 and sum(map(len, self._pixels.values())) >= self._batch_size > waits:
+                shape = max(self._pixels, key=lambda other: len(self._pixels[other]))
+                waits = self._batch_size
+            if waits >= self._batch_size:
+                self._flush_pixels(self._pixels.pop(shape))
 
     def maps(self, missing: Iterable[tuple[str, str, Tensor]]) -> None:
         """Write weight maps (H, W) in the size of the latents that their images have: (1, h, w)."""
@@ -139,7 +160,7 @@ class Writer:
 
     def _flush_pixels(self, waiting: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            mean, std = self._model.encode_pixels(to_unit(torch.stack(list(waiting.values()))))
+            mean, std = self.model.encode_pixels(to_unit(torch.stack(list(waiting.values()))))
         for key, row_mean, row_std in zip(waiting, mean, std, strict=True):
             self._write("latents", key, {"mean": row_mean, "std": row_std})
             self._there.add(key)
@@ -148,7 +169,7 @@ class Writer:
         if not self._prompts:
             return
         with torch.no_grad():
-            embeddings = self._model.encode_prompts(list(self._prompts.values()))
+            embeddings = self.model.encode_prompts(list(self._prompts.values()))
         for row, key in enumerate(self._prompts):
             self._write("text", key, {name: tensor[row] for name, tensor in embeddings.items()})
         self._prompts = {}

@@ -44,6 +44,7 @@ class LoadedModel:
         source: where it came from, for messages and the model card.
         dtype: of the frozen weights.
         truncated_prompts: how many prompts were too long for the tokenizer so far.
+        tiled: whether the VAE works by tiles, whose blended seams make other latents.
     """
 
     family: Family
@@ -53,6 +54,7 @@ class LoadedModel:
     source: str
     dtype: torch.dtype
     truncated_prompts: int = 0
+    tiled: bool = False
 
     @property
     def network(self) -> nn.Module:
@@ -101,14 +103,27 @@ class LoadedModel:
             self.family, self.pipeline.vae.config, self.network_config, (height, width), frames
         )
 
+    def usable_frames(self, frames: int) -> int:
+        """The largest number of frames, at most ``frames``, that the autoencoder takes; of images 1."""
+        return self.codec.usable_frames(self.pipeline.vae.config, frames)
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of so many frames."""
+        return self.codec.latent_frames(self.pipeline.vae.config, frames)
+
+    def frames_of(self, latent_frame: int) -> range:
+        """The frames that a latent frame is made of."""
+        return self.codec.frames_of(self.pipeline.vae.config, latent_frame)
+
     def grid(self, steps: int, shape: tuple[int, ...]) -> Float[Tensor, " S"]:
         """(steps + 1,) descending float64 times that latents of this shape are sampled at, ended by 0.
 
         Of a flow model they are the stock pipeline's own, shift included; of a variance-preserving one DDIM's
-        leading grid.
+        in the spacing of its scheduler.
         """
         if isinstance(self.path, VariancePreserving):
-            return timesteps(steps, self.path.steps)
+            spacing = self.pipeline.scheduler.config.get("timestep_spacing", "leading")
+            return timesteps(steps, self.path.steps, spacing)
         return self.family.grid(self.pipeline.scheduler, self.network_config, steps, shape)
 
     def denoiser(self) -> NetworkDenoiser:
@@ -183,7 +198,7 @@ class LoadedModel:
         Of every tensor an exact sum over its bits and a sample of its values go in, so two checkpoints never
         share a cache, and device or process make no difference.
         """
-        digest = hashlib.sha256(self.family.name.encode())
+        digest = hashlib.sha256(self.family.name.encode() + b" tiled" * self.tiled)
         for name in ("vae", *self.text_encoders):
             module = getattr(self.pipeline, name)
             config = module.config if isinstance(module.config, dict) else module.config.to_dict()

@@ -102,7 +102,7 @@ def test_a_folder_of_likes(tmp_path):
     ]
     assert preferences.total == 3 and len(list(read(tmp_path, limit=2))) == 2
     (tmp_path / "liked/b.txt").unlink()
-    with pytest.raises(UserError, match=r"no caption for liked/b; needed liked/b\.txt beside the image"):
+    with pytest.raises(UserError, match=r"no caption for liked/b; needed liked/b\.txt beside it"):
         read(tmp_path)
     (tmp_path / "w").mkdir()
     with pytest.raises(UserError, match="liked/ or disliked/ beside w/; which of them is meant"):

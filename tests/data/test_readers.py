@@ -294,9 +294,9 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch, path, message):
 
 
 def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "p.csv").write_text("a,b")
-    with pytest.raises(UserError, match=r"cannot tell the format of \.csv files; allowed: \.parquet"):
-        read(tmp_path / "p.csv")
+    (tmp_path / "p.xlsx").write_text("a,b")
+    with pytest.raises(UserError, match=r"cannot tell the format of \.xlsx files; allowed: \.parquet"):
+        read(tmp_path / "p.xlsx")
 
 
 @pytest.mark.parametrize(
