@@ -84,9 +84,7 @@ class DataConfig:
     split: str = "train"  # of a hub dataset
     streaming: bool = False  # of a hub dataset: encode as it arrives, keep no copy of the set
     limit: int | None = None  # read at most this many rows
-    label: str = (
-        ""  # of a csv with several labels: whose (Overall, VQ, MQ, TA); empty: the only one, or Overall
-    )
+    label: str = ""  # column of a csv with several labels, such as VQ; empty: Overall, or the only one
     # as the set has them; every two rivals; likes, once an image; the best only; right and wrong caption
     view: Literal["auto", "pairs", "likes", "demonstrations", "captions"] = "auto"
     likes_share: float | None = 0.8  # share of likes among the single images drawn; null: as the set has them
@@ -99,9 +97,7 @@ class DataConfig:
     height: int | None = None  # pixels, with width: in place of the square
     width: int | None = None
     frames: int | None = None  # of a video, at most; null: images
-    fps: float | None = (
-        None  # frames a second that videos are read at; null: as the first of a group is filmed
-    )
+    fps: float | None = None  # that videos are read at; null: that of the first of a group
     segment_seconds: float = 1.0  # that a dense label is about, where the set does not say
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # horizontal flips, the same for all images of a group

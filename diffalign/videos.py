@@ -144,8 +144,13 @@ def write_video(video: Video, path: Path | str) -> None:
     """Write a video as H.264 in mp4 (yuv420p, which every player shows), whole or not at all.
 
     Sides of an odd number of pixels, which the format does not have, get their last row or column twice.
+
+    Raises:
+        UserError: no frames; PyAV is missing.
     """
     av = need_av()
+    if not len(video.frames):
+        raise UserError(f"{path}: a video of no frames")
     frames = video.frames.detach().cpu()
     frames = torch.cat([frames, frames[..., -1:, :]], dim=-2) if frames.shape[-2] % 2 else frames
     frames = torch.cat([frames, frames[..., -1:]], dim=-1) if frames.shape[-1] % 2 else frames
@@ -183,6 +188,8 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
         with av.open(BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
             if not container.streams.video:
                 raise UserError(f"{_name(source)}: no video in it")
+            if container.format.name.endswith("_pipe"):  # libav's way to read pictures
+                raise UserError(f"{_name(source)}: a picture, not a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
@@ -207,7 +214,7 @@ def _look(source: Source) -> tuple[_Shown, tuple[int, int]]:
         if not times[-1][1]:  # the last frame is shown as long as the others
             seconds *= len(times) / max(1, len(times) - 1)
         declared = float(stream.average_rate or 0)
-        fits = declared > 0 and abs(declared * seconds - len(times)) < 0.5
+        fits = declared > 0 and abs(declared * seconds - len(times)) < 0.1  # clocks are coarse
         fps = declared if fits or not seconds else len(times) / seconds
         if not fps:
             raise UserError(f"{_name(source)}: a single picture that says no frame rate")
