@@ -91,7 +91,7 @@ def cost(run: Run) -> Calls:
         if not path.exists():
             steps = COST_STEPS
             if run.rollout.prompts:  # a whole round: its first step is the one that samples
-                plan = plan_of(run, load(run.model).path)
+                plan = plan_of(run, load(run.model))
                 steps = steps_of_a_round(run, plan)
             short = replace(
                 run,

@@ -84,7 +84,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return convert(value, next(a for a in arguments if a is not type(None)), where)
+        *words, last = (a for a in arguments if a is not type(None))  # at most some words, then a kind
+        named = [word for kind in words for word in get_args(kind)]
+        return value if isinstance(value, str) and value in named else convert(value, last, where)
     if origin is Literal:
         if value not in arguments:
             raise unknown(where, value, [str(a) for a in arguments])

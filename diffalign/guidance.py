@@ -21,11 +21,13 @@ class Guided:
         negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
             positive's.
         scale: 1 is no guidance.
+        held: no gradient through the negative prediction, which then has a call of its own.
     """
 
     denoiser: Denoiser
     negative: Mapping[str, Tensor]
     scale: float
+    held: bool = False
 
     @property
     def path(self) -> Path:
@@ -40,6 +42,10 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The guided prediction, shaped like ``x_t``."""
         rows = {k: self.negative[k].to(v).expand_as(v) if k in self.negative else v for k, v in cond.items()}
+        if self.held and torch.is_grad_enabled():
+            with torch.no_grad():
+                negative = self.denoiser(x_t, t, rows)
+            return negative + self.scale * (self.denoiser(x_t, t, cond) - negative)
         both = {k: torch.cat([rows[k], v]) for k, v in cond.items()}
         negative, positive = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return negative + self.scale * (positive - negative)

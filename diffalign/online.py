@@ -8,29 +8,46 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-import torch
+from torch import Tensor
 
-from diffalign.config import Run
+from diffalign.config import RolloutConfig, Run
 from diffalign.data.prompts import read_prompts
 from diffalign.errors import UserError
 from diffalign.files import write_atomic
 from diffalign.methods import REGISTRY
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
-from diffalign.paths import VariancePreserving
 from diffalign.players import Players
+from diffalign.rollout.advantages import KINDS
 from diffalign.rollout.judges import judge_of
 from diffalign.rollout.rounds import Plan
-from diffalign.rollout.shapes import Setting, drawn_steps
+from diffalign.rollout.shapes import Setting, Window, drawn_steps
 from diffalign.rollout.source import Cast, OnlineSource
 from diffalign.rollout.store import RoundStore
 from diffalign.rollout.studio import ModelStudio
-from diffalign.samplers import kernel_for, timesteps
+from diffalign.samplers import kernel_for
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Path as NoisingPath
 from diffalign.types import Reward
+
+
+class Sampled(Protocol):
+    """What a plan needs of a model: a ``LoadedModel`` is one."""
+
+    @property
+    def path(self) -> NoisingPath:
+        """Its noising path."""
+        ...
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """Of an image, without the batch axis."""
+        ...
+
+    def grid(self, steps: int, shape: tuple[int, ...]) -> Tensor:
+        """The times of its stock sampler."""
+        ...
 
 
 def shape_of(run: Run) -> str:
@@ -54,7 +71,7 @@ def check_online(run: Run) -> list[str]:
     """
     config, name = run.rollout, run.method["type"]
     if not config.prompts:
-        if REGISTRY[name].rollout != "samples":
+        if REGISTRY[name].rollout != "samples" or REGISTRY[name].advantages:
             raise UserError(
                 f"method {name} learns from rollouts, but rollout.prompts is empty; give a file of prompts, "
                 "tiny:train, or a built-in list"
@@ -84,6 +101,7 @@ def check_online(run: Run) -> list[str]:
             "rollout.shared_noise=True with rollout.eta=0: all samples of a prompt would be one; allowed: "
             "rollout.shared_noise false, or rollout.eta above 0"
         )
+    _check_window(config, shape)
     _check_scores(run, shape)
     if config.samples < 2 and config.advantage == "none":
         raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
@@ -102,7 +120,7 @@ def _check_scores(run: Run, shape: str) -> None:
         raise UserError(
             f"rollout.advantage={config.advantage!r} with method {card.name}, which learns from "
             + (
-                "advantages; allowed: group, group_batch, batch, prompt"
+                f"advantages; allowed: {', '.join(KINDS)}"
                 if card.advantages
                 else "comparisons; allowed: none"
             )
@@ -126,6 +144,22 @@ def _check_data(run: Run) -> None:
         raise UserError(
             f"rollout.combine={config.combine!r} with method {name}: a score above 0.5 is a like; allowed: "
             "wins (the share of won comparisons), or rollout.by people"
+        )
+
+
+def _check_window(config: RolloutConfig, shape: str) -> None:
+    """A window has the same number of steps wherever it is."""
+    if config.window is None:
+        return
+    if shape == "tree":
+        raise UserError(f"rollout.window={config.window} with a tree, which branches; allowed: null")
+    if config.lowest_time:
+        raise UserError(
+            f"rollout.lowest_time={config.lowest_time} with rollout.window={config.window}; allowed: 0"
+        )
+    if config.window >= config.steps:
+        raise UserError(
+            f"rollout.window={config.window}; allowed: less than rollout.steps={config.steps}, or null"
         )
 
 
@@ -174,7 +208,7 @@ def online_source(
     config, shape = run.rollout, shape_of(run)
     if config.by == "people" and accelerator.num_processes > 1:
         raise UserError("rollout.by='people' with several processes; allowed: one process")
-    plan = plan_of(run, model.path, accelerator.process_index, accelerator.num_processes)
+    plan = plan_of(run, model, accelerator.process_index, accelerator.num_processes)
     _check_windows(run, plan)
     folder = Path(run.output) / "rollouts"
     if accelerator.is_main_process:
@@ -188,33 +222,30 @@ def online_source(
         prompts,
         config,
         shape,
-        setting_of(run, model.path),
+        setting_of(run, model),
         plan,
         run.training.seed,
         RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
     )
 
 
-def plan_of(run: Run, path: NoisingPath, rank: int = 0, world: int = 1) -> Plan:
-    """Who learns what when, on a path: how many slots a prompt has depends on which steps are draws."""
-    config, shape, setting = run.rollout, shape_of(run), setting_of(run, path)
-    draws = drawn_steps(setting, path, setting.first_branch if shape == "tree" else 0)
+def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
+    """Who learns what when of a model: how many slots a prompt has depends on which steps are draws."""
+    config, shape, setting = run.rollout, shape_of(run), setting_of(run, model)
+    draws = drawn_steps(setting, model.path, setting.first_branch if shape == "tree" else 0)
     if shape != "samples" and not draws:
         raise UserError(f"rollout.lowest_time={config.lowest_time}: no step is left; allowed: less")
     slots = 1 if shape == "samples" else max(1, round(config.trained_steps * draws))
     return Plan(config.prompts_per_round, slots, run.training.batch_size, config.passes, rank, world)
 
 
-def setting_of(run: Run, path: NoisingPath) -> Setting:
-    """How a run samples on a path."""
-    config = run.rollout
-    if isinstance(path, VariancePreserving):
-        times = timesteps(config.steps, path.steps)
-    else:
-        times = torch.linspace(1, 0, config.steps + 1, dtype=torch.float64)
+def setting_of(run: Run, model: Sampled) -> Setting:
+    """How a run samples with a model: at the times of its stock sampler."""
+    config, side = run.rollout, run.rollout.resolution or run.data.resolution
+    window = config.window and Window(config.window, config.window_shift, config.window_stride)
     return Setting(
-        kernel_for(path, config.eta),
-        times,
+        kernel_for(model.path, config.eta, config.form),
+        model.grid(config.steps, model.latent_shape(side, side)),
         config.guidance,
         config.samples,
         config.shared_noise,
@@ -222,6 +253,7 @@ def setting_of(run: Run, path: NoisingPath) -> Setting:
         config.inner_steps,
         config.estimate,
         config.lowest_time,
+        window or None,
     )
 
 

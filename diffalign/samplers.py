@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffalign.errors import UserError
+from diffalign.errors import UserError, unknown
 from diffalign.estimators import at_least_float32, step_log_density
 from diffalign.noising import expand
 from diffalign.paths import RectifiedFlow, VariancePreserving
@@ -28,7 +28,14 @@ def clean_and_noise(
     denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond
 ) -> tuple[Tensor, Tensor]:
     """The network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
-    prediction = at_least_float32(denoiser(x_t, t, cond))
+    return estimates_of(denoiser, denoiser(x_t, t, cond), x_t, t)
+
+
+def estimates_of(
+    denoiser: Denoiser, prediction: Tensor, x_t: Tensor, t: Float[Tensor, " B"]
+) -> tuple[Tensor, Tensor]:
+    """The estimates (x0, eps), each (B, *d) float32, that a ``prediction`` at ``x_t`` means."""
+    prediction = at_least_float32(prediction)
     alpha, sigma = (expand(c, x_t) for c in denoiser.path.coefficients(t))
     x_t = at_least_float32(x_t)
     if denoiser.target == "eps":
@@ -100,6 +107,9 @@ class DDIM:
         return alpha_s * x0 + (sigma_s**2 - std**2).clamp(min=0).sqrt() * eps, std
 
 
+FlowForm = Literal["sde", "cps", "dance"]
+
+
 @dataclass(frozen=True)
 class FlowSDE:
     """The noisy step of a rectified flow: of an SDE whose marginals are those of its ODE.
@@ -112,17 +122,20 @@ class FlowSDE:
     At t = 1 the denominators 1 - t take the next time of the grid, which is s itself: a step from pure noise
     starts at the grid's first time, so what a kernel sees is enough. A step to 0 has noise.
 
+    ``form`` "dance" (DanceGRPO, Xue et al. 2025, arXiv 2505.07818) is the same with a constant g = level.
+
     ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly,
     std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps, however short a step is: more of them
     are more noise. There a log-density is a bare squared error; here it is the Gaussian's, like everywhere.
 
     Attributes:
-        level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps".
+        level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps"; in form "dance" 0.3
+            for images and 0.25 for videos.
         form: which step.
     """
 
     level: float = 0.7
-    form: Literal["sde", "cps"] = "sde"
+    form: FlowForm = "sde"
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= (1 if self.form == "cps" else math.inf):
@@ -154,29 +167,56 @@ class FlowSDE:
         if self.form == "cps":
             angle = self.level * math.pi / 2
             return (1 - s) * x0 + s * math.cos(angle) * eps, s * math.sin(angle)
-        left = 1 - torch.where(t == 1, s, t)
-        drift = self.level**2 * t / left
+        drift = self.level**2 * (1 if self.form == "dance" else t / (1 - torch.where(t == 1, s, t)))
         noise = s - drift * (t - s) / (2 * t)
         return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()
 
+    def length(self, t: Float[Tensor, " B"], s: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """What the variance of the step from t to s is of, (B,), where the rest of it is the squared std that
+        Flow-GRPO's code divides its KL by: t - s of an SDE, 1 in form "cps".
+        """
+        return torch.ones_like(t) if self.form == "cps" else t - s
 
-def kernel_for(path: Path, eta: float) -> StepKernel:
-    """The kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's SDE; DDIM wherever it is 0.
+
+def kernel_for(path: Path, eta: float, form: FlowForm = "sde") -> StepKernel:
+    """The kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's step in one of its forms;
+    DDIM wherever it is 0.
 
     Raises:
-        UserError: eta is negative on a flow.
+        UserError: a level that the form does not have, or a form of a path that is no flow.
     """
-    return FlowSDE(eta) if eta and isinstance(path, RectifiedFlow) else DDIM(eta)
+    if isinstance(path, RectifiedFlow):
+        return FlowSDE(eta, form) if eta else DDIM()
+    if form != "sde":
+        raise UserError(f"rollout.form={form!r} on {type(path).__name__}; allowed there: sde")
+    return DDIM(eta)
 
 
-def timesteps(steps: int, train_steps: int = 1000) -> Float[Tensor, " S"]:
-    """(steps + 1,) descending float64 times of DDIM's "leading" grid with offset 1, ended by 0.
+def grid_of(path: Path, steps: int) -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times: DDIM's leading grid, or of a flow even steps from 1 to 0."""
+    if isinstance(path, VariancePreserving):
+        return timesteps(steps, path.steps)
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
-    For 20 steps: 951, 901, ..., 51, 1, 0 over 1000, as SD pipelines and D3PO use it.
+
+def timesteps(steps: int, train_steps: int = 1000, spacing: str = "leading") -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times of a grid of DDIM's, ended by 0.
+
+    For 20 steps over 1000: 951, 901, ..., 51, 1, 0, "leading" with offset 1, as SD pipelines and D3PO use it;
+    999, 949, ..., 49, 0 if "trailing", which a model whose last step is pure noise needs (Lin et al. 2023,
+    arXiv 2305.08891); 999, 946, ..., 53, 0, 0 if "linspace".
     """
     if not 1 <= steps <= train_steps:
         raise UserError(f"sampling steps={steps}; allowed: 1 to {train_steps}")
-    grid = torch.arange(steps, dtype=torch.float64).flip(0) * (train_steps // steps) + 1
+    count = torch.arange(steps, dtype=torch.float64)
+    if spacing == "trailing":
+        grid = (train_steps - count * train_steps / steps).round() - 1
+    elif spacing == "linspace":
+        grid = torch.linspace(0, train_steps - 1, steps, dtype=torch.float64).round().flip(0)
+    elif spacing == "leading":
+        grid = count.flip(0) * (train_steps // steps) + 1
+    else:
+        raise unknown("timestep_spacing of the scheduler", spacing, ["leading", "trailing", "linspace"])
     return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]) / train_steps
 
 
@@ -218,13 +258,13 @@ def sample(
     generator: Random | torch.Generator,
     steps: int = 50,
     eta: float = 0.0,
-    train_steps: int = 1000,
 ) -> Tensor:
-    """Clean samples (B, *d) from noise ``x``: the trajectory, then the network's x0 estimate at its last
-    noisy state.
+    """Clean samples (B, *d) from noise ``x`` on ``grid_of``: the trajectory, then the network's x0 estimate
+    at its last noisy state.
 
     The last step of the grid lands on training step 0, which still holds noise of std sigma(0); the estimate
     does not.
     """
-    last = trajectory(denoiser, DDIM(eta), x, timesteps(steps, train_steps)[:-1], cond, generator)[-1]
+    path = denoiser.path
+    last = trajectory(denoiser, kernel_for(path, eta), x, grid_of(path, steps)[:-1], cond, generator)[-1]
     return clean_and_noise(denoiser, last.x_s, last.s, cond)[0].to(x.dtype)

@@ -75,6 +75,7 @@ class Batch(Generic[X]):
         guidance: of transitions: the scale of the classifier-free guidance that they were drawn under.
         state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network
             (x_t, t and conditions are equal), so it is asked once; None: all differ.
+        grid: of what was sampled: (T + 1,) descending times that it passed on its way, on the CPU.
     """
 
     x: X
@@ -86,6 +87,7 @@ class Batch(Generic[X]):
     kernel: Kernel | None = None
     guidance: float = 1.0
     state: Int[Tensor, " B"] | None = None
+    grid: Float[Tensor, " S"] | None = None
 
     @property
     def num_groups(self) -> int:

@@ -37,7 +37,7 @@ def settings(recipe: str, flags: Sequence[str], rounds: int) -> Run:
     size = math.gcd(run.training.batch_size, run.rollout.prompts_per_round)
     training = replace(run.training, batch_size=size)
     run = replace(run, training=training, rollout=replace(run.rollout, by="people", rewards=()))
-    steps = steps_of_a_round(run, plan_of(run, load(run.model).path))
+    steps = steps_of_a_round(run, plan_of(run, load(run.model)))
     training = replace(training, steps=steps * rounds, reference_every=steps)
     resume = "latest" if any(Path(run.output, "checkpoints").glob("step-*")) else None
     return replace(run, training=training, checkpoint=CheckpointConfig(every=steps), resume=resume)

@@ -8,7 +8,7 @@ from diffalign.errors import UserError
 from diffalign.estimators import step_log_density, transition
 from diffalign.paths import RectifiedFlow
 from diffalign.randomness import Streams
-from diffalign.samplers import DDIM, FlowSDE, kernel_for, trajectory
+from diffalign.samplers import DDIM, FlowSDE, clean_and_noise, grid_of, kernel_for, sample, trajectory
 from tests.helpers import SHARED, Affine, Answers, needs, sd_path
 
 FLOW = RectifiedFlow()
@@ -45,11 +45,46 @@ def test_pure_noise_takes_the_next_time_for_its_denominator():
     torch.testing.assert_close(mean, x - 0.05 * (v + g2 / 2 * x), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("level", [0.3, 0.25])
+def test_dance_is_euler_maruyama_with_a_constant_noise(level):
+    """DanceGRPO as its code has it: with ds = s - t and the score -(x - (1 - t) x0) / t^2 of the estimate
+    x0 = x - t v, mean = x + ds v - eta^2 / 2 score ds and std = eta sqrt(-ds).
+    """
+    x, v = states()
+    t, s = times(1.0, 0.5, 0.02), times(0.8, 0.3, 0.0)
+    mean, std = FlowSDE(level, "dance")(Answers(v, FLOW, "flow"), x, t, s, {})
+    for i, (now, then) in enumerate(zip(t.tolist(), s.tolist(), strict=True)):
+        ds, x0 = then - now, x[i] - now * v[i]
+        score = -(x[i] - x0 * (1 - now)) / now**2
+        expected = x[i] + ds * v[i] - 0.5 * level**2 * score * ds
+        torch.testing.assert_close(mean[i], expected, atol=1e-12, rtol=0)
+        assert std[i].item() == pytest.approx(level * math.sqrt(-ds), rel=1e-12)
+
+
+@needs(GOLDEN)
+@pytest.mark.parametrize("index", [0, 5, 14])
+def test_dance_against_the_reference_implementation(index):
+    f = np.load(GOLDEN)
+    if f"dance_i{index}_prev" not in f or "dance_sigmas" not in f:
+        pytest.skip(f"this file lacks dance_i{index}")
+    get = lambda name: torch.from_numpy(f[f"dance_i{index}_{name}"])  # noqa: E731
+    x, v = torch.from_numpy(f["x_t"]), torch.from_numpy(f["v"]).requires_grad_(True)
+    sigmas = torch.from_numpy(f["dance_sigmas"]).double()
+    t, s = (sigmas[i].expand(len(x)) for i in (index, index + 1))
+    denoiser = Answers(v, FLOW, "flow")
+    torch.testing.assert_close(clean_and_noise(denoiser, x, t, {})[0].detach(), get("x0").double(), atol=1e-6,
+                               rtol=0)  # fmt: skip
+    logp = step_log_density(get("prev").double(), *FlowSDE(0.3, "dance")(denoiser, x, t, s, {}))
+    torch.testing.assert_close(logp.detach(), get("logp").double(), atol=1e-6, rtol=1e-6)
+    logp.sum().backward()
+    torch.testing.assert_close(v.grad, get("dlogp_dv").double(), atol=1e-6, rtol=1e-6)
+
+
 def test_without_noise_every_form_is_the_ode():
     x, v = states()
     t, s = times(1.0, 0.6, 0.2), times(0.9, 0.4, 0.0)
     expected, _ = DDIM()(Answers(v, FLOW, "flow"), x, t, s, {})
-    for form in ("sde", "cps"):
+    for form in ("sde", "cps", "dance"):
         mean, std = FlowSDE(0.0, form)(Answers(v, FLOW, "flow"), x, t, s, {})
         torch.testing.assert_close(mean, expected, atol=1e-12, rtol=0)
         assert std.abs().max() == 0
@@ -77,7 +112,7 @@ class Exact:
         return (t - (1 - t) * self.d**2) / variance * (x_t - (1 - t) * self.m) - self.m
 
 
-@pytest.mark.parametrize("kernel", [FlowSDE(0.7), FlowSDE(0.3), FlowSDE(0.0)])
+@pytest.mark.parametrize("kernel", [FlowSDE(0.7), FlowSDE(0.3), FlowSDE(0.0), FlowSDE(0.5, "dance")])
 def test_the_marginals_are_those_of_the_ode(kernel):
     x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
     steps = trajectory(Exact(), kernel, x, torch.linspace(1, 0, 101), {}, torch.Generator().manual_seed(1))
@@ -88,7 +123,7 @@ def test_the_marginals_are_those_of_the_ode(kernel):
         assert out.std().item() == pytest.approx(spread, abs=0.03)
 
 
-@pytest.mark.parametrize("kernel", [FlowSDE(0.7), FlowSDE(0.7, "cps")])
+@pytest.mark.parametrize("kernel", [FlowSDE(0.7), FlowSDE(0.7, "cps"), FlowSDE(0.3, "dance")])
 def test_transition_scores_a_step_as_the_sampler_drew_it(kernel):
     denoiser = Affine(FLOW, torch.tensor(0.3), torch.tensor(0.05), "flow")
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -114,6 +149,9 @@ def test_a_trajectory_without_noise_draws_nothing():
 def test_the_kernel_of_a_path():
     assert kernel_for(sd_path(), 1.0) == DDIM(1.0) and kernel_for(sd_path(), 0.0) == DDIM(0.0)
     assert kernel_for(FLOW, 0.7) == FlowSDE(0.7) and kernel_for(FLOW, 0.0) == DDIM(0.0)
+    assert kernel_for(FLOW, 0.3, "dance") == FlowSDE(0.3, "dance")
+    with pytest.raises(UserError, match="rollout.form='cps' on VariancePreserving; allowed there: sde"):
+        kernel_for(sd_path(), 1.0, "cps")
     assert [k.draws for k in (DDIM(), DDIM(0.1), FlowSDE(0.0), FlowSDE())] == [False, True, False, True]
 
 
@@ -151,3 +189,14 @@ def test_flow_grpo_against_the_reference_implementation(form, level):
         torch.testing.assert_close(density.detach(), get(logp), atol=1e-6, rtol=1e-6)
     density.sum().backward()
     torch.testing.assert_close(v.grad, get("dlogp_dv"), atol=1e-6, rtol=1e-6)
+
+
+def test_the_grid_of_a_path_and_what_is_sampled_on_it():
+    """DDIM's leading grid, or even steps: plain sampling of a flow is Euler's method."""
+    assert grid_of(FLOW, 4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert grid_of(sd_path(), 4).tolist() == pytest.approx([0.751, 0.501, 0.251, 0.001, 0.0])
+    x = torch.randn(5, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = x.clone()
+    for k in range(8):
+        expected -= Exact()(expected, torch.full((5,), 1 - k / 8, dtype=torch.float64), {}) / 8
+    torch.testing.assert_close(sample(Exact(), x, {}, torch.Generator(), steps=8), expected)

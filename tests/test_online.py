@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from diffalign.job import align
 from diffalign.online import _check_windows, _claim, check_online, plan_of
 from diffalign.rollout.source import OnlineSource
 from diffalign.rollout.studio import ModelStudio
+from diffalign.samplers import grid_of
+from diffalign.types import Path as NoisingPath
 from tests.helpers import sd_path
 from tests.training.toys import Probe
 
@@ -270,10 +272,17 @@ def offline_or_online(method, training=None, every=500, strategies=(), **rollout
         ("spo", {"combine": "pareto"}, ["'pareto'", "tree", "sum, wins"]),
         ("dpo", {"combine": "pareto"}, ["'pareto'", "method dpo", "sum, wins"]),
         ("ddpo", {"combine": "pareto", "advantage": "group"}, ["'pareto'", "ddpo", "sum, wins"]),
-        ("ddpo", {}, ["rollout.advantage='none'", "ddpo", "group, group_batch, batch, prompt"]),
+        ("ddpo", {}, ["rollout.advantage='none'", "ddpo", "group, group_std, group_batch, batch"]),
         ("d3po", {"advantage": "group"}, ["rollout.advantage='group'", "d3po", "allowed: none"]),
         ("ddpo", {"advantage": "batch", "shape": "tree"}, ["rollout.advantage='batch'", "tree"]),
         ("spo", {"by": "people"}, ["rollout.by='people'", "samples and trajectories"]),
+        ("ddpo", {"window": 20, "advantage": "group"}, ["rollout.window=20", "less than rollout.steps=20"]),
+        (
+            "ddpo",
+            {"window": 4, "lowest_time": 0.1, "advantage": "group"},
+            ["rollout.lowest_time=0.1 with rollout.window=4", "allowed: 0"],
+        ),
+        ("spo", {"window": 4}, ["rollout.window=4 with a tree", "allowed: null"]),
         ("ddpo", {"by": "people", "advantage": "group"}, ["rollout.by='people'", "advantage none"]),
     ],
 )
@@ -301,11 +310,24 @@ def test_settings_that_fit(method, rollout):
     check_online(offline_or_online(method, **rollout))
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A model as a plan sees it."""
+
+    path: NoisingPath
+
+    def latent_shape(self, height, width):
+        return (4, height // 8, width // 8)
+
+    def grid(self, steps, shape):
+        return grid_of(self.path, steps)
+
+
 def windows(training=None, every=16, **rollout):
     """A round of 8 prompts in micro-batches of 4, at 8 steps: 16 micro-batches."""
     training = TrainingConfig(**{"batch_size": 4} | (training or {}))
     run = offline_or_online("d3po", training, every, **{"steps": 8} | rollout)
-    _check_windows(run, plan_of(run, sd_path()))
+    _check_windows(run, plan_of(run, Sampled(sd_path())))
 
 
 def test_a_round_is_whole_optimizer_steps():

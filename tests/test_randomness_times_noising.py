@@ -1,11 +1,17 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from diffalign.errors import UserError
+from diffalign.methods import build
+from diffalign.models.family import dynamic_mu
 from diffalign.noising import Forward, rank_in_group
+from diffalign.paths import RectifiedFlow
 from diffalign.randomness import Streams, derive
-from diffalign.times import Listed, LogitNormal, Uniform
-from tests.helpers import Affine, sd_path
+from diffalign.times import Listed, LogitNormal, Mode, TokenLine, Uniform, fitted, table_row
+from tests.helpers import SHARED, Affine, GivenTimes, needs, sd_path
 
 
 def test_a_draw_depends_on_its_position_and_not_on_its_batch():
@@ -65,6 +71,113 @@ def test_continuous_and_logit_normal_and_listed():
     shifted = LogitNormal(shift=3.0)(100_000, g)
     assert abs(shifted.median().item() - 0.75) < 0.01  # 3 * .5 / (1 + 2 * .5)
     assert set(Listed((0.249, 0.999))(1000, g).tolist()) == {0.249, 0.999}
+
+
+class Given:
+    """A ``Random`` that gives the draws it was made with, uniform or normal."""
+
+    def __init__(self, *draws):
+        self.draws = torch.tensor(draws, dtype=torch.float64)
+
+    def uniform(self, count, shape=()):
+        return self.draws
+
+    normal = uniform
+
+
+FLOW = RectifiedFlow()
+GOLDEN = SHARED / "golden" / "flow_dpo.npz"
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_on_a_flow_times_are_rows_of_the_schedulers_table(shift):
+    """Bit for bit the sigmas of diffusers' constructor, each equally often, 1 among them and 0 not."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    table = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.double().cpu()
+    rows = table_row((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000, 1000, shift)
+    assert torch.equal(rows, table) and rows[0] == 1.0
+    t = fitted(Uniform(shift=shift), FLOW, (4, 8, 8))(200_000, torch.Generator().manual_seed(0))
+    index = torch.searchsorted(table.flip(0), t)
+    assert torch.equal(table.flip(0)[index], t)
+    counts = index.bincount(minlength=1000)
+    assert len(counts) == 1000 and (counts - 200).abs().max() < 6 * 200**0.5
+
+
+@needs(GOLDEN)
+def test_the_table_against_flow_grpos_code():
+    """Its u is 1 - t here: a logit-normal draw n is there the logit of u."""
+    f = np.load(GOLDEN)
+    u, sigmas = torch.from_numpy(f["u"]), torch.from_numpy(f["sigmas"]).flatten()
+    assert torch.equal(table_row(u, 1000, 3.0), sigmas[: len(u)])
+    sampler = fitted(LogitNormal(shift=3.0, steps=1000), FLOW, (4, 8, 8))
+    assert torch.equal(sampler(len(u), Given(*(-torch.logit(u)).tolist())), sigmas[: len(u)])
+    if "sched_sigmas" in f:
+        every = table_row((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000, 1000, 3.0)
+        assert torch.equal(every, torch.from_numpy(f["sched_sigmas"])[:1000].double())
+
+
+def test_ranges_and_continuous_times_of_a_flow_are_open_below():
+    low = fitted(Uniform(0.6, 0.7), FLOW, (2,))(20_000, torch.Generator().manual_seed(0)) * 1000
+    assert round(low.min().item()) == 601 and round(low.max().item()) == 700
+    assert fitted(Uniform(steps=None), FLOW, (2,))(1, Given(0.0)).item() == 1.0
+    shifted = fitted(Uniform(steps=None, shift=3.0), FLOW, (2,))(2, Given(0.5, 0.75))
+    assert shifted.tolist() == pytest.approx([3 * 0.5 / 2, 3 * 0.25 / 1.5])
+    assert fitted(GivenTimes((0.2,)), FLOW, (2,)) == GivenTimes((0.2,))
+
+
+def test_a_variance_preserving_path_changes_nothing():
+    for sampler in (Uniform(), Uniform(0.3, 0.9), LogitNormal(shift=2.0, steps=1000), Listed((0.1, 0.2))):
+        plain, on = (
+            s(50, torch.Generator().manual_seed(1)) for s in (sampler, fitted(sampler, sd_path(), (4, 8, 8)))
+        )
+        assert torch.equal(plain, on)
+
+
+def test_mode_sampling_is_the_papers_map_and_fills_the_middle():
+    """1 - u - s (cos(pi u / 2)^2 - 1 + u): ends at the ends, the middle in the middle, density 1 / |f'|."""
+    by_hand = lambda u, s: 1 - u - s * (math.cos(math.pi / 2 * u) ** 2 - 1 + u)  # noqa: E731
+    us = (0.0, 0.2, 0.5, 0.9)
+    for scale in (1.29, 0.0):
+        assert Mode(scale).continuous(4, Given(*us)).tolist() == pytest.approx(
+            [by_hand(u, scale) for u in us]
+        )
+    t = Mode()(200_000, torch.Generator().manual_seed(0))
+    middle = ((t > 0.495) & (t < 0.505)).double().mean().item() / 0.01
+    assert middle == pytest.approx(1 / (1 + 1.29 - 1.29 * math.pi / 2), rel=0.05)
+    assert t.min() > 0 and t.max() <= 1
+    tenths = Mode(steps=10)
+    assert tenths(1, Given(0.0)).item() == 0.9 and fitted(tenths, FLOW, (2,))(1, Given(0.0)).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "mu"),
+    [((16, 32, 32), 0.5), ((16, 128, 128), 1.15), ((16, 64, 64), 0.5 + 0.65 * (1024 - 256) / 3840)],
+)
+def test_a_dynamic_shift_is_that_of_the_number_of_tokens(shape, mu):
+    """FLUX's line, as the family's own grid has it; a video's frames are tokens of their own."""
+    sampler = LogitNormal(shift="dynamic")
+    factor = math.exp(mu)
+    t = fitted(sampler, FLOW, shape)(1, Given(0.0)).item()
+    assert t == pytest.approx(factor * 0.5 / (1 + (factor - 1) * 0.5), rel=1e-12)
+    tokens = (shape[1] // 2) * (shape[2] // 2)
+    assert dynamic_mu({}, tokens) == pytest.approx(mu)
+    ltx = TokenLine(patch=1, tokens=(1024, 4096), mu=(0.95, 2.05))
+    assert ltx.factor((128, 4, 16, 16)) == pytest.approx(math.exp(0.95))
+    listed = fitted(Listed((0.5,), shift="dynamic"), FLOW, shape)(1, Given(0.0)).item()
+    assert listed == pytest.approx(t)
+    with pytest.raises(UserError, match="time.shift='dynamic' without latents"):
+        sampler(1, Given(0.0))
+
+
+def test_times_of_a_configuration():
+    made = build({"type": "dpo", "time": {"type": "logit_normal", "shift": "dynamic", "steps": 1000}})
+    assert made.time == LogitNormal(shift="dynamic", steps=1000)
+    made = build({"type": "dpo", "time": {"type": "mode", "shift": 3, "line": {"patch": 1}}})
+    assert made.time == Mode(shift=3.0, line=TokenLine(patch=1))
+    for shift in ("dynamyc", 0, -1):
+        with pytest.raises(UserError, match="shift"):
+            build({"type": "dpo", "time": {"type": "uniform", "shift": shift}})
 
 
 @pytest.mark.parametrize("bad", [{"low": 0.5, "high": 0.5}, {"low": -0.1}, {"high": 1.5}, {"steps": 0}])

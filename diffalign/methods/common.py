@@ -13,10 +13,10 @@ from diffalign.guidance import Guided
 from diffalign.inversion import Inversion
 from diffalign.losses.contrast import Contrast, contrast
 from diffalign.noising import Forward, expand
-from diffalign.times import Listed, LogitNormal, Uniform
+from diffalign.times import Listed, LogitNormal, Mode, Uniform, fitted
 from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Step, TimeSampler
 
-TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "listed": Listed}
+TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "listed": Listed}
 NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
 
 OverTime = Literal["constant", "alpha_squared"]
@@ -64,7 +64,8 @@ def noisy(
     generator: Random | torch.Generator,
 ) -> Noised:
     """The noisy states of a batch: a time per group, and the noising asks whom it wants to ask."""
-    t = times_like(method.time(batch.num_groups, generator), batch.group, batch.x)
+    time = fitted(method.time, policy.path, batch.x.shape[1:])
+    t = times_like(time(batch.num_groups, generator), batch.group, batch.x)
     asked = guided(reference if method.noising.by == "reference" else policy, batch, method.noising.guidance)
     return method.noising(asked, batch.x, t, batch.cond, batch.group, generator)
 

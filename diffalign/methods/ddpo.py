@@ -24,9 +24,8 @@ from dataclasses import dataclass
 import torch
 
 from diffalign.errors import UserError
-from diffalign.losses.policy_gradient import ppo
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import advantage_of, check_clip, density, likelihood
+from diffalign.methods.steps import advantage_of, check_advantages, density, likelihood, surrogate
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 
@@ -46,9 +45,7 @@ class DDPO:
     kl: float | None = 0.0
 
     def __post_init__(self) -> None:
-        check_clip(self.clip)
-        if not self.advantage_clip > 0:
-            raise UserError(f"method.advantage_clip={self.advantage_clip}; allowed: more than 0")
+        check_advantages(self)
         if self.kl is not None and not self.kl >= 0:
             raise UserError(f"method.kl={self.kl}; allowed: 0 or more, or null for no reference")
 
@@ -65,22 +62,15 @@ class DDPO:
         generator: Random | torch.Generator,
     ) -> Step:
         """The mean loss over all recorded steps."""
-        advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
+        advantage_of(batch, CARD)  # before anybody is asked
         ll = None if self.kl is None else likelihood(policy, reference, batch, CARD)
         logp = density(policy, batch, CARD) if ll is None else ll.policy
-        losses, ratio = ppo(logp - batch.x.logp.to(logp), advantage.to(logp), self.clip)
-        loss = losses.mean()
-        metrics = {
-            "ratio": ratio.mean(),
-            "clip_fraction": ((ratio - 1).abs() > self.clip).to(ratio).mean(),
-            "advantage": advantage.mean(),
-        }
+        loss, metrics, weight = surrogate(self, logp, batch, CARD)
         if ll is not None:
             metrics["kl"] = ll.kl.mean()
             loss = loss + self.kl * ll.kl.mean() if self.kl else loss
         metrics = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
-        # Sources leave out groups without advantage; one that stands in for a batch of them counts nothing.
-        return Step(loss, metrics, advantage.ne(0).any() * float(len(logp)))
+        return Step(loss, metrics, weight)
 
 
 CARD = MethodCard(

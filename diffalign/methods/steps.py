@@ -7,7 +7,7 @@ and the reference is not asked where the rollout has asked it (``reference_mean`
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from diffalign.estimators import OncePerState, StepLikelihood, step_log_density,
 from diffalign.guidance import Guided
 from diffalign.losses.contrast import Contrast, contrast, difference, pareto
 from diffalign.losses.pairwise import PairwiseLoss
-from diffalign.losses.policy_gradient import limited, limits
+from diffalign.losses.policy_gradient import limited, limits, ppo
 from diffalign.methods.registry import MethodCard
 from diffalign.types import Batch, Denoiser, Kernel, Step, Transition
 
@@ -70,13 +70,14 @@ def kernel_of(batch: Batch[Transition], card: MethodCard) -> Kernel:
     )
 
 
-def advantage_of(batch: Batch[Transition], card: MethodCard) -> Tensor:
-    """The advantages (B,) of recorded steps.
+def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
+    """The advantages (B,) of what was sampled.
 
     Raises:
         UserError: the batch is not of a rollout, or of one without advantages.
     """
-    kernel_of(batch, card)
+    if card.rollout != "samples":
+        kernel_of(batch, card)
     if "advantage" in batch.extra:
         return batch.extra["advantage"]
     raise UserError(
@@ -85,37 +86,86 @@ def advantage_of(batch: Batch[Transition], card: MethodCard) -> Tensor:
     )
 
 
-def asked(denoiser: Denoiser, batch: Batch[Transition]) -> Denoiser:
-    """The denoiser, guided as when the batch was drawn and asked once for each different state."""
-    if batch.state is None or batch.guidance == 1:
+def asked(denoiser: Denoiser, batch: Batch[Transition], held: bool = False) -> Denoiser:
+    """The denoiser, guided as when the batch was drawn and asked once for each different state; ``held``: no
+    gradient through what it is guided away from.
+    """
+    if batch.state is None or batch.guidance == 1 or held:
         once = denoiser if batch.state is None else OncePerState(denoiser, batch.state)
-        return once if batch.guidance == 1 else Guided(once, batch.negative, batch.guidance)
+        return once if batch.guidance == 1 else Guided(once, batch.negative, batch.guidance, held)
     # Guidance asks about all samples twice, so that there are twice as many states.
     both = torch.cat([batch.state, batch.state + batch.state.max() + 1])
     return Guided(OncePerState(denoiser, both), batch.negative, batch.guidance)
 
 
 def likelihood(
-    policy: Denoiser, reference: Denoiser, batch: Batch[Transition], card: MethodCard
+    policy: Denoiser, reference: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False
 ) -> StepLikelihood:
-    """Log-densities (B,) of the recorded steps under both, and the KL of the policy's to the reference's.
+    """Log-densities (B,) of the recorded steps under both, and the KL of the policy's to the reference's; see
+    ``asked`` for ``held``.
 
     Raises:
         UserError: the batch is not of a rollout.
     """
     kernel, known = kernel_of(batch, card), batch.extra.get("reference_mean")
     guided = asked(reference, batch) if known is None else reference  # which is not asked then
-    return transition(asked(policy, batch), guided, batch.x, batch.cond, kernel, known)
+    return transition(asked(policy, batch, held), guided, batch.x, batch.cond, kernel, known)
 
 
-def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard) -> Tensor:
-    """Log-density (B,) of the recorded steps under the policy alone.
+def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False) -> Tensor:
+    """Log-density (B,) of the recorded steps under the policy alone; see ``asked`` for ``held``.
 
     Raises:
         UserError: the batch is not of a rollout.
     """
     kernel, x = kernel_of(batch, card), batch.x
-    return step_log_density(x.x_s, *kernel(asked(policy, batch), x.x_t, x.t, x.s, batch.cond))
+    return step_log_density(x.x_s, *kernel(asked(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
+
+
+class OfAdvantages(Protocol):
+    """A method of recorded steps with advantages: what ``surrogate`` reads off it."""
+
+    @property
+    def clip(self) -> float:
+        """How far from 1 the ratio of policy and sampling policy is rewarded."""
+        ...
+
+    @property
+    def advantage_clip(self) -> float:
+        """Advantages further from 0 count as this."""
+        ...
+
+
+def check_advantages(method: OfAdvantages) -> None:
+    """Raises UserError where clip or advantage_clip are out of range."""
+    check_clip(method.clip)
+    check_advantage_clip(method.advantage_clip)
+
+
+def check_advantage_clip(value: float) -> None:
+    """Raises UserError unless it is above 0."""
+    if not value > 0:
+        raise UserError(f"method.advantage_clip={value}; allowed: more than 0")
+
+
+def surrogate(
+    method: OfAdvantages, logp: Tensor, batch: Batch[Transition], card: MethodCard
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """(mean clipped loss of the recorded steps, metrics, weight), with log-densities ``logp`` (B,) under the
+    policy.
+
+    Raises:
+        UserError: the batch has no advantages.
+    """
+    advantage = advantage_of(batch, card).clamp(-method.advantage_clip, method.advantage_clip)
+    losses, ratio = ppo(logp - batch.x.logp.to(logp), advantage.to(logp), method.clip)
+    metrics = {
+        "ratio": ratio.mean(),
+        "clip_fraction": ((ratio - 1).abs() > method.clip).to(ratio).mean(),
+        "advantage": advantage.mean(),
+    }
+    # Sources leave out groups without advantage; one that stands in for a batch of them counts nothing.
+    return losses.mean(), metrics, advantage.ne(0).any() * float(len(logp))
 
 
 @dataclass(frozen=True)

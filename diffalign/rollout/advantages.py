@@ -1,19 +1,26 @@
-"""Advantages: how much better than usual a sample was, by four notions of usual.
+"""Advantages: how much better than usual a sample was, by several notions of usual.
 
 With r the rewards (N, K) of K samples for each of N prompts:
 
     group         (r - mean of its K rivals) / (std of the K + 1e-8)    GRPO; DanceGRPO (arXiv 2505.07818)
-    group_batch   (r - mean of its K rivals) / (std of all N K + 1e-4)  Flow-GRPO (arXiv 2505.05470)
+    group_std     (r - mean of its K rivals) / (std of the K + 1e-4)    Flow-GRPO and AWM without their global std
+    group_batch   (r - mean of its K rivals) / (std of all N K + 1e-4)  Flow-GRPO (arXiv 2505.05470), AWM
     batch         (r - mean of all) / (std of all + 1e-8)               DDPO without per-prompt statistics
     prompt        (r - mean of its prompt's last rewards) / (their std + 1e-6)      DDPO (arXiv 2305.13301)
+    raw           r                                                     reward-weighted regression
+    best          1 for the best of its rivals (all that are as good), else 0       fine-tuning on the best
+    ends          1 for the best of its rivals, -1 for the worst, else 0            pairs
 
 ``prompt`` looks at the last 32 rewards of each prompt over all rounds, and at the whole batch while a prompt
 has fewer than 16. The rewards in question are among them: first they are remembered, then compared.
 
 The std of "group" divides by K - 1, as the released code of DanceGRPO does (and TRL's GRPO); the others
 divide by the number of rewards, as the released codes of DDPO and Flow-GRPO do. Rivals that are all equal
-have an advantage of exactly 0 under "group" and "group_batch", not a rounding error over 1e-8. A group is a
-row, also where a prompt comes twice; Flow-GRPO's code joins the groups of equal prompts.
+have an advantage of exactly 0 under "group", "group_std" and "group_batch", not a rounding error over 1e-8.
+A group is a row, also where a prompt comes twice; Flow-GRPO's code joins the groups of equal prompts.
+
+Of several equally good or bad "ends" takes the first. What differs from Flow-GRPO's code: there the first two
+of rivals that are all equal count as worst and best, a pair of noise; here they are a tie, 0.
 
 Under several processes all of them pass the rewards of all, gathered in one order: then each knows the same
 history and the same statistics, as one process with all prompts would.
@@ -26,10 +33,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from diffalign.errors import UserError, unknown
 
-KINDS = ("group", "group_batch", "batch", "prompt")
+KINDS = ("group", "group_std", "group_batch", "batch", "prompt", "raw", "best", "ends")
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,15 @@ def advantages(
         found = (rows - rows.mean()) / (rows.std(correction=0) + 1e-8)
     elif kind == "group_batch":
         found = _above_rivals(rows) / (rows.std(correction=0) + 1e-4)
+    elif kind == "group_std":
+        found = _above_rivals(rows) / (rows.std(1, correction=0, keepdim=True) + 1e-4)
+    elif kind == "raw":
+        found = rows
+    elif kind == "best":
+        found = (rows == rows.amax(1, keepdim=True)).to(rows)
+    elif kind == "ends":
+        first, last = (one_hot(index, rows.shape[1]) for index in (rows.argmax(1), rows.argmin(1)))
+        found = (first - last).to(rows)  # of rivals that are all equal both are the first one
     else:
         # one sample alone has no std: it is 0 above itself whatever it is divided by
         found = _above_rivals(rows) / (rows.std(1, correction=min(1, rows.shape[1] - 1), keepdim=True) + 1e-8)

@@ -89,6 +89,7 @@ class Round:
         order: (N, S) the slots of each prompt in the order in which it shows them.
         kernel: what drew the transitions.
         guidance: under what scale.
+        grid: (T + 1,) the times that samples passed.
     """
 
     x: Tensor | Transition
@@ -100,6 +101,7 @@ class Round:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     kernel: Kernel | None = None
     guidance: float = 1.0
+    grid: Tensor | None = None
 
     @cached_property
     def useful(self) -> Tensor:
@@ -140,6 +142,7 @@ class Round:
             extra={name: pick(value) for name, value in self.extra.items()},
             kernel=self.kernel,
             guidance=self.guidance,
+            grid=self.grid,
             state=torch.where(self.shared[rows, slots].repeat_interleave(rivals), group * rivals, own),
         )
 

@@ -8,6 +8,9 @@ somebody is to judge. Every slot hangs on one verdict.
     trajectories  S steps of the sampler, all of them judged by how the trajectory ends (D3PO, DDPO)
     tree          a branch of K candidates at each step (SPO)
 
+Not every step need be a draw. Of a flow model the last one, to time 0, is the ODE's: Flow-GRPO does not learn
+from it, DanceGRPO judges the clean estimate there, and neither wants noise on the image that is judged. With
+a window (MixGRPO, Li et al. 2025, arXiv 2507.21802) all steps outside it are the ODE's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +23,32 @@ from torch import Tensor
 from diffalign.estimators import step_log_density
 from diffalign.guidance import Guided
 from diffalign.randomness import normal
-from diffalign.samplers import StepKernel, clean_and_noise
+from diffalign.samplers import DDIM, FlowSDE, StepKernel, clean_and_noise
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which steps are draws, by the number of the round.
+
+    It begins at the first step, moves on by ``stride`` steps every ``every`` rounds, and begins again where
+    it would leave the trajectory (the released code's ``roll_back``).
+
+    Attributes:
+        size: steps in it.
+        every: rounds that it stands still; 0: for ever.
+        stride: steps that it moves by.
+    """
+
+    size: int
+    every: int = 25
+    stride: int = 1
+
+    def steps(self, number: int, count: int) -> range:
+        """The steps of round ``number``, of ``count`` that may be draws."""
+        places = (count - self.size) // self.stride + 1
+        first = self.stride * (number // self.every % places) if self.every else 0
+        return range(first, first + self.size)
 
 
 @dataclass(frozen=True)
@@ -38,6 +65,8 @@ class Setting:
         inner_steps: of a tree: steps that a candidate takes alone.
         estimate: of a tree: where the clean estimate that is judged comes from.
         lowest: steps from times below are sampled, not learnt from.
+        window: the steps that are draws; None: all that may be.
+        round: whose window it is.
     """
 
     kernel: StepKernel
@@ -49,6 +78,22 @@ class Setting:
     inner_steps: int = 0
     estimate: str = "candidate"
     lowest: float = 0.0
+    window: Window | None = None
+    round: int = 0
+
+    @property
+    def may_draw(self) -> int:
+        """How many steps, from the first on, may be draws: of a flow all but the one to time 0."""
+        ends = isinstance(self.kernel, FlowSDE) and float(self.times[-1]) == 0
+        return len(self.times) - 1 - ends
+
+    def kernel_at(self, t: float) -> StepKernel:
+        """The kernel of the step from ``t``, a time of the grid: the ODE's where nothing is to be drawn."""
+        step = self.times.tolist().index(t)
+        window = range(self.may_draw)
+        if self.window is not None:
+            window = self.window.steps(self.round, self.may_draw)
+        return self.kernel if step in window else DDIM()
 
 
 @dataclass(frozen=True)
@@ -104,7 +149,7 @@ class Asked:
     def after(self, x0: Tensor, eps: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         """(mean, std) of the step from t to s, like x0 (n, k, *d)."""
         flat = x0.flatten(0, 1)
-        mean, std = self.setting.kernel.after(
+        mean, std = self.setting.kernel_at(t).after(
             self.policy.path, flat, eps.flatten(0, 1), _time(t, flat), _time(s, flat)
         )
         return mean.reshape(x0.shape), std.reshape(*x0.shape[:2], *std.shape[1:])
@@ -182,9 +227,9 @@ def trajectories(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
 
 def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
     """How many steps from number ``first`` on are draws, and so have a density, and are learnt from."""
-    one, after = torch.zeros(1, 1), setting.kernel.after
-    grid = list(pairs(setting.times))[first:]
-    stds = [after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid if t >= setting.lowest]
+    one = torch.zeros(1, 1)
+    grid = [(t, s) for t, s in list(pairs(setting.times))[first:] if t >= setting.lowest]
+    stds = [setting.kernel_at(t).after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid]
     return sum(bool((std > 0).all()) for std in stds)
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +176,8 @@ class OnlineSource:
         """Some prompts of a round, sampled now."""
         device = self._studio.device
         pick = lambda values: {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}  # noqa: E731
-        asked = Asked(self._cast.policy, self._cast.reference, pick(cond), pick(negative), self._setting)
+        setting = replace(self._setting, round=number)
+        asked = Asked(self._cast.policy, self._cast.reference, pick(cond), pick(negative), setting)
         random = Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows])
         return SHAPES[self._shape](asked, self._studio.shape, random)
 
@@ -247,6 +248,7 @@ class OnlineSource:
             extra,
             kernel=self._setting.kernel if online else None,
             guidance=self._setting.guidance if online else 1.0,
+            grid=self._setting.times,
         )
 
     def _advantages(self, number: int, prompts: list[str], score: Tensor) -> Tensor:

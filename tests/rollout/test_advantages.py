@@ -6,6 +6,7 @@ import torch
 
 from diffalign.errors import UserError
 from diffalign.rollout.advantages import KINDS, PromptHistory, advantages
+from tests.helpers import SHARED, needs
 
 SCORES = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
 PROMPTS = ["a", "b"]
@@ -22,6 +23,63 @@ def test_group_batch_shares_one_std():
     std = (15.5 / 6) ** 0.5
     expected = torch.tensor([[-2.0, -1.0, 3.0], [0, 0, 0]]) / (std + 1e-4)
     torch.testing.assert_close(advantages(SCORES, PROMPTS, "group_batch"), expected)
+
+
+def test_group_std_divides_by_the_number_of_rivals():
+    # mean 3, squares 4 1 9, of 3
+    expected = torch.tensor([[-2.0, -1.0, 3.0], [0, 0, 0]]) / ((14 / 3) ** 0.5 + 1e-4)
+    torch.testing.assert_close(advantages(SCORES, PROMPTS, "group_std"), expected)
+
+
+def test_raw_best_and_ends():
+    """Equally good ones are all best; of equally good or bad ends the first counts; a tie has none."""
+    scores = torch.tensor([[1.0, 2.0, 2.0, 0.0, 0.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
+    assert torch.equal(advantages(scores, PROMPTS, "raw"), scores)
+    assert advantages(scores, PROMPTS, "best").tolist() == [[0, 1, 1, 0, 0], [1] * 5]
+    assert advantages(scores, PROMPTS, "ends").tolist() == [[0, 1, 0, -1, 0], [0] * 5]
+
+
+def by_groups(rewards, groups, kind):
+    """The advantages of ragged groups, group by group; "group_batch" by its formula with the std of all."""
+    found = np.empty_like(rewards)
+    for group in np.unique(groups):
+        row = torch.tensor(rewards[groups == group])[None]
+        name = "group_std" if kind == "group_batch" else kind
+        own = advantages(row, ["p"], name)[0].numpy()
+        if kind == "group_batch":
+            own = own * (row.numpy().std() + 1e-4) / (rewards.std() + 1e-4)
+        found[groups == group] = own
+    return found
+
+
+FLOW_DPO, AWM = (SHARED / "golden" / f"{name}.npz" for name in ("flow_dpo", "awm"))
+
+
+@needs(FLOW_DPO)
+@pytest.mark.parametrize("std", ["globalstd", "groupstd"])
+@pytest.mark.parametrize(("theirs", "kind"), [("grpo", ""), ("rwr", "raw"), ("sft", "best"), ("dpo", "ends")])
+def test_advantages_against_flow_grpos_code(theirs, kind, std):
+    f = np.load(FLOW_DPO)
+    if f"adv_{theirs}_{std}" not in f or "adv_rewards" not in f:
+        pytest.skip(f"this file lacks adv_{theirs}_{std}")
+    rewards, groups = f["adv_rewards"].astype(np.float64), f["adv_group_id"]
+    kind = kind or ("group_batch" if std == "globalstd" else "group_std")
+    expected = f[f"adv_{theirs}_{std}"].astype(np.float64).copy()
+    if theirs == "dpo":  # all-equal groups are a pair of noise there, a tie here
+        for group in np.unique(groups):
+            if len(np.unique(rewards[groups == group])) == 1:
+                expected[groups == group] = 0
+    np.testing.assert_allclose(by_groups(rewards, groups, kind), expected, atol=1e-10)
+
+
+@needs(AWM)
+@pytest.mark.parametrize(("name", "kind"), [("adv_globalstd", "group_batch"), ("adv_groupstd", "group_std")])
+def test_advantages_against_awms_code(name, kind):
+    f = np.load(AWM)
+    if name not in f:
+        pytest.skip(f"this file lacks {name}")
+    found = advantages(torch.from_numpy(f["adv_rewards"]).reshape(2, 4), PROMPTS, kind)
+    np.testing.assert_allclose(found.reshape(-1, 1), f[name], atol=1e-10)
 
 
 def test_batch_is_against_all():
@@ -93,7 +151,7 @@ def test_shapes_and_dtypes_stay(kind):
         (torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), "group", ["'b'", "nan"]),
         (torch.tensor([[1.0, float("inf")], [0.0, 0.0]]), "prompt", ["'a'", "inf"]),
         (SCORES, "grup", ["grup", "did you mean group"]),
-        (SCORES, "none", ["none", "allowed: batch, group, group_batch, prompt"]),
+        (SCORES, "none", ["none", "allowed: batch, best, ends, group, group_batch, group_std, prompt, raw"]),
         (SCORES[:1], "batch", ["(1, 3)", "2 prompts"]),
     ],
 )

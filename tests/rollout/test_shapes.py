@@ -8,7 +8,7 @@ import torch
 from diffalign.estimators import gaussian_log_density
 from diffalign.paths import RectifiedFlow
 from diffalign.randomness import Streams
-from diffalign.rollout.shapes import Asked, Setting, drawn_steps, samples, trajectories
+from diffalign.rollout.shapes import Asked, Setting, Window, drawn_steps, samples, trajectories
 from diffalign.rollout.tree import tree
 from diffalign.samplers import DDIM, kernel_for, sample, timesteps
 from tests.helpers import sd_path
@@ -212,13 +212,64 @@ def test_steps_that_are_no_draws_are_not_learnt_from():
     assert got.x.t.shape[1] == 20 and torch.isfinite(got.x.logp).all()
 
 
-def test_flow_models_are_sampled_by_their_sde():
-    times = torch.linspace(1, 0, 11, dtype=torch.float64)
+FLOW_GRID = torch.linspace(1, 0, 11, dtype=torch.float64)
+
+
+def on_a_flow(eta=0.7, form="sde", shared=True, **changes):
     flow = Counting(path=RectifiedFlow(), target="flow")
-    setting = Setting(kernel_for(flow.path, 0.7), times, 1.0, 2)
-    got = trajectories(Asked(flow, None, conditions()[0], {}, setting), SHAPE, Streams([1, 2, 3]))
-    assert drawn_steps(setting, flow.path) == got.x.t.shape[1] == 10
-    assert torch.isfinite(got.x.logp).all()
+    setting = Setting(kernel_for(flow.path, eta, form), FLOW_GRID, 1.0, 2, shared, **changes)
+    return flow, setting, Asked(flow, None, conditions()[0], {}, setting)
+
+
+@pytest.mark.parametrize("form", ["sde", "cps", "dance"])
+def test_of_a_flow_all_steps_are_draws_but_the_one_to_time_0(form):
+    """The last step is the ODE's, whatever the form: the clean estimate, and nobody learns from it."""
+    flow, setting, asked = on_a_flow(form=form)
+    got = trajectories(asked, SHAPE, Streams([1, 2, 3]))
+    assert drawn_steps(setting, flow.path) == got.x.t.shape[1] == 9
+    assert torch.isfinite(got.x.logp).all() and float(got.x.s.min()) == pytest.approx(0.1)
+    last = got.x.x_s[:, -1]
+    x0, _ = asked.estimates(flow, last, 0.1)
+    torch.testing.assert_close(got.judged[:, 0], x0)
+
+
+def test_a_window_moves_round_the_trajectory():
+    window = Window(4, every=3, stride=2)
+    firsts = [window.steps(number, 9).start for number in range(18)]
+    assert firsts == [0] * 3 + [2] * 3 + [4] * 3 + [0] * 3 + [2] * 3 + [4] * 3
+    assert all(len(window.steps(number, 9)) == 4 for number in range(18))
+    assert Window(4, every=0).steps(1000, 9) == range(0, 4)
+    assert Window(9, every=1).steps(7, 9) == range(0, 9)
+    published = Window(4)  # of 25 steps: 25 rounds each, 21 places
+    assert [published.steps(25 * n, 24).start for n in (0, 1, 20, 21)] == [0, 1, 20, 0]
+
+
+@pytest.mark.parametrize("number", [0, 1, 6])
+def test_outside_the_window_steps_are_those_of_the_ode(number):
+    flow, setting, asked = on_a_flow(shared=False, window=Window(3, every=1), round=number)
+    got = trajectories(asked, SHAPE, Streams([1, 2, 3]))
+    assert drawn_steps(setting, flow.path) == got.x.t.shape[1] == 3
+    expected = FLOW_GRID[:-1][number : number + 3]
+    torch.testing.assert_close(got.x.t[0, :, 0].double(), expected, atol=1e-6, rtol=0)
+    ode = replace(setting, kernel=DDIM(), window=None)
+    x = Streams([1, 2, 3]).normal(PROMPTS, (2, *SHAPE))
+    walk = replace(asked, setting=ode)
+    for t, s in zip(FLOW_GRID[:number].tolist(), FLOW_GRID[1 : number + 1].tolist(), strict=True):
+        x, _ = walk.after(*walk.estimates(flow, x, t), t, s)
+    torch.testing.assert_close(got.x.x_t[:, 0], x, check_dtype=False)
+    x = got.x.x_s[:, -1]
+    rest = FLOW_GRID[number + 3 :].tolist()
+    for t, s in zip(rest[:-1], rest[1:], strict=True):
+        x, _ = walk.after(*walk.estimates(flow, x, t), t, s)
+    torch.testing.assert_close(got.judged[:, 0], x)
+
+
+def test_rivals_of_one_noise_are_one_up_to_the_window():
+    """Nothing is asked twice where nothing differs yet: n samples a step before the draw, n K after it."""
+    flow, _, asked = on_a_flow(window=Window(2, every=1), round=4)
+    got = trajectories(asked, SHAPE, Streams([1, 2, 3]))
+    assert flow.asked == PROMPTS * 5 + 2 * PROMPTS * 5
+    assert got.shared.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("shape", [trajectories, tree])

@@ -4,8 +4,6 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -411,14 +409,15 @@ def test_encoders_are_where_they_are_quick_while_prompts_are_encoded():
 class Model:
     """What a studio asks of a loaded model."""
 
-    channels: int = 4
-    downscale: int = 8
-    family: Any = field(default_factory=lambda: SimpleNamespace(text_encoders=("text_encoder",)))
+    text_encoders: tuple[str, ...] = ("text_encoder",)
     device: torch.device = torch.device("cpu")
     encoded: list[list[str]] = field(default_factory=list)
     negatives: int = 0
     decoded: list[int] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
+
+    def latent_shape(self, height, width):
+        return (4, height // 8, width // 8)
 
     def micro_conditions(self, original, crop, target):
         return {"time_ids": torch.cat([original, crop, target], 1)}

@@ -1,0 +1,102 @@
+"""Flow-GRPO. Liu et al. 2025, "Flow-GRPO: Training Flow Matching Models via Online RL", arXiv 2505.05470.
+
+The policy draws K images of a prompt by the noisy steps of a flow (``samplers.FlowSDE``); each recorded step
+x_t -> x_s has its image's advantage A, the reward against its rivals in units of the std of all rewards
+(``rollout.advantage: group_batch``). With log p a mean over the latent elements, r = exp(log p_theta - log
+p_drawn) and mu the means of the two policies' steps (equations 4 and 5, and the released code),
+
+    A = clip(A, -a, a),
+    loss = max( -A r, -A clip(r, 1 - c, 1 + c) ) + kl mean( (mu_theta - mu_ref)^2 ) / (2 std^2).
+
+As released, the KL's std is g, of the SDE, and not that of the step, g sqrt(t - s) (``kl_form: published``);
+``exact`` is the KL of the two Gaussians, 1 / (t - s) times as much. In the step's form "cps" both are the
+same. Of guided predictions only the conditional half has a gradient there (``hold_negative``).
+
+Two more methods are settings of this one, with no KL:
+
+    DanceGRPO (Xue et al. 2025, arXiv 2505.07818): rollout.form dance, one noise a prompt, advantages against
+        the std of the rivals alone (group), a random 0.6 of the steps (rollout.trained_steps)
+    MixGRPO (Li et al. 2025, arXiv 2507.21802): rollout.window, steps outside of which are the ODE's
+
+What differs from the released codes: the step to time 0 is the ODE's (they do not learn from it either); the
+density of "cps" is the Gaussian's, where the code has a bare squared error; steps of a group without any
+advantage are left out of the mean; no group statistics over equal prompts of one round.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from diffalign.errors import UserError
+from diffalign.methods.registry import MethodCard
+from diffalign.methods.steps import advantage_of, check_advantages, density, kernel_of, likelihood, surrogate
+from diffalign.samplers import FlowSDE
+from diffalign.types import Batch, Denoiser, Random, Step, Transition
+
+
+@dataclass(frozen=True)
+class FlowGRPO:
+    """Single steps of whole trajectories of a flow with advantages, exact log-densities.
+
+    Attributes:
+        clip: how far from 1 the ratio of policy and sampling policy is rewarded.
+        advantage_clip: advantages further from 0 count as this.
+        kl: weight of the KL of the policy's steps to the reference's; 0: logged only; null: no reference,
+            which saves the rollout half of its network samples.
+        kl_form: what its squared difference is divided by, see the module.
+        hold_negative: no gradient through what guidance guides away from.
+    """
+
+    clip: float = 1e-4
+    advantage_clip: float = 5.0
+    kl: float | None = 0.04
+    kl_form: Literal["published", "exact"] = "published"
+    hold_negative: bool = True
+
+    def __post_init__(self) -> None:
+        check_advantages(self)
+        if self.kl is not None and not self.kl >= 0:
+            raise UserError(f"method.kl={self.kl}; allowed: 0 or more, or null for no reference")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL is wanted."""
+        return self.kl is not None
+
+    def __call__(
+        self,
+        policy: Denoiser,
+        reference: Denoiser,
+        batch: Batch[Transition],
+        generator: Random | torch.Generator,
+    ) -> Step:
+        """The mean loss over all recorded steps."""
+        advantage_of(batch, CARD)  # before anybody is asked
+        kernel = kernel_of(batch, CARD)
+        if not isinstance(kernel, FlowSDE):
+            raise UserError("method flow_grpo learns from noisy steps of a flow; allowed elsewhere: ddpo")
+        if self.kl is None:
+            logp = density(policy, batch, CARD, self.hold_negative)
+            loss, metrics, weight = surrogate(self, logp, batch, CARD)
+        else:
+            ll = likelihood(policy, reference, batch, CARD, self.hold_negative)
+            loss, metrics, weight = surrogate(self, ll.policy, batch, CARD)
+            length = kernel.length(batch.x.t, batch.x.s).to(ll.kl) if self.kl_form == "published" else 1
+            metrics |= {"policy_loss": loss, "kl": (ll.kl * length).mean()}
+            loss = loss + self.kl * metrics["kl"]
+        return Step(loss, {name: v.detach() for name, v in {"loss": loss, **metrics}.items()}, weight)
+
+
+CARD = MethodCard(
+    name="flow_grpo",
+    title="Flow-GRPO",
+    paper="Liu et al., Flow-GRPO: Training Flow Matching Models via Online RL",
+    year=2025,
+    arxiv="2505.05470",
+    data="rollouts",
+    cost="a step: 1 policy sample with gradient, 1 reference sample, in the rollout; twice that guided",
+    method=FlowGRPO,
+    rollout="trajectories",
+    advantages=True,
+)
