@@ -10,28 +10,21 @@ given as a tensor are rounded as ``images.to_pil`` does, so a score is that of t
 
 import base64
 import io
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.http_json import Asker, NoAnswerError, Patience, UnusableError
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import Place
 
-_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses worth another try
 _LONGEST = 10.0  # seconds between two tries
 _LARGEST = torch.finfo(torch.float32).max
-_HERE = ("localhost", "127.0.0.1", "::1")  # never asked through a proxy
 
 
 @dataclass(frozen=True)
@@ -69,38 +62,17 @@ class RemoteReward:
         question: dict[str, Any] = {"images": [_encoded(i) for i in to_pil(images)], "prompts": prompts}
         if t is not None:
             question["t"] = t.tolist()
-        return torch.tensor(self._ask(json.dumps(question).encode(), prompts), dtype=torch.float32)
+        return torch.tensor(self._ask(question, prompts), dtype=torch.float32)
 
-    def _ask(self, body: bytes, prompts: list[str]) -> list[float]:
-        problem = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(min(self.pause * 2 ** (attempt - 1), _LONGEST))
-            try:
-                return _finite(self._answer(body), prompts)
-            except HTTPError as error:
-                problem = f"status {error.code}: {_reason(error)}"
-                if error.code not in _MAY_PASS:
-                    break
-            except URLError as error:
-                problem = str(error.reason)
-            except (OSError, HTTPException) as error:
-                problem = str(error) or type(error).__name__
-            except (ValueError, KeyError, TypeError) as error:
-                problem = str(error) if isinstance(error, _Unusable) else "an answer that is no scores"
-        tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
-        raise UserError(f"reward {self.url}: no scores for {shortened(prompts)} ({tries}): {problem}")
-
-    def _answer(self, body: bytes) -> Any:
-        here = urlsplit(self.url).hostname in _HERE
-        opener = build_opener(ProxyHandler({})) if here else build_opener()
-        request = Request(self.url, body, {"Content-Type": "application/json"})
-        with opener.open(request, timeout=self.timeout) as response:
-            return json.load(response)["scores"]
-
-
-class _Unusable(ValueError):
-    """Scores that cannot be used, and why."""
+    def _ask(self, question: dict[str, Any], prompts: list[str]) -> list[float]:
+        ask = Asker(self.url, "scores", Patience(self.timeout, self.retries, self.pause, _LONGEST))
+        try:
+            return ask(question, lambda answer: _finite(answer["scores"], prompts))
+        except NoAnswerError as error:
+            tries = f"{error.tries} {'try' if error.tries == 1 else 'tries'}"
+            raise UserError(
+                f"reward {self.url}: no scores for {shortened(prompts)} ({tries}): {error.problem}"
+            ) from error
 
 
 def load(source: str | None, place: Place) -> RemoteReward:
@@ -124,19 +96,10 @@ def _encoded(image: Image.Image) -> str:
 
 def _finite(scores: Any, prompts: list[str]) -> list[float]:
     if not isinstance(scores, list) or not all(type(s) in (int, float) for s in scores):
-        raise _Unusable("an answer whose scores are no list of numbers")
+        raise UnusableError("an answer whose scores are no list of numbers")
     if len(scores) != len(prompts):
-        raise _Unusable(f"{len(scores)} scores for {len(prompts)} images")
+        raise UnusableError(f"{len(scores)} scores for {len(prompts)} images")
     for score, prompt in zip(scores, prompts, strict=True):
         if not abs(score) <= _LARGEST:  # false of nan as well
-            raise _Unusable(f"the score {score} for {prompt!r}")
+            raise UnusableError(f"the score {score} for {prompt!r}")
     return [float(score) for score in scores]
-
-
-def _reason(error: HTTPError) -> str:
-    """What the server says is wrong."""
-    text = error.read(2000).decode(errors="replace")
-    try:
-        return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return text.strip()[:200] or str(error.reason)

@@ -231,7 +231,7 @@ def test_a_failure_that_passes_is_waited_for():
 
 def test_waits_double(monkeypatch):
     waits = []
-    monkeypatch.setattr("diffalign.rewards.remote.time.sleep", waits.append)
+    monkeypatch.setattr("diffalign.http_json.sleep", waits.append)
     with answering((500, b'{"error": "no luck"}')) as (url, asked), pytest.raises(UserError) as error:
         RemoteReward(url)(IMAGE, ["a cat"])
     assert waits == [0.5, 1.0, 2.0] and len(asked) == 4
