@@ -105,8 +105,8 @@ def path_from_config(config: Mapping[str, Any]) -> tuple[Path, Target]:
 
 
 def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """(N,) table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own: float32, but
-    float64 of CogVideoX's scheduler, whose configurations always name an ``snr_shift_scale``.
+    """(N,) table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own: float32,
+    but float64 of CogVideoX's schedulers, whose configurations always name an ``snr_shift_scale``.
     """
     if "snr_shift_scale" in config:
         return _shifted_alphas_cumprod(config)
@@ -117,8 +117,8 @@ def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]
 
 
 def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """CogVideoX's table: the usual one, its signal-to-noise ratio divided by ``snr_shift_scale``, then its last
-    step made pure noise.
+    """CogVideoX's table: the usual one, its signal-to-noise ratio divided by ``snr_shift_scale``, then its
+    last step made pure noise.
     """
     scale = float(config["snr_shift_scale"])
     table = torch.cumprod(1.0 - _betas(config, root=torch.float64), dim=0)

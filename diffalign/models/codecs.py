@@ -41,8 +41,8 @@ class Codec(Protocol):
         ...
 
     def usable_frames(self, config: Config, frames: int) -> int:
-        """The largest number of frames, at most ``frames``, that the model takes; the smallest that it takes
-        where ``frames`` are fewer.
+        """The largest number of frames, at most ``frames``, that the model takes; 0 where it takes none so
+        few.
         """
         ...
 
@@ -84,13 +84,14 @@ def encoded(vae: Any, pixels: Tensor, moments: tuple[Tensor, Tensor]) -> tuple[T
     return (mean - shift.to(mean)) * scale.to(mean), std * scale.to(std)
 
 
-def decoded(vae: Any, latents: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-    """Pixels in [0, 1] of latents in the network's scale."""
+def decoded(vae: Any, latents: Tensor, moments: tuple[Tensor, Tensor], times: Tensor | None = None) -> Tensor:
+    """Pixels in [0, 1] of latents in the network's scale; ``times`` (B,) of a decoder that takes them."""
     shift, scale = moments
     with vae_precision(vae) as exact:
         latents = latents.to(exact.device, torch.float32)
-        plain = latents / scale.to(latents) + shift.to(latents)
-        pixels: Tensor = exact.decode(plain.to(exact.dtype), return_dict=False)[0].float()
+        plain = (latents / scale.to(latents) + shift.to(latents)).to(exact.dtype)
+        told = () if times is None else (times.to(plain),)
+        pixels: Tensor = exact.decode(plain, *told, return_dict=False)[0].float()
     return (pixels / 2 + 0.5).clamp(0, 1)
 
 
@@ -206,6 +207,10 @@ def _single(network_config: Config) -> int:
     return 1
 
 
+def _untold(vae: Any, count: int) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Videos:
     """A causal autoencoder of videos: its first latent frame is the first frame, each further one ``stride``.
@@ -215,6 +220,7 @@ class Videos:
         space: pixels per latent along one side.
         stride: frames per latent frame after the first.
         moments: of an autoencoder, (shift, scale) from its own scale to the network's.
+        times: what a decoder of so many videos is told, (B,); None: it takes no time.
         depth: latent frames of one patch, by the network's configuration.
         together: the same of the network that the codec is fitted to: latent frames are a multiple of it.
     """
@@ -223,6 +229,7 @@ class Videos:
     space: Callable[[Config], int]
     stride: Callable[[Config], int]
     moments: Callable[[Any], tuple[Tensor, Tensor]] = _configured
+    times: Callable[[Any, int], Tensor | None] = _untold
     depth: Callable[[Config], int] = _single
     together: int = 1
     video: bool = True
@@ -241,8 +248,8 @@ class Videos:
 
     def usable_frames(self, config: Config, frames: int) -> int:
         """1 more than a multiple of the stride, of latent frames that fill their patches."""
-        patches = max(1, self.latent_frames(config, frames) // self.together)
-        return 1 + (patches * self.together - 1) * self.stride(config)
+        patches = self.latent_frames(config, frames) // self.together
+        return 1 + (patches * self.together - 1) * self.stride(config) if patches else 0
 
     def fitted(self, network_config: Config) -> "Videos":
         """With the depth of the network's patches."""
@@ -261,4 +268,8 @@ class Videos:
 
     def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
         """Pixels in [0, 1]."""
-        return decoded(vae, latents, self.moments(vae))
+        moments, times = self.moments(vae), self.times(vae, 1)
+        if times is None:
+            return decoded(vae, latents, moments)
+        # one by one: diffusers' slices of a batch lose the times
+        return torch.cat([decoded(vae, one, moments, times) for one in latents.split(1)])

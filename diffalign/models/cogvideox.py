@@ -1,5 +1,5 @@
-"""CogVideoX (Yang et al. 2024, arXiv 2408.06072): T5, a transformer that attends over text and video together,
-v-prediction on a shifted schedule whose last step is pure noise.
+"""CogVideoX (Yang et al. 2024, arXiv 2408.06072): T5, a transformer that attends over text and video
+together, v-prediction on a shifted schedule whose last step is pure noise.
 
 The 2B model adds sine positions to its tokens; the 5B models turn queries and keys, by angles that the
 pipeline makes of the video's size and hands to the network: ``call`` makes them of the latents' size. The
@@ -154,7 +154,7 @@ class CogVideoX:
 
 
 def rotary(config: Any, x_t: Float[Tensor, "B C F h w"]) -> tuple[Tensor, Tensor]:
-    """(cosines, sines), each (tokens, head width) float32, of latents of this size, as the stock pipeline's."""
+    """(cosines, sines), each (tokens, head width) float32, of latents of this size, as the pipeline's."""
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 

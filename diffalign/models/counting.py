@@ -4,7 +4,7 @@ Parameters are made on the meta device, where a real-size network costs nothing,
 tensors in torch's fake-tensor mode, since attention on meta would not take its fused kernel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.config import OptimizerConfig, Run
+from diffalign.errors import UserError
 from diffalign.models.adapters import add_lora, trainable
+from diffalign.models.checkpointing import disable_checkpointing, enable_checkpointing
 from diffalign.models.denoisers import adapters_off
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import only_errors
@@ -24,7 +26,7 @@ AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Counts:
-    """What one fake forward and backward of a micro-batch (2 images per pair) showed."""
+    """What one fake forward and backward of a micro-batch (2 images or videos per pair) showed."""
 
     network_parameters: int
     trainable_parameters: int
@@ -46,12 +48,12 @@ def count(run: Run, shapes: Shapes) -> Counts:
         DTYPES[run.model.dtype],
         AUTOCAST[run.training.mixed_precision],
     )
-    images, side = 2 * run.training.batch_size, run.data.resolution
+    images, size = 2 * run.training.batch_size, size_of(run, shapes)
     network, parameters = meta_network(run, shapes)
     with FakeTensorMode():
         on_fake_cpu(network)
         dtype_in = dtype if lora else torch.float32
-        x_t = torch.zeros(images, *shapes.latent_shape(side, side), dtype=dtype_in)
+        x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype_in)
         cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
         time = torch.zeros(images, dtype=torch.int64)
         kept = Kept(network, run.model.gradient_checkpointing)
@@ -73,6 +75,19 @@ def count(run: Run, shapes: Shapes) -> Counts:
             activations=kept.bytes,
             input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
         )
+
+
+def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
+    """(height, width, frames) of what the run trains on, in pixels; one frame of an image.
+
+    Raises:
+        UserError: a family of videos without ``data.frames``, or one of images with it.
+    """
+    data, video = run.data, shapes.family.codec.video
+    if video != (data.frames is not None):
+        allowed = "a number of frames, such as 49" if video else "null"
+        raise UserError(f"data.frames={data.frames}; allowed with {shapes.family.name}: {allowed}")
+    return data.height or data.resolution, data.width or data.resolution, data.frames or 1
 
 
 def meta_network(run: Run, shapes: Shapes) -> tuple[Any, int]:
@@ -122,12 +137,12 @@ class Kept:
     def watch(self) -> Iterator[None]:
         """Count what is saved inside the context; ``bytes`` holds the sum after it."""
         if self._checkpointing:
-            self._network.enable_gradient_checkpointing(self._block)
+            enable_checkpointing(self._network, self._block)
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
         self.bytes += self._largest
         if self._checkpointing:
-            self._network.disable_gradient_checkpointing()
+            disable_checkpointing(self._network)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         new = self._new_bytes(tensor)
@@ -144,7 +159,7 @@ class Kept:
         self._storages[storage._cdata] = tensor  # held, so that no other storage gets its address
         return storage.nbytes()
 
-    def _block(self, block: nn.Module, *inputs: Any) -> Any:
+    def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """In place of torch's checkpoint: run the block as it is, count its inputs and its inside apart."""
         self.bytes += sum(self._new_bytes(x) for x in inputs if isinstance(x, Tensor))
         self._in_block, self._inside = True, 0

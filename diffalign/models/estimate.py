@@ -4,8 +4,8 @@ The network is run once forward and backward on fake tensors: torch propagates s
 every matrix product, convolution and attention at 2 per multiply-add, and autograd says which activations it
 would keep. Kernels are those of fused attention, so no attention matrix is counted as stored.
 
-FLOPs per pair = 2 images x (policy forward + backward + recomputation + reference forward), where backward is
-measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights need no
+FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward), where
+backward is measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights need no
 gradient of their own; recomputation is 1 policy forward with gradient checkpointing, else 0; methods without
 a reference have no reference forward.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from diffalign.config import Run
 from diffalign.errors import UserError
-from diffalign.models.counting import AUTOCAST, Counts, count
+from diffalign.models.counting import AUTOCAST, Counts, count, size_of
 from diffalign.models.loading import DTYPES
 from diffalign.models.shapes import shapes_of
 
@@ -28,11 +28,11 @@ class Estimate:
 
     Attributes:
         family: name of the model family.
-        resolution: pixels of the square.
+        size: (height, width, frames) in pixels; one frame of an image.
         network_parameters: of the network that is trained, without adapters.
         encoder_parameters: of the VAE and the text encoders.
         trainable_parameters: adapters, or the whole network.
-        forward_flops: one image through the network, without adapters: the reference forward.
+        forward_flops: one image (or video) through the network, without adapters: the reference forward.
         policy_flops: one image through the network with its adapters.
         backward_flops: one image back through it.
         flops_per_pair: everything that one pair costs.
@@ -44,7 +44,7 @@ class Estimate:
     """
 
     family: str
-    resolution: int
+    size: tuple[int, int, int]
     network_parameters: int
     encoder_parameters: int
     trainable_parameters: int
@@ -69,16 +69,17 @@ class Estimate:
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value with its unit) for a table."""
+        one = "image" if self.size[2] == 1 else "video"
         rows = [
             ("family", self.family),
-            ("resolution", f"{self.resolution} px"),
+            ("resolution", resolution(*self.size)),
             ("network parameters", f"{self.network_parameters:,}"),
             ("VAE and text encoder parameters", f"{self.encoder_parameters:,}"),
             ("trainable parameters", f"{self.trainable_parameters:,}"),
-            ("forward of one image", tera(self.forward_flops)),
-            ("forward of one image, with adapters", tera(self.policy_flops)),
-            ("backward of one image", tera(self.backward_flops)),
-            ("one pair (2 images: forward, backward, recomputation, reference)", tera(self.flops_per_pair)),
+            (f"forward of one {one}", tera(self.forward_flops)),
+            (f"forward of one {one}, with adapters", tera(self.policy_flops)),
+            (f"backward of one {one}", tera(self.backward_flops)),
+            (f"one pair (2 {one}s: forward, backward, recomputation, reference)", tera(self.flops_per_pair)),
             *((f"memory: {name}", size(value)) for name, value in self.memory.items()),
             ("memory while training", size(self.total_memory)),
             ("memory of the encoders while caching", size(self.encoder_memory)),
@@ -118,7 +119,7 @@ def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) ->
     encoders = shapes.encoder_parameters()
     return Estimate(
         family=shapes.family.name,
-        resolution=run.data.resolution,
+        size=size_of(run, shapes),
         network_parameters=counts.network_parameters,
         encoder_parameters=encoders,
         trainable_parameters=counts.trainable_parameters,
@@ -159,6 +160,12 @@ def memory(run: Run, counts: Counts) -> dict[str, int]:
         "latents and conditions": counts.input_bytes,
     }
     return {name: value for name, value in parts.items() if value}
+
+
+def resolution(height: int, width: int, frames: int) -> str:
+    """A size for people."""
+    sides = f"{width} px" if height == width else f"{width} x {height} px"
+    return sides if frames == 1 else f"{sides}, {frames} frames"
 
 
 def size(count_of_bytes: int) -> str:

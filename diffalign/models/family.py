@@ -1,6 +1,7 @@
 """What a model family has to say for itself, and what families share in saying it."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,7 +141,9 @@ def latent_shape(
     if not codec.video:
         return (channels, *sides)
     if frames < 1 or codec.usable_frames(vae_config, frames) != frames:
-        nearest = codec.usable_frames(vae_config, max(1, frames))
+        nearest = codec.usable_frames(vae_config, frames) or next(
+            n for n in itertools.count(1) if codec.usable_frames(vae_config, n)
+        )
         raise UserError(f"data.frames={frames}; allowed with {family.name}: such as {nearest}")
     return (channels, codec.latent_frames(vae_config, frames), *sides)
 

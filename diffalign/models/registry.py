@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffalign.errors import unknown
+from diffalign.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from diffalign.models.family import Family
@@ -31,6 +31,7 @@ class FamilyCard:
         target: "module:object" of the family.
         other_shapes: hub ids of networks of other shapes, each with the "module:object" that holds the
             configurations which differ.
+        moves: the family whose models ``model.motion_adapter`` makes into this one's.
         refuses: components that some of its pipelines have and that cannot be trained here, each with why.
     """
 
@@ -43,10 +44,22 @@ class FamilyCard:
     single_file_key: str | tuple[str, ...]
     target: str
     other_shapes: tuple[tuple[str, str], ...] = ()
+    moves: str | None = None
     refuses: tuple[tuple[str, str], ...] = ()
 
 
 _CARDS = (
+    FamilyCard(
+        name="animatediff",
+        title="AnimateDiff: Stable Diffusion 1.x with model.motion_adapter",
+        pipeline="AnimateDiffPipeline",
+        resolution=512,
+        example="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        same_shapes=(),
+        single_file_key=(),
+        target="diffalign.models.animatediff:ANIMATEDIFF",
+        moves="sd15",
+    ),
     FamilyCard(
         name="cogvideox",
         title="CogVideoX",
@@ -71,6 +84,16 @@ _CARDS = (
         single_file_key=("double_blocks.", "model.diffusion_model.double_blocks."),
         target="diffalign.models.flux:FLUX",
         other_shapes=(("black-forest-labs/FLUX.1-schnell", "diffalign.models.flux:SCHNELL"),),
+    ),
+    FamilyCard(
+        name="ltx",
+        title="LTX-Video 0.9",
+        pipeline="LTXPipeline",
+        resolution=512,
+        example="Lightricks/LTX-Video",
+        same_shapes=("Lightricks/LTX-Video",),
+        single_file_key=(),
+        target="diffalign.models.ltx:LTX",
     ),
     FamilyCard(
         name="pixart",
@@ -142,6 +165,20 @@ _CARDS = (
         target="diffalign.models.sdxl:SDXL",
     ),
     FamilyCard(
+        name="text_to_video",
+        title="ModelScope text-to-video",
+        pipeline="TextToVideoSDPipeline",
+        resolution=256,
+        example="ali-vilab/text-to-video-ms-1.7b",
+        same_shapes=(
+            "ali-vilab/text-to-video-ms-1.7b",
+            "damo-vilab/text-to-video-ms-1.7b",
+            "cerspense/zeroscope_v2_576w",
+        ),
+        single_file_key=(),
+        target="diffalign.models.text_to_video:TEXT_TO_VIDEO",
+    ),
+    FamilyCard(
         name="wan",
         title="Wan 2.1 and 2.2",
         pipeline="WanPipeline",
@@ -157,10 +194,10 @@ _CARDS = (
         refuses=(
             (
                 "transformer_2",
-                "it is two experts, for high and for low noise, and one network is trained here. Allowed: the "
-                "models of one transformer (Wan 2.1, Wan 2.2 TI2V-5B), or a folder that holds one expert alone "
-                "as its transformer, trained at that expert's times (method time: {type: uniform, steps: null, "
-                "low: 0.875} for A14B's high-noise expert, high: 0.875 for the other)",
+                "it is two experts, for high and for low noise, and one network is trained here. Allowed: "
+                "the models of one transformer (Wan 2.1, Wan 2.2 TI2V-5B), or a folder that holds one expert "
+                "alone as its transformer, trained at that expert's times (method time: {type: uniform, "
+                "steps: null, low: 0.875} for A14B's high-noise expert, high: 0.875 for the other)",
             ),
         ),
     ),
@@ -179,6 +216,24 @@ def get_family(name: str) -> "Family":
         raise unknown("model family (model.family)", name, [*FAMILIES, "auto"])
     family: Family = _at(FAMILIES[name].target)
     return family
+
+
+def moved(card: FamilyCard, adapter: str | None) -> FamilyCard:
+    """The card of the family that ``model.motion_adapter`` makes of one; the same where there is none.
+
+    Raises:
+        UserError: no motion adapter fits models of that family.
+    """
+    if adapter is None:
+        return card
+    found = [other for other in FAMILIES.values() if other.moves == card.name]
+    if not found:
+        fitting = ", ".join(other.moves for other in FAMILIES.values() if other.moves)
+        raise UserError(
+            f"model.motion_adapter={adapter!r} with a model of {card.name} ({card.title}); allowed: null, or "
+            f"a model of {fitting}"
+        )
+    return found[0]
 
 
 def known_shapes() -> dict[str, FamilyCard]:

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x (Rombach et al. 2022, arXiv 2112.10752): one CLIP text encoder and a UNet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
@@ -42,24 +42,25 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class StableDiffusion1:
-    """The family ``sd15``."""
+    """The family ``sd15``, and with other fields those of videos that are asked as it is.
+
+    Attributes:
+        configs: configurations of the real-size base model's components.
+        load_arguments: without the safety checker, which would paint training samples black.
+        text_per_frame: whether the UNet wants the prompt once for every frame.
+    """
 
     name: str = "sd15"
-    network_name: str = "unet"
     network_class: str = "UNet2DConditionModel"
     codec: Codec = Images()
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONFIGS)
+    load_arguments: Mapping[str, Any] = field(
+        default_factory=lambda: {"safety_checker": None, "requires_safety_checker": False}
+    )
+    text_per_frame: bool = False
+    network_name: str = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
-
-    @property
-    def load_arguments(self) -> Mapping[str, Any]:
-        """Without the safety checker: it would paint training samples black."""
-        return {"safety_checker": None, "requires_safety_checker": False}
-
-    @property
-    def configs(self) -> Mapping[str, Mapping[str, Any]]:
-        """Configurations of the real-size base model's components."""
-        return CONFIGS
 
     def configured(self, config: ModelConfig) -> "StableDiffusion1":
         """Itself."""
@@ -103,13 +104,11 @@ class StableDiffusion1:
         return {}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The UNet's raw prediction, (B, C, H, W)."""
-        prediction: Tensor = network(
-            x_t,
-            model_time,
-            encoder_hidden_states=cond["encoder_hidden_states"].to(x_t.dtype),
-            return_dict=False,
-        )[0]
+        """The UNet's raw prediction, shaped like ``x_t``."""
+        states = cond["encoder_hidden_states"].to(x_t.dtype)
+        if self.text_per_frame:
+            states = states.repeat_interleave(x_t.shape[2], dim=0)
+        prediction: Tensor = network(x_t, model_time, encoder_hidden_states=states, return_dict=False)[0]
         return prediction
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:

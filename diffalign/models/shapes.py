@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.family import Family, latent_shape
 from diffalign.models.loading import find_family
-from diffalign.models.registry import FAMILIES, built_in, get_family, known_shapes
+from diffalign.models.motion import motion_config
+from diffalign.models.registry import FAMILIES, built_in, get_family, known_shapes, moved
 from diffalign.models.sources import is_single_file, resolve, sniff_family
 
 
@@ -68,18 +69,20 @@ def shapes_of(config: ModelConfig) -> Shapes:
     """
     known = known_shapes()
     if config.path in known and not os.path.exists(config.path):
-        if config.family not in ("auto", known[config.path].name):
-            raise UserError(
-                f"model.family={config.family!r}, but {config.path!r} is {known[config.path].name}; set auto"
-            )
-        name = known[config.path].name
-        return Shapes(get_family(name).configured(config), built_in(name, config.path))
+        stored = known[config.path]
+        name = moved(stored, config.motion_adapter).name
+        if config.family not in ("auto", name):
+            raise UserError(f"model.family={config.family!r}, but {config.path!r} is {name}; set auto")
+        return _moving(
+            config, Shapes(get_family(name).configured(config), built_in(stored.name, config.path))
+        )
     source = resolve(config.path)
     if os.path.isdir(source):
         family = get_family(find_family(config, source).name).configured(config)
         names = [family.network_name, "vae", *family.text_encoders]
         names += [name for name in family.optional_encoders if Path(source, name).is_dir()]
-        return Shapes(family, {name: _read(Path(source, name, "config.json")) for name in names})
+        configs = {name: _read(Path(source, name, "config.json")) for name in names}
+        return _moving(config, Shapes(family, configs))
     if is_single_file(source):
         family = get_family(sniff_family(source).name).configured(config)
         return Shapes(family, family.configs)
@@ -91,6 +94,15 @@ def shapes_of(config: ModelConfig) -> Shapes:
         )
     family = get_family(config.family).configured(config)
     return Shapes(family, family.configs)
+
+
+def _moving(config: ModelConfig, shapes: Shapes) -> Shapes:
+    """The shapes with ``model.motion_adapter`` in their network."""
+    if config.motion_adapter is None:
+        return shapes
+    name = shapes.family.network_name
+    moving = motion_config(shapes.configs[name], config.motion_adapter)
+    return replace(shapes, configs={**shapes.configs, name: moving})
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Wan 2.1 and 2.2, text to video (Wan team 2025, arXiv 2503.20314): UMT5, a transformer over latents of a causal
-autoencoder of videos, rectified flow.
+"""Wan 2.1 and 2.2, text to video (Wan team 2025, arXiv 2503.20314): UMT5, a transformer over latents of a
+causal autoencoder of videos, rectified flow.
 
 UMT5's states beyond a prompt's end are zeros, and the transformer attends to them: their number matters
-(``model.max_sequence_length``, 512 as the pipeline's default). The pipeline of the 5B model of 2.2 tells every
-token its own time (``expand_timesteps``), so that an image can be given as a first frame; without one all
-times are equal, so the network is told one here, which is the same and makes its time embedding once.
+(``model.max_sequence_length``, 512 as the pipeline's default). The pipeline of the 5B model of 2.2 tells
+every token its own time (``expand_timesteps``), so that an image can be given as a first frame; without one
+all times are equal, so the network is told one here, which is the same and makes its time embedding once.
 
 The 14B of 2.2 is two transformers, one above a noise level and one below (its ``boundary_ratio``), and its
 pipelines are refused: one network here would be asked at times that it has never seen. Either expert trains

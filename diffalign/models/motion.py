@@ -1,0 +1,76 @@
+"""A Stable Diffusion 1.x and a motion adapter put together: AnimateDiff."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.errors import UserError
+from diffalign.models.sources import HUB_ID, user_errors
+
+
+def load_motion(path: str, dtype: torch.dtype) -> Any:
+    """The motion adapter of ``model.motion_adapter``: a hub id or a folder.
+
+    Raises:
+        UserError: not there, or not a motion adapter.
+    """
+    from diffusers import MotionAdapter
+
+    folder = Path(path).expanduser()
+    if folder.exists():
+        _adapter_config(path)
+    elif not HUB_ID.fullmatch(path):
+        raise UserError(f"model.motion_adapter={path!r}: no such folder; allowed: a hub id, or a folder")
+    with user_errors("model.motion_adapter", path):
+        return MotionAdapter.from_pretrained(str(folder) if folder.exists() else path, dtype=dtype)
+
+
+def set_in_motion(pipeline: Any) -> None:
+    """Give an AnimateDiff pipeline that was just put together the schedule that motion adapters are trained
+    on, and let the adapter go, whose weights the network holds by now.
+
+    The schedule is linear between Stable Diffusion's own ends, whose squared one leaves frames grey
+    (AnimateDiff's inference configuration).
+    """
+    from diffusers import DDIMScheduler
+
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, beta_schedule="linear", clip_sample=False, steps_offset=1
+    )
+    pipeline.register_modules(motion_adapter=None)
+
+
+def motion_config(unet_config: Mapping[str, Any], adapter: str) -> dict[str, Any]:
+    """The configuration of the network that a UNet's and an adapter's make, without weights.
+
+    An adapter that is no folder here is taken to have the usual shapes, of animatediff-motion-adapter-v1-5-2.
+
+    Raises:
+        UserError: a folder that holds no adapter, or one that does not fit the UNet.
+    """
+    from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+
+    known = _adapter_config(adapter) if Path(adapter).expanduser().exists() else {}
+    with torch.device("meta"), user_errors("model.motion_adapter", adapter):
+        unet, motion = UNet2DConditionModel.from_config(dict(unet_config)), MotionAdapter.from_config(known)
+        return dict(UNetMotionModel.from_unet2d(unet, motion, load_weights=False).config)
+
+
+def _adapter_config(path: str) -> dict[str, Any]:
+    file = Path(path).expanduser() / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"model.motion_adapter={path!r}: no config.json in it; allowed: a hub id, or a folder"
+        )
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    if config.get("_class_name") != "MotionAdapter":
+        raise UserError(
+            f"model.motion_adapter={path!r} is a {config.get('_class_name')}, not a MotionAdapter"
+        )
+    return config
