@@ -14,9 +14,10 @@ from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
 from diffalign.models.family import Family, present_encoders
 from diffalign.models.loaded import LoadedModel, no_bars
+from diffalign.models.motion import load_motion, set_in_motion
 from diffalign.models.precision import only_errors
-from diffalign.models.registry import FAMILIES, FamilyCard, get_family
-from diffalign.models.sources import HUB_ID, is_single_file, resolve, sniff_family, user_errors
+from diffalign.models.registry import FAMILIES, FamilyCard, get_family, moved
+from diffalign.models.sources import HUB_ID, holds_lora, is_single_file, resolve, sniff_family, user_errors
 from diffalign.paths import path_from_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,7 +33,8 @@ def load(
             ``config.dtype``. The attention back-end is proven in it.
 
     Raises:
-        UserError: whatever is wrong with ``model.path``, ``family``, ``variant``, ``vae`` or ``attention``.
+        UserError: whatever is wrong with ``model.path``, ``family``, ``variant``, ``vae``,
+            ``motion_adapter`` or ``attention``.
     """
     dtype = DTYPES[config.dtype]
     if compute not in (None, dtype) and dtype != torch.float32:
@@ -46,13 +48,19 @@ def load(
     family = get_family(card.name).configured(config)
     arguments = {"dtype": dtype, **family.load_arguments}
     if config.vae is not None:
-        arguments["vae"] = load_vae(config.vae, dtype)
+        arguments["vae"] = load_vae(
+            config.vae, dtype, family.configs["vae"].get("_class_name", "AutoencoderKL")
+        )
+    if config.motion_adapter is not None:
+        arguments["motion_adapter"] = load_motion(config.motion_adapter, dtype)
     # transformers warns of an image processor that only the safety checker would use
     with no_bars() if os.path.exists(source) else nullcontext(), only_errors("transformers"):
         if is_single_file(source):
             pipeline = _from_single_file(config, card, arguments)
         else:
             pipeline = _from_pretrained(config, source, card, arguments)
+    if config.motion_adapter is not None:
+        set_in_motion(pipeline)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     _check_vae(config, pipeline, family)
     for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
@@ -62,7 +70,7 @@ def load(
         pipeline.vae.enable_slicing()
     path, target = path_from_config(pipeline.scheduler.config)
     set_attention(getattr(pipeline, family.network_name), config.attention, device, compute or dtype)
-    return LoadedModel(family, pipeline, path, target, config.path, dtype)
+    return LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
 
 
 def find_family(config: ModelConfig, source: str) -> FamilyCard:
@@ -73,12 +81,18 @@ def find_family(config: ModelConfig, source: str) -> FamilyCard:
     """
     if config.family not in ("auto", *FAMILIES):
         raise unknown("model family (model.family)", config.family, ["auto", *FAMILIES])
-    found = (
+    stored = (
         sniff_family(source)
         if is_single_file(source)
         else _family_of_class(config, _model_index(config, source))
     )
+    found = moved(stored, config.motion_adapter)
     if config.family not in ("auto", found.name):
+        if FAMILIES[config.family].moves == found.name:
+            raise UserError(
+                f"model.family={config.family!r}, but {config.path!r} is {found.name}; allowed with "
+                "model.motion_adapter"
+            )
         raise UserError(
             f"model.family={config.family!r}, but {config.path!r} is {found.name} ({found.title}); "
             f"set model.family to {found.name} or auto"
@@ -86,13 +100,16 @@ def find_family(config: ModelConfig, source: str) -> FamilyCard:
     return found
 
 
-def load_vae(path: str, dtype: torch.dtype) -> Any:
+def load_vae(path: str, dtype: torch.dtype, class_name: str = "AutoencoderKL") -> Any:
     """The VAE of ``model.vae``: a hub id, its own folder, or a pipeline folder with ``vae/`` in it.
+
+    Args:
+        class_name: of the family's VAE in diffusers.
 
     Raises:
         UserError: not there, or not a VAE.
     """
-    from diffusers import AutoencoderKL
+    import diffusers
 
     folder = Path(path).expanduser()
     subfolder = "vae" if (folder / "vae" / "config.json").is_file() else ""
@@ -106,7 +123,8 @@ def load_vae(path: str, dtype: torch.dtype) -> Any:
         )
     with user_errors("model.vae", path):
         source = str(folder) if folder.exists() else path
-        return AutoencoderKL.from_pretrained(source, subfolder=subfolder or None, dtype=dtype)
+        cls = getattr(diffusers, class_name)
+        return cls.from_pretrained(source, subfolder=subfolder or None, dtype=dtype)
 
 
 def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
@@ -116,8 +134,8 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
     if os.path.isdir(source):
         file = Path(source, "model_index.json")
         if not file.is_file():
-            lora = Path(source, "pytorch_lora_weights.safetensors").is_file()
-            hint = "it holds a LoRA: give its base model" if lora else "there is no model_index.json in it"
+            absent = "there is no model_index.json in it"
+            hint = "it holds a LoRA: give its base model" if holds_lora(source) else absent
             raise UserError(f"model.path={config.path!r} is not a diffusers pipeline folder: {hint}")
         try:
             index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -177,8 +195,10 @@ def _from_pretrained(config: ModelConfig, source: str, card: FamilyCard, argumen
     with user_errors("model.path", config.path):
         if config.variant is not None and os.path.isdir(source):
             _check_variant(config, Path(source))
+        # diffusers wants to be told of what a pipeline was saved without, such as SD3's T5
+        absent = {name: None for name, value in _model_index(config, source).items() if value == [None, None]}
         return getattr(diffusers, card.pipeline).from_pretrained(
-            source, revision=config.revision, variant=config.variant, **arguments
+            source, revision=config.revision, variant=config.variant, **{**absent, **arguments}
         )
 
 
