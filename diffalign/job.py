@@ -18,7 +18,7 @@ from diffalign.config import Run
 from diffalign.config_io import to_yaml, validate
 from diffalign.data import read_preferences
 from diffalign.errors import UserError
-from diffalign.export.aligned import save_aligned
+from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
 from diffalign.files import write_atomic
 from diffalign.material import offline, online
@@ -206,4 +206,5 @@ def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, f
         numbers=numbers,
         settings=asdict(run),
         note=result.verdict,
+        absent=absent_components(model),
     )

@@ -204,15 +204,17 @@ def timesteps(steps: int, train_steps: int = 1000, spacing: str = "leading") -> 
 
     For 20 steps over 1000: 951, 901, ..., 51, 1, 0, "leading" with offset 1, as SD pipelines and D3PO use it;
     999, 949, ..., 49, 0 if "trailing", which a model whose last step is pure noise needs (Lin et al. 2023,
-    arXiv 2305.08891); 999, 946, ..., 53, 0, 0 if "linspace".
+    arXiv 2305.08891); 999, 949, ..., 50, 0 if "linspace", as DPM-Solver has it (DDIM's own would end with a
+    step from 0 to 0, which changes nothing and has no density).
     """
     if not 1 <= steps <= train_steps:
         raise UserError(f"sampling steps={steps}; allowed: 1 to {train_steps}")
     count = torch.arange(steps, dtype=torch.float64)
+    if spacing == "linspace":
+        even = torch.linspace(0, train_steps - 1, steps + 1, dtype=torch.float64)
+        return even.round().flip(0) / train_steps
     if spacing == "trailing":
         grid = (train_steps - count * train_steps / steps).round() - 1
-    elif spacing == "linspace":
-        grid = torch.linspace(0, train_steps - 1, steps, dtype=torch.float64).round().flip(0)
     elif spacing == "leading":
         grid = count.flip(0) * (train_steps // steps) + 1
     else:

@@ -97,6 +97,16 @@ def _on_plain_network(model: LoadedModel, lora: Path) -> Any:
         return PeftModel.from_pretrained(model.network, str(lora))
 
 
+def absent_components(model: LoadedModel) -> tuple[str, ...]:
+    """What the pipeline is without though its class wants it, such as SD3's T5: plain diffusers must be told,
+    ``from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)``.
+    """
+    optional = model.pipeline._optional_components
+    return tuple(
+        sorted(k for k, part in model.pipeline.components.items() if part is None and k not in optional)
+    )
+
+
 def is_adapted(model: LoadedModel) -> bool:
     """Whether the network carries LoRA adapters."""
     return ADAPTER in getattr(model.network, "peft_config", {})

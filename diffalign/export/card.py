@@ -26,6 +26,7 @@ class Card:
         settings: the run's configuration, a tree.
         tags: more tags for the hub.
         note: a sentence for readers, such as what the preferences were.
+        absent: components that the pipeline is loaded without, which diffusers must be told.
     """
 
     base_model: str
@@ -38,6 +39,7 @@ class Card:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     note: str = ""
+    absent: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The README.md."""
@@ -84,7 +86,8 @@ class Card:
             source = f'pipeline_path("{self.base_model.removeprefix("tiny:")}")'
         if by_peft:
             lines.append("from peft import PeftModel")
-        lines.append(f"\npipeline = {pipeline}.from_pretrained({source})")
+        given = ", ".join([source, *(f"{name}=None" for name in self.absent)])
+        lines.append(f"\npipeline = {pipeline}.from_pretrained({given})")
         if by_peft:
             lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "path/to/this/folder")')
         elif self.adapted:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from diffalign.config import ModelConfig
+from diffalign.export.aligned import absent_components
 from diffalign.guidance import Guided
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.paths import VariancePreserving
 from diffalign.samplers import DDIM, trajectory
 from tests.tiny_pipelines import make_flux, make_sd3
 
@@ -25,12 +25,12 @@ STEPS = 4
 
 
 def stock(model: LoadedModel, folder: Path) -> Any:
-    """The pipeline as diffusers loads it, a variance-preserving one with a DDIM scheduler."""
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    """The pipeline as diffusers loads it; DPM-Solver of order 1, which is DDIM, and ends as DDIM does."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(absent_components(model)))
     pipeline.set_progress_bar_config(disable=True)
-    if isinstance(model.path, VariancePreserving):
-        config = {**pipeline.scheduler.config, "steps_offset": 1, "timestep_spacing": "leading"}
-        pipeline.scheduler = DDIMScheduler.from_config(config, set_alpha_to_one=False, clip_sample=False)
+    if isinstance(pipeline.scheduler, DPMSolverMultistepScheduler):
+        changes = {"solver_order": 1, "final_sigmas_type": "sigma_min"}
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **changes)
     return pipeline
 
 

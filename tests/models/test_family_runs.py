@@ -1,0 +1,89 @@
+"""Each family through a whole run: trained, saved, and loaded by plain diffusers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffalign.config import (
+    CheckpointConfig,
+    DataConfig,
+    LoggingConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Run,
+    TrainingConfig,
+)
+from diffalign.export.aligned import load_aligned, save_merged
+from diffalign.job import align
+from diffalign.models.adapters import load_trainable_state, prepare_policy
+from diffalign.models.injection import has_lora_loader
+from diffalign.models.loading import load
+from tests.models.inputs import conditions, states_of
+
+TRAINED = ("sd3", "flux", "pixart", "pixart_alpha")
+
+
+def prediction(model: Any, network: nn.Module) -> Tensor:
+    x_t, t = states_of(model)
+    with torch.no_grad():
+        told = model.path.model_time(t)
+        return model.family.call(network.eval(), x_t, told, conditions(model, ["a red circle", "two"]))
+
+
+def plainly(config: ModelConfig, aligned: Path, network: str, by_peft: bool) -> nn.Module:
+    """The network that somebody without diffalign gets."""
+    if config.train == "full":
+        return getattr(DiffusionPipeline.from_pretrained(aligned), network)
+    pipeline = DiffusionPipeline.from_pretrained(config.path)
+    if by_peft:
+        return PeftModel.from_pretrained(getattr(pipeline, network), aligned).base_model.model
+    pipeline.load_lora_weights(aligned)
+    return getattr(pipeline, network)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trained_family_is_loaded_by_plain_diffusers(
+    folders: dict[str, Path], tmp_path: Path, name: str, train: Any
+) -> None:
+    config = ModelConfig(
+        path=str(folders[name]), train=train, lora=LoraConfig(rank=2, alpha=6.0), gradient_checkpointing=True
+    )
+    run = Run(
+        output=str(tmp_path / "run"),
+        method={"type": "dpo", "beta": 100},
+        model=config,
+        data=DataConfig(path="tiny:pairs", resolution=32, limit=10, holdout=0.2, cache_batch_size=10),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        training=TrainingConfig(steps=2, batch_size=2),
+        logging=LoggingConfig(every=1, trackers=(), diagnostics_bins=1),
+        checkpoint=CheckpointConfig(every=2),
+    )
+    result = align(run, lambda line: None)
+    assert result.aligned is not None
+    model = load(config)
+    base = prediction(model, model.network)
+    prepare_policy(model, config)
+    load_trainable_state(model, load_file(result.output / "checkpoints" / "step-2" / "trainable.safetensors"))
+    expected = prediction(model, model.network)
+    assert float((expected - base).abs().max()) > 1e-3
+    by_peft = not has_lora_loader(model.family.network_class)
+    assert by_peft == name.startswith("pixart")
+    network = plainly(config, result.aligned, model.family.network_name, by_peft)
+    assert torch.equal(prediction(model, network), expected)
+    again = load_aligned(config, result.aligned)
+    assert torch.equal(prediction(model, getattr(again, model.family.network_name)), expected)
+    card = (result.aligned / "README.md").read_text()
+    assert (("PeftModel" if by_peft else "load_lora_weights") in card) == (train == "lora")
+    if train == "lora":
+        save_merged(config, result.aligned, tmp_path / "merged", "")
+        merged = load(ModelConfig(path=str(tmp_path / "merged")))
+        assert not [key for key, _ in merged.network.named_parameters() if "lora" in key]
+        assert torch.allclose(prediction(model, merged.network), expected, atol=1e-4, rtol=1e-4)
