@@ -85,8 +85,9 @@ class DataConfig:
     streaming: bool = False  # of a hub dataset: encode as it arrives, keep no copy of the set
     limit: int | None = None  # read at most this many rows
     label: str = ""  # column of a csv with several labels, such as VQ; empty: Overall, or the only one
-    # as the set has them; every two rivals; likes, once an image; the best only; right and wrong caption
-    view: Literal["auto", "pairs", "likes", "demonstrations", "captions"] = "auto"
+    # as the set has them; every two rivals; likes, once an image; the best only; right and wrong caption; one
+    # label of dense ones, who wins more segments
+    view: Literal["auto", "pairs", "likes", "demonstrations", "captions", "majority"] = "auto"
     likes_share: float | None = 0.8  # share of likes among the single images drawn; null: as the set has them
     best: int | None = None  # of view demonstrations: this many images by reward instead of each group's best
     altered: AlteredConfig = field(default_factory=AlteredConfig)

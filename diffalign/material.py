@@ -20,6 +20,7 @@ from diffalign.data import (
 from diffalign.data.drop import leave_out
 from diffalign.data.geometry import size_of
 from diffalign.errors import UserError
+from diffalign.estimators import PerSample
 from diffalign.evaluation.watch import Watch
 from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
@@ -81,6 +82,11 @@ def offline(
     """
     encoded = encode(run, model, preferences, accelerator)
     tell(f"data: {encoded.counts.text}")
+    if encoded.dense and isinstance(inner.reduce, PerSample):
+        raise UserError(
+            f"method.type={run.method['type']!r} compares whole videos, but labels are dense; allowed: "
+            "densedpo, or data.view majority, which makes one label of a video's"
+        )
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
     who = players(run, model, method, AUTOCAST[run.training.mixed_precision])

@@ -98,6 +98,7 @@ class EncodedSet(Sequence[Record]):
         records: the groups.
         shared: keys of what every group may need.
         counts: usable groups and ties among ``records``; rows dropped in the whole set.
+        dense: whether labels are dense, those of the whole set alike: a global one counts for all frames.
     """
 
     def __init__(
@@ -107,9 +108,13 @@ class EncodedSet(Sequence[Record]):
         counts: Counts,
         memory: Memory,
         also: Callable[[str], Tensors] | None = None,
+        dense: bool | None = None,
     ):
-        """``also`` gives further tensors of a prompt, which then are in its ``text``."""
+        """``also`` gives further tensors of a prompt, which then are in its ``text``; ``dense`` is whether
+        labels are, None: if those of a record are.
+        """
         self.records = tuple(records)
+        self.dense = any(record.dense for record in self.records) if dense is None else dense
         self.counts = counts
         self.shared = shared
         self._memory = memory
@@ -170,11 +175,6 @@ class EncodedSet(Sequence[Record]):
         }
         return frozenset(name for name, holds in there.items() if holds)
 
-    @cached_property
-    def dense(self) -> bool:
-        """Whether labels are dense, those of the whole set alike: one global label counts for all frames."""
-        return any(record.dense for record in self.records)
-
     def scores(self, record: Record, image: int) -> list[float]:
         """The score of an image, or of each latent frame of a video where labels are dense."""
         if not self.dense:
@@ -185,17 +185,17 @@ class EncodedSet(Sequence[Record]):
 
     def subset(self, indices: Iterable[int]) -> "EncodedSet":
         """The set of these records, sharing tensors with this one."""
-        return self.holding(self.records[index] for index in indices)
+        return self.holding((self.records[index] for index in indices), self.dense)
 
-    def holding(self, records: Iterable[Record]) -> "EncodedSet":
+    def holding(self, records: Iterable[Record], dense: bool | None = None) -> "EncodedSet":
         """A set of other records over the same tensors."""
         records = tuple(records)
         counts = self.counts.of((record.kind for record in records), (r.dense for r in records if r.dense))
-        return EncodedSet(records, self.shared, counts, self._memory, self._also)
+        return EncodedSet(records, self.shared, counts, self._memory, self._also, dense)
 
     def saying(self, also: Callable[[str], Tensors]) -> "EncodedSet":
         """The set with further tensors in every ``text``, made of the prompt by ``also``."""
-        return EncodedSet(self.records, self.shared, self.counts, self._memory, also)
+        return EncodedSet(self.records, self.shared, self.counts, self._memory, also, self.dense)
 
 
 def split_holdout(

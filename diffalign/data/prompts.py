@@ -21,9 +21,9 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
 
     ``.txt`` has one a line; ``.jsonl`` and ``.json`` objects with a field ``prompt``, ``caption`` or
     ``text``; ``.tsv``, ``.csv`` and ``.parquet`` a column of such a name (PartiPrompts' ``Prompt`` too);
-    ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the embedded world's; ``animals`` and
-    ``activities`` are lists of our own (`prompt_lists`). Raises UserError for a missing, unreadable or empty
-    file, naming what was found and what is needed.
+    ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the drawn scenes', ``tiny:motions/train`` and so
+    on the moving shapes'; ``animals`` and ``activities`` are lists of our own (`prompt_lists`). Raises
+    UserError for a missing, unreadable or empty file, naming what was found and what is needed.
     """
     if path.startswith("tiny:"):
         return _tiny(path.removeprefix("tiny:"), limit)
@@ -33,7 +33,8 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
     if not file.is_file():
         raise UserError(
             f"prompt file {path!r}: no such file; "
-            f"allowed: {FORMATS}, or tiny:train, tiny:validation, tiny:test, {', '.join(LISTS)}"
+            f"allowed: {FORMATS}, or tiny:train, tiny:validation, tiny:test, tiny:motions/train (and so on), "
+            f"{', '.join(LISTS)}"
         )
     readers = {
         ".txt": _lines, ".jsonl": _json, ".json": _json, ".tsv": _table, ".csv": _table, ".parquet": _parquet,
@@ -52,12 +53,14 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
     return prompts
 
 
-def _tiny(split: str, limit: int | None) -> list[str]:
+def _tiny(name: str, limit: int | None) -> list[str]:
     from diffalign import tiny
 
-    if split not in SPLITS:
-        raise unknown("embedded prompts", f"tiny:{split}", [f"tiny:{name}" for name in SPLITS])
-    return tiny.prompts(split)[:limit]
+    of = {split: tiny.prompts for split in SPLITS}
+    of |= {f"motions/{split}": tiny.motion_prompts for split in SPLITS}
+    if name not in of:
+        raise unknown("embedded prompts", f"tiny:{name}", [f"tiny:{known}" for known in of])
+    return of[name](name.removeprefix("motions/"))[:limit]
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""The same encoded set seen otherwise: rivals two by two, single likes, demonstrations.
+"""The same encoded set seen otherwise: rivals two by two, single likes, demonstrations, one label of dense
+ones.
 
 A view makes other groups of the images that are there; nothing is encoded for it, so that pairs and likes of
 one set share a cache.
@@ -20,6 +21,8 @@ def viewed(encoded: EncodedSet, config: DataConfig) -> EncodedSet:
         raise UserError(f"data.best is {config.best}; it is for data.view demonstrations, not {config.view}")
     if config.view == "pairs":
         return encoded.holding(_pairs(encoded))
+    if config.view == "majority":
+        return encoded.holding(replace(record, scores=_votes(record), dense=None) for record in encoded)
     if config.view == "likes":
         return encoded.holding(_likes(encoded))
     if config.view == "demonstrations" and config.best is not None:
@@ -41,6 +44,19 @@ def _pairs(records: Iterable[Record]) -> Iterator[Record]:
             pair = _part(record, two)
             if len(record.images) == 2 or not pair.is_tie:
                 yield pair
+
+
+def _votes(record: Record) -> tuple[float, ...]:
+    """How many comparisons with a rival each video wins, segment by segment: of a pair, a majority vote, as
+    DenseDPO's baselines have it (arXiv 2506.03517). A group without dense labels keeps its scores.
+    """
+    if not record.dense:
+        return record.scores
+    segments = list(zip(*record.dense.scores, strict=True))
+    return tuple(
+        float(sum(at[video] > other for at in segments for other in at))
+        for video in range(len(record.images))
+    )
 
 
 def _likes(records: Iterable[Record]) -> list[Record]:

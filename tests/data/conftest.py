@@ -113,3 +113,45 @@ def encoded(tmp_path):
 def write_jsonl(path: Path, entries: list) -> Path:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return path
+
+
+@dataclass
+class VideoModel(Model):
+    """Latents of videos: the first is the first frame, each further one the mean of four."""
+
+    fewest: int = 1
+
+    def encode_pixels(self, pixels):
+        frames = [pixels[:, :, :1], *pixels[:, :, 1:].split(4, dim=2)]
+        assert pixels.ndim == 5 and frames[-1].shape[2] in (1, 4)
+        made = torch.stack([frame.mean(2) for frame in frames], dim=2)
+        mean, std = super().encode_pixels(made.transpose(1, 2).flatten(0, 1))
+        self.batches[-1] = tuple(pixels.shape)
+        return tuple(
+            moment.unflatten(0, (len(pixels), -1)).transpose(1, 2).contiguous() for moment in (mean, std)
+        )
+
+    def usable_frames(self, frames):
+        return 0 if frames < self.fewest else 1 + (frames - 1) // 4 * 4
+
+    def latent_frames(self, frames):
+        return 1 + (frames - 1) // 4
+
+    def frames_of(self, latent_frame):
+        return range(4 * latent_frame - 3, 4 * latent_frame + 1) if latent_frame else range(1)
+
+
+def film(
+    path: Path, seed: int, frames: int = 24, fps: float = 8.0, width: int = 48, height: int = 32
+) -> Path:
+    """A video of a coloured block that moves over a coloured ground, different for each seed."""
+    from diffalign.videos import Video, write_video
+
+    colors = np.random.default_rng(seed).integers(0, 256, (2, 3))
+    pixels = torch.from_numpy(colors[0].astype(np.uint8)).view(1, 3, 1, 1).repeat(frames, 1, height, width)
+    for number in range(frames):
+        left = 2 * number % (width - 8)
+        pixels[number, :, 8:16, left : left + 8] = torch.from_numpy(colors[1].astype(np.uint8))[:, None, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(Video(pixels, fps), path)
+    return path
