@@ -20,6 +20,7 @@ COMMANDS = {
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
     "video-pairs": "make pairs to label of real videos: two takes of each (DenseDPO)",
+    "label-segments": "label pairs of videos by the second: from a file, a reward, a vision-language model",
     "score": "score images with rewards",
     "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "pairs that are likely to push their winner down, and a filter",

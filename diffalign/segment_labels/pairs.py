@@ -1,0 +1,141 @@
+"""Pairs of videos that wait for labels, cut into segments; and the same json lines with labels.
+
+A segment is ``seconds`` long, 1 as published. Two videos of unequal length have the segments of the shorter
+one; a last stretch counts from half a segment on (81 frames at 16 a second are 5 segments, not 6).
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from diffalign.data.examples import digest
+from diffalign.data.tables import json_rows
+from diffalign.errors import UserError
+from diffalign.files import write_atomic
+from diffalign.videos import Video, probe, read_video
+
+Label = Literal["first", "second", "tie"] | None
+"""Which of the two videos is better in a segment; None where nobody has said."""
+
+_SCORES: Mapping[Label, tuple[float | None, float | None]] = {
+    "first": (1.0, 0.0),
+    "second": (0.0, 1.0),
+    "tie": (0.5, 0.5),
+    None: (None, None),
+}
+_SLACK = 1e-6  # of a segment: rates such as 30000 / 1001 are no round numbers
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two videos of one prompt.
+
+    Attributes:
+        row: what the json line says.
+        where: the line, for messages.
+        prompt: of both.
+        paths: where they lie.
+    """
+
+    row: Mapping[str, Any]
+    where: str
+    prompt: str
+    paths: tuple[Path, Path]
+
+    @cached_property
+    def content(self) -> str:
+        """A digest of both files: the pair's name in files of answers, wherever it lies."""
+        return digest(*(path.read_bytes() for path in self.paths))
+
+    @cached_property
+    def length(self) -> float:
+        """Seconds of the shorter video; UserError for a file that is no video."""
+        return min(probe(path).seconds for path in self.paths)
+
+    def segments(self, seconds: float) -> int:
+        """How many both have, at least 1."""
+        return max(1, math.floor(self.length / seconds + 0.5 + _SLACK))
+
+
+def read_pairs(path: str) -> list[Pair]:
+    """The rows ``{"prompt": ..., "videos": [a, b]}`` of a file, as ``diffalign video-pairs`` writes them.
+
+    Raises:
+        UserError: no such file, a row of another kind, or a video that is not there.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{path!r}: no such file; allowed: json lines of prompt and videos")
+    pairs = []
+    for where, row in json_rows(file):
+        names = row.get("videos", [row.get("video_0"), row.get("video_1")])
+        named = isinstance(names, list) and len(names) == 2 and all(isinstance(n, str) for n in names)
+        prompt = row.get("prompt", row.get("caption"))
+        if not named or not isinstance(prompt, str):
+            raise UserError(
+                f'{where}: needed {{"prompt": text, "videos": [first, second]}}; found {", ".join(row)}'
+            )
+        first, second = (file.parent / Path(name).expanduser() for name in names)
+        for video in (first, second):
+            if not video.is_file():
+                raise UserError(f"{where}: no such file: {video}")
+        pairs.append(Pair(row, where, prompt, (first, second)))
+    return pairs
+
+
+def cut(pair: Pair, video: int, seconds: float, count: int, fps: float | None = None) -> list[Video]:
+    """The ``count`` segments of a pair's first (0) or second video, at its own frame rate, or ``fps`` where
+    that is lower.
+
+    A frame belongs to the segment that it is shown in, and to the last one beyond that, up to the end of the
+    shorter video.
+
+    Raises:
+        UserError: segments that are too short for a frame.
+    """
+    path = pair.paths[video]
+    own = probe(path).fps
+    rate = min(own, fps or own)
+    shown = read_video(path, rate, max(1, round(pair.length * rate)))
+    at = [min(count - 1, math.floor(frame / rate / seconds + _SLACK)) for frame in range(len(shown.frames))]
+    sizes = Counter(at)
+    if len(sizes) < count:
+        raise UserError(f"{path}: {rate:g} frames a second; allowed: segments of at least {1 / rate:g} s")
+    parts = shown.frames.split([sizes[segment] for segment in range(count)])
+    return [Video(part, rate) for part in parts]
+
+
+def with_labels(pair: Pair, labels: Sequence[Label], seconds: float, by: str) -> dict[str, Any]:
+    """The pair's json with dense labels, and the global one that they vote for: shares of segments won."""
+    scores = [_SCORES[label] for label in labels]
+    votes = Counter(labels)
+    return {
+        **pair.row,
+        "segments": [[score[video] for score in scores] for video in (0, 1)],
+        "segment_seconds": seconds,
+        "scores": [votes[winner] / len(labels) for winner in ("first", "second")],
+        "labelled_by": by,
+    }
+
+
+def decided(labels: Sequence[Label]) -> float:
+    """The share of segments that have a winner."""
+    return sum(label in ("first", "second") for label in labels) / len(labels)
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], source: str, target: Path) -> None:
+    """Json lines, atomically; paths of videos are made to hold from where ``target`` lies."""
+    there, here = Path(source).expanduser().resolve().parent, target.resolve().parent
+    moved = (row if here == there else _moved(row, there) for row in rows)
+    write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in moved))
+
+
+def _moved(row: Mapping[str, Any], there: Path) -> dict[str, Any]:
+    absolute = lambda name: str(there / Path(name).expanduser())  # noqa: E731
+    row = {**row, **{key: absolute(row[key]) for key in ("video_0", "video_1") if key in row}}
+    return {**row, "videos": [absolute(name) for name in row["videos"]]} if "videos" in row else row
