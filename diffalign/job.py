@@ -26,7 +26,7 @@ from diffalign.methods import REGISTRY, build
 from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.online import check_online
+from diffalign.online_check import check_online
 from diffalign.players import check_players
 from diffalign.randomness import derive
 from diffalign.strategies import wrap

@@ -1,10 +1,11 @@
 """Who plays in a run: the policy (or two of them), the reference, and what moves besides the optimizer.
 
 Here and nowhere else it is decided what stands in a network: adapters or all of it, a reference as adapters
-off, a copy, or a second set of adapters that follows; a second policy for fast-slow chasing.
+off, a copy, or a second set of adapters that follows; a policy that trails beside the reference; a second
+policy for fast-slow chasing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from diffalign.config import Run
 from diffalign.errors import UserError
+from diffalign.methods import REGISTRY
+from diffalign.methods.trailing import Followed
 from diffalign.models.adapters import (
     SECOND,
     add_second_adapter,
@@ -43,6 +46,7 @@ class Players:
         base: what held-out pairs are held against where the reference moves; None: the reference.
         kept: what hooks move and checkpoints keep, by name.
         hooks: who moves it.
+        sampler: who samples what is learnt from; None: the policy.
     """
 
     parameters: list[tuple[str, nn.Parameter]]
@@ -51,6 +55,7 @@ class Players:
     base: Denoiser | None
     kept: dict[str, Tensor]
     hooks: list[Hook]
+    sampler: Denoiser | None = None
 
 
 def check_players(run: Run, method: Any) -> None:
@@ -65,15 +70,29 @@ def check_players(run: Run, method: Any) -> None:
             f"training.reference_every={every}: method {run.method['type']} has no reference; "
             "allowed with it: 0"
         )
+    card = REGISTRY[run.method["type"]]
+    if card.trailing != "none":
+        _refuse(
+            f"method {card.name}, which a moving average follows",
+            (("training.reference_every", every, 0), ("strategies", tuple(run.strategies), ())),
+        )
     if _chase(method) is None:
         return
-    for name, value, allowed in (
-        ("model.train", run.model.train, "lora"),
-        ("model.gradient_checkpointing", run.model.gradient_checkpointing, False),
-        ("training.reference_every", every, 0),
-    ):
+    _refuse(
+        "the strategy fast_slow",
+        (
+            ("model.train", run.model.train, "lora"),
+            ("model.gradient_checkpointing", run.model.gradient_checkpointing, False),
+            ("training.reference_every", every, 0),
+        ),
+    )
+
+
+def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
+    """UserError for the first (name, value, what alone is allowed) that is something else."""
+    for name, value, allowed in settings:
         if value != allowed:
-            raise UserError(f"{name}={value!r} with the strategy fast_slow; allowed: {allowed!r}")
+            raise UserError(f"{name}={value!r} with {whom}; allowed: {allowed!r}")
 
 
 def players(run: Run, model: LoadedModel, method: Any, autocast: torch.dtype | None) -> Players:
@@ -84,6 +103,13 @@ def players(run: Run, model: LoadedModel, method: Any, autocast: torch.dtype | N
     if chase is not None:
         return _two(run, model, policy, chase)
     single = lambda prepared: replace(policy, network=prepared)  # noqa: E731
+    role = REGISTRY[run.method["type"]].trailing
+    if role != "none" and method.trails:
+        trailing, kept = following_reference(model, policy, run.model, autocast, soft=True)
+        reference = Followed(reference_denoiser(model, policy, run.model, autocast), trailing)
+        hook = RefreshReference(kept, method.trail.every, method.trail.mix)
+        sampler = trailing if role == "sampler" else None
+        return Players(parameters, single, reference, None, kept, [hook], sampler)
     every, mix = run.training.reference_every, run.training.reference_mix
     if not method.needs_reference:
         return Players(parameters, single, policy, None, {}, [])
@@ -91,9 +117,9 @@ def players(run: Run, model: LoadedModel, method: Any, autocast: torch.dtype | N
         return Players(
             parameters, single, reference_denoiser(model, policy, run.model, autocast), None, {}, []
         )
-    reference, kept = following_reference(model, policy, run.model, autocast, soft=mix < 1)
+    moving, kept = following_reference(model, policy, run.model, autocast, soft=mix < 1)
     base = AdaptersOff(policy, model.network) if run.model.train == "lora" else None
-    return Players(parameters, single, reference, base, kept, [RefreshReference(kept, every, mix)])
+    return Players(parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
 
 
 def _chase(method: Any) -> FastSlow | None:

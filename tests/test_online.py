@@ -17,7 +17,8 @@ from diffalign.config_io import read_run, to_yaml
 from diffalign.errors import UserError
 from diffalign.files import read_json_lines
 from diffalign.job import align
-from diffalign.online import _check_windows, _claim, check_online, plan_of
+from diffalign.online import _check_windows, _claim, plan_of
+from diffalign.online_check import check_online
 from diffalign.rollout.source import OnlineSource
 from diffalign.rollout.studio import ModelStudio
 from diffalign.samplers import grid_of

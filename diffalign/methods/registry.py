@@ -12,7 +12,7 @@ from diffalign.errors import UserError, unknown
 if TYPE_CHECKING:
     from diffalign.types import Method
 
-_HELPERS = {"registry", "common", "likes", "steps"}
+_HELPERS = {"registry", "common", "likes", "matching", "steps", "trailing"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class MethodCard:
         rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
             a "tree" of rival steps. The last two have no offline form.
         advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
+        trailing: who plays besides policy and base: nobody; a moving average of the policy that the method
+            is held against ("beside"); or one that also samples the rounds ("sampler"). The method has a
+            field ``trail`` and says by ``trails`` whether it is wanted: see ``methods.trailing``.
     """
 
     name: str
@@ -42,6 +45,7 @@ class MethodCard:
     method: type
     rollout: Literal["samples", "trajectories", "tree"] = "samples"
     advantages: bool = False
+    trailing: Literal["none", "beside", "sampler"] = "none"
 
     @property
     def source(self) -> str:

@@ -1,11 +1,12 @@
 """The reference follows the policy in steps (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656).
 
 Every ``every`` optimizer steps reference = (1 - mix) reference + mix policy: their hard update at mix 1,
-their soft one below. What is mixed are the trained tensors; under LoRA these are the factors A and B,
-so that a soft update mixes factors and not their product. The reference's tensors travel in the checkpoints.
+their soft one below. A mix that changes with the step makes a policy that trails. What is mixed are the
+trained tensors; under LoRA these are the factors A and B, so that a soft update mixes factors and not their
+product. The reference's tensors travel in the checkpoints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,17 +21,19 @@ class RefreshReference:
     Every rank holds the same policy, so every rank moves its own reference to the same place.
     """
 
-    def __init__(self, reference: Mapping[str, Tensor], every: int, mix: float = 1.0):
+    def __init__(
+        self, reference: Mapping[str, Tensor], every: int, mix: float | Callable[[int], float] = 1.0
+    ):
         """Name the tensors.
 
         Args:
             reference: the reference's tensors by the names of the trained parameters that they follow.
             every: optimizer steps between updates.
-            mix: share of the policy.
+            mix: share of the policy, more than 0; or that after a given optimizer step.
         """
         if every < 1:
             raise UserError(f"training.reference_every={every}; allowed here: 1 or more")
-        if not 0 < mix <= 1:
+        if not callable(mix) and not 0 < mix <= 1:
             raise UserError(f"training.reference_mix={mix}; allowed: more than 0, up to 1")
         self._reference, self._every, self._mix = dict(reference), every, mix
 
@@ -55,6 +58,7 @@ class RefreshReference:
     @torch.no_grad()
     def refresh(self, state: TrainState) -> None:
         """Move the reference now."""
+        mix = self._mix(state.step) if callable(self._mix) else self._mix
         for name, parameter in state.parameters:
             held, new = self._reference[name], parameter.detach()
-            held.copy_(new if self._mix == 1 else held.to(new).lerp_(new, self._mix))
+            held.copy_(new if mix == 1 else held.to(new).lerp_(new, mix))

@@ -1,0 +1,43 @@
+"""Stand-ins of a log-density that are made of a squared error: what AWM weighs by advantages.
+
+Xue et al. 2025, "Advantage Weighted Matching", arXiv 2509.25050, and its released code.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
+
+
+def stand_in(
+    error: Float[Tensor, " B"], t: Float[Tensor, " B"], weighting: Weighting, power: float = 0.25
+) -> Float[Tensor, " B"]:
+    """Minus a weighted mean squared ``error`` m at times ``t``, (B,).
+
+    uniform -m; t -m t; t2 -m t^2; huber -(sqrt(m + 1e-10) - 1e-5) t; ghuber -((m + 1e-10)^p - 1e-10^p) t / p
+    with p = ``power``.
+    """
+    if weighting == "uniform":
+        return -error
+    if weighting in ("t", "t2"):
+        return -error * t ** (2 if weighting == "t2" else 1)
+    p = 0.5 if weighting == "huber" else power
+    rise = (error + 1e-10) ** p - 1e-10**p
+    return -rise * t / (1 if weighting == "huber" else p)
+
+
+def elbo_weight(t: Float[Tensor, " B"], level: float = 0.7) -> Float[Tensor, " B"]:
+    """1 / (2 g^2) with g = level sqrt(t / (1 - min(t, 0.99))), (B,): makes a difference of velocities that of
+    the steps of Flow-GRPO's SDE.
+    """
+    return (1 - t.clamp(max=0.99)) / (2 * level**2 * t)
+
+
+def group_sums(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S B"]:
+    """For each value the sum over its group (B,) in its row."""
+    count = int(group.max()) + 1
+    sums = torch.zeros(len(values), count, dtype=values.dtype, device=values.device)
+    return sums.index_add(1, group.to(values.device), values)[:, group.to(values.device)]

@@ -1,0 +1,133 @@
+"""Advantage weighted matching. Xue et al. 2025, "Advantage Weighted Matching: Aligning RL with Pretraining in
+Diffusion Models", arXiv 2509.25050 (with the released code).
+
+Policy gradient with the training objective itself in place of a log-density: finished samples are noised
+again, at S stratified times each, and with m the policy's mean squared error, l(m, t) minus a weighted error
+(``losses.matching``) and A the sample's advantage,
+
+    A = clip(A, -a, a) / a,    rho = exp(l - l_old),
+    loss = max( -A rho, -A clip(rho, 1 - c, 1 + c) ) + kl w |v - v_base|^2 + ema_kl w |v - v_ema|^2,
+
+a mean over samples and times, |.|^2 a mean over the latent elements, v_ema of a fast moving average of the
+policy. ``order: sum_first`` averages l over the times before the exponential. As released there is one
+optimizer step a round, so l_old is l without gradient, rho = 1, and the gradient is that of -A l;
+``old: trailing`` takes l_old of the moving average. w is 1, or that of the steps of Flow-GRPO's SDE ("elbo").
+Without the division by a the learning rate is a times as high.
+
+It works on any path: there v is whatever the network predicts. Group statistics are Flow-GRPO's
+(``rollout.advantage: group_batch``).
+
+What differs from the released code: errors are float32, not float64, where the network's answers are;
+``elbo`` and each group's own times and noise see ``methods.matching``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import at_least_float32, regression_target
+from diffalign.losses.matching import Weighting, elbo_weight, stand_in
+from diffalign.losses.policy_gradient import ppo
+from diffalign.methods.matching import Stratified, matched
+from diffalign.methods.registry import MethodCard
+from diffalign.methods.steps import advantage_of, check_advantage_clip
+from diffalign.methods.trailing import TRAILS, Trail, trailing_of
+from diffalign.types import Batch, Denoiser, Random, Step
+
+
+@dataclass(frozen=True)
+class AWM:
+    """Samples with advantages, likelihoods by the denoising error.
+
+    Attributes:
+        weighting: what stands for a log-density, see ``losses.matching.stand_in``.
+        power: of "ghuber".
+        order: ratios of each time ("exp_first") or of the mean over times ("sum_first").
+        clip: c, up to 1.
+        advantage_clip: a; advantages further from 0 count as this, and are divided by it.
+        kl: weight of the squared difference to the base.
+        kl_weight: w of it.
+        ema_kl: weight of that to the moving average.
+        ema_kl_weight: w of it.
+        old: whose l_old is.
+        time: the S times.
+        trail: how the moving average follows.
+    """
+
+    weighting: Weighting = "ghuber"
+    power: float = 0.25
+    order: Literal["exp_first", "sum_first"] = "exp_first"
+    clip: float = 1.0
+    advantage_clip: float = 5.0
+    kl: float = 1e-3
+    kl_weight: Literal["uniform", "elbo"] = "uniform"
+    ema_kl: float = 1.0
+    ema_kl_weight: Literal["uniform", "elbo"] = "uniform"
+    old: Literal["current", "trailing"] = "current"
+    time: Stratified = choice({"stratified": Stratified}, Stratified())
+    trail: Trail = choice(TRAILS, Trail())
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_advantage_clip(self.advantage_clip)
+        if not (0 < self.clip <= 1 and self.power > 0 and self.kl >= 0 and self.ema_kl >= 0):
+            raise UserError(
+                f"method.clip={self.clip}, power={self.power}, kl={self.kl}, ema_kl={self.ema_kl}; allowed: "
+                "more than 0 up to 1, more than 0, 0 or more, 0 or more"
+            )
+
+    @property
+    def trails(self) -> bool:
+        """Whether the moving average is asked."""
+        return self.ema_kl > 0 or self.old == "trailing"
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all samples and times."""
+        advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
+        rows = matched(self.time, policy, batch, generator, shared=False)
+        target = at_least_float32(regression_target(policy.target, policy, rows.z))
+        ema = rows.of(trailing_of(reference, CARD)) if self.trails else rows.said.detach()
+        logp = stand_in(rows.apart(target), rows.z.t, self.weighting, self.power)
+        old = logp.detach()
+        if self.old == "trailing":
+            error = ((ema - target) ** 2).flatten(1).mean(1)
+            old = stand_in(error, rows.z.t, self.weighting, self.power)
+        gain = rows.by_time(logp - old)
+        gain = gain if self.order == "exp_first" else gain.mean(0, keepdim=True)
+        scaled = (advantage / self.advantage_clip).to(gain).expand_as(gain)
+        losses, ratio = ppo(gain, scaled, self.clip)
+        elbo, base = elbo_weight(rows.z.t), rows.of(reference) if self.kl else rows.said.detach()
+        kl = (rows.apart(base) * (elbo if self.kl_weight == "elbo" else 1)).mean()
+        ema_kl = (rows.apart(ema) * (elbo if self.ema_kl_weight == "elbo" else 1)).mean()
+        loss = losses.mean() + self.kl * kl + self.ema_kl * ema_kl
+        metrics = {
+            "loss": loss,
+            "policy_loss": losses.mean(),
+            "ratio": ratio.mean(),
+            "kl": kl,
+            "ema_kl": ema_kl,
+        }
+        clipped = ((ratio - 1).abs() > self.clip).to(ratio).mean()
+        metrics |= {"clip_fraction": clipped, "advantage": scaled.mean()}
+        return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+
+
+CARD = MethodCard(
+    name="awm",
+    title="AWM",
+    paper="Xue et al., Advantage Weighted Matching: Aligning RL with Pretraining in Diffusion Models",
+    year=2025,
+    arxiv="2509.25050",
+    data="rollouts",
+    cost="a time: 1 policy sample with gradient, 2 without (base, moving average)",
+    method=AWM,
+    advantages=True,
+    trailing="beside",
+)

@@ -1,0 +1,113 @@
+"""DGPO. Luo et al. 2025, "Reinforcing Diffusion Models by Direct Group Preference Optimization", arXiv
+2510.08425 (with the released code).
+
+Diffusion-DPO for a group of K samples of one prompt: the good ones (advantage A above 0) against the bad
+ones, at one time and with one noise. With m the policy's and r the reference's mean squared error,
+
+    w = sg sigmoid( sum over the group of beta A (m - r) / K ),    loss = mean( w A m ),
+
+A = clip(A, -a, a) against the std of the rivals (``rollout.advantage: group_std``), so that the group's A
+sum to 0 and what the ELBO leaves out cancels. No steps of an SDE are needed.
+
+The reference is a fast moving average of the policy (``reference: trailing``, TDM-R1's), or the base. With
+``clip`` a sample whose ratio exp(m_ema - m) has left 1 -+ clip in the direction of its advantage has no
+gradient, as in PPO. ``kl`` weighs the squared difference to the base.
+
+What differs from the released code: each group has its own times, where a round has one draw of them; in its
+later phase the moving average also samples, here the policy always does.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.estimators import at_least_float32, regression_target
+from diffalign.losses.matching import group_sums
+from diffalign.methods.matching import Stratified, matched
+from diffalign.methods.registry import MethodCard
+from diffalign.methods.steps import advantage_of, check_advantage_clip
+from diffalign.methods.trailing import TRAILS, Trail, trailing_of
+from diffalign.types import Batch, Denoiser, Random, Step
+
+
+@dataclass(frozen=True)
+class DGPO:
+    """Groups of samples with advantages, compared by their denoising errors.
+
+    Attributes:
+        beta: how sharp the group's weight is.
+        reference: whose error r is.
+        clip: see the module; null: none.
+        advantage_clip: a.
+        kl: weight of the squared difference to the base.
+        shared_noise: whether the samples of a group share their noise at a time.
+        time: the times that a sample is trained on.
+        trail: how the moving average follows.
+    """
+
+    beta: float = 100.0
+    reference: Literal["trailing", "base"] = "trailing"
+    clip: float | None = None
+    advantage_clip: float = 5.0
+    kl: float = 0.0
+    shared_noise: bool = True
+    time: Stratified = choice({"stratified": Stratified}, Stratified("discrete", 4, 0.7))
+    trail: Trail = choice(TRAILS, Trail())
+
+    needs_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_advantage_clip(self.advantage_clip)
+        if not (self.beta > 0 and self.kl >= 0 and (self.clip is None or 0 < self.clip < 1)):
+            raise UserError(
+                f"method.beta={self.beta}, kl={self.kl}, clip={self.clip}; allowed: more than 0, 0 or more, "
+                "more than 0 and less than 1 or null"
+            )
+
+    @property
+    def trails(self) -> bool:
+        """Whether the moving average is asked."""
+        return self.reference == "trailing" or self.clip is not None
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all samples and times."""
+        a = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
+        rows = matched(self.time, policy, batch, generator, self.shared_noise)
+        target = at_least_float32(regression_target(policy.target, policy, rows.z))
+        error = lambda said: rows.by_time(((said - target) ** 2).flatten(1).mean(1))  # noqa: E731
+        m, a = error(rows.said), a.to(rows.said)
+        ema = rows.of(trailing_of(reference, CARD)) if self.trails else m.detach()
+        base = rows.of(reference) if self.reference == "base" or self.kl else m.detach()
+        r = error(ema if self.reference == "trailing" else base)
+        size = batch.group.bincount()[batch.group].to(m)
+        weight = group_sums(self.beta * a * (m.detach() - r) / size, batch.group).sigmoid()
+        if self.clip is not None:
+            ratio = (error(ema) - m.detach()).exp()
+            m = torch.where(torch.where(a > 0, ratio > 1 + self.clip, ratio < 1 - self.clip), m.detach(), m)
+        matching = (weight * a * m).mean()
+        loss, metrics = matching, {"policy_loss": matching, "weight": weight.mean(), "errors": (m - r).mean()}
+        if self.kl:
+            metrics["kl"] = rows.apart(base).mean()
+            loss = loss + self.kl * metrics["kl"]
+        metrics = {"loss": loss, **metrics}
+        return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+
+
+CARD = MethodCard(
+    name="dgpo",
+    title="DGPO",
+    paper="Luo et al., Reinforcing Diffusion Models by Direct Group Preference Optimization",
+    year=2025,
+    arxiv="2510.08425",
+    data="rollouts",
+    cost="a time: 1 policy sample with gradient, 1 without (moving average), 1 more with kl",
+    method=DGPO,
+    advantages=True,
+    trailing="beside",
+)

@@ -1,0 +1,117 @@
+"""DiffusionNFT. Zheng et al. 2025, "DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
+arXiv 2509.16117 (equations 5 to 7, with the released code).
+
+Neither log-densities nor policy gradients: a sample of reward share r in [0, 1] is fitted with weight r by
+the policy pushed from the old one, and with weight 1 - r by its mirror image. With v_old of the policy that
+sampled and b a guidance strength,
+
+    v+ = b v + (1 - b) v_old,    v- = (1 + b) v_old - b v,    x0+- = x_t - t v+-,
+    L+- = mean( (x0+- - x0)^2 ) / w+-,    w+- = sg( mean |x0+- - x0| ), at least 1e-5,
+    r = clip( A / (2 a) + 1/2, 0, 1 ),  A = clip(A, -a, a),
+    loss = a mean( (r L+ + (1 - r) L-) / b ) + kl mean( (v - v_base)^2 ).
+
+v_old is a moving average of the policy (``trail``), which also samples the rounds; set ``trail.every`` to the
+optimizer steps of a round, so that it moves between them. Every sample is trained on at each of the
+sampler's steps but the last.
+
+It works on any path: x0+- are the clean estimates that the mixed predictions mean. What differs from the
+released code: the sampler is the ODE's first-order one, where the release has a second-order solver.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.components import choice
+from diffalign.errors import UserError
+from diffalign.methods.matching import Stratified, matched
+from diffalign.methods.registry import MethodCard
+from diffalign.methods.steps import advantage_of, check_advantage_clip
+from diffalign.methods.trailing import TRAILS, Trail, trailing_of
+from diffalign.samplers import estimates_of
+from diffalign.types import Batch, Denoiser, Noised, Random, Step
+
+
+@dataclass(frozen=True)
+class DiffusionNFT:
+    """Samples with advantages, fitted and mirrored.
+
+    Attributes:
+        beta: b.
+        advantage_clip: a.
+        mode: which advantages count: "all"; the positive or negative ones only (others are 0, r = 1/2); 1 for
+            positive ones and 0 for others ("one_only"); or their signs ("binary").
+        kl: weight of the squared difference to the base.
+        time: the times that a sample is trained on.
+        trail: how v_old follows.
+    """
+
+    beta: float = 1.0
+    advantage_clip: float = 5.0
+    mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
+    kl: float = 1e-4
+    time: Stratified = choice({"stratified": Stratified}, Stratified("discrete", None, 0.99))
+    trail: Trail = choice(TRAILS, Trail(limit=0.5))
+
+    needs_reference: ClassVar[bool] = True
+    trails: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_advantage_clip(self.advantage_clip)
+        if not (self.beta > 0 and self.kl >= 0):
+            raise UserError(f"method.beta={self.beta}, kl={self.kl}; allowed: more than 0, 0 or more")
+
+    def __call__(
+        self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
+    ) -> Step:
+        """The mean loss over all samples and times."""
+        share = self.share(advantage_of(batch, CARD))
+        rows = matched(self.time, policy, batch, generator, shared=False)
+        old = rows.of(trailing_of(reference, CARD))
+        plus, minus = (
+            self._error(policy, rows.z, old + sign * self.beta * (rows.said - old)) for sign in (1, -1)
+        )
+        r = share.to(plus).repeat(rows.strata)
+        fitted = self.advantage_clip * ((r * plus + (1 - r) * minus) / self.beta).mean()
+        kl = rows.apart(rows.of(reference)).mean()
+        loss = fitted + self.kl * kl
+        metrics = {"loss": loss, "policy_loss": fitted, "kl": kl, "share": r.mean()}
+        metrics |= {
+            "errors/plus": plus.mean(),
+            "errors/minus": minus.mean(),
+            "ema_kl": rows.apart(old).mean(),
+        }
+        return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+
+    def share(self, advantage: Tensor) -> Tensor:
+        """r (B,) of advantages (B,)."""
+        a = advantage.clamp(-self.advantage_clip, self.advantage_clip)
+        kept = {
+            "all": a,
+            "positive_only": a.clamp(min=0),
+            "negative_only": a.clamp(max=0),
+            "one_only": (a > 0).to(a),
+            "binary": a.sign(),
+        }[self.mode]
+        return (kept / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
+
+    def _error(self, policy: Denoiser, z: Noised, prediction: Tensor) -> Tensor:
+        """L of a prediction, (S B,)."""
+        off = (estimates_of(policy, prediction, z.x_t, z.t)[0] - z.x0).flatten(1)
+        return (off**2).mean(1) / off.detach().abs().mean(1).clamp(min=1e-5)
+
+
+CARD = MethodCard(
+    name="diffusion_nft",
+    title="DiffusionNFT",
+    paper="Zheng et al., DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
+    year=2025,
+    arxiv="2509.16117",
+    data="rollouts",
+    cost="a time: 1 policy sample with gradient, 2 without (base, moving average)",
+    method=DiffusionNFT,
+    advantages=True,
+    trailing="sampler",
+)
