@@ -1,0 +1,254 @@
+"""The tiny video world: pairs of takes by the library's own steps, in batches, and one row of an arm.
+
+Pairs are made once and kept under ``runs/``: *guided* ones are two takes of one real clip, *independent* ones
+two samples of its caption. Both are labelled half second by half second by the content judge, which does not
+look at the motion. The base's test videos are drawn and scored once; every model starts from the same noise.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import record
+from benchmarks.record import lock
+from diffalign import tiny
+from diffalign.config import ModelConfig, Run, ValidationConfig
+from diffalign.config_io import read_run
+from diffalign.evaluation.motion import motion_statistics
+from diffalign.evaluation.sampling import fingerprint
+from diffalign.evaluation.statistics import compare
+from diffalign.export.aligned import load_aligned
+from diffalign.files import write_atomic
+from diffalign.guidance import Guided
+from diffalign.job import align
+from diffalign.methods import build
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from diffalign.randomness import derive
+from diffalign.rewards import load as load_reward
+from diffalign.segment_labels.by_reward import ByReward
+from diffalign.segment_labels.label import label_pairs
+from diffalign.segment_labels.pairs import read_pairs
+from diffalign.tiny import motions
+from diffalign.tiny.motion_judge import dynamics
+from diffalign.video_pairs.clips import Clip
+from diffalign.video_pairs.guided import denoised, noised
+from diffalign.video_pairs.make import PairSettings, times_of
+from diffalign.videos import Video, write_video
+
+MODEL = ModelConfig(path="tiny:wan", max_sequence_length=16)
+PAIRS = 900
+STEPS, GUIDANCE = 20, 3.0  # of the sampler, for pairs and for what is measured
+SEGMENT = 0.5  # seconds
+MARGIN = 0.05  # of the judge: scores this near are a tie
+BATCH = 64
+QUALITY, MOTION = "video_content", "dynamics"
+REWARDS = (QUALITY, "video_motion")
+
+
+@dataclass(frozen=True)
+class VideoArm:
+    """What is trained on what.
+
+    Attributes:
+        name: of the arm.
+        recipe: that its settings are of.
+        eta: of the pairs' noising; (1, 1) are independent samples.
+        share: of the pairs.
+        says: for the table.
+    """
+
+    name: str
+    recipe: str
+    eta: tuple[float, float]
+    share: float
+    says: str
+
+    @property
+    def flags(self) -> list[str]:
+        """Beside the recipe."""
+        return [] if self.recipe.endswith("densedpo") else ["--data.view=majority"]
+
+
+GUIDED, INDEPENDENT = (0.65, 0.8), (1.0, 1.0)
+ARMS = (
+    VideoArm("vanilla", "tiny_wan_dpo", INDEPENDENT, 1.0, "Diffusion-DPO, two samples, a label a pair"),
+    VideoArm("structural", "tiny_wan_dpo", GUIDED, 1.0, "Diffusion-DPO, guided pairs, a label a pair"),
+    VideoArm("dense", "tiny_wan_densedpo", GUIDED, 1.0, "DenseDPO, guided pairs, a label a half second"),
+    VideoArm("dense-third", "tiny_wan_densedpo", GUIDED, 1 / 3, "the same with a third of the pairs"),
+)
+
+
+def pairs_of(eta: tuple[float, float]) -> Path:
+    """The labelled pairs of a kind, made the first time."""
+    name = "independent" if eta == INDEPENDENT else "guided"
+    model = load(MODEL)
+    folder = record.WORK / "video" / f"{name}-{PAIRS}-{fingerprint(model.pipeline)[:8]}"
+    with lock(folder.name):
+        labelled = folder / "labelled.jsonl"
+        if not labelled.exists():
+            _make(model, PairSettings(32, 32, motions.FRAMES, motions.FPS, eta, STEPS, GUIDANCE), folder)
+            judge = ByReward({QUALITY: load_reward(QUALITY)}, MARGIN, SEGMENT)
+            pairs = str(folder / "pairs.jsonl")
+            label_pairs(read_pairs(pairs), judge, pairs, labelled, seconds=SEGMENT)
+    return labelled
+
+
+def _make(model: LoadedModel, settings: PairSettings, folder: Path) -> None:
+    """Pairs of takes, batch by batch: those that are noised equally far go through the network together."""
+    clips = [
+        (Clip(f"{number:05}", caption, Path(f"{number:05}.mp4")), video)
+        for number, (caption, video) in enumerate(motions.clips("train", PAIRS))
+    ]
+    by_steps: dict[int, list[int]] = {}
+    for number, (clip, _) in enumerate(clips):
+        by_steps.setdefault(round(settings.eta_of(clip, 0) * settings.steps), []).append(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for steps, numbers in sorted(by_steps.items()):
+        for start in range(0, len(numbers), BATCH):
+            some = numbers[start : start + BATCH]
+            eta = steps / settings.steps
+            takes = _takes(model, [clips[n] for n in some], settings, eta)
+            for n, both in zip(some, zip(*takes, strict=True), strict=True):
+                names = [f"{n:05}-{member}.mp4" for member in (0, 1)]
+                for file, pixels in zip(names, both, strict=True):
+                    write_video(_video(pixels), folder / file)
+                rows[n] = {"prompt": clips[n][0].prompt, "videos": names, "eta": eta}
+    write_atomic(folder / "pairs.jsonl", "".join(json.dumps(rows[n]) + "\n" for n in sorted(rows)))
+
+
+def _video(pixels: Tensor) -> Video:
+    """(3, F, H, W) in [0, 1] as a video."""
+    return Video((pixels * 255).round().to(torch.uint8).transpose(0, 1).contiguous(), motions.FPS)
+
+
+@torch.no_grad()
+def _takes(
+    model: LoadedModel, clips: Sequence[tuple[Clip, Video]], settings: PairSettings, eta: float
+) -> list[Tensor]:
+    """Pixels (B, 3, F, H, W) of the first takes and of the second ones."""
+    pixels = torch.stack([video.frames.transpose(0, 1) for _, video in clips]).float() / 127.5 - 1
+    clean = model.encode_pixels(pixels)[0]
+    cond = model.encode_prompts([clip.prompt for clip, _ in clips])
+    denoiser = Guided(model.denoiser(), model.negative(len(clips)), settings.guidance)
+    times = times_of(model, settings, eta, tuple(clean.shape[1:]))
+    takes = []
+    for member in (0, 1):
+        seeds = [derive(settings.seed, "noise", clip.name, 0, member) for clip, _ in clips]
+        eps = torch.stack(
+            [torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
+        start = eps if eta == 1 else noised(denoiser, clean, eps, times)
+        takes.append(model.decode(denoised(denoiser, start, times, cond)))
+    return takes
+
+
+def recipe(arm: VideoArm, seed: int) -> Run:
+    """The run of an arm, all arms as many pairs of samples."""
+    run = read_run(arm.recipe, arm.flags)
+    return replace(
+        run,
+        overwrite=True,
+        training=replace(run.training, seed=seed),
+        data=replace(
+            run.data,
+            path=str(pairs_of(arm.eta)),
+            limit=round(arm.share * PAIRS),
+            segment_seconds=SEGMENT,
+            cache_dir=str(record.WORK / "cache"),
+            max_holdout=32,
+        ),
+        checkpoint=replace(run.checkpoint, every=10_000),
+        logging=replace(run.logging, trackers=()),
+        validation=ValidationConfig(),
+    )
+
+
+def asked(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
+    """What makes a row what it is."""
+    run = recipe(arm, seed)
+    return {
+        "method": build(run.method),
+        "lora": run.model.lora,
+        "data": replace(run.data, path=arm.name, cache_dir=None, cache_batch_size=8, workers=0),
+        "optimizer": run.optimizer,
+        "steps": run.training.steps,
+        "batch_size": run.training.batch_size * run.training.accumulation,
+        "base": fingerprint(load(MODEL).pipeline),
+        "prompts": prompts,
+    }
+
+
+def measured(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
+    """Train an arm and hold its videos against the base's."""
+    output = record.WORK / "work" / f"video-{arm.name}-{seed}"
+    begin = time.process_time()
+    result = align(replace(recipe(arm, seed), output=str(output)), lambda line: None)
+    seconds = time.process_time() - begin
+    if result.aligned is None:
+        raise KeyboardInterrupt
+    texts = tiny.motion_prompts("test", prompts)
+    before, after = base(prompts), scores(_aligned(result.aligned), texts)
+    table = {}
+    for name in before:
+        c = compare(before[name], after[name], texts)
+        table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
+    gains = {
+        name: [round(b - a, 4) for a, b in zip(before[name], after[name], strict=True)] for name in before
+    }
+    shutil.rmtree(output)
+    return {"rewards": table, "gains": gains, "seconds": round(seconds, 1), "verdict": result.verdict}
+
+
+def _aligned(folder: Path) -> LoadedModel:
+    """The base with the adapters of a run on it, folded in."""
+    model = load(MODEL)
+    model.pipeline = load_aligned(MODEL, folder)
+    model.pipeline.fuse_lora()
+    return model
+
+
+@lru_cache
+def base(prompts: int) -> dict[str, list[float]]:
+    """Scores of the base's videos of the first test captions, by name."""
+    model = load(MODEL)
+    path = record.WORK / f"base-video-{prompts}-{fingerprint(model.pipeline)[:8]}.json"
+    with lock(path.stem):
+        if not path.exists():
+            write_atomic(path, json.dumps(scores(model, tiny.motion_prompts("test", prompts))))
+    found: dict[str, list[float]] = json.loads(path.read_text())
+    return found
+
+
+def scores(model: LoadedModel, texts: Sequence[str]) -> dict[str, list[float]]:
+    """Judges' scores and motion of a model's videos, in the order of the prompts."""
+    videos = list(_drawn(model, texts))
+    found = {name: load_reward(name)(videos, texts).tolist() for name in REWARDS}
+    frames = [video.frames.permute(0, 2, 3, 1).numpy() for video in videos]
+    found[MOTION] = [dynamics(f, text) for f, text in zip(frames, texts, strict=True)]
+    found["dynamic_degree"] = [motion_statistics(video)["dynamic_degree"] for video in videos]
+    return {name: [round(value, 4) for value in values] for name, values in found.items()}
+
+
+@torch.no_grad()
+def _drawn(model: LoadedModel, texts: Sequence[str]) -> Iterator[Video]:
+    """A video a prompt, each of its own noise whatever the model: Euler steps on the model's grid."""
+    shape = model.latent_shape(32, 32, motions.FRAMES)
+    for start in range(0, len(texts), BATCH):
+        some = list(texts[start : start + BATCH])
+        seeds = range(start, start + len(some))
+        noise = torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
+        denoiser = Guided(model.denoiser(), model.negative(len(some)), GUIDANCE)
+        latents = denoised(denoiser, noise, model.grid(STEPS, shape), model.encode_prompts(some))
+        yield from (_video(pixels) for pixels in model.decode(latents))
