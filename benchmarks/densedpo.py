@@ -26,12 +26,13 @@ COLUMNS = {
 }
 HOW = (
     "`python -m benchmarks.densedpo` makes what is missing. The tiny Wan draws moving shapes; in the clips "
-    "that it was trained on, the faster a thing moves the likelier it has a defect for a second (its shape or "
-    "colour changes, or it halts), so that slow videos are better ones to whoever looks at quality alone. "
+    "that it was trained on, the faster a thing moves the likelier it has a defect for a second (its shape "
+    "or colour changes, or it halts), so that slow videos are better ones to whoever looks at quality alone. "
     "{pairs} pairs of each kind are drawn from the base ({steps} steps, guidance {guidance:g}) and labelled "
-    "every {segment:g} s by the content judge, which sees number, colours and shapes and no motion; a label a "
-    "pair is the majority. All arms take as many steps of as many pairs. Gains over the base are on {prompts} "
-    "held-out captions with the same noise; 95 % intervals by a bootstrap over prompts and seeds. Speed is "
+    "every {segment:g} s by the content judge, which sees number, colours and shapes and no motion; a label "
+    "a pair is the majority. All arms take as many steps of as many pairs. Gains over the base are on "
+    "{prompts} held-out captions with the same noise; 95 % intervals by a bootstrap over prompts and seeds. "
+    "Speed is "
     "that of the caption's things, whichever way they go; the dynamic degree is "
     "`diffalign.evaluation.motion`'s, short sides a second of the fastest 5 % of the pixels."
 )
