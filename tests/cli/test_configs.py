@@ -64,7 +64,7 @@ def test_published_batches_and_learning_rates(name, pairs, rate, runs):
     assert run.method["beta"] == 5000
 
 
-PARAMETERS = {"sd15": 859_520_964, "sdxl": 2_567_463_684}  # of the published UNets
+PARAMETERS = {"sd15": 859_520_964, "sdxl": 2_567_463_684, "wan": 1_418_996_800}  # of the published networks
 
 
 @pytest.mark.parametrize("name", RECIPES)
