@@ -52,9 +52,8 @@ def open_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
-        return load(
-            replace(base, path=str(folder), family="auto", revision=None, variant=None, vae=None), device
-        )
+        whole = replace(base, path=str(folder), family="auto", revision=None, variant=None)
+        return load(replace(whole, vae=None, motion_adapter=None), device)
     if not holds_lora(folder):
         raise UserError(
             f"{folder}: neither {LORA_FILES[0]} nor model_index.json in it; allowed: the aligned/ folder of "

@@ -215,14 +215,18 @@ def _untold(vae: Any, count: int) -> None:
 class Videos:
     """A causal autoencoder of videos: its first latent frame is the first frame, each further one ``stride``.
 
+    Where the network's patches are several latent frames deep, copies of the first one stand before it, so
+    that it and they fill a patch: CogVideoX 1.5 was trained so, and its pipeline drops what it makes there.
+
     Attributes:
         width: channels of the latents by the configuration, whose names differ from class to class.
         space: pixels per latent along one side.
         stride: frames per latent frame after the first.
         moments: of an autoencoder, (shift, scale) from its own scale to the network's.
         times: what a decoder of so many videos is told, (B,); None: it takes no time.
+        step: frames from one number that the autoencoder takes to the next; None: the stride.
         depth: latent frames of one patch, by the network's configuration.
-        together: the same of the network that the codec is fitted to: latent frames are a multiple of it.
+        copies: of the first latent frame, before it; of the network that the codec is fitted to.
     """
 
     width: Callable[[Config], int]
@@ -230,8 +234,9 @@ class Videos:
     stride: Callable[[Config], int]
     moments: Callable[[Any], tuple[Tensor, Tensor]] = _configured
     times: Callable[[Any, int], Tensor | None] = _untold
+    step: Callable[[Config], int] | None = None
     depth: Callable[[Config], int] = _single
-    together: int = 1
+    copies: int = 0
     video: bool = True
 
     def channels(self, config: Config) -> int:
@@ -243,32 +248,36 @@ class Videos:
         return self.space(config)
 
     def latent_frames(self, config: Config, frames: int) -> int:
-        """1 + (frames - 1) / stride."""
-        return 1 + (frames - 1) // self.stride(config)
+        """1 + (frames - 1) / stride, and the copies."""
+        return self.copies + 1 + (frames - 1) // self.stride(config)
 
     def usable_frames(self, config: Config, frames: int) -> int:
-        """1 more than a multiple of the stride, of latent frames that fill their patches."""
-        patches = self.latent_frames(config, frames) // self.together
-        return 1 + (patches * self.together - 1) * self.stride(config) if patches else 0
+        """1 more than a multiple of the step."""
+        step = (self.step or self.stride)(config)
+        return 1 + (frames - 1) // step * step if frames > 0 else 0
 
     def fitted(self, network_config: Config) -> "Videos":
-        """With the depth of the network's patches."""
-        return replace(self, together=self.depth(network_config))
+        """With as many copies as the network's patches are deeper than one."""
+        return replace(self, copies=self.depth(network_config) - 1)
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
-        """0 of the first one; of the k-th, (k - 1) stride + 1 up to k stride."""
-        stride = self.stride(config)
-        return range((latent_frame - 1) * stride + 1, latent_frame * stride + 1) if latent_frame else range(1)
+        """0 of the first one and its copies; of the k-th after it, (k - 1) stride + 1 up to k stride."""
+        k, stride = max(0, latent_frame - self.copies), self.stride(config)
+        return range((k - 1) * stride + 1, k * stride + 1) if k else range(1)
 
     def encode(
         self, vae: Any, pixels: Float[Tensor, "B 3 F H W"]
     ) -> tuple[Float[Tensor, "B C F h w"], Float[Tensor, "B C F h w"]]:
         """(mean, std) of the posterior in the network's scale."""
-        return encoded(vae, pixels, self.moments(vae))
+        mean, std = encoded(vae, pixels, self.moments(vae))
+        return self._with_copies(mean), self._with_copies(std)
+
+    def _with_copies(self, latents: Tensor) -> Tensor:
+        return torch.cat([latents[:, :, :1]] * self.copies + [latents], dim=2)
 
     def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
         """Pixels in [0, 1]."""
-        moments, times = self.moments(vae), self.times(vae, 1)
+        latents, moments, times = latents[:, :, self.copies :], self.moments(vae), self.times(vae, 1)
         if times is None:
             return decoded(vae, latents, moments)
         # one by one: diffusers' slices of a batch lose the times

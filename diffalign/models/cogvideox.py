@@ -3,9 +3,9 @@ together, v-prediction on a shifted schedule whose last step is pure noise.
 
 The 2B model adds sine positions to its tokens; the 5B models turn queries and keys, by angles that the
 pipeline makes of the video's size and hands to the network: ``call`` makes them of the latents' size. The
-transformer wants frames before channels. Patches of 1.5 are two latent frames deep: where a video has an odd
-number of them the pipeline adds one, which it throws away again; here the number of frames is such that there
-is none to add.
+transformer wants frames before channels. Patches of 1.5 are two latent frames deep: ``codecs.Videos`` puts a
+copy of the first one before it. The autoencoder makes 1 + 4 k frames only of an odd number of latent frames,
+so videos have 1 + 8 k frames: 49 of the 2B and 5B models, 81 of 1.5.
 """
 
 from collections.abc import Mapping
@@ -74,6 +74,7 @@ class CogVideoX:
         width=lambda config: int(config["latent_channels"]),
         space=lambda config: int(2 ** (len(config["block_out_channels"]) - 1)),
         stride=lambda config: int(config["temporal_compression_ratio"]),
+        step=lambda config: 2 * int(config["temporal_compression_ratio"]),
         depth=lambda network_config: int(network_config.get("patch_size_t") or 1),
     )
     text_encoders: tuple[str, ...] = ("text_encoder",)

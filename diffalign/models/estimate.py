@@ -5,9 +5,9 @@ every matrix product, convolution and attention at 2 per multiply-add, and autog
 would keep. Kernels are those of fused attention, so no attention matrix is counted as stored.
 
 FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward), where
-backward is measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights need no
-gradient of their own; recomputation is 1 policy forward with gradient checkpointing, else 0; methods without
-a reference have no reference forward.
+backward is measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights
+need no gradient of their own; recomputation is 1 policy forward with gradient checkpointing, else 0; methods
+without a reference have no reference forward.
 """
 
 from dataclasses import asdict, dataclass

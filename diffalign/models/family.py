@@ -174,8 +174,8 @@ def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False)
     if own_sigmas:
         arguments["sigmas"] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
     scheduler.set_timesteps(**arguments) if own_sigmas else scheduler.set_timesteps(steps, **arguments)
-    grid: Tensor = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
-    return grid
+    grid = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
+    return torch.where(grid > 1 - 2e-6, 1.0, grid)  # UniPC's first is 1 - 1e-6, for its logarithms
 
 
 def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:

@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from diffalign.config import ModelConfig
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.precision import only_errors
 from tests.tiny_pipelines import (
     make_flux,
     make_pixart,
@@ -16,6 +17,7 @@ from tests.tiny_pipelines import (
     make_sd15,
     make_sdxl,
 )
+from tests.video_pipelines import CASES
 
 MAKERS = {
     "sd15": make_sd15,
@@ -32,6 +34,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random pipeline folder of each family."""
     root = tmp_path_factory.mktemp("pipelines")
     return {name: make(root / name) for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random pipeline folder of each form of the families of videos."""
+    root = tmp_path_factory.mktemp("video_pipelines")
+    with only_errors("diffusers"):
+        return {name: make(root / name) for name, (make, _) in CASES.items()}
 
 
 @pytest.fixture(autouse=True)
