@@ -75,7 +75,7 @@ def test_activities_are_every_animal_at_everything_mixed_from_the_start():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.txt", None, "missing.txt': no such file; allowed: .txt.*tiny:test, animals, activities"),
+        ("missing.txt", None, "missing.txt': no such file; allowed: .txt.*tiny:test, .*animals, activities"),
         ("p.txt", b"\n \n", "p.txt: no prompts in it"),
         ("p.txt", b"\xff\xfe\x00", "p.txt: not UTF-8 text"),
         ("p.jsonl", b"\xff", "p.jsonl: not UTF-8 text"),
