@@ -10,6 +10,7 @@ from diffalign.methods import build
 from diffalign.models.counting import meta_network
 from diffalign.models.estimate import estimate
 from diffalign.models.shapes import shapes_of
+from diffalign.times import LogitNormal
 
 RECIPES = sorted(shipped_configs())
 
@@ -53,6 +54,7 @@ def test_a_recipe_says_source_hardware_and_command(name):
         ("sdxl_dpo", 2048, 2.048e-5),
         ("sd15_dpo_lora", 32, 1e-5),
         ("sdxl_dpo_lora", 16, 1e-5),
+        ("pixart_dpo", 256, 2.56e-6),
     ],
 )
 def test_published_batches_and_learning_rates(name, pairs, rate, runs):
@@ -64,7 +66,28 @@ def test_published_batches_and_learning_rates(name, pairs, rate, runs):
     assert run.method["beta"] == 5000
 
 
-PARAMETERS = {"sd15": 859_520_964, "sdxl": 2_567_463_684, "wan": 1_418_996_800}  # of the published networks
+def test_sd3_is_trained_as_flow_grpo_trains_its_baseline(runs):
+    run = runs["sd3_dpo"]
+    assert (run.method["beta"], run.optimizer.learning_rate, run.training.accumulation) == (100, 3e-4, 39)
+    assert (run.model.lora.rank, run.model.lora.alpha) == (32, 64)
+    assert run.training.ema_decay**8 == pytest.approx(0.9, abs=1e-3)
+    time = build(run.method).time
+    assert isinstance(time, LogitNormal) and (time.shift, time.steps) == (3.0, 1000)
+    network, _ = meta_network(run, shapes_of(run.model))
+    adapted = {n.split(".lora_")[0] for n, p in network.named_parameters() if p.requires_grad}
+    assert {n.split(".")[2] for n in adapted} == {"attn"}  # not attn2, the second attention of 3.5
+    # of 24 blocks: 4 of the image's in each, 3 of the text's and its output in all but the last
+    assert len(adapted) == 24 * 4 + 24 * 3 + 23
+
+
+PARAMETERS = {  # of the published networks
+    "sd15": 859_520_964,
+    "sdxl": 2_567_463_684,
+    "sd3": 2_243_171_520,  # 3.5 Medium
+    "flux": 11_901_408_320,
+    "pixart": 610_856_096,
+    "wan": 1_418_996_800,
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -44,7 +44,15 @@ def test_real_networks_build_without_weights(name: str, parameters: int) -> None
     check_targets(network, LoraConfig().targets)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stabilityai/stable-diffusion-3.5-medium",
+        "black-forest-labs/FLUX.1-dev",
+        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    ],
+)
 def test_a_real_run_is_estimated(name: str) -> None:
     """At a small size, so that the shapes are computed quickly; the networks have their own depth."""
     result = estimate(run(name, 64, dtype="bfloat16", gradient_checkpointing=True))
