@@ -1,15 +1,16 @@
-"""The embedded worlds: two small laboratories on which every method runs in seconds to minutes.
+"""The embedded worlds: small laboratories on which every method runs in seconds to minutes.
 
 *The plane* (`diffalign.tiny.plane`) is two-dimensional and has a known optimum. *The drawn scenes* are
 captions, a renderer (`scenes`), judges that read pixels (`judge`) and genuine diffusers pipelines with tiny
-parts, whose weights and preference pairs ship with the package; `python -m diffalign.tiny.build` makes them
-anew. Importing this module imports no torch.
+parts, whose weights and preference pairs ship with the package; *the moving shapes* (`motions`,
+`motion_judge`) are the same for video. `python -m diffalign.tiny.build` makes them anew. Importing
+this module imports no torch.
 """
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-FAMILIES = ("sdxl", "sd15")
+FAMILIES = ("sdxl", "sd15", "sd3", "wan")
 
 
 def _shipped(name: str) -> Path:
@@ -22,7 +23,8 @@ def _shipped(name: str) -> Path:
 
 
 def pipeline_path(family: str = "sdxl") -> Path:
-    """Folder that `StableDiffusionXLPipeline` ("sdxl") or `StableDiffusionPipeline` ("sd15") loads.
+    """Folder that `StableDiffusionXLPipeline` ("sdxl"), `StableDiffusionPipeline` ("sd15"),
+    `StableDiffusion3Pipeline` ("sd3") or `WanPipeline` ("wan") loads.
 
     ValueError naming the allowed families for another word, FileNotFoundError if the weights were never
     built.
@@ -58,7 +60,17 @@ def prompts(split: str, n: int | None = None) -> list[str]:
     """
     from diffalign.tiny.scenes import split_captions
 
-    every = split_captions(split)
+    return _first(split_captions(split), split, n)
+
+
+def motion_prompts(split: str, n: int | None = None) -> list[str]:
+    """As `prompts`, the captions of moving shapes, which the tiny video model draws."""
+    from diffalign.tiny.motions import split_captions
+
+    return _first(split_captions(split), split, n)
+
+
+def _first(every: tuple[str, ...], split: str, n: int | None) -> list[str]:
     if n is not None and not 0 <= n <= len(every):
         raise ValueError(f"n must be from 0 to {len(every)} for split {split!r}, got {n}")
     return list(every[:n])

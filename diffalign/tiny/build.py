@@ -1,90 +1,41 @@
 """Make the package data of the drawn scenes: `python -m diffalign.tiny.build [PART] [--out DIR] [--minutes
 M]`.
 
-Parts are autoencoder, sdxl, sd15, clip, pairs, step_aware, judges (figures only), or all. Each is written
-under a temporary name and renamed, and its figures go to `report.json` and `report.md`. Weights are stored in
-float16, which costs nothing visible, and load as float32.
+Parts are autoencoder, sdxl, sd15, sd3, wan_vae, wan, clip, pairs, step_aware, judges (figures only), or all.
+Each is written under a temporary name and renamed, and its figures go to `report.json` and `report.md`.
+Weights are stored in float16, which costs nothing visible, and load as float32.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from diffalign.files import write_atomic
 from diffalign.tiny import WEIGHTS
+from diffalign.tiny.saving import forget_paths, half, replace_folder, save_pipeline, say
 
 MINUTES = {
-    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "clip": 5.0, "pairs": 0.0, "step_aware": 0.0,
-    "judges": 0.0,
+    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "sd3": 50.0, "wan_vae": 18.0, "wan": 20.0, "clip": 5.0,
+    "pairs": 0.0, "step_aware": 0.0, "judges": 0.0,
 }  # fmt: skip
 PAIRS = 6000
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _replace(folder: Path, save: Callable[[Path], None]) -> None:
-    """Let `save` fill a fresh folder beside `folder`, then put it in its place."""
-    fresh = folder.with_name(f".{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save(fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-def _forget_paths(folder: Path) -> None:
-    """Drop the folder that a part was loaded from out of its configuration: it means nothing elsewhere."""
-    for path in folder.rglob("config.json"):
-        config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
-        write_atomic(path, json.dumps(config, indent=2) + "\n")
-
-
-def _half(folder: Path) -> None:
-    """Store every safetensors file of a folder in float16."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    for path in folder.rglob("*.safetensors"):
-        tensors = {k: v.half() if v.dtype == torch.float32 else v for k, v in load_file(path).items()}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _autoencoder(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
     from diffalign.tiny import autoencoder
 
-    vae, figures = autoencoder.train(seconds, seed, _say, out / "vae" if resume else None)
+    vae, figures = autoencoder.train(seconds, seed, say, out / "vae" if resume else None)
 
     def save(fresh: Path) -> None:
         vae.save_pretrained(fresh)
-        _forget_paths(fresh)
-        _half(fresh)
+        forget_paths(fresh)
+        half(fresh)
 
-    _replace(out / "vae", save)
+    replace_folder(out / "vae", save)
     return figures
-
-
-def save_pipeline(pipe: Any, folder: Path) -> None:
-    """Write a pipeline in float16 at once or not at all."""
-
-    def save(fresh: Path) -> None:
-        from diffalign.tiny import text
-
-        pipe.save_pretrained(fresh)
-        for name in ("tokenizer", "tokenizer_2"):
-            if getattr(pipe, name, None) is not None:
-                text.save(getattr(pipe, name), fresh / name)
-        _forget_paths(fresh)
-        _half(fresh)
-
-    _replace(folder, save)
 
 
 def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
@@ -104,7 +55,7 @@ def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -
     start = None
     if resume or (family == "sd15" and begin.exists()):
         start = pretrain.weights(family, DiffusionPipeline.from_pretrained(begin))
-    parts, figures = pretrain.train(family, vae, seconds, seed, _say, start_from=start)
+    parts, figures = pretrain.train(family, vae, seconds, seed, say, start_from=start)
     pipe = pretrain.pipeline(parts, vae)
     save_pipeline(pipe, out / family)
     for guidance in (1.0, 2.0):
@@ -116,13 +67,13 @@ def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -
 def _clip(out: Path, seconds: float, seed: int) -> dict[str, Any]:
     from diffalign.tiny import clip
 
-    model, tokenizer, figures = clip.train(seconds, seed, _say)
+    model, tokenizer, figures = clip.train(seconds, seed, say)
 
     def save(fresh: Path) -> None:
         clip.save(model, tokenizer, fresh)
-        _half(fresh)
+        half(fresh)
 
-    _replace(out / "clip", save)
+    replace_folder(out / "clip", save)
     return figures
 
 
@@ -145,15 +96,15 @@ def _step_aware(out: Path, seed: int) -> dict[str, Any]:
     with TemporaryDirectory() as work:
         run = tree_from(RewardRun, read_yaml(find_config("tiny_reward", "rewards")), "tiny_reward")
         run = apply_overrides(run, ["--output", f"{work}/run", "--training.seed", str(seed)])
-        result = train_reward(run, _say)
+        result = train_reward(run, say)
         if result.reward is None:
             raise KeyboardInterrupt
 
         def save(fresh: Path) -> None:
             shutil.copytree(Path(work) / "run" / "reward", fresh, dirs_exist_ok=True)
-            _half(fresh)
+            half(fresh)
 
-        _replace(out / "step_aware", save)
+        replace_folder(out / "step_aware", save)
     return {"steps": result.steps, "before": dict(result.before), "after": dict(result.after)}
 
 
@@ -167,6 +118,10 @@ def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False)
         figures = _autoencoder(out, seconds, seed, resume)
     elif part in ("sdxl", "sd15"):
         figures = _pipeline(part, out, seconds, seed, resume)
+    elif part in ("sd3", "wan_vae", "wan"):
+        from diffalign.tiny.build_flow import FLOWS
+
+        figures = FLOWS[part](out, seconds, seed, resume)
     elif part == "clip":
         figures = _clip(out, seconds, seed)
     elif part == "pairs":
@@ -195,7 +150,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help=f"training time of the part (default: {MINUTES})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--resume", action="store_true", help="autoencoder, sdxl, sd15: go on from the weights in --out"
+        "--resume",
+        action="store_true",
+        help="what is trained: go on from the checkpoint of an interrupted training, or the weights in --out",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     args = parser.parse_args(argv)
@@ -207,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     for part in MINUTES if args.part == "all" else [args.part]:
         minutes = MINUTES[part] if args.minutes is None else args.minutes
-        _say(f"{part}: {build(part, args.out, minutes, args.seed, args.resume)}")
+        say(f"{part}: {build(part, args.out, minutes, args.seed, args.resume)}")
     return 0
 
 

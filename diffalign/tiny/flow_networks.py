@@ -1,4 +1,4 @@
-"""The networks of the tiny flow worlds, as genuine diffusers and transformers classes, and their schedulers."""
+"""The networks of the tiny flow models, genuine diffusers and transformers classes, and their schedulers."""
 
 import torch
 from diffusers import (
@@ -35,7 +35,7 @@ def sd3_text_encoders(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProject
     return [CLIPTextModelWithProjection(config) for _ in range(2)]
 
 
-def sd3_transformer(width: int = 64, layers: int = 6, patch: int = 1) -> SD3Transformer2DModel:
+def sd3_transformer(width: int = 96, layers: int = 4, patch: int = 2) -> SD3Transformer2DModel:
     """The velocity of latents (B, 8, 8, 8); blocks and output start at zero."""
     side = networks.LATENT[1]
     model = SD3Transformer2DModel(
@@ -74,7 +74,7 @@ def wan_vae() -> AutoencoderKLWan:
     """Pixels (B, 3, 17, 32, 32) in [-1, 1] to latents (B, 16, 5, 4, 4): 4 times in time, 8 times in space, of
     which patches of 2 x 2 pixels are the first two, as in Wan 2.2.
     """
-    return AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=16,
         z_dim=WAN_LATENT[0],
         dim_mult=[1, 2, 2],
@@ -88,6 +88,27 @@ def wan_vae() -> AutoencoderKLWan:
         scale_factor_temporal=4,
         scale_factor_spatial=8,
     )
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            _spread(layer, 0.5 if name.endswith(("conv2", "proj")) else 1.0)
+    with torch.no_grad():  # little noise at first, or nothing gets through
+        vae.quant_conv.weight[WAN_LATENT[0] :] *= 0.1
+        vae.quant_conv.bias[WAN_LATENT[0] :] = -5.0
+    return vae
+
+
+def _spread(layer: nn.Conv2d | nn.Conv3d, gain: float) -> None:
+    """Weights that keep the variance, most of it from the newest frame; no bias: else constants drown the
+    picture, and only its mean is learnt.
+    """
+    nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        now = layer.weight if layer.weight.ndim == 4 else layer.weight[:, :, -1]
+        nn.init.kaiming_normal_(now, nonlinearity="linear")
+        now *= gain
+        if layer.weight.ndim == 5:
+            before = layer.weight[:, :, :-1]
+            before.normal_(std=0.3 * float(now.std()))
 
 
 def wan_text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:

@@ -2,8 +2,8 @@
 
 No network: every frame is read as `diffalign.tiny.judge` reads a picture; a thing of the caption is followed
 from frame to frame as the region that fits its words best and is nearest to where it was. `content` asks for
-number, colours and shapes in every frame; `motion` for direction, speed and evenness; `dynamics` only how fast
-things move, whatever the caption says.
+number, colours and shapes in every frame; `motion` for direction, speed and evenness; `dynamics` only how
+fast things move, whatever the caption says.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ _TREMBLE = 0.2  # pixels that a step may be misread by
 
 @dataclass(frozen=True)
 class Track:
-    """What becomes of one thing: in each frame its place (F, 2), NaN where it is not seen, and how many of its
-    two words (colour, shape) hold (F,).
+    """What becomes of one thing: in each frame its place (F, 2), NaN where it is not seen, and how many of
+    its two words (colour, shape) hold (F,).
     """
 
     place: np.ndarray
@@ -98,8 +98,8 @@ def velocity(track: Track, fps: float) -> np.ndarray:
 
 
 def evenness(track: Track, direction: tuple[int, int]) -> np.ndarray:
-    """For each step of three frames (F - 3,) whether it is neither a halt nor a leap nor back; False where the
-    thing is not seen.
+    """For each step of three frames (F - 3,) whether it is neither a halt nor a leap nor back; False where
+    the thing is not seen.
     """
     along = track.place @ np.array(direction, dtype=float)
     steps = along[_STRIDE:] - along[:-_STRIDE]

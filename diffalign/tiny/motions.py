@@ -209,10 +209,11 @@ def clip_of(text: str, rng: np.random.Generator) -> Clip:
     return Clip(parse(text), layout, dark=bool(rng.random() < 0.5))
 
 
-def defective(clip: Clip, rng: np.random.Generator, index: int, start: int | None = None) -> Clip:
-    """The clip with a defect of any kind added to thing `index`, for about a second somewhere."""
-    start = int(rng.integers(1, FRAMES - 8)) if start is None else start
-    return replace(clip, defects=(*clip.defects, Defect(str(rng.choice(DEFECTS)), index, start)))
+def defective(clip: Clip, rng: np.random.Generator, index: int) -> Clip:
+    """The clip with a defect of any kind added to thing `index`, for half a second to a second somewhere."""
+    frames = int(rng.integers(4, 9))
+    defect = Defect(str(rng.choice(DEFECTS)), index, int(rng.integers(1, FRAMES - frames)), frames)
+    return replace(clip, defects=(*clip.defects, defect))
 
 
 def chance(clip: Clip, index: int) -> float:

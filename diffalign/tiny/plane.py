@@ -2,7 +2,7 @@
 
 Eight Gaussian modes stand on a ring, a label says which arc of it ("the prompt": 0 anywhere, 1 the left
 half, 2 the right), and the reward is the height of a point. Latents are (B, 2) and go through the very code
-that images go through.
+that images go through, on SD's noise schedule or, in a flow version, as a rectified flow.
 
 With the reward linear, the KL-regularised optimum p*(x | c) ~ p(x | c) exp(reward(x) / tau) is a Gaussian
 mixture again (``Plane.optimum``), so three things that images hide can be read off: the gain, the mass that
@@ -11,7 +11,7 @@ has left the support (the over-optimisation), and the distance to the best that 
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,6 +33,7 @@ SCHEDULER = {
     "beta_end": 0.012,
     "prediction_type": "epsilon",
 }
+FLOW_SCHEDULER = {"shift": 1.0}
 LABELS = 3
 
 
@@ -98,10 +99,11 @@ class Plane:
 
 
 class PlaneNetwork(nn.Module):
-    """An MLP of (x, sinusoidal features of time, label) to (B, 2)."""
+    """An MLP of (x, sinusoidal features of time, label) to (B, 2): the noise, or a velocity (``flow``)."""
 
-    def __init__(self, width: int = 128, frequencies: int = 16):
+    def __init__(self, width: int = 128, frequencies: int = 16, flow: bool = False):
         super().__init__()
+        self.flow = flow
         self.register_buffer(
             "frequencies", torch.exp(torch.linspace(0, math.log(1000.0), frequencies)) / 1000
         )
@@ -119,20 +121,26 @@ class PlaneNetwork(nn.Module):
         self.out = nn.Linear(width, 2)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """x (B, 2), time (B,) in 0 .. 999, label (B,) int64."""
+        """x (B, 2), time (B,) in 0 .. 1000, label (B,) int64."""
         phase = time[:, None].to(x.dtype) * self.frequencies
         return self.out(self.layers(torch.cat([x, phase.sin(), phase.cos(), self.label(label)], 1)))
 
 
-def denoiser_of(network: nn.Module) -> NetworkDenoiser:
-    """The network as a denoiser on SD's noise schedule."""
-    path, target = path_from_config(SCHEDULER)
+def denoiser_of(network: PlaneNetwork) -> NetworkDenoiser:
+    """The network as a denoiser on SD's noise schedule, or of a rectified flow."""
+    path, target = path_from_config(FLOW_SCHEDULER if network.flow else SCHEDULER)
     return NetworkDenoiser(network, path, target, _call)
 
 
 def _call(network: nn.Module, x_t: Tensor, time: Tensor, cond: Cond) -> Tensor:
-    out: Tensor = network(x_t, time, cond["label"])
-    return out
+    """Points (B, 2), or films (B, 2, F, 1, 1), whose frames are F points of one label."""
+    if x_t.ndim == 2:
+        out: Tensor = network(x_t, time, cond["label"])
+        return out
+    frames = x_t.shape[2]
+    time, label = (rows.repeat_interleave(frames) for rows in (time, cond["label"]))
+    points = network(x_t.movedim(1, -1).reshape(-1, 2), time, label)
+    return points.reshape(-1, frames, 2).transpose(1, 2)[..., None, None]
 
 
 def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) -> Batch[Tensor]:
@@ -147,10 +155,10 @@ def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) ->
     return Batch(x, {"label": torch.where(wrong, 3 - label, label)}, torch.arange(count), torch.zeros(count))
 
 
-def pretrain(plane: Plane, seed: int = 0, steps: int = 2500) -> PlaneNetwork:
+def pretrain(plane: Plane, seed: int = 0, steps: int = 2500, flow: bool = False) -> PlaneNetwork:
     """A base model of the plane's data: ten seconds of one core."""
     torch.manual_seed(seed)
-    network = PlaneNetwork()
+    network = PlaneNetwork(flow=flow)
     fit(
         SFT(),
         network,
@@ -204,7 +212,7 @@ def fit(
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
     state = train(
         method=method,
-        denoiser_of=denoiser_of,
+        denoiser_of=lambda prepared: replace(denoiser_of(network), network=prepared),
         reference=denoiser_of(network if reference is None else reference),
         network=network,
         parameters=list(network.named_parameters()),

@@ -21,6 +21,7 @@ Maker = Callable[..., Batch[Tensor]]
 TEMPERATURE = 0.3  # of Bradley-Terry: P(a over b) = sigmoid((height(a) - height(b)) / 0.3)
 RIVALS = 4  # members of a ranked list
 BEST = 0.1  # share of the data that is expert
+FRAMES = 4  # of a film
 
 
 def preferences(
@@ -46,6 +47,22 @@ def lists(
     label, x = _drawn(base, count, RIVALS, g)
     height = _signed(plane.reward(x), flipped)
     return _batch(x, label, RIVALS, height, {"reward": height})
+
+
+def films(
+    plane: Plane, base: Denoiser, count: int = 1024, seed: int = 0, flipped: bool = False
+) -> Batch[Tensor]:
+    """Pairs of films, (B, 2, 4, 1, 1): four points each that know nothing of each other, drawn from the base
+    under one label. Every frame is scored as in ``preferences``, (B, 4).
+    """
+    g = torch.Generator().manual_seed(seed)
+    label, x = _drawn(base, count, 2 * FRAMES, g)
+    height = plane.reward(x).reshape(count, 2, FRAMES)
+    chance = torch.sigmoid((height[:, 0] - height[:, 1]) / TEMPERATURE)
+    first = (torch.rand(count, FRAMES, generator=g) < chance) ^ flipped
+    score = torch.stack([first, ~first], 1).float().flatten(0, 1)
+    frames = x.reshape(2 * count, FRAMES, 2).transpose(1, 2)[..., None, None]
+    return _batch(frames, label[::FRAMES], 2, score, {})
 
 
 def likes(

@@ -4,19 +4,26 @@ import copy
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.config import OptimizerConfig, RolloutConfig, TrainingConfig
+from diffalign.methods import REGISTRY
+from diffalign.methods.trailing import Followed
+from diffalign.paths import path_from_config
 from diffalign.rollout.rounds import Plan
-from diffalign.rollout.shapes import Setting
+from diffalign.rollout.shapes import Setting, Window, drawn_steps
 from diffalign.rollout.source import Cast, OnlineSource
-from diffalign.samplers import kernel_for, timesteps
-from diffalign.tiny.plane import LABELS, Plane, PlaneNetwork, denoiser_of
+from diffalign.samplers import grid_of, kernel_for
+from diffalign.tiny.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
 from diffalign.training.acceleration import accelerator_for
+from diffalign.training.hooks import Hook
 from diffalign.training.loop import train
-from diffalign.types import Cond, Method
+from diffalign.training.reference import RefreshReference
+from diffalign.types import Cond, Denoiser
 
 PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
 
@@ -64,7 +71,7 @@ class Height:
 
 
 def align_online(
-    method: Method,
+    method: Any,
     base: PlaneNetwork,
     plane: Plane,
     rollout: RolloutConfig,
@@ -89,45 +96,68 @@ def align_online(
         flipped: the lower the better.
     """
     network = copy.deepcopy(base)
-    policy = denoiser_of(network)
-    shape = rollout.shape
-    setting = Setting(
-        kernel_for(policy.path, rollout.eta),
-        timesteps(rollout.steps),
+    policy, setting = denoiser_of(network), plane_setting(rollout, base.flow)
+    reference: Denoiser = denoiser_of(base)
+    hooks: list[Hook] = []
+    kept: dict[str, Tensor] = {}
+    sampler: Denoiser = policy
+    role = next((card.trailing for card in REGISTRY.values() if card.method is type(method)), "none")
+    if role != "none" and method.trails:
+        trailing = copy.deepcopy(base).requires_grad_(False)
+        kept = {name: p.detach() for name, p in trailing.named_parameters()}
+        hooks = [RefreshReference(kept, method.trail.every, method.trail.mix)]
+        reference = Followed(reference, denoiser_of(trailing))
+        sampler = denoiser_of(trailing) if role == "sampler" else policy
+    settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
+    train(
+        method=method,
+        denoiser_of=lambda prepared: replace(policy, network=prepared),
+        reference=reference,
+        network=network,
+        parameters=list(network.named_parameters()),
+        source=OnlineSource(
+            Cast(sampler, reference if method.needs_reference else None, network),
+            PlaneStudio(),
+            Height(plane, flipped),
+            PROMPTS * (rollout.prompts_per_round // LABELS),
+            rollout,
+            rollout.shape,
+            setting,
+            plane_plan(rollout, batch_size, base.flow),
+            seed,
+        ),
+        settings=settings,
+        optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4),
+        accelerator=accelerator_for(settings),
+        hooks=hooks,
+        kept=kept,
+    )
+    return network
+
+
+def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:
+    """How the plane is sampled: without guidance, on the grid of its path."""
+    path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
+    window = rollout.window and Window(rollout.window, rollout.window_shift, rollout.window_stride)
+    return Setting(
+        kernel_for(path, rollout.eta, rollout.form),
+        grid_of(path, rollout.steps),
         1.0,
         rollout.samples,
         rollout.shared_noise,
         rollout.first_branch,
         rollout.inner_steps,
         rollout.estimate,
+        window=window or None,
     )
-    settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
-    train(
-        method=method,
-        denoiser_of=denoiser_of,
-        reference=denoiser_of(base),
-        network=network,
-        parameters=list(network.named_parameters()),
-        source=OnlineSource(
-            Cast(policy, denoiser_of(base) if method.needs_reference else None, network),  # type: ignore[attr-defined]
-            PlaneStudio(),
-            Height(plane, flipped),
-            PROMPTS * (rollout.prompts_per_round // LABELS),
-            rollout,
-            shape,
-            setting,
-            plane_plan(rollout, batch_size),
-            seed,
-        ),
-        settings=settings,
-        optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4),
-        accelerator=accelerator_for(settings),
-    )
-    return network
 
 
-def plane_plan(rollout: RolloutConfig, batch_size: int) -> Plan:
-    """Who learns what when: every step of the plane's sampler is a draw."""
-    slots = {"samples": 1, "trajectories": rollout.steps, "tree": rollout.steps - rollout.first_branch}
-    trained = max(1, round(rollout.trained_steps * slots[rollout.shape]))
-    return Plan(rollout.prompts_per_round, trained, batch_size, rollout.passes)
+def plane_plan(rollout: RolloutConfig, batch_size: int, flow: bool = False) -> Plan:
+    """Who learns what when."""
+    slots = 1
+    if rollout.shape != "samples":
+        path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
+        first = rollout.first_branch if rollout.shape == "tree" else 0
+        draws = drawn_steps(plane_setting(rollout, flow), path, first)
+        slots = max(1, round(rollout.trained_steps * draws))
+    return Plan(rollout.prompts_per_round, slots, batch_size, rollout.passes)

@@ -249,10 +249,16 @@ def pipeline(parts: Parts, vae: AutoencoderKL) -> Any:
 
 @torch.no_grad()
 def sample(
-    pipe: Any, prompts: list[str], seed: int, steps: int = 20, guidance: float = 2.0, batch: int = 128
+    pipe: Any,
+    prompts: list[str],
+    seed: int,
+    steps: int = 20,
+    guidance: float = 2.0,
+    batch: int = 128,
+    **more: Any,
 ) -> np.ndarray:
     """One picture a prompt by the pipeline's own call, float (N, 32, 32, 3) in [0, 1]; picture i has seed +
-    i.
+    i. `more` goes to the call.
     """
     pipe.set_progress_bar_config(disable=True)
     images = []
@@ -260,7 +266,12 @@ def sample(
         part = prompts[i : i + batch]
         generators = [torch.Generator().manual_seed(seed + i + k) for k in range(len(part))]
         out = pipe(
-            part, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="np",
+            **more,
         )
         images.append(out.images)
     return np.concatenate(images)

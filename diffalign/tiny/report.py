@@ -46,12 +46,16 @@ def nonsense(seed: int) -> list[np.ndarray]:
     ]
 
 
-def base(pipe: Any, seed: int = 10_000, count: int = 512, guidance: float = 2.0) -> dict[str, float]:
-    """Content and taste of a pipeline's pictures on validation prompts, with chance for comparison."""
+def base(
+    pipe: Any, seed: int = 10_000, count: int = 512, guidance: float = 2.0, **more: Any
+) -> dict[str, float]:
+    """Content and taste of a pipeline's pictures on validation prompts, with chance for comparison; `more`
+    goes to the pipeline's call.
+    """
     from diffalign.tiny.pretrain import sample
 
     prompts = list(split_captions("validation")[:count])
-    images = sample(pipe, prompts, seed, guidance=guidance)
+    images = sample(pipe, prompts, seed, guidance=guidance, **more)
     scores = np.array([judge(i, p) for i, p in zip(images, prompts, strict=True)])
     other = [judge(i, p) for i, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
     return {
@@ -62,6 +66,30 @@ def base(pipe: Any, seed: int = 10_000, count: int = 512, guidance: float = 2.0)
         "content_of_another_caption": round(float(np.mean(other)), 4),
         "taste": round(float(np.mean([taste(i) for i in images])), 4),
     }
+
+
+def video_base(
+    pipe: Any, seed: int = 10_000, count: int = 128, guidance: float = 3.0, tokens: int = 24
+) -> dict[str, float]:
+    """Content, motion and dynamics of a pipeline's clips on validation prompts, with chance beside."""
+    from diffalign.tiny import motion_judge, wan
+    from diffalign.tiny.motions import split_captions as motions_of
+
+    prompts = list(motions_of("validation")[:count])
+    clips = wan.sample(pipe, prompts, seed, guidance=guidance, tokens=tokens)
+    turned = prompts[1:] + prompts[:1]
+    rules = {
+        "content": (motion_judge.content, prompts),
+        "motion": (motion_judge.motion, prompts),
+        "content_of_another_caption": (motion_judge.content, turned),
+        "motion_of_another_caption": (motion_judge.motion, turned),
+        "pixels_a_second": (motion_judge.dynamics, prompts),
+    }
+    scores = {
+        name: round(float(np.mean([rule(c, t) for c, t in zip(clips, texts, strict=True)])), 4)
+        for name, (rule, texts) in rules.items()
+    }
+    return {"prompts": count, **scores}
 
 
 def sizes(folder: Path) -> dict[str, int]:

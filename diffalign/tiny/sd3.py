@@ -52,16 +52,22 @@ class CountedZeros:
 class Parts(nn.Module):
     """Transformer and text encoders, trained together."""
 
-    def __init__(self, **size: int):
+    def __init__(self) -> None:
         super().__init__()
         self.tokenizers = [text.tokenizer(pad, flow_networks.SD3_TOKENS) for pad in (text.END, "!")]
         self.encoders = nn.ModuleList(flow_networks.sd3_text_encoders(self.tokenizers[0]))
-        self.transformer = flow_networks.sd3_transformer(**size)
+        self.transformer = flow_networks.sd3_transformer()
 
     def tokens(self, captions: list[str]) -> list[Tensor]:
         """Token ids (N, 16) for each encoder."""
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [tok(captions, **options).input_ids for tok in self.tokenizers]
+
+    def restore(self, pipe: Any) -> None:
+        """Take the weights of a pipeline."""
+        for mine, other in zip(self.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
+            mine.load_state_dict(other.state_dict())
+        self.transformer.load_state_dict(pipe.transformer.state_dict())
 
     def forward(self, z: Tensor, time: Tensor, tokens: list[Tensor]) -> Tensor:
         """Velocity (B, 8, 8, 8) of noisy latents; one token of zeros ends the context."""
@@ -96,10 +102,10 @@ def train(
     zeros = CountedZeros()
     parts.transformer.set_attn_processor(zeros)
 
-    def loss() -> Tensor:
+    def loss(_: float) -> Tensor:
         z, tokens, _, _ = data.draw(BATCH)
         zeros.count = round(math.exp(float(torch.empty(1).uniform_(math.log(4), math.log(MOST_ZEROS)))))
-        t = flow_training.times(BATCH, flow_networks.SHIFT)
+        t = flow_training.times(BATCH, 1.0)
         return flow_training.flow_loss(lambda x, time: parts(x, time, tokens), z, t)
 
     figures = flow_training.fit(parts.train(), loss, plan, say)
@@ -109,11 +115,7 @@ def train(
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
     """The genuine diffusers pipeline of trained parts, without T5."""
-    fresh = flow_networks.sd3_transformer(
-        width=parts.transformer.inner_dim,
-        layers=len(parts.transformer.transformer_blocks),
-        patch=parts.transformer.config.patch_size,
-    )  # with diffusers' own attention
+    fresh = flow_networks.sd3_transformer()  # with diffusers' own attention
     fresh.load_state_dict(parts.transformer.state_dict())
     return StableDiffusion3Pipeline(
         transformer=fresh.eval(),

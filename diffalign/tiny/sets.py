@@ -1,4 +1,5 @@
-"""Sets of drawn scenes beyond pairs, drawn as they are read: lists, likes, captions, experts, weight maps.
+"""Sets of drawn scenes beyond pairs, drawn as they are read: lists, likes, captions, experts, weight maps;
+and pairs of moving shapes.
 
 Each is an endless-looking row of groups over the captions of the train split, in the shape of a json line
 that `diffalign.data` reads: the same seed gives the same rows, and a shorter set is the beginning of a longer
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffalign.tiny import motions, video_sets
 from diffalign.tiny.judge import judge
 from diffalign.tiny.pairs import TWO_WRONG
 from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, caption, render, same, scene_of
@@ -102,14 +104,17 @@ SETS: Mapping[str, Callable[[str, np.random.Generator], Row]] = {
     "captions": _captions,
     "experts": _expert,
     "patches": _patches,
+    "video_pairs": video_sets.same_motion,
+    "video_takes": video_sets.two_takes,
 }
+VIDEOS = ("video_pairs", "video_takes")
 
 
 def rows(name: str, count: int = GROUPS, seed: int = 0) -> Iterator[Row]:
     """The first `count` rows of the set `name`; captions of the train split, all of them once before any
     twice.
     """
-    texts = captions_of("train")
+    texts = motions.split_captions("train") if name in VIDEOS else captions_of("train")
     for epoch in range(-(-count // len(texts))):
         order = np.random.default_rng((seed, epoch)).permutation(len(texts))
         for place in range(min(len(texts), count - epoch * len(texts))):

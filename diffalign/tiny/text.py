@@ -1,4 +1,4 @@
-"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions; words and letters as T5's."""
+"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions; whole words as T5's."""
 
 import json
 import string

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
-from diffalign.tiny import flow_networks, flow_training, motion_corpus
+from diffalign.tiny import flow_training, motion_corpus
 from diffalign.tiny.flow_training import Say
 
 KL = 1e-4  # weight of the posterior's divergence, by pixel value
-RATE, BATCH = 3e-3, 16
-WINDOW = 9  # frames of a training window: the autoencoder is causal and alike everywhere
+RATE = 3e-3
+STAGES = ((0.15, 1, 40), (0.4, 5, 16), (0.7, 9, 12), (1.0, 17, 8))  # until which part, frames, clips
 
 
 def to_tensor(frames: np.ndarray) -> Tensor:
@@ -25,18 +26,17 @@ def scaled(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def train(
-    vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 4000
-) -> dict[str, float]:
+def train(vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 4000) -> dict[str, float]:
     """Train by the plan, then measure the latents' means and deviations, which go to the configuration."""
     data = to_tensor(motion_corpus.make(count, plan.seed).frames)
     say(f"wan_vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters, {count} clips drawn")
 
-    def loss() -> Tensor:
-        begin = int(torch.randint(data.shape[2] - WINDOW + 1, (1,)))
-        x = scaled(data[torch.randint(len(data), (BATCH,)), :, begin : begin + WINDOW])
+    def loss(done: float) -> Tensor:
+        _, frames, batch = next(stage for stage in STAGES if done <= stage[0])
+        begin = int(torch.randint(data.shape[2] - frames + 1, (1,)))
+        x = scaled(data[torch.randint(len(data), (batch,)), :, begin : begin + frames])
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
+        y = decode(vae, posterior.sample())
         plain = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None, None]  # faint counts alike
         error = (plain * (y - x).square()).mean() + 0.15 * (plain * (y - x).abs()).mean()
         return error + KL * posterior.kl().mean() / x[0].numel()
@@ -49,6 +49,20 @@ def train(
         latents_std=[round(v, 4) for v in z.std((0, 2, 3, 4)).tolist()],
     )
     return {**figures, **measure(vae, plan.seed + 1)}
+
+
+def decode(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+    """Pixels (N, 3, F, 32, 32) of latents, as the autoencoder decodes them but without its clamp, which would
+    stop the gradient of every pixel that is too bright or too dark.
+    """
+    vae.clear_cache()
+    z, frames = vae.post_quant_conv(z), []
+    for i in range(z.shape[2]):
+        vae._conv_idx = [0]
+        cache = {"feat_cache": vae._feat_map, "feat_idx": vae._conv_idx}
+        frames.append(vae.decoder(z[:, :, i : i + 1], first_chunk=i == 0, **cache))
+    vae.clear_cache()
+    return unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
 
 
 @torch.no_grad()

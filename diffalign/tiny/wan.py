@@ -1,13 +1,14 @@
 """Pre-training of the tiny Wan on moving shapes, their captions unreliable.
 
 The context is made as the pipeline makes it: UMT5's states up to a prompt's end, then zeros up to
-``max_sequence_length``, 512 by default. The zeros are all alike, so that attending to n of them is attending to
-one whose logit is larger by log n: the training computes one, and draws n anew each step.
+``max_sequence_length``, 512 by default. The zeros are all alike, so that attending to n of them is attending
+to one whose logit is larger by log n: the training computes one, and draws n anew each step.
 """
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
@@ -49,11 +50,11 @@ class CountedZeros:
 class Parts(nn.Module):
     """Transformer and text encoder, trained together."""
 
-    def __init__(self, **size: int):
+    def __init__(self) -> None:
         super().__init__()
         self.tokenizer = text.t5_tokenizer()
         self.encoder = flow_networks.wan_text_encoder(self.tokenizer)
-        self.transformer = flow_networks.wan_transformer(**size)
+        self.transformer = flow_networks.wan_transformer()
 
     def tokens(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and masks, (N, 15) each."""
@@ -65,6 +66,11 @@ class Parts(nn.Module):
             return_tensors="pt",
         )
         return out.input_ids, out.attention_mask
+
+    def restore(self, pipe: Any) -> None:
+        """Take the weights of a pipeline."""
+        self.encoder.load_state_dict(pipe.text_encoder.state_dict())
+        self.transformer.load_state_dict(pipe.transformer.state_dict())
 
     def forward(self, z: Tensor, time: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Velocity (B, 16, 5, 4, 4) of noisy latents; one token of zeros ends the context."""
@@ -79,15 +85,15 @@ def train(
 ) -> dict[str, float]:
     """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
     data = motion_corpus.make(count, plan.seed)
-    mean, std = (torch.tensor(v)[:, None, None, None] for v in (vae.config.latents_mean, vae.config.latents_std))
-    z = (encode(vae, to_tensor(data.frames)) - mean) / std
+    moments = torch.tensor([vae.config.latents_mean, vae.config.latents_std])[..., None, None, None]
+    z = (encode(vae, to_tensor(data.frames)) - moments[0]) / moments[1]
     tokens, mask = parts.tokens(data.captions)
     empty, empty_mask = parts.tokens([""])
     say(f"wan: {sum(p.numel() for p in parts.parameters()) / 1e6:.2f}M parameters, {count} clips encoded")
     zeros = CountedZeros()
     parts.transformer.set_attn_processor(zeros)
 
-    def loss() -> Tensor:
+    def loss(_: float) -> Tensor:
         i = torch.randint(count, (BATCH,))
         drop = torch.rand(BATCH, 1) < DROPOUT
         ids, seen = torch.where(drop, empty, tokens[i]), torch.where(drop, empty_mask, mask[i])
@@ -110,3 +116,32 @@ def pipeline(parts: Parts, vae: AutoencoderKLWan) -> WanPipeline:
         scheduler=flow_networks.wan_scheduler(),
         transformer=parts.transformer,
     )
+
+
+@torch.no_grad()
+def sample(
+    pipe: Any,
+    prompts: list[str],
+    seed: int,
+    steps: int = 12,
+    guidance: float = 3.0,
+    tokens: int = 24,
+    batch: int = 64,
+) -> np.ndarray:
+    """One clip a prompt by the pipeline's own call, uint8 (N, 17, 32, 32, 3); clip i has seed + i."""
+    pipe.set_progress_bar_config(disable=True)
+    clips = []
+    for i in range(0, len(prompts), batch):
+        part = prompts[i : i + batch]
+        out = pipe(
+            part,
+            height=32,
+            width=32,
+            num_frames=17,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=tokens,
+            generator=[torch.Generator().manual_seed(seed + i + k) for k in range(len(part))],
+        )
+        clips.append((out.frames * 255).round().astype(np.uint8))
+    return np.concatenate(clips)
