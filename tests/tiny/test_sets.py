@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffalign.tiny import sets
+from diffalign.tiny import motion_judge, motions, sets
 from diffalign.tiny.judge import judge
 from diffalign.tiny.scenes import parse, parse_things, scene_of, split_of
+from diffalign.videos import read_video
 
 
 def picture(data):
@@ -21,7 +22,8 @@ def take(name, count=150, **more):
 @pytest.mark.parametrize("name", sets.SETS)
 def test_rows_are_of_the_train_split_and_a_short_set_begins_a_long_one(name):
     rows = take(name, 40)
-    assert all(split_of(row["prompt"]) == "train" for row in rows)
+    split = motions.split_of if name in sets.VIDEOS else split_of
+    assert all(split(row["prompt"]) == "train" for row in rows)
     assert len({row["prompt"] for row in rows}) == 40
     assert take(name, 7) == rows[:7]
     assert take(name, 7, seed=1) != rows[:7]
@@ -86,3 +88,30 @@ def test_weight_maps_are_white_where_both_pictures_agree():
         assert ((maps[0] == 255) == (abs(true - other).max(-1) <= 16)).all()
         assert 0.3 < (maps[0] == 255).mean() < 1 and set(np.unique(maps[0])) == {0, 255}
         assert judge(picture(row["images"][0]), row["prompt"]) == 1
+
+
+def test_video_pairs_show_one_motion_and_their_labels_are_the_defects():
+    dense, ties = 0, 0
+    for row in take("video_pairs", 24):
+        a, b = (read_video(data).frames.permute(0, 2, 3, 1).numpy() for data in row["videos"])
+        assert a.shape == (motions.FRAMES, 32, 32, 3) and (a[0] == b[0]).all()  # no defect begins at once
+        movers = motions.parse(row["prompt"])
+        seen = [motion_judge.frame_scores(motion_judge.watch(clip, movers)) for clip in (a, b)]
+        for scores, segments, whole in zip(seen, row["segments"], row["scores"], strict=True):
+            assert len(segments) == 5 and row["segment_seconds"] == 0.5
+            weights = np.array([4, 4, 4, 4, 1]) / 17
+            assert np.dot(weights, segments) == pytest.approx(whole, abs=1e-3)
+            for k in range(4):  # what the judge sees is in the labels; stutters it does not see
+                assert segments[k] <= (scores[4 * k : 4 * k + 4] == 1).mean() + 1e-6
+        dense += sum(x != y for x, y in zip(*row["segments"], strict=True))
+        ties += row["scores"][0] == row["scores"][1]
+    assert dense > 40 and ties < 9
+
+
+def test_takes_of_a_caption_lose_by_speed():
+    gap = []
+    for row in take("video_takes", 40):
+        clips = [read_video(data).frames.permute(0, 2, 3, 1).numpy() for data in row["videos"]]
+        speeds = [motion_judge.dynamics(clip, row["prompt"]) for clip in clips]
+        gap.append((speeds[0] - speeds[1]) * np.sign(row["scores"][0] - row["scores"][1]))
+    assert np.mean(gap) < -0.2  # pixels a second: the winner is slower
