@@ -48,11 +48,22 @@ class OneBackend:
 
         The optional names stand here because diffusers reads them off and drops what it does not find; they
         are handed on only if they are there, since no processor knows them all.
+
+        Raises:
+            UserError: the back-end cannot run what is asked here: a mask, of which flash takes none on a GPU.
         """
         optional = {"temb": temb, "image_rotary_emb": image_rotary_emb, "rotary_emb": rotary_emb}
         named |= {name: value for name, value in optional.items() if value is not None}
-        with sdpa_kernel(self.backend):
-            return self.processor(attn, hidden_states, *others, **named)
+        try:
+            with sdpa_kernel(self.backend):
+                return self.processor(attn, hidden_states, *others, **named)
+        except RuntimeError as error:
+            if "No available kernel" not in str(error):
+                raise
+            raise UserError(
+                f"model.attention: {self.backend.name.lower()} cannot run the attention of this network, "
+                "such as one with a mask; allowed here: auto"
+            ) from error
 
 
 def set_attention(network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:

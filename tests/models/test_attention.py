@@ -3,15 +3,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.testing import assert_close
 
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.adapters import prepare_policy
-from diffalign.models.attention import Calls, available, head_dims, kernel_of, set_attention, why_not
+from diffalign.models.attention import (
+    Calls,
+    OneBackend,
+    available,
+    head_dims,
+    kernel_of,
+    set_attention,
+    why_not,
+)
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from tests.models.inputs import conditions, states
+from tests.models.inputs import conditions, states, states_of
 
 
 def kernels(calls: Calls) -> set[str]:
@@ -22,7 +31,7 @@ def kernels(calls: Calls) -> set[str]:
 
 
 def run(model: LoadedModel) -> tuple[Calls, Calls, torch.Tensor]:
-    x_t, t = states()
+    x_t, t = states_of(model)
     cond = conditions(model, ["a", "b"])
     with Calls() as forward:
         prediction = model.denoiser()(x_t, t, cond)
@@ -33,10 +42,11 @@ def run(model: LoadedModel) -> tuple[Calls, Calls, torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["flash", "math"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
 def test_the_chosen_kernel_runs_forward_backward_and_in_recomputation(
-    folders: dict[str, Path], name: str, checkpointing: bool
+    folders: dict[str, Path], family: str, name: str, checkpointing: bool
 ) -> None:
-    config = ModelConfig(path=str(folders["sdxl"]), attention=name, gradient_checkpointing=checkpointing)
+    config = ModelConfig(path=str(folders[family]), attention=name, gradient_checkpointing=checkpointing)
     model = load(config)
     prepare_policy(model, config)
     forward, backward, _ = run(model)
@@ -80,8 +90,20 @@ def test_what_is_available_here_is_found_out_by_running_it() -> None:
     assert why_not("cudnn", "cpu", torch.float32, 64)
 
 
-def test_head_widths_are_read_off_the_network(sdxl: LoadedModel) -> None:
-    assert head_dims(sdxl.network) == [8]
+def test_head_widths_are_read_off_the_network(model: LoadedModel) -> None:
+    assert head_dims(model.network) == [8]
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [("No available kernel. Aborting execution.", UserError), ("out of memory", RuntimeError)],
+)
+def test_a_kernel_that_fails_in_the_run_is_a_user_error(said: str, raised: type[Exception]) -> None:
+    def processor(*args: object, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError(said)
+
+    with pytest.raises(raised, match="allowed here: auto" if raised is UserError else said):
+        OneBackend(processor, SDPBackend.FLASH_ATTENTION)(torch.nn.Identity(), torch.zeros(1))
 
 
 @pytest.mark.parametrize("name", ["efficient", "cudnn", "xformers"])

@@ -13,7 +13,8 @@ from diffalign.models.estimate import estimate, memory, needs_reference
 from diffalign.models.loading import load
 from diffalign.models.registry import FAMILIES, get_family, known_shapes
 from diffalign.models.shapes import Shapes, shapes_of
-from tests.models.inputs import conditions, states
+from tests.models.conftest import MAKERS
+from tests.models.inputs import conditions, states_of
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -109,15 +110,15 @@ def test_sd15_at_512() -> None:
     assert result.seconds is None
 
 
-def test_a_folder_gives_its_own_shapes(folders: dict[str, Path]) -> None:
-    for name, folder in folders.items():
-        model = load(ModelConfig(path=str(folder)))
-        result = estimate(run(str(folder)))
-        assert result.family == name
-        assert result.network_parameters == sum(p.numel() for p in model.network.parameters())
-        parts = [model.pipeline.vae] + [getattr(model.pipeline, part) for part in model.family.text_encoders]
-        assert result.encoder_parameters == sum(p.numel() for part in parts for p in part.parameters())
-        assert json.loads(json.dumps(result.as_dict()))["total_memory"] == sum(result.memory.values())
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_folder_gives_its_own_shapes(folders: dict[str, Path], name: str) -> None:
+    model = load(ModelConfig(path=str(folders[name])))
+    result = estimate(run(str(folders[name])))
+    assert result.family == name
+    assert result.network_parameters == sum(p.numel() for p in model.network.parameters())
+    parts = [model.pipeline.vae] + [getattr(model.pipeline, part) for part in model.text_encoders]
+    assert result.encoder_parameters == sum(p.numel() for part in parts for p in part.parameters())
+    assert json.loads(json.dumps(result.as_dict()))["total_memory"] == sum(result.memory.values())
 
 
 @pytest.mark.parametrize(
@@ -130,18 +131,19 @@ def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lor
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_fake_activations_are_the_real_ones(folders: dict[str, Path], checkpointing: bool) -> None:
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart"])
+def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
     """The same count over a real forward in memory."""
-    config = ModelConfig(path=str(folders["sdxl"]), train="full", gradient_checkpointing=checkpointing)
+    config = ModelConfig(path=str(folders[name]), train="full", gradient_checkpointing=checkpointing)
     model = load(config)
     prepare_policy(model, config)
-    x_t, t = states(2)
+    x_t, t = states_of(model)
     cond = conditions(model, ["a", "b"])
     kept = Kept(model.network, checkpointing)
     with kept.watch():
         model.denoiser()(x_t, t, cond)
     told = count(
-        run(str(folders["sdxl"]), train="full", gradient_checkpointing=checkpointing), shapes_of(config)
+        run(str(folders[name]), train="full", gradient_checkpointing=checkpointing), shapes_of(config)
     )
     assert told.activations == kept.bytes > 0
 
