@@ -137,6 +137,8 @@ class RolloutConfig:
     trained_steps: float = 1.0  # share of a trajectory's steps that is learnt from, drawn at random
     lowest_time: float = 0.0  # steps from times (0 to 1) below are not learnt from: little is decided there
     passes: int = 1  # times that a round is learnt from
+    # samples of a prompt that are learnt from at once, by methods that take each by its advantage; null: all
+    part: int | None = None
     first_branch: int = 4  # of a tree: steps before it
     inner_steps: int = 0  # of a tree: steps that a candidate takes alone before it is judged
     threshold: float = 0.0  # of a tree: best and worst are a tie below this difference of preference
@@ -210,13 +212,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Images drawn with fixed seeds during training, under <output>/samples."""
+    """Images or videos drawn with fixed seeds during training, under <output>/samples."""
 
     every: int = 0  # optimizer steps; 0: none
     prompts: tuple[str, ...] = ()
     images_per_prompt: int = 1
     sampling_steps: int = 25
     guidance: float = 5.0
+    frames: int | None = None  # of videos; null: data.frames
+    fps: float | None = None  # that videos are written with; null: data.fps
     seed: int = 0
     # an online run's images are also scored by these, which it is not trained on: an alarm tells when it
     # over-optimises

@@ -68,6 +68,7 @@ RULES: Mapping[str, Rule] = {
     "rollout.trained_steps": ((lambda v: 0 < v <= 1), "more than 0, up to 1"),
     "rollout.lowest_time": _BELOW_ONE,
     "rollout.passes": _at_least(1),
+    "rollout.part": _at_least(1),
     "rollout.first_branch": _at_least(0),
     "rollout.inner_steps": _at_least(0),
     "rollout.threshold": _BELOW_ONE,
@@ -98,6 +99,8 @@ RULES: Mapping[str, Rule] = {
     "validation.images_per_prompt": _at_least(1),
     "validation.sampling_steps": _at_least(1),
     "validation.guidance": _at_least(0),
+    "validation.frames": _at_least(1),
+    "validation.fps": _POSITIVE,
     "validation.seed": _at_least(0),
 }
 

@@ -19,8 +19,9 @@ from diffalign.config_io import read_run
 from diffalign.errors import UserError
 from diffalign.evaluation.evaluate import PipelineComparison, compare_pipelines
 from diffalign.evaluation.grids import grid_image
+from diffalign.evaluation.media import save_image
 from diffalign.evaluation.report import RunFacts, report_data, write_report
-from diffalign.evaluation.sampling import SamplingSettings, generate, save_image
+from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
 from diffalign.files import open_atomic
 from diffalign.job import align

@@ -25,6 +25,8 @@ from diffalign.files import open_atomic
 
 Source = Path | str | bytes
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+
 _QUALITY = "16"  # of x264: constant rate factor, without visible loss
 _SLACK = 1e-3  # of a frame: rates such as 30000 / 1001 are no round numbers
 _TIE = 1e-6  # seconds: of two frames that are equally near the earlier one is taken

@@ -11,7 +11,7 @@ import pytest
 from diffalign.config import DataConfig
 from diffalign.data.readers import read_preferences
 from diffalign.errors import UserError
-from diffalign.evaluation.sampling import open_image
+from diffalign.evaluation.media import open_image
 from diffalign.rewards import load
 
 ROOT = Path(__file__).resolve().parents[1]

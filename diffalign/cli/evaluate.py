@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, table
-from diffalign.cli.opening import add_sampling_options, open_pipeline, open_run, sampling_settings, with_dtype
+from diffalign.cli.opening import (
+    add_sampling_options,
+    open_pipeline,
+    open_run,
+    read_run_directory,
+    sampling_settings,
+    with_dtype,
+)
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
     from diffalign.evaluation.report import RunFacts
+    from diffalign.evaluation.sampling import SamplingSettings
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,13 +38,14 @@ def run(argv: Sequence[str]) -> int:
     rewards = {
         parse_spec(spec)[0].name: spec for spec in specs
     }  # names first: a wrong one costs no model's loading
-    base, aligned, facts, output = models(args)
+    settings = sampling_settings(args, None if args.run is None else read_run_directory(args.run))
+    base, aligned, facts, output = models(args, settings)
     comparison = compare_pipelines(
         base,
         aligned,
         prompts,
-        load_rewards(rewards, device_name(args.device), args.batch_size),
-        sampling_settings(args),
+        load_rewards(rewards, device_name(args.device), args.batch_size or 8),
+        settings,
         images_per_prompt=args.images_per_prompt,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -49,7 +58,10 @@ def run(argv: Sequence[str]) -> int:
         print_json(data)
     else:
         print(summary(data))
-    print(f"{page} shows the images; report.json and scores.jsonl are beside it", file=sys.stderr)
+    print(
+        f"{page} shows the {comparison.evaluation.kind}; report.json and scores.jsonl are beside it",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -80,12 +92,12 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def models(args: argparse.Namespace) -> tuple[Any, Any, "RunFacts", Path]:
+def models(args: argparse.Namespace, settings: "SamplingSettings") -> tuple[Any, Any, "RunFacts", Path]:
     """(base, aligned, what the report says about the run, folder of the report)."""
     from diffalign.evaluation.report import RunFacts
     from diffalign.models.loading import load
 
-    sampling = {"sampling": asdict(sampling_settings(args))}
+    sampling = {"sampling": asdict(settings)}
     if args.run is None:
         base = open_pipeline(args.base, None, args)
         aligned = open_pipeline(args.aligned, args.base, args)
@@ -129,8 +141,18 @@ def summary(data: Mapping[str, Any]) -> str:
         )
         for name, r in data["rewards"].items()
     ]
+    moved = [
+        (
+            name,
+            f"{m['base']:.4f}",
+            f"{m['aligned']:.4f}",
+            f"{m['change']:+.4f} [{m['change_ci95'][0]:+.4f}, {m['change_ci95'][1]:+.4f}]",
+        )
+        for name, m in data.get("motion", {}).items()
+    ]
     lines = [
         table(rows, ("reward", "base", "aligned", "gain (95 %)", "win rate (95 %)")),
+        *([table(moved, ("motion", "base", "aligned", "change (95 %)"))] if moved else []),
         f"{data['prompts']} prompts",
     ]
     return "\n".join([*lines, *(f"warning: {line}" for line in data["alarm"])])
@@ -139,10 +161,11 @@ def summary(data: Mapping[str, Any]) -> str:
 DESCRIPTION = """\
 Compare a base model with an aligned one: both draw the prompts from the same noise, every reward scores
 both, and the report has gains and win rates with paired 95 % intervals over prompts, image statistics and
-the images."""
+the images. Of models of videos it has motion beside quality: dynamic degree, smoothness, consistency."""
 
 EXAMPLES = """
 diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore,aesthetic_v2
 diffalign evaluate --run runs/tiny --prompts tiny:test --limit 99 --rewards judge,taste --guidance 1
+diffalign evaluate --run runs/wan --prompts prompts.txt --rewards pickscore --steps 30 --dtype bfloat16
 diffalign evaluate --base tiny:sdxl --aligned runs/tiny/aligned --prompts tiny:test --limit 64 --rewards judge
 """

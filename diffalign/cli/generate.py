@@ -1,7 +1,8 @@
-"""``diffalign generate``: images for a prompt file, K each, resumable, in as many processes as there are."""
+"""``diffalign generate``: images or videos for a prompt file, K each, resumable, in many processes."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from diffalign.cli.common import make_parser, number, parse, share
 
@@ -21,7 +22,12 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     parser.add_argument("--output", default="images", metavar="FOLDER", help="default: images")
-    from diffalign.cli.opening import add_sampling_options, open_pipeline, sampling_settings
+    from diffalign.cli.opening import (
+        add_sampling_options,
+        open_pipeline,
+        read_run_directory,
+        sampling_settings,
+    )
 
     add_sampling_options(parser)
     args = parse(parser, argv)
@@ -29,12 +35,14 @@ def run(argv: Sequence[str]) -> int:
 
     prompts = read_prompts(args.prompts, args.limit)
     rank, world = share()
+    from diffalign.evaluation.media import all_videos
     from diffalign.evaluation.sampling import generate
 
+    run = read_run_directory(args.model) if Path(args.model, "config.yaml").is_file() else None
     samples = generate(
         open_pipeline(args.model, args.base, args),
         prompts,
-        sampling_settings(args),
+        sampling_settings(args, run),
         images_per_prompt=args.images_per_prompt,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -44,8 +52,9 @@ def run(argv: Sequence[str]) -> int:
         progress=rank == 0,
     )
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
+    kind = "videos" if all_videos([sample.source for sample in samples]) else "images"
     print(
-        f"{len(samples)} images{of} are in {args.output}; manifest*.jsonl says which is which",
+        f"{len(samples)} {kind}{of} are in {args.output}; manifest*.jsonl says which is which",
         file=sys.stderr,
     )
     print(f"score them: diffalign score {args.output} --rewards pickscore", file=sys.stderr)
@@ -53,13 +62,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 DESCRIPTION = """\
-Draw images for a prompt file. An image depends on (seed, prompt, number) alone, not on batch size or
-processes. What is in the output folder already is not drawn again. Under torchrun every process draws its
-share."""
+Draw images, or with a model of videos mp4 files, for a prompt file. One depends on (seed, prompt, number)
+alone, not on batch size or processes. What is in the output folder already is not drawn again. Under torchrun
+every process draws its share."""
 
 EXAMPLES = """
 diffalign generate runs/mine --prompts prompts.txt --images-per-prompt 4 --output images/mine
 diffalign generate stabilityai/stable-diffusion-xl-base-1.0 --prompts prompts.txt --dtype bfloat16 --steps 30
 diffalign generate tiny:sdxl --prompts tiny:test --limit 64 --steps 20 --guidance 1 --batch-size 64
+diffalign generate Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --frames 81 --dtype bfloat16
 torchrun --nproc-per-node 4 -m diffalign generate runs/mine --prompts prompts.txt
 """

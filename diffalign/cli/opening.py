@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """The options that ``generate`` and ``evaluate`` have in common."""
     drawing = parser.add_argument_group(
-        "how images are drawn (what is left out is the pipeline's own default)"
+        "how images or videos are drawn (what is left out is the pipeline's own default, or a video run's)"
     )
     drawing.add_argument("--images-per-prompt", type=number(int, 1), default=1, metavar="K", help="default 1")
     drawing.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same noise; default 0")
@@ -30,20 +30,36 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     drawing.add_argument("--height", type=number(int, 8), metavar="PX")
     drawing.add_argument("--width", type=number(int, 8), metavar="PX")
+    drawing.add_argument("--frames", type=number(int, 1), metavar="N", help="of a video")
+    drawing.add_argument("--fps", type=number(float, 0.1), metavar="R", help="frames a second of a video")
     drawing.add_argument("--negative-prompt", metavar="TEXT")
     machine = parser.add_argument_group("machine")
     machine.add_argument(
-        "--batch-size", type=number(int, 1), default=8, metavar="B", help="images at once; default 8"
+        "--batch-size", type=number(int, 1), metavar="B", help="at once; default 8 images, or 1 video"
     )
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default auto")
     machine.add_argument("--dtype", default=None, help=f"{', '.join(DTYPES)}; default: the run's, or float32")
 
 
-def sampling_settings(args: argparse.Namespace) -> "SamplingSettings":
-    """What ``add_sampling_options`` has read."""
+def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "SamplingSettings":
+    """What ``add_sampling_options`` has read; of a run of videos the rest is as it was trained."""
     from diffalign.evaluation.sampling import SamplingSettings
 
-    return SamplingSettings(args.steps, args.guidance, args.height, args.width, args.negative_prompt)
+    given = SamplingSettings(
+        args.steps, args.guidance, args.height, args.width, args.negative_prompt, args.frames, args.fps
+    )
+    if run is None:
+        return given
+    data, given = run.data, replace(given, max_sequence_length=run.model.max_sequence_length)
+    if data.frames is None:
+        return given
+    return replace(
+        given,
+        height=args.height or data.height or data.resolution,
+        width=args.width or data.width or data.resolution,
+        num_frames=args.frames or data.frames,
+        fps=args.fps or data.fps,
+    )
 
 
 def read_run_directory(folder: str) -> Run:

@@ -1,4 +1,4 @@
-"""``diffalign score``: any rewards over images."""
+"""``diffalign score``: any rewards over images or videos."""
 
 import sys
 from collections.abc import Sequence
@@ -10,9 +10,11 @@ from diffalign.cli.common import device_name, make_parser, names, number, parse,
 
 
 def run(argv: Sequence[str]) -> int:
-    """Scores images, writes a table and prints the means."""
+    """Scores images or videos, writes a table and prints the means."""
     parser = make_parser("score", DESCRIPTION, EXAMPLES)
-    parser.add_argument("source", help="a folder of images, a run directory, a .parquet or a .jsonl file")
+    parser.add_argument(
+        "source", help="a folder of images or videos, a run directory, a .parquet or a .jsonl file"
+    )
     parser.add_argument(
         "--rewards", required=True, metavar="A,B", help="names of `diffalign rewards`, or NAME:FILE_OR_FOLDER"
     )
@@ -80,13 +82,15 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 DESCRIPTION = """\
-Score images with rewards. A folder has NAME.txt beside each image, or was made by `diffalign generate`; a
-parquet file has Pick-a-Pic's columns; a jsonl file has `prompt` and `image`, or `prompt`, `chosen` and
-`rejected`. Scores of learned rewards are kept, so nothing is scored twice."""
+Score images or videos with rewards. A folder has NAME.txt beside each of them, or was made by `diffalign
+generate`; a parquet file has Pick-a-Pic's columns; a jsonl file has `prompt` and `image` or `video`, a list
+of `images` or `videos`, or `chosen` and `rejected`. Of a video (mp4, webm, mov ...) a reward of images scores
+8 frames. Scores of learned rewards are kept, so nothing is scored twice."""
 
 EXAMPLES = """
 diffalign score images/mine --rewards pickscore,aesthetic_v2
 diffalign score images/tiny --rewards judge,taste,tiny_clip
+diffalign score videos/wan --rewards pickscore,aesthetic_v2
 diffalign score pairs.parquet --rewards pickscore:/models/PickScore_v1 --output scores.parquet
 diffalign score photos/ --prompts one-per-image.txt --rewards jpeg --json
 """

@@ -5,19 +5,24 @@ from dataclasses import dataclass, field
 from html import escape
 
 from diffalign.evaluation.charts import number
-from diffalign.evaluation.evaluate import Evaluation, ImageLike, evaluate
-from diffalign.evaluation.grids import TINY, embed
-from diffalign.evaluation.sampling import open_image
+from diffalign.evaluation.embedding import tag
+from diffalign.evaluation.evaluate import Evaluation, evaluate
+from diffalign.evaluation.media import MediaLike
 from diffalign.evaluation.sections import verdict
 from diffalign.types import Reward
+
+_STYLE = (
+    "<style>.diffalign { display: flex; flex-wrap: wrap; gap: 16px; } "
+    ".diffalign .tiny { image-rendering: pixelated; }</style>"
+)
 
 
 @dataclass(frozen=True)
 class NotebookComparison:
-    """Pairs of images, their prompts and, if there are rewards, the evaluation; a grid in notebooks."""
+    """Pairs of images or videos, their prompts and, if there are rewards, the evaluation: a grid."""
 
-    base: tuple[ImageLike, ...] = field(repr=False)
-    aligned: tuple[ImageLike, ...] = field(repr=False)
+    base: tuple[MediaLike, ...] = field(repr=False)
+    aligned: tuple[MediaLike, ...] = field(repr=False)
     prompts: tuple[str, ...] = field(repr=False)
     evaluation: Evaluation | None
     shown: int = 12
@@ -29,19 +34,13 @@ class NotebookComparison:
         if self.evaluation is not None:
             headline, support = verdict(self.evaluation)
             words = f"<p><b>{escape(headline)}</b> {escape(support)}</p>"
-        return f'{words}<div style="display:flex;flex-wrap:wrap;gap:16px">{cells}</div>'
+        return f'{_STYLE}{words}<div class="diffalign">{cells}</div>'
 
     def _cell(self, i: int) -> str:
         images = []
         for side, source in (("base", self.base[i]), ("aligned", self.aligned[i])):
-            image = open_image(source)
-            uri, _ = embed(image)
-            style = "image-rendering:pixelated;" if max(image.size) <= TINY else ""
-            images.append(
-                f'<div style="font-size:12px"><img src="{uri}" width="128" '
-                f'style="{style}display:block;height:auto" '
-                f'alt="{escape(f"{side}: {self.prompts[i]}")}">{side}{self._scores(side, i)}</div>'
-            )
+            shows = tag(source, f"{side}: {self.prompts[i]}", 'style="display:block;width:128px;height:auto"')
+            images.append(f'<div style="font-size:12px">{shows}{side}{self._scores(side, i)}</div>')
         return (
             f'<div style="width:264px"><div style="display:flex;gap:8px">{"".join(images)}</div>'
             f'<div style="font-size:13px;margin-top:4px">{escape(self.prompts[i])}</div></div>'
@@ -58,14 +57,14 @@ class NotebookComparison:
 
 
 def compare(
-    base: Sequence[ImageLike],
-    aligned: Sequence[ImageLike],
+    base: Sequence[MediaLike],
+    aligned: Sequence[MediaLike],
     prompts: Sequence[str],
     rewards: Mapping[str, Reward] | None = None,
     *,
     shown: int = 12,
     seed: int = 0,
 ) -> NotebookComparison:
-    """Compare N pairs of images, with scores if ``rewards`` are given; raises what ``evaluate`` raises."""
+    """Compare N pairs of images or videos, with scores if ``rewards`` are given; see ``evaluate``."""
     evaluation = evaluate(base, aligned, prompts, rewards, seed=seed, progress=False) if rewards else None
     return NotebookComparison(tuple(base), tuple(aligned), tuple(prompts), evaluation, shown)

@@ -1,11 +1,14 @@
-"""Base against aligned on the same prompts and noise: scores, intervals, image statistics and the alarm."""
+"""Base against aligned on the same prompts and noise: scores, intervals, statistics and the alarm.
+
+Images and videos are treated alike: a reward of images scores a video as the mean over frames, image
+statistics are means over frames, and videos have statistics of their motion besides.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from diffalign.errors import UserError
@@ -16,14 +19,19 @@ from diffalign.evaluation.image_statistics import (
     statistic_changes,
     thumbnail,
 )
-from diffalign.evaluation.sampling import DEFAULTS, Pipeline, Sample, SamplingSettings, generate, open_image
+from diffalign.evaluation.media import Media, MediaLike, all_videos, open_media
+from diffalign.evaluation.motion import MOTION, motion_statistics
+from diffalign.evaluation.sampling import DEFAULTS, Pipeline, Sample, SamplingSettings, generate
 from diffalign.evaluation.statistics import Comparison, compare, prompt_means
+from diffalign.rewards.of_videos import evenly_spaced, frame_image, takes_videos
 from diffalign.types import Reward
+from diffalign.videos import Video
 
-ImageLike = Image.Image | Path
 MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-test p above 0.05, whatever the bootstrap says
 FALL = 0.2  # standard deviations of the base's scores that another reward may fall before the alarm
 _CHUNK = 32  # images that are open at once
+_VIDEOS = 4  # videos
+_FRAMES = 4  # of a video, whose image statistics are taken
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Evaluation:
     Attributes:
         prompts: the prompt of each of the N image pairs.
         rewards: one result each; the first is the primary one, by which the verdict is given.
-        statistics: image statistics and their changes.
+        statistics: of images, and of the motion of videos, and their changes.
         rows: the table by prompt, in order of appearance.
         alarm: sentences on what has got worse while the primary reward rose; empty if nothing has.
         seed: of the bootstrap (and of the sampling, in ``compare_pipelines``).
@@ -65,6 +73,21 @@ class Evaluation:
     rows: tuple[PromptRow, ...] = field(repr=False)
     alarm: tuple[str, ...]
     seed: int
+
+    @property
+    def motion(self) -> tuple[StatisticChange, ...]:
+        """The statistics that only videos have; empty for images."""
+        return tuple(change for change in self.statistics if change.name in MOTION)
+
+    @property
+    def looks(self) -> tuple[StatisticChange, ...]:
+        """The statistics of images, or of the frames of videos."""
+        return tuple(change for change in self.statistics if change.name not in MOTION)
+
+    @property
+    def kind(self) -> str:
+        """``images`` or ``videos``."""
+        return "videos" if self.motion else "images"
 
     @property
     def primary(self) -> RewardResult:
@@ -83,8 +106,8 @@ class Evaluation:
 
 
 def evaluate(
-    base_images: Sequence[ImageLike],
-    aligned_images: Sequence[ImageLike],
+    base_images: Sequence[MediaLike],
+    aligned_images: Sequence[MediaLike],
     prompts: Sequence[str],
     rewards: Mapping[str, Reward],
     *,
@@ -94,7 +117,8 @@ def evaluate(
 ) -> Evaluation:
     """Score N pairs of images; pair i has the prompt ``prompts[i]`` and the same noise.
 
-    A prompt may occur several times. Images are PIL images or files. The first reward is the primary one.
+    A prompt may occur several times. Images are PIL images or files; all may be videos in place of images.
+    The first reward is the primary one.
 
     Raises:
         UserError: counts that differ, nothing to compare, no reward, an unreadable image, or a score that is
@@ -111,13 +135,14 @@ def evaluate(
     if not rewards:
         raise UserError("nothing to evaluate by: give at least one reward")
     total = 2 * len(prompts)
-    with tqdm(total=total, desc="scoring", unit="image", disable=not progress) as bar:
+    kind = "video" if all_videos([*base_images, *aligned_images]) else "image"
+    with tqdm(total=total, desc="scoring", unit=kind, disable=not progress) as bar:
         base = measure(base_images, prompts, rewards, bar)
         aligned = measure(aligned_images, prompts, rewards, bar)
     results = []
     for name in rewards:
         for which, scores in (("base", base.scores[name]), ("aligned", aligned.scores[name])):
-            check_finite(name, scores, prompts, f"the {which} image")
+            check_finite(name, scores, prompts, f"the {which} {kind}")
         comparison = compare(base.scores[name], aligned.scores[name], prompts, seed, resamples)
         results.append(RewardResult(name, comparison, tuple(base.scores[name]), tuple(aligned.scores[name])))
     statistics = statistic_changes(
@@ -133,7 +158,7 @@ def evaluate(
         rewards=tuple(results),
         statistics=statistics,
         rows=_rows(prompts, results),
-        alarm=tuple(_alarm(results, statistics)),
+        alarm=tuple(_alarm(results, statistics, f"{kind}s")),
         seed=seed,
     )
 
@@ -147,7 +172,7 @@ def check_finite(name: str, scores: Sequence[float], prompts: Sequence[str], wha
 
 @dataclass(frozen=True)
 class Measured:
-    """N images: scores and statistics by name, N values each, and their thumbnails."""
+    """N images or videos: scores and statistics by name, N values each, and their thumbnails."""
 
     scores: dict[str, list[float]]
     statistics: dict[str, list[float]]
@@ -155,22 +180,40 @@ class Measured:
 
 
 def measure(
-    sources: Sequence[ImageLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: tqdm
+    sources: Sequence[MediaLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: tqdm
 ) -> Measured:
-    """Score images and take their statistics, some at a time; ``bar`` counts them."""
+    """Score images or videos and take their statistics, some at a time; ``bar`` counts them.
+
+    Raises:
+        UserError: one cannot be read, images and videos are mixed, or a reward of videos is to judge images.
+    """
     scores: dict[str, list[float]] = {name: [] for name in rewards}
     statistics: dict[str, list[float]] = {}
     thumbnails: list[np.ndarray] = []
-    for start in range(0, len(sources), _CHUNK):
-        images = [open_image(source) for source in sources[start : start + _CHUNK]]
-        for name, reward in rewards.items():
-            scores[name] += reward(images, prompts[start : start + _CHUNK]).tolist()
-        for image in images:
-            for name, value in image_statistics(image).items():
+    videos = all_videos(sources)
+    asked = {name: takes_videos(reward) if videos else reward for name, reward in rewards.items()}
+    chunk = _VIDEOS if videos else _CHUNK
+    for start in range(0, len(sources), chunk):
+        media = [open_media(source) for source in sources[start : start + chunk]]
+        for name, reward in asked.items():
+            scores[name] += reward(media, prompts[start : start + chunk]).tolist()
+        for one in media:
+            values, small = _looked_at(one)
+            for name, value in values.items():
                 statistics.setdefault(name, []).append(value)
-            thumbnails.append(thumbnail(image))
-        bar.update(len(images))
+            thumbnails.append(small)
+        bar.update(len(media))
     return Measured(scores, statistics, thumbnails)
+
+
+def _looked_at(media: Media) -> tuple[dict[str, float], np.ndarray]:
+    """Statistics by name, and the thumbnail: of an image, or of some frames of a video and of its motion."""
+    if not isinstance(media, Video):
+        return image_statistics(media), thumbnail(media)
+    frames = [frame_image(media, index) for index in evenly_spaced(len(media.frames), _FRAMES)]
+    found = [image_statistics(frame) for frame in frames]
+    means = {name: float(np.mean([values[name] for values in found])) for name in found[0]}
+    return means | motion_statistics(media), np.concatenate([thumbnail(frame) for frame in frames])
 
 
 def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[PromptRow, ...]:
@@ -190,7 +233,7 @@ def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[Prom
     )
 
 
-def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange]) -> list[str]:
+def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange], kind: str) -> list[str]:
     """What got worse while the primary reward rose; nothing if it did not rise."""
     primary = results[0]
     if primary.comparison.gain.low <= 0:
@@ -209,9 +252,8 @@ def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange
             verb = "rose" if change.change.value > 0 else "fell"
             warnings.append(
                 f"{primary.name} rose but the {change.title} {verb} from {change.base:.3g} to "
-                f"{change.aligned:.3g}: a sign "
-                "of over-optimisation. Look at the images; more regularisation (a larger beta) or fewer "
-                "steps may help."
+                f"{change.aligned:.3g}: a sign of over-optimisation. Look at the {kind}; more regularisation "
+                "(a larger beta) or fewer steps may help."
             )
     return warnings
 
@@ -234,7 +276,7 @@ def compare_pipelines(
     *,
     images_per_prompt: int = 1,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     folder: Path | str | None = None,
     progress: bool = True,
 ) -> PipelineComparison:

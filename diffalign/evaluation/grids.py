@@ -1,14 +1,13 @@
-"""Images side by side: for the report (base64), for a README (one PNG)."""
+"""Images side by side: for the report (base64), for a README (one PNG, of videos a frame)."""
 
 import base64
 import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffalign.evaluation.sampling import open_image
+from diffalign.evaluation.media import MediaLike, still
 
 TINY = 128  # images of at most this side are magnified by whole pixels
 _GROUND, _INK, _SOFT = "#ffffff", "#1d2126", "#5c6570"
@@ -31,8 +30,8 @@ def embed(image: Image.Image, side: int = 448) -> tuple[str, bool]:
 
 
 def grid_image(
-    base: Sequence[Image.Image | Path],
-    aligned: Sequence[Image.Image | Path],
+    base: Sequence[MediaLike],
+    aligned: Sequence[MediaLike],
     prompts: Sequence[str],
     *,
     base_scores: Sequence[float] | None = None,
@@ -64,7 +63,7 @@ def grid_image(
         top = margin + head + (i // columns) * (side + below + margin)
         for k, source in enumerate((before, after)):
             x = left + k * (side + gap)
-            sheet.paste(_fit(open_image(source), side), (x, top))
+            sheet.paste(_fit(still(source), side), (x, top))
             if i < columns:
                 pen.text((x, margin), titles[k], fill=_INK, font=bold)
         y = top + side + 6

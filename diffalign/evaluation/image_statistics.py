@@ -42,6 +42,11 @@ CONCERNS: dict[str, Concern] = {
     "sharpness": Concern("sharpness", True, True, 0.5, 0.01),
     "dark_fraction": Concern("share of dark pixels", False, True, 0.5, 0.1),
     "diversity": Concern("diversity within a prompt", True, False, 0.3, 0.01),
+    # of videos: see ``motion``
+    "dynamic_degree": Concern("dynamic degree (short sides a second)", True, False, 0.2, 0.01),
+    "dynamic": Concern("share of dynamic videos", True, False, 0.2, 0.05),
+    "motion_smoothness": Concern("smoothness of motion", True, False, 0.1, 0.05),
+    "temporal_consistency": Concern("temporal consistency", True, False, 0.05, 0.02),
 }
 
 

@@ -79,8 +79,10 @@ button:focus-visible, summary:focus-visible { outline: 2px solid var(--aligned);
 figure.pair { margin: 0; padding: 12px; }
 figure.pair[hidden] { display: none; }
 .images { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
-.images img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--rule); }
-.images img.tiny { image-rendering: pixelated; }
+.images > div { min-width: 0; }
+.images img, .images video { display: block; width: 100%; height: auto; border-radius: 6px; background:
+  var(--rule); }
+.images .tiny { image-rendering: pixelated; }
 .images span { display: flex; justify-content: space-between; font-size: 13px; color: var(--soft);
   margin-top: 4px; font-variant-numeric: tabular-nums; }
 figcaption { margin-top: 8px; font-size: 15px; line-height: 1.4; overflow-wrap: anywhere; }
@@ -128,6 +130,16 @@ _SCRIPT = """
   };
   for (const b of buttons) b.addEventListener('click', () => show(b.dataset.order));
   if (buttons.length) show(buttons[0].dataset.order);
+  for (const p of pairs) {
+    const [a, b] = p.querySelectorAll('video');
+    if (!b) continue;
+    for (const [own, rival] of [[a, b], [b, a]]) {
+      own.addEventListener('play', () => {
+        if (rival.paused) { rival.currentTime = own.currentTime; rival.play(); }
+      });
+      own.addEventListener('pause', () => rival.pause());
+    }
+  }
 })();
 """
 

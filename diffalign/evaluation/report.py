@@ -14,7 +14,9 @@ from typing import Any
 
 from diffalign.errors import UserError
 from diffalign.evaluation import curves, sections
-from diffalign.evaluation.evaluate import Evaluation, ImageLike, RewardResult
+from diffalign.evaluation.evaluate import Evaluation, RewardResult
+from diffalign.evaluation.image_statistics import StatisticChange
+from diffalign.evaluation.media import MediaLike
 from diffalign.evaluation.page import page
 from diffalign.files import read_json_lines, write_atomic
 
@@ -55,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 
 def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
-    """What ``report.json`` holds; ``prompts`` is the number of distinct prompts."""
+    """What ``report.json`` holds; ``prompts`` is the number of distinct prompts. ``motion`` is of videos."""
     primary = evaluation.primary.comparison
     return {
         "method": facts.method,
@@ -70,19 +72,21 @@ def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
         "steps": facts.steps,
         "versions": dict(facts.versions),
         "rewards": {result.name: _reward_data(result) for result in evaluation.rewards},
-        "image_statistics": {
-            change.name: {
-                "base": change.base,
-                "aligned": change.aligned,
-                "change": change.change.value,
-                "change_ci95": change.change.interval,
-                "flagged": change.flagged,
-            }
-            for change in evaluation.statistics
-        },
+        "image_statistics": {change.name: _change_data(change) for change in evaluation.looks},
+        **({"motion": {c.name: _change_data(c) for c in evaluation.motion}} if evaluation.motion else {}),
         "alarm": list(evaluation.alarm),
         "seed": evaluation.seed,
         "settings": dict(facts.settings),
+    }
+
+
+def _change_data(change: StatisticChange) -> dict[str, Any]:
+    return {
+        "base": change.base,
+        "aligned": change.aligned,
+        "change": change.change.value,
+        "change_ci95": change.change.interval,
+        "flagged": change.flagged,
     }
 
 
@@ -105,18 +109,18 @@ def _reward_data(result: RewardResult) -> dict[str, Any]:
 def write_report(
     folder: Path | str,
     evaluation: Evaluation,
-    base_images: Sequence[ImageLike],
-    aligned_images: Sequence[ImageLike],
+    base_images: Sequence[MediaLike],
+    aligned_images: Sequence[MediaLike],
     facts: RunFacts,
     *,
     metrics: Path | str | None = None,
-    shown: int = 24,
+    shown: int | None = None,
 ) -> Path:
     """Write report.json, scores.jsonl and report.html into ``folder``, atomically; returns the page's path.
 
     ``base_images`` and ``aligned_images`` are those that were evaluated, in the same order; the ``shown``
-    largest gains, the ``shown`` largest losses and ``shown`` random pairs go into the page. ``metrics`` is
-    the run's metrics.jsonl.
+    largest gains, the ``shown`` largest losses and ``shown`` random pairs go into the page (24, of
+    videos 8). ``metrics`` is the run's metrics.jsonl.
 
     Raises:
         UserError: counts that differ, or metrics that cannot be read.
@@ -145,18 +149,20 @@ def write_report(
 
 def render(
     evaluation: Evaluation,
-    base_images: Sequence[ImageLike],
-    aligned_images: Sequence[ImageLike],
+    base_images: Sequence[MediaLike],
+    aligned_images: Sequence[MediaLike],
     facts: RunFacts,
     metrics: Sequence[Mapping[str, Any]] = (),
-    shown: int = 24,
+    shown: int | None = None,
 ) -> str:
-    """The page as text."""
+    """The page as text; ``shown`` None is 24 pairs of images in each order, 8 of videos."""
+    shown = (8 if evaluation.motion else 24) if shown is None else shown
     parts = [
         sections.head(evaluation, facts.title or f"{facts.method}: base against aligned"),
         sections.numbers(evaluation, facts.train_seconds, facts.steps),
         sections.alarm(evaluation),
         sections.rewards(evaluation),
+        sections.motion(evaluation),
         sections.pairs(evaluation, base_images, aligned_images, shown),
         sections.distributions(evaluation),
         sections.statistics(evaluation),

@@ -6,10 +6,12 @@ from html import escape
 from typing import Any
 
 from diffalign.evaluation.charts import histogram, interval_bar, number, outcome_bar
-from diffalign.evaluation.evaluate import MIN_PROMPTS, Evaluation, ImageLike
-from diffalign.evaluation.grids import embed
+from diffalign.evaluation.embedding import tag
+from diffalign.evaluation.evaluate import MIN_PROMPTS, Evaluation
+from diffalign.evaluation.image_statistics import StatisticChange
+from diffalign.evaluation.media import MediaLike
+from diffalign.evaluation.motion import DYNAMIC
 from diffalign.evaluation.page import LEGEND, section, table
-from diffalign.evaluation.sampling import open_image
 from diffalign.evaluation.statistics import Estimate
 
 
@@ -27,7 +29,7 @@ def verdict(evaluation: Evaluation) -> tuple[str, str]:
     pairs = len(evaluation.prompts)
     on = f"{comparison.prompts} prompts"
     if pairs != comparison.prompts:
-        on += f" ({pairs} pairs of images)"
+        on += f" ({pairs} pairs of {evaluation.kind})"
     change = f"{number(comparison.gain.value, sign=True)} (95 % interval {_range(comparison.gain)})"
     headline = {
         "better": "The aligned model is better.",
@@ -88,6 +90,9 @@ def numbers(evaluation: Evaluation, train_seconds: float | None, steps: int | No
             f"95 %: {_percent(comparison.win_rate.low)} to {_percent(comparison.win_rate.high)}",
         ),
     ]
+    for change in evaluation.motion[:1]:
+        values = f"{number(change.base)} → {number(change.aligned)}"
+        cards.append(_number("dynamic degree", values, f"change, 95 %: {_range(change.change)}"))
     if train_seconds is not None:
         cards.append(
             _number("training", duration(train_seconds), f"{steps} steps" if steps is not None else "")
@@ -148,8 +153,8 @@ def choose(gains: Sequence[float], shown: int, seed: int) -> dict[int, dict[str,
     return chosen
 
 
-def pairs(evaluation: Evaluation, base: Sequence[ImageLike], aligned: Sequence[ImageLike], shown: int) -> str:
-    """Image pairs with prompt and scores, sorted by three buttons."""
+def pairs(evaluation: Evaluation, base: Sequence[MediaLike], aligned: Sequence[MediaLike], shown: int) -> str:
+    """Pairs of images or videos with prompt and scores, sorted by three buttons."""
     first = evaluation.primary
     gains = [after - before for before, after in zip(first.base_scores, first.aligned_scores, strict=True)]
     chosen = choose(gains, shown, evaluation.seed)
@@ -161,12 +166,8 @@ def pairs(evaluation: Evaluation, base: Sequence[ImageLike], aligned: Sequence[I
             ("base", base[i], first.base_scores),
             ("aligned", aligned[i], first.aligned_scores),
         ):
-            uri, tiny = embed(open_image(source))
-            alt = escape(f"{side} model: {prompt}", quote=True)
-            sides.append(
-                f'<div><img src="{uri}" alt="{alt}" loading="lazy"{" class=tiny" if tiny else ""}>'
-                f"<span>{side}<b>{number(scores[i])}</b></span></div>"
-            )
+            shows = tag(source, f"{side} model: {prompt}")
+            sides.append(f"<div>{shows}<span>{side}<b>{number(scores[i])}</b></span></div>")
         others = ", ".join(
             f"{r.name} {number(r.base_scores[i])} → {number(r.aligned_scores[i])}"
             for r in evaluation.rewards[1:]
@@ -185,6 +186,8 @@ def pairs(evaluation: Evaluation, base: Sequence[ImageLike], aligned: Sequence[I
     )
     lead = f"Base left, aligned right, from the same noise. {len(figures)} of {len(gains)} pairs are here. "
     lead += "Gains and losses are chosen by score and show the extremes, so look at the random ones first."
+    if evaluation.motion:
+        lead += " Playing one plays its rival as well."
     body = f'<div class="buttons">{buttons}</div><div class="pairs">{"".join(figures)}</div>'
     return section("Side by side", lead, body)
 
@@ -196,12 +199,11 @@ def distributions(evaluation: Evaluation) -> str:
         f"{histogram(f'scores of {r.name}', r.base_scores, r.aligned_scores)}{LEGEND}</div>"
         for r in evaluation.rewards
     )
-    lead = "How the scores of single images are spread; dotted lines are the means."
+    lead = f"How the scores of single {evaluation.kind} are spread; dotted lines are the means."
     return section("Scores", lead, f'<div class="charts">{cards}</div>')
 
 
-def statistics(evaluation: Evaluation) -> str:
-    """Image statistics, base against aligned."""
+def _changes(changes: Sequence[StatisticChange]) -> str:
     rows = [
         [
             f"{c.title}: look" if c.flagged else c.title,
@@ -209,12 +211,32 @@ def statistics(evaluation: Evaluation) -> str:
             number(c.aligned),
             f"{number(c.change.value, 2, True)} ({_range(c.change, 2)})",
         ]
-        for c in evaluation.statistics
+        for c in changes
     ]
+    return table(["", "base", "aligned", "change (95 %)"], rows)
+
+
+def motion(evaluation: Evaluation) -> str:
+    """How videos move, base against aligned; nothing for images."""
+    if not evaluation.motion:
+        return ""
+    lead = (
+        "What rewards of quality do not see, and alignment can lose. Dynamic degree is the speed of the "
+        "fastest 5 % of the pixels; a video is dynamic if a quarter of its frames exceed "
+        f"{number(DYNAMIC, 4)} short sides a second, as in VBench. The flow is of matched blocks and not "
+        "RAFT's, so these are not VBench's figures. Smoothness is 1 where paths go on as they began, "
+        "consistency 1 where frames do not change."
+    )
+    return section("Motion", lead, _changes(evaluation.motion))
+
+
+def statistics(evaluation: Evaluation) -> str:
+    """Image statistics, base against aligned."""
     lead = (
         "What the pixels say, whatever the rewards say. A reward that rises while these collapse is hacked."
     )
-    return section("Image statistics", lead, table(["", "base", "aligned", "change (95 %)"], rows))
+    title = "Image statistics" if not evaluation.motion else "Statistics of the frames"
+    return section(title, lead, _changes(evaluation.looks))
 
 
 def settings(values: Mapping[str, Any], versions: Mapping[str, str], seed: int) -> str:

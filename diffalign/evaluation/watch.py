@@ -1,16 +1,18 @@
-"""The hook that draws validation images and watches for over-optimisation.
+"""The hook that draws validation images or videos and watches for over-optimisation.
 
-Images of the validation prompts, always from the same noise, go to ``<output>/samples/step-N``. Where there
+Those of the validation prompts, always from the same noise, go to ``<output>/samples/step-N``. Where there
 is something to watch, an online run or ``validation.rewards``, they are scored, and each evaluation is held
 against the one of step 0: see ``overoptimisation``. The history stands in ``<output>/validation.json``.
 """
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from diffalign.config import Run
@@ -20,6 +22,7 @@ from diffalign.evaluation.overoptimisation import History, Scores, begin, from_j
 from diffalign.evaluation.sampling import Sample, SamplingSettings, generate
 from diffalign.files import write_atomic
 from diffalign.models.loaded import LoadedModel
+from diffalign.models.precision import vae_precision
 from diffalign.rewards import load
 from diffalign.rollout.specs import weighted
 from diffalign.training.state import TrainState
@@ -118,16 +121,15 @@ class Watch:
         """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
         settings = self._run.validation
         self._model.move_encoders(state.accelerator.device)
-        with state.evaluating():
+        with state.evaluating(), _decoding(self._model.pipeline.vae):
             samples = generate(
                 self._model.pipeline,
                 list(settings.prompts),
-                SamplingSettings(settings.sampling_steps, settings.guidance),
+                sampling_of(self._run, self._model),
                 images_per_prompt=settings.images_per_prompt,
                 seed=settings.seed,
                 folder=self._output / "samples" / f"step-{state.step:06d}",
                 progress=False,
-                decode=self._model.decode,
             )
         self._model.free_encoders()
         return samples
@@ -152,7 +154,7 @@ class Watch:
             "rewards": self._specs,
             "trained": list(self._trained),
             "lower": list(self._lower),
-        }
+        } | ({"frames": v.frames, "fps": v.fps} if self._model.codec.video else {})
 
     @property
     def _file(self) -> Path:
@@ -184,3 +186,40 @@ class Watch:
                 f"held against the model of step {step}"
             )
         return history if same and history.entries else None
+
+
+def sampling_of(run: Run, model: LoadedModel) -> SamplingSettings:
+    """How a run's validation prompts are drawn: images at the pipeline's own size, videos as those that are
+    trained on, which the pipeline's own size may be far beyond.
+    """
+    drawn, data, tokens = run.validation, run.data, run.model.max_sequence_length
+    if not model.codec.video:
+        return SamplingSettings(drawn.sampling_steps, drawn.guidance, max_sequence_length=tokens)
+    frames = drawn.frames or data.frames
+    return SamplingSettings(
+        drawn.sampling_steps,
+        drawn.guidance,
+        height=data.height or data.resolution,
+        width=data.width or data.resolution,
+        num_frames=None if frames is None else model.usable_frames(frames),
+        fps=drawn.fps or data.fps,
+        max_sequence_length=tokens,
+    )
+
+
+@contextmanager
+def _decoding(vae: Any) -> Iterator[None]:
+    """While entered the pipeline decodes in a precision that the VAE can be trusted in, whatever its network,
+    told to answer in that of training, hands on.
+    """
+    decode = vae.decode
+
+    def careful(latents: Tensor, *arguments: Any, **options: Any) -> Any:
+        with vae_precision(vae) as exact:
+            return decode(latents.to(exact.dtype), *arguments, **options)
+
+    vae.decode = careful
+    try:
+        yield
+    finally:
+        del vae.decode

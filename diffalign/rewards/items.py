@@ -1,29 +1,30 @@
-"""Images and their prompts, read from what people have.
+"""Images or videos and their prompts, read from what people have.
 
-* a folder of images, each with its prompt in ``NAME.txt`` beside it (or one list of prompts for all of them,
-in the order of
-  the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
+* a folder of images or videos, each with its prompt in ``NAME.txt`` beside it (or one list of prompts for all
+of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
 * a run directory (its ``samples/`` folders);
 * a parquet file in Pick-a-Pic's schema: ``caption``, ``jpg_0``, ``jpg_1``, each row giving two images;
-* a jsonl file with ``prompt`` and ``image`` (a path, relative to the file), or ``prompt``, ``chosen`` and
-``rejected``.
+* a jsonl file with ``prompt`` and ``image`` or ``video`` (a path, relative to the file), ``images`` or
+``videos`` (several), or ``chosen`` and ``rejected``.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffalign.errors import UserError
+from diffalign.videos import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PAIRS = ("jpg_0", "jpg_1")
+_ONE, _SEVERAL, _RIVALS = ("image", "video"), ("images", "videos"), ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image to score.
+    """One image or video to score.
 
     Attributes:
         prompt: its prompt.
@@ -48,6 +49,14 @@ class Item:
             if name != "prompt"
         ]
         return " ".join(words) + (f" image{self.suffix}" if self.suffix else "")
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file's name, or the bytes' beginning, is that of a video."""
+        if isinstance(self.image, Path):
+            return self.image.suffix.lower() in VIDEO_SUFFIXES
+        head = self.image[:12]
+        return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or head[8:] == b"AVI "
 
     def read(self) -> bytes:
         """The encoded image; OSError if the file cannot be read."""
@@ -81,7 +90,7 @@ def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterat
         yield from _jsonl(path)
     else:
         raise UserError(
-            f"cannot score {str(path)!r}; allowed: a folder of images, a .parquet or a .jsonl file"
+            f"cannot score {str(path)!r}; allowed: a folder of images or videos, a .parquet or a .jsonl file"
         )
 
 
@@ -99,12 +108,14 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
     if prompts is None and list(folder.glob("manifest*.jsonl")):
         yield from _manifest(folder)
         return
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known)
     if not files:
-        raise UserError(f"{str(folder)!r} has no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{str(folder)!r} has no images or videos ({', '.join(known)})")
+    kind = "videos" if files[0].suffix.lower() in VIDEO_SUFFIXES else "images"
     if prompts is not None and len(prompts) not in (1, len(files)):
         raise UserError(
-            f"{len(prompts)} prompts for the {len(files)} images of {str(folder)!r}: give one, or one each"
+            f"{len(prompts)} prompts for the {len(files)} {kind} of {str(folder)!r}: give one, or one each"
         )
     for i, file in enumerate(files):
         if prompts is not None:
@@ -143,18 +154,26 @@ def _manifest(folder: Path) -> Iterator[Item]:
 
 def _jsonl(path: Path) -> Iterator[Item]:
     for i, row in _lines(path):
-        names = ("image",) if "image" in row else ("chosen", "rejected")
-        missing = [name for name in names if not isinstance(row.get(name), str)]
-        if missing:
-            raise UserError(
-                f"{path} line {i} has no path in the field {missing[0]!r}; needed: image, or chosen and "
-                "rejected"
-            )
-        for name in names:
+        for suffix, (field_name, file) in _files(row).items():
+            if not isinstance(file, str):
+                raise UserError(
+                    f"{path} line {i} has no path in the field {field_name!r}; needed: image or video, "
+                    "images or videos (a list), or chosen and rejected"
+                )
             identity = (("file", str(path)), ("row", i), ("prompt", row["prompt"]))
-            yield Item(
-                row["prompt"], path.parent / row[name], identity, "" if name == "image" else f"_{name}"
-            )
+            yield Item(row["prompt"], path.parent / file, identity, suffix)
+
+
+def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Of a row of jsonl, by the suffix of the scores' names: the field, and what stands there."""
+    for name in _ONE:
+        if name in row:
+            return {"": (name, row[name])}
+    for name in _SEVERAL:
+        if name in row:
+            files = row[name] if isinstance(row[name], list) else [None]
+            return {f"_{number}": (name, file) for number, file in enumerate(files)}
+    return {f"_{name}": (name, row.get(name)) for name in _RIVALS}
 
 
 def _parquet(path: Path) -> Iterator[Item]:

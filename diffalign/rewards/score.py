@@ -1,6 +1,6 @@
 """Score what there is - folders, parquet, jsonl, the samples of a run - with any rewards, and write a table.
 
-Every image that a reward has seen before, with the same prompt, comes from the cache; an image that cannot be
+Every image or video that a reward has seen before, with the same prompt, comes from the cache; what cannot be
 read is skipped with its place named. The table is written atomically, as jsonl or parquet by its name.
 """
 
@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from diffalign.errors import UserError
 from diffalign.files import open_atomic, write_atomic
 from diffalign.rewards.cache import ScoreCache, image_key, reward_key
 from diffalign.rewards.items import Item
+from diffalign.rewards.of_videos import FRAMES, takes_videos
 from diffalign.rewards.registry import load, parse
 from diffalign.types import Reward
+from diffalign.videos import Video, need_av, read_video
 
 _CHUNK = 64  # images that are open at once, and written to the cache together
+_VIDEOS = 4  # videos
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,15 @@ def score(
     rows: dict[tuple[tuple[str, str | int], ...], dict[str, Any]] = {}
     unreadable: list[str] = []
     source, total = iter(items), 0
-    with tqdm(desc="scoring", unit="image", disable=not progress) as bar:
-        while chunk := list(islice(source, _CHUNK)):
+    first = list(islice(source, 1))
+    source, videos = chain(first, source), any(item.is_video for item in first)
+    with tqdm(desc="scoring", unit="video" if videos else "image", disable=not progress) as bar:
+        while chunk := list(islice(source, _VIDEOS if videos else _CHUNK)):
             total += len(chunk)
             images = []
             for item in chunk:
+                if item.is_video != videos:
+                    raise UserError(f"{item.where}: images and videos are scored apart, and here are both")
                 try:
                     images.append(_open(item))
                 except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
@@ -93,15 +100,22 @@ def score(
     if not total:
         raise UserError("nothing to score: no images")
     if not rows:
-        raise UserError(f"none of the {total} images can be read; the first: {unreadable[0]}")
+        kind = "videos" if videos else "images"
+        raise UserError(f"none of the {total} {kind} can be read; the first: {unreadable[0]}")
     return Scores(tuple(rows.values()), tuple(unreadable))
 
 
-_Opened = tuple[Item, str, Image.Image]
+_Opened = tuple[Item, str, Image.Image | Video]
 
 
 def _open(item: Item) -> _Opened:
     data = item.read()
+    if item.is_video:
+        need_av()
+        try:
+            return item, image_key(data), read_video(data)
+        except UserError as error:
+            raise OSError(str(error)) from error
     with Image.open(io.BytesIO(data)) as image:
         return item, image_key(data), image.convert("RGB")
 
@@ -111,22 +125,24 @@ def score_column(items: Sequence[Item], scorer: Scorer, cache: ScoreCache | None
     return _score_chunk([_open(item) for item in items], scorer, cache)
 
 
-def _score_chunk(images: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:
-    reward_identity = scorer.key
-    if cache is None or reward_identity is None:
-        if not images:
-            return []
-        return scorer.reward(
-            [image for _, _, image in images], [item.prompt for item, _, _ in images]
-        ).tolist()
-    keys = [cache.key(key, item.prompt, reward_identity) for item, key, _ in images]
+def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:
+    """The scores of images, or of videos."""
+    if not opened:
+        return []
+    reward, identity = scorer.reward, scorer.key
+    if opened[0][0].is_video:
+        reward = takes_videos(scorer.reward)
+        identity = (
+            f"{scorer.key} of {FRAMES} frames" if scorer.key and reward is not scorer.reward else scorer.key
+        )
+    if cache is None or identity is None:
+        return reward([media for _, _, media in opened], [item.prompt for item, _, _ in opened]).tolist()
+    keys = [cache.key(key, item.prompt, identity) for item, key, _ in opened]
     known = cache.get(keys)
     # One image of several equal ones is enough.
-    new = {key: opened for key, opened in zip(keys, images, strict=True) if key not in known}
+    new = {key: one for key, one in zip(keys, opened, strict=True) if key not in known}
     if new:
-        fresh = scorer.reward(
-            [image for _, _, image in new.values()], [item.prompt for item, _, _ in new.values()]
-        )
+        fresh = reward([media for _, _, media in new.values()], [item.prompt for item, _, _ in new.values()])
         scores = dict(zip(new, fresh.tolist(), strict=True))
         cache.put(scores)
         known |= scores

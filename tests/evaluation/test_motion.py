@@ -1,4 +1,4 @@
-"""Motion statistics on motion that is known: a square that goes v pixels a frame, and what only looks like it."""
+"""Motion that is known: a square that goes v pixels a frame, and what only looks as if something moved."""
 
 import pytest
 import torch

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from diffalign.errors import UserError
+from diffalign.evaluation.media import open_image
 from diffalign.evaluation.sampling import (
     SamplingSettings,
     fingerprint,
     generate,
-    open_image,
     read_samples,
 )
-from tests.evaluation.fakes import PaintingPipeline
+from tests.evaluation.fakes import FilmingPipeline, PaintingPipeline
 from tests.tiny_pipelines import make_sd15
 
 PROMPTS = ["a cat", "a dog", "a tree"]
@@ -170,3 +170,64 @@ def test_a_real_pipeline_draws_the_same_in_any_batch(tmp_path):
     before = fingerprint(pipeline)
     pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     assert fingerprint(pipeline) != before
+
+
+def frames(samples):
+    return {(s.prompt, s.number): s.media.frames.numpy().tobytes() for s in samples}
+
+
+def test_a_pipeline_that_takes_frames_gives_videos():
+    pipeline = FilmingPipeline()
+    samples = draw(pipeline, images_per_prompt=2)
+    assert [call["prompt"] for call in pipeline.calls] == [
+        [p] for p in PROMPTS for _ in range(2)
+    ]  # one at once
+    assert all(s.media.fps == 8 and s.media.frames.shape == (5, 3, 32, 32) for s in samples)
+    assert samples[0].media.frames.dtype == torch.uint8 and len(set(frames(samples).values())) == 6
+    expected = frames(samples)
+    assert frames(draw(images_per_prompt=2, batch_size=4, pipeline=FilmingPipeline())) == expected
+    halves = [draw(FilmingPipeline(), images_per_prompt=2, rank=r, world=2) for r in (0, 1)]
+    assert frames(halves[0]) | frames(halves[1]) == expected
+    with pytest.raises(UserError, match="'a cat' is a video, not an image"):
+        _ = samples[0].image
+
+
+def test_frames_and_their_rate():
+    pipeline = FilmingPipeline()
+    settings = SamplingSettings(num_frames=3, fps=4, max_sequence_length=8)
+    (sample,) = draw(pipeline, PROMPTS[:1], settings)
+    assert pipeline.calls == [{"prompt": PROMPTS[:1], "frames": 3, "rate": 4, "steps": 3}]
+    assert sample.media.fps == 4 and len(sample.media.frames) == 3
+    with pytest.raises(UserError, match="num_frames is 3, but PaintingPipeline takes no num_frames"):
+        draw(None, PROMPTS, SamplingSettings(num_frames=3))
+    with pytest.raises(UserError, match="fps is 8, but PaintingPipeline takes no fps"):
+        draw(None, PROMPTS, SamplingSettings(fps=8))
+
+
+def test_a_folder_of_videos_is_filled_once_and_continued(tmp_path):
+    first = FilmingPipeline()
+    expected = frames(draw(first, folder=tmp_path))
+    files = sorted(tmp_path.glob("*.mp4"))
+    assert len(files) == 3 and not list(tmp_path.glob("*.tmp"))
+    assert frames(read_samples(tmp_path)) == expected and read_samples(tmp_path)[0].media.fps == 8
+    again = FilmingPipeline(network=first.network)
+    files[0].unlink()
+    assert frames(draw(again, folder=tmp_path)) == expected and len(again.calls) == 1
+    draw(again, PROMPTS, SamplingSettings(fps=4), folder=tmp_path)  # the rate is part of what is written
+    assert len(again.calls) == 4
+
+
+def test_a_tiny_wan_draws_what_its_pipeline_draws(tmp_path):
+    from diffusers import WanPipeline
+
+    from tests.video_pipelines import make_wan
+
+    pipeline = WanPipeline.from_pretrained(make_wan(tmp_path / "wan"))
+    settings = SamplingSettings(2, 3.0, 32, 32, num_frames=5, max_sequence_length=16)
+    (sample,) = draw(pipeline, PROMPTS[:1], settings)
+    assert sample.media.fps == 16.0
+    expected = pipeline(
+        PROMPTS[0], generator=torch.Generator().manual_seed(sample.seed), num_inference_steps=2,
+        guidance_scale=3.0, height=32, width=32, num_frames=5, max_sequence_length=16, output_type="np",
+    ).frames[0]  # fmt: skip
+    assert np.abs(sample.media.frames.permute(0, 2, 3, 1).numpy() / 255 - expected).max() <= 0.5 / 255 + 1e-6

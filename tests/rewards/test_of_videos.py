@@ -9,10 +9,14 @@ from PIL import Image
 
 from diffalign.errors import UserError
 from diffalign.rewards import registry
+from diffalign.rewards.cache import ScoreCache
+from diffalign.rewards.items import Item, read_items
 from diffalign.rewards.jpeg import compressibility
 from diffalign.rewards.of_videos import VideoReward, evenly_spaced, frame_image, takes_videos
 from diffalign.rewards.registry import Place, load
-from diffalign.videos import Video
+from diffalign.rewards.score import Scorer, score
+from diffalign.videos import Video, write_video
+from tests.rewards.conftest import write_jsonl
 
 
 def grey(*levels):
@@ -91,3 +95,52 @@ def test_a_reward_of_videos_watches_them_and_refuses_images(monkeypatch):
 def test_a_reward_of_images_refuses_videos():
     with pytest.raises(ValueError, match="this is a reward of images"):
         compressibility(None, Place())([grey(1)], ["a"])
+
+
+def scored(items, reward, **options):
+    return score(items, [Scorer("light", reward, "key")], progress=False, **options)
+
+
+def levels(rows):
+    return [round(row["light"]) for row in rows]
+
+
+def test_folders_and_lists_of_videos_are_scored(tmp_path):
+    for level in (10, 50):
+        write_video(grey(level, level), tmp_path / f"{level}.mp4")
+        (tmp_path / f"{level}.txt").write_text("abc")
+    assert levels(scored(read_items(tmp_path), brightness).rows) == [13, 53]
+    assert scored(read_items(tmp_path), VideoReward("seconds", length)).rows[0]["light"] == 0.25
+    rows = [{"prompt": "a", "video": "10.mp4"}, {"prompt": "ab", "video": "50.mp4"}]
+    assert levels(scored(read_items(write_jsonl(tmp_path / "one.jsonl", rows)), brightness).rows) == [11, 52]
+    row = {"prompt": "a", "videos": ["50.mp4", "10.mp4"], "segments": [[1.0], [0.0]]}
+    (both,) = scored(read_items(write_jsonl(tmp_path / "two.jsonl", [row])), brightness).rows
+    assert (round(both["light_0"]), round(both["light_1"])) == (51, 11)
+    row = {"prompt": "a", "videos": "50.mp4"}
+    with pytest.raises(UserError, match="line 1 has no path in the field 'videos'"):
+        list(read_items(write_jsonl(tmp_path / "bad.jsonl", [row])))
+
+
+def test_scores_of_videos_are_kept(tmp_path):
+    write_video(grey(10), tmp_path / "a.mp4")
+    item, asked = Item("a", (tmp_path / "a.mp4").read_bytes(), ()), []
+
+    def counted(images, prompts):
+        asked.append(len(images))
+        return brightness(images, prompts)
+
+    cache = ScoreCache(tmp_path / "scores.sqlite")
+    assert item.is_video
+    for _ in range(2):
+        assert levels(scored([item], counted, cache=cache).rows) == [11]
+    assert asked == [1]
+
+
+def test_broken_videos_are_named_and_kinds_kept_apart(tmp_path):
+    write_video(grey(10, 20), tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:200])
+    found = scored(read_items(tmp_path, ["x"]), brightness)
+    assert len(found.rows) == 1 and len(found.unreadable) == 1 and "b.mp4" in found.unreadable[0]
+    Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"c.png: images and videos are scored apart"):
+        scored(read_items(tmp_path, ["x"]), brightness)
