@@ -44,15 +44,18 @@ ONLINE_BUDGET = 2 * BUDGET  # what is sampled has to be paid for as well
 
 
 @lru_cache
-def base(mislabelled: bool = False) -> PlaneNetwork:
-    """The base model, trained once and kept under ``runs/``; or one that a quarter of the labels misled."""
-    path = record.WORK / f"plane-{'mislabelled' if mislabelled else 'base'}.pt"
+def base(mislabelled: bool = False, flow: bool = False) -> PlaneNetwork:
+    """The base model, trained once and kept under ``runs/``; or one that a quarter of the labels misled; or
+    that of the flow version.
+    """
+    name = "flow" if flow else "mislabelled" if mislabelled else "base"
+    path = record.WORK / f"plane-{name}.pt"
     with lock(path.stem):
         if not path.exists():
-            network = _mislabelled() if mislabelled else pretrain(PLANE)
+            network = _mislabelled() if mislabelled else pretrain(PLANE, flow=flow)
             with open_atomic(path) as file:
                 torch.save(network.state_dict(), file)
-    network = PlaneNetwork()
+    network = PlaneNetwork(flow=flow)
     network.load_state_dict(torch.load(path))
     return network
 
@@ -69,14 +72,19 @@ def drawn(maker: Maker, seed: int) -> Batch[Tensor]:
 
 
 @lru_cache(maxsize=4)
-def start(mislabelled: bool, count: int) -> Tensor:
+def start(mislabelled: bool, count: int, flow: bool = False) -> Tensor:
     """(labels, count, 2) samples of a base."""
-    return points(denoiser_of(base(mislabelled)), count, NOISE)
+    return points(denoiser_of(base(flow=True) if flow else base(mislabelled)), count, NOISE)
+
+
+def base_of(row: PlaneRow) -> PlaneNetwork:
+    """Where a row starts."""
+    return base(flow=True) if row.flow else base(row.data is captions)
 
 
 def cost(row: PlaneRow, data: Batch[Tensor] | None) -> Calls:
     """Network samples of one step, of a round's mean step where the row is online."""
-    start_from = base(row.data is captions)  # trained here the first time: not to be counted
+    start_from = base_of(row)  # trained here the first time: not to be counted
     steps = row.round_steps
     with counted(PlaneNetwork) as calls:
         row.trained(start_from, data, steps=steps)
@@ -108,7 +116,7 @@ def train(row: PlaneRow, seed: int, steps: int | None = None) -> tuple[PlaneNetw
     calls = cost(row, data)
     steps = steps or max(1, round(budget(row) / calls.cost))
     begin = time.process_time()
-    network = row.trained(base(row.data is captions), data, seed, steps=steps)
+    network = row.trained(base_of(row), data, seed, steps=steps)
     took = {
         "steps": steps,
         "seconds": round(time.process_time() - begin, 2),
@@ -122,7 +130,7 @@ def run(row: PlaneRow, seed: int, prompts: int, steps: int | None = None) -> dic
     """Train and measure on ``prompts`` starting points, as many for each label."""
     network, took = train(row, seed, steps)
     about_captions = row.data is captions
-    before = start(about_captions, prompts // LABELS)
+    before = start(about_captions, prompts // LABELS, row.flow)
     after = points(denoiser_of(network), prompts // LABELS, NOISE)
     rewards = {
         "height": tuple(PLANE.reward(x.flatten(0, 1)) for x in (before, after)),

@@ -108,6 +108,7 @@ def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
     if shape != "samples" and not draws:
         raise UserError(f"rollout.lowest_time={config.lowest_time}: no step is left; allowed: less")
     slots = 1 if shape == "samples" else max(1, round(config.trained_steps * draws))
+    slots *= config.samples // (config.part or config.samples)
     return Plan(config.prompts_per_round, slots, run.training.batch_size, config.passes, rank, world)
 
 

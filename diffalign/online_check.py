@@ -60,6 +60,7 @@ def check_online(run: Run) -> list[str]:
         )
     _check_window(config, shape)
     _check_scores(run, shape)
+    _check_part(run)
     if config.samples < 2 and config.advantage == "none":
         raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
     if config.by == "people" and (shape == "tree" or config.advantage != "none"):
@@ -102,6 +103,20 @@ def _check_data(run: Run) -> None:
             f"rollout.combine={config.combine!r} with method {name}: a score above 0.5 is a like; allowed: "
             "wins (the share of won comparisons), or rollout.by people"
         )
+
+
+def _check_part(run: Run) -> None:
+    """Some samples of a prompt at a time, for whom they need not be together."""
+    config, card = run.rollout, REGISTRY[run.method["type"]]
+    if config.part is None:
+        return
+    if not card.advantages or card.whole:
+        raise UserError(
+            f"rollout.part={config.part} with method {card.name}, which compares the samples of a prompt; "
+            "allowed: null"
+        )
+    if config.samples % config.part:
+        raise UserError(f"rollout.part={config.part}; allowed: a divisor of rollout.samples={config.samples}")
 
 
 def _check_window(config: RolloutConfig, shape: str) -> None:

@@ -109,5 +109,6 @@ CARD = MethodCard(
     cost="a time: 1 policy sample with gradient, 1 without (moving average), 1 more with kl",
     method=DGPO,
     advantages=True,
+    whole=True,
     trailing="beside",
 )

@@ -3,7 +3,7 @@
 With r the rewards (N, K) of K samples for each of N prompts:
 
     group         (r - mean of its K rivals) / (std of the K + 1e-8)    GRPO; DanceGRPO (arXiv 2505.07818)
-    group_std     (r - mean of its K rivals) / (std of the K + 1e-4)    Flow-GRPO and AWM without their global std
+    group_std     (r - mean of its K rivals) / (std of the K + 1e-4)    Flow-GRPO, AWM: no global std
     group_batch   (r - mean of its K rivals) / (std of all N K + 1e-4)  Flow-GRPO (arXiv 2505.05470), AWM
     batch         (r - mean of all) / (std of all + 1e-8)               DDPO without per-prompt statistics
     prompt        (r - mean of its prompt's last rewards) / (their std + 1e-6)      DDPO (arXiv 2305.13301)

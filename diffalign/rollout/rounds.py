@@ -166,6 +166,20 @@ def best_and_worst(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return pair, torch.stack([won, torch.zeros_like(won)], -1)
 
 
+def in_parts(
+    x: Tensor | Transition, score: Tensor, shared: Tensor, extra: Mapping[str, Tensor], size: int
+) -> tuple[Tensor | Transition, Tensor, Tensor, dict[str, Tensor]]:
+    """A round's tensors (N, S, K, ...) and ``shared`` (N, S) as S K / size slots of ``size`` samples each."""
+    parts = score.shape[2] // size
+    split = lambda value: value.unflatten(2, (parts, size)).flatten(1, 2)  # noqa: E731
+    return (
+        Transition(*map(split, x)) if isinstance(x, Transition) else split(x),
+        split(score),
+        shared.repeat_interleave(parts, 1),
+        {name: split(value) for name, value in extra.items()},
+    )
+
+
 def only(value: Tensor, pair: Tensor) -> Tensor:
     """(N, S, 2, ...) of ``value`` (N, S, K, ...) at ``pair`` (N, S, 2)."""
     index = pair.reshape(*pair.shape, *(1,) * (value.ndim - 3)).expand(*pair.shape, *value.shape[3:])

@@ -21,7 +21,7 @@ from diffalign.randomness import Streams, derive, permutation
 from diffalign.rollout.advantages import PromptHistory, advantages
 from diffalign.rollout.judges import Judge, combined
 from diffalign.rollout.people import labelled
-from diffalign.rollout.rounds import Plan, Round, best_and_worst, only
+from diffalign.rollout.rounds import Plan, Round, best_and_worst, in_parts, only
 from diffalign.rollout.shapes import Asked, Sampled, Setting, samples, trajectories
 from diffalign.rollout.store import NOWHERE, Part, RoundStore
 from diffalign.rollout.studio import Studio
@@ -233,8 +233,10 @@ class OnlineSource:
             extra = {name: only(value, pair) for name, value in extra.items()}
         if self._config.advantage != "none":
             extra["advantage"] = self._advantages(number, prompts, score)
+        if self._config.part:
+            x, score, shared, extra = in_parts(x, score, shared, extra, self._config.part)
         slots = [
-            permutation(len(verdict), self._seed, "rollout/slots", self._plan.position(number, row))
+            permutation(score.shape[1], self._seed, "rollout/slots", self._plan.position(number, row))
             for row in range(len(prompts))
         ]
         online = isinstance(x, Transition)

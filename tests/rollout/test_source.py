@@ -206,6 +206,26 @@ def test_one_group_stays_and_weighs_nothing_where_all_are_ties(name):
     assert w.source.told.figures["rollout/ties"] == 1.0
 
 
+@pytest.mark.parametrize("shape", ["trajectories", "samples"])
+def test_parts_of_a_prompts_samples_are_the_whole(shape):
+    """Two at a time of four: every sample comes once, its advantage against all four."""
+    rollout = {"samples": 4, "advantage": "group", "eta": 1.0 if shape == "trajectories" else 0.0}
+    rollout |= {"shared_noise": False}
+    whole = World(shape=shape, rollout=rollout)
+    parts = World(shape=shape, rollout=rollout | {"part": 2})
+
+    def found(w):
+        here = []
+        for batch in w.batches():
+            x = batch.x.x_s if shape == "trajectories" else batch.x
+            assert len(batch.group) == batch.num_groups * (w.config.part or 4)
+            here += [(*a.tolist(), float(b)) for a, b in zip(x, batch.extra["advantage"], strict=True)]
+        return here
+
+    assert parts.plan.micro_steps == 2 * whole.plan.micro_steps
+    assert sorted(found(parts)) == sorted(found(whole)) and found(parts) != found(whole)
+
+
 def test_several_rewards_are_compared_by_pareto():
     both = Script(lambda x, prompts, t: torch.stack([x[:, 1], -x[:, 0]], 1), ("up", "left"), (1.0, 1.0))
     w = World(rollout={"combine": "pareto"}, judge=both)

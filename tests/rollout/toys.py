@@ -136,6 +136,7 @@ class World:
         self.reference = denoiser_of(network(0, self.dtype)) if self.referred else None
         draws = c.steps - (c.first_branch if self.shape == "tree" else 0)
         slots = 1 if self.shape == "samples" else round(c.trained_steps * draws)
+        slots *= c.samples // (c.part or c.samples)
         self.plan = Plan(c.prompts_per_round, slots, self.batch_size, c.passes, self.rank, self.world)
         self.setting = Setting(
             kernel_for(self.policy.path, c.eta),

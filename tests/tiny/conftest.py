@@ -26,10 +26,24 @@ def base(one_thread):
 
 
 @pytest.fixture(scope="package")
-def mislabelled(base):
+def flow_base(one_thread):
+    return pretrain(PLANE, steps=1500, flow=True)
+
+
+def misled(base):
     """A base to which a quarter of the halves' points were given under the wrong label."""
     wrong = data_batch(PLANE, 60_000, seed=1, mislabelled=0.25)
     return align(SFT(), base, wrong, steps=300, groups=512, rate=1e-3)
+
+
+@pytest.fixture(scope="package")
+def mislabelled(base):
+    return misled(base)
+
+
+@pytest.fixture(scope="package")
+def flow_mislabelled(flow_base):
+    return misled(flow_base)
 
 
 @pytest.fixture(scope="package")
@@ -38,9 +52,18 @@ def measured(one_thread):
     return lru_cache(lambda network: measure(PLANE, denoiser_of(network), count=2400))
 
 
-@pytest.fixture(scope="package")
-def data(base):
+def drawn_from(base):
     """(maker, seed, flipped) -> Batch, drawn from the base once."""
     return lru_cache(
         lambda maker, seed, flipped=False: maker(PLANE, denoiser_of(base), seed=seed, flipped=flipped)
     )
+
+
+@pytest.fixture(scope="package")
+def data(base):
+    return drawn_from(base)
+
+
+@pytest.fixture(scope="package")
+def flow_data(flow_base):
+    return drawn_from(flow_base)

@@ -161,7 +161,7 @@ def test_a_reference_adapter_has_no_dropout_and_leaves_the_policy_trainable(tmp_
     with torch.no_grad():
         for _, p in trained:
             p.add_(0.1 * torch.randn_like(p))
-    x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.3, 0.6])
+    x, t = torch.randn(2, *model.latent_shape(32, 32)), torch.tensor([0.3, 0.6])
     cond = model.encode_prompts(["a", "b"])
     cond |= model.family.micro_conditions(*(torch.full((2, 2), 32.0) for _ in range(3)))
     once, twice = reference(x, t, cond), reference(x, t, cond)
