@@ -17,8 +17,9 @@ from diffalign.config_io import read_run, to_yaml
 from diffalign.errors import UserError
 from diffalign.files import read_json_lines
 from diffalign.job import align
-from diffalign.online import _check_windows, _claim, plan_of
+from diffalign.online import _check_windows, _claim, plan_of, steps_of_a_round
 from diffalign.online_check import check_online
+from diffalign.paths import RectifiedFlow
 from diffalign.rollout.source import OnlineSource
 from diffalign.rollout.studio import ModelStudio
 from diffalign.samplers import grid_of
@@ -345,6 +346,23 @@ def test_a_round_is_whole_optimizer_steps():
     windows()
     windows({"accumulation": 4, "reference_every": 8}, every=4)
     windows({"reference_every": 20}, every=40, trained_steps=0.3, passes=5)  # 2 of 8 steps: 2 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    [
+        ("sd3_flow_grpo", 2),
+        ("sd3_awm", 1),
+        ("sd3_diffusion_nft", 1),
+        ("flux_dancegrpo", 2),
+        ("flux_mixgrpo", 2),
+    ],
+)
+def test_published_rounds_of_flow_models(name, updates):
+    run = read_run(name)
+    plan = plan_of(run, Sampled(RectifiedFlow()))
+    _check_windows(run, plan)
+    assert steps_of_a_round(run, plan) == updates
 
 
 @pytest.mark.parametrize(
