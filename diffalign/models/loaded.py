@@ -196,13 +196,18 @@ class LoadedModel:
         """A hash of the VAE, text encoders and tokenizers, weights included: the key of caches.
 
         Of every tensor an exact sum over its bits and a sample of its values go in, so two checkpoints never
-        share a cache, and device or process make no difference.
+        share a cache, and device or process make no difference. Shapes of conditions go in as well: how many
+        tokens a prompt becomes is a setting.
         """
         digest = hashlib.sha256(self.family.name.encode() + b" tiled" * self.tiled)
-        for name in ("vae", *self.text_encoders):
+        names = ("vae", *self.text_encoders)
+        configs = {
+            name: plain_config(getattr(self.pipeline, name)) for name in (*names, self.family.network_name)
+        }
+        digest.update(stable_json(self.family.cond_shapes(configs)))
+        for name in names:
             module = getattr(self.pipeline, name)
-            config = module.config if isinstance(module.config, dict) else module.config.to_dict()
-            digest.update(stable_json(config))
+            digest.update(stable_json(configs[name]))
             for key, tensor in module.state_dict().items():
                 digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor_digest(tensor))
@@ -227,6 +232,12 @@ def no_bars() -> Iterator[None]:
     finally:
         for log in both:
             log.enable_progress_bar()
+
+
+def plain_config(module: Any) -> Mapping[str, Any]:
+    """The configuration of a component, of diffusers or transformers, as a mapping."""
+    config: Mapping[str, Any] = module.config if isinstance(module.config, dict) else module.config.to_dict()
+    return config
 
 
 def stable_json(value: Any) -> bytes:

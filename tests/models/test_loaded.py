@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_fingerprint_is_of_the_encoders_and_survives_reloading(
     assert load(ModelConfig(path=str(other_seed))).fingerprint != first
     assert load(ModelConfig(path=path, dtype="bfloat16")).fingerprint != first
     assert load(ModelConfig(path=path, vae=str(folders["sd15"]))).fingerprint != first
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "pixart"])
+def test_the_number_of_tokens_is_in_the_fingerprint(folders: dict[str, Path], name: str) -> None:
+    config = ModelConfig(path=str(folders[name]))
+    usual, fewer = (load(replace(config, max_sequence_length=n)).fingerprint for n in (None, 20))
+    assert usual != fewer
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
