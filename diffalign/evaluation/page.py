@@ -140,6 +140,12 @@ _SCRIPT = """
       own.addEventListener('pause', () => rival.pause());
     }
   }
+  const all = document.querySelector('button[data-play]');
+  if (all) all.addEventListener('click', () => {
+    const on = all.getAttribute('aria-pressed') !== 'true';
+    all.setAttribute('aria-pressed', String(on));
+    for (const v of box.querySelectorAll('figure:not([hidden]) video')) on ? v.play() : v.pause();
+  });
 })();
 """
 

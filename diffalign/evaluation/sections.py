@@ -91,7 +91,7 @@ def numbers(evaluation: Evaluation, train_seconds: float | None, steps: int | No
         ),
     ]
     for change in evaluation.motion[:1]:
-        values = f"{number(change.base)} → {number(change.aligned)}"
+        values = f"{number(change.base, 2)} → {number(change.aligned, 2)}"
         cards.append(_number("dynamic degree", values, f"change, 95 %: {_range(change.change)}"))
     if train_seconds is not None:
         cards.append(
@@ -188,6 +188,7 @@ def pairs(evaluation: Evaluation, base: Sequence[MediaLike], aligned: Sequence[M
     lead += "Gains and losses are chosen by score and show the extremes, so look at the random ones first."
     if evaluation.motion:
         lead += " Playing one plays its rival as well."
+        buttons += '<button type="button" data-play aria-pressed="false">Play all</button>'
     body = f'<div class="buttons">{buttons}</div><div class="pairs">{"".join(figures)}</div>'
     return section("Side by side", lead, body)
 

@@ -80,6 +80,7 @@ def test_the_page_holds_its_videos(compared, tmp_path):
         assert video["src"].startswith("data:video/mp4;base64,") and video["poster"].startswith("data:image/")
         assert video["class"] == "tiny" and (video["width"], video["height"]) == ("32", "32")
         assert video["aria-label"].split(":")[0] in ("base model", "aligned model")
+    assert [b for b in page.all("button") if "data-play" in b]
     shown = read_video(base64.b64decode(videos[0]["src"].split(",")[1]))
     assert shown.frames.shape == (5, 3, SIDE, SIDE) and shown.fps == FPS
     assert not re.search(r'(src|href|poster)="(?!data:)', text)  # nothing is fetched
