@@ -3,7 +3,8 @@
 A frame in which a thing has a defect is bad; a segment's score is the share of its frames that are not, a
 video's score the share of all. In ``video_pairs`` both videos show the same motion, as DenseDPO's pairs do,
 and each has defects at times of its own. In ``video_takes`` they are independent clips of one caption, as
-samples of a model are: the faster a thing moves, the likelier it has a defect, so that the winners are slow.
+samples of a model are, with one label: the faster a thing moves, the likelier it has a defect, so that the
+winners are slow.
 """
 
 import io
@@ -62,5 +63,6 @@ def same_motion(text: str, rng: np.random.Generator) -> Row:
 
 
 def two_takes(text: str, rng: np.random.Generator) -> Row:
-    """Two clips of one caption."""
-    return _row(text, [corpus_clip(text, rng) for _ in range(2)])
+    """Two clips of one caption, with one label."""
+    row = _row(text, [corpus_clip(text, rng) for _ in range(2)])
+    return {name: row[name] for name in ("prompt", "videos", "scores")}
