@@ -187,10 +187,10 @@ def reference_denoiser(
 ) -> Denoiser:
     """The frozen reference, equal to the policy as it is now; call it before training.
 
-    Under LoRA it is the policy's own network with the adapters off. Otherwise it is a copy in
-    ``config.dtype``, run under the policy's autocast; where the policy does not autocast to that dtype the
-    copy is float32, since a reference that computes in another precision than the policy puts a margin
-    between equals.
+    Under LoRA it is the policy's own network with the adapters off. Otherwise it is a copy, run under the
+    policy's autocast, whose products hold ``config.dtype`` where the policy autocasts to that; the rest is
+    float32, since a reference that computes in another precision than the policy puts a margin between
+    equals.
 
     Args:
         policy: the denoiser that trains, before any wrapping of its network.
@@ -200,10 +200,21 @@ def reference_denoiser(
         return AdaptersOff(policy, model.network)
     held: Any = copy.deepcopy(model.network).requires_grad_(False).eval()
     with only_errors("diffusers"):  # it advises against casting
-        held.to(model.dtype if autocast == model.dtype else torch.float32)
+        held.float()
+    if autocast == model.dtype:
+        cast_products(held, model.dtype)
     if config.compile:
         compile_network(held)
     return replace(policy, network=held, autocast=autocast)
+
+
+def cast_products(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that autocast would cast in each forward, of linear and convolutional layers, and no
+    others: modulations and norms of a transformer are computed in the precision of their own weights.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            module.to(dtype)
 
 
 def following_reference(

@@ -15,7 +15,7 @@ from diffalign.models.loading import load
 from diffalign.paths import path_from_config
 from diffalign.types import Cond, Denoiser
 from tests.helpers import sd_path
-from tests.models.inputs import conditions, states
+from tests.models.inputs import conditions, states, states_of
 
 
 def test_network_denoisers_are_denoisers(sdxl: LoadedModel) -> None:
@@ -83,6 +83,7 @@ def test_adapters_off_is_the_base_model(folders: dict[str, Path], dora: bool) ->
         assert not torch.allclose(ours.policy(x_t, t, cond), expected)
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
@@ -97,11 +98,15 @@ def test_adapters_off_is_the_base_model(folders: dict[str, Path], dora: bool) ->
     ids=["lora", "dora", "dora-dropout", "rslora-dropout", "full"],
 )
 def test_before_training_policy_and_reference_agree_exactly(
-    folders: dict[str, Path], changes: dict[str, object], dtype: str, autocast: torch.dtype | None
+    folders: dict[str, Path],
+    family: str,
+    changes: dict[str, object],
+    dtype: str,
+    autocast: torch.dtype | None,
 ) -> None:
     """Rule 3 of the design: a margin of exactly 0, in every precision."""
-    ours = prepare(folders["sdxl"], autocast, dtype=dtype, **changes)
-    x_t, t = states()
+    ours = prepare(folders[family], autocast, dtype=dtype, **changes)
+    x_t, t = states_of(ours.model)
     cond = conditions(ours.model, ["a", "b"])
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         prediction = ours.policy(x_t, t, cond)
