@@ -27,7 +27,7 @@ def base(one_thread):
 
 @pytest.fixture(scope="package")
 def flow_base(one_thread):
-    return pretrain(PLANE, steps=1500, flow=True)
+    return pretrain(PLANE, steps=2000, flow=True)
 
 
 def misled(base):

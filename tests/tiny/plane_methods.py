@@ -21,18 +21,24 @@ from diffalign.methods.adpo import ADPO
 from diffalign.methods.aot import AOT
 from diffalign.methods.apo import APO
 from diffalign.methods.auto_beta import AutoBeta
+from diffalign.methods.awm import AWM
 from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
+from diffalign.methods.densedpo import DenseDPO
+from diffalign.methods.dgpo import DGPO
+from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.dmpo import DMPO
 from diffalign.methods.dpo import DPO
 from diffalign.methods.dro import DRO
 from diffalign.methods.dspo import DSPO
 from diffalign.methods.fdpo import FDPO
+from diffalign.methods.flow_grpo import FlowGRPO
 from diffalign.methods.inpo import InPO
 from diffalign.methods.inversion_dpo import InversionDPO
 from diffalign.methods.kto import KTO
 from diffalign.methods.madpo import MADPO
 from diffalign.methods.mapo import MaPO
+from diffalign.methods.matching import Stratified
 from diffalign.methods.patchdpo import PatchDPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.sft import SFT
@@ -43,7 +49,7 @@ from diffalign.methods.tdpo import TDPO
 from diffalign.methods.tkto import TKTO
 from diffalign.times import Uniform
 from diffalign.tiny.plane import Plane, PlaneNetwork, align
-from diffalign.tiny.plane_data import Maker, captions, experts, likes, lists, patched, preferences
+from diffalign.tiny.plane_data import Maker, captions, experts, films, likes, lists, patched, preferences
 from diffalign.tiny.plane_online import align_online, plane_plan
 from diffalign.types import Batch, Method
 
@@ -65,6 +71,7 @@ class PlaneRow:
         falls: whether labels turned round must lower it (False for what no opinion goes into).
         note: what is particular, for readers.
         rollout: of a method that learns from what it samples; it has no data.
+        flow: whether it is of the flow version of the plane (``plane_flow`` has all the others there).
     """
 
     method: Method
@@ -77,6 +84,7 @@ class PlaneRow:
     falls: bool = True
     note: str = ""
     rollout: RolloutConfig | None = None
+    flow: bool = False
 
     def trained(
         self,
@@ -110,7 +118,7 @@ class PlaneRow:
         """Optimizer steps that one round is learnt for; 1 offline."""
         if self.rollout is None:
             return 1
-        return plane_plan(self.rollout, self.groups).micro_steps
+        return plane_plan(self.rollout, self.groups, self.flow).micro_steps
 
     def sampled(self, steps: int) -> dict[str, int]:
         """Points that so many steps have sampled."""
@@ -126,8 +134,14 @@ def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
     return RolloutConfig(shape=shape, **whole)  # type: ignore[arg-type]
 
 
+def of_flow(shape: str, **changes: Any) -> RolloutConfig:
+    """How the flow version is sampled: ten steps, four points a prompt."""
+    return online(shape, 96, **{"steps": 10, "samples": 4, "advantage": "group_batch", **changes})
+
+
 PLANE_METHODS: Mapping[str, PlaneRow] = {
     "dpo": PlaneRow(DPO(beta=100)),
+    "densedpo": PlaneRow(DenseDPO(beta=100, time=Uniform()), films, groups=48),
     "ipo": PlaneRow(DPO(beta=20, loss=IPO())),
     "hinge": PlaneRow(DPO(beta=100, loss=Hinge())),
     "smoothed": PlaneRow(DPO(beta=50, loss=Logistic(label_smoothing=0.1))),
@@ -249,5 +263,65 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         steps=60,
         rate=2e-4,
         rollout=online("samples", 192, eta=0.0, shared_noise=False, passes=3),
+    ),
+    "flow_grpo": PlaneRow(
+        FlowGRPO(clip=1e-2),
+        steps=120,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7),
+    ),
+    "flow_grpo_cps": PlaneRow(
+        FlowGRPO(clip=1e-2, kl_form="exact"),
+        steps=80,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7, form="cps"),
+    ),
+    "dancegrpo": PlaneRow(
+        FlowGRPO(clip=1e-2, kl=None),
+        steps=54,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.3, form="dance", advantage="group", trained_steps=0.6),
+    ),
+    "mixgrpo": PlaneRow(
+        FlowGRPO(clip=1e-2, kl=None),
+        steps=48,
+        groups=96,
+        rate=1e-4,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7, window=4, window_shift=2),
+        note="with four draws in place of nine each is to blame for more: it is fast, and must stop early",
+    ),
+    "awm": PlaneRow(
+        AWM(kl=0.15, time=Stratified(strata=4)),
+        steps=30,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("samples", eta=0.0, shared_noise=False),
+    ),
+    "diffusion_nft": PlaneRow(
+        DiffusionNFT(kl=1.0),
+        steps=25,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("samples", eta=0.0, shared_noise=False),
+        note="the whole network is trained: it needs a penalty that adapters do not",
+    ),
+    "dgpo": PlaneRow(
+        DGPO(kl=1.0),
+        steps=25,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("samples", eta=0.0, shared_noise=False, advantage="group_std"),
+        note="as diffusion_nft",
     ),
 }

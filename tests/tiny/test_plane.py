@@ -3,15 +3,17 @@ it.
 """
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from diffalign.losses.pairwise import Robust
 from diffalign.methods import REGISTRY
+from diffalign.methods.densedpo import DenseDPO
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
+from diffalign.times import Uniform
 from diffalign.tiny.plane import (
     LABELS,
     PlaneNetwork,
@@ -21,7 +23,7 @@ from diffalign.tiny.plane import (
     energy_distance,
     measure,
 )
-from diffalign.tiny.plane_data import captions, experts, likes, lists, preferences, turned_round
+from diffalign.tiny.plane_data import captions, experts, films, likes, lists, preferences, turned_round
 from tests.tiny.conftest import PLANE
 from tests.tiny.plane_methods import PLANE_METHODS
 
@@ -49,7 +51,9 @@ def case(request, base, mislabelled, measured, data):
     )
 
 
-every_row = pytest.mark.parametrize("case", PLANE_METHODS, indirect=True)
+every_row = pytest.mark.parametrize(
+    "case", [name for name, row in PLANE_METHODS.items() if not row.flow], indirect=True
+)
 
 
 def test_every_method_has_a_row():
@@ -96,6 +100,23 @@ def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, measured, 
     )
     assert robust.reward > plain.reward > measured(base).reward + 0.1
     assert robust.off_support < 0.03 and robust.distance < 0.13
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_label_a_frame_says_more_than_one_by_majority(seed, base, measured, data):
+    """The same pairs of films and as many steps: DenseDPO gets further than DPO on who wins more frames, and
+    is nearer to the optimum. DPO's error is a mean over four frames, so its beta is four times as large.
+    """
+    dense = data(films, seed)
+    wins = (dense.score.unflatten(0, (-1, 2)) == 1).sum(-1).float().flatten()
+    majority = replace(dense, score=wins)
+    ways = ((DenseDPO(beta=100, time=Uniform()), dense), (DPO(beta=400), majority))
+    by_frame, by_majority = (
+        measure(PLANE, denoiser_of(align(method, base, batch, 150, seed, groups=48)), POINTS)
+        for method, batch in ways
+    )
+    assert by_frame.reward - 0.05 > by_majority.reward > measured(base).reward + 0.15
+    assert by_frame.distance < by_majority.distance and by_frame.off_support < 0.03
 
 
 def test_the_shapes_of_the_data(data):
