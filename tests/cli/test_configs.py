@@ -80,13 +80,35 @@ def test_sd3_is_trained_as_flow_grpo_trains_its_baseline(runs):
     assert len(adapted) == 24 * 4 + 24 * 3 + 23
 
 
+def test_videos_are_trained_as_published(runs):
+    """JavisDiT++ on Wan, VideoAlign's table 10 on LTX, VideoDPO on the others."""
+    wan, ltx = runs["wan_dpo_lora"], runs["ltx_dpo_lora"]
+    assert (wan.method["beta"], wan.optimizer.learning_rate, wan.training.accumulation) == (
+        3000,
+        1e-5,
+        48 / 8,
+    )
+    time = build(wan.method).time
+    assert isinstance(time, LogitNormal) and (time.shift, time.steps) == (5.0, None)
+    assert wan.strategies == ({"type": "sft", "weight": 0.1},)
+    assert (ltx.method["beta"], ltx.optimizer.learning_rate, ltx.training.accumulation) == (500, 5e-6, 64 / 8)
+    assert (ltx.model.lora.rank, ltx.model.lora.alpha) == (64, 128)
+    assert build(ltx.method).time.steps is None  # continuous
+    for name in ("cogvideox_dpo_lora", "modelscope_dpo_lora", "animatediff_dpo_lora"):
+        assert runs[name].method == {"type": "dpo", "beta": 5000}
+
+
 PARAMETERS = {  # of the published networks
     "sd15": 859_520_964,
     "sdxl": 2_567_463_684,
     "sd3": 2_243_171_520,  # 3.5 Medium
     "flux": 11_901_408_320,
     "pixart": 610_856_096,
-    "wan": 1_418_996_800,
+    "wan": 1_418_996_800,  # 2.1, 1.3B
+    "cogvideox": 1_693_783_872,  # 2b
+    "ltx": 1_923_385_472,  # 0.9
+    "text_to_video": 1_411_233_860,
+    "animatediff": 859_520_964 + 453_209_280,  # Stable Diffusion 1.5 and the motion modules
 }
 
 
