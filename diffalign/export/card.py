@@ -86,8 +86,12 @@ class Card:
             source = f'pipeline_path("{self.base_model.removeprefix("tiny:")}")'
         if by_peft:
             lines.append("from peft import PeftModel")
-        given = ", ".join([source, *(f"{name}=None" for name in self.absent)])
-        lines.append(f"\npipeline = {pipeline}.from_pretrained({given})")
+        given = [source, *(f"{name}=None" for name in self.absent)]
+        motion = self.settings.get("model", {}).get("motion_adapter")
+        if self.adapted and motion is not None:
+            lines.append("from diffusers import MotionAdapter")
+            given.append(f'motion_adapter=MotionAdapter.from_pretrained("{motion}")')
+        lines.append(f"\npipeline = {pipeline}.from_pretrained({', '.join(given)})")
         if by_peft:
             lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "path/to/this/folder")')
         elif self.adapted:

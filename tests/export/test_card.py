@@ -71,3 +71,18 @@ def test_a_tiny_base_is_found_where_it_is_shipped() -> None:
     text = Card("tiny:sdxl", "sdxl", adapted=True, method="Diffusion-DPO").text()
     assert 'StableDiffusionXLPipeline.from_pretrained(pipeline_path("sdxl"))' in text
     assert "from diffalign.tiny import pipeline_path" in text
+
+
+def test_what_a_pipeline_is_without_or_wants_besides_is_said() -> None:
+    without = Card("a/b", "sd3", False, "Flow-DPO", absent=("text_encoder_3", "tokenizer_3")).text()
+    assert 'from_pretrained("path/to/this/folder", text_encoder_3=None, tokenizer_3=None)' in without
+    moving = Card("a/b", "animatediff", True, "DPO", settings={"model": {"motion_adapter": "c/d"}}).text()
+    assert 'from_pretrained("a/b", motion_adapter=MotionAdapter.from_pretrained("c/d"))' in moving
+    assert front_matter(moving)["pipeline_tag"] == "text-to-video" and ".frames[0]" in moving
+
+
+def test_a_lora_that_diffusers_cannot_load_is_loaded_by_peft() -> None:
+    code = Card("a/b", "pixart", True, "DPO").text().split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert 'PeftModel.from_pretrained(pipeline.transformer, "path/to/this/folder")' in code
+    assert "load_lora_weights" not in code
