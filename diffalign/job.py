@@ -10,6 +10,7 @@ The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tens
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.online_check import check_online
+from diffalign.out_of_memory import Peak, advised, peak_memory, when_loading, when_training
 from diffalign.players import check_players
 from diffalign.randomness import derive
 from diffalign.strategies import wrap
@@ -53,6 +55,7 @@ class Result:
         counts: what the preference set held, in words.
         verdict: what the held-out pairs say, or the rewards of the rounds, in words.
         waiting: what an online run waits for before it can be continued; empty for others.
+        memory: the most that was in use at once.
     """
 
     output: Path
@@ -63,6 +66,7 @@ class Result:
     counts: str
     verdict: str
     waiting: str = ""
+    memory: Peak = Peak(0, "main memory")
 
 
 def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Result:
@@ -83,7 +87,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     checkpoints = _checkpoints(run, output, accelerator)
     snapshot = checkpoints.start(run.resume)
 
-    model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
+    with advised("loading the model", when_loading(run)):
+        model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
     if preferences is None:
         material = online(run, model, method, accelerator, snapshot is None, tell, prompts)
@@ -93,7 +98,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(output / "config.yaml", to_yaml(run))
-    try:
+    hooks = [*material.hooks, *who.hooks]
+    with closing(material), advised("training", when_training(run)):
         state = train(
             method=method,
             denoiser_of=who.policy_of,
@@ -104,14 +110,10 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
             settings=run.training,
             optimizer=run.optimizer,
             accelerator=accelerator,
-            hooks=standard_hooks(
-                output, run.logging, run.checkpoint, checkpoints, [*material.hooks, *who.hooks], asdict(run)
-            ),
+            hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, hooks, asdict(run)),
             resume=snapshot,
             kept=who.kept,
         )
-    finally:
-        material.close()
     result = Result(
         output=output,
         aligned=None if state.interrupted else output / "aligned",
@@ -121,6 +123,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         counts=material.counts(),
         verdict=material.verdict(),
         waiting=state.paused,
+        memory=peak_memory(),
     )
     if accelerator.is_main_process:
         _leave(result, run, model, state, material.figures())
@@ -184,6 +187,8 @@ def _leave(
         "method": run.method["type"],
         "steps": result.steps,
         "train_seconds": round(result.seconds, 3),
+        "peak_memory_gib": round(result.memory.gib, 3),
+        "peak_memory_of": result.memory.of,
         "interrupted": result.interrupted,
         "data": result.counts,
         "verdict": result.verdict,
@@ -195,7 +200,11 @@ def _leave(
 
 
 def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, float]) -> Card:
-    numbers: dict[str, float | int | str] = {"optimizer steps": result.steps, "data": result.counts}
+    numbers: dict[str, float | int | str] = {
+        "optimizer steps": result.steps,
+        "peak memory": result.memory.text,
+        "data": result.counts,
+    }
     kind = "" if run.rollout.prompts else "held-out "
     numbers |= {f"{kind}{name}": value for name, value in held_out.items()}
     return Card(

@@ -26,6 +26,7 @@ from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.online import online_source
+from diffalign.out_of_memory import advised, when_encoding
 from diffalign.players import Players, players
 from diffalign.reward_config import RewardRun
 from diffalign.rewards import load as load_reward
@@ -139,17 +140,20 @@ def encode(
     """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
     check_frames(run.data, model)
     folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
-    encoded = encode_preferences(
-        model,
-        preferences,
-        run.data,
-        folder,
-        half=DTYPES[run.model.dtype] != torch.float32,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        barrier=accelerator.wait_for_everyone,
-        rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None,
-    )
+    with advised("encoding the preference set", when_encoding(run)):
+        encoded = encode_preferences(
+            model,
+            preferences,
+            run.data,
+            folder,
+            half=DTYPES[run.model.dtype] != torch.float32,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            barrier=accelerator.wait_for_everyone,
+            rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device))
+            if rewards
+            else None,
+        )
     model.free_encoders()
     return encoded
 

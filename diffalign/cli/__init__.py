@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from diffalign.errors import UserError, unknown
+from diffalign.out_of_memory import ANYWHERE, ran_out, said
 
 COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",
@@ -104,13 +105,8 @@ def _refuse(message: str) -> int:
 
 def _advice(error: Exception) -> str | None:
     """What a user can do about an error that is no bug; None for a bug."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, told by name since torch need not be imported
-        return (
-            f"the accelerator is out of memory ({str(error).split('. ')[0]}). Try --training.batch_size 1 "
-            "with a larger --training.accumulation, --model.gradient_checkpointing true, --model.dtype "
-            "bfloat16, --optimizer.type adamw8bit, or a smaller --data.resolution; `diffalign estimate` says "
-            "what a run needs"
-        )
+    if ran_out(error):
+        return said(error, "working", ANYWHERE)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # The second: the Rust of safetensors raises an error class of its own.
     if full or "No space left on device" in str(error):

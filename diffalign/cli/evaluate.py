@@ -14,10 +14,12 @@ from diffalign.cli.opening import (
     open_pipeline,
     open_run,
     read_run_directory,
+    sampling_advice,
     sampling_settings,
     with_dtype,
 )
 from diffalign.errors import UserError
+from diffalign.out_of_memory import advised
 
 if TYPE_CHECKING:
     from diffalign.evaluation.report import RunFacts
@@ -39,18 +41,19 @@ def run(argv: Sequence[str]) -> int:
         parse_spec(spec)[0].name: spec for spec in specs
     }  # names first: a wrong one costs no model's loading
     settings = sampling_settings(args, None if args.run is None else read_run_directory(args.run))
-    base, aligned, facts, output = models(args, settings)
-    comparison = compare_pipelines(
-        base,
-        aligned,
-        prompts,
-        load_rewards(rewards, device_name(args.device), args.batch_size or 8),
-        settings,
-        images_per_prompt=args.images_per_prompt,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        folder=output / "images",
-    )
+    with advised("drawing and scoring", sampling_advice(args)):
+        base, aligned, facts, output = models(args, settings)
+        comparison = compare_pipelines(
+            base,
+            aligned,
+            prompts,
+            load_rewards(rewards, device_name(args.device), args.batch_size or 8),
+            settings,
+            images_per_prompt=args.images_per_prompt,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            folder=output / "images",
+        )
     before, after = ([s.source for s in side] for side in (comparison.base, comparison.aligned))
     page = write_report(output, comparison.evaluation, before, after, facts, metrics=output / "metrics.jsonl")
     data = report_data(comparison.evaluation, facts)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffalign.cli.common import make_parser, number, parse, share
+from diffalign.out_of_memory import advised
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         add_sampling_options,
         open_pipeline,
         read_run_directory,
+        sampling_advice,
         sampling_settings,
     )
 
@@ -39,18 +41,19 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.evaluation.sampling import generate
 
     run = read_run_directory(args.model) if Path(args.model, "config.yaml").is_file() else None
-    samples = generate(
-        open_pipeline(args.model, args.base, args),
-        prompts,
-        sampling_settings(args, run),
-        images_per_prompt=args.images_per_prompt,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        folder=args.output,
-        rank=rank,
-        world=world,
-        progress=rank == 0,
-    )
+    with advised("drawing", sampling_advice(args)):
+        samples = generate(
+            open_pipeline(args.model, args.base, args),
+            prompts,
+            sampling_settings(args, run),
+            images_per_prompt=args.images_per_prompt,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            folder=args.output,
+            rank=rank,
+            world=world,
+            progress=rank == 0,
+        )
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
     kind = "videos" if all_videos([sample.source for sample in samples]) else "images"
     print(

@@ -62,6 +62,16 @@ def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "Samp
     )
 
 
+def sampling_advice(args: argparse.Namespace) -> list[str]:
+    """What ``add_sampling_options`` offers against a lack of memory and has not been given."""
+    at_once = args.batch_size
+    advice = [] if at_once == 1 else [f"--batch-size 1 (now {at_once or '8 images, or 1 video'})"]
+    advice.append(f"fewer --frames, if these are videos (now {args.frames or 'the default'})")
+    size = f"{args.height} and {args.width}" if args.height and args.width else "the default"
+    advice.append(f"a smaller --height and --width (now {size})")
+    return advice if args.dtype in DTYPES[1:] else [*advice, "--dtype bfloat16"]
+
+
 def read_run_directory(folder: str) -> Run:
     """The configuration of a run directory.
 

@@ -47,8 +47,9 @@ def run(argv: Sequence[str]) -> int:
 def finished(run: "Run", result: "Result") -> list[str]:
     """What to know after a run."""
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
+    memory = f", at most {result.memory.text}" if result.memory.bytes else ""
     lines = [
-        f"done: {result.steps} steps, {minutes} of training in this process; {result.counts}",
+        f"done: {result.steps} steps, {minutes} of training in this process{memory}; {result.counts}",
         result.verdict if run.rollout.prompts else f"held-out pairs: {result.verdict}",
         "",
         f"  {result.aligned}/  what diffusers loads, with a model card",

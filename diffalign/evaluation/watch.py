@@ -23,6 +23,7 @@ from diffalign.evaluation.sampling import Sample, SamplingSettings, generate
 from diffalign.files import write_atomic
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.precision import vae_precision
+from diffalign.out_of_memory import advised, when_validating
 from diffalign.rewards import load
 from diffalign.rollout.specs import weighted
 from diffalign.training.state import TrainState
@@ -121,7 +122,8 @@ class Watch:
         """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
         settings = self._run.validation
         self._model.move_encoders(state.accelerator.device)
-        with state.evaluating(), _decoding(self._model.pipeline.vae):
+        doing = advised("drawing validation samples", when_validating(self._run))
+        with doing, state.evaluating(), _decoding(self._model.pipeline.vae):
             samples = generate(
                 self._model.pipeline,
                 list(settings.prompts),

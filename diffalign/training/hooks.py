@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from diffalign.config import CheckpointConfig, LoggingConfig
 from diffalign.errors import UserError
+from diffalign.out_of_memory import peak_memory
 from diffalign.training.checkpoint import Checkpoints
 from diffalign.training.metrics import MetricsFile
 from diffalign.training.state import TrainState
@@ -104,6 +105,7 @@ class Logging:
             values = state.averages()
             samples, seconds = state.samples - self._since[0], state.seconds - self._since[1]
             values["samples_per_second"] = samples / max(seconds, 1e-9)
+            values["peak_memory_gib"] = peak_memory().gib
             self._since = (state.samples, state.seconds)
         self._write(state.step, values | state.take_logged())
 
