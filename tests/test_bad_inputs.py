@@ -77,7 +77,7 @@ CASES = [
     ),
     ("no such hub model", [*TRAIN, "--model.path", "nobody/nothing"], ["'nobody/nothing'", "hub"]),
     ("not a pipeline", [*TRAIN, "--model.path", "bare"], ["not a diffusers pipeline folder"]),
-    ("no such tiny model", [*TRAIN, "--model.path", "tiny:sd3"], ["'tiny:sd3'", "tiny:sdxl"]),
+    ("no such tiny model", [*TRAIN, "--model.path", "tiny:sd9"], ["'tiny:sd9'", "tiny:sdxl"]),
     ("another family", [*TRAIN, "--model.family", "sd15"], ["model.family='sd15'", "is sdxl"]),
     ("no such VAE", [*TRAIN, "--model.vae", "./no-vae"], ["model.vae='./no-vae'", "no such folder"]),
     ("no such variant", [*TRAIN, "--model.variant", "fp16"], ["model.variant='fp16'"]),
