@@ -14,7 +14,7 @@ from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
 from diffalign.models.family import Family, present_encoders
 from diffalign.models.loaded import LoadedModel, no_bars
-from diffalign.models.motion import load_motion, set_in_motion
+from diffalign.models.motion import drop_adapter, load_motion, set_in_motion
 from diffalign.models.precision import only_errors
 from diffalign.models.registry import FAMILIES, FamilyCard, get_family, moved
 from diffalign.models.sources import HUB_ID, holds_lora, is_single_file, resolve, sniff_family, user_errors
@@ -61,6 +61,7 @@ def load(
             pipeline = _from_pretrained(config, source, card, arguments)
     if config.motion_adapter is not None:
         set_in_motion(pipeline)
+    drop_adapter(pipeline)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     _check_vae(config, pipeline, family)
     for name in (family.network_name, "vae", *present_encoders(family, pipeline)):

@@ -30,17 +30,21 @@ def load_motion(path: str, dtype: torch.dtype) -> Any:
 
 def set_in_motion(pipeline: Any) -> None:
     """Give an AnimateDiff pipeline that was just put together the schedule that motion adapters are trained
-    on, and let the adapter go, whose weights the network holds by now.
-
-    The schedule is linear between Stable Diffusion's own ends, whose squared one leaves frames grey
-    (AnimateDiff's inference configuration).
+    on: linear between the ends of Stable Diffusion's (AnimateDiff's inference configuration).
     """
     from diffusers import DDIMScheduler
 
     pipeline.scheduler = DDIMScheduler.from_config(
         pipeline.scheduler.config, beta_schedule="linear", clip_sample=False, steps_offset=1
     )
-    pipeline.register_modules(motion_adapter=None)
+
+
+def drop_adapter(pipeline: Any) -> None:
+    """Let an AnimateDiff pipeline's adapter go: the network holds its weights, and they are trained and saved
+    only there.
+    """
+    if pipeline.components.get("motion_adapter") is not None:
+        pipeline.register_modules(motion_adapter=None)
 
 
 def motion_config(unet_config: Mapping[str, Any], adapter: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class FamilyCard:
 _CARDS = (
     FamilyCard(
         name="animatediff",
-        title="AnimateDiff: Stable Diffusion 1.x with model.motion_adapter",
+        title="AnimateDiff on Stable Diffusion 1.x",
         pipeline="AnimateDiffPipeline",
         resolution=512,
         example="stable-diffusion-v1-5/stable-diffusion-v1-5",
