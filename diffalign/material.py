@@ -140,6 +140,7 @@ def encode(
     """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
     check_frames(run.data, model)
     folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
+    rater = RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None
     with advised("encoding the preference set", when_encoding(run)):
         encoded = encode_preferences(
             model,
@@ -150,9 +151,7 @@ def encode(
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             barrier=accelerator.wait_for_everyone,
-            rater=RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device))
-            if rewards
-            else None,
+            rater=rater,
         )
     model.free_encoders()
     return encoded

@@ -82,6 +82,12 @@ def test_advice_of_training_names_what_is_not_set_in_the_order_of_effect():
     assert {"rollout.batch_size", "rollout.resolution", "model.vae_tiling"} <= set(named)
 
 
+@pytest.mark.parametrize(("now", "fewer"), [(81, 41), (49, 25), (161, 81), (41, 17), (16, 5), (9, 5), (5, 1)])
+def test_fewer_frames_are_a_number_that_models_take(now, fewer):
+    advice = when_encoding(replace(VIDEO, data=replace(VIDEO.data, frames=now)))
+    assert f"--data.frames {fewer} (now {now})" in advice
+
+
 def test_advice_elsewhere_is_about_what_is_done_there():
     assert options(when_encoding(VIDEO)) == [
         "data.cache_batch_size", "model.vae_tiling", "data.frames", "data.height", "data.width",
