@@ -136,7 +136,7 @@ def test_a_run_in_two_parts_is_one_to_the_bit(how, done, tmp_path, monkeypatch):
             first = align(run, silent)
         assert (first.steps, first.interrupted, first.aligned) == (2, True, None)
     else:
-        with dying(monkeypatch, decodes=3), pytest.raises(MemoryError):
+        with dying(monkeypatch, decodes=3), pytest.raises(SystemError):
             align(run, silent)
     second = align(replace(run, resume="latest"), silent)
     assert second.steps == 4 and trained(second.output, 4) == trained(result.output, 4)
@@ -156,7 +156,7 @@ class dying:  # noqa: N801
         def counted(studio, latents):
             self.left -= 1
             if self.left < 0:
-                raise MemoryError
+                raise SystemError
             return decode(studio, latents)
 
         self.patch.__enter__().setattr(ModelStudio, "decode", counted)
@@ -214,7 +214,7 @@ def test_rounds_that_people_judge(tmp_path, monkeypatch, capfd):
     assert "after step 0: 0 of 2 prompts" in capfd.readouterr().err and not parts
     label(rounds[0], [1, 0])
     shutil.copytree(output, tmp_path / "control")
-    with dying(monkeypatch, decodes=1), pytest.raises(MemoryError):
+    with dying(monkeypatch, decodes=1), pytest.raises(SystemError):
         main(again)
     assert parts == [(1, [0]), (1, [1])] and not list(rounds[1].glob("labels*"))
     parts.clear()

@@ -5,7 +5,7 @@ measured, written to a folder.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
 from diffalign.methods.spo import SPO
 from diffalign.rollout.store import NOWHERE, RoundStore
-from diffalign.tiny.plane import denoiser_of
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.loop import train
 from tests.rollout.toys import World, tied
@@ -63,7 +62,7 @@ def run(w, method, steps=6, **changes):
     terms: list[float] = []
     state = train(
         method=Recorder(method, terms),
-        denoiser_of=denoiser_of,
+        denoiser_of=lambda prepared: replace(w.policy.inner, network=prepared),
         reference=w.reference,
         network=w.network,
         parameters=list(w.network.named_parameters()),
