@@ -24,7 +24,7 @@ def checkpoints_in(folder, settings=None, optimizer=None, limit=2, **sections):
 
 def records(folder):
     return [
-        {k: v for k, v in r.items() if k != "samples_per_second"}
+        {k: v for k, v in r.items() if k not in ("samples_per_second", "peak_memory_gib")}
         for r in read_json_lines(folder / "metrics.jsonl")
     ]
 

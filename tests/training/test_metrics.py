@@ -94,7 +94,7 @@ def test_what_is_logged(tmp_path):
     assert records[1].keys() == {
         "step", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
         "errors/chosen", "errors/rejected", "grad_norm", "learning_rate", "samples_per_second",
-        "skipped_steps", "empty_steps",
+        "skipped_steps", "empty_steps", "peak_memory_gib",
     }  # fmt: skip
     assert records[3]["loss"] == pytest.approx(losses[-1], rel=1e-6)
     assert records[1]["learning_rate"] == 1e-2
