@@ -1,6 +1,12 @@
+import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from diffalign.errors import UserError
 from diffalign.estimators import regression_target
@@ -50,6 +56,26 @@ def test_noising_and_v_target_agree_with_diffusers(name):
         atol=1e-6,
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+@pytest.mark.parametrize("shift", [1.0, 3.0])  # of the 5b models and of the 2b
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "squaredcos_cap_v2"])
+def test_cogvideoxs_table_is_its_schedulers_bit_for_bit(scheduler, shift, zero_snr, schedule):
+    """And by hand: shifting divides the signal-to-noise ratio a / (1 - a) by the shift."""
+    made = scheduler(
+        beta_schedule=schedule,
+        snr_shift_scale=shift,
+        rescale_betas_zero_snr=zero_snr,
+        prediction_type="v_prediction",
+    )
+    path, target = path_from_config(made.config)
+    assert target == "v" and torch.equal(path.alphas_cumprod, made.alphas_cumprod)
+    if not zero_snr and schedule == "scaled_linear":
+        a = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+        table = path.alphas_cumprod.numpy()
+        np.testing.assert_allclose(table / (1 - table), a / (1 - a) / shift, rtol=1e-9)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise():
