@@ -3,9 +3,9 @@
     python pipelines/densedpo.py --videos clips/ --rewards my_video_reward --output runs/densedpo
 
 Clips are files with captions, ``NAME.mp4`` and ``NAME.txt``. The same job as ``diffalign video-pairs``,
-``diffalign label-segments`` and ``diffalign train``; what is there already is not made again. The baselines
-are settings: ``--method.type dpo --data.view majority`` has one label a pair (StructuralDPO), and with
-``--eta 1`` of independent samples (VanillaDPO). Without arguments: moving shapes and the embedded tiny Wan.
+``label-segments`` and ``train``; what is there is not made again. The baselines are settings: ``--method.type
+dpo --data.view majority`` has one label a pair (StructuralDPO), and with ``--eta 1`` of independent samples
+(VanillaDPO). Without arguments: moving shapes and the embedded tiny Wan.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from diffalign.chat_completions import Answers
+from diffalign.cli.common import device_name
 from diffalign.config_io import read_run
 from diffalign.data import read_prompts
 from diffalign.evaluation.motion import MOTION, motion_statistics
@@ -72,20 +73,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=3.0)
     arguments, flags = parser.parse_known_args()
-    run = read_run(arguments.recipe, flags)
+    run, device = read_run(arguments.recipe, flags), device_name("auto")
     data, work = run.data, Path(run.output) / "pairs"
     shape = (data.height or data.resolution, data.width or data.resolution, data.frames, data.fps)
     settings = PairSettings(*shape, tuple(arguments.eta), arguments.steps, arguments.guidance)
     clips = read_clips(arguments.videos or moving_shapes(work / "clips", arguments.clips), arguments.clips)
-    made = make_pairs(load(run.model), clips, settings, work)
-    rewards = {name: load_reward(name) for name in arguments.rewards.split(",")}
+    made = make_pairs(load(run.model, device), clips, settings, work)
+    rewards = {name: load_reward(name, device) for name in arguments.rewards.split(",")}
     judge = ByReward(rewards, arguments.margin, data.segment_seconds, Answers(work / "scores.jsonl"))
     print(label_pairs(read_pairs(str(made.path)), judge, str(made.path), work / "labelled.jsonl").text)
     result = align(replace(run, data=replace(data, path=str(work / "labelled.jsonl"))))
     if result.aligned is None:
         raise SystemExit(f"interrupted after step {result.steps}; call it again with --resume latest")
     prompts, values = read_prompts(arguments.prompts, arguments.count), []
-    for pipeline in (load(run.model).pipeline, load_aligned(run.model, result.aligned)):
+    for pipeline in (load(run.model, device).pipeline, load_aligned(run.model, result.aligned, device)):
         videos = list(drawn(pipeline, prompts, settings))
         scores = {name: takes_videos(reward)(videos, prompts).tolist() for name, reward in rewards.items()}
         moves = [motion_statistics(video) for video in videos]
