@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from diffalign.chat_completions import Answers
-from diffalign.cli.common import device_name
 from diffalign.config_io import read_run
 from diffalign.data import read_prompts
 from diffalign.evaluation.motion import MOTION, motion_statistics
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=3.0)
     arguments, flags = parser.parse_known_args()
-    run, device = read_run(arguments.recipe, flags), device_name("auto")
+    run, device = read_run(arguments.recipe, flags), "cuda" if torch.cuda.is_available() else "cpu"
     data, work = run.data, Path(run.output) / "pairs"
     shape = (data.height or data.resolution, data.width or data.resolution, data.frames, data.fps)
     settings = PairSettings(*shape, tuple(arguments.eta), arguments.steps, arguments.guidance)
