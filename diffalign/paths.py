@@ -7,7 +7,7 @@ SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffalign.errors import unknown
+from diffalign.errors import UserError, unknown
 from diffalign.types import Path, Target
 
 TARGETS: Mapping[str, Target] = {
@@ -63,14 +63,57 @@ class VariancePreserving:
 
 
 @dataclass(frozen=True)
+class TokenLine:
+    """The line that a dynamic shift is on: exp(mu) with mu through two points.
+
+    Attributes:
+        patch: latents along one side of a token; frames are tokens of their own.
+        tokens: numbers of tokens.
+        mu: there; the defaults are those of diffusers' FLUX and SD3.5 pipelines.
+    """
+
+    patch: int = 2
+    tokens: tuple[int, int] = (256, 4096)
+    mu: tuple[float, float] = (0.5, 1.15)
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.tokens[0] == self.tokens[1]:
+            raise UserError(
+                f"time.line: patch={self.patch}, tokens={self.tokens}; allowed: 1 or more, and two numbers"
+            )
+
+    def at(self, count: float) -> float:
+        """mu of so many tokens."""
+        slope = (self.mu[1] - self.mu[0]) / (self.tokens[1] - self.tokens[0])
+        return self.mu[0] + slope * (count - self.tokens[0])
+
+    def factor(self, shape: Sequence[int]) -> float:
+        """The shift of latents of ``shape``, (C, h, w) or (C, F, h, w)."""
+        frames = math.prod(shape[1:-2])
+        return math.exp(self.at(frames * (shape[-2] // self.patch) * (shape[-1] // self.patch)))
+
+
+def token_line(config: Mapping[str, Any], patch: int) -> TokenLine:
+    """The line of a diffusers scheduler configuration; what it does not name is as in ``TokenLine``."""
+    tokens, mu = TokenLine.tokens, TokenLine.mu
+    return TokenLine(
+        patch,
+        (config.get("base_image_seq_len", tokens[0]), config.get("max_image_seq_len", tokens[1])),
+        (config.get("base_shift", mu[0]), config.get("max_shift", mu[1])),
+    )
+
+
+@dataclass(frozen=True)
 class RectifiedFlow:
     """alpha = 1 - t, sigma = t; the network is told ``scale`` t.
 
     Attributes:
         scale: what t = 1 is called by the network (1000 for SD3, 1 for FLUX's transformer).
+        line: of the model's dynamic shift; None where no model is known.
     """
 
     scale: float = 1000.0
+    line: TokenLine | None = None
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """(1 - t, t), each (B,)."""
@@ -85,8 +128,11 @@ class RectifiedFlow:
         return self
 
 
-def path_from_config(config: Mapping[str, Any]) -> tuple[Path, Target]:
+def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tuple[Path, Target]:
     """The path and prediction target that a diffusers scheduler configuration describes.
+
+    Args:
+        patch: latents along one side of the network's tokens, for a flow's line; None: it has none.
 
     Raises:
         UserError: unknown beta schedule or prediction type.
@@ -98,7 +144,8 @@ def path_from_config(config: Mapping[str, Any]) -> tuple[Path, Target]:
             raise unknown(
                 "prediction_type of a scheduler with use_flow_sigmas", prediction, ["flow_prediction"]
             )
-        return RectifiedFlow(scale=float(config.get("num_train_timesteps", 1000))), "flow"
+        line = None if patch is None else token_line(config, patch)
+        return RectifiedFlow(float(config.get("num_train_timesteps", 1000)), line), "flow"
     if prediction not in TARGETS:
         raise unknown("prediction_type in the scheduler configuration", prediction, TARGETS)
     return VariancePreserving(alphas_cumprod_from_config(config)), TARGETS[prediction]

@@ -13,7 +13,8 @@ noisiest time down: diffusers' training scripts and Flow-GRPO's look it up at fl
 
 A shift s maps t to s t / (1 + (s - 1) t), which spends more draws on high noise for larger images (SD3,
 Esser et al. 2024, arXiv 2403.03206, section 5.3.2). ``shift: dynamic`` takes s = exp(mu), mu on a line over
-the number of tokens, as FLUX and SD3.5 are sampled.
+the number of tokens, as FLUX, SD3.5 and LTX are sampled. ``line: null`` takes the model's own (FLUX's where
+the path knows none).
 """
 
 import math
@@ -26,40 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.paths import RectifiedFlow
+from diffalign.paths import RectifiedFlow, TokenLine
 from diffalign.randomness import normal, uniform
 from diffalign.types import Path, Random, TimeSampler
 
 Shift = Literal["dynamic"] | float
 """A factor, or "dynamic": by the number of the latents' tokens."""
-
-
-@dataclass(frozen=True)
-class TokenLine:
-    """The line that a dynamic shift is on: exp(mu) with mu through two points.
-
-    Attributes:
-        patch: latents along one side of a token; frames are tokens of their own.
-        tokens: numbers of tokens.
-        mu: there; the defaults are those of diffusers' FLUX and SD3.5 pipelines.
-    """
-
-    patch: int = 2
-    tokens: tuple[int, int] = (256, 4096)
-    mu: tuple[float, float] = (0.5, 1.15)
-
-    def __post_init__(self) -> None:
-        if self.patch < 1 or self.tokens[0] == self.tokens[1]:
-            raise UserError(
-                f"time.line: patch={self.patch}, tokens={self.tokens}; allowed: 1 or more, and two numbers"
-            )
-
-    def factor(self, shape: Sequence[int]) -> float:
-        """The shift of latents of ``shape``, (C, h, w) or (C, F, h, w)."""
-        frames = math.prod(shape[1:-2])
-        count = frames * (shape[-2] // self.patch) * (shape[-1] // self.patch)
-        slope = (self.mu[1] - self.mu[0]) / (self.tokens[1] - self.tokens[0])
-        return math.exp(self.mu[0] + slope * (count - self.tokens[0]))
 
 
 @runtime_checkable
@@ -113,8 +86,13 @@ class _OnFlow:
         return shifted(t, self.shift) if self.steps is None else table_row(1 - t, self.steps, self.shift)
 
 
+def _factor(draw: "Uniform | LogitNormal | Mode | Listed", path: Path, shape: Sequence[int]) -> float:
+    own = path.line if isinstance(path, RectifiedFlow) else None
+    return (draw.line or own or TokenLine()).factor(shape)
+
+
 def _on(draw: "Uniform | LogitNormal | Mode", path: Path, shape: Sequence[int]) -> TimeSampler:
-    shift = draw.line.factor(shape) if draw.shift == "dynamic" else draw.shift
+    shift = _factor(draw, path, shape) if draw.shift == "dynamic" else draw.shift
     return _OnFlow(draw, draw.steps, shift) if isinstance(path, RectifiedFlow) else replace(draw, shift=shift)
 
 
@@ -130,7 +108,7 @@ class Uniform:
     high: float = 1.0
     steps: int | None = 1000
     shift: Shift = 1.0
-    line: TokenLine = TokenLine()
+    line: TokenLine | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low < self.high <= 1.0:
@@ -167,7 +145,7 @@ class LogitNormal:
     std: float = 1.0
     shift: Shift = 1.0
     steps: int | None = None
-    line: TokenLine = TokenLine()
+    line: TokenLine | None = None
 
     def __post_init__(self) -> None:
         _check(self.steps, self.shift)
@@ -196,7 +174,7 @@ class Mode:
     scale: float = 1.29
     shift: Shift = 1.0
     steps: int | None = None
-    line: TokenLine = TokenLine()
+    line: TokenLine | None = None
 
     def __post_init__(self) -> None:
         _check(self.steps, self.shift)
@@ -228,7 +206,7 @@ class Listed:
 
     times: tuple[float, ...]
     shift: Shift = 1.0
-    line: TokenLine = TokenLine()
+    line: TokenLine | None = None
 
     def __post_init__(self) -> None:
         if not self.times or not all(0.0 <= t <= 1.0 for t in self.times):
@@ -241,8 +219,8 @@ class Listed:
         return shifted(torch.tensor(self.times, dtype=torch.float64)[index], self.shift)
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """The sampler for latents of ``shape``."""
-        return replace(self, shift=self.line.factor(shape)) if self.shift == "dynamic" else self
+        """The sampler for latents of ``shape`` on ``path``."""
+        return replace(self, shift=_factor(self, path, shape)) if self.shift == "dynamic" else self
 
 
 def _ceil(value: float) -> int:

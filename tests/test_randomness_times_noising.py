@@ -8,9 +8,9 @@ from diffalign.errors import UserError
 from diffalign.methods import build
 from diffalign.models.family import dynamic_mu
 from diffalign.noising import Forward, rank_in_group
-from diffalign.paths import RectifiedFlow
+from diffalign.paths import RectifiedFlow, TokenLine
 from diffalign.randomness import Streams, derive
-from diffalign.times import Listed, LogitNormal, Mode, TokenLine, Uniform, fitted, table_row
+from diffalign.times import Listed, LogitNormal, Mode, Uniform, fitted, table_row
 from tests.helpers import SHARED, Affine, GivenTimes, needs, sd_path
 
 
@@ -168,6 +168,18 @@ def test_a_dynamic_shift_is_that_of_the_number_of_tokens(shape, mu):
     assert listed == pytest.approx(t)
     with pytest.raises(UserError, match="time.shift='dynamic' without latents"):
         sampler(1, Given(0.0))
+
+
+def test_a_dynamic_shift_is_on_the_paths_line_unless_one_is_given():
+    ltx = TokenLine(patch=1, tokens=(1024, 4096), mu=(0.95, 2.05))
+    path, shape = RectifiedFlow(line=ltx), (128, 16, 16, 24)
+    for sampler, mu in (
+        (LogitNormal(shift="dynamic"), 0.95 + 1.1 * (16 * 16 * 24 - 1024) / 3072),
+        (LogitNormal(shift="dynamic", line=TokenLine()), 0.5 + 0.65 * (16 * 8 * 12 - 256) / 3840),
+        (Listed((0.5,), shift="dynamic"), 0.95 + 1.1 * (16 * 16 * 24 - 1024) / 3072),
+    ):
+        t = fitted(sampler, path, shape)(1, Given(0.0)).item()
+        assert t == pytest.approx(math.exp(mu) / (1 + math.exp(mu)), rel=1e-12)
 
 
 def test_times_of_a_configuration():

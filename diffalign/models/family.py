@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.codecs import Codec
+from diffalign.paths import token_line
 from diffalign.types import Cond
 
 
@@ -182,9 +183,7 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
     """mu of a dynamic shift, whose factor is exp(mu): a line through (256 tokens, 0.5) and (4096, 1.15) by
     default (diffusers' FLUX and SD3.5 pipelines).
     """
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    start, end = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return float(start + (end - start) * (tokens - low) / (high - low))
+    return token_line(config, patch=1).at(tokens)
 
 
 def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:

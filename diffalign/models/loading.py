@@ -69,8 +69,9 @@ def load(
     if config.vae_tiling:
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
-    path, target = path_from_config(pipeline.scheduler.config)
-    set_attention(getattr(pipeline, family.network_name), config.attention, device, compute or dtype)
+    network = getattr(pipeline, family.network_name)
+    path, target = path_from_config(pipeline.scheduler.config, family.patch(network.config))
+    set_attention(network, config.attention, device, compute or dtype)
     return LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
 
 

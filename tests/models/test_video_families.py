@@ -1,5 +1,7 @@
 """The video families against the stock pipelines, on tiny random ones of the real classes."""
 
+import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 
 from diffalign.config import ModelConfig
 from diffalign.errors import UserError
+from diffalign.export.aligned import absent_components
 from diffalign.guidance import Guided
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
@@ -19,6 +22,7 @@ from diffalign.models.registry import FAMILIES
 from diffalign.models.shapes import shapes_of
 from diffalign.paths import RectifiedFlow
 from diffalign.samplers import DDIM, clean_and_noise, trajectory
+from diffalign.times import LogitNormal, fitted
 from tests import video_pipelines as made
 from tests.models.test_stock import listening
 from tests.tiny_pipelines import make_sd15
@@ -156,6 +160,30 @@ def test_wans_grid_is_unipcs_shifted_sigmas(videos: dict[str, Path]) -> None:
     assert isinstance(model.path, RectifiedFlow) and model.target == "flow"
     assert_close(grid, torch.cat([3 * t / (1 + 2 * t), torch.zeros(1)]).double(), atol=1e-6, rtol=0)
     assert grid[0] == 1
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "ltx"])
+def test_a_dynamic_shift_is_the_one_that_the_stock_pipeline_samples_by(
+    name: str, folders: dict[str, Path], videos: dict[str, Path]
+) -> None:
+    folder = (folders | videos)[name]
+    model = load(ModelConfig(path=str(folder)))
+    pipeline = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(absent_components(model)))
+    pipeline.set_progress_bar_config(disable=True)
+    frames = 9 if name == "ltx" else 1
+    video = {"num_frames": frames} if name == "ltx" else {}
+    set_timesteps, told = pipeline.scheduler.set_timesteps, []
+
+    @functools.wraps(set_timesteps)
+    def noting(*given: Any, **named: Any) -> None:
+        told.append(named["mu"])
+        set_timesteps(*given, **named)
+
+    pipeline.scheduler.set_timesteps = noting
+    pipeline("a", height=64, width=96, num_inference_steps=2, output_type="latent", **video)
+    sampler = fitted(LogitNormal(std=1e-9, shift="dynamic"), model.path, model.latent_shape(64, 96, frames))
+    t = sampler(1, torch.Generator().manual_seed(0)).item()  # s / 2 / (1 + (s - 1) / 2)
+    assert math.log(t / (1 - t)) == pytest.approx(told[0], abs=1e-6)
 
 
 def test_two_experts_are_refused_and_one_alone_is_not(tmp_path: Path) -> None:
