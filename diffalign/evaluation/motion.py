@@ -10,7 +10,7 @@ short side in an eighth of a second are not followed.
 A block is 9 x 9 pixels of three colours with its mean taken off, so that a change of light is no motion. It
 counts as moved where displacing it explains at least half of what has changed in it, so that noise, flicker
 and what appears or vanishes are no motion either; of flat blocks, and of blocks that are not found back from
-the other frame, nothing is known.
+the other frame, nothing is known. The others go where the median of those around them goes.
 """
 
 from dataclasses import dataclass
@@ -111,9 +111,20 @@ def flow(before: Float[Tensor, "N 3 h w"], after: Float[Tensor, "N 3 h w"]) -> F
         there, back = (_lowest(costs) for costs in _costs(a, b, reach))
         returned = (there + _at(back, _reached(there))).norm(dim=1) <= 1
         contrast = (_blocks(a.square()) - _blocks(a).square()).mean(1)
-        parts.append((there, returned & (contrast > NOISE)))
+        known = returned & (contrast > NOISE)
+        parts.append((_agreed(there, known), known))
     shift, known = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Flow(shift * known[:, None], known)
+    return Flow(shift, known)
+
+
+def _agreed(shift: Tensor, known: Tensor) -> Tensor:
+    """The medians of what is known around each known block, along each axis; 0 elsewhere. The fastest of many
+    blocks would else be those that are misread.
+    """
+    beside = (BLOCK // 2,) * 4
+    around = F.pad(torch.where(known[:, None], shift, torch.nan), beside, value=torch.nan)
+    medians = around.unfold(2, BLOCK, 1).unfold(3, BLOCK, 1).flatten(4).nanmedian(-1).values
+    return torch.where(known[:, None], medians, 0.0)
 
 
 def _blocks(pixels: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Motion that is known: a square that goes v pixels a frame, and what only looks as if something moved."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from diffalign.evaluation.motion import DYNAMIC, MOTION, fastest, flow, motion_statistics, shrunk
+from diffalign.tiny import motions
 from diffalign.videos import Video
 
 SIDE, FPS = 32, 8.0
@@ -56,6 +58,17 @@ def test_half_a_pixel_of_a_soft_scene_is_half_a_pixel():
     frames = torch.cat([F.avg_pool2d(scene[..., 2 * k : 2 * k + 128], 4) for k in range(3)]).clamp(0, 1)
     moved = flow(frames[:-1], frames[1:])
     assert fastest(moved).tolist() == pytest.approx([0.5, 0.5], abs=0.12)
+
+
+def test_shapes_that_move_by_parts_of_pixels_are_as_fast_as_they_were_drawn():
+    random, drawn, measured = np.random.default_rng(0), [], []
+    for caption in motions.split_captions("test")[:6]:
+        clip = motions.clip_of(caption, random)
+        drawn.append(max(motions.speed_of(clip, i) for i in range(len(clip.movers))))  # pixels a second
+        measured.append(motion_statistics(motions.video(clip))["dynamic_degree"] * motions.SIDE)
+    assert min(drawn) < 3 and max(drawn) > 8
+    assert measured == pytest.approx(drawn, rel=0.3, abs=0.5)
+    assert np.corrcoef(drawn, measured)[0, 1] > 0.97
 
 
 def test_a_still_video_does_not_move():
