@@ -132,7 +132,7 @@ class RolloutConfig:
     window_shift: int = 25  # rounds after which the window moves on, round the trajectory; 0: it stays
     window_stride: int = 1  # steps that it moves by
     guidance: float = 5.0  # classifier-free; 1: none
-    batch_size: int = 8  # samples that go through the network at once
+    batch_size: int = 8  # samples that the network is asked about at once; guidance shows it each twice
     resolution: int | None = None  # of the images; null: data.resolution
     trained_steps: float = 1.0  # share of a trajectory's steps that is learnt from, drawn at random
     lowest_time: float = 0.0  # steps from times (0 to 1) below are not learnt from: little is decided there

@@ -112,7 +112,16 @@ def online(
     tell: Callable[[str], None],
     prompts: Sequence[str],
 ) -> Material:
-    """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint."""
+    """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint.
+
+    Raises:
+        UserError: a model of videos, or what ``online_source`` refuses.
+    """
+    if model.codec.video:
+        raise UserError(
+            f"rollout.prompts={run.rollout.prompts!r}, but {model.family.name} is a model of videos, which are"
+            " not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
+        )
     who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one
     source = online_source(run, model, who, method, accelerator, fresh, once, prompts)

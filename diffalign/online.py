@@ -15,6 +15,7 @@ from torch import Tensor
 from diffalign.config import Run
 from diffalign.errors import UserError
 from diffalign.files import write_atomic
+from diffalign.methods import REGISTRY, build
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
 from diffalign.online_check import shape_of
@@ -127,6 +128,7 @@ def setting_of(run: Run, model: Sampled) -> Setting:
         config.estimate,
         config.lowest_time,
         window or None,
+        at_once=config.batch_size,
     )
 
 
@@ -156,6 +158,13 @@ def _check_windows(run: Run, plan: Plan) -> None:
             f"training.reference_every={run.training.reference_every}; allowed: 0, or a multiple of the "
             f"{steps} optimizer steps of a round, whose steps are held against the reference of its sampling"
         )
+    if REGISTRY[run.method["type"]].trailing == "sampler":
+        every = build(run.method).trail.every  # type: ignore[attr-defined]
+        if every % steps:
+            raise UserError(
+                f"method.trail.every={every}; allowed: a multiple of the {steps} optimizer steps of a round, "
+                "which whoever trails has sampled: it must not move before they are taken"
+            )
 
 
 def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:

@@ -35,6 +35,11 @@ def check_online(run: Run) -> list[str]:
             )
         return []
     shape = shape_of(run)
+    if run.data.frames is not None:
+        raise UserError(
+            f"data.frames={run.data.frames} with rollout.prompts: what a policy samples online are images; "
+            "allowed: null, or rollout.prompts empty and data.path, pairs of videos"
+        )
     _check_data(run)
     prompts = read_prompts(config.prompts)
     if config.by == "rewards" and not config.rewards:

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign.cli import main
-from diffalign.config import CheckpointConfig, LoggingConfig, RolloutConfig, Run, TrainingConfig
+from diffalign.config import (
+    CheckpointConfig,
+    DataConfig,
+    LoggingConfig,
+    RolloutConfig,
+    Run,
+    TrainingConfig,
+)
 from diffalign.config_io import read_run, to_yaml
 from diffalign.errors import UserError
 from diffalign.files import read_json_lines
@@ -243,11 +250,12 @@ def test_rounds_that_people_judge(tmp_path, monkeypatch, capfd):
     assert rows[-1]["kl"] > 0 and rows[0]["rollout/people"] == 0.5
 
 
-def offline_or_online(method, training=None, every=500, strategies=(), **rollout):
+def offline_or_online(method, training=None, every=500, strategies=(), frames=None, **rollout):
     settings = {"prompts": "tiny:train", "rewards": ("judge",)} | rollout
     return Run(
         method={"type": method},
         strategies=strategies,
+        data=DataConfig(frames=frames),
         rollout=RolloutConfig(**settings),
         training=training or TrainingConfig(),
         checkpoint=CheckpointConfig(every=every),
@@ -294,6 +302,7 @@ def offline_or_online(method, training=None, every=500, strategies=(), **rollout
         ("awm", {"prompts": ""}, ["awm learns from rollouts", "rollout.prompts is empty"]),
         ("spo", {"window": 4}, ["rollout.window=4 with a tree", "allowed: null"]),
         ("ddpo", {"by": "people", "advantage": "group"}, ["rollout.by='people'", "advantage none"]),
+        ("dpo", {"frames": 17}, ["data.frames=17 with rollout.prompts", "allowed: null", "data.path"]),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(method, rollout, words):
@@ -385,6 +394,21 @@ def test_windows_that_cut_a_round_are_refused(training, every, rollout, words):
     with pytest.raises(UserError) as error:
         windows(training, every, **rollout)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(("every", "fits"), [(1, False), (2, False), (3, True), (6, True)])
+def test_a_sampler_that_trails_moves_between_rounds(every, fits):
+    """Three optimizer steps a round of DiffusionNFT; whoever is only held against may move at each."""
+    rollout = {"prompts_per_round": 3, "advantage": "group_std", "eta": 0.0, "shared_noise": False}
+    for method in ("diffusion_nft", "awm"):
+        run = offline_or_online(method, TrainingConfig(batch_size=1), every=3, **rollout)
+        run = replace(run, method={"type": method, "trail": {"type": "linear", "every": every}})
+        plan = plan_of(run, Sampled(RectifiedFlow()))
+        if fits or method == "awm":
+            _check_windows(run, plan)
+        else:
+            with pytest.raises(UserError, match=f"method.trail.every={every}; allowed: a multiple of the 3"):
+                _check_windows(run, plan)
 
 
 def test_rollouts_of_other_settings_go_but_labels_stay(tmp_path):

@@ -67,6 +67,7 @@ class Setting:
         lowest: steps from times below are sampled, not learnt from.
         window: the steps that are draws; None: all that may be.
         round: whose window it is.
+        at_once: states of which the network is asked in one call; None: all that there are.
     """
 
     kernel: StepKernel
@@ -80,6 +81,7 @@ class Setting:
     lowest: float = 0.0
     window: Window | None = None
     round: int = 0
+    at_once: int | None = None
 
     @property
     def may_draw(self) -> int:
@@ -138,13 +140,24 @@ class Asked:
 
     def estimates(self, who: Denoiser, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """(x0, eps) of ``who`` at states x (n, k, *d), each like x; the rivals may be one to all K."""
-        rivals = x.shape[1]
-        rows = lambda cond: {k: v.repeat_interleave(rivals, 0) for k, v in cond.items()}  # noqa: E731
-        if self.setting.guidance != 1:
-            who = Guided(who, rows(self.negative), self.setting.guidance)
         flat = x.flatten(0, 1)
-        x0, eps = clean_and_noise(who, flat, _time(t, flat), rows(self.cond))
+        every = torch.arange(len(flat), device=flat.device)
+        parts = [
+            self._of_some(who, flat, t, rows, x.shape[1])
+            for rows in every.split(self.setting.at_once or max(1, len(flat)))
+        ]
+        x0, eps = (torch.cat(some) for some in zip(*parts, strict=True))
         return x0.reshape(x.shape), eps.reshape(x.shape)
+
+    def _of_some(
+        self, who: Denoiser, flat: Tensor, t: float, rows: Tensor, rivals: int
+    ) -> tuple[Tensor, Tensor]:
+        """(x0, eps) of the ``rows`` of states (n * k, *d), in one call of the network."""
+        pick = lambda cond: {name: v[rows // rivals] for name, v in cond.items()}  # noqa: E731
+        if self.setting.guidance != 1:
+            who = Guided(who, pick(self.negative), self.setting.guidance)
+        x = flat[rows]
+        return clean_and_noise(who, x, _time(t, x), pick(self.cond))
 
     def after(self, x0: Tensor, eps: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         """(mean, std) of the step from t to s, like x0 (n, k, *d)."""

@@ -1,5 +1,6 @@
 """A model as a rollout sees it: prompts go in, noise becomes latents, latents become pixels."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
@@ -41,7 +42,7 @@ class Studio(Protocol):
 
 
 class ModelStudio:
-    """A loaded pipeline at one resolution. A prompt is encoded once, and remembered."""
+    """A loaded pipeline at one resolution. A prompt is encoded once, and remembered while there is room."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class ModelStudio:
         resolution: int,
         batch_size: int = 4,
         decoder: Callable[[Tensor], Tensor] | None = None,
-        remembered: int = 8192,
+        budget: int = 2 * 2**30,
     ):
         """Hold a model.
 
@@ -58,15 +59,16 @@ class ModelStudio:
             resolution: pixels of a square image.
             batch_size: prompts that are encoded, or latents that are decoded, at once.
             decoder: latents to pixels in [0, 1] instead of the model's own VAE.
-            remembered: encoded prompts that are kept in memory, the oldest go first.
+            budget: bytes of encoded prompts that are kept in memory between calls; those used last stay.
         """
-        self._model, self._batch, self._remembered = model, batch_size, remembered
+        self._model, self._batch, self._budget = model, batch_size, budget
         self._decode = decoder or model.decode
         self._parts = () if decoder else ("vae",)
         self.shape = model.latent_shape(resolution, resolution)
         size = torch.tensor([[float(resolution), float(resolution)]])
         self._sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
-        self._texts: dict[str, Rows] = {}
+        self._texts: OrderedDict[str, Rows] = OrderedDict()
+        self._bytes = 0
         self._negative: Rows | None = None
         self.encoded = 0  # prompts that went through the text encoders
 
@@ -76,7 +78,7 @@ class ModelStudio:
         return self._model.device
 
     def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
-        """Text and size conditions, (B, ...) on the CPU; only prompts that were never seen cost anything."""
+        """Text and size conditions, (B, ...) on the CPU; prompts that are remembered cost nothing."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         if new:
             self._remember(new)
@@ -85,8 +87,10 @@ class ModelStudio:
         cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
         cond |= {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._sizes.items()}
         negative = {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._negative.items()}
-        for prompt in list(self._texts)[: max(0, len(self._texts) - self._remembered)]:
-            del self._texts[prompt]
+        for prompt in dict.fromkeys(prompts):
+            self._texts.move_to_end(prompt)
+        while self._bytes > self._budget:
+            self._bytes -= _bytes(self._texts.popitem(last=False)[1])
         return cond, negative
 
     def _remember(self, prompts: Sequence[str]) -> None:
@@ -96,7 +100,10 @@ class ModelStudio:
         for start in range(0, len(prompts), self._batch):
             some = list(prompts[start : start + self._batch])
             rows = {name: value.cpu() for name, value in self._model.encode_prompts(some).items()}
-            self._texts |= {p: {k: v[i] for k, v in rows.items()} for i, p in enumerate(some)}
+            for i, prompt in enumerate(some):
+                # copies: a view would hold the rows of the others for as long as it is there itself
+                self._texts[prompt] = {k: v[i].clone() for k, v in rows.items()}
+                self._bytes += _bytes(self._texts[prompt])
             self.encoded += len(some)
         if self._negative is None:
             self._negative = {name: value.cpu() for name, value in self._model.negative(1).items()}
@@ -115,3 +122,7 @@ class ModelStudio:
             yield
         finally:
             self._model.free_encoders()
+
+
+def _bytes(rows: Rows) -> int:
+    return sum(value.nbytes for value in rows.values())

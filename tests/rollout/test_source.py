@@ -84,6 +84,19 @@ def test_a_batch_is_asked_for_in_evaluation_mode_and_without_gradients():
     assert failing.network.training
 
 
+@pytest.mark.parametrize("shape", ["samples", "trajectories", "tree"])
+def test_no_more_samples_go_through_the_network_than_asked_for(shape):
+    """Guidance shows it each twice; the noise is drawn outside, so the numbers are those of a whole call."""
+    whole, split = (World(shape, {"batch_size": size}, guidance=3.0) for size in (6, 2))
+    batches = [w.batches() for w in (whole, split)]
+    assert max(n for _, _, n in whole.policy.seen) == 12 and max(n for _, _, n in split.policy.seen) == 4
+    for one, other in zip(*batches, strict=True):
+        tensors = [list(b.x) if isinstance(b.x, tuple) else [b.x] for b in (one, other)]
+        for a, b in zip(*tensors, strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(one.score, other.score)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_rivals_start_from_one_noise_if_they_should(shared):
     w = World(rollout={"shared_noise": shared})
@@ -476,15 +489,31 @@ def test_a_prompt_goes_through_the_text_encoders_once():
     assert model.encoded[2:] == [["dddd"]] and (studio.encoded, model.negatives) == (4, 1)
 
 
-def test_only_so_many_prompts_are_remembered():
+def test_only_so_many_bytes_of_prompts_are_remembered():
+    """Room for two; a call of three works, and the two that were used last stay."""
     model = Model()
-    studio = ModelStudio(model, 64, batch_size=8, remembered=2)
+    row = ModelStudio(model, 64).encode(["a"])[0]["text"]
+    model.encoded.clear()
+    studio = ModelStudio(model, 64, batch_size=8, budget=2 * row.nbytes)
     first, _ = studio.encode(["a", "bb", "ccc"])
     assert first["text"][:, 0].tolist() == [1, 2, 3]
-    studio.encode(["bb", "ccc"])
+    studio.encode(["ccc", "bb"])
     assert len(model.encoded) == 1
     studio.encode(["a"])
     assert model.encoded[1:] == [["a"]]
+    studio.encode(["bb"])
+    assert len(model.encoded) == 2
+    studio.encode(["ccc"])
+    assert model.encoded[2:] == [["ccc"]]
+
+
+def test_a_remembered_prompt_holds_no_others():
+    """A row of an encoded batch must not keep the batch in memory."""
+    model = Model()
+    studio = ModelStudio(model, 64, batch_size=3)
+    studio.encode(["a", "bb", "ccc"])
+    texts = [rows["text"] for rows in studio._texts.values()]
+    assert all(text.untyped_storage().nbytes() == text.nbytes for text in texts)
 
 
 def test_latents_are_decoded_some_at_a_time_and_encoders_go_away_again():

@@ -147,6 +147,7 @@ class World:
             c.first_branch,
             c.inner_steps,
             c.estimate,
+            at_once=c.batch_size,
         )
         self.source = OnlineSource(
             Cast(self.policy, self.reference, self.network),
