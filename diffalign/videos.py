@@ -26,6 +26,9 @@ from diffalign.files import open_atomic
 Source = Path | str | bytes
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+"""Of files that are videos wherever they lie."""
+MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".gif")
+"""Of files that are videos among videos."""
 
 _QUALITY = "16"  # of x264: constant rate factor, without visible loss
 _SLACK = 1e-3  # of a frame: rates such as 30000 / 1001 are no round numbers
@@ -82,6 +85,11 @@ class _Shown:
     turns: int
 
 
+def begins_as_video(content: bytes) -> bool:
+    """Whether a file's first bytes are a video's: mp4 and mov, Matroska and WebM, AVI."""
+    return content[4:8] == b"ftyp" or content[:4] == b"\x1aE\xdf\xa3" or content[8:12] == b"AVI "
+
+
 def need_av() -> Any:
     """PyAV; UserError that says how to get it."""
     try:
@@ -117,7 +125,7 @@ def read_video(
             path. PyAV is missing.
     """
     rate = fps or probe(source).fps
-    pixels = read_frames(source, _channels_first, rate, frames, start)
+    pixels = read_frames(source, channels_first, rate, frames, start)
     return Video(pixels, rate)
 
 
@@ -127,9 +135,11 @@ def read_frames(
     fps: float | None = None,
     frames: int | None = None,
     start: float = 0.0,
+    some: Callable[[int], list[int]] | None = None,
 ) -> Tensor:
     """As ``read_video``, the frames alone: ``each`` makes a tensor of one (H, W, 3) uint8 as it is decoded,
-    so that large videos that are to be small never lie in memory whole.
+    so that large videos that are to be small never lie in memory whole; ``some`` says, given how many frames
+    there are, which of them are wanted, ascending.
     """
     shown, size = _look(source)
     wanted = Probe(shown.frames, shown.fps, *size).length(fps, start)
@@ -137,7 +147,8 @@ def read_frames(
         seconds = shown.frames / shown.fps
         raise UserError(f"{_name(source)} is {seconds:.2f} s long; nothing to read from {start:g} s on")
     wanted = min(wanted, frames or wanted)
-    times = [start + number / (fps or shown.fps) for number in range(wanted)]
+    chosen = range(wanted) if some is None else some(wanted)
+    times = [start + number / (fps or shown.fps) for number in chosen]
     with _opened(source) as (container, stream):
         return torch.stack([each(_pixels(f, shown.turns)) for f in _nearest(container, stream, shown, times)])
 
@@ -170,7 +181,8 @@ def _fraction(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _channels_first(frame: np.ndarray) -> Tensor:
+def channels_first(frame: np.ndarray) -> Tensor:
+    """(3, H, W) of (H, W, 3), as ``read_video`` has frames."""
     return torch.from_numpy(frame).permute(2, 0, 1)
 
 

@@ -22,18 +22,20 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.segment_labels.label import label_pairs
     from diffalign.segment_labels.pairs import read_pairs
 
-    pairs = read_pairs(args.pairs)[: args.limit]
+    pairs = read_pairs(args.pairs)
     target = Path(args.output) if args.output else Path(args.pairs).with_name("labelled.jsonl")
     labeller, note = _labeller(args, pairs, target)
     try:
         labelled = label_pairs(
-            pairs, labeller, args.pairs, target,
+            pairs[: args.limit], labeller, args.pairs, target,
             seconds=args.seconds, min_decided=args.min_decided, note=note,
             workers=args.workers if args.by == "vlm" else 1,
         )  # fmt: skip
     finally:
         if note is not None:
             print(note(), file=sys.stderr)
+    for problem in labelled.unreadable:
+        print(f"skipped, {problem}", file=sys.stderr)
     print(f"{labelled.text}; written to {target}", file=sys.stderr)
     print(f"train on them: diffalign train ... --method.type densedpo --data.path {target}", file=sys.stderr)
     return 0
@@ -130,6 +132,8 @@ def _model(args: argparse.Namespace, answers: "Answers") -> "ByModel":
     from diffalign.segment_labels.by_model import QUESTION, Asking, ByModel
 
     check_endpoint(args.url, args.model, "--", "--by vlm")
+    if args.question and not Path(args.question).is_file():
+        raise UserError(f"--question {args.question!r}: no such file; allowed: a text file")
     question = Path(args.question).read_text(encoding="utf-8") if args.question else QUESTION
     asking = Asking(args.seconds, args.fps, args.side, question, args.price_in, args.price_out)
     endpoint = Endpoint(args.url, args.model, args.key, Patience(args.timeout, args.retries))

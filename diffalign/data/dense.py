@@ -3,8 +3,9 @@
 Segment s of a label is about the seconds s L up to (s + 1) L of the clip, L = ``segment_seconds``, and so
 about the frames that are shown in them. A latent frame's score is the mean of the scores of the frames that
 it is made of (``codec.frames_of``: of a causal autoencoder of stride 4 the first is frame 0, the next frames
-1 to 4). Segments beyond the clip's end are left out; where the clip goes on without a label, or the label is
-null for one of the rivals, nobody is better.
+1 to 4). Segments beyond the clip's end are left out; a last stretch of less than half a segment belongs to
+the one before it; where the clip goes on for longer without a label, or the label is null for one of the
+rivals, nobody is better.
 """
 
 import math
@@ -19,6 +20,13 @@ Segments = tuple[tuple[float, ...], ...]
 """K rows of S scores, higher is better; NaN where there is none."""
 
 _SLACK = 1e-6  # of a segment: a frame at the very beginning of one is in it, whatever rounding says
+
+
+def segment_count(length: float, seconds: float) -> int:
+    """How many segments a clip of this length (in seconds) has: a last stretch counts from half a segment on
+    and belongs to the one before it otherwise; at least 1.
+    """
+    return max(1, math.floor(length / seconds + 0.5 + _SLACK))
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,10 @@ def dense_of(
         frames_of: the frames that a latent frame is made of.
     """
     at = [math.floor(frame / cut.fps / seconds + _SLACK) for frame in range(cut.frames)]
-    count, given = at[-1] + 1, len(segments[0])
+    given = len(segments[0])
+    if segment_count(cut.frames / cut.fps, seconds) <= given:
+        at = [min(segment, given - 1) for segment in at]
+    count = at[-1] + 1
     told = [s < given and all(math.isfinite(row[s]) for row in segments) for s in range(count)]
     scores = tuple(tuple(row[s] if told[s] else 0.0 for s in range(count)) for row in segments)
     shown = tuple(tuple(at[frame] for frame in frames_of(k)) for k in range(latent_frames))

@@ -21,7 +21,7 @@ from diffalign.data.store import Memory, Store, Tensors
 from diffalign.files import write_atomic
 from diffalign.randomness import derive
 
-VERSION = 3
+VERSION = 4
 
 Bucket = tuple[int, int, int]
 """(height, width) in pixels and frames, 0 of images: groups of one bucket fit into one batch."""

@@ -4,12 +4,14 @@
     0,0,first                       a-0.mp4,a-1.mp4,0,tie
 
 Csv or json lines. A pair is named by its number in the file of pairs, from 0, or by its two files, in either
-order. Segments count from 0. Several people may judge a segment: the majority counts, a draw is a tie.
+order: as the file of pairs has them, or where they lie from the table, or by their bare names where these
+differ and one pair alone has them. Segments count from 0. Several people may judge a segment: the majority
+counts, a draw is a tie.
 """
 
 import csv
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,16 @@ class ByFile:
     """Labels that are known. Segments that nobody has judged have none."""
 
     def __init__(self, path: str, pairs: Sequence[Pair]):
-        """Reads the table; UserError naming the row for a pair, a segment or a label that there is not."""
+        """Reads the table; UserError naming the row for a pair or a label that there is not."""
+        self._where: dict[tuple[int, int], str] = {}
         self._votes: dict[tuple[int, int], Counter[Label]] = defaultdict(Counter)
         self._number = {id(pair): number for number, pair in enumerate(pairs)}
-        names = {tuple(path.name for path in pair.paths): number for number, pair in enumerate(pairs)}
+        names = _Names(pairs, Path(path).expanduser().parent)
         for where, row in _rows(path):
             number, turned = _pair_of(row, where, names, len(pairs))
-            label = _label(row, where)
-            self._votes[number, _whole(row, "segment", where)][_TURNED[label] if turned else label] += 1
+            label, place = _label(row, where), (number, _whole(row, "segment", where))
+            self._votes[place][_TURNED[label] if turned else label] += 1
+            self._where.setdefault(place, where)
 
     @property
     def by(self) -> str:
@@ -46,9 +50,61 @@ class ByFile:
         return "people"
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """A label a segment."""
+        """A label a segment; UserError naming the row for a segment that the pair does not have."""
         number = self._number[id(pair)]
+        for (of, segment), where in self._where.items():
+            if of == number and segment >= count:
+                raise UserError(
+                    f"{where}: segment is {segment}; allowed: 0 to {count - 1} ({pair.where} is "
+                    f"{pair.length:.2f} s long)"
+                )
         return [_winner(self._votes.get((number, segment))) for segment in range(count)]
+
+
+_Key = tuple[str, str]
+
+
+class _Names:
+    """The pairs by the names of their two files."""
+
+    def __init__(self, pairs: Sequence[Pair], folder: Path):
+        """``folder`` is the table's."""
+        self._folder = folder
+        self._written, self._places, self._bare = (defaultdict[_Key, list[int]](list) for _ in range(3))
+        for number, pair in enumerate(pairs):
+            first, second = pair.paths
+            self._written[_key(map(Path, pair.names))].append(number)
+            self._places[_key(path.resolve() for path in pair.paths)].append(number)
+            if first.name != second.name:
+                self._bare[first.name, second.name].append(number)
+
+    def find(self, given: Sequence[Path], where: str) -> tuple[int, bool]:
+        """(number of the pair, whether it is named the other way round); UserError for none or several."""
+        written, place = _key(given), _key((self._folder / path.expanduser()).resolve() for path in given)
+        for names, key in ((self._written, written), (self._places, place)):
+            for turned, either in ((False, key), (True, key[::-1])):
+                if found := names.get(either, []):
+                    return self._only(found, given, where), turned
+        bare = (given[0].name, given[1].name)
+        straight, turned_round = (self._bare.get(key, []) for key in (bare, bare[::-1]))
+        return self._only(straight + turned_round, given, where), not straight
+
+    @staticmethod
+    def _only(found: Sequence[int], given: Sequence[Path], where: str) -> int:
+        both = " and ".join(map(str, given))
+        if not found:
+            raise UserError(f"{where}: no pair of {both}")
+        if len(found) > 1:
+            raise UserError(
+                f"{where}: {both} are pairs {', '.join(map(str, found))}; allowed: the pair's number, or "
+                "paths that are one pair's alone"
+            )
+        return found[0]
+
+
+def _key(paths: Iterable[Path]) -> _Key:
+    first, second = paths
+    return str(first), str(second)
 
 
 def _winner(votes: Counter[Label] | None) -> Label:
@@ -70,9 +126,7 @@ def _rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"{file.name} row {number}", row
 
 
-def _pair_of(
-    row: Mapping[str, Any], where: str, names: Mapping[tuple[str, ...], int], pairs: int
-) -> tuple[int, bool]:
+def _pair_of(row: Mapping[str, Any], where: str, names: _Names, pairs: int) -> tuple[int, bool]:
     """(number of the pair, whether the row has it the other way round)."""
     if row.get("pair") not in (None, ""):
         number = _whole(row, "pair", where)
@@ -81,11 +135,7 @@ def _pair_of(
         return number, False
     if row.get("video_0") is None or row.get("video_1") is None:
         raise UserError(f"{where}: found {', '.join(row)}; needed pair (or video_0, video_1), segment, label")
-    given = tuple(Path(str(row[name])).name for name in ("video_0", "video_1"))
-    for turned, key in ((False, given), (True, given[::-1])):
-        if key in names:
-            return names[key], turned
-    raise UserError(f"{where}: no pair of {' and '.join(given)}")
+    return names.find([Path(str(row[name])) for name in ("video_0", "video_1")], where)
 
 
 def _whole(row: Mapping[str, Any], name: str, where: str) -> int:

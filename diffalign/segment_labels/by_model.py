@@ -124,7 +124,8 @@ class ByModel:
         keys = [(self._key(pair, s, turned=False), self._key(pair, s, turned=True)) for s in range(count)]
         parts: list[list[Video]] = []
         if any(key not in self._known for both in keys for key in both):
-            parts = [cut(pair, video, self.asking.seconds, count, self.asking.fps) for video in (0, 1)]
+            how = self.asking
+            parts = [cut(pair, video, how.seconds, count, how.fps, how.side) for video in (0, 1)]
         labels = []
         for segment, (straight, turned) in enumerate(keys):
             shown = [videos[segment] for videos in parts]
@@ -167,7 +168,7 @@ class ByModel:
         content: list[dict[str, Any]] = []
         for number, video in enumerate(shown, 1):
             content.append({"type": "text", "text": f"Video {number}:"})
-            urls = [_data_url(frame_image(video, i), self.asking.side) for i in range(len(video.frames))]
+            urls = [_data_url(frame_image(video, i)) for i in range(len(video.frames))]
             content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         question = self.asking.question.replace("{prompt}", prompt)
         return [*content, {"type": "text", "text": question}]
@@ -189,9 +190,8 @@ def agreed(straight: Label, turned: Label) -> Label:
     return straight if (straight, turned) in (("first", "second"), ("second", "first")) else "tie"
 
 
-def _data_url(image: Image.Image, side: int) -> str:
+def _data_url(image: Image.Image) -> str:
     """A JPEG of high quality: PNGs of real frames are ten times as large."""
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=95)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

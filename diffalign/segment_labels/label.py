@@ -10,7 +10,8 @@ from typing import Protocol
 from tqdm import tqdm
 
 from diffalign.errors import UserError
-from diffalign.segment_labels.pairs import Label, Pair, decided, with_labels, write_rows
+from diffalign.segment_labels.pairs import Label, Pair, UnreadableError, decided, with_labels, write_rows
+from diffalign.videos import need_av
 
 
 class Labeller(Protocol):
@@ -34,11 +35,13 @@ class Labelled:
         kept: pairs that were written.
         undecided: pairs that were left out, too few of their segments having a winner.
         labels: of the segments of all pairs.
+        unreadable: "line: why" of pairs that were left out, one of their videos being none.
     """
 
     kept: int
     undecided: int
     labels: Counter[Label]
+    unreadable: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -77,19 +80,26 @@ def label_pairs(
         note: what the bar shows at its end.
 
     Raises:
-        UserError: a setting out of range, a video that is none, or what the labeller raises.
+        UserError: a setting out of range, no pair that can be read, PyAV is missing, or what the labeller
+            raises. Single pairs whose videos cannot be read are left out and named.
     """
     if not seconds > 0 or not 0 <= min_decided < 1:
         raise UserError(
             f"segments of {seconds} seconds, at least {min_decided} decided; allowed: above 0; 0 to below 1"
         )
+    need_av()  # otherwise every video would be unreadable
     counted, rows, undecided = Counter[Label](), [], 0
+    unreadable: list[str] = []
     bar = tqdm(total=len(pairs), desc="labels", unit="pair", disable=not progress)
     with bar, ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(lambda pair: labeller(pair, pair.segments(seconds)), pair) for pair in pairs]
         try:
             for pair, done in zip(pairs, waiting, strict=True):
-                labels = done.result()
+                try:
+                    labels = done.result()
+                except UnreadableError as error:
+                    unreadable.append(f"{pair.where}: {error}")
+                    continue
                 counted.update(labels)
                 if decided(labels) > min_decided or not min_decided:
                     rows.append(with_labels(pair, labels, seconds, labeller.by))
@@ -99,5 +109,7 @@ def label_pairs(
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)  # after an error: what is being asked ends, nothing begins
+    if unreadable and len(unreadable) == len(pairs):
+        raise UserError(f"{source}: none of {len(pairs)} pairs can be read; the first: {unreadable[0]}")
     write_rows(rows, source, target)
-    return Labelled(len(rows), undecided, counted)
+    return Labelled(len(rows), undecided, counted, tuple(unreadable))

@@ -7,17 +7,23 @@ one; a last stretch counts from half a segment on (81 frames at 16 a second are 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from diffalign.data.dense import segment_count
 from diffalign.data.examples import digest
 from diffalign.data.tables import json_rows
 from diffalign.errors import UserError
 from diffalign.files import write_atomic
-from diffalign.videos import Video, probe, read_video
+from diffalign.videos import Probe, Video, channels_first, probe, read_frames
 
 Label = Literal["first", "second", "tie"] | None
 """Which of the two videos is better in a segment; None where nobody has said."""
@@ -29,6 +35,10 @@ _SCORES: Mapping[Label, tuple[float | None, float | None]] = {
     None: (None, None),
 }
 _SLACK = 1e-6  # of a segment: rates such as 30000 / 1001 are no round numbers
+
+
+class UnreadableError(UserError):
+    """A file that is no whole video: its pair is left out, and the others go on."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,12 @@ class Pair:
     prompt: str
     paths: tuple[Path, Path]
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two files as the row has them."""
+        first, second = _named(self.row)
+        return str(first), str(second)
+
     @cached_property
     def content(self) -> str:
         """A digest of both files: the pair's name in files of answers, wherever it lies."""
@@ -54,12 +70,12 @@ class Pair:
 
     @cached_property
     def length(self) -> float:
-        """Seconds of the shorter video; UserError for a file that is no video."""
-        return min(probe(path).seconds for path in self.paths)
+        """Seconds of the shorter video; UnreadableError for a file that is no video."""
+        return min(_probe(path).seconds for path in self.paths)
 
     def segments(self, seconds: float) -> int:
         """How many both have, at least 1."""
-        return max(1, math.floor(self.length / seconds + 0.5 + _SLACK))
+        return segment_count(self.length, seconds)
 
 
 def read_pairs(path: str) -> list[Pair]:
@@ -73,7 +89,7 @@ def read_pairs(path: str) -> list[Pair]:
         raise UserError(f"{path!r}: no such file; allowed: json lines of prompt and videos")
     pairs = []
     for where, row in json_rows(file):
-        names = row.get("videos", [row.get("video_0"), row.get("video_1")])
+        names = _named(row)
         named = isinstance(names, list) and len(names) == 2 and all(isinstance(n, str) for n in names)
         prompt = row.get("prompt", row.get("caption"))
         if not named or not isinstance(prompt, str):
@@ -88,26 +104,54 @@ def read_pairs(path: str) -> list[Pair]:
     return pairs
 
 
-def cut(pair: Pair, video: int, seconds: float, count: int, fps: float | None = None) -> list[Video]:
+def _named(row: Mapping[str, Any]) -> Any:
+    return row.get("videos", [row.get("video_0"), row.get("video_1")])
+
+
+def cut(
+    pair: Pair, video: int, seconds: float, count: int, fps: float | None = None, side: int | None = None
+) -> list[Video]:
     """The ``count`` segments of a pair's first (0) or second video, at its own frame rate, or ``fps`` where
-    that is lower.
+    that is lower; frames are made smaller as they are read where they have more than ``side`` pixels a side.
 
     A frame belongs to the segment that it is shown in, and to the last one beyond that, up to the end of the
     shorter video.
 
     Raises:
+        UnreadableError: a damaged video.
         UserError: segments that are too short for a frame.
     """
     path = pair.paths[video]
-    own = probe(path).fps
+    own = _probe(path).fps
     rate = min(own, fps or own)
-    shown = read_video(path, rate, max(1, round(pair.length * rate)))
-    at = [min(count - 1, math.floor(frame / rate / seconds + _SLACK)) for frame in range(len(shown.frames))]
+    each = channels_first if side is None else lambda frame: _small(frame, side)
+    with _reading():
+        frames = read_frames(path, each, rate, max(1, round(pair.length * rate)))
+    at = [min(count - 1, math.floor(frame / rate / seconds + _SLACK)) for frame in range(len(frames))]
     sizes = Counter(at)
     if len(sizes) < count:
         raise UserError(f"{path}: {rate:g} frames a second; allowed: segments of at least {1 / rate:g} s")
-    parts = shown.frames.split([sizes[segment] for segment in range(count)])
+    parts = frames.split([sizes[segment] for segment in range(count)])
     return [Video(part, rate) for part in parts]
+
+
+def _probe(path: Path) -> Probe:
+    with _reading():
+        return probe(path)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _small(frame: np.ndarray, side: int) -> Tensor:
+    image = Image.fromarray(frame)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return channels_first(np.array(image))
 
 
 def with_labels(pair: Pair, labels: Sequence[Label], seconds: float, by: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from diffalign.chat_completions import Answers, Endpoint, Tokens
 from diffalign.cli import main
 from diffalign.config import DataConfig
 from diffalign.data import read_preferences
+from diffalign.data.dense import dense_of
+from diffalign.data.geometry import Cut
 from diffalign.errors import UserError
 from diffalign.http_json import Patience
 from diffalign.rewards.of_videos import VideoReward
@@ -223,6 +225,45 @@ def test_labels_that_are_none(pairs, tmp_path, rows, words):
     (tmp_path / "l.csv").write_text(rows)
     with pytest.raises(UserError, match=words):
         ByFile(str(tmp_path / "l.csv"), pairs)
+
+
+def twins(folder, *rows):
+    """Pairs of videos that have the same names in several folders."""
+    for name in {name for row in rows for name in row}:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    text = "".join(json.dumps({"prompt": "x", "videos": row}) + "\n" for row in rows)
+    (folder / "pairs.jsonl").write_text(text)
+    return read_pairs(str(folder / "pairs.jsonl"))
+
+
+def test_files_of_equal_names_are_told_by_their_folders(tmp_path):
+    def labels(pairs, row, table=tmp_path / "l.csv"):
+        table.write_text(f"video_0,video_1,segment,label\n{row},0,first\n")
+        labeller = ByFile(str(table), pairs)
+        return [labeller(pair, 1)[0] for pair in pairs]
+
+    sides = twins(tmp_path, ["A/x.mp4", "B/x.mp4"])
+    assert labels(sides, "A/x.mp4,B/x.mp4") == ["first"]
+    assert labels(sides, "B/x.mp4,A/x.mp4") == ["second"]
+    with pytest.raises(UserError, match=r"row 0: no pair of C/x\.mp4 and D/x\.mp4"):
+        labels(sides, "C/x.mp4,D/x.mp4")
+    two = twins(tmp_path, ["p0/a.mp4", "p0/b.mp4"], ["p1/a.mp4", "p1/b.mp4"])
+    assert labels(two, "p0/a.mp4,p0/b.mp4") == ["first", None]
+    assert labels(two, "p1/b.mp4,p1/a.mp4") == [None, "second"]
+    assert labels(two, f"{tmp_path}/p1/a.mp4,{tmp_path}/p1/b.mp4") == [None, "first"]
+    (tmp_path / "tables").mkdir()  # from the table they lie elsewhere
+    assert labels(two, "../p1/b.mp4,../p1/a.mp4", tmp_path / "tables" / "l.csv") == [None, "second"]
+    with pytest.raises(UserError, match=r"row 0: q/a\.mp4 and q/b\.mp4 are pairs 0, 1; allowed: the pair's"):
+        labels(two, "q/a.mp4,q/b.mp4")
+
+
+def test_a_segment_that_there_is_not(pairs, tmp_path):
+    (tmp_path / "l.csv").write_text("pair,segment,label\n0,0,first\n0,5,first\n")
+    labeller = ByFile(str(tmp_path / "l.csv"), pairs)
+    with pytest.raises(UserError, match=r"row 1: segment is 5; allowed: 0 to 4 \(.* line 1 is 5\.00 s"):
+        labeller(pairs[0], 5)
+    assert labeller(pairs[1], 5) == [None] * 5
 
 
 # a vision-language model
@@ -461,3 +502,65 @@ def test_the_command(folder, model, tmp_path, capsys):
     ):
         assert main(["label-segments", pairs, "--output", out, *more]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_pairs_that_cannot_be_read_are_left_out_and_named(folder, tmp_path, capsys):
+    (tmp_path / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:200])
+    good = [str(folder / "a.mp4"), str(folder / "b.mp4")]
+    rows = [
+        {"prompt": "x", "videos": [good[0], str(tmp_path / "broken.mp4")]},
+        {"prompt": "x", "videos": good},
+    ]
+    source, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["label-segments", str(source), "--output", str(out), "--by", "reward", "--rewards", "jpeg"]
+    assert main(argv) == 0
+    said = capsys.readouterr().err
+    assert "skipped, p.jsonl line 1:" in said and "broken.mp4" in said and "1 pairs; segments" in said
+    assert [json.loads(line)["videos"] for line in out.read_text().splitlines()] == [good]
+    out.unlink()
+    assert main([*argv, "--limit", "1"]) == 2 and not out.exists()
+    assert "none of 1 pairs can be read; the first: p.jsonl line 1:" in capsys.readouterr().err
+
+
+def test_a_limit_takes_the_table_of_the_whole_set(folder, tmp_path, capsys):
+    table = tmp_path / "people.csv"
+    table.write_text("pair,segment,label\n0,0,first\n1,0,second\n")
+    argv = ["label-segments", str(folder / "pairs.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert main([*argv, "--by", "file", "--labels", str(table), "--limit", "1"]) == 0
+    assert "1 pairs; segments: 1 first, 0 second" in capsys.readouterr().err
+
+
+def test_a_question_that_is_not_there(folder, tmp_path, capsys):
+    argv = ["label-segments", str(folder / "pairs.jsonl"), "--by", "vlm", "--model", "m"]
+    assert main([*argv, "--output", str(tmp_path / "o.jsonl"), "--question", str(tmp_path / "gone")]) == 2
+    assert "gone': no such file; allowed: a text file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("frames", "segments"), [(81, 5), (87, 5), (88, 6)])
+def test_every_latent_frame_has_its_segments_label(tmp_path, frames, segments):
+    """From the label to the latent frame at 16 frames a second: what is left at the end is not a tie."""
+    grey(tmp_path / "v.mp4", [100], 1, 16.0, frames - 1)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "videos": ["v.mp4", "v.mp4"]}')
+    (pair,) = read_pairs(str(tmp_path / "p.jsonl"))
+    row = with_labels(pair, ["first"] * pair.segments(1.0), 1.0, "me")
+    assert len(row["segments"][0]) == segments
+    clip = 4 * ((frames - 1) // 4) + 1
+    crop = Cut((32, 32), (32, 32), (0, 0), (32, 32), clip, 16.0)
+    made = lambda k: range(max(0, 4 * k - 3), 4 * k + 1)  # noqa: E731
+    dense = dense_of(tuple(map(tuple, row["segments"])), 1.0, crop, (clip - 1) // 4 + 1, made)
+    assert dense.per_frame(0) == [1.0] * len(dense.shown) and dense.per_frame(1) == [0.0] * len(dense.shown)
+    assert (dense.tied, dense.missing, dense.beyond) == (0, 0, segments - len(dense.scores[0]))
+
+
+def test_large_frames_are_made_small_as_they_are_read(tmp_path):
+    frames = torch.randint(0, 255, (8, 3, 48, 96), generator=torch.Generator().manual_seed(0)).byte()
+    write_video(Video(frames, 8.0), tmp_path / "v.mp4")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "videos": ["v.mp4", "v.mp4"]}')
+    (pair,) = read_pairs(str(tmp_path / "p.jsonl"))
+    (large,), (small,) = cut(pair, 0, 1.0, 1, 4.0), cut(pair, 0, 1.0, 1, 4.0, side=32)
+    assert large.frames.shape == (4, 3, 48, 96) and small.frames.shape == (4, 3, 16, 32)
+    image = Image.fromarray(large.frames[2].permute(1, 2, 0).numpy())
+    image.thumbnail((32, 32), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(image), small.frames[2].permute(1, 2, 0).numpy())
+    assert cut(pair, 0, 1.0, 1, side=512)[0].frames.shape == (8, 3, 48, 96)
