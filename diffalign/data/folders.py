@@ -13,9 +13,10 @@ from pathlib import Path
 from diffalign.config import DataConfig
 from diffalign.data.examples import Example, ImageRef, Preferences, Skipped
 from diffalign.errors import UserError
+from diffalign.videos import MOVING_SUFFIXES
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+VIDEOS = frozenset(MOVING_SUFFIXES)
 SIDES = (("w", "l"), ("chosen", "rejected"))
 LIKES = (("liked", 1.0), ("disliked", 0.0))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.errors import UserError
-from diffalign.videos import VIDEO_SUFFIXES
+from diffalign.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PAIRS = ("jpg_0", "jpg_1")
@@ -32,6 +32,7 @@ class Item:
         row: what the output row that it belongs to says of it (file, row number, prompt); equal rows become
             one.
         suffix: of the score's name in that row: ``_0`` and ``_1`` for the images of a pair, else empty.
+        of_videos: whether it lies among videos, where an animated GIF is one.
         where: place, for messages.
     """
 
@@ -39,6 +40,7 @@ class Item:
     image: Path | bytes = field(repr=False)
     row: tuple[tuple[str, str | int], ...]
     suffix: str = ""
+    of_videos: bool = False
 
     @property
     def where(self) -> str:
@@ -54,9 +56,8 @@ class Item:
     def is_video(self) -> bool:
         """Whether the file's name, or the bytes' beginning, is that of a video."""
         if isinstance(self.image, Path):
-            return self.image.suffix.lower() in VIDEO_SUFFIXES
-        head = self.image[:12]
-        return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or head[8:] == b"AVI "
+            return self.image.suffix.lower() in (MOVING_SUFFIXES if self.of_videos else VIDEO_SUFFIXES)
+        return begins_as_video(self.image)
 
     def read(self) -> bytes:
         """The encoded image; OSError if the file cannot be read."""
@@ -112,7 +113,8 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known)
     if not files:
         raise UserError(f"{str(folder)!r} has no images or videos ({', '.join(known)})")
-    kind = "videos" if files[0].suffix.lower() in VIDEO_SUFFIXES else "images"
+    videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in files)
+    kind = "videos" if videos else "images"
     if prompts is not None and len(prompts) not in (1, len(files)):
         raise UserError(
             f"{len(prompts)} prompts for the {len(files)} {kind} of {str(folder)!r}: give one, or one each"
@@ -127,7 +129,7 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
                     f"{str(file)!r} has no prompt: {caption.name} is missing, and no prompts were given"
                 )
             prompt = caption.read_text().strip()
-        yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)))
+        yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)), of_videos=videos)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -154,14 +156,19 @@ def _manifest(folder: Path) -> Iterator[Item]:
 
 def _jsonl(path: Path) -> Iterator[Item]:
     for i, row in _lines(path):
-        for suffix, (field_name, file) in _files(row).items():
+        files = _files(row)
+        videos = any(
+            name.startswith("video") or Path(str(file)).suffix.lower() in VIDEO_SUFFIXES
+            for name, file in files.values()
+        )
+        for suffix, (field_name, file) in files.items():
             if not isinstance(file, str):
                 raise UserError(
                     f"{path} line {i} has no path in the field {field_name!r}; needed: image or video, "
                     "images or videos (a list), or chosen and rejected"
                 )
             identity = (("file", str(path)), ("row", i), ("prompt", row["prompt"]))
-            yield Item(row["prompt"], path.parent / file, identity, suffix)
+            yield Item(row["prompt"], path.parent / file, identity, suffix, videos)
 
 
 def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

@@ -19,10 +19,10 @@ from diffalign.errors import UserError
 from diffalign.files import open_atomic, write_atomic
 from diffalign.rewards.cache import ScoreCache, image_key, reward_key
 from diffalign.rewards.items import Item
-from diffalign.rewards.of_videos import FRAMES, takes_videos
+from diffalign.rewards.of_videos import FRAMES, evenly_spaced, takes_videos
 from diffalign.rewards.registry import load, parse
 from diffalign.types import Reward
-from diffalign.videos import Video, need_av, read_video
+from diffalign.videos import Video, channels_first, need_av, probe, read_frames, read_video
 
 _CHUNK = 64  # images that are open at once, and written to the cache together
 _VIDEOS = 4  # videos
@@ -80,6 +80,7 @@ def score(
     source, total = iter(items), 0
     first = list(islice(source, 1))
     source, videos = chain(first, source), any(item.is_video for item in first)
+    whole = _whole(scorers)
     with tqdm(desc="scoring", unit="video" if videos else "image", disable=not progress) as bar:
         while chunk := list(islice(source, _VIDEOS if videos else _CHUNK)):
             total += len(chunk)
@@ -88,7 +89,7 @@ def score(
                 if item.is_video != videos:
                     raise UserError(f"{item.where}: images and videos are scored apart, and here are both")
                 try:
-                    images.append(_open(item))
+                    images.append(_open(item, whole))
                 except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
                     unreadable.append(f"{item.where}: {error}")
             for scorer in scorers:
@@ -108,12 +109,20 @@ def score(
 _Opened = tuple[Item, str, Image.Image | Video]
 
 
-def _open(item: Item) -> _Opened:
+def _whole(scorers: Iterable[Scorer]) -> bool:
+    """Whether one of them wants all frames of videos, and not just those that rewards of images see."""
+    return any(takes_videos(scorer.reward) is scorer.reward for scorer in scorers)
+
+
+def _open(item: Item, whole: bool) -> _Opened:
     data = item.read()
     if item.is_video:
         need_av()
         try:
-            return item, image_key(data), read_video(data)
+            if whole:
+                return item, image_key(data), read_video(data)
+            frames = read_frames(data, channels_first, some=lambda count: evenly_spaced(count, FRAMES))
+            return item, image_key(data), Video(frames, probe(data).fps)
         except UserError as error:
             raise OSError(str(error)) from error
     with Image.open(io.BytesIO(data)) as image:
@@ -122,7 +131,7 @@ def _open(item: Item) -> _Opened:
 
 def score_column(items: Sequence[Item], scorer: Scorer, cache: ScoreCache | None = None) -> list[float]:
     """The scores of readable items by one scorer, what the cache knows from there."""
-    return _score_chunk([_open(item) for item in items], scorer, cache)
+    return _score_chunk([_open(item, _whole([scorer])) for item in items], scorer, cache)
 
 
 def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:

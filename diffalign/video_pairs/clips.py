@@ -6,8 +6,9 @@ from pathlib import Path
 
 from diffalign.data.tables import json_rows
 from diffalign.errors import UserError
+from diffalign.videos import MOVING_SUFFIXES
 
-VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"})
+VIDEOS = frozenset(MOVING_SUFFIXES)
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 FIELDS = ("video", "image", "path")
 """Names of the file's field in json lines, the first that is there."""

@@ -8,14 +8,21 @@ import torch
 from PIL import Image
 
 from diffalign.errors import UserError
-from diffalign.rewards import registry
+from diffalign.rewards import of_videos, registry
 from diffalign.rewards.cache import ScoreCache
 from diffalign.rewards.items import Item, read_items
 from diffalign.rewards.jpeg import compressibility
-from diffalign.rewards.of_videos import VideoReward, evenly_spaced, frame_image, takes_videos
+from diffalign.rewards.of_videos import (
+    FRAMES,
+    MeanOverFrames,
+    VideoReward,
+    evenly_spaced,
+    frame_image,
+    takes_videos,
+)
 from diffalign.rewards.registry import Place, load
 from diffalign.rewards.score import Scorer, score
-from diffalign.videos import Video, write_video
+from diffalign.videos import Video, read_video, write_video
 from tests.rewards.conftest import write_jsonl
 
 
@@ -144,3 +151,29 @@ def test_broken_videos_are_named_and_kinds_kept_apart(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
     with pytest.raises(UserError, match=r"c.png: images and videos are scored apart"):
         scored(read_items(tmp_path, ["x"]), brightness)
+
+
+def test_an_animation_is_a_video_among_videos(tmp_path):
+    write_video(grey(10, 20), tmp_path / "a.mp4")
+    film = [Image.new("RGB", (16, 16), (level,) * 3) for level in (20, 40)]
+    film[0].save(tmp_path / "b.gif", save_all=True, append_images=film[1:], duration=100)
+    count = VideoReward("frames", lambda videos, prompts: torch.tensor([len(v.frames) for v in videos]))
+    assert levels(scored(read_items(tmp_path, ["x"]), count).rows) == [2, 2]
+    assert levels(scored(read_items(tmp_path, ["x"]), brightness).rows) == [16, 31]
+    rows = [{"prompt": "x", "videos": ["b.gif"]}, {"prompt": "x", "chosen": "b.gif", "rejected": "a.mp4"}]
+    assert all(item.is_video for item in read_items(write_jsonl(tmp_path / "v.jsonl", rows)))
+    rows = [{"prompt": "x", "image": "b.gif"}]
+    assert not any(item.is_video for item in read_items(write_jsonl(tmp_path / "i.jsonl", rows)))
+
+
+def test_rewards_of_images_are_given_no_more_frames_than_they_see(tmp_path, monkeypatch):
+    levels_of = [10 * i for i in range(20)]
+    write_video(grey(*levels_of), tmp_path / "a.mp4")
+    item = Item("a", tmp_path / "a.mp4", ())
+    expected = MeanOverFrames(brightness)([read_video(item.image)], ["a"]).item()
+    kept = []
+    monkeypatch.setattr(
+        of_videos, "frame_image", lambda video, i: kept.append(len(video.frames)) or frame_image(video, i)
+    )
+    assert scored([item], brightness).rows[0]["light"] == expected
+    assert kept == [FRAMES] * FRAMES
