@@ -1,6 +1,7 @@
 """``diffalign score``: any rewards over images or videos."""
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,29 +12,7 @@ from diffalign.cli.common import device_name, make_parser, names, number, parse,
 
 def run(argv: Sequence[str]) -> int:
     """Scores images or videos, writes a table and prints the means."""
-    parser = make_parser("score", DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "source", help="a folder of images or videos, a run directory, a .parquet or a .jsonl file"
-    )
-    parser.add_argument(
-        "--rewards", required=True, metavar="A,B", help="names of `diffalign rewards`, or NAME:FILE_OR_FOLDER"
-    )
-    parser.add_argument(
-        "--prompts", metavar="FILE", help="for a folder whose images have no NAME.txt beside them"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help=".jsonl or .parquet; default: scores.jsonl in, or beside, the source"
-    )
-    parser.add_argument(
-        "--cache", metavar="FILE", help="scores that are known; default: score-cache.sqlite beside the output"
-    )
-    parser.add_argument(
-        "--batch-size", type=number(int, 1), default=16, metavar="B", help="images at once; default 16"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default auto")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16; default float32")
-    parser.add_argument("--json", action="store_true", help="print the means as JSON")
-    args = parse(parser, argv)
+    args = parse(_parser(), argv)
     specs = names(args.rewards, "--rewards")
     source = Path(args.source)
     output = (
@@ -70,6 +49,32 @@ def run(argv: Sequence[str]) -> int:
         )
     print(f"{len(scores.rows)} rows are in {output}", file=sys.stderr)
     return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = make_parser("score", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "source", help="a folder of images or videos, a run directory, a .parquet or a .jsonl file"
+    )
+    parser.add_argument(
+        "--rewards", required=True, metavar="A,B", help="names of `diffalign rewards`, or NAME:FILE_OR_FOLDER"
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="for a folder whose images have no NAME.txt beside them"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help=".jsonl or .parquet; default: scores.jsonl in, or beside, the source"
+    )
+    parser.add_argument(
+        "--cache", metavar="FILE", help="scores that are known; default: score-cache.sqlite beside the output"
+    )
+    parser.add_argument(
+        "--batch-size", type=number(int, 1), default=16, metavar="B", help="images at once; default 16"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default auto")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16; default float32")
+    parser.add_argument("--json", action="store_true", help="print the means as JSON")
+    return parser
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

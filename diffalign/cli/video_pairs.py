@@ -1,7 +1,7 @@
 """``diffalign video-pairs``: two takes of each real clip, to be labelled and trained on."""
 
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 
 from diffalign.cli.common import make_parser, number, parse, share
@@ -9,6 +9,30 @@ from diffalign.cli.common import make_parser, number, parse, share
 
 def run(argv: Sequence[str]) -> int:
     """Makes what is not made yet."""
+    args = parse(_parser(), argv)
+
+    from diffalign.cli.opening import open_model
+    from diffalign.video_pairs.clips import read_clips
+    from diffalign.video_pairs.make import PairSettings, make_pairs
+
+    clips = read_clips(args.videos, args.limit)
+    settings = PairSettings(
+        args.height, args.width, args.frames, args.fps, args.eta, args.steps, args.guidance, args.grid,
+        args.seed, args.pairs,
+    )  # fmt: skip
+    rank, world = share()
+    model = open_model(args.model, args.base, args)
+    made = make_pairs(model, clips, settings, args.output, rank=rank, world=world, progress=rank == 0)
+    for problem in made.unreadable:
+        print(f"skipped, {problem}", file=sys.stderr)
+    of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
+    print(f"{made.pairs} pairs{of} are in {made.path}", file=sys.stderr)
+    if model.codec.video:
+        print(f"label them: diffalign label-segments {made.path} --by reward --rewards ...", file=sys.stderr)
+    return 0
+
+
+def _parser() -> ArgumentParser:
     parser = make_parser("video-pairs", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "model",
@@ -46,28 +70,7 @@ def run(argv: Sequence[str]) -> int:
     machine.add_argument(
         "--dtype", default=None, help="float32, bfloat16, float16; default: the run's, or float32"
     )
-    args = parse(parser, argv)
-
-    from diffalign.cli.opening import open_model
-    from diffalign.video_pairs.clips import read_clips
-    from diffalign.video_pairs.make import PairSettings, make_pairs
-
-    clips = read_clips(args.videos, args.limit)
-    settings = PairSettings(
-        args.height, args.width, args.frames, args.fps, args.eta, args.steps, args.guidance, args.grid,
-        args.seed, args.pairs,
-    )  # fmt: skip
-    rank, world = share()
-    made = make_pairs(
-        open_model(args.model, args.base, args), clips, settings, args.output,
-        rank=rank, world=world, progress=rank == 0,
-    )  # fmt: skip
-    for problem in made.unreadable:
-        print(f"skipped, {problem}", file=sys.stderr)
-    of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
-    print(f"{made.pairs} pairs{of} are in {made.path}", file=sys.stderr)
-    print(f"label them: diffalign label-segments {made.path} --by reward --rewards ...", file=sys.stderr)
-    return 0
+    return parser
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation.media import Media, open_media, save_media
 from diffalign.files import write_atomic
 from diffalign.randomness import derive
-from diffalign.videos import Video
+from diffalign.videos import Video, need_av
 
 FPS = 16.0  # frames a second of videos, where neither settings nor pipeline say
 
@@ -157,6 +157,8 @@ def generate(
     suffix = "png" if call.fps is None else "mp4"
     tasks = _tasks(prompts, images_per_prompt, seed, identity, suffix)[rank::world]
     if where is not None:
+        if call.fps is not None:
+            need_av()  # before anything is drawn
         where.mkdir(parents=True, exist_ok=True)
         _write_manifest(where, tasks, {"seed": seed, **facts}, rank, world)
     todo = [task for task in tasks if where is None or not (where / task.file).is_file()]

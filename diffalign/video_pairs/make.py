@@ -31,7 +31,7 @@ from diffalign.randomness import derive
 from diffalign.types import Cond, Denoiser
 from diffalign.video_pairs.clips import Clip
 from diffalign.video_pairs.guided import denoised, even_times, model_times, noised
-from diffalign.videos import Video, probe, write_video
+from diffalign.videos import Video, need_av, probe, write_video
 
 PAIRS = "pairs.jsonl"
 _ENCODED = 32  # clips whose prompts are encoded at once, the text encoders being on the accelerator meanwhile
@@ -121,8 +121,11 @@ def make_pairs(
     which has no labels yet. Process ``rank`` of ``world`` makes every world-th pair.
 
     Raises:
-        UserError: a size that the model does not take.
+        UserError: a size that the model does not take, no clip that can be read (where there are several
+            processes each knows of its own alone, and names those), or PyAV is missing for videos.
     """
+    if model.codec.video:
+        need_av()
     model.latent_shape(settings.height, settings.width)  # a wrong size costs nothing yet
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,10 @@ def make_pairs(
                 _save(take, fps, file)
             bar.update()
     _list(every, settings, where / PAIRS)
-    return Made(sum(task.done for task in mine), tuple(dict.fromkeys(unreadable)), where / PAIRS)
+    done = sum(task.done for task in mine)
+    if unreadable and not done and world == 1:
+        raise UserError(f"no pair was made of {len(clips)} clips; the first: {unreadable[0]}")
+    return Made(done, tuple(dict.fromkeys(unreadable)), where / PAIRS)
 
 
 def takes(

@@ -1,6 +1,7 @@
 """An image is a function of (seed, prompt, number): not of batches, order, ranks or earlier images."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -231,3 +232,12 @@ def test_a_tiny_wan_draws_what_its_pipeline_draws(tmp_path):
         guidance_scale=3.0, height=32, width=32, num_frames=5, max_sequence_length=16, output_type="np",
     ).frames[0]  # fmt: skip
     assert np.abs(sample.media.frames.permute(0, 2, 3, 1).numpy() / 255 - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_without_pyav_no_video_is_drawn_for_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    pipeline = FilmingPipeline()
+    with pytest.raises(UserError, match="videos need PyAV"):
+        draw(pipeline, folder=tmp_path / "videos")
+    assert not pipeline.calls and not (tmp_path / "videos").exists()
+    assert len(draw(pipeline)) and len(draw(PaintingPipeline(), folder=tmp_path / "images"))

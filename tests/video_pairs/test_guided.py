@@ -272,7 +272,7 @@ def test_the_command(sd3, folder, tmp_path, capsys):
     argv += ["--steps", "2", "--output", str(tmp_path / "pairs"), "--limit", "1"]
     assert main([*argv, "--eta", "0.5"]) == 0
     said = capsys.readouterr().err
-    assert "1 pairs are in" in said and "diffalign label-segments" in said
+    assert "1 pairs are in" in said and "label-segments" not in said  # which is for videos
     row = json.loads((tmp_path / "pairs" / "pairs.jsonl").read_text())
     assert row["eta"] == 0.5 and len(row["images"]) == 2
     assert main([*argv, "--width", "17"]) == 2
@@ -281,3 +281,10 @@ def test_the_command(sd3, folder, tmp_path, capsys):
     )
     assert main([*argv, "--eta", "much"]) == 2
     assert "'much'; allowed: LOW,HIGH" in capsys.readouterr().err
+
+
+def test_no_pair_at_all_is_an_error(sd3, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"no pair was made of 1 clips; the first: broken\.png: not an image"):
+        make_pairs(sd3, [Clip("broken.png", "x", broken)], few(sd3), tmp_path / "out", progress=False)

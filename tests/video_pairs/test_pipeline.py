@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffalign.config import ModelConfig
+from diffalign.errors import UserError
 from diffalign.models.loading import load
 from diffalign.randomness import derive
 from diffalign.tiny import motions
@@ -118,3 +119,11 @@ def test_the_baseline_with_one_label_a_pair(tiny, tmp_path, monkeypatch, capsys)
     assert "dynamic_degree:" in capsys.readouterr().out
     row = json.loads((tmp_path / "run" / "pairs" / "pairs.jsonl").read_text().splitlines()[0])
     assert row["eta"] == 1.0
+
+
+def test_without_pyav_nothing_is_begun(model, tmp_path, monkeypatch):
+    (clip,) = read_clips(str(clips_folder(tmp_path / "clips", 1)))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r'pip install "diffalign\[video\]"'):
+        make_pairs(model, [clip], PairSettings(32, 32, steps=1), tmp_path / "pairs", progress=False)
+    assert not (tmp_path / "pairs").exists()
