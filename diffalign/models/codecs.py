@@ -28,6 +28,11 @@ class Codec(Protocol):
         """Whether pixels and latents have a frame axis, (B, C, F, H, W)."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether the autoencoder is kept in float32 whatever the run's dtype."""
+        ...
+
     def channels(self, config: Config) -> int:
         """C of the latents."""
         ...
@@ -100,6 +105,7 @@ class Images:
     """``AutoencoderKL``: an image is an image."""
 
     video: bool = False
+    exact: bool = False
 
     def channels(self, config: Config) -> int:
         """``latent_channels``."""
@@ -151,6 +157,7 @@ class FrameByFrame:
     longest: Callable[[Config], int] | None = None
     most: int | None = None
     video: bool = True
+    exact: bool = False
 
     def channels(self, config: Config) -> int:
         """``latent_channels``."""
@@ -227,6 +234,7 @@ class Videos:
         step: frames from one number that the autoencoder takes to the next; None: the stride.
         depth: latent frames of one patch, by the network's configuration.
         copies: of the first latent frame, before it; of the network that the codec is fitted to.
+        exact: whether the autoencoder is kept in float32.
     """
 
     width: Callable[[Config], int]
@@ -237,6 +245,7 @@ class Videos:
     step: Callable[[Config], int] | None = None
     depth: Callable[[Config], int] = _single
     copies: int = 0
+    exact: bool = False
     video: bool = True
 
     def channels(self, config: Config) -> int:
@@ -268,12 +277,16 @@ class Videos:
     def encode(
         self, vae: Any, pixels: Float[Tensor, "B 3 F H W"]
     ) -> tuple[Float[Tensor, "B C F h w"], Float[Tensor, "B C F h w"]]:
-        """(mean, std) of the posterior in the network's scale."""
-        mean, std = encoded(vae, pixels, self.moments(vae))
-        return self._with_copies(mean), self._with_copies(std)
+        """(mean, std) of the posterior in the network's scale.
 
-    def _with_copies(self, latents: Tensor) -> Tensor:
-        return torch.cat([latents[:, :, :1]] * self.copies + [latents], dim=2)
+        A copy is of one and the same draw where the network is trained, and noise is drawn for each latent:
+        where there are copies, they and the first frame are its mean, std 0.
+        """
+        mean, std = encoded(vae, pixels, self.moments(vae))
+        if not self.copies:
+            return mean, std
+        first, sure = [mean[:, :, :1]] * self.copies, torch.zeros_like(std[:, :, :1])
+        return torch.cat([*first, mean], 2), torch.cat([sure] * (self.copies + 1) + [std[:, :, 1:]], 2)
 
     def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
         """Pixels in [0, 1]."""

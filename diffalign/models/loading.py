@@ -46,10 +46,14 @@ def load(
     source = resolve(config.path)
     card = find_family(config, source)
     family = get_family(card.name).configured(config)
-    arguments = {"dtype": dtype, **family.load_arguments}
+    vae_dtype = torch.float32 if family.codec.exact else dtype
+    arguments = {
+        "dtype": dtype if vae_dtype == dtype else {"default": dtype, "vae": vae_dtype},
+        **family.load_arguments,
+    }
     if config.vae is not None:
         arguments["vae"] = load_vae(
-            config.vae, dtype, family.configs["vae"].get("_class_name", "AutoencoderKL")
+            config.vae, vae_dtype, family.configs["vae"].get("_class_name", "AutoencoderKL")
         )
     if config.motion_adapter is not None:
         arguments["motion_adapter"] = load_motion(config.motion_adapter, dtype)

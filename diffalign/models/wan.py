@@ -98,6 +98,7 @@ class WanVideo:
         width=lambda config: int(config.get("z_dim", 16)),
         space=lambda config: int(config.get("scale_factor_spatial", 8)),
         stride=lambda config: int(config.get("scale_factor_temporal", 4)),
+        exact=True,  # as diffusers' own examples load it
     )
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
