@@ -150,6 +150,5 @@ EXAMPLES = """
 diffalign label-segments pairs/pairs.jsonl --by reward --rewards pickscore --margin 0.2
 diffalign label-segments pairs/pairs.jsonl --by file --labels people.csv
 diffalign label-segments pairs/pairs.jsonl --by vlm --url http://localhost:8000/v1 --model Qwen2.5-VL-72B
-diffalign label-segments pairs/pairs.jsonl --by vlm --url https://api.openai.com/v1 --model o3 --price-in 2 \
---price-out 8
+diffalign label-segments pairs.jsonl --by vlm --url https://api.openai.com/v1 --model o3 --price-in 2
 """
