@@ -24,7 +24,8 @@ def _shipped(name: str) -> Path:
 
 def pipeline_path(family: str = "sdxl") -> Path:
     """Folder that `StableDiffusionXLPipeline` ("sdxl"), `StableDiffusionPipeline` ("sd15"),
-    `StableDiffusion3Pipeline` ("sd3") or `WanPipeline` ("wan") loads.
+    `StableDiffusion3Pipeline` ("sd3", with `text_encoder_3=None, tokenizer_3=None`) or `WanPipeline` ("wan")
+    loads.
 
     ValueError naming the allowed families for another word, FileNotFoundError if the weights were never
     built.

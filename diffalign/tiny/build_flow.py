@@ -24,7 +24,8 @@ def _sd3(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
     vae, parts = sd3.centred(out / "sdxl" / "vae"), sd3.Parts()
     plan = _flow_plan(out, "sd3", seconds, sd3.RATE, seed, resume)
     if resume and not plan.keep.exists():
-        parts.restore(DiffusionPipeline.from_pretrained(out / "sd3"))
+        without = {"text_encoder_3": None, "tokenizer_3": None}
+        parts.restore(DiffusionPipeline.from_pretrained(out / "sd3", **without))
     else:
         sd3.borrow_text(parts, DiffusionPipeline.from_pretrained(out / "sdxl"))
     figures: dict[str, Any] = sd3.train(parts, vae, plan, say)
@@ -38,11 +39,12 @@ def _sd3(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
 
 
 def _wan_vae(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
+    """Going on from finished weights only the decoder learns."""
     torch.manual_seed(seed)
     plan = _flow_plan(out, "wan_vae", seconds, video_autoencoder.RATE, seed, resume)
     begun = resume and not plan.keep.exists()
     vae = video_autoencoder.load(out / "wan" / "vae") if begun else flow_networks.wan_vae()
-    figures = video_autoencoder.train(vae, plan, say)
+    figures = video_autoencoder.train(vae, plan, say, decoder_only=begun)
 
     def save(fresh: Path) -> None:
         vae.save_pretrained(fresh)

@@ -27,8 +27,15 @@ def scaled(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def train(vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 4000) -> dict[str, float]:
-    """Train by the plan, then measure the latents' means and deviations, which go to the configuration."""
+def train(
+    vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 4000, decoder_only: bool = False
+) -> dict[str, float]:
+    """Train by the plan, then measure the latents' means and deviations, which go to the configuration.
+
+    With `decoder_only` the latents stay what they are, so that a network trained on them stays valid.
+    """
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(not decoder_only)
     data = to_tensor(motion_corpus.make(count, plan.seed).frames)
     say(f"wan_vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters, {count} clips drawn")
 
@@ -43,12 +50,13 @@ def train(vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int 
         return error + KL * posterior.kl().mean() / x[0].numel()
 
     figures = flow_training.fit(vae.train(), loss, plan, say)
-    vae.eval()
-    z = encode(vae, data[:512])
-    vae.register_to_config(
-        latents_mean=[round(v, 4) for v in z.mean((0, 2, 3, 4)).tolist()],
-        latents_std=[round(v, 4) for v in z.std((0, 2, 3, 4)).tolist()],
-    )
+    vae.eval().requires_grad_(True)
+    if not decoder_only:
+        z = encode(vae, data[:512])
+        vae.register_to_config(
+            latents_mean=[round(v, 4) for v in z.mean((0, 2, 3, 4)).tolist()],
+            latents_std=[round(v, 4) for v in z.std((0, 2, 3, 4)).tolist()],
+        )
     return {**figures, **measure(vae, plan.seed + 1)}
 
 

@@ -94,5 +94,5 @@ def test_the_clip_ranks_the_right_picture_first():
 
 def test_package_data_stays_small():
     files = [p for p in tiny.WEIGHTS.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 16e6
+    assert sum(p.stat().st_size for p in files) <= 20e6
     assert not [p for p in files if p.suffix in {".bin", ".pt", ".pkl"}]
