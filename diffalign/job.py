@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Result:
         verdict: what the held-out pairs say, or the rewards of the rounds, in words.
         waiting: what an online run waits for before it can be continued; empty for others.
         memory: the most that was in use at once.
+        loading: the lines of Python that load ``aligned`` with plain diffusers.
     """
 
     output: Path
@@ -67,6 +68,7 @@ class Result:
     verdict: str
     waiting: str = ""
     memory: Peak = Peak(0, "main memory")
+    loading: tuple[str, ...] = ()
 
 
 def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Result:
@@ -125,10 +127,12 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         waiting=state.paused,
         memory=peak_memory(),
     )
+    figures = material.figures()
+    card = _card(result, run, model, figures)
     if accelerator.is_main_process:
-        _leave(result, run, model, state, material.figures())
+        _leave(result, run, model, state, figures, card)
     accelerator.wait_for_everyone()
-    return result
+    return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
 
 
 def _own_trajectories(run: Run) -> Mapping[str, Any]:
@@ -177,12 +181,17 @@ def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoint
 
 
 def _leave(
-    result: Result, run: Run, model: LoadedModel, state: TrainState, held_out: Mapping[str, float]
+    result: Result,
+    run: Run,
+    model: LoadedModel,
+    state: TrainState,
+    held_out: Mapping[str, float],
+    card: Card,
 ) -> None:
     """Write ``aligned/`` with its card, and the summary."""
     if result.aligned is not None:
         with state.averaged_weights():
-            save_aligned(model, result.aligned, _card(result, run, model, held_out).text())
+            save_aligned(model, result.aligned, card.text())
     summary = {
         "method": run.method["type"],
         "steps": result.steps,

@@ -56,7 +56,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
         f"  {result.output}/config.yaml  this run; metrics.jsonl, tensorboard/, checkpoints/ beside it",
         "",
         "load it in diffusers:",
-        *(f"    {line}" for line in loading_code(run, result)),
+        *(f"    {line}" for line in result.loading),
         "",
         "see whether it got better:",
     ]
@@ -65,35 +65,6 @@ def finished(run: "Run", result: "Result") -> list[str]:
     if tiny:
         how = "--prompts tiny:test --limit 256 --steps 20 --guidance 1 --rewards judge,taste"
     return [*lines, f"    diffalign evaluate --run {result.output} {how}"]
-
-
-def loading_code(run: "Run", result: "Result") -> list[str]:
-    """The lines of Python that load an aligned model with plain diffusers."""
-    lines = ["import torch", "from diffusers import DiffusionPipeline"]
-    base = run.model.path
-    if base.startswith("tiny:"):
-        from diffalign.tiny import pipeline_path
-
-        base = str(pipeline_path(base.removeprefix("tiny:")))
-    dtype = f"torch.{run.model.dtype}"
-    if run.model.train == "full":
-        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{result.aligned}", torch_dtype={dtype})')
-    elif base.endswith((".safetensors", ".ckpt")):
-        name = pipeline_class(base)
-        lines[1] = f"from diffusers import {name}"
-        lines.append(f'pipe = {name}.from_single_file("{base}", torch_dtype={dtype})')
-    else:
-        lines.append(f'pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype={dtype})')
-    if run.model.train == "lora":
-        lines.append(f'pipe.load_lora_weights("{result.aligned}")')
-    return [*lines, 'image = pipe("your prompt").images[0]']
-
-
-def pipeline_class(file: str) -> str:
-    """The diffusers class that loads a single-file checkpoint."""
-    from diffalign.models.sources import sniff_family
-
-    return sniff_family(file).pipeline
 
 
 def waiting(run: "Run", result: "Result") -> list[str]:

@@ -8,7 +8,7 @@ import yaml
 
 from diffalign.models.injection import has_lora_loader
 from diffalign.models.registry import FAMILIES, get_family
-from diffalign.models.sources import HUB_ID
+from diffalign.models.sources import HUB_ID, SINGLE_FILE
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Card:
             f"# {title}\n",
             f"{kind} `{self.base_model}`, trained with {self.method} by diffalign. {self.note}".rstrip()
             + "\n",
-            f"## Use\n\n```python\n{self._loading()}```\n",
+            "\n".join(["## Use\n\n```python", *self.loading(), "```\n"]),
         ]
         if self.numbers:
             rows = "".join(f"| {name} | {_number(value)} |\n" for name, value in self.numbers.items())
@@ -76,10 +76,11 @@ class Card:
             matter["license"] = self.license
         return matter | {"tags": list(dict.fromkeys([*tags, *self.tags]))}
 
-    def _loading(self) -> str:
+    def loading(self, folder: str = "path/to/this/folder") -> list[str]:
+        """The lines of Python that load what ``folder`` holds with plain diffusers, and draw with it."""
         family, pipeline = get_family(self.family), FAMILIES[self.family].pipeline
         by_peft = self.adapted and not has_lora_loader(family.network_class)
-        source = f'"{self.base_model}"' if self.adapted else '"path/to/this/folder"'
+        source = f'"{self.base_model}"' if self.adapted else f'"{folder}"'
         lines = [f"from diffusers import {pipeline}"]
         if self.adapted and self.base_model.startswith("tiny:"):
             lines.append("from diffalign.tiny import pipeline_path")
@@ -91,14 +92,28 @@ class Card:
         if self.adapted and motion is not None:
             lines.append("from diffusers import MotionAdapter")
             given.append(f'motion_adapter=MotionAdapter.from_pretrained("{motion}")')
-        lines.append(f"\npipeline = {pipeline}.from_pretrained({', '.join(given)})")
+        dtype = self._dtype()
+        if dtype:
+            lines.insert(0, "import torch")
+            given.append(f"torch_dtype={dtype}")
+        single = self.adapted and self.base_model.endswith(SINGLE_FILE)
+        how = "from_single_file" if single else "from_pretrained"
+        lines += ["", f"pipeline = {pipeline}.{how}({', '.join(given)})"]
         if by_peft:
-            lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "path/to/this/folder")')
+            lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "{folder}")')
         elif self.adapted:
-            lines.append('pipeline.load_lora_weights("path/to/this/folder")')
+            lines.append(f'pipeline.load_lora_weights("{folder}")')
         result = "video = pipeline({}).frames[0]" if self._video else "image = pipeline({}).images[0]"
-        lines.append(result.format('"a lighthouse at dusk"'))
-        return "\n".join(lines) + "\n"
+        return [*lines, result.format('"a lighthouse at dusk"')]
+
+    def _dtype(self) -> str:
+        """The dtype that the base model was trained in, as diffusers takes it; empty for float32."""
+        name = self.settings.get("model", {}).get("dtype", "float32")
+        if name == "float32":
+            return ""
+        if get_family(self.family).codec.exact:
+            return f'{{"default": torch.{name}, "vae": torch.float32}}'
+        return f"torch.{name}"
 
     @property
     def _video(self) -> bool:

@@ -30,15 +30,13 @@ def test_train_says_where_things_are_and_how_to_go_on(tmp_path, capsys):
         assert (tmp_path / "run" / name).is_file(), name
 
 
-def test_the_lines_that_it_prints_load_the_result(finished, world, capsys):
-    from diffalign.cli.train import loading_code
-    from diffalign.config_io import read_run
-    from diffalign.job import Result
-
-    result = Result(finished, finished / "aligned", 2, 1.0, False, "", "")
-    lines = loading_code(read_run(finished / "config.yaml"), result)
+def test_the_lines_that_it_prints_load_the_result(world, tmp_path, capsys):
+    assert main(["train", "good.yaml", "--output", str(tmp_path / "run"), "--max_train_steps", "1"]) == 0
+    said = capsys.readouterr().err.split("load it in diffusers:\n")[1].split("\n\nsee whether")[0]
+    lines = [line.strip() for line in said.splitlines()]
+    assert lines[-1] == 'image = pipeline("a lighthouse at dusk").images[0]'
     # A process without diffalign: only the lines, from another folder than the checkout.
-    code = "\n".join([*lines[:-1], "print(type(pipe).__name__, list(pipe.unet.peft_config))"])
+    code = "\n".join([*lines[:-1], "print(type(pipeline).__name__, list(pipeline.unet.peft_config))"])
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=world, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,16 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
 import yaml
 
+from diffalign.config import LoraConfig, ModelConfig
+from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
+from diffalign.models.adapters import add_lora
+from diffalign.models.loading import load
+from diffalign.models.precision import only_errors
+from tests import tiny_pipelines, video_pipelines
 
 
 def front_matter(text: str) -> dict[str, object]:
@@ -86,3 +96,49 @@ def test_a_lora_that_diffusers_cannot_load_is_loaded_by_peft() -> None:
     compile(code, "card", "exec")
     assert 'PeftModel.from_pretrained(pipeline.transformer, "path/to/this/folder")' in code
     assert "load_lora_weights" not in code
+
+
+def test_the_lines_say_what_a_single_file_and_half_precision_want() -> None:
+    lines = Card("a/b.safetensors", "sdxl", True, "DPO", settings={"model": {"dtype": "float16"}}).loading(
+        "x"
+    )
+    assert lines[0] == "import torch"
+    made = 'StableDiffusionXLPipeline.from_single_file("a/b.safetensors", torch_dtype=torch.float16)'
+    assert f"pipeline = {made}" in lines and 'pipeline.load_lora_weights("x")' in lines
+    wan = Card("a/b", "wan", True, "DPO", settings={"model": {"dtype": "bfloat16"}}).loading("x")
+    assert 'torch_dtype={"default": torch.bfloat16, "vae": torch.float32}' in "\n".join(wan)
+    assert wan[-1].endswith(".frames[0]")
+
+
+MAKERS: dict[str, Any] = {
+    "sd3": lambda folder: tiny_pipelines.make_sd3(folder, t5_too=False),
+    "pixart": tiny_pipelines.make_pixart,
+    "wan": video_pipelines.make_wan,
+    "text_to_video": video_pipelines.make_text_to_video,
+}
+
+
+@pytest.mark.parametrize("name", [*MAKERS, "animatediff"])
+def test_the_lines_load_what_a_run_leaves(tmp_path: Path, name: str) -> None:
+    """One of each kind: a text encoder that is absent, a LoRA by peft of an image and of a video family, a
+    video family with a LoRA loader, a motion adapter.
+    """
+    motion = None
+    if name == "animatediff":
+        base = tiny_pipelines.make_sd15(tmp_path / "base")
+        motion = str(video_pipelines.make_motion_adapter(tmp_path / "motion"))
+    else:
+        base = MAKERS[name](tmp_path / "base")
+    model = load(ModelConfig(path=str(base), dtype="bfloat16", motion_adapter=motion))
+    add_lora(model.network, LoraConfig(rank=2))
+    settings = {"model": {"dtype": "bfloat16", "motion_adapter": motion}}
+    card = Card(str(base), name, True, "DPO", settings=settings, absent=absent_components(model))
+    save_aligned(model, tmp_path / "aligned", card.text())
+    lines, space = card.loading(str(tmp_path / "aligned")), dict[str, Any]()
+    with only_errors("diffusers"):
+        exec("\n".join(lines[:-1]), space)
+    pipeline: Any = space["pipeline"]
+    network = getattr(pipeline, model.family.network_name)
+    assert network.peft_config and pipeline.vae.dtype == model.pipeline.vae.dtype
+    assert any("lora_A" in key for key in network.state_dict())
+    assert lines[-1].endswith(".images[0]" if name in ("sd3", "pixart") else ".frames[0]")
