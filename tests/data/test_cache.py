@@ -8,6 +8,7 @@ import diffalign.data.store as store_module
 from diffalign import files
 from diffalign.config import DataConfig
 from diffalign.data import encode_preferences, read_preferences, split_holdout
+from diffalign.data.encoded import VERSION
 from diffalign.data.images import cut_out, decode, to_unit
 from diffalign.data.store import Memory, Store
 from diffalign.errors import UserError
@@ -172,7 +173,7 @@ def test_a_damaged_manifest_is_made_again(path, tmp_path):
         b"",
         b"{",
         manifest.read_bytes()[:-40],
-        manifest.read_bytes().replace(b'"version": 2', b'"version": 0'),
+        manifest.read_bytes().replace(b'"version": %d' % VERSION, b'"version": 0'),
     ):
         manifest.write_bytes(content)
         model = Model()
