@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from diffalign.data import (
     split_holdout,
 )
 from diffalign.data.drop import leave_out
+from diffalign.data.examples import Example
 from diffalign.data.geometry import size_of
+from diffalign.data.order import lengths, scarce
 from diffalign.errors import UserError
 from diffalign.estimators import PerSample
 from diffalign.evaluation.watch import Watch
+from diffalign.methods import REGISTRY
 from diffalign.models.counting import AUTOCAST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
@@ -80,27 +84,63 @@ def offline(
         preferences: the set.
         accelerator: of this process.
         tell: gets a line at each stage.
+
+    Raises:
+        UserError: labels of another kind than the method compares by, before anything is encoded where the
+            rows tell it.
     """
+    _look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
-    tell(f"data: {encoded.counts.text}")
-    if encoded.dense and isinstance(inner.reduce, PerSample):
-        raise UserError(
-            f"method.type={run.method['type']!r} compares whole videos, but labels are dense; allowed: "
-            "densedpo, or data.view majority, which makes one label of a video's"
-        )
+    counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded)) if text)
+    tell(f"data: {counts}")
+    _check_labels(run, inner, encoded.dense)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
     who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
     tell(f"training {_size(who):,} parameters on {len(learned)} groups, {len(held_out)} held out")
+    step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
+    if few := scarce(learned, step):
+        tell(
+            f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
+            f"some steps see a group more than once: {few}"
+        )
     diagnostics = _diagnostics(run, model, held_out, inner, who.base)
     return Material(
         pair_source(run, learned, model, accelerator, _guided(inner)),
         who,
         [diagnostics, Watch(run, model, (), tell)],
-        lambda: encoded.counts.text,
+        lambda: counts,
         lambda: diagnostics.verdict,
         lambda: dict(diagnostics.history[-1][1]) if diagnostics.history else {},
     )
+
+
+def _look_at_labels(run: Run, inner: Any, preferences: Preferences) -> None:
+    """Check the kind of labels by rows as they are read: the first one, or where dense ones are wanted all up
+    to the first of them (a set may have both kinds, and a global label then counts for all frames).
+    """
+    if run.data.frames is None or run.data.view not in ("auto", "pairs") or run.data.rewards_as != "extra":
+        return  # images, or labels that are made anew of what is read
+    rows = (row for row in preferences.unfinished() if isinstance(row, Example))
+    if REGISTRY[run.method["type"]].dense:
+        _check_labels(run, inner, any(row.segments for row in rows))
+    else:
+        _check_labels(run, inner, any(row.segments for row in islice(rows, 1)))
+
+
+def _check_labels(run: Run, inner: Any, dense: bool) -> None:
+    """UserError where labels are dense and the method compares whole videos, or the other way round."""
+    name = run.method["type"]
+    if dense and isinstance(inner.reduce, PerSample):
+        raise UserError(
+            f"method.type={name!r} compares whole videos, but labels are dense; allowed: densedpo, or "
+            "data.view majority, which makes one label of a video's"
+        )
+    if REGISTRY[name].dense and not dense:
+        raise UserError(
+            f"method.type={name!r} compares videos segment by segment, but no label is dense; allowed: rows "
+            "with `segments` (`diffalign label-segments` makes them), or dpo"
+        )
 
 
 def online(
@@ -119,8 +159,8 @@ def online(
     """
     if model.codec.video:
         raise UserError(
-            f"rollout.prompts={run.rollout.prompts!r}, but {model.family.name} is a model of videos, which are"
-            " not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
+            f"rollout.prompts={run.rollout.prompts!r}, but {model.family.name} is a model of videos, which "
+            "are not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
         )
     who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one

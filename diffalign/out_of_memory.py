@@ -127,6 +127,7 @@ def when_training(run: Run) -> list[str]:
     if training.batch_size > 1:
         steps = training.batch_size * training.accumulation
         advice.append(f"--training.batch_size 1 --training.accumulation {steps} (the same step)")
+    advice += _of_rivals(run)
     if rollout.prompts and rollout.batch_size > 1:
         advice.append(f"--rollout.batch_size 1 (now {rollout.batch_size})")
     if training.mixed_precision == "no":
@@ -140,6 +141,20 @@ def when_training(run: Run) -> list[str]:
         advice.append("--optimizer.type adamw8bit")
     if run.model.train == "full":
         advice.append("--model.train lora")
+    return advice
+
+
+def _of_rivals(run: Run) -> list[str]:
+    """Fewer samples of a prompt, and fewer times of each, in one gradient batch of an online run."""
+    from diffalign.micro_batch import may_be_parted, rivals_of, strata_of
+
+    advice: list[str] = []
+    if not run.rollout.prompts:
+        return advice
+    if may_be_parted(run) and (rivals := rivals_of(run)) > 1:
+        advice.append(f"--rollout.part 1 (now {rivals}) with {rivals} times the --training.accumulation")
+    if (strata := strata_of(run)) > 1:
+        advice.append(f"--method.time.strata 1 (now {strata})")
     return advice
 
 

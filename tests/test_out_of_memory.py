@@ -80,6 +80,15 @@ def test_advice_of_training_names_what_is_not_set_in_the_order_of_effect():
     online = replace(VIDEO, rollout=RolloutConfig(prompts="p.txt", batch_size=8, resolution=256))
     named = options(when_training(online))
     assert {"rollout.batch_size", "rollout.resolution", "model.vae_tiling"} <= set(named)
+    assert not {"rollout.part", "method.time.strata"} & set(named)  # pairs are compared, at one time
+    awm = replace(FRUGAL, method={"type": "awm", "time": {"type": "stratified", "strata": 6}})
+    awm = replace(awm, rollout=replace(awm.rollout, samples=24, part=4))
+    advice = when_training(awm)
+    assert "--rollout.part 1 (now 4) with 4 times the --training.accumulation" in advice
+    assert "--method.time.strata 1 (now 6)" in advice
+    least = {"type": "awm", "time": {"type": "stratified", "strata": 1}}
+    least = replace(awm, method=least, rollout=replace(awm.rollout, part=1))
+    assert options(when_training(least)) == ["data.resolution"]
 
 
 @pytest.mark.parametrize(("now", "fewer"), [(81, 41), (49, 25), (161, 81), (41, 17), (16, 5), (9, 5), (5, 1)])

@@ -77,12 +77,13 @@ def clips(
     many as the model can use.
 
     ``usable`` gives the largest usable number that is at most its argument. Without ``config.fps`` the rate
-    is the first video's. None where a video is too short for a frame.
+    is the first video's. None where a video is too short for a frame, or for a second one where more are
+    asked for: an image is no video.
     """
     fps = config.fps or videos[0].fps
     common = min(video.length(fps) for video in videos)
     frames = usable(min(common, config.frames or common)) if common else 0
-    if frames < 1:
+    if frames < min(2, config.frames or 2):
         return None
     sizes = [(video.height, video.width) for video in videos]
     return tuple(replace(cut, frames=frames, fps=fps) for cut in cuts(sizes, config, content))

@@ -7,7 +7,8 @@ that are shuffled. A curriculum has an order of its own in each stage.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from torch import Tensor
@@ -105,6 +106,28 @@ class _Shuffle:
             known = (number, permutation(count, self._seed, *name, number))
             self._permutations[name] = known
         return known[1]
+
+
+def lengths(records: Iterable[Record]) -> str:
+    """How many groups have how many frames: ``frames: 81 (9980), 49 (20)``; nothing of images."""
+    counted = Counter(record.bucket[2] for record in records)
+    if not any(counted):
+        return ""
+    return "frames: " + ", ".join(f"{frames} ({counted[frames]})" for frames in sorted(counted, reverse=True))
+
+
+def scarce(records: Iterable[Record], window: int) -> str:
+    """The buckets that have fewer groups than a window has positions, of several: ``20 of 480 x 832 pixels,
+    49 frames``; nothing where there are none, or where all groups fit together.
+    """
+    counted = Counter(record.bucket for record in records)
+    if len(counted) < 2:
+        return ""
+    return "; ".join(
+        f"{groups} of {height} x {width} pixels" + (f", {frames} frames" if frames else "")
+        for (height, width, frames), groups in sorted(counted.items())
+        if groups < window
+    )
 
 
 def stages(records: Sequence[Record], config: CurriculumConfig) -> list[list[int]]:

@@ -110,4 +110,5 @@ CARD = MethodCard(
     data="videos in pairs, labelled segment by segment",
     cost="2 policy samples with gradient, 2 reference samples",
     method=DenseDPO,
+    dense=True,
 )

@@ -87,6 +87,12 @@ class Stratified:
         u = uniform(generator, count, (len(edges) - 1,)).double()
         return grid.double()[(edges[:-1] + (u * edges.diff()).long()).cpu()]
 
+    def count(self, steps: int) -> int:
+        """S for a sampler of ``steps`` steps."""
+        if self.strata is not None:
+            return self.strata
+        return max(1, int(steps * self.fraction) - (self.over == "discrete_wo_init"))
+
     def _edges(self, first: int, last: int) -> Tensor:
         """(S + 1,) where the parts of the steps ``first`` to ``last`` - 1 begin and end."""
         strata = last - first if self.strata is None else self.strata

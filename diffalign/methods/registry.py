@@ -31,6 +31,7 @@ class MethodCard:
             a "tree" of rival steps. The last two have no offline form.
         advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
         whole: whether it must see all samples of a prompt at once; methods that compare always must.
+        dense: whether it compares videos segment by segment, and so wants a label for each.
         trailing: who plays besides policy and base: nobody; a moving average of the policy that the method
             is held against ("beside"); or one that also samples the rounds ("sampler"). The method has a
             field ``trail`` and says by ``trails`` whether it is wanted: see ``methods.trailing``.
@@ -47,6 +48,7 @@ class MethodCard:
     rollout: Literal["samples", "trajectories", "tree"] = "samples"
     advantages: bool = False
     whole: bool = False
+    dense: bool = False
     trailing: Literal["none", "beside", "sampler"] = "none"
 
     @property

@@ -26,7 +26,7 @@ AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Counts:
-    """What one fake forward and backward of a micro-batch (2 images or videos per pair) showed."""
+    """What one fake forward and backward of a micro-batch (``micro_batch.rows_of`` a run) showed."""
 
     network_parameters: int
     trainable_parameters: int
@@ -43,12 +43,14 @@ def count(run: Run, shapes: Shapes) -> Counts:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
+    from diffalign.micro_batch import rows_of
+
     lora, dtype, autocast = (
         run.model.train == "lora",
         DTYPES[run.model.dtype],
         AUTOCAST[run.training.mixed_precision],
     )
-    images, size = 2 * run.training.batch_size, size_of(run, shapes)
+    images, size = rows_of(run), size_of(run, shapes)
     network, parameters = meta_network(run, shapes)
     with FakeTensorMode():
         on_fake_cpu(network)
@@ -87,6 +89,9 @@ def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
     if video != (data.frames is not None):
         allowed = "a number of frames, such as 49" if video else "null"
         raise UserError(f"data.frames={data.frames}; allowed with {shapes.family.name}: {allowed}")
+    if run.rollout.prompts:
+        side = run.rollout.resolution or data.resolution
+        return side, side, 1
     return data.height or data.resolution, data.width or data.resolution, data.frames or 1
 
 

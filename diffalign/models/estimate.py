@@ -8,6 +8,10 @@ FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation
 backward is measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights
 need no gradient of their own; recomputation is 1 policy forward with gradient checkpointing, else 0; methods
 without a reference have no reference forward.
+
+An online run's memory is that of a gradient batch of its rounds: all samples of a prompt at once (or
+``rollout.part``), at all times that its method shows each at. Its time is not told: it is mostly that of
+sampling and judging.
 """
 
 from dataclasses import asdict, dataclass
@@ -105,9 +109,16 @@ def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) ->
         raise UserError(f"tflops={tflops}; allowed: more than 0")
     if not 0 < utilisation <= 1:
         raise UserError(f"utilisation={utilisation}; allowed: more than 0, at most 1")
+    if tflops is not None and run.rollout.prompts:
+        raise UserError(
+            f"tflops={tflops} with rollout.prompts: how long sampling and judging take is not known; "
+            "allowed: no speed, for parameters and memory alone"
+        )
+    from diffalign.micro_batch import rows_of
+
     shapes = shapes_of(run.model)
     counts = count(run, shapes)
-    images = 2 * run.training.batch_size
+    images = rows_of(run)
     forward, policy, backward = (
         n // images for n in (counts.forward_flops, counts.policy_flops, counts.backward_flops)
     )

@@ -15,6 +15,7 @@ import diffalign.data.prepare as prepare_module
 from diffalign.config import DataConfig
 from diffalign.data import PairSource, encode_preferences, fixed_batches, read_preferences
 from diffalign.data.geometry import Cut, clips
+from diffalign.data.order import lengths, scarce
 from diffalign.errors import UserError
 from diffalign.material import check_frames
 from diffalign.videos import Probe, probe, read_video
@@ -96,6 +97,21 @@ def test_rate_length_and_size_of_a_group():
     at_eight = clips(videos, replace(config, frames=500, fps=8), "x", usable)
     assert [(cut.frames, cut.seconds) for cut in at_eight] == [(37, 37 / 8)] * 2  # 5.0667 s hold 40
     assert clips(videos, config, "x", lambda frames: 0) is None
+
+
+def test_a_single_frame_is_a_video_only_where_it_was_asked_for():
+    videos, config = [Probe(24, 8, 32, 32), Probe(2, 8, 32, 32)], DataConfig(resolution=16, frames=13)
+    usable = VideoModel().usable_frames
+    assert usable(2) == 1 and clips(videos, config, "x", usable) is None
+    assert [cut.frames for cut in clips(videos, replace(config, frames=1), "x", usable)] == [1, 1]
+
+
+def test_lengths_are_told_and_those_too_rare_for_a_step(pairs, tmp_path):
+    encoded = encode(pairs, tmp_path / "c", VideoModel())
+    assert lengths(encoded) == "frames: 13 (3), 9 (1)"
+    assert scarce(encoded, 1) == "" and scarce(encoded, 2) == "1 of 16 x 24 pixels, 9 frames"
+    assert scarce(encoded, 4) == "1 of 16 x 24 pixels, 9 frames; 3 of 16 x 24 pixels, 13 frames"
+    assert scarce(encoded.records[:3], 8) == ""  # one size: it is all that there is
 
 
 def test_batches_hold_one_length(pairs, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign import material
 from diffalign.config import (
     CheckpointConfig,
     DataConfig,
@@ -91,13 +92,27 @@ def test_dense_labels_train_and_are_held_out(wan, tmp_path, dense):
     assert 0 <= summary["held_out"]["rewards/accuracies"] <= 1 and "held-out" in summary["verdict"]
 
 
-def test_a_method_of_whole_videos_wants_one_label(wan, tmp_path, dense):
+def test_a_method_of_whole_videos_wants_one_label(wan, tmp_path, dense, monkeypatch):
+    """Before anything is encoded; what turns out to be all ties is known after."""
+    encoder = material.encode_preferences
+    monkeypatch.setattr(material, "encode_preferences", lambda *a, **k: pytest.fail("the set was encoded"))
     run = run_of(wan, tmp_path / "run", path=dense, segment_seconds=0.5)
     with pytest.raises(UserError, match="method.type='dpo' compares whole videos, but labels are dense"):
         align(run, silent)
+    monkeypatch.setattr(material, "encode_preferences", encoder)
     votes = replace(run, data=replace(run.data, view="majority"))
     with pytest.raises(UserError, match="nothing to learn from: 0 pairs, 4 ties"):
         align(votes, silent)
+
+
+def test_a_method_of_segments_wants_dense_labels(wan, tmp_path, dense, monkeypatch):
+    """A set may mix both; one without any dense label is refused before it is encoded."""
+    with open(dense) as file:
+        rows = [{**json.loads(line), "segments": None, "scores": [1, 0]} for line in file]
+    path = str(write_jsonl(tmp_path / "global.jsonl", rows))
+    monkeypatch.setattr(material, "encode_preferences", lambda *a, **k: pytest.fail("the set was encoded"))
+    with pytest.raises(UserError, match="'densedpo' compares videos segment by segment, but no label is d"):
+        align(run_of(wan, tmp_path / "run", "densedpo", path=path), silent)
 
 
 def test_frames_and_models(wan, tmp_path, dense):

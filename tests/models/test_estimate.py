@@ -5,8 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
+from diffalign.config import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    Run,
+    TrainingConfig,
+)
 from diffalign.errors import UserError
+from diffalign.micro_batch import rows_of
 from diffalign.models.adapters import check_targets, prepare_policy
 from diffalign.models.counting import Kept, count, state_bytes
 from diffalign.models.estimate import estimate, memory, needs_reference
@@ -192,6 +201,42 @@ def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
 )
 def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> None:
     assert state_bytes(torch.zeros(shape), OptimizerConfig(type=kind)) == expected  # type: ignore[arg-type]
+
+
+ROWS = [
+    ("dpo", {"samples": 4}, {}, 4),
+    ("dpo", {"prompts": "", "samples": 4}, {}, 2),
+    ("spo", {"samples": 4}, {}, 2),
+    ("flow_grpo", {"samples": 24, "advantage": "group"}, {}, 24),
+    ("flow_grpo", {"samples": 24, "part": 2, "advantage": "group"}, {}, 2),
+    ("awm", {"samples": 24, "part": 2, "advantage": "group"}, {"strata": 6}, 12),
+    ("dgpo", {"samples": 24, "advantage": "group"}, {"strata": 4, "fraction": 0.7}, 96),
+    ("diffusion_nft", {"samples": 8, "part": 8, "steps": 10}, {"strata": None, "fraction": 0.99}, 72),
+]
+
+
+@pytest.mark.parametrize(("method", "rollout", "time", "rows"), ROWS)
+def test_rows_of_a_micro_batch(method: str, rollout: dict, time: dict, rows: int) -> None:  # type: ignore[type-arg]
+    """Two groups of each: all samples of a prompt or a part of them, at all times that they are shown at."""
+    section = {"type": method} | (
+        {"time": {"type": "stratified", "over": "discrete", **time}} if time else {}
+    )
+    made = Run(
+        method=section,
+        rollout=RolloutConfig(**{"prompts": "tiny:train", **rollout}),
+        training=TrainingConfig(batch_size=2),
+    )
+    assert rows_of(made) == 2 * rows
+
+
+def test_online_memory_grows_with_the_samples_of_a_prompt(folders: dict[str, Path]) -> None:
+    pair = run(str(folders["sdxl"]))
+    online = replace(pair, rollout=RolloutConfig(prompts="tiny:train", samples=8, resolution=32))
+    large = replace(online, rollout=replace(online.rollout, resolution=64))
+    few, many, larger = (estimate(r).memory["latents and conditions"] for r in (pair, online, large))
+    assert larger == 4 * few and many < larger
+    with pytest.raises(UserError, match="tflops=1.0 with rollout.prompts"):
+        estimate(online, 1.0)
 
 
 @pytest.mark.parametrize(
