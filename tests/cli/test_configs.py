@@ -94,6 +94,8 @@ def test_videos_are_trained_as_published(runs):
     assert (ltx.method["beta"], ltx.optimizer.learning_rate, ltx.training.accumulation) == (500, 5e-6, 64 / 8)
     assert (ltx.model.lora.rank, ltx.model.lora.alpha) == (64, 128)
     assert build(ltx.method).time.steps is None  # continuous
+    dense = runs["wan_densedpo"]  # stopped early in the paper, so somebody has to look
+    assert dense.validation.every == dense.checkpoint.every == 100 and dense.validation.prompts
     for name in ("cogvideox_dpo_lora", "modelscope_dpo_lora", "animatediff_dpo_lora"):
         assert runs[name].method == {"type": "dpo", "beta": 5000}
 
