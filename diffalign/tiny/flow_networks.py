@@ -101,7 +101,8 @@ def _spread(layer: nn.Conv2d | nn.Conv3d, gain: float) -> None:
     """Weights that keep the variance, most of it from the newest frame; no bias: else constants drown the
     picture, and only its mean is learnt.
     """
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     with torch.no_grad():
         now = layer.weight if layer.weight.ndim == 4 else layer.weight[:, :, -1]
         nn.init.kaiming_normal_(now, nonlinearity="linear")

@@ -103,7 +103,7 @@ def train(
     parts.transformer.set_attn_processor(zeros)
 
     def loss(_: float) -> Tensor:
-        z, tokens, _, _ = data.draw(BATCH)
+        z, tokens = data.draw(BATCH)[:2]
         zeros.count = round(math.exp(float(torch.empty(1).uniform_(math.log(4), math.log(MOST_ZEROS)))))
         t = flow_training.times(BATCH, 1.0)
         return flow_training.flow_loss(lambda x, time: parts(x, time, tokens), z, t)
