@@ -30,7 +30,15 @@ import torch
 
 from diffalign.errors import UserError
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import advantage_of, check_advantages, density, kernel_of, likelihood, surrogate
+from diffalign.methods.steps import (
+    advantage_of,
+    check_advantages,
+    check_kl,
+    density,
+    kernel_of,
+    likelihood,
+    surrogate,
+)
 from diffalign.samplers import FlowSDE
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
@@ -56,8 +64,7 @@ class FlowGRPO:
 
     def __post_init__(self) -> None:
         check_advantages(self)
-        if self.kl is not None and not self.kl >= 0:
-            raise UserError(f"method.kl={self.kl}; allowed: 0 or more, or null for no reference")
+        check_kl(self.kl)
 
     @property
     def needs_reference(self) -> bool:

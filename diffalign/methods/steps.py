@@ -142,6 +142,16 @@ def check_advantages(method: OfAdvantages) -> None:
     check_advantage_clip(method.advantage_clip)
 
 
+def check_kl(kl: float | None) -> None:
+    """The weight of a method's KL.
+
+    Raises:
+        UserError: it is negative.
+    """
+    if kl is not None and not kl >= 0:
+        raise UserError(f"method.kl={kl}; allowed: 0 or more, or null for no reference")
+
+
 def check_advantage_clip(value: float) -> None:
     """Raises UserError unless it is above 0."""
     if not value > 0:

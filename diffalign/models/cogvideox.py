@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.family import bare, no_grid, text_tokens
+from diffalign.models.family import bare, encoded_by_t5, no_grid, rows, text_tokens
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.types import Cond
 
@@ -114,19 +113,12 @@ class CogVideoX:
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, T5's tokens, 4096) in float32, padding included."""
-        with torch.no_grad():
-            states, _ = pipeline.encode_prompt(
-                prompt=prompts,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.max_sequence_length,
-                device=pipeline.text_encoder.device,
-            )
+        states, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
         return {"encoder_hidden_states": states.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """The encoded empty prompt, (n, T5's tokens, 4096) in float32."""
-        states = self.encode_prompts(pipeline, [""])["encoder_hidden_states"]
-        return {"encoder_hidden_states": states.expand(n, -1, -1)}
+        return rows(self.encode_prompts(pipeline, [""]), n)
 
     def micro_conditions(
         self,

@@ -201,6 +201,25 @@ def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int
     return tokens
 
 
+def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
+    """What the stock ``encode_prompt`` makes of so many tokens where T5 is the only text encoder, without
+    guidance.
+    """
+    with torch.no_grad():
+        result: tuple[Any, ...] = pipeline.encode_prompt(
+            prompt=prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=tokens,
+            device=pipeline.text_encoder.device,
+        )
+    return result
+
+
+def rows(one: Cond, n: int) -> dict[str, Tensor]:
+    """The conditions of one sample for ``n`` of them, (n, ...)."""
+    return {name: value.expand(n, *value.shape[1:]) for name, value in one.items()}
+
+
 def bare(network: nn.Module) -> Any:
     """The network itself, whose configuration can be read, out of what distributes it."""
     return network.module if isinstance(network, DistributedDataParallel) else network

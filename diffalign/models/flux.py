@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import bare, flow_grid, text_tokens
+from diffalign.models.family import bare, flow_grid, rows, text_tokens
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.types import Cond
 
@@ -116,8 +116,7 @@ class Flux:
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """The encoded empty prompt: the stock pipeline itself guides away from nothing by default."""
-        empty = self.encode_prompts(pipeline, [""])
-        return {name: value.expand(n, *value.shape[1:]) for name, value in empty.items()}
+        return rows(self.encode_prompts(pipeline, [""]), n)
 
     def micro_conditions(
         self,

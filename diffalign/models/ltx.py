@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.family import flow_grid, text_tokens
+from diffalign.models.family import encoded_by_t5, flow_grid, rows, text_tokens
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.types import Cond
 
@@ -124,19 +124,12 @@ class LTXVideo:
         """``encoder_hidden_states`` (B, T5's tokens, 4096) and ``encoder_attention_mask`` (B, T5's tokens), 1
         at the prompt's own, float32.
         """
-        with torch.no_grad():
-            states, mask, _, _ = pipeline.encode_prompt(
-                prompt=prompts,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.max_sequence_length,
-                device=pipeline.text_encoder.device,
-            )
+        states, mask, _, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
         return {"encoder_hidden_states": states.float(), "encoder_attention_mask": mask.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """The encoded empty prompt."""
-        empty = self.encode_prompts(pipeline, [""])
-        return {name: value.expand(n, *value.shape[1:]) for name, value in empty.items()}
+        return rows(self.encode_prompts(pipeline, [""]), n)
 
     def micro_conditions(
         self,

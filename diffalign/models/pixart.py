@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import no_grid, text_tokens
+from diffalign.models.family import no_grid, rows, text_tokens
 from diffalign.models.precision import only_errors
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.models.sdxl import CONFIGS as SDXL_CONFIGS
@@ -122,8 +122,7 @@ class PixArt:
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """The encoded empty prompt, one token that is not masked."""
-        empty = self.encode_prompts(pipeline, [""])
-        return {name: value.expand(n, *value.shape[1:]) for name, value in empty.items()}
+        return rows(self.encode_prompts(pipeline, [""]), n)
 
     def micro_conditions(
         self,
