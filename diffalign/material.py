@@ -15,13 +15,13 @@ from diffalign.data import (
     PairSource,
     Preferences,
     encode_preferences,
-    fixed_batches,
     split_holdout,
 )
 from diffalign.data.drop import leave_out
 from diffalign.data.examples import Example
 from diffalign.data.geometry import size_of
 from diffalign.data.order import lengths, scarce
+from diffalign.data.source import FixedBatches
 from diffalign.errors import UserError
 from diffalign.estimators import PerSample
 from diffalign.evaluation.watch import Watch
@@ -89,6 +89,7 @@ def offline(
         UserError: labels of another kind than the method compares by, before anything is encoded where the
             rows tell it.
     """
+    check_frames(run.data, model)
     _look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
     counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded)) if text)
@@ -226,16 +227,17 @@ def check_frames(data: DataConfig, model: LoadedModel) -> None:
 def _diagnostics(
     run: Run, model: LoadedModel, held_out: EncodedSet, method: Any, reference: Denoiser | None
 ) -> HeldOut:
-    """Held-out groups measured by the method without its strategies."""
+    """Held-out groups measured by the method without its strategies, a batch made whenever it is."""
     groups, seed = run.training.batch_size, run.training.seed
-    batches = fixed_batches(held_out, model.family, run.data, groups, seed, _guided(method))
+    batches = FixedBatches(held_out, model.family, run.data, groups, seed, _guided(method))
     return HeldOut(
-        list(batches),
+        batches,
         run.logging.diagnostics_every,
         run.logging.diagnostics_bins,
         seed,
         method=method,
         reference=reference,
+        groups=len(held_out),
     )
 
 

@@ -10,7 +10,7 @@ one of twice the batch, and a resumed run seeks by arithmetic.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol, runtime_checkable
+from typing import Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -169,6 +169,50 @@ class PairSource:
         return Visit(record, flipped, dropped, noise)
 
 
+class FixedBatches(Sequence[Batch[Tensor]]):
+    """The batches of ``fixed_batches``, each made when it is asked for and kept by nobody here."""
+
+    def __init__(
+        self,
+        encoded: EncodedSet,
+        family: MicroConditions,
+        config: DataConfig,
+        batch_size: int,
+        seed: int = 0,
+        guided: bool = False,
+    ):
+        """See ``fixed_batches``."""
+        self._encoded, self._family, self._config = encoded, family, config
+        self._seed, self._guided = seed, guided
+        buckets: dict[Bucket, list[int]] = {}
+        for index, record in enumerate(encoded):
+            buckets.setdefault(record.bucket, []).append(index)
+        self._indices = [
+            buckets[bucket][first : first + batch_size]
+            for bucket in sorted(buckets)
+            for first in range(0, len(buckets[bucket]), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, number: int) -> Batch[Tensor]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Batch[Tensor]]: ...
+    def __getitem__(self, number: int | slice) -> Batch[Tensor] | Sequence[Batch[Tensor]]:
+        """A batch, or a list of them."""
+        if isinstance(number, slice):
+            return [self[at] for at in range(len(self))[number]]
+        visits = []
+        for index in self._indices[number]:
+            record = self._encoded[index]
+            draws = Streams.at(self._seed, index, 1, "data/fixed posterior")
+            noise = _noise(self._encoded, record, draws) if self._config.posterior == "sample" else None
+            visits.append(Visit(record, noise=noise))
+        return assemble(self._encoded, self._family, visits, self._guided)
+
+
 def fixed_batches(
     encoded: EncodedSet,
     family: MicroConditions,
@@ -182,19 +226,7 @@ def fixed_batches(
 
     Batches hold at most ``batch_size`` groups of one bucket, buckets one after the other.
     """
-    buckets: dict[Bucket, list[int]] = {}
-    for index, record in enumerate(encoded):
-        buckets.setdefault(record.bucket, []).append(index)
-    for bucket in sorted(buckets):
-        indices = buckets[bucket]
-        for first in range(0, len(indices), batch_size):
-            visits = []
-            for index in indices[first : first + batch_size]:
-                record = encoded[index]
-                draws = Streams.at(seed, index, 1, "data/fixed posterior")
-                noise = _noise(encoded, record, draws) if config.posterior == "sample" else None
-                visits.append(Visit(record, noise=noise))
-            yield assemble(encoded, family, visits, guided)
+    return iter(FixedBatches(encoded, family, config, batch_size, seed, guided))
 
 
 def _noise(encoded: EncodedSet, record: Record, streams: Streams) -> list[Tensor]:

@@ -43,8 +43,9 @@ class HeldOut:
         times: Callable[[float, float], TimeSampler] = Uniform,
         method: Any = None,
         reference: Denoiser | None = None,
+        groups: int | None = None,
     ):
-        """Keep the held-out batches.
+        """Keep the sequence, which may make its batches as they are asked for.
 
         Args:
             batches: held-out batches, the same list on every rank.
@@ -54,10 +55,13 @@ class HeldOut:
             times: the sampler of the times of one bin, given its two ends.
             method: what measures, a dataclass with a field ``time``; None: the run's own.
             reference: what the policy is held against; None: the run's own.
+            groups: in all batches; None: they are counted now.
         """
         if bins < 1:
             raise UserError(f"logging.diagnostics_bins={bins}; allowed: 1 or more")
-        self._batches, self._every, self._seed = list(batches), every, seed
+        self._batches, self._every, self._seed = batches, every, seed
+        # A pair's answers in different bins go together, so each pair counts once.
+        self._groups = sum(batch.num_groups for batch in batches) if groups is None else groups
         self._bins = [(i / bins, (i + 1) / bins) for i in range(bins)]
         self._method, self._reference = method, reference
         self._samplers = [times(low, high) for low, high in self._bins]
@@ -68,9 +72,7 @@ class HeldOut:
         """The evaluations so far in plain language."""
         if not self.history:
             return "not measured: no held-out data"
-        # A pair's answers in different bins go together, so each pair counts once.
-        groups = sum(batch.num_groups for batch in self._batches)
-        return verdict([totals for _, totals in self.history], groups)
+        return verdict([totals for _, totals in self.history], self._groups)
 
     def on_start(self, state: TrainState) -> None:
         """Nothing to prepare."""
@@ -88,23 +90,25 @@ class HeldOut:
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """Evaluate now, log the values, and return them. A collective."""
-        if not self._batches:
+        if not len(self._batches):
             return {}
         ranks, rank = state.accelerator.num_processes, state.accelerator.process_index
         measuring: Any = self._method or state.method
-        everything = Meter(state.accelerator.device)
-        for (low, high), sampler in zip(self._bins, self._samplers, strict=True):
-            method: Any = dataclasses.replace(measuring, time=sampler)
-            label, one_bin = f"{low:.2g}-{high:.2g}", Meter(state.accelerator.device)
-            for index in range(rank, len(self._batches), ranks):
-                batch = self._batches[index]
+        methods: list[Any] = [dataclasses.replace(measuring, time=sampler) for sampler in self._samplers]
+        labels = [f"{low:.2g}-{high:.2g}" for low, high in self._bins]
+        meters = [Meter(state.accelerator.device) for _ in labels]
+        for index in range(rank, len(self._batches), ranks):
+            batch = self._batches[index]
+            here = batch.to(state.accelerator.device)
+            for method, label, meter in zip(methods, labels, meters, strict=True):
                 streams = Streams.at(self._seed, index << 32, batch.num_groups, f"heldout {label}")
                 with state.evaluating(averaged=False):
-                    here = batch.to(state.accelerator.device)
                     step = method(state.policy, self._reference or state.reference, here, streams)
-                one_bin.add({"loss": step.loss, **step.metrics}, step.weight)
-            everything.merge(one_bin)
-            everything.merge(one_bin, prefix=f"{label}/")
+                meter.add({"loss": step.loss, **step.metrics}, step.weight)
+        everything = Meter(state.accelerator.device)
+        for label, meter in zip(labels, meters, strict=True):
+            everything.merge(meter)
+            everything.merge(meter, prefix=f"{label}/")
         values = everything.averages(state.accelerator)
         self.history.append((state.step, {name: v for name, v in values.items() if not name[0].isdigit()}))
         values = {f"heldout/{name}": value for name, value in values.items()}

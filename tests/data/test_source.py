@@ -4,8 +4,10 @@ from itertools import islice
 import pytest
 import torch
 
+import diffalign.data.source as source_module
 from diffalign.config import DataConfig
 from diffalign.data import PairSource, fixed_batches, split_holdout
+from diffalign.data.source import assemble
 from diffalign.errors import UserError
 from tests.data.conftest import Family, row
 
@@ -169,6 +171,17 @@ def test_an_empty_set_is_an_error(encoded):
     nothing = split_holdout(encoded([row(0)]), 0.0, 1, seed=0)[1]
     with pytest.raises(UserError, match="no pairs to train on"):
         source(nothing)
+
+
+def test_fixed_batches_are_made_when_they_are_asked_for(bucketed, monkeypatch):
+    config, made = DataConfig(posterior="sample"), []
+    listed = list(fixed_batches(bucketed, Family(), config, 4))
+    monkeypatch.setattr(source_module, "assemble", lambda *given: made.append(1) or assemble(*given))
+    lazy = source_module.FixedBatches(bucketed, Family(), config, 4)
+    assert len(lazy) == len(listed) == 5 and not made
+    for number in (3, 0, 3):
+        assert torch.equal(lazy[number].x, listed[number].x)
+    assert len(made) == 3 and [b.num_groups for b in lazy[1:]] == [b.num_groups for b in listed[1:]]
 
 
 def test_fixed_batches_show_every_group_once_without_flip_and_dropout(bucketed):
