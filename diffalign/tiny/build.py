@@ -18,7 +18,7 @@ from diffalign.tiny import WEIGHTS
 from diffalign.tiny.saving import forget_paths, half, replace_folder, save_pipeline, say
 
 MINUTES = {
-    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "sd3": 50.0, "wan_vae": 18.0, "wan": 20.0, "clip": 5.0,
+    "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "sd3": 50.0, "wan_vae": 30.0, "wan": 14.0, "clip": 5.0,
     "pairs": 0.0, "step_aware": 0.0, "judges": 0.0,
 }  # fmt: skip
 PAIRS = 6000

@@ -81,7 +81,7 @@ class Parts(nn.Module):
 
 
 def train(
-    parts: Parts, vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 12000
+    parts: Parts, vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 6000
 ) -> dict[str, float]:
     """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
     data = motion_corpus.make(count, plan.seed)
