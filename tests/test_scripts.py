@@ -82,7 +82,7 @@ def human_rounds(monkeypatch, output, *more):
 
 def test_human_rounds_labelled_by_a_judge(tmp_path, monkeypatch, capsys):
     human_rounds(monkeypatch, tmp_path, "--labeller", "judge", "--reward", "jpeg")
-    assert re.search(r"gain [+-]0\.\d*[1-9]\d*, 95 % interval", capsys.readouterr().out)
+    assert re.search(r"gain [+-]0\.\d+, 95 % interval [+-]0\.\d*[1-9]\d* to", capsys.readouterr().out)
     for number in range(2):
         lines = (tmp_path / "rollouts" / f"round-00000{number}" / "labels.jsonl").read_text().splitlines()
         scores = [json.loads(line)["scores"] for line in lines]
