@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from diffalign.cli.common import as_mapping, make_parser, parse, print_json, table
 
-FIELDS = ("name", "title", "range", "licence", "size", "checkpoint", "notes", "differentiable")
+FIELDS = (
+    "name", "title", "range", "licence", "size", "checkpoint", "notes", "differentiable", "video",
+    "reads_prompt", "per_prompt", "needs",
+)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import fetched, read_state
 from diffalign.rewards.clip import Clip, load_clip
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
@@ -52,28 +52,15 @@ def load_head(path: str | Path) -> nn.Sequential:
     Raises:
         UserError: no such file, or not a head.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"aesthetic head: there is no file {str(path)!r}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise their own kind
-        raise UserError(
-            f"aesthetic head: {str(path)!r} is not a torch checkpoint ({type(error).__name__})"
-        ) from error
-    if not isinstance(state, dict):
-        raise UserError(
-            f"aesthetic head: {str(path)!r} holds a {type(state).__name__}, not a table of weights"
-        )
+    state = read_state("aesthetic", path)
     if set(state) == {"weight", "bias"}:
         layers = [(state["weight"], state["bias"])]
     elif set(state) == {f"layers.{i}.{kind}" for i in _V2_LAYERS for kind in ("weight", "bias")}:
         layers = [(state[f"layers.{i}.weight"], state[f"layers.{i}.bias"]) for i in _V2_LAYERS]
     else:
         raise UserError(
-            f"aesthetic head: {str(path)!r} has the keys {', '.join(sorted(map(str, state))[:4])} ...; known "
-            "are weight "
-            "and bias (v1), or layers.{0,2,4,6,7} (v2, the linearMSE files)"
+            f"reward 'aesthetic': {str(path)!r} has the keys {', '.join(sorted(map(str, state))[:4])} ...; "
+            "known are weight and bias (v1), or layers.{0,2,4,6,7} (v2, the linearMSE files)"
         )
     return _stack(layers)
 
@@ -120,15 +107,6 @@ def _build(name: str, head_path: str, backbone: str, place: Place) -> Aesthetic:
     return Aesthetic(clip, head, place.batch_size)
 
 
-def _hub_head() -> str:
-    from huggingface_hub import hf_hub_download
-
+def _hub_head() -> Path:
     repository, _, filename = REGISTRY["aesthetic_v2"].checkpoint.rpartition("/")
-    try:
-        return hf_hub_download(repository, filename)
-    except Exception as error:  # hub, http and file errors: all mean that the head is not here
-        raise UserError(
-            f"reward 'aesthetic_v2': cannot fetch {filename} of {repository} ({type(error).__name__}); give "
-            "the head as "
-            "aesthetic_v2:/path/sac+logos+ava1-l14-linearMSE.pth"
-        ) from error
+    return fetched("aesthetic_v2", repository, filename)

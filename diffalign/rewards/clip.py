@@ -1,10 +1,7 @@
 """A CLIP with its pre-processing, the backbone of most rewards, on transformers' CLIPModel alone.
 
-Pre-processing is done here in PIL and plain torch, so that neither torchvision nor a processor's defaults can
-change a score: RGB, short side to the model's image size by bicubic resampling, centre crop, OpenAI's mean
-and std (or those of the checkpoint's preprocessor_config.json). The PIL path is bit-identical to
-transformers' PIL processor. The tensor path is differentiable and differs from it by the 8-bit rounding alone
-(antialiased, clamped, in float32; without antialiasing the score is another one).
+Images are cut and scaled by ``preprocess.Crop``, with OpenAI's mean and std or those of the checkpoint's
+preprocessor_config.json.
 """
 
 import json
@@ -13,47 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.errors import UserError
 from diffalign.rewards.images import Images
+from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def resized(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the short side at ``size`` and the long side rounded down, as processors do."""
-    short, long = min(height, width), max(height, width)
-    other = int(size * long / short)
-    return (size, other) if height <= width else (other, size)
-
-
-def preprocess_pil(images: Sequence[Image.Image], size: int) -> Tensor:
-    """(B, 3, size, size) float32 crops in [0, 1] of PIL images; the exact path."""
-    rows = []
-    for image in images:
-        height, width = resized(image.height, image.width, size)
-        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        top, left = (height - size) // 2, (width - size) // 2
-        crop = image.crop((left, top, left + size, top + size))
-        rows.append(torch.from_numpy(np.array(crop, dtype=np.uint8)))
-    return torch.stack(rows).permute(0, 3, 1, 2).float() / 255
-
-
-def preprocess_pixels(pixels: Tensor, size: int) -> Tensor:
-    """(B, 3, size, size) float32 crops in [0, 1] of pixels (B, 3, H, W) in [0, 1]; differentiable."""
-    height, width = resized(pixels.shape[2], pixels.shape[3], size)
-    pixels = pixels.float()
-    if (height, width) != tuple(pixels.shape[2:]):
-        pixels = F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=True)
-    top, left = (height - size) // 2, (width - size) // 2
-    return pixels.clamp(0, 1)[:, :, top : top + size, left : left + size]
 
 
 def unit(features: Tensor) -> Tensor:
@@ -86,13 +50,8 @@ class Clip:
 
     def inputs(self, images: Images) -> Tensor:
         """What the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a tensor."""
-        if isinstance(images, Tensor):
-            crops = preprocess_pixels(images.to(self.model.device), self.size)
-        else:
-            crops = preprocess_pil(images, self.size).to(self.model.device)
-        mean = torch.tensor(self.mean, device=crops.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=crops.device).view(1, 3, 1, 1)
-        return ((crops - mean) / std).to(self.model.dtype)
+        crop = Crop(self.size, self.mean, self.std)
+        return crop(images, self.model.device).to(self.model.dtype)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""

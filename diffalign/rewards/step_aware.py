@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import fetched, fill, read_state
 from diffalign.rewards.clip import Clip, colours, load_clip, load_tokenizer, unloadable
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
@@ -139,7 +140,7 @@ def load(source: str | None, place: Place) -> StepAware:
         )
     path, _, architecture = source.partition("@")
     if path in _FILES:
-        path = _from_hub(_FILES[path])
+        path = str(fetched(_NAME, REGISTRY[_NAME].checkpoint, _FILES[path]))
     elif path == "tiny":
         from diffalign import tiny
 
@@ -162,22 +163,9 @@ def load(source: str | None, place: Place) -> StepAware:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Weights by the names of TimedClip: of safetensors or a torch file, without prefix and old buffers."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch each raise their own kind
-        raise UserError(
-            f"reward {_NAME!r}: {str(path)!r} is not a checkpoint of plain tensors ({type(error).__name__})"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"reward {_NAME!r}: {str(path)!r} holds no table of weights")
-    named = {str(name).removeprefix("model."): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in named.items() if not name.endswith(".position_ids")}
+    """Weights by the names of TimedClip: without prefix and old buffers."""
+    named = {key.removeprefix("model."): tensor for key, tensor in read_state(_NAME, path).items()}
+    return {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}
 
 
 def _empty(architecture: str) -> TimedClip:
@@ -193,32 +181,9 @@ def _empty(architecture: str) -> TimedClip:
 
 
 def _with_weights(model: TimedClip, state: Mapping[str, Tensor], path: str) -> TimedClip:
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        there, needed = found.get(name, "none"), wanted.get(name, "none")
-        raise UserError(
-            f"reward {_NAME!r}: {path!r} is not a step-aware model of this architecture: {len(differing)} "
-            f"weights differ, first {name} (it has {there}, wanted is {needed})"
-        )
-    model.load_state_dict(dict(state), assign=True)
+    fill(_NAME, model, state, path)
     for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
         # no part of a checkpoint, so nothing has filled it
         positions = embeddings.position_ids.shape[-1]
         embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
     return model
-
-
-def _from_hub(filename: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    repository = REGISTRY[_NAME].checkpoint
-    try:
-        return hf_hub_download(repository, filename)
-    except Exception as error:  # hub, http and file errors: all mean that the file is not here
-        raise UserError(
-            f"reward {_NAME!r}: cannot fetch {filename} of {repository} ({type(error).__name__}); give a "
-            f"downloaded one as {_NAME}:/path/{filename}"
-        ) from error

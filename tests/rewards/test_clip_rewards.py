@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.aesthetic import load_head, score_embeddings
-from diffalign.rewards.clip import OPENAI_MEAN, OPENAI_STD, preprocess_pil, preprocess_pixels, resized
+from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop, resized
 from tests.helpers import SHARED, needs
 from tests.rewards.conftest import SIZE, make_clip
 
@@ -34,7 +34,7 @@ def processed(images):
 
 def network_input(images):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
-    return (preprocess_pil(images, SIZE) - mean) / std
+    return (Crop(SIZE).pil(images) - mean) / std
 
 
 def test_the_pil_path_is_the_processors_to_the_bit(photos):
@@ -49,7 +49,7 @@ def test_the_long_side_is_rounded_down():
 
 def test_the_tensor_path_is_the_pil_path_but_for_rounding(photos):
     for photo in photos:
-        exact, smooth = preprocess_pil([photo], SIZE), preprocess_pixels(as_pixels([photo]), SIZE)
+        exact, smooth = Crop(SIZE).pil([photo]), Crop(SIZE).pixels(as_pixels([photo]))
         assert (
             exact - smooth
         ).abs().max() < 0.005  # half a grey level is 0.002, twice: Pillow rounds each axis
@@ -57,7 +57,7 @@ def test_the_tensor_path_is_the_pil_path_but_for_rounding(photos):
 
 def test_pixels_at_the_towers_size_are_not_resampled():
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
-    torch.testing.assert_close(preprocess_pil([image], SIZE), preprocess_pixels(as_pixels([image]), SIZE))
+    torch.testing.assert_close(Crop(SIZE).pil([image]), Crop(SIZE).pixels(as_pixels([image])))
 
 
 def test_pickscore_is_the_models_own_logit(clip_folder, photos, words):
@@ -76,7 +76,7 @@ def test_the_checkpoints_own_colours_are_used(tmp_path, photos, words):
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     reward = rewards.load(f"pickscore:{folder}")
-    inputs = preprocess_pil(photos, SIZE) * 2 - 1
+    inputs = Crop(SIZE).pil(photos) * 2 - 1
     with torch.no_grad():
         looks = reward.clip.model.get_image_features(inputs).pooler_output
     expected = reward.clip.scale * (torch.nn.functional.normalize(looks) * reward.clip.texts(words)).sum(-1)
@@ -200,7 +200,7 @@ class TestBadCheckpoints:
         self.refuse("aesthetic_v2:/no/head.pth", "/no/head.pth")
         bad = tmp_path / "vit_l_14.pth"
         bad.write_bytes(b"not a checkpoint")
-        self.refuse(f"aesthetic_v2:{bad}", "not a torch checkpoint")
+        self.refuse(f"aesthetic_v2:{bad}", "not a checkpoint of plain tensors")
         torch.save([1], bad)
         self.refuse(f"aesthetic_v2:{bad}", "holds a list")
         torch.save({"layers.0.weight": torch.zeros(1), "layers.3.weight": torch.zeros(1)}, bad)

@@ -242,7 +242,7 @@ def test_another_models_checkpoint_is_refused(fresh, clip_folder, tmp_path, chan
 def test_another_width_is_refused(fresh, tmp_path):
     torch.save(published(fresh.clip), tmp_path / "spm.bin")
     make_clip(tmp_path / "wide", width=24)
-    with pytest.raises(UserError, match="not a step-aware model of this architecture"):
+    with pytest.raises(UserError, match="another model.s checkpoint"):
         rewards.load(f"step_aware:{tmp_path / 'spm.bin'}@{tmp_path / 'wide'}")
 
 

@@ -1,0 +1,81 @@
+"""Published weights of rewards: fetched from the hub, read as plain tensors, and held against a network.
+
+Whatever is wrong with them - not there, unreachable, another model's - is a UserError that names the reward,
+the file and what to do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.errors import UserError
+
+
+def fetched(name: str, repository: str, filename: str) -> Path:
+    """A file of a hub repository, from the local cache if it is there.
+
+    Raises:
+        UserError: it is not here and the hub cannot be reached, or has no such file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except Exception as error:  # hub, http and file errors: all mean that the file is not here
+        raise UserError(
+            f"reward {name!r}: cannot fetch {filename} of {repository} ({type(error).__name__}); give a "
+            f"downloaded one as {name}:/path/{Path(filename).name}"
+        ) from error
+
+
+def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
+    """The table of weights in a safetensors or torch file, on the CPU; a dict under ``state_dict`` is opened.
+
+    Raises:
+        UserError: no such file, or no table of plain tensors (nothing else is unpickled).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"reward {name!r}: there is no file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, safetensors and torch each raise their own kind
+        raise UserError(
+            f"reward {name!r}: {str(path)!r} is not a checkpoint of plain tensors ({type(error).__name__})"
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"reward {name!r}: {str(path)!r} holds no table of weights (it is a {type(state).__name__})"
+        )
+    return {str(key): tensor for key, tensor in state.items()}
+
+
+def fill(name: str, network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Put weights into a network whose names and shapes they must be, all of them; dtypes are the weights'.
+
+    The network may be on the meta device; buffers that no checkpoint has are the caller's to fill.
+
+    Raises:
+        UserError: a weight is missing, left over or of another shape; the first is named.
+    """
+    wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if differing:
+        key = differing[0]
+        there, needed = found.get(key, "none"), wanted.get(key, "none")
+        raise UserError(
+            f"reward {name!r}: {source!r} is another model's checkpoint: {len(differing)} weights differ, "
+            f"first {key} (it has {there}, wanted is {needed})"
+        )
+    network.load_state_dict(dict(state), assign=True)

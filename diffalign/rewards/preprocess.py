@@ -1,0 +1,87 @@
+"""Images as the networks of rewards take them: cut, scaled and normalised, in PIL and plain torch.
+
+Done here, so that neither torchvision nor a processor's defaults can change a score. PIL images take the
+exact path, which is that of the published code; pixels given as a tensor take a differentiable one: bicubic
+and antialiased (without antialiasing the score is another one), in float32, clamped to [0, 1].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffalign.rewards.images import Images
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) with the short side at ``size`` and the long side rounded down, as processors do."""
+    short, long = min(height, width), max(height, width)
+    other = int(size * long / short)
+    return (size, other) if height <= width else (other, size)
+
+
+def as_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
+    """An image as float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8)).permute(2, 0, 1).float() / 255
+
+
+def scaled(
+    pixels: Float[Tensor, "B 3 H W"], height: int, width: int, antialias: bool = True
+) -> Float[Tensor, "B 3 height width"]:
+    """Bicubic, float32, not clamped; pixels of that size are left as they are."""
+    pixels = pixels.float()
+    if (height, width) == tuple(pixels.shape[2:]):
+        return pixels
+    return F.interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=antialias)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Short side to ``size``, centre crop, then (x - mean) / std by channel: CLIP's and BLIP's.
+
+    The PIL path is bit-identical to transformers' PIL processor of CLIP. The tensor path differs from it by
+    the 8-bit rounding alone.
+    """
+
+    size: int
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+
+    def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
+        """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
+        return normalised(self.crops(images, device), self.mean, self.std)
+
+    def crops(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
+        """The same in [0, 1], not yet normalised."""
+        return self.pixels(images.to(device)) if isinstance(images, Tensor) else self.pil(images).to(device)
+
+    def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
+        """Crops in [0, 1] of PIL images; the exact path."""
+        rows = []
+        for image in images:
+            height, width = resized(image.height, image.width, self.size)
+            small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            top, left = (height - self.size) // 2, (width - self.size) // 2
+            rows.append(as_tensor(small.crop((left, top, left + self.size, top + self.size))))
+        return torch.stack(rows)
+
+    def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
+        """Crops in [0, 1] of pixels in [0, 1]; differentiable."""
+        height, width = resized(pixels.shape[2], pixels.shape[3], self.size)
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        whole = scaled(pixels, height, width).clamp(0, 1)
+        return whole[:, :, top : top + self.size, left : left + self.size]
+
+
+def normalised(pixels: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(pixels - mean) / std by channel."""
+    middle = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels - middle) / torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
