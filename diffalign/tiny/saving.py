@@ -27,7 +27,7 @@ def replace_folder(folder: Path, save: Callable[[Path], None]) -> None:
 
 def forget_paths(folder: Path) -> None:
     """Drop the folder that a part was loaded from out of its configuration: it means nothing elsewhere."""
-    for path in folder.rglob("config.json"):
+    for path in [*folder.rglob("config.json"), *folder.rglob("model_index.json")]:
         config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
         write_atomic(path, json.dumps(config, indent=2) + "\n")
 

@@ -3,6 +3,7 @@ wrong.
 """
 
 import io
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,9 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from diffalign import tiny
+from diffalign.tiny import WEIGHTS
 from diffalign.tiny.judge import judge, taste
+from diffalign.tiny.saving import forget_paths
 from diffalign.tiny.scenes import alter, caption, render, sample_scene, split_of
 
 PIPELINES = {"sdxl": StableDiffusionXLPipeline, "sd15": StableDiffusionPipeline}
@@ -96,3 +99,17 @@ def test_package_data_stays_small():
     files = [p for p in tiny.WEIGHTS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 20e6
     assert not [p for p in files if p.suffix in {".bin", ".pt", ".pkl"}]
+
+
+def test_no_part_says_where_it_was_made():
+    for file in WEIGHTS.rglob("*.json"):
+        assert "_name_or_path" not in file.read_text(), file
+
+
+def test_saving_forgets_where_a_pipeline_came_from(tmp_path):
+    for name in ("model_index.json", "unet/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"_name_or_path": "/somewhere", "kept": 1}')
+    forget_paths(tmp_path)
+    for name in ("model_index.json", "unet/config.json"):
+        assert json.loads((tmp_path / name).read_text()) == {"kept": 1}
