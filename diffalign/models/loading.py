@@ -44,7 +44,8 @@ def load(
             f"allowed: float32, {wanted}"
         )
     source = resolve(config.path)
-    card = find_family(config, source)
+    index = None if is_single_file(source) else _model_index(config, source)
+    card = _found(config, source, index)
     family = get_family(card.name).configured(config)
     vae_dtype = torch.float32 if family.codec.exact else dtype
     arguments = {
@@ -59,10 +60,10 @@ def load(
         arguments["motion_adapter"] = load_motion(config.motion_adapter, dtype)
     # transformers warns of an image processor that only the safety checker would use
     with no_bars() if os.path.exists(source) else nullcontext(), only_errors("transformers"):
-        if is_single_file(source):
+        if index is None:
             pipeline = _from_single_file(config, card, arguments)
         else:
-            pipeline = _from_pretrained(config, source, card, arguments)
+            pipeline = _from_pretrained(config, source, index, card, arguments)
     if config.motion_adapter is not None:
         set_in_motion(pipeline)
     drop_adapter(pipeline)
@@ -85,13 +86,14 @@ def find_family(config: ModelConfig, source: str) -> FamilyCard:
     Raises:
         UserError: no family fits, or another than the one named.
     """
+    return _found(config, source, None if is_single_file(source) else _model_index(config, source))
+
+
+def _found(config: ModelConfig, source: str, index: dict[str, Any] | None) -> FamilyCard:
+    """``find_family``, of a pipeline whose index has been read; None: it is a single file."""
     if config.family not in ("auto", *FAMILIES):
         raise unknown("model family (model.family)", config.family, ["auto", *FAMILIES])
-    stored = (
-        sniff_family(source)
-        if is_single_file(source)
-        else _family_of_class(config, _model_index(config, source))
-    )
+    stored = sniff_family(source) if index is None else _family_of_class(config, index)
     found = moved(stored, config.motion_adapter)
     if config.family not in ("auto", found.name):
         if FAMILIES[config.family].moves == found.name:
@@ -195,14 +197,16 @@ def _from_single_file(config: ModelConfig, card: FamilyCard, arguments: dict[str
         ) from error
 
 
-def _from_pretrained(config: ModelConfig, source: str, card: FamilyCard, arguments: dict[str, Any]) -> Any:
+def _from_pretrained(
+    config: ModelConfig, source: str, index: dict[str, Any], card: FamilyCard, arguments: dict[str, Any]
+) -> Any:
     import diffusers
 
     with user_errors("model.path", config.path):
         if config.variant is not None and os.path.isdir(source):
             _check_variant(config, Path(source))
         # diffusers wants to be told of what a pipeline was saved without, such as SD3's T5
-        absent = {name: None for name, value in _model_index(config, source).items() if value == [None, None]}
+        absent = {name: None for name, value in index.items() if value == [None, None]}
         return getattr(diffusers, card.pipeline).from_pretrained(
             source, revision=config.revision, variant=config.variant, **{**absent, **arguments}
         )
