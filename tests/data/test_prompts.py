@@ -80,7 +80,11 @@ def test_activities_are_every_animal_at_everything_mixed_from_the_start():
         ("p.txt", b"\xff\xfe\x00", "p.txt: not UTF-8 text"),
         ("p.jsonl", b"\xff", "p.jsonl: not UTF-8 text"),
         ("p.doc", b"x", r"cannot read \.doc; allowed: \.txt, \.jsonl"),
-        ("p.jsonl", b'{"a": 1}', "p.jsonl line 1: no prompts; found a; needed one of prompt, caption, text"),
+        (
+            "p.jsonl",
+            b'{"a": 1}',
+            "p.jsonl line 1: no prompts; found a; needed one of prompt, prompts, caption, text",
+        ),
         ("p.jsonl", b'{"prompt": 1}', "p.jsonl line 1: field 'prompt' is '1'; a prompt is text"),
         ("p.jsonl", b"{", "p.jsonl line 1: not json"),
         ("p.csv", b"id,name\n1,2\n", "p.csv: no prompts; found id, name; needed"),
