@@ -29,10 +29,9 @@ from torch import Tensor
 
 from diffalign.components import choice
 from diffalign.errors import UserError
-from diffalign.estimators import at_least_float32, regression_target
 from diffalign.losses.matching import Weighting, elbo_weight, stand_in
 from diffalign.losses.policy_gradient import ppo
-from diffalign.methods.matching import Stratified, matched
+from diffalign.methods.matching import Stratified, detached_step, matched
 from diffalign.methods.registry import MethodCard
 from diffalign.methods.steps import advantage_of, check_advantage_clip
 from diffalign.methods.trailing import TRAILS, Trail, trailing_of
@@ -92,13 +91,11 @@ class AWM:
         """The mean loss over all samples and times."""
         advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         rows = matched(self.time, policy, batch, generator, shared=False)
-        target = at_least_float32(regression_target(policy.target, policy, rows.z))
         ema = rows.of(trailing_of(reference, CARD)) if self.trails else rows.said.detach()
-        logp = stand_in(rows.apart(target), rows.z.t, self.weighting, self.power)
+        logp = stand_in(rows.error(rows.said), rows.z.t, self.weighting, self.power)
         old = logp.detach()
         if self.old == "trailing":
-            error = ((ema - target) ** 2).flatten(1).mean(1)
-            old = stand_in(error, rows.z.t, self.weighting, self.power)
+            old = stand_in(rows.error(ema), rows.z.t, self.weighting, self.power)
         gain = rows.by_time(logp - old)
         gain = gain if self.order == "exp_first" else gain.mean(0, keepdim=True)
         scaled = (advantage / self.advantage_clip).to(gain).expand_as(gain)
@@ -107,16 +104,10 @@ class AWM:
         kl = (rows.apart(base) * (elbo if self.kl_weight == "elbo" else 1)).mean()
         ema_kl = (rows.apart(ema) * (elbo if self.ema_kl_weight == "elbo" else 1)).mean()
         loss = losses.mean() + self.kl * kl + self.ema_kl * ema_kl
-        metrics = {
-            "loss": loss,
-            "policy_loss": losses.mean(),
-            "ratio": ratio.mean(),
-            "kl": kl,
-            "ema_kl": ema_kl,
-        }
         clipped = ((ratio - 1).abs() > self.clip).to(ratio).mean()
-        metrics |= {"clip_fraction": clipped, "advantage": scaled.mean()}
-        return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+        metrics = {"loss": loss, "policy_loss": losses.mean(), "kl": kl, "ema_kl": ema_kl}
+        metrics |= {"ratio": ratio.mean(), "clip_fraction": clipped, "advantage": scaled.mean()}
+        return detached_step(metrics, batch)
 
 
 CARD = MethodCard(

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from diffalign.components import choice
 from diffalign.errors import UserError
-from diffalign.estimators import at_least_float32, regression_target
 from diffalign.losses.matching import group_sums
-from diffalign.methods.matching import Stratified, matched
+from diffalign.methods.matching import Stratified, detached_step, matched
 from diffalign.methods.registry import MethodCard
 from diffalign.methods.steps import advantage_of, check_advantage_clip
 from diffalign.methods.trailing import TRAILS, Trail, trailing_of
@@ -79,24 +78,21 @@ class DGPO:
         """The mean loss over all samples and times."""
         a = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         rows = matched(self.time, policy, batch, generator, self.shared_noise)
-        target = at_least_float32(regression_target(policy.target, policy, rows.z))
-        error = lambda said: rows.by_time(((said - target) ** 2).flatten(1).mean(1))  # noqa: E731
-        m, a = error(rows.said), a.to(rows.said)
+        m, a = rows.by_time(rows.error(rows.said)), a.to(rows.said)
         ema = rows.of(trailing_of(reference, CARD)) if self.trails else m.detach()
         base = rows.of(reference) if self.reference == "base" or self.kl else m.detach()
-        r = error(ema if self.reference == "trailing" else base)
+        r = rows.by_time(rows.error(ema if self.reference == "trailing" else base))
         size = batch.group.bincount()[batch.group].to(m)
         weight = group_sums(self.beta * a * (m.detach() - r) / size, batch.group).sigmoid()
         if self.clip is not None:
-            ratio = (error(ema) - m.detach()).exp()
+            ratio = (rows.by_time(rows.error(ema)) - m.detach()).exp()
             m = torch.where(torch.where(a > 0, ratio > 1 + self.clip, ratio < 1 - self.clip), m.detach(), m)
         matching = (weight * a * m).mean()
         loss, metrics = matching, {"policy_loss": matching, "weight": weight.mean(), "errors": (m - r).mean()}
         if self.kl:
             metrics["kl"] = rows.apart(base).mean()
             loss = loss + self.kl * metrics["kl"]
-        metrics = {"loss": loss, **metrics}
-        return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+        return detached_step({"loss": loss, **metrics}, batch)
 
 
 CARD = MethodCard(

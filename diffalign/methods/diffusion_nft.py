@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffalign.components import choice
 from diffalign.errors import UserError
-from diffalign.methods.matching import Stratified, matched
+from diffalign.methods.matching import Stratified, detached_step, matched
 from diffalign.methods.registry import MethodCard
 from diffalign.methods.steps import advantage_of, check_advantage_clip
 from diffalign.methods.trailing import TRAILS, Trail, trailing_of
@@ -83,7 +83,7 @@ class DiffusionNFT:
             "errors/minus": minus.mean(),
             "ema_kl": rows.apart(old).mean(),
         }
-        return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+        return detached_step(metrics, batch)
 
     def share(self, advantage: Tensor) -> Tensor:
         """r (B,) of advantages (B,)."""

@@ -4,6 +4,7 @@ AWM, DiffusionNFT and DGPO look at finished samples by the forward process, so t
 them. Each sample is noised at S times at once; rows are S B, times slowest, samples fastest.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError, unknown
-from diffalign.estimators import at_least_float32
+from diffalign.estimators import at_least_float32, regression_target
 from diffalign.methods.common import times_like
 from diffalign.noising import add_noise, rank_in_group
 from diffalign.randomness import normal, uniform
 from diffalign.times import shifted
-from diffalign.types import Batch, Cond, Denoiser, Noised, Random
+from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
 
 _KINDS = ("discrete", "discrete_wo_init", "logit_normal", "uniform")
 
@@ -112,12 +113,14 @@ class Matched:
         z: the states.
         cond: their conditions.
         said: the policy's prediction, with gradient, at least float32.
+        wanted: the prediction without an error.
         strata: S.
     """
 
     z: Noised
     cond: Cond
     said: Tensor
+    wanted: Tensor
     strata: int
 
     def by_time(self, rows: Tensor) -> Tensor:
@@ -131,7 +134,21 @@ class Matched:
 
     def apart(self, other: Tensor) -> Tensor:
         """(S B,) mean squared difference of the policy's prediction and ``other``."""
-        return ((self.said - other) ** 2).flatten(1).mean(1)
+        return _mean_square(self.said - other)
+
+    def error(self, said: Tensor) -> Tensor:
+        """(S B,) mean squared error of a prediction."""
+        return _mean_square(said - self.wanted)
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    return (difference**2).flatten(1).mean(1)
+
+
+def detached_step(metrics: Mapping[str, Tensor], batch: Batch[Any]) -> Step:
+    """A step whose loss is the metric of that name and whose weight is the number of samples."""
+    loss = metrics["loss"]
+    return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
 
 
 def matched(
@@ -155,4 +172,6 @@ def matched(
     x0 = batch.x.repeat(strata, *(1 for _ in batch.x.shape[1:]))
     cond = {name: v.repeat(strata, *(1 for _ in v.shape[1:])) for name, v in batch.cond.items()}
     z = Noised(x0, eps, add_noise(policy, x0, eps, times), times)
-    return Matched(z, cond, at_least_float32(policy(z.x_t, times, cond)), strata)
+    said = at_least_float32(policy(z.x_t, times, cond))
+    wanted = at_least_float32(regression_target(policy.target, policy, z))
+    return Matched(z, cond, said, wanted, strata)
