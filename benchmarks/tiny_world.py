@@ -21,7 +21,8 @@ from diffalign import tiny
 from diffalign.config import ModelConfig, Run, ValidationConfig
 from diffalign.config_io import read_run
 from diffalign.demo import EVALUATION_SEED, REWARDS, SAMPLING
-from diffalign.evaluation.sampling import fingerprint, generate
+from diffalign.evaluation.fingerprint import fingerprint
+from diffalign.evaluation.sampling import generate
 from diffalign.evaluation.statistics import compare
 from diffalign.export.aligned import load_aligned
 from diffalign.files import write_atomic

@@ -22,8 +22,8 @@ from benchmarks.record import lock
 from diffalign import tiny
 from diffalign.config import ModelConfig, Run, ValidationConfig
 from diffalign.config_io import read_run
+from diffalign.evaluation.fingerprint import fingerprint
 from diffalign.evaluation.motion import motion_statistics
-from diffalign.evaluation.sampling import fingerprint
 from diffalign.evaluation.statistics import compare
 from diffalign.export.aligned import load_aligned
 from diffalign.files import write_atomic

@@ -19,7 +19,8 @@ from diffalign.config import ModelConfig
 from diffalign.data import read_prompts
 from diffalign.data.rating import wins
 from diffalign.errors import UserError
-from diffalign.evaluation.sampling import Sample, SamplingSettings, generate, read_samples
+from diffalign.evaluation.samples import Sample, read_samples
+from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.files import write_atomic
 from diffalign.models.loading import load
 from diffalign.rewards.cache import ScoreCache

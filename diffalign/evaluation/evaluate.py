@@ -15,23 +15,18 @@ from diffalign.errors import UserError
 from diffalign.evaluation.image_statistics import (
     StatisticChange,
     diversities,
-    image_statistics,
     statistic_changes,
-    thumbnail,
 )
-from diffalign.evaluation.media import Media, MediaLike, all_videos, open_media
-from diffalign.evaluation.motion import MOTION, motion_statistics
-from diffalign.evaluation.sampling import DEFAULTS, Pipeline, Sample, SamplingSettings, generate
+from diffalign.evaluation.measuring import Measured, check_finite, measure
+from diffalign.evaluation.media import MediaLike, all_videos
+from diffalign.evaluation.motion import MOTION
+from diffalign.evaluation.samples import Sample
+from diffalign.evaluation.sampling import DEFAULTS, Pipeline, SamplingSettings, generate
 from diffalign.evaluation.statistics import Comparison, compare, prompt_means
-from diffalign.rewards.of_videos import evenly_spaced, frame_image, takes_videos
 from diffalign.types import Reward
-from diffalign.videos import Video
 
 MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-test p above 0.05, whatever the bootstrap says
 FALL = 0.2  # standard deviations of the base's scores that another reward may fall before the alarm
-_CHUNK = 32  # images that are open at once
-_VIDEOS = 4  # videos
-_FRAMES = 4  # of a video, whose image statistics are taken
 
 
 @dataclass(frozen=True)
@@ -139,8 +134,24 @@ def evaluate(
     with tqdm(total=total, desc="scoring", unit=kind, disable=not progress) as bar:
         base = measure(base_images, prompts, rewards, bar)
         aligned = measure(aligned_images, prompts, rewards, bar)
+    return judged(base, aligned, prompts, kind, seed, resamples)
+
+
+def judged(
+    base: Measured,
+    aligned: Measured,
+    prompts: Sequence[str],
+    kind: str,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Evaluation:
+    """The evaluation of N pairs (of ``kind`` ``image`` or ``video``) that have been measured.
+
+    Raises:
+        UserError: a score that is not finite.
+    """
     results = []
-    for name in rewards:
+    for name in base.scores:
         for which, scores in (("base", base.scores[name]), ("aligned", aligned.scores[name])):
             check_finite(name, scores, prompts, f"the {which} {kind}")
         comparison = compare(base.scores[name], aligned.scores[name], prompts, seed, resamples)
@@ -161,59 +172,6 @@ def evaluate(
         alarm=tuple(_alarm(results, statistics, f"{kind}s")),
         seed=seed,
     )
-
-
-def check_finite(name: str, scores: Sequence[float], prompts: Sequence[str], what: str) -> None:
-    """UserError naming the reward and the first prompt whose score is not a finite number."""
-    bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
-    if bad:
-        raise UserError(f"reward {name!r} gives {scores[bad[0]]} for {what} of {prompts[bad[0]]!r}")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """N images or videos: scores and statistics by name, N values each, and their thumbnails."""
-
-    scores: dict[str, list[float]]
-    statistics: dict[str, list[float]]
-    thumbnails: list[np.ndarray] = field(repr=False)
-
-
-def measure(
-    sources: Sequence[MediaLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: tqdm
-) -> Measured:
-    """Score images or videos and take their statistics, some at a time; ``bar`` counts them.
-
-    Raises:
-        UserError: one cannot be read, images and videos are mixed, or a reward of videos is to judge images.
-    """
-    scores: dict[str, list[float]] = {name: [] for name in rewards}
-    statistics: dict[str, list[float]] = {}
-    thumbnails: list[np.ndarray] = []
-    videos = all_videos(sources)
-    asked = {name: takes_videos(reward) if videos else reward for name, reward in rewards.items()}
-    chunk = _VIDEOS if videos else _CHUNK
-    for start in range(0, len(sources), chunk):
-        media = [open_media(source) for source in sources[start : start + chunk]]
-        for name, reward in asked.items():
-            scores[name] += reward(media, prompts[start : start + chunk]).tolist()
-        for one in media:
-            values, small = _looked_at(one)
-            for name, value in values.items():
-                statistics.setdefault(name, []).append(value)
-            thumbnails.append(small)
-        bar.update(len(media))
-    return Measured(scores, statistics, thumbnails)
-
-
-def _looked_at(media: Media) -> tuple[dict[str, float], np.ndarray]:
-    """Statistics by name, and the thumbnail: of an image, or of some frames of a video and of its motion."""
-    if not isinstance(media, Video):
-        return image_statistics(media), thumbnail(media)
-    frames = [frame_image(media, index) for index in evenly_spaced(len(media.frames), _FRAMES)]
-    found = [image_statistics(frame) for frame in frames]
-    means = {name: float(np.mean([values[name] for values in found])) for name in found[0]}
-    return means | motion_statistics(media), np.concatenate([thumbnail(frame) for frame in frames])
 
 
 def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[PromptRow, ...]:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from diffalign.evaluation.evaluate import MIN_PROMPTS, Measured, check_finite
+from diffalign.evaluation.evaluate import MIN_PROMPTS
 from diffalign.evaluation.image_statistics import StatisticChange, diversities, statistic_changes
+from diffalign.evaluation.measuring import Measured, check_finite
 from diffalign.evaluation.statistics import Estimate, compare
 
 

@@ -5,8 +5,8 @@ starting noise is the same whatever the batch size, the order of the prompts, th
 accelerator. (The network's own arithmetic still differs in the last bits between batch sizes and machines.)
 
 With a folder, every image (PNG) or video (mp4) is written at once and atomically under a name that says what
-it was made from - prompt, seed, settings and the pipeline's weights - so an interrupted run continues, and
-images of other weights are never taken for it.
+it was made from - prompt, seed, settings and the pipeline's weights - so an interrupted run continues with
+the batches that it would have drawn, and images of other weights are never taken for it.
 """
 
 import hashlib
@@ -15,18 +15,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
 from diffalign.errors import UserError
-from diffalign.evaluation.media import Media, open_media, save_media
-from diffalign.files import write_atomic
+from diffalign.evaluation.fingerprint import fingerprint, modules
+from diffalign.evaluation.media import Media, save_media
+from diffalign.evaluation.samples import Sample, write_manifest
 from diffalign.randomness import derive
 from diffalign.videos import Video, need_av
 
@@ -72,38 +71,6 @@ DEFAULTS = SamplingSettings()
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image or video and what it was made from.
-
-    Attributes:
-        prompt: its prompt.
-        position: place of the prompt in the list that was given.
-        number: which image of the prompt; the noise depends on it, on the prompt and on the run's seed.
-        seed: of its torch.Generator.
-        source: the image or video, or the file that holds it.
-    """
-
-    prompt: str
-    position: int
-    number: int
-    seed: int
-    source: Media | Path
-
-    @property
-    def media(self) -> Media:
-        """The image or video, opened if it is a file."""
-        return open_media(self.source)
-
-    @property
-    def image(self) -> Image.Image:
-        """The image, opened if it is a file; UserError if this is a video."""
-        media = self.media
-        if isinstance(media, Video):
-            raise UserError(f"the sample of {self.prompt!r} is a video, not an image")
-        return media
-
-
-@dataclass(frozen=True)
 class _Task:
     prompt: str
     position: int
@@ -122,6 +89,50 @@ class _Call:
     @property
     def kind(self) -> str:
         return "image" if self.fps is None else "video"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What images depend on, beside weights and noise."""
+        return dict(self.arguments) | ({} if self.fps is None else {"fps": self.fps})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn, by which calls, and into which folder (None: it stays in memory); see ``plan``."""
+
+    tasks: tuple[_Task, ...] = field(repr=False)
+    call: _Call
+    folder: Path | None
+    seed: int
+
+    def samples(self, drawn: Mapping[_Task, Media] | None = None) -> list[Sample]:
+        """In the order of the prompts: what is ``drawn`` in memory, or a folder's files, drawn or not."""
+        found: Mapping[_Task, Media | Path] = drawn or {}
+        if self.folder is not None:
+            found = {task: self.folder / task.file for task in self.tasks}
+        return [Sample(t.prompt, t.position, t.number, t.seed, found[t]) for t in self.tasks if t in found]
+
+
+def plan(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    settings: SamplingSettings = DEFAULTS,
+    *,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    folder: Path | str | None = None,
+) -> Plan:
+    """What ``generate`` draws, all processes' shares together; nothing is drawn or written.
+
+    Raises:
+        UserError: no prompts, an empty prompt, or a setting that this pipeline does not take.
+    """
+    call = _call(pipeline, settings)
+    _check(prompts, images_per_prompt)
+    where = None if folder is None else Path(folder)
+    identity = "" if where is None else json.dumps([call.facts, fingerprint(pipeline)], sort_keys=True)
+    suffix = "png" if call.fps is None else "mp4"
+    return Plan(tuple(_tasks(prompts, images_per_prompt, seed, identity, suffix)), call, where, seed)
 
 
 def generate(
@@ -148,46 +159,62 @@ def generate(
         UserError: no prompts, an empty prompt, a setting that this pipeline does not take, or a folder that
             holds something else.
     """
-    call = _call(pipeline, settings)
+    planned = plan(pipeline, prompts, settings, images_per_prompt=images_per_prompt, seed=seed, folder=folder)
+    return draw(pipeline, planned, batch_size, rank, world, progress, title)
+
+
+def draw(
+    pipeline: Pipeline,
+    planned: Plan,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+    title: str = "sampling",
+) -> list[Sample]:
+    """Draw the share of process ``rank`` of ``world``, what is not in the folder yet; see ``generate``."""
+    call, where = planned.call, planned.folder
     size = (8 if call.fps is None else 1) if batch_size is None else batch_size
-    _check(prompts, images_per_prompt, size, rank, world)
-    facts = dict(call.arguments) if call.fps is None else {**call.arguments, "fps": call.fps}
-    where = None if folder is None else Path(folder)
-    identity = "" if where is None else json.dumps([facts, fingerprint(pipeline)], sort_keys=True)
-    suffix = "png" if call.fps is None else "mp4"
-    tasks = _tasks(prompts, images_per_prompt, seed, identity, suffix)[rank::world]
+    _check_share(size, rank, world)
+    tasks = planned.tasks[rank::world]
     if where is not None:
         if call.fps is not None:
             need_av()  # before anything is drawn
         where.mkdir(parents=True, exist_ok=True)
-        _write_manifest(where, tasks, {"seed": seed, **facts}, rank, world)
-    todo = [task for task in tasks if where is None or not (where / task.file).is_file()]
-    drawn: dict[tuple[int, int], Media] = {}
+        facts = {"seed": planned.seed, **call.facts}
+        write_manifest(where, [{**asdict(task), "settings": facts} for task in tasks], rank, world)
+    todo = {task for task in tasks if where is None or not (where / task.file).is_file()}
+    drawn: dict[_Task, Media] = {}
     pipeline.set_progress_bar_config(disable=True)
-    bar = tqdm(
-        total=len(tasks), initial=len(tasks) - len(todo), desc=title, unit=call.kind, disable=not progress
-    )
+    done = len(tasks) - len(todo)
+    bar = tqdm(total=len(tasks), initial=done, desc=title, unit=call.kind, disable=not progress)
     with bar, _evaluating(pipeline):
-        for start in range(0, len(todo), size):
-            batch = todo[start : start + size]
+        for start in range(0, len(tasks), size):
+            # The batches are those of an uninterrupted run: in others the last bits would differ.
+            batch = [task for task in tasks[start : start + size] if task in todo]
+            if not batch:
+                continue
             for task, media in zip(batch, _draw(pipeline, batch, call), strict=True):
                 if where is None:
-                    drawn[task.position, task.number] = media
+                    drawn[task] = media
                 else:
                     save_media(media, where / task.file)
             bar.update(len(batch))
-    sources = [drawn[t.position, t.number] if where is None else where / t.file for t in tasks]
-    return [Sample(t.prompt, t.position, t.number, t.seed, s) for t, s in zip(tasks, sources, strict=True)]
+    return replace(planned, tasks=tasks).samples(drawn)
 
 
-def _check(prompts: Sequence[str], images_per_prompt: int, batch_size: int, rank: int, world: int) -> None:
+def _check(prompts: Sequence[str], images_per_prompt: int) -> None:
     if isinstance(prompts, str) or not prompts:
         raise UserError(f"sampling needs a list of at least one prompt, got {prompts!r}")
     empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
     if empty:
         raise UserError(f"prompt {empty[0]} is empty")
-    counts = {"images_per_prompt": images_per_prompt, "batch_size": batch_size, "world": world}
-    for name, value in counts.items():
+    if images_per_prompt < 1:
+        raise UserError(f"images_per_prompt is {images_per_prompt}; it must be at least 1")
+
+
+def _check_share(batch_size: int, rank: int, world: int) -> None:
+    for name, value in {"batch_size": batch_size, "world": world}.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     if not 0 <= rank < world:
@@ -243,14 +270,10 @@ def _draw(pipeline: Pipeline, batch: list[_Task], call: _Call) -> list[Media]:
     return [Video(frames, call.fps) for frames in pixels]
 
 
-def _modules(pipeline: Pipeline) -> dict[str, nn.Module]:
-    return {name: part for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module)}
-
-
 @contextmanager
 def _evaluating(pipeline: Pipeline) -> Iterator[None]:
     """Networks in eval mode (LoRA dropout off) while sampling, and as they were afterwards."""
-    training = [m for network in _modules(pipeline).values() for m in network.modules() if m.training]
+    training = [m for network in modules(pipeline).values() for m in network.modules() if m.training]
     for module in training:
         module.training = False
     try:
@@ -258,63 +281,3 @@ def _evaluating(pipeline: Pipeline) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def fingerprint(pipeline: Pipeline) -> str:
-    """A short digest of weights and scheduler: equal for equal models, different after a training step.
-
-    Of every tensor it takes name, shape, sum, sum of squares and 64 evenly spaced values, not all the bytes.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for part, network in _modules(pipeline).items():
-        for name, tensor in network.state_dict().items():
-            flat = tensor.detach().flatten()
-            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            if flat.numel() and flat.device.type != "meta":
-                sums = torch.stack(
-                    [flat.sum(dtype=torch.float64), flat.float().square().sum(dtype=torch.float64)]
-                )
-                digest.update(sums.cpu().numpy().tobytes())
-                digest.update(flat[:: max(1, flat.numel() // 64)][:64].double().cpu().numpy().tobytes())
-        for name, module in network.named_modules():
-            # A flag of peft's layers, a method of networks. Adapters switched off are another model.
-            disabled = getattr(module, "disable_adapters", None)
-            if isinstance(disabled, bool):
-                digest.update(f"{name}{disabled}{module.active_adapters}{module.scaling}".encode())
-    scheduler = pipeline.components.get("scheduler")
-    if scheduler is not None:
-        digest.update(json.dumps(dict(scheduler.config), sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def _write_manifest(
-    folder: Path, tasks: list[_Task], facts: Mapping[str, Any], rank: int, world: int
-) -> None:
-    name = "manifest.jsonl" if world == 1 else f"manifest-{rank}-of-{world}.jsonl"
-    rows = [{**asdict(task), "settings": dict(facts)} for task in tasks]
-    write_atomic(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-
-
-def read_samples(folder: Path | str) -> list[Sample]:
-    """The samples that a folder's manifests list and that have been drawn, in the order of the prompts.
-
-    Raises:
-        UserError: no manifest, or an unreadable line in one.
-    """
-    folder = Path(folder)
-    manifests = sorted(folder.glob("manifest*.jsonl"))
-    if not manifests:
-        raise UserError(f"{str(folder)!r} has no manifest.jsonl; it was not made by sampling")
-    samples = []
-    for manifest in manifests:
-        for i, line in enumerate(manifest.read_text().splitlines()):
-            try:
-                row = json.loads(line)
-                sample = Sample(
-                    row["prompt"], row["position"], row["number"], row["seed"], folder / row["file"]
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{manifest} line {i + 1} is not a sample: {error}") from error
-            samples.append(sample)
-    samples.sort(key=lambda s: (s.position, s.number))
-    return [sample for sample in samples if isinstance(sample.source, Path) and sample.source.is_file()]

@@ -3,7 +3,8 @@
 Prompts are the units. Images of one prompt are not independent of each other, so their values are averaged
 first and whole prompts are resampled: the percentile bootstrap (Efron & Tibshirani 1993, chapter 13). The
 p-value is that of the sign-flip permutation test (Fisher 1935); wins against losses have the exact sign test,
-and proportions Wilson's interval (Wilson 1927). Everything is deterministic by its seed, and numpy only.
+proportions Wilson's interval (Wilson 1927), and several tests at once Holm's correction (Holm 1979).
+Everything is deterministic by its seed, and numpy only.
 """
 
 import math
@@ -168,3 +169,15 @@ def permutation_test(
         signs = 1 - 2 * random.integers(0, 2, size, dtype=np.int8)
         extreme += int((abs(signs @ data) >= observed - slack).sum())
     return (extreme + 1) / (resamples + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of several tests, in their order: where nothing is different, the chance that any of
+    them is below a level is at most that level. The smallest of m is taken m times, the next m - 1 times, and
+    so on; none falls below a smaller one's.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

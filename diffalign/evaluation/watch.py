@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from diffalign.config import Run
 from diffalign.errors import UserError
-from diffalign.evaluation.evaluate import MIN_PROMPTS, measure
+from diffalign.evaluation.evaluate import MIN_PROMPTS
+from diffalign.evaluation.measuring import measure
 from diffalign.evaluation.overoptimisation import History, Scores, begin, from_json, scores_of
-from diffalign.evaluation.sampling import Sample, SamplingSettings, generate
+from diffalign.evaluation.samples import Sample
+from diffalign.evaluation.sampling import SamplingSettings, generate
 from diffalign.files import write_atomic
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.precision import vae_precision

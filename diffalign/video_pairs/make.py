@@ -22,8 +22,8 @@ from diffalign.data.geometry import clips as clip_cuts
 from diffalign.data.geometry import cuts
 from diffalign.data.images import UNREADABLE, cut_clip, cut_out, decode, image_size, to_unit, why_unreadable
 from diffalign.errors import UserError
+from diffalign.evaluation.fingerprint import fingerprint
 from diffalign.evaluation.media import save_image
-from diffalign.evaluation.sampling import fingerprint
 from diffalign.files import write_atomic
 from diffalign.guidance import Guided
 from diffalign.models.loaded import LoadedModel

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from diffalign.config import ModelConfig, RolloutConfig, Run, TrainingConfig, ValidationConfig
 from diffalign.config_io import read_run
 from diffalign.errors import UserError
-from diffalign.evaluation.evaluate import measure
+from diffalign.evaluation.measuring import measure
 from diffalign.evaluation.overoptimisation import Scores, begin, from_json, scores_of
 from diffalign.evaluation.statistics import bootstrap_mean
 from diffalign.evaluation.watch import Watch

@@ -15,7 +15,7 @@ from diffalign.config import (
     TrainingConfig,
     ValidationConfig,
 )
-from diffalign.evaluation.sampling import read_samples
+from diffalign.evaluation.samples import read_samples
 from diffalign.job import align
 from diffalign.videos import Video, write_video
 from tests.rewards.conftest import write_jsonl
