@@ -2,10 +2,11 @@
 
 Done here, so that neither torchvision nor a processor's defaults can change a score. PIL images take the
 exact path, which is that of the published code; pixels given as a tensor take a differentiable one: bicubic
-and antialiased (without antialiasing the score is another one), in float32, clamped to [0, 1].
+and antialiased (without antialiasing the score is another one), in float32, clamped to [0, 1]. ``Letterbox``
+is the one whose published code itself works on tensors, so there the two are one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,7 @@ class Crop:
 
     def crops(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
         """The same in [0, 1], not yet normalised."""
-        return self.pixels(images.to(device)) if isinstance(images, Tensor) else self.pil(images).to(device)
+        return _either(images, device, self.pil, self.pixels)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
         """Crops in [0, 1] of PIL images; the exact path."""
@@ -79,6 +80,76 @@ class Crop:
         top, left = (height - self.size) // 2, (width - self.size) // 2
         whole = scaled(pixels, height, width).clamp(0, 1)
         return whole[:, :, top : top + self.size, left : left + self.size]
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Long side to ``size``, black beside or above and below, then (x - mean) / std by channel: HPS v2's.
+
+    The published code makes a tensor of the 8-bit image first and resizes that, without clamping what bicubic
+    overshoots (tgxs002/HPSv2, light augmentation); so PIL images and pixels take one path here, and an image
+    scores exactly as its pixels. ``antialias`` False is what torchvision did to tensors when the published
+    numbers were made (before 0.17).
+    """
+
+    size: int
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    antialias: bool = True
+
+    def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
+        """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
+        return normalised(_either(images, device, self.pil, self.pixels), self.mean, self.std)
+
+    def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
+        """Squares in about [0, 1] of PIL images; the exact path."""
+        return torch.cat([self.pixels(as_tensor(image)[None]) for image in images])
+
+    def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
+        """Squares in about [0, 1] of pixels in [0, 1]; differentiable."""
+        factor = self.size / max(pixels.shape[2:])
+        height, width = (max(1, round(side * factor)) for side in pixels.shape[2:])
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        edges = (left, self.size - width - left, top, self.size - height - top)
+        return F.pad(scaled(pixels, height, width, self.antialias), edges)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Both sides to ``size`` whatever the aspect, then (x - mean) / std by channel: SigLIP's.
+
+    The PIL path is bit-identical to transformers' PIL processor of SigLIP. The tensor path differs from it by
+    the 8-bit rounding alone.
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
+        """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
+        return normalised(_either(images, device, self.pil, self.pixels), self.mean, self.std)
+
+    def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
+        """Squares in [0, 1] of PIL images; the exact path."""
+        size = (self.size, self.size)
+        return torch.stack(
+            [as_tensor(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in images]
+        )
+
+    def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
+        """Squares in [0, 1] of pixels in [0, 1]; differentiable."""
+        return scaled(pixels, self.size, self.size).clamp(0, 1)
+
+
+def _either(
+    images: Images,
+    device: torch.device | str,
+    pil: Callable[[Sequence[Image.Image]], Tensor],
+    pixels: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What ``pixels`` makes of a tensor on ``device``, or ``pil`` of PIL images, then on ``device``."""
+    return pixels(images.to(device)) if isinstance(images, Tensor) else pil(images).to(device)
 
 
 def normalised(pixels: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]) -> Tensor:
