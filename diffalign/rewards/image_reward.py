@@ -1,0 +1,232 @@
+"""ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977; THUDM/ImageReward): a BLIP that reads the prompt while
+it looks at the image, and a linear head.
+
+A ViT makes patches of the image; a BERT that attends to them in every layer reads the prompt, at most 35
+tokens; its first state goes through five layers without activations, and the score is that in standard
+deviations from the mean of the data that it was trained on.
+
+The networks are transformers' BlipVisionModel and BlipTextModel under the names of ImageReward.pt. Sizes come
+from the weights and from med_config.json.
+
+What differs from the released code: an image is cut after it has become RGB rather than before, and where the
+side is odd by a pixel the cut is that of CLIP's processor, which may lie a pixel beside torchvision's.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import fetched, fill, read_state
+from diffalign.rewards.images import Images, in_batches
+from diffalign.rewards.preprocess import Crop
+from diffalign.rewards.registry import REGISTRY, Place
+
+LENGTH = 35
+"""Tokens of a prompt, [CLS] and [SEP] among them; what follows is not read."""
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of raw scores over the training data, as the released code has them."""
+
+_NAME = "image_reward"
+_WEIGHTS, _CONFIG = "ImageReward.pt", "med_config.json"
+_TOKENIZER = "google-bert/bert-base-uncased"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_MARKS = ["[DEC]", "[ENC]"]  # BLIP's own tokens, after those of BERT
+_HEAD_WIDTH = 64  # of every published ViT of BLIP's
+_MLP = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # numbers between are dropouts
+_RENAMED = {
+    r"^cls_token$": "embeddings.class_embedding",
+    r"^pos_embed$": "embeddings.position_embedding",
+    r"^patch_embed\.proj\.": "embeddings.patch_embedding.",
+    r"^norm\.": "post_layernorm.",
+    r"^blocks\.": "encoder.layers.",
+    r"\.norm([12])\.": r".layer_norm\1.",
+    r"\.attn\.proj\.": ".self_attn.projection.",
+    r"\.attn\.": ".self_attn.",
+}
+
+
+@dataclass(frozen=True)
+class ImageReward:
+    """The reward.
+
+    Attributes:
+        vision: a BlipVisionModel.
+        text: a BlipTextModel with cross-attention.
+        head: linear layers in float32.
+        tokenizer: BERT's, with BLIP's tokens.
+        batch_size: images at once.
+    """
+
+    vision: Any
+    text: Any
+    head: nn.Module
+    tokenizer: Any
+    batch_size: int = 16
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one."""
+        return in_batches(self._score, images, prompts, self.batch_size)
+
+    def _score(self, images: Images, prompts: list[str]) -> Tensor:
+        device = self.vision.device
+        crop = Crop(self.vision.config.image_size)
+        patches = self.vision(crop(images, device).to(self.vision.dtype)).last_hidden_state
+        words = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+        ).to(device)
+        states = self.text(
+            input_ids=words.input_ids,
+            attention_mask=words.attention_mask,
+            encoder_hidden_states=patches,  # all of them, so that they need no mask
+        ).last_hidden_state
+        return (self.head(states[:, 0].float()).squeeze(-1) - MEAN) / STD
+
+
+def load(source: str | None, place: Place) -> ImageReward:
+    """ImageReward v1.0 from the hub, or a model of its format.
+
+    Args:
+        source: a folder or a hub id with ImageReward.pt and med_config.json, or a file with med_config.json
+            beside it; each with ``@TOKENIZER`` where BERT's tokenizer is in another folder or hub id.
+        place: where it runs.
+
+    Raises:
+        UserError: nothing there, the hub cannot be reached, or weights or tokenizer of another model.
+    """
+    path, _, words = (source or REGISTRY[_NAME].checkpoint).partition("@")
+    weights, config = _files(path)
+    if not words:
+        own = any((weights.parent / name).is_file() for name in _TOKENIZER_FILES)
+        words = str(weights.parent) if own else _TOKENIZER
+    state = read_state(_NAME, weights)
+    vision, text, head = _networks(state, _read_config(config), str(weights))
+    tokenizer = _load_tokenizer(words, text.config.vocab_size)
+    for network in (vision, text):
+        network.to(place.device, getattr(torch, place.dtype)).eval().requires_grad_(False)
+    head.to(place.device, torch.float32).eval().requires_grad_(False)
+    return ImageReward(vision, text, head, tokenizer, place.batch_size)
+
+
+def _files(path: str) -> tuple[Path, Path]:
+    """Weights and configuration, in a folder, beside each other, or fetched."""
+    here = Path(path)
+    if here.is_dir():
+        weights = here / _WEIGHTS
+    elif here.exists() or here.is_absolute() or path.count("/") != 1 or path.startswith("."):
+        weights = here
+    else:
+        return fetched(_NAME, path, _WEIGHTS), fetched(_NAME, path, _CONFIG)
+    for file in (weights, weights.parent / _CONFIG):
+        if not file.is_file():
+            raise UserError(
+                f"reward {_NAME!r}: there is no file {str(file)!r}; {_WEIGHTS} and {_CONFIG} of "
+                f"{REGISTRY[_NAME].checkpoint} are needed beside each other"
+            )
+    return weights, weights.parent / _CONFIG
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What BlipTextConfig is told of the published BERT configuration."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        names += ("max_position_embeddings", "hidden_act", "layer_norm_eps")
+        return {name: config[name] for name in names}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"reward {_NAME!r}: {str(path)!r} is no configuration of BLIP's BERT ({type(error).__name__}: "
+            f"{error})"
+        ) from error
+
+
+def _networks(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], source: str
+) -> tuple[Any, Any, nn.Module]:
+    """Vision, text and head with their weights, on the CPU in the weights' dtype."""
+    from transformers.models.blip import BlipTextConfig, BlipTextModel, BlipVisionModel
+
+    # projections for BLIP's pre-training are in the file as well, and have no part in the score
+    looks = {_renamed(name): value for name, value in _under(state, "blip.visual_encoder.").items()}
+    words = _under(state, "blip.text_encoder.")
+    words.pop("embeddings.position_ids", None)
+    look = _vision_config(looks, source)
+    read = BlipTextConfig(**config, encoder_hidden_size=look.hidden_size, is_decoder=True)
+    head, width = nn.Sequential(), read.hidden_size
+    with torch.device("meta"):
+        vision: Any = BlipVisionModel(look)
+        text: Any = BlipTextModel(read, add_pooling_layer=False)  # a decoder by its layers, not by its mask
+        for number, size in _MLP.items():
+            head.add_module(number, nn.Linear(width, size))
+            width = size
+    fill(_NAME, vision, looks, source)
+    fill(_NAME, text, words, source)
+    fill(_NAME, head, _under(state, "mlp.layers."), source)
+    # no part of a checkpoint, so nothing has filled it
+    places = torch.arange(read.max_position_embeddings)[None]
+    text.embeddings.register_buffer("position_ids", places, persistent=False)
+    return vision, text, head
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _renamed(name: str) -> str:
+    for theirs, ours in _RENAMED.items():
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def _vision_config(state: Mapping[str, Tensor], source: str) -> Any:
+    """BlipVisionConfig of weights that have transformers' names."""
+    from transformers.models.blip import BlipVisionConfig
+
+    try:
+        width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
+        side = math.isqrt(state["embeddings.position_embedding"].shape[1] - 1)
+        inner = len(state["encoder.layers.0.mlp.fc1.weight"])
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"reward {_NAME!r}: {source!r} is another model's checkpoint: there is no BLIP under "
+            "blip.visual_encoder in it"
+        ) from error
+    layers = {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(1, width // _HEAD_WIDTH),
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+    )
+
+
+def _load_tokenizer(source: str, tokens: int) -> Any:
+    """BERT's tokenizer with BLIP's tokens, ``tokens`` of them together."""
+    from transformers import BertTokenizer
+
+    try:
+        tokenizer = BertTokenizer.from_pretrained(source)
+    except Exception as error:  # absent, unreachable and broken files each raise their own kind
+        raise UserError(
+            f"reward {_NAME!r}: cannot load the tokenizer {source!r} ({type(error).__name__}); a downloaded "
+            f"one of {_TOKENIZER} can be given as {_NAME}:FILE@FOLDER"
+        ) from error
+    tokenizer.add_tokens(_MARKS, special_tokens=True)
+    if len(tokenizer) != tokens:
+        raise UserError(
+            f"reward {_NAME!r}: the tokenizer {source!r} has {len(tokenizer)} tokens with BLIP's two, the "
+            f"weights have {tokens}; {_TOKENIZER} is the one that belongs to {_WEIGHTS}"
+        )
+    return tokenizer
