@@ -146,7 +146,7 @@ class RolloutConfig:
     # the prediction that the candidate was drawn with: no network call for those that are not continued
     estimate: Literal["candidate", "parent"] = "candidate"
     rewards: tuple[str, ...] = ()  # specs of `diffalign rewards`, each with a weight if wanted: 0.5*pickscore
-    combine: Literal["sum", "wins", "pareto"] = "sum"  # of several rewards
+    combine: Literal["sum", "rank", "wins", "pareto"] = "sum"  # of several rewards
     normalise: Literal["none", "round"] = "none"  # each reward to mean 0 and std 1 over the round
     # for methods that ask for it: a score against mean and std of its rivals, of its prompt over rounds, ...
     advantage: Literal[

@@ -91,7 +91,7 @@ def _check_scores(run: Run, shape: str) -> None:
     if config.combine == "pareto" and (shape == "samples" or card.advantages):
         raise UserError(
             f"rollout.combine='pareto' with method {card.name}, which wants one score a sample; allowed: "
-            "sum, wins"
+            "sum, wins, rank"
         )
 
 
@@ -103,10 +103,10 @@ def _check_data(run: Run) -> None:
         raise UserError(
             f"method {name} learns from {data}, which a rollout does not give; allowed: data.path"
         )
-    if data == "likes" and config.by == "rewards" and config.combine != "wins":
+    if data == "likes" and config.by == "rewards" and config.combine not in ("wins", "rank"):
         raise UserError(
             f"rollout.combine={config.combine!r} with method {name}: a score above 0.5 is a like; allowed: "
-            "wins (the share of won comparisons), or rollout.by people"
+            "wins or rank (shares of won comparisons), or rollout.by people"
         )
 
 
@@ -147,7 +147,7 @@ def _check_tree(run: Run) -> None:
             f"rollout.first_branch={config.first_branch}; allowed: less than rollout.steps={config.steps}"
         )
     if config.combine == "pareto":
-        raise UserError("rollout.combine='pareto' has no best and worst for a tree; allowed: sum, wins")
+        raise UserError("rollout.combine='pareto' has no best and worst for a tree; allowed: sum, wins, rank")
     if config.advantage != "none":
         raise UserError(
             f"rollout.advantage={config.advantage!r} with a tree, whose rivals differ from step to step; "

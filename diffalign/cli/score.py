@@ -3,11 +3,13 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, table
+from diffalign.cli.common import make_parser, names, parse, print_json, table
+from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_unreadable
 
 
 def run(argv: Sequence[str]) -> int:
@@ -15,28 +17,22 @@ def run(argv: Sequence[str]) -> int:
     args = parse(_parser(), argv)
     specs = names(args.rewards, "--rewards")
     source = Path(args.source)
-    output = (
-        Path(args.output) if args.output else (source if source.is_dir() else source.parent) / "scores.jsonl"
-    )
+    output = Path(args.output) if args.output else beside(source, "scores.jsonl")
 
     from diffalign.data.prompts import read_prompts
-    from diffalign.rewards.cache import ScoreCache
     from diffalign.rewards.items import read_items
     from diffalign.rewards.registry import parse as parse_spec
-    from diffalign.rewards.score import make_scorers, score, write_table
+    from diffalign.rewards.score import check_table, score, write_table
 
+    check_table(output)
     for spec in specs:
         parse_spec(spec)  # a wrong name costs neither reading nor loading
-    prompts = read_prompts(args.prompts) if args.prompts else None
-    items = list(read_items(source, prompts))
-    scorers = make_scorers(specs, device_name(args.device), args.dtype, args.batch_size)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    cached = any(scorer.key is not None for scorer in scorers)
-    cache = ScoreCache(args.cache or output.parent / "score-cache.sqlite") if cached else None
-    scores = score(items, scorers, cache)
+    items = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
+    items = chain(list(islice(items, 1)), items)  # nor does a source of another layout
+    with scorers_of(args, specs, output.parent / "score-cache.sqlite") as (scorers, cache):
+        scores = score(items, scorers, cache)
     write_table(scores.rows, output)
-    for place in scores.unreadable:
-        print(f"skipped, unreadable: {place}", file=sys.stderr)
+    show_unreadable(scores.unreadable)
     means = summarise(scores.rows)
     if args.json:
         print_json(means)
@@ -57,22 +53,20 @@ def _parser() -> ArgumentParser:
         "source", help="a folder of images or videos, a run directory, a .parquet or a .jsonl file"
     )
     parser.add_argument(
-        "--rewards", required=True, metavar="A,B", help="names of `diffalign rewards`, or NAME:FILE_OR_FOLDER"
+        "--rewards",
+        required=True,
+        metavar="A,B",
+        help="names of `diffalign rewards`, NAME:FILE_OR_FOLDER, ensemble:FILE.yaml",
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="for a folder whose images have no NAME.txt beside them"
+        "--prompts",
+        metavar="FILE",
+        help="for a folder whose images have no NAME.txt beside them: one prompt for all, or one each",
     )
     parser.add_argument(
         "--output", metavar="FILE", help=".jsonl or .parquet; default: scores.jsonl in, or beside, the source"
     )
-    parser.add_argument(
-        "--cache", metavar="FILE", help="scores that are known; default: score-cache.sqlite beside the output"
-    )
-    parser.add_argument(
-        "--batch-size", type=number(int, 1), default=16, metavar="B", help="images at once; default 16"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; default auto")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16; default float32")
+    add_scoring_options(parser, "score-cache.sqlite beside the output")
     parser.add_argument("--json", action="store_true", help="print the means as JSON")
     return parser
 
@@ -88,9 +82,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 DESCRIPTION = """\
 Score images or videos with rewards. A folder has NAME.txt beside each of them, or was made by `diffalign
-generate`; a parquet file has Pick-a-Pic's columns; a jsonl file has `prompt` and `image` or `video`, a list
-of `images` or `videos`, or `chosen` and `rejected`. Of a video (mp4, webm, mov ...) a reward of images scores
-8 frames. Scores of learned rewards are kept, so nothing is scored twice."""
+generate`; a table (.parquet, .jsonl) has `prompt` or `caption`, and `image` or `video`, a list of `images` or
+`videos`, `chosen` and `rejected`, or Pick-a-Pic's `jpg_0` and `jpg_1`. Of a video (mp4, webm, mov ...) a
+reward of images scores 8 frames. Scores of learned rewards are kept, so nothing is scored twice, and an
+interrupted command goes on where it stopped. `diffalign pairs` makes preference pairs of the scores."""
 
 EXAMPLES = """
 diffalign score images/mine --rewards pickscore,aesthetic_v2

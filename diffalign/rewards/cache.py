@@ -23,8 +23,17 @@ def image_key(data: bytes) -> str:
 
 
 def reward_key(spec: str) -> str:
-    """What a score depends on besides image and prompt: the spec, and the files behind a local source."""
+    """What a score depends on besides image and prompt: the spec, and the files behind a local source.
+
+    Of an ensemble: what its members depend on, and what it makes of their scores. UserError for a file that
+    is none.
+    """
     card, source = parse(spec)
+    if card.of_others:
+        from diffalign.rewards.ensemble import read_members
+
+        behind = [text for m in read_members(source) for text in (repr(m), reward_key(m.spec))]
+        return _digest(behind)
     parts = [card.name, source or card.checkpoint]
     for place in (source or "").split("@"):
         path = Path(place)
@@ -33,6 +42,10 @@ def reward_key(spec: str) -> str:
             if place and file.is_file():
                 facts = file.stat()
                 parts.append(f"{file}:{facts.st_size}:{facts.st_mtime_ns}")
+    return _digest(parts)
+
+
+def _digest(parts: Sequence[str]) -> str:
     return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -55,7 +68,7 @@ class ScoreCache:
     @staticmethod
     def key(image: str, prompt: str, reward: str) -> str:
         """The key of one score, from ``image_key`` and ``reward_key``."""
-        return hashlib.blake2b("\x1f".join((image, reward, prompt)).encode(), digest_size=16).hexdigest()
+        return _digest((image, reward, prompt))
 
     def get(self, keys: Sequence[str]) -> dict[str, float]:
         """The scores that are known, by key."""

@@ -3,9 +3,9 @@
 * a folder of images or videos, each with its prompt in ``NAME.txt`` beside it (or one list of prompts for all
 of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
 * a run directory (its ``samples/`` folders);
-* a parquet file in Pick-a-Pic's schema: ``caption``, ``jpg_0``, ``jpg_1``, each row giving two images;
-* a jsonl file with ``prompt`` and ``image`` or ``video`` (a path, relative to the file), ``images`` or
-``videos`` (several), or ``chosen`` and ``rejected``.
+* a parquet or a jsonl file with ``caption`` or ``prompt`` and ``jpg_0`` and ``jpg_1`` (Pick-a-Pic's names),
+``video_0`` and ``video_1``, ``image`` or ``video``, ``images`` or ``videos`` (several), ``chosen`` and
+``rejected``, or ``path1`` and ``path2``: encoded files (parquet only), or paths relative to the table.
 """
 
 import json
@@ -18,8 +18,14 @@ from diffalign.errors import UserError
 from diffalign.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_PAIRS = ("jpg_0", "jpg_1")
+_PROMPTS = ("caption", "prompt")
 _ONE, _SEVERAL, _RIVALS = ("image", "video"), ("images", "videos"), ("chosen", "rejected")
+_PAIRS = (("jpg_0", "jpg_1"), ("video_0", "video_1"), _RIVALS, ("path1", "path2"))
+_NEEDED = (
+    "needed: image or video, images or videos (a list), chosen and rejected, path1 and path2, or, as "
+    "Pick-a-Pic has it, jpg_0 and jpg_1"
+)
+_ROWS = 64  # of a parquet file, held at once
 
 
 @dataclass(frozen=True)
@@ -119,60 +125,80 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
         raise UserError(
             f"{len(prompts)} prompts for the {len(files)} {kind} of {str(folder)!r}: give one, or one each"
         )
-    for i, file in enumerate(files):
-        if prompts is not None:
-            prompt = prompts[i if len(prompts) > 1 else 0]
-        else:
-            caption = file.with_suffix(".txt")
-            if not caption.is_file():
-                raise UserError(
-                    f"{str(file)!r} has no prompt: {caption.name} is missing, and no prompts were given"
-                )
-            prompt = caption.read_text().strip()
+    told = [_caption(file) for file in files] if prompts is None else list(prompts)
+    if len(told) == 1:
+        told *= len(files)
+    for file, prompt in zip(files, told, strict=True):
         yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)), of_videos=videos)
 
 
+def _caption(file: Path) -> str:
+    caption = file.with_suffix(".txt")
+    if not caption.is_file():
+        raise UserError(f"{str(file)!r} has no prompt: {caption.name} is missing, and no prompts were given")
+    return caption.read_text(encoding="utf-8").strip()
+
+
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, line in enumerate(path.read_text().splitlines(), 1):
+    for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{path} line {i} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise UserError(f"{path} line {i} has no text in the field 'prompt'")
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {i} is {line.strip()[:60]!r}; needed: an object with a prompt")
         yield i, row
 
 
+def _prompt(row: Mapping[str, Any], where: str) -> str:
+    name = next((name for name in _PROMPTS if name in row), "prompt")
+    if not isinstance(row.get(name), str):
+        raise UserError(f"{where} has no text in the field {name!r}, but {str(row.get(name))[:60]}")
+    return str(row[name])
+
+
 def _manifest(folder: Path) -> Iterator[Item]:
-    rows = [row for manifest in sorted(folder.glob("manifest*.jsonl")) for _, row in _lines(manifest)]
-    rows.sort(key=lambda row: (row.get("position", 0), row.get("number", 0)))
-    for row in rows:
+    rows = [
+        (row, _prompt(row, f"{manifest} line {i}"))
+        for manifest in sorted(folder.glob("manifest*.jsonl"))
+        for i, row in _lines(manifest)
+    ]
+    rows.sort(key=lambda one: (one[0].get("position", 0), one[0].get("number", 0)))
+    for row, prompt in rows:
         file = folder / str(row.get("file", ""))
         if file.is_file():  # a run that was interrupted lists more than it has drawn
-            yield Item(row["prompt"], file, (("file", str(file)), ("prompt", row["prompt"])))
+            yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)))
 
 
 def _jsonl(path: Path) -> Iterator[Item]:
     for i, row in _lines(path):
-        files = _files(row)
-        videos = any(
-            name.startswith("video") or Path(str(file)).suffix.lower() in VIDEO_SUFFIXES
-            for name, file in files.values()
-        )
-        for suffix, (field_name, file) in files.items():
-            if not isinstance(file, str):
-                raise UserError(
-                    f"{path} line {i} has no path in the field {field_name!r}; needed: image or video, "
-                    "images or videos (a list), or chosen and rejected"
-                )
-            identity = (("file", str(path)), ("row", i), ("prompt", row["prompt"]))
-            yield Item(row["prompt"], path.parent / file, identity, suffix, videos)
+        yield from _of_row(row, i, path, f"{path} line {i}")
+
+
+def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Iterator[Item]:
+    """The items of a table's row."""
+    prompt, files = _prompt(row, where), _files(row)
+    identity = (("file", str(table)), ("row", number), ("prompt", prompt))
+    named = any(name.startswith("video") for name, _ in files.values())
+    videos = named or any(Path(str(file)).suffix.lower() in VIDEO_SUFFIXES for _, file in files.values())
+    for suffix, (name, value) in files.items():
+        if isinstance(value, Mapping):  # as datasets writes images
+            value = value.get("bytes") or value.get("path")
+        if value is None and table.suffix == ".parquet":
+            value = b""  # an empty cell is an unreadable image
+        if not isinstance(value, bytes | str):
+            raise UserError(f"{where} has no path in the field {name!r}; {_NEEDED}")
+        value = table.parent / value if isinstance(value, str) else value
+        yield Item(prompt, value, identity, suffix, videos)
 
 
 def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Of a row of jsonl, by the suffix of the scores' names: the field, and what stands there."""
+    """Of a table's row, by the suffix of the scores' names: the column, and what stands there."""
+    for first, second in _PAIRS[:2]:
+        if first in row and second in row:
+            return {"_0": (first, row[first]), "_1": (second, row[second])}
     for name in _ONE:
         if name in row:
             return {"": (name, row[name])}
@@ -180,7 +206,8 @@ def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
         if name in row:
             files = row[name] if isinstance(row[name], list) else [None]
             return {f"_{number}": (name, file) for number, file in enumerate(files)}
-    return {f"_{name}": (name, row.get(name)) for name in _RIVALS}
+    names = next((pair for pair in _PAIRS[2:] if pair[0] in row), _RIVALS)
+    return {f"_{name}": (name, row.get(name)) for name in names}
 
 
 def _parquet(path: Path) -> Iterator[Item]:
@@ -191,22 +218,18 @@ def _parquet(path: Path) -> Iterator[Item]:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{str(path)!r} is not a readable parquet file: {error}") from error
-    missing = [name for name in ("caption", *_PAIRS) if name not in file.schema_arrow.names]
-    if missing:
+    columns = file.schema_arrow.names
+    prompt = next((name for name in _PROMPTS if name in columns), None)
+    media = list(dict.fromkeys(name for name, _ in _files(dict.fromkeys(columns)).values()))
+    missing = [name for name in media if name not in columns]
+    if prompt is None or missing:
+        what = "caption" if prompt is None else missing[0]
         raise UserError(
-            f"{str(path)!r} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}. "
-            "Needed is Pick-a-Pic's schema: caption, jpg_0, jpg_1"
+            f"{str(path)!r} has no column {what!r}; it has {', '.join(columns)}. {_NEEDED}; and a caption or "
+            "prompt"
         )
     row = 0
-    for batch in file.iter_batches(batch_size=64, columns=["caption", *_PAIRS]):
+    for batch in file.iter_batches(batch_size=_ROWS, columns=[prompt, *media]):
         for values in batch.to_pylist():
-            if not isinstance(values["caption"], str):
-                raise UserError(f"{path} row {row}: the caption is {values['caption']!r}, not a text")
-            for i, name in enumerate(_PAIRS):
-                data, identity = (
-                    values[name],
-                    (("file", str(path)), ("row", row), ("prompt", values["caption"])),
-                )
-                data = data["bytes"] if isinstance(data, dict) else data
-                yield Item(values["caption"], data or b"", identity, f"_{i}")
+            yield from _of_row(values, row, path, f"{path} row {row}")
             row += 1

@@ -4,15 +4,17 @@ A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` wher
 or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
 ``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
 ``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``. A spec that starts with ``http://`` or
-``https://`` is a reward behind an address, as ``diffalign serve-rewards`` serves them.
+``https://`` is a reward behind an address, as ``diffalign serve-rewards`` serves them;
+``ensemble:FILE.yaml`` is several rewards as one (``rewards.ensemble``), named after its file.
 
 A new reward is a module with a factory ``(source: str | None, place: Place) -> Reward`` and a card in
 ``rewards.cards``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -48,7 +50,8 @@ def parse(spec: str) -> tuple[RewardCard, str | None]:
         raise unknown("reward", name, REGISTRY)
     if colon and not source:
         raise UserError(f"reward {spec!r}: nothing after the colon; give a file, a folder or a hub id")
-    return REGISTRY[name], source or None
+    card = REGISTRY[name]
+    return (replace(card, name=Path(source).stem) if card.of_others and source else card), source or None
 
 
 def _remote(url: str) -> RewardCard:

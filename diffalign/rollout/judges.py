@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffalign.config import RolloutConfig
 from diffalign.errors import UserError
+from diffalign.rewards.combine import combine, standardised, towards_higher
 from diffalign.rewards.images import to_pil
 from diffalign.rewards.registry import load
 from diffalign.rewards.remote import RemoteReward, shortened
@@ -180,13 +181,11 @@ class ProcessJudge:
 def combined(
     scores: Float[Tensor, "N S K R"], weights: Sequence[float], config: RolloutConfig
 ) -> Float[Tensor, "N S K"] | Float[Tensor, "N S K R"]:
-    """One score of R, by ``config.combine``; ``config.normalise`` first.
+    """One score of R, by ``config.combine`` (see ``rewards.combine``); ``config.normalise`` first.
 
-    "sum" is the weighted sum. "wins" is the share of won comparisons with the K - 1 rivals, strictly greater
-    wins (Syn-Pic, arXiv 2410.18013), the mean over rewards weighted by |weight|; with equal weights it is
-    ``data.rating.wins``. "pareto" leaves the R columns. A negative weight turns a reward round in all of
-    them. "round" takes each reward to mean 0 and std 1 (dividing by their number) over all of ``scores``,
-    which are therefore those of all processes; a reward that is the same everywhere becomes 0.
+    "pareto" leaves the R columns, with those of negative weights turned round. "round" takes each reward to
+    mean 0 and std 1 (dividing by their number) over all of ``scores``, which are therefore those of all
+    processes; a reward that is the same everywhere becomes 0.
 
     Args:
         scores: (N, S, K, R), K rivals.
@@ -199,28 +198,10 @@ def combined(
     Raises:
         ValueError: another number of weights than of rewards.
     """
-    if scores.shape[-1] != len(weights):
-        raise ValueError(f"{len(weights)} weights for scores of shape {tuple(scores.shape)}")
-    factors = torch.tensor(list(weights), dtype=torch.float64)
-    values = scores.double()
-    if config.normalise == "round":
-        values = _standardised(values)
+    values = standardised(scores) if config.normalise == "round" else scores
     if config.combine == "pareto":
-        return (values * factors.sign()).to(scores.dtype)
-    if config.combine == "sum":
-        return (values * factors).sum(-1).to(scores.dtype)
-    values = values * factors.sign()
-    rivals = max(1, scores.shape[2] - 1)
-    won = (values[:, :, :, None] > values[:, :, None]).sum(3) / rivals
-    return (won * (factors.abs() / factors.abs().sum())).sum(-1).to(scores.dtype)
-
-
-def _standardised(values: Tensor) -> Tensor:
-    """Each of the R last columns to mean 0 and std 1; one that is the same everywhere to 0, exactly."""
-    columns = values.flatten(0, -2)
-    same = (columns == columns[:1]).all(0)
-    std = columns.std(0, correction=0)
-    return torch.where(same, 0.0, (values - columns.mean(0)) / torch.where(same, 1.0, std))
+        return towards_higher(values, weights).to(scores.dtype)
+    return combine(values, weights, config.combine).to(scores.dtype)
 
 
 def _is_address(spec: str) -> bool:

@@ -22,6 +22,8 @@ class RewardCard:
         reads_prompt: False where the prompt changes nothing.
         per_prompt: scores are for comparing images of one prompt; between prompts they say little.
         needs: what to install besides, as pip is told; empty: nothing.
+        of_others: its source is a file that names other rewards (``rewards.ensemble``), which gives it its
+            name and whose members' scores are kept instead of its own.
     """
 
     name: str
@@ -38,3 +40,4 @@ class RewardCard:
     reads_prompt: bool = True
     per_prompt: bool = False
     needs: str = ""
+    of_others: bool = False

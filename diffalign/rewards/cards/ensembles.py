@@ -1,0 +1,20 @@
+"""Rewards made of other rewards."""
+
+from diffalign.rewards.cards.card import RewardCard
+
+CARDS = (
+    RewardCard(
+        name="ensemble",
+        title="Several rewards as one: a weighted sum, as a file says",
+        range="what its file makes of it",
+        licence="its members'",
+        size="its members'",
+        checkpoint="",
+        target="diffalign.rewards.ensemble:make",
+        notes="ensemble:FILE.yaml with `members: [{reward: pickscore, weight: 0.5, mean: 21, std: 1}, ...]`; "
+        "divide: 10 divides alone. Named after its file; the cache keeps its members' scores.",
+        differentiable=True,
+        cached=False,
+        of_others=True,
+    ),
+)

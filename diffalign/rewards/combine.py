@@ -1,0 +1,74 @@
+"""Several scores become one: by a weighted sum, by ranks, or by won comparisons among the rivals of a prompt.
+
+Sums need a common scale (`standardised`, or weights that make one); ranks and wins need none, since they look
+at one reward at a time and only at the order of the rivals.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+How = Literal["sum", "rank", "wins"]
+
+
+def combine(
+    scores: Float[Tensor, " *group K R"], weights: Sequence[float], how: How
+) -> Float[Tensor, " *group K"]:
+    """One score of R.
+
+    "sum" is the weighted sum. "rank" is Borda's count as a share, (rivals that are worse + half of those that
+    are equal) / (K - 1): 0 for the last, 1 for the first, 1/2 on average. "wins" is the share of won
+    comparisons, strictly greater wins (Syn-Pic, Karthik et al. 2024, arXiv 2410.18013; with equal weights
+    ``data.rating.wins``): it differs from "rank" by what equal scores give, nothing instead of a half. Both
+    are means over rewards weighted by |weight|. A negative weight turns a reward round in all of them.
+
+    Args:
+        scores: (..., K, R), K rivals; computed in float64, given back in their own dtype.
+        weights: R.
+        how: to combine.
+
+    Raises:
+        ValueError: another number of weights than of rewards.
+    """
+    factors = _factors(scores, weights)
+    values = scores.double()
+    if how == "sum":
+        return (values * factors).sum(-1).to(scores.dtype)
+    columns = (values * factors.sign()).transpose(-1, -2).contiguous()
+    order = columns.sort(-1).values
+    beaten = torch.searchsorted(order, columns).double()
+    if how == "rank":
+        beaten = (beaten + torch.searchsorted(order, columns, right=True) - 1) / 2
+    shares = beaten.transpose(-1, -2) / max(1, scores.shape[-2] - 1)
+    return (shares * (factors.abs() / factors.abs().sum())).sum(-1).to(scores.dtype)
+
+
+def towards_higher(
+    scores: Float[Tensor, " *group K R"], weights: Sequence[float]
+) -> Float[Tensor, " *group K R"]:
+    """The scores, those of a reward with a negative weight turned round: higher is better in every column.
+
+    Raises:
+        ValueError: another number of weights than of rewards.
+    """
+    return (scores.double() * _factors(scores, weights).sign()).to(scores.dtype)
+
+
+def standardised(scores: Float[Tensor, " *group R"]) -> Float[Tensor, " *group R"]:
+    """Each of the R last columns to mean 0 and std 1 (dividing by their number), in float64; one that is the
+    same everywhere to 0, exactly.
+    """
+    values = scores.double()
+    columns = values.flatten(0, -2)
+    same = (columns == columns[:1]).all(0)
+    std = columns.std(0, correction=0)
+    return torch.where(same, 0.0, (values - columns.mean(0)) / torch.where(same, 1.0, std))
+
+
+def _factors(scores: Tensor, weights: Sequence[float]) -> Tensor:
+    if scores.shape[-1] != len(weights):
+        raise ValueError(f"{len(weights)} weights for scores of shape {tuple(scores.shape)}")
+    return torch.tensor(list(weights), dtype=torch.float64, device=scores.device)
