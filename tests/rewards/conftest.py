@@ -40,6 +40,7 @@ def make_clip(folder: Path, width: int = 16, seed: int = 0) -> Path:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,15 @@
 """The cards of all rewards, by what they stand on. Importing them imports no torch."""
 
-from diffalign.rewards.cards import clips, embedded, rules
+from diffalign.rewards.cards import blip, clips, embedded, ensembles, language, rules
 from diffalign.rewards.cards.card import RewardCard
 
-CARDS: tuple[RewardCard, ...] = (*embedded.CARDS, *clips.CARDS, *rules.CARDS)
+CARDS: tuple[RewardCard, ...] = (
+    *embedded.CARDS,
+    *clips.CARDS,
+    *blip.CARDS,
+    *language.CARDS,
+    *rules.CARDS,
+    *ensembles.CARDS,
+)
 
 __all__ = ["CARDS", "RewardCard"]

@@ -1,0 +1,73 @@
+"""Rewards over models that see and read: what they say of an image or a video and its prompt."""
+
+from diffalign.rewards.cards.card import RewardCard
+
+
+def _video(name: str, title: str, factory: str, range: str, notes: str) -> RewardCard:
+    return RewardCard(
+        name=name,
+        title=title,
+        range=range,
+        licence="Apache-2.0 (weights), MIT (code)",
+        size="5 GB",
+        checkpoint="KwaiVGI/VideoReward",
+        target=f"diffalign.rewards.video_reward:{factory}",
+        notes=notes,
+        video=True,
+    )
+
+
+CARDS = (
+    RewardCard(
+        name="hpsv3",
+        title="HPSv3: what people prefer, as a Qwen2-VL-7B with a head says",
+        range="0 to 15 (bad below 5, good above 10)",
+        licence="MIT (code)",
+        size="16.6 GB",
+        checkpoint="MizzenAI/HPSv3/HPSv3.safetensors",
+        target="diffalign.rewards.hpsv3:load",
+        notes="The mean at the token <|Reward|> (arXiv 2508.03789), which no prompt may hold; use bfloat16. "
+        "hpsv3:FILE@BASE has the Qwen2-VL's config and tokenizer elsewhere.",
+        differentiable=True,
+    ),
+    _video(
+        "video_reward",
+        "VideoAlign's VideoReward: looks, motion and agreement with the prompt",
+        "load",
+        "-9 to 9, often negative",
+        "VQ + MQ + TA of a Qwen2-VL-2B, each normalised (arXiv 2501.13918); two frames a second. "
+        "video_reward:FOLDER or FOLDER@BASE for what is here already.",
+    ),
+    _video(
+        "video_reward_vq",
+        "VideoReward's visual quality alone",
+        "load_visual_quality",
+        "-3 to 3, often negative",
+        "VQ of the same network: reasonable, clear, detailed, handsome frames.",
+    ),
+    _video(
+        "video_reward_mq",
+        "VideoReward's motion quality alone",
+        "load_motion_quality",
+        "-3 to 3, often negative",
+        "MQ of the same network: steady, natural, ample motion.",
+    ),
+    _video(
+        "video_reward_ta",
+        "VideoReward's text alignment alone",
+        "load_text_alignment",
+        "-3 to 3, often negative",
+        "TA of the same network: what the prompt asks for, camera and style included.",
+    ),
+    RewardCard(
+        name="vqascore",
+        title="VQAScore: how sure a vision-language model is that the image shows the prompt",
+        range="0 to 1",
+        licence="Apache-2.0 (Qwen2-VL)",
+        size="16.6 GB (any other: vqascore:HUB/ID)",
+        checkpoint="Qwen/Qwen2-VL-7B-Instruct",
+        target="diffalign.rewards.vqascore:load",
+        notes="P(\"Yes\") to 'Does this figure show ...?' (arXiv 2404.01291), with any model of "
+        "AutoModelForImageTextToText. Scores of different models do not compare.",
+    ),
+)

@@ -1,0 +1,143 @@
+"""VQAScore (Lin et al., "Evaluating Text-to-Visual Generation with Image-to-Text Generation", arXiv
+2404.01291) with any vision-language model of transformers: the probability that it answers "Yes" to whether
+the image shows the prompt.
+
+The model's own processor cuts the image and its own chat template asks. A tokenizer may write the answer with
+a space before it or in several tokens, so the answer is written where it would stand, and its tokens'
+probabilities are multiplied.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.images import Images, in_batches, to_pil
+from diffalign.rewards.qwen import refuse_unreadable, unloadable
+from diffalign.rewards.registry import REGISTRY, Place
+
+_NAME = "vqascore"
+_QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
+_ANSWER = "Yes"
+
+
+@dataclass(frozen=True)
+class VQAScore:
+    """A frozen vision-language model, its processor, and how its answer is written.
+
+    Attributes:
+        model: of AutoModelForImageTextToText.
+        processor: its own, padding on the right: there no token of a causal model looks, and positions are
+            those of the text alone.
+        answer: what follows a question, with the space that the chat template leaves to it.
+        tokens: the answer's, at least one.
+        batch_size: images at once.
+    """
+
+    model: Any
+    processor: Any
+    answer: str
+    tokens: tuple[int, ...]
+    batch_size: int = 16
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
+        """(B,) float32 in [0, 1]; pixels given as a tensor are rounded to 8 bits, as saving them would.
+
+        Raises:
+            UserError: an empty prompt, or one that holds a token of the model's format.
+        """
+        refuse_unreadable(_NAME, prompts, self.processor.tokenizer)
+        return in_batches(self._score, images, prompts, self.batch_size)
+
+    @torch.no_grad()
+    def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
+        inputs = self.processor(
+            text=[asked(self.processor, prompt) + self.answer for prompt in prompts],
+            images=[[image] for image in to_pil(images)],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        positions = torch.arange(inputs.input_ids.shape[1], device=self.model.device)
+        last = (inputs.attention_mask * positions).argmax(1)
+        where = last[:, None] + torch.arange(1 - len(self.tokens), 1, device=last.device)
+        answers = inputs.input_ids.gather(1, where)
+        if not (answers == torch.tensor(self.tokens, device=last.device)).all():
+            raise UserError(
+                f"reward {_NAME!r}: the processor of this model writes something after {self.answer!r}, so "
+                "its probability cannot be read; take another model"
+            )
+        said = self._logits(inputs, where - 1).float().log_softmax(-1)
+        return said.gather(2, answers[..., None])[..., 0].sum(1).exp()
+
+    def _logits(self, inputs: Any, where: Tensor) -> Float[Tensor, "B K V"]:
+        """What the model says at positions (B, K); no others are computed where it can leave them out."""
+        rows = torch.arange(len(where), device=where.device)[:, None]
+        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            return self.model(**inputs).logits[rows, where]
+        kept, at = where.unique(return_inverse=True)
+        return self.model(**inputs, logits_to_keep=kept).logits[rows, at]
+
+
+def asked(processor: Any, prompt: str) -> str:
+    """The question about an image as the model's chat template puts it, ready for the answer."""
+    question = {"type": "text", "text": _QUESTION.format(prompt)}
+    message = {"role": "user", "content": [{"type": "image"}, question]}
+    return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+
+
+def load(source: str | None, place: Place) -> VQAScore:
+    """Any vision-language model of transformers, from a folder or the hub; without a source the card's.
+
+    Raises:
+        UserError: nothing there, the hub cannot be reached, or a model that gives no such answers.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    source = source or REGISTRY[_NAME].checkpoint
+    # Whatever the libraries raise for an absent, unreachable or other model is for the user to mend.
+    try:
+        processor: Any = AutoProcessor.from_pretrained(source, backend="pil")
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, place.dtype), output_loading_info=True
+        )
+    except Exception as error:
+        raise unloadable(_NAME, source, "the vision-language model", error) from error
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if missing:
+        raise UserError(
+            f"reward {_NAME!r}: {source!r} is not a whole vision-language model: {len(missing)} weights are "
+            f"missing or of another shape, such as {missing[0]}"
+        )
+    if model.config.is_encoder_decoder or getattr(processor, "tokenizer", None) is None:
+        raise UserError(f"reward {_NAME!r}: {source!r} is no causal language model that sees images")
+    processor.tokenizer.padding_side = "right"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    answer, tokens = _answer(processor, source)
+    model = model.to(place.device).eval().requires_grad_(False)
+    return VQAScore(model, processor, answer, tokens, place.batch_size)
+
+
+def _answer(processor: Any, source: str) -> tuple[str, tuple[int, ...]]:
+    """How "Yes" is written after a question, and its tokens."""
+    try:
+        question = asked(processor, "a")
+    except Exception as error:  # no template, or one of another kind: each raises its own
+        raise unloadable(_NAME, source, "the chat template", error) from error
+    words = processor.tokenizer
+    before = words(question, add_special_tokens=False).input_ids
+    ends_in_format = bool(before) and words.convert_ids_to_tokens(before[-1]) in words.get_added_vocab()
+    answer = _ANSWER if ends_in_format or question[-1:].isspace() else f" {_ANSWER}"
+    after = words(question + answer, add_special_tokens=False).input_ids
+    tokens = tuple(after[len(before) :])
+    if after[: len(before)] != before or not tokens or words.decode(tokens).strip() != _ANSWER:
+        raise UserError(
+            f"reward {_NAME!r}: the tokenizer of {source!r} does not write {answer!r} apart from the question"
+        )
+    return answer, tokens
