@@ -1,0 +1,116 @@
+"""GenEval's prompts (Ghosh et al. 2023, arXiv 2310.11513): six templates, and what an image must show.
+
+    a photo of a bench                          single_object
+    a photo of a bench and a sports ball        two_object
+    a photo of three clocks                     counting
+    a photo of a pink car                       colors
+    a photo of a dog right of a teddy bear      position
+    a photo of a purple cup and a black apple   color_attr
+
+Every one of the 553 published prompts says in this way what its published metadata says, so that the prompt
+is all that a score needs. The names, articles and plurals (``computer mouses``) are the benchmark's own.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from diffalign.errors import UserError
+
+OBJECTS = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
+    "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
+    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""COCO's 80 classes in COCO's order, three of them under clearer names."""
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
+NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+"""The published prompts count to four."""
+
+
+@dataclass(frozen=True)
+class Clause:
+    """So many things of a name, of a colour if one is said, and where they are.
+
+    Attributes:
+        name: one of ``OBJECTS``.
+        count: how many.
+        colour: one of ``COLOURS``.
+        position: one of ``RELATIONS``, and the place in ``Wanted.include`` of the clause that it relates to.
+    """
+
+    name: str
+    count: int = 1
+    colour: str | None = None
+    position: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an image must show (all of ``include``) and must not (any of ``exclude``); ``tag`` is the task."""
+
+    tag: str
+    include: tuple[Clause, ...]
+    exclude: tuple[Clause, ...] = ()
+
+
+def _any_of(names: tuple[str, ...] | dict[str, int], label: str) -> str:
+    longest_first = sorted(names, key=len, reverse=True)
+    return f"(?P<{label}>{'|'.join(map(re.escape, longest_first))})"
+
+
+_PLURALS = {f"{name}es" if name.endswith("s") else f"{name}s": name for name in OBJECTS}
+_A, _B = _any_of(OBJECTS, "a"), _any_of(OBJECTS, "b")
+_COLOUR_A, _COLOUR_B = _any_of(COLOURS, "colour_a"), _any_of(COLOURS, "colour_b")
+_TEMPLATES = {
+    "single_object": rf"an? {_A}",
+    "two_object": rf"an? {_A} and an? {_B}",
+    "counting": rf"{_any_of(NUMBERS, 'number')} {_any_of(tuple(_PLURALS), 'a')}",
+    "colors": rf"an? {_COLOUR_A} {_A}",
+    "position": rf"an? {_A} {_any_of(RELATIONS, 'relation')} an? {_B}",
+    "color_attr": rf"an? {_COLOUR_A} {_A} and an? {_COLOUR_B} {_B}",
+}
+_PATTERNS = {tag: re.compile(rf"a photo of {template}") for tag, template in _TEMPLATES.items()}
+
+
+@lru_cache(maxsize=4096)
+def read_wanted(prompt: str) -> Wanted:
+    """What an image of this prompt must show.
+
+    Raises:
+        UserError: the prompt is not of GenEval's templates, or names one thing twice.
+    """
+    text = prompt.strip().lower().removesuffix(".")
+    matches = ((tag, pattern.fullmatch(text)) for tag, pattern in _PATTERNS.items())
+    tag, said = next(((tag, match.groupdict()) for tag, match in matches if match), ("", {}))
+    if not tag:
+        raise UserError(
+            f"reward 'geneval' cannot read the prompt {prompt!r}; it reads GenEval's: 'a photo of a bench', "
+            "'a photo of a bench and a cup', 'a photo of three clocks', 'a photo of a pink car', 'a photo of "
+            "a dog right of a bench', 'a photo of a purple cup and a black apple', with COCO's 80 objects "
+            f"and {', '.join(COLOURS)}"
+        )
+    if said["a"] == said.get("b"):
+        raise UserError(
+            f"reward 'geneval' cannot read the prompt {prompt!r}: it names {said['a']!r} twice, and "
+            "things are counted by their names; for two of them write a number"
+        )
+    return _wanted(tag, said)
+
+
+def _wanted(tag: str, said: dict[str, str]) -> Wanted:
+    if tag == "counting":
+        name, count = _PLURALS[said["a"]], NUMBERS[said["number"]]
+        return Wanted(tag, (Clause(name, count),), (Clause(name, count + 1),))
+    if tag == "position":  # the second thing is the one that the first relates to
+        return Wanted(tag, (Clause(said["b"]), Clause(said["a"], position=(said["relation"], 0))))
+    first = Clause(said["a"], colour=said.get("colour_a"))
+    return Wanted(tag, (first, Clause(said["b"], colour=said.get("colour_b"))) if "b" in said else (first,))
