@@ -9,16 +9,16 @@ so videos have 1 + 8 k frames: 49 of the 2B and 5B models, 81 of 1.5.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.family import bare, encoded_by_t5, no_grid, rows, text_tokens
+from diffalign.models.family import bare
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.usual import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -58,7 +58,7 @@ LARGE: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class CogVideoX:
+class CogVideoX(ReadByT5):
     """The family ``cogvideox``.
 
     Attributes:
@@ -85,49 +85,10 @@ class CogVideoX:
         """Configurations of CogVideoX-2b's components."""
         return CONFIGS
 
-    def configured(self, config: ModelConfig) -> "CogVideoX":
-        """With the run's number of T5 tokens.
-
-        Raises:
-            UserError: fewer than 1.
-        """
-        return replace(self, max_sequence_length=text_tokens(config, self.max_sequence_length))
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``."""
-        return int(network_config["in_channels"])
-
-    def patch(self, network_config: Mapping[str, Any]) -> int:
-        """``patch_size``."""
-        return int(network_config["patch_size"])
-
-    def reader(self, pipeline: Any) -> tuple[str, int]:
-        """T5's tokenizer."""
-        return "tokenizer", self.max_sequence_length
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Never asked."""
-        return no_grid(scheduler, network_config, steps, shape)
-
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, T5's tokens, 4096) in float32, padding included."""
         states, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
         return {"encoder_hidden_states": states.float()}
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt, (n, T5's tokens, 4096) in float32."""
-        return rows(self.encode_prompts(pipeline, [""]), n)
-
-    def micro_conditions(
-        self,
-        original_size: Float[Tensor, "B 2"],
-        crop: Float[Tensor, "B 2"],
-        target_size: Float[Tensor, "B 2"],
-    ) -> dict[str, Tensor]:
-        """None: the network is not told about sizes."""
-        return {}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """The transformer's raw prediction, (B, C, F, h, w)."""

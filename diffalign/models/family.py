@@ -149,13 +149,6 @@ def latent_shape(
     return (channels, codec.latent_frames(vae_config, frames), *sides)
 
 
-def no_grid(
-    scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-) -> Float[Tensor, " S"]:
-    """ValueError: variance-preserving families have DDIM's grid."""
-    raise ValueError("a variance-preserving model is sampled on DDIM's grid")
-
-
 def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False) -> Float[Tensor, " S"]:
     """(steps + 1,) descending float64 times of a flow scheduler of diffusers, shift included, ended by 0.
 
@@ -184,35 +177,6 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
     default (diffusers' FLUX and SD3.5 pipelines).
     """
     return token_line(config, patch=1).at(tokens)
-
-
-def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:
-    """Tokens of a T5: the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
-
-    Raises:
-        UserError: none, or more than ``most``, which the stock pipeline refuses.
-    """
-    tokens = config.max_sequence_length
-    if tokens is None:
-        return usual
-    if tokens < 1 or (most is not None and tokens > most):
-        allowed = "1 or more" if most is None else f"1 to {most}"
-        raise UserError(f"model.max_sequence_length={tokens}; allowed with this family: {allowed}, or null")
-    return tokens
-
-
-def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
-    """What the stock ``encode_prompt`` makes of so many tokens where T5 is the only text encoder, without
-    guidance.
-    """
-    with torch.no_grad():
-        result: tuple[Any, ...] = pipeline.encode_prompt(
-            prompt=prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=tokens,
-            device=pipeline.text_encoder.device,
-        )
-    return result
 
 
 def rows(one: Cond, n: int) -> dict[str, Tensor]:

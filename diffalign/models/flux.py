@@ -14,7 +14,7 @@ and for twice the calls. The ``guidance_scale`` of the stock pipeline is the emb
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import bare, flow_grid, rows, text_tokens
+from diffalign.models.family import bare, flow_grid
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.usual import ReadByT5
 from diffalign.types import Cond
 
 SIDE = 2  # of a patch; the network's own patch_size is of what is packed already
@@ -53,7 +54,7 @@ SCHNELL: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Flux:
+class Flux(ReadByT5):
     """The family ``flux``.
 
     Attributes:
@@ -71,19 +72,20 @@ class Flux:
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    most_tokens: ClassVar[int | None] = 512
+
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of FLUX.1-dev's components."""
         return CONFIGS
 
-    def configured(self, config: ModelConfig) -> "Flux":
+    def configured(self, config: ModelConfig) -> Self:
         """With the run's number of T5 tokens and its embedded guidance.
 
         Raises:
             UserError: more tokens than the pipeline reads.
         """
-        tokens = text_tokens(config, self.max_sequence_length, most=512)
-        return replace(self, max_sequence_length=tokens, embedded_guidance=config.embedded_guidance)
+        return replace(super().configured(config), embedded_guidance=config.embedded_guidance)
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
         """A quarter of ``in_channels``: those are of 2 x 2 latents."""
@@ -113,19 +115,6 @@ class Flux:
                 max_sequence_length=self.max_sequence_length,
             )
         return {"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt: the stock pipeline itself guides away from nothing by default."""
-        return rows(self.encode_prompts(pipeline, [""]), n)
-
-    def micro_conditions(
-        self,
-        original_size: Float[Tensor, "B 2"],
-        crop: Float[Tensor, "B 2"],
-        target_size: Float[Tensor, "B 2"],
-    ) -> dict[str, Tensor]:
-        """None: the network is not told about sizes."""
-        return {}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """The transformer's raw prediction, (B, C, h, w)."""

@@ -10,17 +10,17 @@ and later take a time; the stock pipeline's default is 0, and no noise.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.family import encoded_by_t5, flow_grid, rows, text_tokens
+from diffalign.models.family import flow_grid
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.usual import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 FRAME_RATE = 25
@@ -63,7 +63,7 @@ def _halvings(config: Mapping[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
-class LTXVideo:
+class LTXVideo(ReadByT5):
     """The family ``ltx``.
 
     Attributes:
@@ -94,26 +94,6 @@ class LTXVideo:
         """Configurations of LTX-Video 0.9's components."""
         return CONFIGS
 
-    def configured(self, config: ModelConfig) -> "LTXVideo":
-        """With the run's number of T5 tokens.
-
-        Raises:
-            UserError: fewer than 1.
-        """
-        return replace(self, max_sequence_length=text_tokens(config, self.max_sequence_length))
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``: patches are single latents."""
-        return int(network_config["in_channels"])
-
-    def patch(self, network_config: Mapping[str, Any]) -> int:
-        """1."""
-        return int(network_config["patch_size"])
-
-    def reader(self, pipeline: Any) -> tuple[str, int]:
-        """T5's tokenizer."""
-        return "tokenizer", self.max_sequence_length
-
     def grid(
         self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
     ) -> Float[Tensor, " S"]:
@@ -126,19 +106,6 @@ class LTXVideo:
         """
         states, mask, _, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
         return {"encoder_hidden_states": states.float(), "encoder_attention_mask": mask.float()}
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt."""
-        return rows(self.encode_prompts(pipeline, [""]), n)
-
-    def micro_conditions(
-        self,
-        original_size: Float[Tensor, "B 2"],
-        crop: Float[Tensor, "B 2"],
-        target_size: Float[Tensor, "B 2"],
-    ) -> dict[str, Tensor]:
-        """None: ``call`` reads the size off the latents."""
-        return {}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """The transformer's raw prediction, (B, C, F, h, w)."""

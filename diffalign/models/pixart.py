@@ -14,19 +14,18 @@ Diffusers has no LoRA loader for these pipelines and no single-file one: a LoRA 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import no_grid, rows, text_tokens
 from diffalign.models.precision import only_errors
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.models.sdxl import CONFIGS as SDXL_CONFIGS
+from diffalign.models.usual import ReadByT5
 from diffalign.types import Cond
 
 SIGMA_CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -63,7 +62,7 @@ UNTOLD: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class PixArt:
+class PixArt(ReadByT5):
     """The families ``pixart`` and ``pixart_alpha``.
 
     Attributes:
@@ -83,28 +82,6 @@ class PixArt:
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def configured(self, config: ModelConfig) -> "PixArt":
-        """With the run's number of T5 tokens."""
-        return replace(self, max_sequence_length=text_tokens(config, self.max_sequence_length))
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``."""
-        return int(network_config["in_channels"])
-
-    def patch(self, network_config: Mapping[str, Any]) -> int:
-        """``patch_size``."""
-        return int(network_config["patch_size"])
-
-    def reader(self, pipeline: Any) -> tuple[str, int]:
-        """T5's tokenizer."""
-        return "tokenizer", self.max_sequence_length
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Never asked."""
-        return no_grid(scheduler, network_config, steps, shape)
-
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 4096) and ``encoder_attention_mask`` (B, tokens), 1 up to the
         prompt's end and 0 behind it, float32.
@@ -119,10 +96,6 @@ class PixArt:
                 max_sequence_length=self.max_sequence_length,
             )
         return {"encoder_hidden_states": states.float(), "encoder_attention_mask": mask.float()}
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt, one token that is not masked."""
-        return rows(self.encode_prompts(pipeline, [""]), n)
 
     def micro_conditions(
         self,

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does, no_grid
+from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does, rows
+from diffalign.models.usual import Usual
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -41,7 +40,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StableDiffusion1:
+class StableDiffusion1(Usual):
     """The family ``sd15``, and with other fields those of videos that are asked as it is.
 
     Attributes:
@@ -62,14 +61,6 @@ class StableDiffusion1:
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
 
-    def configured(self, config: ModelConfig) -> "StableDiffusion1":
-        """Itself."""
-        return self
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``."""
-        return int(network_config["in_channels"])
-
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """1: the UNet pads what its levels cannot halve."""
         return 1
@@ -77,12 +68,6 @@ class StableDiffusion1:
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """The first tokenizer, all of it."""
         return "tokenizer", int(pipeline.tokenizer.model_max_length)
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Never asked."""
-        return no_grid(scheduler, network_config, steps, shape)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 768) in float32: the text encoder's last hidden states."""
@@ -92,16 +77,7 @@ class StableDiffusion1:
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """The encoded empty prompt, (n, tokens, 768) in float32."""
         _, states = negative_as_the_pipeline_does(pipeline)
-        return {"encoder_hidden_states": states.float().expand(n, -1, -1)}
-
-    def micro_conditions(
-        self,
-        original_size: Float[Tensor, "B 2"],
-        crop: Float[Tensor, "B 2"],
-        target_size: Float[Tensor, "B 2"],
-    ) -> dict[str, Tensor]:
-        """None: the network is not told about sizes."""
-        return {}
+        return rows({"encoder_hidden_states": states.float()}, n)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """The UNet's raw prediction, shaped like ``x_t``."""

@@ -7,16 +7,16 @@ number matters, and ``model.max_sequence_length`` sets it where it is not diffus
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import flow_grid, text_tokens
+from diffalign.models.family import flow_grid, rows
+from diffalign.models.usual import ReadByT5
 from diffalign.types import Cond
 
 _CLIP_L = {  # openai/clip-vit-large-patch14, with its projection
@@ -101,7 +101,7 @@ LARGE_35: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StableDiffusion3:
+class StableDiffusion3(ReadByT5):
     """The family ``sd3``.
 
     Attributes:
@@ -117,26 +117,12 @@ class StableDiffusion3:
     optional_encoders: tuple[str, ...] = ("text_encoder_3",)
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    most_tokens: ClassVar[int | None] = 512
+
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of stable-diffusion-3-medium's components."""
         return CONFIGS
-
-    def configured(self, config: ModelConfig) -> "StableDiffusion3":
-        """With the run's number of T5 tokens.
-
-        Raises:
-            UserError: more tokens than the pipeline reads.
-        """
-        return replace(self, max_sequence_length=text_tokens(config, self.max_sequence_length, most=512))
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``."""
-        return int(network_config["in_channels"])
-
-    def patch(self, network_config: Mapping[str, Any]) -> int:
-        """``patch_size``."""
-        return int(network_config["patch_size"])
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """T5's tokenizer; the first of CLIP's where there is no T5."""
@@ -161,10 +147,7 @@ class StableDiffusion3:
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """The encoded empty prompt."""
         _, states, _, pooled = self._encoded(pipeline, [""], guided=True)
-        return {
-            "encoder_hidden_states": states.float().expand(n, -1, -1),
-            "pooled_projections": pooled.float().expand(n, -1),
-        }
+        return rows({"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}, n)
 
     def _encoded(self, pipeline: Any, prompts: list[str], guided: bool) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -177,15 +160,6 @@ class StableDiffusion3:
                 max_sequence_length=self.max_sequence_length,
             )
         return result
-
-    def micro_conditions(
-        self,
-        original_size: Float[Tensor, "B 2"],
-        crop: Float[Tensor, "B 2"],
-        target_size: Float[Tensor, "B 2"],
-    ) -> dict[str, Tensor]:
-        """None: the network is not told about sizes."""
-        return {}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """The transformer's raw prediction, (B, C, h, w)."""

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does, no_grid
+from diffalign.models.family import encode_as_the_pipeline_does, negative_as_the_pipeline_does, rows
+from diffalign.models.usual import Usual
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -66,7 +66,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StableDiffusionXL:
+class StableDiffusionXL(Usual):
     """The family ``sdxl``."""
 
     name: str = "sdxl"
@@ -82,14 +82,6 @@ class StableDiffusionXL:
         """Configurations of the real-size base model's components."""
         return CONFIGS
 
-    def configured(self, config: ModelConfig) -> "StableDiffusionXL":
-        """Itself."""
-        return self
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``."""
-        return int(network_config["in_channels"])
-
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """1: the UNet pads what its levels cannot halve."""
         return 1
@@ -97,12 +89,6 @@ class StableDiffusionXL:
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """The first tokenizer, all of it."""
         return "tokenizer", int(pipeline.tokenizer.model_max_length)
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Never asked."""
-        return no_grid(scheduler, network_config, steps, shape)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """What both encoders say, in float32.
@@ -116,10 +102,7 @@ class StableDiffusionXL:
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """Zeros where the pipeline's ``force_zeros_for_empty_prompt`` says so, else the empty prompt's."""
         _, states, _, pooled = negative_as_the_pipeline_does(pipeline)
-        return {
-            "encoder_hidden_states": states.float().expand(n, -1, -1),
-            "text_embeds": pooled.float().expand(n, -1),
-        }
+        return rows({"encoder_hidden_states": states.float(), "text_embeds": pooled.float()}, n)
 
     def micro_conditions(
         self,

@@ -12,16 +12,16 @@ right as the ``transformer`` of a folder of its own, at its own times; the refus
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.config import ModelConfig
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.family import encoded_by_t5, flow_grid, rows, text_tokens
+from diffalign.models.family import flow_grid
 from diffalign.models.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.usual import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -82,7 +82,7 @@ TI2V: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class WanVideo:
+class WanVideo(ReadByT5):
     """The family ``wan``.
 
     Attributes:
@@ -108,25 +108,9 @@ class WanVideo:
         """Configurations of Wan2.1-T2V-1.3B's components."""
         return CONFIGS
 
-    def configured(self, config: ModelConfig) -> "WanVideo":
-        """With the run's number of UMT5 tokens.
-
-        Raises:
-            UserError: fewer than 1.
-        """
-        return replace(self, max_sequence_length=text_tokens(config, self.max_sequence_length))
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """``in_channels``."""
-        return int(network_config["in_channels"])
-
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """The side of ``patch_size``, which is one latent frame deep."""
         return int(network_config["patch_size"][-1])
-
-    def reader(self, pipeline: Any) -> tuple[str, int]:
-        """UMT5's tokenizer."""
-        return "tokenizer", self.max_sequence_length
 
     def grid(
         self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
@@ -139,19 +123,6 @@ class WanVideo:
         """``encoder_hidden_states`` (B, UMT5's tokens, 4096) in float32, zeros after a prompt's end."""
         states, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
         return {"encoder_hidden_states": states.float()}
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt, (n, UMT5's tokens, 4096) in float32."""
-        return rows(self.encode_prompts(pipeline, [""]), n)
-
-    def micro_conditions(
-        self,
-        original_size: Float[Tensor, "B 2"],
-        crop: Float[Tensor, "B 2"],
-        target_size: Float[Tensor, "B 2"],
-    ) -> dict[str, Tensor]:
-        """None: the network is not told about sizes."""
-        return {}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """The transformer's raw prediction, (B, C, F, h, w)."""
