@@ -86,8 +86,6 @@ def test_real_letters():
     prompt = 'A poster with the words "Hello World"'
     scores = reward(images, [prompt, 'a door with "Open 24 H" on it', prompt])
     assert scores.dtype == torch.float32 and scores.tolist() == [1.0, 1.0, 0.0]
-    # helloworld against open24h: o and l stay of the longer text's ten letters at best
-    assert reward(images[1:2], [prompt]).item() == pytest.approx(agreement("helloworld", ["open 24 h"]))
 
 
 @pytest.mark.parametrize("package", ["rapidocr", "onnxruntime"])

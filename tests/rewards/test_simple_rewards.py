@@ -105,9 +105,8 @@ def test_jpeg_sizes():
     images = [Image.new("RGB", (64, 64)), Image.new("RGB", (512, 512), "white"), Image.fromarray(noise)]
     small, large = rewards.load("jpeg"), rewards.load("jpeg_incompressibility")
     scores = large(images, ["", "", ""])
-    assert scores[:2].tolist() == pytest.approx(
-        [0.691, 4.723], rel=0.01
-    )  # libjpeg-turbo 3.2; others differ a little
+    # with Pillow 13.0 and libjpeg-turbo 3.2; others differ a little
+    assert scores.tolist() == pytest.approx([0.691, 4.723, 5.427], rel=0.01)
     buffer = io.BytesIO()
     images[2].save(buffer, "JPEG", quality=95)
     assert scores[2].item() == pytest.approx(len(buffer.getvalue()) / 1000)
