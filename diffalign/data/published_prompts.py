@@ -45,7 +45,7 @@ class Published:
         except Exception as error:  # hub, http and file errors: all mean that the file is not here
             raise UserError(
                 f"prompts {self.name!r}: cannot fetch {self.where} ({type(error).__name__}); is the network "
-                f"there, and HF_HUB_OFFLINE unset? A downloaded copy is read as {self.name}:FILE"
+                f"there, and HF_HUB_OFFLINE unset? A downloaded copy is read as {self.name}:PATH"
             ) from error
         return (row for file in files for row in self.rows(file))
 

@@ -132,7 +132,7 @@ def test_an_unreachable_hub_is_said(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=rf"'{name}': cannot fetch .*network.*HF_HUB_OFFLINE.*{name}:FILE"):
+    with pytest.raises(UserError, match=rf"'{name}': cannot fetch .*network.*HF_HUB_OFFLINE.*{name}:PATH"):
         read_prompt_set(name)
 
 
