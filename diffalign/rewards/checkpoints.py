@@ -37,20 +37,7 @@ def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, or no table of plain tensors (nothing else is unpickled).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"reward {name!r}: there is no file {str(path)!r}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch each raise their own kind
-        raise UserError(
-            f"reward {name!r}: {str(path)!r} is not a checkpoint of plain tensors ({type(error).__name__})"
-        ) from error
+    state = read_plain(name, path)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -58,6 +45,27 @@ def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
             f"reward {name!r}: {str(path)!r} holds no table of weights (it is a {type(state).__name__})"
         )
     return {str(key): tensor for key, tensor in state.items()}
+
+
+def read_plain(name: str, path: Path | str) -> Any:
+    """Whatever a safetensors or torch file holds, tensors on the CPU.
+
+    Raises:
+        UserError: no such file, or more in it than tensors, numbers, words and containers of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"reward {name!r}: there is no file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, safetensors and torch each raise their own kind
+        raise UserError(
+            f"reward {name!r}: {str(path)!r} is not a checkpoint of plain tensors ({type(error).__name__})"
+        ) from error
 
 
 def fill(name: str, network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
