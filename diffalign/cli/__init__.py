@@ -23,6 +23,8 @@ COMMANDS = {
     "video-pairs": "make pairs to label of real videos: two takes of each (DenseDPO)",
     "label-segments": "label pairs of videos by the second: from a file, a reward, a vision-language model",
     "score": "score images with rewards",
+    "pairs": "make preference pairs or ranked lists from scores",
+    "agreement": "rewards against labelled preferences, and against each other",
     "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "pairs that are likely to push their winner down, and a filter",
     "evaluate": "base against aligned: rewards, win rates with intervals, a report",

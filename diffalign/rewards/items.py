@@ -9,7 +9,7 @@ of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as s
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,11 @@ def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Ite
             raise UserError(f"{where} has no path in the field {name!r}; {_NEEDED}")
         value = table.parent / value if isinstance(value, str) else value
         yield Item(prompt, value, identity, suffix, videos)
+
+
+def has_media(columns: Collection[str]) -> bool:
+    """Whether one of these columns of a table holds images or videos."""
+    return bool({*_ONE, *_SEVERAL, *(name for pair in _PAIRS for name in pair)} & set(columns))
 
 
 def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

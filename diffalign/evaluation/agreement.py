@@ -1,0 +1,220 @@
+"""How often a reward prefers what people preferred, and how often two rewards prefer the same.
+
+The units are comparisons: every two rivals of a labelled group. Accuracy is the share of those with a winner
+that the reward scores higher, equal scores counting half, with Wilson's 95 % interval. Ties of the labels are
+no part of it and are said apart. Comparisons of one prompt are counted as if they were independent: of sets
+with many of a prompt, the interval is too narrow.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations, islice
+
+import numpy as np
+
+from diffalign.data.examples import Counts, Example, Preferences
+from diffalign.errors import UserError
+from diffalign.evaluation.statistics import Estimate, wilson
+from diffalign.rewards.cache import ScoreCache
+from diffalign.rewards.items import Item
+from diffalign.rewards.score import Scored, Scorer, Unreadable, each_scored
+
+
+@dataclass(frozen=True)
+class Group:
+    """A labelled group: K labels, and K rows of R scores; higher is better in both."""
+
+    where: str
+    labels: tuple[float, ...]
+    scores: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Comparisons whose scores differ by ``low`` to ``high``, and the accuracy among them."""
+
+    low: float
+    high: float
+    pairs: int
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A reward against the labels.
+
+    Attributes:
+        reward: its name.
+        pairs: comparisons with a winner.
+        right, wrong, equal: of them: the winner scores higher, lower, the same.
+        accuracy: (right + equal / 2) / pairs.
+        by_margin: the same by quantiles of the scores' difference, the smallest first.
+        median_margin: of the scores' difference, and ``median_margin_of_ties`` where labels are equal (None
+            if none are): what a tie band may be chosen by.
+    """
+
+    reward: str
+    pairs: int
+    right: int
+    wrong: int
+    equal: int
+    accuracy: Estimate
+    by_margin: tuple[Bin, ...]
+    median_margin: float
+    median_margin_of_ties: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two rewards against each other, on all comparisons, label or not.
+
+    Attributes:
+        first, second: their names.
+        pairs: comparisons that both decide; ``undecided`` the others.
+        same: share on which both prefer the same image.
+        tau: 2 x same - 1: Kendall's tau within groups, and Cohen's kappa, since by chance (which image of a
+            pair comes first says nothing) half would be the same.
+    """
+
+    first: str
+    second: str
+    pairs: int
+    undecided: int
+    same: Estimate | None
+    tau: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a labelled set says of rewards: ``ties`` comparisons of it have no winner."""
+
+    pairs: int
+    ties: int
+    accuracies: tuple[Accuracy, ...]
+    agreements: tuple[Agreement, ...]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """The groups that have scores; what else the set held, by its own counts; single images, which have no
+    rival; and the places of unreadable images, whose groups are left out.
+    """
+
+    groups: tuple[Group, ...] = field(repr=False)
+    counts: Counts
+    singles: int
+    unreadable: tuple[str, ...]
+
+
+def rate(
+    preferences: Preferences,
+    scorers: Sequence[Scorer],
+    cache: ScoreCache | None = None,
+    *,
+    of_videos: bool = False,
+    progress: bool = True,
+) -> Rated:
+    """Score every image of a labelled set.
+
+    Raises:
+        UserError: no group of two or more in it, none of them readable, or what a reward refuses.
+    """
+    waiting: deque[Example] = deque()
+    singles = [0]
+
+    def items() -> Iterator[Item]:
+        for example in preferences:
+            if len(example.images) < 2:
+                singles[0] += 1
+                continue
+            waiting.append(example)
+            prompts = example.prompts or (example.prompt,) * len(example.images)
+            for k, (image, prompt) in enumerate(zip(example.images, prompts, strict=True)):
+                yield Item(prompt, image.source, (("file", example.where),), f"_{k}", of_videos)
+
+    every = items()
+    first = list(islice(every, 1))
+    if not first:
+        raise UserError(f"{preferences.name}: nothing to compare: {preferences.counts.text}")
+    groups: list[Group] = []
+    unreadable: list[str] = []
+    results: list[Scored | Unreadable] = []
+    for one in each_scored(chain(first, every), scorers, cache, progress):
+        results.append(one)
+        if isinstance(one, Unreadable):
+            unreadable.append(one.text)
+        if len(results) == len(waiting[0].images):
+            example, scores = waiting.popleft(), [r.scores for r in results if isinstance(r, Scored)]
+            if len(scores) == len(results):
+                groups.append(Group(example.where, example.scores, tuple(scores)))
+            results.clear()
+    if not groups:
+        raise UserError(f"{preferences.name}: no group can be read; the first: {unreadable[0]}")
+    return Rated(tuple(groups), preferences.counts, singles[0], tuple(unreadable))
+
+
+def report(groups: Sequence[Group], rewards: Sequence[str], bins: int = 4) -> Report:
+    """Accuracies and agreements of R rewards on labelled groups.
+
+    Args:
+        groups: with R scores an image.
+        rewards: R names.
+        bins: quantiles of the margin; equal margins are in one, so there may be fewer.
+
+    Raises:
+        ValueError: fewer than one bin, or no group.
+        UserError: no comparison has a winner.
+    """
+    if bins < 1 or not groups:
+        raise ValueError(f"{bins} bins of {len(groups)} groups: at least one of each is needed")
+    pairs = [(g, i, j) for g in groups for i, j in combinations(range(len(g.labels)), 2)]
+    label = np.sign([g.labels[i] - g.labels[j] for g, i, j in pairs])
+    margins = np.array([np.subtract(g.scores[i], g.scores[j]) for g, i, j in pairs])
+    won = label != 0
+    if not won.any():
+        raise UserError(f"all {len(pairs)} labelled pairs are ties; accuracy needs some with a winner")
+    accuracies = tuple(
+        _accuracy(name, label[won] * margins[won, r], np.abs(margins[~won, r]), bins)
+        for r, name in enumerate(rewards)
+    )
+    agreements = tuple(
+        _agreement(rewards[a], rewards[b], margins[:, a], margins[:, b])
+        for a, b in combinations(range(len(rewards)), 2)
+    )
+    return Report(len(pairs), int((~won).sum()), accuracies, agreements)
+
+
+def _accuracy(name: str, leads: np.ndarray, of_ties: np.ndarray, bins: int) -> Accuracy:
+    """``leads``: by how much the winner scores higher, (pairs,)."""
+    size = np.abs(leads)
+    edges = np.quantile(size, np.linspace(0, 1, bins + 1)[1:-1])
+    place = np.searchsorted(edges, size)
+    return Accuracy(
+        name,
+        len(leads),
+        int((leads > 0).sum()),
+        int((leads < 0).sum()),
+        int((leads == 0).sum()),
+        _share(leads),
+        tuple(
+            Bin(float(size[at].min()), float(size[at].max()), int(at.sum()), _share(leads[at]))
+            for at in (place == number for number in range(bins))
+            if at.any()
+        ),
+        float(np.median(size)),
+        float(np.median(of_ties)) if len(of_ties) else None,
+    )
+
+
+def _share(leads: np.ndarray) -> Estimate:
+    return wilson(float((leads > 0).sum() + (leads == 0).sum() / 2), len(leads))
+
+
+def _agreement(first: str, second: str, a: np.ndarray, b: np.ndarray) -> Agreement:
+    both = (a != 0) & (b != 0)
+    pairs = int(both.sum())
+    if not pairs:
+        return Agreement(first, second, 0, len(a), None, None)
+    same = wilson(int((np.sign(a[both]) == np.sign(b[both])).sum()), pairs)
+    return Agreement(first, second, pairs, len(a) - pairs, same, 2 * same.value - 1)
