@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from diffalign.config import Run
     from diffalign.config_io import read_run
     from diffalign.errors import UserError
+    from diffalign.evaluation.compare import compare
     from diffalign.job import Result, align
 
 __version__ = "0.1.0"
 
-__all__ = ["Result", "Run", "UserError", "align", "read_run"]
+__all__ = ["Result", "Run", "UserError", "align", "compare", "read_run"]
 
 _HOMES = {
     "Result": ("diffalign.job", "Result"),
     "Run": ("diffalign.config", "Run"),
     "UserError": ("diffalign.errors", "UserError"),
     "align": ("diffalign.job", "align"),
+    "compare": ("diffalign.evaluation.compare", "compare"),
     "read_run": ("diffalign.config_io", "read_run"),
 }
 

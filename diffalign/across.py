@@ -1,5 +1,8 @@
 """What processes tell each other beside gradients: means (a KL estimate, a running scale) and scores."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,3 +31,21 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, value)
     return found
+
+
+@contextmanager
+def joined(world: int) -> Iterator[Callable[[], object]]:
+    """While entered, a function that waits until all ``world`` processes of a torchrun have called it, days
+    if need be: some draw more slowly than others.
+    """
+    if world == 1:
+        yield lambda: None
+        return
+    if distributed.is_initialized():
+        yield lambda: distributed.barrier()
+        return
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        yield lambda: distributed.barrier()
+    finally:
+        distributed.destroy_process_group()

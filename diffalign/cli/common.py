@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from diffalign.devices import device_name as device_name
 from diffalign.errors import UserError, unknown
 
 
@@ -82,24 +83,6 @@ def print_json(value: Any) -> None:
 def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
     """Some attributes of a card, for JSON."""
     return {name: getattr(card, name) for name in fields}
-
-
-def device_name(wanted: str) -> str:
-    """A torch device: ``auto`` is the accelerator where there is one.
-
-    Raises:
-        UserError: it is not there.
-    """
-    import torch
-
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    best = found.type if found is not None else "cpu"
-    if wanted == "auto":
-        return best
-    if wanted.split(":")[0] not in ("cpu", best):
-        allowed = ", ".join(dict.fromkeys(["auto", "cpu", best]))
-        raise UserError(f"--device {wanted!r} is not available here; allowed: {allowed}")
-    return wanted
 
 
 def share() -> tuple[int, int]:

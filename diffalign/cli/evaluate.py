@@ -1,68 +1,68 @@
-"""``diffalign evaluate``: base against aligned on the same prompts and noise."""
+"""``diffalign evaluate``: base against aligned models on the same prompts and noise."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, table
-from diffalign.cli.opening import (
-    add_sampling_options,
-    open_pipeline,
-    open_run,
-    read_run_directory,
-    sampling_advice,
-    sampling_settings,
-    with_dtype,
-)
+from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, share, table
+from diffalign.cli.opening import add_sampling_options, sampling_advice, sampling_settings
 from diffalign.errors import UserError
 from diffalign.out_of_memory import advised
 
 if TYPE_CHECKING:
+    from diffalign.evaluation.kept import Asked
     from diffalign.evaluation.report import RunFacts
-    from diffalign.evaluation.sampling import SamplingSettings
+    from diffalign.evaluation.running import Entrant
+    from diffalign.evaluation.sampling import Pipeline, SamplingSettings
 
 
 def run(argv: Sequence[str]) -> int:
-    """Samples both models, scores, and writes the report."""
+    """Draws with every model, scores, and writes the report; what is there already is not done again."""
     args = read(argv)
-    specs = names(args.rewards, "--rewards")
-    from diffalign.data.prompts import read_prompts
+    rewards = asked(names(args.rewards, "--rewards"), args)  # first: a wrong name costs no model's loading
+    from diffalign.data.prompt_sets import read_prompt_set
+    from diffalign.evaluation.report import contest_data, write_contest
+    from diffalign.evaluation.running import evaluate_models
+    from diffalign.export.opening import read_run_directory
 
-    prompts = read_prompts(args.prompts, args.limit)
-    from diffalign.evaluation.evaluate import compare_pipelines
-    from diffalign.evaluation.report import report_data, write_report
-    from diffalign.rewards.registry import parse as parse_spec
-
-    rewards = {
-        parse_spec(spec)[0].name: spec for spec in specs
-    }  # names first: a wrong one costs no model's loading
+    prompts = read_prompt_set(args.prompts, args.limit)
     settings = sampling_settings(args, None if args.run is None else read_run_directory(args.run))
-    with advised("drawing and scoring", sampling_advice(args)):
-        base, aligned, facts, output = models(args, settings)
-        comparison = compare_pipelines(
-            base,
-            aligned,
-            prompts,
-            load_rewards(rewards, device_name(args.device), args.batch_size or 8),
-            settings,
-            images_per_prompt=args.images_per_prompt,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            folder=output / "images",
-        )
-    before, after = ([s.source for s in side] for side in (comparison.base, comparison.aligned))
-    page = write_report(output, comparison.evaluation, before, after, facts, metrics=output / "metrics.jsonl")
-    data = report_data(comparison.evaluation, facts)
+    found = compared(args, settings)
+    output = Path(args.output or args.run or "runs/evaluation")
+    rank, world = share()
+    try:
+        with advised("drawing and scoring", sampling_advice(args)):
+            contest = evaluate_models(
+                found.base,
+                found.entrants,
+                prompts,
+                rewards,
+                settings,
+                output=output,
+                images_per_prompt=args.images_per_prompt,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                rank=rank,
+                world=world,
+                progress=rank == 0,
+            )
+    except KeyboardInterrupt:
+        print(f"what is drawn and scored is kept in {output}; the same command goes on", file=sys.stderr)
+        raise
+    if contest is None:  # another process writes
+        return 0
+    page = write_contest(output, contest, found.facts, found.title, metrics=found.metrics)
+    data = contest_data(contest, found.facts)
     if args.json:
         print_json(data)
     else:
         print(summary(data))
     print(
-        f"{page} shows the {comparison.evaluation.kind}; report.json and scores.jsonl are beside it",
+        f"{page} shows the {contest.leading.kind}; report.json, scores.parquet, scores.jsonl are beside it",
         file=sys.stderr,
     )
     return 0
@@ -75,10 +75,15 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--run", metavar="FOLDER", help="a run directory: its base model against its aligned/")
     what.add_argument("--base", metavar="MODEL", help="hub id, diffusers folder, checkpoint, tiny:sdxl")
     what.add_argument(
-        "--aligned", metavar="MODEL", help="aligned/ folder, LoRA folder, or anything that --base takes"
+        "--aligned",
+        metavar="MODEL[,MODEL]",
+        help="run directory, aligned/ folder, LoRA folder, or anything that --base takes; one or more",
     )
     what.add_argument(
-        "--prompts", required=True, metavar="FILE", help="txt, jsonl, tsv, csv, parquet, or tiny:test"
+        "--prompts",
+        required=True,
+        metavar="SET",
+        help="parti, drawbench, geneval, hpdv2, tiny:test, or a file: txt, jsonl, tsv, csv, parquet",
     )
     what.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     what.add_argument(
@@ -95,45 +100,106 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def models(args: argparse.Namespace, settings: "SamplingSettings") -> tuple[Any, Any, "RunFacts", Path]:
-    """(base, aligned, what the report says about the run, folder of the report)."""
-    from diffalign.evaluation.report import RunFacts
-    from diffalign.models.loading import load
+def asked(specs: Sequence[str], args: argparse.Namespace) -> "list[Asked]":
+    """The rewards; UserError for one that there is not, or two of a name."""
+    from diffalign.rewards.registry import parse as parse_spec
 
-    sampling = {"sampling": asdict(settings)}
-    if args.run is None:
-        base = open_pipeline(args.base, None, args)
-        aligned = open_pipeline(args.aligned, args.base, args)
-        title = f"{args.aligned} against {args.base}"
-        return (
-            base,
-            aligned,
-            RunFacts("unknown", settings=sampling, title=title),
-            Path(args.output or "runs/evaluation"),
-        )
-    run, model = open_run(args.run, args)
-    base = load(with_dtype(run.model, args.dtype), device_name(args.device)).pipeline
-    summary = Path(args.run, "summary.json")
-    known: dict[str, Any] = json.loads(summary.read_text()) if summary.is_file() else {}
-    facts = RunFacts(
-        method=str(run.method["type"]),
-        train_seconds=known.get("train_seconds"),
-        steps=known.get("steps"),
-        settings=asdict(run) | sampling,
-        title=f"{run.model.path} aligned with {run.method['type']}",
-    )
-    return base, model.pipeline, facts, Path(args.output or args.run)
-
-
-def load_rewards(specs: Mapping[str, str], device: str, batch_size: int) -> dict[str, Any]:
-    """Rewards by name."""
+    called = [parse_spec(spec)[0].name for spec in specs]
+    twice = [name for name in called if called.count(name) > 1]
+    if twice:
+        raise UserError(f"--rewards has {twice[0]!r} twice; allowed: each name once in one evaluation")
+    from diffalign.evaluation.kept import Asked
     from diffalign.rewards import load
+    from diffalign.rewards.cache import reward_key
 
-    return {name: load(spec, device, batch_size=batch_size) for name, spec in specs.items()}
+    def opener(spec: str) -> Callable[[], Any]:
+        return lambda: load(spec, device_name(args.device), batch_size=args.batch_size or 8)
+
+    return [Asked(name, reward_key(spec), opener(spec)) for name, spec in zip(called, specs, strict=True)]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The models, and what the report says of their runs, by the aligned models' names."""
+
+    base: "Callable[[], Pipeline]"
+    entrants: "list[Entrant]"
+    facts: "dict[str, RunFacts]"
+    metrics: dict[str, Path]
+    title: str
+
+
+def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
+    """What the command line names; nothing is loaded yet. UserError for what is not there."""
+    from diffalign.evaluation.running import Entrant, entrant_names, slug
+    from diffalign.export.opening import Named, named, open_named, read_run_directory, run_directory_of
+
+    def opener(found: Named) -> "Callable[[], Pipeline]":
+        return lambda: open_named(found, device_name(args.device)).pipeline
+
+    if args.run is not None:
+        specs, whole = [args.run], named(args.run, None, args.dtype)
+        base, models = Named(whole.model), [whole]
+        run = read_run_directory(args.run)
+        title = f"{run.model.path} aligned with {run.method['type']}"
+    else:
+        specs = names(args.aligned, "--aligned")
+        base, models = named(args.base, None, args.dtype), [named(s, args.base, args.dtype) for s in specs]
+        title = f"{', '.join(specs)} against {args.base}"
+    known = dict(zip(entrant_names(specs), specs, strict=True))
+    runs = {name: run_directory_of(spec) for name, spec in known.items()}
+    shared = {"sampling": asdict(settings), "prompts": args.prompts}
+    if len(known) > 1:
+        shared["models"] = known
+    folders = {name: slug(name) if len(known) > 1 else "aligned" for name in known}
+    return Compared(
+        opener(base),
+        [Entrant(n, folders[n], opener(model)) for n, model in zip(known, models, strict=True)],
+        {name: facts_of(folder, shared, title) for name, folder in runs.items()},
+        {
+            n: f / "metrics.jsonl"
+            for n, f in runs.items()
+            if f is not None and (f / "metrics.jsonl").is_file()
+        },
+        title,
+    )
+
+
+def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "RunFacts":
+    """What a run directory, if there is one, says of the run."""
+    from diffalign.evaluation.report import RunFacts
+    from diffalign.export.opening import read_run_directory
+
+    if folder is None:
+        return RunFacts("unknown", settings=shared, title=title)
+    run = read_run_directory(folder)
+    file = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return RunFacts(
+        method=str(run.method["type"]),
+        train_seconds=summary.get("train_seconds"),
+        steps=summary.get("steps"),
+        settings=asdict(run) | dict(shared),
+        title=title,
+    )
 
 
 def summary(data: Mapping[str, Any]) -> str:
-    """The numbers of a report as a table."""
+    """The numbers of a report as tables: of every model, the best first."""
+    models = data["models"]
+    order = sorted(models, key=lambda name: -models[name]["gain"])
+    lines = [data["headline"]] if len(models) > 1 else []
+    for name in order:
+        lines += [f"\n{name}"] if len(models) > 1 else []
+        lines += _tables(models[name])
+    lines.append(f"{data['prompts']} prompts; adjusted p-values allow for all rewards and models (Holm)")
+    for name in order:
+        of = f" {name}:" if len(models) > 1 else ""
+        lines += [f"warning:{of} {line}" for line in models[name]["alarm"]]
+    return "\n".join(lines)
+
+
+def _tables(model: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             name,
@@ -141,8 +207,9 @@ def summary(data: Mapping[str, Any]) -> str:
             f"{r['aligned']:.4f}",
             f"{r['gain']:+.4f} [{r['gain_ci95'][0]:+.4f}, {r['gain_ci95'][1]:+.4f}]",
             f"{r['win_rate']:.1%} [{r['win_rate_ci95'][0]:.1%}, {r['win_rate_ci95'][1]:.1%}]",
+            f"{r['p_value_adjusted']:.4f}",
         )
-        for name, r in data["rewards"].items()
+        for name, r in model["rewards"].items()
     ]
     moved = [
         (
@@ -151,24 +218,25 @@ def summary(data: Mapping[str, Any]) -> str:
             f"{m['aligned']:.4f}",
             f"{m['change']:+.4f} [{m['change_ci95'][0]:+.4f}, {m['change_ci95'][1]:+.4f}]",
         )
-        for name, m in data.get("motion", {}).items()
+        for name, m in model.get("motion", {}).items()
     ]
-    lines = [
-        table(rows, ("reward", "base", "aligned", "gain (95 %)", "win rate (95 %)")),
+    return [
+        table(rows, ("reward", "base", "aligned", "gain (95 %)", "win rate (95 %)", "adjusted p")),
         *([table(moved, ("motion", "base", "aligned", "change (95 %)"))] if moved else []),
-        f"{data['prompts']} prompts",
     ]
-    return "\n".join([*lines, *(f"warning: {line}" for line in data["alarm"])])
 
 
 DESCRIPTION = """\
-Compare a base model with an aligned one: both draw the prompts from the same noise, every reward scores
-both, and the report has gains and win rates with paired 95 % intervals over prompts, image statistics and
-the images. Of models of videos it has motion beside quality: dynamic degree, smoothness, consistency."""
+Compare a base model with aligned ones: all draw the prompts from the same noise, every reward scores all of
+it, and the report has gains and win rates with paired 95 % intervals over prompts, tests corrected for the
+number of rewards and models, gains by category, image statistics and the images. Of models of videos it has
+motion beside quality: dynamic degree, smoothness, consistency. An evaluation that was stopped goes on where
+it was when the same command is given again; under torchrun every process draws and scores its share."""
 
 EXAMPLES = """
 diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore,aesthetic_v2
 diffalign evaluate --run runs/tiny --prompts tiny:test --limit 99 --rewards judge,taste --guidance 1
 diffalign evaluate --run runs/wan --prompts prompts.txt --rewards pickscore --steps 30 --dtype bfloat16
-diffalign evaluate --base tiny:sdxl --aligned runs/tiny/aligned --prompts tiny:test --limit 64 --rewards judge
+diffalign evaluate --base tiny:sdxl --aligned runs/dpo,runs/sft --prompts tiny:test --limit 64 --rewards judge
+torchrun --nproc-per-node 4 -m diffalign evaluate --run runs/mine --prompts parti --rewards pickscore,hpsv2_1
 """

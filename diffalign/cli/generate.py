@@ -19,14 +19,16 @@ def run(argv: Sequence[str]) -> int:
         "--base", metavar="MODEL", help="what a LoRA outside of its run directory was trained on"
     )
     parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="txt, jsonl, tsv, csv, parquet, or tiny:test"
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="txt, jsonl, tsv, csv, parquet; parti, drawbench, geneval, hpdv2; or tiny:test",
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     parser.add_argument("--output", default="images", metavar="FOLDER", help="default: images")
     from diffalign.cli.opening import (
         add_sampling_options,
         open_pipeline,
-        read_run_directory,
         sampling_advice,
         sampling_settings,
     )
@@ -39,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     rank, world = share()
     from diffalign.evaluation.media import all_videos
     from diffalign.evaluation.sampling import generate
+    from diffalign.export.opening import read_run_directory
 
     run = read_run_directory(args.model) if Path(args.model, "config.yaml").is_file() else None
     with advised("drawing", sampling_advice(args)):

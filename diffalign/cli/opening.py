@@ -2,19 +2,15 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffalign.cli.common import device_name, number
-from diffalign.config import ModelConfig, Run
-from diffalign.errors import UserError, unknown
+from diffalign.config import Run
+from diffalign.devices import DTYPES
 
 if TYPE_CHECKING:
     from diffalign.evaluation.sampling import SamplingSettings
     from diffalign.models.loaded import LoadedModel
-
-LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -72,73 +68,17 @@ def sampling_advice(args: argparse.Namespace) -> list[str]:
     return advice if args.dtype in DTYPES[1:] else [*advice, "--dtype bfloat16"]
 
 
-def read_run_directory(folder: str) -> Run:
-    """The configuration of a run directory.
-
-    Raises:
-        UserError: there is no run in it.
-    """
-    from diffalign.config_io import read_run
-
-    file = Path(folder, "config.yaml")
-    if not file.is_file():
-        raise UserError(f"{folder!r} is no run directory: there is no config.yaml in it")
-    return read_run(file)
-
-
-def open_run(folder: str, args: argparse.Namespace) -> tuple[Run, "LoadedModel"]:
-    """A run and its aligned model.
-
-    Raises:
-        UserError: no run, or one that has not been finished.
-    """
-    from diffalign.export.aligned import open_aligned
-
-    run = read_run_directory(folder)
-    aligned = Path(folder, "aligned")
-    if not aligned.is_dir():
-        raise UserError(
-            f"{folder!r} has no aligned/: the run has not finished; continue it with --resume latest"
-        )
-    return run, open_aligned(with_dtype(run.model, args.dtype), aligned, device_name(args.device))
-
-
-def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:
-    """The pipeline of ``open_model``."""
-    return open_model(spec, base, args).pipeline
-
-
 def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "LoadedModel":
     """The model that ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model.
 
     Raises:
         UserError: nothing of that kind is there.
     """
-    if Path(spec, "config.yaml").is_file():
-        return open_run(spec, args)[1]
-    device = device_name(args.device)
-    if any(Path(spec, name).is_file() for name in LORA_FILES):
-        from diffalign.export.aligned import open_aligned
+    from diffalign.export import opening
 
-        return open_aligned(_base_of(spec, base, args.dtype), spec, device)
-    from diffalign.models.loading import load
-
-    return load(with_dtype(ModelConfig(path=spec), args.dtype), device)
+    return opening.open_model(spec, base, device_name(args.device), args.dtype)
 
 
-def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:
-    """The model under a LoRA: as given, or of the run that the folder belongs to."""
-    if base is not None:
-        return with_dtype(ModelConfig(path=base), dtype)
-    if Path(lora, "..", "config.yaml").is_file():
-        return with_dtype(read_run_directory(str(Path(lora, ".."))).model, dtype)
-    raise UserError(f"{lora!r} is a LoRA; give the model that it was trained on as --base")
-
-
-def with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
-    """The model with another dtype, if one is given."""
-    if dtype is None:
-        return model
-    if dtype not in DTYPES:
-        raise unknown("--dtype", dtype, DTYPES)
-    return replace(model, dtype=dtype)  # type: ignore[arg-type]
+def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:
+    """The pipeline of ``open_model``."""
+    return open_model(spec, base, args).pipeline

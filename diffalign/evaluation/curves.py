@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffalign.evaluation.charts import Line, line_chart
-from diffalign.evaluation.page import legend, section
+from diffalign.evaluation.page import legend, section, stack
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -54,33 +54,45 @@ _HELD_OUT = (
 )
 
 
-def training(metrics: Rows) -> str:
-    """Curves over optimizer steps of the metrics that there are; nothing if there are none."""
-    points = [(float(row["step"]), row) for row in metrics if "step" in row]
+def training(metrics: Mapping[str, Rows]) -> str:
+    """Curves over optimizer steps of the metrics that there are, by model; nothing if there are none."""
     lead = "By optimizer step. An error below zero: the policy predicts the noise better than the reference; "
     lead += "a preference is learnt when the loser's rises above the winner's."
-    return _section("Training", lead, _TRAINING, points)
+    bodies = {
+        name: _cards(_TRAINING, [(float(row["step"]), row) for row in rows if "step" in row])
+        for name, rows in metrics.items()
+    }
+    return _section("Training", lead, bodies)
 
 
-def held_out(metrics: Rows) -> str:
-    """The last held-out measurement by time; nothing if there is none."""
+def held_out(metrics: Mapping[str, Rows]) -> str:
+    """The last held-out measurement by time, by model; nothing if there is none."""
+    lead = "On pairs never trained on, at the last measured step, by the time that images were noised to: "
+    lead += "0 is the clean image, where details are decided; 1 is noise, where the layout is."
+    bodies = {name: _cards(_HELD_OUT, _bins(rows)) for name, rows in metrics.items()}
+    return _section("Held-out pairs", lead, bodies)
+
+
+def _bins(metrics: Rows) -> list[tuple[float, Mapping[str, Any]]]:
+    """What was measured last, by the middle of each bin of times."""
     measured = [row for row in metrics if any(_BIN.fullmatch(key) for key in row)]
-    if not measured:
-        return ""
     bins: dict[float, dict[str, Any]] = {}
-    for key, value in measured[-1].items():
+    for key, value in measured[-1].items() if measured else ():
         match = _BIN.fullmatch(key)
         if match:
             middle = (float(match[1]) + float(match[2])) / 2
             bins.setdefault(middle, {})[match[3]] = value
-    lead = "On pairs never trained on, at the last measured step, by the time that images were noised to: "
-    lead += "0 is the clean image, where details are decided; 1 is noise, where the layout is."
-    return _section("Held-out pairs", lead, _HELD_OUT, sorted(bins.items()))
+    return sorted(bins.items())
 
 
-def _section(
-    title: str, lead: str, curves: Sequence[_Curve], points: Sequence[tuple[float, Mapping[str, Any]]]
-) -> str:
+def _section(title: str, lead: str, bodies: Mapping[str, str]) -> str:
+    if not any(bodies.values()):
+        return ""
+    none = '<p class="soft">Nothing is known of the training of this model.</p>'
+    return section(title, lead, stack({name: body or none for name, body in bodies.items()}))
+
+
+def _cards(curves: Sequence[_Curve], points: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
     cards = []
     for curve in curves:
         lines = []
@@ -92,4 +104,4 @@ def _section(
             words = legend(lines[0].label, lines[1].label) if len(lines) == 2 else ""
             chart = line_chart(curve.title, lines, curve.level, smooth=curve.title != "Learning rate")
             cards.append(f'<div class="card"><h3>{curve.title}</h3>{chart}{words}</div>')
-    return section(title, lead, f'<div class="charts">{"".join(cards)}</div>') if cards else ""
+    return f'<div class="charts">{"".join(cards)}</div>' if cards else ""

@@ -1,6 +1,9 @@
-"""The look of the report: style, script and the frame of a self-contained HTML page."""
+"""The look of the report: style and the frame of a self-contained HTML page."""
 
+from collections.abc import Mapping
 from html import escape
+
+from diffalign.evaluation.script import SCRIPT
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fbfaf8; --card: #ffffff; --ink: #1d2126; --soft: #5c6570;
@@ -70,10 +73,12 @@ svg { display: block; width: 100%; height: auto; }
 .reward p { margin: 0; font-size: 14px; color: var(--soft); font-variant-numeric: tabular-nums; }
 .reward .bar { max-width: 340px; margin: 2px 0; }
 .buttons { display: flex; flex-wrap: wrap; gap: 8px; margin: 4px 0 16px; }
-button { font: inherit; font-size: 15px; color: var(--ink); background: var(--card); border: 1px solid
+button, select { font: inherit; font-size: 15px; color: var(--ink); background: var(--card); border: 1px solid
   var(--rule); border-radius: 999px; padding: 7px 16px; cursor: pointer; }
 button[aria-pressed="true"] { background: var(--ink); color: var(--ground); border-color: var(--ink); }
-button:focus-visible, summary:focus-visible { outline: 2px solid var(--aligned); outline-offset: 2px; }
+select { max-width: 100%; }
+button:focus-visible, select:focus-visible, summary:focus-visible { outline: 2px solid var(--aligned);
+  outline-offset: 2px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap:
   16px; }
 figure.pair { margin: 0; padding: 12px; }
@@ -90,6 +95,27 @@ figcaption small { display: block; color: var(--soft); font-size: 13px; font-var
   tabular-nums; }
 .up { color: var(--good); }
 .down { color: var(--bad); }
+.stack { margin: 0; }
+.live .stack { display: grid; grid-template-columns: minmax(0, 1fr); }
+.live .stack > * { grid-area: 1 / 1; min-width: 0; }
+.live .stack > :not(.on), .live .whose { visibility: hidden; }
+.live .whose { height: 0; margin: 0; }
+.switch { position: sticky; top: 0; z-index: 2; background: var(--ground); margin: 26px 0 0; padding: 8px 0;
+  border-bottom: 1px solid var(--rule); }
+.switch .buttons { margin: 0; flex-wrap: nowrap; overflow-x: auto; }
+.switch button { white-space: nowrap; }
+.standing { display: grid; grid-template-columns: minmax(120px, 1fr) minmax(0, 1.2fr) minmax(0, 1.6fr); gap:
+  4px 22px; align-items: center; padding: 9px 0; border-top: 1px solid var(--rule); }
+.standing:first-child, .axis + .standing { border-top: 0; }
+.standing h3 { margin: 0; overflow-wrap: anywhere; }
+.standing h3 small, .standing p small { font-weight: 400; color: var(--soft); font-size: 13px; }
+.standing p { margin: 0; font-size: 14px; color: var(--soft); font-variant-numeric: tabular-nums; }
+.standing p b { color: var(--ink); }
+.standing.few { opacity: .55; }
+.axes { display: grid; gap: 14px; }
+.axis { color: var(--soft); }
+.flag { background: var(--warn); color: var(--warn-ink); border-radius: 999px; padding: 1px 9px; font-size:
+  13px; font-weight: 500; white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 8px 14px 8px 0; border-bottom: 1px solid var(--rule); vertical-align:
@@ -105,48 +131,16 @@ footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
 @media (max-width: 640px) {
   td.n { white-space: normal; }
   main { padding: 26px 16px 56px; }
-  .reward { grid-template-columns: 1fr; gap: 8px; }
+  .reward, .standing { grid-template-columns: minmax(0, 1fr); gap: 6px; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 10px; }
   .card { padding: 12px 14px; }
   .number .value { font-size: clamp(16px, 4.7vw, 22px); }
   h2 { margin-top: 40px; }
 }
 @media print {
-  .buttons { display: none; }
+  .buttons, .switch { display: none; }
   .card, figure.pair { break-inside: avoid; }
 }
-"""
-
-_SCRIPT = """
-(() => {
-  const box = document.querySelector('.pairs');
-  if (!box) return;
-  const pairs = [...box.children], buttons = [...document.querySelectorAll('button[data-order]')];
-  const show = (order) => {
-    for (const b of buttons) b.setAttribute('aria-pressed', String(b.dataset.order === order));
-    const shown = pairs.filter((p) => p.dataset[order] !== undefined);
-    for (const p of pairs) p.hidden = p.dataset[order] === undefined;
-    shown.sort((a, b) => a.dataset[order] - b.dataset[order]).forEach((p) => box.append(p));
-  };
-  for (const b of buttons) b.addEventListener('click', () => show(b.dataset.order));
-  if (buttons.length) show(buttons[0].dataset.order);
-  for (const p of pairs) {
-    const [a, b] = p.querySelectorAll('video');
-    if (!b) continue;
-    for (const [own, rival] of [[a, b], [b, a]]) {
-      own.addEventListener('play', () => {
-        if (rival.paused) { rival.currentTime = own.currentTime; rival.play(); }
-      });
-      own.addEventListener('pause', () => rival.pause());
-    }
-  }
-  const all = document.querySelector('button[data-play]');
-  if (all) all.addEventListener('click', () => {
-    const on = all.getAttribute('aria-pressed') !== 'true';
-    all.setAttribute('aria-pressed', String(on));
-    for (const v of box.querySelectorAll('figure:not([hidden]) video')) on ? v.play() : v.pause();
-  });
-})();
 """
 
 
@@ -156,7 +150,7 @@ def page(title: str, body: str) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -189,3 +183,17 @@ def legend(base: str, aligned: str) -> str:
 
 
 LEGEND = legend("base", "aligned")
+
+
+def stack(variants: Mapping[str, str]) -> str:
+    """HTML by model, of which the page shows one: they lie upon each other, so that nothing moves when
+    another is picked. The first is shown at first; without a script all are, one below the other.
+    """
+    if len(variants) == 1:
+        return next(iter(variants.values()))
+    parts = "".join(
+        f'<div data-model="{escape(name, quote=True)}"{" class=on" if i == 0 else ""}>'
+        f'<h3 class="whose">{escape(name)}</h3>{body}</div>'
+        for i, (name, body) in enumerate(variants.items())
+    )
+    return f'<div class="stack">{parts}</div>'

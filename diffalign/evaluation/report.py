@@ -1,7 +1,7 @@
-"""The evaluation written down: report.json for programs, report.html for people, scores.jsonl by prompt.
+"""The evaluation written down: report.json for programs, report.html for people, and the scores by prompt.
 
 The page is one file without any dependency: images, style and script are inside it, so it can be mailed. It
-gives the verdict first, in one sentence with its interval.
+gives the verdict first, in one sentence with its interval. Of several models it shows one at a time.
 """
 
 import json
@@ -14,10 +14,15 @@ from typing import Any
 
 from diffalign.errors import UserError
 from diffalign.evaluation import curves, sections
-from diffalign.evaluation.evaluate import Evaluation, RewardResult
+from diffalign.evaluation.contest import CategoryResult, Contest, alone
+from diffalign.evaluation.evaluate import Evaluation
 from diffalign.evaluation.image_statistics import StatisticChange
 from diffalign.evaluation.media import MediaLike
 from diffalign.evaluation.page import page
+from diffalign.evaluation.side_by_side import pairs
+from diffalign.evaluation.standings import categories, standings, switch
+from diffalign.evaluation.statistics import Comparison
+from diffalign.evaluation.tables import write_tables
 from diffalign.files import read_json_lines, write_atomic
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
@@ -57,8 +62,36 @@ def package_versions() -> dict[str, str]:
 
 
 def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
-    """What ``report.json`` holds; ``prompts`` is the number of distinct prompts. ``motion`` is of videos."""
+    """What ``report.json`` holds about one aligned model; see ``contest_data``."""
+    return contest_data(alone(evaluation), {"aligned": facts})
+
+
+def contest_data(contest: Contest, facts: Mapping[str, RunFacts]) -> dict[str, Any]:
+    """What ``report.json`` holds: at the top the best model, under ``models`` every one by name.
+
+    ``prompts`` is the number of distinct prompts, ``p_value_adjusted`` allows for all rewards and models
+    (Holm), ``verdict`` is of the best, ``lead`` its gain over the next best. ``motion`` is of videos,
+    ``categories`` of prompts that have some.
+    """
+    models = {name: _model_data(contest, name, facts[name]) for name in contest.names}
+    best, lead = facts[contest.best], contest.lead
+    return {
+        **models[contest.best],
+        "best": contest.best,
+        "verdict": contest.verdict,
+        "headline": sections.verdict(contest)[0],
+        **({} if lead is None else {"lead": {"over": contest.order[1], **_comparison_data(lead)}}),
+        "models": models,
+        "versions": dict(best.versions),
+        "seed": contest.leading.seed,
+        "settings": dict(best.settings),
+    }
+
+
+def _model_data(contest: Contest, name: str, facts: RunFacts) -> dict[str, Any]:
+    evaluation = contest.evaluations[name]
     primary = evaluation.primary.comparison
+    results = contest.by_category[name]
     return {
         "method": facts.method,
         "prompts": primary.prompts,
@@ -70,14 +103,29 @@ def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
         "win_rate_ci95": primary.win_rate.interval,
         "train_seconds": facts.train_seconds,
         "steps": facts.steps,
-        "versions": dict(facts.versions),
-        "rewards": {result.name: _reward_data(result) for result in evaluation.rewards},
+        "rewards": {
+            result.name: {
+                **_comparison_data(result.comparison),
+                "p_value_adjusted": contest.adjusted[name][result.name],
+            }
+            for result in evaluation.rewards
+        },
         "image_statistics": {change.name: _change_data(change) for change in evaluation.looks},
         **({"motion": {c.name: _change_data(c) for c in evaluation.motion}} if evaluation.motion else {}),
+        **({"categories": _categories_data(results)} if results else {}),
         "alarm": list(evaluation.alarm),
-        "seed": evaluation.seed,
-        "settings": dict(facts.settings),
     }
+
+
+def _categories_data(results: Sequence[CategoryResult]) -> dict[str, Any]:
+    """By axis, category and reward."""
+    found: dict[str, Any] = {}
+    for result in results:
+        found.setdefault(result.axis, {})[result.category] = {
+            "prompts": next(iter(result.comparisons.values())).prompts,
+            "rewards": {name: _comparison_data(c) for name, c in result.comparisons.items()},
+        }
+    return found
 
 
 def _change_data(change: StatisticChange) -> dict[str, Any]:
@@ -90,8 +138,7 @@ def _change_data(change: StatisticChange) -> dict[str, Any]:
     }
 
 
-def _reward_data(result: RewardResult) -> dict[str, Any]:
-    comparison = result.comparison
+def _comparison_data(comparison: Comparison) -> dict[str, Any]:
     return {
         "base": comparison.base,
         "aligned": comparison.aligned,
@@ -116,58 +163,90 @@ def write_report(
     metrics: Path | str | None = None,
     shown: int | None = None,
 ) -> Path:
-    """Write report.json, scores.jsonl and report.html into ``folder``, atomically; returns the page's path.
+    """Write the report of one aligned model; see ``write_contest``.
 
-    ``base_images`` and ``aligned_images`` are those that were evaluated, in the same order; the ``shown``
-    largest gains, the ``shown`` largest losses and ``shown`` random pairs go into the page (24, of
-    videos 8). ``metrics`` is the run's metrics.jsonl.
+    Args:
+        folder: where to.
+        evaluation: what was found.
+        base_images: that were evaluated, in the same order.
+        aligned_images: that were evaluated, in the same order.
+        facts: about the run.
+        metrics: the run's metrics.jsonl.
+        shown: pairs in each order.
 
     Raises:
         UserError: counts that differ, or metrics that cannot be read.
     """
-    if not len(base_images) == len(aligned_images) == len(evaluation.prompts):
-        raise UserError(
-            f"{len(base_images)} base and {len(aligned_images)} aligned images for an evaluation of "
-            f"{len(evaluation.prompts)} pairs: give those that were evaluated"
-        )
+    contest = alone(evaluation, base_images, aligned_images)
+    known = {} if metrics is None else {"aligned": Path(metrics)}
+    return write_contest(folder, contest, {"aligned": facts}, facts.title, metrics=known, shown=shown)
+
+
+def write_contest(
+    folder: Path | str,
+    contest: Contest,
+    facts: Mapping[str, RunFacts],
+    title: str,
+    *,
+    metrics: Mapping[str, Path] | None = None,
+    shown: int | None = None,
+) -> Path:
+    """Write report.json, report.html, scores.parquet and scores.jsonl into ``folder``, atomically; returns
+    the page's path.
+
+    Args:
+        folder: where to. contest: what was found. facts: about the run of each model. title: what was
+        aligned, for the page's head. metrics: metrics.jsonl of the models' runs, where there are any. shown:
+        so many of the largest gains, of the largest losses and of random pairs are in the page; None is
+            24 of images and 8 of videos, shared among the models.
+
+    Raises:
+        UserError: counts that differ, or metrics that cannot be read.
+    """
+    count = len(contest.leading.prompts)
+    for name, sources in contest.aligned.items():
+        if not len(contest.base) == len(sources) == count:
+            raise UserError(
+                f"{len(contest.base)} base and {len(sources)} {name} images for an evaluation of {count} "
+                "pairs: give those that were evaluated"
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [] if metrics is None else read_json_lines(Path(metrics))
-    data = report_data(evaluation, facts)
+    rows = {name: read_json_lines(file) for name, file in (metrics or {}).items()}
+    data = contest_data(contest, facts)
     write_atomic(folder / "report.json", json.dumps(data, indent=2, default=str) + "\n")
-    table = [
-        {"prompt": row.prompt, "images": row.images, "base": dict(row.base), "aligned": dict(row.aligned)}
-        for row in evaluation.rows
-    ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
-    write_atomic(folder / "scores.jsonl", lines)
+    write_tables(folder, contest)
     target = folder / "report.html"
-    html = render(evaluation, base_images, aligned_images, facts, rows, shown)
-    write_atomic(target, html)
+    write_atomic(target, render(contest, facts, title, rows, shown))
     return target
 
 
 def render(
-    evaluation: Evaluation,
-    base_images: Sequence[MediaLike],
-    aligned_images: Sequence[MediaLike],
-    facts: RunFacts,
-    metrics: Sequence[Mapping[str, Any]] = (),
+    contest: Contest,
+    facts: Mapping[str, RunFacts],
+    title: str = "",
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     shown: int | None = None,
 ) -> str:
-    """The page as text; ``shown`` None is 24 pairs of images in each order, 8 of videos."""
-    shown = (8 if evaluation.motion else 24) if shown is None else shown
+    """The page as text; see ``write_contest``."""
+    if shown is None:
+        shown = max(4, (8 if contest.leading.motion else 24) // len(contest.names))
+    best = facts[contest.best]
+    rows = {name: (metrics or {}).get(name, []) for name in contest.names}
     parts = [
-        sections.head(evaluation, facts.title or f"{facts.method}: base against aligned"),
-        sections.numbers(evaluation, facts.train_seconds, facts.steps),
-        sections.alarm(evaluation),
-        sections.rewards(evaluation),
-        sections.motion(evaluation),
-        sections.pairs(evaluation, base_images, aligned_images, shown),
-        sections.distributions(evaluation),
-        sections.statistics(evaluation),
-        curves.training(metrics),
-        curves.held_out(metrics),
-        sections.settings(facts.settings, facts.versions, evaluation.seed),
+        sections.head(contest, title or f"{best.method}: base against aligned"),
+        standings(contest),
+        switch(contest),
+        sections.numbers(contest, {name: (f.train_seconds, f.steps) for name, f in facts.items()}),
+        sections.alarm(contest),
+        sections.rewards(contest),
+        sections.motion(contest),
+        pairs(contest, shown),
+        categories(contest),
+        sections.distributions(contest),
+        sections.statistics(contest),
+        curves.training(rows),
+        curves.held_out(rows),
+        sections.settings(best.settings, best.versions, contest.leading.seed),
     ]
-    return page(f"{sections.verdict(evaluation)[0]} {facts.title}".strip(), "\n".join(parts))
+    return page(f"{sections.verdict(contest)[0]} {title}".strip(), "\n".join(parts))

@@ -14,10 +14,12 @@ from PIL import Image
 from diffalign.errors import UserError
 from diffalign.evaluation.charts import number, tick, ticks
 from diffalign.evaluation.compare import compare as compare_in_notebook
+from diffalign.evaluation.contest import alone
 from diffalign.evaluation.evaluate import compare_pipelines, evaluate
 from diffalign.evaluation.grids import embed, grid_image
 from diffalign.evaluation.report import RunFacts, render, report_data, write_report
-from diffalign.evaluation.sections import choose, duration, verdict
+from diffalign.evaluation.sections import duration, verdict
+from diffalign.evaluation.side_by_side import choose
 from diffalign.files import read_json_lines
 from tests.evaluation.fakes import PaintingPipeline, brightness
 
@@ -103,10 +105,14 @@ KEYS = [
     "win_rate_ci95",
     "train_seconds",
     "steps",
-    "versions",
     "rewards",
     "image_statistics",
     "alarm",
+    "best",
+    "verdict",
+    "headline",
+    "models",
+    "versions",
     "seed",
     "settings",
 ]
@@ -196,7 +202,12 @@ def test_the_page_is_well_formed_whole_and_escaped(tmp_path):
     ):
         assert words in joined, words
     assert all(svg["aria-label"] for svg in page.all("svg"))
-    assert sorted(p.name for p in path.parent.iterdir()) == ["report.html", "report.json", "scores.jsonl"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "report.html",
+        "report.json",
+        "scores.jsonl",
+        "scores.parquet",
+    ]
     assert json.loads((path.parent / "report.json").read_text())["prompts"] == N
     first = json.loads((path.parent / "scores.jsonl").read_text().splitlines()[0])
     assert first == {
@@ -208,14 +219,14 @@ def test_the_page_is_well_formed_whole_and_escaped(tmp_path):
 
 
 def test_the_verdict_is_one_plain_sentence_with_its_interval():
-    headline, support = verdict(evaluated())
+    headline, support = verdict(alone(evaluated()))
     assert headline == "The aligned model is better."
     assert "+10.0 (95 % interval +10.0 to +10.0) on 12 prompts" in support
-    assert verdict(evaluated(shades(100), shades(100)))[0] == "No difference shown."
+    assert verdict(alone(evaluated(shades(100), shades(100))))[0] == "No difference shown."
 
 
 def test_pages_without_training_or_time_are_fine():
-    page = Checker(render(evaluated(), shades(100), shades(110), RunFacts("sft")))
+    page = Checker(render(alone(evaluated(), shades(100), shades(110)), {"aligned": RunFacts("sft")}))
     assert "Training" not in page.texts and "Held-out pairs" not in page.texts
 
 

@@ -1,0 +1,146 @@
+"""Aligned models against one base, on the same prompts and noise: which is best, how sure that is, and on
+which kinds of prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from diffalign.evaluation.evaluate import Evaluation
+from diffalign.evaluation.media import MediaLike
+from diffalign.evaluation.statistics import Comparison, compare, holm
+
+BASE = "base"  # the base's name in tables, and of its images' folder
+LEVEL = 0.05  # of the tests by which the best of several is found
+_RESAMPLES = 2_000  # of a category: there are many of them
+
+
+@dataclass(frozen=True)
+class CategoryResult:
+    """One category of an axis (``category``: ``Animals``): comparisons by reward, on its prompts alone."""
+
+    axis: str
+    category: str
+    comparisons: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Evaluations of models that have drawn the same N samples as one base.
+
+    Attributes:
+        base: the base's images or videos, N.
+        aligned: every model's, by name.
+        evaluations: by name, in the order in which the models were given.
+        categories: by axis, of each sample; "" where its prompt has none.
+        adjusted: p-values with Holm's correction over all models and rewards, by model and reward.
+        by_category: by model; empty where the prompts have no categories.
+    """
+
+    base: tuple[MediaLike, ...] = field(repr=False)
+    aligned: Mapping[str, tuple[MediaLike, ...]] = field(repr=False)
+    evaluations: Mapping[str, Evaluation]
+    categories: Mapping[str, tuple[str, ...]] = field(repr=False)
+    adjusted: Mapping[str, Mapping[str, float]]
+    by_category: Mapping[str, tuple[CategoryResult, ...]] = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the aligned models."""
+        return tuple(self.evaluations)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names, the largest gain of the primary reward first."""
+        gains = {name: e.primary.comparison.gain.value for name, e in self.evaluations.items()}
+        return tuple(sorted(gains, key=lambda name: -gains[name]))
+
+    @property
+    def best(self) -> str:
+        """The model of the largest gain of the primary reward, whether that is shown or not."""
+        return self.order[0]
+
+    @property
+    def leading(self) -> Evaluation:
+        """The evaluation of the best."""
+        return self.evaluations[self.best]
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``no difference shown`` or ``too few prompts``: of the best model.
+
+        The best of several is better by chance more often than one is: its test, corrected for their number,
+        must say so as well as its interval.
+        """
+        found = self.leading.verdict
+        if found != "better" or len(self.names) == 1:
+            return found
+        tests = [e.primary.comparison.p_value for e in self.evaluations.values()]
+        corrected = dict(zip(self.names, holm(tests), strict=True))[self.best]
+        return "better" if corrected < LEVEL else "no difference shown"
+
+    @property
+    def lead(self) -> Comparison | None:
+        """The best against the next best, by the primary reward; None if there is one model."""
+        if len(self.names) == 1:
+            return None
+        best, second = (self.evaluations[name].primary.aligned_scores for name in self.order[:2])
+        return compare(second, best, self.leading.prompts, self.leading.seed)
+
+
+def contest(
+    base: Sequence[MediaLike],
+    aligned: Mapping[str, Sequence[MediaLike]],
+    evaluations: Mapping[str, Evaluation],
+    categories: Mapping[str, Sequence[str]] | None = None,
+) -> Contest:
+    """Hold evaluations of the same base, prompts and rewards together.
+
+    Args:
+        base: N images or videos.
+        aligned: N by model.
+        evaluations: by model; the first reward is the primary one.
+        categories: N by axis.
+    """
+    tests = [(n, r.name, r.comparison.p_value) for n, e in evaluations.items() for r in e.rewards]
+    adjusted: dict[str, dict[str, float]] = {name: {} for name in evaluations}
+    for (name, reward, _), p_value in zip(tests, holm([test[2] for test in tests]), strict=True):
+        adjusted[name][reward] = p_value
+    axes = {axis: tuple(values) for axis, values in (categories or {}).items()}
+    return Contest(
+        tuple(base),
+        {name: tuple(aligned[name]) for name in evaluations},
+        dict(evaluations),
+        axes,
+        adjusted,
+        {name: _by_category(evaluation, axes) for name, evaluation in evaluations.items()},
+    )
+
+
+def alone(
+    evaluation: Evaluation, base: Sequence[MediaLike] = (), aligned: Sequence[MediaLike] = ()
+) -> Contest:
+    """One aligned model, called ``aligned``, against its base."""
+    return contest(base, {"aligned": aligned}, {"aligned": evaluation})
+
+
+def _by_category(
+    evaluation: Evaluation, categories: Mapping[str, tuple[str, ...]]
+) -> tuple[CategoryResult, ...]:
+    """Every category of every axis, in order of appearance."""
+    found = []
+    for axis, values in categories.items():
+        for category in dict.fromkeys(value for value in values if value):
+            chosen = [i for i, value in enumerate(values) if value == category]
+            prompts = [evaluation.prompts[i] for i in chosen]
+            comparisons = {
+                result.name: compare(
+                    [result.base_scores[i] for i in chosen],
+                    [result.aligned_scores[i] for i in chosen],
+                    prompts,
+                    evaluation.seed,
+                    _RESAMPLES,
+                )
+                for result in evaluation.rewards
+            }
+            found.append(CategoryResult(axis, category, comparisons))
+    return tuple(found)

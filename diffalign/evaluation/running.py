@@ -1,0 +1,119 @@
+"""An evaluation from beginning to end, in one process or many, that can be stopped at any point.
+
+Every model is opened, drawn with and let go in its turn, so memory is that of one; then every reward. What is
+drawn and scored is kept under the output folder, and the same call does only what is left: images are named
+by what they were made from (``sampling``), scores by image, prompt and reward (``kept``).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffalign.across import joined
+from diffalign.data.prompt_sets import PromptSet
+from diffalign.errors import UserError
+from diffalign.evaluation.contest import BASE, Contest, contest
+from diffalign.evaluation.evaluate import judged
+from diffalign.evaluation.kept import Asked, Kept, freed, lots
+from diffalign.evaluation.media import all_videos
+from diffalign.evaluation.sampling import DEFAULTS, Pipeline, SamplingSettings, draw, plan
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An aligned model: its name in the report, the folder's name for its images, and how it is opened."""
+
+    name: str
+    folder: str
+    open: Callable[[], Pipeline]
+
+
+def evaluate_models(
+    base: Callable[[], Pipeline],
+    entrants: Sequence[Entrant],
+    prompts: PromptSet,
+    rewards: Sequence[Asked],
+    settings: SamplingSettings = DEFAULTS,
+    *,
+    output: Path,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+) -> Contest | None:
+    """Draw, score and compare; None in every process but the first.
+
+    Images go to ``output``/images/base and so on, scores and statistics to ``output``/measured.sqlite.
+
+    Raises:
+        UserError: nothing to compare, see ``sampling.generate``, or ``Kept.fill``.
+    """
+    if not entrants or not rewards:
+        raise UserError("nothing to evaluate: give at least one aligned model and one reward")
+    store = output / "measured.sqlite"
+    if not rank and not store.exists():
+        for asked in rewards:
+            asked.load()  # and let go: one that cannot be loaded says so before hours of drawing
+        freed()
+    files: dict[str, list[Path]] = {}
+    with joined(world) as wait:
+        for name, folder, opened in [(BASE, BASE, base), *((e.name, e.folder, e.open) for e in entrants)]:
+            pipeline = opened()
+            planned = plan(
+                pipeline,
+                prompts.prompts,
+                settings,
+                images_per_prompt=images_per_prompt,
+                seed=seed,
+                folder=output / "images" / folder,
+            )
+            draw(pipeline, planned, batch_size, rank, world, progress, f"sampling {name}")
+            samples = planned.samples()
+            files[name] = [sample.source for sample in samples if isinstance(sample.source, Path)]
+            del pipeline
+            freed()
+        wait()  # lots hold what other processes have drawn
+        texts = [sample.prompt for sample in samples]
+        every = {name: lots(sources, texts) for name, sources in files.items()}
+        kept = Kept(store)
+        kept.fill([lot for some in every.values() for lot in some][rank::world], rewards, progress)
+        wait()
+    if rank:
+        return None
+    measured = {name: kept.measured(some, rewards) for name, some in every.items()}
+    kind = "video" if all_videos(files[BASE]) else "image"
+    return contest(
+        files[BASE],
+        {entrant.name: files[entrant.name] for entrant in entrants},
+        {e.name: judged(measured[BASE], measured[e.name], texts, kind, seed) for e in entrants},
+        {axis: [of[sample.position] for sample in samples] for axis, of in prompts.categories.items()},
+    )
+
+
+def entrant_names(specs: Sequence[str]) -> list[str]:
+    """Names for models from their folders: the last part, of a run's ``aligned/`` the run's; with as many
+    more parts as it takes to tell them apart, and numbers where nothing does.
+    """
+    parts = [list(Path(spec).parts) for spec in specs]
+    parts = [p[:-1] if p[-1] == "aligned" and len(p) > 1 else p for p in parts]
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]).strip("/") for p in parts]
+        if len({slug(name) for name in [*names, BASE]}) == len(names) + 1:
+            return names
+    taken = {BASE}
+    for i, name in enumerate(names):
+        number = 1
+        while slug(names[i]) in taken:
+            number += 1
+            names[i] = f"{name} ({number})"
+        taken.add(slug(names[i]))
+    return names
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
