@@ -2,13 +2,16 @@
 2404.01291) with any vision-language model of transformers: the probability that it answers "Yes" to whether
 the image shows the prompt.
 
-The model's own processor cuts the image and its own chat template asks. A tokenizer may write the answer with
+The model's own processor cuts the image and its own chat template asks: images by its PIL version, pixels
+given as a tensor by its torch version, which is differentiable but does not clamp what bicubic overshoots. A
+tokenizer may write the answer with
 a space before it or in several tokens, so the answer is written where it would stand, and its tokens'
 probabilities are multiplied.
 """
 
 import inspect
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +35,10 @@ class VQAScore:
 
     Attributes:
         model: of AutoModelForImageTextToText.
-        processor: its own, padding on the right: there no token of a causal model looks, and positions are
-            those of the text alone.
+        processor: its own, of PIL images, padding on the right: there no token of a causal model looks, and
+            positions are those of the text alone.
+        soft: the same of pixels, in torch; None if the model has no such processor, and then pixels are
+            rounded to 8 bits, as saving them would, and have no gradient.
         answer: what follows a question, with the space that the chat template leaves to it.
         tokens: the answer's, at least one.
         batch_size: images at once.
@@ -41,12 +46,13 @@ class VQAScore:
 
     model: Any
     processor: Any
+    soft: Any
     answer: str
     tokens: tuple[int, ...]
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32 in [0, 1]; pixels given as a tensor are rounded to 8 bits, as saving them would.
+        """(B,) float32 in [0, 1]; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one.
 
         Raises:
             UserError: an empty prompt, or one that holds a token of the model's format.
@@ -54,14 +60,20 @@ class VQAScore:
         refuse_unreadable(_NAME, prompts, self.processor.tokenizer)
         return in_batches(self._score, images, prompts, self.batch_size)
 
-    @torch.no_grad()
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
-        inputs = self.processor(
-            text=[asked(self.processor, prompt) + self.answer for prompt in prompts],
-            images=[[image] for image in to_pil(images)],
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device, self.model.dtype)
+        texts = [asked(self.processor, prompt) + self.answer for prompt in prompts]
+        bos = self.processor.tokenizer.bos_token
+        how = {
+            "padding": True,
+            "return_tensors": "pt",
+            "add_special_tokens": bos is None or not texts[0].startswith(bos),  # some templates have it
+        }
+        if isinstance(images, Tensor) and self.soft is not None:
+            pictures = [[picture] for picture in images.float().to(self.model.device)]
+            inputs = self.soft(text=texts, images=pictures, do_rescale=False, **how)
+        else:
+            inputs = self.processor(text=texts, images=[[image] for image in to_pil(images)], **how)
+        inputs = inputs.to(self.model.device, self.model.dtype)
         positions = torch.arange(inputs.input_ids.shape[1], device=self.model.device)
         last = (inputs.attention_mask * positions).argmax(1)
         where = last[:, None] + torch.arange(1 - len(self.tokens), 1, device=last.device)
@@ -96,12 +108,12 @@ def load(source: str | None, place: Place) -> VQAScore:
     Raises:
         UserError: nothing there, the hub cannot be reached, or a model that gives no such answers.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     source = source or REGISTRY[_NAME].checkpoint
     # Whatever the libraries raise for an absent, unreachable or other model is for the user to mend.
     try:
-        processor: Any = AutoProcessor.from_pretrained(source, backend="pil")
+        processor, soft = _processors(source)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
         )
@@ -114,14 +126,28 @@ def load(source: str | None, place: Place) -> VQAScore:
             f"reward {_NAME!r}: {source!r} is not a whole vision-language model: {len(missing)} weights are "
             f"missing or of another shape, such as {missing[0]}"
         )
-    if model.config.is_encoder_decoder or getattr(processor, "tokenizer", None) is None:
-        raise UserError(f"reward {_NAME!r}: {source!r} is no causal language model that sees images")
+    if model.config.is_encoder_decoder:
+        raise UserError(f"reward {_NAME!r}: {source!r} encodes and decodes; needed is a causal model")
+    answer, tokens = _answer(processor, source)
+    model = model.to(place.device).eval().requires_grad_(False)
+    return VQAScore(model, processor, soft, answer, tokens, place.batch_size)
+
+
+def _processors(source: str) -> tuple[Any, Any]:
+    """The model's processor of PIL images, and that of pixels if there is one."""
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(source)
     processor.tokenizer.padding_side = "right"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    answer, tokens = _answer(processor, source)
-    model = model.to(place.device).eval().requires_grad_(False)
-    return VQAScore(model, processor, answer, tokens, place.batch_size)
+    soft = copy(processor)
+    processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    try:
+        soft.image_processor = AutoImageProcessor.from_pretrained(source, backend="torchvision")
+    except (ImportError, ValueError):
+        return processor, None
+    return processor, soft
 
 
 def _answer(processor: Any, source: str) -> tuple[str, tuple[int, ...]]:

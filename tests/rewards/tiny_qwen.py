@@ -53,6 +53,7 @@ def make_base(folder: Path, weights: bool = False, seed: int = 0) -> Path:
         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
         "max_position_embeddings": 4096, "max_window_layers": 2, "use_sliding_window": False,
         "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False, "torch_dtype": "float32",
+        "bos_token_id": 0, "eos_token_id": 0,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, **ids,
         "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
         "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
@@ -69,7 +70,7 @@ def make_base(folder: Path, weights: bool = False, seed: int = 0) -> Path:
     return folder
 
 
-def random_model(base: Path, tokens: int | None = None, seed: int = 0) -> Any:
+def random_model(base: Path, tokens: int | None = None, seed: int = 0, std: float = 0.15) -> Any:
     """A model of that config with embeddings of so many tokens; large weights, so that images matter."""
     config = AutoConfig.from_pretrained(base)
     config.text_config.vocab_size = tokens or config.text_config.vocab_size
@@ -78,7 +79,7 @@ def random_model(base: Path, tokens: int | None = None, seed: int = 0) -> Any:
         model = Qwen2VLForConditionalGeneration(config)
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.15)
+                torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else std)
             elif "norm" not in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     return model.eval().requires_grad_(False)
