@@ -40,6 +40,16 @@ _WEIGHTS, _CONFIG = "ImageReward.pt", "med_config.json"
 _TOKENIZER = "google-bert/bert-base-uncased"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _MARKS = ["[DEC]", "[ENC]"]  # BLIP's own tokens, after those of BERT
+_TOLD = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+)
 _HEAD_WIDTH = 64  # of every published ViT of BLIP's
 _MLP = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # numbers between are dropouts
 _RENAMED = {
@@ -138,9 +148,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """What BlipTextConfig is told of the published BERT configuration."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        names += ("max_position_embeddings", "hidden_act", "layer_norm_eps")
-        return {name: config[name] for name in names}
+        return {name: config[name] for name in _TOLD}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"reward {_NAME!r}: {str(path)!r} is no configuration of BLIP's BERT ({type(error).__name__}: "
