@@ -5,7 +5,7 @@ preprocessor_config.json.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import fill
 from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
@@ -25,14 +26,27 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
+VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Where the architecture and the tokenizer are of rewards that began as this model."""
+
+
 @dataclass(frozen=True)
 class Clip:
-    """A frozen transformers CLIPModel, its tokenizer, and the mean and std of its pixels by channel."""
+    """A frozen transformers CLIPModel, its tokenizer, and how images become what it takes.
+
+    Attributes:
+        model: a CLIPModel, or what has its parts.
+        tokenizer: transformers', that goes with it.
+        mean: of pixels, by channel.
+        std: likewise.
+        square: what makes squares of images, given size, mean and std; see ``preprocess``.
+    """
 
     model: Any
     tokenizer: Any
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
+    square: Callable[..., Callable[..., Tensor]] = Crop
 
     @property
     def size(self) -> int:
@@ -50,17 +64,26 @@ class Clip:
 
     def inputs(self, images: Images) -> Tensor:
         """What the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a tensor."""
-        crop = Crop(self.size, self.mean, self.std)
-        return crop(images, self.model.device).to(self.model.dtype)
+        square = self.square(self.size, self.mean, self.std)
+        return square(images, self.model.device).to(self.model.dtype)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
+        return self.sentences(self.tokens(prompts))
+
+    def sentences(self, ids: Tensor) -> Tensor:
+        """Unit text embeddings (B, D), float32, of token ids (B, L)."""
         with torch.no_grad():
-            output = self.model.get_text_features(input_ids=self.tokens(prompts).to(self.model.device))
+            output = self.model.get_text_features(input_ids=ids.to(self.model.device))
         return unit(output.pooler_output)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, L), int64, padded and cut to the model's number of tokens."""
+        """Token ids (B, L), int64, padded and cut to the model's number of tokens.
+
+        Raises:
+            UserError: a prompt holds a mark of the tokenizer, such as <|endoftext|>, where reading would end.
+        """
+        refuse_marks(prompts, self.tokenizer.all_special_tokens)
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -73,6 +96,17 @@ class Clip:
         return self.model.logit_scale.detach().float().exp()
 
 
+def refuse_marks(prompts: Sequence[str], marks: Sequence[str]) -> None:
+    """UserError if a prompt holds one of a tokenizer's own marks: it would be read as one, not as text."""
+    for prompt in prompts:
+        held = [mark for mark in marks if mark in prompt.lower()]
+        if held:
+            raise UserError(
+                f"the prompt {prompt!r} holds {held[0]}, which is a mark of the tokenizer and no text; leave "
+                "it out"
+            )
+
+
 def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None) -> Clip:
     """The CLIP in a folder or on the hub, frozen, in eval mode. ``name`` is the reward that asks.
 
@@ -83,26 +117,76 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
     """
     from transformers import CLIPModel
 
-    _check(name, source)
+    model = load_whole(name, source, place, CLIPModel)
+    own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
+    words = load_tokenizer(name, source if own or tokenizer is None else tokenizer)
+    return Clip(model, words, *colours(name, source))
+
+
+def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
+    """A model of transformers in a folder or on the hub, frozen, in eval mode, where and as ``place`` says.
+
+    Args:
+        name: of the reward that asks.
+        source: a folder or a hub id.
+        place: where it runs.
+        kind: its class.
+
+    Raises:
+        UserError: nothing there, the hub cannot be reached, or weights are missing.
+    """
+    _check(name, source, kind.__name__)
     # Whatever the libraries raise for an absent, unreachable or broken checkpoint is for the user to mend.
     try:
-        loaded: Any = CLIPModel.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
         )
     except Exception as error:
-        raise unloadable(name, source, error) from error
+        raise unloadable(name, source, error, kind.__name__) from error
     model, loading = loaded
     missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if missing:
         raise UserError(
-            f"reward {name!r}: {source!r} is not a whole CLIP: {len(missing)} weights are missing or of "
-            "another shape, "
-            f"such as {missing[0]}; a folder or hub id of a transformers CLIPModel is needed"
+            f"reward {name!r}: {source!r} is not a whole {kind.__name__}: {len(missing)} weights are missing "
+            f"or of another shape, such as {missing[0]}; a folder or hub id of one is needed"
         )
-    own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
-    where = source if own or tokenizer is None else tokenizer
-    words = load_tokenizer(name, where)
-    return Clip(model.to(place.device).eval().requires_grad_(False), words, *colours(name, source))
+    return model.to(place.device).eval().requires_grad_(False)
+
+
+def read_config(name: str, architecture: str) -> Any:
+    """The CLIPConfig in a folder or on the hub.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    from transformers import CLIPConfig
+
+    try:
+        return CLIPConfig.from_pretrained(architecture)
+    except Exception as error:
+        raise unloadable(name, architecture, error) from error
+
+
+def empty_clip(config: Any) -> Any:
+    """A CLIPModel of a CLIPConfig, without memory for its weights."""
+    from transformers import CLIPModel
+
+    with torch.device("meta"):
+        return CLIPModel(config)
+
+
+def filled(name: str, model: Any, state: Mapping[str, Tensor], source: str) -> Any:
+    """An empty CLIPModel, or what has its towers, with its weights; dtypes are theirs.
+
+    Raises:
+        UserError: weights of another model.
+    """
+    fill(name, model, state, source)
+    for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
+        # no part of a checkpoint, so nothing has filled it
+        positions = embeddings.position_ids.shape[-1]
+        embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
+    return model
 
 
 def load_tokenizer(name: str, source: str) -> Any:
@@ -139,29 +223,27 @@ def colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...
     return mean, std
 
 
-def _check(name: str, source: str) -> None:
+def _check(name: str, source: str, kind: str) -> None:
     path = Path(source)
     if path.is_dir():
         config = path / "config.json"
         if not config.is_file():
             raise UserError(
-                f"reward {name!r}: the folder {source!r} has no config.json; it must hold a CLIPModel"
+                f"reward {name!r}: the folder {source!r} has no config.json; it must hold a {kind}"
             )
     elif path.exists():
-        raise UserError(
-            f"reward {name!r}: {source!r} is a file; a folder or a hub id of a CLIPModel is needed"
-        )
+        raise UserError(f"reward {name!r}: {source!r} is a file; a folder or a hub id of a {kind} is needed")
     elif path.is_absolute() or source.count("/") != 1 or source.startswith("."):
         raise UserError(
             f"reward {name!r}: there is no folder {source!r}, and it is not a hub id (owner/name)"
         )
 
 
-def unloadable(name: str, source: str, error: Exception) -> UserError:
-    """What to tell the user of a CLIP that transformers could not load."""
+def unloadable(name: str, source: str, error: Exception, kind: str = "CLIP") -> UserError:
+    """What to tell the user of a model that transformers could not load."""
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"reward {name!r}: cannot load {source!r} as a CLIP ({type(error).__name__}: {reason}). Check the "
+        f"reward {name!r}: cannot load {source!r} as a {kind} ({type(error).__name__}: {reason}). Check the "
         "path, or the "
         f"connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given as {name}:FOLDER"
     )

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffalign.rewards.clip import Clip, load_clip
+from diffalign.rewards.clip import VIT_H, Clip, load_clip
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
-
-_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the model's own repository has none
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ class PickScore:
 
 def load(source: str | None, place: Place) -> PickScore:
     """PickScore v1 from the hub, or a model of its format from a folder or hub id."""
-    clip = load_clip("pickscore", source or REGISTRY["pickscore"].checkpoint, place, tokenizer=_TOKENIZER)
+    # the model's own repository has no tokenizer
+    clip = load_clip("pickscore", source or REGISTRY["pickscore"].checkpoint, place, tokenizer=VIT_H)
     return PickScore(clip, place.batch_size)
 
 

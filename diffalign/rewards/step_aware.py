@@ -12,7 +12,7 @@ where the released code does not antialias.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,8 +22,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import fetched, fill, read_state
-from diffalign.rewards.clip import Clip, colours, load_clip, load_tokenizer, unloadable
+from diffalign.rewards.checkpoints import fetched, read_state
+from diffalign.rewards.clip import (
+    VIT_H,
+    Clip,
+    colours,
+    empty_clip,
+    filled,
+    load_clip,
+    load_tokenizer,
+    read_config,
+)
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.timed_clip import TimedClip
@@ -33,7 +42,6 @@ WEIGHTS = "step_aware.safetensors"
 
 TIMESTEPS = 1000
 _NAME = "step_aware"
-_VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _FILES = {
     "sd15": "sd-v1-5_step-aware_preference_model.bin",
     "sdxl": "sdxl_step-aware_preference_model.bin",
@@ -105,7 +113,7 @@ def from_clip(source: str, place: Place) -> Clip:
         UserError: nothing there, or it is not a whole CLIP.
     """
     own_words = not Path(source).exists() and source != REGISTRY["pickscore"].checkpoint
-    return timed(load_clip(_NAME, source, place, tokenizer=None if own_words else _VIT_H))
+    return timed(load_clip(_NAME, source, place, tokenizer=None if own_words else VIT_H))
 
 
 def timed(clip: Clip) -> Clip:
@@ -149,14 +157,16 @@ def load(source: str | None, place: Place) -> StepAware:
     if folder is not None:
         state, architecture = _read(folder / WEIGHTS), str(folder)
     elif Path(path).is_file():
-        state, architecture = _read(Path(path)), architecture or _VIT_H
+        state, architecture = _read(Path(path)), architecture or VIT_H
     else:
         what = f"has no {WEIGHTS}" if Path(path).is_dir() else "does not exist"
         raise UserError(
             f"reward {_NAME!r}: {path!r} {what}; allowed: sd15, sdxl, a folder that `diffalign train-reward` "
             "made, or a .bin file in the published format"
         )
-    model = _with_weights(_empty(architecture), state, path).to(place.device, getattr(torch, place.dtype))
+    with torch.device("meta"):
+        empty = TimedClip(empty_clip(read_config(_NAME, architecture)))
+    model = filled(_NAME, empty, state, path).to(place.device, getattr(torch, place.dtype))
     words = load_tokenizer(_NAME, architecture)
     clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture))
     return StepAware(clip, place.batch_size)
@@ -166,24 +176,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Weights by the names of TimedClip: without prefix and old buffers."""
     named = {key.removeprefix("model."): tensor for key, tensor in read_state(_NAME, path).items()}
     return {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}
-
-
-def _empty(architecture: str) -> TimedClip:
-    """A TimedClip without memory for its weights."""
-    from transformers import CLIPConfig, CLIPModel
-
-    try:
-        config = CLIPConfig.from_pretrained(architecture)
-    except Exception as error:
-        raise unloadable(_NAME, architecture, error) from error
-    with torch.device("meta"):
-        return TimedClip(CLIPModel(config))
-
-
-def _with_weights(model: TimedClip, state: Mapping[str, Tensor], path: str) -> TimedClip:
-    fill(_NAME, model, state, path)
-    for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
-        # no part of a checkpoint, so nothing has filled it
-        positions = embeddings.position_ids.shape[-1]
-        embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
-    return model

@@ -74,3 +74,22 @@ def words():
 def write_jsonl(path: Path, rows: list) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def make_open_clip(quick_gelu: bool = False, head_width: int = 64, seed: int = 0):
+    """A random open_clip CLIP of 28 x 28 pixels, 12 tokens of the real vocabulary and 16 shared numbers."""
+    open_clip = pytest.importorskip("open_clip")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.model.CLIP(
+            16,
+            open_clip.CLIPVisionCfg(
+                layers=3, width=128, head_width=head_width, patch_size=7, image_size=SIZE
+            ),
+            open_clip.CLIPTextCfg(context_length=12, vocab_size=49408, width=64, heads=1, layers=2),
+            quick_gelu=quick_gelu,
+        )
+        for parameter in model.parameters():  # the default initialisation hardly tells images apart
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()

@@ -202,7 +202,7 @@ class TestBadCheckpoints:
         bad.write_bytes(b"not a checkpoint")
         self.refuse(f"aesthetic_v2:{bad}", "not a checkpoint of plain tensors")
         torch.save([1], bad)
-        self.refuse(f"aesthetic_v2:{bad}", "holds a list")
+        self.refuse(f"aesthetic_v2:{bad}", "it is a list")
         torch.save({"layers.0.weight": torch.zeros(1), "layers.3.weight": torch.zeros(1)}, bad)
         self.refuse(f"aesthetic_v2:{bad}", "layers.3.weight", "linearMSE")
         torch.save({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, bad)
