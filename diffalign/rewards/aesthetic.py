@@ -1,8 +1,9 @@
-"""LAION's aesthetic predictors: heads over unit CLIP image embeddings.
+"""Aesthetic predictors that are heads over unit CLIP image embeddings, all of OpenAI's CLIP (quick GELU).
 
 v2 (christophschuhmann/improved-aesthetic-predictor): Linear 768-1024-128-64-16-1 with dropout and **no**
-activation, so the score is affine in the embedding and its gradient one fixed direction. v1
-(LAION-AI/aesthetic-predictor): one Linear. Both were fitted on OpenAI's CLIP (quick GELU).
+activation, so the score is affine in the embedding and its gradient one fixed direction; its reluMSE file has
+a ReLU between any two. v1 (LAION-AI/aesthetic-predictor): one Linear. Simulacra
+(crowsonkb/simulacra-aesthetic-models): one Linear of the embedding times the square root of its length.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,16 @@ _BACKBONES = {
     "vit_b_32": "openai/clip-vit-base-patch32",
     "vit_b_16": "openai/clip-vit-base-patch16",
 }
-_V2_LAYERS = (0, 2, 4, 6, 7)  # the dropouts are 1, 3 and 5
+_SIMULACRA = ("linear.",)
+_RELU = tuple(f"layers.{i}." for i in (0, 3, 6, 9, 11))
+_LAYOUTS = {
+    ("",): "one Linear (v1)",
+    _SIMULACRA: "one Linear (simulacra)",
+    tuple(f"layers.{i}." for i in (0, 2, 4, 6, 7)): "linearMSE (v2; the dropouts are 1, 3 and 5)",
+    _RELU: "reluMSE (v2)",
+    tuple(f"scoring_head.{i}." for i in (0, 2, 4, 6, 8)): "v2.5",
+}
+"""What the layers are called in each published file, in their order."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +56,29 @@ def score_embeddings(head: nn.Module, embeddings: Tensor) -> Tensor:
     return head(embeddings.float()).squeeze(-1)
 
 
-def load_head(path: str | Path) -> nn.Sequential:
-    """A head of either version, told apart by its keys; frozen, float32.
+def load_head(path: str | Path, name: str = "aesthetic") -> nn.Sequential:
+    """A head of any version, told apart by its keys; frozen, float32. ``name`` is the reward that asks.
 
     Raises:
         UserError: no such file, or not a head.
     """
-    state = read_state("aesthetic", path)
-    if set(state) == {"weight", "bias"}:
-        layers = [(state["weight"], state["bias"])]
-    elif set(state) == {f"layers.{i}.{kind}" for i in _V2_LAYERS for kind in ("weight", "bias")}:
-        layers = [(state[f"layers.{i}.weight"], state[f"layers.{i}.bias"]) for i in _V2_LAYERS]
+    state = read_state(name, path)
+    for layers in _LAYOUTS:
+        if set(state) == {f"{layer}{kind}" for layer in layers for kind in ("weight", "bias")}:
+            break
     else:
         raise UserError(
-            f"reward 'aesthetic': {str(path)!r} has the keys {', '.join(sorted(map(str, state))[:4])} ...; "
-            "known are weight and bias (v1), or layers.{0,2,4,6,7} (v2, the linearMSE files)"
+            f"reward {name!r}: {str(path)!r} has the keys {', '.join(sorted(state)[:4])} ...; known are the "
+            f"heads {', '.join(_LAYOUTS.values())}"
         )
-    return _stack(layers)
-
-
-def _stack(layers: list[tuple[Tensor, Tensor]]) -> nn.Sequential:
-    modules = []
-    for weight, bias in layers:
+    modules: list[nn.Module] = []
+    for layer in layers:
+        weight, bias = state[f"{layer}weight"].float(), state[f"{layer}bias"].float()
+        if layers == _SIMULACRA:
+            weight = weight * weight.shape[1] ** 0.5  # it was fitted to embeddings of that length
         linear = nn.Linear(weight.shape[1], weight.shape[0])
-        linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
-        modules.append(linear)
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        modules += [nn.ReLU(), linear] if modules and layers == _RELU else [linear]
     return nn.Sequential(*modules).eval().requires_grad_(False)
 
 
@@ -82,29 +90,42 @@ def load_v2(source: str | None, place: Place) -> Aesthetic:
 
 def load_v1(source: str | None, place: Place) -> Aesthetic:
     """Version 1: ``source`` is HEAD or HEAD@BACKBONE; the backbone is read off the head's file name."""
+    return _by_file_name("aesthetic_v1", source, place)
+
+
+def load_simulacra(source: str | None, place: Place) -> Aesthetic:
+    """Simulacra's: ``source`` is HEAD or HEAD@BACKBONE; the backbone is read off the head's file name."""
+    return _by_file_name("simulacra", source, place)
+
+
+def _by_file_name(name: str, source: str | None, place: Place) -> Aesthetic:
     if source is None:
-        raise UserError(f"reward 'aesthetic_v1' needs its head. {REGISTRY['aesthetic_v1'].notes}")
+        raise UserError(f"reward {name!r} needs its head. {REGISTRY[name].notes}")
     head, _, backbone = source.partition("@")
     named = [hub for key, hub in _BACKBONES.items() if key in Path(head).name]
     if not backbone and not named:
         raise UserError(
-            f"reward 'aesthetic_v1': cannot tell the CLIP from the file name {Path(head).name!r} "
-            f"(none of {', '.join(_BACKBONES)} in it); write aesthetic_v1:HEAD@BACKBONE"
+            f"reward {name!r}: cannot tell the CLIP from the file name {Path(head).name!r} "
+            f"(none of {', '.join(_BACKBONES)} in it); write {name}:HEAD@BACKBONE"
         )
-    return _build("aesthetic_v1", head, backbone or named[0], place)
+    return _build(name, head, backbone or named[0], place)
 
 
-def _build(name: str, head_path: str, backbone: str, place: Place) -> Aesthetic:
-    head = load_head(head_path).to(place.device)
+def _build(name: str, path: str, backbone: str, place: Place) -> Aesthetic:
+    head = load_head(path, name).to(place.device)
     clip = load_clip(name, backbone, place)
-    wanted = head[0].in_features
-    if clip.width != wanted:
-        raise UserError(
-            f"reward {name!r}: the head {head_path!r} takes embeddings of {wanted} numbers, but {backbone!r} "
-            "makes "
-            f"{clip.width}; they must belong together"
-        )
+    check_width(name, path, head, backbone, clip.width)
     return Aesthetic(clip, head, place.batch_size)
+
+
+def check_width(name: str, path: str, head: nn.Sequential, backbone: str, width: int) -> None:
+    """UserError if a head does not take the ``width`` numbers that its backbone makes."""
+    wanted = next(head.parameters()).shape[1]
+    if width != wanted:
+        raise UserError(
+            f"reward {name!r}: the head {path!r} takes embeddings of {wanted} numbers, but {backbone!r} "
+            f"makes {width}; they must belong together"
+        )
 
 
 def _hub_head() -> Path:
