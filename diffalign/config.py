@@ -143,8 +143,9 @@ class RolloutConfig:
     inner_steps: int = 0  # of a tree: steps that a candidate takes alone before it is judged
     threshold: float = 0.0  # of a tree: best and worst are a tie below this difference of preference
     # of a tree: the clean estimate that is judged is the network's at the candidate (published), or made of
-    # the prediction that the candidate was drawn with: no network call for those that are not continued
-    estimate: Literal["candidate", "parent"] = "candidate"
+    # the prediction that the candidate was drawn with: no network call for those that are not continued;
+    # none: a latent_reward judges the noisy candidate itself, and nothing is decoded (LPO)
+    estimate: Literal["candidate", "parent", "none"] = "candidate"
     rewards: tuple[str, ...] = ()  # specs of `diffalign rewards`, each with a weight if wanted: 0.5*pickscore
     combine: Literal["sum", "rank", "wins", "pareto"] = "sum"  # of several rewards
     normalise: Literal["none", "round"] = "none"  # each reward to mean 0 and std 1 over the round

@@ -84,6 +84,8 @@ def online_source(
         _claim(run, folder, fresh, [accelerator.num_processes, list(prompts)])
     accelerator.wait_for_everyone()
     decoder = config.decoder and load_decoder(config.decoder, model.device)
+    if config.estimate == "none":  # what is judged is latents
+        decoder = _as_they_are
     return OnlineSource(
         Cast(
             who.sampler or who.policy_of(model.network),
@@ -100,6 +102,10 @@ def online_source(
         run.training.seed,
         RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
     )
+
+
+def _as_they_are(latents: Tensor) -> Tensor:
+    return latents
 
 
 def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:

@@ -53,6 +53,11 @@ def check_online(run: Run) -> list[str]:
         )
     if shape == "tree":
         _check_tree(run)
+    if config.estimate == "none" and (shape, config.scoring, config.decoder) != ("tree", "inline", None):
+        raise UserError(
+            "rollout.estimate='none' judges the noisy candidates of a tree in this process, and nothing is "
+            "decoded; allowed with it: rollout.shape tree, rollout.scoring inline, no rollout.decoder"
+        )
     if shape != "samples" and not config.eta:
         raise UserError(
             f"rollout.eta={config.eta}: steps without noise have no density; allowed with method {name}: "

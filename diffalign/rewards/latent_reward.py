@@ -16,7 +16,7 @@ timestep 0 and without noise, where theirs is a draw with noise; and it is resiz
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,19 @@ _SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
+@runtime_checkable
+class NoisyReward(Protocol):
+    """A Reward that can also be asked about noisy latents."""
+
+    def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32 scores of finished images."""
+        ...
+
+    def of_latents(self, latents: Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
+        """(B,) float32 scores of latents (B, *d) that were drawn from times ``t`` (B,) in [0, 1]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Reader:
     """A text encoder and its tokenizer."""
@@ -60,9 +73,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class LatentReward:
-    """A reward of finished images, and by ``of_latents`` one of noisy latents.
-
-    It is no ``TimedReward``, for that judges clean estimates.
+    """A NoisyReward. It is no ``TimedReward``, for that judges clean estimates.
 
     Attributes:
         unet: a UNet2DConditionModel's way down.

@@ -2,7 +2,8 @@
 
 A judge is handed pixels and answers with a ``Future``: what it scores may overlap what is sampled next. All
 of them score the 8-bit image that would be saved, so a run learns the same whether ``rollout.scoring`` is
-inline or process, and ``diffalign score`` finds the scores again.
+inline or process, and ``diffalign score`` finds the scores again. A NoisyReward may be shown latents instead
+(``rollout.estimate: none``).
 
 A failure is tried again (once in this process, three times with doubling waits over HTTP); then a UserError
 names the reward and the prompts, and the run stops.
@@ -22,6 +23,7 @@ from diffalign.config import RolloutConfig
 from diffalign.errors import UserError
 from diffalign.rewards.combine import combine, standardised, towards_higher
 from diffalign.rewards.images import to_pil
+from diffalign.rewards.latent_reward import NoisyReward
 from diffalign.rewards.registry import load
 from diffalign.rewards.remote import RemoteReward, shortened
 from diffalign.rewards.step_aware import TimedReward
@@ -51,9 +53,10 @@ class Judge(Protocol):
         """Ask for scores.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], on any device.
+            images: (B, 3, H, W) in [0, 1], on any device; latents (B, *d) where nothing is estimated.
             prompts: B.
-            t: (B,) the times in [0, 1] at which these clean estimates were made; 0: finished images.
+            t: (B,) the times in [0, 1] at which these clean estimates were made; 0: finished images. Of
+                latents the times that they were drawn from.
 
         Returns:
             (B, R) float32 on the CPU, higher is better. A UserError waits in the future where there is none.
@@ -83,7 +86,18 @@ def judge_of(
     rewards = all_weighted(config.rewards)
     if config.scoring == "process":
         return ProcessJudge(rewards, str(device))
-    return InlineJudge(rewards, [load(reward.spec, str(device)) for reward in rewards])
+    loaded = [load(reward.spec, str(device)) for reward in rewards]
+    if config.estimate != "none":
+        return InlineJudge(rewards, loaded)
+    images = [
+        name.spec for name, reward in zip(rewards, loaded, strict=True) if not isinstance(reward, NoisyReward)
+    ]
+    if images:
+        raise UserError(
+            f"rollout.estimate='none' shows noisy latents, and {images[0]!r} judges images; "
+            "allowed: latent_reward, or rollout.estimate candidate or parent"
+        )
+    return InlineJudge(rewards, loaded, latents=True)
 
 
 @dataclass(frozen=True)
@@ -104,17 +118,18 @@ class People:
 class InlineJudge:
     """Scores in this process, at once: ``submit`` returns when it is done."""
 
-    def __init__(self, names: Sequence[Weighted], rewards: Sequence[Reward]):
-        """Names and weights, and a reward for each."""
+    def __init__(self, names: Sequence[Weighted], rewards: Sequence[Reward], latents: bool = False):
+        """Names and weights, and a reward for each: NoisyRewards that are shown latents, or of images."""
         self.rewards = tuple(name.name for name in names)
         self.weights = tuple(name.weight for name in names)
         self._scorers = list(zip(self.rewards, rewards, strict=True))
+        self._latents = latents
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
         """A future that is done; see ``Judge``."""
         future: Future[Tensor] = Future()
         try:
-            shown = _shown(images, prompts, t)
+            shown = images if self._latents else _shown(images, prompts, t)
             columns = [_scored(name, reward, shown, prompts, t) for name, reward in self._scorers]
             future.set_result(torch.stack(columns, 1))
         except Exception as error:
@@ -215,15 +230,20 @@ def _shown(images: Tensor, prompts: Sequence[str], t: Tensor) -> list[Image.Imag
     return to_pil(images)
 
 
-def _asked(reward: Reward, images: list[Image.Image], prompts: Sequence[str], t: Tensor) -> Tensor:
-    """(B,) scores on the CPU, of a reward that knows time or of one that does not."""
+def _asked(reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
+    """(B,) scores on the CPU: of latents, or by a reward that knows time or by one that does not."""
     with torch.no_grad():
-        scores = reward.at(images, prompts, t) if isinstance(reward, TimedReward) else reward(images, prompts)
+        if isinstance(shown, Tensor) and isinstance(reward, NoisyReward):
+            scores = reward.of_latents(shown, prompts, t)
+        elif isinstance(reward, TimedReward):
+            scores = reward.at(shown, prompts, t)
+        else:
+            scores = reward(shown, prompts)
     return scores.detach().float().cpu()
 
 
 def _scored(
-    name: str, reward: Reward, images: list[Image.Image], prompts: Sequence[str], t: Tensor
+    name: str, reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[str], t: Tensor
 ) -> Tensor:
     """(B,) finite scores, after a second try if need be.
 
@@ -233,7 +253,7 @@ def _scored(
     for _ in range(_INLINE_TRIES):
         about, cause = list(prompts), None
         try:
-            scores = _asked(reward, images, prompts, t)
+            scores = _asked(reward, shown, prompts, t)
         except UserError:
             raise
         except Exception as error:  # whatever a back-end raises

@@ -106,8 +106,8 @@ class Sampled:
         x: clean latents (n, 1, K, *d), or transitions, every tensor (n, S, K, ...).
         reference_mean: (n, S, K, *d) where the reference would have gone; None for clean latents and where
             nobody asks.
-        judged: (n, J, K, *d) clean latents.
-        at: (J,) the times at which they were estimated; 0: they are finished.
+        judged: (n, J, K, *d) clean latents, or noisy ones where nothing is estimated.
+        at: (J,) the times at which they were estimated, 0: they are finished; or drawn from.
         verdict: (S,) which of the J verdicts a slot hangs on.
         shared: (S,) whether the rivals of a slot share x_t.
     """

@@ -8,7 +8,9 @@ counts for all of them.
 Nothing that is known is asked again: the prediction that judges a candidate is the one that its next step is
 made of, rivals who share a state share a network call, and log-densities are kept from the draw. With
 ``estimate: parent`` (ours) a candidate is judged by what the prediction that it was drawn with makes of it,
-so that the network is asked about the one candidate that is continued only.
+so that the network is asked about the one candidate that is continued only. With ``estimate: none`` nothing
+is estimated: what is judged is the candidate with the time that it was drawn from, as LPO (Zhang et al. 2025,
+arXiv 2502.01051) shows it to a latent reward model.
 """
 
 from collections.abc import Sequence
@@ -51,7 +53,12 @@ def tree(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
         end = segment[-1][1]
         if steps_left:
             chosen = (uniform(random, len(x)) * k).long().clamp(max=k - 1).to(x.device)
-        if end == bottom:
+        if setting.estimate == "none":
+            clean, end = x, segment[-1][0]
+            if steps_left:
+                x = _of_each(x, chosen)
+                x0, eps = asked.estimates(policy, x, segment[-1][1])
+        elif end == bottom:
             clean, end = x, 0.0
         elif not steps_left and setting.estimate == "candidate":
             clean, _ = asked.estimates(policy, x, end)
