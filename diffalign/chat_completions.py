@@ -40,12 +40,14 @@ class Endpoint:
         model: its name there.
         key: name of the environment variable that holds the key, if the endpoint wants one.
         patience: with it.
+        temperature: at which it answers; None: its own.
     """
 
     url: str
     model: str
     key: str = "OPENAI_API_KEY"
     patience: Patience = Patience()
+    temperature: float | None = None
 
     def complete(self, content: Content, read: Callable[[str], T]) -> tuple[T, Tokens]:
         """What ``read`` makes of the answer to one message, and its tokens.
@@ -58,7 +60,12 @@ class Endpoint:
         key = os.environ.get(self.key)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         address = self.url.rstrip("/") + "/chat/completions"
-        question = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        question: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+        }
+        if self.temperature is not None:
+            question["temperature"] = self.temperature
         ask = Asker(address, "chat completion", self.patience, headers)
         return ask(question, lambda answer: (read(_text(answer)), _tokens(answer)))
 

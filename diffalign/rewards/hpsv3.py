@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.rewards.checkpoints import fetched, read_state
 from diffalign.rewards.images import Images, in_batches
-from diffalign.rewards.qwen import IMAGE, Qwen, linear, load_qwen, template
+from diffalign.rewards.instructions import template
+from diffalign.rewards.qwen import IMAGE, Qwen, linear, load_qwen
 from diffalign.rewards.registry import REGISTRY, Place
 
 _NAME = "hpsv3"

@@ -11,7 +11,6 @@ Weights load in both layouts that have been published: `visual.*` and `model.lay
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from diffalign.errors import UserError
 from diffalign.rewards.checkpoints import fill
+from diffalign.rewards.instructions import refuse_unreadable, reserved
 from diffalign.rewards.qwen_pixels import Cut, Pixels
 from diffalign.rewards.registry import Place
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
-_TEMPLATES = Path(__file__).parent / "templates"
 # Qwen2-VL's chat template of one message, ready for the answer
 _CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -58,7 +57,7 @@ class Qwen:
 
     def check(self, prompts: Sequence[str]) -> None:
         """UserError for an empty prompt, and for one that holds a token of the format itself."""
-        refuse_unreadable(self.name, prompts, self.tokenizer)
+        refuse_unreadable(self.name, prompts, reserved(self.tokenizer))
 
     def read(self, cut: Cut, texts: Sequence[str], place: str) -> Float[Tensor, "B K D"]:
         """Last hidden states, float32, at the K marks of each row; gradients flow to the patches.
@@ -102,28 +101,6 @@ class Qwen:
         once = (found.sum(1) == len(marks)).all() and torch.equal(ids[found], marks.repeat(len(ids)))
         assert once, f"reward {self.name!r}: its marks are not in the text once each and in order"
         return found.nonzero()[:, 1].view(len(ids), len(marks))
-
-
-def template(name: str) -> str:
-    """The text that a published checkpoint was trained with, ``{text_prompt}`` where the prompt goes.
-
-    Trailing spaces and blank lines are part of it.
-    """
-    return (_TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
-
-
-def refuse_unreadable(name: str, prompts: Sequence[str], tokenizer: Any) -> None:
-    """UserError for an empty prompt, and for one that holds a token of the format itself."""
-    reserved = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})
-    for prompt in prompts:
-        if not prompt.strip():
-            raise UserError(f"reward {name!r}: an empty prompt; it judges an image by its prompt")
-        token = next((token for token in reserved if token in prompt), None)
-        if token is not None:
-            raise UserError(
-                f"reward {name!r}: the prompt {prompt!r} holds {token!r}, a token of the model's own format; "
-                "take it out"
-            )
 
 
 def load_qwen(

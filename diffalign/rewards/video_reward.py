@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from diffalign.errors import UserError
 from diffalign.rewards.checkpoints import fetched, read_state
+from diffalign.rewards.instructions import template
 from diffalign.rewards.qwen import (
     VIDEO,
     Qwen,
@@ -30,7 +31,6 @@ from diffalign.rewards.qwen import (
     load_qwen,
     marked_tokenizer,
     renamed,
-    template,
     unloadable,
 )
 from diffalign.rewards.registry import REGISTRY, Place

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.rewards.images import Images, in_batches, to_pil
-from diffalign.rewards.qwen import refuse_unreadable, unloadable
+from diffalign.rewards.instructions import refuse_unreadable, reserved
+from diffalign.rewards.qwen import unloadable
 from diffalign.rewards.registry import REGISTRY, Place
 
 _NAME = "vqascore"
@@ -57,7 +58,7 @@ class VQAScore:
         Raises:
             UserError: an empty prompt, or one that holds a token of the model's format.
         """
-        refuse_unreadable(_NAME, prompts, self.processor.tokenizer)
+        refuse_unreadable(_NAME, prompts, reserved(self.processor.tokenizer))
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:

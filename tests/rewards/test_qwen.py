@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from diffalign.errors import UserError
+from diffalign.rewards.instructions import template
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
-from diffalign.rewards.qwen import IMAGE, load_qwen, renamed, template
+from diffalign.rewards.qwen import IMAGE, load_qwen, renamed
 from diffalign.rewards.qwen_pixels import Pixels
 from diffalign.rewards.registry import Place
 from tests.rewards.conformance import as_pixels, pictures

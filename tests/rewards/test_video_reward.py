@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.qwen import template
+from diffalign.rewards.instructions import template
 from diffalign.rewards.video_reward import frame_indices
 from diffalign.videos import Video
 from tests.rewards.tiny_qwen import (

@@ -70,4 +70,15 @@ CARDS = (
         notes="P(\"Yes\") to 'Does this figure show ...?' (arXiv 2404.01291), with any model of "
         "AutoModelForImageTextToText. Scores of different models do not compare.",
     ),
+    RewardCard(
+        name="unified_reward",
+        title="UnifiedReward behind an endpoint: points for agreement and quality",
+        range="0.2 to 1; 0 for an answer without points",
+        licence="MIT (UnifiedReward)",
+        size="none here",
+        checkpoint="",
+        target="diffalign.rewards.unified_reward:load",
+        notes="unified_reward:http://HOST:PORT/v1@MODEL, an OpenAI-compatible endpoint (arXiv 2503.05236); "
+        "OPENAI_API_KEY is sent if it is set. flow_grpo's question and scale.",
+    ),
 )
