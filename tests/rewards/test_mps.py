@@ -120,7 +120,7 @@ def test_it_is_its_formula(weights, clip_folder, threshold):
     torch.testing.assert_close(reward(pictures(), PROMPTS), wanted, rtol=0, atol=1e-4)
     assert wanted.std() > 1
     other = published(weights, clip_folder, reward, pictures(), PROMPTS, 0.31 - threshold)
-    assert (other - wanted).abs().max() > 0.1  # the threshold matters to these prompts
+    assert (other - wanted).abs().max() > 0.02  # the threshold matters to these prompts
 
 
 def test_it_conforms(weights, clip_folder):
