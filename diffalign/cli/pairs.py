@@ -14,6 +14,7 @@ from diffalign.errors import UserError
 
 if TYPE_CHECKING:
     from diffalign.pairing.candidates import Found, Shelf
+    from diffalign.rewards.combine import How
     from diffalign.rollout.specs import Weighted
 
 CHOICES = ("best-worst", "top-bottom", "all", "list")
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     rewards = [weighted(text) for text in names(args.rewards, "--rewards")] if args.rewards else []
     rules = Rules(args.choose, args.top, args.margin, args.tie, args.ties == "keep", args.max_pairs)
     with _candidates(args, rewards) as (found, shelf):
-        how = args.combine or ("rank" if len(found.rewards) > 1 else "sum")
+        how: How = args.combine or ("rank" if len(found.rewards) > 1 else "sum")
         scoring = Scoring(tuple(reward.weight for reward in rewards), how, args.standardise)
         made = make(found, rules, scoring, args.dedup, args.near)
         write(made, output, shelf)

@@ -27,8 +27,8 @@ def run(argv: Sequence[str]) -> int:
     check_table(output)
     for spec in specs:
         parse_spec(spec)  # a wrong name costs neither reading nor loading
-    items = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
-    items = chain(list(islice(items, 1)), items)  # nor does a source of another layout
+    every = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
+    items = chain(list(islice(every, 1)), every)  # nor does a source of another layout
     with scorers_of(args, specs, output.parent / "score-cache.sqlite") as (scorers, cache):
         scores = score(items, scorers, cache)
     write_table(scores.rows, output)

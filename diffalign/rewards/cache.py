@@ -35,11 +35,10 @@ def reward_key(spec: str) -> str:
         behind = [text for m in read_members(source) for text in (repr(m), reward_key(m.spec))]
         return _digest(behind)
     parts = [card.name, source or card.checkpoint]
-    for place in (source or "").split("@"):
-        path = Path(place)
+    for path in (Path(place) for place in (source or "").split("@") if place):  # "" would be the folder here
         files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
         for file in files:
-            if place and file.is_file():
+            if file.is_file():
                 facts = file.stat()
                 parts.append(f"{file}:{facts.st_size}:{facts.st_mtime_ns}")
     return _digest(parts)

@@ -159,11 +159,11 @@ def test_the_command_on_the_embedded_pairs(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["pairs"] == found["groups"] == 80 and 0 < found["ties"] < 10
     judge, clip, taste = found["rewards"]
-    assert judge["accuracy"]["value"] > 0.99 and clip["accuracy"]["low"] > 0.8
+    assert judge["accuracy"]["value"] > 0.99 and clip["accuracy"]["low"] > 0.75
     assert taste["accuracy"]["value"] == 0.5 == taste["equal"] / taste["pairs"] / 2
     shares = [one["accuracy"]["value"] for one in clip["by_margin"]]
     assert len(shares) == 4 and shares[0] < 0.85 < shares[-1]  # surer is righter
-    assert found["agreement"][0]["same"]["low"] > 0.8 and found["agreement"][1]["same"] is None
+    assert found["agreement"][0]["same"]["low"] > 0.75 and found["agreement"][1]["same"] is None
     assert main([*argv, "--limit", "10"]) == 0
     said = capsys.readouterr().out
     assert "pairs with a winner" in said and "judge   tiny_clip" in said

@@ -8,15 +8,19 @@ import torch
 from PIL import Image
 
 from diffalign.cli import main
+from diffalign.config import RolloutConfig
 from diffalign.errors import UserError
 from diffalign.rewards import load
 from diffalign.rewards.cache import ScoreCache, reward_key
 from diffalign.rewards.ensemble import Member, TimedEnsemble, ensemble_of, read_members
+from diffalign.rewards.images import to_pil
 from diffalign.rewards.items import read_items
 from diffalign.rewards.of_videos import VideoReward
+from diffalign.rewards.rater import RewardRater
 from diffalign.rewards.registry import parse
 from diffalign.rewards.score import make_scorers, score
 from diffalign.rewards.step_aware import TimedReward
+from diffalign.rollout.judges import judge_of
 from diffalign.rollout.specs import weighted
 from diffalign.tiny import pairs_path
 from diffalign.videos import Video
@@ -122,6 +126,22 @@ def test_of_noisy_times():
     assert both([0], ["p"]).tolist() == [1]
     with pytest.raises(UserError, match="either"):
         ensemble_of("x", [Member("a"), Member("b")], [Timed(), VideoReward("v", plain)])
+
+
+def test_rollouts_and_training_sets_take_it(file, tmp_path, items):
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompts = ["a large red circle", "a small blue square"]
+    judge = judge_of(RolloutConfig(rewards=(f"0.5*ensemble:{file}", "jpeg")), torch.device("cpu"))
+    assert (judge.rewards, judge.weights) == (("both", "jpeg"), (0.5, 1.0))
+    found = judge.submit(pixels, prompts, torch.zeros(2)).result()
+    torch.testing.assert_close(found[:, 0], load(f"ensemble:{file}")(to_pil(pixels), prompts))
+    rater = RewardRater([f"ensemble:{file}", "judge"], tmp_path / "scores.sqlite")
+    rows = rater([item.image for item in items], [item.prompt for item in items])
+    scores = score(items, make_scorers([f"ensemble:{file}"]), progress=False).rows
+    assert [row[0] for row in rows] == [row[f"both_{side}"] for row in scores for side in (0, 1)]
+    before = rater.fingerprint
+    file.write_text(TWO.replace("weight: 2", "weight: 3"))
+    assert rater.fingerprint != before
 
 
 @pytest.mark.parametrize(

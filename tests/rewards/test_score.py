@@ -95,6 +95,90 @@ def test_jsonl_of_images_and_of_pairs(tmp_path):
     assert (result[1]["light_chosen"], result[1]["light_rejected"]) == (3, 2)
 
 
+def test_lists_and_other_names_of_columns(tmp_path):
+    """What ``train`` reads can be scored: bytes, datasets' mappings, paths."""
+    for level in (1, 2):
+        plain(level).save(tmp_path / f"{level}.png")
+    rows = [
+        {"prompt": "a", "images": ["1.png", "2.png"], "scores": [1, 0]},
+        {"caption": "bb", "jpg_0": "2.png", "jpg_1": "1.png"},
+        {"prompt": "c", "path1": "1.png", "path2": "2.png"},
+    ]
+    found = run(read_items(write_jsonl(tmp_path / "x.jsonl", rows))).rows
+    assert [{n: v for n, v in row.items() if n.startswith("light")} for row in found] == [
+        {"light_0": 2, "light_1": 3},
+        {"light_0": 4, "light_1": 3},
+        {"light_path1": 2, "light_path2": 3},
+    ]
+    lists = {"prompt": ["a", "b"], "images": [[encoded(5), encoded(6)], [encoded(7)]]}
+    parquet.write_table(pyarrow.table(lists), tmp_path / "lists.parquet")
+    found = run(read_items(tmp_path / "lists.parquet")).rows
+    assert [(row["light_0"], row.get("light_1")) for row in found] == [(6, 7), (8, None)]
+    cells = [{"bytes": encoded(5), "path": None}, {"bytes": None, "path": "2.png"}, None]
+    parquet.write_table(pyarrow.table({"caption": ["a"] * 3, "image": cells}), tmp_path / "one.parquet")
+    result = run(read_items(tmp_path / "one.parquet"))
+    assert [row["light"] for row in result.rows] == [6, 3]
+    assert len(result.unreadable) == 1 and "one.parquet row 2" in result.unreadable[0]
+
+
+def test_broken_files_of_every_kind_are_skipped(tmp_path):
+    whole = encoded(9)
+    header = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\xff" * 8  # of an absurd size, and cut off
+    files = {"whole": whole, "cut": whole[:45], "empty": b"", "text": b"no image", "header": header}
+    files["bomb"] = whole[:16] + (60_000).to_bytes(4, "big") * 2 + whole[24:]
+    for name, data in files.items():
+        (tmp_path / f"{name}.png").write_bytes(data)
+    result = run(read_items(tmp_path, ["a"]))
+    assert [row["file"] for row in result.rows] == [str(tmp_path / "whole.png")]
+    assert len(result.unreadable) == 5 and all(f"{tmp_path}" in place for place in result.unreadable)
+
+
+def test_images_are_seen_as_they_are_displayed(tmp_path):
+    """Turned as EXIF says, and what is transparent is white: as training sees them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    seen = []
+
+    def reward(images, prompts):
+        seen.extend((image.size, image.getpixel((0, 0))) for image in images)
+        return torch.zeros(len(images))
+
+    run(read_items(tmp_path, ["a"]), Scorer("seen", reward))
+    assert seen == [((4, 4), (255, 255, 255)), ((4, 8), (0, 0, 0))]
+
+
+def test_an_interruption_loses_nothing_that_was_scored(tmp_path):
+    for level in range(10):
+        plain(level).save(tmp_path / f"{level}.png")
+    cache, light = ScoreCache(tmp_path / "scores.sqlite"), Brightness()
+
+    def stopped(images, prompts):
+        if len(light.asked) == 2:
+            raise KeyboardInterrupt
+        return light(images, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(read_items(tmp_path, ["a"]), Scorer("light", stopped, "key", 3), cache)
+    assert light.asked == [3, 3]  # three at a time, and kept
+    rows = run(read_items(tmp_path, ["a"]), Scorer("light", light, "key", 3), cache).rows
+    assert [row["light"] for row in rows] == [level + 1 for level in range(10)]
+    assert light.asked == [3, 3, 3, 1]
+
+
+def test_a_score_that_is_no_number_is_named_and_not_kept(tmp_path):
+    plain(1).save(tmp_path / "1.png")
+    cache = ScoreCache(tmp_path / "scores.sqlite")
+    with pytest.raises(UserError, match="1.png: reward 'bad' gives nan"):
+        run(
+            read_items(tmp_path, ["a"]),
+            Scorer("bad", lambda images, _: torch.full((len(images),), torch.nan), "key"),
+            cache,
+        )
+    assert run(read_items(tmp_path, ["a"]), Scorer("bad", Brightness(), "key"), cache).rows[0]["bad"] == 2
+
+
 def test_a_missing_image_is_named_and_skipped(tmp_path):
     plain(1).save(tmp_path / "1.png")
     rows = [{"prompt": "a", "image": "none.png"}, {"prompt": "a", "image": "1.png"}]
@@ -136,6 +220,15 @@ def test_the_identity_of_a_reward_follows_its_files(tmp_path):
     assert before == reward_key(f"aesthetic_v2:{file}") != reward_key("aesthetic_v2")
     file.write_bytes(b"other")
     assert reward_key(f"aesthetic_v2:{file}") != before
+
+
+def test_a_reward_without_a_source_looks_at_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = reward_key("tiny_clip")
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "set.bin").write_bytes(b"x")
+    monkeypatch.setattr("pathlib.Path.rglob", lambda *_: pytest.fail("walked through the folder"))
+    assert reward_key("tiny_clip") == before
 
 
 def test_cheap_rewards_are_not_cached(clip_folder):

@@ -141,6 +141,11 @@ def test_wins_are_shares_of_comparisons():
     torch.testing.assert_close(found[:, 0], torch.tensor(expected))
 
 
+def test_ranks_give_half_for_equal_scores():
+    found = combined(SCORES, (1.0, 1.0), RolloutConfig(combine="rank"))
+    torch.testing.assert_close(found, torch.tensor([[[0.125, 0.375, 1.0]], [[0.375, 0.125, 1.0]]]))
+
+
 def test_weights_of_wins_and_the_sign():
     found = combined(SCORES, (3.0, -1.0), RolloutConfig(combine="wins"))
     # r0 wins 0, 1/2, 1 and r1 turned round 1/2, 1/2, 0
