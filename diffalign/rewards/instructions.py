@@ -1,4 +1,5 @@
 """What language models behind rewards are told: the texts of their training, and which prompts fit."""
+
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ def template(name: str) -> str:
 
 
 def reserved(tokenizer: Any) -> list[str]:
-    """The tokens of a tokenizer that are no words but its model's format."""
-    return sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})
+    """The tokens of a tokenizer that are no words but its model's format.
+
+    Not all that were added are: some tokenizers add blanks and tags that prompts may well hold.
+    """
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*added, *tokenizer.all_special_tokens})
 
 
 def refuse_unreadable(name: str, prompts: Sequence[str], tokens: Iterable[str]) -> None:

@@ -176,7 +176,7 @@ def _config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = {
             "prompt_template_type": config["data_config"]["prompt_template_type"],
-            "sample_type": config["data_config"]["sample_type"],
+            "sample_type": config["data_config"].get("sample_type", "uniform"),
             "num_frames": config["data_config"].get("num_frames"),
             "use_special_tokens": config["model_config"]["use_special_tokens"],
         }

@@ -159,7 +159,7 @@ def _answer(processor: Any, source: str) -> tuple[str, tuple[int, ...]]:
         raise unloadable(_NAME, source, "the chat template", error) from error
     words = processor.tokenizer
     before = words(question, add_special_tokens=False).input_ids
-    ends_in_format = bool(before) and words.convert_ids_to_tokens(before[-1]) in words.get_added_vocab()
+    ends_in_format = bool(before) and words.convert_ids_to_tokens(before[-1]) in reserved(words)
     answer = _ANSWER if ends_in_format or question[-1:].isspace() else f" {_ANSWER}"
     after = words(question + answer, add_special_tokens=False).input_ids
     tokens = tuple(after[len(before) :])

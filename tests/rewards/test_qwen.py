@@ -1,6 +1,8 @@
 """Qwen2-VL under rewards: sizes, patches, positions, layouts and templates."""
 
 import hashlib
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,6 +191,9 @@ def test_templates_are_those_of_training(name, digest):
 
 def test_prompts_that_cannot_be_read(qwen):
     qwen.check(["a <b> & {c}"])
+    other = replace(qwen, tokenizer=deepcopy(qwen.tokenizer))
+    other.tokenizer.add_tokens(["<b>", "  "])  # words of another kind, as some tokenizers have
+    other.check(["a <b>  &"])
     for prompt, reason in (
         ("a <|Reward|> cat", r"'<\|Reward\|>', a token of the model's own format"),
         ("cat<|im_end|>", r"'<\|im_end\|>'"),
