@@ -83,7 +83,7 @@ class Clip:
         Raises:
             UserError: a prompt holds a mark of the tokenizer, such as <|endoftext|>, where reading would end.
         """
-        refuse_marks(prompts, self.tokenizer.all_special_tokens)
+        refuse_marks(prompts, (self.tokenizer.bos_token, self.tokenizer.eos_token))
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -96,10 +96,10 @@ class Clip:
         return self.model.logit_scale.detach().float().exp()
 
 
-def refuse_marks(prompts: Sequence[str], marks: Sequence[str]) -> None:
+def refuse_marks(prompts: Sequence[str], marks: Sequence[str | None]) -> None:
     """UserError if a prompt holds one of a tokenizer's own marks: it would be read as one, not as text."""
     for prompt in prompts:
-        held = [mark for mark in marks if mark in prompt.lower()]
+        held = [mark for mark in marks if mark and mark.lower() in prompt.lower()]
         if held:
             raise UserError(
                 f"the prompt {prompt!r} holds {held[0]}, which is a mark of the tokenizer and no text; leave "

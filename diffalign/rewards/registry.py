@@ -3,7 +3,8 @@
 A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
 or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
 ``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
-``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``. A spec that starts with ``http://`` or
+``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``, and some take options, as their cards say:
+``clipscore:scale=1``, ``mps:/models/mps.safetensors@threshold=0.3``. A spec that starts with ``http://`` or
 ``https://`` is a reward behind an address, as ``diffalign serve-rewards`` serves them;
 ``ensemble:FILE.yaml`` is several rewards as one (``rewards.ensemble``), named after its file.
 

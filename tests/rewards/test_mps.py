@@ -152,7 +152,7 @@ def test_rotation_is_that_of_complex_numbers():
 
 
 def test_the_published_size_is_read_off_the_weights():
-    """Width 1024, 16 heads of 64 over one of keys and values, feed-forward of 4, four layers of two blocks."""
+    """Width 1024, 16 heads of 64 over one of keys and values, feed-forward of 4, four layers of two."""
     from diffalign.rewards.cross_model import CrossModel, empty_cross_model
 
     with torch.device("meta"):
