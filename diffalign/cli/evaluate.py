@@ -145,7 +145,7 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
     else:
         specs = names(args.aligned, "--aligned")
         base, models = named(args.base, None, args.dtype), [named(s, args.base, args.dtype) for s in specs]
-        title = f"{', '.join(specs)} against {args.base}"
+        title = f"{', '.join(entrant_names(specs))} against {args.base}"
     known = dict(zip(entrant_names(specs), specs, strict=True))
     runs = {name: run_directory_of(spec) for name, spec in known.items()}
     shared = {"sampling": asdict(settings), "prompts": args.prompts}
@@ -192,7 +192,7 @@ def summary(data: Mapping[str, Any]) -> str:
     for name in order:
         lines += [f"\n{name}"] if len(models) > 1 else []
         lines += _tables(models[name])
-    lines.append(f"{data['prompts']} prompts; adjusted p-values allow for all rewards and models (Holm)")
+    lines.append(f"{data['prompts']} prompts")
     for name in order:
         of = f" {name}:" if len(models) > 1 else ""
         lines += [f"warning:{of} {line}" for line in models[name]["alarm"]]
@@ -229,7 +229,170 @@ def _tables(model: Mapping[str, Any]) -> list[str]:
 DESCRIPTION = """\
 Compare a base model with aligned ones: all draw the prompts from the same noise, every reward scores all of
 it, and the report has gains and win rates with paired 95 % intervals over prompts, tests corrected for the
-number of rewards and models, gains by category, image statistics and the images. Of models of videos it has
+number of models and rewards (Holm), gains by category, image statistics and the images. Of models of videos
+it has motion beside quality: dynamic degree, smoothness, consistency. An evaluation that was stopped goes on
+when the same command is given again; under torchrun every process draws and scores its share."""
+
+EXAMPLES)
+    what = parser.add_argument_group("what is compared")
+    what.add_argument("--run", metavar="FOLDER", help="a run directory: its base model against its aligned/")
+    what.add_argument("--base", metavar="MODEL", help="hub id, diffusers folder, checkpoint, tiny:sdxl")
+    what.add_argument(
+        "--aligned",
+        metavar="MODEL[,MODEL]",
+        help="run directory, aligned/ folder, LoRA folder, or anything that --base takes; one or more",
+    )
+    what.add_argument(
+        "--prompts",
+        required=True,
+        metavar="SET",
+        help="parti, drawbench, geneval, hpdv2, tiny:test, or a file: txt, jsonl, tsv, csv, parquet",
+    )
+    what.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
+    what.add_argument(
+        "--rewards", required=True, metavar="A,B", help="the first gives the verdict; see `diffalign rewards`"
+    )
+    what.add_argument("--output", metavar="FOLDER", help="default: the run directory, or runs/evaluation")
+    what.add_argument("--json", action="store_true", help="print report.json")
+    add_sampling_options(parser)
+    args = parse(parser, argv)
+    if args.run is None and (args.base is None or args.aligned is None):
+        raise UserError("evaluate needs --run FOLDER, or --base MODEL and --aligned MODEL")
+    if args.run is not None and (args.base is not None or args.aligned is not None):
+        raise UserError("--run says both models; leave --base and --aligned out")
+    return args
+
+
+def asked(specs: Sequence[str], args: argparse.Namespace) -> "list[Asked]":
+    """The rewards; UserError for one that there is not, or two of a name."""
+    from diffalign.rewards.registry import parse as parse_spec
+
+    called = [parse_spec(spec)[0].name for spec in specs]
+    twice = [name for name in called if called.count(name) > 1]
+    if twice:
+        raise UserError(f"--rewards has {twice[0]!r} twice; allowed: each name once in one evaluation")
+    from diffalign.evaluation.kept import Asked
+    from diffalign.rewards import load
+    from diffalign.rewards.cache import reward_key
+
+    def opener(spec: str) -> Callable[[], Any]:
+        return lambda: load(spec, device_name(args.device), batch_size=args.batch_size or 8)
+
+    return [Asked(name, reward_key(spec), opener(spec)) for name, spec in zip(called, specs, strict=True)]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The models, and what the report says of their runs, by the aligned models' names."""
+
+    base: "Callable[[], Pipeline]"
+    entrants: "list[Entrant]"
+    facts: "dict[str, RunFacts]"
+    metrics: dict[str, Path]
+    title: str
+
+
+def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
+    """What the command line names; nothing is loaded yet. UserError for what is not there."""
+    from diffalign.evaluation.running import Entrant, entrant_names, slug
+    from diffalign.export.opening import Named, named, open_named, read_run_directory, run_directory_of
+
+    def opener(found: Named) -> "Callable[[], Pipeline]":
+        return lambda: open_named(found, device_name(args.device)).pipeline
+
+    if args.run is not None:
+        specs, whole = [args.run], named(args.run, None, args.dtype)
+        base, models = Named(whole.model), [whole]
+        run = read_run_directory(args.run)
+        title = f"{run.model.path} aligned with {run.method['type']}"
+    else:
+        specs = names(args.aligned, "--aligned")
+        base, models = named(args.base, None, args.dtype), [named(s, args.base, args.dtype) for s in specs]
+        title = f"{', '.join(entrant_names(specs))} against {args.base}"
+    known = dict(zip(entrant_names(specs), specs, strict=True))
+    runs = {name: run_directory_of(spec) for name, spec in known.items()}
+    shared = {"sampling": asdict(settings), "prompts": args.prompts}
+    if len(known) > 1:
+        shared["models"] = known
+    folders = {name: slug(name) if len(known) > 1 else "aligned" for name in known}
+    return Compared(
+        opener(base),
+        [Entrant(n, folders[n], opener(model)) for n, model in zip(known, models, strict=True)],
+        {name: facts_of(folder, shared, title) for name, folder in runs.items()},
+        {
+            n: f / "metrics.jsonl"
+            for n, f in runs.items()
+            if f is not None and (f / "metrics.jsonl").is_file()
+        },
+        title,
+    )
+
+
+def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "RunFacts":
+    """What a run directory, if there is one, says of the run."""
+    from diffalign.evaluation.report import RunFacts
+    from diffalign.export.opening import read_run_directory
+
+    if folder is None:
+        return RunFacts("unknown", settings=shared, title=title)
+    run = read_run_directory(folder)
+    file = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return RunFacts(
+        method=str(run.method["type"]),
+        train_seconds=summary.get("train_seconds"),
+        steps=summary.get("steps"),
+        settings=asdict(run) | dict(shared),
+        title=title,
+    )
+
+
+def summary(data: Mapping[str, Any]) -> str:
+    """The numbers of a report as tables: of every model, the best first."""
+    models = data["models"]
+    order = sorted(models, key=lambda name: -models[name]["gain"])
+    lines = [data["headline"]] if len(models) > 1 else []
+    for name in order:
+        lines += [f"\n{name}"] if len(models) > 1 else []
+        lines += _tables(models[name])
+    lines.append(f"{data['prompts']} prompts")
+    for name in order:
+        of = f" {name}:" if len(models) > 1 else ""
+        lines += [f"warning:{of} {line}" for line in models[name]["alarm"]]
+    return "\n".join(lines)
+
+
+def _tables(model: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (
+            name,
+            f"{r['base']:.4f}",
+            f"{r['aligned']:.4f}",
+            f"{r['gain']:+.4f} [{r['gain_ci95'][0]:+.4f}, {r['gain_ci95'][1]:+.4f}]",
+            f"{r['win_rate']:.1%} [{r['win_rate_ci95'][0]:.1%}, {r['win_rate_ci95'][1]:.1%}]",
+            f"{r['p_value_adjusted']:.4f}",
+        )
+        for name, r in model["rewards"].items()
+    ]
+    moved = [
+        (
+            name,
+            f"{m['base']:.4f}",
+            f"{m['aligned']:.4f}",
+            f"{m['change']:+.4f} [{m['change_ci95'][0]:+.4f}, {m['change_ci95'][1]:+.4f}]",
+        )
+        for name, m in model.get("motion", {}).items()
+    ]
+    return [
+        table(rows, ("reward", "base", "aligned", "gain (95 %)", "win rate (95 %)", "adjusted p")),
+        *([table(moved, ("motion", "base", "aligned", "change (95 %)"))] if moved else []),
+    ]
+
+
+DESCRIPTION = """\
+Compare a base model with aligned ones: all draw the prompts from the same noise, every reward scores all of
+it, and the report has gains and win rates with paired 95 % intervals over prompts, tests corrected for the
+number of models and rewards (Holm), gains by category, image statistics and the images. Of models of videos it has
 motion beside quality: dynamic degree, smoothness, consistency. An evaluation that was stopped goes on where
 it was when the same command is given again; under torchrun every process draws and scores its share."""
 

@@ -32,7 +32,8 @@ class Contest:
         aligned: every model's, by name.
         evaluations: by name, in the order in which the models were given.
         categories: by axis, of each sample; "" where its prompt has none.
-        adjusted: p-values with Holm's correction over all models and rewards, by model and reward.
+        adjusted: p-values by model and reward, with Holm's correction: those of the primary reward, which was
+            chosen beforehand, over the models; those of the others over the others and the models.
         by_category: by model; empty where the prompts have no categories.
     """
 
@@ -74,8 +75,7 @@ class Contest:
         found = self.leading.verdict
         if found != "better" or len(self.names) == 1:
             return found
-        tests = [e.primary.comparison.p_value for e in self.evaluations.values()]
-        corrected = dict(zip(self.names, holm(tests), strict=True))[self.best]
+        corrected = self.adjusted[self.best][self.leading.primary.name]
         return "better" if corrected < LEVEL else "no difference shown"
 
     @property
@@ -101,10 +101,12 @@ def contest(
         evaluations: by model; the first reward is the primary one.
         categories: N by axis.
     """
-    tests = [(n, r.name, r.comparison.p_value) for n, e in evaluations.items() for r in e.rewards]
     adjusted: dict[str, dict[str, float]] = {name: {} for name in evaluations}
-    for (name, reward, _), p_value in zip(tests, holm([test[2] for test in tests]), strict=True):
-        adjusted[name][reward] = p_value
+    for family in (slice(0, 1), slice(1, None)):  # the primary reward, and the others
+        tests = [(name, result) for name, e in evaluations.items() for result in e.rewards[family]]
+        corrected = holm([result.comparison.p_value for _, result in tests])
+        for (name, result), p_value in zip(tests, corrected, strict=True):
+            adjusted[name][result.name] = p_value
     axes = {axis: tuple(values) for axis, values in (categories or {}).items()}
     return Contest(
         tuple(base),

@@ -30,7 +30,8 @@ def tag(source: MediaLike, alt: str, attributes: str = "") -> str:
     more = f" {attributes}" if attributes else ""
     if isinstance(media, Image.Image):
         uri, tiny = embed(media)
-        return f'<img src="{uri}" alt="{words}" loading="lazy"{more}{_class(tiny)}>'
+        size = f'width="{media.width}" height="{media.height}"'  # so that nothing moves when it is loaded
+        return f'<img src="{uri}" alt="{words}" {size} loading="lazy"{more}{_class(tiny)}>'
     poster, tiny = embed(frame_image(media, 0))
     content = _encoded(media, source)
     if content is None:  # a picture says that there is one

@@ -123,12 +123,15 @@ th, td { text-align: left; padding: 8px 14px 8px 0; border-bottom: 1px solid var
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td.key { width: 1%; padding-right: 40px; }
-td:first-child { min-width: 8em; }
+td:first-child { min-width: 7em; }
+th:last-child, td:last-child { padding-right: 0; }
 td.wrap { overflow-wrap: anywhere; }
 details { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
 @media (max-width: 640px) {
+  table { font-size: 14px; }
+  th, td { padding-right: 8px; }
   td.n { white-space: normal; }
   main { padding: 26px 16px 56px; }
   .reward, .standing { grid-template-columns: minmax(0, 1fr); gap: 6px; }

@@ -69,9 +69,9 @@ def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
 def contest_data(contest: Contest, facts: Mapping[str, RunFacts]) -> dict[str, Any]:
     """What ``report.json`` holds: at the top the best model, under ``models`` every one by name.
 
-    ``prompts`` is the number of distinct prompts, ``p_value_adjusted`` allows for all rewards and models
-    (Holm), ``verdict`` is of the best, ``lead`` its gain over the next best. ``motion`` is of videos,
-    ``categories`` of prompts that have some.
+    ``prompts`` is the number of distinct prompts, ``p_value_adjusted`` is corrected as ``Contest.adjusted``,
+    ``verdict`` is of the best, ``lead`` its gain over the next best. ``motion`` is of videos, ``categories``
+    of prompts that have some.
     """
     models = {name: _model_data(contest, name, facts[name]) for name in contest.names}
     best, lead = facts[contest.best], contest.lead

@@ -156,8 +156,9 @@ def rewards(contest: Contest) -> str:
     }
     lead = "Differences on the same prompts and noise, with 95 % intervals from resampling whole prompts. "
     lead += "Ties count half; the dashed mark is no difference. The first reward gives the verdict. "
-    lead += "Corrected p-values (Holm) allow for the number of rewards"
-    lead += " and models." if len(bodies) > 1 else "."
+    several = len(bodies) > 1
+    lead += "Corrected p-values (Holm) allow for the number of "
+    lead += "models, those of the other rewards for theirs as well." if several else "other rewards."
     return section("By reward", lead, stack(bodies))
 
 

@@ -30,7 +30,7 @@ def standings(contest: Contest) -> str:
             f"<b>{percent(c.win_rate.value)}</b>, corrected {corrected}</p></div>"
         )
     lead = f"Gains over the base by {primary}, with 95 % intervals, on one scale. Corrected p-values (Holm) "
-    lead += "allow for the number of rewards and models."
+    lead += "allow for the number of models."
     return section("Models", lead, f'<div class="card standings">{"".join(rows)}</div>')
 
 
