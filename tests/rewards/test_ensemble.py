@@ -24,6 +24,7 @@ from diffalign.rollout.judges import judge_of
 from diffalign.rollout.specs import weighted
 from diffalign.tiny import pairs_path
 from diffalign.videos import Video
+from tests.rewards import conformance
 
 TWO = "members:\n  - {reward: judge, weight: 2, mean: 0.5, std: 0.25}\n  - {reward: jpeg, divide: 10}\n"
 
@@ -60,9 +61,20 @@ def test_it_is_a_reward_like_any_other(file):
     assert weighted(f"0.5*ensemble:{file}").name == "both"
 
 
+def test_it_keeps_to_what_all_rewards_keep_to(tmp_path):
+    file, prompts = tmp_path / "x.yaml", ["a large red circle", "a small blue square"]
+    file.write_text("members: [{reward: tiny_clip, mean: 20, std: 8}, {reward: jpeg, divide: 10}]")
+    reward = load(f"ensemble:{file}")
+    conformance.assert_shapes(reward, prompts)
+    conformance.assert_order_does_not_matter(reward, prompts)
+    images, words = conformance.pictures(), conformance.some(prompts, 6)
+    single = load(f"ensemble:{file}", batch_size=1)
+    torch.testing.assert_close(single(images, words), reward(images, words), rtol=0, atol=1e-5)
+
+
 def test_gradients_flow_through_its_members(tmp_path):
     file = tmp_path / "x.yaml"
-    file.write_text("members: [{reward: tiny_clip, weight: 3, mean: 7, divide: 2}]".replace("mean: 7, ", ""))
+    file.write_text("members: [{reward: tiny_clip, weight: 3, divide: 2}]")
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     prompt = ["a red circle"]
     (own,) = torch.autograd.grad(load(f"ensemble:{file}")(pixels, prompt).sum(), pixels)
