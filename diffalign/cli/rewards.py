@@ -35,7 +35,8 @@ def run(argv: Sequence[str]) -> int:
         print("\nWeights of your own: NAME:FILE_OR_FOLDER. `diffalign rewards NAME` says more.")
     else:
         print("\n".join(f"{name}: {getattr(cards[0], name)}" for name in FIELDS))
-        print(f"example: diffalign score images/ --rewards {cards[0].name} --prompts prompts.txt")
+        source = "" if cards[0].checkpoint else ":FILE.yaml" if cards[0].of_others else ":FILE_OR_FOLDER"
+        print(f"example: diffalign score images/ --rewards {cards[0].name}{source} --prompts prompts.txt")
     return 0
 
 

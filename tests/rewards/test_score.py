@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from diffalign.cli import main
 from diffalign.errors import UserError
 from diffalign.rewards.cache import ScoreCache, reward_key
 from diffalign.rewards.items import read_items
@@ -165,6 +166,30 @@ def test_an_interruption_loses_nothing_that_was_scored(tmp_path):
     rows = run(read_items(tmp_path, ["a"]), Scorer("light", light, "key", 3), cache).rows
     assert [row["light"] for row in rows] == [level + 1 for level in range(10)]
     assert light.asked == [3, 3, 3, 1]
+
+
+def test_the_interrupted_command_says_where_its_scores_are(tmp_path, monkeypatch, capsys):
+    folder, output = tmp_path / "images", tmp_path / "scores.jsonl"
+    folder.mkdir()
+    for level in range(5):
+        plain(level).save(folder / f"{level}.png")
+    (tmp_path / "p.txt").write_text("a\n")
+    light = Brightness()
+
+    def stopped(images, prompts):
+        if light.asked:
+            raise KeyboardInterrupt
+        return light(images, prompts)
+
+    argv = ["score", str(folder), "--rewards", "tiny_clip", "--prompts", str(tmp_path / "p.txt")]
+    argv += ["--batch-size", "2", "--output", str(output)]
+    monkeypatch.setattr("diffalign.rewards.score.load", lambda *_: stopped)
+    assert main(argv) == 130 and not output.exists()
+    assert f"{tmp_path / 'score-cache.sqlite'}; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr("diffalign.rewards.score.load", lambda *_: light)
+    assert main(argv) == 0
+    assert light.asked == [2, 2, 1]
+    assert [json.loads(line)["tiny_clip"] for line in output.read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
 def test_a_score_that_is_no_number_is_named_and_not_kept(tmp_path):
