@@ -6,7 +6,7 @@ preprocessor_config.json.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class Clip:
         """D, the length of the shared embeddings."""
         return self.model.config.projection_dim
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, but for the scale of the cosine."""
+        return self.model.visual_projection.weight.dtype
+
     def images(self, images: Images) -> Tensor:
         """Unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
         return unit(self.model.get_image_features(pixel_values=self.inputs(images)).pooler_output)
@@ -65,7 +70,7 @@ class Clip:
     def inputs(self, images: Images) -> Tensor:
         """What the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a tensor."""
         square = self.square(self.size, self.mean, self.std)
-        return square(images, self.model.device).to(self.model.dtype)
+        return square(images, self.model.device).to(self.dtype)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
@@ -117,7 +122,8 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
     """
     from transformers import CLIPModel
 
-    model = load_whole(name, source, place, CLIPModel)
+    # read in float32, for the scale's sake
+    model = placed(load_whole(name, source, replace(place, dtype="float32"), CLIPModel), place)
     own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
     words = load_tokenizer(name, source if own or tokenizer is None else tokenizer)
     return Clip(model, words, *colours(name, source))
@@ -151,6 +157,17 @@ def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
             f"or of another shape, such as {missing[0]}; a folder or hub id of one is needed"
         )
     return model.to(place.device).eval().requires_grad_(False)
+
+
+def placed(model: Any, place: Place) -> Any:
+    """A CLIPModel, or what has its ``logit_scale``, frozen, in eval mode, where and as ``place`` says.
+
+    That one number stays float32: bfloat16 moves exp(4.6052) = 100 to 98.9.
+    """
+    logit_scale = model.logit_scale.detach().float()
+    model.to(place.device, getattr(torch, place.dtype))
+    model.logit_scale.data = logit_scale.to(place.device)
+    return model.eval().requires_grad_(False)
 
 
 def read_config(name: str, architecture: str) -> Any:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.rewards.checkpoints import read_state
-from diffalign.rewards.clip import Clip, read_config
+from diffalign.rewards.clip import Clip, placed, read_config
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.open_clip_layout import load_open_clip
 from diffalign.rewards.preprocess import Letterbox
@@ -84,8 +83,8 @@ def _load(name: str, source: str | None, place: Place) -> Hps:
             f"reward {name!r}: {str(path)!r} is another model's checkpoint: it knows "
             f"{model.config.text_config.vocab_size} tokens, and HPS those {tokenizer.vocab_size} of open_clip"
         )
-    model = model.to(place.device, getattr(torch, place.dtype)).eval().requires_grad_(False)
-    return Hps(Clip(model, tokenizer, square=partial(Letterbox, antialias=antialias)), place.batch_size)
+    square = partial(Letterbox, antialias=antialias)
+    return Hps(Clip(placed(model, place), tokenizer, square=square), place.batch_size)
 
 
 def _tokenizer(name: str) -> Any:

@@ -22,7 +22,17 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.rewards.checkpoints import fill, read_state
-from diffalign.rewards.clip import VIT_H, Clip, colours, empty_clip, filled, load_tokenizer, read_config, unit
+from diffalign.rewards.clip import (
+    VIT_H,
+    Clip,
+    colours,
+    empty_clip,
+    filled,
+    load_tokenizer,
+    placed,
+    read_config,
+    unit,
+)
 from diffalign.rewards.cross_model import CrossModel, empty_cross_model, own_names
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
@@ -93,12 +103,14 @@ def load(source: str | None, place: Place) -> Mps:
     state, architecture = read_state(_NAME, path), architecture or VIT_H
     config = read_config(_NAME, architecture)
     config.text_config.eos_token_id = _LEGACY_EOS
-    model, cross = (
-        network.to(place.device, getattr(torch, place.dtype)).eval().requires_grad_(False)
-        for network in _networks(state, config, str(path))
+    model, cross = _networks(state, config, str(path))
+    words = load_tokenizer(_NAME, architecture)
+    return Mps(
+        Clip(placed(model, place), words, *colours(_NAME, architecture)),
+        cross.to(place.device, getattr(torch, place.dtype)).eval().requires_grad_(False),
+        threshold,
+        place.batch_size,
     )
-    tokenizer = load_tokenizer(_NAME, architecture)
-    return Mps(Clip(model, tokenizer, *colours(_NAME, architecture)), cross, threshold, place.batch_size)
 
 
 def _networks(state: Mapping[str, Tensor], config: Any, path: str) -> tuple[Any, CrossModel]:

@@ -13,7 +13,7 @@ where the released code does not antialias.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,7 @@ from diffalign.rewards.clip import (
     filled,
     load_clip,
     load_tokenizer,
+    placed,
     read_config,
 )
 from diffalign.rewards.images import Images, in_batches
@@ -113,13 +114,8 @@ def from_clip(source: str, place: Place) -> Clip:
         UserError: nothing there, or it is not a whole CLIP.
     """
     own_words = not Path(source).exists() and source != REGISTRY["pickscore"].checkpoint
-    return timed(load_clip(_NAME, source, place, tokenizer=None if own_words else VIT_H))
-
-
-def timed(clip: Clip) -> Clip:
-    """The same with time: scores are unchanged until it is trained. It takes over the parts of ``clip``."""
-    model = TimedClip(clip.model).to(clip.model.device, clip.model.dtype)
-    return Clip(model.eval().requires_grad_(False), clip.tokenizer, clip.mean, clip.std)
+    clip = load_clip(_NAME, source, place, tokenizer=None if own_words else VIT_H)
+    return replace(clip, model=placed(TimedClip(clip.model), place))
 
 
 def save(clip: Clip, folder: Path) -> None:
@@ -166,7 +162,7 @@ def load(source: str | None, place: Place) -> StepAware:
         )
     with torch.device("meta"):
         empty = TimedClip(empty_clip(read_config(_NAME, architecture)))
-    model = filled(_NAME, empty, state, path).to(place.device, getattr(torch, place.dtype))
+    model = placed(filled(_NAME, empty, state, path), place)
     words = load_tokenizer(_NAME, architecture)
     clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture))
     return StepAware(clip, place.batch_size)

@@ -117,6 +117,14 @@ def test_bfloat16_keeps_float32_scores_and_their_order(clip_folder, photos, word
     assert torch.corrcoef(torch.stack([exact, rough]))[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_scale_of_the_cosine_is_not_rounded(clip_folder, photos, dtype):
+    exact, rough = (rewards.load(f"pickscore:{clip_folder}", dtype=d).clip for d in ("float32", dtype))
+    assert torch.equal(rough.scale, exact.scale)
+    assert rough.inputs(photos).dtype == rough.dtype == getattr(torch, dtype)
+    assert {p.dtype for name, p in rough.model.named_parameters() if name != "logit_scale"} == {rough.dtype}
+
+
 @needs_data
 def test_real_aesthetic_heads_give_their_published_values():
     levels = [0, 2, 4, 6, 8]
