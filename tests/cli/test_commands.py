@@ -151,6 +151,66 @@ def test_evaluate_a_model_against_itself_shows_no_gain(tmp_path, capsys):
     assert "+0.0000 [+0.0000, +0.0000]" in capsys.readouterr().out
 
 
+def test_evaluate_several_models_with_categories(finished, tmp_path, capsys):
+    rows = [{"prompt": f"a cat {i}", "category": "even" if i % 2 == 0 else "odd"} for i in range(4)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = [
+        "evaluate",
+        "--base",
+        "model",
+        "--aligned",
+        "run,run/aligned,model",
+        *DRAW[2:],
+        "--rewards",
+        "jpeg",
+    ]
+    argv += ["--prompts", str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "out")]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "Too few prompts to tell." in said and "adjusted p" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["models"]) == ["run", "run (2)", "model"]
+    assert report["models"]["run"] == report["models"]["run (2)"] and report["models"]["run"]["steps"] == 2
+    assert report["models"]["model"]["gain"] == 0.0 and report["settings"]["models"]["run"] == "run"
+    assert set(report["models"]["run"]["categories"]["category"]) == {"even", "odd"}
+    images = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("images/*/*.png")}
+    assert len(images) == 4 * 4
+    assert main(argv) == 0  # again: the same, and nothing is drawn
+    assert {f: f.stat().st_mtime_ns for f in images} == images
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    from diffalign.evaluation import running
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "evaluate_models", interrupted)
+    argv = ["evaluate", "--base", "model", "--aligned", "model", *DRAW, "--rewards", "jpeg"]
+    assert main([*argv, "--output", str(tmp_path)]) == 130
+    assert f"kept in {tmp_path}; the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--base", "model", "--aligned", "model,nowhere/at/all"],
+            "'nowhere/at/all': no such file or folder",
+        ),
+        (["--base", "model", "--aligned", "model", "--rewards", "jpeg,jpeg:x"], "'jpeg' twice"),
+        (["--base", "model", "--aligned", "model", "--rewards", "jpg"], "unknown reward 'jpg'"),
+        (["--base", "model"], "--base MODEL and --aligned MODEL"),
+        (["--run", "run", "--base", "model"], "--run says both models"),
+    ],
+)
+def test_evaluate_refuses_before_it_draws(finished, tmp_path, capsys, flags, words):
+    argv = ["evaluate", *DRAW, "--output", str(tmp_path / "out"), "--rewards", "jpeg", *flags]
+    assert main(argv) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_estimate_as_table_and_json(capsys):
     assert main(["estimate", "tiny_sdxl_dpo", "--tflops", "1"]) == 0
     assert "training time" in capsys.readouterr().out

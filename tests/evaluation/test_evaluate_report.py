@@ -13,7 +13,6 @@ from PIL import Image
 
 from diffalign.errors import UserError
 from diffalign.evaluation.charts import number, tick, ticks
-from diffalign.evaluation.compare import compare as compare_in_notebook
 from diffalign.evaluation.contest import alone
 from diffalign.evaluation.evaluate import compare_pipelines, evaluate
 from diffalign.evaluation.grids import embed, grid_image
@@ -267,17 +266,6 @@ def test_the_grid_shows_every_image():
     assert sheet.width == 2 * (2 * 64 + 6 + 20) + 20
     with pytest.raises(ValueError, match="5 base images, 5 aligned images and 1 prompts"):
         grid_image(base, aligned, ["a"])
-
-
-def test_notebooks_show_a_grid():
-    shown = compare_in_notebook(
-        shades(100), shades(110), [NASTY, *PROMPTS[1:]], {"light": brightness}, shown=3
-    )
-    page = Checker(shown._repr_html_())
-    assert len(page.all("img")) == 6
-    assert "light 100" in page.texts and "The aligned model is better." in page.texts
-    plain = compare_in_notebook(shades(100), shades(110), PROMPTS)
-    assert plain.evaluation is None and len(Checker(plain._repr_html_()).all("img")) == 2 * N
 
 
 def test_numbers_for_people():
