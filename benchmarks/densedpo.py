@@ -13,11 +13,11 @@ import torch
 
 from benchmarks import record
 from benchmarks.record import Row, over_seeds, shown, verdict
-from benchmarks.video_world import ARMS, GUIDANCE, PAIRS, SEGMENT, STEPS, VideoArm, asked, measured
+from benchmarks.video_world import ARMS, GUIDANCE, MEASURED, PAIRS, SEGMENT, STEPS, VideoArm, asked, measured
 from diffalign.evaluation.statistics import Estimate
 from diffalign.files import write_atomic
 
-PROMPTS = 256
+PROMPTS = 192
 COLUMNS = {
     "video_content": "content (trained on)",
     "video_motion": "motion as told",
@@ -28,15 +28,21 @@ HOW = (
     "`python -m benchmarks.densedpo` makes what is missing. The tiny Wan draws moving shapes; in the clips "
     "that it was trained on, the faster a thing moves the likelier it has a defect for a second (its shape "
     "or colour changes, or it halts), so that slow videos are better ones to whoever looks at quality alone. "
-    "{pairs} pairs of each kind are drawn from the base ({steps} steps, guidance {guidance:g}) and labelled "
-    "every {segment:g} s by the content judge, which sees number, colours and shapes and no motion; a label "
-    "a pair is the majority. All arms take as many steps of as many pairs. Gains over the base are on "
-    "{prompts} held-out captions with the same noise; 95 % intervals by a bootstrap over prompts and seeds. "
-    "Speed is "
-    "that of the caption's things, whichever way they go; the dynamic degree is "
-    "`diffalign.evaluation.motion`'s, short sides a second of the fastest 5 % of the pixels."
+    "Pairs are of two sources, {pairs} of each kind. *True* ones are renders, labelled by their defects: two "
+    "clips of a caption, or two of one motion. The others are drawn by the base itself ({steps} steps, "
+    "guidance {guidance:g}), independently or from one noised clip (guided), and labelled every {segment:g} "
+    "s by the content judge, which sees number, colours and shapes and no motion; a label a pair is the "
+    "majority. All arms take as many steps of as many pairs, and those of a source have been tuned alike. "
+    "Gains over the base are on {prompts} held-out captions with the same noise, {measured} steps; 95 % "
+    "intervals by a bootstrap over prompts and seeds. Speed is that of the caption's things, whichever way "
+    "they go; the dynamic degree is `diffalign.evaluation.motion`'s, short sides a second of the fastest 5 % "
+    "of the pixels."
 )
 QUESTIONS = (
+    ("True renders: vanilla DPO raises quality", "video_content", "vanilla-true", None),
+    ("True renders: DenseDPO raises quality", "video_content", "dense-true", None),
+    ("True renders: vanilla DPO loses motion", "dynamics", None, "vanilla-true"),
+    ("True renders: DenseDPO keeps more motion than vanilla DPO", "dynamics", "dense-true", "vanilla-true"),
     ("Vanilla DPO raises quality", "video_content", "vanilla", None),
     ("DenseDPO raises quality", "video_content", "dense", None),
     ("Vanilla DPO loses motion", "dynamics", None, "vanilla"),
@@ -87,7 +93,7 @@ def text(rows: list[Row]) -> str:
     """``densedpo.md``."""
     by_arm = {arm.name: [row for row in rows if row["arm"] == arm.name] for arm in ARMS}
     by_arm = {name: some for name, some in by_arm.items() if some}
-    facts = {"pairs": PAIRS, "steps": STEPS, "guidance": GUIDANCE, "segment": SEGMENT}
+    facts = {"pairs": PAIRS, "steps": STEPS, "measured": MEASURED, "guidance": GUIDANCE, "segment": SEGMENT}
     lines = ["# DenseDPO on the tiny video world", ""]
     lines += [HOW.format(**facts, prompts=rows[0]["asked"]["prompts"] if rows else PROMPTS), ""]
     lines += [

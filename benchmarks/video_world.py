@@ -46,7 +46,8 @@ from diffalign.videos import Video, write_video
 
 MODEL = ModelConfig(path="tiny:wan", max_sequence_length=16)
 PAIRS = 900
-STEPS, GUIDANCE = 20, 3.0  # of the sampler, for pairs and for what is measured
+STEPS, GUIDANCE = 20, 3.0  # of the sampler
+MEASURED = 10  # steps of what is measured
 SEGMENT = 0.5  # seconds
 MARGIN = 0.05  # of the judge: scores this near are a tie
 BATCH = 64
@@ -61,29 +62,36 @@ class VideoArm:
     Attributes:
         name: of the arm.
         recipe: that its settings are of.
-        eta: of the pairs' noising; (1, 1) are independent samples.
+        eta: of the noising of pairs that the model makes; (1, 1) are independent samples; None: the recipe's
+            own pairs, which are true renders.
         share: of the pairs.
         says: for the table.
     """
 
     name: str
     recipe: str
-    eta: tuple[float, float]
+    eta: tuple[float, float] | None
     share: float
     says: str
 
     @property
     def flags(self) -> list[str]:
         """Beside the recipe."""
-        return [] if self.recipe.endswith("densedpo") else ["--data.view=majority"]
+        if self.eta is None:
+            return []
+        view = [] if self.recipe.endswith("densedpo") else ["--data.view=majority"]
+        return [*view, "--method.beta=300", "--optimizer.learning_rate=1e-3"]
 
 
 GUIDED, INDEPENDENT = (0.65, 0.8), (1.0, 1.0)
+DPO, DENSE = "tiny_wan_dpo", "tiny_wan_densedpo"
 ARMS = (
-    VideoArm("vanilla", "tiny_wan_dpo", INDEPENDENT, 1.0, "Diffusion-DPO, two samples, a label a pair"),
-    VideoArm("structural", "tiny_wan_dpo", GUIDED, 1.0, "Diffusion-DPO, guided pairs, a label a pair"),
-    VideoArm("dense", "tiny_wan_densedpo", GUIDED, 1.0, "DenseDPO, guided pairs, a label a half second"),
-    VideoArm("dense-third", "tiny_wan_densedpo", GUIDED, 1 / 3, "the same with a third of the pairs"),
+    VideoArm("vanilla-true", DPO, None, 1.0, "Diffusion-DPO, two clips of a caption, a label a pair"),
+    VideoArm("dense-true", DENSE, None, 1.0, "DenseDPO, two clips of a motion, a label a half second"),
+    VideoArm("vanilla", DPO, INDEPENDENT, 1.0, "Diffusion-DPO, two samples, a label a pair"),
+    VideoArm("dense", DENSE, GUIDED, 1.0, "DenseDPO, guided pairs, a label a half second"),
+    VideoArm("dense-third", DENSE, GUIDED, 1 / 3, "the same with a third of the pairs"),
+    VideoArm("structural", DPO, GUIDED, 1.0, "Diffusion-DPO, guided pairs, a label a pair"),
 )
 
 
@@ -161,9 +169,9 @@ def recipe(arm: VideoArm, seed: int) -> Run:
         training=replace(run.training, seed=seed),
         data=replace(
             run.data,
-            path=str(pairs_of(arm.eta)),
+            path=run.data.path if arm.eta is None else str(pairs_of(arm.eta)),
             limit=round(arm.share * PAIRS),
-            segment_seconds=SEGMENT,
+            segment_seconds=run.data.segment_seconds if arm.eta is None else SEGMENT,
             cache_dir=str(record.WORK / "cache"),
             max_holdout=32,
         ),
@@ -185,6 +193,7 @@ def asked(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
         "batch_size": run.training.batch_size * run.training.accumulation,
         "base": fingerprint(load(MODEL).pipeline),
         "prompts": prompts,
+        "measured_steps": MEASURED,
     }
 
 
@@ -221,7 +230,7 @@ def _aligned(folder: Path) -> LoadedModel:
 def base(prompts: int) -> dict[str, list[float]]:
     """Scores of the base's videos of the first test captions, by name."""
     model = load(MODEL)
-    path = record.WORK / f"base-video-{prompts}-{fingerprint(model.pipeline)[:8]}.json"
+    path = record.WORK / f"base-video-{prompts}-{MEASURED}-{fingerprint(model.pipeline)[:8]}.json"
     with lock(path.stem):
         if not path.exists():
             write_atomic(path, json.dumps(scores(model, tiny.motion_prompts("test", prompts))))
@@ -250,5 +259,5 @@ def _drawn(model: LoadedModel, texts: Sequence[str]) -> Iterator[Video]:
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
         denoiser = Guided(model.denoiser(), model.negative(len(some)), GUIDANCE)
-        latents = denoised(denoiser, noise, model.grid(STEPS, shape), model.encode_prompts(some))
+        latents = denoised(denoiser, noise, model.grid(MEASURED, shape), model.encode_prompts(some))
         yield from (_video(pixels) for pixels in model.decode(latents))
