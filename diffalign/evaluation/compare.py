@@ -136,10 +136,7 @@ def compare(
     Raises:
         UserError: a model, prompts or a reward that there is not, counts that differ, see ``evaluate``.
     """
-    if isinstance(prompts, str | Path):
-        known = read_prompt_set(str(prompts), limit)
-    else:
-        known = PromptSet(tuple(prompts)[:limit])
+    known = _prompt_set(prompts, limit)
     models = dict(aligned) if isinstance(aligned, Mapping) else {"aligned": aligned}
     if not models or BASE in models:
         raise UserError(f"aligned models are {list(models)}; allowed: one or more, none of them {BASE!r}")
@@ -166,6 +163,12 @@ def compare(
         found = contest(before, after, evaluations, axes)
     aligned_by_name = {name: tuple(sources) for name, sources in after.items()}
     return NotebookComparison(tuple(before), aligned_by_name, tuple(texts), found, shown)
+
+
+def _prompt_set(prompts: str | Path | Sequence[str], limit: int | None) -> PromptSet:
+    if isinstance(prompts, str | Path):
+        return read_prompt_set(str(prompts), limit)
+    return PromptSet(tuple(prompts)[:limit])
 
 
 def _rewards(rewards: str | Sequence[str] | Mapping[str, Reward] | None, device: str) -> dict[str, Reward]:

@@ -55,9 +55,7 @@ def evaluate_models(
         raise UserError("nothing to evaluate: give at least one aligned model and one reward")
     store = output / "measured.sqlite"
     if not rank and not store.exists():
-        for asked in rewards:
-            asked.load()  # and let go: one that cannot be loaded says so before hours of drawing
-        freed()
+        _loadable(rewards)
     files: dict[str, list[Path]] = {}
     with joined(world) as wait:
         for name, folder, opened in [(BASE, BASE, base), *((e.name, e.folder, e.open) for e in entrants)]:
@@ -87,24 +85,31 @@ def evaluate_models(
     kind = "video" if all_videos(files[BASE]) else "image"
     return contest(
         files[BASE],
-        {entrant.name: files[entrant.name] for entrant in entrants},
+        {e.name: files[e.name] for e in entrants},
         {e.name: judged(measured[BASE], measured[e.name], texts, kind, seed) for e in entrants},
         {axis: [of[sample.position] for sample in samples] for axis, of in prompts.categories.items()},
     )
+
+
+def _loadable(rewards: Sequence[Asked]) -> None:
+    """Load every reward and let it go: one that cannot be loaded says so before hours of drawing."""
+    for asked in rewards:
+        asked.load()
+        freed()
 
 
 def entrant_names(specs: Sequence[str]) -> list[str]:
     """Names for models from their folders: the last part, of a run's ``aligned/`` the run's; with as many
     more parts as it takes to tell them apart, and numbers where nothing does.
     """
-    parts = [list(Path(spec).parts) for spec in specs]
+    places = [Path(spec) for spec in specs]
+    parts = [list(place.resolve().parts if place.exists() else place.parts) for place in places]
     parts = [p[:-1] if p[-1] == "aligned" and len(p) > 1 else p for p in parts]
-    names: list[str] = []
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]).strip("/") for p in parts]
         if len({slug(name) for name in [*names, BASE]}) == len(names) + 1:
             return names
-    taken = {BASE}
+    names, taken = [p[-1] for p in parts], {BASE}
     for i, name in enumerate(names):
         number = 1
         while slug(names[i]) in taken:

@@ -182,7 +182,7 @@ def _reward(result: RewardResult, adjusted: float) -> str:
 
 def p_value(p: float) -> str:
     """As HTML."""
-    return "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "p&nbsp;&lt;&nbsp;0.001" if p < 0.001 else f"p&nbsp;=&nbsp;{p:.3f}"
 
 
 def distributions(contest: Contest) -> str:
