@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,6 +233,7 @@ def test_names_of_models():
     assert entrant_names(["a/dpo/aligned", "b/dpo"]) == ["a/dpo", "b/dpo"]
     assert entrant_names(["stabilityai/sdxl"]) == ["sdxl"] and entrant_names(["aligned"]) == ["aligned"]
     assert entrant_names(["runs/base"]) == ["runs/base"]  # `base` is the base's
+    assert entrant_names(["."]) == [Path.cwd().name]
     assert entrant_names(["x/", "x"]) == ["x", "x (2)"] and entrant_names(["base"]) == ["base (2)"]
 
 
