@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 
 
-def fetched(name: str, repository: str, filename: str) -> Path:
+def fetched(name: str, repository: str, filename: str, given: str = "FILE") -> Path:
     """A file of a hub repository, from the local cache if it is there.
+
+    ``given`` is how the reward ``name`` is told of a downloaded copy, for the message.
 
     Raises:
         UserError: it is not here and the hub cannot be reached, or has no such file.
@@ -26,9 +28,15 @@ def fetched(name: str, repository: str, filename: str) -> Path:
         return Path(hf_hub_download(repository, filename))
     except Exception as error:  # hub, http and file errors: all mean that the file is not here
         raise UserError(
-            f"reward {name!r}: cannot fetch {filename} of {repository} ({type(error).__name__}); give a "
-            f"downloaded one as {name}:/path/{Path(filename).name}"
+            f"reward {name!r}: cannot fetch {filename} of {repository} ({type(error).__name__}). Check the "
+            f"connection to the hub (HF_HUB_OFFLINE); a downloaded copy can be given as {name}:{given}"
         ) from error
+
+
+def is_hub_id(place: str) -> bool:
+    """Whether a place is nothing on this machine and may be ``owner/name`` on the hub."""
+    path = Path(place)
+    return not (path.exists() or path.is_absolute() or place.startswith(".")) and place.count("/") == 1
 
 
 def read_state(name: str, path: Path | str) -> dict[str, Tensor]:

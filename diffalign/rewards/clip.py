@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import fill
+from diffalign.rewards.checkpoints import fill, is_hub_id
 from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
@@ -250,7 +250,7 @@ def _check(name: str, source: str, kind: str) -> None:
             )
     elif path.exists():
         raise UserError(f"reward {name!r}: {source!r} is a file; a folder or a hub id of a {kind} is needed")
-    elif path.is_absolute() or source.count("/") != 1 or source.startswith("."):
+    elif not is_hub_id(source):
         raise UserError(
             f"reward {name!r}: there is no folder {source!r}, and it is not a hub id (owner/name)"
         )
@@ -261,6 +261,6 @@ def unloadable(name: str, source: str, error: Exception, kind: str = "CLIP") -> 
     reason = " ".join(str(error).split())[:300]
     return UserError(
         f"reward {name!r}: cannot load {source!r} as a {kind} ({type(error).__name__}: {reason}). Check the "
-        "path, or the "
-        f"connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given as {name}:FOLDER"
+        f"path, or the connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given as "
+        f"{name}:FOLDER, or {name}:FILE@FOLDER where this one stands under something else"
     )

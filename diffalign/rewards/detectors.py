@@ -4,8 +4,7 @@ Another detector is any callable that gives ``Detection``s; rewards that count t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.errors import UserError
+from diffalign.rewards.clip import load_whole
 from diffalign.rewards.preprocess import as_tensor, normalised
 from diffalign.rewards.registry import Place
 
@@ -124,24 +124,7 @@ def load_mask2former(name: str, source: str, place: Place, called: Mapping[str, 
     """
     from transformers import Mask2FormerForUniversalSegmentation
 
-    if Path(source).is_file():
-        raise UserError(f"reward {name!r}: {source!r} is a file; a folder or a hub id is needed")
-    try:
-        model, loading = Mask2FormerForUniversalSegmentation.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # hub, json, safetensors and transformers each raise their own kind
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"reward {name!r}: cannot load {source!r} as a Mask2Former ({type(error).__name__}: {reason}). "
-            f"Check the path, or the connection to the hub; a downloaded folder can be given as {name}:FOLDER"
-        ) from error
-    missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
-    if missing:
-        raise UserError(
-            f"reward {name!r}: {source!r} is not a whole Mask2Former: {len(missing)} weights are missing or "
-            f"of another shape, such as {missing[0]}"
-        )
+    model = load_whole(name, source, replace(place, dtype="float32"), Mask2FormerForUniversalSegmentation)
     said = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
     labels = tuple(called.get(label.lower().replace(" ", "").replace("_", ""), "") for label in said)
     lacking = sorted(set(called.values()) - set(labels))
@@ -150,4 +133,4 @@ def load_mask2former(name: str, source: str, place: Place, called: Mapping[str, 
             f"reward {name!r}: {source!r} knows {len(said)} classes, such as {', '.join(said[:3])}, but not "
             f"{', '.join(lacking[:3])}; a checkpoint of COCO's 80 classes is needed"
         )
-    return Mask2Former(model.to(place.device).eval().requires_grad_(False), labels)
+    return Mask2Former(model, labels)

@@ -175,7 +175,7 @@ def load(source: str | None, place: Place) -> LatentReward:
     path, _, base = (source or "").partition("@")
     if path in _PUBLISHED:
         where, inside = REGISTRY[_NAME].checkpoint, f"lrm_{path}/"
-        heads = fetched(_NAME, where, f"{inside}{_HEADS}")
+        heads = fetched(_NAME, where, f"{inside}{_HEADS}", "FOLDER")
     elif Path(path, _HEADS).is_file():
         where, inside, heads = path, "", Path(path, _HEADS)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from diffalign.errors import UserError, unknown
-from diffalign.rewards.checkpoints import fetched
+from diffalign.rewards.checkpoints import fetched, is_hub_id
 
 _YES, _NO = ("yes", "true", "on"), ("no", "false", "off")
 
@@ -73,6 +73,4 @@ def file_of(name: str, place: str, filename: str) -> Path:
     path = Path(place)
     if path.is_dir():
         return path / filename
-    if path.exists() or path.is_absolute() or place.count("/") != 1 or place.startswith("."):
-        return path
-    return fetched(name, place, filename)
+    return fetched(name, place, filename) if is_hub_id(place) else path

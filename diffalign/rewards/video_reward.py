@@ -141,8 +141,8 @@ def _load(source: str | None, place: Place, wanted: Sequence[str]) -> VideoAlign
         config, checkpoint = _config(Path(folder) / "model_config.json"), _latest(Path(folder))
     else:
         repository = REGISTRY[_NAME].checkpoint
-        config = _config(fetched(_NAME, repository, "model_config.json"))
-        checkpoint = fetched(_NAME, repository, f"{_CHECKPOINT}/model.pth").parent
+        config = _config(fetched(_NAME, repository, "model_config.json", "FOLDER"))
+        checkpoint = fetched(_NAME, repository, f"{_CHECKPOINT}/model.pth", "FOLDER").parent
     base = base or _BASE
     state = _weights(checkpoint, base, _lora_scale(config))
     weight = state.pop("rm_head.weight", None)
