@@ -8,8 +8,7 @@ deviations from the mean of the data that it was trained on.
 The networks are transformers' BlipVisionModel and BlipTextModel under the names of ImageReward.pt. Sizes come
 from the weights and from med_config.json.
 
-What differs from the released code: an image is cut after it has become RGB rather than before, and where the
-side is odd by a pixel the cut is that of CLIP's processor, which may lie a pixel beside torchvision's.
+What differs from the released code: an image becomes RGB before it is resized and cut rather than after.
 """
 
 import json
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import fetched, fill, read_state
+from diffalign.rewards.checkpoints import fetched, fill, is_hub_id, read_state
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.preprocess import Crop
 from diffalign.rewards.registry import REGISTRY, Place
@@ -88,7 +87,7 @@ class ImageReward:
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         device = self.vision.device
-        crop = Crop(self.vision.config.image_size)
+        crop = Crop(self.vision.config.image_size, to_even=True)
         patches = self.vision(crop(images, device).to(self.vision.dtype)).last_hidden_state
         words = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
@@ -131,10 +130,10 @@ def _files(path: str) -> tuple[Path, Path]:
     here = Path(path)
     if here.is_dir():
         weights = here / _WEIGHTS
-    elif here.exists() or here.is_absolute() or path.count("/") != 1 or path.startswith("."):
-        weights = here
+    elif is_hub_id(path):
+        return fetched(_NAME, path, _WEIGHTS, "FOLDER"), fetched(_NAME, path, _CONFIG, "FOLDER")
     else:
-        return fetched(_NAME, path, _WEIGHTS), fetched(_NAME, path, _CONFIG)
+        weights = here
     for file in (weights, weights.parent / _CONFIG):
         if not file.is_file():
             raise UserError(

@@ -6,6 +6,7 @@ and antialiased (without antialiasing the score is another one), in float32, cla
 is the one whose published code itself works on tensors, so there the two are one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,11 +51,19 @@ class Crop:
 
     The PIL path is bit-identical to transformers' PIL processor of CLIP. The tensor path differs from it by
     the 8-bit rounding alone.
+
+    Attributes:
+        size: pixels of the square's side.
+        mean: of pixels, by channel.
+        std: likewise.
+        to_even: where the centre lies between two pixels, whether the cut begins at the even one of them, as
+            torchvision's does, or at the first, as transformers' does.
     """
 
     size: int
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
+    to_even: bool = False
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
         """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
@@ -70,16 +79,21 @@ class Crop:
         for image in images:
             height, width = resized(image.height, image.width, self.size)
             small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-            top, left = (height - self.size) // 2, (width - self.size) // 2
+            top, left = self._corner(height, width)
             rows.append(as_tensor(small.crop((left, top, left + self.size, top + self.size))))
         return torch.stack(rows)
 
     def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
         """Crops in [0, 1] of pixels in [0, 1]; differentiable."""
         height, width = resized(pixels.shape[2], pixels.shape[3], self.size)
-        top, left = (height - self.size) // 2, (width - self.size) // 2
+        top, left = self._corner(height, width)
         whole = scaled(pixels, height, width).clamp(0, 1)
         return whole[:, :, top : top + self.size, left : left + self.size]
+
+    def _corner(self, height: int, width: int) -> tuple[int, int]:
+        """(top, left) of the cut."""
+        cut = round if self.to_even else math.floor
+        return cut((height - self.size) / 2), cut((width - self.size) / 2)
 
 
 @dataclass(frozen=True)

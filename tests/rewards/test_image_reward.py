@@ -149,7 +149,7 @@ def normalised(image):
     short = min(width, height)
     size = (SIZE * width // short, SIZE * height // short)
     small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
+    left, top = (int(round((side - SIZE) / 2.0)) for side in size)  # as torchvision's CenterCrop
     pixels = as_pixels(small.crop((left, top, left + SIZE, top + SIZE)))[0]
     return (pixels - torch.tensor(OPENAI_MEAN).view(3, 1, 1)) / torch.tensor(OPENAI_STD).view(3, 1, 1)
 
@@ -183,6 +183,15 @@ def test_scores_are_the_published_formulas(reward, state):
     scores = reward(images, PROMPTS)
     assert torch.tensor(wanted).std() > 0.1
     torch.testing.assert_close(scores, torch.tensor(wanted), rtol=0, atol=2e-5)
+
+
+def test_the_cut_is_torchvisions(reward, state):
+    image = pictures(1)[0].resize((SIZE + 3, SIZE))  # 1.5 pixels on either side: transformers leaves 1, it 2
+    expected = formula(state, normalised(image), IDS[0])
+    assert reward([image], PROMPTS[:1]).item() == pytest.approx(expected, abs=2e-5)
+    assert reward(as_pixels(image), PROMPTS[:1]).item() == pytest.approx(expected, abs=2e-5)
+    beside = formula(state, normalised(image.crop((0, 0, SIZE + 2, SIZE))), IDS[0])
+    assert abs(beside - expected) > 1e-3
 
 
 def test_it_conforms(reward, folder):
