@@ -26,13 +26,16 @@ _BACKBONES = {
 _SIMULACRA = ("linear.",)
 _RELU = tuple(f"layers.{i}." for i in (0, 3, 6, 9, 11))
 _LAYOUTS = {
-    ("",): "one Linear (v1)",
-    _SIMULACRA: "one Linear (simulacra)",
-    tuple(f"layers.{i}." for i in (0, 2, 4, 6, 7)): "linearMSE (v2; the dropouts are 1, 3 and 5)",
-    _RELU: "reluMSE (v2)",
-    tuple(f"scoring_head.{i}." for i in (0, 2, 4, 6, 8)): "v2.5",
+    ("",): ("aesthetic_v1", "one Linear"),
+    _SIMULACRA: ("simulacra", "one Linear under linear."),
+    tuple(f"layers.{i}." for i in (0, 2, 4, 6, 7)): ("aesthetic_v2", "linearMSE (dropouts are 1, 3 and 5)"),
+    _RELU: ("aesthetic_v2", "reluMSE"),
+    tuple(f"scoring_head.{i}." for i in (0, 2, 4, 6, 8)): (
+        "aesthetic_v2_5",
+        "five layers under scoring_head.",
+    ),
 }
-"""What the layers are called in each published file, in their order."""
+"""What the layers are called in each published file, in their order; whose it is, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ def score_embeddings(head: nn.Module, embeddings: Tensor) -> Tensor:
     return head(embeddings.float()).squeeze(-1)
 
 
-def load_head(path: str | Path, name: str = "aesthetic") -> nn.Sequential:
-    """A head of any version, told apart by its keys; frozen, float32. ``name`` is the reward that asks.
+def load_head(path: str | Path, name: str) -> nn.Sequential:
+    """A head of the reward ``name``, its layout told by its keys; frozen, float32.
 
     Raises:
-        UserError: no such file, or not a head.
+        UserError: no such file, not a head, or one of another reward.
     """
     state = read_state(name, path)
     for layers in _LAYOUTS:
@@ -69,8 +72,11 @@ def load_head(path: str | Path, name: str = "aesthetic") -> nn.Sequential:
     else:
         raise UserError(
             f"reward {name!r}: {str(path)!r} has the keys {', '.join(sorted(state)[:4])} ...; known are the "
-            f"heads {', '.join(_LAYOUTS.values())}"
+            f"heads {', '.join(f'{title} ({owner})' for owner, title in _LAYOUTS.values())}"
         )
+    owner, title = _LAYOUTS[layers]
+    if owner != name:
+        raise UserError(f"reward {name!r}: {str(path)!r} is a head of {owner} ({title}); write {owner}:HEAD")
     modules: list[nn.Module] = []
     for layer in layers:
         weight, bias = state[f"{layer}weight"].float(), state[f"{layer}bias"].float()

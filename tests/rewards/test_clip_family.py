@@ -110,7 +110,7 @@ class TestHeads:
         for i, (weight, bias) in enumerate(pairs):
             wanted = wanted @ weight.double().numpy().T + bias.double().numpy()
             wanted = np.maximum(wanted, 0) if i < 4 else wanted
-        found = score_embeddings(load_head(tmp_path / "ava+logos-l14-reluMSE.pth"), x)
+        found = score_embeddings(load_head(tmp_path / "ava+logos-l14-reluMSE.pth", "aesthetic_v2"), x)
         np.testing.assert_allclose(found, wanted[:, 0], rtol=1e-5, atol=1e-5)
         assert np.ptp(wanted) > 0.1
         reward = rewards.load(f"aesthetic_v2:{tmp_path / 'ava+logos-l14-reluMSE.pth'}@{clip_folder}")
@@ -129,6 +129,12 @@ class TestHeads:
         torch.testing.assert_close(reward(pictures(), PROMPTS), wanted, rtol=1e-5, atol=1e-5)
         conforms(reward, PROMPTS, tolerance=wanted.std().item() / 10, differentiable=True)
 
+    def test_heads_of_other_rewards_are_refused(self, clip_folder, tmp_path):
+        torch.save({"weight": torch.zeros(1, 16), "bias": torch.zeros(1)}, tmp_path / "vit_l_14.pth")
+        for name in ("simulacra", "aesthetic_v2", "aesthetic_v2_5"):
+            with pytest.raises(UserError, match=f"{name!r}: .*is a head of aesthetic_v1 .one Linear"):
+                rewards.load(f"{name}:{tmp_path / 'vit_l_14.pth'}@{clip_folder}")
+
     def test_simulacra_needs_its_head_and_knows_its_clip_by_the_file_name(self, tmp_path):
         with pytest.raises(UserError, match="needs its head. Give a head of crowsonkb"):
             rewards.load("simulacra")
@@ -143,7 +149,7 @@ class TestHeads:
     @needs(V2)
     def test_real_heads_are_affine_or_not(self):
         """v2's published head is affine: |w| = 17.996, b = 5.2366."""
-        head = load_head(V2 / "sac+logos+ava1-l14-linearMSE.pth")
+        head = load_head(V2 / "sac+logos+ava1-l14-linearMSE.pth", "aesthetic_v2")
         zero = torch.zeros(1, 768)
         slope = torch.autograd.functional.jacobian(lambda x: score_embeddings(head, x), zero).flatten()
         assert slope.norm().item() == pytest.approx(17.996, abs=1e-3)

@@ -129,14 +129,14 @@ def test_the_scale_of_the_cosine_is_not_rounded(clip_folder, photos, dtype):
 def test_real_aesthetic_heads_give_their_published_values():
     levels = [0, 2, 4, 6, 8]
     unit = torch.cat([torch.from_numpy(np.load(V1 / f"vit_l_14_embeddings/rating{i}.npy")) for i in levels])
-    v2 = score_embeddings(load_head(V2 / "sac+logos+ava1-l14-linearMSE.pth"), unit)
+    v2 = score_embeddings(load_head(V2 / "sac+logos+ava1-l14-linearMSE.pth", "aesthetic_v2"), unit)
     torch.testing.assert_close(v2, torch.tensor([1.655, 3.070, 4.238, 5.073, 5.577]), rtol=0, atol=1e-3)
-    v1 = score_embeddings(load_head(V1 / "sa_0_4_vit_l_14_linear.pth"), unit)
+    v1 = score_embeddings(load_head(V1 / "sa_0_4_vit_l_14_linear.pth", "aesthetic_v1"), unit)
     torch.testing.assert_close(v1, torch.tensor([-2.458, 1.895, 5.100, 7.787, 10.226]), rtol=0, atol=1e-3)
     small = torch.cat(
         [torch.from_numpy(np.load(V1 / f"vit_b_32_embeddings/rating{i}.npy")) for i in range(3)]
     )
-    b32 = score_embeddings(load_head(V1 / "sa_0_4_vit_b_32_linear.pth"), small)
+    b32 = score_embeddings(load_head(V1 / "sa_0_4_vit_b_32_linear.pth", "aesthetic_v1"), small)
     torch.testing.assert_close(b32, torch.tensor([-1.470, 0.273, 1.990]), rtol=0, atol=1e-3)
 
 
@@ -163,7 +163,9 @@ def test_the_second_head_is_five_layers(clip_folder, tmp_path):
     expected = x
     for i, _, _ in sizes:
         expected = expected @ state[f"layers.{i}.weight"].T + state[f"layers.{i}.bias"]
-    torch.testing.assert_close(score_embeddings(load_head(tmp_path / "head.pth"), x), expected[:, 0])
+    torch.testing.assert_close(
+        score_embeddings(load_head(tmp_path / "head.pth", "aesthetic_v2"), x), expected[:, 0]
+    )
 
 
 class TestBadCheckpoints:
