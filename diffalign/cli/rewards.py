@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from diffalign.cli.common import as_mapping, make_parser, parse, print_json, table
 
 FIELDS = (
-    "name", "title", "range", "licence", "size", "checkpoint", "notes", "differentiable", "video",
+    "name", "title", "range", "licence", "size", "checkpoint", "source", "notes", "differentiable", "video",
     "reads_prompt", "per_prompt", "needs",
 )  # fmt: skip
 
@@ -35,8 +35,9 @@ def run(argv: Sequence[str]) -> int:
         print("\nWeights of your own: NAME:FILE_OR_FOLDER. `diffalign rewards NAME` says more.")
     else:
         print("\n".join(f"{name}: {getattr(cards[0], name)}" for name in FIELDS))
-        source = "" if cards[0].checkpoint else ":FILE.yaml" if cards[0].of_others else ":FILE_OR_FOLDER"
-        print(f"example: diffalign score images/ --rewards {cards[0].name}{source} --prompts prompts.txt")
+        source = f":{cards[0].source}" if cards[0].source else ""
+        folder = "videos" if cards[0].video else "images"
+        print(f"example: diffalign score {folder}/ --rewards {cards[0].name}{source} --prompts prompts.txt")
     return 0
 
 

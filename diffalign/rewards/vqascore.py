@@ -4,9 +4,8 @@ the image shows the prompt.
 
 The model's own processor cuts the image and its own chat template asks: images by its PIL version, pixels
 given as a tensor by its torch version, which is differentiable but does not clamp what bicubic overshoots. A
-tokenizer may write the answer with
-a space before it or in several tokens, so the answer is written where it would stand, and its tokens'
-probabilities are multiplied.
+tokenizer may write the answer with a space before it or in several tokens, so the answer is written where it
+would stand, and its tokens' probabilities are multiplied.
 """
 
 import inspect

@@ -2,6 +2,8 @@
 
 import pytest
 
+from diffalign import rewards
+from diffalign.cli import main
 from diffalign.errors import UserError
 from diffalign.rewards.sources import file_of, number, places_and_options, yes_or_no
 
@@ -20,6 +22,18 @@ from diffalign.rewards.sources import file_of, number, places_and_options, yes_o
 )
 def test_parts(source, places, options):
     assert places_and_options("x", source, 2, ["scale", "prefix"]) == (places, options)
+
+
+@pytest.mark.parametrize("card", rewards.REGISTRY.values(), ids=lambda card: card.name)
+def test_a_card_says_what_its_spec_needs(card, capsys):
+    """Those that need a source say so, refuse to be loaded without one, and show it in their example."""
+    assert card.checkpoint or card.source
+    if card.source:
+        with pytest.raises(UserError, match=f"reward '{card.name}' (needs|is a model behind an address)"):
+            rewards.load(card.name)
+    assert main(["rewards", card.name]) == 0
+    spec = f"{card.name}:{card.source}" if card.source else card.name
+    assert f"--rewards {spec} --prompts" in capsys.readouterr().out
 
 
 def test_bad_parts(tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ class RewardCard:
         range: usual values.
         licence: of the weights.
         size: of the download.
-        checkpoint: hub id or file that is loaded when a spec has no source; empty: a source must be given.
+        checkpoint: hub id or file that is loaded when a spec has no source.
         target: ``module:factory``.
         notes: what it measures, what to beware of, where it comes from.
+        source: what a spec must say after its colon, in capitals or as an example; empty: nothing.
         differentiable: gradients flow to pixels given as a tensor.
         cached: scores are worth keeping on disk; False where computing is as cheap as looking up.
         video: judges videos (``diffalign.videos.Video``) and no images.
@@ -34,6 +35,7 @@ class RewardCard:
     checkpoint: str
     target: str
     notes: str
+    source: str = ""
     differentiable: bool = False
     cached: bool = True
     video: bool = False

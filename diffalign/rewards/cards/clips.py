@@ -73,6 +73,7 @@ CARDS = (
         licence="MIT (PickScore); the published weights name none",
         size="about 5 GB",
         checkpoint="SPO-Diffusion-Models/Step-Aware_Preference_Models",
+        source="sd15",
         target="diffalign.rewards.step_aware:load",
         notes="step_aware:sd15, step_aware:sdxl, step_aware:tiny (built in, of the tiny SDXL), or "
         "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). Finished images are at time 0.",
@@ -99,6 +100,7 @@ CARDS = (
         licence="MIT (head), MIT (CLIP)",
         size="4 KB + 1.7 GB",
         checkpoint="",
+        source="HEAD",
         target="diffalign.rewards.aesthetic:load_v1",
         notes="Give a head of LAION-AI/aesthetic-predictor: aesthetic_v1:/x/sa_0_4_vit_l_14_linear.pth.",
         differentiable=True,
@@ -111,6 +113,7 @@ CARDS = (
         licence="AGPL-3.0 (head), Apache-2.0 (SigLIP)",
         size="2.6 MB + 3.5 GB",
         checkpoint="",
+        source="HEAD",
         target="diffalign.rewards.aesthetic_siglip:load",
         notes="Give the head of discus0434/aesthetic-predictor-v2-5: "
         "aesthetic_v2_5:/x/aesthetic_predictor_v2_5.pth. It is under the AGPL: neither code nor weights of "
@@ -125,6 +128,7 @@ CARDS = (
         licence="MIT (head), MIT (CLIP)",
         size="4 KB + 1.7 GB",
         checkpoint="",
+        source="HEAD",
         target="diffalign.rewards.aesthetic:load_simulacra",
         notes="Give a head of crowsonkb/simulacra-aesthetic-models: "
         "simulacra:/x/sac_public_2022_06_29_vit_l_14_linear.pth. Images are resized as it was fitted "

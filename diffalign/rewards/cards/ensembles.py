@@ -10,6 +10,7 @@ CARDS = (
         licence="its members'",
         size="its members'",
         checkpoint="",
+        source="FILE.yaml",
         target="diffalign.rewards.ensemble:make",
         notes="ensemble:FILE.yaml with `members: [{reward: pickscore, weight: 0.5, mean: 21, std: 1}, ...]`; "
         "divide: 10 divides alone. Named after its file; the cache keeps its members' scores.",

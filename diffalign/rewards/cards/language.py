@@ -69,6 +69,7 @@ CARDS = (
         target="diffalign.rewards.vqascore:load",
         notes="P(\"Yes\") to 'Does this figure show ...?' (arXiv 2404.01291), with any model of "
         "AutoModelForImageTextToText. Scores of different models do not compare.",
+        differentiable=True,
     ),
     RewardCard(
         name="unified_reward",
@@ -77,6 +78,7 @@ CARDS = (
         licence="MIT (UnifiedReward)",
         size="none here",
         checkpoint="",
+        source="http://HOST:PORT/v1@MODEL",
         target="diffalign.rewards.unified_reward:load",
         notes="unified_reward:http://HOST:PORT/v1@MODEL, an OpenAI-compatible endpoint (arXiv 2503.05236); "
         "OPENAI_API_KEY is sent if it is set. flow_grpo's question and scale.",
