@@ -232,9 +232,17 @@ def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | 
 
 
 def _asked(opened: Sequence[_Opened], name: str, reward: Reward) -> list[float]:
-    """What the reward says, without gradients; UserError for a score that is no finite number."""
-    with torch.no_grad():
-        scores = reward([media for _, _, media in opened], [item.prompt for item, _, _ in opened]).tolist()
+    """What the reward says, without gradients.
+
+    Raises:
+        UserError: a score that is no finite number, or what the reward refuses, with the place.
+    """
+    first, last = opened[0][0].where, opened[-1][0].where
+    try:
+        with torch.no_grad():
+            scores = reward([one for _, _, one in opened], [item.prompt for item, _, _ in opened]).tolist()
+    except UserError as error:
+        raise UserError(f"{first}: {error}" if first == last else f"{first} to {last}: {error}") from error
     for (item, _, _), value in zip(opened, scores, strict=True):
         if not math.isfinite(value):
             raise UserError(f"{item.where}: reward {name!r} gives {value}; allowed: finite numbers")

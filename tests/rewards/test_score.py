@@ -204,6 +204,19 @@ def test_a_score_that_is_no_number_is_named_and_not_kept(tmp_path):
     assert run(read_items(tmp_path, ["a"]), Scorer("bad", Brightness(), "key"), cache).rows[0]["bad"] == 2
 
 
+def test_what_a_reward_refuses_is_named_with_its_place(tmp_path):
+    for name in ("1.png", "2.png"):
+        plain(1).save(tmp_path / name)
+
+    def picky(images, prompts):
+        raise UserError(f"reward 'picky': {prompts[0]!r} is no prompt")
+
+    for prompts, place in ((["a"], "1.png to .*2.png"), (["a", "b"], "1.png")):
+        items = list(read_items(tmp_path, prompts))[: len(prompts) % 2 + 1]
+        with pytest.raises(UserError, match=f"^.*{place}: reward 'picky': 'a' is no prompt"):
+            run(items, Scorer("picky", picky))
+
+
 def test_a_missing_image_is_named_and_skipped(tmp_path):
     plain(1).save(tmp_path / "1.png")
     rows = [{"prompt": "a", "image": "none.png"}, {"prompt": "a", "image": "1.png"}]
