@@ -52,10 +52,7 @@ def load(source: str | None, place: Place) -> ClipScore:
         UserError: no CLIP there, an option that there is not, or a value that it cannot have.
     """
     (clip,), options = places_and_options(_NAME, source, 1, ["scale", "prefix", "clamp"])
-    return ClipScore(
-        load_clip(_NAME, clip or REGISTRY[_NAME].checkpoint, place),
-        scale=number(_NAME, "scale", options.get("scale", "100")),
-        prefix=options.get("prefix", "").strip(),
-        clamp=yes_or_no(_NAME, "clamp", options.get("clamp", "no")),
-        batch_size=place.batch_size,
-    )
+    scale = number(_NAME, "scale", options.get("scale", "100"))
+    clamp = yes_or_no(_NAME, "clamp", options.get("clamp", "no"))
+    backbone = load_clip(_NAME, clip or REGISTRY[_NAME].checkpoint, place)
+    return ClipScore(backbone, scale, options.get("prefix", "").strip(), clamp, place.batch_size)
