@@ -14,7 +14,6 @@ is scored. The README and the model keep words above 0.01 of it, both evaluation
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -100,10 +99,11 @@ def load(source: str | None, place: Place) -> Mps:
     if not threshold < 1:
         raise UserError(f"reward {_NAME!r}: threshold={threshold:g} would keep no word; allowed: below 1")
     path = file_of(_NAME, weights or REGISTRY[_NAME].checkpoint, _FILE)
-    state, architecture = read_state(_NAME, path), architecture or VIT_H
+    clip, cross = _parts(read_state(_NAME, path), str(path))
+    architecture = architecture or VIT_H
     config = read_config(_NAME, architecture)
     config.text_config.eos_token_id = _LEGACY_EOS
-    model, cross = _networks(state, config, str(path))
+    model = filled(_NAME, empty_clip(config), clip, str(path))
     words = load_tokenizer(_NAME, architecture)
     return Mps(
         Clip(placed(model, place), words, *colours(_NAME, architecture)),
@@ -113,8 +113,8 @@ def load(source: str | None, place: Place) -> Mps:
     )
 
 
-def _networks(state: Mapping[str, Tensor], config: Any, path: str) -> tuple[Any, CrossModel]:
-    """The CLIP and the cross model with their weights."""
+def _parts(state: Mapping[str, Tensor], path: str) -> tuple[dict[str, Tensor], CrossModel]:
+    """The weights of the CLIP, and the cross model with its own."""
     parts: dict[str, dict[str, Tensor]] = {"mps.model.": {}, "mps.cross_model.": {}}
     for key, tensor in state.items():
         prefix = next((prefix for prefix in parts if key.startswith(prefix)), None)
@@ -125,7 +125,7 @@ def _networks(state: Mapping[str, Tensor], config: Any, path: str) -> tuple[Any,
             )
         if not key.endswith(".position_ids"):  # saved by older transformers
             parts[prefix][key.removeprefix(prefix)] = tensor
-    clip, cross = parts["mps.model."], own_names(parts["mps.cross_model."])
+    cross = own_names(parts["mps.cross_model."])
     try:
         empty = empty_cross_model(cross)
     except (KeyError, ValueError) as error:
@@ -133,4 +133,4 @@ def _networks(state: Mapping[str, Tensor], config: Any, path: str) -> tuple[Any,
             f"reward {_NAME!r}: {path!r} is another model's checkpoint: there is no cross model in it"
         ) from error
     fill(_NAME, empty, cross, path)
-    return filled(_NAME, empty_clip(config), clip, path), empty
+    return parts["mps.model."], empty

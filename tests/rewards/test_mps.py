@@ -201,6 +201,9 @@ def test_bad_sources(weights, clip_folder, tmp_path):
         rewards.load(f"mps:{weights}@/no/clip")
     with pytest.raises(UserError, match="another model's checkpoint"):
         rewards.load(f"mps:{weights}@{make_clip(tmp_path / 'wide', width=24)}")
+    save_file({"layers.0.weight": torch.zeros(1)}, tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match="MPS has no weight layers.0.weight"):  # before the hub is asked
+        rewards.load(f"mps:{tmp_path / 'head.safetensors'}")
     (tmp_path / "MPS_overall_checkpoint.pth").write_bytes(b"a pickle")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):
         rewards.load(f"mps:{tmp_path / 'MPS_overall_checkpoint.pth'}@{clip_folder}")
