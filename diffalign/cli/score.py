@@ -21,14 +21,18 @@ def run(argv: Sequence[str]) -> int:
 
     from diffalign.data.prompts import read_prompts
     from diffalign.rewards.items import read_items
+    from diffalign.rewards.of_videos import needs_videos
     from diffalign.rewards.registry import parse as parse_spec
     from diffalign.rewards.score import check_table, score, write_table
 
     check_table(output)
-    for spec in specs:
-        parse_spec(spec)  # a wrong name costs neither reading nor loading
+    cards = [parse_spec(spec)[0] for spec in specs]  # a wrong name costs neither reading nor loading
     every = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
-    items = chain(list(islice(every, 1)), every)  # nor does a source of another layout
+    first = list(islice(every, 1))  # nor does a source of another layout, or of images instead of videos
+    for card in cards:
+        if card.video and first and not first[0].is_video:
+            raise needs_videos(card.name)
+    items = chain(first, every)
     with scorers_of(args, specs, output.parent / "score-cache.sqlite") as (scorers, cache):
         scores = score(items, scorers, cache)
     write_table(scores.rows, output)

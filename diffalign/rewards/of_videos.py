@@ -38,6 +38,14 @@ def frame_image(video: Video, index: int) -> Image.Image:
     return Image.fromarray(video.frames[index].permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def needs_videos(name: str) -> UserError:
+    """What to say where a reward of videos is given images."""
+    return UserError(
+        f"reward {name!r} judges videos, and these are images; allowed: a reward of images (`diffalign "
+        "rewards` says which are)"
+    )
+
+
 @dataclass(frozen=True)
 class VideoReward:
     """A reward that watches videos: what ``rewards.load`` gives for a card that says so.
@@ -53,10 +61,7 @@ class VideoReward:
     def __call__(self, videos: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
         """(B,) float32; UserError for what is no video."""
         if isinstance(videos, Tensor) or not all(isinstance(video, Video) for video in videos):
-            raise UserError(
-                f"reward {self.name!r} judges videos, and these are images; allowed: a reward of images "
-                "(`diffalign rewards` says which are)"
-            )
+            raise needs_videos(self.name)
         return self.score(videos, prompts).float()
 
 

@@ -217,6 +217,14 @@ def test_what_a_reward_refuses_is_named_with_its_place(tmp_path):
             run(items, Scorer("picky", picky))
 
 
+def test_a_reward_of_videos_is_not_loaded_for_images(tmp_path, capsys, monkeypatch):
+    plain(1).save(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("a")
+    monkeypatch.setattr("diffalign.rewards.score.load", lambda *_: pytest.fail("it was loaded"))
+    assert main(["score", str(tmp_path), "--rewards", "video_reward"]) == 2
+    assert "reward 'video_reward' judges videos, and these are images" in capsys.readouterr().err
+
+
 def test_a_missing_image_is_named_and_skipped(tmp_path):
     plain(1).save(tmp_path / "1.png")
     rows = [{"prompt": "a", "image": "none.png"}, {"prompt": "a", "image": "1.png"}]
