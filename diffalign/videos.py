@@ -173,8 +173,20 @@ def write_video(video: Video, path: Path | str) -> None:
         stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt = "yuv420p"
         for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(_without_rest(av.VideoFrame.from_ndarray(frame, format="rgb24"))))
         container.mux(stream.encode(None))
+
+
+def _without_rest(frame: Any) -> Any:
+    """The frame in yuv420p, with zeros in what its memory has beside the picture: the encoder reads there,
+    where sides are no multiples of 16, and would make another file each time.
+    """
+    frame = frame.reformat(format="yuv420p")
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        rows[:, plane.width :] = 0
+        rows[plane.height :] = 0
+    return frame
 
 
 def _fraction(fps: float) -> Fraction:

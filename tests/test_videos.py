@@ -199,3 +199,12 @@ def test_real_videos_are_as_their_table_says():
     every = read_video(path)
     assert every.frames.shape == (60, 3, 384, 688) and every.fps == 16
     assert torch.equal(read_video(path, fps=8).frames, every.frames[::2])
+
+
+def test_one_video_is_one_file_whatever_its_sides(tmp_path):
+    frames = torch.randint(0, 256, (5, 3, 18, 34), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    written = set()
+    for _ in range(25):
+        write_video(Video(frames, 8.0), tmp_path / "a.mp4")
+        written.add((tmp_path / "a.mp4").read_bytes())
+    assert len(written) == 1
