@@ -39,9 +39,11 @@ class NotebookComparison:
     """What models have drawn of the same prompts, side by side; a notebook shows it as a grid.
 
     Attributes:
-        base: N images or videos. aligned: N by model. prompts: N. contest: the evaluation: verdict, gains,
-        categories; None without rewards. ``report.write_contest`` makes
-            files of it.
+        base: N images or videos.
+        aligned: N by model.
+        prompts: N.
+        contest: the evaluation: verdict, gains, categories; None without rewards. ``report.write_contest``
+            makes files of it.
         shown: how many of the N the grid has, the first ones.
     """
 
@@ -126,12 +128,19 @@ def compare(
     Args:
         base: a model; see ``Model``. Of images already drawn there must be ``images_per_prompt`` for every
             prompt, in the order of the prompts.
-        aligned: another, or several by name. prompts: prompts, or what ``diffalign evaluate --prompts``
-        takes: a file, ``tiny:test``, ``parti``. rewards: specs (``"pickscore,aesthetic_v2"`` or a list) or
-        rewards by name; the first gives the verdict. limit: the first so many prompts only. settings: how
-        images are drawn. images_per_prompt: K. seed: of the noise, and of the bootstrap. batch_size: drawn at
-        once; None is 8 images or 1 video. device: of models and rewards that are named. dtype: of models that
-        are named. shown: how many of the pictures the grid has. progress: show bars.
+        aligned: another, or several by name.
+        prompts: prompts, or what ``diffalign evaluate --prompts`` takes: a file, ``tiny:test``, ``parti``.
+        rewards: specs (``"pickscore,aesthetic_v2"`` or a list) or rewards by name; the first gives the
+            verdict.
+        limit: the first so many prompts only.
+        settings: how images are drawn.
+        images_per_prompt: K.
+        seed: of the noise, and of the bootstrap.
+        batch_size: drawn at once; None is 8 images or 1 video.
+        device: of models and rewards that are named.
+        dtype: of models that are named.
+        shown: how many of the pictures the grid has.
+        progress: show bars.
 
     Raises:
         UserError: a model, prompts or a reward that there is not, counts that differ, see ``evaluate``.

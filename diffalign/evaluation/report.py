@@ -195,10 +195,13 @@ def write_contest(
     the page's path.
 
     Args:
-        folder: where to. contest: what was found. facts: about the run of each model. title: what was
-        aligned, for the page's head. metrics: metrics.jsonl of the models' runs, where there are any. shown:
-        so many of the largest gains, of the largest losses and of random pairs are in the page; None is
-            24 of images and 8 of videos, shared among the models.
+        folder: where to.
+        contest: what was found.
+        facts: about the run of each model.
+        title: what was aligned, for the page's head.
+        metrics: metrics.jsonl of the models' runs, where there are any.
+        shown: so many of the largest gains, of the largest losses and of random pairs are in the page; None
+            is 24 of images and 8 of videos, shared among the models.
 
     Raises:
         UserError: counts that differ, or metrics that cannot be read.
