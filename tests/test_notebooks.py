@@ -12,15 +12,15 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BARE = ("what_dpo_does",)  # saved without outputs
 # What is set to less, as it is assigned, and flags of runs.
 FEWER = {
-    "STEPS, PROMPTS, PAIRS": "3, 8, 4",
+    "STEPS, PROMPTS, PAIRS": "2, 6, 4",
     "STEPS, PROMPTS": "3, 8",
     "STEPS, PICTURES": "6, 8",
     "PROMPTS, EACH": "4, 4",
 }
-FLAGS = {"data.limit": 64, "training.batch_size": 8}
+FLAGS = {"data.limit": 48, "training.batch_size": 4}
 # What is seen in any run of them; text/html is the grid of a comparison.
 SEEN = {
-    "compare_methods": ("text/html", "dpo, flipped: ", "best of 4"),
+    "compare_methods": ("text/html", "dpo, flipped: ", "drawn by all models from the same noise"),
     "load_in_diffusers": (
         "pytorch_lora_weights.safetensors",
         "merged against LoRA: 0.0",
