@@ -19,7 +19,7 @@ from diffalign.config import (
     ValidationConfig,
 )
 from diffalign.errors import UserError
-from diffalign.evaluation import evaluate, sampling
+from diffalign.evaluation import running, sampling
 from diffalign.out_of_memory import (
     OutOfMemory,
     Peak,
@@ -144,7 +144,7 @@ def full(*arguments, **options):
          "--data.cache_batch_size 1 (now 8)", "--model.vae_tiling"),
         (sampling, "generate", ["generate", "model15", "--prompts", "prompts.txt", "--dtype", "bfloat16"],
          "drawing", "--batch-size 1", "--dtype"),
-        (evaluate, "compare_pipelines", ["evaluate", "--base", "model15", "--aligned", "model15", "--prompts",
+        (running, "evaluate_models", ["evaluate", "--base", "model15", "--aligned", "model15", "--prompts",
          "prompts.txt", "--rewards", "jpeg", "--batch-size", "1"], "drawing and scoring", "--dtype bfloat16",
          "--batch-size"),
     ],

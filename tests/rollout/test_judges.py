@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -327,9 +328,15 @@ def test_the_process_ends_with_its_parent(how):
 
 def test_interruption_ends_the_command_cleanly():
     command = [sys.executable, "-m", "diffalign", "serve-rewards", "--rewards", "judge", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as served:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell that starts something in the background lets it ignore interruptions, and what that starts
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **pipes, preexec_fn=heard) as served:
         address = served.stdout.readline().strip()
         served.send_signal(signal.SIGINT)
-        words = served.communicate(timeout=60)[1]
+        try:
+            words = served.communicate(timeout=60)[1]
+        finally:
+            served.kill()
     assert address.startswith("http://127.0.0.1:") and served.returncode == 0
     assert f"{address}/judge" in words and "Traceback" not in words
