@@ -33,6 +33,32 @@ def fetched(name: str, repository: str, filename: str, given: str = "FILE") -> P
         ) from error
 
 
+def unloadable(name: str, what: str, error: Exception, given: str) -> UserError:
+    """What to tell the user of something that transformers could not load.
+
+    Args:
+        name: of the reward that asks.
+        what: could not be loaded, and from where.
+        error: that it raised.
+        given: how the reward takes a downloaded folder.
+    """
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"reward {name!r}: cannot load {what} ({type(error).__name__}: {reason}). Check the path, or the "
+        f"connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given {given}"
+    )
+
+
+def check_whole(name: str, source: str, kind: str, loading: Mapping[str, Any]) -> None:
+    """UserError naming the first weight that transformers' loading info says was missing, or did not fit."""
+    missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if missing:
+        raise UserError(
+            f"reward {name!r}: {source!r} is not a whole {kind}: {len(missing)} weights are missing or of "
+            f"another shape, such as {missing[0]}; a folder or hub id of one is needed"
+        )
+
+
 def is_hub_id(place: str) -> bool:
     """Whether a place is nothing on this machine and may be ``owner/name`` on the hub."""
     path = Path(place)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import fill, is_hub_id
+from diffalign.rewards.checkpoints import check_whole, fill, is_hub_id, unloadable
 from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
@@ -148,14 +148,9 @@ def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
         )
     except Exception as error:
-        raise unloadable(name, source, error, kind.__name__) from error
+        raise _unloadable(name, source, error, kind.__name__) from error
     model, loading = loaded
-    missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
-    if missing:
-        raise UserError(
-            f"reward {name!r}: {source!r} is not a whole {kind.__name__}: {len(missing)} weights are missing "
-            f"or of another shape, such as {missing[0]}; a folder or hub id of one is needed"
-        )
+    check_whole(name, source, kind.__name__, loading)
     return model.to(place.device).eval().requires_grad_(False)
 
 
@@ -178,10 +173,7 @@ def read_config(name: str, architecture: str) -> Any:
     """
     from transformers import CLIPConfig
 
-    try:
-        return CLIPConfig.from_pretrained(architecture)
-    except Exception as error:
-        raise unloadable(name, architecture, error) from error
+    return _pretrained(CLIPConfig, name, architecture)
 
 
 def empty_clip(config: Any) -> Any:
@@ -214,10 +206,14 @@ def load_tokenizer(name: str, source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    return _pretrained(AutoTokenizer, name, source)
+
+
+def _pretrained(kind: Any, name: str, source: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except Exception as error:
-        raise unloadable(name, source, error) from error
+        return kind.from_pretrained(source)
+    except Exception as error:  # whatever it is, the user is to mend it
+        raise _unloadable(name, source, error) from error
 
 
 def colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -256,11 +252,6 @@ def _check(name: str, source: str, kind: str) -> None:
         )
 
 
-def unloadable(name: str, source: str, error: Exception, kind: str = "CLIP") -> UserError:
-    """What to tell the user of a model that transformers could not load."""
-    reason = " ".join(str(error).split())[:300]
-    return UserError(
-        f"reward {name!r}: cannot load {source!r} as a {kind} ({type(error).__name__}: {reason}). Check the "
-        f"path, or the connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given as "
-        f"{name}:FOLDER, or {name}:FILE@FOLDER where this one stands under something else"
-    )
+def _unloadable(name: str, source: str, error: Exception, kind: str = "CLIP") -> UserError:
+    given = f"as {name}:FOLDER, or {name}:FILE@FOLDER where this one stands under something else"
+    return unloadable(name, f"{source!r} as a {kind}", error, given)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import fill
+from diffalign.rewards.checkpoints import fill, unloadable
 from diffalign.rewards.instructions import refuse_unreadable, reserved
 from diffalign.rewards.qwen_pixels import Cut, Pixels
 from diffalign.rewards.registry import Place
@@ -155,18 +155,9 @@ def marked_tokenizer(name: str, base: str, marks: Sequence[str]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
     except Exception as error:  # hub, file and format errors are all for the user to mend
-        raise unloadable(name, base, "a tokenizer", error) from error
+        raise unloadable(name, f"a tokenizer of {base!r}", error, "instead") from error
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks], True)
     return tokenizer
-
-
-def unloadable(name: str, source: str, kind: str, error: Exception) -> UserError:
-    """What to tell the user of something that transformers could not load."""
-    reason = " ".join(str(error).split())[:300]
-    return UserError(
-        f"reward {name!r}: cannot load {kind} of {source!r} ({type(error).__name__}: {reason}). Check the "
-        "path, or the connection to the hub (HF_HUB_OFFLINE); a downloaded folder can be given instead"
-    )
 
 
 def _config(name: str, base: str) -> Any:
@@ -175,7 +166,7 @@ def _config(name: str, base: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(base)
     except Exception as error:
-        raise unloadable(name, base, "the config.json", error) from error
+        raise unloadable(name, f"the config.json of {base!r}", error, "instead") from error
     if config.model_type != "qwen2_vl":
         raise UserError(
             f"reward {name!r}: {base!r} is a {config.model_type}; needed is a Qwen2-VL (model_type qwen2_vl)"

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import fetched, read_state
+from diffalign.rewards.checkpoints import fetched, read_state, unloadable
 from diffalign.rewards.instructions import template
 from diffalign.rewards.qwen import (
     VIDEO,
@@ -31,7 +31,6 @@ from diffalign.rewards.qwen import (
     load_qwen,
     marked_tokenizer,
     renamed,
-    unloadable,
 )
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.videos import Video
@@ -233,7 +232,7 @@ def _base_weights(base: str) -> dict[str, Tensor]:
     try:
         model: Any = Qwen2VLForConditionalGeneration.from_pretrained(base)
     except Exception as error:
-        raise unloadable(_NAME, base, "the weights", error) from error
+        raise unloadable(_NAME, f"the weights of {base!r}", error, "instead") from error
     return renamed(model.state_dict())
 
 

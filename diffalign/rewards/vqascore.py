@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import check_whole, unloadable
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.instructions import refuse_unreadable, reserved
-from diffalign.rewards.qwen import unloadable
 from diffalign.rewards.registry import REGISTRY, Place
 
 _NAME = "vqascore"
@@ -118,14 +118,9 @@ def load(source: str | None, place: Place) -> VQAScore:
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
         )
     except Exception as error:
-        raise unloadable(_NAME, source, "the vision-language model", error) from error
+        raise unloadable(_NAME, f"the vision-language model of {source!r}", error, "instead") from error
     model, loading = loaded
-    missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
-    if missing:
-        raise UserError(
-            f"reward {_NAME!r}: {source!r} is not a whole vision-language model: {len(missing)} weights are "
-            f"missing or of another shape, such as {missing[0]}"
-        )
+    check_whole(_NAME, source, "vision-language model", loading)
     if model.config.is_encoder_decoder:
         raise UserError(f"reward {_NAME!r}: {source!r} encodes and decodes; needed is a causal model")
     answer, tokens = _answer(processor, source)
@@ -155,7 +150,7 @@ def _answer(processor: Any, source: str) -> tuple[str, tuple[int, ...]]:
     try:
         question = asked(processor, "a")
     except Exception as error:  # no template, or one of another kind: each raises its own
-        raise unloadable(_NAME, source, "the chat template", error) from error
+        raise unloadable(_NAME, f"the chat template of {source!r}", error, "instead") from error
     words = processor.tokenizer
     before = words(question, add_special_tokens=False).input_ids
     ends_in_format = bool(before) and words.convert_ids_to_tokens(before[-1]) in reserved(words)
