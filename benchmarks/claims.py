@@ -23,8 +23,8 @@ from benchmarks.claims_table import text
 from benchmarks.memory import step_memory
 from benchmarks.methods import POINTS, PROMPTS, say
 from benchmarks.record import Row
-from diffalign.files import write_atomic
-from diffalign.strategies.common import Wrapped
+from diffalign.strategies._common import Wrapped
+from diffalign.utils.files import write_atomic
 
 COST = ("steps", "seconds", "calls", "compute")
 PAIRS = 600  # held-out pairs of the plane on which errors are followed

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.config_io import shipped_configs
+from diffalign.config.io import shipped_configs
 from diffalign.methods.dpo import DPO
+from diffalign.plane.data import Maker, lists, preferences, turned_round
+from diffalign.plane.plane import Plane
+from diffalign.plane.settings import PLANE_METHODS, PlaneRow
 from diffalign.strategies import wrap
-from diffalign.tiny.plane import Plane
-from diffalign.tiny.plane_data import Maker, lists, preferences, turned_round
 from diffalign.types import Batch, Denoiser
-from tests.tiny.plane_methods import PLANE_METHODS, PlaneRow
 
 Value = Literal["gain", "chosen", "rejected", "memory"]
 STEPS = PlaneRow(DPO()).steps

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.claims_list import Arm, Claim, Comparison
 from benchmarks.record import Row, over_seeds, shown, verdict
-from diffalign.evaluation.statistics import Estimate
+from diffalign.evaluation.measuring.statistics import Estimate
 
 MIB = 2**20
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "no difference shown"

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from diffalign.demo import REWARDS, DemoOptions, demo
-from diffalign.files import write_atomic
+from diffalign.runs.demo import REWARDS, DemoOptions, demo
+from diffalign.utils.files import write_atomic
 
 VARIANTS = {
     "Diffusion-DPO": {"recipe": "tiny_sdxl_dpo"},

@@ -14,8 +14,8 @@ import torch
 from benchmarks import record
 from benchmarks.record import Row, over_seeds, shown, verdict
 from benchmarks.video_world import ARMS, GUIDANCE, MEASURED, PAIRS, SEGMENT, STEPS, VideoArm, asked, measured
-from diffalign.evaluation.statistics import Estimate
-from diffalign.files import write_atomic
+from diffalign.evaluation.measuring.statistics import Estimate
+from diffalign.utils.files import write_atomic
 
 PROMPTS = 192
 COLUMNS = {
@@ -35,8 +35,8 @@ HOW = (
     "majority. All arms take as many steps of as many pairs, and those of a source have been tuned alike. "
     "Gains over the base are on {prompts} held-out captions with the same noise, {measured} steps; 95 % "
     "intervals by a bootstrap over prompts and seeds. Speed is that of the caption's things, whichever way "
-    "they go; the dynamic degree is `diffalign.evaluation.motion`'s, short sides a second of the fastest 5 % "
-    "of the pixels."
+    "they go; the dynamic degree is `diffalign.evaluation.measuring.motion`'s, short sides a second of the "
+    "fastest 5 % of the pixels."
 )
 QUESTIONS = (
     ("True renders: vanilla DPO raises quality", "video_content", "vanilla-true", None),

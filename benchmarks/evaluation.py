@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import WORK
-from diffalign.evaluation.report import package_versions
-from diffalign.files import write_atomic
+from diffalign.evaluation.report.report import package_versions
+from diffalign.utils.files import write_atomic
 
 HERE = Path(__file__).parent
 RECIPES = {"dpo": "tiny_sdxl_dpo", "sft": "tiny_sdxl_sft"}

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffalign.config import Run
+from diffalign.config.schema import Run
+from diffalign.diffusion.randomness import Streams
 from diffalign.methods import build
-from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.models.loading import load
-from diffalign.randomness import Streams
+from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.types import Batch
 
 PAIRS = 16

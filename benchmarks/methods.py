@@ -22,9 +22,9 @@ import torch
 from benchmarks import plane_world, record, tiny_world
 from benchmarks.record import Row
 from benchmarks.tables import text
-from diffalign.config_io import shipped_configs
-from diffalign.files import write_atomic
-from tests.tiny.plane_methods import PLANE_METHODS
+from diffalign.config.io import shipped_configs
+from diffalign.plane.settings import PLANE_METHODS
+from diffalign.utils.files import write_atomic
 
 WORLDS = ("plane", *tiny_world.PREFIXES)
 POINTS = 1500  # of the plane, as many for each label: a standard error of the gain of about 0.01

@@ -1,6 +1,6 @@
 """One row of the plane: align, sample base and aligned from the same noise, compare point by point.
 
-The settings are those of ``tests/tiny/plane_methods.py``. "Prompts" are starting points. The primary reward
+The settings are those of ``diffalign/plane/settings.py``. "Prompts" are starting points. The primary reward
 is the height; for preferences between captions it is prompt fidelity, on a base that was trained with wrong
 labels.
 """
@@ -15,13 +15,13 @@ from torch import Tensor
 from benchmarks import record
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
-from diffalign.evaluation.statistics import bootstrap_mean
-from diffalign.files import open_atomic
-from diffalign.methods.common import compare
+from diffalign.diffusion.randomness import Streams
+from diffalign.evaluation.measuring.statistics import bootstrap_mean
+from diffalign.methods._common import compare
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
-from diffalign.randomness import Streams
-from diffalign.tiny.plane import (
+from diffalign.plane.data import Maker, captions, preferences
+from diffalign.plane.plane import (
     LABELS,
     Plane,
     PlaneNetwork,
@@ -32,9 +32,9 @@ from diffalign.tiny.plane import (
     points,
     pretrain,
 )
-from diffalign.tiny.plane_data import Maker, captions, preferences
+from diffalign.plane.settings import PlaneRow
 from diffalign.types import Batch
-from tests.tiny.plane_methods import PlaneRow
+from diffalign.utils.files import open_atomic
 
 PLANE = Plane()
 NOISE = 7  # the seed of the starting points that the table is made of

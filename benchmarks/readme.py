@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from diffalign.files import write_atomic
 from diffalign.methods import REGISTRY as METHODS
-from diffalign.models.registry import FAMILIES
+from diffalign.models.families.registry import FAMILIES
 from diffalign.rewards import REGISTRY as REWARDS
 from diffalign.strategies import STRATEGIES
+from diffalign.utils.files import write_atomic
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- tables: python -m benchmarks.readme -->", "<!-- end of tables -->"

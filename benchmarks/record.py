@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.evaluation.statistics import Estimate
-from diffalign.files import write_atomic
+from diffalign.evaluation.measuring.statistics import Estimate
+from diffalign.utils.files import write_atomic
 
 HERE = Path(__file__).parent
 WORK = Path("runs/benchmarks")  # caches, locks and runs: nothing that a table is made from

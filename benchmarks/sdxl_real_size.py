@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffalign.config import (
+from diffalign.config.schema import (
     DataConfig,
     LoggingConfig,
     LoraConfig,
@@ -32,8 +32,8 @@ from diffalign.config import (
     Run,
     TrainingConfig,
 )
-from diffalign.job import align
-from diffalign.models.sdxl import CONFIGS
+from diffalign.models.families.sdxl import CONFIGS
+from diffalign.runs.align import align
 
 RESULTS = Path(__file__).with_suffix(".json")
 

@@ -18,7 +18,7 @@ NOTES = {
     "starting points. Off support: share of the mass off the ring (the base has 1 %). Distance: to the "
     "closed-form optimum of the same reward (two equal distributions: 0.02). A method that has left the "
     "support, more than 3 %, stands last whatever its gain: settings are those of the tests "
-    "(`tests/tiny/plane_methods.py`), where such a method stops earlier.",
+    "(`diffalign/plane/settings.py`), where such a method stops earlier.",
     "tiny": _IMAGES,
     "sd3": _IMAGES,
 }

@@ -18,19 +18,19 @@ from benchmarks import record
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
 from diffalign import tiny
-from diffalign.config import ModelConfig, Run, ValidationConfig
-from diffalign.config_io import read_run
-from diffalign.demo import EVALUATION_SEED, REWARDS, SAMPLING
-from diffalign.evaluation.fingerprint import fingerprint
-from diffalign.evaluation.sampling import generate
-from diffalign.evaluation.statistics import compare
+from diffalign.config.schema import ModelConfig, Run, ValidationConfig
+from diffalign.evaluation.drawing.pipeline import fingerprint
+from diffalign.evaluation.drawing.sampling import generate
+from diffalign.evaluation.measuring.statistics import compare
 from diffalign.export.aligned import load_aligned
-from diffalign.files import write_atomic
-from diffalign.job import Result, align
 from diffalign.methods import build
 from diffalign.models.loading import load
-from diffalign.online import plan_of, steps_of_a_round
 from diffalign.rewards import load as load_reward
+from diffalign.runs.align import Result, align
+from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING
+from diffalign.runs.rollouts import plan_of, steps_of_a_round
+from diffalign.runs.validate import read_run
+from diffalign.utils.files import write_atomic
 
 PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_"}  # of the recipes of each world
 # Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import record, tiny_world
-from diffalign.config_io import to_dict
-from diffalign.files import write_atomic
+from diffalign.config.io import to_dict
 from diffalign.methods import build
+from diffalign.utils.files import write_atomic
 
 PROMPTS, SEED = 160, 100
 FACTORS: Mapping[str, Sequence[float]] = {

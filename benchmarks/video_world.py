@@ -20,29 +20,29 @@ from torch import Tensor
 from benchmarks import record
 from benchmarks.record import lock
 from diffalign import tiny
-from diffalign.config import ModelConfig, Run, ValidationConfig
-from diffalign.config_io import read_run
-from diffalign.evaluation.fingerprint import fingerprint
-from diffalign.evaluation.motion import motion_statistics
-from diffalign.evaluation.statistics import compare
+from diffalign.config.schema import ModelConfig, Run, ValidationConfig
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.randomness import derive
+from diffalign.evaluation.drawing.pipeline import fingerprint
+from diffalign.evaluation.measuring.motion import motion_statistics
+from diffalign.evaluation.measuring.statistics import compare
 from diffalign.export.aligned import load_aligned
-from diffalign.files import write_atomic
-from diffalign.guidance import Guided
-from diffalign.job import align
+from diffalign.media.videos import Video, write_video
 from diffalign.methods import build
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.randomness import derive
+from diffalign.preferences.segments.by_reward import ByReward
+from diffalign.preferences.segments.label import label_pairs
+from diffalign.preferences.segments.pairs import read_pairs
+from diffalign.preferences.video_takes.clips import Clip
+from diffalign.preferences.video_takes.guided import denoised, noised
+from diffalign.preferences.video_takes.make import PairSettings, times_of
 from diffalign.rewards import load as load_reward
-from diffalign.segment_labels.by_reward import ByReward
-from diffalign.segment_labels.label import label_pairs
-from diffalign.segment_labels.pairs import read_pairs
+from diffalign.runs.align import align
+from diffalign.runs.validate import read_run
 from diffalign.tiny import motions
 from diffalign.tiny.motion_judge import dynamics
-from diffalign.video_pairs.clips import Clip
-from diffalign.video_pairs.guided import denoised, noised
-from diffalign.video_pairs.make import PairSettings, times_of
-from diffalign.videos import Video, write_video
+from diffalign.utils.files import write_atomic
 
 MODEL = ModelConfig(path="tiny:wan", max_sequence_length=16)
 PAIRS = 900

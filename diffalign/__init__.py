@@ -8,23 +8,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffalign.config import Run
-    from diffalign.config_io import read_run
+    from diffalign.config.schema import Run
     from diffalign.errors import UserError
-    from diffalign.evaluation.compare import compare
-    from diffalign.job import Result, align
+    from diffalign.runs.align import Result, align
+    from diffalign.runs.compare import compare
+    from diffalign.runs.validate import read_run
 
 __version__ = "0.1.0"
 
 __all__ = ["Result", "Run", "UserError", "align", "compare", "read_run"]
 
 _HOMES = {
-    "Result": ("diffalign.job", "Result"),
-    "Run": ("diffalign.config", "Run"),
+    "Result": ("diffalign.runs.align", "Result"),
+    "Run": ("diffalign.config.schema", "Run"),
     "UserError": ("diffalign.errors", "UserError"),
-    "align": ("diffalign.job", "align"),
-    "compare": ("diffalign.evaluation.compare", "compare"),
-    "read_run": ("diffalign.config_io", "read_run"),
+    "align": ("diffalign.runs.align", "align"),
+    "compare": ("diffalign.runs.compare", "compare"),
+    "read_run": ("diffalign.config.io", "read_run"),
 }
 
 

@@ -48,8 +48,8 @@ class Transition(NamedTuple):
 X = TypeVar("X", Tensor, Transition)
 
 Kernel = Callable[["Denoiser", Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tensor]]
-"""(denoiser, x_t, t, s, cond) -> (mean (B, *d), std (B, 1, ...)) of p(x_s | x_t); ``diffalign.samplers`` has
-some.
+"""(denoiser, x_t, t, s, cond) -> (mean (B, *d), std (B, 1, ...)) of p(x_s | x_t): see
+``diffusion.samplers``.
 """
 
 
@@ -150,7 +150,7 @@ class Step:
 class Random(Protocol):
     """Where randomness comes from: it is an argument everywhere, and never global.
 
-    ``diffalign.randomness.Streams`` has one independent stream per group, so that a group's draws do not
+    ``diffusion.randomness.Streams`` has one independent stream per group, so that a group's draws do not
     depend on the batch, rank or micro-step that it landed in; a plain ``torch.Generator`` is accepted
     wherever a Random is.
     """

@@ -11,16 +11,16 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from diffalign.config import Run
-from diffalign.config_io import read_run
+from diffalign.config.schema import Run
 from diffalign.data import read_prompts
+from diffalign.evaluation.drawing.sampling import SamplingSettings
 from diffalign.evaluation.evaluate import compare_pipelines
-from diffalign.evaluation.report import RunFacts, write_report
-from diffalign.evaluation.sampling import SamplingSettings
+from diffalign.evaluation.report.report import RunFacts, write_report
 from diffalign.export.aligned import load_aligned
-from diffalign.job import align
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
+from diffalign.runs.align import align
+from diffalign.runs.validate import read_run
 
 
 def settings(arguments: argparse.Namespace) -> Run:

@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 
-from diffalign.chat_completions import Answers
-from diffalign.config_io import read_run
 from diffalign.data import read_prompts
-from diffalign.evaluation.motion import MOTION, motion_statistics
-from diffalign.evaluation.statistics import bootstrap_mean
+from diffalign.evaluation.measuring.motion import MOTION, motion_statistics
+from diffalign.evaluation.measuring.statistics import bootstrap_mean
 from diffalign.export.aligned import load_aligned
-from diffalign.files import write_atomic
-from diffalign.job import align
+from diffalign.media.videos import Video, write_video
 from diffalign.models.loading import load
+from diffalign.preferences.segments.by_reward import ByReward
+from diffalign.preferences.segments.label import label_pairs
+from diffalign.preferences.segments.pairs import read_pairs
+from diffalign.preferences.video_takes.clips import read_clips
+from diffalign.preferences.video_takes.make import PairSettings, make_pairs
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.of_videos import takes_videos
-from diffalign.segment_labels.by_reward import ByReward
-from diffalign.segment_labels.label import label_pairs
-from diffalign.segment_labels.pairs import read_pairs
+from diffalign.runs.align import align
+from diffalign.runs.validate import read_run
 from diffalign.tiny import motions
-from diffalign.video_pairs.clips import read_clips
-from diffalign.video_pairs.make import PairSettings, make_pairs
-from diffalign.videos import Video, write_video
+from diffalign.utils.chat_completions import Answers
+from diffalign.utils.files import write_atomic
 
 
 def moving_shapes(folder: Path, count: int) -> str:

@@ -18,17 +18,17 @@ from typing import Any
 
 from PIL import Image
 
-from diffalign.config import CheckpointConfig, Run
-from diffalign.config_io import read_run
+from diffalign.config.schema import CheckpointConfig, Run
 from diffalign.data import read_prompts
+from diffalign.evaluation.drawing.sampling import SamplingSettings
 from diffalign.evaluation.evaluate import compare_pipelines
-from diffalign.evaluation.sampling import SamplingSettings
 from diffalign.export.aligned import load_aligned
-from diffalign.files import write_atomic
-from diffalign.job import align
 from diffalign.models.loading import load
-from diffalign.online import plan_of, steps_of_a_round
 from diffalign.rewards import load as load_reward
+from diffalign.runs.align import align
+from diffalign.runs.rollouts import plan_of, steps_of_a_round
+from diffalign.runs.validate import read_run
+from diffalign.utils.files import write_atomic
 
 
 def settings(recipe: str, flags: Sequence[str], rounds: int) -> Run:

@@ -13,17 +13,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from diffalign.config import ModelConfig
-from diffalign.config_io import read_run
+from diffalign.config.schema import ModelConfig
 from diffalign.data import read_prompts
-from diffalign.demo import sample_pairs
+from diffalign.evaluation.drawing.sampling import SamplingSettings
 from diffalign.evaluation.evaluate import compare_pipelines
-from diffalign.evaluation.sampling import SamplingSettings
 from diffalign.export.aligned import save_merged
-from diffalign.files import write_atomic
-from diffalign.job import align
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
+from diffalign.runs.align import align
+from diffalign.runs.demo import sample_pairs
+from diffalign.runs.validate import read_run
+from diffalign.utils.files import write_atomic
 
 
 def merged(model: ModelConfig, aligned: Path) -> ModelConfig:

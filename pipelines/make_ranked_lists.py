@@ -15,17 +15,17 @@ import json
 import os
 from pathlib import Path
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.data import read_prompts
-from diffalign.data.rating import wins
+from diffalign.data.encoding.rating import wins
 from diffalign.errors import UserError
-from diffalign.evaluation.samples import Sample, read_samples
-from diffalign.evaluation.sampling import SamplingSettings, generate
-from diffalign.files import write_atomic
+from diffalign.evaluation.drawing.samples import Sample, read_samples
+from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.models.loading import load
-from diffalign.rewards.cache import ScoreCache
-from diffalign.rewards.items import Item
-from diffalign.rewards.score import make_scorers, score_column
+from diffalign.rewards.scoring.cache import ScoreCache
+from diffalign.rewards.scoring.items import Item
+from diffalign.rewards.scoring.score import make_scorers, score_column
+from diffalign.utils.files import write_atomic
 
 
 def images_of(generator: str, prompts: list[str], arguments: argparse.Namespace) -> list[Sample]:

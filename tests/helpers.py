@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffalign.paths import VariancePreserving, path_from_config
+from diffalign.diffusion.paths import VariancePreserving, path_from_config
 from diffalign.types import Noised
 
 SD_SCHEDULER = {
@@ -84,7 +84,7 @@ class GivenNoise:
     guidance: float = 1.0
 
     def __call__(self, denoiser, x0, t, cond, group, generator):
-        from diffalign.noising import add_noise
+        from diffalign.diffusion.noising import add_noise
 
         return Noised(x0, self.eps, add_noise(denoiser, x0, self.eps, t), t)
 

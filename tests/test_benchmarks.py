@@ -14,16 +14,16 @@ from benchmarks import claims, claims_list, claims_table, methods, plane_world, 
 from benchmarks.claims_list import Arm, Claim, Comparison
 from benchmarks.counting import Calls, counted
 from benchmarks.memory import Alive
-from diffalign.config_io import shipped_configs
-from diffalign.evaluation.statistics import bootstrap_mean
+from diffalign.config.io import shipped_configs
+from diffalign.diffusion.randomness import Streams
+from diffalign.evaluation.measuring.statistics import bootstrap_mean
 from diffalign.methods import REGISTRY
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
-from diffalign.randomness import Streams
+from diffalign.plane.plane import PlaneNetwork, denoiser_of
+from diffalign.plane.settings import PLANE_METHODS
 from diffalign.strategies import wrap
-from diffalign.tiny.plane import PlaneNetwork, denoiser_of
 from diffalign.types import Batch
-from tests.tiny.plane_methods import PLANE_METHODS
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,7 @@ import re
 
 from benchmarks.readme import README, filled
 from diffalign.cli import COMMANDS
-from diffalign.config_io import shipped_configs
+from diffalign.config.io import shipped_configs
 
 TEXT = README.read_text(encoding="utf-8")
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import diffalign
-from diffalign.config import LoraConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from diffalign.estimators import elbo
+from diffalign.config.schema import LoraConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from diffalign.diffusion.likelihood import elbo
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.paths import path_from_config
+from diffalign.diffusion.randomness import Streams
 from diffalign.methods.dpo import DPO
-from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.models.loading import load
-from diffalign.noising import Forward
-from diffalign.paths import path_from_config
-from diffalign.randomness import Streams
+from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
+from diffalign.plane.source import TensorSource
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.loop import train
-from diffalign.training.sources import TensorSource
 from diffalign.types import Batch
 from tests.helpers import SD_SCHEDULER, Affine, sd_path
 
@@ -197,7 +197,7 @@ def test_10_beta_does_not_depend_on_the_size_of_the_latents(data):
         by, guidance = "policy", 1.0
 
         def __call__(self, denoiser, x0, t, cond, group, generator):
-            from diffalign.noising import add_noise
+            from diffalign.diffusion.noising import add_noise
             from diffalign.types import Noised
 
             eps = torch.sin(7 * x0)

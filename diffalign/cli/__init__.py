@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from diffalign.errors import UserError, unknown
-from diffalign.out_of_memory import ANYWHERE, ran_out, said
+from diffalign.utils.memory import ANYWHERE, ran_out, said
 
 COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",

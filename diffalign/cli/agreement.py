@@ -11,7 +11,7 @@ from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_
 
 if TYPE_CHECKING:
     from diffalign.evaluation.agreement import Rated, Report
-    from diffalign.evaluation.statistics import Estimate
+    from diffalign.evaluation.measuring.statistics import Estimate
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     for spec in specs:
         parse_spec(spec)  # a wrong name costs no loading
 
-    from diffalign.config import DataConfig
+    from diffalign.config.schema import DataConfig
     from diffalign.data import read_preferences
     from diffalign.evaluation.agreement import rate, report
 

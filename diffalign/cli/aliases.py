@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.config import Run
-from diffalign.config_io import parse_text
+from diffalign.config.io import parse_text
+from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 
 Pairs = list[tuple[str, str]]  # (dotted field, text of the value)
@@ -290,7 +290,7 @@ def late(run: Run, given: Mapping[str, list[str]]) -> tuple[Pairs, list[str]]:
 
 def is_sd1(run: Run) -> bool:
     """Whether the model is known to be Stable Diffusion 1.x: by its family, its name, or its folder."""
-    from diffalign.models.registry import FAMILIES
+    from diffalign.models.families.registry import FAMILIES
 
     if run.model.family != "auto":
         return run.model.family == "sd15"

@@ -37,8 +37,8 @@ def run(argv: Sequence[str]) -> int:
             "nothing to encode before it; allowed: a run with data.path"
         )
     from diffalign.data import read_preferences
-    from diffalign.material import encode
     from diffalign.models.loading import load
+    from diffalign.runs.setup import encode
     from diffalign.training.acceleration import accelerator_for
 
     accelerator = accelerator_for(run.training)

@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from diffalign.devices import device_name as device_name
 from diffalign.errors import UserError, unknown
+from diffalign.utils.devices import device_name as device_name
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:

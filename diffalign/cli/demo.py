@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.cli.common import make_parser, number, parse, print_json, table
-from diffalign.config_io import shipped_configs
+from diffalign.config.io import shipped_configs
 from diffalign.errors import unknown
 
 
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     args = parse(parser, argv)
     recipe = choose_recipe(args)
 
-    from diffalign.demo import DemoOptions, demo
+    from diffalign.runs.demo import DemoOptions, demo
 
     reports = []
     for seed in range(args.seed, args.seed + args.seeds):

@@ -10,7 +10,7 @@ from diffalign.cli.flags import read_flags, resolve
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
-    from diffalign.config import Run
+    from diffalign.config.schema import Run
     from diffalign.evaluation.displacement import PairRow
 
 
@@ -54,9 +54,9 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
     """The rows of every pair of the run's preference set, by the model that the run starts from."""
     from diffalign.data import fixed_batches, read_preferences
     from diffalign.evaluation.displacement import PairRow, measure
-    from diffalign.material import encode
     from diffalign.methods import REGISTRY, build
     from diffalign.models.loading import load
+    from diffalign.runs.setup import encode
     from diffalign.training.acceleration import accelerator_for
 
     if run.rollout.prompts or REGISTRY[run.method["type"]].rollout != "samples":

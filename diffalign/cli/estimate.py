@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     tflops, utilisation = _option(rest, "tflops"), _option(rest, "utilisation")
     flags = read_flags(rest, own_switches=("json",))
     run, _ = resolve(flags, needs=("model.path",))
-    from diffalign.models.estimate import estimate
+    from diffalign.estimate.estimate import estimate
 
     result = estimate(run, tflops) if utilisation is None else estimate(run, tflops, utilisation)
     if flags.switches:

@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, share, table
 from diffalign.cli.opening import add_sampling_options, sampling_advice, sampling_settings
 from diffalign.errors import UserError
-from diffalign.out_of_memory import advised
+from diffalign.utils.memory import advised
 
 if TYPE_CHECKING:
-    from diffalign.evaluation.kept import Asked
-    from diffalign.evaluation.report import RunFacts
+    from diffalign.evaluation.drawing.pipeline import Pipeline
+    from diffalign.evaluation.drawing.sampling import SamplingSettings
+    from diffalign.evaluation.measuring.store import Asked
+    from diffalign.evaluation.report.report import RunFacts
     from diffalign.evaluation.running import Entrant
-    from diffalign.evaluation.sampling import Pipeline, SamplingSettings
 
 
 def run(argv: Sequence[str]) -> int:
     """Draws with every model, scores, and writes the report; what is there already is not done again."""
     args = read(argv)
     rewards = asked(names(args.rewards, "--rewards"), args)  # first: a wrong name costs no model's loading
-    from diffalign.data.prompt_sets import read_prompt_set
-    from diffalign.evaluation.report import contest_data, write_contest
+    from diffalign.data.prompts.prompt_sets import read_prompt_set
+    from diffalign.evaluation.report.report import contest_data, write_contest
     from diffalign.evaluation.running import evaluate_models
-    from diffalign.export.opening import read_run_directory
+    from diffalign.runs.opening import read_run_directory
 
     prompts = read_prompt_set(args.prompts, args.limit)
     settings = sampling_settings(args, None if args.run is None else read_run_directory(args.run))
@@ -108,9 +109,9 @@ def asked(specs: Sequence[str], args: argparse.Namespace) -> "list[Asked]":
     twice = [name for name in called if called.count(name) > 1]
     if twice:
         raise UserError(f"--rewards has {twice[0]!r} twice; allowed: each name once in one evaluation")
-    from diffalign.evaluation.kept import Asked
+    from diffalign.evaluation.measuring.store import Asked
     from diffalign.rewards import load
-    from diffalign.rewards.cache import reward_key
+    from diffalign.rewards.scoring.cache import reward_key
 
     def opener(spec: str) -> Callable[[], Any]:
         return lambda: load(spec, device_name(args.device), batch_size=args.batch_size or 8)
@@ -132,7 +133,7 @@ class Compared:
 def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
     """What the command line names; nothing is loaded yet. UserError for what is not there."""
     from diffalign.evaluation.running import Entrant, entrant_names, slug
-    from diffalign.export.opening import Named, named, open_named, read_run_directory, run_directory_of
+    from diffalign.runs.opening import Named, named, open_named, read_run_directory, run_directory_of
 
     def opener(found: Named) -> "Callable[[], Pipeline]":
         return lambda: open_named(found, device_name(args.device)).pipeline
@@ -167,8 +168,8 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
 
 def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "RunFacts":
     """What a run directory, if there is one, says of the run."""
-    from diffalign.evaluation.report import RunFacts
-    from diffalign.export.opening import read_run_directory
+    from diffalign.evaluation.report.report import RunFacts
+    from diffalign.runs.opening import read_run_directory
 
     if folder is None:
         return RunFacts("unknown", settings=shared, title=title)

@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from diffalign.cli.aliases import ALIASES, late
-from diffalign.config import Run
-from diffalign.config_io import (
+from diffalign.config.files import find_config, read_yaml
+from diffalign.config.io import (
     apply_overrides,
     dotted_names,
     field_kind,
-    find_config,
     from_dict,
-    read_yaml,
-    validate,
 )
+from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
+from diffalign.runs.validate import validate
 
 LATE = ("beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt")
 

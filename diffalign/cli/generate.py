@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffalign.cli.common import make_parser, number, parse, share
-from diffalign.out_of_memory import advised
+from diffalign.utils.memory import advised
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,13 +35,13 @@ def run(argv: Sequence[str]) -> int:
 
     add_sampling_options(parser)
     args = parse(parser, argv)
-    from diffalign.data.prompts import read_prompts
+    from diffalign.data.prompts.prompt_sets import read_prompts
 
     prompts = read_prompts(args.prompts, args.limit)
     rank, world = share()
-    from diffalign.evaluation.media import all_videos
-    from diffalign.evaluation.sampling import generate
-    from diffalign.export.opening import read_run_directory
+    from diffalign.evaluation.drawing.sampling import generate
+    from diffalign.media.files import all_videos
+    from diffalign.runs.opening import read_run_directory
 
     run = read_run_directory(args.model) if Path(args.model, "config.yaml").is_file() else None
     with advised("drawing", sampling_advice(args)):

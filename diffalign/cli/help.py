@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from diffalign.cli.aliases import ALIASES
-from diffalign.config import Run
+from diffalign.config.schema import Run
 
 USAGE = """\
 usage: diffalign train [CONFIG] [--a.b VALUE ...] [--print-config]

@@ -10,17 +10,17 @@ from diffalign.cli.common import device_name, make_parser, names, number, parse
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
-    from diffalign.chat_completions import Answers
-    from diffalign.segment_labels.by_model import ByModel
-    from diffalign.segment_labels.label import Labeller
-    from diffalign.segment_labels.pairs import Pair
+    from diffalign.preferences.segments.by_model import ByModel
+    from diffalign.preferences.segments.label import Labeller
+    from diffalign.preferences.segments.pairs import Pair
+    from diffalign.utils.chat_completions import Answers
 
 
 def run(argv: Sequence[str]) -> int:
     """Labels pairs and writes them."""
     args = parse(_parser(), argv)
-    from diffalign.segment_labels.label import label_pairs
-    from diffalign.segment_labels.pairs import read_pairs
+    from diffalign.preferences.segments.label import label_pairs
+    from diffalign.preferences.segments.pairs import read_pairs
 
     pairs = read_pairs(args.pairs)
     target = Path(args.output) if args.output else Path(args.pairs).with_name("labelled.jsonl")
@@ -100,21 +100,21 @@ def _labeller(
 ) -> "tuple[Labeller, Callable[[], str] | None]":
     """Who labels, and what it has to say of its cost."""
     if args.by == "file":
-        from diffalign.segment_labels.by_file import ByFile
+        from diffalign.preferences.segments.by_file import ByFile
 
         if not args.labels:
             raise UserError("--by file needs --labels FILE: a .csv or .jsonl of people's labels")
         return ByFile(args.labels, pairs), None
-    from diffalign.chat_completions import Answers
+    from diffalign.utils.chat_completions import Answers
 
     answers = Answers(args.answers or target.with_suffix(f".{args.by}-answers.jsonl"))
     if args.by == "vlm":
         by_model = _model(args, answers)
         return by_model, lambda: by_model.spent.text(by_model.asking)
+    from diffalign.preferences.segments.by_reward import ByReward
     from diffalign.rewards import load
-    from diffalign.rewards.cache import reward_key
     from diffalign.rewards.registry import parse as parse_spec
-    from diffalign.segment_labels.by_reward import ByReward
+    from diffalign.rewards.scoring.cache import reward_key
 
     if not args.rewards:
         raise UserError("--by reward needs --rewards NAME: see `diffalign rewards`")
@@ -127,9 +127,9 @@ def _labeller(
 
 
 def _model(args: argparse.Namespace, answers: "Answers") -> "ByModel":
-    from diffalign.chat_completions import Endpoint, check_endpoint
-    from diffalign.http_json import Patience
-    from diffalign.segment_labels.by_model import QUESTION, Asking, ByModel
+    from diffalign.preferences.segments.by_model import QUESTION, Asking, ByModel
+    from diffalign.utils.chat_completions import Endpoint, check_endpoint
+    from diffalign.utils.http import Patience
 
     check_endpoint(args.url, args.model, "--", "--by vlm")
     if args.question and not Path(args.question).is_file():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffalign.cli.common import as_mapping, make_parser, parse, print_json
-from diffalign.config_files import shipped_configs
+from diffalign.config.files import shipped_configs
 
 FIELDS = ("name", "title", "paper", "year", "arxiv", "data", "cost")
 STRATEGY_FIELDS = ("name", "title", "paper", "year", "arxiv", "composes", "cost")

@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parse(parser, argv)
 
-    from diffalign.models.registry import FAMILIES
+    from diffalign.models.families.registry import FAMILIES
     from diffalign.tiny import FAMILIES as TINY
 
     cards = [FAMILIES[name] for name in sorted(FAMILIES)]

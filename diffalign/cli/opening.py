@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffalign.cli.common import device_name, number
-from diffalign.config import Run
-from diffalign.devices import DTYPES
+from diffalign.config.schema import Run
+from diffalign.utils.devices import DTYPES
 
 if TYPE_CHECKING:
-    from diffalign.evaluation.sampling import SamplingSettings
+    from diffalign.evaluation.drawing.sampling import SamplingSettings
     from diffalign.models.loaded import LoadedModel
 
 
@@ -39,7 +39,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "SamplingSettings":
     """What ``add_sampling_options`` has read; of a run of videos the rest is as it was trained."""
-    from diffalign.evaluation.sampling import SamplingSettings
+    from diffalign.evaluation.drawing.sampling import SamplingSettings
 
     given = SamplingSettings(
         args.steps, args.guidance, args.height, args.width, args.negative_prompt, args.frames, args.fps
@@ -74,7 +74,7 @@ def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "Loaded
     Raises:
         UserError: nothing of that kind is there.
     """
-    from diffalign.export import opening
+    from diffalign.runs import opening
 
     return opening.open_model(spec, base, device_name(args.device), args.dtype)
 

@@ -13,9 +13,9 @@ from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
-    from diffalign.pairing.candidates import Found, Shelf
+    from diffalign.preferences.from_scores.candidates import Found, Shelf
     from diffalign.rewards.combine import How
-    from diffalign.rollout.specs import Weighted
+    from diffalign.rewards.specs import Weighted
 
 CHOICES = ("best-worst", "top-bottom", "all", "list")
 
@@ -25,10 +25,10 @@ def run(argv: Sequence[str]) -> int:
     args = read(argv)
     output = Path(args.output)
 
-    from diffalign.pairing.choose import Rules
-    from diffalign.pairing.make import Scoring, make
-    from diffalign.pairing.write import write
-    from diffalign.rollout.specs import weighted
+    from diffalign.preferences.from_scores.choose import Rules
+    from diffalign.preferences.from_scores.make import Scoring, make
+    from diffalign.preferences.from_scores.write import write
+    from diffalign.rewards.specs import weighted
 
     rewards = [weighted(text) for text in names(args.rewards, "--rewards")] if args.rewards else []
     rules = Rules(args.choose, args.top, args.margin, args.tie, args.ties == "keep", args.max_pairs)
@@ -51,9 +51,9 @@ def run(argv: Sequence[str]) -> int:
 @contextmanager
 def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Iterator[tuple[Found, Shelf]]":
     """The scored images or videos: of a table of scores, or scored now."""
-    from diffalign.data.prompts import read_prompts
-    from diffalign.pairing.candidates import Shelf, from_table, is_score_table, scored_now
-    from diffalign.rewards.items import read_items
+    from diffalign.data.prompts.prompt_sets import read_prompts
+    from diffalign.preferences.from_scores.candidates import Shelf, from_table, is_score_table, scored_now
+    from diffalign.rewards.scoring.items import read_items
 
     source, near = Path(args.source), args.dedup == "near"
     with Shelf() as shelf:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from diffalign.cli.common import device_name, number
 
 if TYPE_CHECKING:
-    from diffalign.rewards.cache import ScoreCache
-    from diffalign.rewards.score import Scorer
+    from diffalign.rewards.scoring.cache import ScoreCache
+    from diffalign.rewards.scoring.score import Scorer
 
 
 def add_scoring_options(parser: argparse.ArgumentParser, cache: str, of: str = "images") -> None:
@@ -33,8 +33,8 @@ def scorers_of(
 
     Interrupted, it says that what was scored is not lost.
     """
-    from diffalign.rewards.cache import ScoreCache
-    from diffalign.rewards.score import make_scorers
+    from diffalign.rewards.scoring.cache import ScoreCache
+    from diffalign.rewards.scoring.score import make_scorers
 
     scorers = make_scorers(specs, device_name(args.device), args.dtype, args.batch_size)
     file = Path(args.cache) if args.cache else cache

@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
     from diffalign.rewards.registry import load
     from diffalign.rewards.registry import parse as parse_spec
-    from diffalign.rewards.server import RewardServer, Served
+    from diffalign.rewards.serving.server import RewardServer, Served
 
     cards = [parse_spec(spec)[0] for spec in specs]
     for card in cards:

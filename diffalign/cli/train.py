@@ -9,8 +9,8 @@ from diffalign.cli.common import share
 from diffalign.cli.flags import read_flags, resolve
 
 if TYPE_CHECKING:
-    from diffalign.config import Run
-    from diffalign.job import Result
+    from diffalign.config.schema import Run
+    from diffalign.runs.align import Result
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,19 +22,19 @@ def run(argv: Sequence[str]) -> int:
         return 0
     flags = read_flags(argv, own_switches=("print-config",))
     if not argv:
-        from diffalign.config_io import shipped_configs
+        from diffalign.config.io import shipped_configs
         from diffalign.errors import UserError
 
         raise UserError(f"train needs a config or flags; shipped recipes: {', '.join(shipped_configs())}")
     run, notes = resolve(flags, needs=() if flags.switches else ("model.path", "data.path"))
     if flags.switches:
-        from diffalign.config_io import to_yaml
+        from diffalign.config.io import to_yaml
 
         print(to_yaml(run), end="")
         return 0
     for note in notes:
         _say([f"note: {note}"])
-    from diffalign.job import align
+    from diffalign.runs.align import align
 
     result = align(run)
     if result.waiting:

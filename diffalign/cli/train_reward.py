@@ -8,7 +8,7 @@ from diffalign.cli import INTERRUPTED
 from diffalign.cli.common import share
 
 if TYPE_CHECKING:
-    from diffalign.reward_config import RewardRun
+    from diffalign.config.reward_schema import RewardRun
 
 RECIPES = "rewards"
 
@@ -37,9 +37,9 @@ def run(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(_help(), end="")
         return 0
-    from diffalign.config_io import to_yaml
+    from diffalign.config.io import to_yaml
     from diffalign.errors import UserError
-    from diffalign.reward_config import validate
+    from diffalign.runs.reward.validate import validate
 
     if not argv:
         raise UserError(f"train-reward needs a config or flags; shipped recipes: {_recipes()}")
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         print(to_yaml(run), end="")
         return 0
     validate(run, needs=("model.path", "data.path"))
-    from diffalign.reward_training.job import train_reward, verdict
+    from diffalign.runs.reward.job import train_reward, verdict
 
     result = train_reward(run)
     if result.interrupted:
@@ -75,9 +75,9 @@ def read(words: Sequence[str]) -> "RewardRun":
     Raises:
         UserError: anything wrong with either.
     """
-    from diffalign.config_files import find_config, read_yaml
-    from diffalign.config_io import apply_overrides, tree_from
-    from diffalign.reward_config import RewardRun
+    from diffalign.config.files import find_config, read_yaml
+    from diffalign.config.io import apply_overrides, tree_from
+    from diffalign.config.reward_schema import RewardRun
 
     run, flags = RewardRun(), list(words)
     if flags and not flags[0].startswith("-"):
@@ -87,13 +87,14 @@ def read(words: Sequence[str]) -> "RewardRun":
 
 
 def _recipes() -> str:
-    from diffalign.config_files import shipped_configs
+    from diffalign.config.files import shipped_configs
 
     return ", ".join(shipped_configs(RECIPES))
 
 
 def _help() -> str:
     from diffalign.cli.help import sections
-    from diffalign.reward_config import MEANINGLESS, RewardRun
+    from diffalign.config.reward_schema import RewardRun
+    from diffalign.runs.reward.validate import MEANINGLESS
 
     return "\n".join([USAGE.format(recipes=_recipes()), *sections(RewardRun, MEANINGLESS)])

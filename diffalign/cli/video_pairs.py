@@ -12,8 +12,8 @@ def run(argv: Sequence[str]) -> int:
     args = parse(_parser(), argv)
 
     from diffalign.cli.opening import open_model
-    from diffalign.video_pairs.clips import read_clips
-    from diffalign.video_pairs.make import PairSettings, make_pairs
+    from diffalign.preferences.video_takes.clips import read_clips
+    from diffalign.preferences.video_takes.make import PairSettings, make_pairs
 
     clips = read_clips(args.videos, args.limit)
     settings = PairSettings(

@@ -13,12 +13,12 @@ from itertools import chain, combinations, islice
 
 import numpy as np
 
-from diffalign.data.examples import Counts, Example, Preferences
+from diffalign.data.reading.examples import Counts, Example, Preferences
 from diffalign.errors import UserError
-from diffalign.evaluation.statistics import Estimate, wilson
-from diffalign.rewards.cache import ScoreCache
-from diffalign.rewards.items import Item
-from diffalign.rewards.score import Scored, Scorer, Unreadable, each_scored
+from diffalign.evaluation.measuring.statistics import Estimate, wilson
+from diffalign.rewards.scoring.cache import ScoreCache
+from diffalign.rewards.scoring.items import Item
+from diffalign.rewards.scoring.score import Scored, Scorer, Unreadable, each_scored
 
 
 @dataclass(frozen=True)

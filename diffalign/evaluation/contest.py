@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diffalign.evaluation.evaluate import Evaluation
-from diffalign.evaluation.media import MediaLike
-from diffalign.evaluation.statistics import Comparison, compare, holm
+from diffalign.evaluation.measuring.statistics import Comparison, compare, holm
+from diffalign.media.files import MediaLike
 
 BASE = "base"  # the base's name in tables, and of its images' folder
 LEVEL = 0.05  # of the tests by which the best of several is found

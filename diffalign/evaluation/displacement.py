@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
-from diffalign.files import write_atomic
-from diffalign.methods.common import times_like
-from diffalign.noising import Forward
-from diffalign.randomness import Streams
-from diffalign.strategies.common import best, residual
+from diffalign.methods._common import times_like
+from diffalign.strategies._common import best, residual
 from diffalign.types import Batch, Denoiser, TimeSampler
+from diffalign.utils.files import write_atomic
 
 
 def ches(

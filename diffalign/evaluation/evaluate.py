@@ -12,17 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from diffalign.errors import UserError
-from diffalign.evaluation.image_statistics import (
-    StatisticChange,
-    diversities,
-    statistic_changes,
-)
-from diffalign.evaluation.measuring import Measured, check_finite, measure
-from diffalign.evaluation.media import MediaLike, all_videos
-from diffalign.evaluation.motion import MOTION
-from diffalign.evaluation.samples import Sample
-from diffalign.evaluation.sampling import DEFAULTS, Pipeline, SamplingSettings, generate
-from diffalign.evaluation.statistics import Comparison, compare, prompt_means
+from diffalign.evaluation.drawing.pipeline import Pipeline
+from diffalign.evaluation.drawing.samples import Sample
+from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, generate
+from diffalign.evaluation.measuring.image_statistics import StatisticChange, diversities, statistic_changes
+from diffalign.evaluation.measuring.measuring import Measured, check_finite, measure
+from diffalign.evaluation.measuring.motion import MOTION
+from diffalign.evaluation.measuring.statistics import Comparison, compare, prompt_means
+from diffalign.media.files import MediaLike, all_videos
 from diffalign.types import Reward
 
 MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-test p above 0.05, whatever the bootstrap says

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from diffalign.evaluation.evaluate import MIN_PROMPTS
-from diffalign.evaluation.image_statistics import StatisticChange, diversities, statistic_changes
-from diffalign.evaluation.measuring import Measured, check_finite
-from diffalign.evaluation.statistics import Estimate, compare
+from diffalign.evaluation.measuring.image_statistics import StatisticChange, diversities, statistic_changes
+from diffalign.evaluation.measuring.measuring import Measured, check_finite
+from diffalign.evaluation.measuring.statistics import Estimate, compare
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.across import joined
-from diffalign.data.prompt_sets import PromptSet
+from diffalign.data.prompts.prompt_sets import PromptSet
 from diffalign.errors import UserError
 from diffalign.evaluation.contest import BASE, Contest, contest
+from diffalign.evaluation.drawing.pipeline import Pipeline
+from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, draw, plan
 from diffalign.evaluation.evaluate import judged
-from diffalign.evaluation.kept import Asked, Kept, freed, lots
-from diffalign.evaluation.media import all_videos
-from diffalign.evaluation.sampling import DEFAULTS, Pipeline, SamplingSettings, draw, plan
+from diffalign.evaluation.measuring.store import Asked, Kept, freed, lots
+from diffalign.media.files import all_videos
+from diffalign.utils.distributed import joined
 
 
 @dataclass(frozen=True)

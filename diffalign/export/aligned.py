@@ -11,15 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
-from diffalign.files import whole_folder
-from diffalign.models.adapters import ADAPTER
-from diffalign.models.injection import has_lora_loader
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.lora import ADAPTER, has_lora_loader
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import LORA_FILES, holds_lora, user_errors
+from diffalign.utils.files import whole_folder
 
 
 def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from diffalign.models.injection import has_lora_loader
-from diffalign.models.registry import FAMILIES, get_family
+from diffalign.models.families.registry import FAMILIES, get_family
+from diffalign.models.lora import has_lora_loader
 from diffalign.models.sources import HUB_ID, SINGLE_FILE
 
 

@@ -28,10 +28,10 @@ from typing import ClassVar
 
 import torch
 
-from diffalign.components import choice
+from diffalign.config.build import choice
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
+from diffalign.methods._steps import check_preference, preference
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import check_preference, preference
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 

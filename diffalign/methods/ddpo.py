@@ -23,8 +23,15 @@ from dataclasses import dataclass
 
 import torch
 
+from diffalign.methods._steps import (
+    advantage_of,
+    check_advantages,
+    check_kl,
+    density,
+    likelihood,
+    surrogate,
+)
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import advantage_of, check_advantages, check_kl, density, likelihood, surrogate
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 

@@ -27,16 +27,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerFrame, Reduce
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import LogitNormal
 from diffalign.errors import UserError
-from diffalign.estimators import Reduce
 from diffalign.losses.contrast import per_pair
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import NOISINGS, TIMES, OverTime, compare, preference_step
+from diffalign.methods._common import NOISINGS, TIMES, OverTime, compare, preference_step
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import Forward
-from diffalign.reductions import PerFrame
-from diffalign.times import LogitNormal
 from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
 
 

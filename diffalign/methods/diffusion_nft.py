@@ -24,13 +24,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.samplers import estimates_of
 from diffalign.errors import UserError
-from diffalign.methods.matching import Stratified, detached_step, matched
+from diffalign.methods._multi_time import Stratified, detached_step, matched
+from diffalign.methods._steps import advantage_of, check_advantage_clip
+from diffalign.methods._trailing import TRAILS, Trail, trailing_of
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import advantage_of, check_advantage_clip
-from diffalign.methods.trailing import TRAILS, Trail, trailing_of
-from diffalign.samplers import estimates_of
 from diffalign.types import Batch, Denoiser, Noised, Random, Step
 
 

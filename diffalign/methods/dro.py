@@ -28,16 +28,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.randomness import normal
+from diffalign.diffusion.solvers import dpm_solver
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce, denoising_error
-from diffalign.methods.common import NOISINGS, TIMES, noisy
+from diffalign.methods._common import NOISINGS, TIMES, noisy
 from diffalign.methods.registry import MethodCard
 from diffalign.methods.sft import winners
-from diffalign.noising import Forward
-from diffalign.randomness import normal
-from diffalign.solvers import dpm_solver
-from diffalign.times import Uniform
 from diffalign.types import Batch, Cond, Denoiser, Noised, Noising, Random, Step, TimeSampler
 
 

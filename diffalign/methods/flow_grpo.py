@@ -28,9 +28,9 @@ from typing import Literal
 
 import torch
 
+from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
-from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import (
+from diffalign.methods._steps import (
     advantage_of,
     check_advantages,
     check_kl,
@@ -39,7 +39,7 @@ from diffalign.methods.steps import (
     likelihood,
     surrogate,
 )
-from diffalign.samplers import FlowSDE
+from diffalign.methods.registry import MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 

@@ -42,16 +42,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.inversion import (
+    Inversion,
+    drawn_steps,
+    grid_states,
+    implied_noise,
+    velocity_weight,
+)
+from diffalign.diffusion.likelihood import PerSample, Reduce, at_least_float32, regression_target
+from diffalign.diffusion.noising import expand
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce, at_least_float32, regression_target
-from diffalign.inversion import Inversion, drawn_steps, grid_states, implied_noise, velocity_weight
 from diffalign.losses.contrast import contrast
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import TIMES, guided, preference_step
+from diffalign.methods._common import TIMES, guided, preference_step
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import expand
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Noised, Random, Step, TimeSampler
 
 

@@ -25,15 +25,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerSample, Reduce
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce
 from diffalign.losses.pointwise import UTILITIES, Sigmoid, Utility
-from diffalign.methods.common import NOISINGS, TIMES
-from diffalign.methods.likes import KL, likelihoods, likes_step
+from diffalign.methods._common import NOISINGS, TIMES
+from diffalign.methods._likes import KL, likelihoods, likes_step
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import Forward
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
 
 

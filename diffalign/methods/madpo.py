@@ -22,15 +22,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerSample, Reduce
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce
 from diffalign.losses.contrast import Contrast
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import NOISINGS, TIMES, compare, preference_step
+from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import Forward
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
 
 

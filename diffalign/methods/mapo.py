@@ -19,14 +19,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
-from diffalign.estimators import PerSample, Reduce, denoising_error
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import Uniform
 from diffalign.losses.contrast import contrast
-from diffalign.losses.of_errors import FORMS, ErrorLoss, Released
-from diffalign.methods.common import NOISINGS, TIMES, noisy
+from diffalign.losses.reference_free import FORMS, ErrorLoss, Released
+from diffalign.methods._common import NOISINGS, TIMES, noisy
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import Forward
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
 
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffalign.components import build as build_dataclass
+from diffalign.config.build import build as build_dataclass
+from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from diffalign.types import Method
-
-_HELPERS = {"registry", "common", "likes", "matching", "steps", "trailing"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,11 @@ class _Registry(Mapping[str, MethodCard]):
 
     def __iter__(self) -> Iterator[str]:
         package = importlib.import_module("diffalign.methods")
-        return (m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _HELPERS)
+        return (
+            m.name
+            for m in pkgutil.iter_modules(package.__path__)
+            if m.name[0] != "_" and m.name != "registry"
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -99,3 +102,16 @@ def build(values: Mapping[str, Any]) -> "Method[Any]":
     fields = {k: v for k, v in values.items() if k != "type"}
     built: Method[Any] = build_dataclass(REGISTRY[values["type"]].method, fields, "method")
     return built
+
+
+def shape_of(run: Run) -> str:
+    """What a round is made of: what the method learns from, unless the run names it."""
+    wanted, named = REGISTRY[run.method["type"]].rollout, run.rollout.shape
+    if named == "auto":
+        return wanted
+    if (wanted == "samples") != (named == "samples"):
+        raise UserError(
+            f"rollout.shape={named!r} with method {run.method['type']}, which learns from {wanted}; allowed: "
+            + ("samples" if wanted == "samples" else "trajectories, tree")
+        )
+    return named

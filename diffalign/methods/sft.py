@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
-from diffalign.estimators import PerSample, Reduce, denoising_error
-from diffalign.methods.common import NOISINGS, TIMES, noisy
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import Uniform
+from diffalign.methods._common import NOISINGS, TIMES, noisy
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import Forward
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
 
 

@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.inversion import Inversion
+from diffalign.diffusion.likelihood import PerSample, Reduce, elbo
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce, elbo
-from diffalign.inversion import Inversion
 from diffalign.losses.contrast import contrast
-from diffalign.methods.common import NOISINGS, TIMES, noisy, preference_step
+from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_step
 from diffalign.methods.registry import MethodCard
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
 
 

@@ -26,8 +26,8 @@ from typing import ClassVar
 import torch
 
 from diffalign.losses.pairwise import Logistic
+from diffalign.methods._steps import check_preference, preference
 from diffalign.methods.registry import MethodCard
-from diffalign.methods.steps import check_preference, preference
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 

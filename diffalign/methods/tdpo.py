@@ -20,16 +20,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
+from diffalign.diffusion.likelihood import PerSample, Reduce, elbo
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.estimators import PerSample, Reduce, elbo
 from diffalign.losses.clipping import CLIPS, Clip, Unlimited
 from diffalign.losses.contrast import contrast
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods.common import NOISINGS, TIMES, noisy, preference_step
+from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_step
 from diffalign.methods.registry import MethodCard
-from diffalign.noising import Forward
-from diffalign.times import Uniform
 from diffalign.types import Batch, Denoiser, Likelihood, Noising, Random, Step, TimeSampler
 
 

@@ -8,17 +8,17 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "FAMILIES": "registry",
-    "get_family": "registry",
+    "FAMILIES": "families.registry",
+    "get_family": "families.registry",
     "load": "loading",
     "LoadedModel": "loaded",
     "NetworkDenoiser": "denoisers",
     "AdaptersOff": "denoisers",
-    "prepare_policy": "adapters",
-    "policy_denoiser": "adapters",
-    "reference_denoiser": "adapters",
-    "trainable_state": "adapters",
-    "load_trainable_state": "adapters",
+    "prepare_policy": "lora",
+    "policy_denoiser": "lora",
+    "reference_denoiser": "lora",
+    "trainable_state": "lora",
+    "load_trainable_state": "lora",
     "set_attention": "attention",
 }
 

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffalign.diffusion.paths import VariancePreserving
+from diffalign.diffusion.samplers import timesteps
 from diffalign.models.codecs import Codec
 from diffalign.models.denoisers import NetworkDenoiser
-from diffalign.models.family import Family, latent_shape, present_encoders
+from diffalign.models.families.base import Family, latent_shape, present_encoders
 from diffalign.models.precision import only_errors
-from diffalign.paths import VariancePreserving
-from diffalign.samplers import timesteps
 from diffalign.types import Path, Target
 
 logger = logging.getLogger(__name__)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
+from diffalign.diffusion.paths import path_from_config
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
-from diffalign.models.family import Family, present_encoders
+from diffalign.models.families.base import Family, present_encoders
+from diffalign.models.families.registry import FAMILIES, FamilyCard, get_family, moved
 from diffalign.models.loaded import LoadedModel, no_bars
-from diffalign.models.motion import drop_adapter, load_motion, set_in_motion
+from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
 from diffalign.models.precision import only_errors
-from diffalign.models.registry import FAMILIES, FamilyCard, get_family, moved
 from diffalign.models.sources import HUB_ID, holds_lora, is_single_file, resolve, sniff_family, user_errors
-from diffalign.paths import path_from_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -38,3 +38,6 @@ def vae_precision(vae: Any) -> Iterator[Any]:
             yield vae.to(torch.float32)
         finally:
             vae.to(stored)
+
+
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

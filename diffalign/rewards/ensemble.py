@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffalign.config_files import read_yaml
+from diffalign.config.files import read_yaml
 from diffalign.errors import UserError, unknown
 from diffalign.rewards.of_videos import VideoReward, takes_videos
 from diffalign.rewards.registry import Place, load, parse
-from diffalign.rewards.step_aware import TimedReward
+from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.types import Reward
 
 _FIELDS = ("reward", "weight", "mean", "std", "divide")

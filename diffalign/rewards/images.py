@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.videos import Video
+from diffalign.media.videos import Video
 
 Images = Sequence[Image.Image] | Tensor
 """B PIL images of any mode and size, or a float tensor (B, 3, H, W) in [0, 1]."""

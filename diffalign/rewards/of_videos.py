@@ -11,31 +11,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.media.frames import evenly_spaced, frame_image
+from diffalign.media.videos import Video
 from diffalign.types import Reward
-from diffalign.videos import Video
 
 FRAMES = 8
-
-
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """The middles of ``wanted`` equal parts of ``count`` frames; all of them where they are fewer.
-
-    Raises:
-        ValueError: fewer than one of either.
-    """
-    if count < 1 or wanted < 1:
-        raise ValueError(f"{wanted} of {count} frames: there must be at least one of each")
-    wanted = min(count, wanted)
-    return [(2 * part + 1) * count // (2 * wanted) for part in range(wanted)]
-
-
-def frame_image(video: Video, index: int) -> Image.Image:
-    """One frame as a picture."""
-    return Image.fromarray(video.frames[index].permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def needs_videos(name: str) -> UserError:

@@ -72,7 +72,7 @@ def _remote(url: str) -> RewardCard:
         licence="unknown",
         size="none here",
         checkpoint=url,
-        target="diffalign.rewards.remote:load",
+        target="diffalign.rewards.serving.remote:load",
         notes="Asked over HTTP, and never cached: another model may answer tomorrow.",
         cached=False,
     )

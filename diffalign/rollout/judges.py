@@ -19,15 +19,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from diffalign.config import RolloutConfig
+from diffalign.config.schema import RolloutConfig
 from diffalign.errors import UserError
 from diffalign.rewards.combine import combine, standardised, towards_higher
 from diffalign.rewards.images import to_pil
-from diffalign.rewards.latent_reward import NoisyReward
 from diffalign.rewards.registry import load
-from diffalign.rewards.remote import RemoteReward, shortened
-from diffalign.rewards.step_aware import TimedReward
-from diffalign.rollout.specs import Weighted, all_weighted
+from diffalign.rewards.serving.remote import RemoteReward, shortened
+from diffalign.rewards.specs import Weighted, all_weighted
+from diffalign.rewards.zoo.latent_reward import NoisyReward
+from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.rollout.worker import RewardProcess
 from diffalign.types import Reward
 

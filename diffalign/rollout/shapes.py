@@ -20,10 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffalign.estimators import step_log_density
-from diffalign.guidance import Guided
-from diffalign.randomness import normal
-from diffalign.samplers import DDIM, FlowSDE, StepKernel, clean_and_noise
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.likelihood import step_log_density
+from diffalign.diffusion.randomness import normal
+from diffalign.diffusion.samplers import DDIM, FlowSDE, StepKernel, clean_and_noise
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
 
 

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffalign.across import gathered
-from diffalign.config import RolloutConfig
-from diffalign.randomness import Streams, derive, permutation
+from diffalign.config.schema import RolloutConfig
+from diffalign.diffusion.randomness import Streams, derive, permutation
 from diffalign.rollout.advantages import PromptHistory, advantages
 from diffalign.rollout.judges import Judge, combined
-from diffalign.rollout.people import labelled
+from diffalign.rollout.labels import labelled
 from diffalign.rollout.rounds import Plan, Round, best_and_worst, in_parts, only
 from diffalign.rollout.shapes import Asked, Sampled, Setting, samples, trajectories
 from diffalign.rollout.store import NOWHERE, Part, RoundStore
 from diffalign.rollout.studio import Studio
 from diffalign.rollout.tree import tree
 from diffalign.types import Batch, Cond, Denoiser, Transition
+from diffalign.utils.distributed import gathered
 
 SHAPES = {"samples": samples, "trajectories": trajectories, "tree": tree}
 

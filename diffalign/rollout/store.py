@@ -15,8 +15,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from diffalign.files import open_atomic, write_atomic
 from diffalign.rollout.advantages import PromptHistory
+from diffalign.utils.files import open_atomic, write_atomic
 
 Part = dict[str, Tensor]
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffalign.randomness import uniform
+from diffalign.diffusion.randomness import uniform
 from diffalign.rollout.shapes import Asked, Sampled, Steps, draws, pairs, start, step
 from diffalign.types import Path, Random
 

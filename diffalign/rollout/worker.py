@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-import diffalign
 from diffalign.errors import UserError
 
 _PATIENCE = 5.0  # seconds to end by itself
@@ -78,5 +77,5 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _environment() -> dict[str, str]:
     """This process's, in which the same diffalign is found from any folder."""
-    here = str(Path(diffalign.__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}

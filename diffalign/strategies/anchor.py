@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.likelihood import at_least_float32
 from diffalign.errors import UserError
-from diffalign.estimators import at_least_float32
-from diffalign.strategies.common import Listening, Wrapped, answer, mean_where, overall, told, with_term
+from diffalign.strategies._common import Listening, Wrapped, answer, mean_where, overall, told, with_term
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Random, Step
 

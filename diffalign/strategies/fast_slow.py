@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.across import mean_over_ranks
+from diffalign.diffusion.randomness import normal, uniform
 from diffalign.errors import UserError
 from diffalign.losses.contrast import Contrast, contrast
-from diffalign.randomness import normal, uniform
-from diffalign.strategies.common import Listening, Wrapped, answer, readable, residual
+from diffalign.strategies._common import Listening, Wrapped, answer, readable, residual
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Cond, Denoiser, Path, Random, Step, Target
+from diffalign.utils.distributed import mean_over_ranks
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from diffalign.components import build as build_dataclass
+from diffalign.config.build import build as build_dataclass
 from diffalign.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from diffalign.types import Method
-
-_HELPERS = {"registry", "common"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class _Registry(Mapping[str, StrategyCard]):
 
     def __iter__(self) -> Iterator[str]:
         package = importlib.import_module("diffalign.strategies")
-        return (m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _HELPERS)
+        names = (module.name for module in pkgutil.iter_modules(package.__path__))
+        return (name for name in names if name != "registry" and not name.startswith("_"))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffalign.across import mean_over_ranks
 from diffalign.errors import UserError
-from diffalign.strategies.common import Scaled, Wrapped, by_group, check_rows, readable, residual, sides
+from diffalign.strategies._common import Scaled, Wrapped, by_group, check_rows, readable, residual, sides
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.distributed import mean_over_ranks
 
 
 @dataclass(frozen=True)

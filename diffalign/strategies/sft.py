@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.likelihood import denoising_error
 from diffalign.errors import UserError
-from diffalign.estimators import denoising_error
-from diffalign.methods.common import noisy
-from diffalign.strategies.common import (
+from diffalign.methods._common import noisy
+from diffalign.strategies._common import (
     Listening,
     Wrapped,
     best,

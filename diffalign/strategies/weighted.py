@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffalign.components import choice
+from diffalign.config.build import choice
 from diffalign.errors import UserError
-from diffalign.strategies.common import Scaled, Wrapped, best, by_group, check_rows, mean_where, told
+from diffalign.strategies._common import Scaled, Wrapped, best, by_group, check_rows, mean_where, told
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Random, Step
 

@@ -1,9 +1,9 @@
 """The embedded worlds: small laboratories on which every method runs in seconds to minutes.
 
-*The plane* (`diffalign.tiny.plane`) is two-dimensional and has a known optimum. *The drawn scenes* are
+*The plane* (`diffalign.plane.plane`) is two-dimensional and has a known optimum. *The drawn scenes* are
 captions, a renderer (`scenes`), judges that read pixels (`judge`) and genuine diffusers pipelines with tiny
 parts, whose weights and preference pairs ship with the package; *the moving shapes* (`motions`,
-`motion_judge`) are the same for video. `python -m diffalign.tiny.build` makes them anew. Importing
+`motion_judge`) are the same for video. `python -m diffalign.tiny_build.build` makes them anew. Importing
 this module imports no torch.
 """
 
@@ -17,7 +17,7 @@ def _shipped(name: str) -> Path:
     path = WEIGHTS / name
     if not path.exists():
         raise FileNotFoundError(
-            f"{name} is not among the package's data; make it: python -m diffalign.tiny.build"
+            f"{name} is not among the package's data; make it: python -m diffalign.tiny_build.build"
         )
     return path
 

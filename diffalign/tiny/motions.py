@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from diffalign.tiny.scenes import COLORS, SHAPES, SIDE, SPLITS, tone
 
 if TYPE_CHECKING:
-    from diffalign.videos import Video
+    from diffalign.media.videos import Video
 
 FRAMES, FPS = 17, 8.0
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -195,10 +195,10 @@ def render(clip: Clip) -> np.ndarray:
 
 
 def video(clip: Clip) -> "Video":
-    """A clip as `diffalign.videos.Video`."""
+    """A clip as `diffalign.media.videos.Video`."""
     import torch
 
-    from diffalign.videos import Video
+    from diffalign.media.videos import Video
 
     return Video(torch.from_numpy(render(clip)).permute(0, 3, 1, 2).contiguous(), FPS)
 

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from diffalign.config import TrainingConfig
+from diffalign.config.schema import TrainingConfig
 from diffalign.errors import UserError
 
 # What one rank does alone (validation images, a slow judge) the others wait for.

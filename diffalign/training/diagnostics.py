@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.randomness import Streams
-from diffalign.times import Uniform
 from diffalign.training.metrics import Meter
 from diffalign.training.state import TrainState
 from diffalign.types import Batch, Denoiser, TimeSampler

@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from diffalign.config import CheckpointConfig, LoggingConfig
+from diffalign.config.schema import CheckpointConfig, LoggingConfig
 from diffalign.errors import UserError
-from diffalign.out_of_memory import peak_memory
 from diffalign.training.checkpoint import Checkpoints
 from diffalign.training.metrics import MetricsFile
 from diffalign.training.state import TrainState
 from diffalign.training.trackers import Tracker, check_trackers, open_trackers
+from diffalign.utils.memory import peak_memory
 
 
 @runtime_checkable

@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
+from diffalign.diffusion.randomness import Streams, derive
 from diffalign.errors import Paused, UserError
-from diffalign.randomness import Streams, derive
 from diffalign.training import optimizers
 from diffalign.training.checkpoint import Snapshot
 from diffalign.training.ema import Ema

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from diffalign.files import read_json_lines, write_atomic
+from diffalign.utils.files import read_json_lines, write_atomic
 
 
 class Meter:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError, unknown
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")

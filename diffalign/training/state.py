@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffalign.config import TrainingConfig
+from diffalign.config.schema import TrainingConfig
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import Snapshot
 from diffalign.training.ema import Ema

@@ -44,7 +44,7 @@ def test_the_lines_that_it_prints_load_the_result(world, tmp_path, capsys):
 
 
 def test_an_interrupted_run_is_130_and_says_how_to_continue(finished, monkeypatch, capsys):
-    from diffalign import job
+    from diffalign.runs import align as job
 
     stopped = job.Result(finished, None, 1, 1.0, True, "", "")
     monkeypatch.setattr(job, "align", lambda run: stopped)
@@ -64,7 +64,7 @@ def test_resume_latest_continues_to_more_steps(world, tmp_path, capsys):
 
 
 def test_print_config_trains_nothing_and_loads_again(tmp_path, capsys):
-    from diffalign.config_io import read_run
+    from diffalign.runs.validate import read_run
 
     assert main(["train", "tiny_sdxl_dpo", "--training.steps", "3", "--print-config"]) == 0
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
@@ -226,10 +226,10 @@ REPORT = {
 
 
 def test_demo_passes_its_options_and_says_where_to_look(monkeypatch, capsys):
-    import diffalign.demo
+    import diffalign.runs.demo
 
     seen = []
-    monkeypatch.setattr(diffalign.demo, "demo", lambda options: seen.append(options) or REPORT)
+    monkeypatch.setattr(diffalign.runs.demo, "demo", lambda options: seen.append(options) or REPORT)
     argv = ["demo", "--method", "sft", "--seeds", "2", "--seed", "5", "--prompts", "9", "--output", "x"]
     assert main(argv) == 0
     assert [(o.recipe, o.seed, o.output, o.prompts) for o in seen] == [

@@ -4,13 +4,14 @@ import re
 
 import pytest
 
-from diffalign.config_files import shipped_configs
-from diffalign.config_io import read_run, to_yaml
+from diffalign.config.files import shipped_configs
+from diffalign.config.io import to_yaml
+from diffalign.diffusion.times import LogitNormal
+from diffalign.estimate.counting import meta_network
+from diffalign.estimate.estimate import estimate
+from diffalign.estimate.shapes import shapes_of
 from diffalign.methods import build
-from diffalign.models.counting import meta_network
-from diffalign.models.estimate import estimate
-from diffalign.models.shapes import shapes_of
-from diffalign.times import LogitNormal
+from diffalign.runs.validate import read_run
 
 RECIPES = sorted(shipped_configs())
 

@@ -4,7 +4,7 @@ import pytest
 
 from diffalign.cli.aliases import ALIASES
 from diffalign.cli.flags import read_flags, resolve
-from diffalign.config_check import get
+from diffalign.config.ranges import get
 from diffalign.errors import UserError
 
 

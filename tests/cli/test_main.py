@@ -11,7 +11,7 @@ import pytest
 from diffalign import cli
 from diffalign.cli import COMMANDS, main
 from diffalign.cli.aliases import ALIASES
-from diffalign.config_io import dotted_names
+from diffalign.config.io import dotted_names
 from diffalign.errors import UserError
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffalign.config import DataConfig
+from diffalign.config.schema import DataConfig
 from diffalign.data import encode_preferences, read_preferences
 
 
@@ -145,7 +145,7 @@ def film(
     path: Path, seed: int, frames: int = 24, fps: float = 8.0, width: int = 48, height: int = 32
 ) -> Path:
     """A video of a coloured block that moves over a coloured ground, different for each seed."""
-    from diffalign.videos import Video, write_video
+    from diffalign.media.videos import Video, write_video
 
     colors = np.random.default_rng(seed).integers(0, 256, (2, 3))
     pixels = torch.from_numpy(colors[0].astype(np.uint8)).view(1, 3, 1, 1).repeat(frames, 1, height, width)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from diffalign.cli.common import share
-from diffalign.evaluation.report import write_contest
+from diffalign.evaluation.report.report import write_contest
 from tests.evaluation.test_running import Bench, facts
 
 

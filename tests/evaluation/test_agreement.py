@@ -10,12 +10,12 @@ from PIL import Image
 from scipy.stats import binomtest, kendalltau
 
 from diffalign.cli import main
-from diffalign.config import DataConfig
+from diffalign.config.schema import DataConfig
 from diffalign.data import read_preferences
 from diffalign.errors import UserError
 from diffalign.evaluation.agreement import Group, rate, report
-from diffalign.rewards.cache import ScoreCache
-from diffalign.rewards.score import Scorer
+from diffalign.rewards.scoring.cache import ScoreCache
+from diffalign.rewards.scoring.score import Scorer
 from tests.helpers import SHARED, needs
 
 # (labels, scores by the first reward, by the second)

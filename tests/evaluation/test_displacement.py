@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffalign.cli import main
-from diffalign.data.drop import leave_out
+from diffalign.data.reading.drop import leave_out
 from diffalign.errors import UserError
 from diffalign.evaluation.displacement import PairRow, ches, last_input, measure, report
 from diffalign.types import Batch
@@ -65,8 +65,8 @@ def pairs(x, scores=(1.0, 0.0, 0.0, 1.0, 0.5, 0.5)):
 
 def test_the_inner_product_foretells_what_a_step_does_to_the_winner():
     """Where all samples share their output, a step of push and pull moves the winner's error as foretold."""
-    from diffalign.noising import Forward
-    from diffalign.randomness import Streams
+    from diffalign.diffusion.noising import Forward
+    from diffalign.diffusion.randomness import Streams
 
     x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = Shared(torch.tensor([0.3, -0.4], dtype=torch.float64))
@@ -138,8 +138,8 @@ def test_report_and_filter(tmp_path):
 
 
 def test_the_command_writes_a_list_that_training_leaves_out(tmp_path, capsys):
-    from diffalign.config_io import read_run
-    from diffalign.job import align
+    from diffalign.runs.align import align
+    from diffalign.runs.validate import read_run
 
     output = str(tmp_path / "run")
     flags = ["--data.limit", "24", "--output", output, "--training.batch_size", "5"]

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from diffalign.errors import UserError
-from diffalign.evaluation.charts import number, tick, ticks
 from diffalign.evaluation.contest import alone
 from diffalign.evaluation.evaluate import compare_pipelines, evaluate
-from diffalign.evaluation.grids import embed, grid_image
-from diffalign.evaluation.report import RunFacts, render, report_data, write_report
-from diffalign.evaluation.sections import duration, verdict
-from diffalign.evaluation.side_by_side import choose
-from diffalign.files import read_json_lines
+from diffalign.evaluation.report.charts import number, tick, ticks
+from diffalign.evaluation.report.grids import embed, grid_image
+from diffalign.evaluation.report.report import RunFacts, render, report_data, write_report
+from diffalign.evaluation.report.sections import duration, verdict
+from diffalign.evaluation.report.side_by_side import choose
+from diffalign.utils.files import read_json_lines
 from tests.evaluation.fakes import PaintingPipeline, brightness
 
 N = 12

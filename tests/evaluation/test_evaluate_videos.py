@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from diffalign.errors import UserError
-from diffalign.evaluation import embedding
-from diffalign.evaluation.compare import compare as compare_in_notebook
 from diffalign.evaluation.contest import alone
-from diffalign.evaluation.embedding import tag
 from diffalign.evaluation.evaluate import compare_pipelines, evaluate
-from diffalign.evaluation.grids import grid_image
-from diffalign.evaluation.report import RunFacts, render, report_data, write_report
+from diffalign.evaluation.report import embedding
+from diffalign.evaluation.report.embedding import tag
+from diffalign.evaluation.report.grids import grid_image
+from diffalign.evaluation.report.report import RunFacts, render, report_data, write_report
+from diffalign.media.videos import Video, read_video, write_video
 from diffalign.rewards.of_videos import VideoReward
-from diffalign.videos import Video, read_video, write_video
+from diffalign.runs.compare import compare as compare_in_notebook
 from tests.evaluation.fakes import FilmingPipeline, brightness
 from tests.evaluation.test_evaluate_report import Checker
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffalign.evaluation.image_statistics import (
+from diffalign.evaluation.measuring.image_statistics import (
     diversities,
     diversity,
     image_statistics,

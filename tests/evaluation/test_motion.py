@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffalign.evaluation.motion import DYNAMIC, MOTION, fastest, flow, motion_statistics, shrunk
+from diffalign.evaluation.measuring.motion import DYNAMIC, MOTION, fastest, flow, motion_statistics, shrunk
+from diffalign.media.videos import Video
 from diffalign.tiny import motions
-from diffalign.videos import Video
 
 SIDE, FPS = 32, 8.0
 

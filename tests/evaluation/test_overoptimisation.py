@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from diffalign.config import ModelConfig, RolloutConfig, Run, TrainingConfig, ValidationConfig
-from diffalign.config_io import read_run
+from diffalign.config.schema import ModelConfig, RolloutConfig, Run, TrainingConfig, ValidationConfig
 from diffalign.errors import UserError
-from diffalign.evaluation.measuring import measure
+from diffalign.evaluation.measuring.measuring import measure
+from diffalign.evaluation.measuring.statistics import bootstrap_mean
 from diffalign.evaluation.overoptimisation import Scores, begin, from_json, scores_of
-from diffalign.evaluation.statistics import bootstrap_mean
-from diffalign.evaluation.watch import Watch
-from diffalign.job import align
 from diffalign.models.loading import load as load_model
 from diffalign.rewards import load
+from diffalign.runs.align import align
+from diffalign.runs.validate import read_run
+from diffalign.runs.validation import Watch
 from diffalign.tiny.scenes import render, scene_of, split_captions
 from diffalign.tiny.sets import misdraw
 from diffalign.training.acceleration import accelerator_for

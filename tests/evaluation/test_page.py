@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffalign.evaluation.contest import contest
 from diffalign.evaluation.evaluate import evaluate
-from diffalign.evaluation.report import RunFacts, render
+from diffalign.evaluation.report.report import RunFacts, render
 from tests.evaluation.fakes import brightness
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

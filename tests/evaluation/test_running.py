@@ -9,16 +9,17 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from diffalign.data.prompt_sets import PromptSet
+from diffalign.data.prompts.prompt_sets import PromptSet
 from diffalign.errors import UserError
-from diffalign.evaluation import kept, running
+from diffalign.evaluation import running
 from diffalign.evaluation.contest import contest
+from diffalign.evaluation.drawing.samples import read_samples
 from diffalign.evaluation.evaluate import evaluate
-from diffalign.evaluation.kept import Asked, Kept, lots
-from diffalign.evaluation.report import RunFacts, contest_data, write_contest
+from diffalign.evaluation.measuring import store as kept
+from diffalign.evaluation.measuring.statistics import compare, holm
+from diffalign.evaluation.measuring.store import Asked, Kept, lots
+from diffalign.evaluation.report.report import RunFacts, contest_data, write_contest
 from diffalign.evaluation.running import Entrant, entrant_names, evaluate_models
-from diffalign.evaluation.samples import read_samples
-from diffalign.evaluation.statistics import compare, holm
 from tests.evaluation.fakes import FilmingPipeline, PaintingPipeline, brightness
 from tests.helpers import in_two_processes
 
@@ -198,7 +199,7 @@ def test_corrections_are_over_models_and_then_over_the_other_rewards_too():
     }
     evaluations = {}
     from diffalign.evaluation.evaluate import judged
-    from diffalign.evaluation.measuring import Measured
+    from diffalign.evaluation.measuring.measuring import Measured
 
     def measured(model):
         values = {r: list(scores[model, r]) for r in ("first", "second", "third")}
@@ -266,8 +267,8 @@ def test_a_reward_that_cannot_be_loaded_says_so_before_anything_is_drawn(tmp_pat
 def test_what_is_kept_of_videos(tmp_path):
     from tqdm import tqdm
 
-    from diffalign.evaluation.measuring import measure
-    from diffalign.evaluation.sampling import generate
+    from diffalign.evaluation.drawing.sampling import generate
+    from diffalign.evaluation.measuring.measuring import measure
 
     samples = generate(FilmingPipeline(), ["a", "b"], folder=tmp_path / "videos", progress=False)
     files = [sample.source for sample in samples]

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from diffalign.errors import UserError
-from diffalign.evaluation.fingerprint import fingerprint
-from diffalign.evaluation.media import open_image
-from diffalign.evaluation.samples import read_samples
-from diffalign.evaluation.sampling import SamplingSettings, generate
+from diffalign.evaluation.drawing.pipeline import fingerprint
+from diffalign.evaluation.drawing.samples import read_samples
+from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
+from diffalign.media.files import open_image
 from tests.evaluation.fakes import FilmingPipeline, PaintingPipeline
 from tests.tiny_pipelines import make_sd15
 

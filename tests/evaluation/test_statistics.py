@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from diffalign.evaluation.statistics import (
+from diffalign.evaluation.measuring.statistics import (
     Estimate,
     bootstrap_mean,
     compare,
@@ -60,7 +60,7 @@ def test_the_seed_decides_and_blocks_do_not(monkeypatch):
     data = np.random.default_rng(2).normal(size=50)
     assert bootstrap_mean(data, seed=3) == bootstrap_mean(data, seed=3) != bootstrap_mean(data, seed=4)
     whole = bootstrap_mean(data, seed=3, resamples=100), permutation_test(data, seed=3, resamples=100)
-    monkeypatch.setattr("diffalign.evaluation.statistics._BLOCK", 700)
+    monkeypatch.setattr("diffalign.evaluation.measuring.statistics._BLOCK", 700)
     assert (
         bootstrap_mean(data, seed=3, resamples=100),
         permutation_test(data, seed=3, resamples=100),

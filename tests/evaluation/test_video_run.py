@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffalign.cli import main
-from diffalign.config import (
+from diffalign.config.schema import (
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
@@ -15,9 +15,9 @@ from diffalign.config import (
     TrainingConfig,
     ValidationConfig,
 )
-from diffalign.evaluation.samples import read_samples
-from diffalign.job import align
-from diffalign.videos import Video, write_video
+from diffalign.evaluation.drawing.samples import read_samples
+from diffalign.media.videos import Video, write_video
+from diffalign.runs.align import align
 from tests.rewards.conftest import write_jsonl
 from tests.video_pipelines import make_wan
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffalign.config import LoraConfig, ModelConfig
+from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.errors import UserError
 from diffalign.export.aligned import load_aligned, save_aligned, save_merged
-from diffalign.models.adapters import prepare_policy
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.lora import prepare_policy
 from tests.tiny_pipelines import make_sd15, make_sdxl
 
 PLAIN = """

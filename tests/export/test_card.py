@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 import yaml
 
-from diffalign.config import LoraConfig, ModelConfig
+from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
-from diffalign.models.adapters import add_lora
 from diffalign.models.loading import load
+from diffalign.models.lora import add_lora
 from diffalign.models.precision import only_errors
 from tests import tiny_pipelines, video_pipelines
 

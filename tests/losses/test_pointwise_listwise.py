@@ -7,8 +7,8 @@ import torch
 from diffalign.losses.clipping import Clamp, Stop, Unlimited
 from diffalign.losses.contrast import contrast
 from diffalign.losses.listwise import dcg_weights, positions
-from diffalign.losses.of_errors import ORPO, Paper, Released, amplified
 from diffalign.losses.pointwise import UTILITIES, RiskSeeking2
+from diffalign.losses.reference_free import ORPO, Paper, Released, amplified
 
 VALUE = torch.tensor([-3.0, -0.2, 0.0, 0.4, 2.0], dtype=torch.float64)
 

@@ -7,9 +7,21 @@ import pytest
 import torch
 
 from diffalign.losses.divergences import DIVERGENCES, Alpha, ForwardKL, JensenShannon, ReverseKL
-from diffalign.losses.pairwise import IPO, LOSSES, Hinge, Logistic, Robust
-from diffalign.losses.recent import BCO, EXO, NCA, SPPO, APODown, APOZero, DiscoPOP
-from diffalign.losses.recent import ReverseKL as DMPOLoss
+from diffalign.losses.pairwise import (
+    BCO,
+    EXO,
+    IPO,
+    LOSSES,
+    NCA,
+    SPPO,
+    APODown,
+    APOZero,
+    DiscoPOP,
+    Hinge,
+    Logistic,
+    Robust,
+)
+from diffalign.losses.pairwise import ReverseKL as DMPOLoss
 from tests.helpers import SHARED, needs
 
 GOLDEN = SHARED / "golden"

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.likelihood import PerFrame
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.contrast import contrast, per_pair
 from diffalign.methods import build
 from diffalign.methods.densedpo import DenseDPO
 from diffalign.methods.dpo import DPO
-from diffalign.paths import RectifiedFlow
-from diffalign.randomness import Streams
-from diffalign.reductions import PerFrame
 from diffalign.strategies.sft import SFTMix
-from diffalign.times import Uniform
 from diffalign.types import Batch
 from tests.helpers import SHARED, GivenNoise, GivenTimes, needs, sd_path
 

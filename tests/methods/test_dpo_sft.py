@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import IPO, Hinge, Logistic, Robust
 from diffalign.methods import REGISTRY, build
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT, winners
-from diffalign.randomness import Streams
-from diffalign.times import Uniform
 from diffalign.types import Batch, Noised
 from tests.helpers import SHARED, Affine, Answers, GivenNoise, GivenTimes, needs, sd_path
 
@@ -89,8 +89,8 @@ def test_golden_vectors(prefix, method):
 def test_golden_noising():
     """add_noise and the v target of the released code, with its sharing of time and noise."""
     f = np.load(GOLDEN)
-    from diffalign.estimators import regression_target
-    from diffalign.noising import add_noise
+    from diffalign.diffusion.likelihood import regression_target
+    from diffalign.diffusion.noising import add_noise
 
     x0, eps = torch.from_numpy(f["noising_latents"]), torch.from_numpy(f["noising_noise"])
     t = torch.from_numpy(f["noising_timesteps"]).double() / 1000

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.noising import add_noise
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.samplers import DDIM, FlowSDE
 from diffalign.errors import UserError
-from diffalign.guidance import Guided
-from diffalign.losses.matching import elbo_weight, stand_in
+from diffalign.losses.surrogates import elbo_weight, stand_in
 from diffalign.methods import build
+from diffalign.methods._multi_time import Stratified, matched
+from diffalign.methods._trailing import Followed, Trail
 from diffalign.methods.awm import AWM
 from diffalign.methods.dgpo import DGPO
 from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.flow_grpo import FlowGRPO
-from diffalign.methods.matching import Stratified, matched
-from diffalign.methods.trailing import Followed, Trail
-from diffalign.noising import add_noise
-from diffalign.paths import RectifiedFlow
-from diffalign.randomness import Streams
-from diffalign.samplers import DDIM, FlowSDE
 from diffalign.types import Batch, Transition
 from tests.helpers import SHARED, Answers, needs
 

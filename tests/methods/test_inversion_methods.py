@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.inversion import Inversion, along_grid, velocity_weight, walk
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.samplers import clean_and_noise
 from diffalign.errors import UserError
-from diffalign.guidance import Guided
-from diffalign.inversion import Inversion, along_grid, velocity_weight, walk
 from diffalign.methods import build
 from diffalign.methods.dpo import DPO
 from diffalign.methods.inpo import InPO
 from diffalign.methods.inversion_dpo import InversionDPO
 from diffalign.methods.smpo import SmPO
-from diffalign.paths import RectifiedFlow
-from diffalign.randomness import Streams
-from diffalign.samplers import clean_and_noise
 from diffalign.types import Batch, Noised
 from tests.helpers import SHARED, Affine, Answers, GivenTimes, needs, sd_path
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.paths import VariancePreserving
+from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
 from diffalign.losses.clipping import Clamp, Stop
 from diffalign.losses.pointwise import LossAverse, RiskSeeking1, RiskSeeking2, RiskSeeking3, Sigmoid
 from diffalign.methods import build
+from diffalign.methods._likes import other_prompts
 from diffalign.methods.dpo import DPO
 from diffalign.methods.kto import KTO
-from diffalign.methods.likes import other_prompts
 from diffalign.methods.tdpo import TDPO
 from diffalign.methods.tkto import TKTO
-from diffalign.paths import VariancePreserving
-from diffalign.randomness import Streams
 from diffalign.types import Batch
 from tests.helpers import SHARED, Affine, Answers, GivenNoise, GivenTimes, sd_path
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.diffusion.noising import add_noise
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.samplers import clean_and_noise
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.losses.of_errors import ORPO, Paper, Released
 from diffalign.losses.pairwise import Hinge
+from diffalign.losses.reference_free import ORPO, Paper, Released
 from diffalign.methods import build
 from diffalign.methods.dpo import DPO
 from diffalign.methods.dro import DRO, rollout
 from diffalign.methods.mapo import MaPO
 from diffalign.methods.patchdpo import PatchDPO
 from diffalign.methods.rankdpo import RankDPO
-from diffalign.noising import add_noise
-from diffalign.randomness import Streams
-from diffalign.samplers import clean_and_noise
-from diffalign.times import Uniform
 from diffalign.types import Batch, Noised
 from tests.helpers import SHARED, Affine, Answers, GivenNoise, GivenTimes, sd_path
 

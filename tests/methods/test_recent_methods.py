@@ -10,8 +10,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.losses.divergences import Alpha, ForwardKL, JensenShannon, ReverseKL
-from diffalign.losses.pairwise import Hinge, Logistic
-from diffalign.losses.recent import APODown
+from diffalign.losses.pairwise import APODown, Hinge, Logistic
 from diffalign.methods import build
 from diffalign.methods.adpo import ADPO, standardised
 from diffalign.methods.aot import AOT

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.likelihood import step_kl, step_log_density
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.samplers import DDIM, FlowSDE, timesteps
 from diffalign.errors import UserError
-from diffalign.estimators import step_kl, step_log_density
 from diffalign.losses.pairwise import IPO
 from diffalign.methods import REGISTRY, build
+from diffalign.methods._steps import asked, likelihood
 from diffalign.methods.d3po import CARD as D3PO_CARD
 from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
 from diffalign.methods.spo import SPO
-from diffalign.methods.steps import asked, likelihood
-from diffalign.paths import RectifiedFlow
 from diffalign.rollout.rounds import best_and_worst
-from diffalign.samplers import DDIM, FlowSDE, timesteps
 from diffalign.types import Batch, Transition
 from tests.helpers import SHARED, Answers, needs, sd_path
 

@@ -5,18 +5,11 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
-from tests.tiny_pipelines import (
-    make_flux,
-    make_pixart,
-    make_pixart_alpha,
-    make_sd3,
-    make_sd15,
-    make_sdxl,
-)
+from tests.tiny_pipelines import make_flux, make_pixart, make_pixart_alpha, make_sd3, make_sd15, make_sdxl
 from tests.video_pipelines import CASES
 
 MAKERS = {

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffalign.config import LoraConfig, ModelConfig
+from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.adapters import (
+from diffalign.models.loading import load
+from diffalign.models.lora import (
     compile_network,
     load_trainable_state,
     prepare_policy,
     reference_denoiser,
     trainable_state,
 )
-from diffalign.models.loading import load
 from tests.models.inputs import conditions, states
 
 

@@ -6,9 +6,8 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.testing import assert_close
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.adapters import prepare_policy
 from diffalign.models.attention import (
     Calls,
     OneBackend,
@@ -20,6 +19,7 @@ from diffalign.models.attention import (
 )
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.lora import prepare_policy
 from tests.models.inputs import conditions, states, states_of
 
 

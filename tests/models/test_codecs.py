@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.cogvideox import COGVIDEOX
+from diffalign.models.families.cogvideox import COGVIDEOX
+from diffalign.models.families.ltx import LTX
+from diffalign.models.families.registry import get_family
+from diffalign.models.families.wan import WAN
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.models.ltx import LTX
 from diffalign.models.precision import only_errors
-from diffalign.models.registry import get_family
-from diffalign.models.wan import WAN
 from tests.video_pipelines import CASES
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from diffalign.config import LoraConfig, ModelConfig
-from diffalign.guidance import Guided
-from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
+from diffalign.config.schema import LoraConfig, ModelConfig
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.paths import path_from_config
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, adapters_off
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.paths import path_from_config
+from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.types import Cond, Denoiser
 from tests.helpers import sd_path
 from tests.models.inputs import conditions, states, states_of

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.family import Family
+from diffalign.models.families.base import Family
+from diffalign.models.families.registry import FAMILIES, get_family
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.models.registry import FAMILIES, get_family
 from tests.models.inputs import conditions
 
 PROMPTS = ["a red circle", "", "two"]
 
 
 def test_registry_needs_no_torch() -> None:
-    code = "import sys, diffalign.models, diffalign.models.registry; print('torch' in sys.modules)"
+    code = "import sys, diffalign.models, diffalign.models.families.registry; print('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"

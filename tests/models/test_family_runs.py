@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffalign.config import (
+from diffalign.config.schema import (
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
@@ -21,10 +21,9 @@ from diffalign.config import (
     TrainingConfig,
 )
 from diffalign.export.aligned import load_aligned, save_merged
-from diffalign.job import align
-from diffalign.models.adapters import load_trainable_state, prepare_policy
-from diffalign.models.injection import has_lora_loader
 from diffalign.models.loading import load
+from diffalign.models.lora import has_lora_loader, load_trainable_state, prepare_policy
+from diffalign.runs.align import align
 from tests.models.inputs import conditions, states_of
 
 TRAINED = ("sd3", "flux", "pixart", "pixart_alpha")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
 from diffalign.models.loaded import LoadedModel, tensor_digest
 from diffalign.models.loading import load
 from diffalign.models.precision import vae_precision

@@ -8,12 +8,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
+from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
 from diffalign.errors import UserError
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
 from diffalign.models.sources import sniff_family
-from diffalign.paths import RectifiedFlow, VariancePreserving
 from tests.models.ldm import single_file_state
 from tests.tiny_pipelines import vae
 

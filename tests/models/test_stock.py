@@ -11,12 +11,12 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.samplers import DDIM, trajectory
 from diffalign.export.aligned import absent_components
-from diffalign.guidance import Guided
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.samplers import DDIM, trajectory
 from tests.tiny_pipelines import make_flux, make_sd3
 
 PROMPTS = ["a red circle", "two"]

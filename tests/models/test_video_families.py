@@ -11,18 +11,18 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffalign.config import ModelConfig
+from diffalign.config.schema import ModelConfig
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.samplers import DDIM, clean_and_noise, trajectory
+from diffalign.diffusion.times import LogitNormal, fitted
 from diffalign.errors import UserError
+from diffalign.estimate.shapes import shapes_of
 from diffalign.export.aligned import absent_components
-from diffalign.guidance import Guided
+from diffalign.models.families.registry import FAMILIES
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
-from diffalign.models.registry import FAMILIES
-from diffalign.models.shapes import shapes_of
-from diffalign.paths import RectifiedFlow
-from diffalign.samplers import DDIM, clean_and_noise, trajectory
-from diffalign.times import LogitNormal, fitted
 from tests import video_pipelines as made
 from tests.models.test_stock import listening
 from tests.tiny_pipelines import make_sd15

@@ -15,22 +15,28 @@ from peft import PeftModel
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffalign.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
+from diffalign.config.schema import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Run,
+    TrainingConfig,
+)
 from diffalign.errors import UserError
+from diffalign.estimate.counting import Kept, count
+from diffalign.estimate.estimate import estimate
+from diffalign.estimate.shapes import Shapes, shapes_of
 from diffalign.export.aligned import load_aligned, save_aligned
 from diffalign.methods.dpo import DPO
-from diffalign.models.adapters import policy_denoiser, prepare_policy, reference_denoiser
-from diffalign.models.counting import Kept, count
-from diffalign.models.estimate import estimate
-from diffalign.models.injection import has_lora_loader
+from diffalign.models.families.registry import built_in, get_family
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.lora import has_lora_loader, policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.models.precision import only_errors
-from diffalign.models.registry import built_in, get_family
-from diffalign.models.shapes import Shapes, shapes_of
+from diffalign.plane.source import TensorSource
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.loop import train
-from diffalign.training.sources import TensorSource
 from tests.models.test_stock import listening
 from tests.video_pipelines import CASES
 

@@ -8,7 +8,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.aesthetic import load_head, score_embeddings
+from diffalign.rewards.zoo.aesthetic import load_head, score_embeddings
 from tests.helpers import SHARED, needs
 from tests.rewards import conformance
 from tests.rewards.conformance import as_pixels, conforms, pictures

@@ -11,8 +11,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.aesthetic import load_head, score_embeddings
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop, resized
+from diffalign.rewards.zoo.aesthetic import load_head, score_embeddings
 from tests.helpers import SHARED, needs
 from tests.rewards.conftest import SIZE, make_clip
 

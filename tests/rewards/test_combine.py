@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from diffalign.data.rating import wins
+from diffalign.data.encoding.rating import wins
 from diffalign.rewards.combine import combine, standardised, towards_higher
 
 # K = 3 rivals, R = 2 rewards

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diffalign import rewards
-from diffalign.rewards import step_aware
 from diffalign.rewards.images import in_batches
-from diffalign.rewards.pickscore import PickScore
 from diffalign.rewards.registry import Place
-from diffalign.rewards.step_aware import from_clip
+from diffalign.rewards.zoo import step_aware
+from diffalign.rewards.zoo.pickscore import PickScore
+from diffalign.rewards.zoo.step_aware import from_clip
 from tests.rewards import conformance
 from tests.rewards.conformance import conforms
 

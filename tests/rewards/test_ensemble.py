@@ -8,22 +8,22 @@ import torch
 from PIL import Image
 
 from diffalign.cli import main
-from diffalign.config import RolloutConfig
+from diffalign.config.schema import RolloutConfig
 from diffalign.errors import UserError
+from diffalign.media.videos import Video
 from diffalign.rewards import load
-from diffalign.rewards.cache import ScoreCache, reward_key
 from diffalign.rewards.ensemble import Member, TimedEnsemble, ensemble_of, read_members
 from diffalign.rewards.images import to_pil
-from diffalign.rewards.items import read_items
 from diffalign.rewards.of_videos import VideoReward
-from diffalign.rewards.rater import RewardRater
 from diffalign.rewards.registry import parse
-from diffalign.rewards.score import make_scorers, score
-from diffalign.rewards.step_aware import TimedReward
+from diffalign.rewards.scoring.cache import ScoreCache, reward_key
+from diffalign.rewards.scoring.items import read_items
+from diffalign.rewards.scoring.rater import RewardRater
+from diffalign.rewards.scoring.score import make_scorers, score
+from diffalign.rewards.specs import weighted
+from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.rollout.judges import judge_of
-from diffalign.rollout.specs import weighted
 from diffalign.tiny import pairs_path
-from diffalign.videos import Video
 from tests.rewards import conformance
 
 TWO = "members:\n  - {reward: judge, weight: 2, mean: 0.5, std: 0.25}\n  - {reward: jpeg, divide: 10}\n"

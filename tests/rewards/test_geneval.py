@@ -12,11 +12,11 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.clip import load_clip
-from diffalign.rewards.detectors import Detection, Mask2Former, around
-from diffalign.rewards.geneval import ClipColours, GenEval, cut_out, relations
-from diffalign.rewards.geneval_prompts import COLOURS, OBJECTS, Clause, Wanted, read_wanted
 from diffalign.rewards.registry import Place
+from diffalign.rewards.zoo.clip import load_clip
+from diffalign.rewards.zoo.detectors import Detection, Mask2Former, around
+from diffalign.rewards.zoo.geneval import ClipColours, GenEval, cut_out, relations
+from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Wanted, read_wanted
 from tests.helpers import SHARED, needs
 from tests.rewards import conformance
 

@@ -9,8 +9,8 @@ from transformers import CLIPConfig
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.hps import token_ids
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
+from diffalign.rewards.zoo.hps import token_ids
 from tests.rewards import conformance
 from tests.rewards.conformance import as_pixels, conforms, pictures
 from tests.rewards.conftest import SIZE, make_open_clip

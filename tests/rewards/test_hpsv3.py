@@ -9,7 +9,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.instructions import template
+from diffalign.rewards.zoo.instructions import template
 from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, pictures, some
 from tests.rewards.tiny_qwen import (
     WIDTH,

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.image_reward import LENGTH
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
+from diffalign.rewards.zoo.image_reward import LENGTH
 from tests.helpers import SHARED, needs
 from tests.rewards.conformance import as_pixels, assert_bfloat16_keeps_the_order, conforms, pictures, some
 

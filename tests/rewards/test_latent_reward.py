@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.step_aware import TimedReward
+from diffalign.rewards.zoo.step_aware import TimedReward
 from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, pictures, some
 from tests.tiny_pipelines import WIDTH, make_sd15, make_sdxl, text_config, tokenizer
 

@@ -8,8 +8,8 @@ from transformers import CLIPModel
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.cross_model import rotated
-from diffalign.rewards.mps import CRITERIA, about
+from diffalign.rewards.zoo.cross_model import rotated
+from diffalign.rewards.zoo.mps import CRITERIA, about
 from tests.rewards import conformance
 from tests.rewards.conformance import conforms, pictures
 from tests.rewards.conftest import make_clip
@@ -153,7 +153,7 @@ def test_rotation_is_that_of_complex_numbers():
 
 def test_the_published_size_is_read_off_the_weights():
     """Width 1024, 16 heads of 64 over one of keys and values, feed-forward of 4, four layers of two."""
-    from diffalign.rewards.cross_model import CrossModel, empty_cross_model
+    from diffalign.rewards.zoo.cross_model import CrossModel, empty_cross_model
 
     with torch.device("meta"):
         state = CrossModel(4, 1024, 1024, 64, 4096).state_dict()

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.ocr import Ocr, agreement, levenshtein, quoted
+from diffalign.rewards.zoo.ocr import Ocr, agreement, levenshtein, quoted
 from tests.rewards import conformance
 
 

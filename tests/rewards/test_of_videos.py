@@ -8,21 +8,15 @@ import torch
 from PIL import Image
 
 from diffalign.errors import UserError
+from diffalign.media.frames import evenly_spaced, frame_image
+from diffalign.media.videos import Video, read_video, write_video
 from diffalign.rewards import of_videos, registry
-from diffalign.rewards.cache import ScoreCache
-from diffalign.rewards.items import Item, read_items
-from diffalign.rewards.jpeg import compressibility
-from diffalign.rewards.of_videos import (
-    FRAMES,
-    MeanOverFrames,
-    VideoReward,
-    evenly_spaced,
-    frame_image,
-    takes_videos,
-)
+from diffalign.rewards.of_videos import FRAMES, MeanOverFrames, VideoReward, takes_videos
 from diffalign.rewards.registry import Place, load
-from diffalign.rewards.score import Scorer, score
-from diffalign.videos import Video, read_video, write_video
+from diffalign.rewards.scoring.cache import ScoreCache
+from diffalign.rewards.scoring.items import Item, read_items
+from diffalign.rewards.scoring.score import Scorer, score
+from diffalign.rewards.zoo.jpeg import compressibility
 from tests.rewards.conftest import write_jsonl
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffalign.errors import UserError
-from diffalign.rewards.clip import unit
-from diffalign.rewards.open_clip_layout import clip_config, load_open_clip, to_clip_state
+from diffalign.rewards.zoo.clip import unit
+from diffalign.rewards.zoo.open_clip_layout import clip_config, load_open_clip, to_clip_state
 from tests.rewards.conftest import make_open_clip
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import nn
 
 from diffalign.errors import UserError
-from diffalign.rewards.instructions import template
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
-from diffalign.rewards.qwen import IMAGE, load_qwen, renamed
-from diffalign.rewards.qwen_pixels import Pixels
 from diffalign.rewards.registry import Place
+from diffalign.rewards.zoo.instructions import template
+from diffalign.rewards.zoo.qwen import IMAGE, load_qwen, renamed
+from diffalign.rewards.zoo.qwen_pixels import Pixels
 from tests.rewards.conformance import as_pixels, pictures
 from tests.rewards.tiny_qwen import (
     hidden_states,

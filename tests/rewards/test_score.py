@@ -13,9 +13,9 @@ from pyarrow import parquet
 
 from diffalign.cli import main
 from diffalign.errors import UserError
-from diffalign.rewards.cache import ScoreCache, reward_key
-from diffalign.rewards.items import read_items
-from diffalign.rewards.score import Scorer, make_scorers, score, write_table
+from diffalign.rewards.scoring.cache import ScoreCache, reward_key
+from diffalign.rewards.scoring.items import read_items
+from diffalign.rewards.scoring.score import Scorer, make_scorers, score, write_table
 from tests.helpers import SHARED, needs
 from tests.rewards.conftest import write_jsonl
 
@@ -183,10 +183,10 @@ def test_the_interrupted_command_says_where_its_scores_are(tmp_path, monkeypatch
 
     argv = ["score", str(folder), "--rewards", "tiny_clip", "--prompts", str(tmp_path / "p.txt")]
     argv += ["--batch-size", "2", "--output", str(output)]
-    monkeypatch.setattr("diffalign.rewards.score.load", lambda *_: stopped)
+    monkeypatch.setattr("diffalign.rewards.scoring.score.load", lambda *_: stopped)
     assert main(argv) == 130 and not output.exists()
     assert f"{tmp_path / 'score-cache.sqlite'}; the same command goes on" in capsys.readouterr().err
-    monkeypatch.setattr("diffalign.rewards.score.load", lambda *_: light)
+    monkeypatch.setattr("diffalign.rewards.scoring.score.load", lambda *_: light)
     assert main(argv) == 0
     assert light.asked == [2, 2, 1]
     assert [json.loads(line)["tiny_clip"] for line in output.read_text().splitlines()] == [1, 2, 3, 4, 5]
@@ -220,7 +220,7 @@ def test_what_a_reward_refuses_is_named_with_its_place(tmp_path):
 def test_a_reward_of_videos_is_not_loaded_for_images(tmp_path, capsys, monkeypatch):
     plain(1).save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_text("a")
-    monkeypatch.setattr("diffalign.rewards.score.load", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("diffalign.rewards.scoring.score.load", lambda *_: pytest.fail("it was loaded"))
     assert main(["score", str(tmp_path), "--rewards", "video_reward"]) == 2
     assert "reward 'video_reward' judges videos, and these are images" in capsys.readouterr().err
 

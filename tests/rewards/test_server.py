@@ -17,12 +17,12 @@ from PIL import Image
 from diffalign import rewards
 from diffalign.cli import main
 from diffalign.errors import UserError
-from diffalign.rewards import server as serving
 from diffalign.rewards.registry import parse
-from diffalign.rewards.remote import RemoteReward
-from diffalign.rewards.score import make_scorers
-from diffalign.rewards.server import RewardServer, Served
-from diffalign.rewards.step_aware import TimedReward
+from diffalign.rewards.scoring.score import make_scorers
+from diffalign.rewards.serving import server as serving
+from diffalign.rewards.serving.remote import RemoteReward
+from diffalign.rewards.serving.server import RewardServer, Served
+from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.tiny import scenes
 
 
@@ -231,7 +231,7 @@ def test_a_failure_that_passes_is_waited_for():
 
 def test_waits_double(monkeypatch):
     waits = []
-    monkeypatch.setattr("diffalign.http_json.sleep", waits.append)
+    monkeypatch.setattr("diffalign.utils.http.sleep", waits.append)
     with answering((500, b'{"error": "no luck"}')) as (url, asked), pytest.raises(UserError) as error:
         RemoteReward(url)(IMAGE, ["a cat"])
     assert waits == [0.5, 1.0, 2.0] and len(asked) == 4

@@ -11,11 +11,11 @@ from torch import nn
 
 from diffalign import rewards, tiny
 from diffalign.errors import UserError
-from diffalign.rewards import step_aware
-from diffalign.rewards.pickscore import PickScore
 from diffalign.rewards.registry import Place
-from diffalign.rewards.step_aware import StepAware, TimedReward, from_clip, timesteps
-from diffalign.rewards.timed_clip import TimedLayer, TimeEmbedding, sinusoid
+from diffalign.rewards.zoo import step_aware
+from diffalign.rewards.zoo.pickscore import PickScore
+from diffalign.rewards.zoo.step_aware import StepAware, TimedReward, from_clip, timesteps
+from diffalign.rewards.zoo.timed_clip import TimedLayer, TimeEmbedding, sinusoid
 from diffalign.tiny import scenes
 from diffalign.types import Reward
 from tests.rewards.conftest import SIZE, make_clip

@@ -15,9 +15,9 @@ from PIL import Image
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.http_json import Patience
-from diffalign.rewards.instructions import template
-from diffalign.rewards.unified_reward import points
+from diffalign.rewards.zoo.instructions import template
+from diffalign.rewards.zoo.unified_reward import points
+from diffalign.utils.http import Patience
 from tests.rewards.conformance import (
     assert_a_batch_is_its_images_one_by_one,
     assert_order_does_not_matter,

@@ -12,17 +12,10 @@ from torch.nn import functional as F
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from diffalign.rewards.instructions import template
-from diffalign.rewards.video_reward import frame_indices
-from diffalign.videos import Video
-from tests.rewards.tiny_qwen import (
-    WIDTH,
-    hidden_states,
-    image_processor,
-    make_base,
-    marked,
-    random_model,
-)
+from diffalign.media.videos import Video
+from diffalign.rewards.zoo.instructions import template
+from diffalign.rewards.zoo.video_reward import frame_indices
+from tests.rewards.tiny_qwen import WIDTH, hidden_states, image_processor, make_base, marked, random_model
 
 MARKS = ["<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"]
 NORMS = {"VQ_mean": 0.4, "VQ_std": 2.0, "MQ_mean": -0.2, "MQ_std": 0.5, "TA_mean": 0.1, "TA_std": 1.5}

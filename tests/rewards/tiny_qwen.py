@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, Qwen2Tokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from diffalign.rewards.instructions import template
+from diffalign.rewards.zoo.instructions import template
 
 FORMAT = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from diffalign import rewards
-from diffalign.config import RolloutConfig
-from diffalign.data.rating import wins
+from diffalign.config.schema import RolloutConfig
+from diffalign.data.encoding.rating import wins
 from diffalign.errors import UserError
 from diffalign.rewards.registry import parse
-from diffalign.rewards.server import RewardServer, Served
+from diffalign.rewards.serving.server import RewardServer, Served
+from diffalign.rewards.specs import Weighted, all_weighted, weighted
 from diffalign.rollout.judges import InlineJudge, Judge, People, ProcessJudge, combined, judge_of
-from diffalign.rollout.specs import Weighted, all_weighted, weighted
 from diffalign.tiny import scenes
 from tests.rewards.test_server import Fails, Gives, Timed, answering, running
 
@@ -119,7 +119,7 @@ def test_bad_specs(texts, words):
 
 
 def test_specs_need_no_torch():
-    code = "import sys, diffalign.rollout.specs as s;"
+    code = "import sys, diffalign.rewards.specs as s;"
     code += "print(s.weighted('2*judge').weight, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2.0", "False"]

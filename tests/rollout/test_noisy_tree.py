@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from diffalign import tiny
-from diffalign.config import RolloutConfig
+from diffalign.config.schema import RolloutConfig
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.samplers import DDIM
 from diffalign.errors import UserError
-from diffalign.files import read_json_lines
-from diffalign.job import align
-from diffalign.online_check import check_online
-from diffalign.randomness import Streams
-from diffalign.rewards.latent_reward import NoisyReward
+from diffalign.rewards.zoo.latent_reward import NoisyReward
 from diffalign.rollout.judges import judge_of
 from diffalign.rollout.shapes import Asked, Setting
 from diffalign.rollout.tree import tree
-from diffalign.samplers import DDIM
+from diffalign.runs.align import align
+from diffalign.runs.online_checks import check_online
+from diffalign.utils.files import read_json_lines
 from tests.rollout.test_shapes import GRID, PROMPTS, SHAPE, Counting, conditions
-from tests.test_online import silent, small
+from tests.runs.test_rollouts import silent, small
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from diffalign.diffusion.samplers import DDIM
 from diffalign.errors import UserError
 from diffalign.rollout.rounds import Place, Plan, Round, best_and_worst, only
-from diffalign.samplers import DDIM
 from diffalign.types import Transition
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from diffalign.estimators import gaussian_log_density
-from diffalign.paths import RectifiedFlow
-from diffalign.randomness import Streams
+from diffalign.diffusion.likelihood import gaussian_log_density
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.samplers import DDIM, kernel_for, sample, timesteps
 from diffalign.rollout.shapes import Asked, Setting, Window, drawn_steps, samples, trajectories
 from diffalign.rollout.tree import tree
-from diffalign.samplers import DDIM, kernel_for, sample, timesteps
 from tests.helpers import sd_path
 
 SHAPE, PROMPTS = (2, 3, 3), 3

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.diffusion.guidance import Guided
 from diffalign.errors import Paused, UserError
-from diffalign.guidance import Guided
 from diffalign.methods import ddpo, spo
+from diffalign.methods._steps import density
 from diffalign.methods.d3po import CARD as D3PO_CARD
 from diffalign.methods.d3po import D3PO
-from diffalign.methods.steps import density
+from diffalign.rewards.specs import Weighted
 from diffalign.rollout.judges import InlineJudge, People
-from diffalign.rollout.specs import Weighted
 from diffalign.rollout.store import RoundStore
 from diffalign.rollout.studio import ModelStudio
 from tests.rollout.toys import PROMPTS, Script, Studio, World, equal, tied

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.config import RolloutConfig
+from diffalign.config.schema import RolloutConfig
+from diffalign.diffusion.samplers import kernel_for, timesteps
+from diffalign.plane.plane import LABELS, PlaneNetwork, denoiser_of
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting
 from diffalign.rollout.source import Cast, OnlineSource
 from diffalign.rollout.store import NOWHERE, RoundStore
-from diffalign.samplers import kernel_for, timesteps
-from diffalign.tiny.plane import LABELS, PlaneNetwork, denoiser_of
 
 PROMPTS = tuple(f"prompt {i}" for i in range(6))
 

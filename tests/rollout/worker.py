@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
 from diffalign.methods.spo import SPO

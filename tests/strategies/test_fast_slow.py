@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign.config import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
-from diffalign.config_io import read_run
+from diffalign.config.schema import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
+from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
-from diffalign.job import align
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
-from diffalign.randomness import Streams
+from diffalign.runs.align import align
+from diffalign.runs.validate import read_run
 from diffalign.strategies import build, wrap
 from diffalign.strategies.fast_slow import FastSlow, Replay, Twin
 from diffalign.training.checkpoint import Checkpoints, fingerprint

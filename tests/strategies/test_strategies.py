@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import IPO
 from diffalign.methods import REGISTRY
@@ -13,11 +15,9 @@ from diffalign.methods import build as build_method
 from diffalign.methods.dpo import DPO
 from diffalign.methods.inpo import InPO
 from diffalign.methods.sft import SFT
-from diffalign.noising import Forward
-from diffalign.randomness import Streams
 from diffalign.strategies import STRATEGIES, build, wrap
+from diffalign.strategies._common import Scaled, Wrapped, best, residual, sides, told
 from diffalign.strategies.anchor import Anchor
-from diffalign.strategies.common import Scaled, Wrapped, best, residual, sides, told
 from diffalign.strategies.sdpo import SDPO
 from diffalign.strategies.sft import SFTMix
 from diffalign.strategies.weighted import Rare, Semantic, Weighted

@@ -13,10 +13,11 @@ from diffusers import (
 )
 
 from diffalign import tiny
-from diffalign.tiny import flow_training, motion_judge, sd3, wan
+from diffalign.tiny import motion_judge
 from diffalign.tiny.judge import judge
-from diffalign.tiny.report import sizes
-from diffalign.tiny.video_autoencoder import encode, scaled, to_tensor
+from diffalign.tiny_build import flow_training, sd3, wan
+from diffalign.tiny_build.report import sizes
+from diffalign.tiny_build.video_autoencoder import encode, scaled, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_words_are_single_tokens_and_other_text_is_spelt(tiny_wan):
 
 
 def test_latents_of_the_video_autoencoder_are_standard_and_decode_to_the_clip(tiny_wan):
-    from diffalign.tiny import motion_corpus
+    from diffalign.tiny_build import motion_corpus
 
     vae, clips = tiny_wan.vae, motion_corpus.make(16, seed=9, clean=True)
     z = encode(vae, to_tensor(clips.frames))

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from diffalign.tiny.judge import judge, taste
-from diffalign.tiny.report import judges, nonsense
 from diffalign.tiny.scenes import caption, render, sample_scene, scene_of
+from diffalign.tiny_build.report import judges, nonsense
 
 
 def test_statements_of_true_renders_hold_and_wrong_words_cost():

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from diffalign import rewards, tiny
-from diffalign.data.prompts import read_prompts
+from diffalign.data.prompts.prompt_sets import read_prompts
 from diffalign.errors import UserError
-from diffalign.tiny import motion_corpus, motion_judge, motions
+from diffalign.media.videos import Video
+from diffalign.tiny import motion_judge, motions
 from diffalign.tiny.motions import FPS, FRAMES, SPEEDS, Clip, Defect, Mover
-from diffalign.videos import Video
+from diffalign.tiny_build import motion_corpus
 
 TWO = "a red circle moves left quickly and a blue square moves right"
 

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPToken
 from diffalign import tiny
 from diffalign.tiny import WEIGHTS
 from diffalign.tiny.judge import judge, taste
-from diffalign.tiny.saving import forget_paths
 from diffalign.tiny.scenes import alter, caption, render, sample_scene, split_of
+from diffalign.tiny_build.saving import forget_paths
 
 PIPELINES = {"sdxl": StableDiffusionXLPipeline, "sd15": StableDiffusionPipeline}
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffalign.media.videos import read_video
 from diffalign.tiny import motion_judge, motions, sets
 from diffalign.tiny.judge import judge
 from diffalign.tiny.scenes import parse, parse_things, scene_of, split_of
-from diffalign.videos import read_video
 
 
 def picture(data):

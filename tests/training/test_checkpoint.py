@@ -7,11 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffalign.config import CheckpointConfig, LoggingConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from diffalign.config.schema import (
+    CheckpointConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
 from diffalign.errors import UserError
-from diffalign.files import read_json_lines
 from diffalign.training.checkpoint import Checkpoints, Snapshot, fingerprint
 from diffalign.training.hooks import SaveCheckpoints, standard_hooks
+from diffalign.utils.files import read_json_lines
 from tests.training.toys import Probe, Trial, distance, same, weights
 
 LOGGING = LoggingConfig(every=4, trackers=())

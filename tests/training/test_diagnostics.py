@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
-from diffalign.randomness import Streams
-from diffalign.times import Uniform
+from diffalign.plane.source import TensorSource
 from diffalign.training.diagnostics import HeldOut, verdict
-from diffalign.training.sources import TensorSource
 from tests.training.toys import Probe, Trial, pairs, same, weights
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.methods.dpo import DPO
 from diffalign.training.acceleration import accelerator_for
@@ -46,7 +46,7 @@ def test_one_step_is_the_gradient_of_the_mean_over_terms_clipped():
     batches = [trial.source.batch(m) for m in range(3)]
     trial.run()
 
-    from diffalign.randomness import Streams
+    from diffalign.diffusion.randomness import Streams
 
     losses, count = [], 0.0
     for m, batch in enumerate(batches):
@@ -248,7 +248,7 @@ def test_nothing_to_train():
 
 
 def test_a_source_must_be_endless_and_give_no_more_groups_than_a_batch_holds():
-    from diffalign.training.sources import TensorSource
+    from diffalign.plane.source import TensorSource
 
     class Finite(TensorSource):
         def __iter__(self):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffalign.config import LoggingConfig, TrainingConfig
+from diffalign.config.schema import LoggingConfig, TrainingConfig
 from diffalign.errors import UserError
-from diffalign.files import read_json_lines
 from diffalign.training.hooks import Every, Logging, Progress, standard_hooks
 from diffalign.training.metrics import Meter, MetricsFile
 from diffalign.training.trackers import open_trackers
+from diffalign.utils.files import read_json_lines
 from tests.training.toys import Probe, Trial
 
 
@@ -173,7 +173,7 @@ def test_every_and_progress(capsys):
 
 
 def test_the_standard_order(tmp_path):
-    from diffalign.config import CheckpointConfig
+    from diffalign.config.schema import CheckpointConfig
     from diffalign.training.checkpoint import Checkpoints
 
     mine = Every(1, lambda state: state.log({"mine": float(state.step)}))

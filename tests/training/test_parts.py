@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
+from diffalign.plane.source import TensorSource
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard
 from diffalign.training.optimizers import Schedule, base_learning_rate, build
-from diffalign.training.sources import TensorSource
 from tests.training.toys import Probe, Trial, pairs, same, weights
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign.config import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
-from diffalign.config_io import read_run
+from diffalign.config.schema import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
-from diffalign.job import align
+from diffalign.runs.align import align
+from diffalign.runs.validate import read_run
 from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.reference import RefreshReference
@@ -145,8 +145,8 @@ def test_under_lora_it_is_a_second_set_of_adapters(tmp_path, dora):
 
 
 def test_a_reference_adapter_has_no_dropout_and_leaves_the_policy_trainable(tmp_path):
-    from diffalign.models.adapters import following_reference, policy_denoiser, prepare_policy
     from diffalign.models.loading import load
+    from diffalign.models.lora import following_reference, policy_denoiser, prepare_policy
 
     run = small(tmp_path / "run")
     config = replace(run.model, lora=replace(run.model.lora, dropout=0.5, targets=("to_q",)))

@@ -2,7 +2,7 @@
 
 import json
 
-from diffalign.config import TrainingConfig
+from diffalign.config.schema import TrainingConfig
 from diffalign.methods.auto_beta import AutoBeta
 from diffalign.methods.dpo import DPO
 from diffalign.strategies.sdpo import SDPO

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffalign.config import OptimizerConfig, TrainingConfig
+from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.methods.dpo import DPO
+from diffalign.plane.source import TensorSource
 from diffalign.strategies.fast_slow import FastSlow, Twin
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.exchange import Exchange
 from diffalign.training.loop import train
-from diffalign.training.sources import TensorSource
 from diffalign.training.state import TrainState
 from tests.helpers import sd_path
 

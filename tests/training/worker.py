@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from diffalign.config import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
+from diffalign.config.schema import CheckpointConfig, LoggingConfig, OptimizerConfig, TrainingConfig
 from diffalign.methods.dpo import DPO
+from diffalign.plane.source import TensorSource
 from diffalign.strategies.sdpo import SDPO
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.reference import RefreshReference
-from diffalign.training.sources import TensorSource
 from tests.training.toys import Probe, Trial, chase, pairs, weights
 
 RAGGED = (0, 1, 2, 3, 5, 7, 11, 13, 17, 19)

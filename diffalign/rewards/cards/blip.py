@@ -10,7 +10,7 @@ CARDS = (
         licence="Apache-2.0",
         size="1.8 GB",
         checkpoint="THUDM/ImageReward",
-        target="diffalign.rewards.image_reward:load",
+        target="diffalign.rewards.zoo.image_reward:load",
         notes="BLIP-large and a linear head (arXiv 2304.05977); reads 35 tokens of the prompt. Downloaded: "
         "image_reward:FOLDER, image_reward:FILE@TOKENIZER.",
         differentiable=True,

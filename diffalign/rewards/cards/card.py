@@ -19,7 +19,7 @@ class RewardCard:
         source: what a spec must say after its colon, in capitals or as an example; empty: nothing.
         differentiable: gradients flow to pixels given as a tensor.
         cached: scores are worth keeping on disk; False where computing is as cheap as looking up.
-        video: judges videos (``diffalign.videos.Video``) and no images.
+        video: judges videos (``diffalign.media.videos.Video``) and no images.
         reads_prompt: False where the prompt changes nothing.
         per_prompt: scores are for comparing images of one prompt; between prompts they say little.
         needs: what to install besides, as pip is told; empty: nothing.

@@ -10,7 +10,7 @@ CARDS = (
         licence="MIT",
         size="3.9 GB",
         checkpoint="yuvalkirstain/PickScore_v1",
-        target="diffalign.rewards.pickscore:load",
+        target="diffalign.rewards.zoo.pickscore:load",
         notes="CLIP ViT-H/14, exp(logit_scale) * cos(text, image) (arXiv 2305.01569).",
         differentiable=True,
         per_prompt=True,
@@ -22,7 +22,7 @@ CARDS = (
         licence="Apache-2.0",
         size="3.9 GB",
         checkpoint="xswu/HPSv2/HPS_v2_compressed.pt",
-        target="diffalign.rewards.hps:load_v2",
+        target="diffalign.rewards.zoo.hps:load_v2",
         notes="CLIP ViT-H/14, the plain cosine of a letterboxed image (arXiv 2306.09341). "
         "hpsv2:antialias=no resizes as in 2023, which moves scores.",
         differentiable=True,
@@ -35,7 +35,7 @@ CARDS = (
         licence="Apache-2.0",
         size="3.9 GB",
         checkpoint="xswu/HPSv2/HPS_v2.1_compressed.pt",
-        target="diffalign.rewards.hps:load_v2_1",
+        target="diffalign.rewards.zoo.hps:load_v2_1",
         notes="As hpsv2, and not to be compared with it. hpsv2_1:antialias=no resizes as in 2023.",
         differentiable=True,
         per_prompt=True,
@@ -47,7 +47,7 @@ CARDS = (
         licence="MIT",
         size="about 4.4 GB",
         checkpoint="RE-N-Y/mpsv1",
-        target="diffalign.rewards.mps:load",
+        target="diffalign.rewards.zoo.mps:load",
         notes="CLIP ViT-H/14 and a cross model (arXiv 2405.14705). Words are weighed against the best of "
         "their own prompt, where the released code takes the best of the batch. mps:threshold=0.3 is that of "
         "its evaluation scripts.",
@@ -61,7 +61,7 @@ CARDS = (
         licence="MIT",
         size="1.7 GB",
         checkpoint="openai/clip-vit-large-patch14",
-        target="diffalign.rewards.clipscore:load",
+        target="diffalign.rewards.zoo.clipscore:load",
         notes="100 cos(text, image), cut at 0 with clamp=yes (arXiv 2104.08718). The paper's is "
         "'clipscore:openai/clip-vit-base-patch32@scale=2.5@prefix=A photo depicts@clamp=yes'.",
         differentiable=True,
@@ -74,7 +74,7 @@ CARDS = (
         size="about 5 GB",
         checkpoint="SPO-Diffusion-Models/Step-Aware_Preference_Models",
         source="sd15",
-        target="diffalign.rewards.step_aware:load",
+        target="diffalign.rewards.zoo.step_aware:load",
         notes="step_aware:sd15, step_aware:sdxl, step_aware:tiny (built in, of the tiny SDXL), or "
         "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). Finished images are at time 0.",
         differentiable=True,
@@ -87,7 +87,7 @@ CARDS = (
         licence="Apache-2.0 (head), MIT (CLIP L/14)",
         size="3.7 MB + 1.7 GB",
         checkpoint="trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth",
-        target="diffalign.rewards.aesthetic:load_v2",
+        target="diffalign.rewards.zoo.aesthetic:load_v2",
         notes="Affine in the unit CLIP L/14 embedding, so easily hacked. The prompt is not read. The other "
         "heads of the repository load as well, such as ava+logos-l14-reluMSE.pth.",
         differentiable=True,
@@ -101,7 +101,7 @@ CARDS = (
         size="4 KB + 1.7 GB",
         checkpoint="",
         source="HEAD",
-        target="diffalign.rewards.aesthetic:load_v1",
+        target="diffalign.rewards.zoo.aesthetic:load_v1",
         notes="Give a head of LAION-AI/aesthetic-predictor: aesthetic_v1:/x/sa_0_4_vit_l_14_linear.pth.",
         differentiable=True,
         reads_prompt=False,
@@ -114,7 +114,7 @@ CARDS = (
         size="2.6 MB + 3.5 GB",
         checkpoint="",
         source="HEAD",
-        target="diffalign.rewards.aesthetic_siglip:load",
+        target="diffalign.rewards.zoo.aesthetic_siglip:load",
         notes="Give the head of discus0434/aesthetic-predictor-v2-5: "
         "aesthetic_v2_5:/x/aesthetic_predictor_v2_5.pth. It is under the AGPL: neither code nor weights of "
         "it come with diffalign. The prompt is not read.",
@@ -129,7 +129,7 @@ CARDS = (
         size="4 KB + 1.7 GB",
         checkpoint="",
         source="HEAD",
-        target="diffalign.rewards.aesthetic:load_simulacra",
+        target="diffalign.rewards.zoo.aesthetic:load_simulacra",
         notes="Give a head of crowsonkb/simulacra-aesthetic-models: "
         "simulacra:/x/sac_public_2022_06_29_vit_l_14_linear.pth. Images are resized as it was fitted "
         "(bicubic); the released example takes Lanczos. The prompt is not read.",

@@ -11,7 +11,7 @@ def _video(name: str, title: str, factory: str, range: str, notes: str) -> Rewar
         licence="Apache-2.0 (weights), MIT (code)",
         size="5 GB",
         checkpoint="KwaiVGI/VideoReward",
-        target=f"diffalign.rewards.video_reward:{factory}",
+        target=f"diffalign.rewards.zoo.video_reward:{factory}",
         notes=notes,
         video=True,
     )
@@ -25,7 +25,7 @@ CARDS = (
         licence="MIT (code)",
         size="16.6 GB",
         checkpoint="MizzenAI/HPSv3/HPSv3.safetensors",
-        target="diffalign.rewards.hpsv3:load",
+        target="diffalign.rewards.zoo.hpsv3:load",
         notes="The mean at the token <|Reward|> (arXiv 2508.03789), which no prompt may hold; use bfloat16. "
         "hpsv3:FILE@BASE has the Qwen2-VL's config and tokenizer elsewhere.",
         differentiable=True,
@@ -66,7 +66,7 @@ CARDS = (
         licence="Apache-2.0 (Qwen2-VL)",
         size="16.6 GB (any other: vqascore:HUB/ID)",
         checkpoint="Qwen/Qwen2-VL-7B-Instruct",
-        target="diffalign.rewards.vqascore:load",
+        target="diffalign.rewards.zoo.vqascore:load",
         notes="P(\"Yes\") to 'Does this figure show ...?' (arXiv 2404.01291), with any model of "
         "AutoModelForImageTextToText. Scores of different models do not compare.",
         differentiable=True,
@@ -79,7 +79,7 @@ CARDS = (
         size="none here",
         checkpoint="",
         source="http://HOST:PORT/v1@MODEL",
-        target="diffalign.rewards.unified_reward:load",
+        target="diffalign.rewards.zoo.unified_reward:load",
         notes="unified_reward:http://HOST:PORT/v1@MODEL, an OpenAI-compatible endpoint (arXiv 2503.05236); "
         "OPENAI_API_KEY is sent if it is set. flow_grpo's question and scale.",
     ),

@@ -11,7 +11,7 @@ CARDS = (
         size="about 4 GB (sd15) or 14 GB (sdxl), and the base model's autoencoder",
         checkpoint="casiatao/LRM",
         source="sd15",
-        target="diffalign.rewards.latent_reward:load",
+        target="diffalign.rewards.zoo.latent_reward:load",
         notes="latent_reward:sd15, latent_reward:sdxl, or a downloaded latent_reward:FOLDER@BASE (arXiv "
         "2502.01051). Finished images are encoded and at time 0; from Python, reward.of_latents(latents, "
         "prompts, t) judges noisy ones.",

@@ -1,0 +1,109 @@
+"""Configuration files: where recipes are, and what a YAML file holds over its ``base``. No torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffalign.errors import UserError, close_to
+
+
+def shipped_configs(kind: str = "") -> dict[str, Path]:
+    """The recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout.
+
+    ``kind`` is the folder in it of another command than ``train``.
+    """
+    package = Path(__file__).parents[1]
+    folder = package / "_configs"
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
+
+
+def find_config(path: str | Path, kind: str = "") -> Path:
+    """The file that ``path`` names: itself, or a recipe as ``name``, ``name.yaml``, ``configs/name.yaml``.
+
+    ``kind`` is as for ``shipped_configs``.
+
+    Raises:
+        UserError: there is neither; the nearest recipes are named.
+    """
+    file = Path(path)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise UserError(f"{path} is a folder; a config is a YAML file")
+    recipes = shipped_configs(kind)
+    if (
+        file.parent in (Path(), Path("configs", kind))
+        and file.suffix in ("", ".yaml", ".yml")
+        and file.stem in recipes
+    ):
+        return recipes[file.stem]
+    close = close_to(file.stem, recipes)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise UserError(f"no config file {str(path)!r}; {hint}shipped recipes: {', '.join(recipes)}")
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, over that of its ``base``.
+
+    Raises:
+        UserError: unreadable, not YAML, no mapping, a key given twice, or a base that includes itself.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise UserError(
+            f"{path}: its `base` files include each other: {' -> '.join(p.name for p in (*seen, path))}"
+        )
+    if not path.is_file():
+        raise UserError(
+            f"{seen[-1] if seen else path}: no such file {str(path)!r}" + (" (its `base`)" if seen else "")
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node, path)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML text file: {str(error).splitlines()[0]}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}; a config is a mapping (`section: ...`)")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base={base!r}; allowed: a path relative to this file")
+    return _merge(read_yaml(path.parent / base, (*seen, path)), data)
+
+
+def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys: set[Any] = set()
+    for key, value in node.value:
+        if isinstance(key.value, str) and key.value in keys:
+            raise UserError(f"{path} line {key.start_mark.line + 1}: key {key.value!r} is given twice")
+        keys.add(key.value if isinstance(key.value, str) else id(key))
+        _refuse_duplicates(value, path)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            # Another method (or loss) starts from its own defaults, not from the fields of the old one.
+            same = value.get("type", inner.get("type")) == inner.get("type")
+            merged[key] = _merge(inner, value) if same else value
+    return merged

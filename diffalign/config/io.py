@@ -1,0 +1,217 @@
+"""Reads and writes the ``Run`` tree: YAML gives values, dotted flags override, mistakes are named. No torch.
+
+What a file may say beyond the fields of ``Run``: ``base: other.yaml`` (relative to the file) starts from
+another file. The ``method`` section is checked against its dataclass when training starts
+(``diffalign.methods.build``), since that needs torch; here only the method's name is.
+"""
+
+import dataclasses
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from diffalign.config.build import build
+from diffalign.config.files import find_config, shipped_configs
+from diffalign.config.schema import Run
+from diffalign.errors import UserError
+
+__all__ = [
+    "apply_overrides",
+    "find_config",
+    "from_dict",
+    "shipped_configs",
+    "to_dict",
+    "to_yaml",
+    "tree_from",
+]
+
+Tree = TypeVar("Tree")
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""A number that YAML 1.1 reads as a text because it lacks the dot or the sign: 1e-5."""
+
+
+def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
+    """The run that a nested mapping describes (not yet validated; see ``validate``).
+
+    Raises:
+        UserError: an unknown key, with its dotted place and the nearest names, or a value of the wrong type.
+    """
+    return tree_from(Run, data, where)
+
+
+def tree_from(cls: type[Tree], data: Mapping[str, Any], where: str) -> Tree:
+    """``from_dict`` for any tree of frozen dataclasses: ``Run``, or what another command is made of."""
+    _check_keys(data, cls, "", where, cls)
+    try:
+        return build(cls, _as_meant(data), "")
+    except UserError as error:
+        raise UserError(f"{error} (in {where})") from error
+
+
+def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
+    """``run`` with dotted flags: ``["--model.lora.rank", "32", "--training.steps=10"]``; later ones win.
+
+    ``--method NAME`` takes another method with its own defaults; ``--method.beta 5`` sets a field of it.
+
+    Raises:
+        UserError: an unknown field, a flag without its value, or a value of the wrong type.
+    """
+    names, data = list(args), to_dict(run)
+    while names:
+        flag = names.pop(0)
+        if not flag.startswith("--"):
+            raise UserError(f"unexpected {flag!r}; overrides look like --training.steps 100")
+        name, equals, text = flag[2:].partition("=")
+        kind = field_kind(name, type(run))
+        if not equals:
+            bare = not names or names[0].startswith("--")
+            if bare and kind is not bool:
+                raise UserError(f"--{name} needs a value")
+            text = "true" if bare else names.pop(0)
+        set_value(data, name, parse_text(text, kind))
+        run = tree_from(type(run), data, f"flag --{name}")
+        data = to_dict(run)
+    return run
+
+
+def to_dict(run: Any) -> dict[str, Any]:
+    """The run as nested plain dicts and lists, every field of it."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(run))
+    return plain
+
+
+def to_yaml(run: Any) -> str:
+    """The run as YAML that ``read_run`` reads back to an equal tree."""
+    return yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True, width=110)
+
+
+def field_kind(dotted: str, tree: Any = Run) -> Any:
+    """The type of a field of the tree, by its dotted name; ``Any`` below ``method``.
+
+    Raises:
+        UserError: no such field.
+    """
+    if dotted.startswith("method."):
+        return Any
+    cls: Any = tree
+    for i, part in enumerate(dotted.split(".")):
+        kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        if part not in kinds:
+            raise _unknown_key(dotted, ".".join(dotted.split(".")[:i]), kinds, f"flag --{dotted}", tree)
+        cls = kinds[part]
+    if dataclasses.is_dataclass(cls):
+        inside = ", ".join(f"--{dotted}.{f.name}" for f in dataclasses.fields(cls))
+        raise UserError(f"--{dotted} is a section; its fields are {inside}")
+    return cls
+
+
+def parse_text(text: str, kind: Any) -> Any:
+    """The value that a flag's text stands for, where a field of type ``kind`` is wanted."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        return parse_text(text, next(a for a in arguments if a is not type(None)))
+    if kind is str or origin is Literal:
+        return text
+    if origin is not None and issubclass(origin, Mapping) and not text.lstrip().startswith("{"):
+        return {"type": text}
+    if origin is tuple and not text.lstrip().startswith("["):
+        return [
+            part.strip() if _is_text(arguments[0]) else _read(part.strip())
+            for part in text.split(",")
+            if part
+        ]
+    return _read(text)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether the parts of ``a,b`` are names: of a list of texts, or of things that have a type."""
+    return kind is str or (get_origin(kind) is not None and issubclass(get_origin(kind), Mapping))
+
+
+def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Puts ``value`` at a dotted place of a nested dict; a name where a mapping goes becomes its ``type``."""
+    *parents, last = dotted.split(".")
+    for part in parents:
+        inner = data.get(part, {})
+        data[part] = dict(inner) if isinstance(inner, Mapping) else {"type": inner}
+        data = data[part]
+    if last == "type" and data.get("type", value) != value:
+        data.clear()  # another loss or method starts from its own defaults
+    data[last] = value
+
+
+def dotted_names(cls: Any = Run, prefix: str = "") -> Iterator[str]:
+    """Every leaf of the tree: ``output``, ``model.lora.rank``, ..."""
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from dotted_names(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str, tree: Any) -> None:
+    kinds = get_type_hints(cls)
+    for key, value in data.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        if key not in kinds:
+            raise _unknown_key(dotted, prefix, kinds, where, tree)
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+            _check_keys(value, kinds[key], dotted, where, tree)
+
+
+def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str, tree: Any) -> UserError:
+    """Names siblings spelt alike, and the same name in other sections (training.betas is optimizer's)."""
+    leaf = dotted.rpartition(".")[2]
+    near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
+    elsewhere = [name for name in dotted_names(tree) if name.rpartition(".")[2] == leaf]
+    alike = get_close_matches(dotted, list(dotted_names(tree)), n=2, cutoff=0.7)
+    guesses = list(dict.fromkeys([*elsewhere, *near, *alike]))[:3]
+    hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
+    place = f"allowed in {prefix}: " if prefix else "allowed: "
+    return UserError(f"unknown key {dotted!r} in {where}; {hint}{place}{', '.join(siblings) or 'nothing'}")
+
+
+def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What YAML 1.1 reads otherwise than meant: ``no`` is a precision, ``1e-5`` in a method is a number."""
+    meant = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+    training = meant.get("training")
+    if isinstance(training, dict) and training.get("mixed_precision") is False:
+        training["mixed_precision"] = "no"
+    if "method" in meant:
+        meant["method"] = _numbers(_named(meant["method"]))
+    if isinstance(meant.get("strategies"), list | tuple):
+        meant["strategies"] = [_numbers(_named(entry)) for entry in meant["strategies"]]
+    return meant
+
+
+def _named(value: Any) -> Any:
+    """A bare name as the mapping that it stands for."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

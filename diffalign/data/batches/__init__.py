@@ -1,0 +1,1 @@
+"""Batches: an encoded set served in a fixed order."""

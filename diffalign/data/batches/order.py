@@ -1,0 +1,178 @@
+"""Which group stands at which position of the run: a function of (seed, position) and of nothing else.
+
+One optimizer step is a window of positions. A window reads from one bucket of equal size (and number of
+frames), drawn in proportion to the buckets' sizes; each bucket is an endless row of reshuffled epochs. Single
+likes come in the share that is asked for: of every hundred positions of a bucket so many are likes, at places
+that are shuffled. A curriculum has an order of its own in each stage.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from torch import Tensor
+
+from diffalign.config.schema import CurriculumConfig, DataConfig
+from diffalign.data.encoding.encoded import Bucket, Record
+from diffalign.diffusion.randomness import derive, permutation
+from diffalign.errors import UserError
+
+_BLOCK = 100  # positions in which the share of likes is exact
+
+
+class Order:
+    """The one order of a run's groups."""
+
+    def __init__(self, records: Sequence[Record], config: DataConfig, window: int, seed: int):
+        """Raises UserError if the curriculum does not fit the records."""
+        self._length = config.curriculum.steps * window
+        self._members: list[Sequence[int]] = [range(len(records))]
+        seeds = [seed]
+        if config.curriculum.stages:
+            self._members = [*stages(records, config.curriculum)]
+            seeds = [derive(seed, "stage", number) for number in range(len(self._members))]
+        self._shuffles = [
+            _Shuffle([records[index] for index in members], config.likes_share, window, own)
+            for members, own in zip(self._members, seeds, strict=True)
+        ]
+
+    def at(self, position: int) -> int:
+        """The index of the group at a position."""
+        stage = min(position // self._length, len(self._members) - 1)
+        return self._members[stage][self._shuffles[stage].at(position - stage * self._length)]
+
+
+class _Shuffle:
+    """Endless reshuffled epochs of some groups, a bucket at a time."""
+
+    def __init__(self, records: Sequence[Record], likes_share: float | None, window: int, seed: int):
+        members: dict[Bucket, list[int]] = {
+            bucket: [] for bucket in sorted({record.bucket for record in records})
+        }
+        for index, record in enumerate(records):
+            members[record.bucket].append(index)
+        self._buckets = list(members.values())
+        self._ends = list(accumulate(len(bucket) for bucket in self._buckets))
+        self._window = window
+        self._seed = seed
+        self._windows: list[tuple[int, int]] = []  # (bucket, earlier windows of that bucket)
+        self._used = [0] * len(members)
+        self._permutations: dict[tuple[str, ...], tuple[int, Tensor]] = {}  # name -> (number, permutation)
+        self._share = likes_share if all(len(record.images) == 1 for record in records) else None
+        liked = [record.scores[0] > 0 for record in records]
+        self._sides = [
+            [[i for i in bucket if liked[i] is side] for side in (False, True)] for bucket in self._buckets
+        ]
+
+    def at(self, position: int) -> int:
+        """The index of the group at a position."""
+        window, offset = divmod(position, self._window)
+        bucket, earlier = self._bucket(window)
+        place = earlier * self._window + offset  # in the endless row of this bucket
+        if self._share is not None and all(self._sides[bucket]):
+            side, place = self._side(bucket, place, self._share)
+            return self._member(self._sides[bucket][side], place, "shuffle", str(bucket), str(side))
+        return self._member(self._buckets[bucket], place, "shuffle", str(bucket))
+
+    def _member(self, members: Sequence[int], place: int, *name: str) -> int:
+        epoch, slot = divmod(place, len(members))
+        return members[int(self._permutation(len(members), epoch, *name)[slot])]
+
+    def _side(self, bucket: int, place: int, share: float) -> tuple[int, int]:
+        """(1 for a like, how many of its side came before) of a place of a bucket."""
+        block, offset = divmod(place, _BLOCK)
+        before, after = round(block * _BLOCK * share), round((block + 1) * _BLOCK * share)
+        is_like = self._permutation(_BLOCK, block, "likes", str(bucket)) < after - before
+        earlier = int(is_like[:offset].sum())
+        if is_like[offset]:
+            return 1, before + earlier
+        return 0, block * _BLOCK - before + offset - earlier
+
+    def _bucket(self, window: int) -> tuple[int, int]:
+        if len(self._buckets) == 1:
+            return 0, window
+        while len(self._windows) <= window:
+            draw = derive(self._seed, "bucket", len(self._windows)) % self._ends[-1]
+            bucket = bisect_right(self._ends, draw)
+            self._windows.append((bucket, self._used[bucket]))
+            self._used[bucket] += 1
+        return self._windows[window]
+
+    def _permutation(self, count: int, number: int, *name: str) -> Tensor:
+        """A permutation of ``count``, the one of that name and number; the last of each name is kept."""
+        known = self._permutations.get(name)
+        if known is None or known[0] != number:
+            known = (number, permutation(count, self._seed, *name, number))
+            self._permutations[name] = known
+        return known[1]
+
+
+def lengths(records: Iterable[Record]) -> str:
+    """How many groups have how many frames: ``frames: 81 (9980), 49 (20)``; nothing of images."""
+    counted = Counter(record.bucket[2] for record in records)
+    if not any(counted):
+        return ""
+    return "frames: " + ", ".join(f"{frames} ({counted[frames]})" for frames in sorted(counted, reverse=True))
+
+
+def scarce(records: Iterable[Record], window: int) -> str:
+    """The buckets that have fewer groups than a window has positions, of several: ``20 of 480 x 832 pixels,
+    49 frames``; nothing where there are none, or where all groups fit together.
+    """
+    counted = Counter(record.bucket for record in records)
+    if len(counted) < 2:
+        return ""
+    return "; ".join(
+        f"{groups} of {height} x {width} pixels" + (f", {frames} frames" if frames else "")
+        for (height, width, frames), groups in sorted(counted.items())
+        if groups < window
+    )
+
+
+def stages(records: Sequence[Record], config: CurriculumConfig) -> list[list[int]]:
+    """The indices of each stage: groups whose gap reaches the stage's threshold.
+
+    The thresholds fall evenly from the widest gap to the narrowest that is used (Curriculum-DPO, Croitoru et
+    al. 2025, released code); without ``cumulative`` a stage has only what the earlier ones had not
+    (Curry-DPO). Ties are in no stage.
+
+    Raises UserError if groups have no rivals or no reward, or if a stage would be empty.
+    """
+    gaps = [gap(record, config) for record in records]
+    used = [value for value in gaps if value > 0 and value >= config.min_gap]
+    if not used:
+        raise UserError(
+            f"data.curriculum.min_gap is {config.min_gap}; allowed: at most the widest gap, "
+            f"{max(gaps, default=0.0):g}, and one above 0"
+        )
+    widest, narrowest, n = max(used), min(used), config.stages
+    floors = [*(widest + (narrowest - widest) * stage / n for stage in range(1, n)), narrowest]
+    found: list[list[int]] = []
+    for stage, floor in enumerate(floors):
+        ceiling = floors[stage - 1] if stage and not config.cumulative else float("inf")
+        found.append([i for i, value in enumerate(gaps) if floor <= value < ceiling])
+        if not found[-1]:
+            raise UserError(
+                f"data.curriculum.stages is {n}, but stage {stage + 1} has no group: no gap from {floor:g} "
+                f"to {ceiling:g}; allowed: fewer stages, or data.curriculum.cumulative"
+            )
+    return found
+
+
+def gap(record: Record, config: CurriculumConfig) -> float:
+    """How far the best of a group is ahead of its worst, by score or by the mean of its rewards."""
+    if len(record.images) < 2:
+        raise UserError(
+            f"{record.where}: data.curriculum.stages is {config.stages}, but the image has no rival; "
+            f"allowed: 0 for single images"
+        )
+    if config.by == "score":
+        return max(record.scores) - min(record.scores)
+    if not record.rewards:
+        raise UserError(
+            f"{record.where}: data.curriculum.by is 'reward', but there is no reward; "
+            f"name one in data.rewards, or give the set a column rewards"
+        )
+    means = [sum(row) / len(row) for row in record.rewards]
+    return 0.0 if record.is_tie else max(means) - min(means)

@@ -1,0 +1,247 @@
+"""Batches of an encoded set, in an order that no way of splitting the work can change.
+
+The groups of a run stand in one endless global order; group g of micro-step m on rank r of W ranks, with G
+groups a micro-batch, stands at position ``(m W + r) G + g``. One optimizer step is a window of ``G x
+accumulation x W`` positions. Order (``order``), flips, prompt dropout and posterior noise
+depend on (seed, position) alone. So batch 8 x accumulation 1 is batch 1 x accumulation 8, two processes are
+one of twice the batch, and a resumed run seeks by arithmetic.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol, overload, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from diffalign.config.schema import DataConfig
+from diffalign.data.batches.order import Order
+from diffalign.data.encoding.encoded import Bucket, EncodedSet, Record
+from diffalign.diffusion.randomness import Streams
+from diffalign.errors import UserError
+from diffalign.types import Batch
+
+
+@runtime_checkable
+class MicroConditions(Protocol):
+    """What is asked of a model family: the conditions that it makes of sizes and crops."""
+
+    def micro_conditions(
+        self, original_size: Tensor, crop: Tensor, target_size: Tensor
+    ) -> Mapping[str, Tensor]:
+        """Conditions of float32 (B, 2): sizes (height, width), corners (top, left), target sizes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A group as one position of the run sees it: flip and dropout are the group's, the noise is each image's
+    own.
+
+    ``noise`` is one standard normal tensor an image, shaped like its latents, or None for the posterior's
+    mean.
+    """
+
+    record: Record
+    flipped: bool = False
+    dropped: bool = False
+    noise: Sequence[Tensor] | None = None
+
+
+def assemble(
+    encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit], guided: bool = False
+) -> Batch[Tensor]:
+    """The batch of some groups of one bucket: x (B, C, H, W) or of videos (B, C, F, H, W) float32, rivals
+    adjacent, on the CPU.
+
+    ``score`` is (B,), or (B, F), one a latent frame, in a set that has dense labels.
+    ``guided`` gives it what guidance guides away from; ``extra`` holds what the set has beside labels.
+    """
+    latents, texts, cuts, corners, group = [], [], [], [], []
+    scores: list[list[float]] = []
+    for number, visit in enumerate(visits):
+        for index, image in enumerate(visit.record.images):
+            texts.append(encoded.empty_text() if visit.dropped else encoded.text(visit.record, index))
+            mean, std = encoded.moments(image, visit.flipped)
+            latents.append(mean if visit.noise is None else mean + std * visit.noise[index])
+            cuts.append(image.cut)
+            corners.append(image.cut.mirrored_corner if visit.flipped else image.cut.corner)
+            group.append(number)
+            scores.append(encoded.scores(visit.record, index))
+    cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+    sizes = [[cut.original for cut in cuts], corners, [cut.target for cut in cuts]]
+    cond |= family.micro_conditions(*(torch.tensor(pairs, dtype=torch.float32) for pairs in sizes))
+    score = torch.tensor(scores, dtype=torch.float32)
+    negative = encoded.negative_text() if guided else {}
+    return Batch(
+        torch.stack(latents),
+        cond,
+        torch.tensor(group),
+        score if encoded.dense else score[:, 0],
+        {name: row.expand(len(latents), *row.shape) for name, row in negative.items()},
+        _extra(encoded, visits),
+    )
+
+
+def _extra(encoded: EncodedSet, visits: Sequence[Visit]) -> dict[str, Tensor]:
+    """``reward`` (B,), or (B, R) of several; ``patches`` (B, 1, H, W); ``weight`` (B,), the group's."""
+    extra: dict[str, Tensor] = {}
+    images = [(visit, index) for visit in visits for index in range(len(visit.record.images))]
+    if "reward" in encoded.extras:
+        rewards = torch.tensor([visit.record.rewards[index] for visit, index in images], dtype=torch.float32)
+        extra["reward"] = rewards[:, 0] if rewards.shape[1] == 1 else rewards
+    if "patches" in encoded.extras:
+        maps = [encoded.weights(visit.record, index, visit.flipped) for visit, index in images]
+        extra["patches"] = torch.stack(maps)
+    if "weight" in encoded.extras:
+        extra["weight"] = torch.tensor([visit.record.weight for visit, _ in images], dtype=torch.float32)
+    return extra
+
+
+class PairSource:
+    """Endless micro-batches of one rank; a ``types.Source``."""
+
+    def __init__(
+        self,
+        encoded: EncodedSet,
+        family: MicroConditions,
+        config: DataConfig,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        guided: bool = False,
+    ):
+        """``guided`` batches hold what guidance guides away from.
+
+        Raises UserError if there is no group to train on, or if the curriculum does not fit the set.
+        """
+        if not len(encoded):
+            raise UserError("no pairs to train on: the set is empty, or data.holdout keeps all of them")
+        self._encoded = encoded
+        self._family = family
+        self._config = config
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world = world
+        self._seed = seed
+        self._guided = guided
+        self._order = Order(encoded.records, config, batch_size * accumulation * world, seed)
+        self._start = 0
+
+    def seek(self, micro_step: int) -> None:
+        """Let the next iterator begin after ``micro_step`` micro-batches."""
+        self._start = micro_step
+
+    def __iter__(self) -> Iterator[Batch[Tensor]]:
+        if not self._config.workers:
+            return map(self.batch, count(self._start))
+        # a generator of its own: the loader would otherwise draw a seed from the global one
+        return iter(
+            DataLoader(
+                _Steps(self, self._start),
+                batch_size=None,
+                num_workers=self._config.workers,
+                generator=torch.Generator(),
+            )
+        )
+
+    def batch(self, micro_step: int) -> Batch[Tensor]:
+        """The micro-batch of one micro-step of this rank."""
+        first = (micro_step * self._world + self._rank) * self._batch_size
+        visits = [self._visit(position) for position in range(first, first + self._batch_size)]
+        return assemble(self._encoded, self._family, visits, self._guided)
+
+    def _visit(self, position: int) -> Visit:
+        record = self._encoded[self._order.at(position)]
+        draw = lambda purpose: Streams.at(self._seed, position, 1, purpose)  # noqa: E731
+        flipped = self._config.flip and bool(draw("data/flip").uniform(1) < 0.5)
+        dropped = bool(draw("data/prompt").uniform(1) < self._config.prompt_dropout)
+        dropped = dropped and not record.texts  # two captions that are both dropped have nothing to compare
+        noise = (
+            _noise(self._encoded, record, draw("data/posterior"))
+            if self._config.posterior == "sample"
+            else None
+        )
+        return Visit(record, flipped, dropped, noise)
+
+
+class FixedBatches(Sequence[Batch[Tensor]]):
+    """The batches of ``fixed_batches``, each made when it is asked for and kept by nobody here."""
+
+    def __init__(
+        self,
+        encoded: EncodedSet,
+        family: MicroConditions,
+        config: DataConfig,
+        batch_size: int,
+        seed: int = 0,
+        guided: bool = False,
+    ):
+        """See ``fixed_batches``."""
+        self._encoded, self._family, self._config = encoded, family, config
+        self._seed, self._guided = seed, guided
+        buckets: dict[Bucket, list[int]] = {}
+        for index, record in enumerate(encoded):
+            buckets.setdefault(record.bucket, []).append(index)
+        self._indices = [
+            buckets[bucket][first : first + batch_size]
+            for bucket in sorted(buckets)
+            for first in range(0, len(buckets[bucket]), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, number: int) -> Batch[Tensor]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Batch[Tensor]]: ...
+    def __getitem__(self, number: int | slice) -> Batch[Tensor] | Sequence[Batch[Tensor]]:
+        """A batch, or a list of them."""
+        if isinstance(number, slice):
+            return [self[at] for at in range(len(self))[number]]
+        visits = []
+        for index in self._indices[number]:
+            record = self._encoded[index]
+            draws = Streams.at(self._seed, index, 1, "data/fixed posterior")
+            noise = _noise(self._encoded, record, draws) if self._config.posterior == "sample" else None
+            visits.append(Visit(record, noise=noise))
+        return assemble(self._encoded, self._family, visits, self._guided)
+
+
+def fixed_batches(
+    encoded: EncodedSet,
+    family: MicroConditions,
+    config: DataConfig,
+    batch_size: int,
+    seed: int = 0,
+    guided: bool = False,
+) -> Iterator[Batch[Tensor]]:
+    """Every group once and the same at each call, without flips and dropout: for diagnostics on held-out
+    pairs.
+
+    Batches hold at most ``batch_size`` groups of one bucket, buckets one after the other.
+    """
+    return iter(FixedBatches(encoded, family, config, batch_size, seed, guided))
+
+
+def _noise(encoded: EncodedSet, record: Record, streams: Streams) -> list[Tensor]:
+    shape = encoded.moments(record.images[0])[0].shape
+    return list(streams.normal(1, (len(record.images), *shape))[0])
+
+
+class _Steps(IterableDataset[Batch[Tensor]]):
+    """A source for a data loader: of n workers each makes every n-th micro-batch, taken in turn."""
+
+    def __init__(self, source: PairSource, start: int):
+        self._source = source
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch[Tensor]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        return map(self._source.batch, count(self._start + first, step))

@@ -1,0 +1,1 @@
+"""Captions altered for methods that compare prompts of one image."""

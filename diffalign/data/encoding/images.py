@@ -1,0 +1,50 @@
+"""Image files, and videos frame by frame, to RGB pixels.
+
+EXIF orientation is applied, transparency is laid over white, every mode becomes RGB, a truncated file is
+unreadable. Resizing is PIL's Lanczos, whose support grows with the reduction (antialiased).
+"""
+
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign.data.encoding.geometry import Cut, Size
+from diffalign.media.videos import read_frames
+
+_ORIENTATION = 0x0112  # EXIF tag
+_ON_THE_SIDE = frozenset({5, 6, 7, 8})  # its values that exchange height and width
+
+
+def image_size(content: bytes) -> Size:
+    """(height, width) as displayed, from the file's header alone; raises one of UNREADABLE if it is none."""
+    with Image.open(BytesIO(content)) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in _ON_THE_SIDE
+    return (width, height) if turned else (height, width)
+
+
+def cut_out(image: Image.Image, cut: Cut) -> Tensor:
+    """The crop of an image: uint8 (3, H, W) of the cut's target size."""
+    (height, width), (top, left), target = cut.resized, cut.corner, cut.target
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image = image.crop((left, top, left + target[1], top + target[0]))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def cut_clip(content: bytes, cut: Cut) -> Tensor:
+    """The crop of a video's file: uint8 (3, F, H, W) of the cut's target size, number of frames and rate.
+
+    Frames are cut as they are decoded, so that only small ones are held. One of UNREADABLE is raised if it is
+    no video or damaged.
+    """
+    frames = read_frames(content, lambda frame: cut_out(Image.fromarray(frame), cut), cut.fps, cut.frames)
+    return frames.transpose(0, 1)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0

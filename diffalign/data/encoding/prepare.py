@@ -1,0 +1,232 @@
+"""One row on its way into the cache: its keys, the pixels and maps that are missing, the opinions on it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from diffalign.config.schema import DataConfig
+from diffalign.data.encoding.encoded import EncodedImage, Record
+from diffalign.data.encoding.geometry import Cut, Size, clips, cuts
+from diffalign.data.encoding.images import cut_clip, cut_out, image_size
+from diffalign.data.encoding.patches import cut_map, read_map
+from diffalign.data.encoding.rating import Rater, rescored
+from diffalign.data.encoding.writer import Writer
+from diffalign.data.reading.dense import Dense, dense_of
+from diffalign.data.reading.examples import Example, ImageRef, Skipped, digest, turn_scores
+from diffalign.errors import UserError
+from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.videos import Probe, probe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A group whose keys are known.
+
+    Attributes:
+        record: the group.
+        example: what it was made of.
+        pixels: (key, uint8 pixels) of the images that are not in the store; videos are decoded as they are
+            asked for, and that may raise UnreadableError.
+        maps: (key, key of its image, weights) of the maps that are not in the store.
+        contents: the image files, where somebody has to rate them.
+    """
+
+    record: Record
+    example: Example
+    pixels: Iterable[tuple[str, Tensor]]
+    maps: Sequence[tuple[str, str, Tensor]]
+    contents: Sequence[bytes]
+
+
+class UnreadableError(Exception):
+    """A file of a row cannot be used; the message is for the user."""
+
+
+@contextmanager
+def _named(reference: ImageRef, name: str) -> Iterator[None]:
+    """What PIL and others raise for a bad file becomes an error that names the file, or else ``name``."""
+    try:
+        yield
+    except UNREADABLE as error:
+        file = reference.source.name if isinstance(reference.source, Path) else name
+        raise UnreadableError(f"{file} is unreadable ({why_unreadable(error)})") from error
+
+
+def prepare(
+    example: Example | Skipped, config: DataConfig, writer: Writer, rated: bool = False
+) -> Prepared | Skipped:
+    """Find an example's keys, and what is to be encoded; ``rated`` keeps the files for a rater.
+
+    Runs in threads: PIL frees the GIL.
+    """
+    if isinstance(example, Skipped):
+        return example
+    try:
+        group = _videos(example, config, writer) if config.frames else _images(example, config, writer)
+        keys, maps = _maps(example, group.images, writer)
+    except UnreadableError as error:
+        return Skipped(str(error), example.where)
+    text, *own = (writer.text_key(prompt) for prompt in (example.prompt, *example.prompts))
+    record = Record(
+        example.prompt,
+        text,
+        tuple(group.images),
+        example.scores,
+        example.where,
+        tuple(own),
+        example.rewards,
+        keys,
+        example.weight,
+    )
+    if example.segments:
+        record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))
+    return Prepared(record, example, group.pixels, maps, group.contents if rated else ())
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The files of a group, read: what they hold, their keys, and the pixels that are missing."""
+
+    contents: Sequence[bytes]
+    images: Sequence[EncodedImage]
+    pixels: Iterable[tuple[str, Tensor]]
+
+
+def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
+    if example.segments:
+        raise UserError(f"{example.where}: segments are labels of videos; data.frames is null")
+    contents: list[bytes] = []
+    sizes: list[Size] = []
+    images: list[EncodedImage] = []
+    pixels: list[tuple[str, Tensor]] = []
+    for at, reference in enumerate(example.images):
+        with _named(reference, f"image {at}"):
+            contents.append(reference.read())
+            sizes.append(image_size(contents[-1]))
+    names = [digest(content) for content in contents]
+    for at, cut in enumerate(cuts(sizes, config, "".join(names))):
+        with _named(example.images[at], f"image {at}"):
+            images.append(_image(contents[at], names[at], cut, config, writer, pixels))
+    return _Group(contents, images, pixels)
+
+
+def _videos(example: Example, config: DataConfig, writer: Writer) -> _Group:
+    if example.patches:
+        raise UserError(f"{example.where}: patches are weight maps of images, and the set is of videos")
+    contents: list[bytes] = []
+    probes: list[Probe] = []
+    for at, reference in enumerate(example.images):
+        with _named(reference, f"video {at}"):
+            contents.append(reference.read())
+            probes.append(probe(contents[-1]))
+    names = [digest(content) for content in contents]
+    cut = clips(probes, config, "".join(names), writer.model.usable_frames)
+    if cut is None:
+        at = min(range(len(probes)), key=lambda index: probes[index].seconds)
+        raise UnreadableError(f"video {at} is too short for the model, {probes[at].seconds:.2f} s")
+    images = [
+        EncodedImage(
+            writer.latent_key(name, own, flipped=False),
+            writer.latent_key(name, own, flipped=True) if config.flip else None,
+            own,
+            name,
+        )
+        for name, own in zip(names, cut, strict=True)
+    ]
+    return _Group(contents, images, _decoded(example, images, writer))
+
+
+def _decoded(
+    example: Example, images: Sequence[EncodedImage], writer: Writer
+) -> Iterator[tuple[str, Tensor]]:
+    """(key, pixels) of the videos that are missing, decoded when their turn comes and held by nobody here."""
+    for at, (reference, image) in enumerate(zip(example.images, images, strict=True)):
+        for key in (image.key, image.flipped):
+            if key is None or writer.has(key):
+                continue
+            with _named(reference, f"video {at}"):
+                pixels = [cut_clip(reference.read(), image.cut)]
+            yield key, pixels.pop() if key == image.key else pixels.pop().flip(-1)
+
+
+def _dense(example: Example, cut: Cut, config: DataConfig, writer: Writer) -> Dense:
+    seconds = example.segment_seconds or config.segment_seconds
+    frames = writer.model.latent_frames(cut.frames)
+    return dense_of(example.segments, seconds, cut, frames, writer.model.frames_of)
+
+
+def _image(
+    content: bytes, name: str, cut: Cut, config: DataConfig, writer: Writer, pixels: list[tuple[str, Tensor]]
+) -> EncodedImage:
+    """An image by its keys; ``pixels`` gets what is missing of it."""
+    key = writer.latent_key(name, cut, flipped=False)
+    flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
+    if not (writer.has(key) and (flipped is None or writer.has(flipped))):
+        values = cut_out(decode(content), cut)
+        pixels.append((key, values))
+        if flipped:
+            pixels.append((flipped, values.flip(-1)))
+    return EncodedImage(key, flipped, cut, name)
+
+
+def _maps(
+    example: Example, images: Sequence[EncodedImage], writer: Writer
+) -> tuple[tuple[str | None, ...], list[tuple[str, str, Tensor]]]:
+    """The key of each image's map, and (key, image's key, weights) of those that are missing."""
+    keys: list[str | None] = []
+    missing = []
+    for at, reference in enumerate(example.patches):
+        if reference is None:
+            keys.append(None)
+            continue
+        with _named(reference, f"map {at}"):
+            content = reference.read()
+            key = writer.map_key(digest(content), images[at].cut)
+            if not writer.has_map(key):
+                missing.append((key, images[at].key, cut_map(read_map(content), images[at].cut)))
+        keys.append(key)
+    return tuple(keys), missing
+
+
+def rate(
+    rows: Iterable[tuple[int, Prepared | Skipped]], rater: Rater | None, config: DataConfig
+) -> Iterator[tuple[int, Prepared | Skipped]]:
+    """The rows in their order with the rater's scores, asked for ``config.cache_batch_size`` groups at once,
+    and with those that a run has instead of labels.
+    """
+    waiting: list[tuple[int, Prepared | Skipped]] = []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) >= config.cache_batch_size:
+            yield from _rated(waiting, rater, config)
+            waiting = []
+    yield from _rated(waiting, rater, config)
+
+
+def _rated(
+    rows: list[tuple[int, Prepared | Skipped]], rater: Rater | None, config: DataConfig
+) -> Iterator[tuple[int, Prepared | Skipped]]:
+    groups = [prepared for _, prepared in rows if isinstance(prepared, Prepared)]
+    fresh: Iterator[tuple[float, ...]] = iter(())
+    if rater is not None and groups:
+        prompts = [
+            prompt
+            for group in groups
+            for prompt in group.example.prompts or [group.example.prompt] * len(group.contents)
+        ]
+        fresh = iter(rater([content for group in groups for content in group.contents], prompts))
+    for index, prepared in rows:
+        if not isinstance(prepared, Prepared):
+            yield index, prepared
+            continue
+        record, example = prepared.record, prepared.example
+        if rater is not None:
+            rewards = example.rewards or ((),) * len(record.images)
+            record = replace(record, rewards=tuple((*known, *next(fresh)) for known in rewards))
+        if config.rewards_as != "extra":
+            scores = rescored(record.scores, record.rewards, config.rewards_as, record.where)
+            record = replace(record, scores=turn_scores(scores) if example.turned else scores, dense=None)
+        yield index, replace(prepared, record=record)

@@ -1,0 +1,74 @@
+"""Second opinions: rewards of the images of a group, beside its label or instead of it."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from diffalign.data.reading.examples import is_tie
+from diffalign.errors import UserError
+
+Rewards = tuple[tuple[float, ...], ...]
+RewardsAs = Literal["extra", "score", "wins"]
+
+
+@runtime_checkable
+class Rater(Protocol):
+    """Scores images by the rewards that a run names (``diffalign.rewards.scoring.rater``)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever its scores would: the rewards and the weights behind them."""
+        ...
+
+    def __call__(self, images: Sequence[bytes], prompts: Sequence[str]) -> Sequence[tuple[float, ...]]:
+        """A row of R scores for each of the image files, higher is better."""
+        ...
+
+
+def wins(rewards: Rewards) -> tuple[float, ...]:
+    """Each image's share of won comparisons, n rewards times k - 1 rivals: strictly greater wins.
+
+    Syn-Pic's aggregation, phi_i = wins_i / (n (k - 1)) (Karthik et al. 2024, arXiv 2410.18013), which needs
+    no common scale.
+    """
+    k, n = len(rewards), len(rewards[0])
+    won = [sum(mine[r] > other[r] for other in rewards for r in range(n)) for mine in rewards]
+    return tuple(count / (n * (k - 1)) for count in won)
+
+
+def rescored(scores: tuple[float, ...], rewards: Rewards, how: RewardsAs, where: str) -> tuple[float, ...]:
+    """The scores of a group where rewards stand for its label; UserError naming the group they cannot.
+
+    "score": the one reward, but a label's tie stays a tie; "wins": the share of won comparisons.
+    """
+    if how == "extra":
+        return scores
+    if not rewards:
+        raise UserError(
+            f"{where}: data.rewards_as is {how!r}, but there is no reward; "
+            f"name some in data.rewards, or give the set a column rewards"
+        )
+    if len(rewards) < 2:
+        raise UserError(
+            f"{where}: data.rewards_as is {how!r}, but the image has no rival; allowed for it: extra"
+        )
+    if how == "wins":
+        return wins(rewards)
+    if len(rewards[0]) > 1:
+        raise UserError(
+            f"{where}: data.rewards_as is 'score', but there are {len(rewards[0])} rewards; "
+            f"allowed: one reward, or data.rewards_as wins"
+        )
+    return scores if is_tie(scores) else tuple(reward for (reward,) in rewards)
+
+
+def same_number(rows: Sequence[tuple[str, Rewards]]) -> None:
+    """UserError naming the first of the (place, rewards) that has another number of rewards than the first
+    one.
+    """
+    counts = [(len(rewards[0]) if rewards else 0, where) for where, rewards in rows]
+    for number, where in counts:
+        if number != counts[0][0]:
+            raise UserError(
+                f"{where}: {number} rewards an image, but {counts[0][0]} in {counts[0][1]}; "
+                f"allowed: the same number in every row"
+            )

@@ -1,0 +1,186 @@
+"""Writes what is missing of an encoded set: batches of equal shape through the model, then files."""
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffalign.data.encoding.geometry import Cut
+from diffalign.data.encoding.images import to_unit
+from diffalign.data.encoding.patches import pool
+from diffalign.data.encoding.store import Store
+from diffalign.data.reading.examples import digest
+from diffalign.errors import UserError
+
+VERSION = 1  # of what is in a file: part of every key
+
+
+@runtime_checkable
+class Encoders(Protocol):
+    """What is asked of a loaded model (``diffalign.models.LoadedModel``)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever its frozen encoders would give other numbers: weights, VAE, dtype."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Text conditions by name, one row a prompt."""
+        ...
+
+    def negative(self, n: int) -> dict[str, Tensor]:
+        """Text conditions by name that guidance guides away from by default, n rows."""
+        ...
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the posterior of pixels (B, 3, H, W), or of videos (B, 3, F, H, W), in [-1, 1]."""
+        ...
+
+    def usable_frames(self, frames: int) -> int:
+        """The largest number of frames, at most ``frames``, that its autoencoder takes. Asked of videos."""
+        ...
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of so many frames. Asked of videos."""
+        ...
+
+    def frames_of(self, latent_frame: int) -> range:
+        """The frames that a latent frame is made of. Asked of videos."""
+        ...
+
+
+class Writer:
+    """Collects what is missing into batches of equal shape, encodes them and writes the files."""
+
+    def __init__(self, model: Encoders, store: Store, batch_size: int, dtype: torch.dtype):
+        self.rows_left: int | None = None  # rows to come, if known: for the message when the disk is full
+        self.model = model
+        self._store = store
+        self._batch_size = batch_size
+        self._dtype = dtype
+        self._identity = f"{VERSION} {model.fingerprint} {dtype}"
+        self._pixels: dict[tuple[int, ...], dict[str, Tensor]] = {}
+        self._prompts: dict[str, str] = {}
+        self._there: set[str] = set()  # keys of latents found sound or written
+        self._seen: set[str] = set()  # keys of texts that are there or on the way
+        self._files = self._bytes = self._last = 0
+        self._downscale = 0  # pixels a latent, along one side, once it is known
+
+    def negative(self) -> str:
+        """See to it that what guidance guides away from is encoded; its key."""
+        key = digest(f"negative {self._identity}".encode())
+        if self._store.read("text", key) is None:
+            with torch.no_grad():
+                self._write("text", key, {name: row[0] for name, row in self.model.negative(1).items()})
+        return key
+
+    def latent_key(self, content: str, cut: Cut, flipped: bool) -> str:
+        """The key of an image's or video's moments, by the digest of its file."""
+        geometry = [cut.resized, cut.corner, cut.target, flipped]
+        geometry += [cut.frames, cut.fps] if cut.frames else []
+        return digest(f"latents {self._identity} {content} {geometry}".encode())
+
+    def text_key(self, prompt: str) -> str:
+        """The key of a prompt's embedding."""
+        return digest(f"text {self._identity} {prompt}".encode())
+
+    def map_key(self, content: str, cut: Cut) -> str:
+        """The key of a weight map, by the digest of its file."""
+        geometry = [cut.resized, cut.corner, cut.target]
+        return digest(f"patches {self._identity} {content} {geometry}".encode())
+
+    def has_map(self, key: str) -> bool:
+        """Whether this map is in the store, sound."""
+        return self._store.read("patches", key) is not None
+
+    def has(self, key: str) -> bool:
+        """Whether these latents are in the store, sound."""
+        if key not in self._there and self._store.read("latents", key) is not None:
+            self._there.add(key)
+        return key in self._there
+
+    @property
+    def bytes_needed(self) -> int:
+        """Of the file that did not fit, or of all that is to come if that can be told (two images a row)."""
+        mean = self._bytes / self._files if self._files else self._last
+        return int(max(self._last, 2 * mean * (self.rows_left or 0)))
+
+    def text(self, prompt: str) -> str:
+        """See to it that a prompt is encoded; its key."""
+        key = self.text_key(prompt)
+        if key not in self._seen:
+            self._seen.add(key)
+            if self._store.read("text", key) is None:
+                self._prompts[key] = prompt
+        if len(self._prompts) >= self._batch_size:
+            self._flush_prompts()
+        return key
+
+    def images(self, missing: Iterable[tuple[str, Tensor]]) -> None:
+        """Encode pixels, as soon as there is a full batch of their shape.
+
+        Of videos, which are large, no more than a batch waits, of all shapes together.
+        """
+        for key, pixels in missing:
+            shape = tuple(pixels.shape)
+            if key not in self._there:  # else written since the pixels were made ready
+                # an image that comes twice before its batch is full is encoded once
+                self._pixels.setdefault(shape, {})[key] = pixels
+            del pixels
+            waits = len(self._pixels.get(shape, ()))
+            if len(shape) == 4 and sum(map(len, self._pixels.values())) >= self._batch_size > waits:
+                shape = max(self._pixels, key=lambda other: len(self._pixels[other]))
+                waits = self._batch_size
+            if waits >= self._batch_size:
+                self._flush_pixels(self._pixels.pop(shape))
+
+    def maps(self, missing: Iterable[tuple[str, str, Tensor]]) -> None:
+        """Write weight maps (H, W) in the size of the latents that their images have: (1, h, w)."""
+        for key, image, weights in missing:
+            if not self._downscale:
+                self._downscale = weights.shape[0] // self._height(image)
+            size = weights.shape[0] // self._downscale, weights.shape[1] // self._downscale
+            self._write("patches", key, {"weights": pool(weights, size)[None]})
+
+    def _height(self, key: str) -> int:
+        """The rows of an image's latents, which are encoded now if they are still waiting."""
+        if key not in self._there:
+            self.flush()
+        stored = self._store.read("latents", key)
+        assert stored is not None, "latents that have just been written"
+        return stored["mean"].shape[-2]
+
+    def flush(self) -> None:
+        """Encode what is waiting."""
+        self._flush_prompts()
+        for waiting in self._pixels.values():
+            self._flush_pixels(waiting)
+        self._pixels = {}
+
+    def _flush_pixels(self, waiting: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            mean, std = self.model.encode_pixels(to_unit(torch.stack(list(waiting.values()))))
+        for key, row_mean, row_std in zip(waiting, mean, std, strict=True):
+            self._write("latents", key, {"mean": row_mean, "std": row_std})
+            self._there.add(key)
+
+    def _flush_prompts(self) -> None:
+        if not self._prompts:
+            return
+        with torch.no_grad():
+            embeddings = self.model.encode_prompts(list(self._prompts.values()))
+        for row, key in enumerate(self._prompts):
+            self._write("text", key, {name: tensor[row] for name, tensor in embeddings.items()})
+        self._prompts = {}
+
+    def _write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
+        stored = {name: row.detach().to("cpu", self._dtype).contiguous() for name, row in tensors.items()}
+        if not all(tensor.isfinite().all() for tensor in stored.values()):
+            advice = "set model.dtype to bfloat16 or float32"
+            if kind == "latents":
+                raise UserError(f"the VAE gives NaN; {advice}, or model.vae to one that bears float16")
+            raise UserError(f"the text encoder gives NaN; {advice}")
+        self._last = sum(tensor.nbytes for tensor in stored.values())
+        self._bytes += self._store.write(kind, key, stored)
+        self._files += 1

@@ -1,0 +1,1 @@
+"""Prompt files and published prompt sets."""

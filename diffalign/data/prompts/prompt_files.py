@@ -1,0 +1,116 @@
+"""Files of prompts: text lines, json lines, tables. One reader for each, all giving (place, fields) rows."""
+
+import csv
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffalign.data.reading.tables import json_rows
+from diffalign.errors import UserError
+
+COLUMNS = ("prompt", "prompts", "caption", "text")
+"""Names of the prompt's column or field, in any case, the first that is there."""
+
+CATEGORIES = ("category", "categories")
+"""Names of the category's column or field, likewise."""
+
+FORMATS = ".txt, .jsonl, .json, .tsv, .csv, .parquet"
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where a row is, for messages, and its fields by name."""
+
+
+def file_rows(file: Path) -> Iterator[Row]:
+    """The rows of a file; a text file's have one field, ``prompt``.
+
+    Raises:
+        UserError: the file is of another kind, not UTF-8, damaged, or has no prompts' column.
+    """
+    readers: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+        ".txt": _lines, ".jsonl": _json, ".json": _json, ".tsv": _table, ".csv": _table, ".parquet": _parquet,
+    }  # fmt: skip
+    if file.suffix.lower() not in readers:
+        raise UserError(
+            f"prompt file {str(file)!r}: cannot read {file.suffix or 'a file without suffix'}; "
+            f"allowed: {FORMATS}"
+        )
+    try:
+        yield from readers[file.suffix.lower()](file)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def prompt_of(row: Row) -> str:
+    """A row's prompt, stripped; empty where the cell is. UserError for a field that is no text, or none."""
+    where, fields = row
+    name = column(fields, COLUMNS)
+    if name is None:
+        raise _no_prompts(fields, where)
+    if fields[name] is not None and not isinstance(fields[name], str):
+        raise UserError(f"{where}: field {name!r} is {str(fields[name])[:60]!r}; a prompt is text")
+    return (fields[name] or "").strip()
+
+
+def category_of(row: Row, names: Collection[str]) -> str:
+    """What the first field of such a name says, several categories joined by " + "; empty where there is
+    none.
+    """
+    name = column(row[1], names)
+    value = row[1][name] if name is not None else None
+    if isinstance(value, list | tuple):
+        return " + ".join(str(one).strip() for one in value)
+    return "" if value is None else str(value).strip()
+
+
+def column(fields: Collection[str], names: Collection[str]) -> str | None:
+    """The first of ``names`` that is among the fields, in any case, as it is written there."""
+    lower = {field.lower(): field for field in reversed(list(fields))}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _no_prompts(names: Collection[str], place: str) -> UserError:
+    return UserError(
+        f"{place}: no prompts; found {', '.join(names) or 'nothing'}; needed one of {', '.join(COLUMNS)}"
+    )
+
+
+def _lines(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8-sig") as lines:
+        yield from ((f"{file.name} line {number}", {"prompt": line}) for number, line in enumerate(lines, 1))
+
+
+def _json(file: Path) -> Iterator[Row]:
+    return json_rows(file)
+
+
+def _table(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        tabs = file.suffix.lower() == ".tsv"
+        # a tab-separated file is not quoted: prompts contain lone quotation marks
+        rows = (
+            csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(lines)
+        )
+        names = [name for name in rows.fieldnames or [] if name]
+        if column(names, COLUMNS) is None:
+            raise _no_prompts(names, str(file))
+        for number, row in enumerate(rows):
+            yield f"{file.name} row {number}", {name: row[name] for name in names}
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        found = column(names, COLUMNS)
+        if found is None:
+            raise _no_prompts(names, str(file))
+        category = column(names, CATEGORIES)
+        rows = parquet.read(columns=[found, *([category] if category else [])]).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error
+    for number, row in enumerate(rows):
+        text = row[found]
+        yield f"{file.name} row {number}", row | {found: None if text is None else str(text)}

@@ -1,0 +1,126 @@
+"""Where the published prompt sets are, and how they are laid out.
+
+Files and columns are those of public code that reads them (2026-11); PartiPrompts and GenEval were checked
+against copies of the files, DrawBench's and HPDv2's names on the hub were **not verified** against the hub.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffalign.data.prompts.prompt_files import Row, file_rows
+from diffalign.errors import UserError
+from diffalign.utils.files import write_atomic
+
+STYLES = ("anime", "concept-art", "paintings", "photo")
+"""HPDv2's, in the order of its table; one file each."""
+
+_GENEVAL = "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+_SECONDS = 30  # to wait for a server
+
+
+@dataclass(frozen=True)
+class Published:
+    """A set that papers evaluate on.
+
+    Attributes:
+        name: what it is called here.
+        axes: fields or columns of each axis of categories, the first that is there, in lower case.
+        where: what a user may download by hand.
+        files: fetches what is published, from the cache if it is there; raises whatever goes wrong.
+        rows: of one such file, or of a folder that holds several.
+    """
+
+    name: str
+    axes: Mapping[str, tuple[str, ...]]
+    where: str
+    files: Callable[[], list[Path]]
+    rows: Callable[[Path], Iterator[Row]]
+
+    def fetched(self) -> Iterator[Row]:
+        """The rows of the set, from the hub or its cache; UserError if they cannot be had."""
+        try:
+            files = self.files()
+        except Exception as error:  # hub, http and file errors: all mean that the file is not here
+            raise UserError(
+                f"prompts {self.name!r}: cannot fetch {self.where} ({type(error).__name__}); is the network "
+                f"there, and HF_HUB_OFFLINE unset? A downloaded copy is read as {self.name}:PATH"
+            ) from error
+        return (row for file in files for row in self.rows(file))
+
+    def copy(self, place: str) -> Iterator[Row]:
+        """The rows of a copy; UserError if there is none, or it is laid out in another way."""
+        file = Path(place).expanduser()
+        if not file.exists():
+            raise UserError(
+                f"prompts '{self.name}:{place}': no such file; it should be a copy of {self.where}"
+            )
+        return self.rows(file)
+
+
+def _from_hub(repository: str, *names: str) -> Callable[[], list[Path]]:
+    def files() -> list[Path]:
+        from huggingface_hub import hf_hub_download
+
+        return [Path(hf_hub_download(repository, name, repo_type="dataset")) for name in names]
+
+    return files
+
+
+def _geneval_file() -> list[Path]:
+    """GenEval's file, which is on GitHub: kept beside the hub's cache."""
+    from urllib.request import urlopen
+
+    from huggingface_hub import constants
+
+    kept = Path(constants.HF_HOME) / "diffalign" / "geneval" / _GENEVAL.rpartition("/")[2]
+    if not kept.is_file():
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("offline")
+        with urlopen(_GENEVAL, timeout=_SECONDS) as response:
+            write_atomic(kept, response.read())
+    return [kept]
+
+
+def _styled(place: Path) -> Iterator[Row]:
+    """HPDv2's: a file is a list of texts, its name the style; a folder holds the four of them."""
+    files = [place / f"{style}.json" for style in STYLES] if place.is_dir() else [place]
+    for file in files:
+        try:
+            prompts = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not readable as json ({type(error).__name__})") from error
+        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise UserError(f"{file}: not a list of texts, as HPDv2's benchmark/{STYLES[0]}.json is")
+        for number, prompt in enumerate(prompts):
+            yield f"{file.name} entry {number}", {"prompt": prompt, "style": file.stem}
+
+
+PUBLISHED: Mapping[str, Published] = {
+    published.name: published
+    for published in (
+        Published(
+            "parti",
+            {"category": ("category",), "challenge": ("challenge",)},
+            "PartiPrompts.tsv of nateraw/parti-prompts",
+            _from_hub("nateraw/parti-prompts", "PartiPrompts.tsv"),
+            file_rows,
+        ),
+        Published(
+            "drawbench",
+            {"category": ("category",)},
+            "'DrawBench Prompts - Sheet1.csv' (columns Prompts, Category) of sayakpaul/drawbench",
+            _from_hub("sayakpaul/drawbench", "DrawBench Prompts - Sheet1.csv"),
+            file_rows,
+        ),
+        Published("geneval", {"tag": ("tag",)}, _GENEVAL, _geneval_file, file_rows),
+        Published(
+            "hpdv2",
+            {"style": ("style",)},
+            f"benchmark/{{{','.join(STYLES)}}}.json of zhwang/HPDv2",
+            _from_hub("zhwang/HPDv2", *(f"benchmark/{style}.json" for style in STYLES)),
+            _styled,
+        ),
+    )
+}

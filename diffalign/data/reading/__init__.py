@@ -1,0 +1,1 @@
+"""Readers: preference sets in the formats that people have, to examples."""

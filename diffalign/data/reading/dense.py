@@ -1,0 +1,145 @@
+"""Dense labels: a score for every stretch of a video, and what they say about each latent frame.
+
+Segment s of a label is about the seconds s L up to (s + 1) L of the clip, L = ``segment_seconds``, and so
+about the frames that are shown in them. A latent frame's score is the mean of the scores of the frames that
+it is made of (``codec.frames_of``: of a causal autoencoder of stride 4 the first is frame 0, the next frames
+1 to 4). Segments beyond the clip's end are left out; a last stretch of less than half a segment belongs to
+the one before it; where the clip goes on for longer without a label, or the label is null for one of the
+rivals, nobody is better.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffalign.data.encoding.geometry import Cut
+from diffalign.errors import UserError
+
+Segments = tuple[tuple[float, ...], ...]
+"""K rows of S scores, higher is better; NaN where there is none."""
+
+_SLACK = 1e-6  # of a segment: a frame at the very beginning of one is in it, whatever rounding says
+
+
+def segment_count(length: float, seconds: float) -> int:
+    """How many segments a clip of this length (in seconds) has: a last stretch counts from half a segment on
+    and belongs to the one before it otherwise; at least 1.
+    """
+    return max(1, math.floor(length / seconds + 0.5 + _SLACK))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense label of a group.
+
+    Attributes:
+        scores: K rows of S scores, of the segments that the clip shows, without gaps.
+        shown: for each latent frame the segment of every frame that it is made of.
+        beyond: how many segments were left out, since the clip ends before them.
+        missing: how many have no label.
+    """
+
+    scores: Segments
+    shown: tuple[tuple[int, ...], ...]
+    beyond: int = 0
+    missing: int = 0
+
+    @property
+    def tied(self) -> int:
+        """How many segments have no winner, those without a label included."""
+        return sum(min(rivals) == max(rivals) for rivals in zip(*self.scores, strict=True))
+
+    def per_frame(self, video: int) -> list[float]:
+        """The score of each latent frame of a video of the group."""
+        row = self.scores[video]
+        return [sum(row[segment] for segment in made) / len(made) for made in self.shown]
+
+    def of(self, videos: Sequence[int]) -> "Dense | None":
+        """The label of some videos of the group; of one alone there is none."""
+        if len(videos) < 2:
+            return None
+        return Dense(tuple(self.scores[video] for video in videos), self.shown, self.beyond, self.missing)
+
+
+def dense_from(row: Mapping[str, Any] | None) -> Dense | None:
+    """A Dense of its json; KeyError or TypeError if it is none."""
+    if row is None:
+        return None
+    tuples = {name: tuple(map(tuple, row[name])) for name in ("scores", "shown")}
+    return Dense(**tuples, beyond=row["beyond"], missing=row["missing"])
+
+
+def dense_of(
+    segments: Segments, seconds: float, cut: Cut, latent_frames: int, frames_of: Callable[[int], range]
+) -> Dense:
+    """The dense label of a group that is cut so.
+
+    Args:
+        segments: as they are written down.
+        seconds: of each.
+        cut: of the videos: how many frames, how many a second.
+        latent_frames: of the clip.
+        frames_of: the frames that a latent frame is made of.
+    """
+    at = [math.floor(frame / cut.fps / seconds + _SLACK) for frame in range(cut.frames)]
+    given = len(segments[0])
+    if segment_count(cut.frames / cut.fps, seconds) <= given:
+        at = [min(segment, given - 1) for segment in at]
+    count = at[-1] + 1
+    told = [s < given and all(math.isfinite(row[s]) for row in segments) for s in range(count)]
+    scores = tuple(tuple(row[s] if told[s] else 0.0 for s in range(count)) for row in segments)
+    shown = tuple(tuple(at[frame] for frame in frames_of(k)) for k in range(latent_frames))
+    return Dense(scores, shown, max(0, given - count), told.count(False))
+
+
+def read_segments(value: Any, where: str, videos: int) -> Segments:
+    """The ``segments`` of a row, () where there are none; UserError for what is no dense label."""
+    if value is None:
+        return ()
+    listed = lambda item: isinstance(item, Sequence) and not isinstance(item, str | bytes)  # noqa: E731
+    rows = list(value) if listed(value) and all(map(listed, value)) else []
+    numbers = all(
+        score is None or (isinstance(score, int | float) and math.isfinite(score))
+        for row in rows
+        for score in row
+    )
+    if len(rows) != videos or not numbers or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise UserError(
+            f"{where}: segments is {str(value)[:60]}; allowed: for each of the {videos} videos a list of "
+            "scores, equally long, null where there is none"
+        )
+    if videos < 2:
+        raise UserError(f"{where}: segments of a single video; they say which of several is better, and when")
+    return tuple(tuple(math.nan if score is None else float(score) for score in row) for row in rows)
+
+
+def read_seconds(value: Any, where: str) -> float | None:
+    """The ``segment_seconds`` of a row; UserError for what is no length."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise UserError(f"{where}: segment_seconds is {value!r}; allowed: a number of seconds above 0")
+    return float(value)
+
+
+def overall(segments: Segments) -> tuple[float, ...] | None:
+    """Each video's mean over the segments that have a label for all; None where none has."""
+    whole = [rivals for rivals in zip(*segments, strict=True) if all(map(math.isfinite, rivals))]
+    return tuple(sum(row) / len(whole) for row in zip(*whole, strict=True)) if whole else None
+
+
+def is_dense_tie(segments: Segments) -> bool:
+    """Whether no segment has a winner; one that lacks a label has none."""
+    return all(
+        min(rivals) == max(rivals) or any(map(math.isnan, rivals)) for rivals in zip(*segments, strict=True)
+    )
+
+
+def turn_segments(segments: Segments) -> Segments:
+    """The labels of every segment turned round; ties and gaps unchanged."""
+    columns = [
+        at if any(map(math.isnan, at)) else tuple(max(at) + min(at) - score for score in at)
+        for at in zip(*segments, strict=True)
+    ]
+    return tuple(zip(*columns, strict=True))

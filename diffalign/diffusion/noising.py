@@ -1,0 +1,88 @@
+"""Which noisy states a method looks at: clean latents to noisy ones.
+
+``Forward`` is the forward process q(x_t | x0). Rivals share their noise (Diffusion-DPO, Wallace et al. 2023,
+arXiv 2311.12908, section 5.1 and released code): what differs between their errors is then the images, not
+the draw.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.randomness import normal
+from diffalign.errors import UserError
+from diffalign.types import Cond, Denoiser, Noised, Random
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` (B,) with trailing axes of one, to multiply ``like`` (B, *d)."""
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+@dataclass(frozen=True)
+class Forward:
+    """x_t = alpha(t) x0 + sigma(t) eps with eps ~ N(0, 1).
+
+    Attributes:
+        shared: one draw of noise for all members of a group, else one for each sample.
+        noise_offset: std of an extra constant per channel in eps, which lets a model reach very dark and
+            very bright images (it is a part of the target).
+        input_perturbation: std of extra noise in x_t that is not in the target; drawn after sharing, hence
+            shared too.
+    """
+
+    shared: bool = True
+    noise_offset: float = 0.0
+    input_perturbation: float = 0.0
+
+    by: ClassVar[Literal["policy"]] = "policy"
+    guidance: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("noise_offset", "input_perturbation"):
+            if getattr(self, name) < 0:
+                raise UserError(f"noising.{name}={getattr(self, name)}; allowed: 0 or more")
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Tensor,
+        cond: Cond,
+        group: Tensor,
+        generator: Random | torch.Generator,
+    ) -> Noised:
+        """Noise ``x0`` (B, *d) to times ``t`` (B,); ``cond`` is not asked."""
+        eps = self._draw(x0.shape[1:], x0, group, generator)
+        if self.noise_offset:
+            channel = x0.shape[1:2] + (1,) * (x0.ndim - 2)
+            eps = eps + self.noise_offset * self._draw(channel, x0, group, generator)
+        seen = eps
+        if self.input_perturbation:
+            seen = eps + self.input_perturbation * self._draw(x0.shape[1:], x0, group, generator)
+        return Noised(x0, eps, add_noise(denoiser, x0, seen, t), t)
+
+    def _draw(
+        self, shape: tuple[int, ...], like: Tensor, group: Tensor, generator: Random | torch.Generator
+    ) -> Tensor:
+        groups = int(group.max()) + 1
+        if self.shared:
+            return normal(generator, groups, shape).to(like)[group.to(like.device)]
+        # A stream belongs to a group, so independent members are drawn as extra rows of their group's stream.
+        rank = rank_in_group(group)
+        members = normal(generator, groups, (int(rank.max()) + 1, *shape)).to(like)
+        return members[group.to(like.device), rank.to(like.device)]
+
+
+def add_noise(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """alpha(t) x0 + sigma(t) eps on the denoiser's path, (B, *d)."""
+    alpha, sigma = denoiser.path.coefficients(t)
+    return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+
+
+def rank_in_group(group: Tensor) -> Tensor:
+    """(B,) int64: how many earlier samples of the batch are in the same group."""
+    same = (group[:, None] == group[None, :]).long()
+    return torch.tril(same, diagonal=-1).sum(1)

@@ -1,0 +1,272 @@
+"""Transition kernels, and a loop that draws from them.
+
+DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and
+sigma: with eta = 0 it is the deterministic step of any path (for rectified flow, the Euler step of its ODE);
+with eta = 1 on a variance-preserving path it is ancestral sampling. The step of an SDE for flow models
+(Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, section 4.2). ``estimators.transition`` scores steps with the
+very kernel that drew them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.diffusion.likelihood import at_least_float32, step_log_density
+from diffalign.diffusion.noising import expand
+from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
+from diffalign.diffusion.randomness import normal
+from diffalign.errors import UserError, unknown
+from diffalign.types import Cond, Denoiser, Path, Random, Transition
+
+
+def clean_and_noise(
+    denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond
+) -> tuple[Tensor, Tensor]:
+    """The network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
+    return estimates_of(denoiser, denoiser(x_t, t, cond), x_t, t)
+
+
+def estimates_of(
+    denoiser: Denoiser, prediction: Tensor, x_t: Tensor, t: Float[Tensor, " B"]
+) -> tuple[Tensor, Tensor]:
+    """The estimates (x0, eps), each (B, *d) float32, that a ``prediction`` at ``x_t`` means."""
+    prediction = at_least_float32(prediction)
+    alpha, sigma = (expand(c, x_t) for c in denoiser.path.coefficients(t))
+    x_t = at_least_float32(x_t)
+    if denoiser.target == "eps":
+        return (x_t - sigma * prediction) / alpha, prediction
+    if denoiser.target == "x0":
+        return prediction, (x_t - alpha * prediction) / sigma
+    if denoiser.target == "flow":
+        return x_t - sigma * prediction, x_t + alpha * prediction
+    return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
+
+
+class StepKernel(Protocol):
+    """A kernel of this module: a ``types.Kernel`` that can also go on from estimates that are known."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether its steps have noise, and so a density."""
+        ...
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t."""
+        ...
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """The step where the network's estimates (x0, eps) of the state are known."""
+        ...
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2), std = eta sigma_s / sigma_t sqrt(1
+    - a_t / a_s).
+
+    ``a`` is alpha squared. Noise needs a variance-preserving path; eta = 0 works on any.
+    """
+
+    eta: float = 0.0
+
+    @property
+    def draws(self) -> bool:
+        """Whether eta is above 0."""
+        return self.eta > 0
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """The step where the network's estimates (x0, eps) of the state are known.
+
+        Raises:
+            UserError: eta > 0 on a path that is not variance-preserving.
+        """
+        if self.eta and not isinstance(path, VariancePreserving):
+            raise UserError(f"sampler eta={self.eta} on {type(path).__name__}; allowed there: eta = 0")
+        alpha_t, sigma_t = (expand(c, x0) for c in path.coefficients(t))
+        alpha_s, sigma_s = (expand(c, x0) for c in path.coefficients(s))
+        std = torch.zeros_like(sigma_s)
+        if self.eta:
+            std = self.eta * ((sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)).clamp(min=0).sqrt()
+        return alpha_s * x0 + (sigma_s**2 - std**2).clamp(min=0).sqrt() * eps, std
+
+
+FlowForm = Literal["sde", "cps", "dance"]
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """The noisy step of a rectified flow: of an SDE whose marginals are those of its ODE.
+
+    With g = level sqrt(t / (1 - t)) the SDE's mean, x + (v + g^2 / (2 t) (x + (1 - t) v)) (s - t), is in
+    terms of the network's estimates
+
+        p(x_s | x_t) = N((1 - s) x0 + (s - level^2 (t - s) / (2 (1 - t))) eps, g^2 (t - s)).
+
+    At t = 1 the denominators 1 - t take the next time of the grid, which is s itself: a step from pure noise
+    starts at the grid's first time, so what a kernel sees is enough. A step to 0 has noise.
+
+    ``form`` "dance" (DanceGRPO, Xue et al. 2025, arXiv 2505.07818) is the same with a constant g = level.
+
+    ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly,
+    std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps, however short a step is: more of them
+    are more noise. There a log-density is a bare squared error; here it is the Gaussian's, like everywhere.
+
+    Attributes:
+        level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps"; in form "dance" 0.3
+            for images and 0.25 for videos.
+        form: which step.
+    """
+
+    level: float = 0.7
+    form: FlowForm = "sde"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= (1 if self.form == "cps" else math.inf):
+            allowed = "0 to 1" if self.form == "cps" else "0 or more"
+            raise UserError(f"sampler level={self.level} in form {self.form}; allowed: {allowed}")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the level is above 0."""
+        return self.level > 0
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """The step where the network's estimates (x0, eps) of the state are known.
+
+        Raises:
+            UserError: the path is not a rectified flow.
+        """
+        if not isinstance(path, RectifiedFlow):
+            raise UserError(f"sampler FlowSDE on {type(path).__name__}; allowed there: DDIM")
+        t, s = expand(t, x0), expand(s, x0)
+        if self.form == "cps":
+            angle = self.level * math.pi / 2
+            return (1 - s) * x0 + s * math.cos(angle) * eps, s * math.sin(angle)
+        drift = self.level**2 * (1 if self.form == "dance" else t / (1 - torch.where(t == 1, s, t)))
+        noise = s - drift * (t - s) / (2 * t)
+        return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()
+
+    def length(self, t: Float[Tensor, " B"], s: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """What the variance of the step from t to s is of, (B,), where the rest of it is the squared std that
+        Flow-GRPO's code divides its KL by: t - s of an SDE, 1 in form "cps".
+        """
+        return torch.ones_like(t) if self.form == "cps" else t - s
+
+
+def kernel_for(path: Path, eta: float, form: FlowForm = "sde") -> StepKernel:
+    """The kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's step in one of its forms;
+    DDIM wherever it is 0.
+
+    Raises:
+        UserError: a level that the form does not have, or a form of a path that is no flow.
+    """
+    if isinstance(path, RectifiedFlow):
+        return FlowSDE(eta, form) if eta else DDIM()
+    if form != "sde":
+        raise UserError(f"rollout.form={form!r} on {type(path).__name__}; allowed there: sde")
+    return DDIM(eta)
+
+
+def grid_of(path: Path, steps: int) -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times: DDIM's leading grid, or of a flow even steps from 1 to 0."""
+    if isinstance(path, VariancePreserving):
+        return timesteps(steps, path.steps)
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+def timesteps(steps: int, train_steps: int = 1000, spacing: str = "leading") -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times of a grid of DDIM's, ended by 0.
+
+    For 20 steps over 1000: 951, 901, ..., 51, 1, 0, "leading" with offset 1, as SD pipelines and D3PO use it;
+    999, 949, ..., 49, 0 if "trailing", which a model whose last step is pure noise needs (Lin et al. 2023,
+    arXiv 2305.08891); 999, 949, ..., 50, 0 if "linspace", as DPM-Solver has it (DDIM's own would end with a
+    step from 0 to 0, which changes nothing and has no density).
+    """
+    if not 1 <= steps <= train_steps:
+        raise UserError(f"sampling steps={steps}; allowed: 1 to {train_steps}")
+    count = torch.arange(steps, dtype=torch.float64)
+    if spacing == "linspace":
+        even = torch.linspace(0, train_steps - 1, steps + 1, dtype=torch.float64)
+        return even.round().flip(0) / train_steps
+    if spacing == "trailing":
+        grid = (train_steps - count * train_steps / steps).round() - 1
+    elif spacing == "leading":
+        grid = count.flip(0) * (train_steps // steps) + 1
+    else:
+        raise unknown("timestep_spacing of the scheduler", spacing, ["leading", "trailing", "linspace"])
+    return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]) / train_steps
+
+
+def trajectory(
+    denoiser: Denoiser,
+    kernel: StepKernel,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
+    cond: Cond,
+    generator: Random | torch.Generator,
+) -> list[Transition]:
+    """Every step from pure noise ``x`` (B, *d) down ``times`` (descending), with the log-density it was
+    drawn under.
+
+    A step of std 0 is no draw and has no density: its ``logp`` is 0.
+    """
+    steps = []
+    grid = torch.as_tensor(times, dtype=torch.float64)
+    for now, then in zip(grid[:-1], grid[1:], strict=True):
+        t, s = (
+            torch.full((len(x),), float(v), device=x.device, dtype=torch.float64).to(x.dtype)
+            for v in (now, then)
+        )
+        mean, std = kernel(denoiser, x, t, s, cond)
+        after, logp = mean, mean.new_zeros(len(x))
+        if kernel.draws:
+            after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
+            logp = step_log_density(after, mean, std)
+        steps.append(Transition(x, after.to(x.dtype), t, s, logp))
+        x = steps[-1].x_s
+    return steps
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    cond: Cond,
+    generator: Random | torch.Generator,
+    steps: int = 50,
+    eta: float = 0.0,
+) -> Tensor:
+    """Clean samples (B, *d) from noise ``x`` on ``grid_of``: the trajectory, then the network's x0 estimate
+    at its last noisy state.
+
+    The last step of the grid lands on training step 0, which still holds noise of std sigma(0); the estimate
+    does not.
+    """
+    path = denoiser.path
+    last = trajectory(denoiser, kernel_for(path, eta), x, grid_of(path, steps)[:-1], cond, generator)[-1]
+    return clean_and_noise(denoiser, last.x_s, last.s, cond)[0].to(x.dtype)

@@ -1,0 +1,187 @@
+"""One forward and backward of a run's network on fake tensors: FLOPs counted, kept activations weighed.
+
+Parameters are made on the meta device, where a real-size network costs nothing, and then stand for CPU
+tensors in torch's fake-tensor mode, since attention on meta would not take its fused kernel.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.config.schema import OptimizerConfig, Run
+from diffalign.errors import UserError
+from diffalign.estimate.shapes import Shapes
+from diffalign.models.denoisers import adapters_off
+from diffalign.models.gradient_checkpointing import disable_checkpointing, enable_checkpointing
+from diffalign.models.loading import DTYPES
+from diffalign.models.lora import add_lora, trainable
+from diffalign.models.precision import AUTOCAST, only_errors
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one fake forward and backward of a micro-batch (``micro_batch.rows_of`` a run) showed."""
+
+    network_parameters: int
+    trainable_parameters: int
+    optimizer_bytes: int
+    forward_flops: int
+    policy_flops: int
+    backward_flops: int
+    activations: int
+    input_bytes: int
+
+
+def count(run: Run, shapes: Shapes) -> Counts:
+    """Run the network forward and backward on fake tensors."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from diffalign.estimate.micro_batch import rows_of
+
+    lora, dtype, autocast = (
+        run.model.train == "lora",
+        DTYPES[run.model.dtype],
+        AUTOCAST[run.training.mixed_precision],
+    )
+    images, size = rows_of(run), size_of(run, shapes)
+    network, parameters = meta_network(run, shapes)
+    with FakeTensorMode():
+        on_fake_cpu(network)
+        dtype_in = dtype if lora else torch.float32
+        x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype_in)
+        cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
+        time = torch.zeros(images, dtype=torch.int64)
+        kept = Kept(network, run.model.gradient_checkpointing)
+        precision = torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
+        with FlopCounterMode(display=False) as forward, torch.no_grad(), precision, adapters_off(network):
+            shapes.family.call(network, x_t, time, cond)
+        with FlopCounterMode(display=False) as policy, precision, kept.watch():
+            prediction = shapes.family.call(network, x_t, time, cond)
+        with FlopCounterMode(display=False) as backward:
+            prediction.float().sum().backward()
+        trained = [p for _, p in trainable(network)]
+        return Counts(
+            network_parameters=parameters,
+            trainable_parameters=sum(p.numel() for p in trained),
+            optimizer_bytes=sum(state_bytes(p, run.optimizer) for p in trained),
+            forward_flops=forward.get_total_flops(),
+            policy_flops=policy.get_total_flops(),
+            backward_flops=backward.get_total_flops(),
+            activations=kept.bytes,
+            input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
+        )
+
+
+def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
+    """(height, width, frames) of what the run trains on, in pixels; one frame of an image.
+
+    Raises:
+        UserError: a family of videos without ``data.frames``, or one of images with it.
+    """
+    data, video = run.data, shapes.family.codec.video
+    if video != (data.frames is not None):
+        allowed = "a number of frames, such as 49" if video else "null"
+        raise UserError(f"data.frames={data.frames}; allowed with {shapes.family.name}: {allowed}")
+    if run.rollout.prompts:
+        side = run.rollout.resolution or data.resolution
+        return side, side, 1
+    return data.height or data.resolution, data.width or data.resolution, data.frames or 1
+
+
+def meta_network(run: Run, shapes: Shapes) -> tuple[Any, int]:
+    """The run's network as it would be trained, on meta, and its number of parameters without adapters."""
+    lora = run.model.train == "lora"
+    with torch.device("meta"):
+        network: Any = shapes.network()
+        parameters = sum(p.numel() for p in network.parameters())
+        with only_errors("diffusers"):  # it advises against casting a network that keeps no module in float32
+            network.to(DTYPES[run.model.dtype] if lora else torch.float32)
+        if lora:
+            network.requires_grad_(False)
+            add_lora(network, run.model.lora)
+    return network.train(), parameters
+
+
+def on_fake_cpu(network: nn.Module) -> None:
+    """Replace meta parameters by fake CPU ones of the mode in force, for which attention is fused."""
+    for module in network.modules():
+        for name, p in module.named_parameters(recurse=False):
+            fake = nn.Parameter(
+                torch.zeros(p.shape, dtype=p.dtype, device="cpu"), requires_grad=p.requires_grad
+            )
+            module._parameters[name] = fake
+        for name, b in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.zeros(b.shape, dtype=b.dtype, device="cpu")
+
+
+class Kept:
+    """Counts the bytes that autograd keeps for the backward, each storage once, parameters left out.
+
+    With checkpointing only the inputs of each checkpointed block are kept, and the inside of one block at a
+    time: the largest counts.
+    """
+
+    def __init__(self, network: Any, checkpointing: bool) -> None:
+        self.bytes = 0
+        self._parameters = {p.untyped_storage()._cdata for p in network.parameters()}
+        self._network = network
+        self._checkpointing = checkpointing
+        self._inside = 0
+        self._largest = 0
+        self._in_block = False
+        self._storages: dict[int, Tensor] = {}
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count what is saved inside the context; ``bytes`` holds the sum after it."""
+        if self._checkpointing:
+            enable_checkpointing(self._network, self._block)
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield
+        self.bytes += self._largest
+        if self._checkpointing:
+            disable_checkpointing(self._network)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        new = self._new_bytes(tensor)
+        if self._in_block:
+            self._inside += new
+        else:
+            self.bytes += new
+        return tensor
+
+    def _new_bytes(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._parameters or storage._cdata in self._storages:
+            return 0
+        self._storages[storage._cdata] = tensor  # held, so that no other storage gets its address
+        return storage.nbytes()
+
+    def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """In place of torch's checkpoint: run the block as it is, count its inputs and its inside apart."""
+        self.bytes += sum(self._new_bytes(x) for x in inputs if isinstance(x, Tensor))
+        self._in_block, self._inside = True, 0
+        outputs = block(*inputs)
+        self._in_block = False
+        self._largest = max(self._largest, self._inside)
+        return outputs
+
+
+def state_bytes(parameter: Tensor, optimizer: OptimizerConfig) -> int:
+    """Bytes of optimizer state for one parameter.
+
+    AdamW keeps two float32 moments; its 8-bit form two bytes and a float32 scale per block of 256 for each,
+    but leaves tensors under 4096 elements in float32; Adafactor a row and a column of second moments (Shazeer
+    and Stern 2018, arXiv 1804.04235).
+    """
+    n = parameter.numel()
+    if optimizer.type == "adafactor":
+        return 4 * (n // parameter.shape[-1] + n // parameter.shape[-2]) if parameter.dim() > 1 else 4 * n
+    if optimizer.type == "adamw8bit" and n >= 4096:
+        return 2 * n + 8 * -(-n // 256)
+    return 8 * n

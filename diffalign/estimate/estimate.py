@@ -1,0 +1,194 @@
+"""Memory, FLOPs and time of a run before it is run, from shapes alone: no weights, data or connection.
+
+The network is run once forward and backward on fake tensors: torch propagates shapes and counts the FLOPs of
+every matrix product, convolution and attention at 2 per multiply-add, and autograd says which activations it
+would keep. Kernels are those of fused attention, so no attention matrix is counted as stored.
+
+FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward), where
+backward is measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights
+need no gradient of their own; recomputation is 1 policy forward with gradient checkpointing, else 0; methods
+without a reference have no reference forward.
+
+An online run's memory is that of a gradient batch of its rounds: all samples of a prompt at once (or
+``rollout.part``), at all times that its method shows each at. Its time is not told: it is mostly that of
+sampling and judging.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diffalign.config.schema import Run
+from diffalign.errors import UserError
+from diffalign.estimate.counting import Counts, count, size_of
+from diffalign.estimate.shapes import shapes_of
+from diffalign.models.loading import DTYPES
+from diffalign.models.precision import AUTOCAST
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes on one device. Memory in bytes; FLOPs at 2 per multiply-add.
+
+    Attributes:
+        family: name of the model family.
+        size: (height, width, frames) in pixels; one frame of an image.
+        network_parameters: of the network that is trained, without adapters.
+        encoder_parameters: of the VAE and the text encoders.
+        trainable_parameters: adapters, or the whole network.
+        forward_flops: one image (or video) through the network, without adapters: the reference forward.
+        policy_flops: one image through the network with its adapters.
+        backward_flops: one image back through it.
+        flops_per_pair: everything that one pair costs.
+        memory: bytes by part while training, encoders freed.
+        encoder_memory: bytes of the encoders while the cache is filled.
+        pairs_per_step: on one device.
+        pairs_per_second: at the stated speed; None without one.
+        seconds: of the whole run at that speed.
+    """
+
+    family: str
+    size: tuple[int, int, int]
+    network_parameters: int
+    encoder_parameters: int
+    trainable_parameters: int
+    forward_flops: int
+    policy_flops: int
+    backward_flops: int
+    flops_per_pair: int
+    memory: dict[str, int]
+    encoder_memory: int
+    pairs_per_step: int
+    pairs_per_second: float | None
+    seconds: float | None
+
+    @property
+    def total_memory(self) -> int:
+        """Bytes while training, before the allocator's own share (some 5 to 10 %)."""
+        return sum(self.memory.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"total_memory": self.total_memory}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(name, value with its unit) for a table."""
+        one = "image" if self.size[2] == 1 else "video"
+        rows = [
+            ("family", self.family),
+            ("resolution", resolution(*self.size)),
+            ("network parameters", f"{self.network_parameters:,}"),
+            ("VAE and text encoder parameters", f"{self.encoder_parameters:,}"),
+            ("trainable parameters", f"{self.trainable_parameters:,}"),
+            (f"forward of one {one}", tera(self.forward_flops)),
+            (f"forward of one {one}, with adapters", tera(self.policy_flops)),
+            (f"backward of one {one}", tera(self.backward_flops)),
+            (f"one pair (2 {one}s: forward, backward, recomputation, reference)", tera(self.flops_per_pair)),
+            *((f"memory: {name}", size(value)) for name, value in self.memory.items()),
+            ("memory while training", size(self.total_memory)),
+            ("memory of the encoders while caching", size(self.encoder_memory)),
+            ("pairs per step and device", str(self.pairs_per_step)),
+        ]
+        if self.pairs_per_second is not None and self.seconds is not None:
+            rows.append(("pairs per second", f"{self.pairs_per_second:.3g}"))
+            rows.append(("training time", f"{self.seconds / 3600:.3g} h"))
+        return rows
+
+
+def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) -> Estimate:
+    """Parameters, FLOPs and memory of ``run`` on one device; its time, if the device's speed is given.
+
+    Args:
+        tflops: peak speed of the device in TFLOP/s for the run's precision; None leaves time out.
+        utilisation: share of the peak that training reaches.
+
+    Raises:
+        UserError: shapes are not known, LoRA targets match nothing, or a number that makes no sense.
+    """
+    if tflops is not None and tflops <= 0:
+        raise UserError(f"tflops={tflops}; allowed: more than 0")
+    if not 0 < utilisation <= 1:
+        raise UserError(f"utilisation={utilisation}; allowed: more than 0, at most 1")
+    if tflops is not None and run.rollout.prompts:
+        raise UserError(
+            f"tflops={tflops} with rollout.prompts: how long sampling and judging take is not known; "
+            "allowed: no speed, for parameters and memory alone"
+        )
+    from diffalign.estimate.micro_batch import rows_of
+
+    shapes = shapes_of(run.model)
+    counts = count(run, shapes)
+    images = rows_of(run)
+    forward, policy, backward = (
+        n // images for n in (counts.forward_flops, counts.policy_flops, counts.backward_flops)
+    )
+    recomputation = policy if run.model.gradient_checkpointing else 0
+    reference = forward if needs_reference(run) else 0
+    per_pair = 2 * (policy + backward + recomputation + reference)
+    pairs_per_step = run.training.batch_size * run.training.accumulation
+    speed = tflops * 1e12 * utilisation / per_pair if tflops is not None else None
+    encoders = shapes.encoder_parameters()
+    return Estimate(
+        family=shapes.family.name,
+        size=size_of(run, shapes),
+        network_parameters=counts.network_parameters,
+        encoder_parameters=encoders,
+        trainable_parameters=counts.trainable_parameters,
+        forward_flops=forward,
+        policy_flops=policy,
+        backward_flops=backward,
+        flops_per_pair=per_pair,
+        memory=memory(run, counts),
+        encoder_memory=encoders * DTYPES[run.model.dtype].itemsize,
+        pairs_per_step=pairs_per_step,
+        pairs_per_second=speed,
+        seconds=run.training.steps * pairs_per_step / speed if speed is not None else None,
+    )
+
+
+def needs_reference(run: Run) -> bool:
+    """Whether the run's method asks a reference."""
+    from diffalign.methods import build
+
+    return bool(build(run.method).needs_reference)  # type: ignore[attr-defined]
+
+
+def memory(run: Run, counts: Counts) -> dict[str, int]:
+    """Bytes by part while training."""
+    lora, dtype = run.model.train == "lora", DTYPES[run.model.dtype]
+    autocast = AUTOCAST[run.training.mixed_precision]
+    trained = 4 * counts.trainable_parameters
+    parts = {
+        "frozen weights": counts.network_parameters * dtype.itemsize if lora else 0,
+        "trained weights (float32)": trained,
+        "gradients (float32)": trained,
+        f"optimizer state ({run.optimizer.type})": counts.optimizer_bytes,
+        "moving average": trained if run.training.ema_decay else 0,
+        "reference copy": 0
+        if lora or not needs_reference(run)
+        else counts.network_parameters * (dtype.itemsize if autocast == dtype else 4),
+        "activations": counts.activations,
+        "latents and conditions": counts.input_bytes,
+    }
+    return {name: value for name, value in parts.items() if value}
+
+
+def resolution(height: int, width: int, frames: int) -> str:
+    """A size for people."""
+    sides = f"{width} px" if height == width else f"{width} x {height} px"
+    return sides if frames == 1 else f"{sides}, {frames} frames"
+
+
+def size(count_of_bytes: int) -> str:
+    """Bytes for people."""
+    return (
+        f"{count_of_bytes / GIB:.2f} GiB"
+        if count_of_bytes >= GIB / 100
+        else f"{count_of_bytes / 2**20:.2f} MiB"
+    )
+
+
+def tera(flops: int) -> str:
+    """FLOPs for people."""
+    return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e10 else f"{flops / 1e9:.3f} GFLOP"

@@ -1,0 +1,38 @@
+"""How many samples a micro-batch shows the network with gradient, told from the run alone.
+
+Offline a group is taken for a pair. Online it is all samples of a prompt, or ``rollout.part`` of them (of a
+tree the best and the worst of a branch); methods that noise each of them at several times show each as often.
+"""
+
+from diffalign.config.schema import Run
+from diffalign.methods import REGISTRY, build
+from diffalign.methods._multi_time import Stratified
+from diffalign.methods.registry import shape_of
+
+
+def rivals_of(run: Run) -> int:
+    """Samples of a group."""
+    if not run.rollout.prompts or shape_of(run) == "tree":
+        return 2
+    return run.rollout.part or run.rollout.samples
+
+
+def may_be_parted(run: Run) -> bool:
+    """Whether ``rollout.part`` may be set: methods that compare want all samples of a prompt."""
+    card = REGISTRY[run.method["type"]]
+    return bool(run.rollout.prompts) and card.advantages and not card.whole
+
+
+def strata_of(run: Run) -> int:
+    """Times that a sample is shown at, at once."""
+    time = getattr(build(run.method), "time", None)
+    return time.count(run.rollout.steps) if isinstance(time, Stratified) else 1
+
+
+def rows_of(run: Run) -> int:
+    """Samples of a micro-batch, each time of one counted.
+
+    Raises:
+        UserError: a method or its settings that do not fit.
+    """
+    return run.training.batch_size * rivals_of(run) * strata_of(run)

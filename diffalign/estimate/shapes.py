@@ -1,0 +1,115 @@
+"""The networks of a model from their configurations alone, without weights and without network access."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffalign.config.schema import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.families.base import Family, latent_shape
+from diffalign.models.families.registry import FAMILIES, built_in, get_family, known_shapes, moved
+from diffalign.models.loading import find_family
+from diffalign.models.motion_adapter import motion_config
+from diffalign.models.sources import is_single_file, resolve, sniff_family
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A family and the configurations of its components, by name."""
+
+    family: Family
+    configs: Mapping[str, Mapping[str, Any]]
+
+    def network(self) -> nn.Module:
+        """The network that is trained; inside ``torch.device("meta")`` it costs nothing."""
+        import diffusers
+
+        config = dict(self.configs[self.family.network_name])
+        cls = getattr(diffusers, config.pop("_class_name", self.family.network_class))
+        network: nn.Module = cls.from_config(config)
+        return network
+
+    def encoder_parameters(self) -> int:
+        """Parameters of the VAE and the text encoders together."""
+        import diffusers
+        import transformers
+
+        vae = dict(self.configs["vae"])
+        cls = getattr(diffusers, vae.pop("_class_name", "AutoencoderKL"))
+        with torch.device("meta"):
+            modules = [cls.from_config(vae)]
+            for name in (*self.family.text_encoders, *self.family.optional_encoders):
+                if name in self.configs:
+                    config = dict(self.configs[name])
+                    encoder = getattr(transformers, config["architectures"][0])
+                    modules.append(encoder(encoder.config_class(**config)))
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, h, w) of an image of so many pixels, (C, F, h, w) of a video; see ``family.latent_shape``."""
+        network = self.configs[self.family.network_name]
+        return latent_shape(self.family, self.configs["vae"], network, (height, width), frames)
+
+    def cond_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions, without the batch axis."""
+        return self.family.cond_shapes(self.configs)
+
+
+def shapes_of(config: ModelConfig) -> Shapes:
+    """The shapes of ``model.path``: read from a folder, or built in for the known base models.
+
+    Raises:
+        UserError: a hub id whose shapes are not known here, with no ``model.family`` to go by.
+    """
+    known = known_shapes()
+    if config.path in known and not os.path.exists(config.path):
+        stored = known[config.path]
+        name = moved(stored, config.motion_adapter).name
+        if config.family not in ("auto", name):
+            raise UserError(f"model.family={config.family!r}, but {config.path!r} is {name}; set auto")
+        return _moving(
+            config, Shapes(get_family(name).configured(config), built_in(stored.name, config.path))
+        )
+    source = resolve(config.path)
+    if os.path.isdir(source):
+        family = get_family(find_family(config, source).name).configured(config)
+        names = [family.network_name, "vae", *family.text_encoders]
+        names += [name for name in family.optional_encoders if Path(source, name).is_dir()]
+        configs = {name: _read(Path(source, name, "config.json")) for name in names}
+        return _moving(config, Shapes(family, configs))
+    if is_single_file(source):
+        family = get_family(sniff_family(source).name).configured(config)
+        return Shapes(family, family.configs)
+    if config.family == "auto":
+        raise UserError(
+            f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local "
+            f"folder, one of {', '.join(known)}, or model.family set to one of {', '.join(FAMILIES)} if it "
+            "has that family's usual shapes"
+        )
+    family = get_family(config.family).configured(config)
+    return Shapes(family, family.configs)
+
+
+def _moving(config: ModelConfig, shapes: Shapes) -> Shapes:
+    """The shapes with ``model.motion_adapter`` in their network."""
+    if config.motion_adapter is None:
+        return shapes
+    name = shapes.family.network_name
+    moving = motion_config(shapes.configs[name], config.motion_adapter)
+    return replace(shapes, configs={**shapes.configs, name: moving})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    return values

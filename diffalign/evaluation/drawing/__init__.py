@@ -1,0 +1,1 @@
+"""Sampling of images and videos for an evaluation, and the digest that names a pipeline."""

@@ -1,0 +1,58 @@
+"""What a pipeline is, as a short digest: drawn images are named by it, and never taken for other weights'."""
+
+import hashlib
+import json
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """What is used of a diffusers pipeline."""
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Networks, scheduler, tokenizers by name."""
+        ...
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the pipeline's own progress bar."""
+        ...
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Something with ``.images``, or ``.frames`` of videos."""
+        ...
+
+
+def modules(pipeline: Pipeline) -> dict[str, nn.Module]:
+    """The networks of a pipeline by name, in the order of the names."""
+    return {name: part for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module)}
+
+
+def fingerprint(pipeline: Pipeline) -> str:
+    """A short digest of weights and scheduler: equal for equal models, different after a training step.
+
+    Of every tensor it takes name, shape, sum, sum of squares and 64 evenly spaced values, not all the bytes.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part, network in modules(pipeline).items():
+        for name, tensor in network.state_dict().items():
+            flat = tensor.detach().flatten()
+            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            if flat.numel() and flat.device.type != "meta":
+                sums = torch.stack(
+                    [flat.sum(dtype=torch.float64), flat.float().square().sum(dtype=torch.float64)]
+                )
+                digest.update(sums.cpu().numpy().tobytes())
+                digest.update(flat[:: max(1, flat.numel() // 64)][:64].double().cpu().numpy().tobytes())
+        for name, module in network.named_modules():
+            # A flag of peft's layers, a method of networks. Adapters switched off are another model.
+            disabled = getattr(module, "disable_adapters", None)
+            if isinstance(disabled, bool):
+                digest.update(f"{name}{disabled}{module.active_adapters}{module.scaling}".encode())
+    scheduler = pipeline.components.get("scheduler")
+    if scheduler is not None:
+        digest.update(json.dumps(dict(scheduler.config), sort_keys=True, default=str).encode())
+    return digest.hexdigest()

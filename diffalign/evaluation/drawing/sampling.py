@@ -1,0 +1,265 @@
+"""Images or videos of a pipeline that depend on (seed, prompt, number) alone.
+
+The diffusers pipeline's own ``__call__`` does the sampling, one CPU ``torch.Generator`` per image: the
+starting noise is the same whatever the batch size, the order of the prompts, the number of processes or the
+accelerator. (The network's own arithmetic still differs in the last bits between batch sizes and machines.)
+
+With a folder, every image (PNG) or video (mp4) is written at once and atomically under a name that says what
+it was made from - prompt, seed, settings and the pipeline's weights - so an interrupted run continues with
+the batches that it would have drawn, and images of other weights are never taken for it.
+"""
+
+import hashlib
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffalign.diffusion.randomness import derive
+from diffalign.errors import UserError
+from diffalign.evaluation.drawing.pipeline import Pipeline, fingerprint, modules
+from diffalign.evaluation.drawing.samples import Sample, write_manifest
+from diffalign.media.files import Media, save_media
+from diffalign.media.videos import Video, need_av
+
+FPS = 16.0  # frames a second of videos, where neither settings nor pipeline say
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How images or videos are drawn. None leaves the pipeline's own default; what is given it must accept.
+
+    ``fps`` is what videos are written with; a pipeline that asks for it (``frame_rate``) is told as well.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    max_sequence_length: int | None = None
+
+
+DEFAULTS = SamplingSettings()
+
+
+@dataclass(frozen=True)
+class _Task:
+    prompt: str
+    position: int
+    number: int
+    seed: int
+    file: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the pipeline is called: its arguments, and frames a second of videos; None: it gives images."""
+
+    arguments: Mapping[str, Any]
+    fps: float | None
+
+    @property
+    def kind(self) -> str:
+        return "image" if self.fps is None else "video"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What images depend on, beside weights and noise."""
+        return dict(self.arguments) | ({} if self.fps is None else {"fps": self.fps})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn, by which calls, and into which folder (None: it stays in memory); see ``plan``."""
+
+    tasks: tuple[_Task, ...] = field(repr=False)
+    call: _Call
+    folder: Path | None
+    seed: int
+
+    def samples(self, drawn: Mapping[_Task, Media] | None = None) -> list[Sample]:
+        """In the order of the prompts: what is ``drawn`` in memory, or a folder's files, drawn or not."""
+        found: Mapping[_Task, Media | Path] = drawn or {}
+        if self.folder is not None:
+            found = {task: self.folder / task.file for task in self.tasks}
+        return [Sample(t.prompt, t.position, t.number, t.seed, found[t]) for t in self.tasks if t in found]
+
+
+def plan(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    settings: SamplingSettings = DEFAULTS,
+    *,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    folder: Path | str | None = None,
+) -> Plan:
+    """What ``generate`` draws, all processes' shares together; nothing is drawn or written.
+
+    Raises:
+        UserError: no prompts, an empty prompt, or a setting that this pipeline does not take.
+    """
+    call = _call(pipeline, settings)
+    _check(prompts, images_per_prompt)
+    where = None if folder is None else Path(folder)
+    identity = "" if where is None else json.dumps([call.facts, fingerprint(pipeline)], sort_keys=True)
+    suffix = "png" if call.fps is None else "mp4"
+    return Plan(tuple(_tasks(prompts, images_per_prompt, seed, identity, suffix)), call, where, seed)
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    settings: SamplingSettings = DEFAULTS,
+    *,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    folder: Path | str | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+    title: str = "sampling",
+) -> list[Sample]:
+    """Draw ``images_per_prompt`` images of every prompt; a prompt given twice gets further images.
+
+    A pipeline that takes ``num_frames`` gives videos. ``batch_size`` None is 8 images or 1 video. Process
+    ``rank`` of ``world`` draws every world-th image and returns those. Samples come in the order of the
+    prompts. Without a folder the images stay in memory.
+
+    Raises:
+        UserError: no prompts, an empty prompt, a setting that this pipeline does not take, or a folder that
+            holds something else.
+    """
+    planned = plan(pipeline, prompts, settings, images_per_prompt=images_per_prompt, seed=seed, folder=folder)
+    return draw(pipeline, planned, batch_size, rank, world, progress, title)
+
+
+def draw(
+    pipeline: Pipeline,
+    planned: Plan,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+    title: str = "sampling",
+) -> list[Sample]:
+    """Draw the share of process ``rank`` of ``world``, what is not in the folder yet; see ``generate``."""
+    call, where = planned.call, planned.folder
+    size = (8 if call.fps is None else 1) if batch_size is None else batch_size
+    _check_share(size, rank, world)
+    tasks = planned.tasks[rank::world]
+    if where is not None:
+        if call.fps is not None:
+            need_av()  # before anything is drawn
+        where.mkdir(parents=True, exist_ok=True)
+        facts = {"seed": planned.seed, **call.facts}
+        write_manifest(where, [{**asdict(task), "settings": facts} for task in tasks], rank, world)
+    todo = {task for task in tasks if where is None or not (where / task.file).is_file()}
+    drawn: dict[_Task, Media] = {}
+    pipeline.set_progress_bar_config(disable=True)
+    done = len(tasks) - len(todo)
+    bar = tqdm(total=len(tasks), initial=done, desc=title, unit=call.kind, disable=not progress)
+    with bar, _evaluating(pipeline):
+        for start in range(0, len(tasks), size):
+            # The batches are those of an uninterrupted run: in others the last bits would differ.
+            batch = [task for task in tasks[start : start + size] if task in todo]
+            if not batch:
+                continue
+            for task, media in zip(batch, _draw(pipeline, batch, call), strict=True):
+                if where is None:
+                    drawn[task] = media
+                else:
+                    save_media(media, where / task.file)
+            bar.update(len(batch))
+    return replace(planned, tasks=tasks).samples(drawn)
+
+
+def _check(prompts: Sequence[str], images_per_prompt: int) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise UserError(f"sampling needs a list of at least one prompt, got {prompts!r}")
+    empty = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
+    if empty:
+        raise UserError(f"prompt {empty[0]} is empty")
+    if images_per_prompt < 1:
+        raise UserError(f"images_per_prompt is {images_per_prompt}; it must be at least 1")
+
+
+def _check_share(batch_size: int, rank: int, world: int) -> None:
+    for name, value in {"batch_size": batch_size, "world": world}.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if not 0 <= rank < world:
+        raise UserError(f"rank is {rank}; it must be from 0 to {world - 1}")
+
+
+def _call(pipeline: Pipeline, settings: SamplingSettings) -> _Call:
+    accepted = inspect.signature(pipeline.__call__).parameters
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    videos, rate = "num_frames" in accepted, accepted.get("frame_rate")
+    fps = given.pop("fps", None if rate is None else rate.default) if videos else None
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        for name in given:
+            if name not in accepted:
+                allowed = [field for field in asdict(settings) if field in accepted]
+                raise UserError(
+                    f"sampling.{name} is {given[name]!r}, but {type(pipeline).__name__} takes no {name}; it "
+                    f"takes {', '.join(allowed) or 'none of these settings'}"
+                )
+    if rate is not None and fps is not None:
+        given["frame_rate"] = fps
+    return _Call(given, float(fps or FPS) if videos else None)
+
+
+def _tasks(
+    prompts: Sequence[str], images_per_prompt: int, seed: int, identity: str, suffix: str
+) -> list[_Task]:
+    seen: Counter[str] = Counter()
+    tasks = []
+    for position, prompt in enumerate(prompts):
+        for _ in range(images_per_prompt):
+            number = seen[prompt]
+            seen[prompt] += 1
+            own = derive(seed, prompt, number)
+            name = hashlib.blake2b(f"{own}\x1f{identity}".encode(), digest_size=8).hexdigest()
+            tasks.append(_Task(prompt, position, number, own, f"{name}-{number}.{suffix}"))
+    return tasks
+
+
+def _draw(pipeline: Pipeline, batch: list[_Task], call: _Call) -> list[Media]:
+    arguments = dict(call.arguments)
+    if "negative_prompt" in arguments:  # pipelines want as many as there are prompts
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(batch)
+    output = pipeline(
+        prompt=[task.prompt for task in batch],
+        generator=[torch.Generator().manual_seed(task.seed) for task in batch],
+        output_type="pil" if call.fps is None else "pt",
+        **arguments,
+    )
+    if call.fps is None:
+        return list(output.images)
+    pixels = (output.frames.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    return [Video(frames, call.fps) for frames in pixels]
+
+
+@contextmanager
+def _evaluating(pipeline: Pipeline) -> Iterator[None]:
+    """Networks in eval mode (LoRA dropout off) while sampling, and as they were afterwards."""
+    training = [m for network in modules(pipeline).values() for m in network.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

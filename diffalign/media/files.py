@@ -1,0 +1,71 @@
+"""Images and videos as evaluation has them: in memory, or as files that are opened when looked at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from diffalign.errors import UserError
+from diffalign.media.frames import frame_image
+from diffalign.media.videos import VIDEO_SUFFIXES, Video, read_video, write_video
+from diffalign.utils.files import open_atomic
+
+Media = Image.Image | Video
+MediaLike = Media | Path
+
+
+def is_video(source: MediaLike | str) -> bool:
+    """Whether it is a video, or a file that is named as one."""
+    if isinstance(source, Path | str):
+        return Path(source).suffix.lower() in VIDEO_SUFFIXES
+    return isinstance(source, Video)
+
+
+def all_videos(sources: Sequence[MediaLike]) -> bool:
+    """Whether these are videos; UserError if some are and others are not."""
+    videos = [is_video(source) for source in sources]
+    if any(videos) and not all(videos):
+        raise UserError(
+            f"{sum(videos)} videos among {len(videos) - sum(videos)} images; allowed: one kind or the other"
+        )
+    return any(videos)
+
+
+def open_image(source: Image.Image | Path | str) -> Image.Image:
+    """An RGB image from an image or a file; UserError naming a file that cannot be read."""
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"cannot read the image {str(source)!r}: {error}") from error
+
+
+def open_media(source: MediaLike | str) -> Media:
+    """The image, in RGB, or the video; UserError naming a file that cannot be read."""
+    if isinstance(source, Video):
+        return source
+    if isinstance(source, Path | str) and is_video(source):
+        return read_video(source)
+    return open_image(source)
+
+
+def still(source: MediaLike) -> Image.Image:
+    """The image, or the middle frame of a video."""
+    media = open_media(source)
+    return frame_image(media, len(media.frames) // 2) if isinstance(media, Video) else media
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG atomically."""
+    with open_atomic(path) as file:
+        image.save(file, format="PNG")
+
+
+def save_media(media: Media, path: Path) -> None:
+    """Write a PNG of an image, an mp4 of a video, atomically."""
+    if isinstance(media, Video):
+        write_video(media, path)
+    else:
+        save_image(media, path)

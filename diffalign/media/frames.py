@@ -1,0 +1,22 @@
+"""Frames of a video: which of them, and one as a picture."""
+
+from PIL import Image
+
+from diffalign.media.videos import Video
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """The middles of ``wanted`` equal parts of ``count`` frames; all of them where they are fewer.
+
+    Raises:
+        ValueError: fewer than one of either.
+    """
+    if count < 1 or wanted < 1:
+        raise ValueError(f"{wanted} of {count} frames: there must be at least one of each")
+    wanted = min(count, wanted)
+    return [(2 * part + 1) * count // (2 * wanted) for part in range(wanted)]
+
+
+def frame_image(video: Video, index: int) -> Image.Image:
+    """One frame as a picture."""
+    return Image.fromarray(video.frames[index].permute(1, 2, 0).contiguous().cpu().numpy())

@@ -1,0 +1,115 @@
+"""What several methods share: component tables for configurations, the way from a batch to compared rivals,
+and metrics under their usual names.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.inversion import Inversion
+from diffalign.diffusion.likelihood import Reduce, elbo
+from diffalign.diffusion.noising import Forward, expand
+from diffalign.diffusion.times import Listed, LogitNormal, Mode, Uniform, fitted
+from diffalign.losses.contrast import Contrast, contrast
+from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Step, TimeSampler
+
+TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "listed": Listed}
+NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
+
+OverTime = Literal["constant", "alpha_squared"]
+"""What an error weighs at time t: the same everywhere, or alpha(t)^2, which measures the error of a velocity
+(a flow's, or v) in noise: |eps error|^2 = alpha^2 |v error|^2.
+"""
+
+
+class OverStates(Protocol):
+    """A method that looks at noisy states: what ``noisy`` and ``compare`` read off it."""
+
+    @property
+    def time(self) -> TimeSampler:
+        """Which times are trained on, one per group."""
+        ...
+
+    @property
+    def noising(self) -> Noising:
+        """How latents become noisy states."""
+        ...
+
+    @property
+    def reduce(self) -> Reduce:
+        """What counts as one unit of a sample."""
+        ...
+
+
+def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
+    """Times per group (G,) to times per sample (B,), on x's device and in its precision (float32 at
+    least).
+    """
+    return t[group.to(t.device)].to(x.device, torch.promote_types(x.dtype, torch.float32))
+
+
+def guided(denoiser: Denoiser, batch: Batch[Tensor], scale: float) -> Denoiser:
+    """The denoiser, guided away from what the batch names as negative unless ``scale`` is 1."""
+    return denoiser if scale == 1 else Guided(denoiser, batch.negative, scale)
+
+
+def noisy(
+    method: OverStates,
+    policy: Denoiser,
+    reference: Denoiser,
+    batch: Batch[Tensor],
+    generator: Random | torch.Generator,
+) -> Noised:
+    """The noisy states of a batch: a time per group, and the noising asks whom it wants to ask."""
+    time = fitted(method.time, policy.path, batch.x.shape[1:])
+    t = times_like(time(batch.num_groups, generator), batch.group, batch.x)
+    asked = guided(reference if method.noising.by == "reference" else policy, batch, method.noising.guidance)
+    return method.noising(asked, batch.x, t, batch.cond, batch.group, generator)
+
+
+def compare(
+    method: OverStates,
+    policy: Denoiser,
+    reference: Denoiser,
+    batch: Batch[Tensor],
+    generator: Random | torch.Generator,
+    over_time: OverTime = "constant",
+) -> Contrast:
+    """Every two rivals of a batch by how much likelier training has made them, estimated by the ELBO."""
+    z = noisy(method, policy, reference, batch, generator)
+    log_ratio = elbo(policy, reference, z, batch.cond, method.reduce).log_ratio
+    if over_time == "alpha_squared":
+        alpha, _ = policy.path.coefficients(z.t)
+        log_ratio = expand(alpha**2, log_ratio) * log_ratio
+    return contrast(log_ratio, batch.score, batch.group)
+
+
+def preference_step(c: Contrast, losses: Tensor, scale: float | Tensor) -> Step:
+    """The mean of ``losses`` (P, *unit) over what is no tie, with its metrics; ``scale`` makes rewards of
+    log-ratios.
+    """
+    loss = c.mean(losses)
+    return Step(loss, {"loss": loss.detach(), **preference_metrics(c, scale)}, c.count)
+
+
+def preference_metrics(c: Contrast, scale: float | Tensor) -> dict[str, Tensor]:
+    """Detached means over what is no tie, named as dashboards know them.
+
+    ``rewards/*`` are ``scale`` times the log-ratio; an exactly equal prediction counts half in
+    ``rewards/accuracies``. ``errors/*`` are policy minus reference denoising error: a winner's must not
+    rise, however good the margin looks.
+    """
+    margin = c.margin.detach()
+    right = (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)
+    chosen, rejected = c.mean(c.chosen.detach()), c.mean(c.rejected.detach())
+    return {
+        "rewards/chosen": scale * chosen,
+        "rewards/rejected": scale * rejected,
+        "rewards/margins": scale * (chosen - rejected),
+        "rewards/accuracies": c.mean(right),
+        "errors/chosen": -2 * chosen,
+        "errors/rejected": -2 * rejected,
+    }

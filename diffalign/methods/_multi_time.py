@@ -1,0 +1,177 @@
+"""What online methods without log-densities share: samples with advantages, noised again at several times.
+
+AWM, DiffusionNFT and DGPO look at finished samples by the forward process, so that any sampler may have made
+them. Each sample is noised at S times at once; rows are S B, times slowest, samples fastest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.diffusion.likelihood import at_least_float32, regression_target
+from diffalign.diffusion.noising import add_noise, rank_in_group
+from diffalign.diffusion.randomness import normal, uniform
+from diffalign.diffusion.times import shifted
+from diffalign.errors import UserError, unknown
+from diffalign.methods._common import times_like
+from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
+
+_KINDS = ("discrete", "discrete_wo_init", "logit_normal", "uniform")
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """S times a group, one in each of S equal parts of what may be drawn (AWM, Xue et al. 2025, arXiv
+    2509.25050, released code).
+
+    discrete           times of the sampler's own steps 0 .. int(fraction T) - 1 of T, which the batch knows
+    discrete_wo_init   the same without step 0, pure noise
+    logit_normal       sigmoid of a normal's quantiles, shifted, at least 0.01
+    uniform            low to 1, shifted
+
+    What differs from the released code: there all groups of a minibatch have one draw, here each its own.
+
+    Attributes:
+        over: of the above.
+        strata: S; null: every one of the discrete steps.
+        fraction: share of the steps that are trained on, from the noisiest.
+        shift: of times that are not discrete.
+        low: of uniform ones.
+    """
+
+    over: Literal["discrete", "discrete_wo_init", "logit_normal", "uniform"] = "discrete_wo_init"
+    strata: int | None = 6
+    fraction: float = 0.9
+    shift: float = 3.0
+    low: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.over not in _KINDS:
+            raise unknown("time.over", self.over, _KINDS)
+        if self.strata is None and not self.over.startswith("discrete"):
+            raise UserError(f"time.strata=None over {self.over} times; allowed: 1 or more")
+        if (self.strata is not None and self.strata < 1) or not 0 < self.fraction <= 1:
+            raise UserError(
+                f"time.strata={self.strata}, fraction={self.fraction}; allowed: 1 or more, above 0 up to 1"
+            )
+        if not (self.shift > 0 and 0 <= self.low < 1):
+            raise UserError(
+                f"time.shift={self.shift}, low={self.low}; allowed: more than 0, 0 or more below 1"
+            )
+
+    def __call__(
+        self, count: int, generator: Random | torch.Generator, grid: Tensor | None
+    ) -> Float[Tensor, "count S"]:
+        """(count, S) float64 times; ``grid`` (T + 1,): the times of the sampler.
+
+        Raises:
+            UserError: discrete times of samples that no sampler has made, or more strata than steps.
+        """
+        if not self.over.startswith("discrete"):
+            assert self.strata is not None
+            part = (
+                torch.arange(self.strata) + uniform(generator, count, (self.strata,)).double()
+            ) / self.strata
+            if self.over == "uniform":
+                return shifted(self.low + part * (1 - self.low), self.shift)
+            return shifted(torch.special.ndtri(part).sigmoid(), self.shift).clamp(min=0.01)
+        if grid is None:
+            raise UserError(
+                f"time.over={self.over!r} of samples that no sampler has made; allowed: logit_normal, uniform"
+            )
+        first = 0 if self.over == "discrete" else 1
+        edges = self._edges(first, int((len(grid) - 1) * self.fraction))
+        u = uniform(generator, count, (len(edges) - 1,)).double()
+        return grid.double()[(edges[:-1] + (u * edges.diff()).long()).cpu()]
+
+    def count(self, steps: int) -> int:
+        """S for a sampler of ``steps`` steps."""
+        if self.strata is not None:
+            return self.strata
+        return max(1, int(steps * self.fraction) - (self.over == "discrete_wo_init"))
+
+    def _edges(self, first: int, last: int) -> Tensor:
+        """(S + 1,) where the parts of the steps ``first`` to ``last`` - 1 begin and end."""
+        strata = last - first if self.strata is None else self.strata
+        if not 0 < strata <= last - first:
+            raise UserError(
+                f"time.strata={self.strata} over the steps {first} to {last - 1} of the sampler; allowed: at "
+                "most one a step"
+            )
+        return first + (last - first) * torch.arange(strata + 1) // strata
+
+
+@dataclass(frozen=True)
+class Matched:
+    """S B rows of noisy states with what the policy says of them.
+
+    Attributes:
+        z: the states.
+        cond: their conditions.
+        said: the policy's prediction, with gradient, at least float32.
+        wanted: the prediction without an error.
+        strata: S.
+    """
+
+    z: Noised
+    cond: Cond
+    said: Tensor
+    wanted: Tensor
+    strata: int
+
+    def by_time(self, rows: Tensor) -> Tensor:
+        """(S, B) of (S B,)."""
+        return rows.unflatten(0, (self.strata, -1))
+
+    @torch.no_grad()
+    def of(self, denoiser: Denoiser) -> Tensor:
+        """What somebody else says of them, without gradient."""
+        return at_least_float32(denoiser(self.z.x_t, self.z.t, self.cond))
+
+    def apart(self, other: Tensor) -> Tensor:
+        """(S B,) mean squared difference of the policy's prediction and ``other``."""
+        return _mean_square(self.said - other)
+
+    def error(self, said: Tensor) -> Tensor:
+        """(S B,) mean squared error of a prediction."""
+        return _mean_square(said - self.wanted)
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    return (difference**2).flatten(1).mean(1)
+
+
+def detached_step(metrics: Mapping[str, Tensor], batch: Batch[Any]) -> Step:
+    """A step whose loss is the metric of that name and whose weight is the number of samples."""
+    loss = metrics["loss"]
+    return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+
+
+def matched(
+    time: Stratified, policy: Denoiser, batch: Batch[Any], generator: Random | torch.Generator, shared: bool
+) -> Matched:
+    """The samples of a batch noised at several times, and what the policy says.
+
+    Args:
+        time: which times; rivals have the same.
+        policy: asked once, with gradient.
+        batch: finished samples.
+        generator: of times and noise.
+        shared: whether rivals share their noise at a time, or every row has its own.
+    """
+    t = time(batch.num_groups, generator, batch.grid)
+    strata, rank = t.shape[1], rank_in_group(batch.group)
+    members = 1 if shared else int(rank.max()) + 1
+    drawn = normal(generator, batch.num_groups, (strata, members, *batch.x.shape[1:])).cpu()
+    eps = drawn[batch.group, :, 0 if shared else rank].transpose(0, 1).flatten(0, 1).to(batch.x)
+    times = times_like(t, batch.group, batch.x).T.flatten()
+    x0 = batch.x.repeat(strata, *(1 for _ in batch.x.shape[1:]))
+    cond = {name: v.repeat(strata, *(1 for _ in v.shape[1:])) for name, v in batch.cond.items()}
+    z = Noised(x0, eps, add_noise(policy, x0, eps, times), times)
+    said = at_least_float32(policy(z.x_t, times, cond))
+    wanted = at_least_float32(regression_target(policy.target, policy, z))
+    return Matched(z, cond, said, wanted, strata)

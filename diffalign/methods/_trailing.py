@@ -1,0 +1,91 @@
+"""A policy that trails: a moving average of the one that is trained, which a method is held against or which
+samples for it.
+
+``diffalign.runs.roles`` makes it and a hook moves it. A method gets it as its reference: the frozen base,
+which knows the trailing policy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.methods.registry import MethodCard
+from diffalign.types import Cond, Denoiser, Path, Target
+
+
+@dataclass(frozen=True)
+class Trail:
+    """How fast it follows: trailing = d trailing + (1 - d) policy, d = min(limit, rate (step - start)), and 0
+    before ``start``.
+
+    So it is close to the policy at first and the slower the longer a run goes on. AWM and DGPO have limit
+    0.3, rate 0.001; DiffusionNFT 0.5, 0.001 or 0.999, 0.0075 from step 75.
+
+    Attributes:
+        limit: of the decay.
+        rate: by which it grows, per optimizer step.
+        start: the step from which it grows.
+        every: optimizer steps between moves; a round's, where it samples.
+    """
+
+    limit: float = 0.3
+    rate: float = 0.001
+    start: int = 0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.limit < 1:
+            raise UserError(f"method.trail.limit={self.limit}; allowed: 0 or more and less than 1")
+        if self.rate < 0 or self.start < 0 or self.every < 1:
+            raise UserError(
+                f"method.trail: rate={self.rate}, start={self.start}, every={self.every}; allowed: 0 or "
+                "more, 0 or more, 1 or more"
+            )
+
+    def mix(self, step: int) -> float:
+        """1 - d, the policy's share in the move after optimizer step ``step``."""
+        return 1 - min(self.limit, self.rate * max(0, step - self.start))
+
+
+TRAILS: Mapping[str, type] = {"linear": Trail}
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """The base as a denoiser, with the policy that trails.
+
+    Attributes:
+        base: frozen.
+        trailing: without gradient.
+    """
+
+    base: Denoiser
+    trailing: Denoiser
+
+    @property
+    def path(self) -> Path:
+        """The base's."""
+        return self.base.path
+
+    @property
+    def target(self) -> Target:
+        """The base's."""
+        return self.base.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """The base's prediction."""
+        return self.base(x_t, t, cond)
+
+
+def trailing_of(reference: Denoiser, card: MethodCard) -> Denoiser:
+    """The policy that trails.
+
+    Raises:
+        UserError: nobody does.
+    """
+    if isinstance(reference, Followed):
+        return reference.trailing
+    raise UserError(f"method {card.name} wants a policy that trails, and its reference is a plain one")

@@ -1,0 +1,314 @@
+"""What a model family has to say for itself, and what families share in saying it."""
+
+import copy
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffalign.config.schema import ModelConfig
+from diffalign.diffusion.paths import token_line
+from diffalign.errors import UserError
+from diffalign.models.codecs import Codec
+from diffalign.types import Cond
+
+
+@runtime_checkable
+class Family(Protocol):
+    """How prompts become conditions and how the network is called. One module per family implements it."""
+
+    @property
+    def name(self) -> str:
+        """The name in the registry."""
+        ...
+
+    @property
+    def network_name(self) -> str:
+        """The pipeline component that is trained: ``unet`` or ``transformer``."""
+        ...
+
+    @property
+    def network_class(self) -> str:
+        """Its class in diffusers."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """How its autoencoder is asked."""
+        ...
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The pipeline components that encode prompts, which every pipeline has."""
+        ...
+
+    @property
+    def optional_encoders(self) -> tuple[str, ...]:
+        """Further ones that a pipeline may lack."""
+        ...
+
+    @property
+    def load_arguments(self) -> Mapping[str, Any]:
+        """Extra arguments of the pipeline's ``from_pretrained``."""
+        ...
+
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Configurations of the real-size base model's components, by name."""
+        ...
+
+    def configured(self, config: ModelConfig) -> "Family":
+        """The family with what a run's model section says about it; itself where that is nothing."""
+        ...
+
+    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
+        """Channels of the latents that the network takes, before it packs them."""
+        ...
+
+    def patch(self, network_config: Mapping[str, Any]) -> int:
+        """Latents along one side of a patch: what the sides of latents must be multiples of."""
+        ...
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """The tokenizer that reads most of a prompt, by its component's name, and its number of tokens."""
+        ...
+
+    def grid(
+        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
+    ) -> Float[Tensor, " S"]:
+        """(steps + 1,) descending float64 times at which the stock pipeline samples latents of this shape,
+        ended by 0: what a flow model's scheduler makes of ``steps``. Variance-preserving families are not
+        asked.
+        """
+        ...
+
+    def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """Text conditions, one row per prompt, float32."""
+        ...
+
+    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
+        """Text conditions (n, ...) that the stock pipeline guides away from by default."""
+        ...
+
+    def micro_conditions(
+        self,
+        original_size: Float[Tensor, "B 2"],
+        crop: Float[Tensor, "B 2"],
+        target_size: Float[Tensor, "B 2"],
+    ) -> dict[str, Tensor]:
+        """Conditions made of sizes in pixels, (height, width) or (top, left)."""
+        ...
+
+    def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
+        """The network's raw prediction, shaped like ``x_t``."""
+        ...
+
+    def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions, without the batch axis, by the components' configurations."""
+        ...
+
+
+def present_encoders(family: Family, pipeline: Any) -> tuple[str, ...]:
+    """The text encoders that a pipeline has."""
+    optional = (name for name in family.optional_encoders if getattr(pipeline, name) is not None)
+    return (*family.text_encoders, *optional)
+
+
+def latent_shape(
+    family: Family,
+    vae_config: Mapping[str, Any],
+    network_config: Mapping[str, Any],
+    size: tuple[int, int],
+    frames: int = 1,
+) -> tuple[int, ...]:
+    """(C, h, w) of an image of ``size`` (height, width) in pixels, (C, F, h, w) of a video of so many frames.
+
+    Raises:
+        UserError: sides or frames that the model does not take.
+    """
+    codec = family.codec.fitted(network_config)
+    multiple = codec.downscale(vae_config) * family.patch(network_config)
+    if any(side < 1 or side % multiple for side in size):
+        raise UserError(
+            f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
+            f"{family.name}: multiples of {multiple}"
+        )
+    channels = codec.channels(vae_config)
+    sides = (size[0] // codec.downscale(vae_config), size[1] // codec.downscale(vae_config))
+    if not codec.video:
+        return (channels, *sides)
+    if frames < 1 or codec.usable_frames(vae_config, frames) != frames:
+        nearest = codec.usable_frames(vae_config, frames) or next(
+            n for n in itertools.count(1) if codec.usable_frames(vae_config, n)
+        )
+        raise UserError(f"data.frames={frames}; allowed with {family.name}: such as {nearest}")
+    return (channels, codec.latent_frames(vae_config, frames), *sides)
+
+
+def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False) -> Float[Tensor, " S"]:
+    """(steps + 1,) descending float64 times of a flow scheduler of diffusers, shift included, ended by 0.
+
+    Args:
+        scheduler: the pipeline's; it is left as it is.
+        steps: of the sampler.
+        tokens: that the network makes of the latents, which a dynamic shift depends on.
+        own_sigmas: whether the pipeline hands the scheduler sigmas evenly spaced from 1 to 1 / steps, as
+            FLUX's does, in place of leaving them to it. A scheduler that has its own flow sigmas
+            (``use_flow_sigmas``) is left to them by FLUX's, too.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    own_sigmas = own_sigmas and not scheduler.config.get("use_flow_sigmas")
+    arguments: dict[str, Any] = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        arguments["mu"] = dynamic_mu(scheduler.config, tokens)
+    if own_sigmas:
+        arguments["sigmas"] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+    scheduler.set_timesteps(**arguments) if own_sigmas else scheduler.set_timesteps(steps, **arguments)
+    grid = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
+    return torch.where(grid > 1 - 2e-6, 1.0, grid)  # UniPC's first is 1 - 1e-6, for its logarithms
+
+
+def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
+    """mu of a dynamic shift, whose factor is exp(mu): a line through (256 tokens, 0.5) and (4096, 1.15) by
+    default (diffusers' FLUX and SD3.5 pipelines).
+    """
+    return token_line(config, patch=1).at(tokens)
+
+
+def rows(one: Cond, n: int) -> dict[str, Tensor]:
+    """The conditions of one sample for ``n`` of them, (n, ...)."""
+    return {name: value.expand(n, *value.shape[1:]) for name, value in one.items()}
+
+
+def bare(network: nn.Module) -> Any:
+    """The network itself, whose configuration can be read, out of what distributes it."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any, ...]:
+    """Call the stock ``encode_prompt`` where the text encoder lives, without guidance."""
+    with torch.no_grad():
+        result: tuple[Any, ...] = pipeline.encode_prompt(
+            prompt=prompts,
+            device=pipeline.text_encoder.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+    return result
+
+
+def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
+    """The stock ``encode_prompt`` with guidance and no negative prompt, for one (empty) prompt."""
+    with torch.no_grad():
+        result: tuple[Any, ...] = pipeline.encode_prompt(
+            prompt=[""],
+            device=pipeline.text_encoder.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+    return result
+
+
+class Usual:
+    """Answers that many families share: a base for them, which replace what is otherwise with them."""
+
+    def configured(self, config: ModelConfig) -> Self:
+        """Itself."""
+        return self
+
+    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
+        """``in_channels``."""
+        return int(network_config["in_channels"])
+
+    def patch(self, network_config: Mapping[str, Any]) -> int:
+        """``patch_size``."""
+        return int(network_config["patch_size"])
+
+    def grid(
+        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
+    ) -> Float[Tensor, " S"]:
+        """Never asked: variance-preserving families have DDIM's grid.
+
+        Raises:
+            ValueError: it was.
+        """
+        raise ValueError("a variance-preserving model is sampled on DDIM's grid")
+
+    def micro_conditions(
+        self,
+        original_size: Float[Tensor, "B 2"],
+        crop: Float[Tensor, "B 2"],
+        target_size: Float[Tensor, "B 2"],
+    ) -> dict[str, Tensor]:
+        """None: the network is not told about sizes."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ReadByT5(Usual, ABC):
+    """What families share whose prompts a T5 reads.
+
+    Attributes:
+        max_sequence_length: tokens of T5.
+    """
+
+    max_sequence_length: int = 512
+
+    most_tokens: ClassVar[int | None] = None
+    """What the stock pipeline refuses to exceed; None: nothing."""
+
+    def configured(self, config: ModelConfig) -> Self:
+        """With the run's number of T5 tokens.
+
+        Raises:
+            UserError: fewer than 1, or more than the pipeline reads.
+        """
+        tokens = text_tokens(config, self.max_sequence_length, self.most_tokens)
+        return replace(self, max_sequence_length=tokens)
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """T5's tokenizer."""
+        return "tokenizer", self.max_sequence_length
+
+    @abstractmethod
+    def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """Text conditions, one row per prompt, float32."""
+
+    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
+        """The encoded empty prompt."""
+        return rows(self.encode_prompts(pipeline, [""]), n)
+
+
+def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:
+    """Tokens of a T5: the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
+
+    Raises:
+        UserError: none, or more than ``most``, which the stock pipeline refuses.
+    """
+    tokens = config.max_sequence_length
+    if tokens is None:
+        return usual
+    if tokens < 1 or (most is not None and tokens > most):
+        allowed = "1 or more" if most is None else f"1 to {most}"
+        raise UserError(f"model.max_sequence_length={tokens}; allowed with this family: {allowed}, or null")
+    return tokens
+
+
+def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
+    """What the stock ``encode_prompt`` makes of so many tokens where T5 is the only text encoder, without
+    guidance.
+    """
+    with torch.no_grad():
+        result: tuple[Any, ...] = pipeline.encode_prompt(
+            prompt=prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=tokens,
+            device=pipeline.text_encoder.device,
+        )
+    return result

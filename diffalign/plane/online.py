@@ -1,0 +1,163 @@
+"""The plane online: prompts are its labels, the judge is the height, the policy samples its own points."""
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.config.schema import OptimizerConfig, RolloutConfig, TrainingConfig
+from diffalign.diffusion.paths import path_from_config
+from diffalign.diffusion.samplers import grid_of, kernel_for
+from diffalign.methods import REGISTRY
+from diffalign.methods._trailing import Followed
+from diffalign.plane.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
+from diffalign.rollout.rounds import Plan
+from diffalign.rollout.shapes import Setting, Window, drawn_steps
+from diffalign.rollout.source import Cast, OnlineSource
+from diffalign.training.acceleration import accelerator_for
+from diffalign.training.hooks import Hook
+from diffalign.training.loop import train
+from diffalign.training.reference import RefreshReference
+from diffalign.types import Cond, Denoiser
+
+PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
+
+
+class PlaneStudio:
+    """A ``rollout.studio.Studio``: a prompt is a label, pixels are the points themselves."""
+
+    shape = (2,)
+    device = torch.device("cpu")
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
+        """Labels (B,), guided away from "anywhere"."""
+        label = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
+        return {"label": label}, {"label": torch.zeros_like(label)}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Points (B, 2) as they are."""
+        return latents
+
+    def opened(self) -> nullcontext[None]:
+        """Nothing to open."""
+        return nullcontext()
+
+
+class Height:
+    """A ``rollout.judges.Judge``: the height of points, at whatever time they were estimated."""
+
+    rewards = ("height",)
+    weights = (1.0,)
+
+    def __init__(self, plane: Plane, flipped: bool = False):
+        """``flipped`` prefers low points: the control."""
+        self._plane, self._sign = plane, -1.0 if flipped else 1.0
+        self.judged = 0
+
+    def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> "Future[Tensor]":
+        """(B, 1) at once."""
+        self.judged += len(images)
+        done: Future[Tensor] = Future()
+        done.set_result(self._sign * self._plane.reward(images)[:, None])
+        return done
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def align_online(
+    method: Any,
+    base: PlaneNetwork,
+    plane: Plane,
+    rollout: RolloutConfig,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int = 0,
+    rate: float = 4e-4,
+    flipped: bool = False,
+) -> PlaneNetwork:
+    """A copy of ``base`` aligned by what it samples itself, with the base as its reference.
+
+    Args:
+        method: what learns.
+        base: where it starts.
+        plane: whose height is the reward.
+        rollout: how to sample, its shape named; guidance is 1, times are those of ``rollout.steps``.
+        steps: optimizer steps.
+        batch_size: groups a step.
+        seed: of everything.
+        rate: learning rate.
+        flipped: the lower the better.
+    """
+    network = copy.deepcopy(base)
+    policy, setting = denoiser_of(network), plane_setting(rollout, base.flow)
+    reference: Denoiser = denoiser_of(base)
+    hooks: list[Hook] = []
+    kept: dict[str, Tensor] = {}
+    sampler: Denoiser = policy
+    role = next((card.trailing for card in REGISTRY.values() if card.method is type(method)), "none")
+    if role != "none" and method.trails:
+        trailing = copy.deepcopy(base).requires_grad_(False)
+        kept = {name: p.detach() for name, p in trailing.named_parameters()}
+        hooks = [RefreshReference(kept, method.trail.every, method.trail.mix)]
+        reference = Followed(reference, denoiser_of(trailing))
+        sampler = denoiser_of(trailing) if role == "sampler" else policy
+    settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
+    train(
+        method=method,
+        denoiser_of=lambda prepared: replace(policy, network=prepared),
+        reference=reference,
+        network=network,
+        parameters=list(network.named_parameters()),
+        source=OnlineSource(
+            Cast(sampler, reference if method.needs_reference else None, network),
+            PlaneStudio(),
+            Height(plane, flipped),
+            PROMPTS * (rollout.prompts_per_round // LABELS),
+            rollout,
+            rollout.shape,
+            setting,
+            plane_plan(rollout, batch_size, base.flow),
+            seed,
+        ),
+        settings=settings,
+        optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4),
+        accelerator=accelerator_for(settings),
+        hooks=hooks,
+        kept=kept,
+    )
+    return network
+
+
+def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:
+    """How the plane is sampled: without guidance, on the grid of its path."""
+    path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
+    window = rollout.window and Window(rollout.window, rollout.window_shift, rollout.window_stride)
+    return Setting(
+        kernel_for(path, rollout.eta, rollout.form),
+        grid_of(path, rollout.steps),
+        1.0,
+        rollout.samples,
+        rollout.shared_noise,
+        rollout.first_branch,
+        rollout.inner_steps,
+        rollout.estimate,
+        window=window or None,
+    )
+
+
+def plane_plan(rollout: RolloutConfig, batch_size: int, flow: bool = False) -> Plan:
+    """Who learns what when."""
+    slots = 1
+    if rollout.shape != "samples":
+        path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
+        first = rollout.first_branch if rollout.shape == "tree" else 0
+        draws = drawn_steps(plane_setting(rollout, flow), path, first)
+        slots = max(1, round(rollout.trained_steps * draws))
+    return Plan(rollout.prompts_per_round, slots, batch_size, rollout.passes)

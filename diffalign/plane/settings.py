@@ -1,0 +1,326 @@
+"""The methods that the plane proves, each with its data and the settings that are right there.
+
+One row per method (and per loss of Diffusion-DPO that is worth a row). ``test_plane.py`` runs every row with
+five seeds and once with every label turned round; a name of the registry without a row fails a test. To add
+one, tune beta and the like here (a run takes a second) and, where the method's optimum is not the
+KL-regularised one, say ``optimum=False`` and why in ``note``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffalign.config.schema import RolloutConfig
+from diffalign.diffusion.inversion import Inversion
+from diffalign.diffusion.times import Uniform
+from diffalign.losses.clipping import Clamp
+from diffalign.losses.divergences import ForwardKL
+from diffalign.losses.pairwise import BCO, EXO, IPO, NCA, SPPO, APODown, DiscoPOP, Hinge, Logistic
+from diffalign.losses.reference_free import Paper, Released
+from diffalign.methods._multi_time import Stratified
+from diffalign.methods.adpo import ADPO
+from diffalign.methods.aot import AOT
+from diffalign.methods.apo import APO
+from diffalign.methods.auto_beta import AutoBeta
+from diffalign.methods.awm import AWM
+from diffalign.methods.d3po import D3PO
+from diffalign.methods.ddpo import DDPO
+from diffalign.methods.densedpo import DenseDPO
+from diffalign.methods.dgpo import DGPO
+from diffalign.methods.diffusion_nft import DiffusionNFT
+from diffalign.methods.dmpo import DMPO
+from diffalign.methods.dpo import DPO
+from diffalign.methods.dro import DRO
+from diffalign.methods.dspo import DSPO
+from diffalign.methods.fdpo import FDPO
+from diffalign.methods.flow_grpo import FlowGRPO
+from diffalign.methods.inpo import InPO
+from diffalign.methods.inversion_dpo import InversionDPO
+from diffalign.methods.kto import KTO
+from diffalign.methods.madpo import MADPO
+from diffalign.methods.mapo import MaPO
+from diffalign.methods.patchdpo import PatchDPO
+from diffalign.methods.rankdpo import RankDPO
+from diffalign.methods.sft import SFT
+from diffalign.methods.simpo import SimPO
+from diffalign.methods.smpo import SmPO
+from diffalign.methods.spo import SPO
+from diffalign.methods.tdpo import TDPO
+from diffalign.methods.tkto import TKTO
+from diffalign.plane.data import Maker, captions, experts, films, likes, lists, patched, preferences
+from diffalign.plane.online import align_online, plane_plan
+from diffalign.plane.plane import Plane, PlaneNetwork, align
+from diffalign.types import Batch, Method
+
+
+@dataclass(frozen=True)
+class PlaneRow:
+    """One method on the plane.
+
+    Attributes:
+        method: with the settings that suit the plane.
+        data: what it learns from, a maker of ``diffalign.plane.data``. Of ``captions`` the gain is of
+            prompt fidelity, on a base that was trained with wrong labels; of all others it is of the height.
+        steps: optimizer steps of ``groups`` groups.
+        groups: groups a step; fewer for lists and for what asks the network often, so that a run stays
+            within a second of one core.
+        rate: learning rate.
+        optimum: whether the result must be near the KL-regularised optimum of its mean reward.
+        gain: that the measured quantity must rise by (and fall by, with labels turned round).
+        falls: whether labels turned round must lower it (False for what no opinion goes into).
+        note: what is particular, for readers.
+        rollout: of a method that learns from what it samples; it has no data.
+        flow: whether it is of the flow version of the plane (``plane_flow`` has all the others there).
+    """
+
+    method: Method
+    data: Maker = preferences
+    steps: int = 150
+    groups: int = 192
+    rate: float = 4e-4
+    optimum: bool = True
+    gain: float = 0.15
+    falls: bool = True
+    note: str = ""
+    rollout: RolloutConfig | None = None
+    flow: bool = False
+
+    def trained(
+        self,
+        base: PlaneNetwork,
+        batch: Batch | None,
+        seed: int = 0,
+        flipped: bool = False,
+        steps: int | None = None,
+    ) -> PlaneNetwork:
+        """A copy of ``base`` that has learnt from ``batch``, or online from what it samples itself (then
+        ``flipped`` turns the judge round; data are turned round already).
+        """
+        steps = steps or self.steps
+        if self.rollout is None:
+            assert batch is not None
+            return align(self.method, base, batch, steps, seed, self.groups, self.rate)
+        return align_online(
+            self.method,
+            base,
+            Plane(),
+            self.rollout,
+            steps=steps,
+            batch_size=self.groups,
+            seed=seed,
+            rate=self.rate,
+            flipped=flipped,
+        )
+
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps that one round is learnt for; 1 offline."""
+        if self.rollout is None:
+            return 1
+        return plane_plan(self.rollout, self.groups, self.flow).micro_steps
+
+    def sampled(self, steps: int) -> dict[str, int]:
+        """Points that so many steps have sampled."""
+        if self.rollout is None:
+            return {}
+        rounds = -(-steps // self.round_steps)
+        return {"images": rounds * self.rollout.prompts_per_round * self.rollout.samples}
+
+
+def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
+    """How the plane is sampled: all of a round's points at once, 20 steps."""
+    whole = {"prompts_per_round": groups, "batch_size": 4000, "steps": 20, **changes}
+    return RolloutConfig(shape=shape, **whole)  # type: ignore[arg-type]
+
+
+def of_flow(shape: str, **changes: Any) -> RolloutConfig:
+    """How the flow version is sampled: ten steps, four points a prompt."""
+    return online(shape, 96, **{"steps": 10, "samples": 4, "advantage": "group_batch", **changes})
+
+
+PLANE_METHODS: Mapping[str, PlaneRow] = {
+    "dpo": PlaneRow(DPO(beta=100)),
+    "densedpo": PlaneRow(DenseDPO(beta=100, time=Uniform()), films, groups=48),
+    "ipo": PlaneRow(DPO(beta=20, loss=IPO())),
+    "hinge": PlaneRow(DPO(beta=100, loss=Hinge())),
+    "smoothed": PlaneRow(DPO(beta=50, loss=Logistic(label_smoothing=0.1))),
+    "sft": PlaneRow(SFT()),
+    "kto": PlaneRow(
+        KTO(beta=15),
+        likes,
+        rate=2e-4,
+        optimum=False,
+        note="a single like does not say how much better: it goes further than a pair would",
+    ),
+    "tdpo": PlaneRow(
+        TDPO(beta=50, clip=Clamp(0.02)),
+        captions,
+        rate=2e-4,
+        optimum=False,
+        note="unclipped, losers' errors grow without end: 10 to 30 % of the mass leaves the support",
+    ),
+    "tkto": PlaneRow(TKTO(beta=20, clip=Clamp(0.01)), captions, rate=2e-4, optimum=False),
+    "mapo": PlaneRow(
+        MaPO(form=Released(timesteps=30)),
+        optimum=False,
+        note="errors are ten times those of images, so T = 1000 is too sharp here",
+    ),
+    "mapo_paper": PlaneRow(MaPO(form=Paper()), optimum=False),
+    "patchdpo": PlaneRow(PatchDPO(), patched, optimum=False, note="fine-tuning with weights"),
+    "rankdpo": PlaneRow(RankDPO(beta=200), lists, groups=64),
+    "dro": PlaneRow(
+        DRO(margin=0.05, steps=10), experts, groups=96, optimum=False, note="its goal is the experts"
+    ),
+    "exo": PlaneRow(
+        DPO(beta=50, loss=EXO(0.2)),
+        steps=100,
+        note="a quarter of the labels is a toss-up: told that they are sure (0.001), half the mass leaves",
+    ),
+    "nca": PlaneRow(DPO(beta=10, loss=NCA()), steps=100),
+    "bco": PlaneRow(DPO(beta=15, loss=BCO()), steps=100),
+    "sppo": PlaneRow(DPO(beta=4, loss=SPPO()), steps=100),
+    "discopop": PlaneRow(DPO(beta=150, loss=DiscoPOP()), steps=100),
+    "apo": PlaneRow(APO(beta=15), steps=80, optimum=False, note="bounded: no pull on pairs far ahead"),
+    "apo_down": PlaneRow(
+        DPO(beta=5000, loss=APODown()),
+        steps=20,
+        rate=1e-4,
+        optimum=False,
+        gain=0.1,
+        note="for winners worse than the model; here it only pushes losers away and must stop early",
+    ),
+    "dspo": PlaneRow(DSPO(beta=0.3, scale=100), steps=100),
+    "dmpo": PlaneRow(DMPO(beta=50, alpha=0.2), steps=100, note="as exo"),
+    "madpo": PlaneRow(MADPO(beta=100, reward_scale=3.3), steps=100),
+    "fdpo": PlaneRow(FDPO(scale=200), steps=100),
+    "fdpo_forward": PlaneRow(FDPO(scale=50, divergence=ForwardKL()), steps=100),
+    "simpo": PlaneRow(
+        SimPO(beta=1000, gamma=0.5, time=Uniform(low=0.5)),
+        steps=15,
+        rate=1e-4,
+        optimum=False,
+        note="nothing holds it back: it is fast, and off the support after 35 steps",
+    ),
+    "adpo": PlaneRow(ADPO(scale=70), lists, steps=100, groups=64),
+    "aot": PlaneRow(AOT(beta=600), steps=60, rate=2e-4, optimum=False, note="pairs are not its unit"),
+    "auto_beta": PlaneRow(AutoBeta(low=100, high=300), steps=100),
+    "inpo": PlaneRow(
+        InPO(beta=100, noising=Inversion(steps=5, eta=0.5, by="reference")),
+        steps=90,
+        groups=128,
+        rate=2e-4,
+        note="inverted by the policy (released), states drift with it and 3 to 4 % of the mass leaves",
+    ),
+    "smpo": PlaneRow(
+        SmPO(
+            beta=1000,
+            low=-1.5,
+            high=1.5,
+            time=Uniform(low=0.4),
+            noising=Inversion(steps=5, grid="destination", renoise=1, by="reference"),
+        ),
+        steps=35,
+        groups=128,
+        rate=1e-4,
+        optimum=False,
+        note="ordered by the height itself, no label is wrong and nothing bounds the margin: it stops early",
+    ),
+    "inversion_dpo": PlaneRow(
+        InversionDPO(beta=40, steps=10, guidance=1.0, time=Uniform(low=0.4, steps=None)),
+        steps=60,
+        groups=128,
+        rate=1e-4,
+        note="our target; with the released one the gradient is 0 at the start",
+    ),
+    "d3po": PlaneRow(
+        D3PO(beta=1, kl=0.1),
+        steps=200,
+        groups=96,
+        rate=1e-4,
+        optimum=False,
+        rollout=online("trajectories", 96, samples=4),
+        note="the clip alone does not hold it on the support: a small penalty does",
+    ),
+    "ddpo": PlaneRow(
+        DDPO(clip=1e-2),
+        steps=400,
+        groups=96,
+        optimum=False,
+        rollout=online("trajectories", 96, samples=4, advantage="prompt"),
+    ),
+    "spo": PlaneRow(
+        SPO(beta=1, kl=1),
+        steps=100,
+        groups=96,
+        rate=1e-4,
+        optimum=False,
+        rollout=online("tree", 96, samples=4),
+        note="judged by the height of clean estimates, at every noise level",
+    ),
+    "online_dpo": PlaneRow(
+        DPO(beta=300),
+        steps=60,
+        rate=2e-4,
+        rollout=online("samples", 192, eta=0.0, shared_noise=False, passes=3),
+    ),
+    "flow_grpo": PlaneRow(
+        FlowGRPO(clip=1e-2),
+        steps=120,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7),
+    ),
+    "flow_grpo_cps": PlaneRow(
+        FlowGRPO(clip=1e-2, kl_form="exact"),
+        steps=80,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7, form="cps"),
+    ),
+    "dancegrpo": PlaneRow(
+        FlowGRPO(clip=1e-2, kl=None),
+        steps=54,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.3, form="dance", advantage="group", trained_steps=0.6),
+    ),
+    "mixgrpo": PlaneRow(
+        FlowGRPO(clip=1e-2, kl=None),
+        steps=48,
+        groups=96,
+        rate=1e-4,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7, window=4, window_shift=2),
+        note="with four draws in place of nine each is to blame for more: it is fast, and must stop early",
+    ),
+    "awm": PlaneRow(
+        AWM(kl=0.15, time=Stratified(strata=4)),
+        steps=30,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("samples", eta=0.0, shared_noise=False),
+    ),
+    "diffusion_nft": PlaneRow(
+        DiffusionNFT(kl=1.0),
+        steps=25,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("samples", eta=0.0, shared_noise=False),
+        note="the whole network is trained: it needs a penalty that adapters do not",
+    ),
+    "dgpo": PlaneRow(
+        DGPO(kl=1.0),
+        steps=25,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("samples", eta=0.0, shared_noise=False, advantage="group_std"),
+        note="as diffusion_nft",
+    ),
+}

@@ -1,0 +1,81 @@
+"""The real clips that pairs are made from: files with captions."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffalign.data.reading.tables import json_rows
+from diffalign.errors import UserError
+from diffalign.media.videos import MOVING_SUFFIXES
+
+VIDEOS = frozenset(MOVING_SUFFIXES)
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+FIELDS = ("video", "image", "path")
+"""Names of the file's field in json lines, the first that is there."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A file and its caption.
+
+    Attributes:
+        name: its path below where it was listed: what its pairs' noise is derived from.
+        prompt: its caption.
+        path: where it lies.
+    """
+
+    name: str
+    prompt: str
+    path: Path
+
+
+def read_clips(source: str, limit: int | None = None) -> list[Clip]:
+    """The clips of a folder (``NAME.mp4`` with its caption in ``NAME.txt``, in folders below as well) or of
+    json lines (``{"prompt": ..., "video": path}``, paths relative to the file), at most ``limit``.
+
+    Raises:
+        UserError: nothing there, a clip without a caption, or a row without a file.
+    """
+    place = Path(source).expanduser()
+    if place.is_dir():
+        found = list(_of_folder(place))
+    elif place.is_file() and place.suffix in (".jsonl", ".json"):
+        found = list(_of_rows(place))
+    else:
+        raise UserError(
+            f"--videos {source!r}: nothing to read there; allowed: a folder of NAME.mp4 with NAME.txt, or a "
+            ".jsonl file of prompt and video"
+        )
+    if not found:
+        raise UserError(f"--videos {source!r}: no clips in it; allowed: {', '.join(sorted(VIDEOS | IMAGES))}")
+    return found[:limit]
+
+
+def _of_folder(folder: Path) -> Iterator[Clip]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in VIDEOS | IMAGES)
+    bare = [file.name for file in files if not file.with_suffix(".txt").is_file()]
+    if bare:
+        raise UserError(
+            f"{folder}: no caption for {_some(bare)}; needed: {Path(bare[0]).stem}.txt beside it, and "
+            "so for each clip"
+        )
+    for file in files:
+        caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        yield Clip(file.relative_to(folder).as_posix(), caption, file)
+
+
+def _of_rows(file: Path) -> Iterator[Clip]:
+    for where, row in json_rows(file):
+        prompt = next((row[name] for name in ("prompt", "caption", "text") if name in row), None)
+        path = next((row[name] for name in FIELDS if name in row), None)
+        if not isinstance(prompt, str) or not isinstance(path, str):
+            raise UserError(f'{where}: needed {{"prompt": text, "video": path}}; found {", ".join(row)}')
+        clip = (file.parent / Path(path).expanduser()).resolve()
+        if not clip.is_file():
+            raise UserError(f"{where}: no such file: {path}")
+        yield Clip(path, prompt, clip)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

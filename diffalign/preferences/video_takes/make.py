@@ -1,0 +1,260 @@
+"""Pairs of takes on disk: two videos a clip and one json line, in any number of processes, resumable.
+
+A pair depends on (seed, clip's name, number) alone. Its files' names say what they were made from - clip,
+prompt, settings and the model's weights - so that an interrupted run continues, and files of other settings
+are never taken for it. One clip is in memory at a time, and one of its takes on the accelerator.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffalign.config.schema import DataConfig
+from diffalign.data.encoding.geometry import clips as clip_cuts
+from diffalign.data.encoding.geometry import cuts
+from diffalign.data.encoding.images import cut_clip, cut_out, image_size, to_unit
+from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.randomness import derive
+from diffalign.errors import UserError
+from diffalign.evaluation.drawing.pipeline import fingerprint
+from diffalign.media.files import save_image
+from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.videos import Video, need_av, probe, write_video
+from diffalign.models.loaded import LoadedModel
+from diffalign.preferences.video_takes.clips import Clip
+from diffalign.preferences.video_takes.guided import denoised, even_times, model_times, noised
+from diffalign.types import Cond, Denoiser
+from diffalign.utils.files import write_atomic
+
+PAIRS = "pairs.jsonl"
+_ENCODED = 32  # clips whose prompts are encoded at once, the text encoders being on the accelerator meanwhile
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How pairs are made.
+
+    Attributes:
+        height: pixels, a multiple of what the model takes.
+        width: likewise.
+        frames: of a video, at most; fewer where a clip is shorter or the model takes only some numbers; None:
+            as many as the clip has.
+        fps: frames a second that clips are read at, and pairs are written with; None: each clip's own.
+        eta: how far clips are noised, drawn from this range once for each pair; (1, 1) makes two independent
+            samples of the caption.
+        steps: N of the sampler; round(eta N) of them are taken.
+        guidance: scale of classifier-free guidance; 1 is none.
+        grid: "even" times k / N, as published, or the "model"'s own with its timestep shift; "auto" is even
+            below eta 1, and the model's at 1. Variance-preserving models always have their own.
+        seed: of eta and noise.
+        pairs: of each clip.
+    """
+
+    height: int
+    width: int
+    frames: int | None = None
+    fps: float | None = None
+    eta: tuple[float, float] = (0.65, 0.8)
+    steps: int = 40
+    guidance: float = 8.0
+    grid: Literal["auto", "even", "model"] = "auto"
+    seed: int = 0
+    pairs: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta[0] <= self.eta[1] <= 1:
+            raise UserError(f"eta {self.eta[0]} to {self.eta[1]}; allowed: 0 < low <= high <= 1")
+        for name in ("height", "width", "steps", "pairs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; allowed: at least 1")
+
+    def eta_of(self, clip: Clip, number: int) -> float:
+        """U[low, high): one for both members of a pair."""
+        low, high = self.eta
+        return low + (high - low) * derive(self.seed, "eta", clip.name, number) / 2**63
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a process has made.
+
+    Attributes:
+        pairs: how many of its pairs there are now, those of earlier runs included.
+        unreadable: "file: why" of clips that gave none.
+        path: the json lines of all pairs.
+    """
+
+    pairs: int
+    unreadable: tuple[str, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Task:
+    clip: Clip
+    number: int
+    files: tuple[Path, Path]
+
+    @property
+    def done(self) -> bool:
+        return all(file.is_file() for file in self.files)
+
+
+def make_pairs(
+    model: LoadedModel,
+    clips: Sequence[Clip],
+    settings: PairSettings,
+    folder: Path | str,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+) -> Made:
+    """Two takes of each clip and ``pairs.jsonl`` (``prompt``, ``videos`` or ``images``, ``source``, ``eta``),
+    which has no labels yet. Process ``rank`` of ``world`` makes every world-th pair.
+
+    Raises:
+        UserError: a size that the model does not take, no clip that can be read (where there are several
+            processes each knows of its own alone, and names those), or PyAV is missing for videos.
+    """
+    if model.codec.video:
+        need_av()
+    model.latent_shape(settings.height, settings.width)  # a wrong size costs nothing yet
+    where = Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    every = _tasks(model, clips, settings, where)
+    mine = every[rank::world]
+    todo = [task for task in mine if not task.done]
+    unreadable: list[str] = []
+    bar = tqdm(
+        total=len(mine), initial=len(mine) - len(todo), desc="pairs", unit="pair", disable=not progress
+    )
+    with bar:
+        for task, cond, negative in _encoded(model, todo, settings):
+            try:
+                pixels, fps = read_pixels(task.clip.path, model, settings)
+            except (*UNREADABLE, UserError) as error:
+                unreadable.append(f"{task.clip.name}: {why_unreadable(error)}")
+                continue
+            for file, take in zip(
+                task.files, takes(model, pixels, cond, negative, task, settings), strict=True
+            ):
+                _save(take, fps, file)
+            bar.update()
+    _list(every, settings, where / PAIRS)
+    done = sum(task.done for task in mine)
+    if unreadable and not done and world == 1:
+        raise UserError(f"no pair was made of {len(clips)} clips; the first: {unreadable[0]}")
+    return Made(done, tuple(dict.fromkeys(unreadable)), where / PAIRS)
+
+
+def takes(
+    model: LoadedModel, pixels: Tensor, cond: Cond, negative: Cond, task: _Task, settings: PairSettings
+) -> Iterator[Tensor]:
+    """Pixels in [0, 1] of both takes, (1, 3, F, H, W) or (1, 3, H, W), one after the other."""
+    model.move_encoders(model.device, ("vae",))
+    clean = model.encode_pixels(pixels)[0].to(model.device)
+    eta = settings.eta_of(task.clip, task.number)
+    times = times_of(model, settings, eta, tuple(clean.shape[1:]))
+    denoiser: Denoiser = model.denoiser()
+    if settings.guidance != 1:
+        denoiser = Guided(denoiser, negative, settings.guidance)
+    for member in (0, 1):
+        seed = derive(settings.seed, "noise", task.clip.name, task.number, member)
+        eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        start = eps if eta == 1 else noised(denoiser, clean, eps, times)
+        yield model.decode(denoised(denoiser, start, times, cond))
+
+
+def times_of(model: LoadedModel, settings: PairSettings, eta: float, shape: tuple[int, ...]) -> Tensor:
+    """(n + 1,) times that latents of this shape are noised to and denoised along."""
+    even = settings.grid == "even" or (settings.grid == "auto" and eta < 1)
+    if even and model.target == "flow":
+        return even_times(eta, settings.steps)
+    return model_times(eta, settings.steps, lambda steps: model.grid(steps, shape))
+
+
+def read_pixels(path: Path, model: LoadedModel, settings: PairSettings) -> tuple[Tensor, float]:
+    """(pixels (1, 3, F, H, W) or (1, 3, H, W) in [-1, 1], frames a second) of a clip, cut to the settings.
+
+    One of ``UNREADABLE`` or a UserError is raised for a file that is none, or too short.
+    """
+    config = DataConfig(
+        height=settings.height, width=settings.width, frames=settings.frames, fps=settings.fps
+    )
+    content = path.read_bytes()
+    if not model.codec.video:
+        (cut,) = cuts([image_size(content)], config, "")
+        return to_unit(cut_out(decode(content), cut))[None], 0.0
+    vae = model.pipeline.vae.config
+    cut_of_clip = clip_cuts([probe(content)], config, "", lambda n: model.codec.usable_frames(vae, n))
+    if cut_of_clip is None:
+        raise UserError(f"{path}: too short for a frame")
+    return to_unit(cut_clip(content, cut_of_clip[0]))[None], cut_of_clip[0].fps
+
+
+def _encoded(
+    model: LoadedModel, tasks: Sequence[_Task], settings: PairSettings
+) -> Iterator[tuple[_Task, Cond, Cond]]:
+    """Each task with its conditions and what guidance guides away from; text encoders are beside the network
+    for as long as they are asked.
+    """
+    size = torch.tensor([[float(settings.height), float(settings.width)]])
+    sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
+    for start in range(0, len(tasks), _ENCODED):
+        some = tasks[start : start + _ENCODED]
+        model.move_encoders(model.device, model.text_encoders)
+        texts = [model.encode_prompts([task.clip.prompt]) for task in some]
+        negative = model.negative(1)
+        model.move_encoders("cpu", model.text_encoders)
+        there = lambda rows: {name: value.to(model.device) for name, value in rows.items()}  # noqa: E731
+        for task, text in zip(some, texts, strict=True):
+            yield task, there({**text, **sizes}), there(negative)
+
+
+def _tasks(model: LoadedModel, clips: Sequence[Clip], settings: PairSettings, folder: Path) -> list[_Task]:
+    facts = {name: value for name, value in asdict(settings).items() if name != "pairs"}
+    identity = json.dumps([facts, fingerprint(model.pipeline)], sort_keys=True)
+    suffix = ".mp4" if model.codec.video else ".png"
+    tasks = []
+    for clip in clips:
+        for number in range(settings.pairs):
+            made_of = "\x1f".join((identity, clip.name, clip.prompt, str(number)))
+            name = f"{clip.path.stem}-{blake2b(made_of.encode(), digest_size=6).hexdigest()}"
+            tasks.append(_Task(clip, number, (folder / f"{name}-0{suffix}", folder / f"{name}-1{suffix}")))
+    return tasks
+
+
+def _save(take: Tensor, fps: float, file: Path) -> None:
+    pixels = (take[0] * 255).round().to(torch.uint8).cpu()
+    if file.suffix == ".png":
+        save_image(Image.fromarray(pixels.permute(1, 2, 0).numpy()), file)
+    else:
+        write_video(Video(pixels.transpose(0, 1), fps), file)
+
+
+def _list(tasks: Sequence[_Task], settings: PairSettings, path: Path) -> None:
+    """Write the rows of all pairs that are there; again, where another process has made more meanwhile."""
+    listed = -1
+    while listed < (now := sum(task.done for task in tasks)):
+        rows = [_row(task, settings) for task in tasks if task.done]
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        listed = now
+
+
+def _row(task: _Task, settings: PairSettings) -> dict[str, Any]:
+    videos = task.files[0].suffix == ".mp4"
+    return {
+        "prompt": task.clip.prompt,
+        "videos" if videos else "images": [file.name for file in task.files],
+        "source": str(task.clip.path),
+        "eta": round(settings.eta_of(task.clip, task.number), 4),
+    }

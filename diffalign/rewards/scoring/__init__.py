@@ -1,0 +1,1 @@
+"""Scoring of files and records with rewards, and the cache of scores."""

@@ -1,0 +1,240 @@
+"""Images or videos and their prompts, read from what people have.
+
+* a folder of images or videos, each with its prompt in ``NAME.txt`` beside it (or one list of prompts for all
+of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
+* a run directory (its ``samples/`` folders);
+* a parquet or a jsonl file with ``caption`` or ``prompt`` and ``jpg_0`` and ``jpg_1`` (Pick-a-Pic's names),
+``video_0`` and ``video_1``, ``image`` or ``video``, ``images`` or ``videos`` (several), ``chosen`` and
+``rejected``, or ``path1`` and ``path2``: encoded files (parquet only), or paths relative to the table.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffalign.errors import UserError
+from diffalign.media.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_PROMPTS = ("caption", "prompt")
+_ONE, _SEVERAL, _RIVALS = ("image", "video"), ("images", "videos"), ("chosen", "rejected")
+_PAIRS = (("jpg_0", "jpg_1"), ("video_0", "video_1"), _RIVALS, ("path1", "path2"))
+_NEEDED = (
+    "needed: image or video, images or videos (a list), chosen and rejected, path1 and path2, or, as "
+    "Pick-a-Pic has it, jpg_0 and jpg_1"
+)
+_ROWS = 64  # of a parquet file, held at once
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or video to score.
+
+    Attributes:
+        prompt: its prompt.
+        image: a file, or encoded bytes.
+        row: what the output row that it belongs to says of it (file, row number, prompt); equal rows become
+            one.
+        suffix: of the score's name in that row: ``_0`` and ``_1`` for the images of a pair, else empty.
+        of_videos: whether it lies among videos, where an animated GIF is one.
+        where: place, for messages.
+    """
+
+    prompt: str
+    image: Path | bytes = field(repr=False)
+    row: tuple[tuple[str, str | int], ...]
+    suffix: str = ""
+    of_videos: bool = False
+
+    @property
+    def where(self) -> str:
+        """The place, for messages: ``pairs.parquet row 3 jpg_0``."""
+        words = [
+            f"{value}" if name == "file" else f"{name} {value}"
+            for name, value in self.row
+            if name != "prompt"
+        ]
+        return " ".join(words) + (f" image{self.suffix}" if self.suffix else "")
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file's name, or the bytes' beginning, is that of a video."""
+        if isinstance(self.image, Path):
+            return self.image.suffix.lower() in (MOVING_SUFFIXES if self.of_videos else VIDEO_SUFFIXES)
+        return begins_as_video(self.image)
+
+    def read(self) -> bytes:
+        """The encoded image; OSError if the file cannot be read."""
+        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+
+
+def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterator[Item]:
+    """The items of a folder, run directory, parquet or jsonl file; see the module.
+
+    ``prompts`` is for a folder without captions: one for all images, or one for each in the order of the
+    names.
+
+    Raises:
+        UserError: nothing there, nothing to score, an image without a prompt, or a file of another layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if prompts is None and not list(path.glob("manifest*.jsonl")) and (path / "samples").is_dir():
+            yield from _run(path / "samples")
+        else:
+            yield from _folder(path, prompts)
+    elif not path.is_file():
+        raise UserError(f"there is no file or folder {str(path)!r} to score")
+    elif prompts is not None:
+        raise UserError(
+            f"prompts were given, but {str(path)!r} is a file that has its own; they are for folders"
+        )
+    elif path.suffix == ".parquet":
+        yield from _parquet(path)
+    elif path.suffix == ".jsonl":
+        yield from _jsonl(path)
+    else:
+        raise UserError(
+            f"cannot score {str(path)!r}; allowed: a folder of images or videos, a .parquet or a .jsonl file"
+        )
+
+
+def _run(samples: Path) -> Iterator[Item]:
+    folders = sorted(folder for folder in samples.iterdir() if list(folder.glob("manifest*.jsonl")))
+    if not folders:
+        raise UserError(
+            f"{str(samples)!r} holds no drawn samples; run with validation.every set, or `diffalign generate`"
+        )
+    for folder in folders:
+        yield from _manifest(folder)
+
+
+def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
+    if prompts is None and list(folder.glob("manifest*.jsonl")):
+        yield from _manifest(folder)
+        return
+    known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known)
+    if not files:
+        raise UserError(f"{str(folder)!r} has no images or videos ({', '.join(known)})")
+    videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in files)
+    kind = "videos" if videos else "images"
+    if prompts is not None and len(prompts) not in (1, len(files)):
+        raise UserError(
+            f"{len(prompts)} prompts for the {len(files)} {kind} of {str(folder)!r}: give one, or one each"
+        )
+    told = [_caption(file) for file in files] if prompts is None else list(prompts)
+    if len(told) == 1:
+        told *= len(files)
+    for file, prompt in zip(files, told, strict=True):
+        yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)), of_videos=videos)
+
+
+def _caption(file: Path) -> str:
+    caption = file.with_suffix(".txt")
+    if not caption.is_file():
+        raise UserError(f"{str(file)!r} has no prompt: {caption.name} is missing, and no prompts were given")
+    return caption.read_text(encoding="utf-8").strip()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {i} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {i} is {line.strip()[:60]!r}; needed: an object with a prompt")
+        yield i, row
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> str:
+    name = next((name for name in _PROMPTS if name in row), "prompt")
+    if not isinstance(row.get(name), str):
+        raise UserError(f"{where} has no text in the field {name!r}, but {str(row.get(name))[:60]}")
+    return str(row[name])
+
+
+def _manifest(folder: Path) -> Iterator[Item]:
+    rows = [
+        (row, _prompt(row, f"{manifest} line {i}"))
+        for manifest in sorted(folder.glob("manifest*.jsonl"))
+        for i, row in _lines(manifest)
+    ]
+    rows.sort(key=lambda one: (one[0].get("position", 0), one[0].get("number", 0)))
+    for row, prompt in rows:
+        file = folder / str(row.get("file", ""))
+        if file.is_file():  # a run that was interrupted lists more than it has drawn
+            yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)))
+
+
+def _jsonl(path: Path) -> Iterator[Item]:
+    for i, row in _lines(path):
+        yield from _of_row(row, i, path, f"{path} line {i}")
+
+
+def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Iterator[Item]:
+    """The items of a table's row."""
+    prompt, files = _prompt(row, where), _files(row)
+    identity = (("file", str(table)), ("row", number), ("prompt", prompt))
+    named = any(name.startswith("video") for name, _ in files.values())
+    videos = named or any(Path(str(file)).suffix.lower() in VIDEO_SUFFIXES for _, file in files.values())
+    for suffix, (name, value) in files.items():
+        if isinstance(value, Mapping):  # as datasets writes images
+            value = value.get("bytes") or value.get("path")
+        if value is None and table.suffix == ".parquet":
+            value = b""  # an empty cell is an unreadable image
+        if not isinstance(value, bytes | str):
+            raise UserError(f"{where} has no path in the field {name!r}; {_NEEDED}")
+        value = table.parent / value if isinstance(value, str) else value
+        yield Item(prompt, value, identity, suffix, videos)
+
+
+def has_media(columns: Collection[str]) -> bool:
+    """Whether one of these columns of a table holds images or videos."""
+    return bool({*_ONE, *_SEVERAL, *(name for pair in _PAIRS for name in pair)} & set(columns))
+
+
+def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Of a table's row, by the suffix of the scores' names: the column, and what stands there."""
+    for first, second in _PAIRS[:2]:
+        if first in row and second in row:
+            return {"_0": (first, row[first]), "_1": (second, row[second])}
+    for name in _ONE:
+        if name in row:
+            return {"": (name, row[name])}
+    for name in _SEVERAL:
+        if name in row:
+            files = row[name] if isinstance(row[name], list) else [None]
+            return {f"_{number}": (name, file) for number, file in enumerate(files)}
+    names = next((pair for pair in _PAIRS[2:] if pair[0] in row), _RIVALS)
+    return {f"_{name}": (name, row.get(name)) for name in names}
+
+
+def _parquet(path: Path) -> Iterator[Item]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{str(path)!r} is not a readable parquet file: {error}") from error
+    columns = file.schema_arrow.names
+    prompt = next((name for name in _PROMPTS if name in columns), None)
+    media = list(dict.fromkeys(name for name, _ in _files(dict.fromkeys(columns)).values()))
+    missing = [name for name in media if name not in columns]
+    if prompt is None or missing:
+        what = "caption" if prompt is None else missing[0]
+        raise UserError(
+            f"{str(path)!r} has no column {what!r}; it has {', '.join(columns)}. {_NEEDED}; and a caption or "
+            "prompt"
+        )
+    row = 0
+    for batch in file.iter_batches(batch_size=_ROWS, columns=[prompt, *media]):
+        for values in batch.to_pylist():
+            yield from _of_row(values, row, path, f"{path} row {row}")
+            row += 1

@@ -1,0 +1,150 @@
+"""Checkpoints of OpenCLIP (open_clip.model.CLIP) as transformers' CLIPModel, so that one network serves all.
+
+Names are mapped and the fused projections of queries, keys and values cut in three; sizes are read off the
+weights. Two things are not in the weights: the width of a head of attention (64, but for the vision towers of
+ViT-H, ViT-g, ViT-bigG) and the activation (GELU; OpenAI's own weights want quick GELU).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.zoo.clip import empty_clip, filled
+
+_HEADS = {1280: 80, 1408: 88, 1664: 104}
+"""Width of a head by the width of a vision tower, as in OpenCLIP's model configurations."""
+
+_LEGACY_EOS = 2  # tells CLIPTextModel to read the text at its highest token id, which is where OpenCLIP reads
+
+_PLAIN = {
+    "logit_scale": "logit_scale",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+}
+_TURNED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+_NORMS = {
+    "ln_final": "text_model.final_layer_norm",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # so it is spelt
+    "visual.ln_post": "vision_model.post_layernorm",
+}
+_IN_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+
+
+def to_clip_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights of an open_clip CLIP under the names of transformers' CLIPModel.
+
+    Args:
+        name: of the reward that asks.
+        state: with the flat names (``transformer.resblocks.0...``, ``visual.proj``) of open_clip's CLIP.
+        source: where it is from, for the message.
+
+    Raises:
+        UserError: a name that such a model does not have.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        norm, _, kind = key.rpartition(".")
+        if key in _PLAIN:
+            renamed[_PLAIN[key]] = tensor
+        elif key in _TURNED:
+            renamed[_TURNED[key]] = tensor.T.contiguous()
+        elif norm in _NORMS:
+            renamed[f"{_NORMS[norm]}.{kind}"] = tensor
+        elif layer := _LAYER.fullmatch(key):
+            renamed |= _layer(layer, tensor)
+        else:
+            raise UserError(
+                f"reward {name!r}: {source!r} is another model's checkpoint: OpenCLIP has no weight {key}"
+            )
+    return renamed
+
+
+def _layer(match: re.Match[str], tensor: Tensor) -> dict[str, Tensor]:
+    """The weights under their names in CLIPModel of one weight of a transformer's layer."""
+    visual, number, part, kind = match.groups()
+    layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}."
+    if part != "attn.in_proj":
+        return {f"{layer}{_IN_LAYER.get(part, part)}.{kind}": tensor}
+    names = [f"{layer}self_attn.{which}_proj.{kind}" for which in "qkv"]
+    return {key: piece.contiguous() for key, piece in zip(names, tensor.chunk(3), strict=True)}
+
+
+def clip_config(name: str, state: Mapping[str, Tensor], source: str, activation: str = "gelu") -> Any:
+    """The CLIPConfig of weights that have transformers' names; eps is 1e-5, as everywhere in OpenCLIP.
+
+    Raises:
+        UserError: the weights that tell the sizes are not there, or are of another shape.
+    """
+    from transformers import CLIPConfig
+
+    try:
+        words, text_width = state["text_model.embeddings.token_embedding.weight"].shape
+        width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
+        patches = len(state["vision_model.embeddings.position_embedding.weight"]) - 1
+        text = {
+            **_tower(state, "text_model", text_width, 64),
+            "vocab_size": words,
+            "max_position_embeddings": len(state["text_model.embeddings.position_embedding.weight"]),
+            "eos_token_id": _LEGACY_EOS,
+        }
+        vision = {
+            **_tower(state, "vision_model", width, _HEADS.get(width, 64)),
+            "patch_size": patch,
+            "image_size": math.isqrt(patches) * patch,
+        }
+        return CLIPConfig(
+            text_config={**text, "hidden_act": activation},
+            vision_config={**vision, "hidden_act": activation},
+            projection_dim=len(state["visual_projection.weight"]),
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"reward {name!r}: {source!r} is another model's checkpoint: no OpenCLIP model with a vision "
+            f"transformer ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _tower(state: Mapping[str, Tensor], tower: str, width: int, head: int) -> dict[str, int]:
+    """The sizes that both towers have; ``head`` is the width of a head, where it goes into ``width``."""
+    pattern = re.compile(rf"{tower}\.encoder\.layers\.(\d+)\.")
+    numbers = [int(match[1]) for key in state if (match := pattern.match(key))]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": 1 + max(numbers),
+        "num_attention_heads": max(1, width // head),
+        "intermediate_size": len(state[f"{tower}.encoder.layers.0.mlp.fc1.weight"]),
+    }
+
+
+def load_open_clip(
+    name: str, state: Mapping[str, Tensor], source: str, config: Any = None, activation: str = "gelu"
+) -> Any:
+    """A CLIPModel with the weights of an open_clip CLIP, on the CPU in their dtype.
+
+    Args:
+        name: of the reward that asks.
+        state: with open_clip's names.
+        source: where the weights are from, for messages.
+        config: a CLIPConfig; None: read off the weights.
+        activation: ``gelu``, or ``quick_gelu`` of OpenAI's weights; a config has its own.
+
+    Raises:
+        UserError: weights of another model.
+    """
+    renamed = to_clip_state(name, state, source)
+    config = config or clip_config(name, renamed, source, activation)
+    return filled(name, empty_clip(config), renamed, source)

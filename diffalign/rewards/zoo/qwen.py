@@ -1,0 +1,196 @@
+"""Qwen2-VL as the network under a reward: one picture or video and a text, read at a few marked tokens.
+
+The published rewards on Qwen2-VL give the language model embeddings and no positions, so it counts tokens
+from 0 on all three axes: plain one-dimensional positions, where transformers' own forward of today computes
+those of a picture from rows and columns (other hidden states, and other scores). Rows of a batch are padded
+on the right, where no token of a causal model looks, so a batch is what its rows are one by one.
+
+Weights load in both layouts that have been published: `visual.*` and `model.layers.*` of transformers before
+4.52, `model.visual.*` and `model.language_model.*` since.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import fill, unloadable
+from diffalign.rewards.registry import Place
+from diffalign.rewards.zoo.instructions import refuse_unreadable, reserved
+from diffalign.rewards.zoo.qwen_pixels import Cut, Pixels
+
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+# Qwen2-VL's chat template of one message, ready for the answer
+_CHAT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|>{place}<|vision_end|>{text}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+@dataclass(frozen=True)
+class Qwen:
+    """A frozen Qwen2-VL without its head over the vocabulary, and its tokenizer.
+
+    Attributes:
+        name: of the reward, for messages.
+        model: transformers' Qwen2VLModel.
+        tokenizer: with the tokens that the reward has added.
+        marks: ids of the tokens at which it is read, in the order in which they stand in the text.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    marks: tuple[int, ...]
+
+    def pixels(self, smallest: int, largest: int) -> Pixels:
+        """How pictures are cut for this vision tower; see ``Pixels``."""
+        tower = self.model.config.vision_config
+        return Pixels(
+            smallest, largest, tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size
+        )
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """UserError for an empty prompt, and for one that holds a token of the format itself."""
+        refuse_unreadable(self.name, prompts, reserved(self.tokenizer))
+
+    def read(self, cut: Cut, texts: Sequence[str], place: str) -> Float[Tensor, "B K D"]:
+        """Last hidden states, float32, at the K marks of each row; gradients flow to the patches.
+
+        Args:
+            cut: a picture or video for each row.
+            texts: what the user says after the picture, with every mark once and in order.
+            place: IMAGE or VIDEO.
+        """
+        ids, spot = self._tokens(cut, texts, place)
+        model = self.model
+        embedded = model.get_input_embeddings()(ids)
+        seen = model.visual(cut.patches.to(model.device, model.dtype), grid_thw=cut.grids.to(model.device))
+        embedded = embedded.masked_scatter(spot[..., None], seen.pooler_output.to(embedded.dtype))
+        positions = torch.arange(ids.shape[1], device=ids.device).view(1, 1, -1).expand(3, len(ids), -1)
+        states = model.language_model(inputs_embeds=embedded, position_ids=positions, use_cache=False)
+        at = self._marked(ids)
+        return states.last_hidden_state[torch.arange(len(ids), device=ids.device)[:, None], at].float()
+
+    def _tokens(
+        self, cut: Cut, texts: Sequence[str], place: str
+    ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+        """Token ids, padded on the right, and where the picture's tokens are."""
+        counts = (cut.grids.prod(1) // self.model.config.vision_config.spatial_merge_size**2).tolist()
+        rows = [
+            self.tokenizer(
+                _CHAT.replace("{place}", place * count).replace("{text}", text), add_special_tokens=False
+            ).input_ids
+            for count, text in zip(counts, texts, strict=True)
+        ]
+        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id or 0)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = torch.tensor(tokens)
+        ids = ids.to(self.model.device)
+        return ids, ids == self.tokenizer.convert_tokens_to_ids(place)
+
+    def _marked(self, ids: Int[Tensor, "B L"]) -> Int[Tensor, "B K"]:
+        """Where the marks are in each row: once each, in order."""
+        marks = torch.tensor(self.marks, device=ids.device)
+        found = torch.isin(ids, marks)
+        once = (found.sum(1) == len(marks)).all() and torch.equal(ids[found], marks.repeat(len(ids)))
+        assert once, f"reward {self.name!r}: its marks are not in the text once each and in order"
+        return found.nonzero()[:, 1].view(len(ids), len(marks))
+
+
+def load_qwen(
+    name: str, state: Mapping[str, Tensor], source: str, base: str, marks: Sequence[str], place: Place
+) -> Qwen:
+    """A Qwen2-VL with these weights, its architecture and tokenizer those of a folder or hub id ``base``.
+
+    Args:
+        name: of the reward.
+        state: weights in either published layout, without the reward's head.
+        source: where they come from, for messages.
+        base: its config.json and tokenizer.
+        marks: tokens that the reward has added to the vocabulary, in order.
+        place: where it runs.
+
+    Raises:
+        UserError: no Qwen2-VL at ``base``, the hub cannot be reached, or weights that are another model's.
+    """
+    config = _config(name, base)
+    tokenizer = marked_tokenizer(name, base, marks)
+    named = renamed(state)
+    embeddings = named.get("language_model.embed_tokens.weight")
+    if embeddings is not None and len(embeddings) != len(tokenizer):
+        raise UserError(
+            f"reward {name!r}: {source!r} has embeddings of {len(embeddings)} tokens, but the tokenizer of "
+            f"{base!r} has {len(tokenizer)} with {', '.join(marks)}; they must belong together"
+        )
+    config.text_config.vocab_size = len(tokenizer)
+    model = _filled(name, config, named, source, place)
+    return Qwen(name, model, tokenizer, tuple(tokenizer.convert_tokens_to_ids(list(marks))))
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of either layout by the names of Qwen2VLModel; the vocabulary's head is dropped."""
+    prefixes = {
+        "model.visual.": "visual.",
+        "model.language_model.": "language_model.",
+        "model.": "language_model.",
+    }
+    found = {}
+    for key, tensor in state.items():
+        old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+        if not key.startswith("lm_head."):
+            found[prefixes.get(old, "") + key.removeprefix(old)] = tensor
+    return found
+
+
+def marked_tokenizer(name: str, base: str, marks: Sequence[str]) -> Any:
+    """The tokenizer of a folder or hub id, with a reward's own tokens added at its end."""
+    from transformers import AddedToken, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except Exception as error:  # hub, file and format errors are all for the user to mend
+        raise unloadable(name, f"a tokenizer of {base!r}", error, "instead") from error
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks], True)
+    return tokenizer
+
+
+def _config(name: str, base: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except Exception as error:
+        raise unloadable(name, f"the config.json of {base!r}", error, "instead") from error
+    if config.model_type != "qwen2_vl":
+        raise UserError(
+            f"reward {name!r}: {base!r} is a {config.model_type}; needed is a Qwen2-VL (model_type qwen2_vl)"
+        )
+    return config
+
+
+def _filled(name: str, config: Any, state: Mapping[str, Tensor], source: str, place: Place) -> Any:
+    """A frozen Qwen2VLModel, made without memory of its own for weights that a file already has."""
+    from transformers import Qwen2VLModel
+
+    with torch.device("meta"):
+        model: Any = Qwen2VLModel(config)
+    dtype = getattr(torch, place.dtype)
+    fill(name, model, {key: tensor.to(dtype) for key, tensor in state.items()}, source)
+    for path, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            # rotary frequencies: no part of a checkpoint, and float32 whatever the weights are
+            model.set_submodule(path, type(module)(module.config))
+    return model.to(place.device).eval().requires_grad_(False)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A frozen linear layer in float32."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.load_state_dict({"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()}))
+    return layer.eval().requires_grad_(False)

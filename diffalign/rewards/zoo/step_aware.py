@@ -1,0 +1,174 @@
+"""The step-aware preference model of SPO: a reward that also judges clean estimates made at noisy times.
+
+Liang et al. 2024, arXiv 2406.04314, section 3.2. Score = exp(logit_scale) cos(image, text) as PickScore,
+from which the published ones were trained; ``timed_clip`` is the network. A finished image is one of time 0.
+
+A source is ``sd15`` or ``sdxl`` (published), ``tiny`` (of the embedded SDXL), a folder that ``diffalign
+train-reward`` made, or a downloaded ``.bin``: ``FILE@CLIP`` names where its architecture and tokenizer are
+(LAION's ViT-H/14 if left out).
+
+What differs from the released code: images are resized as by our other CLIPs, antialiased and then clamped,
+where the released code does not antialias.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.checkpoints import fetched, read_state
+from diffalign.rewards.images import Images, in_batches
+from diffalign.rewards.registry import REGISTRY, Place
+from diffalign.rewards.zoo.clip import (
+    VIT_H,
+    Clip,
+    colours,
+    empty_clip,
+    filled,
+    load_clip,
+    load_tokenizer,
+    placed,
+    read_config,
+)
+from diffalign.rewards.zoo.timed_clip import TimedClip
+
+WEIGHTS = "step_aware.safetensors"
+"""Weights in a folder of ours: a name that CLIPModel does not read, for it would leave out the times."""
+
+TIMESTEPS = 1000
+_NAME = "step_aware"
+_FILES = {
+    "sd15": "sd-v1-5_step-aware_preference_model.bin",
+    "sdxl": "sdxl_step-aware_preference_model.bin",
+}
+
+
+@runtime_checkable
+class TimedReward(Protocol):
+    """A Reward that can also be asked about clean estimates made at noisy times."""
+
+    def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32 scores of finished images: those at t = 0."""
+        ...
+
+    def at(self, images: Any, prompts: Sequence[str], t: Tensor) -> Tensor:
+        """(B,) float32 scores of clean estimates that were made at times ``t`` (B,) in [0, 1]."""
+        ...
+
+
+def timesteps(t: Float[Tensor, " B"]) -> Tensor:
+    """What the model is told of times in [0, 1]: round(1000 t), (B,) float32.
+
+    Raises:
+        ValueError: a time outside [0, 1].
+    """
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"t={t.tolist()}; allowed: times in [0, 1]")
+    return (t.double() * TIMESTEPS).round().float()
+
+
+@dataclass(frozen=True)
+class StepAware:
+    """A TimedReward. ``clip`` holds a TimedClip, its tokenizer and its pre-processing."""
+
+    clip: Clip
+    batch_size: int = 16
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32 scores of finished images; those at t = 0."""
+        return self.at(images, prompts, torch.zeros(len(prompts)))
+
+    def at(self, images: Images, prompts: Sequence[str], t: Float[Tensor, " B"]) -> Tensor:
+        """(B,) float32 scores of clean estimates made at ``t`` (B,) in [0, 1].
+
+        PIL images take the exact path, pixels (B, 3, H, W) in [0, 1] the differentiable one.
+
+        Raises:
+            ValueError: counts or shapes that do not fit, a time outside [0, 1].
+        """
+        if t.shape != (len(prompts),):
+            raise ValueError(f"times of shape {tuple(t.shape)} for {len(prompts)} images; one each is needed")
+        pieces = iter(timesteps(t).split(self.batch_size))
+        return in_batches(
+            lambda some, texts: self._score(some, texts, next(pieces)), images, prompts, self.batch_size
+        )
+
+    def _score(self, images: Images, prompts: list[str], timestep: Tensor) -> Tensor:
+        model = self.clip.model
+        different = list(dict.fromkeys(prompts))  # a rollout judges many images of a few prompts
+        owner = torch.tensor([different.index(prompt) for prompt in prompts])
+        ids = self.clip.tokens(different)
+        return model(self.clip.inputs(images), *(x.to(model.device) for x in (timestep, ids, owner)))
+
+
+def from_clip(source: str, place: Place) -> Clip:
+    """A TimedClip that scores as the CLIP in a folder or on the hub, frozen, with its tokenizer.
+
+    Raises:
+        UserError: nothing there, or it is not a whole CLIP.
+    """
+    own_words = not Path(source).exists() and source != REGISTRY["pickscore"].checkpoint
+    clip = load_clip(_NAME, source, place, tokenizer=None if own_words else VIT_H)
+    return replace(clip, model=placed(TimedClip(clip.model), place))
+
+
+def save(clip: Clip, folder: Path) -> None:
+    """Write a TimedClip, its tokenizer and pre-processing into ``folder``, which exists."""
+    from safetensors.torch import save_file
+
+    model = clip.model
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+    clip.tokenizer.save_pretrained(folder)
+    colours = {"image_mean": list(clip.mean), "image_std": list(clip.std), "size": clip.size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours, indent=2), encoding="utf-8")
+
+
+def load(source: str | None, place: Place) -> StepAware:
+    """A published step-aware model, a folder of ours, or a file in the published format.
+
+    Raises:
+        UserError: no source, nothing there, or weights of another model.
+    """
+    if source is None:
+        raise UserError(
+            f"reward {_NAME!r} needs the diffusion model that it judges: {_NAME}:sd15 or {_NAME}:sdxl "
+            f"(published), or {_NAME}:FOLDER of `diffalign train-reward`"
+        )
+    path, _, architecture = source.partition("@")
+    if path in _FILES:
+        path = str(fetched(_NAME, REGISTRY[_NAME].checkpoint, _FILES[path]))
+    elif path == "tiny":
+        from diffalign import tiny
+
+        path = str(tiny.step_aware_path())
+    folder = next((f for f in (Path(path), Path(path, "reward")) if (f / WEIGHTS).is_file()), None)
+    if folder is not None:
+        state, architecture = _read(folder / WEIGHTS), str(folder)
+    elif Path(path).is_file():
+        state, architecture = _read(Path(path)), architecture or VIT_H
+    else:
+        what = f"has no {WEIGHTS}" if Path(path).is_dir() else "does not exist"
+        raise UserError(
+            f"reward {_NAME!r}: {path!r} {what}; allowed: sd15, sdxl, a folder that `diffalign train-reward` "
+            "made, or a .bin file in the published format"
+        )
+    with torch.device("meta"):
+        empty = TimedClip(empty_clip(read_config(_NAME, architecture)))
+    model = placed(filled(_NAME, empty, state, path), place)
+    words = load_tokenizer(_NAME, architecture)
+    clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture))
+    return StepAware(clip, place.batch_size)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Weights by the names of TimedClip: without prefix and old buffers."""
+    named = {key.removeprefix("model."): tensor for key, tensor in read_state(_NAME, path).items()}
+    return {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}

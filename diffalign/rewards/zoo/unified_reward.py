@@ -1,0 +1,92 @@
+"""UnifiedReward (Wang et al., "Unified Reward Model for Multimodal Understanding and Generation", arXiv
+2503.05236) behind an OpenAI-compatible endpoint, such as vLLM or SGLang serves: asked for points.
+
+The question, the size of the image and the way points are read are flow_grpo's: 512 x 512, temperature 0,
+a score from 1 to 5 divided by 5, and 0 for an answer without one. Its question begins with ``<image>``, which
+LLaVA's template wants in the text; chat endpoints put the image in place themselves, so it is left out.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.images import Images, in_batches, to_pil
+from diffalign.rewards.registry import Place
+from diffalign.rewards.zoo.instructions import refuse_unreadable, template
+from diffalign.utils.chat_completions import Endpoint, check_endpoint
+from diffalign.utils.http import NoAnswerError
+
+_NAME = "unified_reward"
+_SIDE = 512  # pixels
+_SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
+_RESERVED = ("<image>", "<|")  # how vision-language models' own tokens begin
+
+
+@dataclass(frozen=True)
+class UnifiedReward:
+    """A model behind an endpoint; ``batch_size`` images are asked about at once."""
+
+    endpoint: Endpoint
+    batch_size: int = 16
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
+        """(B,) float32: 0.2 to 1, or 0 where the answer has no score.
+
+        Raises:
+            UserError: no answer, an empty prompt, or one that holds a token of such models' formats.
+        """
+        refuse_unreadable(_NAME, prompts, _RESERVED)
+        return in_batches(self._score, images, prompts, self.batch_size)
+
+    def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
+        with ThreadPoolExecutor(self.batch_size) as pool:
+            return torch.tensor(list(pool.map(self._one, to_pil(images), prompts)))
+
+    def _one(self, image: Image.Image, prompt: str) -> float:
+        text = template(_NAME).format(text_prompt=prompt)
+        picture = {"type": "image_url", "image_url": {"url": _data_url(image.resize((_SIDE, _SIDE)))}}
+        try:
+            return self.endpoint.complete([picture, {"type": "text", "text": text}], points)[0]
+        except NoAnswerError as error:
+            raise UserError(
+                f"reward {_NAME!r}: no answer from {self.endpoint.url} (model {self.endpoint.model!r}, "
+                f"{error.tries} tries) for {prompt!r}: {error.problem}"
+            ) from error
+
+
+def points(answer: str) -> float:
+    """The score in an answer, of 1; 0 if there is none."""
+    found = _SCORE.search(answer)
+    return float(found[1]) / 5 if found else 0.0
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)  # four times as fast as the default, little larger
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def load(source: str | None, place: Place) -> UnifiedReward:
+    """ADDRESS@MODEL: an endpoint without /chat/completions, and the model's name there; nobody is asked yet.
+
+    The environment variable OPENAI_API_KEY is sent if it is set.
+
+    Raises:
+        UserError: no source, an address that is none, or no model.
+    """
+    url, at, model = (source or "").rpartition("@")
+    if not at:
+        raise UserError(
+            f"reward {_NAME!r} is a model behind an address; write {_NAME}:http://HOST:PORT/v1@MODEL"
+        )
+    check_endpoint(url, model, f"reward {_NAME!r}: ", _NAME)
+    return UnifiedReward(Endpoint(url, model, temperature=0.0), place.batch_size)

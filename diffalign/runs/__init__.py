@@ -1,0 +1,1 @@
+"""Whole jobs: a configuration is checked, assembled, trained, validated and saved."""

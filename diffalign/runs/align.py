@@ -1,0 +1,230 @@
+"""A whole run: load the model, encode the preferences once, train, leave what plain diffusers loads.
+
+    from diffalign import Run, align
+    align(Run(output="runs/mine", model=ModelConfig(path="..."), data=DataConfig(path="pairs.parquet")))
+
+The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tensorboard/``, ``samples/``,
+``checkpoints/``, ``cache/``, ``aligned/`` with its model card, and ``summary.json``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffalign.config.io import to_yaml
+from diffalign.config.schema import Run
+from diffalign.data import read_preferences
+from diffalign.diffusion.randomness import derive
+from diffalign.errors import UserError
+from diffalign.export.aligned import absent_components, save_aligned
+from diffalign.export.card import Card
+from diffalign.methods import REGISTRY, build
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from diffalign.models.precision import AUTOCAST
+from diffalign.runs.memory_advice import when_loading, when_training
+from diffalign.runs.online_checks import check_online
+from diffalign.runs.roles import check_players
+from diffalign.runs.setup import offline, online
+from diffalign.runs.validate import validate
+from diffalign.strategies import wrap
+from diffalign.training.acceleration import Accelerator, accelerator_for
+from diffalign.training.checkpoint import Checkpoints, fingerprint
+from diffalign.training.hooks import standard_hooks
+from diffalign.training.loop import train
+from diffalign.training.state import TrainState
+from diffalign.utils.files import write_atomic
+from diffalign.utils.memory import Peak, advised, peak_memory
+
+# What may differ between a run and its continuation: it changes where things are kept, and no number.
+_FREE = ("data.cache_dir", "data.workers", "data.cache_batch_size", "model.gradient_checkpointing")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has left.
+
+    Attributes:
+        output: the run directory.
+        aligned: ``output/aligned``, or None if the run was interrupted.
+        steps: optimizer steps taken in all.
+        seconds: time spent training, before an interruption included.
+        interrupted: whether a signal has ended it early; ``resume: latest`` continues it.
+        counts: what the preference set held, in words.
+        verdict: what the held-out pairs say, or the rewards of the rounds, in words.
+        waiting: what an online run waits for before it can be continued; empty for others.
+        memory: the most that was in use at once.
+        loading: the lines of Python that load ``aligned`` with plain diffusers.
+    """
+
+    output: Path
+    aligned: Path | None
+    steps: int
+    seconds: float
+    interrupted: bool
+    counts: str
+    verdict: str
+    waiting: str = ""
+    memory: Peak = Peak(0, "main memory")
+    loading: tuple[str, ...] = ()
+
+
+def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Result:
+    """Run ``run``; ``say`` gets a line at each stage, on the first process.
+
+    Raises:
+        UserError: anything wrong with the configuration, model or data, as early as it can be known.
+    """
+    validate(run)
+    prompts = check_online(run)
+    preferences = None if prompts else read_preferences(run.data, run.training.seed)
+    inner: Any = build(_own_trajectories(run))
+    method: Any = wrap(inner, run.strategies)
+    check_players(run, method)
+    accelerator = accelerator_for(run.training)
+    tell = say if accelerator.is_main_process else lambda line: None
+    output = Path(run.output)
+    checkpoints = _checkpoints(run, output, accelerator)
+    snapshot = checkpoints.start(run.resume)
+
+    with advised("loading the model", when_loading(run)):
+        model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
+    tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
+    if preferences is None:
+        material = online(run, model, method, accelerator, snapshot is None, tell, prompts)
+    else:
+        material = offline(run, model, inner, method, preferences, accelerator, tell)
+    who = material.who
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomic(output / "config.yaml", to_yaml(run))
+    hooks = [*material.hooks, *who.hooks]
+    with closing(material), advised("training", when_training(run)):
+        state = train(
+            method=method,
+            denoiser_of=who.policy_of,
+            reference=who.reference,
+            network=model.network,
+            parameters=who.parameters,
+            source=material.source,
+            settings=run.training,
+            optimizer=run.optimizer,
+            accelerator=accelerator,
+            hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, hooks, asdict(run)),
+            resume=snapshot,
+            kept=who.kept,
+        )
+    result = Result(
+        output=output,
+        aligned=None if state.interrupted else output / "aligned",
+        steps=state.step,
+        seconds=state.seconds,
+        interrupted=state.interrupted,
+        counts=material.counts(),
+        verdict=material.verdict(),
+        waiting=state.paused,
+        memory=peak_memory(),
+    )
+    figures = material.figures()
+    card = _card(result, run, model, figures)
+    if accelerator.is_main_process:
+        _leave(result, run, model, state, figures, card)
+    accelerator.wait_for_everyone()
+    return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
+
+
+def _own_trajectories(run: Run) -> Mapping[str, Any]:
+    """The method section, a folder of cached inversions made this base model's own: a trajectory is known by
+    what was inverted, not by whom.
+
+    Raises:
+        UserError: the reference moves, so that what is kept would be wrong.
+    """
+    section = dict(run.method)
+    noising = section.get("noising")
+    holder = section if section.get("cache") else dict(noising) if isinstance(noising, Mapping) else {}
+    if not holder.get("cache"):
+        return run.method
+    if run.training.reference_every:
+        raise UserError(
+            f"method cache={holder['cache']!r} with training.reference_every={run.training.reference_every}: "
+            "a reference that moves inverts anew; allowed: one of them"
+        )
+    model = run.model
+    whose = derive(0, model.path, str(model.revision), str(model.variant), model.dtype)
+    holder["cache"] = str(Path(holder["cache"]) / f"{whose:016x}")
+    return holder if section.get("cache") else {**section, "noising": holder}
+
+
+def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoints:
+    """The run's checkpoints; refuses to write over another run's."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={run.output!r} is a file; allowed: a folder, new or of a run to resume")
+    settings = fingerprint(
+        run.training,
+        run.optimizer,
+        accelerator.num_processes,
+        ignore=_FREE,
+        method=run.method,
+        strategies=run.strategies,
+        model=run.model,
+        data=run.data,
+        rollout=run.rollout,
+    )
+    checkpoints = Checkpoints(output / "checkpoints", run.checkpoint.limit, settings)
+    if run.overwrite and run.resume is None and accelerator.is_main_process:
+        checkpoints.clear()
+    accelerator.wait_for_everyone()
+    return checkpoints
+
+
+def _leave(
+    result: Result,
+    run: Run,
+    model: LoadedModel,
+    state: TrainState,
+    held_out: Mapping[str, float],
+    card: Card,
+) -> None:
+    """Write ``aligned/`` with its card, and the summary."""
+    if result.aligned is not None:
+        with state.averaged_weights():
+            save_aligned(model, result.aligned, card.text())
+    summary = {
+        "method": run.method["type"],
+        "steps": result.steps,
+        "train_seconds": round(result.seconds, 3),
+        "peak_memory_gib": round(result.memory.gib, 3),
+        "peak_memory_of": result.memory.of,
+        "interrupted": result.interrupted,
+        "data": result.counts,
+        "verdict": result.verdict,
+        "held_out": dict(held_out),
+        "skipped_steps": state.skipped_steps,
+        "empty_steps": state.empty_steps,
+    }
+    write_atomic(result.output / "summary.json", json.dumps(summary, indent=2))
+
+
+def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, float]) -> Card:
+    numbers: dict[str, float | int | str] = {
+        "optimizer steps": result.steps,
+        "peak memory": result.memory.text,
+        "data": result.counts,
+    }
+    kind = "" if run.rollout.prompts else "held-out "
+    numbers |= {f"{kind}{name}": value for name, value in held_out.items()}
+    return Card(
+        base_model=run.model.path,
+        family=model.family.name,
+        adapted=run.model.train == "lora",
+        method=REGISTRY[run.method["type"]].title,
+        numbers=numbers,
+        settings=asdict(run),
+        note=result.verdict,
+        absent=absent_components(model),
+    )

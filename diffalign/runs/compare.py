@@ -1,0 +1,224 @@
+"""Compare models in a notebook: ``diffalign.compare(base, aligned, prompts, rewards)`` shows pictures and
+scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from diffalign.data.prompts.prompt_sets import PromptSet, read_prompt_set
+from diffalign.errors import UserError
+from diffalign.evaluation.contest import BASE, Contest, contest
+from diffalign.evaluation.drawing.pipeline import Pipeline
+from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, generate
+from diffalign.evaluation.evaluate import Evaluation, evaluate
+from diffalign.evaluation.measuring.store import freed
+from diffalign.evaluation.report.charts import number
+from diffalign.evaluation.report.embedding import tag
+from diffalign.evaluation.report.sections import percent, span, verdict
+from diffalign.media.files import MediaLike
+from diffalign.rewards import load
+from diffalign.rewards.registry import parse
+from diffalign.runs.opening import open_model
+from diffalign.types import Reward
+from diffalign.utils.devices import device_name
+
+Model = Pipeline | str | Path | Sequence[MediaLike | str]
+"""A pipeline; what names one (hub id, folder, ``tiny:sdxl``, run directory, folder of a LoRA); or what a
+model has drawn already: images, videos or their files.
+"""
+
+_STYLE = (
+    "<style>.diffalign { display: flex; flex-wrap: wrap; gap: 18px; } .diffalign td, .diffalign th "
+    "{ text-align: left; padding: 2px 14px 2px 0; } .diffalign .tiny { image-rendering: pixelated; }</style>"
+)
+
+
+@dataclass(frozen=True)
+class NotebookComparison:
+    """What models have drawn of the same prompts, side by side; a notebook shows it as a grid.
+
+    Attributes:
+        base: N images or videos.
+        aligned: N by model.
+        prompts: N.
+        contest: the evaluation: verdict, gains, categories; None without rewards. ``report.write_contest``
+            makes files of it.
+        shown: how many of the N the grid has, the first ones.
+    """
+
+    base: tuple[MediaLike, ...] = field(repr=False)
+    aligned: Mapping[str, tuple[MediaLike, ...]] = field(repr=False)
+    prompts: tuple[str, ...] = field(repr=False)
+    contest: Contest | None
+    shown: int = 12
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """Of the best model; None without rewards."""
+        return None if self.contest is None else self.contest.leading
+
+    def _repr_html_(self) -> str:
+        """The verdict, the gains, and the first ``shown`` prompts with images and scores."""
+        cells = "".join(self._cell(i) for i in range(min(self.shown, len(self.prompts))))
+        words = ""
+        if self.contest is not None:
+            headline, support = verdict(self.contest)
+            words = f"<p><b>{escape(headline)}</b> {escape(support)}</p>{_gains(self.contest)}"
+        return f'{_STYLE}{words}<div class="diffalign">{cells}</div>'
+
+    def _cell(self, i: int) -> str:
+        images = [self._image(BASE, self.base[i], i)]
+        images += [self._image(name, sources[i], i) for name, sources in self.aligned.items()]
+        return (
+            f'<div style="max-width:{136 * len(images) - 8}px"><div style="display:flex;gap:8px">'
+            f'{"".join(images)}</div><div style="font-size:13px;margin-top:4px">'
+            f"{escape(self.prompts[i])}</div></div>"
+        )
+
+    def _image(self, name: str, source: MediaLike, i: int) -> str:
+        shows = tag(source, f"{name}: {self.prompts[i]}", 'style="display:block;width:128px;height:auto"')
+        scores = "".join(f"<br>{escape(reward)} {number(value)}" for reward, value in self._scores(name, i))
+        return f'<div style="font-size:12px;width:128px">{shows}{escape(name)}{scores}</div>'
+
+    def _scores(self, name: str, i: int) -> list[tuple[str, float]]:
+        if self.contest is None:
+            return []
+        if name in self.contest.names:
+            results = self.contest.evaluations[name].rewards
+            return [(result.name, result.aligned_scores[i]) for result in results]
+        return [(result.name, result.base_scores[i]) for result in self.contest.leading.rewards]
+
+
+def _gains(found: Contest) -> str:
+    """A table: of every model and reward the gain and the win rate, with intervals."""
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(r.name)}</td>"
+        f"<td>{number(r.comparison.gain.value, sign=True)} ({span(r.comparison.gain)})</td>"
+        f"<td>{percent(r.comparison.win_rate.value)} ({percent(r.comparison.win_rate.low)} to "
+        f"{percent(r.comparison.win_rate.high)})</td></tr>"
+        for name in found.order
+        for r in found.evaluations[name].rewards
+    )
+    head = "<tr><th>model</th><th>reward</th><th>gain (95 %)</th><th>wins (95 %)</th></tr>"
+    return f'<div class="diffalign"><table>{head}{rows}</table></div>'
+
+
+def compare(
+    base: Model,
+    aligned: Model | Mapping[str, Model],
+    prompts: str | Path | Sequence[str],
+    rewards: str | Sequence[str] | Mapping[str, Reward] | None = None,
+    *,
+    limit: int | None = None,
+    settings: SamplingSettings = DEFAULTS,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    shown: int = 12,
+    progress: bool = True,
+) -> NotebookComparison:
+    """Draw the same prompts from the same noise with several models, score, and show them side by side.
+
+    Models that are named are opened one after another, and let go when they have drawn; images stay in
+    memory. For an evaluation that can be stopped and continued there is ``diffalign evaluate``.
+
+    Args:
+        base: a model; see ``Model``. Of images already drawn there must be ``images_per_prompt`` for every
+            prompt, in the order of the prompts.
+        aligned: another, or several by name.
+        prompts: prompts, or what ``diffalign evaluate --prompts`` takes: a file, ``tiny:test``, ``parti``.
+        rewards: specs (``"pickscore,aesthetic_v2"`` or a list) or rewards by name; the first gives the
+            verdict.
+        limit: the first so many prompts only.
+        settings: how images are drawn.
+        images_per_prompt: K.
+        seed: of the noise, and of the bootstrap.
+        batch_size: drawn at once; None is 8 images or 1 video.
+        device: of models and rewards that are named.
+        dtype: of models that are named.
+        shown: how many of the pictures the grid has.
+        progress: show bars.
+
+    Raises:
+        UserError: a model, prompts or a reward that there is not, counts that differ, see ``evaluate``.
+    """
+    known = _prompt_set(prompts, limit)
+    models = dict(aligned) if isinstance(aligned, Mapping) else {"aligned": aligned}
+    if not models or BASE in models:
+        raise UserError(f"aligned models are {list(models)}; allowed: one or more, none of them {BASE!r}")
+    judges = _rewards(rewards, device)
+    drawing = _Drawing(known.prompts, settings, images_per_prompt, seed, batch_size, device, dtype, progress)
+    under = str(base) if isinstance(base, str | Path) else None
+    before = drawing.of(BASE, base, None)
+    after = {name: drawing.of(name, model, under) for name, model in models.items()}
+    places = [i for i in range(len(known.prompts)) for _ in range(images_per_prompt)]
+    texts = [known.prompts[i] for i in places]
+    for name, sources in {BASE: before, **after}.items():
+        if len(sources) != len(texts):
+            raise UserError(
+                f"{len(sources)} images of {name}, but {len(known.prompts)} prompts of {images_per_prompt}: "
+                f"there must be {len(texts)}"
+            )
+    found: Contest | None = None
+    if judges:
+        evaluations = {
+            name: evaluate(before, sources, texts, judges, seed=seed, progress=progress)
+            for name, sources in after.items()
+        }
+        axes = {axis: [values[i] for i in places] for axis, values in known.categories.items()}
+        found = contest(before, after, evaluations, axes)
+    aligned_by_name = {name: tuple(sources) for name, sources in after.items()}
+    return NotebookComparison(tuple(before), aligned_by_name, tuple(texts), found, shown)
+
+
+def _prompt_set(prompts: str | Path | Sequence[str], limit: int | None) -> PromptSet:
+    if isinstance(prompts, str | Path):
+        return read_prompt_set(str(prompts), limit)
+    return PromptSet(tuple(prompts)[:limit])
+
+
+def _rewards(rewards: str | Sequence[str] | Mapping[str, Reward] | None, device: str) -> dict[str, Reward]:
+    if rewards is None or isinstance(rewards, Mapping):
+        return dict(rewards or {})
+    specs = rewards.split(",") if isinstance(rewards, str) else rewards
+    return {parse(spec.strip())[0].name: load(spec.strip(), device_name(device)) for spec in specs}
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How models draw."""
+
+    prompts: tuple[str, ...]
+    settings: SamplingSettings
+    images_per_prompt: int
+    seed: int
+    batch_size: int | None
+    device: str
+    dtype: str | None
+    progress: bool
+
+    def of(self, name: str, model: Model, base: str | None) -> list[MediaLike]:
+        """What a model draws, or has drawn already; ``base`` is under a LoRA."""
+        if isinstance(model, str | Path):
+            pipeline: Pipeline = open_model(str(model), base, device_name(self.device), self.dtype).pipeline
+        elif isinstance(model, Pipeline):
+            pipeline = model
+        else:
+            return [Path(one) if isinstance(one, str) else one for one in model]
+        samples = generate(
+            pipeline,
+            self.prompts,
+            self.settings,
+            images_per_prompt=self.images_per_prompt,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            progress=self.progress,
+            title=f"sampling {name}",
+        )
+        del pipeline
+        freed()
+        return [sample.source for sample in samples]

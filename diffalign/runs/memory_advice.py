@@ -1,0 +1,86 @@
+"""What makes each stage of a run need less memory."""
+
+from diffalign.config.reward_schema import RewardRun
+from diffalign.config.schema import Run
+
+
+def when_loading(run: "Run | RewardRun") -> list[str]:
+    """What makes a loaded model smaller."""
+    return _of_dtype(run)
+
+
+def when_encoding(run: "Run | RewardRun") -> list[str]:
+    """What makes encoding smaller: batches and sizes of what the autoencoder sees."""
+    at_once = run.data.cache_batch_size
+    advice = [f"--data.cache_batch_size 1 (now {at_once})"] if at_once > 1 else []
+    return [*advice, *_of_tiles(run), *_of_size(run), *_of_dtype(run)]
+
+
+def when_training(run: Run) -> list[str]:
+    """What makes a training step smaller, and online the sampling of a round."""
+    advice, training, rollout = [], run.training, run.rollout
+    if not run.model.gradient_checkpointing:
+        advice.append("--model.gradient_checkpointing true (a third more time)")
+    if training.batch_size > 1:
+        steps = training.batch_size * training.accumulation
+        advice.append(f"--training.batch_size 1 --training.accumulation {steps} (the same step)")
+    advice += _of_rivals(run)
+    if rollout.prompts and rollout.batch_size > 1:
+        advice.append(f"--rollout.batch_size 1 (now {rollout.batch_size})")
+    if training.mixed_precision == "no":
+        advice.append("--training.mixed_precision bf16")
+    advice += [*_of_dtype(run), *_of_size(run)]
+    if rollout.prompts and rollout.resolution:
+        advice[-1] = f"a smaller --rollout.resolution (now {rollout.resolution})"
+    if rollout.prompts:
+        advice += _of_tiles(run)
+    if run.optimizer.type == "adamw":
+        advice.append("--optimizer.type adamw8bit")
+    if run.model.train == "full":
+        advice.append("--model.train lora")
+    return advice
+
+
+def _of_rivals(run: Run) -> list[str]:
+    """Fewer samples of a prompt, and fewer times of each, in one gradient batch of an online run."""
+    from diffalign.estimate.micro_batch import may_be_parted, rivals_of, strata_of
+
+    advice: list[str] = []
+    if not run.rollout.prompts:
+        return advice
+    if may_be_parted(run) and (rivals := rivals_of(run)) > 1:
+        advice.append(f"--rollout.part 1 (now {rivals}) with {rivals} times the --training.accumulation")
+    if (strata := strata_of(run)) > 1:
+        advice.append(f"--method.time.strata 1 (now {strata})")
+    return advice
+
+
+def when_validating(run: Run) -> list[str]:
+    """What makes the drawing of validation images or videos smaller."""
+    frames = run.validation.frames or run.data.frames or 1
+    advice = [f"--validation.frames {_fewer(frames)} (now {frames})"] if frames > 1 else []
+    return [*_of_tiles(run), *advice, *_of_dtype(run)]
+
+
+def _fewer(frames: int) -> int:
+    """About half of them, 1 more than a multiple of 8 or 4, as causal autoencoders want it."""
+    step = 8 if frames > 16 else 4
+    return 1 + (frames - 1) // (2 * step) * step
+
+
+def _of_dtype(run: "Run | RewardRun") -> list[str]:
+    return ["--model.dtype bfloat16"] if run.model.dtype == "float32" else []
+
+
+def _of_tiles(run: "Run | RewardRun") -> list[str]:
+    return [] if run.model.vae_tiling else ["--model.vae_tiling true"]
+
+
+def _of_size(run: "Run | RewardRun") -> list[str]:
+    """Fewer frames of a video first, since its length is what a video has too much of."""
+    data = run.data
+    frames = data.frames or 1
+    advice = [f"--data.frames {_fewer(frames)} (now {frames})"] if frames > 1 else []
+    if data.height and data.width:
+        return [*advice, f"a smaller --data.height and --data.width (now {data.height} and {data.width})"]
+    return [*advice, f"a smaller --data.resolution (now {data.resolution})"]

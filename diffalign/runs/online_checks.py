@@ -1,0 +1,150 @@
+"""What can be told of an online run before a model is loaded."""
+
+from diffalign.config.schema import RolloutConfig, Run
+from diffalign.data.prompts.prompt_sets import read_prompts
+from diffalign.errors import UserError
+from diffalign.methods import REGISTRY
+from diffalign.methods.registry import shape_of
+from diffalign.rollout.advantages import KINDS
+
+
+def check_online(run: Run) -> list[str]:
+    """The prompts of an online run, none of an offline one, and what can be told before a model is loaded.
+
+    Raises:
+        UserError: a method that has no offline form without prompts, or rollout settings that do not fit.
+    """
+    config, name = run.rollout, run.method["type"]
+    if not config.prompts:
+        if REGISTRY[name].rollout != "samples" or REGISTRY[name].advantages:
+            raise UserError(
+                f"method {name} learns from rollouts, but rollout.prompts is empty; give a file of prompts, "
+                "tiny:train, or a built-in list"
+            )
+        return []
+    shape = shape_of(run)
+    if run.data.frames is not None:
+        raise UserError(
+            f"data.frames={run.data.frames} with rollout.prompts: what a policy samples online are images; "
+            "allowed: null, or rollout.prompts empty and data.path, pairs of videos"
+        )
+    _check_data(run)
+    prompts = read_prompts(config.prompts)
+    if config.by == "rewards" and not config.rewards:
+        raise UserError(
+            "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
+        )
+    if shape != "samples" and run.strategies:
+        raise UserError(
+            f"strategies with method {name}: they work on denoising errors, and it learns from rollouts; "
+            "allowed with it: none"
+        )
+    if shape == "tree":
+        _check_tree(run)
+    if config.estimate == "none" and (shape, config.scoring, config.decoder) != ("tree", "inline", None):
+        raise UserError(
+            "rollout.estimate='none' judges the noisy candidates of a tree in this process, and nothing is "
+            "decoded; allowed with it: rollout.shape tree, rollout.scoring inline, no rollout.decoder"
+        )
+    if shape != "samples" and not config.eta:
+        raise UserError(
+            f"rollout.eta={config.eta}: steps without noise have no density; allowed with method {name}: "
+            "more than 0"
+        )
+    if shape == "samples" and not config.eta and config.shared_noise:
+        raise UserError(
+            "rollout.shared_noise=True with rollout.eta=0: all samples of a prompt would be one; allowed: "
+            "rollout.shared_noise false, or rollout.eta above 0"
+        )
+    _check_window(config, shape)
+    _check_scores(run, shape)
+    _check_part(run)
+    if config.samples < 2 and config.advantage == "none":
+        raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
+    if config.by == "people" and (shape == "tree" or config.advantage != "none"):
+        raise UserError(
+            "rollout.by='people' labels finished images; allowed with it: shapes samples and trajectories, "
+            "rollout.advantage none"
+        )
+    return prompts
+
+
+def _check_scores(run: Run, shape: str) -> None:
+    """Advantages for whom they are meant, and Pareto for whoever can compare by it."""
+    config, card = run.rollout, REGISTRY[run.method["type"]]
+    if card.advantages != (config.advantage != "none"):
+        raise UserError(
+            f"rollout.advantage={config.advantage!r} with method {card.name}, which learns from "
+            + (
+                f"advantages; allowed: {', '.join(KINDS)}"
+                if card.advantages
+                else "comparisons; allowed: none"
+            )
+        )
+    if config.combine == "pareto" and (shape == "samples" or card.advantages):
+        raise UserError(
+            f"rollout.combine='pareto' with method {card.name}, which wants one score a sample; allowed: "
+            "sum, wins, rank"
+        )
+
+
+def _check_data(run: Run) -> None:
+    """What a method learns from must be what samples with scores can be."""
+    name, config = run.method["type"], run.rollout
+    data = REGISTRY[name].data
+    if data in ("captions", "pairs with patch maps", "demonstrations"):
+        raise UserError(
+            f"method {name} learns from {data}, which a rollout does not give; allowed: data.path"
+        )
+    if data == "likes" and config.by == "rewards" and config.combine not in ("wins", "rank"):
+        raise UserError(
+            f"rollout.combine={config.combine!r} with method {name}: a score above 0.5 is a like; allowed: "
+            "wins or rank (shares of won comparisons), or rollout.by people"
+        )
+
+
+def _check_part(run: Run) -> None:
+    """Some samples of a prompt at a time, for whom they need not be together."""
+    config, card = run.rollout, REGISTRY[run.method["type"]]
+    if config.part is None:
+        return
+    if not card.advantages or card.whole:
+        raise UserError(
+            f"rollout.part={config.part} with method {card.name}, which compares the samples of a prompt; "
+            "allowed: null"
+        )
+    if config.samples % config.part:
+        raise UserError(f"rollout.part={config.part}; allowed: a divisor of rollout.samples={config.samples}")
+
+
+def _check_window(config: RolloutConfig, shape: str) -> None:
+    """A window has the same number of steps wherever it is."""
+    if config.window is None:
+        return
+    if shape == "tree":
+        raise UserError(f"rollout.window={config.window} with a tree, which branches; allowed: null")
+    if config.lowest_time:
+        raise UserError(
+            f"rollout.lowest_time={config.lowest_time} with rollout.window={config.window}; allowed: 0"
+        )
+    if config.window >= config.steps:
+        raise UserError(
+            f"rollout.window={config.window}; allowed: less than rollout.steps={config.steps}, or null"
+        )
+
+
+def _check_tree(run: Run) -> None:
+    config = run.rollout
+    if config.first_branch >= config.steps:
+        raise UserError(
+            f"rollout.first_branch={config.first_branch}; allowed: less than rollout.steps={config.steps}"
+        )
+    if config.combine == "pareto":
+        raise UserError("rollout.combine='pareto' has no best and worst for a tree; allowed: sum, wins, rank")
+    if config.advantage != "none":
+        raise UserError(
+            f"rollout.advantage={config.advantage!r} with a tree, whose rivals differ from step to step; "
+            "allowed: none, or rollout.shape trajectories"
+        )
+    if config.samples < 2:
+        raise UserError(f"rollout.samples={config.samples}; allowed for a tree: 2 or more candidates")

@@ -1,0 +1,201 @@
+"""The online half of a job: from a run's rollout section to the source that samples, is judged and gives
+batches.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+from diffalign.config.schema import Run
+from diffalign.diffusion.samplers import kernel_for
+from diffalign.errors import UserError
+from diffalign.methods import REGISTRY, build
+from diffalign.methods.registry import shape_of
+from diffalign.models.decoder import load_decoder
+from diffalign.models.loaded import LoadedModel
+from diffalign.rollout.judges import judge_of
+from diffalign.rollout.rounds import Plan
+from diffalign.rollout.shapes import Setting, Window, drawn_steps
+from diffalign.rollout.source import Cast, OnlineSource
+from diffalign.rollout.store import RoundStore
+from diffalign.rollout.studio import ModelStudio
+from diffalign.runs.roles import Players
+from diffalign.training.acceleration import Accelerator
+from diffalign.types import Path as NoisingPath
+from diffalign.types import Reward
+from diffalign.utils.files import write_atomic
+
+
+class Sampled(Protocol):
+    """What a plan needs of a model: a ``LoadedModel`` is one."""
+
+    @property
+    def path(self) -> NoisingPath:
+        """Its noising path."""
+        ...
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """Of an image, without the batch axis."""
+        ...
+
+    def grid(self, steps: int, shape: tuple[int, ...]) -> Tensor:
+        """The times of its stock sampler."""
+        ...
+
+
+def online_source(
+    run: Run,
+    model: LoadedModel,
+    who: Players,
+    method: Any,
+    accelerator: Accelerator,
+    fresh: bool,
+    load: Callable[[str, str], Reward],
+    prompts: Sequence[str],
+) -> OnlineSource:
+    """The source of an online run.
+
+    Args:
+        run: the run.
+        model: the loaded pipeline.
+        who: who plays.
+        method: what learns.
+        accelerator: of this process.
+        fresh: whether no checkpoint is continued.
+        load: a reward of a spec on a device.
+        prompts: what ``check_online`` has read.
+
+    Raises:
+        UserError: rewards or batch sizes that do not fit.
+    """
+    config, shape = run.rollout, shape_of(run)
+    if config.by == "people" and accelerator.num_processes > 1:
+        raise UserError("rollout.by='people' with several processes; allowed: one process")
+    plan = plan_of(run, model, accelerator.process_index, accelerator.num_processes)
+    _check_windows(run, plan)
+    folder = Path(run.output) / "rollouts"
+    if accelerator.is_main_process:
+        _claim(run, folder, fresh, [accelerator.num_processes, list(prompts)])
+    accelerator.wait_for_everyone()
+    decoder = config.decoder and load_decoder(config.decoder, model.device)
+    if config.estimate == "none":  # what is judged is latents
+        decoder = _as_they_are
+    return OnlineSource(
+        Cast(
+            who.sampler or who.policy_of(model.network),
+            who.reference if method.needs_reference else None,
+            model.network,
+        ),
+        ModelStudio(model, config.resolution or run.data.resolution, decoder=decoder or None),
+        judge_of(config, str(accelerator.device), load),
+        prompts,
+        config,
+        shape,
+        setting_of(run, model),
+        plan,
+        run.training.seed,
+        RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
+    )
+
+
+def _as_they_are(latents: Tensor) -> Tensor:
+    return latents
+
+
+def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
+    """Who learns what when of a model: how many slots a prompt has depends on which steps are draws."""
+    config, shape, setting = run.rollout, shape_of(run), setting_of(run, model)
+    draws = drawn_steps(setting, model.path, setting.first_branch if shape == "tree" else 0)
+    if shape != "samples" and not draws:
+        raise UserError(f"rollout.lowest_time={config.lowest_time}: no step is left; allowed: less")
+    slots = 1 if shape == "samples" else max(1, round(config.trained_steps * draws))
+    slots *= config.samples // (config.part or config.samples)
+    return Plan(config.prompts_per_round, slots, run.training.batch_size, config.passes, rank, world)
+
+
+def setting_of(run: Run, model: Sampled) -> Setting:
+    """How a run samples with a model: at the times of its stock sampler."""
+    config, side = run.rollout, run.rollout.resolution or run.data.resolution
+    window = config.window and Window(config.window, config.window_shift, config.window_stride)
+    return Setting(
+        kernel_for(model.path, config.eta, config.form),
+        model.grid(config.steps, model.latent_shape(side, side)),
+        config.guidance,
+        config.samples,
+        config.shared_noise,
+        config.first_branch,
+        config.inner_steps,
+        config.estimate,
+        config.lowest_time,
+        window or None,
+        at_once=config.batch_size,
+    )
+
+
+def steps_of_a_round(run: Run, plan: Plan) -> int:
+    """Optimizer steps that are taken on one round."""
+    return plan.micro_steps // run.training.accumulation
+
+
+def _check_windows(run: Run, plan: Plan) -> None:
+    """A round must be whole optimizer steps, and checkpoints must stand between rounds: only then can a run
+    that is killed sample again what it had sampled.
+    """
+    if plan.micro_steps % run.training.accumulation:
+        raise UserError(
+            f"training.accumulation={run.training.accumulation}; allowed: a divisor of the "
+            f"{plan.micro_steps} micro-batches of a round"
+        )
+    steps = steps_of_a_round(run, plan)
+    if run.checkpoint.every % steps:
+        raise UserError(
+            f"checkpoint.every={run.checkpoint.every}; allowed: a multiple of the {steps} optimizer steps of "
+            f"a round, such as {-(-run.checkpoint.every // steps) * steps}, so that a run that is killed can "
+            "sample its round again"
+        )
+    if run.training.reference_every % steps:
+        raise UserError(
+            f"training.reference_every={run.training.reference_every}; allowed: 0, or a multiple of the "
+            f"{steps} optimizer steps of a round, whose steps are held against the reference of its sampling"
+        )
+    if REGISTRY[run.method["type"]].trailing == "sampler":
+        every = build(run.method).trail.every  # type: ignore[attr-defined]
+        if every % steps:
+            raise UserError(
+                f"method.trail.every={every}; allowed: a multiple of the {steps} optimizer steps of a round, "
+                "which whoever trails has sampled: it must not move before they are taken"
+            )
+
+
+def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
+    """Make the folder of rounds this run's own: what another run has left there goes, or is refused.
+
+    A run is another one if its settings are, or ``facts``: its prompts, and how many processes share them.
+    """
+    identity = json.dumps([_identity(run), facts], sort_keys=True, default=str)
+    digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    mark = folder / "run.json"
+    same = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["settings"] == digest
+    if fresh and folder.exists() and (run.overwrite or not same):
+        if list(folder.glob("*round-*/labels*.jsonl")) and not run.overwrite:
+            raise UserError(
+                f"{folder} holds labels of a run with other settings; write over it with --overwrite true, "
+                "or choose another --output"
+            )
+        shutil.rmtree(folder)
+    write_atomic(mark, json.dumps({"settings": digest}))
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What decides what is sampled; not where it is written, nor how often something is logged."""
+    kept = replace(run, output="", resume=None, overwrite=False)
+    everything = cast(dict[str, Any], asdict(kept))
+    for name in ("logging", "checkpoint", "validation"):
+        del everything[name]
+    return everything

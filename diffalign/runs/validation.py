@@ -1,0 +1,230 @@
+"""The hook that draws validation images or videos and watches for over-optimisation.
+
+Those of the validation prompts, always from the same noise, go to ``<output>/samples/step-N``. Where there
+is something to watch, an online run or ``validation.rewards``, they are scored, and each evaluation is held
+against the one of step 0: see ``overoptimisation``. The history stands in ``<output>/validation.json``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from diffalign.config.schema import Run
+from diffalign.errors import UserError
+from diffalign.evaluation.drawing.samples import Sample
+from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
+from diffalign.evaluation.evaluate import MIN_PROMPTS
+from diffalign.evaluation.measuring.measuring import measure
+from diffalign.evaluation.overoptimisation import History, Scores, begin, from_json, scores_of
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.precision import vae_precision
+from diffalign.rewards import load
+from diffalign.rewards.specs import weighted
+from diffalign.runs.memory_advice import when_validating
+from diffalign.training.state import TrainState
+from diffalign.types import Reward
+from diffalign.utils.files import write_atomic
+from diffalign.utils.memory import advised
+
+
+class Watch:
+    """Draws, scores and compares every ``validation.every`` steps (0: never), on the first rank.
+
+    A resumed run reads the history back, without what was evaluated after its checkpoint; where there is none
+    of the same settings, it begins anew and the model as it is now is what later evaluations are held
+    against.
+
+    Attributes:
+        history: the evaluations; None before the first, on other ranks, and where nothing is scored.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: LoadedModel,
+        trained: Sequence[str] = (),
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+        load: Callable[[str, str], Reward] = load,
+    ):
+        """Hold what is needed; rewards are loaded when the run starts.
+
+        Args:
+            run: the run.
+            model: the pipeline, whose network is trained.
+            trained: specs of the rewards that are trained on; of one with a weight below 0 (``-1*jpeg``) less
+                is better.
+            say: gets a line for what a user should know, once.
+            load: (spec, device) -> reward.
+
+        Raises:
+            UserError: a spec names no reward, or a reward of ``validation.rewards`` is trained on.
+        """
+        self._run, self._model, self._say, self._load = run, model, say, load
+        self._output, settings = Path(run.output), run.validation
+        self._scores = bool(settings.every and (run.rollout.prompts or settings.rewards))
+        learned, watched = ([weighted(spec) for spec in specs] for specs in (trained, settings.rewards))
+        self._trained = tuple(reward.name for reward in learned)
+        self._lower = tuple(reward.name for reward in [*learned, *watched] if reward.weight < 0)
+        self._specs = {reward.name: reward.spec for reward in learned}
+        for reward in watched:
+            if reward.name in self._specs:
+                trained_on = "is trained on and" if reward.name in self._trained else "is there twice and"
+                raise UserError(
+                    f"validation.rewards has {reward.name!r}, which {trained_on} scored anyway; allowed: "
+                    "rewards that the run does not learn from, each name once"
+                )
+            self._specs[reward.name] = reward.spec
+        self._rewards: dict[str, Reward] = {}
+        self.history: History | None = None
+
+    def on_start(self, state: TrainState) -> None:
+        """Load the rewards; read the history of a resumed run, or evaluate the base."""
+        if not self._scores:
+            return
+        if state.accelerator.is_main_process:
+            device = str(state.accelerator.device)
+            self._rewards = {name: self._load(spec, device) for name, spec in self._specs.items()}
+            count = len(set(self._run.validation.prompts))
+            if count < MIN_PROMPTS and self._trained:
+                self._say(
+                    f"validation.prompts has {count} prompts: over-optimisation cannot be shown on fewer "
+                    f"than {MIN_PROMPTS}, so there will be no alarm"
+                )
+            self.history = self._read(state.step)
+            if self.history is None:
+                self.history = begin(state.step, self._measured(state), self._trained, self._lower)
+            self._write()
+        state.accelerator.wait_for_everyone()
+
+    def on_step(self, state: TrainState) -> None:
+        """Evaluate when it is due. All ranks wait for the first."""
+        every = self._run.validation.every
+        if not every or state.step % every:
+            return
+        if state.accelerator.is_main_process:
+            if self.history is None:
+                self._draw(state)
+            else:
+                self.history = self.history.after(state.step, self._measured(state))
+                self._write()
+                state.log(self.history.entries[-1].scalars)
+                for alarm in self.history.new_alarms:
+                    self._say(f"alarm: {alarm.text}")
+        state.accelerator.wait_for_everyone()
+
+    def on_end(self, state: TrainState) -> None:
+        """Nothing to finish."""
+
+    def _draw(self, state: TrainState) -> list[Sample]:
+        """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
+        settings = self._run.validation
+        self._model.move_encoders(state.accelerator.device)
+        doing = advised("drawing validation samples", when_validating(self._run))
+        with doing, state.evaluating(), _decoding(self._model.pipeline.vae):
+            samples = generate(
+                self._model.pipeline,
+                list(settings.prompts),
+                sampling_of(self._run, self._model),
+                images_per_prompt=settings.images_per_prompt,
+                seed=settings.seed,
+                folder=self._output / "samples" / f"step-{state.step:06d}",
+                progress=False,
+            )
+        self._model.free_encoders()
+        return samples
+
+    def _measured(self, state: TrainState) -> Scores:
+        samples = self._draw(state)
+        prompts = [sample.prompt for sample in samples]
+        with state.evaluating(averaged=False), tqdm(disable=True) as bar:
+            measured = measure([sample.source for sample in samples], prompts, self._rewards, bar)
+        return scores_of(measured, prompts, tuple(self._rewards))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What evaluations must share to be held against each other, as JSON has it."""
+        v = self._run.validation
+        return {
+            "prompts": list(v.prompts),
+            "images_per_prompt": v.images_per_prompt,
+            "sampling_steps": v.sampling_steps,
+            "guidance": v.guidance,
+            "seed": v.seed,
+            "rewards": self._specs,
+            "trained": list(self._trained),
+            "lower": list(self._lower),
+        } | ({"frames": v.frames, "fps": v.fps} if self._model.codec.video else {})
+
+    @property
+    def _file(self) -> Path:
+        return self._output / "validation.json"
+
+    def _write(self) -> None:
+        if self.history is not None:
+            whole = {"settings": self._settings, "history": self.history.to_json()}
+            write_atomic(self._file, json.dumps(whole, indent=1))
+
+    def _read(self, step: int) -> History | None:
+        """The history of a run that goes on from ``step``; None if there is none that fits.
+
+        Raises:
+            UserError: the file is not as a run writes it.
+        """
+        if step == 0 or not self._file.is_file():
+            return None
+        try:
+            whole = json.loads(self._file.read_text(encoding="utf-8"))
+            same, history = whole["settings"] == self._settings, from_json(whole["history"]).until(step)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self._file} cannot be read ({error!r}); allowed: as the run has written it, or no file"
+            ) from error
+        if not same:
+            self._say(
+                f"validation settings are others than those of {self._file}: from now on evaluations are "
+                f"held against the model of step {step}"
+            )
+        return history if same and history.entries else None
+
+
+def sampling_of(run: Run, model: LoadedModel) -> SamplingSettings:
+    """How a run's validation prompts are drawn: images at the pipeline's own size, videos as those that are
+    trained on, which the pipeline's own size may be far beyond.
+    """
+    drawn, data, tokens = run.validation, run.data, run.model.max_sequence_length
+    if not model.codec.video:
+        return SamplingSettings(drawn.sampling_steps, drawn.guidance, max_sequence_length=tokens)
+    frames = drawn.frames or data.frames
+    return SamplingSettings(
+        drawn.sampling_steps,
+        drawn.guidance,
+        height=data.height or data.resolution,
+        width=data.width or data.resolution,
+        num_frames=None if frames is None else model.usable_frames(frames),
+        fps=drawn.fps or data.fps,
+        max_sequence_length=tokens,
+    )
+
+
+@contextmanager
+def _decoding(vae: Any) -> Iterator[None]:
+    """While entered the pipeline decodes in a precision that the VAE can be trusted in, whatever its network,
+    told to answer in that of training, hands on.
+    """
+    decode = vae.decode
+
+    def careful(latents: Tensor, *arguments: Any, **options: Any) -> Any:
+        with vae_precision(vae) as exact:
+            return decode(latents.to(exact.dtype), *arguments, **options)
+
+    vae.decode = careful
+    try:
+        yield
+    finally:
+        del vae.decode

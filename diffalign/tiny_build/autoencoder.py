@@ -1,0 +1,84 @@
+"""Training of the tiny autoencoder, shared by both families."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffalign.tiny.judge import judge
+from diffalign.tiny_build import corpus, networks
+
+Say = Callable[[str], None]
+KL = 5e-4  # weight of the posterior's divergence, by pixel value
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """Pixels uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train(
+    seconds: float, seed: int, say: Say, start_from: Path | None = None
+) -> tuple[AutoencoderKL, dict[str, float]]:
+    """Train for `seconds`; returns the autoencoder with its scaling factor set, and the report's figures.
+
+    With `start_from` only the decoder goes on learning, so that networks trained on the latents stay valid.
+    """
+    torch.manual_seed(seed)
+    data = to_tensor(corpus.make(16000, seed).pixels)
+    vae = AutoencoderKL.from_pretrained(start_from) if start_from else networks.autoencoder()
+    vae.train()
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(start_from is None)
+    rate = 3e-3 if start_from is None else 1.5e-3
+    weights = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    start, step = time.monotonic(), 0
+    while (done := (time.monotonic() - start) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
+        x = data[torch.randint(len(data), (32,))]
+        with torch.autocast("cpu", torch.bfloat16, enabled=done < 0.8):  # twice as fast; the end is exact
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample.float()
+        plain = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]  # faint and small count alike
+        error = (plain * (y - x).square()).mean()
+        loss = error + 0.15 * (plain * (y - x).abs()).mean()
+        loss = loss + KL * posterior.kl().float().mean() / x[0].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 200 == 0:
+            psnr = 10 * np.log10(4 / error.item())
+            say(f"autoencoder step {step} psnr {psnr:.1f} dB, {done:.0%} of {seconds:.0f} s")
+    vae.eval().requires_grad_(True)
+    if start_from is None:
+        vae.register_to_config(scaling_factor=round(1 / float(encode(vae, data[:4000]).std()), 5))
+    return vae, {"steps": step, "seconds": round(time.monotonic() - start, 1), **measure(vae, seed + 1)}
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Posterior means of pixels (N, 3, 32, 32), unscaled, (N, 8, 8, 8)."""
+    return torch.cat([vae.encode(p).latent_dist.mean for p in pixels.split(256)])
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKL, seed: int, count: int = 1000) -> dict[str, float]:
+    """PSNR in dB and the share of true renders whose reconstruction is judged perfect."""
+    scenes = corpus.make(count, seed, clean=True)
+    x = to_tensor(scenes.pixels)
+    y = torch.cat([vae.decode(z).sample for z in encode(vae, x).split(250)]).clamp(-1, 1)
+    scores = [judge(p.permute(1, 2, 0).numpy() / 2 + 0.5, t) for p, t in zip(y, scenes.truths, strict=True)]
+    return {
+        "psnr_db": round(float(10 * torch.log10(4 / F.mse_loss(y, x))), 2),
+        "judged": round(float(np.mean(scores)), 4),
+        "judged_perfect": round(float(np.mean(np.array(scores) == 1)), 4),
+    }

@@ -1,0 +1,140 @@
+"""Pre-training of the tiny Stable Diffusion 3 on the captions of the tiny SDXL, unreliable as they are.
+
+The context is made as the pipeline makes it without T5: the last but one hidden states of both CLIPs, then
+tokens of zeros, 256 of them by default. Those have no position, so they stay equal to each other in every
+layer and attending to n of them is attending to one whose logit is larger by log n: the training computes
+one, and draws n anew each step, so that the model is good with 256 and with the few that make alignment
+cheap.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffalign.tiny_build import flow_networks, flow_training, pretrain, text
+from diffalign.tiny_build.flow_training import Say
+
+BATCH, RATE = 64, 2e-3
+MOST_ZEROS = 512  # the pipeline's own limit; from 4 on
+
+
+class CountedZeros:
+    """Joint attention whose last context token stands for `count` equal ones."""
+
+    def __init__(self) -> None:
+        self.count = 1
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The two streams' new states, as diffusers' JointAttnProcessor2_0 has them."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        x, c = hidden_states, encoder_hidden_states
+        query = torch.cat([attn.norm_q(heads(attn.to_q(x))), attn.norm_added_q(heads(attn.add_q_proj(c)))], 2)
+        key = torch.cat([attn.norm_k(heads(attn.to_k(x))), attn.norm_added_k(heads(attn.add_k_proj(c)))], 2)
+        value = torch.cat([heads(attn.to_v(x)), heads(attn.add_v_proj(c))], 2)
+        bias = torch.zeros(key.shape[2])
+        bias[-1] = math.log(self.count)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None, None, None])
+        image, context = out.transpose(1, 2).flatten(2).split([x.shape[1], c.shape[1]], dim=1)
+        return attn.to_out[0](image), context if attn.context_pre_only else attn.to_add_out(context)
+
+
+class Parts(nn.Module):
+    """Transformer and text encoders, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizers = [text.tokenizer(pad, flow_networks.SD3_TOKENS) for pad in (text.END, "!")]
+        self.encoders = nn.ModuleList(flow_networks.sd3_text_encoders(self.tokenizers[0]))
+        self.transformer = flow_networks.sd3_transformer()
+
+    def tokens(self, captions: list[str]) -> list[Tensor]:
+        """Token ids (N, 16) for each encoder."""
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return [tok(captions, **options).input_ids for tok in self.tokenizers]
+
+    def restore(self, pipe: Any) -> None:
+        """Take the weights of a pipeline."""
+        for mine, other in zip(self.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
+            mine.load_state_dict(other.state_dict())
+        self.transformer.load_state_dict(pipe.transformer.state_dict())
+
+    def forward(self, z: Tensor, time: Tensor, tokens: list[Tensor]) -> Tensor:
+        """Velocity (B, 8, 8, 8) of noisy latents; one token of zeros ends the context."""
+        outs = [e(t, output_hidden_states=True) for e, t in zip(self.encoders, tokens, strict=True)]
+        states = torch.cat([o.hidden_states[-2] for o in outs], -1)
+        pooled = torch.cat([o.text_embeds for o in outs], -1)
+        context = F.pad(states, (0, 0, 0, 1))
+        return self.transformer(
+            hidden_states=z, timestep=time, encoder_hidden_states=context, pooled_projections=pooled
+        ).sample
+
+
+def borrow_text(parts: Parts, pipe: Any) -> None:
+    """Start both text encoders from those of the tiny SDXL, as far as their shapes go."""
+    for mine, other in zip(parts.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
+        theirs = {name.removeprefix("text_model."): value for name, value in other.state_dict().items()}
+        with torch.no_grad():
+            for name, value in mine.named_parameters():
+                found = theirs.get(name.removeprefix("text_model."))
+                if found is not None:
+                    value.copy_(found[: len(value)])
+
+
+def train(
+    parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 24000
+) -> dict[str, float]:
+    """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
+    data = pretrain.Latents(parts, vae, count, plan.seed)  # type: ignore[arg-type]
+    data.mean -= vae.config.shift_factor * vae.config.scaling_factor
+    size = sum(p.numel() for p in parts.parameters())
+    say(f"sd3: {size / 1e6:.2f}M parameters, {count} pictures encoded")
+    zeros = CountedZeros()
+    parts.transformer.set_attn_processor(zeros)
+
+    def loss(_: float) -> Tensor:
+        z, tokens = data.draw(BATCH)[:2]
+        zeros.count = round(math.exp(float(torch.empty(1).uniform_(math.log(4), math.log(MOST_ZEROS)))))
+        t = flow_training.times(BATCH, 1.0)
+        return flow_training.flow_loss(lambda x, time: parts(x, time, tokens), z, t)
+
+    figures = flow_training.fit(parts.train(), loss, plan, say)
+    parts.eval()
+    return figures
+
+
+def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+    """The genuine diffusers pipeline of trained parts, without T5."""
+    fresh = flow_networks.sd3_transformer()  # with diffusers' own attention
+    fresh.load_state_dict(parts.transformer.state_dict())
+    return StableDiffusion3Pipeline(
+        transformer=fresh.eval(),
+        scheduler=flow_networks.flow_scheduler(),
+        vae=vae,
+        text_encoder=parts.encoders[0],
+        tokenizer=parts.tokenizers[0],
+        text_encoder_2=parts.encoders[1],
+        tokenizer_2=parts.tokenizers[1],
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def centred(folder: Path) -> AutoencoderKL:
+    """The tiny autoencoder of `folder` with the shift that Stable Diffusion 3 wants: the latents' mean."""
+    vae = AutoencoderKL.from_pretrained(folder).eval()
+    from diffalign.tiny_build import autoencoder, corpus
+
+    pixels = autoencoder.to_tensor(corpus.make(1000, 0).pixels)
+    vae.register_to_config(shift_factor=round(float(autoencoder.encode(vae, pixels).mean()), 4))
+    return vae

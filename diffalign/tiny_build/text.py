@@ -1,0 +1,70 @@
+"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions; whole words as T5's."""
+
+import json
+import string
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from diffalign.tiny.scenes import captions
+from diffalign.tiny_build.networks import TOKENS
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
+
+
+def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges learnt on the captions; any other text still becomes bytes."""
+    from tokenizers import Regex
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    # no cap by size: the words are few, so every one of them becomes a single token
+    trainer = trainers.BpeTrainer(vocab_size=2 * 256 + merges, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(list(captions())[::3], trainer)
+    learnt = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in learnt), START, END]
+    return {name: i for i, name in enumerate(dict.fromkeys(names))}, learnt
+
+
+def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
+    """A CLIPTokenizer of the captions, of `tokens` tokens; SDXL and SD3 pad their second one with `!`."""
+    vocab, merges = learn()
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        model_max_length=tokens,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=pad,
+    )
+
+
+def save(tok: CLIPTokenizer, folder: Path) -> None:
+    """Write the folder, with the `vocab.json` and `merges.txt` that older readers want."""
+    tok.save_pretrained(folder)
+    vocab, merges = learn()
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A tokenizer of the captions of moving shapes: every word is one piece, other text is spelt."""
+    from diffalign.tiny.motions import split_captions
+
+    words = sorted({word for text in split_captions("train") for word in text.split()})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *(("\u2581" + word, -1.0) for word in words)]
+    known = {piece for piece, _ in pieces}
+    spelt = ["\u2581", *string.ascii_letters, *string.digits, *string.punctuation]
+    pieces += [(letter, -10.0) for letter in spelt if letter not in known]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)

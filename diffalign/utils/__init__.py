@@ -1,0 +1,1 @@
+"""Files, devices, processes, HTTP, memory: nothing of the domain."""

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+
+from diffalign.data import read_prompts
+from diffalign.data.prompts.prompt_lists import ACTIVITIES, ANIMALS
+from diffalign.errors import UserError
+from tests.data.conftest import write_parquet
+from tests.helpers import SHARED
+
+
+def test_text_lines(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("\ufeffa cat\n\n  a dog  \r\nan owl")
+    assert read_prompts(str(path)) == ["a cat", "a dog", "an owl"]
+    assert read_prompts(str(path), limit=2) == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("name", ["prompt", "caption", "text"])
+def test_json(tmp_path, name):
+    entries = [{name: "a cat", "tag": 1}, {name: "a\u2028dog"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries))
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    for suffix in ("jsonl", "json"):
+        assert read_prompts(str(tmp_path / f"p.{suffix}")) == ["a cat", "a\u2028dog"]
+
+
+def test_tables(tmp_path):
+    (tmp_path / "p.tsv").write_text('Prompt\tCategory\na "cat\tx\na dog\ty\n')
+    (tmp_path / "p.csv").write_text('id,Prompt\n1,"a ""cat"", sitting"\n2,\n3,a dog\n')
+    write_parquet(tmp_path / "p.parquet", [{"caption": "a cat", "x": 1}, {"caption": None, "x": 2}])
+    assert read_prompts(str(tmp_path / "p.tsv")) == ['a "cat', "a dog"]
+    assert read_prompts(str(tmp_path / "p.csv")) == ['a "cat", sitting', "a dog"]
+    assert read_prompts(str(tmp_path / "p.parquet")) == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("partiprompts/PartiPrompts.tsv", 1632),
+        ("geneval/evaluation_metadata.jsonl", 553),
+        ("drawbench/drawbench.txt", 200),
+    ],
+)
+def test_published_sets(name, count):
+    path = SHARED / "data" / name
+    if not path.exists():
+        pytest.skip(f"../shared/data/{name} is not beside this checkout")
+    assert len(read_prompts(str(path))) == count
+
+
+def test_tiny():
+    assert len(read_prompts("tiny:validation", limit=5)) == 5
+    with pytest.raises(UserError, match="unknown embedded prompts 'tiny:tests'; did you mean tiny:test"):
+        read_prompts("tiny:tests")
+
+
+def test_animals():
+    prompts = read_prompts("animals")
+    assert len(prompts) == len(set(prompts)) == 45 and prompts == sorted(prompts, key=lambda p: p.split()[1])
+    assert {"a cat", "an otter", "an owl", "a horse"} <= set(prompts)
+    assert all((p.split()[0] == "an") == (p.split()[1][0] in "aeiou") for p in prompts)
+    assert read_prompts("animals", limit=2) == ["an ant", "a badger"]
+
+
+def test_activities_are_every_animal_at_everything_mixed_from_the_start():
+    prompts = read_prompts("activities")
+    assert len(prompts) == len(ANIMALS) * len(ACTIVITIES) == 360
+    assert set(prompts) == {f"{animal} {does}" for animal in read_prompts("animals") for does in ACTIVITIES}
+    for start in range(0, 360, 45):
+        assert {p.split()[1] for p in prompts[start : start + 45]} == set(ANIMALS)
+    assert {p.split(" ", 2)[2] for p in read_prompts("activities", limit=8)} == set(ACTIVITIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "missing.txt': no such file; allowed: .txt.*tiny:test, .*animals, activities"),
+        ("p.txt", b"\n \n", "p.txt: no prompts in it"),
+        ("p.txt", b"\xff\xfe\x00", "p.txt: not UTF-8 text"),
+        ("p.jsonl", b"\xff", "p.jsonl: not UTF-8 text"),
+        ("p.doc", b"x", r"cannot read \.doc; allowed: \.txt, \.jsonl"),
+        (
+            "p.jsonl",
+            b'{"a": 1}',
+            "p.jsonl line 1: no prompts; found a; needed one of prompt, prompts, caption, text",
+        ),
+        ("p.jsonl", b'{"prompt": 1}', "p.jsonl line 1: field 'prompt' is '1'; a prompt is text"),
+        ("p.jsonl", b"{", "p.jsonl line 1: not json"),
+        ("p.csv", b"id,name\n1,2\n", "p.csv: no prompts; found id, name; needed"),
+        ("p.csv", b"", "p.csv: no prompts; found nothing"),
+        ("p.parquet", b"PAR1", "p.parquet: not readable as parquet"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_prompts(str(path))

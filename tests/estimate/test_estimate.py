@@ -1,0 +1,266 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.config.schema import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    Run,
+    TrainingConfig,
+)
+from diffalign.errors import UserError
+from diffalign.estimate.counting import Kept, count, state_bytes
+from diffalign.estimate.estimate import estimate, memory, needs_reference
+from diffalign.estimate.micro_batch import rows_of
+from diffalign.estimate.shapes import Shapes, shapes_of
+from diffalign.models.families.registry import FAMILIES, get_family, known_shapes
+from diffalign.models.loading import load
+from diffalign.models.lora import check_targets, prepare_policy
+from tests.models.conftest import MAKERS
+from tests.models.inputs import conditions, states_of
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def run(path: str, resolution: int = 64, **changes: object) -> Run:
+    return Run(model=ModelConfig(path=path, **changes), data=DataConfig(resolution=resolution))  # type: ignore[arg-type]
+
+
+NETWORKS = {
+    SD15: 859_520_964,
+    SDXL: 2_567_463_684,
+    "stabilityai/stable-diffusion-3-medium-diffusers": 2_028_328_000,
+    "stabilityai/stable-diffusion-3.5-medium": 2_243_171_520,
+    "stabilityai/stable-diffusion-3.5-large": 8_056_627_520,
+    "black-forest-labs/FLUX.1-dev": 11_901_408_320,
+    "black-forest-labs/FLUX.1-schnell": 11_891_178_560,
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": 610_856_096,
+    "PixArt-alpha/PixArt-XL-2-1024-MS": 611_349_152,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), NETWORKS.items())
+def test_real_networks_build_without_weights(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        network = shapes_of(ModelConfig(path=name)).network()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    check_targets(network, LoraConfig().targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stabilityai/stable-diffusion-3.5-medium",
+        "black-forest-labs/FLUX.1-dev",
+        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    ],
+)
+def test_a_real_run_is_estimated(name: str) -> None:
+    """At a small size, so that the shapes are computed quickly; the networks have their own depth."""
+    result = estimate(run(name, 64, dtype="bfloat16", gradient_checkpointing=True))
+    assert result.network_parameters == NETWORKS[name]
+    assert result.memory["frozen weights"] == 2 * NETWORKS[name]
+    assert 0 < result.trainable_parameters < 0.05 * NETWORKS[name]
+    assert 0.9 < result.forward_flops / result.policy_flops < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("sd15", 206_714_343),
+        ("sdxl", 901_374_183),
+        ("sd3", 83_819_683 + 123_650_304 + 694_659_840 + 4_762_310_656),
+        ("flux", 83_819_683 + 123_060_480 + 4_762_310_656),
+        ("pixart", 83_653_863 + 4_762_310_656),
+    ],
+)
+def test_real_encoders(name: str, parameters: int) -> None:
+    """VAE 83,653,863, of 16 channels 83,819,683; CLIP ViT-L/14 text 123,060,480, with its projection
+    123,650,304; OpenCLIP ViT-bigG/14 text 694,659,840; T5 XXL's encoder 4,762,310,656.
+    """
+    family = get_family(name)
+    assert Shapes(family, family.configs).encoder_parameters() == parameters
+
+
+def test_sdxl_at_1024() -> None:
+    """Issue 2, part 8: 6.76 TFLOP forward at 2 per multiply-add."""
+    result = estimate(
+        replace(run(SDXL, 1024, dtype="bfloat16"), method={"type": "dpo"}), tflops=1000, utilisation=0.5
+    )
+    rows = dict(result.rows())
+    assert rows["network parameters"] == "2,567,463,684"
+    assert rows["forward of one image"] == "6.76 TFLOP"
+    assert result.trainable_parameters == 23_224_320  # rank 16 on to_q, to_k, to_v, to_out
+    assert result.memory["frozen weights"] == 2 * 2_567_463_684
+    assert result.memory["trained weights (float32)"] == 4 * 23_224_320
+    # under LoRA: one forward's worth of input gradients, attention's backward being 2.5 times its forward
+    assert 1.1 < result.backward_flops / result.forward_flops < 1.2
+    assert result.flops_per_pair == 2 * (result.forward_flops + result.policy_flops + result.backward_flops)
+    assert result.pairs_per_second == pytest.approx(500e12 / result.flops_per_pair)
+
+
+def test_sd15_at_512() -> None:
+    result = estimate(run(SD15, 512, train="full", gradient_checkpointing=True))
+    rows = dict(result.rows())
+    assert rows["network parameters"] == "859,520,964"
+    assert rows["forward of one image"] == "0.80 TFLOP"
+    assert 1.95 < result.backward_flops / result.forward_flops < 2.15
+    assert result.flops_per_pair == 2 * (3 * result.forward_flops + result.backward_flops)
+    assert result.memory["optimizer state (adamw)"] == 8 * 859_520_964
+    assert result.memory["reference copy"] == 4 * 859_520_964
+    assert result.seconds is None
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_folder_gives_its_own_shapes(folders: dict[str, Path], name: str) -> None:
+    model = load(ModelConfig(path=str(folders[name])))
+    result = estimate(run(str(folders[name])))
+    assert result.family == name
+    assert result.network_parameters == sum(p.numel() for p in model.network.parameters())
+    parts = [model.pipeline.vae] + [getattr(model.pipeline, part) for part in model.text_encoders]
+    assert result.encoder_parameters == sum(p.numel() for part in parts for p in part.parameters())
+    assert json.loads(json.dumps(result.as_dict()))["total_memory"] == sum(result.memory.values())
+
+
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(rank=4), LoraConfig(rank=2, dora=True), LoraConfig(targets=("conv1",))]
+)
+def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lora: LoraConfig) -> None:
+    config = ModelConfig(path=str(folders["sdxl"]), lora=lora)
+    expected = sum(p.numel() for _, p in prepare_policy(load(config), config))
+    assert estimate(run(str(folders["sdxl"]), lora=lora)).trainable_parameters == expected
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart"])
+def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
+    """The same count over a real forward in memory."""
+    config = ModelConfig(path=str(folders[name]), train="full", gradient_checkpointing=checkpointing)
+    model = load(config)
+    prepare_policy(model, config)
+    x_t, t = states_of(model)
+    cond = conditions(model, ["a", "b"])
+    kept = Kept(model.network, checkpointing)
+    with kept.watch():
+        model.denoiser()(x_t, t, cond)
+    told = count(
+        run(str(folders[name]), train="full", gradient_checkpointing=checkpointing), shapes_of(config)
+    )
+    assert told.activations == kept.bytes > 0
+
+
+def test_checkpointing_trades_memory_for_flops(folders: dict[str, Path]) -> None:
+    plain = estimate(run(str(folders["sdxl"])))
+    saving = estimate(run(str(folders["sdxl"]), gradient_checkpointing=True))
+    assert saving.memory["activations"] < plain.memory["activations"]
+    assert saving.flops_per_pair == plain.flops_per_pair + 2 * plain.policy_flops
+
+
+def test_a_batch_scales_activations_and_not_weights(folders: dict[str, Path]) -> None:
+    one = run(str(folders["sdxl"]))
+    four = replace(one, training=TrainingConfig(batch_size=4, accumulation=3))
+    small, large = estimate(one), estimate(four)
+    assert large.memory["latents and conditions"] == 4 * small.memory["latents and conditions"]
+    assert 3.5 < large.memory["activations"] / small.memory["activations"] <= 4
+    assert large.memory["frozen weights"] == small.memory["frozen weights"]
+    assert (large.pairs_per_step, small.pairs_per_step) == (12, 1)
+    assert large.flops_per_pair == small.flops_per_pair
+
+
+def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
+    base = run(str(folders["sdxl"]), train="full", dtype="bfloat16")
+    averaged = replace(base, training=TrainingConfig(ema_decay=0.99, mixed_precision="bf16"))
+    counts = count(base, shapes_of(base.model))
+    parameters = counts.network_parameters
+    assert memory(base, counts)["reference copy"] == 4 * parameters
+    assert memory(averaged, counts)["reference copy"] == 2 * parameters
+    assert memory(averaged, counts)["moving average"] == 4 * parameters
+    assert "frozen weights" not in memory(base, counts)
+    alone = replace(base, method={"type": "sft"})
+    assert not needs_reference(alone)
+    assert "reference copy" not in memory(alone, counts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        ("adamw", (100, 50), 40_000),
+        ("adafactor", (100, 50), 600),
+        ("adafactor", (50,), 200),
+        ("adamw8bit", (100, 50), 2 * 5000 + 8 * 20),
+        ("adamw8bit", (50,), 400),
+    ],
+)
+def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> None:
+    assert state_bytes(torch.zeros(shape), OptimizerConfig(type=kind)) == expected  # type: ignore[arg-type]
+
+
+ROWS = [
+    ("dpo", {"samples": 4}, {}, 4),
+    ("dpo", {"prompts": "", "samples": 4}, {}, 2),
+    ("spo", {"samples": 4}, {}, 2),
+    ("flow_grpo", {"samples": 24, "advantage": "group"}, {}, 24),
+    ("flow_grpo", {"samples": 24, "part": 2, "advantage": "group"}, {}, 2),
+    ("awm", {"samples": 24, "part": 2, "advantage": "group"}, {"strata": 6}, 12),
+    ("dgpo", {"samples": 24, "advantage": "group"}, {"strata": 4, "fraction": 0.7}, 96),
+    ("diffusion_nft", {"samples": 8, "part": 8, "steps": 10}, {"strata": None, "fraction": 0.99}, 72),
+]
+
+
+@pytest.mark.parametrize(("method", "rollout", "time", "rows"), ROWS)
+def test_rows_of_a_micro_batch(method: str, rollout: dict, time: dict, rows: int) -> None:  # type: ignore[type-arg]
+    """Two groups of each: all samples of a prompt or a part of them, at all times that they are shown at."""
+    section = {"type": method} | (
+        {"time": {"type": "stratified", "over": "discrete", **time}} if time else {}
+    )
+    made = Run(
+        method=section,
+        rollout=RolloutConfig(**{"prompts": "tiny:train", **rollout}),
+        training=TrainingConfig(batch_size=2),
+    )
+    assert rows_of(made) == 2 * rows
+
+
+def test_online_memory_grows_with_the_samples_of_a_prompt(folders: dict[str, Path]) -> None:
+    pair = run(str(folders["sdxl"]))
+    online = replace(pair, rollout=RolloutConfig(prompts="tiny:train", samples=8, resolution=32))
+    large = replace(online, rollout=replace(online.rollout, resolution=64))
+    few, many, larger = (estimate(r).memory["latents and conditions"] for r in (pair, online, large))
+    assert larger == 4 * few and many < larger
+    with pytest.raises(UserError, match="tflops=1.0 with rollout.prompts"):
+        estimate(online, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (run("somebody/some-model"), f"model.family set to one of {', '.join(FAMILIES)}"),
+        (run(SDXL, family="sd15"), "is sdxl; set auto"),
+        (run(""), "model.path is empty"),
+        (run(SD15, 100), "100 x 100 pixels; allowed with sd15: multiples of 8"),
+        (run(SD15, lora=LoraConfig(targets=("x",))), "matches no linear"),
+    ],
+)
+def test_what_cannot_be_estimated_is_a_user_error(wrong: Run, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        estimate(wrong)
+
+
+@pytest.mark.parametrize("arguments", [{"tflops": 0.0}, {"utilisation": 1.5}])
+def test_impossible_speeds_are_user_errors(folders: dict[str, Path], arguments: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="allowed: more than 0"):
+        estimate(run(str(folders["sdxl"])), **arguments)
+
+
+def test_an_unknown_hub_id_has_its_familys_shapes_if_told() -> None:
+    assert shapes_of(ModelConfig(path="somebody/fine-tuned-xl", family="sdxl")).family.name == "sdxl"
+    for card in FAMILIES.values():
+        assert card.example in known_shapes()

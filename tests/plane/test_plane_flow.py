@@ -1,0 +1,65 @@
+"""Every method on the flow version of the plane: reward up on the support, down with opinions turned round.
+
+The methods of the noise schedule are run once each way (``plane_flow``), those that need a flow twice.
+"""
+
+import pytest
+
+from diffalign.diffusion.likelihood import at_least_float32
+from diffalign.plane.data import captions
+from diffalign.plane.plane import denoiser_of, measure, points
+from diffalign.plane.settings import PLANE_METHODS
+from tests.plane.conftest import PLANE
+from tests.plane.flow import FLOW_CHANGES, FLOW_METHODS
+
+ROWS = {**FLOW_METHODS, **{name: row for name, row in PLANE_METHODS.items() if row.flow}}
+POINTS = 2400
+
+
+@pytest.fixture
+def case(request, flow_base, flow_mislabelled, measured, flow_data):
+    """(row, the base's figure of what must rise, its name, the figures after training with a seed)."""
+    row = ROWS[request.param]
+    start = flow_mislabelled if row.data is captions else flow_base
+    what = "fidelity" if row.data is captions else "reward"
+
+    def run(seed=0, flipped=False):
+        batch = None if row.rollout else flow_data(row.data, seed, flipped)
+        return measure(PLANE, denoiser_of(row.trained(start, batch, seed, flipped)), POINTS)
+
+    return row, getattr(measured(start), what), what, run
+
+
+every_row = pytest.mark.parametrize("case", ROWS, indirect=True)
+
+
+def test_every_method_has_a_row():
+    assert set(ROWS) == set(PLANE_METHODS) and set(FLOW_CHANGES) <= set(FLOW_METHODS)
+
+
+def test_the_base_is_the_data(flow_base, measured):
+    got = measured(flow_base)
+    assert abs(got.reward) < 0.1 and got.off_support < 0.03 and got.distance < 0.12 and got.fidelity > 0.97
+    assert denoiser_of(flow_base).target == "flow"
+
+
+def test_a_flow_needs_few_steps(flow_base):
+    """Ten Euler steps are nearly where fifty are: paths are nearly straight."""
+    few, many = (points(denoiser_of(flow_base), 300, seed=5, steps=n) for n in (10, 50))
+    assert (at_least_float32(few) - many).norm(dim=-1).median() < 0.1
+
+
+@every_row
+def test_a_method_raises_the_reward_on_the_support(case):
+    row, before, what, run = case
+    for seed in range(2 if row in PLANE_METHODS.values() else 1):
+        after = run(seed)
+        assert getattr(after, what) > before + row.gain
+        assert after.off_support < 0.03
+        assert after.distance < 0.13 or not row.optimum
+
+
+@every_row
+def test_opinions_turned_round_lower_the_reward(case):
+    row, before, what, run = case
+    assert getattr(run(flipped=True), what) < before - row.gain or not row.falls

@@ -1,0 +1,69 @@
+"""The demo, shortened: what it writes, and that its controls and self-sampled pairs run."""
+
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+
+from diffalign import tiny
+from diffalign.config.schema import ModelConfig
+from diffalign.errors import UserError
+from diffalign.runs.demo import DemoOptions, demo, sample_pairs
+
+KEYS = {
+    "method", "prompts", "base", "aligned", "gain", "gain_ci95", "win_rate", "win_rate_ci95", "train_seconds",
+    "steps", "versions",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tiny, "pairs_path", lambda: first_rows(folder))
+    said = []
+    data = demo(DemoOptions(output=str(folder / "run"), steps=2, prompts=8), said.append)
+    patch.undo()
+    return folder / "run", data, said
+
+
+def first_rows(folder):
+    path = folder / "few.parquet"
+    if not path.exists():
+        pq.write_table(pq.read_table(tiny.WEIGHTS / "pairs.parquet").slice(0, 80), path)
+    return path
+
+
+def test_the_report_says_what_the_issue_asks(short):
+    folder, data, said = short
+    assert json.loads((folder / "report.json").read_text()).keys() == data.keys() >= KEYS
+    assert data["prompts"] == 8 and data["steps"] == 2 and data["method"] == "dpo"
+    assert data["gain"] == pytest.approx(data["aligned"] - data["base"])
+    assert set(data["rewards"]) == {"judge", "taste", "tiny_clip"}
+    assert data["gain_ci95"][0] <= data["gain"] <= data["gain_ci95"][1]
+    html = (folder / "report.html").read_text()
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?https?:""", html)  # settings may name addresses
+    assert "data:image/png;base64" in html
+    assert (folder / "comparison.png").is_file() and (folder / "aligned" / "README.md").is_file()
+    assert any("held-out pairs" in line for line in said)
+
+
+def test_held_out_prompts_are_in_no_pair():
+    captions = set(pq.read_table(tiny.pairs_path(), columns=["caption"])["caption"].to_pylist())
+    held_out = tiny.prompts("test", 1024)
+    assert len(set(held_out)) == 1024 and not captions & set(held_out)
+
+
+def test_self_sampled_pairs_are_best_against_worst(tmp_path):
+    path = sample_pairs(
+        ModelConfig(path="tiny:sdxl"), tiny.prompts("train", 6), tmp_path / "pairs.parquet", 0, 2
+    )
+    rows = pq.read_table(path).to_pylist()
+    assert [row["caption"] for row in rows] == tiny.prompts("train", 6)
+    assert all((row["label_0"], row["label_1"]) in {(1.0, 0.0), (0.5, 0.5)} for row in rows)
+
+
+def test_only_tiny_recipes():
+    with pytest.raises(UserError, match="allowed in the demo: the tiny recipes"):
+        demo(DemoOptions(recipe="sdxl_dpo"))
