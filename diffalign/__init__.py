@@ -7,6 +7,8 @@ help) imports no torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from diffalign import _moved
+
 if TYPE_CHECKING:
     from diffalign.config.schema import Run
     from diffalign.errors import UserError
@@ -26,6 +28,9 @@ _HOMES = {
     "compare": ("diffalign.runs.compare", "compare"),
     "read_run": ("diffalign.config.io", "read_run"),
 }
+
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

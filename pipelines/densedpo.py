@@ -29,7 +29,7 @@ from diffalign.preferences.segments.pairs import read_pairs
 from diffalign.preferences.video_takes.clips import read_clips
 from diffalign.preferences.video_takes.make import PairSettings, make_pairs
 from diffalign.rewards import load as load_reward
-from diffalign.rewards.of_videos import takes_videos
+from diffalign.rewards.videos import takes_videos
 from diffalign.runs.align import align
 from diffalign.runs.validate import read_run
 from diffalign.tiny import motions

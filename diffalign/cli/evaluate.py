@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, share, table
-from diffalign.cli.opening import add_sampling_options, sampling_advice, sampling_settings
+from diffalign.cli.model_arguments import add_sampling_options, sampling_advice, sampling_settings
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
 
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.data.prompts.prompt_sets import read_prompt_set
     from diffalign.evaluation.report.report import contest_data, write_contest
     from diffalign.evaluation.running import evaluate_models
-    from diffalign.runs.opening import read_run_directory
+    from diffalign.runs.load_pipeline import read_run_directory
 
     prompts = read_prompt_set(args.prompts, args.limit)
     settings = sampling_settings(args, None if args.run is None else read_run_directory(args.run))
@@ -133,7 +133,7 @@ class Compared:
 def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
     """What the command line names; nothing is loaded yet. UserError for what is not there."""
     from diffalign.evaluation.running import Entrant, entrant_names, slug
-    from diffalign.runs.opening import Named, named, open_named, read_run_directory, run_directory_of
+    from diffalign.runs.load_pipeline import Named, named, open_named, read_run_directory, run_directory_of
 
     def opener(found: Named) -> "Callable[[], Pipeline]":
         return lambda: open_named(found, device_name(args.device)).pipeline
@@ -169,7 +169,7 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
 def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "RunFacts":
     """What a run directory, if there is one, says of the run."""
     from diffalign.evaluation.report.report import RunFacts
-    from diffalign.runs.opening import read_run_directory
+    from diffalign.runs.load_pipeline import read_run_directory
 
     if folder is None:
         return RunFacts("unknown", settings=shared, title=title)

@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     parser.add_argument("--output", default="images", metavar="FOLDER", help="default: images")
-    from diffalign.cli.opening import (
+    from diffalign.cli.model_arguments import (
         add_sampling_options,
         open_pipeline,
         sampling_advice,
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     rank, world = share()
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
-    from diffalign.runs.opening import read_run_directory
+    from diffalign.runs.load_pipeline import read_run_directory
 
     run = read_run_directory(args.model) if Path(args.model, "config.yaml").is_file() else None
     with advised("drawing", sampling_advice(args)):

@@ -20,10 +20,10 @@ def run(argv: Sequence[str]) -> int:
     output = Path(args.output) if args.output else beside(source, "scores.jsonl")
 
     from diffalign.data.prompts.prompt_sets import read_prompts
-    from diffalign.rewards.of_videos import needs_videos
     from diffalign.rewards.registry import parse as parse_spec
     from diffalign.rewards.scoring.items import read_items
     from diffalign.rewards.scoring.score import check_table, score, write_table
+    from diffalign.rewards.videos import needs_videos
 
     check_table(output)
     cards = [parse_spec(spec)[0] for spec in specs]  # a wrong name costs neither reading nor loading

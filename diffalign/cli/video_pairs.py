@@ -11,7 +11,7 @@ def run(argv: Sequence[str]) -> int:
     """Makes what is not made yet."""
     args = parse(_parser(), argv)
 
-    from diffalign.cli.opening import open_model
+    from diffalign.cli.model_arguments import open_model
     from diffalign.preferences.video_takes.clips import read_clips
     from diffalign.preferences.video_takes.make import PairSettings, make_pairs
 

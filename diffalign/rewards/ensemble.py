@@ -24,8 +24,8 @@ from torch import Tensor
 
 from diffalign.config.files import read_yaml
 from diffalign.errors import UserError, unknown
-from diffalign.rewards.of_videos import VideoReward, takes_videos
 from diffalign.rewards.registry import Place, load, parse
+from diffalign.rewards.videos import VideoReward, takes_videos
 from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.types import Reward
 

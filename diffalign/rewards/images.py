@@ -23,7 +23,7 @@ def in_batches(
     """
     if not isinstance(images, Tensor) and any(isinstance(image, Video) for image in images):
         raise ValueError(
-            "these are videos, and this is a reward of images; rewards.of_videos.takes_videos(reward) gives "
+            "these are videos, and this is a reward of images; rewards.videos.takes_videos(reward) gives "
             "the mean over frames"
         )
     if isinstance(images, Tensor) and (

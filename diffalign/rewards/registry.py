@@ -82,7 +82,7 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
     """The reward that a spec names, ready to be called: ``reward(images, prompts) -> (B,) float32``.
 
     ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]; they are scored ``batch_size`` at a time.
-    A reward of videos is a ``VideoReward`` and takes B ``Video``s; ``rewards.of_videos.takes_videos`` makes
+    A reward of videos is a ``VideoReward`` and takes B ``Video``s; ``rewards.videos.takes_videos`` makes
     any reward take them.
     ``dtype`` is that of the reward's network: float32, bfloat16 or float16.
 
@@ -99,7 +99,7 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
     reward = make(source, Place(str(device), dtype, batch_size))
     if not card.video:
         return reward
-    from diffalign.rewards.of_videos import VideoReward
+    from diffalign.rewards.videos import VideoReward
 
     return VideoReward(card.name, reward)
 

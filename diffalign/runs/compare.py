@@ -20,7 +20,7 @@ from diffalign.evaluation.report.sections import percent, span, verdict
 from diffalign.media.files import MediaLike
 from diffalign.rewards import load
 from diffalign.rewards.registry import parse
-from diffalign.runs.opening import open_model
+from diffalign.runs.load_pipeline import open_model
 from diffalign.types import Reward
 from diffalign.utils.devices import device_name
 

@@ -15,7 +15,7 @@ from diffalign.evaluation.report.embedding import tag
 from diffalign.evaluation.report.grids import grid_image
 from diffalign.evaluation.report.report import RunFacts, render, report_data, write_report
 from diffalign.media.videos import Video, read_video, write_video
-from diffalign.rewards.of_videos import VideoReward
+from diffalign.rewards.videos import VideoReward
 from diffalign.runs.compare import compare as compare_in_notebook
 from tests.evaluation.fakes import FilmingPipeline, brightness
 from tests.evaluation.test_evaluate_report import Checker

@@ -14,13 +14,13 @@ from diffalign.media.videos import Video
 from diffalign.rewards import load
 from diffalign.rewards.ensemble import Member, TimedEnsemble, ensemble_of, read_members
 from diffalign.rewards.images import to_pil
-from diffalign.rewards.of_videos import VideoReward
 from diffalign.rewards.registry import parse
 from diffalign.rewards.scoring.cache import ScoreCache, reward_key
 from diffalign.rewards.scoring.items import read_items
 from diffalign.rewards.scoring.rater import RewardRater
 from diffalign.rewards.scoring.score import make_scorers, score
 from diffalign.rewards.specs import weighted
+from diffalign.rewards.videos import VideoReward
 from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.rollout.judges import judge_of
 from diffalign.tiny import pairs_path

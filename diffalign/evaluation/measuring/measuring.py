@@ -12,7 +12,7 @@ from diffalign.evaluation.measuring.motion import motion_statistics
 from diffalign.media.files import Media, MediaLike, all_videos, open_media
 from diffalign.media.frames import evenly_spaced, frame_image
 from diffalign.media.videos import Video
-from diffalign.rewards.of_videos import takes_videos
+from diffalign.rewards.videos import takes_videos
 from diffalign.types import Reward
 
 IMAGES, VIDEOS = 32, 4  # that are open at once

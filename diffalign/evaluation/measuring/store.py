@@ -22,8 +22,8 @@ from tqdm import tqdm
 from diffalign.evaluation.measuring.image_statistics import THUMBNAIL
 from diffalign.evaluation.measuring.measuring import IMAGES, VIDEOS, Measured, check_finite, look
 from diffalign.media.files import all_videos, open_media
-from diffalign.rewards.of_videos import FRAMES, takes_videos
 from diffalign.rewards.scoring.cache import ScoreCache, image_key
+from diffalign.rewards.videos import FRAMES, takes_videos
 from diffalign.types import Reward
 
 _ASKED = 500  # keys a query: SQLite bounds the number of variables

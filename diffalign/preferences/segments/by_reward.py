@@ -1,7 +1,7 @@
 """Any rewards as a judge of segments: each votes for the video that it scores higher there.
 
 A reward of videos sees a segment's frames as a video; one of images gives the mean over some of its frames
-(``rewards.of_videos``). Scores that differ by at most a margin are a tie; with several rewards the majority
+(``rewards.videos``). Scores that differ by at most a margin are a tie; with several rewards the majority
 of votes counts.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from diffalign.data.reading.examples import digest
 from diffalign.errors import UserError
 from diffalign.preferences.segments.pairs import Label, Pair, cut
-from diffalign.rewards.of_videos import takes_videos
+from diffalign.rewards.videos import takes_videos
 from diffalign.types import Reward
 from diffalign.utils.chat_completions import Answers
 

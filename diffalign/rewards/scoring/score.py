@@ -21,10 +21,10 @@ from diffalign.media.frames import evenly_spaced
 from diffalign.media.images import UNREADABLE, decode, why_unreadable
 from diffalign.media.videos import Video, channels_first, need_av, probe, read_frames, read_video
 from diffalign.rewards.ensemble import Member, ensemble_of, read_members, total
-from diffalign.rewards.of_videos import FRAMES, takes_videos
 from diffalign.rewards.registry import load, parse
 from diffalign.rewards.scoring.cache import ScoreCache, image_key, reward_key
 from diffalign.rewards.scoring.items import Item
+from diffalign.rewards.videos import FRAMES, takes_videos
 from diffalign.types import Reward
 from diffalign.utils.files import open_atomic, write_atomic
 

@@ -24,7 +24,7 @@ from diffalign.preferences.segments.by_model import Asking, ByModel, agreed, ver
 from diffalign.preferences.segments.by_reward import ByReward
 from diffalign.preferences.segments.label import label_pairs
 from diffalign.preferences.segments.pairs import cut, decided, read_pairs, with_labels
-from diffalign.rewards.of_videos import VideoReward
+from diffalign.rewards.videos import VideoReward
 from diffalign.utils.chat_completions import Answers, Endpoint, Tokens
 from diffalign.utils.http import Patience
 from tests.helpers import SHARED, needs

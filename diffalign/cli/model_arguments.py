@@ -74,9 +74,9 @@ def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "Loaded
     Raises:
         UserError: nothing of that kind is there.
     """
-    from diffalign.runs import opening
+    from diffalign.runs import load_pipeline
 
-    return opening.open_model(spec, base, device_name(args.device), args.dtype)
+    return load_pipeline.open_model(spec, base, device_name(args.device), args.dtype)
 
 
 def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:

@@ -10,12 +10,13 @@ from PIL import Image
 from diffalign.errors import UserError
 from diffalign.media.frames import evenly_spaced, frame_image
 from diffalign.media.videos import Video, read_video, write_video
-from diffalign.rewards import of_videos, registry
-from diffalign.rewards.of_videos import FRAMES, MeanOverFrames, VideoReward, takes_videos
+from diffalign.rewards import registry
+from diffalign.rewards import videos as of_videos
 from diffalign.rewards.registry import Place, load
 from diffalign.rewards.scoring.cache import ScoreCache
 from diffalign.rewards.scoring.items import Item, read_items
 from diffalign.rewards.scoring.score import Scorer, score
+from diffalign.rewards.videos import FRAMES, MeanOverFrames, VideoReward, takes_videos
 from diffalign.rewards.zoo.jpeg import compressibility
 from tests.rewards.conftest import write_jsonl
 

@@ -1,0 +1,38 @@
+"""The module names of diffalign 0.1 still import, and say what they are called today."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from diffalign._moved import MOVED
+
+
+@pytest.mark.parametrize("former", sorted(MOVED))
+def test_a_former_name_is_the_module_of_today(former):
+    sys.modules.pop(former, None)
+    with pytest.warns(DeprecationWarning, match=MOVED[former]):
+        module = importlib.import_module(former)
+    assert module is importlib.import_module(MOVED[former])
+    assert module.__name__ == MOVED[former]
+
+
+def test_no_former_name_hides_a_module_of_today():
+    for former in MOVED:
+        sys.modules.pop(former, None)
+        assert importlib.util.find_spec(former).loader.__class__.__name__ == "_Alias", former
+
+
+def test_other_names_are_still_errors():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("diffalign.no_such_module")
+
+
+def test_names_come_out_of_a_former_module():
+    code = (
+        "from diffalign.data.images import decode; from diffalign.job import align as a; "
+        "import diffalign; print(a is diffalign.align, decode.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "diffalign.media.images"]
