@@ -46,7 +46,8 @@ LIBRARIES = {
 
 FORMER_NAMES = """
     across components config_check config_files config_io http_json injection kept matching material
-    of_errors of_videos online_check opening out_of_memory players reductions trajectories usual watch way_down
+    of_errors of_videos
+    online_check opening out_of_memory players reductions trajectories usual watch way_down
 """
 """Module names that only their author could place; none comes back."""
 
