@@ -36,7 +36,7 @@ other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 
 LIBRARIES = {
-    "diffusers": ("models", "tiny", "tiny_build", "export"),
+    "diffusers": ("models", "tiny", "tiny_build", "export", "estimate"),
     "peft": ("models", "tiny", "tiny_build", "export"),
     "accelerate": ("training",),
     "open_clip": ("rewards",),
