@@ -19,9 +19,8 @@ _ROOMS = {
     "runs": (
         "job:align material:setup online:rollouts players:roles online_check:online_checks demo "
         "config_check:validate evaluation.watch:validation export.opening:load_pipeline "
-        "evaluation.compare:compare"
+        "evaluation.compare:compare reward_training:reward"
     ),
-    "runs.reward": "reward_training.job:job reward_training.method:method reward_training.accuracy:accuracy",
     "losses": (
         "losses.labelled:reward_model losses.matching:surrogates losses.of_errors:reference_free "
         "losses.recent:pairwise"
@@ -91,16 +90,24 @@ class _Alias(Loader):
         sys.modules[module.__name__] = importlib.import_module(self.target)
 
 
+def today(former: str) -> str | None:
+    """Return today's name of a former module, of a submodule of a former package too; None for other names."""
+    package, dot, submodule = former.rpartition(".")
+    if former in MOVED:
+        return MOVED[former]
+    return f"{MOVED[package]}.{submodule}" if dot and package in MOVED else None
+
+
 class _Finder(MetaPathFinder):
-    """Finds former names; it is asked last, so no module that exists is hidden."""
+    """Finds former names. It is asked first, since a former package's path would load its modules twice."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec of a former name, and None for any other."""
-        if fullname not in MOVED:
+        new = today(fullname) if fullname.startswith("diffalign.") else None
+        if new is None:
             return None
-        new = MOVED[fullname]
         warnings.warn(f"{fullname} is {new} now; the former name will go", DeprecationWarning, stacklevel=2)
         return ModuleSpec(fullname, _Alias(new))
 
@@ -108,4 +115,4 @@ class _Finder(MetaPathFinder):
 def install() -> None:
     """Make the former names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())

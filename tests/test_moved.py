@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from diffalign._moved import MOVED
+from tests.test_house import modules
 
 
 @pytest.mark.parametrize("former", sorted(MOVED))
@@ -19,9 +20,14 @@ def test_a_former_name_is_the_module_of_today(former):
 
 
 def test_no_former_name_hides_a_module_of_today():
-    for former in MOVED:
-        sys.modules.pop(former, None)
-        assert importlib.util.find_spec(former).loader.__class__.__name__ == "_Alias", former
+    today = {name.partition("diffalign.")[2] for name in modules()}
+    assert not {former.partition("diffalign.")[2] for former in MOVED} & today
+
+
+def test_a_submodule_of_a_former_package_is_not_loaded_twice():
+    with pytest.warns(DeprecationWarning, match=r"preferences\.from_scores\.choose"):
+        module = importlib.import_module("diffalign.pairing.choose")
+    assert module is importlib.import_module("diffalign.preferences.from_scores.choose")
 
 
 def test_other_names_are_still_errors():
