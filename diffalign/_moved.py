@@ -91,7 +91,7 @@ class _Alias(Loader):
 
 
 def today(former: str) -> str | None:
-    """Return today's name of a former module, of a submodule of a former package too; None for other names."""
+    """Return today's name of a former module, of submodules of former packages too, else None."""
     package, dot, submodule = former.rpartition(".")
     if former in MOVED:
         return MOVED[former]
