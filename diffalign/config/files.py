@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffalign.errors import UserError, close_to
+from diffalign.utils.text import user_path
+from diffalign.utils.yaml_reader import read_yaml_file
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:
@@ -29,7 +29,7 @@ def find_config(path: str | Path, kind: str = "") -> Path:
     Raises:
         UserError: there is neither; the nearest recipes are named.
     """
-    file = Path(path)
+    file = user_path(path, "config")
     if file.is_file():
         return file
     if file.is_dir():
@@ -61,17 +61,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(
             f"{seen[-1] if seen else path}: no such file {str(path)!r}" + (" (its `base`)" if seen else "")
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(node, path)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML text file: {str(error).splitlines()[0]}") from error
+    data = read_yaml_file(path)
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}; a config is a mapping (`section: ...`)")
@@ -81,20 +71,6 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: base={base!r}; allowed: a path relative to this file")
     return _merge(read_yaml(path.parent / base, (*seen, path)), data)
-
-
-def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, path)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    keys: set[Any] = set()
-    for key, value in node.value:
-        if isinstance(key.value, str) and key.value in keys:
-            raise UserError(f"{path} line {key.start_mark.line + 1}: key {key.value!r} is given twice")
-        keys.add(key.value if isinstance(key.value, str) else id(key))
-        _refuse_duplicates(value, path)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

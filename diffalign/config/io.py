@@ -18,6 +18,7 @@ from diffalign.config.build import build
 from diffalign.config.files import find_config, shipped_configs
 from diffalign.config.schema import Run
 from diffalign.errors import UserError
+from diffalign.utils.yaml_reader import parse_yaml
 
 __all__ = [
     "apply_overrides",
@@ -205,10 +206,13 @@ def _numbers(value: Any) -> Any:
 
 
 def _read(text: str) -> Any:
+    """Return the value of a flag as YAML reads it, or the text itself where it is no YAML."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        return parse_yaml(text, text[:60])
+    except UserError as error:
+        if isinstance(error.__cause__, yaml.YAMLError):
+            return text
+        raise
 
 
 def _plain(value: Any) -> Any:

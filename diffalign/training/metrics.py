@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from diffalign.utils.files import read_json_lines, write_atomic
+from diffalign.utils.files import write_atomic
+from diffalign.utils.text import read_json_lines
 
 
 class Meter:

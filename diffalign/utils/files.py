@@ -2,14 +2,13 @@
 renamed.
 """
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import uuid4
 
 from diffalign.errors import UserError
@@ -70,21 +69,3 @@ def replace_folder(new: Path, folder: Path) -> None:
     os.replace(folder, aside / folder.name)
     os.replace(new, folder)
     shutil.rmtree(aside)
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a json-lines file in order; [] where there is no file. A last line cut off by a crash is
-    left out.
-
-    Raises:
-        UserError: another line is not JSON; it names the line.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(f"{path} line {number} is not JSON: {error}") from error
-    return rows

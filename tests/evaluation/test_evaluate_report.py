@@ -19,7 +19,7 @@ from diffalign.evaluation.report.grids import embed, grid_image
 from diffalign.evaluation.report.report import RunFacts, render, report_data, write_report
 from diffalign.evaluation.report.sections import duration, verdict
 from diffalign.evaluation.report.side_by_side import choose
-from diffalign.utils.files import read_json_lines
+from diffalign.utils.text import read_json_lines
 from tests.evaluation.fakes import PaintingPipeline, brightness
 
 N = 12

@@ -17,7 +17,7 @@ from diffalign.rollout.shapes import Asked, Setting
 from diffalign.rollout.tree import tree
 from diffalign.runs.align import align
 from diffalign.runs.online_checks import check_online
-from diffalign.utils.files import read_json_lines
+from diffalign.utils.text import read_json_lines
 from tests.rollout.test_shapes import GRID, PROMPTS, SHAPE, Counting, conditions
 from tests.runs.test_rollouts import silent, small
 

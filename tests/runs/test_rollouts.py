@@ -31,7 +31,7 @@ from diffalign.runs.online_checks import check_online
 from diffalign.runs.rollouts import _check_windows, _claim, plan_of, steps_of_a_round
 from diffalign.runs.validate import read_run
 from diffalign.types import Path as NoisingPath
-from diffalign.utils.files import read_json_lines
+from diffalign.utils.text import read_json_lines
 from tests.helpers import sd_path
 from tests.training.toys import Probe
 

@@ -17,7 +17,7 @@ from diffalign.config.schema import (
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import Checkpoints, Snapshot, fingerprint
 from diffalign.training.hooks import SaveCheckpoints, standard_hooks
-from diffalign.utils.files import read_json_lines
+from diffalign.utils.text import read_json_lines
 from tests.training.toys import Probe, Trial, distance, same, weights
 
 LOGGING = LoggingConfig(every=4, trackers=())

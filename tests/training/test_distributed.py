@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffalign.utils.files import read_json_lines
+from diffalign.utils.text import read_json_lines
 from tests.helpers import in_two_processes
 from tests.training.toys import distance, same
 from tests.training.worker import MOMENTS, equal_runs

@@ -12,7 +12,7 @@ from diffalign.errors import UserError
 from diffalign.training.hooks import Every, Logging, Progress, standard_hooks
 from diffalign.training.metrics import Meter, MetricsFile
 from diffalign.training.trackers import open_trackers
-from diffalign.utils.files import read_json_lines
+from diffalign.utils.text import read_json_lines
 from tests.training.toys import Probe, Trial
 
 

@@ -23,7 +23,8 @@ from diffalign.evaluation.report.side_by_side import pairs
 from diffalign.evaluation.report.standings import categories, standings, switch
 from diffalign.evaluation.report.tables import write_tables
 from diffalign.media.files import MediaLike
-from diffalign.utils.files import read_json_lines, write_atomic
+from diffalign.utils.files import write_atomic
+from diffalign.utils.text import read_json_lines
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
 
