@@ -1,13 +1,13 @@
-"""The help of ``train``, made from the ``Run`` tree (names, defaults, comments) and the alias table."""
+"""The help of ``train``, made from the ``Run`` tree (names, defaults, help texts) and the alias table."""
 
 import dataclasses
 import inspect
-import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from diffalign.cli.aliases import ALIASES
+from diffalign.config.fields import options
 from diffalign.config.schema import Run
 
 USAGE = """\
@@ -64,32 +64,14 @@ def sections(tree: Any, hidden: Iterable[str] = ("method",)) -> Iterator[str]:
 
 
 def rows(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """(dotted name, default, comment) of every leaf of a dataclass."""
-    comments, kinds = field_comments(cls), get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        kind = kinds[field.name]
-        if dataclasses.is_dataclass(kind):
-            if prefix:
-                yield from rows(kind, f"{prefix}{field.name}.")
+    """Yield (dotted name, default, words) for every option of a dataclass; at the top, for its own alone."""
+    for name, field, kind in options(cls):
+        if not prefix and "." in name:
             continue
-        words = [comments.get(field.name, "")]
+        words = [field.metadata.get("help", "")]
         if get_origin(kind) is Literal:
             words.insert(0, "|".join(map(str, get_args(kind))))
-        yield prefix + field.name, _shown(field.default), "; ".join(word for word in words if word)
-
-
-def field_comments(cls: type) -> dict[str, str]:
-    """The comment behind each field in the source of a dataclass, or the lines above it."""
-    found, above = {}, []
-    for line in inspect.getsource(cls).splitlines():
-        comment = re.fullmatch(r"    # (.*)", line)
-        field = re.fullmatch(r"    (\w+): [^#]*?(?:  # (.*))?", line)
-        if comment:
-            above.append(comment[1])
-        elif field:
-            found[field[1]] = " ".join([*above, field[2] or ""]).strip()
-            above = []
-    return found
+        yield prefix + name, _shown(field.default), "; ".join(word for word in words if word)
 
 
 def _shown(value: Any) -> str:

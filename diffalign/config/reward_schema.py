@@ -3,8 +3,9 @@
 Its sections are those of ``diffalign.config.schema`` where they mean the same; ``reward`` is its own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from diffalign.config.fields import BATCH, BELOW_ONE, FOLDER, SHARE, Rule, at_least, option, section
 from diffalign.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -14,33 +15,45 @@ from diffalign.config.schema import (
     TrainingConfig,
 )
 
+_START: Rule = (lambda v: bool(v.strip())), "a hub id, a folder, tiny:clip or step_aware:SOURCE"
+_TIMES: Rule = (lambda v: bool(v) and all(0 <= t < 1 for t in v)), "times from 0 to below 1"
+
 
 @dataclass(frozen=True)
 class RewardConfig:
     """The step-aware preference model, and the clean estimates that it is shown."""
 
-    # the CLIP that it starts from: hub id, folder, tiny:clip, or step_aware:SOURCE to go on with one
-    start: str = "yuvalkirstain/PickScore_v1"
-    guidance: float = 5.0  # classifier-free, of the model's estimates; 1: none
-    low: float = 0.0  # times are uniform from here, in [0, 1] ...
-    high: float = 1.0  # ... to below here
-    threshold: float = 0.0  # a tie if the softmax of two labels differs by no more; human labels: 0
-    decoder: str | None = None  # folder or hub id of a tiny autoencoder that decodes the estimates
-    at_once: int = 8  # images that are denoised and decoded at once
-    evaluated: tuple[float, ...] = (0.0, 0.25, 0.5, 0.7, 0.95)  # times of the held-out accuracy
+    start: str = option(
+        "yuvalkirstain/PickScore_v1",
+        "CLIP to start from: hub id, folder, tiny:clip, or step_aware:SOURCE to go on with one",
+        _START,
+    )
+    guidance: float = option(
+        5.0, "scale of classifier-free guidance of the model's estimates; 1: none", at_least(0)
+    )
+    low: float = option(0.0, "times are uniform in [low, high), 0 being data", SHARE)
+    high: float = option(1.0, "end of the times", SHARE)
+    threshold: float = option(
+        0.0, "a tie if the softmax of two labels differs by no more; human labels: 0", BELOW_ONE
+    )
+    decoder: str | None = option(None, "folder or hub id of a tiny autoencoder that decodes the estimates")
+    at_once: int = option(8, "images that are denoised and decoded at once", BATCH)
+    evaluated: tuple[float, ...] = option(
+        (0.0, 0.25, 0.5, 0.7, 0.95), "times of the held-out accuracy", _TIMES
+    )
 
 
 @dataclass(frozen=True)
 class RewardRun:
     """Everything that the training of a reward is made of."""
 
-    output: str = "runs/reward"
-    resume: str | None = None  # "latest", or a checkpoint folder
-    overwrite: bool = False  # an output folder that holds another run is an error otherwise
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    output: str = option("runs/reward", "the run directory", FOLDER)
+    resume: str | None = option(None, "continue exactly from a checkpoint: latest, or its folder")
+    overwrite: bool = option(False, "replace another run in the output folder, which is an error otherwise")
+    reward: RewardConfig = section(RewardConfig)
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    logging: LoggingConfig = section(LoggingConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)

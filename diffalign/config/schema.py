@@ -2,7 +2,8 @@
 
 A YAML file gives values, dotted flags (``--model.lora.rank 32``) override them, and the resolved tree is
 written into the run directory as ``config.yaml``, which loads again. ``diffalign.config.io`` reads and
-writes it. This module imports nothing heavy: the command line's help is made from it.
+writes it. Each field carries its help text and its range (``config.fields.option``). This module imports
+nothing heavy: the command line's help is made from it.
 
 The ``method`` section is a mapping whose ``type`` names a method (``diffalign methods`` lists them); the
 other keys are the fields of that method's dataclass. ``strategies`` is a list of such mappings, whose types
@@ -10,238 +11,199 @@ are the strategies that ``diffalign methods`` lists below the methods.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from diffalign.config.data_schema import AlteredConfig, CurriculumConfig, DataConfig
+from diffalign.config.fields import (
+    BATCH,
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_ZERO,
+    FOLDER,
+    NAMES,
+    PART,
+    POSITIVE,
+    SEED,
+    SOME_NAMES,
+    Rule,
+    at_least,
+    between,
+    mapping_option,
+    option,
+    section,
+)
+from diffalign.config.rollout_schema import RolloutConfig
+
+__all__ = [
+    "AlteredConfig",
+    "CheckpointConfig",
+    "CurriculumConfig",
+    "DataConfig",
+    "LoggingConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RolloutConfig",
+    "Run",
+    "TrainingConfig",
+    "ValidationConfig",
+]
+
+_BETAS: Rule = (lambda v: all(0 <= b < 1 for b in v)), "two numbers, each 0 or more and less than 1"
+_CLIP: Rule = (lambda v: v >= 0), "0 (no clipping) or more"
+_SPIKE: Rule = (lambda v: v == 0 or v > 1), "0 (never skip) or more than 1"
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters (peft)."""
 
-    rank: int = 16
-    alpha: float | None = None  # None: alpha = rank, a scale of 1
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")  # module name suffixes
-    rslora: bool = False  # scale alpha / sqrt(rank)
-    dora: bool = False  # weight-decomposed LoRA
+    rank: int = option(16, "rank of the two factors", between(1, 2**16))
+    alpha: float | None = option(None, "scale alpha / rank; null: alpha = rank, a scale of 1", POSITIVE)
+    dropout: float = option(0.0, "dropout probability of the adapters' input", BELOW_ONE)
+    targets: tuple[str, ...] = option(
+        ("to_k", "to_q", "to_v", "to_out.0"), "suffixes of the names of the adapted modules", SOME_NAMES
+    )
+    rslora: bool = option(False, "scale alpha / sqrt(rank)")
+    dora: bool = option(False, "weight-decomposed LoRA")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained."""
+    """The diffusion model, and which of its weights are trained."""
 
-    path: str = ""  # hub id, local diffusers folder, single-file checkpoint, or tiny:sdxl / tiny:sd15
-    family: str = "auto"  # a name of `diffalign models`; auto reads it off the checkpoint
-    revision: str | None = None
-    variant: str | None = None  # "fp16" loads *.fp16.safetensors
-    vae: str | None = None  # hub id or folder of another VAE, such as the fp16-fix one
-    motion_adapter: str | None = None  # hub id or folder: makes AnimateDiff of a Stable Diffusion 1.x
-    max_sequence_length: int | None = None  # tokens of a T5 text encoder; null: as the pipeline has it
-    embedded_guidance: float = 3.5  # that a guidance-distilled network (FLUX.1-dev) is told
-    vae_tiling: bool = False  # autoencoder by tiles: less memory, seams are blended
-    dtype: Literal["float32", "bfloat16", "float16"] = (
-        "float32"  # of frozen weights; trained ones are always float32
+    path: str = option("", "hub id, diffusers folder, single-file checkpoint, or tiny:sdxl, tiny:sd15")
+    family: str = option("auto", "name of `diffalign models`; auto: read from the checkpoint")
+    revision: str | None = option(None, "revision of a hub model: branch, tag or commit")
+    variant: str | None = option(None, "variant of the weight files: fp16 loads *.fp16.safetensors")
+    vae: str | None = option(None, "hub id or folder of another autoencoder, such as the fp16-fix one")
+    motion_adapter: str | None = option(
+        None, "hub id or folder of a motion adapter: makes AnimateDiff of a Stable Diffusion 1.x"
     )
-    train: Literal["lora", "full"] = "lora"
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    gradient_checkpointing: bool = False
-    attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = "auto"
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class CurriculumConfig:
-    """Groups by how far apart their best and worst are, the widest gaps first."""
-
-    stages: int = 0  # 0: none, every group from the start
-    steps: int = 500  # optimizer steps a stage; the last one goes on
-    by: Literal["score", "reward"] = "score"  # what the gap is measured in
-    min_gap: float = 0.0  # groups of a smaller gap are never trained on
-    cumulative: bool = True  # a stage keeps the groups of the earlier ones
-
-
-@dataclass(frozen=True)
-class AlteredConfig:
-    """How the caption of an image is made wrong (view ``captions``)."""
-
-    by: Literal["swap", "llm"] = "swap"  # a word exchanged offline, or an OpenAI-compatible chat endpoint
-    seed: int = 0  # of the swaps
-    url: str = "http://localhost:8000/v1"  # of the endpoint: /chat/completions is added
-    model: str = ""  # of the endpoint
-    key: str = "OPENAI_API_KEY"  # name of the environment variable that holds its key, if it wants one
-    timeout: float = 60.0  # seconds an answer may take
-    retries: int = 5  # after a failure that may pass, waiting twice as long each time
-    answers: str = "altered_captions.jsonl"  # file that keeps the endpoint's answers: none is asked for twice
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Preferences, and how images or videos become latents."""
-
-    # parquet file or glob, folder, jsonl, csv, hub dataset, or tiny:pairs (lists, likes, captions, experts)
-    path: str = ""
-    format: Literal["auto", "parquet", "folder", "jsonl", "csv", "hub"] = "auto"
-    split: str = "train"  # of a hub dataset
-    streaming: bool = False  # of a hub dataset: encode as it arrives, keep no copy of the set
-    limit: int | None = None  # read at most this many rows
-    label: str = ""  # column of a csv with several labels, such as VQ; empty: Overall, or the only one
-    # as the set has them; every two rivals; likes, once an image; the best only; right and wrong caption; one
-    # label of dense ones, who wins more segments
-    view: Literal["auto", "pairs", "likes", "demonstrations", "captions", "majority"] = "auto"
-    likes_share: float | None = 0.8  # share of likes among the single images drawn; null: as the set has them
-    best: int | None = None  # of view demonstrations: this many images by reward instead of each group's best
-    altered: AlteredConfig = field(default_factory=AlteredConfig)
-    rewards: tuple[str, ...] = ()  # each image is scored by these as well (`diffalign rewards`)
-    rewards_as: Literal["extra", "score", "wins"] = "extra"  # beside the label, or instead of it
-    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    resolution: int = 512  # pixels of the square, or of the bucket of equal area
-    height: int | None = None  # pixels, with width: in place of the square
-    width: int | None = None
-    frames: int | None = None  # of a video, at most; null: images
-    fps: float | None = None  # that videos are read at; null: that of the first of a group
-    segment_seconds: float = 1.0  # that a dense label is about, where the set does not say
-    crop: Literal["center", "random"] = "center"
-    flip: bool = False  # horizontal flips, the same for all images of a group
-    buckets: bool = False  # aspect-ratio buckets; a group stays together
-    bucket_step: int = 64  # bucket sides are multiples of this many pixels
-    prompt_dropout: float = 0.0  # share of groups trained on the empty prompt
-    flip_labels: float = 0.0  # share of labels turned round: 1 is the control that must go down
-    drop: str | None = None  # a file of rows to leave out, as `diffalign displacement` writes it
-    holdout: float = 0.05  # share of groups kept for diagnostics, never trained on
-    max_holdout: int = 256  # groups
-    posterior: Literal["sample", "mean"] = "sample"  # of the VAE, drawn anew at each visit
-    cache_dir: str | None = None  # None: <output>/cache
-    cache_batch_size: int = 8  # images encoded at once; of videos also how many are held decoded
-    workers: int = 0  # data-loader processes
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """Online: what the policy samples in a round and who judges it; without prompts a run is offline."""
-
-    prompts: str = ""  # a file of prompts, tiny:train, or a built-in list; empty: the run is offline
-    # what a round holds: finished samples, steps of whole trajectories, or a tree of rival steps
-    shape: Literal["auto", "samples", "trajectories", "tree"] = "auto"  # auto: what the method learns from
-    prompts_per_round: int = 8  # per process
-    samples: int = 2  # per prompt; of a tree: candidates at each branch
-    shared_noise: bool = True  # a prompt's samples start from one noise
-    steps: int = 20  # of the sampler
-    eta: float = 1.0  # noise of each step: 1 is ancestral sampling; of a flow model the level of its form
-    form: Literal["sde", "cps", "dance"] = "sde"  # of a flow model's noisy step: Flow-GRPO's two, DanceGRPO's
-    window: int | None = None  # steps that are draws, and learnt from, the others being the ODE's; null: all
-    window_shift: int = 25  # rounds after which the window moves on, round the trajectory; 0: it stays
-    window_stride: int = 1  # steps that it moves by
-    guidance: float = 5.0  # classifier-free; 1: none
-    batch_size: int = 8  # samples that the network is asked about at once; guidance shows it each twice
-    resolution: int | None = None  # of the images; null: data.resolution
-    trained_steps: float = 1.0  # share of a trajectory's steps that is learnt from, drawn at random
-    lowest_time: float = 0.0  # steps from times (0 to 1) below are not learnt from: little is decided there
-    passes: int = 1  # times that a round is learnt from
-    # samples of a prompt that are learnt from at once, by methods that take each by its advantage; null: all
-    part: int | None = None
-    first_branch: int = 4  # of a tree: steps before it
-    inner_steps: int = 0  # of a tree: steps that a candidate takes alone before it is judged
-    threshold: float = 0.0  # of a tree: best and worst are a tie below this difference of preference
-    # of a tree: the clean estimate that is judged is the network's at the candidate (published), or made of
-    # the prediction that the candidate was drawn with: no network call for those that are not continued;
-    # none: a latent_reward judges the noisy candidate itself, and nothing is decoded (LPO)
-    estimate: Literal["candidate", "parent", "none"] = "candidate"
-    rewards: tuple[str, ...] = ()  # specs of `diffalign rewards`, each with a weight if wanted: 0.5*pickscore
-    combine: Literal["sum", "rank", "wins", "pareto"] = "sum"  # of several rewards
-    normalise: Literal["none", "round"] = "none"  # each reward to mean 0 and std 1 over the round
-    # for methods that ask for it: a score against mean and std of its rivals, of its prompt over rounds, ...
-    advantage: Literal[
-        "none", "group", "group_std", "group_batch", "batch", "prompt", "raw", "best", "ends"
-    ] = "none"
-    decoder: str | None = None  # folder or hub id of a tiny autoencoder that judged images are decoded by
-    # process: by a process beside, while the policy samples the rest of the round, batch_size at a time
-    scoring: Literal["inline", "process"] = "inline"
-    by: Literal["rewards", "people"] = "rewards"  # people: the run stops for labels in each round
-    keep: int = 2  # rounds kept on disk; those that people label are all kept
+    max_sequence_length: int | None = option(
+        None, "tokens of a T5 text encoder; null: the pipeline's default", between(1, 2**16)
+    )
+    embedded_guidance: float = option(
+        3.5, "guidance scale given to a guidance-distilled network (FLUX.1-dev)", at_least(0)
+    )
+    vae_tiling: bool = option(False, "run the autoencoder by tiles: less memory, blended seams")
+    dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", "precision of frozen weights; trained weights are always float32"
+    )
+    train: Literal["lora", "full"] = option("lora", "train adapters, or all weights of the network")
+    lora: LoraConfig = section(LoraConfig)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = option(
+        "auto", "attention kernel; auto: torch's choice"
+    )
+    compile: bool = option(False, "compile the network with torch.compile")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
-    type: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
-    learning_rate: float = 1e-5
-    scale_lr: bool = False  # multiply by the global batch size, as the published scripts do
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
+    type: Literal["adamw", "adamw8bit", "adafactor"] = option("adamw", "name of the optimizer")
+    learning_rate: float = option(1e-5, "peak learning rate", POSITIVE)
+    scale_lr: bool = option(
+        False, "multiply the learning rate by the global batch size, as the published scripts do"
+    )
+    betas: tuple[float, float] = option((0.9, 0.999), "decay of Adam's first and second moment", _BETAS)
+    eps: float = option(1e-8, "term that keeps Adam's denominator from 0", POSITIVE)
+    weight_decay: float = option(1e-2, "decoupled weight decay", at_least(0))
+    schedule: Literal["constant", "linear", "cosine"] = option("constant", "learning rate after the warm-up")
+    warmup_steps: int = option(0, "optimizer steps of the linear warm-up", COUNT_OR_ZERO)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The loop."""
 
-    steps: int = 1000  # optimizer steps
-    batch_size: int = 1  # groups (pairs) per process and micro-batch
-    accumulation: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    max_grad_norm: float = 1.0
-    spike_factor: float = 0.0  # skip a step whose gradient norm is this many times its running mean; 0: never
-    ema_decay: float = 0.0  # 0: no moving average
-    reference_every: int = 0  # the reference becomes the policy every so many steps; 0: it stays
-    reference_mix: float = 1.0  # 1: a copy; less: reference + mix (policy - reference)
-    seed: int = 0
+    steps: int = option(1000, "optimizer steps", COUNT)
+    batch_size: int = option(1, "groups (pairs) of a micro-batch in each process", BATCH)
+    accumulation: int = option(1, "micro-batches of an optimizer step", between(1, 10**6))
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of the network")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not clipped", _CLIP)
+    spike_factor: float = option(
+        0.0, "skip a step whose gradient norm is this many times its running mean; 0: never", _SPIKE
+    )
+    ema_decay: float = option(
+        0.0, "decay of the exponential moving average of the weights; 0: none", BELOW_ONE
+    )
+    reference_every: int = option(
+        0, "optimizer steps between updates of the reference by the policy; 0: it stays", COUNT_OR_ZERO
+    )
+    reference_mix: float = option(
+        1.0, "1: the reference becomes a copy of the policy; less: reference + mix (policy - reference)", PART
+    )
+    seed: int = option(0, "seed of all randomness of the run", SEED)
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
     """What is written down, and how often (in optimizer steps)."""
 
-    every: int = 10
-    trackers: tuple[str, ...] = ("tensorboard",)  # tensorboard, wandb, trackio
-    project: str = "diffalign"
-    diagnostics_every: int = (
-        0  # held-out accuracy, margin and error drift by timestep bin; 0: only at the end
+    every: int = option(10, "optimizer steps between two rows of metrics", COUNT)
+    trackers: tuple[str, ...] = option(("tensorboard",), "any of tensorboard, wandb, trackio")
+    project: str = option("diffalign", "name of the project in wandb and trackio")
+    diagnostics_every: int = option(
+        0,
+        "optimizer steps between held-out diagnostics (accuracy, margin and error drift by timestep bin); "
+        "0: only at the end",
+        COUNT_OR_ZERO,
     )
-    diagnostics_bins: int = 5
+    diagnostics_bins: int = option(5, "timestep bins of the diagnostics", between(1, 1000))
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints under <output>/checkpoints/step-N."""
+    """Checkpoints under OUTPUT/checkpoints/step-N."""
 
-    every: int = 500
-    limit: int = 2  # keep this many, the oldest go first
+    every: int = option(500, "optimizer steps between two checkpoints", COUNT)
+    limit: int = option(2, "checkpoints kept, the oldest are removed first; 0: all", COUNT_OR_ZERO)
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Images or videos drawn with fixed seeds during training, under <output>/samples."""
+    """Images or videos drawn with fixed seeds during training, under OUTPUT/samples."""
 
-    every: int = 0  # optimizer steps; 0: none
-    prompts: tuple[str, ...] = ()
-    images_per_prompt: int = 1
-    sampling_steps: int = 25
-    guidance: float = 5.0
-    frames: int | None = None  # of videos; null: data.frames
-    fps: float | None = None  # that videos are written with; null: data.fps
-    seed: int = 0
-    # an online run's images are also scored by these, which it is not trained on: an alarm tells when it
-    # over-optimises
-    rewards: tuple[str, ...] = ()
+    every: int = option(0, "optimizer steps between two validations; 0: none", COUNT_OR_ZERO)
+    prompts: tuple[str, ...] = option(
+        (), 'a prompt, a list of prompts as YAML (\'["a cat", "a dog"]\'), or a file of prompts', NAMES
+    )
+    images_per_prompt: int = option(1, "images or videos of each prompt", between(1, 2**16))
+    sampling_steps: int = option(25, "steps of the sampler", between(1, 10**5))
+    guidance: float = option(5.0, "scale of classifier-free guidance; 1: none", at_least(0))
+    frames: int | None = option(None, "frames of a video; null: data.frames", between(1, 2**16))
+    fps: float | None = option(None, "frames a second that videos are written with; null: data.fps", POSITIVE)
+    seed: int = option(0, "seed of the starting noise", SEED)
+    rewards: tuple[str, ...] = option(
+        (),
+        "rewards that an online run is not trained on and that score its validation images: a warning tells "
+        "when the run over-optimises",
+        NAMES,
+    )
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything that a run is made of."""
 
-    output: str = "runs/diffalign"
-    resume: str | None = None  # "latest", or a checkpoint folder
-    overwrite: bool = False  # an output folder that holds another run is an error otherwise
-    method: Mapping[str, Any] = field(default_factory=lambda: {"type": "dpo"})
-    strategies: tuple[Mapping[str, Any], ...] = ()  # around the method, e.g. [{type: sdpo, mu: 0.6}]
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    output: str = option("runs/diffalign", "the run directory", FOLDER)
+    resume: str | None = option(None, "continue exactly from a checkpoint: latest, or its folder")
+    overwrite: bool = option(False, "replace another run in the output folder, which is an error otherwise")
+    method: Mapping[str, Any] = mapping_option(
+        lambda: {"type": "dpo"}, "another method by name; --method.FIELD sets a field of it"
+    )
+    strategies: tuple[Mapping[str, Any], ...] = option(
+        (), "strategies around the method, as a YAML list: '[{type: sdpo, mu: 0.6}]'"
+    )
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    logging: LoggingConfig = section(LoggingConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    validation: ValidationConfig = section(ValidationConfig)

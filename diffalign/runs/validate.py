@@ -6,7 +6,7 @@ from typing import Any
 
 from diffalign.config.files import find_config, read_yaml
 from diffalign.config.io import apply_overrides, from_dict
-from diffalign.config.ranges import TRACKERS, check_shared
+from diffalign.config.ranges import TRACKERS, check_ranges
 from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 
@@ -21,7 +21,7 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
         UserError: the first value that is not allowed, with its dotted place and what is.
     """
     check_names(run)
-    check_shared(run, [name for name in needs if name != "data.path" or not run.rollout.prompts])
+    check_ranges(run, [name for name in needs if name != "data.path" or not run.rollout.prompts])
     _check_method(run)
     if run.validation.every and not run.validation.prompts:
         raise UserError(

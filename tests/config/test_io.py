@@ -3,18 +3,22 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from diffalign.config.fields import options
 from diffalign.config.files import find_config, read_yaml, shipped_configs
 from diffalign.config.io import apply_overrides, dotted_names, from_dict, to_dict, to_yaml
-from diffalign.config.ranges import RULES, get
+from diffalign.config.ranges import get
+from diffalign.config.reward_schema import RewardRun
 from diffalign.config.schema import LoraConfig, ModelConfig, Run, TrainingConfig
 from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import Logistic
 from diffalign.methods import build as build_method
 from diffalign.methods.dpo import DPO
+from diffalign.runs.reward.validate import validate as validate_reward
 from diffalign.runs.validate import read_run, validate
 
 
@@ -178,14 +182,53 @@ def test_a_value_out_of_range_is_named(flag, text):
         validate(apply_overrides(Run(), [f"--{flag}={text}"]))
 
 
-def test_defaults_are_valid_and_rules_name_fields():
+def test_defaults_are_valid():
     validate(Run())
-    assert set(RULES) <= set(dotted_names())
+    validate_reward(RewardRun())
+
+
+@pytest.mark.parametrize("tree", [Run, RewardRun])
+def test_every_option_has_a_help_text(tree):
+    texts = {name: field.metadata.get("help", "") for name, field, _ in options(tree)}
+    assert set(texts) == set(dotted_names(tree))
+    assert [name for name, text in texts.items() if len(text) < 8] == []
+
+
+@pytest.mark.parametrize("tree", [Run, RewardRun])
+def test_every_number_has_a_range(tree):
+    """All but those of which every finite value has a meaning."""
+    free = {"data.altered.seed"}
+    numbers = {
+        name
+        for name, field, kind in options(tree)
+        if not {int, float}.isdisjoint({kind, *get_args(kind)}) and not field.metadata.get("rule")
+    }
+    assert numbers <= free
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("training.batch_size", "1e24"),
+        ("training.accumulation", "1e24"),
+        ("data.cache_batch_size", "99999999999999999999"),
+        ("data.resolution", "8e9"),
+        ("data.altered.seed", "1e24"),
+        ("validation.guidance", "inf"),
+        ("validation.seed", "9223372036854775808"),
+        ("method.beta", ".nan"),
+        ("strategies", "[{type: sft, weight: .inf}]"),
+    ],
+)
+def test_numbers_that_no_machine_can_use_are_refused(flag, text):
+    name = flag if flag != "method.beta" else "method"
+    with pytest.raises(UserError, match=rf"{name}=.*allowed"):
+        validate(apply_overrides(Run(), [f"--{flag}={text}"]))
 
 
 def test_names_are_checked_without_torch():
     code = (
-        "import sys\nfrom diffalign.config.io import read_run\n"
+        "import sys\nfrom diffalign.runs.validate import read_run\n"
         "read_run('tiny_sdxl_dpo', needs=['data.path'])\n"
         "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     )

@@ -21,10 +21,9 @@ from diffalign.diffusion.paths import VariancePreserving
 from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
 from diffalign.losses.reward_model import labelled_choice, weighted_mean
-from diffalign.runs.reward import StepAwareTraining, Timed, train_reward
 from diffalign.runs.reward.accuracy import AccuracyByTime
-from diffalign.runs.reward.job import readied, start
-from diffalign.runs.reward.method import TOKENS
+from diffalign.runs.reward.job import readied, start, train_reward
+from diffalign.runs.reward.method import TOKENS, StepAwareTraining, Timed
 from diffalign.runs.reward.validate import MEANINGLESS, validate
 from diffalign.training.acceleration import accelerator_for
 from diffalign.types import Batch

@@ -1,9 +1,8 @@
 """Check the configuration of a reward training."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from diffalign.config.ranges import RULES, Rule, check_shared, get
+from diffalign.config.ranges import check_ranges, get
 from diffalign.config.reward_schema import RewardRun
 from diffalign.errors import UserError
 from diffalign.runs.validate import check_names
@@ -25,16 +24,6 @@ MEANINGLESS = (
 """What the shared sections say about aligning a diffusion model; here the model is frozen."""
 
 
-_RULES: Mapping[str, Rule] = {
-    **RULES,
-    "reward.start": ((lambda v: bool(v.strip())), "a hub id, a folder, tiny:clip or step_aware:SOURCE"),
-    "reward.guidance": ((lambda v: v >= 0), "0 or more; 1 is none"),
-    "reward.threshold": ((lambda v: 0 <= v < 1), "0 or more and less than 1"),
-    "reward.at_once": ((lambda v: v >= 1), "1 or more"),
-    "reward.evaluated": ((lambda v: bool(v) and all(0 <= t < 1 for t in v)), "times from 0 to below 1"),
-}
-
-
 def validate(run: RewardRun, needs: tuple[str, ...] = ()) -> None:
     """Checks every value of a run.
 
@@ -46,7 +35,7 @@ def validate(run: RewardRun, needs: tuple[str, ...] = ()) -> None:
         UserError: the first value that is not allowed, with its dotted place and what is.
     """
     check_names(run)
-    check_shared(run, needs, _RULES)
+    check_ranges(run, needs)
     if not 0 <= run.reward.low < run.reward.high <= 1:
         raise UserError(
             f"reward.low={run.reward.low}, reward.high={run.reward.high}; allowed: 0 <= low < high <= 1"

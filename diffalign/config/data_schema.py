@@ -1,0 +1,127 @@
+"""The ``data`` section: preferences, and how images and videos become latents. No torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffalign.config.fields import (
+    BATCH,
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_ZERO,
+    NAMES,
+    POSITIVE,
+    SHARE,
+    at_least,
+    between,
+    multiple,
+    option,
+    section,
+)
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """A curriculum over groups: those whose best and worst score differ the most come first."""
+
+    stages: int = option(0, "number of stages; 0: no curriculum, every group from the start", COUNT_OR_ZERO)
+    steps: int = option(500, "optimizer steps of a stage; the last stage goes on to the end", COUNT)
+    by: Literal["score", "reward"] = option(
+        "score", "difference that orders groups: of the labels, or of data.rewards"
+    )
+    min_gap: float = option(0.0, "groups with a smaller difference are left out", at_least(0))
+    cumulative: bool = option(True, "a stage keeps the groups of the earlier stages")
+
+
+@dataclass(frozen=True)
+class AlteredConfig:
+    """How the caption of an image is made wrong (data.view captions)."""
+
+    by: Literal["swap", "llm"] = option(
+        "swap", "exchange a word offline, or ask an OpenAI-compatible chat endpoint"
+    )
+    seed: int = option(0, "seed of the exchanged words")
+    url: str = option("http://localhost:8000/v1", "address of the endpoint, without /chat/completions")
+    model: str = option("", "name of the endpoint's model")
+    key: str = option(
+        "OPENAI_API_KEY", "name of the environment variable that holds the endpoint's key, if it needs one"
+    )
+    timeout: float = option(60.0, "seconds that an answer may take", POSITIVE)
+    retries: int = option(
+        5, "further tries after a failure that may pass; each waits twice as long", between(0, 100)
+    )
+    answers: str = option(
+        "altered_captions.jsonl", "file that keeps the endpoint's answers, so that none is requested twice"
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Preferences, and how images or videos become latents."""
+
+    path: str = option(
+        "",
+        "parquet file or glob, folder, .jsonl, .csv, hub dataset, or tiny:pairs, lists, likes, captions, experts",
+    )
+    format: Literal["auto", "parquet", "folder", "jsonl", "csv", "hub"] = option(
+        "auto", "format of data.path; auto: found by its name and contents"
+    )
+    split: str = option("train", "split of a hub dataset")
+    streaming: bool = option(False, "encode a hub dataset as it arrives and keep no copy of it")
+    limit: int | None = option(None, "read at most this many rows", COUNT)
+    label: str = option(
+        "", "column of a csv with several labels, such as VQ; empty: Overall, or the only one"
+    )
+    view: Literal["auto", "pairs", "likes", "demonstrations", "captions", "majority"] = option(
+        "auto",
+        "what is made of a group: auto: as the set has it; every pair; each image as liked or not; its best "
+        "image; a right and a wrong caption; one label of dense ones, the winner of most segments",
+    )
+    likes_share: float | None = option(
+        0.8, "share of liked images among the single images drawn; null: as the set has them", SHARE
+    )
+    best: int | None = option(
+        None,
+        "with view demonstrations: this many images by reward instead of the best of each group",
+        COUNT,
+    )
+    altered: AlteredConfig = section(AlteredConfig)
+    rewards: tuple[str, ...] = option(
+        (), "rewards that score each image as well (`diffalign rewards`)", NAMES
+    )
+    rewards_as: Literal["extra", "score", "wins"] = option(
+        "extra", "use of data.rewards: beside the label, or instead of it as a score or as wins"
+    )
+    curriculum: CurriculumConfig = section(CurriculumConfig)
+    resolution: int = option(512, "pixels of the square's side, or of buckets of the same area", multiple(8))
+    height: int | None = option(None, "pixels, together with data.width: replaces the square", multiple(8))
+    width: int | None = option(None, "pixels, together with data.height: replaces the square", multiple(8))
+    frames: int | None = option(None, "frames of a video, at most; null: images", between(1, 2**16))
+    fps: float | None = option(
+        None, "frames a second that videos are read at; null: those of the group's first video", POSITIVE
+    )
+    segment_seconds: float = option(
+        1.0, "seconds that a dense label covers, where the set does not tell", POSITIVE
+    )
+    crop: Literal["center", "random"] = option("center", "part of an image that is kept")
+    flip: bool = option(False, "flip images horizontally at random, all images of a group alike")
+    buckets: bool = option(False, "aspect-ratio buckets; the images of a group share one")
+    bucket_step: int = option(64, "sides of buckets are multiples of this many pixels", multiple(8))
+    prompt_dropout: float = option(0.0, "share of groups that are trained on the empty prompt", SHARE)
+    flip_labels: float = option(
+        0.0, "share of labels that are reversed; 1 is the control whose accuracy must fall", SHARE
+    )
+    drop: str | None = option(
+        None, "file that lists rows to leave out, as `diffalign displacement` writes it"
+    )
+    holdout: float = option(
+        0.05, "share of groups that are kept for diagnostics and never trained on", BELOW_ONE
+    )
+    max_holdout: int = option(256, "groups kept for diagnostics, at most", COUNT_OR_ZERO)
+    posterior: Literal["sample", "mean"] = option(
+        "sample", "latents of the autoencoder: drawn anew at each visit, or the mean"
+    )
+    cache_dir: str | None = option(None, "folder of the encoded set; null: OUTPUT/cache")
+    cache_batch_size: int = option(
+        8, "images encoded at once; for videos also the number held decoded in memory", BATCH
+    )
+    workers: int = option(0, "processes that read data", between(0, 1024))

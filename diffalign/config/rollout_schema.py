@@ -1,0 +1,102 @@
+"""The ``rollout`` section: what the policy samples in a round of an online run, and its judges. No torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffalign.config.fields import (
+    BATCH,
+    BELOW_ONE,
+    COUNT,
+    COUNT_OR_ZERO,
+    NAMES,
+    PART,
+    at_least,
+    between,
+    multiple,
+    option,
+)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Online training: samples of a round and their judges; without prompts a run is offline."""
+
+    prompts: str = option("", "file of prompts, tiny:train, or a built-in list; empty: the run is offline")
+    shape: Literal["auto", "samples", "trajectories", "tree"] = option(
+        "auto",
+        "contents of a round: what the method learns from (auto), finished samples, steps of whole "
+        "trajectories, or a tree of rival steps",
+    )
+    prompts_per_round: int = option(8, "prompts of a round in each process", COUNT)
+    samples: int = option(2, "samples of a prompt; in a tree: candidates at each branch", between(1, 2**16))
+    shared_noise: bool = option(True, "the samples of a prompt start from one noise")
+    steps: int = option(20, "steps of the sampler", between(1, 10**5))
+    eta: float = option(
+        1.0,
+        "noise of each step: 1 is ancestral sampling; for a flow model the noise level of rollout.form",
+        at_least(0),
+    )
+    form: Literal["sde", "cps", "dance"] = option(
+        "sde", "noisy step of a flow model: Flow-GRPO's SDE or CPS, or DanceGRPO's"
+    )
+    window: int | None = option(
+        None, "steps that are random and learnt from, the others follow the ODE (MixGRPO); null: all", COUNT
+    )
+    window_shift: int = option(
+        25, "rounds after which the window moves along the trajectory; 0: it stays", COUNT_OR_ZERO
+    )
+    window_stride: int = option(1, "steps that the window moves by", COUNT)
+    guidance: float = option(5.0, "scale of classifier-free guidance; 1: none", at_least(0))
+    batch_size: int = option(8, "samples in one call of the network; with guidance each counts twice", BATCH)
+    resolution: int | None = option(None, "pixels of the images; null: data.resolution", multiple(8))
+    trained_steps: float = option(
+        1.0, "share of a trajectory's steps that are learnt from, drawn at random", PART
+    )
+    lowest_time: float = option(
+        0.0, "steps that start below this time (0 data, 1 noise) are not learnt from", BELOW_ONE
+    )
+    passes: int = option(1, "number of times that a round is learnt from", COUNT)
+    part: int | None = option(
+        None,
+        "samples of a prompt that are learnt from at once, by methods that take each by its advantage; "
+        "null: all",
+        COUNT,
+    )
+    first_branch: int = option(4, "in a tree: steps before its first branch", COUNT_OR_ZERO)
+    inner_steps: int = option(
+        0, "in a tree: steps that a candidate takes alone before it is judged", COUNT_OR_ZERO
+    )
+    threshold: float = option(
+        0.0, "in a tree: best and worst are a tie below this difference of preference", BELOW_ONE
+    )
+    estimate: Literal["candidate", "parent", "none"] = option(
+        "candidate",
+        "in a tree: clean estimate that is judged: the network's at the candidate (published); parent: made "
+        "of the prediction that the candidate was drawn with, one network call less; none: a latent_reward "
+        "judges the noisy candidate itself, and nothing is decoded (LPO)",
+    )
+    rewards: tuple[str, ...] = option(
+        (), "names of `diffalign rewards`, each with an optional weight: 0.5*pickscore", NAMES
+    )
+    combine: Literal["sum", "rank", "wins", "pareto"] = option("sum", "how several rewards become one score")
+    normalise: Literal["none", "round"] = option(
+        "none", "round: scale each reward to mean 0 and standard deviation 1 over the round"
+    )
+    advantage: Literal[
+        "none", "group", "group_std", "group_batch", "batch", "prompt", "raw", "best", "ends"
+    ] = option(
+        "none",
+        "for methods that need one: a score relative to mean and standard deviation of its rivals, its "
+        "batch, or its prompt over rounds; raw: the score itself; best, ends: the extremes of a group",
+    )
+    decoder: str | None = option(
+        None, "folder or hub id of a tiny autoencoder that decodes the images to be judged"
+    )
+    scoring: Literal["inline", "process"] = option(
+        "inline",
+        "process: a second process judges, batch_size at a time, while the policy samples on",
+    )
+    by: Literal["rewards", "people"] = option(
+        "rewards", "judges of a round; people: the run stops for labels in each round"
+    )
+    keep: int = option(2, "rounds kept on disk; those that people label are all kept", COUNT)
