@@ -60,7 +60,7 @@ class DataConfig:
 
     path: str = option(
         "",
-        "parquet file or glob, folder, .jsonl, .csv, hub dataset, or tiny:pairs, lists, likes, captions, experts",
+        "parquet file or glob, folder, .jsonl, .csv, hub dataset, or tiny:pairs, lists, likes, captions",
     )
     format: Literal["auto", "parquet", "folder", "jsonl", "csv", "hub"] = option(
         "auto", "format of data.path; auto: found by its name and contents"
