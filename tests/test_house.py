@@ -18,8 +18,8 @@ PACKAGE = ROOT / "diffalign"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "losses", "_moved"),
-    ("config",),
     ("utils",),
+    ("config",),
     ("diffusion", "media"),
     ("methods", "training", "tiny"),
     ("models", "data", "strategies"),
