@@ -16,7 +16,7 @@ from diffalign.utils.memory import advised
 if TYPE_CHECKING:
     from diffalign.evaluation.drawing.pipeline import Pipeline
     from diffalign.evaluation.drawing.sampling import SamplingSettings
-    from diffalign.evaluation.measuring.store import Asked
+    from diffalign.evaluation.measuring.store import NamedReward
     from diffalign.evaluation.report.report import RunFacts
     from diffalign.evaluation.running import Entrant
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> int:
     """Draws with every model, scores, and writes the report; what is there already is not done again."""
     args = read(argv)
-    rewards = asked(names(args.rewards, "--rewards"), args)  # first: a wrong name costs no model's loading
+    # first, since a wrong name should cost no model's loading
+    rewards = named_rewards(names(args.rewards, "--rewards"), args)
     from diffalign.data.prompts.prompt_sets import read_prompt_set
     from diffalign.evaluation.report.report import contest_data, write_contest
     from diffalign.evaluation.running import evaluate_models
@@ -101,7 +102,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def asked(specs: Sequence[str], args: argparse.Namespace) -> "list[Asked]":
+def named_rewards(specs: Sequence[str], args: argparse.Namespace) -> "list[NamedReward]":
     """The rewards; UserError for one that there is not, or two of a name."""
     from diffalign.rewards.registry import parse as parse_spec
 
@@ -109,14 +110,16 @@ def asked(specs: Sequence[str], args: argparse.Namespace) -> "list[Asked]":
     twice = [name for name in called if called.count(name) > 1]
     if twice:
         raise UserError(f"--rewards has {twice[0]!r} twice; allowed: each name once in one evaluation")
-    from diffalign.evaluation.measuring.store import Asked
+    from diffalign.evaluation.measuring.store import NamedReward
     from diffalign.rewards import load
     from diffalign.rewards.scoring.cache import reward_key
 
     def opener(spec: str) -> Callable[[], Any]:
         return lambda: load(spec, device_name(args.device), batch_size=args.batch_size or 8)
 
-    return [Asked(name, reward_key(spec), opener(spec)) for name, spec in zip(called, specs, strict=True)]
+    return [
+        NamedReward(name, reward_key(spec), opener(spec)) for name, spec in zip(called, specs, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def ches(
     rejected_mask: Float[Tensor, "P M"] | None = None,
     normalised: bool = False,
 ) -> Float[Tensor, " P"]:
-    """The centered hidden embedding similarity of P pairs; high scores foretell displacement.
+    """Return the centered hidden embedding similarity of P pairs; high scores foretell displacement.
 
     Args:
         chosen: hidden embeddings of the winner, at L positions (tokens, pixels).
@@ -101,7 +101,8 @@ def measure(
     draws: int = 4,
     seed: int = 0,
 ) -> Iterator[Measured]:
-    """The numbers of every group with a best and a worst member, batch by batch; ties and likes are left out.
+    """Return the numbers of every group with a best and a worst member, batch by batch; ties and likes are
+    left out.
 
     Args:
         denoiser: the model that training will start from, in evaluation mode.
@@ -178,7 +179,7 @@ class Report:
     endangered: int
 
     def text(self, shown: int = 20) -> str:
-        """A table of the first rows, and what they mean."""
+        """Return a table of the first rows, and what they mean."""
         head = f"{'overlap':>9}  {'ches':>10}  row"
         lines = [head]
         for row in self.rows[:shown]:

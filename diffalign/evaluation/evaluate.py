@@ -142,7 +142,7 @@ def judged(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Evaluation:
-    """The evaluation of N pairs (of ``kind`` ``image`` or ``video``) that have been measured.
+    """Return the evaluation of N pairs (of ``kind`` ``image`` or ``video``) that have been measured.
 
     Raises:
         UserError: a score that is not finite.
@@ -189,7 +189,7 @@ def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[Prom
 
 
 def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange], kind: str) -> list[str]:
-    """What got worse while the primary reward rose; nothing if it did not rise."""
+    """Return what got worse while the primary reward rose; nothing if it did not rise."""
     primary = results[0]
     if primary.comparison.gain.low <= 0:
         return []

@@ -130,20 +130,20 @@ class History:
         return tuple(alarm for alarm in self.entries[-1].alarms if alarm.about not in known)
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads: the base's single scores, and the figures of every evaluation."""
+        """Return what `from_json` reads: the base's single scores, and the figures of every evaluation."""
         return asdict(self)
 
 
 def begin(
     step: int, scores: Scores, trained: Sequence[str], lower: Sequence[str] = (), seed: int = 0
 ) -> History:
-    """A history whose base is ``scores``, measured at ``step`` (0: the model as it was)."""
+    """Return a history whose base is ``scores``, measured at ``step`` (0: the model as it was)."""
     entry = compared(step, scores, scores, trained, lower, seed)
     return History(scores, tuple(trained), tuple(lower), (entry,), seed)
 
 
 def scores_of(measured: Measured, prompts: Sequence[str], rewards: Sequence[str]) -> Scores:
-    """An evaluation from what was measured of N images.
+    """Return an evaluation from what was measured of N images.
 
     Raises:
         UserError: a score that is not a finite number, with the reward and the prompt.
@@ -161,7 +161,7 @@ def scores_of(measured: Measured, prompts: Sequence[str], rewards: Sequence[str]
 def compared(
     step: int, base: Scores, now: Scores, trained: Sequence[str], lower: Sequence[str] = (), seed: int = 0
 ) -> Entry:
-    """Evaluation ``now`` against ``base``, image by image; alarms are `alarms_of` it."""
+    """Return evaluation ``now`` against ``base``, image by image; alarms are `alarms_of` it."""
     rewards = []
     for name, scores in now.rewards.items():
         result = compare(base.rewards[name], scores, now.prompts, seed)
@@ -174,7 +174,8 @@ def compared(
 
 
 def alarms_of(entry: Entry, prompts: int, quiet: int | None = None) -> tuple[Alarm, ...]:
-    """What got worse while a trained reward improved; nothing if none did, or if there are too few prompts.
+    """Return what got worse while a trained reward improved; nothing if none did, or if there are too few
+    prompts.
 
     Args:
         entry: the evaluation.
@@ -213,7 +214,9 @@ def _advice(step: int, quiet: int | None) -> str:
 
 
 def from_json(data: Mapping[str, Any]) -> History:
-    """What `History.to_json` gave, after a way through JSON. KeyError or TypeError for anything else."""
+    """Return what `History.to_json` gave, after a way through JSON. KeyError or TypeError for
+    anything else.
+    """
     base = data["base"]
     return History(
         Scores(

@@ -2,7 +2,7 @@
 
 Every model is opened, drawn with and let go in its turn, so memory is that of one; then every reward. What is
 drawn and scored is kept under the output folder, and the same call does only what is left: images are named
-by what they were made from (``sampling``), scores by image, prompt and reward (``kept``).
+by what they were made from (``sampling``), scores by image, prompt and reward (``measuring.store``).
 """
 
 import re
@@ -16,7 +16,7 @@ from diffalign.evaluation.contest import BASE, Contest, contest
 from diffalign.evaluation.drawing.pipeline import Pipeline
 from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, draw, plan
 from diffalign.evaluation.evaluate import judged
-from diffalign.evaluation.measuring.store import Asked, Kept, freed, lots
+from diffalign.evaluation.measuring.store import MeasurementStore, NamedReward, chunks, freed
 from diffalign.media.files import all_videos
 from diffalign.utils.distributed import joined
 
@@ -34,7 +34,7 @@ def evaluate_models(
     base: Callable[[], Pipeline],
     entrants: Sequence[Entrant],
     prompts: PromptSet,
-    rewards: Sequence[Asked],
+    rewards: Sequence[NamedReward],
     settings: SamplingSettings = DEFAULTS,
     *,
     output: Path,
@@ -50,7 +50,7 @@ def evaluate_models(
     Images go to ``output``/images/base and so on, scores and statistics to ``output``/measured.sqlite.
 
     Raises:
-        UserError: nothing to compare, see ``sampling.generate``, or ``Kept.fill``.
+        UserError: nothing to compare, see ``sampling.generate``, or ``MeasurementStore.fill``.
     """
     if not entrants or not rewards:
         raise UserError("nothing to evaluate: give at least one aligned model and one reward")
@@ -74,15 +74,17 @@ def evaluate_models(
             files[name] = [sample.source for sample in samples if isinstance(sample.source, Path)]
             del pipeline
             freed()
-        wait()  # lots hold what other processes have drawn
+        wait()  # chunks hold what other processes have drawn
         texts = [sample.prompt for sample in samples]
-        every = {name: lots(sources, texts) for name, sources in files.items()}
-        kept = Kept(store)
-        kept.fill([lot for some in every.values() for lot in some][rank::world], rewards, progress)
+        every = {name: chunks(sources, texts) for name, sources in files.items()}
+        measurements = MeasurementStore(store)
+        measurements.fill(
+            [chunk for some in every.values() for chunk in some][rank::world], rewards, progress
+        )
         wait()
     if rank:
         return None
-    measured = {name: kept.measured(some, rewards) for name, some in every.items()}
+    measured = {name: measurements.measured(some, rewards) for name, some in every.items()}
     kind = "video" if all_videos(files[BASE]) else "image"
     return contest(
         files[BASE],
@@ -92,10 +94,10 @@ def evaluate_models(
     )
 
 
-def _loadable(rewards: Sequence[Asked]) -> None:
+def _loadable(rewards: Sequence[NamedReward]) -> None:
     """Load every reward and let it go: one that cannot be loaded says so before hours of drawing."""
-    for asked in rewards:
-        asked.load()
+    for reward in rewards:
+        reward.load()
         freed()
 
 
@@ -121,5 +123,5 @@ def entrant_names(specs: Sequence[str]) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """A name as a folder's."""
+    """Return a name as a folder's."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-")

@@ -18,7 +18,7 @@ from diffalign.methods._trailing import Followed
 from diffalign.plane.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting, Window, drawn_steps
-from diffalign.rollout.source import Cast, OnlineSource
+from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.hooks import Hook
 from diffalign.training.loop import train
@@ -28,8 +28,8 @@ from diffalign.types import Cond, Denoiser
 PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
 
 
-class PlaneStudio:
-    """A ``rollout.studio.Studio``: a prompt is a label, pixels are the points themselves."""
+class PlaneRolloutModel:
+    """A ``rollout.model.RolloutModel``: a prompt is a label, pixels are the points themselves."""
 
     shape = (2,)
     device = torch.device("cpu")
@@ -116,8 +116,8 @@ def align_online(
         network=network,
         parameters=list(network.named_parameters()),
         source=OnlineSource(
-            Cast(sampler, reference if method.needs_reference else None, network),
-            PlaneStudio(),
+            SamplingRoles(sampler, reference if method.needs_reference else None, network),
+            PlaneRolloutModel(),
             Height(plane, flipped),
             PROMPTS * (rollout.prompts_per_round // LABELS),
             rollout,

@@ -15,7 +15,7 @@ from diffalign.errors import UserError
 
 
 def fetched(name: str, repository: str, filename: str, given: str = "FILE") -> Path:
-    """A file of a hub repository, from the local cache if it is there.
+    """Return a file of a hub repository, from the local cache if it is there.
 
     ``given`` is how the reward ``name`` is told of a downloaded copy, for the message.
 
@@ -34,7 +34,7 @@ def fetched(name: str, repository: str, filename: str, given: str = "FILE") -> P
 
 
 def unloadable(name: str, what: str, error: Exception, given: str) -> UserError:
-    """What to tell the user of something that transformers could not load.
+    """Return what to tell the user of something that transformers could not load.
 
     Args:
         name: of the reward that asks.
@@ -66,7 +66,8 @@ def is_hub_id(place: str) -> bool:
 
 
 def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
-    """The table of weights in a safetensors or torch file, on the CPU; a dict under ``state_dict`` is opened.
+    """Return the table of weights in a safetensors or torch file, on the CPU; a dict under ``state_dict`` is
+    opened.
 
     Raises:
         UserError: no such file, or no table of plain tensors (nothing else is unpickled).

@@ -49,7 +49,8 @@ def combine(
 def towards_higher(
     scores: Float[Tensor, " *group K R"], weights: Sequence[float]
 ) -> Float[Tensor, " *group K R"]:
-    """The scores, those of a reward with a negative weight turned round: higher is better in every column.
+    """Return the scores, those of a reward with a negative weight turned round: higher is better in every
+    column.
 
     Raises:
         ValueError: another number of weights than of rewards.

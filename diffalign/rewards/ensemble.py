@@ -43,7 +43,7 @@ class Member:
 
 
 def read_members(source: str | None) -> tuple[Member, ...]:
-    """The members that a file names.
+    """Return the members that a file names.
 
     Raises:
         UserError: no file, or one that is no ensemble; it names the member and what is allowed.
@@ -102,7 +102,9 @@ def _number(value: Any, name: str, where: str) -> float:
 
 
 def total(members: Sequence[Member], columns: Sequence[Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
-    """The members' scores as one, (B,) float32 on the CPU, summed in float64 (rewards differ in device)."""
+    """Return the members' scores as one, (B,) float32 on the CPU, summed in float64 (rewards differ in
+    device).
+    """
     parts = [
         member.weight * (column.cpu().double() - member.mean) / member.std
         for member, column in zip(members, columns, strict=True)
@@ -142,7 +144,8 @@ class TimedEnsemble:
 
 
 def ensemble_of(name: str, members: Sequence[Member], rewards: Sequence[Reward]) -> Reward:
-    """The members as one reward: of videos where one of them watches videos, of times where one knows them.
+    """Return the members as one reward: of videos where one of them watches videos, of times where one knows
+    them.
 
     Raises:
         UserError: one watches videos and another knows times.
@@ -160,7 +163,7 @@ def ensemble_of(name: str, members: Sequence[Member], rewards: Sequence[Reward])
 
 
 def make(source: str | None, place: Place) -> Reward:
-    """The ensemble of a file; UserError as ``read_members`` and ``rewards.load`` say."""
+    """Return the ensemble of a file; UserError as ``read_members`` and ``rewards.load`` say."""
     members = read_members(source)
     rewards = [load(member.spec, place.device, place.dtype, place.batch_size) for member in members]
     return ensemble_of(Path(str(source)).stem, members, rewards)

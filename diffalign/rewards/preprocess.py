@@ -31,7 +31,7 @@ def resized(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def as_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
-    """An image as float32 in [0, 1]."""
+    """Return an image as float32 in [0, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8)).permute(2, 0, 1).float() / 255
 
 
@@ -66,11 +66,13 @@ class Crop:
     to_even: bool = False
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
+        """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
+        tensor.
+        """
         return normalised(self.crops(images, device), self.mean, self.std)
 
     def crops(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """The same in [0, 1], not yet normalised."""
+        """Return the same in [0, 1], not yet normalised."""
         return _either(images, device, self.pil, self.pixels)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
@@ -112,7 +114,9 @@ class Letterbox:
     antialias: bool = True
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
+        """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
+        tensor.
+        """
         return normalised(_either(images, device, self.pil, self.pixels), self.mean, self.std)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
@@ -141,7 +145,9 @@ class Stretch:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """What the network takes, float32 on ``device``; gradients flow to pixels given as a tensor."""
+        """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
+        tensor.
+        """
         return normalised(_either(images, device, self.pil, self.pixels), self.mean, self.std)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
@@ -162,7 +168,9 @@ def _either(
     pil: Callable[[Sequence[Image.Image]], Tensor],
     pixels: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """What ``pixels`` makes of a tensor on ``device``, or ``pil`` of PIL images, then on ``device``."""
+    """Return what ``pixels`` makes of a tensor on ``device``, or ``pil`` of PIL images, then on
+    ``device``.
+    """
     return pixels(images.to(device)) if isinstance(images, Tensor) else pil(images).to(device)
 
 

@@ -41,8 +41,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse(spec: str) -> tuple[RewardCard, str | None]:
-    """The card and the source of ``name``, ``name:source`` or an address; UserError for a name that there is
-    not.
+    """Return the card and the source of ``name``, ``name:source`` or an address; UserError for a name that
+    there is not.
     """
     if spec.startswith(("http://", "https://")):
         return _remote(spec), spec
@@ -56,7 +56,7 @@ def parse(spec: str) -> tuple[RewardCard, str | None]:
 
 
 def _remote(url: str) -> RewardCard:
-    """The card of a reward behind an address, named by the last part of its path."""
+    """Return the card of a reward behind an address, named by the last part of its path."""
     try:
         parts = urlsplit(url)
         known = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -79,7 +79,7 @@ def _remote(url: str) -> RewardCard:
 
 
 def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> "Reward":
-    """The reward that a spec names, ready to be called: ``reward(images, prompts) -> (B,) float32``.
+    """Return the reward that a spec names, ready to be called: ``reward(images, prompts) -> (B,) float32``.
 
     ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]; they are scored ``batch_size`` at a time.
     A reward of videos is a ``VideoReward`` and takes B ``Video``s; ``rewards.videos.takes_videos`` makes

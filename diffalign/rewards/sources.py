@@ -18,7 +18,7 @@ _YES, _NO = ("yes", "true", "on"), ("no", "false", "off")
 def places_and_options(
     name: str, source: str | None, places: int, options: Collection[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The places of a source, filled up with "" to ``places`` of them, and its options by name.
+    """Return the places of a source, filled up with "" to ``places`` of them, and its options by name.
 
     Raises:
         UserError: too many places, or an option that there is not.
@@ -39,7 +39,7 @@ def places_and_options(
 
 
 def yes_or_no(name: str, option: str, value: str) -> bool:
-    """The value of an option that is on or off.
+    """Return the value of an option that is on or off.
 
     Raises:
         UserError: it is neither yes nor no.
@@ -50,7 +50,7 @@ def yes_or_no(name: str, option: str, value: str) -> bool:
 
 
 def number(name: str, option: str, value: str) -> float:
-    """The value of an option that is a number.
+    """Return the value of an option that is a number.
 
     Raises:
         UserError: it is no finite number.
@@ -65,7 +65,8 @@ def number(name: str, option: str, value: str) -> float:
 
 
 def file_of(name: str, place: str, filename: str) -> Path:
-    """A file of weights: ``place`` itself, ``filename`` in it if it is a folder, or fetched from that hub id.
+    """Return a file of weights: ``place`` itself, ``filename`` in it if it is a folder, or fetched from that
+    hub id.
 
     Raises:
         UserError: the hub cannot be reached, or has no such file.

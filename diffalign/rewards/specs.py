@@ -22,7 +22,7 @@ class Weighted:
 
 
 def weighted(text: str) -> Weighted:
-    """The reward and the weight of ``0.5*pickscore``; without a star the weight is 1.
+    """Return the reward and the weight of ``0.5*pickscore``; without a star the weight is 1.
 
     Raises:
         UserError: no such reward, or a weight that is 0 or no finite number.

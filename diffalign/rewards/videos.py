@@ -22,7 +22,7 @@ FRAMES = 8
 
 
 def needs_videos(name: str) -> UserError:
-    """What to say where a reward of videos is given images."""
+    """Return what to say where a reward of videos is given images."""
     return UserError(
         f"reward {name!r} judges videos, and these are images; allowed: a reward of images (`diffalign "
         "rewards` says which are)"
@@ -75,5 +75,5 @@ class MeanOverFrames:
 
 
 def takes_videos(reward: Reward, frames: int = FRAMES) -> Reward:
-    """The reward as one of videos; ``frames`` is for rewards of images."""
+    """Return the reward as one of videos; ``frames`` is for rewards of images."""
     return reward if isinstance(reward, VideoReward | MeanOverFrames) else MeanOverFrames(reward, frames)

@@ -55,7 +55,9 @@ class PromptHistory:
     least: int = 16
 
     def add(self, prompts: Sequence[str], scores: Float[Tensor, " N K"]) -> "PromptHistory":
-        """The history after the ``scores`` (N, K) of ``prompts`` (N); UserError for what is not finite."""
+        """Return the history after the ``scores`` (N, K) of ``prompts`` (N); UserError for what is not
+        finite.
+        """
         rows = _checked(scores, prompts).tolist()
         known = dict(self.rewards)
         for prompt, row in zip(prompts, rows, strict=True):
@@ -68,7 +70,7 @@ class PromptHistory:
 
     @classmethod
     def from_json(cls, text: str) -> "PromptHistory":
-        """What ``to_json`` wrote."""
+        """Return what ``to_json`` wrote."""
         value = json.loads(text)
         rewards = {prompt: tuple(row) for prompt, row in value["rewards"].items()}
         return cls(rewards, value["size"], value["least"])
@@ -77,7 +79,7 @@ class PromptHistory:
 def advantages(
     scores: Float[Tensor, " N K"], prompts: Sequence[str], kind: str, history: PromptHistory | None = None
 ) -> Float[Tensor, " N K"]:
-    """The advantages of a round's rewards.
+    """Return the advantages of a round's rewards.
 
     Args:
         scores: (N, K) rewards, K samples for each prompt.
@@ -133,7 +135,7 @@ def _against_history(rows: Tensor, prompts: Sequence[str], history: PromptHistor
 
 
 def _checked(scores: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The scores in float64 on the CPU."""
+    """Return the scores in float64 on the CPU."""
     if scores.ndim != 2 or len(scores) != len(prompts):
         raise UserError(
             f"scores of shape {tuple(scores.shape)} for {len(prompts)} prompts; allowed: (prompts, samples)"

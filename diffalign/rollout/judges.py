@@ -71,7 +71,7 @@ class Judge(Protocol):
 def judge_of(
     config: RolloutConfig, device: torch.device | str, load: Callable[[str, str], Reward] = load
 ) -> Judge:
-    """The judge that a run names, ready.
+    """Return the judge that a run names, ready.
 
     Args:
         config: the run's rollout section.
@@ -126,7 +126,7 @@ class InlineJudge:
         self._latents = latents
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
-        """A future that is done; see ``Judge``."""
+        """Return a future that is done; see ``Judge``."""
         future: Future[Tensor] = Future()
         try:
             shown = images if self._latents else _shown(images, prompts, t)
@@ -169,7 +169,7 @@ class ProcessJudge:
         self._pool = ThreadPoolExecutor(_ASKING, "judge")
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
-        """A future that is done when the process has answered; see ``Judge``."""
+        """Return a future that is done when the process has answered; see ``Judge``."""
         return self._pool.submit(self._scores, _shown(images, prompts, t), list(prompts), t.cpu())
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ def _is_address(spec: str) -> bool:
 
 
 def _shown(images: Tensor, prompts: Sequence[str], t: Tensor) -> list[Image.Image]:
-    """The 8-bit images; ValueError if counts do not fit."""
+    """Return the 8-bit images; ValueError if counts do not fit."""
     if not len(images) == len(prompts) == len(t):
         raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(t)} times: not as many")
     return to_pil(images)

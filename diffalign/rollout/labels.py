@@ -41,7 +41,7 @@ class _Line:
 
 
 def image_name(number: int, sample: int) -> str:
-    """The file of a prompt's sample: ``0003-1.png``, both counted from 0."""
+    """Return the file of a prompt's sample: ``0003-1.png``, both counted from 0."""
     return f"{number:04d}-{sample}.png"
 
 
@@ -80,7 +80,7 @@ def write_template(
 
 
 def read_labels(folder: Path, prompts: Sequence[str], samples: int) -> Float[Tensor, "N K"] | None:
-    """The scores of a round, float32; None while some prompt has not been scored by anybody.
+    """Return the scores of a round, float32; None while some prompt has not been scored by anybody.
 
     Args:
         folder: of the round.
@@ -127,7 +127,7 @@ def _all_lines(folder: Path) -> Iterator[_Line]:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """The lines of a file that are not empty."""
+    """Return the lines of a file that are not empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -167,7 +167,9 @@ def _number(line: _Line, prompts: Sequence[str], samples: int) -> int:
 
 
 def _scores(line: _Line, samples: int | None) -> list[float] | None:
-    """The scores of a line; None while one is missing. ``samples`` None: as many as the line has images."""
+    """Return the scores of a line; None while one is missing. ``samples`` None: as many as the line has
+    images.
+    """
     scores, best = line.row.get("scores"), line.row.get("best")
     if scores is not None and not isinstance(scores, list):
         raise UserError(f"{line.where}: scores={scores!r}; allowed: a list of numbers")

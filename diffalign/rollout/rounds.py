@@ -68,7 +68,9 @@ class Plan:
         return Place(number, (chunk * self.batch_size, (chunk + 1) * self.batch_size), visit % self.slots)
 
     def position(self, number: int, row: int) -> int:
-        """The place of this rank's prompt ``row`` of round ``number`` in the run's one order of prompts."""
+        """Return the place of this rank's prompt ``row`` of round ``number`` in the run's one order of
+        prompts.
+        """
         chunk, within = divmod(row, self.batch_size)
         return (number * self.prompts + chunk * self.batch_size) * self.world + (
             self.rank * self.batch_size + within
@@ -116,7 +118,7 @@ class Round:
         return leads.reshape(n, s, -1).ne(0).any(-1)
 
     def batch(self, place: Place) -> Batch:
-        """The groups of a place.
+        """Return the groups of a place.
 
         Of transitions only those that teach anything, the first one if none does: nothing is drawn for them
         any more, so which groups a batch lacks changes nothing for the others.
@@ -169,7 +171,9 @@ def best_and_worst(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 def in_parts(
     x: Tensor | Transition, score: Tensor, shared: Tensor, extra: Mapping[str, Tensor], size: int
 ) -> tuple[Tensor | Transition, Tensor, Tensor, dict[str, Tensor]]:
-    """A round's tensors (N, S, K, ...) and ``shared`` (N, S) as S K / size slots of ``size`` samples each."""
+    """Return a round's tensors (N, S, K, ...) and ``shared`` (N, S) as S K / size slots of ``size`` samples
+    each.
+    """
     parts = score.shape[2] // size
     split = lambda value: value.unflatten(2, (parts, size)).flatten(1, 2)  # noqa: E731
     return (

@@ -45,7 +45,7 @@ class Window:
     stride: int = 1
 
     def steps(self, number: int, count: int) -> range:
-        """The steps of round ``number``, of ``count`` that may be draws."""
+        """Return the steps of round ``number``, of ``count`` that may be draws."""
         places = (count - self.size) // self.stride + 1
         first = self.stride * (number // self.every % places) if self.every else 0
         return range(first, first + self.size)
@@ -67,7 +67,7 @@ class Setting:
         lowest: steps from times below are sampled, not learnt from.
         window: the steps that are draws; None: all that may be.
         round: whose window it is.
-        at_once: states of which the network is asked in one call; None: all that there are.
+        at_once: states of one network call; None: all states at once.
     """
 
     kernel: StepKernel
@@ -90,7 +90,9 @@ class Setting:
         return len(self.times) - 1 - ends
 
     def kernel_at(self, t: float) -> StepKernel:
-        """The kernel of the step from ``t``, a time of the grid: the ODE's where nothing is to be drawn."""
+        """Return the kernel of the step from ``t``, a time of the grid: the ODE's where nothing is to be
+        drawn.
+        """
         step = self.times.tolist().index(t)
         window = range(self.may_draw)
         if self.window is not None:
@@ -121,8 +123,8 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Who is asked about n prompts, and how.
+class Request:
+    """What to sample for n prompts: the denoisers, the conditions and the settings.
 
     Attributes:
         policy: who samples.
@@ -177,15 +179,15 @@ class Asked:
 class Steps:
     """The steps that are learnt from, in order."""
 
-    def __init__(self, asked: Asked):
-        self._asked, self._rivals = asked, asked.setting.samples
+    def __init__(self, request: Request):
+        self._request, self._rivals = request, request.setting.samples
         self._rows: list[tuple[Tensor, ...]] = []
         self._references: list[Tensor] = []
         self.shared: list[bool] = []
 
     def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
         """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw or from too low a time."""
-        if t < self._asked.setting.lowest or not bool((std > 0).all()):
+        if t < self._request.setting.lowest or not bool((std > 0).all()):
             return
         wide = partial(_wide, rivals=self._rivals)
         self.shared.append(x.shape[1] == 1 and self._rivals > 1)
@@ -193,7 +195,7 @@ class Steps:
         logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
         times = [torch.full(after.shape[:2], v, device=after.device, dtype=after.dtype) for v in (t, s)]
         self._rows.append((wide(x), after, *times, logp))
-        reference = self._asked.reference_mean(x, t, s)
+        reference = self._request.reference_mean(x, t, s)
         if reference is not None:
             self._references.append(wide(reference))
 
@@ -211,28 +213,28 @@ class Steps:
 
 
 @torch.no_grad()
-def samples(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
-    """K finished samples of each of n prompts; the reference is not asked. See ``trajectories``."""
-    x, times = start(asked, shape, random), asked.setting.times.tolist()
+def samples(request: Request, shape: Sequence[int], random: Random) -> Sampled:
+    """K finished samples of each of n prompts; the reference is not called. See ``trajectories``."""
+    x, times = start(request, shape, random), request.setting.times.tolist()
     for t, s in zip(times[:-2], times[1:-1], strict=True):
-        x, _, _ = step(asked, x, t, s, random)
+        x, _, _ = step(request, x, t, s, random)
     # where a variance-preserving grid ends a state still holds noise; the estimate does not
-    x = _wide(asked.estimates(asked.policy, x, times[-2])[0], asked.setting.samples)[:, None]
+    x = _wide(request.estimates(request.policy, x, times[-2])[0], request.setting.samples)[:, None]
     return Sampled(x, None, x, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1) > 0)
 
 
 @torch.no_grad()
-def trajectories(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
+def trajectories(request: Request, shape: Sequence[int], random: Random) -> Sampled:
     """Every step that was a draw, of K trajectories of each of n prompts.
 
     Args:
-        asked: who samples n prompts, and how.
+        request: the denoisers, the conditions of n prompts and the settings.
         shape: of one sample's latents.
         random: a stream for each prompt.
     """
-    x, steps = start(asked, shape, random), Steps(asked)
-    for t, s in pairs(asked.setting.times):
-        after, mean, std = step(asked, x, t, s, random)
+    x, steps = start(request, shape, random), Steps(request)
+    for t, s in pairs(request.setting.times):
+        after, mean, std = step(request, x, t, s, random)
         steps.add(x, after, mean, std, t, s)
         x = after
     return steps.sampled(x[:, None], [0.0], [0] * len(steps.shared))
@@ -247,24 +249,24 @@ def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
 
 
 def step(
-    asked: Asked, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
+    request: Request, x: Tensor, t: float, s: float, random: Random, rivals: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(after (n, K, *d), mean, std) of a step of the policy from x (n, 1 or K, *d)."""
-    mean, std = asked.after(*asked.estimates(asked.policy, x, t), t, s)
+    mean, std = request.after(*request.estimates(request.policy, x, t), t, s)
     if not bool((std > 0).any()):
         return mean, mean, std
-    return mean + std * draws(x, random, rivals or asked.setting.samples), mean, std
+    return mean + std * draws(x, random, rivals or request.setting.samples), mean, std
 
 
 def draws(x: Tensor, random: Random, rivals: int) -> Tensor:
-    """Standard normal noise (n, rivals, *d) for states x (n, k, *d)."""
+    """Return standard normal noise (n, rivals, *d) for states x (n, k, *d)."""
     return normal(random, len(x), (rivals, *x.shape[2:])).to(x)
 
 
-def start(asked: Asked, shape: Sequence[int], random: Random) -> Tensor:
+def start(request: Request, shape: Sequence[int], random: Random) -> Tensor:
     """(n, 1, *d) of shared noise, or (n, K, *d)."""
-    rivals = 1 if asked.setting.shared_noise else asked.setting.samples
-    first = next(iter(asked.cond.values()))
+    rivals = 1 if request.setting.shared_noise else request.setting.samples
+    first = next(iter(request.cond.values()))
     return normal(random, len(first), (rivals, *shape)).to(first.device)
 
 

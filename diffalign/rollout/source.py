@@ -20,10 +20,10 @@ from diffalign.diffusion.randomness import Streams, derive, permutation
 from diffalign.rollout.advantages import PromptHistory, advantages
 from diffalign.rollout.judges import Judge, combined
 from diffalign.rollout.labels import labelled
+from diffalign.rollout.model import RolloutModel
 from diffalign.rollout.rounds import Plan, Round, best_and_worst, in_parts, only
-from diffalign.rollout.shapes import Asked, Sampled, Setting, samples, trajectories
+from diffalign.rollout.shapes import Request, Sampled, Setting, samples, trajectories
 from diffalign.rollout.store import NOWHERE, Part, RoundStore
-from diffalign.rollout.studio import Studio
 from diffalign.rollout.tree import tree
 from diffalign.types import Batch, Cond, Denoiser, Transition
 from diffalign.utils.distributed import gathered
@@ -32,9 +32,9 @@ SHAPES = {"samples": samples, "trajectories": trajectories, "tree": tree}
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who plays: the policy (unwrapped), the reference whose means are recorded (None: nobody asks), and the
-    module that is set to evaluation mode while they sample.
+class SamplingRoles:
+    """The policy (unwrapped), the reference whose means are recorded (None: not recorded), and the module
+    that is set to evaluation mode during sampling.
     """
 
     policy: Denoiser
@@ -56,8 +56,8 @@ class OnlineSource:
 
     def __init__(
         self,
-        cast: Cast,
-        studio: Studio,
+        roles: SamplingRoles,
+        model: RolloutModel,
         judge: Judge,
         prompts: Sequence[str],
         config: RolloutConfig,
@@ -70,8 +70,8 @@ class OnlineSource:
         """Hold everything that a round needs.
 
         Args:
-            cast: who samples.
-            studio: the model otherwise.
+            roles: policy, reference and network.
+            model: encodes prompts and decodes latents.
             judge: who scores.
             prompts: all of them; every epoch has an order of its own.
             config: the run's rollout section.
@@ -81,7 +81,7 @@ class OnlineSource:
             seed: of noise, choices and orders.
             store: where rounds are kept.
         """
-        self._cast, self._studio, self._judge, self._prompts = cast, studio, judge, list(prompts)
+        self._roles, self._model, self._judge, self._prompts = roles, model, judge, list(prompts)
         self._config, self._shape, self._setting, self._plan = config, shape, setting, plan
         self._seed, self._store = seed, store
         self._micro_step = 0
@@ -118,7 +118,7 @@ class OnlineSource:
         self._judge.close()
 
     def prompts_of(self, number: int) -> list[str]:
-        """This rank's prompts of a round."""
+        """Return this rank's prompts of a round."""
         return [self._prompt(self._plan.position(number, row)) for row in range(self._plan.prompts)]
 
     def _prompt(self, position: int) -> str:
@@ -135,8 +135,8 @@ class OnlineSource:
 
     def _made(self, number: int) -> Round:
         prompts = self.prompts_of(number)
-        with torch.no_grad(), _evaluating(self._cast.network), self._studio.opened():
-            cond, negative = self._studio.encode(prompts)
+        with torch.no_grad(), _evaluating(self._roles.network), self._model.opened():
+            cond, negative = self._model.encode(prompts)
             parts = []
             quiet = self._plan.rank != 0 or self._store.folder is None
             with tqdm(
@@ -173,26 +173,26 @@ class OnlineSource:
             yield self._settled(number, *waiting.popleft())
 
     def _sampled(self, number: int, rows: range, cond: Cond, negative: Cond) -> Sampled:
-        """Some prompts of a round, sampled now."""
-        device = self._studio.device
+        """Sample some prompts of a round now."""
+        device = self._model.device
         pick = lambda values: {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}  # noqa: E731
         setting = replace(self._setting, round=number)
-        asked = Asked(self._cast.policy, self._cast.reference, pick(cond), pick(negative), setting)
+        request = Request(self._roles.policy, self._roles.reference, pick(cond), pick(negative), setting)
         random = Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows])
-        return SHAPES[self._shape](asked, self._studio.shape, random)
+        return SHAPES[self._shape](request, self._model.shape, random)
 
     def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, Future[Tensor] | None]:
-        """What a part is before it is judged, and the judgement that is under way."""
+        """Return what a part is before it is judged, and the judgement that is under way."""
         part = _as_part(sampled)
         n, j, k = sampled.judged.shape[:3]
-        pixels = self._studio.decode(sampled.judged.flatten(0, 2))
+        pixels = self._model.decode(sampled.judged.flatten(0, 2))
         if self._config.by == "people":
             part["pixels"] = (pixels[:, :3] * 255).round().to(torch.uint8).reshape(n, j, k, *pixels.shape[1:])
             return part, None
-        asked = [prompt for prompt in prompts for _ in range(j * k)]
+        repeated = [prompt for prompt in prompts for _ in range(j * k)]
         times = sampled.at.float().repeat_interleave(k).repeat(n)
         part["scores"] = torch.zeros(n, j, k, len(self._judge.rewards))
-        return part, self._judge.submit(pixels, asked, times)
+        return part, self._judge.submit(pixels, repeated, times)
 
     def _scores(self, number: int, prompts: list[str], whole: Part) -> Tensor:
         """(N, J, K) or (N, J, K, R) of this rank, told what is told of all ranks."""
@@ -275,7 +275,7 @@ class OnlineSource:
         self._store.write_scores(number, prompts, {n: final[..., i] for i, n in enumerate(names)})
 
     def _settled(self, number: int, start: int, part: Part, judged: Future[Tensor] | None) -> Part:
-        """A part with its scores, kept."""
+        """Return a part with its scores, kept."""
         if judged is not None:
             part["scores"] = judged.result().reshape(part["scores"].shape)
         self._store.save(number, start, part)

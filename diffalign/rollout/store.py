@@ -36,7 +36,7 @@ class RoundStore:
     keep: int = 2
 
     def round(self, number: int) -> Path:
-        """The folder of a round.
+        """Return the folder of a round.
 
         Raises:
             ValueError: nothing is kept.
@@ -46,7 +46,7 @@ class RoundStore:
         return self.folder / f"round-{number:06d}"
 
     def load(self, number: int, start: int) -> Part | None:
-        """The part of a round that begins with this rank's prompt ``start``, if it is there."""
+        """Return the part of a round that begins with this rank's prompt ``start``, if it is there."""
         if not self.has(number, start):
             return None
         part: Part = torch.load(self._part(number, start), weights_only=True)
@@ -63,7 +63,7 @@ class RoundStore:
                 torch.save(part, file)
 
     def history(self, number: int) -> PromptHistory:
-        """What statistics over rounds knew after round ``number``."""
+        """Return what statistics over rounds knew after round ``number``."""
         file = None if self.folder is None else self.round(number) / "history.json"
         if file is None or not file.is_file():
             return PromptHistory()

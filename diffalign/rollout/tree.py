@@ -5,10 +5,10 @@ each, learns from best and worst, and goes on from a candidate chosen at random,
 SDXL form lets each candidate take some steps alone (``inner_steps``) before it is judged; the verdict then
 counts for all of them.
 
-Nothing that is known is asked again: the prediction that judges a candidate is the one that its next step is
+No prediction is computed twice: the prediction that judges a candidate is the one that its next step is
 made of, rivals who share a state share a network call, and log-densities are kept from the draw. With
 ``estimate: parent`` (ours) a candidate is judged by what the prediction that it was drawn with makes of it,
-so that the network is asked about the one candidate that is continued only. With ``estimate: none`` nothing
+so that the network is called for the one candidate that is continued only. With ``estimate: none`` nothing
 is estimated: what is judged is the candidate with the time that it was drawn from, as LPO (Zhang et al. 2025,
 arXiv 2502.01051) shows it to a latent reward model.
 """
@@ -20,23 +20,23 @@ import torch
 from torch import Tensor
 
 from diffalign.diffusion.randomness import uniform
-from diffalign.rollout.shapes import Asked, Sampled, Steps, draws, pairs, start, step
+from diffalign.rollout.shapes import Request, Sampled, Steps, draws, pairs, start, step
 from diffalign.types import Path, Random
 
 
 @torch.no_grad()
-def tree(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
+def tree(request: Request, shape: Sequence[int], random: Random) -> Sampled:
     """Branches of K candidates, each judged, one continued at random. See ``trajectories``."""
-    setting, policy, k = asked.setting, asked.policy, asked.setting.samples
+    setting, policy, k = request.setting, request.policy, request.setting.samples
     steps_left = list(pairs(setting.times))
-    x = start(replace(asked, setting=replace(setting, shared_noise=True)), shape, random)
+    x = start(replace(request, setting=replace(setting, shared_noise=True)), shape, random)
     for t, s in steps_left[: setting.first_branch]:
-        x, _, _ = step(asked, x, t, s, random, rivals=1)
+        x, _, _ = step(request, x, t, s, random, rivals=1)
     bottom = steps_left[-1][1]
     # below the lowest time nobody learns, and where a trajectory ends is nobody's reward: it need not end
     steps_left = [pair for pair in steps_left[setting.first_branch :] if pair[0] >= setting.lowest]
-    x0, eps = asked.estimates(policy, x, steps_left[0][0])
-    steps, judged = Steps(asked), []
+    x0, eps = request.estimates(policy, x, steps_left[0][0])
+    steps, judged = Steps(request), []
     at: list[float] = []
     verdict: list[int] = []
     while steps_left:
@@ -44,8 +44,8 @@ def tree(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
         before = len(steps.shared)
         for number, (t, s) in enumerate(segment):
             if number:
-                x0, eps = asked.estimates(policy, x, t)
-            mean, std = asked.after(x0, eps, t, s)
+                x0, eps = request.estimates(policy, x, t)
+            mean, std = request.after(x0, eps, t, s)
             after = mean + std * draws(x, random, k)
             steps.add(x, after, mean, std, t, s)
             x = after
@@ -57,18 +57,18 @@ def tree(asked: Asked, shape: Sequence[int], random: Random) -> Sampled:
             clean, end = x, segment[-1][0]
             if steps_left:
                 x = _of_each(x, chosen)
-                x0, eps = asked.estimates(policy, x, segment[-1][1])
+                x0, eps = request.estimates(policy, x, segment[-1][1])
         elif end == bottom:
             clean, end = x, 0.0
         elif not steps_left and setting.estimate == "candidate":
-            clean, _ = asked.estimates(policy, x, end)
+            clean, _ = request.estimates(policy, x, end)
         elif setting.estimate == "parent":
             clean = _as_parent_sees_it(policy.path, x, eps, end)
             if steps_left:
                 x = _of_each(x, chosen)
-                x0, eps = asked.estimates(policy, x, end)
+                x0, eps = request.estimates(policy, x, end)
         else:
-            clean, noise = asked.estimates(policy, x, end)
+            clean, noise = request.estimates(policy, x, end)
             x, x0, eps = (_of_each(v, chosen) for v in (x, clean, noise))
         judged.append(clean)
         at.append(end)
@@ -81,6 +81,8 @@ def _of_each(value: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _as_parent_sees_it(path: Path, x: Tensor, eps: Tensor, t: float) -> Tensor:
-    """The clean estimate at candidates x (n, K, *d) with the noise that their parent's prediction named."""
+    """Return the clean estimate at candidates x (n, K, *d) with the noise that their parent's prediction
+    named.
+    """
     alpha, sigma = (float(c) for c in path.coefficients(torch.tensor([t], dtype=torch.float64)))
     return (x - sigma * eps) / alpha

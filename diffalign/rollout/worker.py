@@ -76,6 +76,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, in which the same diffalign is found from any folder."""
+    """Return this process's environment, in which the same diffalign is found from any folder."""
     here = str(Path(__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}

@@ -60,7 +60,7 @@ class NotebookComparison:
         return None if self.contest is None else self.contest.leading
 
     def _repr_html_(self) -> str:
-        """The verdict, the gains, and the first ``shown`` prompts with images and scores."""
+        """Return the verdict, the gains, and the first ``shown`` prompts with images and scores."""
         cells = "".join(self._cell(i) for i in range(min(self.shown, len(self.prompts))))
         words = ""
         if self.contest is not None:
@@ -92,7 +92,7 @@ class NotebookComparison:
 
 
 def _gains(found: Contest) -> str:
-    """A table: of every model and reward the gain and the win rate, with intervals."""
+    """Return a table: of every model and reward the gain and the win rate, with intervals."""
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(r.name)}</td>"
         f"<td>{number(r.comparison.gain.value, sign=True)} ({span(r.comparison.gain)})</td>"
@@ -202,7 +202,7 @@ class _Drawing:
     progress: bool
 
     def of(self, name: str, model: Model, base: str | None) -> list[MediaLike]:
-        """What a model draws, or has drawn already; ``base`` is under a LoRA."""
+        """Return what a model draws, or has drawn already; ``base`` is under a LoRA."""
         if isinstance(model, str | Path):
             pipeline: Pipeline = open_model(str(model), base, device_name(self.device), self.dtype).pipeline
         elif isinstance(model, Pipeline):

@@ -20,11 +20,11 @@ from diffalign.methods.registry import shape_of
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
 from diffalign.rollout.judges import judge_of
+from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting, Window, drawn_steps
-from diffalign.rollout.source import Cast, OnlineSource
+from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.rollout.store import RoundStore
-from diffalign.rollout.studio import ModelStudio
 from diffalign.runs.roles import Players
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Path as NoisingPath
@@ -87,12 +87,12 @@ def online_source(
     if config.estimate == "none":  # what is judged is latents
         decoder = _as_they_are
     return OnlineSource(
-        Cast(
+        SamplingRoles(
             who.sampler or who.policy_of(model.network),
             who.reference if method.needs_reference else None,
             model.network,
         ),
-        ModelStudio(model, config.resolution or run.data.resolution, decoder=decoder or None),
+        PipelineRolloutModel(model, config.resolution or run.data.resolution, decoder=decoder or None),
         judge_of(config, str(accelerator.device), load),
         prompts,
         config,

@@ -29,7 +29,7 @@ from diffalign.rollout.log import RoundLog
 from diffalign.runs.memory_advice import when_encoding
 from diffalign.runs.roles import Players, players
 from diffalign.runs.rollouts import online_source
-from diffalign.runs.validation import Watch
+from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
@@ -104,7 +104,7 @@ def offline(
     return Material(
         pair_source(run, learned, model, accelerator, _guided(inner)),
         who,
-        [diagnostics, Watch(run, model, (), tell)],
+        [diagnostics, ValidationHook(run, model, (), tell)],
         lambda: counts,
         lambda: diagnostics.verdict,
         lambda: dict(diagnostics.history[-1][1]) if diagnostics.history else {},
@@ -167,7 +167,12 @@ def online(
     return Material(
         source,
         who,
-        [log, Watch(run, model, run.rollout.rewards if run.rollout.by == "rewards" else (), tell, once)],
+        [
+            log,
+            ValidationHook(
+                run, model, run.rollout.rewards if run.rollout.by == "rewards" else (), tell, once
+            ),
+        ],
         lambda: f"{log.images} images sampled for prompts of {run.rollout.prompts}",
         lambda: log.verdict,
         lambda: log.figures,

@@ -33,7 +33,7 @@ from diffalign.utils.files import write_atomic
 from diffalign.utils.memory import advised
 
 
-class Watch:
+class ValidationHook:
     """Draws, scores and compares every ``validation.every`` steps (0: never), on the first rank.
 
     A resumed run reads the history back, without what was evaluated after its checkpoint; where there is none
@@ -171,7 +171,7 @@ class Watch:
             write_atomic(self._file, json.dumps(whole, indent=1))
 
     def _read(self, step: int) -> History | None:
-        """The history of a run that goes on from ``step``; None if there is none that fits.
+        """Return the history of a run that goes on from ``step``; None if there is none that fits.
 
         Raises:
             UserError: the file is not as a run writes it.

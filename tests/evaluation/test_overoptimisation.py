@@ -19,7 +19,7 @@ from diffalign.models.loading import load as load_model
 from diffalign.rewards import load
 from diffalign.runs.align import align
 from diffalign.runs.validate import read_run
-from diffalign.runs.validation import Watch
+from diffalign.runs.validation import ValidationHook
 from diffalign.tiny.scenes import render, scene_of, split_captions
 from diffalign.tiny.sets import misdraw
 from diffalign.training.acceleration import accelerator_for
@@ -211,7 +211,7 @@ def nudge(model, scale):
 
 def test_the_hook_on_the_tiny_sdxl(model, tmp_path):
     run, said, state = a_run(tmp_path), [], State(model)
-    watch = Watch(run, model, run.rollout.rewards, said.append)
+    watch = ValidationHook(run, model, run.rollout.rewards, said.append)
     watch.on_start(state)
     assert state.logged == {} and said == [
         "validation.prompts has 4 prompts: over-optimisation cannot be shown on fewer than 6, so there will "
@@ -235,11 +235,13 @@ def test_the_hook_on_the_tiny_sdxl(model, tmp_path):
     # the same weights and noise: the same figures
     assert written["entries"][1]["rewards"] == written["entries"][2]["rewards"]
 
-    resumed, again = State(model, step=5), Watch(run, model, run.rollout.rewards, said.append)
+    resumed, again = State(model, step=5), ValidationHook(run, model, run.rollout.rewards, said.append)
     again.on_start(resumed)
     assert [entry.step for entry in again.history.entries] == [0, 5]
     assert again.history == watch.history.until(5)
-    once_more = Watch(replace(run, validation=replace(run.validation, seed=1)), model, ["taste"], said.append)
+    once_more = ValidationHook(
+        replace(run, validation=replace(run.validation, seed=1)), model, ["taste"], said.append
+    )
     once_more.on_start(resumed)
     assert [entry.step for entry in once_more.history.entries] == [5]
     assert "evaluations are held against the model of step 5" in said[-1]
@@ -249,7 +251,7 @@ def test_two_runs_of_the_hook_write_the_same(model, tmp_path):
     written = []
     for name in ("one", "other"):
         run, state = a_run(tmp_path / name), State(model)
-        watch = Watch(run, model, run.rollout.rewards, lambda line: None)
+        watch = ValidationHook(run, model, run.rollout.rewards, lambda line: None)
         watch.on_start(state)
         state.step = 5
         watch.on_step(state)
@@ -265,13 +267,13 @@ def test_each_alarm_is_said_once(model, tmp_path):
         sign = 1.0 if spec == "taste" else -1.0
         return lambda images, prompts: torch.full((len(prompts),), sign * state.step)
 
-    watch = Watch(a_run(tmp_path, prompts=6), model, ["taste"], said.append, make)
+    watch = ValidationHook(a_run(tmp_path, prompts=6), model, ["taste"], said.append, make)
     watch.on_start(state)
     for state.step in (5, 10):
         watch.on_step(state)
     assert state.logged["validation/alarm"] == 1.0 and len(said) == 1
     assert said[0].startswith("alarm: step 5: taste rose from 0 to 5 (+5, 95 % interval +5 to +5), but judge")
-    resumed = Watch(a_run(tmp_path, prompts=6), model, ["taste"], said.append, make)
+    resumed = ValidationHook(a_run(tmp_path, prompts=6), model, ["taste"], said.append, make)
     resumed.on_start(state)
     state.step = 15
     resumed.on_step(state)
@@ -280,7 +282,7 @@ def test_each_alarm_is_said_once(model, tmp_path):
 
 def test_an_offline_run_without_rewards_only_draws(model, tmp_path):
     run, state = a_run(tmp_path, rewards=(), online=False), State(model)
-    watch = Watch(run, model)
+    watch = ValidationHook(run, model)
     assert isinstance(watch, Hook)
     watch.on_start(state)
     assert not list(tmp_path.iterdir())
@@ -299,13 +301,13 @@ def test_what_is_trained_on_is_no_second_opinion(model, tmp_path):
         (("judg",), "unknown reward 'judg'; did you mean judge"),
     ):
         with pytest.raises(UserError, match=message):
-            Watch(a_run(tmp_path, rewards=specs), model, ["0.5*taste"])
+            ValidationHook(a_run(tmp_path, rewards=specs), model, ["0.5*taste"])
 
 
 def test_a_history_that_cannot_be_read_is_named(model, tmp_path):
     (tmp_path / "validation.json").write_text('{"settings": {}}')
     with pytest.raises(UserError, match=r"validation.json cannot be read \(KeyError\('history'\)\)"):
-        Watch(a_run(tmp_path, prompts=6), model, ["taste"]).on_start(State(model, step=5))
+        ValidationHook(a_run(tmp_path, prompts=6), model, ["taste"]).on_start(State(model, step=5))
 
 
 @pytest.mark.parametrize("recipe", ["tiny_sdxl_dpo", "tiny_sd15_dpo"])

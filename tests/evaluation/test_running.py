@@ -17,7 +17,7 @@ from diffalign.evaluation.drawing.samples import read_samples
 from diffalign.evaluation.evaluate import evaluate
 from diffalign.evaluation.measuring import store as kept
 from diffalign.evaluation.measuring.statistics import compare, holm
-from diffalign.evaluation.measuring.store import Asked, Kept, lots
+from diffalign.evaluation.measuring.store import MeasurementStore, NamedReward, chunks
 from diffalign.evaluation.report.report import RunFacts, contest_data, write_contest
 from diffalign.evaluation.running import Entrant, entrant_names, evaluate_models
 from tests.evaluation.fakes import FilmingPipeline, PaintingPipeline, brightness
@@ -65,7 +65,7 @@ class Bench:
             self.scored += [(name, np.asarray(image).tobytes()) for image in images]
             return sign * brightness(images, prompts)
 
-        return Asked(name, name, lambda: reward)
+        return NamedReward(name, name, lambda: reward)
 
     def evaluate(self, folder, **options):
         return evaluate_models(
@@ -130,7 +130,7 @@ def test_stopped_anywhere_and_given_again_it_is_the_same_and_nothing_is_done_twi
     whole = Bench()
     expected = whole.evaluate(tmp_path / "whole")
     work = 10**6 - whole.patience
-    # 3 models x 20 images in batches of 4, and 3 lots of 20 images by 2 rewards
+    # 3 models x 20 images in batches of 4, and 3 chunks of 20 images by 2 rewards
     assert work == 15 + 6 and len(whole.drawn) == 60 and len(set(whole.scored)) == len(whole.scored) == 120
     for stop in (0, 3, 5, 9, 14, 15, 16, 18, 20):
         bench = Bench(whole.pipelines, patience=stop)
@@ -240,7 +240,9 @@ def test_names_of_models():
 
 def test_a_score_that_is_no_number_is_named_and_nothing_is_lost(tmp_path):
     bench = Bench()
-    broken = Asked("broken", "broken", lambda: lambda images, prompts: torch.full((len(images),), torch.nan))
+    broken = NamedReward(
+        "broken", "broken", lambda: lambda images, prompts: torch.full((len(images),), torch.nan)
+    )
     base, entrants = bench.open("base"), [Entrant("bold", "bold", bench.open("bold"))]
     with pytest.raises(UserError, match="'broken' gives nan for an image of 'prompt 0'"):
         evaluate_models(
@@ -259,7 +261,7 @@ def test_a_reward_that_cannot_be_loaded_says_so_before_anything_is_drawn(tmp_pat
     with pytest.raises(UserError, match="no such checkpoint"):
         evaluate_models(
             bench.open("base"), [Entrant("bold", "bold", bench.open("bold"))], PROMPTS,
-            [Asked("lost", "lost", missing)], output=tmp_path, progress=False,
+            [NamedReward("lost", "lost", missing)], output=tmp_path, progress=False,
         )  # fmt: skip
     assert bench.opened == []
 
@@ -272,8 +274,11 @@ def test_what_is_kept_of_videos(tmp_path):
 
     samples = generate(FilmingPipeline(), ["a", "b"], folder=tmp_path / "videos", progress=False)
     files = [sample.source for sample in samples]
-    store, asked = Kept(tmp_path / "m.sqlite"), [Asked("light", "light", lambda: brightness)]
-    some = lots(files, ["a", "b"])
+    store, asked = (
+        MeasurementStore(tmp_path / "m.sqlite"),
+        [NamedReward("light", "light", lambda: brightness)],
+    )
+    some = chunks(files, ["a", "b"])
     store.fill(some, asked, progress=False)
     found = store.measured(some, asked)
     with tqdm(disable=True) as bar:
@@ -285,4 +290,4 @@ def test_what_is_kept_of_videos(tmp_path):
 def test_another_file_in_the_place_of_what_is_kept(tmp_path):
     (tmp_path / "m.sqlite").write_text("words " * 200)
     with pytest.raises(UserError, match="not a score cache"):
-        Kept(tmp_path / "m.sqlite")
+        MeasurementStore(tmp_path / "m.sqlite")

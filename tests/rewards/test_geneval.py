@@ -16,7 +16,7 @@ from diffalign.rewards.registry import Place
 from diffalign.rewards.zoo.clip import load_clip
 from diffalign.rewards.zoo.detectors import Detection, Mask2Former, around
 from diffalign.rewards.zoo.geneval import ClipColours, GenEval, cut_out, relations
-from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Wanted, read_wanted
+from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Requirement, read_requirement
 from tests.helpers import SHARED, needs
 from tests.rewards import conformance
 
@@ -32,7 +32,7 @@ SPELLED = {
 # ------------------------------------------------------------------------------------------------ prompts
 
 
-def as_metadata(wanted: Wanted, prompt: str) -> dict:
+def as_metadata(requirement: Requirement, prompt: str) -> dict:
     """In the layout of the benchmark's evaluation_metadata.jsonl."""
 
     def clause(of: Clause) -> dict:
@@ -40,8 +40,8 @@ def as_metadata(wanted: Wanted, prompt: str) -> dict:
         said |= {"color": of.colour} if of.colour else {}
         return said | ({"position": list(of.position)} if of.position else {})
 
-    metadata = {"tag": wanted.tag, "include": [clause(c) for c in wanted.include], "prompt": prompt}
-    return metadata | ({"exclude": [clause(c) for c in wanted.exclude]} if wanted.exclude else {})
+    metadata = {"tag": requirement.tag, "include": [clause(c) for c in requirement.include], "prompt": prompt}
+    return metadata | ({"exclude": [clause(c) for c in requirement.exclude]} if requirement.exclude else {})
 
 
 @needs(PUBLISHED)
@@ -49,14 +49,16 @@ def test_every_published_prompt_says_its_metadata():
     rows = [json.loads(line) for line in (PUBLISHED / "evaluation_metadata.jsonl").read_text().splitlines()]
     assert len(rows) == 553
     for row in rows:
-        assert as_metadata(read_wanted(row["prompt"]), row["prompt"]) == row
+        assert as_metadata(read_requirement(row["prompt"]), row["prompt"]) == row
     assert (PUBLISHED / "object_names.txt").read_text().split("\n")[:80] == list(OBJECTS)
 
 
 def test_prompts_by_hand():
-    assert read_wanted("a photo of an orange orange") == Wanted("colors", (Clause("orange", 1, "orange"),))
-    assert read_wanted(" A photo of four skises. ").include == (Clause("skis", 4),)
-    position = read_wanted("a photo of a dog right of a teddy bear")
+    assert read_requirement("a photo of an orange orange") == Requirement(
+        "colors", (Clause("orange", 1, "orange"),)
+    )
+    assert read_requirement(" A photo of four skises. ").include == (Clause("skis", 4),)
+    position = read_requirement("a photo of a dog right of a teddy bear")
     assert position.include == (Clause("teddy bear"), Clause("dog", position=("right of", 0)))
 
 
@@ -73,7 +75,7 @@ def test_another_prompt_is_refused_before_any_work(prompt):
 
 def test_one_thing_named_twice_is_refused():
     with pytest.raises(UserError, match="names 'dog' twice"):
-        read_wanted("a photo of a red dog and a blue dog")
+        read_requirement("a photo of a red dog and a blue dog")
 
 
 # -------------------------------------------------------------------------------------------------- rules

@@ -13,7 +13,7 @@ from diffalign.diffusion.samplers import DDIM
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.latent_reward import NoisyReward
 from diffalign.rollout.judges import judge_of
-from diffalign.rollout.shapes import Asked, Setting
+from diffalign.rollout.shapes import Request, Setting
 from diffalign.rollout.tree import tree
 from diffalign.runs.align import align
 from diffalign.runs.online_checks import check_online
@@ -38,7 +38,7 @@ def test_candidates_are_judged_as_they_are_with_the_time_that_they_were_drawn_fr
     cond, negative = conditions()
     setting = Setting(DDIM(1.0), GRID, 5.0, 4, inner_steps=inner, estimate="none")
     found, parents = (
-        tree(Asked(policy, None, cond, negative, replace(setting, estimate=how)), SHAPE, Streams([7, 8, 9]))
+        tree(Request(policy, None, cond, negative, replace(setting, estimate=how)), SHAPE, Streams([7, 8, 9]))
         for policy, how in ((Counting(), "none"), (Counting(), "parent"))
     )
     # the tree itself is the one of any other estimate
@@ -54,7 +54,7 @@ def test_candidates_are_judged_as_they_are_with_the_time_that_they_were_drawn_fr
 def test_only_the_candidate_that_is_continued_is_asked_about():
     cond, negative = conditions()
     policy = Counting()
-    tree(Asked(policy, None, cond, negative, Setting(DDIM(1.0), GRID, 5.0, 4, estimate="none")), SHAPE,
+    tree(Request(policy, None, cond, negative, Setting(DDIM(1.0), GRID, 5.0, 4, estimate="none")), SHAPE,
          Streams([7, 8, 9]))  # fmt: skip
     assert policy.asked == 2 * PROMPTS * 20
 

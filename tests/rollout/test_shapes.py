@@ -9,7 +9,7 @@ from diffalign.diffusion.likelihood import gaussian_log_density
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import DDIM, kernel_for, sample, timesteps
-from diffalign.rollout.shapes import Asked, Setting, Window, drawn_steps, samples, trajectories
+from diffalign.rollout.shapes import Request, Setting, Window, drawn_steps, samples, trajectories
 from diffalign.rollout.tree import tree
 from tests.helpers import sd_path
 
@@ -81,7 +81,7 @@ def test_trajectories_are_ddpms_ancestral_steps_with_their_densities():
     noise, steps = drawn(g, PROMPTS, 1), [drawn(g, PROMPTS, k) for _ in range(20)]
     policy, reference = Counting(), Counting(bias=0.1)
     setting = Setting(DDIM(1.0), GRID, scale, k)
-    got = trajectories(Asked(policy, reference, cond, negative, setting), SHAPE, Scripted([noise, *steps]))
+    got = trajectories(Request(policy, reference, cond, negative, setting), SHAPE, Scripted([noise, *steps]))
     assert got.x.x_t.shape == (PROMPTS, 20, k, *SHAPE) and got.shared.tolist() == [True] + [False] * 19
     for rival in range(k):
         x = noise[:, 0]
@@ -130,7 +130,7 @@ def test_the_tree_is_spos_loop():
         [noise[:, None], *(p[:, None] for p in plain), *branches], [(c + 0.5) / k for c in choices.double()]
     )
     policy = Counting()
-    got = tree(Asked(policy, Counting(), cond, negative, Setting(DDIM(1.0), GRID, scale, k)), SHAPE, random)
+    got = tree(Request(policy, Counting(), cond, negative, Setting(DDIM(1.0), GRID, scale, k)), SHAPE, random)
     assert policy.asked == 2 * PROMPTS * (5 + 15 * k)  # the published 1300 for ten prompts
     wanted = published_tree(Counting(), cond, negative, scale, k, noise, plain, branches, choices.tolist())
     assert got.judged.shape == (PROMPTS, 16, k, *SHAPE)
@@ -148,7 +148,7 @@ def test_inner_steps_are_taken_alone_and_judged_together():
     k, (cond, negative) = 2, conditions()
     policy = Counting()
     setting = Setting(DDIM(1.0), GRID, 5.0, k, inner_steps=3)
-    got = tree(Asked(policy, None, cond, negative, setting), SHAPE, Streams([1, 2, 3]))
+    got = tree(Request(policy, None, cond, negative, setting), SHAPE, Streams([1, 2, 3]))
     assert got.verdict.tolist() == [j for j in range(4) for _ in range(4)] and got.reference_mean is None
     assert (1000 * got.at).round().tolist() == [551, 351, 151, 0]
     assert got.shared.tolist() == ([True] + [False] * 3) * 4
@@ -167,7 +167,7 @@ def test_judged_by_the_parents_prediction_a_tree_asks_two_fifths_of_the_publishe
     cond, negative = ({"text": torch.randn(10, 5, generator=g)} for _ in range(2))
     policy = Counting()
     setting = Setting(DDIM(1.0), GRID, 5.0, 4, estimate="parent")
-    got = tree(Asked(policy, None, cond, negative, setting), SHAPE, Streams(range(10)))
+    got = tree(Request(policy, None, cond, negative, setting), SHAPE, Streams(range(10)))
     assert policy.asked == 400 <= 0.4 * 1300
     # what is judged is the candidate less the noise that its parent saw: candidates differ as their draws do
     table = sd_path().alphas_cumprod
@@ -184,7 +184,7 @@ def test_samples_are_those_of_the_sampler(shared):
     cond, _ = conditions()
     k = 2
     setting = Setting(DDIM(0.0), GRID, 1.0, k, shared)
-    got = samples(Asked(Counting(), None, cond, {}, setting), SHAPE, Streams([4, 5, 6]))
+    got = samples(Request(Counting(), None, cond, {}, setting), SHAPE, Streams([4, 5, 6]))
     noise = Streams([4, 5, 6]).normal(PROMPTS, (1 if shared else k, *SHAPE)).expand(-1, k, *SHAPE)
     rows = {"text": cond["text"].repeat_interleave(k, 0)}
     wanted = sample(Counting(), noise.flatten(0, 1), rows, torch.Generator(), steps=20)
@@ -195,9 +195,9 @@ def test_samples_are_those_of_the_sampler(shared):
 def test_a_prompts_samples_depend_on_its_stream_alone():
     cond, negative = conditions()
     setting = Setting(DDIM(1.0), GRID, 2.0, 2)
-    whole = trajectories(Asked(Counting(), None, cond, negative, setting), SHAPE, Streams([7, 8, 9]))
+    whole = trajectories(Request(Counting(), None, cond, negative, setting), SHAPE, Streams([7, 8, 9]))
     last = [{name: value[2:] for name, value in rows.items()} for rows in (cond, negative)]
-    alone = trajectories(Asked(Counting(), None, *last, setting), SHAPE, Streams([9]))
+    alone = trajectories(Request(Counting(), None, *last, setting), SHAPE, Streams([9]))
     torch.testing.assert_close(whole.x.x_s[2:], alone.x.x_s)
 
 
@@ -207,7 +207,7 @@ def test_steps_that_are_no_draws_are_not_learnt_from():
     ended = torch.cat([GRID, torch.zeros(1)])  # a step from training step 0 to itself has nothing to draw
     assert drawn_steps(Setting(DDIM(1.0), ended), sd_path()) == 20
     got = trajectories(
-        Asked(Counting(), None, conditions()[0], {}, Setting(DDIM(1.0), ended)), SHAPE, Streams([1, 2, 3])
+        Request(Counting(), None, conditions()[0], {}, Setting(DDIM(1.0), ended)), SHAPE, Streams([1, 2, 3])
     )
     assert got.x.t.shape[1] == 20 and torch.isfinite(got.x.logp).all()
 
@@ -218,7 +218,7 @@ FLOW_GRID = torch.linspace(1, 0, 11, dtype=torch.float64)
 def on_a_flow(eta=0.7, form="sde", shared=True, **changes):
     flow = Counting(path=RectifiedFlow(), target="flow")
     setting = Setting(kernel_for(flow.path, eta, form), FLOW_GRID, 1.0, 2, shared, **changes)
-    return flow, setting, Asked(flow, None, conditions()[0], {}, setting)
+    return flow, setting, Request(flow, None, conditions()[0], {}, setting)
 
 
 @pytest.mark.parametrize("form", ["sde", "cps", "dance"])
@@ -281,8 +281,8 @@ def test_steps_from_low_times_are_sampled_and_not_learnt_from(shape):
     every, few = Counting(), Counting()
     setting = Setting(DDIM(1.0), GRID, 1.0, 2)
     high = replace(setting, lowest=0.35)
-    whole = shape(Asked(Counting(), every, cond, negative, setting), SHAPE, Streams([1, 2, 3]))
-    got = shape(Asked(Counting(), few, cond, negative, high), SHAPE, Streams([1, 2, 3]))
+    whole = shape(Request(Counting(), every, cond, negative, setting), SHAPE, Streams([1, 2, 3]))
+    got = shape(Request(Counting(), few, cond, negative, high), SHAPE, Streams([1, 2, 3]))
     steps = 13 if shape is trajectories else 9
     assert got.x.t.shape[1] == steps == drawn_steps(high, sd_path(), 0 if shape is trajectories else 4)
     assert torch.equal(got.x.x_s, whole.x.x_s[:, :steps])

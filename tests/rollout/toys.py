@@ -15,7 +15,7 @@ from diffalign.diffusion.samplers import kernel_for, timesteps
 from diffalign.plane.plane import LABELS, PlaneNetwork, denoiser_of
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting
-from diffalign.rollout.source import Cast, OnlineSource
+from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.rollout.store import NOWHERE, RoundStore
 
 PROMPTS = tuple(f"prompt {i}" for i in range(6))
@@ -150,7 +150,7 @@ class World:
             at_once=c.batch_size,
         )
         self.source = OnlineSource(
-            Cast(self.policy, self.reference, self.network),
+            SamplingRoles(self.policy, self.reference, self.network),
             self.studio,
             self.judge,
             PROMPTS,

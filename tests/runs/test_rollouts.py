@@ -24,8 +24,8 @@ from diffalign.config.schema import (
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.samplers import grid_of
 from diffalign.errors import UserError
+from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.rollout.source import OnlineSource
-from diffalign.rollout.studio import ModelStudio
 from diffalign.runs.align import align
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.rollouts import _check_windows, _claim, plan_of, steps_of_a_round
@@ -159,7 +159,7 @@ class dying:  # noqa: N801
         self.patch, self.left = monkeypatch.context(), decodes
 
     def __enter__(self):
-        decode = ModelStudio.decode
+        decode = PipelineRolloutModel.decode
 
         def counted(studio, latents):
             self.left -= 1
@@ -167,7 +167,7 @@ class dying:  # noqa: N801
                 raise SystemError
             return decode(studio, latents)
 
-        self.patch.__enter__().setattr(ModelStudio, "decode", counted)
+        self.patch.__enter__().setattr(PipelineRolloutModel, "decode", counted)
 
     def __exit__(self, *error):
         return self.patch.__exit__(*error)

@@ -27,12 +27,13 @@ class Pipeline(Protocol):
 
 
 def modules(pipeline: Pipeline) -> dict[str, nn.Module]:
-    """The networks of a pipeline by name, in the order of the names."""
+    """Return the networks of a pipeline by name, in the order of the names."""
     return {name: part for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module)}
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """A short digest of weights and scheduler: equal for equal models, different after a training step.
+    """Return a short digest of weights and scheduler: equal for equal models, different after a training
+    step.
 
     Of every tensor it takes name, shape, sum, sum of squares and 64 evenly spaced values, not all the bytes.
     """

@@ -57,7 +57,8 @@ def write_manifest(folder: Path, rows: Iterable[Mapping[str, Any]], rank: int, w
 
 
 def read_samples(folder: Path | str) -> list[Sample]:
-    """The samples that a folder's manifests list and that have been drawn, in the order of the prompts.
+    """Return the samples that a folder's manifests list and that have been drawn, in the order of the
+    prompts.
 
     Raises:
         UserError: no manifest, or an unreadable line in one.

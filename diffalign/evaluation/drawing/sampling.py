@@ -104,7 +104,7 @@ def plan(
     seed: int = 0,
     folder: Path | str | None = None,
 ) -> Plan:
-    """What ``generate`` draws, all processes' shares together; nothing is drawn or written.
+    """Return what ``generate`` draws, all processes' shares together; nothing is drawn or written.
 
     Raises:
         UserError: no prompts, an empty prompt, or a setting that this pipeline does not take.

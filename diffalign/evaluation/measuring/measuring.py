@@ -47,11 +47,11 @@ def measure(
     statistics: dict[str, list[float]] = {}
     thumbnails: list[np.ndarray] = []
     videos = all_videos(sources)
-    asked = {name: takes_videos(reward) if videos else reward for name, reward in rewards.items()}
+    judges = {name: takes_videos(reward) if videos else reward for name, reward in rewards.items()}
     chunk = VIDEOS if videos else IMAGES
     for start in range(0, len(sources), chunk):
         media = [open_media(source) for source in sources[start : start + chunk]]
-        for name, reward in asked.items():
+        for name, reward in judges.items():
             scores[name] += reward(media, prompts[start : start + chunk]).tolist()
         for one in media:
             values, small = look(one)

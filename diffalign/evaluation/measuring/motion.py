@@ -118,8 +118,8 @@ def flow(before: Float[Tensor, "N 3 h w"], after: Float[Tensor, "N 3 h w"]) -> F
 
 
 def _agreed(shift: Tensor, known: Tensor) -> Tensor:
-    """The medians of what is known around each known block, along each axis; 0 elsewhere. The fastest of many
-    blocks would else be those that are misread.
+    """Return the medians of what is known around each known block, along each axis; 0 elsewhere. The fastest
+    of many blocks would else be those that are misread.
     """
     beside = (BLOCK // 2,) * 4
     around = F.pad(torch.where(known[:, None], shift, torch.nan), beside, value=torch.nan)
@@ -136,8 +136,8 @@ def _blocks(pixels: Tensor) -> Tensor:
 
 
 def _costs(a: Tensor, b: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """What is left of a's blocks displaced into b, and of b's into a: two (2 R + 3, 2 R + 3, N, h, w), R the
-    reach, by how far down and right. Infinite outside the frame and beyond the reach.
+    """Return what is left of a's blocks displaced into b, and of b's into a: two (2 R + 3, 2 R + 3, N, h, w),
+    R the reach, by how far down and right. Infinite outside the frame and beyond the reach.
     """
     height, width = a.shape[-2:]
     forth = torch.full((2 * reach + 3, 2 * reach + 3, len(a), height, width), torch.inf)
@@ -156,7 +156,7 @@ def _costs(a: Tensor, b: Tensor, reach: int) -> tuple[Tensor, Tensor]:
 
 
 def _overlap(size: int, shift: int) -> slice:
-    """The part of an axis that is still inside when it is displaced by -``shift``."""
+    """Return the part of an axis that is still inside when it is displaced by -``shift``."""
     return slice(max(0, shift), size + min(0, shift))
 
 

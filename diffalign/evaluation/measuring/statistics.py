@@ -59,7 +59,9 @@ class Comparison:
 def prompt_means(
     values: Sequence[float] | np.ndarray, prompts: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
-    """The P distinct prompts in order of appearance, and the mean of ``values`` (N,) within each, (P,)."""
+    """Return the P distinct prompts in order of appearance, and the mean of ``values`` (N,) within each,
+    (P,).
+    """
     if len(values) != len(prompts):
         raise ValueError(
             f"{len(values)} values but {len(prompts)} prompts: there must be one prompt per value"
@@ -130,7 +132,7 @@ def compare(
 
 
 def wilson(successes: int | float, trials: int, z: float = Z95) -> Estimate:
-    """A proportion with Wilson's score interval; half successes (ties) are allowed."""
+    """Return a proportion with Wilson's score interval; half successes (ties) are allowed."""
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
             f"{successes} successes of {trials} trials: need 0 <= successes <= trials and trials >= 1"
@@ -172,9 +174,9 @@ def permutation_test(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of several tests, in their order: where nothing is different, the chance that any of
-    them is below a level is at most that level. The smallest of m is taken m times, the next m - 1 times, and
-    so on; none falls below a smaller one's.
+    """Return adjusted p-values of several tests, in their order: where nothing is different, the chance that
+    any of them is below a level is at most that level. The smallest of m is taken m times, the next m - 1
+    times, and so on; none falls below a smaller one's.
     """
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -1,8 +1,8 @@
 """What has been measured of drawn files, on disk beside them: an evaluation that is stopped loses none of it.
 
 One SQLite file holds scores, by image, prompt and reward, and statistics with thumbnails, by image. Files are
-measured in lots, always the same ones together, and each lot is written at once; processes share the lots
-out, and so neither their number nor an interruption changes a score. Rewards are loaded one after another,
+measured in chunks, always the same ones together, and each chunk is written at once; processes share the
+chunks, and so neither their number nor an interruption changes a score. Rewards are loaded one after another,
 and only those that have something left to score.
 """
 
@@ -26,13 +26,13 @@ from diffalign.rewards.scoring.cache import ScoreCache, image_key
 from diffalign.rewards.videos import FRAMES, takes_videos
 from diffalign.types import Reward
 
-_ASKED = 500  # keys a query: SQLite bounds the number of variables
+_KEYS_PER_QUERY = 500  # keys a query: SQLite bounds the number of variables
 _LOOKS = "1"  # of the statistics of an image: another number when they become others
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A reward that is asked for.
+class NamedReward:
+    """A reward under its name in the report.
 
     Attributes:
         name: in the report.
@@ -46,7 +46,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Lot:
+class Chunk:
     """Files that are measured together, images or videos, and their prompts."""
 
     files: tuple[Path, ...]
@@ -58,7 +58,7 @@ class Lot:
         """Of the files' bytes."""
         return tuple(image_key(file.read_bytes()) for file in self.files)
 
-    def keys(self, reward: Asked) -> list[str]:
+    def keys(self, reward: NamedReward) -> list[str]:
         """Of the scores."""
         identity = f"{reward.key} of {FRAMES} frames" if self.videos else reward.key
         return [
@@ -67,17 +67,17 @@ class Lot:
         ]
 
 
-def lots(files: Sequence[Path], prompts: Sequence[str]) -> list[Lot]:
-    """The lots of one model's files; UserError if images and videos are mixed."""
+def chunks(files: Sequence[Path], prompts: Sequence[str]) -> list[Chunk]:
+    """Return the chunks of one model's files; UserError if images and videos are mixed."""
     videos = all_videos(files)
     size = VIDEOS if videos else IMAGES
     return [
-        Lot(tuple(files[start : start + size]), tuple(prompts[start : start + size]), videos)
+        Chunk(tuple(files[start : start + size]), tuple(prompts[start : start + size]), videos)
         for start in range(0, len(files), size)
     ]
 
 
-class Kept:
+class MeasurementStore:
     """The measurements in one file; made if it is not there. UserError if the file is something else."""
 
     def __init__(self, path: Path | str):
@@ -89,7 +89,7 @@ class Kept:
                 "(key TEXT PRIMARY KEY, statistics TEXT NOT NULL, thumbnail BLOB NOT NULL)"
             )
 
-    def fill(self, mine: Sequence[Lot], rewards: Sequence[Asked], progress: bool = True) -> None:
+    def fill(self, mine: Sequence[Chunk], rewards: Sequence[NamedReward], progress: bool = True) -> None:
         """Measure what has not been measured.
 
         Raises:
@@ -97,50 +97,50 @@ class Kept:
             judge
                 images.
         """
-        total = sum(len(lot.files) for lot in mine) * (len(rewards) + 1)
+        total = sum(len(chunk.files) for chunk in mine) * (len(rewards) + 1)
         with tqdm(total=total, unit="image", disable=not progress) as bar:
-            for asked in rewards:
-                bar.set_description(f"scoring by {asked.name}")
-                self._score(mine, asked, bar)
+            for reward in rewards:
+                bar.set_description(f"scoring by {reward.name}")
+                self._score(mine, reward, bar)
             bar.set_description("statistics")
-            for lot in mine:
-                self._look(lot)
-                bar.update(len(lot.files))
+            for chunk in mine:
+                self._look(chunk)
+                bar.update(len(chunk.files))
 
-    def measured(self, every: Sequence[Lot], rewards: Sequence[Asked]) -> Measured:
-        """What has been measured of files, in their order. KeyError for what has not been."""
+    def measured(self, every: Sequence[Chunk], rewards: Sequence[NamedReward]) -> Measured:
+        """Return what has been measured of files, in their order. KeyError for what has not been."""
         scores: dict[str, list[float]] = {}
-        for asked in rewards:
-            keys = [key for lot in every for key in lot.keys(asked)]
+        for reward in rewards:
+            keys = [key for chunk in every for key in chunk.keys(reward)]
             known = self._scores.get(keys)
-            scores[asked.name] = [known[key] for key in keys]
-        digests = [digest for lot in every for digest in lot.digests]
+            scores[reward.name] = [known[key] for key in keys]
+        digests = [digest for chunk in every for digest in chunk.digests]
         looks = self._looks(digests)
         statistics = {name: [looks[d][0][name] for d in digests] for name in looks[digests[0]][0]}
         return Measured(scores, statistics, [looks[digest][1] for digest in digests])
 
-    def _score(self, mine: Sequence[Lot], asked: Asked, bar: tqdm) -> None:
+    def _score(self, mine: Sequence[Chunk], named: NamedReward, bar: tqdm) -> None:
         reward: Reward | None = None
-        for lot in mine:
-            keys = lot.keys(asked)
+        for chunk in mine:
+            keys = chunk.keys(named)
             known = self._scores.get(keys)
             new = {key: i for i, key in enumerate(keys) if key not in known}  # of equal images one is enough
             if new:
                 if reward is None:
-                    reward = takes_videos(asked.load()) if lot.videos else asked.load()
-                prompts = [lot.prompts[i] for i in new.values()]
-                values = reward([open_media(lot.files[i]) for i in new.values()], prompts).tolist()
-                check_finite(asked.name, values, prompts, "an image" if not lot.videos else "a video")
+                    reward = takes_videos(named.load()) if chunk.videos else named.load()
+                prompts = [chunk.prompts[i] for i in new.values()]
+                values = reward([open_media(chunk.files[i]) for i in new.values()], prompts).tolist()
+                check_finite(named.name, values, prompts, "an image" if not chunk.videos else "a video")
                 self._scores.put(dict(zip(new, values, strict=True)))
-            bar.update(len(lot.files))
+            bar.update(len(chunk.files))
         if reward is not None:
             del reward
             freed()
 
-    def _look(self, lot: Lot) -> None:
-        known = self._looks(lot.digests)
+    def _look(self, chunk: Chunk) -> None:
+        known = self._looks(chunk.digests)
         rows = []
-        for file, digest in zip(lot.files, lot.digests, strict=True):
+        for file, digest in zip(chunk.files, chunk.digests, strict=True):
             if digest not in known:
                 statistics, thumbnail = look(open_media(file))
                 pixels = (thumbnail * 255).round().astype(np.uint8).tobytes()  # as it was before the division
@@ -152,8 +152,8 @@ class Kept:
     def _looks(self, digests: Sequence[str]) -> dict[str, tuple[dict[str, float], np.ndarray]]:
         found = {}
         with closing(self._open()) as database:
-            for start in range(0, len(digests), _ASKED):
-                part = [_LOOKS + digest for digest in digests[start : start + _ASKED]]
+            for start in range(0, len(digests), _KEYS_PER_QUERY):
+                part = [_LOOKS + digest for digest in digests[start : start + _KEYS_PER_QUERY]]
                 marks = ",".join("?" * len(part))
                 rows = database.execute(f"SELECT * FROM looks WHERE key IN ({marks})", part)
                 for key, statistics, pixels in rows:

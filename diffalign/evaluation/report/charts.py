@@ -25,7 +25,7 @@ class Line:
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """A number for people: ``0.0447``, ``+0.0447``, ``1234``, with a real minus sign."""
+    """Return a number for people: ``0.0447``, ``+0.0447``, ``1234``, with a real minus sign."""
     if not math.isfinite(value):
         return "n/a"
     size = abs(value)
@@ -41,7 +41,7 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def tick(value: float) -> str:
-    """A number on an axis, as short as it can be: ``0.25``, ``100``, ``5e-4``."""
+    """Return a number on an axis, as short as it can be: ``0.25``, ``100``, ``5e-4``."""
     if value and not 1e-3 <= abs(value) < 1e5:
         digits, _, power = f"{value:.2e}".partition("e")
         digits = digits.rstrip("0").rstrip(".")
@@ -115,7 +115,7 @@ def _thin(line: Line) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """A centred running mean over a tenth of the points, at the ends over fewer."""
+    """Return a centred running mean over a tenth of the points, at the ends over fewer."""
     half = len(y) // 20
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
@@ -187,7 +187,7 @@ def histogram(title: str, base: Sequence[float], aligned: Sequence[float], bins:
 
 
 def interval_bar(title: str, estimate: Estimate, low: float, high: float, neutral: float) -> str:
-    """A 95 % interval with its value on an axis from low to high; ``neutral`` is marked."""
+    """Return a 95 % interval with its value on an axis from low to high; ``neutral`` is marked."""
     width, height = 240, 30
 
     def place(value: float) -> float:

@@ -66,7 +66,7 @@ def training(metrics: Mapping[str, Rows]) -> str:
 
 
 def held_out(metrics: Mapping[str, Rows]) -> str:
-    """The last held-out measurement by time, by model; nothing if there is none."""
+    """Return the last held-out measurement by time, by model; nothing if there is none."""
     lead = "On pairs never trained on, at the last measured step, by the time that images were noised to: "
     lead += "0 is the clean image, where details are decided; 1 is noise, where the layout is."
     bodies = {name: _cards(_HELD_OUT, _bins(rows)) for name, rows in metrics.items()}
@@ -74,7 +74,7 @@ def held_out(metrics: Mapping[str, Rows]) -> str:
 
 
 def _bins(metrics: Rows) -> list[tuple[float, Mapping[str, Any]]]:
-    """What was measured last, by the middle of each bin of times."""
+    """Return what was measured last, by the middle of each bin of times."""
     measured = [row for row in metrics if any(_BIN.fullmatch(key) for key in row)]
     bins: dict[float, dict[str, Any]] = {}
     for key, value in measured[-1].items() if measured else ():

@@ -19,7 +19,7 @@ _SIDES = (448, 320, 224, 160)  # pixels of the long side, tried until the limit 
 
 
 def tag(source: MediaLike, alt: str, attributes: str = "") -> str:
-    """An ``img`` or a ``video`` element with its content in it.
+    """Return an ``img`` or a ``video`` element with its content in it.
 
     Args:
         source: the image or video.
@@ -49,7 +49,7 @@ def _class(tiny: bool) -> str:
 
 
 def _encoded(video: Video, source: MediaLike) -> bytes | None:
-    """The video as mp4 within the limit, smaller than it is if need be; None if nothing helps."""
+    """Return the video as mp4 within the limit, smaller than it is if need be; None if nothing helps."""
     small = max(video.frames.shape[-2:]) <= _SIDES[0]
     if small and isinstance(source, Path) and source.suffix.lower() == ".mp4":
         content = source.read_bytes()
@@ -65,7 +65,7 @@ def _encoded(video: Video, source: MediaLike) -> bytes | None:
 
 
 def _within(video: Video, side: int) -> Video:
-    """The video with its long side brought to ``side``, if it is longer."""
+    """Return the video with its long side brought to ``side``, if it is longer."""
     scale = side / max(video.frames.shape[-2:])
     if scale >= 1:
         return video

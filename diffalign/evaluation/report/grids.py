@@ -14,7 +14,9 @@ _GROUND, _INK, _SOFT = "#ffffff", "#1d2126", "#5c6570"
 
 
 def embed(image: Image.Image, side: int = 448) -> tuple[str, bool]:
-    """A data URI of the image and whether it is tiny: PNG if tiny, else JPEG of at most ``side`` pixels."""
+    """Return a data URI of the image and whether it is tiny: PNG if tiny, else JPEG of at most ``side``
+    pixels.
+    """
     image, buffer = image.convert("RGB"), io.BytesIO()
     tiny = max(image.size) <= TINY
     if tiny:
@@ -78,7 +80,7 @@ def grid_image(
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:
-    """The image on a square of ``side``, its long side filling it."""
+    """Return the image on a square of ``side``, its long side filling it."""
     scale = side / max(image.size)
     how = Image.Resampling.NEAREST if max(image.size) <= TINY and scale >= 1 else Image.Resampling.LANCZOS
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), how)

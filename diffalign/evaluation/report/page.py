@@ -148,7 +148,7 @@ footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document; ``title`` is escaped, ``body`` is HTML."""
+    """Return a whole HTML document; ``title`` is escaped, ``body`` is HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -158,12 +158,14 @@ def page(title: str, body: str) -> str:
 
 
 def section(title: str, lead: str, body: str) -> str:
-    """A section under a heading; ``lead`` is one or two plain sentences, ``body`` is HTML."""
+    """Return a section under a heading; ``lead`` is one or two plain sentences, ``body`` is HTML."""
     return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(lead)}</p>\n{body}\n</section>\n"
 
 
 def table(head: list[str], rows: list[list[str]], numeric_from: int = 1) -> str:
-    """A table of texts (escaped); columns from ``numeric_from`` on are numbers and stand to the right."""
+    """Return a table of texts (escaped); columns from ``numeric_from`` on are numbers and stand to
+    the right.
+    """
     kinds = [
         "n" if i >= numeric_from else "key" if len(head) == 2 and i == 0 else "wrap" for i in range(len(head))
     ]
@@ -178,7 +180,7 @@ def table(head: list[str], rows: list[list[str]], numeric_from: int = 1) -> str:
 
 
 def legend(base: str, aligned: str) -> str:
-    """A legend: words for the two colours of a chart."""
+    """Return a legend: words for the two colours of a chart."""
     return (
         f'<p class="legend"><span><i class="base"></i>{escape(base)}</span>'
         f'<span><i class="aligned"></i>{escape(aligned)}</span></p>'

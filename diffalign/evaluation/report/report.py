@@ -63,12 +63,12 @@ def package_versions() -> dict[str, str]:
 
 
 def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
-    """What ``report.json`` holds about one aligned model; see ``contest_data``."""
+    """Return what ``report.json`` holds about one aligned model; see ``contest_data``."""
     return contest_data(alone(evaluation), {"aligned": facts})
 
 
 def contest_data(contest: Contest, facts: Mapping[str, RunFacts]) -> dict[str, Any]:
-    """What ``report.json`` holds: at the top the best model, under ``models`` every one by name.
+    """Return what ``report.json`` holds: at the top the best model, under ``models`` every one by name.
 
     ``prompts`` is the number of distinct prompts, ``p_value_adjusted`` is corrected as ``Contest.adjusted``,
     ``verdict`` is of the best, ``lead`` its gain over the next best. ``motion`` is of videos, ``categories``
@@ -232,7 +232,7 @@ def render(
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     shown: int | None = None,
 ) -> str:
-    """The page as text; see ``write_contest``."""
+    """Return the page as text; see ``write_contest``."""
     if shown is None:
         shown = max(4, (8 if contest.leading.motion else 24) // len(contest.names))
     best = facts[contest.best]

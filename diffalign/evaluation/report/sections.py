@@ -24,7 +24,7 @@ def percent(value: float) -> str:
 
 
 def verdict(contest: Contest) -> tuple[str, str]:
-    """The verdict as a headline and the sentences that support it, as plain text."""
+    """Return the verdict as a headline and the sentences that support it, as plain text."""
     evaluation, several = contest.leading, len(contest.names) > 1
     name, comparison = evaluation.primary.name, evaluation.primary.comparison
     on = f"{comparison.prompts} prompts"
@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def numbers(contest: Contest, training: Mapping[str, tuple[float | None, int | None]]) -> str:
-    """The big numbers of the primary reward; ``training`` has seconds and steps by model."""
+    """Return the big numbers of the primary reward; ``training`` has seconds and steps by model."""
     return stack({name: _numbers(e, *training[name]) for name, e in contest.evaluations.items()})
 
 
@@ -133,7 +133,7 @@ def _numbers(evaluation: Evaluation, train_seconds: float | None, steps: int | N
 
 
 def alarm(contest: Contest) -> str:
-    """The warnings, if there are any."""
+    """Return the warnings, if there are any."""
     if not any(e.alarm for e in contest.evaluations.values()):
         return ""
     return stack({name: _alarm(e) for name, e in contest.evaluations.items()})
@@ -186,7 +186,7 @@ def p_value(p: float) -> str:
 
 
 def distributions(contest: Contest) -> str:
-    """A histogram of every reward's scores."""
+    """Return a histogram of every reward's scores."""
     bodies = {
         name: '<div class="charts">'
         + "".join(
@@ -238,7 +238,7 @@ def statistics(contest: Contest) -> str:
 
 
 def settings(values: Mapping[str, Any], versions: Mapping[str, str], seed: int) -> str:
-    """Settings and versions, folded."""
+    """Return settings and versions, folded."""
     rows = [["seed", str(seed)], *_flat(values)]
     packages = table(["package", "version"], [[name, number] for name, number in versions.items()], 2)
     return section(

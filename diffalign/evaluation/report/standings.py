@@ -10,7 +10,7 @@ from diffalign.evaluation.report.sections import p_value, percent, span
 
 
 def standings(contest: Contest) -> str:
-    """The models by the primary reward, the best first; nothing if there is one."""
+    """Return the models by the primary reward, the best first; nothing if there is one."""
     if len(contest.names) == 1:
         return ""
     primary = contest.leading.primary.name
@@ -35,7 +35,7 @@ def standings(contest: Contest) -> str:
 
 
 def switch(contest: Contest) -> str:
-    """What picks the model that the rest of the page is about; nothing if there is one."""
+    """Return what picks the model that the rest of the page is about; nothing if there is one."""
     if len(contest.names) == 1:
         return ""
     buttons = "".join(

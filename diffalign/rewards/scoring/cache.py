@@ -14,16 +14,16 @@ from pathlib import Path
 from diffalign.errors import UserError
 from diffalign.rewards.registry import parse
 
-_ASKED = 500  # keys a query: SQLite bounds the number of variables
+_KEYS_PER_QUERY = 500  # keys a query: SQLite bounds the number of variables
 
 
 def image_key(data: bytes) -> str:
-    """A digest of an encoded image."""
+    """Return a digest of an encoded image."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def reward_key(spec: str) -> str:
-    """What a score depends on besides image and prompt: the spec, and the files behind a local source.
+    """Return what a score depends on besides image and prompt: the spec, and the files behind a local source.
 
     Of an ensemble: what its members depend on, and what it makes of their scores. UserError for a file that
     is none.
@@ -66,15 +66,15 @@ class ScoreCache:
 
     @staticmethod
     def key(image: str, prompt: str, reward: str) -> str:
-        """The key of one score, from ``image_key`` and ``reward_key``."""
+        """Return the key of one score, from ``image_key`` and ``reward_key``."""
         return _digest((image, reward, prompt))
 
     def get(self, keys: Sequence[str]) -> dict[str, float]:
-        """The scores that are known, by key."""
+        """Return the scores that are known, by key."""
         found: dict[str, float] = {}
         with closing(self._open()) as database:
-            for start in range(0, len(keys), _ASKED):
-                part = list(keys[start : start + _ASKED])
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                part = list(keys[start : start + _KEYS_PER_QUERY])
                 marks = ",".join("?" * len(part))
                 found.update(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
         return found

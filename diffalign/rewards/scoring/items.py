@@ -66,12 +66,12 @@ class Item:
         return begins_as_video(self.image)
 
     def read(self) -> bytes:
-        """The encoded image; OSError if the file cannot be read."""
+        """Return the encoded image; OSError if the file cannot be read."""
         return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
 
 
 def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterator[Item]:
-    """The items of a folder, run directory, parquet or jsonl file; see the module.
+    """Return the items of a folder, run directory, parquet or jsonl file; see the module.
 
     ``prompts`` is for a folder without captions: one for all images, or one for each in the order of the
     names.
@@ -178,7 +178,7 @@ def _jsonl(path: Path) -> Iterator[Item]:
 
 
 def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Iterator[Item]:
-    """The items of a table's row."""
+    """Return the items of a table's row."""
     prompt, files = _prompt(row, where), _files(row)
     identity = (("file", str(table)), ("row", number), ("prompt", prompt))
     named = any(name.startswith("video") for name, _ in files.values())

@@ -25,7 +25,7 @@ class RewardRater:
         return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
 
     def __call__(self, images: Sequence[bytes], prompts: Sequence[str]) -> list[tuple[float, ...]]:
-        """A row of scores for each of the image files; UserError for what a reward cannot read."""
+        """Return a row of scores for each of the image files; UserError for what a reward cannot read."""
         scorers, cache = self._loaded
         items = [Item(prompt, image, ()) for image, prompt in zip(images, prompts, strict=True)]
         return list(zip(*(score_column(items, scorer, cache) for scorer in scorers), strict=True))

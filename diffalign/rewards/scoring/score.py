@@ -135,7 +135,7 @@ def score(
 
 
 def none_readable(unreadable: Sequence[Unreadable]) -> str:
-    """What is said where nothing could be read."""
+    """Return what is said where nothing could be read."""
     first = unreadable[0]
     kind = "videos" if first.item.is_video else "images"
     return f"none of the {len(unreadable)} {kind} can be read; the first: {first.text}"
@@ -179,7 +179,7 @@ def _whole(scorers: Iterable[Scorer]) -> bool:
 
 
 def _tried(item: Item, videos: bool, whole: bool) -> _Opened | Unreadable:
-    """An item opened, where it can be; UserError for an image among videos, or the other way round."""
+    """Return an item opened, where it can be; UserError for an image among videos, or the other way round."""
     if item.is_video != videos:
         raise UserError(f"{item.where}: images and videos are scored apart, and here are both")
     if videos:
@@ -202,12 +202,12 @@ def _open(item: Item, whole: bool) -> _Opened:
 
 
 def score_column(items: Sequence[Item], scorer: Scorer, cache: ScoreCache | None = None) -> list[float]:
-    """The scores of readable items by one scorer, what the cache knows from there."""
+    """Return the scores of readable items by one scorer, what the cache knows from there."""
     return _score_chunk([_open(item, _whole([scorer])) for item in items], scorer, cache)
 
 
 def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:
-    """The scores of images, or of videos."""
+    """Return the scores of images, or of videos."""
     if not opened:
         return []
     if scorer.parts:
@@ -220,20 +220,20 @@ def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | 
             f"{scorer.key} of {FRAMES} frames" if scorer.key and ask is not scorer.reward else scorer.key
         )
     if cache is None or identity is None:
-        return _asked(opened, scorer.name, ask)
+        return _evaluate(opened, scorer.name, ask)
     keys = [cache.key(key, item.prompt, identity) for item, key, _ in opened]
     known = cache.get(keys)
     # One image of several equal ones is enough.
     new = iter({key: one for key, one in zip(keys, opened, strict=True) if key not in known}.items())
     while some := dict(islice(new, scorer.at_once)):
-        scores = dict(zip(some, _asked(list(some.values()), scorer.name, ask), strict=True))
+        scores = dict(zip(some, _evaluate(list(some.values()), scorer.name, ask), strict=True))
         cache.put(scores)
         known |= scores
     return [known[key] for key in keys]
 
 
-def _asked(opened: Sequence[_Opened], name: str, reward: Reward) -> list[float]:
-    """What the reward says, without gradients.
+def _evaluate(opened: Sequence[_Opened], name: str, reward: Reward) -> list[float]:
+    """Return the scores of a reward, without gradients.
 
     Raises:
         UserError: a score that is no finite number, or what the reward refuses, with the place.
@@ -251,7 +251,7 @@ def _asked(opened: Sequence[_Opened], name: str, reward: Reward) -> list[float]:
 
 
 def check_table(path: Path | str) -> Path:
-    """The path of a table to be written; UserError if its suffix is of none that can be."""
+    """Return the path of a table to be written; UserError if its suffix is of none that can be."""
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"cannot write {str(path)!r}: the name must end in .jsonl or .parquet")

@@ -80,7 +80,7 @@ class RewardServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that leaves early is no error."""
+        """Ignore a client that leaves early."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
 
     def do_GET(self) -> None:  # noqa: N802
-        """The list of rewards, or whether the server is up."""
+        """Answer with the list of rewards, or whether the server is up."""
         if self.path == "/health":
             self._say(200, {"status": "ok"})
         elif self.path == "/":
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(404, {"error": f"GET {self.path}; allowed: GET /, GET /health, POST /NAME"})
 
     def do_POST(self) -> None:  # noqa: N802
-        """The scores."""
+        """Answer with the scores."""
         try:
             question = self._question()  # read before anything is refused, or the client cannot hear why
             name = self.path.strip("/")
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _answered(served: Served, name: str, question: Any) -> list[float]:
-    """The scores that answer a question; _Refused if there are none."""
+    """Return the scores that answer a question; _Refused if there are none."""
     if not isinstance(question, dict):
         raise _Refused(400, 'the question is no object; allowed: {"images": [...], "prompts": [...]}')
     images, prompts = question.get("images"), question.get("prompts")

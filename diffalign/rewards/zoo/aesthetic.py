@@ -60,7 +60,7 @@ def score_embeddings(head: nn.Module, embeddings: Tensor) -> Tensor:
 
 
 def load_head(path: str | Path, name: str) -> nn.Sequential:
-    """A head of the reward ``name``, its layout told by its keys; frozen, float32.
+    """Return a head of the reward ``name``, its layout told by its keys; frozen, float32.
 
     Raises:
         UserError: no such file, not a head, or one of another reward.

@@ -64,20 +64,22 @@ class Clip:
         return self.model.visual_projection.weight.dtype
 
     def images(self, images: Images) -> Tensor:
-        """Unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
+        """Return unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
         return unit(self.model.get_image_features(pixel_values=self.inputs(images)).pooler_output)
 
     def inputs(self, images: Images) -> Tensor:
-        """What the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a tensor."""
+        """Return what the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a
+        tensor.
+        """
         square = self.square(self.size, self.mean, self.std)
         return square(images, self.model.device).to(self.dtype)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
+        """Return unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
         return self.sentences(self.tokens(prompts))
 
     def sentences(self, ids: Tensor) -> Tensor:
-        """Unit text embeddings (B, D), float32, of token ids (B, L)."""
+        """Return unit text embeddings (B, D), float32, of token ids (B, L)."""
         with torch.no_grad():
             output = self.model.get_text_features(input_ids=ids.to(self.model.device))
         return unit(output.pooler_output)
@@ -113,7 +115,7 @@ def refuse_marks(prompts: Sequence[str], marks: Sequence[str | None]) -> None:
 
 
 def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None) -> Clip:
-    """The CLIP in a folder or on the hub, frozen, in eval mode. ``name`` is the reward that asks.
+    """Return the CLIP in a folder or on the hub, frozen, in eval mode. ``name`` is the reward that asks.
 
     ``tokenizer`` is where the tokenizer is if ``source`` is not a folder that has one; None: at ``source``.
 
@@ -130,7 +132,8 @@ def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None
 
 
 def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
-    """A model of transformers in a folder or on the hub, frozen, in eval mode, where and as ``place`` says.
+    """Return a model of transformers in a folder or on the hub, frozen, in eval mode, where and as ``place``
+    says.
 
     Args:
         name: of the reward that asks.
@@ -155,7 +158,7 @@ def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
 
 
 def placed(model: Any, place: Place) -> Any:
-    """A CLIPModel, or what has its ``logit_scale``, frozen, in eval mode, where and as ``place`` says.
+    """Return a CLIPModel, or what has its ``logit_scale``, frozen, in eval mode, where and as ``place`` says.
 
     That one number stays float32: bfloat16 moves exp(4.6052) = 100 to 98.9.
     """
@@ -166,7 +169,7 @@ def placed(model: Any, place: Place) -> Any:
 
 
 def read_config(name: str, architecture: str) -> Any:
-    """The CLIPConfig in a folder or on the hub.
+    """Return the CLIPConfig in a folder or on the hub.
 
     Raises:
         UserError: there is none, or the hub cannot be reached.
@@ -177,7 +180,7 @@ def read_config(name: str, architecture: str) -> Any:
 
 
 def empty_clip(config: Any) -> Any:
-    """A CLIPModel of a CLIPConfig, without memory for its weights."""
+    """Return a CLIPModel of a CLIPConfig, without memory for its weights."""
     from transformers import CLIPModel
 
     with torch.device("meta"):
@@ -185,7 +188,7 @@ def empty_clip(config: Any) -> Any:
 
 
 def filled(name: str, model: Any, state: Mapping[str, Tensor], source: str) -> Any:
-    """An empty CLIPModel, or what has its towers, with its weights; dtypes are theirs.
+    """Return an empty CLIPModel, or what has its towers, with its weights; dtypes are theirs.
 
     Raises:
         UserError: weights of another model.
@@ -199,7 +202,7 @@ def filled(name: str, model: Any, state: Mapping[str, Tensor], source: str) -> A
 
 
 def load_tokenizer(name: str, source: str) -> Any:
-    """The tokenizer in a folder or on the hub.
+    """Return the tokenizer in a folder or on the hub.
 
     Raises:
         UserError: there is none, or the hub cannot be reached.

@@ -114,7 +114,7 @@ class CrossModel(nn.Module):
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published weights, less the prefix ``mps.cross_model.``, under the names of ``CrossModel``.
+    """Return the published weights, less the prefix ``mps.cross_model.``, under the names of ``CrossModel``.
 
     The rates of the rotary embedding are left out, for they are no weights, and biases of norms that are not
     there are 0, as they always are in the published class.
@@ -136,7 +136,7 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def empty_cross_model(state: Mapping[str, Tensor]) -> CrossModel:
-    """A CrossModel of the sizes of such weights, without memory for its own.
+    """Return a CrossModel of the sizes of such weights, without memory for its own.
 
     Raises:
         KeyError: the first layer is not among them.

@@ -73,7 +73,7 @@ class Mask2Former:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> list[Detection]:
-        """The instances in an image, the likeliest classes first."""
+        """Return the instances in an image, the likeliest classes first."""
         height, width = self.size(image)
         small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         pixels = normalised(as_tensor(small)[None].to(self.model.device), self.mean, self.std)
@@ -108,13 +108,14 @@ class Mask2Former:
 
 
 def around(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
-    """The box around a mask that is not empty."""
+    """Return the box around a mask that is not empty."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def load_mask2former(name: str, source: str, place: Place, called: Mapping[str, str]) -> Mask2Former:
-    """The Mask2Former in a folder or on the hub, frozen, in float32: scores are held against thresholds.
+    """Return the Mask2Former in a folder or on the hub, frozen, in float32: scores are held against
+    thresholds.
 
     ``name`` is the reward that asks; ``called`` says how it calls the checkpoint's labels (in lower case,
     without spaces), all of which the checkpoint must have one of.

@@ -23,7 +23,7 @@ from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.zoo.clip import Clip, load_clip, unit
 from diffalign.rewards.zoo.detectors import Detection, Detector, load_mask2former
-from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Wanted, read_wanted
+from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Requirement, read_requirement
 
 THRESHOLD = 0.3  # how sure the detector must be
 COUNTING_THRESHOLD = 0.9  # where the prompt counts
@@ -47,7 +47,7 @@ class Colours(Protocol):
     """Names colours."""
 
     def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
-        """The colour of each of these things in an RGB image, one of ``COLOURS``."""
+        """Return the colour of each of these things in an RGB image, one of ``COLOURS``."""
         ...
 
 
@@ -60,7 +60,7 @@ class ClipColours:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
-        """The colour of each thing, one of ``COLOURS``."""
+        """Return the colour of each thing, one of ``COLOURS``."""
         if not things:
             return []
         crops = self.clip.images([cut_out(image, thing) for thing in things])
@@ -77,7 +77,7 @@ class ClipColours:
 
 
 def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
-    """The thing's box, grey where its mask is not; at least one pixel."""
+    """Return the thing's box, grey where its mask is not; at least one pixel."""
     if thing.mask is not None:
         grey = Image.new("RGB", image.size, GREY)
         image = Image.composite(image, grey, Image.fromarray(thing.mask))
@@ -85,9 +85,9 @@ def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
     return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
-def seen(detections: Sequence[Detection], wanted: Wanted) -> dict[str, list[Detection]]:
-    """The detections that count, by name, the surest first."""
-    threshold = COUNTING_THRESHOLD if wanted.tag == "counting" else THRESHOLD
+def seen(detections: Sequence[Detection], requirement: Requirement) -> dict[str, list[Detection]]:
+    """Return the detections that count, by name, the surest first."""
+    threshold = COUNTING_THRESHOLD if requirement.tag == "counting" else THRESHOLD
     by_name: dict[str, list[Detection]] = {}
     for thing in sorted(detections, key=lambda thing: -thing.score):
         if thing.score > threshold and len(by_name.setdefault(thing.label, [])) < MOST:
@@ -113,12 +113,12 @@ def relations(thing: Detection, other: Detection) -> set[str]:
 
 
 def graded(
-    image: Image.Image, wanted: Wanted, found: Mapping[str, Sequence[Detection]], colours: Colours
+    image: Image.Image, requirement: Requirement, found: Mapping[str, Sequence[Detection]], colours: Colours
 ) -> float:
-    """The mean of what the clauses are worth, at most 1; below 0 where there is far too much."""
+    """Return the mean of what the clauses are worth, at most 1; below 0 where there is far too much."""
     worths: list[float] = []
     right: list[Sequence[Detection]] = []  # of each clause, the things that fulfil it, or none
-    for clause in wanted.include:
+    for clause in requirement.include:
         things = found.get(clause.name, ())
         worths.append(_share(clause.count, len(things)))
         fulfilled = len(things) == clause.count
@@ -136,11 +136,11 @@ def graded(
 
 
 def correct(
-    image: Image.Image, wanted: Wanted, found: Mapping[str, Sequence[Detection]], colours: Colours
+    image: Image.Image, requirement: Requirement, found: Mapping[str, Sequence[Detection]], colours: Colours
 ) -> float:
     """1 if all clauses hold for the surest things, as many as each wants, and nothing excluded is there."""
     right: list[Sequence[Detection]] = []
-    for clause in wanted.include:
+    for clause in requirement.include:
         things = found.get(clause.name, ())[: clause.count]
         if len(things) < clause.count:
             return 0.0
@@ -149,7 +149,7 @@ def correct(
         if clause.position and not _placed(things, clause, right):
             return 0.0
         right.append(things)
-    return float(all(len(found.get(clause.name, ())) < clause.count for clause in wanted.exclude))
+    return float(all(len(found.get(clause.name, ())) < clause.count for clause in requirement.exclude))
 
 
 def _share(wanted: int, found: int) -> float:
@@ -176,27 +176,27 @@ class GenEval:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """(B,) float32; pixels (B, 3, H, W) are rounded to 8 bits. UserError for a prompt of another kind."""
         for prompt in prompts:  # before any work is done
-            read_wanted(prompt)
+            read_requirement(prompt)
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         return torch.tensor([self._one(i, p) for i, p in zip(to_pil(images), prompts, strict=True)])
 
     def _one(self, image: Image.Image, prompt: str) -> float:
-        wanted = read_wanted(prompt)
+        requirement = read_requirement(prompt)
         rule = graded if self.score == "graded" else correct
-        return rule(image, wanted, seen(self.detector(image), wanted), self.colours)
+        return rule(image, requirement, seen(self.detector(image), requirement), self.colours)
 
 
 def load(source: str | None, place: Place) -> GenEval:
-    """The graded score. ``source`` is DETECTOR, DETECTOR@CLIP or @CLIP, folders or hub ids; what is not said
-    is the card's Mask2Former and OpenAI's CLIP L/14.
+    """Return GenEval's graded score. ``source`` is DETECTOR, DETECTOR@CLIP or @CLIP, folders or hub ids; what
+    is not said is the card's Mask2Former and OpenAI's CLIP L/14.
     """
     return _load("geneval", source, place)
 
 
 def load_correct(source: str | None, place: Place) -> GenEval:
-    """The same for the benchmark's own 0 or 1."""
+    """Return the same for the benchmark's own 0 or 1."""
     return replace(_load("geneval_correct", source, place), score="correct")
 
 

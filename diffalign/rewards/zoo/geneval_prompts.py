@@ -44,7 +44,7 @@ class Clause:
         name: one of ``OBJECTS``.
         count: how many.
         colour: one of ``COLOURS``.
-        position: one of ``RELATIONS``, and the place in ``Wanted.include`` of the clause that it relates to.
+        position: one of ``RELATIONS``, and the place in ``Requirement.include`` of the clause it relates to.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Clause:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Requirement:
     """What an image must show (all of ``include``) and must not (any of ``exclude``); ``tag`` is the task."""
 
     tag: str
@@ -82,8 +82,8 @@ _PATTERNS = {tag: re.compile(rf"a photo of {template}") for tag, template in _TE
 
 
 @lru_cache(maxsize=4096)
-def read_wanted(prompt: str) -> Wanted:
-    """What an image of this prompt must show.
+def read_requirement(prompt: str) -> Requirement:
+    """Return what an image of this prompt must show.
 
     Raises:
         UserError: the prompt is not of GenEval's templates, or names one thing twice.
@@ -103,14 +103,16 @@ def read_wanted(prompt: str) -> Wanted:
             f"reward 'geneval' cannot read the prompt {prompt!r}: it names {said['a']!r} twice, and "
             "things are counted by their names; for two of them write a number"
         )
-    return _wanted(tag, said)
+    return _requirement(tag, said)
 
 
-def _wanted(tag: str, said: dict[str, str]) -> Wanted:
+def _requirement(tag: str, said: dict[str, str]) -> Requirement:
     if tag == "counting":
         name, count = _PLURALS[said["a"]], NUMBERS[said["number"]]
-        return Wanted(tag, (Clause(name, count),), (Clause(name, count + 1),))
+        return Requirement(tag, (Clause(name, count),), (Clause(name, count + 1),))
     if tag == "position":  # the second thing is the one that the first relates to
-        return Wanted(tag, (Clause(said["b"]), Clause(said["a"], position=(said["relation"], 0))))
+        return Requirement(tag, (Clause(said["b"]), Clause(said["a"], position=(said["relation"], 0))))
     first = Clause(said["a"], colour=said.get("colour_a"))
-    return Wanted(tag, (first, Clause(said["b"], colour=said.get("colour_b"))) if "b" in said else (first,))
+    return Requirement(
+        tag, (first, Clause(said["b"], colour=said.get("colour_b"))) if "b" in said else (first,)
+    )

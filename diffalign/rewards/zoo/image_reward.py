@@ -144,7 +144,7 @@ def _files(path: str) -> tuple[Path, Path]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """What BlipTextConfig is told of the published BERT configuration."""
+    """Return what BlipTextConfig is told of the published BERT configuration."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return {name: config[name] for name in _TOLD}

@@ -10,7 +10,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template(name: str) -> str:
-    """The text that a published checkpoint was trained with, ``{text_prompt}`` where the prompt goes.
+    """Return the text that a published checkpoint was trained with, ``{text_prompt}`` where the prompt goes.
 
     Trailing spaces and blank lines are part of it.
     """
@@ -18,7 +18,7 @@ def template(name: str) -> str:
 
 
 def reserved(tokenizer: Any) -> list[str]:
-    """The tokens of a tokenizer that are no words but its model's format.
+    """Return the tokens of a tokenizer that are no words but its model's format.
 
     Not all that were added are: some tokenizers add blanks and tags that prompts may well hold.
     """

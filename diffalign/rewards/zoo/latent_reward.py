@@ -159,7 +159,7 @@ class LatentReward:
         return self.scale * (unit(look) * unit(word)).sum(-1)
 
     def _read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """What the UNet is told of prompts, (B, L, D), and pooled (B, E)."""
+        """Return what the UNet is told of prompts, (B, L, D), and pooled (B, E)."""
         said = [reader(prompts) for reader in self.readers]
         if len(said) == 1:
             return said[0].last_hidden_state, said[0].pooler_output
@@ -167,7 +167,7 @@ class LatentReward:
 
 
 def load(source: str | None, place: Place) -> LatentReward:
-    """A published latent reward model, or a downloaded folder.
+    """Return a published latent reward model, or a downloaded folder.
 
     Raises:
         UserError: no source, nothing there, the hub cannot be reached, or weights of another model.
@@ -197,7 +197,7 @@ def load(source: str | None, place: Place) -> LatentReward:
 
 
 def _readers(where: str, inside: str, base: str, dtype: torch.dtype, count: int) -> tuple[Reader, ...]:
-    """The model's own text encoders with the tokenizers of its base."""
+    """Return the model's own text encoders with the tokenizers of its base."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     readers = []

@@ -114,7 +114,7 @@ def load(source: str | None, place: Place) -> Mps:
 
 
 def _parts(state: Mapping[str, Tensor], path: str) -> tuple[dict[str, Tensor], CrossModel]:
-    """The weights of the CLIP, and the cross model with its own."""
+    """Return the weights of the CLIP, and the cross model with its own."""
     parts: dict[str, dict[str, Tensor]] = {"mps.model.": {}, "mps.cross_model.": {}}
     for key, tensor in state.items():
         prefix = next((prefix for prefix in parts if key.startswith(prefix)), None)

@@ -27,12 +27,12 @@ class Recogniser(Protocol):
     """Reads."""
 
     def __call__(self, image: Image.Image) -> Sequence[str]:
-        """The lines of text in an RGB image, from the top."""
+        """Return the lines of text in an RGB image, from the top."""
         ...
 
 
 def quoted(prompt: str) -> str:
-    """The text in the first pair of straight double quotes, without spaces, in lower case.
+    """Return the text in the first pair of straight double quotes, without spaces, in lower case.
 
     Raises:
         UserError: there is no such pair, or nothing in it.
@@ -96,13 +96,15 @@ class Rapid:
     engine: Any
 
     def __call__(self, image: Image.Image) -> Sequence[str]:
-        """The lines, from the top and from the left."""
+        """Return the lines, from the top and from the left."""
         bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])  # as OpenCV has them
         return self.engine(bgr).txts or ()
 
 
 def load(source: str | None, place: Place) -> Ocr:
-    """The reward with RapidOCR, on the CPU with torch's number of threads; UserError if it is not there."""
+    """Return the reward with RapidOCR, on the CPU with torch's number of threads; UserError if it is not
+    there.
+    """
     no_source("ocr", source)
     try:
         import onnxruntime  # noqa: F401  (RapidOCR asks for it too late, and in its own words)

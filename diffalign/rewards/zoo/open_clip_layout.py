@@ -45,7 +45,7 @@ _LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight
 
 
 def to_clip_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights of an open_clip CLIP under the names of transformers' CLIPModel.
+    """Return the weights of an open_clip CLIP under the names of transformers' CLIPModel.
 
     Args:
         name: of the reward that asks.
@@ -74,7 +74,7 @@ def to_clip_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[s
 
 
 def _layer(match: re.Match[str], tensor: Tensor) -> dict[str, Tensor]:
-    """The weights under their names in CLIPModel of one weight of a transformer's layer."""
+    """Return the weights under their names in CLIPModel of one weight of a transformer's layer."""
     visual, number, part, kind = match.groups()
     layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}."
     if part != "attn.in_proj":
@@ -84,7 +84,7 @@ def _layer(match: re.Match[str], tensor: Tensor) -> dict[str, Tensor]:
 
 
 def clip_config(name: str, state: Mapping[str, Tensor], source: str, activation: str = "gelu") -> Any:
-    """The CLIPConfig of weights that have transformers' names; eps is 1e-5, as everywhere in OpenCLIP.
+    """Return the CLIPConfig of weights that have transformers' names; eps is 1e-5, as everywhere in OpenCLIP.
 
     Raises:
         UserError: the weights that tell the sizes are not there, or are of another shape.
@@ -119,7 +119,9 @@ def clip_config(name: str, state: Mapping[str, Tensor], source: str, activation:
 
 
 def _tower(state: Mapping[str, Tensor], tower: str, width: int, head: int) -> dict[str, int]:
-    """The sizes that both towers have; ``head`` is the width of a head, where it goes into ``width``."""
+    """Return the sizes that both towers have; ``head`` is the width of a head, where it goes into
+    ``width``.
+    """
     pattern = re.compile(rf"{tower}\.encoder\.layers\.(\d+)\.")
     numbers = [int(match[1]) for key in state if (match := pattern.match(key))]
     return {
@@ -133,7 +135,7 @@ def _tower(state: Mapping[str, Tensor], tower: str, width: int, head: int) -> di
 def load_open_clip(
     name: str, state: Mapping[str, Tensor], source: str, config: Any = None, activation: str = "gelu"
 ) -> Any:
-    """A CLIPModel with the weights of an open_clip CLIP, on the CPU in their dtype.
+    """Return a CLIPModel with the weights of an open_clip CLIP, on the CPU in their dtype.
 
     Args:
         name: of the reward that asks.

@@ -37,7 +37,7 @@ def load(source: str | None, place: Place) -> PickScore:
 
 
 def tiny_clip(source: str | None, place: Place) -> PickScore:
-    """The tiny CLIP that ships with diffalign, or another folder of its format."""
+    """Return the tiny CLIP that ships with diffalign, or another folder of its format."""
     from diffalign import tiny
 
     return PickScore(load_clip("tiny_clip", source or str(tiny.clip_path()), place), place.batch_size)

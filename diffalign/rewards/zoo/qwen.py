@@ -106,7 +106,8 @@ class Qwen:
 def load_qwen(
     name: str, state: Mapping[str, Tensor], source: str, base: str, marks: Sequence[str], place: Place
 ) -> Qwen:
-    """A Qwen2-VL with these weights, its architecture and tokenizer those of a folder or hub id ``base``.
+    """Return a Qwen2-VL with these weights, its architecture and tokenizer those of a folder or hub id
+    ``base``.
 
     Args:
         name: of the reward.
@@ -149,7 +150,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def marked_tokenizer(name: str, base: str, marks: Sequence[str]) -> Any:
-    """The tokenizer of a folder or hub id, with a reward's own tokens added at its end."""
+    """Return the tokenizer of a folder or hub id, with a reward's own tokens added at its end."""
     from transformers import AddedToken, AutoTokenizer
 
     try:
@@ -175,7 +176,7 @@ def _config(name: str, base: str) -> Any:
 
 
 def _filled(name: str, config: Any, state: Mapping[str, Tensor], source: str, place: Place) -> Any:
-    """A frozen Qwen2VLModel, made without memory of its own for weights that a file already has."""
+    """Return a frozen Qwen2VLModel, made without memory of its own for weights that a file already has."""
     from transformers import Qwen2VLModel
 
     with torch.device("meta"):
@@ -190,7 +191,7 @@ def _filled(name: str, config: Any, state: Mapping[str, Tensor], source: str, pl
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A frozen linear layer in float32."""
+    """Return a frozen linear layer in float32."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     layer.load_state_dict({"weight": weight.float()} | ({} if bias is None else {"bias": bias.float()}))
     return layer.eval().requires_grad_(False)

@@ -63,7 +63,7 @@ class TimedReward(Protocol):
 
 
 def timesteps(t: Float[Tensor, " B"]) -> Tensor:
-    """What the model is told of times in [0, 1]: round(1000 t), (B,) float32.
+    """Return what the model is told of times in [0, 1]: round(1000 t), (B,) float32.
 
     Raises:
         ValueError: a time outside [0, 1].
@@ -108,7 +108,7 @@ class StepAware:
 
 
 def from_clip(source: str, place: Place) -> Clip:
-    """A TimedClip that scores as the CLIP in a folder or on the hub, frozen, with its tokenizer.
+    """Return a TimedClip that scores as the CLIP in a folder or on the hub, frozen, with its tokenizer.
 
     Raises:
         UserError: nothing there, or it is not a whole CLIP.
@@ -132,7 +132,7 @@ def save(clip: Clip, folder: Path) -> None:
 
 
 def load(source: str | None, place: Place) -> StepAware:
-    """A published step-aware model, a folder of ours, or a file in the published format.
+    """Return a published step-aware model, a folder of ours, or a file in the published format.
 
     Raises:
         UserError: no source, nothing there, or weights of another model.

@@ -49,7 +49,7 @@ class TimeEmbedding(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, timestep: Float[Tensor, " B"]) -> Tensor:
-        """The embedding c of each timestep."""
+        """Return the embedding c of each timestep."""
         weight = next(self.parameters())
         exact = timestep.to(torch.promote_types(weight.dtype, torch.float32))
         return self.mlp(sinusoid(exact).to(weight))
@@ -104,7 +104,7 @@ class TimedVision(nn.Module):
         self.adaLN_modulation = _modulation(width, 2)
 
     def forward(self, pixels: Float[Tensor, " B 3 H W"], c: Float[Tensor, " B D"]) -> Tensor:
-        """The class token, (B, D)."""
+        """Return the class token, (B, D)."""
         h = self.pre_layrnorm(self.embeddings(pixels))
         for layer in self.encoder.layers:
             h = layer(h, c)
@@ -150,11 +150,13 @@ class TimedClip(nn.Module):
         return self.visual_projection.weight.dtype
 
     def words(self, ids: Tensor) -> Tensor:
-        """Unit text embeddings (G, D), float32, of token ids (G, L)."""
+        """Return unit text embeddings (G, D), float32, of token ids (G, L)."""
         return unit(self.text_projection(self.text_model(input_ids=ids).pooler_output))
 
     def looks(self, pixels: Float[Tensor, " B 3 H W"], timestep: Float[Tensor, " B"]) -> Tensor:
-        """Unit image embeddings (B, D), float32, of normalised pixels that were estimated at ``timestep``."""
+        """Return unit image embeddings (B, D), float32, of normalised pixels that were estimated at
+        ``timestep``.
+        """
         return unit(self.visual_projection(self.vision_model(pixels, self.t_embedder(timestep))))
 
     def forward(self, pixels: Tensor, timestep: Tensor, ids: Tensor, owner: Tensor) -> Tensor:

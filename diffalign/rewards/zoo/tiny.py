@@ -80,7 +80,7 @@ class MotionJudge:
 
 
 def video_content(source: str | None, place: Place) -> MotionJudge:
-    """Number, colours and shapes in every frame."""
+    """Return the reward of number, colours and shapes in every frame."""
     no_source("video_content", source)
     return MotionJudge("video_content", motion_judge.content)
 

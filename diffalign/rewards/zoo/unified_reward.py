@@ -64,7 +64,7 @@ class UnifiedReward:
 
 
 def points(answer: str) -> float:
-    """The score in an answer, of 1; 0 if there is none."""
+    """Return the score in an answer, of 1; 0 if there is none."""
     found = _SCORE.search(answer)
     return float(found[1]) / 5 if found else 0.0
 

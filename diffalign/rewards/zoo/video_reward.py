@@ -108,7 +108,7 @@ def frame_indices(count: int, fps: float, wanted: float) -> list[int]:
 
 
 def load(source: str | None, place: Place) -> VideoAlign:
-    """The sum of the three dimensions."""
+    """Return the sum of the three dimensions."""
     return _load(source, place, DIMENSIONS)
 
 
@@ -163,7 +163,9 @@ def _load(source: str | None, place: Place, wanted: Sequence[str]) -> VideoAlign
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """The training settings beside a checkpoint; UserError for those of another kind of VideoAlign model."""
+    """Return the training settings beside a checkpoint; UserError for those of another kind of VideoAlign
+    model.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = {
@@ -192,7 +194,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _latest(folder: Path) -> Path:
-    """The ``checkpoint-STEP`` folder with the highest step."""
+    """Return the ``checkpoint-STEP`` folder with the highest step."""
     found = [(step, path) for path in folder.glob("checkpoint-*") if (step := path.name[11:]).isdigit()]
     if not found:
         raise UserError(f"reward {_NAME!r}: there is no checkpoint-STEP folder in {str(folder)!r}")
@@ -219,7 +221,7 @@ def _weights(checkpoint: Path, base: str, scale: float) -> dict[str, Tensor]:
 
 
 def _base_weights(base: str) -> dict[str, Tensor]:
-    """The weights of a plain Qwen2-VL."""
+    """Return the weights of a plain Qwen2-VL."""
     from transformers import Qwen2VLForConditionalGeneration
 
     try:

@@ -87,7 +87,9 @@ class VQAScore:
         return said.gather(2, answers[..., None])[..., 0].sum(1).exp()
 
     def _logits(self, inputs: Any, where: Tensor) -> Float[Tensor, "B K V"]:
-        """What the model says at positions (B, K); no others are computed where it can leave them out."""
+        """Return what the model says at positions (B, K); no others are computed where it can leave
+        them out.
+        """
         rows = torch.arange(len(where), device=where.device)[:, None]
         if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
             return self.model(**inputs).logits[rows, where]
@@ -96,7 +98,7 @@ class VQAScore:
 
 
 def asked(processor: Any, prompt: str) -> str:
-    """The question about an image as the model's chat template puts it, ready for the answer."""
+    """Return the question about an image as the model's chat template puts it, ready for the answer."""
     question = {"type": "text", "text": _QUESTION.format(prompt)}
     message = {"role": "user", "content": [{"type": "image"}, question]}
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
@@ -129,7 +131,7 @@ def load(source: str | None, place: Place) -> VQAScore:
 
 
 def _processors(source: str) -> tuple[Any, Any]:
-    """The model's processor of PIL images, and that of pixels if there is one."""
+    """Return the model's processor of PIL images, and that of pixels if there is one."""
     from transformers import AutoImageProcessor, AutoProcessor
 
     processor: Any = AutoProcessor.from_pretrained(source)

@@ -1,4 +1,4 @@
-"""A model as a rollout sees it: prompts go in, noise becomes latents, latents become pixels."""
+"""The model of a rollout besides its denoiser: it encodes prompts and decodes latents to pixels."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ Rows = Mapping[str, Tensor]
 
 
 @runtime_checkable
-class Studio(Protocol):
+class RolloutModel(Protocol):
     """What a rollout needs of a model besides its denoiser."""
 
     @property
@@ -33,15 +33,15 @@ class Studio(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """What a judge sees of latents (B, *d): pixels (B, 3, H, W) in [0, 1], float32."""
+        """Return what a judge sees of latents (B, *d): pixels (B, 3, H, W) in [0, 1], float32."""
         ...
 
     def opened(self) -> AbstractContextManager[None]:
-        """A context in which encoders and decoder are where they are quick."""
+        """Enter a context in which encoders and decoder are on the accelerator."""
         ...
 
 
-class ModelStudio:
+class PipelineRolloutModel:
     """A loaded pipeline at one resolution. A prompt is encoded once, and remembered while there is room."""
 
     def __init__(
@@ -116,7 +116,7 @@ class ModelStudio:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The VAE beside the network where it decodes, and off the accelerator again."""
+        """Move the VAE to the accelerator while it decodes, and off again."""
         self._model.move_encoders(self._model.device, self._parts)
         try:
             yield
