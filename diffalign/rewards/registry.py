@@ -7,6 +7,7 @@ or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/mo
 ``clipscore:scale=1``, ``mps:/models/mps.safetensors@threshold=0.3``. A spec that starts with ``http://`` or
 ``https://`` is a reward behind an address, as ``diffalign serve-rewards`` serves them;
 ``ensemble:FILE.yaml`` is several rewards as one (``rewards.ensemble``), named after its file.
+``my_module:MyReward`` is a reward of one's own, by its Python import path (``rewards.imported``).
 
 A new reward is a module with a factory ``(source: str | None, place: Place) -> Reward`` and a card in
 ``rewards.cards``.
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from diffalign.errors import UserError, unknown
 from diffalign.rewards.cards import CARDS, RewardCard
+from diffalign.rewards.imported import imported_card, is_import_path
 
 if TYPE_CHECKING:
     from diffalign.types import Reward
@@ -48,6 +50,8 @@ def parse(spec: str) -> tuple[RewardCard, str | None]:
         return _remote(spec), spec
     name, colon, source = spec.partition(":")
     if name not in REGISTRY:
+        if colon and is_import_path(spec):
+            return imported_card(spec), spec
         raise unknown("reward", name, REGISTRY)
     if colon and not source:
         raise UserError(f"reward {spec!r}: nothing after the colon; give a file, a folder or a hub id")
@@ -68,7 +72,6 @@ def _remote(url: str) -> RewardCard:
     return RewardCard(
         name=name,
         title=f"What {url} says",
-        range="unknown",
         licence="unknown",
         size="none here",
         checkpoint=url,
@@ -102,6 +105,24 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
     from diffalign.rewards.videos import VideoReward
 
     return VideoReward(card.name, reward)
+
+
+def usual_range(spec: str) -> tuple[float, float] | None:
+    """Return the usual smallest and largest score of a spec; None where its card does not know them.
+
+    A cosine's option ``scale`` is taken into account: ``pickscore:scale=1`` gives 0.17 to 0.24. UserError as
+    ``parse``, or for a scale that is no number.
+    """
+    card, source = parse(spec)
+    if card.low is None or card.high is None:
+        return None
+    factor = next((part[6:] for part in (source or "").split("@") if part.startswith("scale=")), None)
+    if factor is None or card.factor is None:
+        return card.low, card.high
+    from diffalign.rewards.sources import number
+
+    ends = [end * number(card.name, "scale", factor) / card.factor for end in (card.low, card.high)]
+    return min(ends), max(ends)
 
 
 def no_source(name: str, source: str | None) -> None:

@@ -184,8 +184,12 @@ def _prompt_set(prompts: str | Path | Sequence[str], limit: int | None) -> Promp
 def _rewards(rewards: str | Sequence[str] | Mapping[str, Reward] | None, device: str) -> dict[str, Reward]:
     if rewards is None or isinstance(rewards, Mapping):
         return dict(rewards or {})
-    specs = rewards.split(",") if isinstance(rewards, str) else rewards
-    return {parse(spec.strip())[0].name: load(spec.strip(), device_name(device)) for spec in specs}
+    specs = [spec.strip() for spec in (rewards.split(",") if isinstance(rewards, str) else rewards)]
+    names = [parse(spec)[0].name for spec in specs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"rewards has {twice[0]!r} twice; allowed: each name once in one comparison")
+    return {name: load(spec, device_name(device)) for name, spec in zip(names, specs, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -219,3 +219,11 @@ class TestBadCheckpoints:
         self.refuse(f"aesthetic_v1:{bad}@{clip_folder}", "768", "16")
         torch.save({"weight": torch.zeros(1, 512), "bias": torch.zeros(1)}, tmp_path / "head.pth")
         self.refuse(f"aesthetic_v1:{tmp_path / 'head.pth'}", "vit_l_14", "HEAD@BACKBONE")
+
+
+def test_pickscore_at_a_scale_is_that_times_the_cosine(clip_folder, photos, words):
+    own, plain = (rewards.load(f"pickscore:{clip_folder}{option}") for option in ("", "@scale=1"))
+    torch.testing.assert_close(plain(photos, words) * own.clip.scale, own(photos, words))
+    assert plain(photos, words).abs().max() <= 1
+    with pytest.raises(UserError, match="scale=big must be a number"):
+        rewards.load(f"pickscore:{clip_folder}@scale=big")

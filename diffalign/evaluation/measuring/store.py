@@ -8,9 +8,7 @@ and only those that have something left to score.
 
 import gc
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +20,12 @@ from tqdm import tqdm
 from diffalign.evaluation.measuring.image_statistics import THUMBNAIL
 from diffalign.evaluation.measuring.measuring import IMAGES, VIDEOS, Measured, check_finite, look
 from diffalign.media.files import all_videos, open_media
-from diffalign.rewards.scoring.cache import ScoreCache, image_key
+from diffalign.rewards.scoring.cache import ScoreCache, image_key, opened
 from diffalign.rewards.videos import FRAMES, takes_videos
 from diffalign.types import Reward
 
 _KEYS_PER_QUERY = 500  # keys a query: SQLite bounds the number of variables
+_KIND = "a store of measurements"
 _LOOKS = "1"  # of the statistics of an image: another number when they become others
 
 
@@ -83,7 +82,7 @@ class MeasurementStore:
     def __init__(self, path: Path | str):
         self._path = Path(path)
         self._scores = ScoreCache(path)
-        with closing(self._open()) as database, database:
+        with opened(self._path, _KIND) as database:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS looks "
                 "(key TEXT PRIMARY KEY, statistics TEXT NOT NULL, thumbnail BLOB NOT NULL)"
@@ -146,12 +145,12 @@ class MeasurementStore:
                 pixels = (thumbnail * 255).round().astype(np.uint8).tobytes()  # as it was before the division
                 rows.append((_LOOKS + digest, json.dumps(statistics), pixels))
         if rows:
-            with closing(self._open()) as database, database:
+            with opened(self._path, _KIND) as database:
                 database.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", rows)
 
     def _looks(self, digests: Sequence[str]) -> dict[str, tuple[dict[str, float], np.ndarray]]:
         found = {}
-        with closing(self._open()) as database:
+        with opened(self._path, _KIND) as database:
             for start in range(0, len(digests), _KEYS_PER_QUERY):
                 part = [_LOOKS + digest for digest in digests[start : start + _KEYS_PER_QUERY]]
                 marks = ",".join("?" * len(part))
@@ -160,9 +159,6 @@ class MeasurementStore:
                     thumbnail = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL, 3) / 255
                     found[key.removeprefix(_LOOKS)] = json.loads(statistics), thumbnail
         return found
-
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=60)
 
 
 def freed() -> None:

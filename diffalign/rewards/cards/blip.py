@@ -6,7 +6,9 @@ CARDS = (
     RewardCard(
         name="image_reward",
         title="ImageReward v1.0: what people ranked first of several images of a prompt",
-        range="-2.3 to 2.2, mean 0 and std 1 on its own data",
+        low=-2.3,
+        high=2.2,
+        scale_note="mean 0 and std 1 on its own data",
         licence="Apache-2.0",
         size="1.8 GB",
         checkpoint="THUDM/ImageReward",

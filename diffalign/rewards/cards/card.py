@@ -1,16 +1,19 @@
-"""What a reward says of itself."""
+"""The card of a reward: what users and other code must know before it is loaded."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class RewardCard:
-    """What a reader of ``diffalign rewards`` needs to know, and where the code is.
+    """A reward as ``diffalign rewards`` describes it, and where its code is.
 
     Attributes:
         name: how a spec names it.
         title: one line.
-        range: usual values.
+        low: usual smallest score, in the reward's own units; None: not known.
+        high: usual largest score.
+        scale_note: what else is known of the scores.
+        factor: of the cosine in the scores, where the option ``scale`` replaces it; None: no such option.
         licence: of the weights.
         size: of the download.
         checkpoint: hub id or file that is loaded when a spec has no source.
@@ -29,12 +32,15 @@ class RewardCard:
 
     name: str
     title: str
-    range: str
     licence: str
     size: str
     checkpoint: str
     target: str
     notes: str
+    low: float | None = None
+    high: float | None = None
+    scale_note: str = ""
+    factor: float | None = None
     source: str = ""
     differentiable: bool = False
     cached: bool = True
@@ -43,3 +49,10 @@ class RewardCard:
     per_prompt: bool = False
     needs: str = ""
     of_others: bool = False
+
+    @property
+    def range(self) -> str:
+        """The usual scores in words: ``17 to 24 (SD1.5 about 20.5)``."""
+        if self.low is None or self.high is None:
+            return self.scale_note or "unknown"
+        return f"{self.low:g} to {self.high:g}" + (f" ({self.scale_note})" if self.scale_note else "")

@@ -6,7 +6,8 @@ CARDS = (
     RewardCard(
         name="judge",
         title="Drawn scenes: share of the caption's statements that hold",
-        range="0 to 1",
+        low=0,
+        high=1,
         licence="Apache-2.0",
         size="none",
         checkpoint="built in",
@@ -17,7 +18,8 @@ CARDS = (
     RewardCard(
         name="taste",
         title="Drawn scenes: how vivid the things are, which captions never say",
-        range="0 to 1",
+        low=0,
+        high=1,
         licence="Apache-2.0",
         size="none",
         checkpoint="built in",
@@ -29,7 +31,8 @@ CARDS = (
     RewardCard(
         name="video_content",
         title="Moving shapes: number, colours and shapes as the caption says, in every frame",
-        range="0 to 1",
+        low=0,
+        high=1,
         licence="Apache-2.0",
         size="none",
         checkpoint="built in",
@@ -41,7 +44,8 @@ CARDS = (
     RewardCard(
         name="video_motion",
         title="Moving shapes: direction and speed as the caption says, and even motion",
-        range="0 to 1",
+        low=0,
+        high=1,
         licence="Apache-2.0",
         size="none",
         checkpoint="built in",
@@ -53,7 +57,9 @@ CARDS = (
     RewardCard(
         name="video_dynamics",
         title="Moving shapes: how fast things move, whatever the caption says of it",
-        range="0 to 10 pixels a second, about 6",
+        low=0,
+        high=10,
+        scale_note="pixels a second, about 6",
         licence="Apache-2.0",
         size="none",
         checkpoint="built in",
@@ -65,7 +71,8 @@ CARDS = (
     RewardCard(
         name="tiny_clip",
         title="Tiny CLIP trained on drawn scenes, in PickScore's format",
-        range="about -10 to 40",
+        low=-10,
+        high=40,
         licence="Apache-2.0",
         size="under 1 MB, built in",
         checkpoint="built in",

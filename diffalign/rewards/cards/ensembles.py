@@ -6,7 +6,7 @@ CARDS = (
     RewardCard(
         name="ensemble",
         title="Several rewards as one: a weighted sum, as a file says",
-        range="what its file makes of it",
+        scale_note="as its file says",
         licence="its members'",
         size="its members'",
         checkpoint="",

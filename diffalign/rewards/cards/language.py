@@ -3,11 +3,13 @@
 from diffalign.rewards.cards.card import RewardCard
 
 
-def _video(name: str, title: str, factory: str, range: str, notes: str) -> RewardCard:
+def _video(name: str, title: str, factory: str, reach: float, notes: str) -> RewardCard:
     return RewardCard(
         name=name,
         title=title,
-        range=range,
+        low=-reach,
+        high=reach,
+        scale_note="often negative",
         licence="Apache-2.0 (weights), MIT (code)",
         size="5 GB",
         checkpoint="KwaiVGI/VideoReward",
@@ -21,7 +23,9 @@ CARDS = (
     RewardCard(
         name="hpsv3",
         title="HPSv3: what people prefer, as a Qwen2-VL-7B with a head says",
-        range="0 to 15 (bad below 5, good above 10)",
+        low=0,
+        high=15,
+        scale_note="bad below 5, good above 10",
         licence="MIT (code)",
         size="16.6 GB",
         checkpoint="MizzenAI/HPSv3/HPSv3.safetensors",
@@ -34,7 +38,7 @@ CARDS = (
         "video_reward",
         "VideoAlign's VideoReward: looks, motion and agreement with the prompt",
         "load",
-        "-9 to 9, often negative",
+        9,
         "VQ + MQ + TA of a Qwen2-VL-2B, each normalised (arXiv 2501.13918); two frames a second. "
         "video_reward:FOLDER or FOLDER@BASE for what is here already.",
     ),
@@ -42,27 +46,28 @@ CARDS = (
         "video_reward_vq",
         "VideoReward's visual quality alone",
         "load_visual_quality",
-        "-3 to 3, often negative",
+        3,
         "VQ of the same network: reasonable, clear, detailed, handsome frames.",
     ),
     _video(
         "video_reward_mq",
         "VideoReward's motion quality alone",
         "load_motion_quality",
-        "-3 to 3, often negative",
+        3,
         "MQ of the same network: steady, natural, ample motion.",
     ),
     _video(
         "video_reward_ta",
         "VideoReward's text alignment alone",
         "load_text_alignment",
-        "-3 to 3, often negative",
+        3,
         "TA of the same network: what the prompt asks for, camera and style included.",
     ),
     RewardCard(
         name="vqascore",
         title="VQAScore: how sure a vision-language model is that the image shows the prompt",
-        range="0 to 1",
+        low=0,
+        high=1,
         licence="Apache-2.0 (Qwen2-VL)",
         size="16.6 GB (any other: vqascore:HUB/ID)",
         checkpoint="Qwen/Qwen2-VL-7B-Instruct",
@@ -74,7 +79,9 @@ CARDS = (
     RewardCard(
         name="unified_reward",
         title="UnifiedReward behind an endpoint: points for agreement and quality",
-        range="0.2 to 1; 0 for an answer without points",
+        low=0,
+        high=1,
+        scale_note="0 for an answer without points",
         licence="MIT (UnifiedReward)",
         size="none here",
         checkpoint="",

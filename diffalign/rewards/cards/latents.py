@@ -6,7 +6,7 @@ CARDS = (
     RewardCard(
         name="latent_reward",
         title="LPO's latent reward model: judges noisy latents by the diffusion model itself",
-        range="exp(logit_scale) * cos: compare one model's scores of one prompt",
+        scale_note="exp(logit_scale) * cos: compare one model's scores of one prompt",
         licence="MIT",
         size="about 4 GB (sd15) or 14 GB (sdxl), and the base model's autoencoder",
         checkpoint="casiatao/LRM",

@@ -8,7 +8,9 @@ CARDS = (
     RewardCard(
         name="jpeg",
         title="JPEG compressibility: minus the kilobytes at quality 95",
-        range="-500 to 0, by image size",
+        low=-500,
+        high=0,
+        scale_note="by image size",
         licence="none needed",
         size="none",
         checkpoint="built in",
@@ -20,7 +22,9 @@ CARDS = (
     RewardCard(
         name="jpeg_incompressibility",
         title="JPEG incompressibility: the kilobytes at quality 95",
-        range="0 to 500, by image size",
+        low=0,
+        high=500,
+        scale_note="by image size",
         licence="none needed",
         size="none",
         checkpoint="built in",
@@ -32,7 +36,8 @@ CARDS = (
     RewardCard(
         name="ocr",
         title="OCR: how much of the text that the prompt quotes can be read in the image",
-        range="0 to 1",
+        low=0,
+        high=1,
         licence="Apache-2.0",
         size="31 MB, in the package that reads",
         checkpoint="PP-OCRv6 small, of RapidOCR",
@@ -43,7 +48,9 @@ CARDS = (
     RewardCard(
         name="geneval",
         title="GenEval's rules, graded: counts, colours and positions as the prompt says (unofficial)",
-        range="0 to 1, below 0 for far too many things",
+        low=0,
+        high=1,
+        scale_note="below 0 for far too many things",
         licence="other (Mask2Former; see its page), MIT (CLIP L/14)",
         size="0.3 GB + 1.7 GB",
         checkpoint=_DETECTOR,
@@ -53,7 +60,9 @@ CARDS = (
     RewardCard(
         name="geneval_correct",
         title="GenEval's rules: 1 if everything is as the prompt says, else 0 (unofficial)",
-        range="0 or 1",
+        low=0,
+        high=1,
+        scale_note="0 or 1",
         licence="other (Mask2Former; see its page), MIT (CLIP L/14)",
         size="0.3 GB + 1.7 GB",
         checkpoint=_DETECTOR,

@@ -6,9 +6,10 @@ local files behind it).
 """
 
 import hashlib
+import math
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from diffalign.errors import UserError
@@ -53,16 +54,11 @@ class ScoreCache:
 
     def __init__(self, path: Path | str):
         self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with closing(self._open()) as database, database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL)"
-                )
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{str(path)!r} is not a score cache ({error}); remove it or name another"
-            ) from error
+        with self._opened() as database:
+            database.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL)")
+            columns = [row[1] for row in database.execute("PRAGMA table_info(scores)")]
+            if columns != ["key", "score"]:
+                raise sqlite3.DatabaseError(f"its table scores has the columns {', '.join(columns)}")
 
     @staticmethod
     def key(image: str, prompt: str, reward: str) -> str:
@@ -72,17 +68,51 @@ class ScoreCache:
     def get(self, keys: Sequence[str]) -> dict[str, float]:
         """Return the scores that are known, by key."""
         found: dict[str, float] = {}
-        with closing(self._open()) as database:
+        with self._opened() as database:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 part = list(keys[start : start + _KEYS_PER_QUERY])
                 marks = ",".join("?" * len(part))
                 found.update(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
-        return found
+        # what is no finite number was never written by `put`: it is scored anew
+        return {key: score for key, score in found.items() if _is_finite(score)}
 
     def put(self, scores: Mapping[str, float]) -> None:
-        """Remember scores by key, all or none of them."""
-        with closing(self._open()) as database, database:
+        """Write scores by key, all or none of them; ValueError for one that is no finite number."""
+        bad = [score for score in scores.values() if not _is_finite(score)]
+        if bad:
+            raise ValueError(f"the score {bad[0]!r} is no finite number")
+        with self._opened() as database:
             database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", list(scores.items()))
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=60)
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with opened(self._path, "a score cache") as database:
+            yield database
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[sqlite3.Connection]:
+    """Open an SQLite file, made if it is not there; commit at the end, or nothing after an error.
+
+    Raises:
+        UserError: ``path`` cannot be opened or written, or is damaged or another kind of file than ``what``
+            says; it names the file and the remedy.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=60)) as database, database:
+            yield database
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"{str(path)!r}: {what} cannot be used there ({error}); name another place"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{str(path)!r} is not {what} ({error}); remove it or name another") from error
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r}: {what} cannot be made there ({error}); name another place"
+        ) from error
+
+
+def _is_finite(score: object) -> bool:
+    return isinstance(score, int | float) and math.isfinite(score)

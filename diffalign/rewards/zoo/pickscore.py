@@ -1,7 +1,8 @@
 """PickScore v1 (Kirstain et al., "Pick-a-Pic", arXiv 2305.01569, section 4), and the tiny CLIP in its format.
 
 s(x, y) = exp(logit_scale) cos(text(y), image(x)), no prompt template. The probability that one of several
-images of a prompt is preferred is the softmax of their scores.
+images of a prompt is preferred is the softmax of their scores. ``pickscore:scale=1`` gives the plain cosine,
+which is what SmPO's released code smooths labels by (arXiv 2506.02698).
 """
 
 from collections.abc import Sequence
@@ -11,29 +12,38 @@ from torch import Tensor
 
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
+from diffalign.rewards.sources import number, places_and_options
 from diffalign.rewards.zoo.clip import VIT_H, Clip, load_clip
 
 
 @dataclass(frozen=True)
 class PickScore:
-    """Scaled cosine of a CLIP."""
+    """Scaled cosine of a CLIP; ``scale`` None is the model's own, exp(logit_scale)."""
 
     clip: Clip
     batch_size: int = 16
+    scale: float | None = None
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """(B,) float32; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one."""
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
-        return self.clip.scale * (self.clip.texts(prompts) * self.clip.images(images)).sum(-1)
+        scale = self.clip.scale if self.scale is None else self.scale
+        return scale * (self.clip.texts(prompts) * self.clip.images(images)).sum(-1)
 
 
 def load(source: str | None, place: Place) -> PickScore:
-    """PickScore v1 from the hub, or a model of its format from a folder or hub id."""
+    """PickScore v1 from the hub, or a model of its format from a folder or hub id, with the option ``scale``.
+
+    Raises:
+        UserError: no CLIP there, an option that there is not, or a scale that is no number.
+    """
+    (model,), options = places_and_options("pickscore", source, 1, ["scale"])
+    scale = number("pickscore", "scale", options["scale"]) if "scale" in options else None
     # the model's own repository has no tokenizer
-    clip = load_clip("pickscore", source or REGISTRY["pickscore"].checkpoint, place, tokenizer=VIT_H)
-    return PickScore(clip, place.batch_size)
+    clip = load_clip("pickscore", model or REGISTRY["pickscore"].checkpoint, place, tokenizer=VIT_H)
+    return PickScore(clip, place.batch_size, scale)
 
 
 def tiny_clip(source: str | None, place: Place) -> PickScore:
