@@ -65,6 +65,7 @@ _ROOMS = {
     "rewards.scoring": "rewards.items:items rewards.score:score rewards.cache:cache rewards.rater:rater",
     "rewards.serving": "rewards.server:server rewards.remote:remote",
     "rewards": "rewards.of_videos:videos rollout.specs:specs",
+    "rollout": "rollout.studio:model",
     "preferences": "pairing:from_scores segment_labels:segments video_pairs:video_takes",
 }
 
