@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from diffalign.errors import UserError
 from diffalign.rewards.cards import RewardCard
+from diffalign.rewards.place import Place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffalign.rewards.registry import Place
     from diffalign.types import Reward
 
 _NAME = r"[A-Za-z_]\w*"
@@ -115,7 +115,7 @@ class ImportedReward:
         return scores
 
 
-def load(source: str | None, place: "Place") -> "Reward":
+def load(source: str | None, place: Place) -> "Reward":
     """Return the reward of an import path (``source``), as the module's docstring says.
 
     Raises:

@@ -14,7 +14,7 @@ A new reward is a module with a factory ``(source: str | None, place: Place) -> 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,18 +23,10 @@ from urllib.parse import urlsplit
 from diffalign.errors import UserError, unknown
 from diffalign.rewards.cards import CARDS, RewardCard
 from diffalign.rewards.imported import imported_card, is_import_path
+from diffalign.rewards.place import Place as Place
 
 if TYPE_CHECKING:
     from diffalign.types import Reward
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a reward runs: a torch device, a dtype name, and how many images it takes at once."""
-
-    device: str = "cpu"
-    dtype: str = "float32"
-    batch_size: int = 16
 
 
 REGISTRY: dict[str, RewardCard] = {card.name: card for card in CARDS}
