@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffalign.config.schema import OptimizerConfig, Run
 from diffalign.errors import UserError
+from diffalign.estimate.flops import Flops
 from diffalign.estimate.shapes import Shapes
 from diffalign.models.denoisers import adapters_off
 from diffalign.models.gradient_checkpointing import disable_checkpointing, enable_checkpointing
@@ -39,7 +40,6 @@ class Counts:
 def count(run: Run, shapes: Shapes) -> Counts:
     """Run the network forward and backward on fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
 
     from diffalign.estimate.micro_batch import rows_of
 
@@ -58,20 +58,20 @@ def count(run: Run, shapes: Shapes) -> Counts:
         time = torch.zeros(images, dtype=torch.int64)
         kept = Kept(network, run.model.gradient_checkpointing)
         precision = torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
-        with FlopCounterMode(display=False) as forward, torch.no_grad(), precision, adapters_off(network):
+        with Flops() as forward, torch.no_grad(), precision, adapters_off(network):
             shapes.family.call(network, x_t, time, cond)
-        with FlopCounterMode(display=False) as policy, precision, kept.watch():
+        with Flops() as policy, precision, kept.watch():
             prediction = shapes.family.call(network, x_t, time, cond)
-        with FlopCounterMode(display=False) as backward:
+        with Flops() as backward:
             prediction.float().sum().backward()
         trained = [p for _, p in trainable(network)]
         return Counts(
             network_parameters=parameters,
             trainable_parameters=sum(p.numel() for p in trained),
             optimizer_bytes=sum(state_bytes(p, run.optimizer) for p in trained),
-            forward_flops=forward.get_total_flops(),
-            policy_flops=policy.get_total_flops(),
-            backward_flops=backward.get_total_flops(),
+            forward_flops=forward.total,
+            policy_flops=policy.total,
+            backward_flops=backward.total,
             activations=kept.bytes,
             input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
         )

@@ -1,0 +1,67 @@
+"""FLOPs by shape: attention costs the same whichever kernel torch picks for it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffalign.estimate.flops import Flops, attention_flops
+
+FORWARD = 2 * (2 * 3) * 5 * 7 * (8 + 8)
+"""Scores and their product with value: 2 per multiply-add, batch 2, 3 heads, 5 queries, 7 keys, width 8."""
+
+
+def qkv(**named: object) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.zeros(2, 3, n, 8, requires_grad=True, **named) for n in (5, 7, 7))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_cpu(backend: SDPBackend, masked: bool) -> None:
+    mask = torch.zeros(2, 1, 5, 7) if masked else None
+    with sdpa_kernel(backend), Flops() as forward:
+        out = F.scaled_dot_product_attention(*qkv(), attn_mask=mask)
+    with Flops() as backward:
+        out.sum().backward()
+    assert forward.total == FORWARD
+    # a fused kernel computes the scores again: 5 products; stored scores leave 4
+    assert backward.total == FORWARD * (2.5 if backend == SDPBackend.FLASH_ATTENTION else 2)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_attention_of_any_device(device: str) -> None:
+    """On fake tensors, where neither the device nor a kernel of it is needed."""
+    with FakeTensorMode(), Flops() as flops:
+        F.scaled_dot_product_attention(*qkv(device=device, dtype=torch.bfloat16))
+    assert flops.total == FORWARD
+
+
+def test_every_fused_operator_is_counted() -> None:
+    """Called by name, each overload that this torch has, on meta."""
+    aten, q = torch.ops.aten, [x.to("meta") for x in qkv()]
+    calls = {
+        "_scaled_dot_product_flash_attention": (*q,),
+        "_scaled_dot_product_flash_attention_for_cpu": (*q,),
+        "_scaled_dot_product_efficient_attention": (*q, None, True),
+        "_scaled_dot_product_cudnn_attention": (*q, None, True),
+    }
+    for name, args in calls.items():
+        with torch.no_grad(), Flops() as flops:
+            getattr(aten, name)(*args)
+        assert flops.total == FORWARD, name
+
+
+def test_widths_of_keys_and_values_may_differ() -> None:
+    assert attention_flops((4, 2, 10, 8), (4, 2, 6, 8), (4, 2, 6, 3)) == 2 * 8 * 10 * 6 * (8 + 3)
+    assert attention_flops((4, 2, 10, 8), (4, 1, 6, 8), (4, 1, 6, 3)) == 2 * 8 * 10 * 6 * (8 + 3)
+
+
+def test_products_and_convolutions() -> None:
+    layer = torch.nn.Conv2d(3, 4, 3, padding=1)
+    with Flops() as flops:
+        out = layer(torch.zeros(2, 3, 8, 8)).flatten(1) @ torch.zeros(256, 5)
+    assert flops.total == 2 * 2 * 64 * 4 * 27 + 2 * 2 * 256 * 5
+    with Flops() as backward:
+        out.sum().backward()
+    assert backward.total == 2 * 2 * 64 * 4 * 27 + 2 * 2 * 256 * 5  # the weight's, and the left operand's
