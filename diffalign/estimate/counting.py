@@ -1,20 +1,20 @@
-"""One forward and backward of a run's network on fake tensors: FLOPs counted, kept activations weighed.
+"""One forward and backward of a run's network on the meta device: its FLOPs and the activations it keeps.
 
-Parameters are made on the meta device, where a real-size network costs nothing, and then stand for CPU
-tensors in torch's fake-tensor mode, since attention on meta would not take its fused kernel.
+Nothing is computed there: tensors are shapes. What a GPU would do otherwise than meta, fused attention and
+autocast, ``flops.AsOnGpu`` puts in.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffalign.config.schema import OptimizerConfig, Run
 from diffalign.errors import UserError
-from diffalign.estimate.flops import Flops
+from diffalign.estimate.flops import AsOnGpu, Flops
 from diffalign.estimate.shapes import Shapes
 from diffalign.models.denoisers import adapters_off
 from diffalign.models.gradient_checkpointing import disable_checkpointing, enable_checkpointing
@@ -38,9 +38,7 @@ class Counts:
 
 
 def count(run: Run, shapes: Shapes) -> Counts:
-    """Run the network forward and backward on fake tensors."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
+    """Run the network forward and backward on the meta device."""
     from diffalign.estimate.micro_batch import rows_of
 
     lora, dtype, autocast = (
@@ -50,31 +48,28 @@ def count(run: Run, shapes: Shapes) -> Counts:
     )
     images, size = rows_of(run), size_of(run, shapes)
     network, parameters = meta_network(run, shapes)
-    with FakeTensorMode():
-        on_fake_cpu(network)
-        dtype_in = dtype if lora else torch.float32
-        x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype_in)
+    with torch.device("meta"):
+        x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype if lora else torch.float32)
         cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
         time = torch.zeros(images, dtype=torch.int64)
-        kept = Kept(network, run.model.gradient_checkpointing)
-        precision = torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
-        with Flops() as forward, torch.no_grad(), precision, adapters_off(network):
-            shapes.family.call(network, x_t, time, cond)
-        with Flops() as policy, precision, kept.watch():
-            prediction = shapes.family.call(network, x_t, time, cond)
-        with Flops() as backward:
-            prediction.float().sum().backward()
-        trained = [p for _, p in trainable(network)]
-        return Counts(
-            network_parameters=parameters,
-            trainable_parameters=sum(p.numel() for p in trained),
-            optimizer_bytes=sum(state_bytes(p, run.optimizer) for p in trained),
-            forward_flops=forward.total,
-            policy_flops=policy.total,
-            backward_flops=backward.total,
-            activations=kept.bytes,
-            input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
-        )
+    kept = Kept(network, run.model.gradient_checkpointing)
+    with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(network):
+        shapes.family.call(network, x_t, time, cond)
+    with Flops() as policy, AsOnGpu(autocast), kept.watch():
+        prediction = shapes.family.call(network, x_t, time, cond)
+    with Flops() as backward:
+        prediction.float().sum().backward()
+    trained = [p for _, p in trainable(network)]
+    return Counts(
+        network_parameters=parameters,
+        trainable_parameters=sum(p.numel() for p in trained),
+        optimizer_bytes=sum(state_bytes(p, run.optimizer) for p in trained),
+        forward_flops=forward.total,
+        policy_flops=policy.total,
+        backward_flops=backward.total,
+        activations=kept.bytes,
+        input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
+    )
 
 
 def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
@@ -105,18 +100,6 @@ def meta_network(run: Run, shapes: Shapes) -> tuple[Any, int]:
             network.requires_grad_(False)
             add_lora(network, run.model.lora)
     return network.train(), parameters
-
-
-def on_fake_cpu(network: nn.Module) -> None:
-    """Replace meta parameters by fake CPU ones of the mode in force, for which attention is fused."""
-    for module in network.modules():
-        for name, p in module.named_parameters(recurse=False):
-            fake = nn.Parameter(
-                torch.zeros(p.shape, dtype=p.dtype, device="cpu"), requires_grad=p.requires_grad
-            )
-            module._parameters[name] = fake
-        for name, b in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.zeros(b.shape, dtype=b.dtype, device="cpu")
 
 
 class Kept:

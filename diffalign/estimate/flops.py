@@ -1,4 +1,4 @@
-"""FLOPs of the operators that run inside a context, counted from the shapes of their operands alone.
+"""FLOPs of the operators that run inside a context, from the shapes of their operands alone.
 
 Torch's own counter knows some of the fused attention operators and counts 0 for the rest without a word, the
 CPU's among them; which one runs depends on the device and the release. Here every operator of that kind is
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -58,3 +61,87 @@ def attention_flops(
     *batch, length, width = query
     product = 2 * prod(batch) * length * key[-2]
     return product * (3 * width + 2 * value[-1]) if backward else product * (width + value[-1])
+
+
+PRODUCTS = frozenset(
+    {
+        *(getattr(torch, f"conv{n}d") for n in (1, 2, 3)),
+        *(getattr(torch, f"conv_transpose{n}d") for n in (1, 2, 3)),
+        *(getattr(where, name) for where in (torch, Tensor) for name in ("matmul", "mm", "bmm", "baddbmm")),
+        torch.einsum,
+        nn.functional.linear,
+        nn.functional.scaled_dot_product_attention,
+    }
+)
+"""Functions that autocast runs in half precision on a GPU (of those that networks call)."""
+
+EXACT = frozenset(
+    {
+        *(
+            getattr(where, name)
+            for where in (torch, Tensor)
+            for name in ("softmax", "exp", "pow", "rsqrt", "sum")
+        ),
+        nn.functional.layer_norm,
+        nn.functional.group_norm,
+        nn.functional.softmax,
+    }
+)
+"""Functions that it runs in float32."""
+
+
+class AsOnGpu(TorchFunctionMode):
+    """Give meta tensors the fused attention and the autocast of a GPU.
+
+    Scaled dot-product attention on meta would be two products with the whole matrix of scores kept between
+    them; and torch has no autocast for meta.
+
+    Args:
+        autocast: dtype of ``training.mixed_precision``; None: no autocast.
+    """
+
+    def __init__(self, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self._autocast = autocast
+        self._casts: dict[Tensor, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function as a GPU would."""
+        named = kwargs or {}
+        if self._autocast is not None and (func in PRODUCTS or func in EXACT):
+            dtype = self._autocast if func in PRODUCTS else torch.float32
+            args = [self._cast(x, dtype) for x in args]
+            named = {name: self._cast(x, dtype) for name, x in named.items()}
+        if func is nn.functional.scaled_dot_product_attention:
+            return _fused_attention(*args, **named)
+        return func(*args, **named)
+
+    def _cast(self, x: Any, dtype: torch.dtype) -> Any:
+        """Return a tensor in another precision; of a weight one copy, kept while the context lasts."""
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype:
+            return x
+        if not (x.is_leaf and x.requires_grad):
+            return x.to(dtype)
+        if x not in self._casts:
+            self._casts[x] = x.to(dtype)
+        return self._casts[x]
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Call one of torch's fused kernels, with the parameters of ``scaled_dot_product_attention``.
+
+    It is the CPU's, as this one takes a mask of any shape; its backward keeps what the others keep: query,
+    key, value, the result and a logarithm per query.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out: Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return out

@@ -1,0 +1,3 @@
+from tests.models.conftest import folders, offline, videos
+
+__all__ = ["folders", "offline", "videos"]
