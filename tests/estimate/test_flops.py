@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffalign.estimate.flops import Flops, attention_flops
+from diffalign.config.schema import DataConfig, ModelConfig, Run
+from diffalign.estimate.estimate import estimate
+from diffalign.estimate.flops import AsOnGpu, Flops, attention_flops
 
 FORWARD = 2 * (2 * 3) * 5 * 7 * (8 + 8)
 """Scores and their product with value: 2 per multiply-add, batch 2, 3 heads, 5 queries, 7 keys, width 8."""
@@ -65,3 +67,31 @@ def test_products_and_convolutions() -> None:
     with Flops() as backward:
         out.sum().backward()
     assert backward.total == 2 * 2 * 64 * 4 * 27 + 2 * 2 * 256 * 5  # the weight's, and the left operand's
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_attention_and_autocast_of_a_gpu_on_meta(autocast: torch.dtype | None) -> None:
+    """One fused kernel, and products in the precision of autocast; a norm gives float32 back."""
+    layer, norm = torch.nn.Linear(8, 8, device="meta"), torch.nn.LayerNorm(8, device="meta")
+    with Flops() as flops, AsOnGpu(autocast):
+        q, k, v = (layer(x.to("meta")) for x in qkv())
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(2, 1, 5, 7, device="meta"))
+    assert out.dtype == (autocast or torch.float32)
+    assert out.grad_fn is not None and "flash" in type(out.grad_fn).__name__.lower()
+    assert flops.total == FORWARD + 2 * (2 * 3) * (5 + 7 + 7) * 8 * 8
+    with AsOnGpu(autocast):
+        assert norm(out.to(torch.bfloat16) if autocast else out).dtype == torch.float32
+
+
+def test_attention_of_a_long_video() -> None:
+    """Wan 2.1 1.3B at 480 x 832 and 81 frames: 30 blocks of width 1536, 32,760 tokens, 512 of text."""
+    run = Run(
+        model=ModelConfig(path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16"),
+        data=DataConfig(height=480, width=832, frames=81),
+    )
+    tokens, text, width = 21 * 30 * 52, 512, 1536
+    attention = 30 * 4 * width * tokens * (tokens + text)
+    linear = 30 * 2 * tokens * (6 * width**2 + 2 * width * 8960) + 30 * 2 * text * 2 * width**2
+    forward = estimate(run).forward_flops
+    assert forward == pytest.approx(attention + linear, rel=0.01)
+    assert attention > 0.6 * forward
