@@ -1,21 +1,15 @@
 """The flags of other people's scripts, as fields of the ``Run`` tree. One table, no torch.
 
-Names are those of diffusers' ``train_diffusion_dpo.py`` and ``train_diffusion_dpo_sdxl.py``, of the
-Diffusion-DPO launchers, and what TRL's users type. A flag that is known and not supported is an error that
-says what to do instead.
-
-On ``--beta_dpo``: our beta has the 1/2 of the paper, as the SDXL script does. The SD 1.5 script of
-diffusers leaves it out, so its 2500 is our 5000: the flag is doubled for a model that is known to be SD
-1.x.
+Names are those of diffusers' ``train_diffusion_dpo.py`` and ``train_diffusion_dpo_sdxl.py``, of
+SalesforceAIResearch/DiffusionDPO's ``train.py``, and what TRL's users type. Every flag has an effect, or a
+note that it has none, or is an error that says what to do instead. ``cli.presets`` holds the scripts'
+defaults.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffalign.config.io import parse_text
-from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 
 Pairs = list[tuple[str, str]]  # (dotted field, text of the value)
@@ -37,20 +31,35 @@ class Alias:
         meaning: the field that it sets, or what it does, for the help.
         convert: text of the value (empty for a switch) to fields.
         switch: takes no value.
+        many: takes every word up to the next flag.
+        note: to print when the flag is given: why it has no effect, or what is done instead.
+        script: the one tool whose flag it is; empty: of several.
     """
 
     meaning: str
     convert: Callable[[str], Pairs]
     switch: bool = False
+    many: bool = False
+    note: str = ""
+    script: str = ""
 
 
-def _to(field: str) -> Alias:
-    return Alias(field, lambda text: [(field, text)])
+def _to(field: str, script: str = "") -> Alias:
+    return Alias(field, lambda text: [(field, text)], script=script)
 
 
-def _switch(field: str, value: str) -> Alias:
+def _switch(field: str, value: str, script: str = "") -> Alias:
     """A flag without a value; ``--flag=false`` leaves the field as it is."""
-    return Alias(f"{field} {value}", lambda text: [(field, value)] if _is_on(text) else [], switch=True)
+
+    def convert(text: str) -> Pairs:
+        return [(field, value)] if _is_on(text) else []
+
+    return Alias(f"{field} {value}", convert, switch=True, script=script)
+
+
+def _unused(why: str, switch: bool = False, script: str = "") -> Alias:
+    """A flag that has no effect here, and why."""
+    return Alias(f"no effect: {why}", lambda text: [], switch, note=why, script=script)
 
 
 def _is_on(text: str) -> bool:
@@ -60,13 +69,13 @@ def _is_on(text: str) -> bool:
     return on
 
 
-def _named(flag: str, field: str, table: Mapping[str, str]) -> Alias:
+def _named(flag: str, field: str, table: Mapping[str, str], script: str = "") -> Alias:
     def convert(text: str) -> Pairs:
         if text not in table:
             raise unknown(f"value of --{flag}", text, table)
         return [(field, table[text])]
 
-    return Alias(f"{field} ({', '.join(table)})", convert)
+    return Alias(f"{field} ({', '.join(table)})", convert, script=script)
 
 
 def _precision(text: str) -> Pairs:
@@ -78,7 +87,10 @@ def _precision(text: str) -> Pairs:
 
 def _half(flag: str) -> Alias:
     return Alias(
-        f"as --mixed_precision {flag}", lambda text: _precision(flag) if _is_on(text) else [], switch=True
+        f"as --mixed_precision {flag}",
+        lambda text: _precision(flag) if _is_on(text) else [],
+        switch=True,
+        script="trl",
     )
 
 
@@ -86,53 +98,81 @@ def _trackers(text: str) -> Pairs:
     return [("logging.trackers", {"all": "tensorboard,wandb", "none": "[]"}.get(text, text))]
 
 
-def _unsupported(flag: str, instead: str, switch: bool = False) -> Alias:
+def _unsupported(flag: str, instead: str, switch: bool = False, script: str = "") -> Alias:
     def refuse(text: str) -> Pairs:
         raise UserError(f"--{flag} is not supported; {instead}")
 
-    return Alias(f"not supported: {instead}", refuse, switch)
+    return Alias(f"not supported: {instead}", refuse, switch, script=script)
+
+
+def _judge(text: str) -> Pairs:
+    """A judge in place of the labels, as ``--choice_model`` of Diffusion-DPO."""
+    table = {"aes": "aesthetic_v2", "clip": "clipscore", "hps": "hpsv2", "pickscore": "pickscore"}
+    if text not in table:
+        raise unknown("value of --choice_model", text, table)
+    return [("data.rewards", table[text]), ("data.rewards_as", "score")]
+
+
+def _noising(field: str) -> Callable[[str], Pairs]:
+    """A setting of forward noising; 0, the scripts' default, leaves the method as it is."""
+
+    def convert(text: str) -> Pairs:
+        if parse_text(text, float) == 0:
+            return []
+        return [("method.noising.type", "forward"), (f"method.noising.{field}", text)]
+
+    return convert
+
+
+def _divergence(text: str) -> Pairs:
+    table = {"reverse_kl": [], "js_divergence": ["jensen_shannon"], "alpha_divergence": ["alpha"]}
+    if text not in table:
+        raise unknown("value of --f_divergence_type", text, table)
+    return [pair for name in table[text] for pair in (("method", "fdpo"), ("method.divergence.type", name))]
 
 
 _LOSSES = {"sigmoid": "logistic", "logistic": "logistic", "hinge": "hinge", "ipo": "ipo", "robust": "robust"}
-_SCHEDULES = {
+SCHEDULES = {
     "constant": "constant",
     "constant_with_warmup": "constant",
     "linear": "linear",
     "cosine": "cosine",
+    "cosine_with_restarts": "cosine_with_restarts",
+    "polynomial": "polynomial",
 }
 _OPTIMIZERS = {
     "adamw": "adamw", "AdamW": "adamw", "adamw8bit": "adamw8bit", "AdamW8bit": "adamw8bit",
     "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_8bit": "adamw8bit", "adafactor": "adafactor",
 }  # fmt: skip
-_ONE = "the loop counts optimizer steps: use --max_train_steps"
-_HUB = "train first, then upload the folder: hf upload OWNER/NAME OUTPUT/aligned"
+_D, _S, _T = "diffusers", "salesforce", "trl"
+_HUB = "nothing is uploaded; when the run is done: hf upload OWNER/NAME OUTPUT/aligned"
 _COLUMNS = "columns are found by name (caption or prompt, jpg_0, jpg_1, label_0): rename yours"
-_STATIC = "the reference stays the base model"
+_TURBO = "{type: listed, times: [0.249, 0.499, 0.749, 0.999]}"
 
 ALIASES: Mapping[str, Alias] = {
     # model
     "pretrained_model_name_or_path": _to("model.path"),
-    "model_name_or_path": _to("model.path"),
+    "model_name_or_path": _to("model.path", _T),
     "pretrained_vae_model_name_or_path": _to("model.vae"),
     "revision": _to("model.revision"),
-    "variant": _to("model.variant"),
-    "sdxl": _switch("model.family", "sdxl"),
+    "variant": _to("model.variant", _D),
+    "sdxl": _switch("model.family", "sdxl", _S),
     "gradient_checkpointing": _switch("model.gradient_checkpointing", "true"),
-    "enable_xformers_memory_efficient_attention": _switch("model.attention", "xformers"),
-    "rank": _to("model.lora.rank"),
-    "lora_r": _to("model.lora.rank"),
+    "enable_xformers_memory_efficient_attention": _switch("model.attention", "xformers", _D),
+    "rank": _to("model.lora.rank", _D),
+    "lora_r": _to("model.lora.rank", _T),
     "lora_alpha": _to("model.lora.alpha"),
     "lora_dropout": _to("model.lora.dropout"),
     "lora_layers": _to("model.lora.targets"),
-    "lora_target_modules": _to("model.lora.targets"),
+    "lora_target_modules": _to("model.lora.targets", _T),
     "use_dora": _switch("model.lora.dora", "true"),
-    "use_peft": _switch("model.train", "lora"),
+    "use_peft": _switch("model.train", "lora", _T),
     # data
     "dataset_name": _to("data.path"),
-    "train_data_dir": _to("data.path"),
-    "dataset_split_name": _to("data.split"),
-    "split": _to("data.split"),
-    "dataset_streaming": _switch("data.streaming", "true"),
+    "train_data_dir": _to("data.path", _S),
+    "dataset_split_name": _to("data.split", _D),
+    "split": _to("data.split", _S),
+    "dataset_streaming": _switch("data.streaming", "true", _T),
     "max_train_samples": _to("data.limit"),
     "resolution": _to("data.resolution"),
     "random_crop": _switch("data.crop", "random"),
@@ -140,46 +180,69 @@ ALIASES: Mapping[str, Alias] = {
     "random_flip": _switch("data.flip", "true"),
     "no_hflip": _switch("data.flip", "false"),
     "use_aspect_ratio_buckets": _switch("data.buckets", "true"),
-    "proportion_empty_prompts": _to("data.prompt_dropout"),
-    "vae_encode_batch_size": _to("data.cache_batch_size"),
+    "proportion_empty_prompts": _to("data.prompt_dropout", _S),
+    "vae_encode_batch_size": _to("data.cache_batch_size", _D),
     "dataloader_num_workers": _to("data.workers"),
-    # method
-    "beta_dpo": Alias(
-        "method.beta, with the paper's 1/2 (doubled for SD 1.x)", lambda text: [("beta_dpo", text)]
+    "choice_model": Alias(
+        "data.rewards, in place of the labels (aes, clip, hps, pickscore)", _judge, script=_S
     ),
-    "beta": _to("method.beta"),
+    # method
+    "beta_dpo": Alias("method.beta; see above", lambda text: [("beta_dpo", text)]),
+    "beta": _to("method.beta", _T),
     "loss_type": _named("loss_type", "method.loss.type", _LOSSES),
     "label_smoothing": Alias(
         "method.loss.label_smoothing",
         lambda text: [("method.loss.type", "logistic"), ("method.loss.label_smoothing", text)],
+        script=_T,
     ),
-    "sft": _switch("method", "sft"),
-    "noise_offset": Alias(
-        "method.noising.noise_offset",
-        lambda text: [("method.noising.type", "forward"), ("method.noising.noise_offset", text)],
+    "f_divergence_type": Alias(
+        "method fdpo and its divergence (reverse_kl, js_divergence, alpha_divergence)", _divergence, script=_T
     ),
+    "sft": _switch("method", "sft", _S),
+    "is_turbo": Alias(
+        "method.time: SDXL-Turbo's four times",
+        lambda text: [("method.time", _TURBO)] if _is_on(text) else [],
+        switch=True,
+        script=_D,
+    ),
+    "noise_offset": Alias("method.noising.noise_offset", _noising("noise_offset"), script=_S),
+    "input_perturbation": Alias(
+        "method.noising.input_perturbation", _noising("input_perturbation"), script=_S
+    ),
+    "sync_ref_model": Alias(
+        "training.reference_every 512, and training.reference_mix 0.6",
+        lambda text: [("sync_ref_model", "")] if _is_on(text) else [],
+        switch=True,
+        script=_T,
+    ),
+    "ref_model_sync_steps": _to("training.reference_every", _T),
+    "ref_model_mixup_alpha": _to("training.reference_mix", _T),
     # optimizer
     "learning_rate": _to("optimizer.learning_rate"),
     "scale_lr": _switch("optimizer.scale_lr", "true"),
-    "lr_scheduler": _named("lr_scheduler", "optimizer.schedule", _SCHEDULES),
-    "lr_scheduler_type": _named("lr_scheduler_type", "optimizer.schedule", _SCHEDULES),
+    "lr_scheduler": Alias(
+        f"optimizer.schedule ({', '.join(SCHEDULES)})", lambda text: [("lr_scheduler", text)]
+    ),
+    "lr_scheduler_type": _named("lr_scheduler_type", "optimizer.schedule", SCHEDULES, _T),
     "lr_warmup_steps": _to("optimizer.warmup_steps"),
-    "warmup_steps": _to("optimizer.warmup_steps"),
+    "warmup_steps": _to("optimizer.warmup_steps", _T),
+    "lr_num_cycles": _to("optimizer.cycles", _D),
+    "lr_power": _to("optimizer.power", _D),
     "optimizer": _named("optimizer", "optimizer.type", _OPTIMIZERS),
-    "optim": _named("optim", "optimizer.type", _OPTIMIZERS),
-    "use_8bit_adam": _switch("optimizer.type", "adamw8bit"),
-    "use_adafactor": _switch("optimizer.type", "adafactor"),
+    "optim": _named("optim", "optimizer.type", _OPTIMIZERS, _T),
+    "use_8bit_adam": _switch("optimizer.type", "adamw8bit", _D),
+    "use_adafactor": _switch("optimizer.type", "adafactor", _S),
     "adam_beta1": Alias("optimizer.betas, the first", lambda text: [("beta1", text)]),
     "adam_beta2": Alias("optimizer.betas, the second", lambda text: [("beta2", text)]),
     "adam_weight_decay": _to("optimizer.weight_decay"),
-    "weight_decay": _to("optimizer.weight_decay"),
+    "weight_decay": _to("optimizer.weight_decay", _T),
     "adam_epsilon": _to("optimizer.eps"),
     # loop
     "train_batch_size": _to("training.batch_size"),
-    "per_device_train_batch_size": _to("training.batch_size"),
+    "per_device_train_batch_size": _to("training.batch_size", _T),
     "gradient_accumulation_steps": _to("training.accumulation"),
     "max_train_steps": _to("training.steps"),
-    "max_steps": _to("training.steps"),
+    "max_steps": _to("training.steps", _T),
     "mixed_precision": Alias("training.mixed_precision and model.dtype (no, bf16, fp16)", _precision),
     "bf16": _half("bf16"),
     "fp16": _half("fp16"),
@@ -190,118 +253,58 @@ ALIASES: Mapping[str, Alias] = {
     "output_dir": _to("output"),
     "resume_from_checkpoint": _to("resume"),
     "checkpointing_steps": _to("checkpoint.every"),
-    "save_steps": _to("checkpoint.every"),
-    "checkpoints_total_limit": _to("checkpoint.limit"),
-    "save_total_limit": _to("checkpoint.limit"),
+    "save_steps": _to("checkpoint.every", _T),
+    "checkpoints_total_limit": _to("checkpoint.limit", _D),
+    "save_total_limit": _to("checkpoint.limit", _T),
     "report_to": Alias("logging.trackers (tensorboard, wandb, trackio, all, none)", _trackers),
-    "tracker_name": _to("logging.project"),
-    "tracker_project_name": _to("logging.project"),
-    "logging_steps": _to("logging.every"),
+    "tracker_name": _to("logging.project", _D),
+    "tracker_project_name": _to("logging.project", _S),
+    "logging_steps": _to("logging.every", _T),
     "run_validation": Alias(
-        "validation.every 200, and prompts", lambda text: [("run_validation", "")], switch=True
+        "validation.every 200, and prompts",
+        lambda text: [("run_validation", "")] if _is_on(text) else [],
+        switch=True,
+        script=_D,
     ),
-    "validation_steps": _to("validation.every"),
-    "validation_prompt": Alias("validation.prompts, one", lambda text: [("validation_prompt", text)]),
-    "validation_prompts": Alias("validation.prompts, one", lambda text: [("validation_prompt", text)]),
+    "validation_steps": Alias(
+        "validation.every, with --run_validation or prompts", lambda text: [("validation_steps", text)]
+    ),
+    "validation_prompt": Alias("validation.prompts", lambda text: [("validation_prompt", text)], many=True),
+    "validation_prompts": Alias("validation.prompts", lambda text: [("validation_prompt", text)], many=True),
     "num_validation_images": _to("validation.images_per_prompt"),
+    # without effect
+    "num_train_epochs": Alias(
+        "the number of epochs, unless --max_train_steps is given", lambda text: [("num_train_epochs", text)]
+    ),
+    "cache_dir": _unused("downloads go where HF_HOME says; the cache of encoded data is --data.cache_dir"),
+    "logging_dir": _unused("logs are written under the output folder"),
+    "local_rank": _unused("the launcher tells the rank by the environment"),
+    "allow_tf32": _unused("set NVIDIA_TF32_OVERRIDE=1 for it, or use --mixed_precision bf16", True),
+    "prior_generation_precision": _unused("the scripts do not use it either", script=_D),
+    "hard_skip_resume": _unused("resuming is exact and skips no data", True, _S),
+    "push_to_hub": _unused(_HUB, True, _D),
+    "hub_model_id": _unused(_HUB),
+    "hub_token": _unused("it is not stored; log in once with: hf auth login", script=_D),
     # known, and not supported
-    "num_train_epochs": _unsupported("num_train_epochs", _ONE),
-    "lr_num_cycles": _unsupported("lr_num_cycles", "schedules are constant, linear and cosine"),
-    "lr_power": _unsupported("lr_power", "schedules are constant, linear and cosine"),
-    "cache_dir": _unsupported(
-        "cache_dir", "downloads go where HF_HOME says; our own cache is --data.cache_dir"
-    ),
     "dataset_config_name": _unsupported(
-        "dataset_config_name", "download the set and give its files as --data.path"
+        "dataset_config_name", "download the set and give its files as --data.path", script=_S
     ),
-    "image_column": _unsupported("image_column", _COLUMNS),
-    "caption_column": _unsupported("caption_column", _COLUMNS),
-    "choice_model": _unsupported(
-        "choice_model", "score the images first (diffalign score) and train on the labels"
+    "image_column": _unsupported("image_column", _COLUMNS, script=_S),
+    "caption_column": _unsupported("caption_column", _COLUMNS, script=_S),
+    "dreamlike_pairs_only": _unsupported(
+        "dreamlike_pairs_only",
+        "leave out the other rows first: keep those whose model_0 and model_1 name dreamlike",
+        True,
+        _S,
     ),
-    "unet_init": _unsupported("unet_init", "give the whole model as --model.path"),
-    "is_turbo": _unsupported(
-        "is_turbo", "set --method.time '{type: listed, times: [0.249, 0.499, 0.749, 0.999]}'", True
+    "unet_init": _unsupported(
+        "unet_init", "put the UNet into a copy of the model's folder and give that as --model.path", script=_S
     ),
-    "input_perturbation": _unsupported(
-        "input_perturbation", "set --method.noising '{type: forward, input_perturbation: 0.1}'"
-    ),
-    "allow_tf32": _unsupported(
-        "allow_tf32", "use --mixed_precision bf16, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1", True
-    ),
-    "push_to_hub": _unsupported("push_to_hub", _HUB, True),
-    "hub_model_id": _unsupported("hub_model_id", _HUB),
-    "hub_token": _unsupported("hub_token", "log in once with: hf auth login"),
-    "logging_dir": _unsupported("logging_dir", "logs are written under the output folder"),
-    "hard_skip_resume": _unsupported(
-        "hard_skip_resume", "resuming is exact and needs no skipping; leave it out", True
-    ),
-    "prior_generation_precision": _unsupported(
-        "prior_generation_precision", "it has no effect; leave it out"
-    ),
-    "local_rank": _unsupported("local_rank", "torchrun tells it by the environment; leave it out"),
     "precompute_ref_log_probs": _unsupported(
-        "precompute_ref_log_probs", "noise is drawn anew, so it cannot be", True
+        "precompute_ref_log_probs",
+        "noise is drawn anew at each visit, so there is nothing to compute once",
+        True,
+        _T,
     ),
-    "sync_ref_model": _unsupported("sync_ref_model", _STATIC, True),
-    "ref_model_mixup_alpha": _unsupported("ref_model_mixup_alpha", _STATIC),
-    "ref_model_sync_steps": _unsupported("ref_model_sync_steps", _STATIC),
-    "f_divergence_type": _unsupported("f_divergence_type", "the divergence is the reverse KL"),
-    "loss_weights": _unsupported("loss_weights", "one loss at a time: --loss_type"),
+    "loss_weights": _unsupported("loss_weights", "one loss at a time: --loss_type", script=_T),
 }
-
-
-def late(run: Run, given: Mapping[str, list[str]]) -> tuple[Pairs, list[str]]:
-    """Fields, and notes to print, of the flags whose meaning depends on the rest of the run.
-
-    Args:
-        run: with every other flag applied.
-        given: texts by pseudo-field: beta_dpo, beta1, beta2, run_validation, validation_prompt.
-    """
-    pairs: Pairs = []
-    notes: list[str] = []
-    if "beta_dpo" in given:
-        text, value = given["beta_dpo"][-1], parse_text(given["beta_dpo"][-1], float)
-        if not isinstance(value, int | float):
-            raise UserError(f"--beta_dpo={text!r}; allowed: a number")
-        doubled = is_sd1(run)
-        pairs.append(("method.beta", str(2 * value if doubled else value)))
-        script = (
-            "diffusers' SD 1.5 script, which has no 1/2"
-            if doubled
-            else "diffusers' SDXL script, which has the 1/2"
-        )
-        notes.append(f"--beta_dpo {text} is read as of {script}: method.beta = {pairs[-1][1]}")
-    if "beta1" in given or "beta2" in given:
-        first, second = (given.get(f"beta{i}", [str(run.optimizer.betas[i - 1])])[-1] for i in (1, 2))
-        pairs.append(("optimizer.betas", f"{first},{second}"))
-    prompts = [text for text in given.get("validation_prompt", []) if text]
-    if "run_validation" in given and not prompts and not run.validation.prompts:
-        prompts = list(VALIDATION_PROMPTS)
-        notes.append(
-            f"--run_validation without a --validation_prompt draws {len(prompts)} prompts of our own"
-        )
-    if prompts:
-        pairs.append(("validation.prompts", "[" + ", ".join(f'"{_escaped(p)}"' for p in prompts) + "]"))
-    if prompts and not run.validation.every:
-        pairs.append(("validation.every", VALIDATION_STEPS))
-    return pairs, notes
-
-
-def is_sd1(run: Run) -> bool:
-    """Whether the model is known to be Stable Diffusion 1.x: by its family, its name, or its folder."""
-    from diffalign.models.families.registry import FAMILIES
-
-    if run.model.family != "auto":
-        return run.model.family == "sd15"
-    if run.model.path in (*FAMILIES["sd15"].same_shapes, "tiny:sd15"):
-        return True
-    try:
-        index = json.loads(Path(run.model.path, "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a hub id, or a folder that loading will complain about
-        return False
-    return bool(index.get("_class_name") == FAMILIES["sd15"].pipeline)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')

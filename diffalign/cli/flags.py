@@ -1,46 +1,43 @@
 """Reads the flags of ``train``, ``cache`` and ``estimate``: dotted fields and other tools' names. No torch.
 
-argparse is not asked, because a dotted flag of a method (``--method.time.low 0.3``) cannot be declared
-without importing it.
+argparse cannot declare a dotted flag of a method (``--method.time.low 0.3``) without importing the method.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from diffalign.cli.aliases import ALIASES, late
-from diffalign.config.files import find_config, read_yaml
-from diffalign.config.io import (
-    apply_overrides,
-    dotted_names,
-    field_kind,
-    from_dict,
-)
+from diffalign.cli.aliases import ALIASES
+from diffalign.cli.presets import LATE, choose, defaults, late
+from diffalign.config.files import find_config, merge, read_yaml
+from diffalign.config.io import apply_overrides, dotted_names, field_kind, from_dict, to_dict
 from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 from diffalign.runs.validate import validate
 
-LATE = ("beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt")
-
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line said.
+    """The flags of a command line.
 
     Attributes:
         config: file or recipe, or None.
         overrides: ``--a.b=text`` in order, other tools' names translated.
         late: texts of the flags that depend on the rest of the run.
         switches: which of the command's own switches are set.
+        given: names of other tools' flags, in order.
+        script: value of ``--flags``, the script whose defaults are taken; "" to guess.
     """
 
     config: str | None = None
     overrides: list[str] = field(default_factory=list)
     late: Mapping[str, list[str]] = field(default_factory=dict)
     switches: frozenset[str] = frozenset()
+    given: tuple[str, ...] = ()
+    script: str = ""
 
 
 def read_flags(argv: Sequence[str], own_switches: Sequence[str] = ()) -> Flags:
-    """The flags of a command line.
+    """Return the flags of a command line.
 
     Raises:
         UserError: an unknown flag, a value missing, or two configs.
@@ -51,50 +48,76 @@ def read_flags(argv: Sequence[str], own_switches: Sequence[str] = ()) -> Flags:
         if not word.startswith("--"):
             if word.startswith("-") and len(word) > 1:
                 raise UserError(f"unknown option {word!r}; options are written --name")
-            if flags.config is not None:
-                raise UserError(f"two configs, {flags.config!r} and {word!r}; allowed: one")
-            flags = replace(flags, config=word)
+            flags = _with_config(flags, word)
             continue
         name, equals, text = word[2:].partition("=")
         if name in own_switches:
             flags = replace(flags, switches=flags.switches | {name})
             continue
-        if not equals:
-            text = _value(name, words)
-        for target, value in _translate(name, text):
+        texts = [text] if equals else _values(name, words)
+        if name == "config":
+            flags = _with_config(flags, texts[0])
+        elif name == "flags":
+            flags = replace(flags, script=texts[0])
+        for target, value in (pair for text in texts for pair in _translate(name, text)):
             if target in LATE:
                 later.setdefault(target, []).append(value)
             else:
                 flags.overrides.append(f"--{target}={value}")
+        if name in ALIASES:
+            flags = replace(flags, given=(*flags.given, name))
     return replace(flags, late=later)
 
 
 def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
-    """The validated run that flags stand for, and notes to print.
+    """Return the validated run that flags stand for, and notes to print.
 
     Raises:
         UserError: anything wrong with the config or a flag.
     """
-    run = Run()
-    if flags.config is not None:
-        run = from_dict(read_yaml(find_config(flags.config)), flags.config)
-    run = apply_overrides(run, flags.overrides)
-    pairs, notes = late(run, flags.late)
+    data = read_yaml(find_config(flags.config)) if flags.config is not None else {}
+    where = flags.config or "the configuration"
+    run = apply_overrides(from_dict(data, where), flags.overrides)
+    preset, note = choose(flags.given, flags.script, flags.config)
+    notes = [note] if note else []
+    if preset:
+        pairs, more = defaults(preset, run, flags.given)
+        below = to_dict(apply_overrides(Run(), _as_flags(pairs)))
+        run = apply_overrides(from_dict(merge(below, data), where), flags.overrides)
+        notes += more
+    notes += [
+        f"--{name} has no effect: {n}" for name in dict.fromkeys(flags.given) if (n := ALIASES[name].note)
+    ]
+    pairs, more = late(run, flags.late, preset)
     # An explicit field beats what a late flag only implies: --validation_steps 50 --run_validation.
-    run = apply_overrides(run, [f"--{target}={value}" for target, value in pairs])
+    run = apply_overrides(run, _as_flags(pairs))
     validate(run, needs)
-    return run, notes
+    return run, [*notes, *more]
 
 
-def _value(name: str, words: list[str]) -> str:
-    """The value of a flag written without ``=``; switches have none, unless true or false follows."""
+def _as_flags(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"--{target}={value}" for target, value in pairs]
+
+
+def _with_config(flags: Flags, name: str) -> Flags:
+    if flags.config is not None:
+        raise UserError(f"two configs, {flags.config!r} and {name!r}; allowed: one")
+    return replace(flags, config=name)
+
+
+def _values(name: str, words: list[str]) -> list[str]:
+    """Take the values of a flag written without ``=``; switches have none, unless true or false follows."""
+    _refuse_unknown(name)
     follows = bool(words) and not words[0].startswith("--")
     if _is_switch(name):
         spelt = follows and words[0].lower() in ("true", "false")
-        return words.pop(0) if spelt else ("true" if name not in ALIASES else "")
+        return [words.pop(0) if spelt else ("true" if name not in ALIASES else "")]
     if not follows:
         raise UserError(f"--{name} needs a value")
-    return words.pop(0)
+    found = [words.pop(0)]
+    while name in ALIASES and ALIASES[name].many and words and not words[0].startswith("--"):
+        found.append(words.pop(0))
+    return found
 
 
 def _is_switch(name: str) -> bool:
@@ -107,10 +130,20 @@ def _is_field(name: str) -> bool:
     return name.startswith("method.") or "." in name or name in dotted_names()
 
 
+def _refuse_unknown(name: str) -> None:
+    if name not in ALIASES and name not in _OWN and not _is_field(name):
+        raise unknown("option", f"--{name}", [f"--{n}" for n in (*dotted_names(), *ALIASES, *_OWN)])
+
+
 def _translate(name: str, text: str) -> list[tuple[str, str]]:
+    _refuse_unknown(name)
+    if name in _OWN:
+        return []
     if name in ALIASES:
         return ALIASES[name].convert(text)
-    if _is_field(name):
-        field_kind(name)  # names the nearest fields if there is no such one
-        return [(name, text)]
-    raise unknown("option", f"--{name}", [f"--{n}" for n in (*dotted_names(), *ALIASES)])
+    field_kind(name)  # names the nearest fields if there is no such one
+    return [(name, text)]
+
+
+_OWN = ("config", "flags")
+"""Flags that are no field: the configuration file, and the script whose flags are given."""

@@ -11,7 +11,7 @@ from diffalign.config.fields import options
 from diffalign.config.schema import Run
 
 USAGE = """\
-usage: diffalign train [CONFIG] [--a.b VALUE ...] [--print-config]
+usage: diffalign train [CONFIG | --config CONFIG] [--a.b VALUE ...] [--print-config]
 
 Align a model with preferences. CONFIG is a YAML file or the name of a shipped recipe; flags override it,
 and can also do without it. Unknown names are errors that name the nearest ones.
@@ -42,9 +42,10 @@ def train_help() -> str:
     """The whole text."""
     parts = [USAGE, METHOD, *sections(Run)]
     parts.append(
-        "flags of diffusers' DPO scripts and of TRL:\n"
-        "  --beta_dpo is read as the SDXL script's, with the paper's 1/2; for a model known to be SD 1.x it\n"
-        "  is doubled, since that script leaves the 1/2 out. A note says what came of it.\n"
+        "flags of diffusers' and Salesforce's DPO scripts, and of TRL:\n"
+        "  --flags NAME takes the defaults of a script: diffusers, salesforce, trl, none. Without it a flag\n"
+        "  that is one script's own decides. A note at the start lists the defaults and what still differs.\n"
+        "  --beta_dpo has the paper's 1/2; diffusers' SD 1.x script leaves it out, so its flag is doubled.\n"
         + _lines((name, "", alias.meaning) for name, alias in ALIASES.items())
     )
     return "\n".join(parts)

@@ -12,9 +12,12 @@ Rule = tuple[Callable[[Any], bool], str]
 """Whether a value is allowed, and the words for what is."""
 
 
-def option(default: Any, text: str, rule: Rule | None = None) -> Any:
-    """Return a dataclass field with a help text and a rule for its values; None needs no rule to pass."""
-    return dataclasses.field(default=default, metadata={"help": text, "rule": rule})
+def option(default: Any, text: str, rule: Rule | None = None, whole: bool = False) -> Any:
+    """Return a dataclass field with a help text and a rule for its values, which None passes.
+
+    ``whole``: its texts may hold commas, so that a flag's text is one entry of the list.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "rule": rule, "whole": whole})
 
 
 def mapping_option(factory: Callable[[], Any], text: str) -> Any:

@@ -70,10 +70,11 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise UserError(f"{path}: base={base!r}; allowed: a path relative to this file")
-    return _merge(read_yaml(path.parent / base, (*seen, path)), data)
+    return merge(read_yaml(path.parent / base, (*seen, path)), data)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of one nested mapping over those of another; another ``type`` starts anew."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
@@ -81,5 +82,5 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
             # Another method (or loss) starts from its own defaults, not from the fields of the old one.
             same = value.get("type", inner.get("type")) == inner.get("type")
-            merged[key] = _merge(inner, value) if same else value
+            merged[key] = merge(inner, value) if same else value
     return merged

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from diffalign.config.build import build
+from diffalign.config.fields import options
 from diffalign.config.files import find_config, shipped_configs
 from diffalign.config.schema import Run
 from diffalign.errors import UserError
@@ -74,7 +75,7 @@ def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
             if bare and kind is not bool:
                 raise UserError(f"--{name} needs a value")
             text = "true" if bare else names.pop(0)
-        set_value(data, name, parse_text(text, kind))
+        set_value(data, name, parse_text(text, kind, name in _whole(type(run))))
         run = tree_from(type(run), data, f"flag --{name}")
         data = to_dict(run)
     return run
@@ -111,8 +112,11 @@ def field_kind(dotted: str, tree: Any = Run) -> Any:
     return cls
 
 
-def parse_text(text: str, kind: Any) -> Any:
-    """The value that a flag's text stands for, where a field of type ``kind`` is wanted."""
+def parse_text(text: str, kind: Any, whole: bool = False) -> Any:
+    """Return the value that a flag's text stands for, for a field of type ``kind``.
+
+    ``whole``: the text of a list of texts is one entry, whatever commas it holds, unless it is a YAML list.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if text.lower() in ("none", "null"):
@@ -122,6 +126,8 @@ def parse_text(text: str, kind: Any) -> Any:
         return text
     if origin is not None and issubclass(origin, Mapping) and not text.lstrip().startswith("{"):
         return {"type": text}
+    if origin is tuple and whole and not _is_yaml_list(text):
+        return [text] if text else []
     if origin is tuple and not text.lstrip().startswith("["):
         return [
             part.strip() if _is_text(arguments[0]) else _read(part.strip())
@@ -129,6 +135,16 @@ def parse_text(text: str, kind: Any) -> Any:
             if part
         ]
     return _read(text)
+
+
+def _whole(tree: Any) -> frozenset[str]:
+    """Dotted names of the lists whose texts may hold commas."""
+    return frozenset(name for name, field, _ in options(tree) if field.metadata.get("whole"))
+
+
+def _is_yaml_list(text: str) -> bool:
+    """Whether a text is a list in YAML: "[a, b]", but not the prompt "[a] beside (b)"."""
+    return text.lstrip().startswith("[") and isinstance(_read(text), list)
 
 
 def _is_text(kind: Any) -> bool:
@@ -143,7 +159,7 @@ def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
         inner = data.get(part, {})
         data[part] = dict(inner) if isinstance(inner, Mapping) else {"type": inner}
         data = data[part]
-    if last == "type" and data.get("type", value) != value:
+    if last == "type" and dotted.startswith("method.") and data.get("type", value) != value:
         data.clear()  # another loss or method starts from its own defaults
     data[last] = value
 

@@ -112,7 +112,11 @@ class OptimizerConfig:
     betas: tuple[float, float] = option((0.9, 0.999), "decay of Adam's first and second moment", _BETAS)
     eps: float = option(1e-8, "term that keeps Adam's denominator from 0", POSITIVE)
     weight_decay: float = option(1e-2, "decoupled weight decay", at_least(0))
-    schedule: Literal["constant", "linear", "cosine"] = option("constant", "learning rate after the warm-up")
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = option(
+        "constant", "learning rate after the warm-up; all but constant end at 0"
+    )
+    cycles: int = option(1, "periods of schedule cosine_with_restarts", COUNT)
+    power: float = option(1.0, "exponent of schedule polynomial; 1 is linear", POSITIVE)
     warmup_steps: int = option(0, "optimizer steps of the linear warm-up", COUNT_OR_ZERO)
 
 
@@ -170,7 +174,10 @@ class ValidationConfig:
 
     every: int = option(0, "optimizer steps between two validations; 0: none", COUNT_OR_ZERO)
     prompts: tuple[str, ...] = option(
-        (), 'a prompt, a list of prompts as YAML (\'["a cat", "a dog"]\'), or a file of prompts', NAMES
+        (),
+        'a prompt, a list of prompts as YAML (\'["a cat", "a dog"]\'), or a file of prompts',
+        NAMES,
+        whole=True,
     )
     images_per_prompt: int = option(1, "images or videos of each prompt", between(1, 2**16))
     sampling_steps: int = option(25, "steps of the sampler", between(1, 10**5))

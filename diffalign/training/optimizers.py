@@ -16,7 +16,7 @@ from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError, unknown
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 _FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 
 
@@ -68,8 +68,8 @@ def base_learning_rate(config: OptimizerConfig, settings: TrainingConfig, proces
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of optimizer step ``step`` (from 0): linear warm-up, then constant, linear or cosine
-    to zero.
+    """The learning rate of optimizer step ``step`` (from 0): linear warm-up, then constant or falling to
+    zero: linear, cosine, cosine over ``cycles`` periods, or (1 - progress)^``power``.
 
     Steps are optimizer steps of the whole run, whatever the number of processes. The first step already
     moves, at ``peak / warmup``, where the usual schedulers spend it at zero. A pure function, so a checkpoint
@@ -80,6 +80,8 @@ class Schedule:
     peak: float
     warmup: int
     steps: int
+    cycles: int = 1
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
@@ -97,4 +99,8 @@ class Schedule:
                 return self.peak * (1.0 - progress)
             case "cosine":
                 return self.peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+            case "cosine_with_restarts":
+                return self.peak * 0.5 * (1.0 + math.cos(math.pi * (self.cycles * progress % 1.0)))
+            case "polynomial":
+                return self.peak * (1.0 - progress) ** self.power
         return self.peak

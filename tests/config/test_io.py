@@ -98,6 +98,11 @@ def test_another_method_starts_from_its_own_defaults():
     assert apply_overrides(run, ["--method.type", "dpo"]).method == {"type": "dpo", "beta": 3}
 
 
+def test_another_optimizer_keeps_the_other_settings():
+    run = apply_overrides(Run(), ["--optimizer.learning_rate", "3e-4", "--optimizer.type", "adafactor"])
+    assert (run.optimizer.type, run.optimizer.learning_rate) == ("adafactor", 3e-4)
+
+
 def test_a_base_is_merged_key_by_key(tmp_path):
     write(tmp_path, "training: {steps: 5, seed: 6}\nmethod: {type: dpo, beta: 7}", "base.yaml")
     file = write(tmp_path, "base: base.yaml\ntraining: {steps: 8}\nmethod: {loss: hinge}")

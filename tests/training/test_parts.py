@@ -155,6 +155,10 @@ def test_schedules_by_hand():
     assert [Schedule("constant", 2.0, 4, 10)(s) for s in (0, 1, 3, 4, 9)] == [0.5, 1.0, 2.0, 2.0, 2.0]
     linear = Schedule("linear", 1.0, 2, 10)
     assert [linear(s) for s in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, pytest.approx(0.125)]
+    restarts = Schedule("cosine_with_restarts", 1.0, 0, 8, cycles=2)
+    assert [restarts(s) for s in (0, 2, 4, 6)] == pytest.approx([1.0, 0.5, 1.0, 0.5])
+    polynomial = Schedule("polynomial", 2.0, 2, 10, power=2.0)
+    assert [polynomial(s) for s in (0, 2, 6, 8)] == pytest.approx([1.0, 2.0, 0.5, 0.125])
     cosine = Schedule("cosine", 1.0, 0, 8)
     assert [cosine(s) for s in (0, 4, 6)] == [
         1.0,
