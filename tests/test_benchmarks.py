@@ -109,7 +109,7 @@ def test_a_row_of_the_plane_is_made_once(apart, monkeypatch):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(SystemExit, match="dop: no such method; allowed:.* dpo"):
+    with pytest.raises(SystemExit, match=r"dop: no such method; allowed:.* dpo"):
         methods.main(["--methods", "dop"])
 
 

@@ -6,6 +6,7 @@ precision. Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t,
 SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -198,9 +199,7 @@ def _betas(config: Mapping[str, Any], root: torch.dtype = torch.float32) -> Tens
         return torch.linspace(start**0.5, end**0.5, steps, dtype=root) ** 2
     if schedule == "squaredcos_cap_v2":
         bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        return torch.tensor(
-            [min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)], dtype=torch.float32
-        )
+        return torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float32)
     raise unknown(
         "beta_schedule in the scheduler configuration",
         schedule,

@@ -7,6 +7,7 @@ with eta = 1 on a variance-preserving path it is ancestral sampling. The step of
 very kernel that drew them.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ def trajectory(
     """
     steps = []
     grid = torch.as_tensor(times, dtype=torch.float64)
-    for now, then in zip(grid[:-1], grid[1:], strict=True):
+    for now, then in itertools.pairwise(grid):
         t, s = (
             torch.full((len(x),), float(v), device=x.device, dtype=torch.float64).to(x.dtype)
             for v in (now, then)

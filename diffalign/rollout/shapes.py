@@ -13,6 +13,7 @@ from it, DanceGRPO judges the clean estimate there, and neither wants noise on t
 a window (MixGRPO, Li et al. 2025, arXiv 2507.21802) all steps outside it are the ODE's.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -216,7 +217,7 @@ class Steps:
 def samples(request: Request, shape: Sequence[int], random: Random) -> Sampled:
     """K finished samples of each of n prompts; the reference is not called. See ``trajectories``."""
     x, times = start(request, shape, random), request.setting.times.tolist()
-    for t, s in zip(times[:-2], times[1:-1], strict=True):
+    for t, s in itertools.pairwise(times[:-1]):
         x, _, _ = step(request, x, t, s, random)
     # where a variance-preserving grid ends a state still holds noise; the estimate does not
     x = _wide(request.estimates(request.policy, x, times[-2])[0], request.setting.samples)[:, None]
@@ -277,7 +278,7 @@ def _wide(x: Tensor, rivals: int) -> Tensor:
 def pairs(times: Tensor) -> Iterator[tuple[float, float]]:
     """(t, s) of each step of a grid."""
     grid = times.tolist()
-    return zip(grid[:-1], grid[1:], strict=True)
+    return itertools.pairwise(grid)
 
 
 def _time(t: float, like: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: not JSON: {error.msg} at {place}") from error
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: half of a surrogate pair, {ascii(error.object[error.start])}, which is no character"
+            f"{where}: half of a surrogate pair, {error.object[error.start]!a}, which is no character"
         ) from error
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply; allowed: {DEPTH} levels") from error

@@ -33,8 +33,13 @@ def write_pairs(path: Path, labels: list[float], prompt: str = "a cat {}") -> No
         "label_1": [1 - label for label in labels],
     }
     schema = pa.schema(
-        [("caption", "string"), ("jpg_0", "binary"), ("jpg_1", "binary"), ("label_0", "float64")]
-        + [("label_1", "float64")]
+        [
+            ("caption", "string"),
+            ("jpg_0", "binary"),
+            ("jpg_1", "binary"),
+            ("label_0", "float64"),
+            ("label_1", "float64"),
+        ]
     )
     pq.write_table(pa.table(rows, schema=schema), path)
 

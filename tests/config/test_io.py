@@ -260,7 +260,7 @@ def test_every_field_of_the_tree_is_written():
 def test_a_yaml_file_without_utf8_is_named(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="x.yaml line 1: not UTF-8 text"):
+    with pytest.raises(UserError, match=r"x.yaml line 1: not UTF-8 text"):
         read_yaml(file)
 
 

@@ -158,18 +158,18 @@ def test_the_kernel_of_a_path():
     assert kernel_for(sd_path(), 1.0) == DDIM(1.0) and kernel_for(sd_path(), 0.0) == DDIM(0.0)
     assert kernel_for(FLOW, 0.7) == FlowSDE(0.7) and kernel_for(FLOW, 0.0) == DDIM(0.0)
     assert kernel_for(FLOW, 0.3, "dance") == FlowSDE(0.3, "dance")
-    with pytest.raises(UserError, match="rollout.form='cps' on VariancePreserving; allowed there: sde"):
+    with pytest.raises(UserError, match=r"rollout.form='cps' on VariancePreserving; allowed there: sde"):
         kernel_for(sd_path(), 1.0, "cps")
     assert [k.draws for k in (DDIM(), DDIM(0.1), FlowSDE(0.0), FlowSDE())] == [False, True, False, True]
 
 
 def test_what_does_not_fit_is_refused():
     x, v = states()
-    with pytest.raises(UserError, match="FlowSDE on VariancePreserving.*allowed there: DDIM"):
+    with pytest.raises(UserError, match=r"FlowSDE on VariancePreserving.*allowed there: DDIM"):
         FlowSDE()(Answers(v, sd_path()), x, times(0.5, 0.5, 0.5), times(0.4, 0.4, 0.4), {})
-    with pytest.raises(UserError, match="level=-0.1 in form sde.*0 or more"):
+    with pytest.raises(UserError, match=r"level=-0.1 in form sde.*0 or more"):
         FlowSDE(-0.1)
-    with pytest.raises(UserError, match="level=1.2 in form cps.*0 to 1"):
+    with pytest.raises(UserError, match=r"level=1.2 in form cps.*0 to 1"):
         FlowSDE(1.2, "cps")
 
 

@@ -109,7 +109,7 @@ def test_deterministic_ddim_is_euler_on_a_flow():
     mean, std = DDIM()(Answers(v, flow, "flow"), x, t, s, {})
     torch.testing.assert_close(mean, x - 0.1 * v)
     assert std.abs().max() == 0
-    with pytest.raises(UserError, match="eta=1.0 on RectifiedFlow"):
+    with pytest.raises(UserError, match=r"eta=1.0 on RectifiedFlow"):
         DDIM(1.0)(Answers(v, flow, "flow"), x, t, s, {})
 
 

@@ -166,7 +166,7 @@ def test_a_dynamic_shift_is_that_of_the_number_of_tokens(shape, mu):
     assert ltx.factor((128, 4, 16, 16)) == pytest.approx(math.exp(0.95))
     listed = fitted(Listed((0.5,), shift="dynamic"), FLOW, shape)(1, Given(0.0)).item()
     assert listed == pytest.approx(t)
-    with pytest.raises(UserError, match="time.shift='dynamic' without latents"):
+    with pytest.raises(UserError, match=r"time.shift='dynamic' without latents"):
         sampler(1, Given(0.0))
 
 

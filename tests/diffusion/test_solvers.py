@@ -1,5 +1,6 @@
 """DPM-Solver++(2M): against diffusers sample by sample, against an exact solution, and its early stop."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_each_sample_is_rolled_out_on_its_own_times():
     ended = dpm_solver(toy(), x.double(), times, torch.full((3,), 19), {})
     for i in range(3):
         scheduler = diffusers.DPMSolverMultistepScheduler(
-            **{k: v for k, v in SD_SCHEDULER.items()}, algorithm_type="dpmsolver++", solver_order=2
+            **SD_SCHEDULER, algorithm_type="dpmsolver++", solver_order=2
         )
         scheduler.set_timesteps(timesteps=(times[:, i] * 1000).round().int().tolist())
         state = x[i : i + 1]
@@ -110,7 +111,7 @@ def test_second_order_on_a_gaussian():
         if order == 2:
             return (dpm_solver(exact, x, times, torch.tensor([steps]), {}).x_t - wanted).abs().item()
         state = x
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             state = dpm_solver_step(path, Noised(exact(state, t, {}), state, state, t), s)
         return (state - wanted).abs().item()
 

@@ -235,7 +235,7 @@ def test_online_memory_grows_with_the_samples_of_a_prompt(folders: dict[str, Pat
     large = replace(online, rollout=replace(online.rollout, resolution=64))
     few, many, larger = (estimate(r).memory["latents and conditions"] for r in (pair, online, large))
     assert larger == 4 * few and many < larger
-    with pytest.raises(UserError, match="tflops=1.0 with rollout.prompts"):
+    with pytest.raises(UserError, match=r"tflops=1.0 with rollout.prompts"):
         estimate(online, 1.0)
 
 

@@ -143,11 +143,11 @@ def test_a_labelled_set_is_scored_once(labelled, tmp_path):
 
 def test_a_set_without_rivals_or_images(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps({"prompt": "e", "image": "10.png", "liked": True}))
-    with pytest.raises(UserError, match="nothing to compare: 1 liked|nothing to compare: 1 demonstration"):
+    with pytest.raises(UserError, match=r"nothing to compare: 1 liked|nothing to compare: 1 demonstration"):
         rate(read_preferences(DataConfig(path=str(tmp_path / "x.jsonl"))), [Scorer("light", Light())])
     row = {"prompt": "c", "images": ["no.png", "broken.png"], "scores": [1, 0]}
     (tmp_path / "y.jsonl").write_text(json.dumps(row))
-    with pytest.raises(UserError, match="no group can be read; the first: y.jsonl line 1 image_0"):
+    with pytest.raises(UserError, match=r"no group can be read; the first: y.jsonl line 1 image_0"):
         rate(read_preferences(DataConfig(path=str(tmp_path / "y.jsonl"))), [Scorer("light", Light())])
 
 

@@ -77,7 +77,7 @@ def test_the_inner_product_foretells_what_a_step_does_to_the_winner():
     streams = Streams.at(0, 0, 3, "displacement 0")
     z = Forward()(model, x, times(3, None)[pairs(x).group], {}, pairs(x).group, streams)
     for row, (w, l) in enumerate(((0, 1), (3, 2))):  # noqa: E741
-        error = lambda i, v: ((v - x[i]) ** 2).mean()  # noqa: E731, B023
+        error = lambda i, v: ((v - x[i]) ** 2).mean()  # noqa: E731
         value = model.value.detach().clone().requires_grad_(True)
         (g,) = torch.autograd.grad(error(w, value) - error(l, value), value)
         moved = (error(w, value - 1e-6 * g) - error(w, value)).item() / 1e-6
@@ -178,7 +178,7 @@ def test_a_list_of_other_rows_is_refused(tmp_path):
     assert [row.where for row in leave_out(encoded, str(file))] == ["a row 0", "a row 2", "a row 3"]
     assert leave_out(encoded, None) is encoded
     file.write_text("b row 1\n")
-    with pytest.raises(UserError, match="none of its 1 rows is in the training set.*'a row 0'"):
+    with pytest.raises(UserError, match=r"none of its 1 rows is in the training set.*'a row 0'"):
         leave_out(encoded, str(file))
     file.write_text("".join(f"a row {i}\n" for i in range(4)))
     with pytest.raises(UserError, match="leaves no row of 4"):

@@ -117,8 +117,8 @@ def test_kinds_are_not_mixed_and_rewards_of_videos_want_videos():
     video = Video(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 8.0)
     with pytest.raises(UserError, match="1 videos among 3 images"):
         evaluate([video, *shades(1)[:1]], shades(1)[:2], PROMPTS[:2], {"light": brightness}, progress=False)
+    watching = {"length": VideoReward("length", length)}
     with pytest.raises(UserError, match="'length' judges videos"):
-        watching = {"length": VideoReward("length", length)}
         evaluate(shades(1)[:1], shades(1)[:1], PROMPTS[:1], watching, progress=False)
 
 

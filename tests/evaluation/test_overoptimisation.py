@@ -125,7 +125,7 @@ def test_an_alarm_is_new_once_and_says_where_to_stop():
     assert "stop at step 100, the last evaluation without an alarm" in history.new_alarms[0].text
     again = history.after(300, bad)
     assert again.entries[-1].alarms and again.new_alarms == ()
-    both = again.after(400, replace(bad, statistics={k: (0.95,) * N for k in PLAIN}))
+    both = again.after(400, replace(bad, statistics=dict.fromkeys(PLAIN, (0.95,) * N)))
     assert {alarm.about for alarm in both.new_alarms} == {"saturation", "dark_fraction"}
 
 

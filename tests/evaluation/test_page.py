@@ -108,7 +108,7 @@ def test_the_verdict_is_what_one_sees_first(page):
 def test_picking_a_model_changes_what_is_shown_and_moves_nothing(page, found):
     values = "[data-model] .numbers .value"
     before, places = visible(page, values), tops(page)
-    assert [b for b in page.locator("button[data-choose]").all_inner_texts()] == list(found.order)
+    assert list(page.locator("button[data-choose]").all_inner_texts()) == list(found.order)
     page.get_by_role("button", name="third", exact=True).click()
     assert page.locator("button[data-choose][aria-pressed=true]").all_inner_texts() == ["third"]
     after = visible(page, values)

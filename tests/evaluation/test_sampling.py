@@ -144,13 +144,13 @@ def test_bad_arguments(options, words):
 
 
 def test_unreadable_folders_and_images(tmp_path):
-    with pytest.raises(UserError, match="no manifest.jsonl"):
+    with pytest.raises(UserError, match=r"no manifest.jsonl"):
         read_samples(tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(UserError, match="line 1 is not a sample"):
         read_samples(tmp_path)
     (tmp_path / "x.png").write_text("no image")
-    with pytest.raises(UserError, match="x.png"):
+    with pytest.raises(UserError, match=r"x.png"):
         open_image(tmp_path / "x.png")
     assert open_image(Image.new("L", (2, 2))).mode == "RGB"
 

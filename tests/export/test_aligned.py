@@ -137,9 +137,9 @@ def test_merged_weights_make_the_adapters_image(folders: dict[str, Path], tmp_pa
 
 def test_wrong_loras_are_user_errors(folders: dict[str, Path], tmp_path: Path) -> None:
     sd15, sdxl = (ModelConfig(path=str(folders[name]), lora=LoraConfig(rank=2)) for name in ("sd15", "sdxl"))
-    with pytest.raises(UserError, match="no pytorch_lora_weights.safetensors"):
+    with pytest.raises(UserError, match=r"no pytorch_lora_weights.safetensors"):
         save_merged(sdxl, tmp_path, tmp_path / "merged", "")
-    with pytest.raises(UserError, match="neither pytorch_lora_weights.safetensors nor model_index.json"):
+    with pytest.raises(UserError, match=r"neither pytorch_lora_weights.safetensors nor model_index.json"):
         load_aligned(sdxl, tmp_path)
     save_aligned(trained(sd15), tmp_path / "aligned", "card")
     with pytest.raises(UserError, match="aligned"):

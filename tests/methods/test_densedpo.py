@@ -319,9 +319,9 @@ def test_what_has_no_frames_or_no_labels_is_refused(x, score, words):
 def test_settings():
     method = build({"type": "densedpo", "beta": 100, "average": "videos", "loss": "hinge", "time": "uniform"})
     assert method == replace(DenseDPO(beta=100, average="videos"), loss=method.loss, time=Uniform())
-    with pytest.raises(UserError, match="method.average.*'clips'"):
+    with pytest.raises(UserError, match=r"method.average.*'clips'"):
         build({"type": "densedpo", "average": "clips"})
-    with pytest.raises(UserError, match="over_time.*'beta_t'"):
+    with pytest.raises(UserError, match=r"over_time.*'beta_t'"):
         build({"type": "dpo", "over_time": "beta_t"})
     with pytest.raises(UserError, match="beta=0"):
         DenseDPO(beta=0)

@@ -448,7 +448,7 @@ def test_diffusion_nft_by_numpy(beta, mode):
 
 def test_diffusion_nft_where_policy_and_old_are_one():
     """Then v+ = v- = v: r only says which way the gradient points, 2 r - 1 times that of L, whatever b is."""
-    x0, noise, _, _, t, v, base, _, ask, _ = played()
+    x0, noise, _, _, _t, v, base, _, ask, _ = played()
     grads = []
     for beta in (1.0, 0.1):
         old = Followed(ask(base), ask(v.detach()))
@@ -468,7 +468,7 @@ def test_diffusion_nft_where_policy_and_old_are_one():
 @pytest.mark.parametrize("clip", [None, 0.01])
 def test_dgpo_by_numpy(reference, clip):
     """Two groups, of two and one, at two times."""
-    x0, noise, x_t, target, _, _, _, _, _, _ = played()
+    x0, noise, _x_t, _target, _, _, _, _, _, _ = played()
     group, share = torch.tensor([0, 1, 0]), noise[[0, 1]]
     said = [normal(S * B, 2, 4, 4, seed=30 + i) * 0.2 for i in range(3)]
     v = said[0].clone().requires_grad_(True)
@@ -513,9 +513,7 @@ def test_what_the_matching_methods_refuse():
     x0, noise, _, _, _, v, _, _, ask, reference = played()
     for method in (AWM(time=Times(T)), DiffusionNFT(time=Times(T)), DGPO(time=Times(T))):
         with pytest.raises(UserError, match="wants a policy that trails"):
-            method(
-                ask(v), ask(v.detach()), sampled(x0, torch.ones(B)), Draws(noise if method != DGPO else noise)
-            )
+            method(ask(v), ask(v.detach()), sampled(x0, torch.ones(B)), Draws(noise))
         with pytest.raises(UserError, match="advantages, and this batch has none"):
             method(ask(v), reference, Batch(x0, {}, torch.arange(B), torch.ones(B)), Draws(noise))
     for bad in (
@@ -527,7 +525,7 @@ def test_what_the_matching_methods_refuse():
         {"type": "dgpo", "clip": 1},
         {"type": "dgpo", "advantage_clip": 0},
     ):
-        with pytest.raises(UserError, match=[key for key in bad if key != "type"][0]):
+        with pytest.raises(UserError, match=next(key for key in bad if key != "type")):
             build(bad)
     made = build({"type": "diffusion_nft", "trail": {"every": 2}})
     assert made.trail == Trail(0.5, every=2) and build({"type": "awm", "ema_kl": 0}).trails is False

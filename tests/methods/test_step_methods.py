@@ -648,5 +648,5 @@ def test_an_offline_batch_is_told_what_is_missing(method, shape):
         with pytest.raises(UserError, match=f"learns from rollouts.*`rollout` section.*{shape}"):
             method(denoiser, denoiser, bad, RANDOM)
     if isinstance(method, DDPO):
-        with pytest.raises(UserError, match="advantages.*rollout.advantage"):
+        with pytest.raises(UserError, match=r"advantages.*rollout.advantage"):
             method(denoiser, denoiser, batch, RANDOM)

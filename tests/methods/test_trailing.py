@@ -104,5 +104,5 @@ def test_what_does_not_go_with_it_is_refused(tmp_path):
     every = replace(run, training=replace(run.training, reference_every=1))
     with pytest.raises(UserError, match="reference_every=1 with method awm, which a moving average follows"):
         check_players(every, build(AWM))
-    with pytest.raises(UserError, match="strategies=.*with method awm"):
+    with pytest.raises(UserError, match=r"strategies=.*with method awm"):
         check_players(replace(run, strategies=({"type": "sdpo"},)), build(AWM))

@@ -150,7 +150,7 @@ def test_a_state_of_another_run_is_a_user_error(folders: dict[str, Path]) -> Non
         return model
 
     here = prepared(LoraConfig(rank=2))
-    with pytest.raises(UserError, match="same model.lora.rank"):
+    with pytest.raises(UserError, match=r"same model.lora.rank"):
         load_trainable_state(here, trainable_state(prepared(LoraConfig(rank=4))))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="is in only one of them"):
         load_trainable_state(here, trainable_state(prepared(LoraConfig(rank=2, targets=("to_q",)))))  # type: ignore[arg-type]

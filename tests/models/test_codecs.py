@@ -83,7 +83,7 @@ def test_wans_autoencoder_stays_in_float32(videos: dict[str, Path]) -> None:
     assert other.pipeline.vae.dtype == half.pipeline.text_encoder.dtype == torch.bfloat16
     for model in (half, swapped):
         assert model.pipeline.vae.dtype == torch.float32
-        mean, std = model.encode_pixels(pixels)
+        mean, _std = model.encode_pixels(pixels)
         assert torch.equal(mean, exact.encode_pixels(pixels)[0])
         assert torch.equal(model.decode(mean), exact.decode(mean))
 

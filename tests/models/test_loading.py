@@ -237,7 +237,7 @@ def test_a_vae_that_does_not_fit_is_a_user_error(folders: dict[str, Path], tmp_p
     with pytest.raises(UserError, match="8 latent channels, the unet takes 4"):
         load(ModelConfig(path=str(folders["sdxl"]), vae=str(tmp_path / "vae8")))
     (tmp_path / "bare").mkdir()
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match=r"no config.json"):
         load(ModelConfig(path=str(folders["sdxl"]), vae=str(tmp_path / "bare")))
 
 

@@ -189,7 +189,7 @@ def test_a_dynamic_shift_is_the_one_that_the_stock_pipeline_samples_by(
 def test_two_experts_are_refused_and_one_alone_is_not(tmp_path: Path) -> None:
     folder = made.make_wan(tmp_path / "a14b", two_experts=True)
     for ask in (load, shapes_of):
-        with pytest.raises(UserError, match="has a transformer_2: it is two experts.*low: 0.875"):
+        with pytest.raises(UserError, match=r"has a transformer_2: it is two experts.*low: 0.875"):
             ask(ModelConfig(path=str(folder)))  # type: ignore[operator]
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.register_modules(transformer=pipeline.transformer_2, transformer_2=None)
@@ -245,7 +245,7 @@ def test_wrong_motion_adapters_are_user_errors(tmp_path: Path, videos: dict[str,
 def test_animatediff_takes_as_many_frames_as_its_adapter_has_positions(videos: dict[str, Path]) -> None:
     model = load(ModelConfig(path=str(videos["animatediff"])))
     assert (model.usable_frames(16), model.usable_frames(5)) == (8, 5)
-    with pytest.raises(UserError, match="data.frames=9; allowed with animatediff: such as 8"):
+    with pytest.raises(UserError, match=r"data.frames=9; allowed with animatediff: such as 8"):
         model.latent_shape(64, 64, 9)
 
 

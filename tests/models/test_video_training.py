@@ -192,7 +192,7 @@ def test_an_estimate_is_of_the_model_that_is_loaded(videos: dict[str, Path], cas
     sides = f"{width} x {height} px, {frames} frames"
     assert dict(result.rows())["resolution"] == sides
     assert any(name.startswith("forward of one video") for name, _ in result.rows())
-    with pytest.raises(UserError, match="data.frames=None; allowed with .*: a number of frames"):
+    with pytest.raises(UserError, match=r"data.frames=None; allowed with .*: a number of frames"):
         estimate(replace(run, data=DataConfig(height=height, width=width)))
 
 

@@ -65,5 +65,5 @@ def test_a_folder_of_images_is_a_generator(run, tmp_path):
     folder = next((tmp_path / "out" / "images").iterdir())
     rows = run("--generators", f"{folder},tiny:sd15")
     assert all(row["images"][:2] == other["images"] for row, other in zip(rows, alone, strict=True))
-    with pytest.raises(UserError, match="1 images.*at least 2"):
+    with pytest.raises(UserError, match=r"1 images.*at least 2"):
         run("--images", "1")

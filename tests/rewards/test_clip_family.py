@@ -136,14 +136,14 @@ class TestHeads:
                 rewards.load(f"{name}:{tmp_path / 'vit_l_14.pth'}@{clip_folder}")
 
     def test_simulacra_needs_its_head_and_knows_its_clip_by_the_file_name(self, tmp_path):
-        with pytest.raises(UserError, match="needs its head. Give a head of crowsonkb"):
+        with pytest.raises(UserError, match=r"needs its head. Give a head of crowsonkb"):
             rewards.load("simulacra")
         state = {"linear.weight": torch.zeros(1, 512), "linear.bias": torch.zeros(1)}
         torch.save(state, tmp_path / "sac_public_2022_06_29_vit_b_16_linear.pth")
         with pytest.raises(UserError, match="openai/clip-vit-base-patch16"):
             rewards.load(f"simulacra:{tmp_path / 'sac_public_2022_06_29_vit_b_16_linear.pth'}")
         torch.save(state, tmp_path / "head.pth")
-        with pytest.raises(UserError, match="cannot tell the CLIP .* write simulacra:HEAD@BACKBONE"):
+        with pytest.raises(UserError, match=r"cannot tell the CLIP .* write simulacra:HEAD@BACKBONE"):
             rewards.load(f"simulacra:{tmp_path / 'head.pth'}")
 
     @needs(V2)
@@ -184,7 +184,7 @@ class TestSiglip:
         assert (pixels.grad[0].abs().sum((0, 1)) > 0).all() and (pixels.grad[0].abs().sum((0, 2)) > 0).all()
 
     def test_bad_sources(self, siglip_folder, siglip_spec, clip_folder, tmp_path):
-        with pytest.raises(UserError, match="needs its head.* under the AGPL"):
+        with pytest.raises(UserError, match=r"needs its head.* under the AGPL"):
             rewards.load("aesthetic_v2_5")
         head = siglip_spec.removeprefix("aesthetic_v2_5:").partition("@")[0]
         with pytest.raises(UserError, match="SiglipVisionModel"):
@@ -192,5 +192,5 @@ class TestSiglip:
         with pytest.raises(UserError, match="cannot load 'google/siglip-so400m-patch14-384'"):
             rewards.load(f"aesthetic_v2_5:{head}")
         layers(tmp_path / "wide.pth", "scoring_head.", (0, 2, 4, 6, 8), 24)
-        with pytest.raises(UserError, match="takes embeddings of 24 numbers, but .* makes 16"):
+        with pytest.raises(UserError, match=r"takes embeddings of 24 numbers, but .* makes 16"):
             rewards.load(f"aesthetic_v2_5:{tmp_path / 'wide.pth'}@{siglip_folder}")

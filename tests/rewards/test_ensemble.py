@@ -184,7 +184,7 @@ def test_bad_files_are_named(tmp_path, text, words):
 
 
 def test_no_file_or_one_without_a_name(tmp_path):
-    with pytest.raises(UserError, match="ensemble:FILE.yaml"):
+    with pytest.raises(UserError, match=r"ensemble:FILE.yaml"):
         load("ensemble")
     with pytest.raises(UserError, match="no such file"):
         load(f"ensemble:{tmp_path}/none.yaml")

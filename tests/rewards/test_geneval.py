@@ -69,7 +69,7 @@ def test_prompts_by_hand():
 )  # fmt: skip
 def test_another_prompt_is_refused_before_any_work(prompt):
     reward = GenEval(None, None)
-    with pytest.raises(UserError, match="cannot read the prompt .*'a photo of three clocks'.*red, orange"):
+    with pytest.raises(UserError, match=r"cannot read the prompt .*'a photo of three clocks'.*red, orange"):
         reward([Image.new("RGB", (8, 8))] * 2, ["a photo of a cow", prompt])
 
 

@@ -128,11 +128,11 @@ def test_a_prompt_with_a_mark_is_refused(folder, mark):
 
 
 def test_bad_checkpoints(original, folder, clip_folder, tmp_path):
-    with pytest.raises(UserError, match="cannot fetch HPS_v2.1_compressed.pt of xswu/HPSv2"):
+    with pytest.raises(UserError, match=r"cannot fetch HPS_v2.1_compressed.pt of xswu/HPSv2"):
         rewards.load("hpsv2_1")
-    with pytest.raises(UserError, match="there is no file '/no/such.pt'"):
+    with pytest.raises(UserError, match=r"there is no file '/no/such.pt'"):
         rewards.load("hpsv2:/no/such.pt")
-    with pytest.raises(UserError, match="there is no file .*HPS_v2_compressed.pt"):
+    with pytest.raises(UserError, match=r"there is no file .*HPS_v2_compressed.pt"):
         rewards.load(f"hpsv2:{tmp_path}")
     with pytest.raises(UserError, match="OpenCLIP has no weight text_model"):
         rewards.load(f"hpsv2:{clip_folder / 'model.safetensors'}")

@@ -149,7 +149,7 @@ def normalised(image):
     short = min(width, height)
     size = (SIZE * width // short, SIZE * height // short)
     small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    left, top = (int(round((side - SIZE) / 2.0)) for side in size)  # as torchvision's CenterCrop
+    left, top = (round((side - SIZE) / 2.0) for side in size)  # as torchvision's CenterCrop
     pixels = as_pixels(small.crop((left, top, left + SIZE, top + SIZE)))[0]
     return (pixels - torch.tensor(OPENAI_MEAN).view(3, 1, 1)) / torch.tensor(OPENAI_STD).view(3, 1, 1)
 
@@ -249,9 +249,9 @@ def test_another_models_checkpoint_is_refused(state, tmp_path, change, words):
 
 
 def test_bad_sources_are_named(folder, state, tmp_path):
-    with pytest.raises(UserError, match="cannot fetch ImageReward.pt of THUDM/ImageReward"):
+    with pytest.raises(UserError, match=r"cannot fetch ImageReward.pt of THUDM/ImageReward"):
         rewards.load("image_reward")
-    with pytest.raises(UserError, match="there is no file '/absent/x.pt'"):
+    with pytest.raises(UserError, match=r"there is no file '/absent/x.pt'"):
         rewards.load("image_reward:/absent/x.pt")
     with pytest.raises(UserError, match="tokenizer 'google-bert/bert-base-uncased'"):
         rewards.load(f"image_reward:{write(tmp_path, state, tokenizer=False)}")
@@ -261,7 +261,7 @@ def test_bad_sources_are_named(folder, state, tmp_path):
     with pytest.raises(UserError, match=r"no configuration of BLIP's BERT \(KeyError"):
         rewards.load(f"image_reward:{tmp_path}@{folder}")
     (tmp_path / "med_config.json").unlink()
-    with pytest.raises(UserError, match="med_config.json'; ImageReward.pt and med_config.json of THUDM"):
+    with pytest.raises(UserError, match=r"med_config.json'; ImageReward.pt and med_config.json of THUDM"):
         rewards.load(f"image_reward:{tmp_path}")
 
 

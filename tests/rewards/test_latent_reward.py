@@ -226,5 +226,5 @@ def test_sources_say_what_is_allowed(tmp_path):
     for spec in ("latent_reward", "latent_reward:nothing", f"latent_reward:{tmp_path}"):
         with pytest.raises(UserError, match="allowed: latent_reward:sd15, latent_reward:sdxl"):
             rewards.load(spec)
-    with pytest.raises(UserError, match="cannot fetch lrm_sd15/state_dict.pt of casiatao/LRM"):
+    with pytest.raises(UserError, match=r"cannot fetch lrm_sd15/state_dict.pt of casiatao/LRM"):
         rewards.load("latent_reward:sd15")

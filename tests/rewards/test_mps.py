@@ -193,16 +193,16 @@ def test_another_models_checkpoint_is_refused(weights, clip_folder, tmp_path, ch
 
 
 def test_bad_sources(weights, clip_folder, tmp_path):
-    with pytest.raises(UserError, match="cannot fetch model.safetensors of RE-N-Y/mpsv1"):
+    with pytest.raises(UserError, match=r"cannot fetch model.safetensors of RE-N-Y/mpsv1"):
         rewards.load("mps")
-    with pytest.raises(UserError, match="threshold=1.5 would keep no word"):
+    with pytest.raises(UserError, match=r"threshold=1.5 would keep no word"):
         rewards.load(f"mps:{weights}@{clip_folder}@threshold=1.5")
     with pytest.raises(UserError, match="cannot load '/no/clip'"):
         rewards.load(f"mps:{weights}@/no/clip")
     with pytest.raises(UserError, match="another model's checkpoint"):
         rewards.load(f"mps:{weights}@{make_clip(tmp_path / 'wide', width=24)}")
     save_file({"layers.0.weight": torch.zeros(1)}, tmp_path / "head.safetensors")
-    with pytest.raises(UserError, match="MPS has no weight layers.0.weight"):  # before the hub is asked
+    with pytest.raises(UserError, match=r"MPS has no weight layers.0.weight"):  # before the hub is asked
         rewards.load(f"mps:{tmp_path / 'head.safetensors'}")
     (tmp_path / "MPS_overall_checkpoint.pth").write_bytes(b"a pickle")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):

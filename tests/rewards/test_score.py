@@ -62,7 +62,7 @@ def test_a_folder_with_given_prompts(tmp_path):
     assert [r["light"] for r in run(read_items(tmp_path, ["a"])).rows] == [11, 21]
     with pytest.raises(UserError, match="3 prompts for the 2 images"):
         list(read_items(tmp_path, ["a", "b", "c"]))
-    with pytest.raises(UserError, match="10.txt is missing"):
+    with pytest.raises(UserError, match=r"10.txt is missing"):
         list(read_items(tmp_path))
 
 
@@ -195,7 +195,7 @@ def test_the_interrupted_command_says_where_its_scores_are(tmp_path, monkeypatch
 def test_a_score_that_is_no_number_is_named_and_not_kept(tmp_path):
     plain(1).save(tmp_path / "1.png")
     cache = ScoreCache(tmp_path / "scores.sqlite")
-    with pytest.raises(UserError, match="1.png: reward 'bad' gives nan"):
+    with pytest.raises(UserError, match=r"1.png: reward 'bad' gives nan"):
         run(
             read_items(tmp_path, ["a"]),
             Scorer("bad", lambda images, _: torch.full((len(images),), torch.nan), "key"),
@@ -292,7 +292,7 @@ def test_tables_round_trip(tmp_path):
     write_table(rows, tmp_path / "x.parquet")
     assert parquet.read_table(tmp_path / "x.parquet").to_pylist() == [{**rows[0], "light_1": None}, rows[1]]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x.jsonl"]
-    with pytest.raises(UserError, match="x.csv"):
+    with pytest.raises(UserError, match=r"x.csv"):
         write_table(rows, tmp_path / "x.csv")
 
 

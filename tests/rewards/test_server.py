@@ -265,7 +265,7 @@ def test_an_answer_that_is_none_stops_with_url_and_prompt(answer, tries, words):
 def test_nobody_there():
     with running(RewardServer({}, port=0)) as where:
         pass
-    with pytest.raises(UserError, match="(?i)refused") as error:
+    with pytest.raises(UserError, match=r"(?i)refused") as error:
         RemoteReward(f"{where}/judge", pause=0.001)([*IMAGE] * 5, list("abcde"))
     assert "'a', 'b', 'c' and 2 more (4 tries)" in str(error.value)
 
@@ -278,12 +278,11 @@ def test_an_answer_that_never_comes():
             free.wait(5)
             return torch.zeros(len(images))
 
-    with (
-        running(RewardServer({"slow": Served(parse("judge")[0], Slow())}, port=0)) as where,
-        pytest.raises(UserError, match="timed out"),
-    ):
+    with running(RewardServer({"slow": Served(parse("judge")[0], Slow())}, port=0)) as where:
+        remote = RemoteReward(f"{where}/slow", timeout=0.1, retries=1, pause=0.001)
         try:
-            RemoteReward(f"{where}/slow", timeout=0.1, retries=1, pause=0.001)(IMAGE, ["a"])
+            with pytest.raises(UserError, match="timed out"):
+                remote(IMAGE, ["a"])
         finally:
             free.set()
 
@@ -324,6 +323,6 @@ def test_the_command_refuses(flags, words, capsys):
 def test_a_taken_port_is_a_user_error():
     with (
         running(RewardServer({}, port=0)) as where,
-        pytest.raises(UserError, match="cannot listen at 127.0.0.1"),
+        pytest.raises(UserError, match=r"cannot listen at 127.0.0.1"),
     ):
         RewardServer({}, port=int(where.rpartition(":")[2]))

@@ -242,7 +242,7 @@ def test_another_models_checkpoint_is_refused(fresh, clip_folder, tmp_path, chan
 def test_another_width_is_refused(fresh, tmp_path):
     torch.save(published(fresh.clip), tmp_path / "spm.bin")
     make_clip(tmp_path / "wide", width=24)
-    with pytest.raises(UserError, match="another model.s checkpoint"):
+    with pytest.raises(UserError, match=r"another model.s checkpoint"):
         rewards.load(f"step_aware:{tmp_path / 'spm.bin'}@{tmp_path / 'wide'}")
 
 
@@ -256,7 +256,7 @@ def test_bad_sources_say_what_is_allowed(clip_folder, tmp_path):
     (tmp_path / "bad.bin").write_bytes(b"no pickle")
     with pytest.raises(UserError, match="not a checkpoint of plain tensors"):
         rewards.load(f"step_aware:{tmp_path / 'bad.bin'}@{clip_folder}")
-    with pytest.raises(UserError, match="cannot fetch sd-v1-5_step-aware_preference_model.bin"):
+    with pytest.raises(UserError, match=r"cannot fetch sd-v1-5_step-aware_preference_model.bin"):
         rewards.load("step_aware:sd15")
 
 

@@ -199,7 +199,7 @@ def test_bfloat16(qwen):
 )
 def test_prompts_it_cannot_read(model, prompt, request):
     reward = rewards.load(f"vqascore:{request.getfixturevalue(model)}")
-    with pytest.raises(UserError, match="reward 'vqascore': (the prompt .* holds|an empty prompt)"):
+    with pytest.raises(UserError, match=r"reward 'vqascore': (the prompt .* holds|an empty prompt)"):
         reward(pictures(1), [prompt])
 
 

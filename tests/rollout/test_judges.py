@@ -248,7 +248,7 @@ def test_the_process_gives_the_scores_of_inline(process, drawn):
 
 
 def test_the_process_names_the_prompt_it_cannot_read(process):
-    with pytest.raises(UserError, match="status 422.*'a cat'"):
+    with pytest.raises(UserError, match=r"status 422.*'a cat'"):
         process.submit(PIXELS, PROMPTS, NOW).result(60)
 
 
@@ -263,7 +263,7 @@ def test_an_address_needs_no_process():
         assert judge.submit(PIXELS, PROMPTS, t).result(60).tolist() == [[0.0], [5.0]]
         judge.close()
         failing = ProcessJudge(all_weighted([f"{where}/fails"]), pause=0.001)
-        with pytest.raises(UserError, match="'a cat', 'a dog' .4 tries.*no luck"):
+        with pytest.raises(UserError, match=r"'a cat', 'a dog' .4 tries.*no luck"):
             failing.submit(PIXELS, PROMPTS, NOW).result(60)
         failing.close()
 
@@ -305,7 +305,7 @@ def test_a_process_that_dies_is_named():
 
 
 def test_a_process_that_cannot_start_says_why(tmp_path):
-    with pytest.raises(UserError, match="ended with status 2: error: .*nothing"):
+    with pytest.raises(UserError, match=r"ended with status 2: error: .*nothing"):
         ProcessJudge([Weighted("tiny_clip", f"tiny_clip:{tmp_path}/nothing")])
 
 

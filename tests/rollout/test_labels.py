@@ -135,5 +135,5 @@ def test_lines_beyond_the_round_and_other_encodings_are_named(folder):
     with pytest.raises(UserError, match="line 4: one line too many; allowed: 3"):
         read_labels(folder, PROMPTS, 2)
     (folder / "labels.jsonl").write_bytes(b"\xff")
-    with pytest.raises(UserError, match="labels.jsonl: not UTF-8 text"):
+    with pytest.raises(UserError, match=r"labels.jsonl: not UTF-8 text"):
         read_labels(folder, PROMPTS, 2)

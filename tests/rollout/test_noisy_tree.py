@@ -75,7 +75,7 @@ def test_who_judges_images_is_refused():
 
 @pytest.mark.parametrize("change", [{"scoring": "process"}, {"shape": "trajectories"}, {"decoder": "taesd"}])
 def test_what_needs_images_is_refused(change, tmp_path):
-    with pytest.raises(UserError, match="rollout.estimate='none'.*allowed with it: rollout.shape tree"):
+    with pytest.raises(UserError, match=r"rollout.estimate='none'.*allowed with it: rollout.shape tree"):
         check_online(small(tmp_path / "run", "spo", estimate="none", **change))
 
 

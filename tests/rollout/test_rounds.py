@@ -46,7 +46,9 @@ def test_ranks_share_the_prompts_of_a_round_without_overlap():
 
 
 def test_prompts_that_do_not_fill_micro_batches_are_refused():
-    with pytest.raises(UserError, match="prompts_per_round=10; allowed: a multiple of training.batch_size=4"):
+    with pytest.raises(
+        UserError, match=r"prompts_per_round=10; allowed: a multiple of training.batch_size=4"
+    ):
         Plan(prompts=10, slots=1, batch_size=4)
 
 

@@ -1,5 +1,6 @@
 """What a round is made of, against loops written independently, with the draws prescribed."""
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -259,7 +260,7 @@ def test_outside_the_window_steps_are_those_of_the_ode(number):
     torch.testing.assert_close(got.x.x_t[:, 0], x, check_dtype=False)
     x = got.x.x_s[:, -1]
     rest = FLOW_GRID[number + 3 :].tolist()
-    for t, s in zip(rest[:-1], rest[1:], strict=True):
+    for t, s in itertools.pairwise(rest):
         x, _ = walk.after(*walk.estimates(flow, x, t), t, s)
     torch.testing.assert_close(got.judged[:, 0], x)
 

@@ -367,7 +367,7 @@ def test_a_judge_that_fails_names_the_prompt(tmp_path):
 
     judge = InlineJudge([Weighted("picky", "picky")], [refuses])
     w = small(judge=judge, studio=Studio(pictures=True), store=RoundStore(tmp_path))
-    with pytest.raises(UserError, match="'picky'.*'prompt 2'.*no luck"):
+    with pytest.raises(UserError, match=r"'picky'.*'prompt 2'.*no luck"):
         w.batches(2 * w.plan.micro_steps)
     kept = len(parts(tmp_path, 0)) + len(parts(tmp_path, 1))
     order = w.source.prompts_of(0) + w.source.prompts_of(1)
@@ -521,7 +521,7 @@ def test_latents_are_decoded_some_at_a_time_and_encoders_go_away_again():
     studio = PipelineRolloutModel(model, 64, batch_size=2)
     latents = torch.rand(5, 4, 8, 8)
     assert torch.equal(studio.decode(latents), latents[:, :3]) and model.decoded == [2, 2, 1]
-    with pytest.raises(RuntimeError), studio.opened():
+    with pytest.raises(RuntimeError), studio.opened():  # noqa: PT012
         assert model.moved == [("cpu", "vae")]
         raise RuntimeError
     assert model.moved.pop() == ("away",)

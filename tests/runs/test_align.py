@@ -96,7 +96,7 @@ def test_another_run_is_not_written_over(done):
 def test_resume_with_another_configuration_is_refused(done):
     run, _ = done
     other = replace(run, resume="latest", optimizer=replace(run.optimizer, learning_rate=1.0))
-    with pytest.raises(UserError, match="optimizer.learning_rate is 0.0005 in the checkpoint and 1.0 now"):
+    with pytest.raises(UserError, match=r"optimizer.learning_rate is 0.0005 in the checkpoint and 1.0 now"):
         align(other, silent)
 
 
@@ -159,7 +159,7 @@ def test_real_images_in_pick_a_pics_schema(tmp_path):
 def test_data_errors_come_before_the_model_is_loaded(tmp_path, monkeypatch):
     run = small(tmp_path / "run")
     monkeypatch.setattr("diffalign.runs.align.load", lambda *a, **k: pytest.fail("the model was loaded"))
-    with pytest.raises(UserError, match="nowhere.parquet"):
+    with pytest.raises(UserError, match=r"nowhere.parquet"):
         align(replace(run, data=replace(run.data, path=str(tmp_path / "nowhere.parquet"))), silent)
 
 
@@ -186,5 +186,5 @@ def test_cached_inversions_belong_to_a_base_model():
     moving = Run(
         method={"type": "inversion_dpo", "cache": "kept"}, training=TrainingConfig(reference_every=5)
     )
-    with pytest.raises(UserError, match="cache='kept' with training.reference_every=5"):
+    with pytest.raises(UserError, match=r"cache='kept' with training.reference_every=5"):
         _own_trajectories(moving)

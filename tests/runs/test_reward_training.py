@@ -255,7 +255,7 @@ def test_what_it_starts_from_is_measured_as_the_clip_that_it_is(done):
 
 
 def test_one_step_and_one_more_are_two_bit_for_bit(done, tmp_path):
-    run, result = done
+    _run, result = done
     halved = small(tmp_path / "halved", *shared_cache(done))
     train_reward(replace(halved, training=replace(halved.training, steps=1)), silent)
     resumed = train_reward(replace(halved, resume="latest"), silent)
@@ -293,7 +293,7 @@ def test_without_held_out_pairs_nothing_is_measured(done):
 
 @pytest.mark.slow
 def test_two_processes_are_one_of_twice_the_batch(done, tmp_path):
-    run, _ = done
+    _run, _ = done
     one = small(tmp_path / "one", *shared_cache(done))
     train_reward(one, silent)
     flags = [*shared_cache(done), "--training.batch_size", "2", "--output", str(tmp_path / "two")]
@@ -366,7 +366,7 @@ def test_an_earlier_run_is_not_written_over(done, capsys):
     with pytest.raises(UserError, match=r"step-2.*--resume latest"):
         train_reward(run, silent)
     other = replace(run, resume="latest", reward=replace(run.reward, guidance=2.0))
-    with pytest.raises(UserError, match="reward.guidance is 1.0 in the checkpoint and 2.0 now"):
+    with pytest.raises(UserError, match=r"reward.guidance is 1.0 in the checkpoint and 2.0 now"):
         train_reward(other, silent)
 
 
@@ -383,5 +383,5 @@ def test_other_trees_keep_their_own_names():
     """The flags of ``train`` are not those of ``train-reward``, and each names its own nearest."""
     from diffalign.config.io import apply_overrides
 
-    with pytest.raises(UserError, match="unknown key 'reward.guidance'"):
+    with pytest.raises(UserError, match=r"unknown key 'reward.guidance'"):
         apply_overrides(Run(), ["--reward.guidance", "2"])

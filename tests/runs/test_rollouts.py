@@ -439,7 +439,7 @@ def test_rollouts_of_other_settings_go_but_labels_stay(tmp_path):
         labels = folder / kept / "labels-anna.jsonl"
         labels.parent.mkdir()
         labels.write_text("{}\n")
-        with pytest.raises(UserError, match="holds labels.*--overwrite true.*another --output"):
+        with pytest.raises(UserError, match=r"holds labels.*--overwrite true.*another --output"):
             _claim(other, folder, True, facts)
         assert labels.is_file()
         _claim(replace(other, overwrite=True), folder, True, facts)

@@ -125,7 +125,7 @@ def test_what_it_refuses(tmp_path):
         build([{"type": "fast_slow"}, {"type": "sft"}])
     with pytest.raises(UserError, match="SFT has no beta"):
         wrap(SFT(), [{"type": "fast_slow"}])
-    with pytest.raises(UserError, match="fast_slow.every=0"):
+    with pytest.raises(UserError, match=r"fast_slow.every=0"):
         FastSlow(every=0)
     path = sd_path()
     a = Affine(path, torch.tensor(0.1, requires_grad=True), torch.tensor(0.0))

@@ -244,9 +244,9 @@ def test_formulas_of_weights():
     taken = lambda **fields: Weighted(source="reward", column=1, **fields).weights(batch).tolist()  # noqa: E731
     assert taken() == pytest.approx([0.2, 1.0]), "the winners'"
     assert taken(member="mean") == pytest.approx([0.3, 0.8])
-    with pytest.raises(UserError, match="weighted.source='weight': the data has no such extra; it has: rew"):
+    with pytest.raises(UserError, match=r"weighted.source='weight': the data has no such extra; it has: rew"):
         Weighted().weights(batch)
-    with pytest.raises(UserError, match="weighted.column=2: 'reward' has 2 column"):
+    with pytest.raises(UserError, match=r"weighted.column=2: 'reward' has 2 column"):
         Weighted(source="reward", column=2).weights(batch)
 
 
@@ -258,7 +258,7 @@ def test_strategies_nest_and_the_method_stays_reachable():
     assert wrapped.inner is method and wrapped.time is method.time and wrapped.noising is method.noising
     assert wrapped.reduce is method.reduce and wrapped.needs_reference
     assert wrap(method, []) is method
-    _, plain, prediction, target = gradients(method, batch)
+    _, _plain, prediction, target = gradients(method, batch)
     step, after, _, _ = gradients(wrapped, batch)
     _, safe, _, _ = gradients(SDPO(mu=0.5).wrap(method), batch)
     won = batch.score == 1
@@ -317,7 +317,7 @@ def test_sections_are_checked():
     ):
         with pytest.raises(UserError, match=words):
             build(values)
-    with pytest.raises(UserError, match="sdpo reads the target off x_t, which method.noising.input_pert"):
+    with pytest.raises(UserError, match=r"sdpo reads the target off x_t, which method.noising.input_pert"):
         wrap(DPO(noising=Forward(input_perturbation=0.1)), [{"type": "sdpo"}])
 
 

@@ -82,5 +82,5 @@ def test_unknown_splits_families_and_counts_name_what_is_allowed():
         tiny.prompts("dev")
     with pytest.raises(ValueError, match="n must be from 0 to"):
         tiny.prompts("test", 10**6)
-    with pytest.raises(ValueError, match="'sdxl', 'sd15'.*'flux'"):
+    with pytest.raises(ValueError, match=r"'sdxl', 'sd15'.*'flux'"):
         tiny.pipeline_path("flux")

@@ -162,7 +162,7 @@ def test_oldest_are_removed_only_after_the_new_one_is_complete(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="cannot write checkpoint .*step-2: .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*step-2: .*No space left"):
         checkpoints.save(snapshot(2))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
     assert checkpoints.load("latest").step == 1
@@ -203,12 +203,12 @@ def test_latest_passes_over_a_damaged_checkpoint(tmp_path, damage, reason):
 def test_a_missing_checkpoint_says_what_there_is(tmp_path):
     checkpoints = checkpoints_in(tmp_path)
     with pytest.raises(
-        UserError, match="no complete checkpoint to resume from; .*checkpoints has no checkpoints"
+        UserError, match=r"no complete checkpoint to resume from; .*checkpoints has no checkpoints"
     ):
         checkpoints.load("latest")
     for step in (5, 10):
         checkpoints.save(snapshot(step))
-    with pytest.raises(UserError, match="no checkpoint 'step-7'; .* has step-5, step-10"):
+    with pytest.raises(UserError, match=r"no checkpoint 'step-7'; .* has step-5, step-10"):
         checkpoints.start("step-7")
 
 
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     trial.run()
     other = Trial(network=torch.nn.Sequential(torch.nn.Linear(4, 2)), resume=checkpoints.load("latest"))
     with pytest.raises(
-        UserError, match="holds other tensors than this run: 8 differ, first '0.bias'.*run .2,."
+        UserError, match=r"holds other tensors than this run: 8 differ, first '0.bias'.*run .2,."
     ):
         other.run()
 
@@ -283,5 +283,5 @@ def test_when_checkpoints_are_saved(tmp_path):
     trial.hooks = [SaveCheckpoints(checkpoints, 0)]
     trial.run()
     assert checkpoints.steps() == [4]
-    with pytest.raises(UserError, match="checkpoint.every=-1"):
+    with pytest.raises(UserError, match=r"checkpoint.every=-1"):
         SaveCheckpoints(checkpoints, -1)

@@ -167,5 +167,5 @@ def test_nothing_held_out():
     Trial(settings=TrainingConfig(steps=1, batch_size=4), hooks=[hook]).run()
     assert hook.history == []
     assert hook.verdict == "not measured: no held-out data"
-    with pytest.raises(UserError, match="logging.diagnostics_bins=0"):
+    with pytest.raises(UserError, match=r"logging.diagnostics_bins=0"):
         HeldOut([], bins=0)

@@ -117,7 +117,7 @@ def test_the_forward_goes_through_the_prepared_module():
 def test_fp16_needs_an_accelerator():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(UserError, match="fp16 needs a GPU.*allowed here: no, bf16"):
+    with pytest.raises(UserError, match=r"fp16 needs a GPU.*allowed here: no, bf16"):
         accelerator_for(TrainingConfig(mixed_precision="fp16"))
 
 
@@ -211,7 +211,7 @@ def test_a_second_interrupt_aborts(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     handler = signal.getsignal(signal.SIGINT)  # a job in the background inherits one that ignores
-    with pytest.raises(KeyboardInterrupt), Interruption(announce=False) as interruption:
+    with pytest.raises(KeyboardInterrupt), Interruption(announce=False) as interruption:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested
         clock[0] += 0.1
@@ -257,5 +257,5 @@ def test_a_source_must_be_endless_and_give_no_more_groups_than_a_batch_holds():
     trial = Trial(source=Finite(**pairs(), batch_size=4))
     with pytest.raises(ValueError, match="endless"):
         trial.run()
-    with pytest.raises(ValueError, match="5 groups; training.batch_size is 4"):
+    with pytest.raises(ValueError, match=r"5 groups; training.batch_size is 4"):
         Trial(source=TensorSource(**pairs(), batch_size=5)).run()

@@ -110,10 +110,10 @@ def test_what_is_logged(tmp_path):
 
 def test_trackers_by_name(tmp_path, monkeypatch):
     with pytest.raises(
-        UserError, match="unknown tracker .logging.trackers. 'tensorbord'; did you mean tensorboard"
+        UserError, match=r"unknown tracker .logging.trackers. 'tensorbord'; did you mean tensorboard"
     ):
         Logging(tmp_path, LoggingConfig(trackers=("tensorbord",)))
-    with pytest.raises(UserError, match="logging.every=0"):
+    with pytest.raises(UserError, match=r"logging.every=0"):
         Logging(tmp_path, LoggingConfig(every=0))
     real = builtins.__import__
 

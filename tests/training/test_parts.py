@@ -143,9 +143,9 @@ def test_8bit_adamw_without_its_package(monkeypatch):
 
 
 def test_unknown_optimizer_and_schedule():
-    with pytest.raises(UserError, match="unknown optimizer.type 'adam'; did you mean .*adamw"):
+    with pytest.raises(UserError, match=r"unknown optimizer.type 'adam'; did you mean .*adamw"):
         build([nn.Parameter(torch.ones(2))], OptimizerConfig(type="adam"), 1e-3)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="unknown optimizer.schedule 'cosin'; did you mean cosine"):
+    with pytest.raises(UserError, match=r"unknown optimizer.schedule 'cosin'; did you mean cosine"):
         Schedule("cosin", 1.0, 0, 10)
     with pytest.raises(UserError, match="warmup_steps=-1"):
         Schedule("cosine", 1.0, -1, 10)

@@ -88,9 +88,9 @@ def test_settings_out_of_range():
     ):
         with pytest.raises(UserError, match=words):
             RefreshReference({}, *arguments)
+    run = trial(1, 1.0)
+    run.hooks = [RefreshReference({}, 1)]
     with pytest.raises(ValueError, match="differ in 6 tensors"):
-        run = trial(1, 1.0)
-        run.hooks = [RefreshReference({}, 1)]
         run.run()
 
 

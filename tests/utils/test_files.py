@@ -28,7 +28,7 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
 def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "aligned"
     write(target, "1")
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as temporary:
+    with pytest.raises(KeyboardInterrupt), whole_folder(target) as temporary:  # noqa: PT012
         (temporary / "a").write_text("2")
         raise KeyboardInterrupt
     assert (target / "a").read_text() == "1"

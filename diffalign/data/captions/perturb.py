@@ -119,7 +119,7 @@ def _index(groups: Sequence[Group]) -> tuple[re.Pattern[str], Table]:
             for form in forms:
                 table.setdefault(form, (group, tuple(other for other in forms if other != form)))
     if "gray" in table:
-        table.update({word: table["gray"] for word in GREY})
+        table.update(dict.fromkeys(GREY, table["gray"]))
     words = sorted(table, key=lambda word: (-len(word), word))
     return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, words))})(?![\w-])", re.IGNORECASE), table
 

@@ -94,7 +94,7 @@ def _gathered(
 def _tiny(name: str, limit: int | None) -> tuple[str, ...]:
     from diffalign import tiny
 
-    of = {split: tiny.prompts for split in SPLITS}
+    of = dict.fromkeys(SPLITS, tiny.prompts)
     of |= {f"motions/{split}": tiny.motion_prompts for split in SPLITS}
     if name not in of:
         raise unknown("embedded prompts", f"tiny:{name}", [f"tiny:{known}" for known in of])

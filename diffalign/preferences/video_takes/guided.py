@@ -5,6 +5,7 @@ taken away by x <- x - v dt, which is what is done here. On a rectified flow tha
 variance-preserving path DDIM.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -50,7 +51,7 @@ def denoised(
     a variance-preserving path the sample without what noise its first training step still holds.
     """
     kernel = DDIM()
-    for now, then in zip(times[:-2], times[1:-1], strict=True):
+    for now, then in itertools.pairwise(times[:-1]):
         x = kernel(denoiser, x, _at(now, x), _at(then, x), cond)[0].to(x.dtype)
     return clean_and_noise(denoiser, x, _at(times[-2], x), cond)[0].to(x.dtype)
 

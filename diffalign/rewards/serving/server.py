@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "diffalign"
     server: RewardServer
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer with the list of rewards, or whether the server is up."""
         if self.path == "/health":
             self._say(200, {"status": "ok"})
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._say(404, {"error": f"GET {self.path}; allowed: GET /, GET /health, POST /NAME"})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Answer with the scores."""
         try:
             question = self._question()  # read before anything is refused, or the client cannot hear why

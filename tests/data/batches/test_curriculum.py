@@ -74,7 +74,7 @@ def test_how_a_step_is_cut_changes_nothing(gapped):
     whole = prompts(source(gapped, 8, **settings), 0, 8)
     assert prompts(source(gapped, 1, accumulation=8, **settings), 0, 64) == whole
     ranks = [source(gapped, 2, 2, rank, 2, **settings) for rank in range(2)]
-    assert sum((prompts(ranks[r], step, 1) for step in range(16) for r in range(2)), []) == whole
+    assert [p for step in range(16) for r in range(2) for p in prompts(ranks[r], step, 1)] == whole
 
 
 def test_seeking_is_having_iterated(gapped):
@@ -114,8 +114,8 @@ def test_a_curriculum_that_the_set_does_not_bear(gapped, settings, message):
 
 def test_single_images_and_sets_without_reward_have_no_gap(gapped):
     single = replace(gapped[0], images=gapped[0].images[:1], scores=(1.0,))
-    with pytest.raises(UserError, match="line 1: data.curriculum.stages is 2, but the image has no rival"):
+    with pytest.raises(UserError, match=r"line 1: data.curriculum.stages is 2, but the image has no rival"):
         source(gapped.holding([single]), stages=2)
     bare = replace(gapped[0], rewards=())
-    with pytest.raises(UserError, match="line 1: data.curriculum.by is 'reward', but there is no reward"):
+    with pytest.raises(UserError, match=r"line 1: data.curriculum.by is 'reward', but there is no reward"):
         source(gapped.holding([bare]), stages=2, by="reward")

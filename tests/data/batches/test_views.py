@@ -157,8 +157,8 @@ def test_likes_come_in_their_share_and_each_as_often(likes, share):
     liked = Counter(text for score, text in visits if score == 1)
     disliked = Counter(text for score, text in visits if score == 0)
     assert liked.total() == 400 * share
-    assert not liked or max(liked.values()) - min(liked.values()) <= 1 and len(liked) == 4
-    assert not disliked or max(disliked.values()) - min(disliked.values()) <= 1 and len(disliked) == 6
+    assert not liked or (max(liked.values()) - min(liked.values()) <= 1 and len(liked) == 4)
+    assert not disliked or (max(disliked.values()) - min(disliked.values()) <= 1 and len(disliked) == 6)
 
 
 def test_the_share_is_no_pattern_and_none_leaves_the_set_as_it_is(likes):
@@ -173,7 +173,7 @@ def test_how_the_work_is_cut_does_not_change_which_likes_come(likes):
     config = DataConfig(likes_share=0.8, posterior="mean")
     ranks = [PairSource(likes, Family(), config, 2, 2, rank, 2) for rank in range(2)]
     pieces = [ranks[r].batch(step).score.tolist() for step in range(30) for r in range(2)]
-    assert sum(pieces, []) == [score for score, _ in drawn(likes, 0.8, 120)]
+    assert [score for piece in pieces for score in piece] == [score for score, _ in drawn(likes, 0.8, 120)]
 
 
 def test_sets_of_one_kind_are_not_mixed(see):

@@ -331,7 +331,7 @@ def test_the_caption_is_named_when_no_try_helps(endpoint, chat, reply, problem, 
 
 
 def test_nobody_answers(chat):
-    with pytest.raises(UserError, match="'a red car' from http://127.0.0.1:9 .*refused"):
+    with pytest.raises(UserError, match=r"'a red car' from http://127.0.0.1:9 .*refused"):
         chat("http://127.0.0.1:9", retries=1)("a red car")
 
 

@@ -284,7 +284,7 @@ def test_nothing_is_left_of_a_write_that_failed(tmp_path, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path, path, model):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="data.cache_dir .*cannot be made"):
+    with pytest.raises(UserError, match=r"data.cache_dir .*cannot be made"):
         encode(path, tmp_path / "file" / "c", model)
 
 
@@ -295,7 +295,7 @@ def test_nan_of_the_vae_is_an_error_that_says_what_to_do(path, tmp_path):
             return mean * float("nan"), std
 
     with pytest.raises(
-        UserError, match="the VAE gives NaN; set model.dtype to bfloat16 or float32, or model.vae"
+        UserError, match=r"the VAE gives NaN; set model.dtype to bfloat16 or float32, or model.vae"
     ):
         encode(path, tmp_path / "c", Broken())
 

@@ -224,7 +224,7 @@ def test_tables_of_videos(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", table)
     (example,) = read(path)
     assert [image.read() for image in example.images] == content and example.scores == (1, 0)
-    with pytest.raises(UserError, match="column 'video_0' holds videos; data.frames is null"):
+    with pytest.raises(UserError, match=r"column 'video_0' holds videos; data.frames is null"):
         read(path, frames=None, fps=None)
 
 
@@ -269,9 +269,9 @@ def test_a_csv_of_real_pairs():
     example = next(iter(read(CSV, label="VQ")))
     assert example.prompt.startswith("The camera remains still") and example.where == "example.csv row 0"
     assert [image.source.name for image in example.images] == ["example_1_A.mp4", "example_1_B.mp4"]
-    with pytest.raises(UserError, match="several labels; set data.label to one of VQ, MQ, TA"):
+    with pytest.raises(UserError, match=r"several labels; set data.label to one of VQ, MQ, TA"):
         read(CSV)
-    with pytest.raises(UserError, match="unknown label .data.label. 'Overall'.*allowed: MQ, TA, VQ"):
+    with pytest.raises(UserError, match=r"unknown label .data.label. 'Overall'.*allowed: MQ, TA, VQ"):
         read(CSV, label="Overall")
 
 
@@ -290,7 +290,7 @@ def test_csv_labels(tmp_path):
     file.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="found columns a, b; needed path_A, path_B, prompt and one of"):
         read(file)
-    with pytest.raises(UserError, match="data.label is 'VQ', but the set is jsonl"):
+    with pytest.raises(UserError, match=r"data.label is 'VQ', but the set is jsonl"):
         read(write_jsonl(tmp_path / "p.jsonl", []), label="VQ")
 
 
@@ -338,10 +338,10 @@ def test_a_model_and_its_kind_of_data():
             latent_shape=shape,
         )
 
-    with pytest.raises(UserError, match="data.frames=13, but fam is a model of images; allowed: null"):
+    with pytest.raises(UserError, match=r"data.frames=13, but fam is a model of images; allowed: null"):
         check_frames(DataConfig(**SMALL), model(False))
     with pytest.raises(
-        UserError, match="data.frames is null, but fam is a model of videos; allowed: such as 17"
+        UserError, match=r"data.frames is null, but fam is a model of videos; allowed: such as 17"
     ):
         check_frames(DataConfig(), model(True))
     with pytest.raises(UserError, match="no such number"):

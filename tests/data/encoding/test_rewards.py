@@ -129,7 +129,7 @@ def test_rows_with_unequal_numbers_of_rewards(jsonl, tmp_path):
     entry = {"prompt": "a", "chosen": "0.png", "rejected": "1.png"}
     path = jsonl([{**entry, "rewards": [1, 2]}, entry])
     with pytest.raises(
-        UserError, match="line 2: 0 rewards an image, but 1 in p.jsonl line 1; allowed: the same"
+        UserError, match=r"line 2: 0 rewards an image, but 1 in p.jsonl line 1; allowed: the same"
     ):
         encode(path, tmp_path / "c")
 

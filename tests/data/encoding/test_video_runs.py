@@ -97,7 +97,7 @@ def test_a_method_of_whole_videos_wants_one_label(wan, tmp_path, dense, monkeypa
     encoder = material.encode_preferences
     monkeypatch.setattr(material, "encode_preferences", lambda *a, **k: pytest.fail("the set was encoded"))
     run = run_of(wan, tmp_path / "run", path=dense, segment_seconds=0.5)
-    with pytest.raises(UserError, match="method.type='dpo' compares whole videos, but labels are dense"):
+    with pytest.raises(UserError, match=r"method.type='dpo' compares whole videos, but labels are dense"):
         align(run, silent)
     monkeypatch.setattr(material, "encode_preferences", encoder)
     votes = replace(run, data=replace(run.data, view="majority"))
@@ -125,11 +125,11 @@ def test_frames_and_models(wan, tmp_path, dense):
             align(run_of(wan, tmp_path / "run", "densedpo", path=dense, **changes), silent)
     images = run_of(wan, tmp_path / "run", path="tiny:pairs", frames=None, fps=None)
     with pytest.raises(
-        UserError, match="data.frames is null, but wan is a model of videos; allowed: such as 17"
+        UserError, match=r"data.frames is null, but wan is a model of videos; allowed: such as 17"
     ):
         align(images, silent)
     pictures = run_of("tiny:sdxl", tmp_path / "run", path=dense)
-    with pytest.raises(UserError, match="data.frames=9, but sdxl is a model of images; allowed: null"):
+    with pytest.raises(UserError, match=r"data.frames=9, but sdxl is a model of images; allowed: null"):
         align(pictures, silent)
 
 

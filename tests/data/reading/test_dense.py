@@ -72,7 +72,7 @@ def test_beyond_the_end_is_left_out_and_what_is_missing_is_a_tie():
     short = of([row[:2] for row in LABELS])
     assert short.scores == ((1, 0, 0, 0), (0, 1, 0, 0)) and (short.missing, short.tied) == (2, 2)
     assert short.per_frame(0)[3] == short.per_frame(1)[3] == 0
-    long = of([row + [1, 1] for row in LABELS])
+    long = of([[*row, 1, 1] for row in LABELS])
     assert long.scores == of(LABELS).scores and long.beyond == 2
     gap = of([[1, float("nan"), 1, 1], [0, 1, 0, 0]])
     assert gap.scores == ((1, 0, 1, 1), (0, 0, 0, 0)) and (gap.missing, gap.tied) == (1, 1)

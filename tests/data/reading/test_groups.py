@@ -85,7 +85,9 @@ def test_likes_only_are_demonstrations(jsonl):
 def test_images_and_prompts_are_demonstrations_where_those_are_asked_for(jsonl):
     path = jsonl([{"prompt": "a", "image": "0.png"}])
     assert [example.scores for example in read(path, view="demonstrations")] == [(1,)]
-    with pytest.raises(UserError, match="line 1: no preference columns; found image, prompt; needed .*liked"):
+    with pytest.raises(
+        UserError, match=r"line 1: no preference columns; found image, prompt; needed .*liked"
+    ):
         list(read(path))
 
 

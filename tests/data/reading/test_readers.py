@@ -130,7 +130,7 @@ def test_hub_loader(tmp_path, monkeypatch, streaming):
 
 
 def test_hub_dataset_that_cannot_be_had():
-    with pytest.raises(UserError, match="'nobody/nothing'.*hub dataset"):
+    with pytest.raises(UserError, match=r"'nobody/nothing'.*hub dataset"):
         read("nobody/nothing")
 
 
@@ -322,7 +322,7 @@ def test_settings_out_of_range(field, value):
 def test_bucket_step_and_format():
     with pytest.raises(UserError, match=r"data\.bucket_step is 64; allowed: .*resolution \(16\)"):
         read("tiny:pairs", buckets=True)
-    with pytest.raises(UserError, match="unknown data.format 'parkett'; did you mean parquet"):
+    with pytest.raises(UserError, match=r"unknown data.format 'parkett'; did you mean parquet"):
         read("pairs.parquet", format="parkett")
 
 

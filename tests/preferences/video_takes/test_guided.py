@@ -151,7 +151,7 @@ def test_clips_of_a_folder_and_of_json_lines(tmp_path):
     with pytest.raises(UserError, match=r"clips\.jsonl line 1: no such file: gone\.mp4"):
         read_clips(str(rows))
     rows.write_text('{"prompt": "x"}')
-    with pytest.raises(UserError, match="line 1: needed .* found prompt"):
+    with pytest.raises(UserError, match=r"line 1: needed .* found prompt"):
         read_clips(str(rows))
     with pytest.raises(UserError, match="nothing to read there"):
         read_clips(str(tmp_path / "nowhere"))
