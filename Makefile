@@ -1,37 +1,57 @@
-# Two commands: `make demo` aligns the embedded tiny SDXL and writes a report; `make test` runs lint, types and all tests.
-# Both make .venv first. PYTHON=... picks the interpreter (3.11 or later).
+# `make demo` aligns the embedded tiny SDXL and writes a report; `make test` runs lint, types and all tests; `make check`
+# runs lint, types and the fast tier of tests in under two minutes. Each makes .venv first.
+# PYTHON=... picks the interpreter (3.11 to 3.13). The versions are those of constraints.txt; NEWEST=1 installs the newest
+# releases that pyproject.toml allows instead.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+CONSTRAINTS := $(if $(NEWEST),,-c constraints.txt)
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint format notebooks clean
+.PHONY: demo test check lint coverage format constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffalign demo $(ARGS)
 
 test: lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
+	$(PYTEST) --durations=15 $(ARGS)
+
+check: lint
+	$(PYTEST) -m "not slow" --durations=5 $(ARGS)
+
+# Lines of the package that the fast tier runs: sys.monitoring (Python 3.12 and later) costs least, the C tracer else.
+coverage: $(VENV)/.installed-dev
+	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
+	$(PYTEST) -q -m "not slow" --cov=diffalign --cov-report=term:skip-covered $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 	$(BIN)/mypy
+	$(BIN)/python -m tests.strict_types
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(v < (3, 11) and f'diffalign needs Python 3.11 or later, this is {v[0]}.{v[1]}: make PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install $(CONSTRAINTS) -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -e ".[dev]"
+	$(BIN)/python -m pip install $(CONSTRAINTS) -e ".[dev]"
 	touch $@
+
+# Write down the versions that are installed; CUDA's wheels and triton are pinned by torch itself.
+constraints: $(VENV)/.installed-dev
+	sed -n '/^#/p' constraints.txt > constraints.txt.new
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '^(nvidia-|cuda-|triton|-e |#)|@' | sort -f >> constraints.txt.new
+	mv constraints.txt.new constraints.txt
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -21,13 +21,10 @@ SD_SCHEDULER = {
     "prediction_type": "epsilon",
 }
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""Reference material beside the checkout; tests that want it skip where it is absent."""
-
-
-def needs(path: Path) -> pytest.MarkDecorator:
-    """A mark that skips a test where some reference material is not there."""
-    return pytest.mark.skipif(not path.exists(), reason=f"{path.name} is not beside the checkout")
+VECTORS = Path(os.environ.get("DIFFALIGN_VECTORS", ROOT / "tests" / "golden"))
+"""Results of reference implementations; the variable names a folder of more cases of the same files."""
+PUBLISHED_DATA = ROOT / "tests" / "published"
+"""Published prompts, heads, labels and small copies of images and videos, with their licences."""
 
 
 def sd_path() -> VariancePreserving:

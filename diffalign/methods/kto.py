@@ -16,7 +16,9 @@ ranks (not over an accumulation window, so a large ``batch_size`` serves it bett
 "mean" is max(0, mean reward), the paper's; "class_means" the middle of the mean rewards of both classes
 (``bce_offset`` sigmoid); "mismatched" the mean reward of these images under another group's prompt
 (``bce_offset`` original: one more forward of both networks). Neither of the last two is clamped.
-``whole_batch`` is the released ``kto_gp``: 1 - sigmoid of the mean of w_y y v, one utility for all samples.
+``whole_batch`` is the formula that the released ``kto_gp`` intends: 1 - sigmoid of the mean of w_y y v, one
+utility for all samples. Its code averages v itself, without label and weight, so its value is
+1 - sigmoid(mean v) and dislikes push as likes do; that is not reproduced.
 """
 
 from dataclasses import dataclass

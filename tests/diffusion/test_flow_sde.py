@@ -17,10 +17,10 @@ from diffalign.diffusion.samplers import (
     trajectory,
 )
 from diffalign.errors import UserError
-from tests.helpers import SHARED, Affine, Answers, needs, sd_path
+from tests.helpers import VECTORS, Affine, Answers, sd_path
 
 FLOW = RectifiedFlow()
-GOLDEN = SHARED / "golden" / "flow_grpo_sde_step.npz"
+GOLDEN = VECTORS / "flow_grpo_sde_step.npz"
 
 
 def states(count=3):
@@ -69,12 +69,11 @@ def test_dance_is_euler_maruyama_with_a_constant_noise(level):
         assert std[i].item() == pytest.approx(level * math.sqrt(-ds), rel=1e-12)
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize("index", [0, 5, 14])
 def test_dance_against_the_reference_implementation(index):
     f = np.load(GOLDEN)
     if f"dance_i{index}_prev" not in f or "dance_sigmas" not in f:
-        pytest.skip(f"this file lacks dance_i{index}")
+        pytest.skip(f"among the shipped vectors there is no dance_i{index}")
     get = lambda name: torch.from_numpy(f[f"dance_i{index}_{name}"])  # noqa: E731
     x, v = torch.from_numpy(f["x_t"]), torch.from_numpy(f["v"]).requires_grad_(True)
     sigmas = torch.from_numpy(f["dance_sigmas"]).double()
@@ -173,14 +172,13 @@ def test_what_does_not_fit_is_refused():
         FlowSDE(1.2, "cps")
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize("level", [0.7, 0.4])
 @pytest.mark.parametrize("form", ["sde", "cps"])
 def test_flow_grpo_against_the_reference_implementation(form, level):
     f = np.load(GOLDEN)
     prefix = f"{form}_nl{level}_"
     if prefix + "mean" not in f:
-        pytest.skip(f"this file lacks {prefix}mean")
+        pytest.skip(f"among the shipped vectors there is no {prefix}mean")
     get = lambda name: torch.from_numpy(f[prefix + name])  # noqa: E731
     sigmas, index = torch.from_numpy(f["sigmas"]), torch.from_numpy(f["step_index"])
     v = torch.from_numpy(f["v"]).requires_grad_(True)

@@ -10,7 +10,7 @@ from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import DDIM, clean_and_noise, sample, timesteps, trajectory
 from diffalign.errors import UserError
 from diffalign.types import Noised
-from tests.helpers import SHARED, Affine, Answers, needs, sd_path
+from tests.helpers import VECTORS, Affine, Answers, sd_path
 
 
 def noisy(path, count=3, dtype=torch.float64):
@@ -135,12 +135,11 @@ def test_sampling_a_gaussian_recovers_it():
         )
 
 
-@needs(SHARED / "golden")
 @pytest.mark.parametrize("prefix", ["s20_", "s50_"])
 def test_ddim_against_the_reference_implementation(prefix):
-    f = np.load(SHARED / "golden" / "d3po.npz")
+    f = np.load(VECTORS / "d3po.npz")
     if prefix + "timesteps" not in f:
-        pytest.skip(f"this file lacks {prefix}timesteps")
+        pytest.skip(f"among the shipped vectors there is no {prefix}timesteps")
     get = lambda name: torch.from_numpy(f[prefix + name])  # noqa: E731
     t, s = get("timesteps").double() / 1000, get("prev_timesteps").double() / 1000
     for suffix in ("_0", "_1"):

@@ -11,7 +11,7 @@ from diffalign.diffusion.times import Listed, LogitNormal, Mode, Uniform, fitted
 from diffalign.errors import UserError
 from diffalign.methods import build
 from diffalign.models.families.base import dynamic_mu
-from tests.helpers import SHARED, Affine, GivenTimes, needs, sd_path
+from tests.helpers import VECTORS, Affine, GivenTimes, sd_path
 
 
 def test_a_draw_depends_on_its_position_and_not_on_its_batch():
@@ -86,7 +86,7 @@ class Given:
 
 
 FLOW = RectifiedFlow()
-GOLDEN = SHARED / "golden" / "flow_dpo.npz"
+GOLDEN = VECTORS / "flow_dpo.npz"
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -104,7 +104,6 @@ def test_on_a_flow_times_are_rows_of_the_schedulers_table(shift):
     assert len(counts) == 1000 and (counts - 200).abs().max() < 6 * 200**0.5
 
 
-@needs(GOLDEN)
 def test_the_table_against_flow_grpos_code():
     """Its u is 1 - t here: a logit-normal draw n is there the logit of u."""
     f = np.load(GOLDEN)

@@ -10,9 +10,9 @@ import torch
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.solvers import dpm_solver, dpm_solver_step
 from diffalign.types import Noised
-from tests.helpers import SD_SCHEDULER, SHARED, Affine, needs, sd_path
+from tests.helpers import SD_SCHEDULER, VECTORS, Affine, sd_path
 
-GOLDEN = SHARED / "golden" / "dro.npz"
+GOLDEN = VECTORS / "dro.npz"
 
 
 def toy(dtype=torch.float64):
@@ -119,12 +119,11 @@ def test_second_order_on_a_gaussian():
     assert error(40, 1) / error(80, 1) == pytest.approx(2, rel=0.15)
 
 
-@needs(GOLDEN)
 def test_golden_rollout():
     """Sample 0's states as recorded, and every final sample as if run alone; their arithmetic is float32."""
     f = np.load(GOLDEN)
     if "roll/xT" not in f:
-        pytest.skip("this file lacks roll/xT")
+        pytest.skip("among the shipped vectors there is no roll/xT")
     x, times = torch.from_numpy(f["roll/xT"]).double(), torch.from_numpy(f["roll/timesteps"]).double() / 1000
     last = dpm_solver(toy(), x, times, torch.full((4,), 19), {})
     np.testing.assert_allclose(last.x0.numpy(), f["roll/x_final_per_sample_sigmas"], atol=1e-4)

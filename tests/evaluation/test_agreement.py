@@ -16,7 +16,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation.agreement import Group, rate, report
 from diffalign.rewards.scoring.cache import ScoreCache
 from diffalign.rewards.scoring.score import Scorer
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 
 # (labels, scores by the first reward, by the second)
 PAIRS = [
@@ -169,9 +169,8 @@ def test_the_command_on_the_embedded_pairs(tmp_path, capsys):
     assert "pairs with a winner" in said and "judge   tiny_clip" in said
 
 
-@needs(SHARED / "data" / "pairs" / "pickapic.parquet")
 def test_real_pick_a_pic_rows(tmp_path, capsys):
-    source = str(SHARED / "data" / "pairs" / "pickapic.parquet")
+    source = str(PUBLISHED_DATA / "pairs" / "pickapic.parquet")
     argv = ["agreement", source, "--rewards", "jpeg,jpeg_incompressibility", "--bins", "2", "--json"]
     assert main([*argv, "--cache", str(tmp_path / "c")]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -181,9 +180,8 @@ def test_real_pick_a_pic_rows(tmp_path, capsys):
     assert found["agreement"][0]["tau"] == -1
 
 
-@needs(SHARED / "data" / "videoalign" / "example.csv")
 def test_labelled_videos(tmp_path, capsys):
-    source = str(SHARED / "data" / "videoalign" / "example.csv")
+    source = str(PUBLISHED_DATA / "videoalign" / "example.csv")
     argv = [
         "agreement",
         source,

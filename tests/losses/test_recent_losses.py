@@ -22,9 +22,9 @@ from diffalign.losses.pairwise import (
     Robust,
 )
 from diffalign.losses.pairwise import ReverseKL as DMPOLoss
-from tests.helpers import SHARED, needs
+from tests.helpers import VECTORS
 
-GOLDEN = SHARED / "golden"
+GOLDEN = VECTORS
 C = torch.tensor([-2.0, 0.0, 0.3, 4.0, -0.7], dtype=torch.float64)
 R = torch.tensor([1.0, 0.0, -0.4, 0.5, -0.7], dtype=torch.float64)
 
@@ -178,12 +178,11 @@ TRL = {  # name in the file -> (our loss, what one unit of the policy's log-rati
 }
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize("name", TRL)
 def test_golden_trl(name):
     f = np.load(GOLDEN / "llm_objectives.npz")
     if f"{name}_losses" not in f:
-        pytest.skip(f"this file lacks {name}")
+        pytest.skip(f"among the shipped vectors there is no {name}")
     loss, beta = TRL[name]
     policy, (chosen, rejected) = rewards(f, beta)
     losses = loss(chosen, rejected)
@@ -203,12 +202,11 @@ TRL_DIVERGENCES = {
 }
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize("name", TRL_DIVERGENCES)
 def test_golden_trl_divergences(name):
     f = np.load(GOLDEN / "llm_objectives.npz")
     if f"{name}_losses" not in f:
-        pytest.skip(f"this file lacks {name}")
+        pytest.skip(f"among the shipped vectors there is no {name}")
     policy, ratios = rewards(f, 1.0)
     chosen, rejected = (BETA * TRL_DIVERGENCES[name](x) for x in ratios)
     losses = Logistic()(chosen, rejected)
@@ -229,13 +227,12 @@ OFFICIAL = {
 }
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize("beta", [0.1, 0.3])
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_golden_f_dpo(name, beta):
     f, key = np.load(GOLDEN / "fdpo.npz"), f"{name}_b{beta}_"
     if key + "losses" not in f:
-        pytest.skip(f"this file lacks {key}losses")
+        pytest.skip(f"among the shipped vectors there is no {key}losses")
     policy, ratios = rewards(f, 1.0)
     chosen, rejected = (beta * OFFICIAL[name](x) for x in ratios)
     losses = Logistic()(chosen, rejected)

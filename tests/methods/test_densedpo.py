@@ -19,10 +19,10 @@ from diffalign.methods.densedpo import DenseDPO
 from diffalign.methods.dpo import DPO
 from diffalign.strategies.sft import SFTMix
 from diffalign.types import Batch
-from tests.helpers import SHARED, GivenNoise, GivenTimes, needs, sd_path
+from tests.helpers import VECTORS, GivenNoise, GivenTimes, sd_path
 
-DENSE, FLOW = SHARED / "golden" / "densedpo.npz", SHARED / "golden" / "flow_dpo.npz"
-CASES = sorted({key.split("/")[0] for key in np.load(DENSE) if "/label" in key}) if DENSE.exists() else []
+DENSE, FLOW = VECTORS / "densedpo.npz", VECTORS / "flow_dpo.npz"
+CASES = sorted({key.split("/")[0] for key in np.load(DENSE) if "/label" in key})
 
 
 @dataclass
@@ -63,7 +63,6 @@ def dense(f, case, method, label=None):
     return step, [grad.transpose(1, 2).numpy() for grad in prediction.grad.chunk(2)]
 
 
-@needs(DENSE)
 @pytest.mark.parametrize("case", CASES)
 def test_golden_dense_loss_and_gradient(case):
     f = np.load(DENSE)
@@ -81,7 +80,6 @@ def test_golden_dense_loss_and_gradient(case):
             np.testing.assert_allclose(grad, f[f"{case}/grad_pred_{i}"], atol=1e-10)
 
 
-@needs(DENSE)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("average", "name"),
@@ -94,7 +92,7 @@ def test_golden_dense_loss_and_gradient(case):
 def test_golden_reductions(case, average, name):
     f = np.load(DENSE)
     if f"{case}/{name}" not in f:
-        pytest.skip(f"this file lacks {case}/{name}")
+        pytest.skip(f"among the shipped vectors there is no {case}/{name}")
     step, _ = dense(f, case, DenseDPO(beta=float(f[f"{case}/beta"]), average=average))
     decided = (f[f"{case}/label"] != 0).any(1)
     assert step.weight.item() == decided.sum()
@@ -107,12 +105,11 @@ def test_golden_reductions(case, average, name):
         assert step.loss.item() == pytest.approx(published if decided.any() else 0.0, abs=1e-9)
 
 
-@needs(DENSE)
 @pytest.mark.parametrize("case", CASES)
 def test_golden_vanilla(case):
     f = np.load(DENSE)
     if f"{case}/vanilla_loss" not in f:
-        pytest.skip(f"this file lacks {case}/vanilla_loss")
+        pytest.skip(f"among the shipped vectors there is no {case}/vanilla_loss")
     step, grads = dense(f, case, DPO(beta=float(f[f"{case}/beta"])), f[f"{case}/vanilla_label"])
     assert step.loss.item() == pytest.approx(float(f[f"{case}/vanilla_loss"]), abs=1e-10)
     margins = step.metrics["rewards/margins"].item()
@@ -349,12 +346,11 @@ def flow(f, method, sign=1.0, key="model_pred"):
     return inner, Velocity(policy, arrays["noisy"]), held, batch
 
 
-@needs(FLOW)
 @pytest.mark.parametrize("beta", [1, 100, 500, 2000])
 def test_golden_flow_dpo(beta):
     f = np.load(FLOW)
     if f"loss_b{beta}" not in f:
-        pytest.skip(f"this file lacks loss_b{beta}")
+        pytest.skip(f"among the shipped vectors there is no loss_b{beta}")
     method, policy, reference, batch = flow(f, DPO(beta=beta))
     step = method(policy, reference, batch, torch.Generator())
     step.loss.backward()
@@ -364,7 +360,6 @@ def test_golden_flow_dpo(beta):
     np.testing.assert_allclose(policy.prediction.grad.numpy(), f[f"grad_b{beta}"], atol=1e-10)
 
 
-@needs(FLOW)
 def test_golden_flow_dpo_errors_and_target():
     f = np.load(FLOW)
     np.testing.assert_allclose(
@@ -377,14 +372,13 @@ def test_golden_flow_dpo_errors_and_target():
             assert step.metrics[name].item() == pytest.approx(f[key].mean(), abs=1e-12)
 
 
-@needs(FLOW)
 def test_golden_javis():
     """beta 3000 and a tenth of the winner's error; its velocity is x0 - noise, so its gradient has the other
     sign.
     """
     f = np.load(FLOW)
     if "javis_loss_mean" not in f:
-        pytest.skip("this file lacks javis_loss_mean")
+        pytest.skip("among the shipped vectors there is no javis_loss_mean")
     method, policy, reference, batch = flow(f, DPO(beta=3000))
     step = SFTMix(weight=0.1).wrap(method)(policy, reference, batch, torch.Generator())
     step.loss.backward()
@@ -392,11 +386,10 @@ def test_golden_javis():
     np.testing.assert_allclose(-policy.prediction.grad.numpy(), f["javis_grad"], atol=1e-10)
 
 
-@needs(FLOW)
 def test_golden_beta_over_time():
     f = np.load(FLOW)
     if "formula_betat_loss" not in f:
-        pytest.skip("this file lacks formula_betat_loss")
+        pytest.skip("among the shipped vectors there is no formula_betat_loss")
     method, policy, reference, batch = flow(f, DPO(beta=500, over_time="alpha_squared"))
     step = method(policy, reference, batch, torch.Generator())
     step.loss.backward()
@@ -404,7 +397,6 @@ def test_golden_beta_over_time():
     np.testing.assert_allclose(policy.prediction.grad.numpy(), f["formula_betat_grad"], atol=1e-9)
 
 
-@needs(FLOW)
 def test_winners_errors_and_a_beta_of_time_by_hand():
     """The same two settings with numpy beside them, whatever the file holds of them."""
     f = np.load(FLOW)

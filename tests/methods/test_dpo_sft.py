@@ -13,9 +13,9 @@ from diffalign.methods import REGISTRY, build
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT, winners
 from diffalign.types import Batch, Noised
-from tests.helpers import SHARED, Affine, Answers, GivenNoise, GivenTimes, needs, sd_path
+from tests.helpers import VECTORS, Affine, Answers, GivenNoise, GivenTimes, sd_path
 
-GOLDEN = SHARED / "golden" / "diffusion_dpo.npz"
+GOLDEN = VECTORS / "diffusion_dpo.npz"
 
 
 def halves(x, pairs):
@@ -57,7 +57,6 @@ def test_loss_and_gradient_against_numpy(beta):
     assert step.weight.item() == 3
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize(
     ("prefix", "method"),
     [
@@ -76,7 +75,7 @@ def test_loss_and_gradient_against_numpy(beta):
 def test_golden_vectors(prefix, method):
     f = np.load(GOLDEN)
     if prefix + "loss" not in f:
-        pytest.skip(f"this file lacks {prefix}loss")
+        pytest.skip(f"among the shipped vectors there is no {prefix}loss")
     step, grad = run_on(method, *(torch.from_numpy(f[k]) for k in ("model_pred", "ref_pred", "target")))
     tolerance = 1e-10 if prefix.startswith("sf_") else 1e-5 * max(1.0, abs(float(f[prefix + "loss"])))
     assert step.loss.item() == pytest.approx(float(f[prefix + "loss"]), abs=tolerance)
@@ -85,7 +84,6 @@ def test_golden_vectors(prefix, method):
         assert step.metrics["rewards/accuracies"].item() == pytest.approx(float(f[prefix + "implicit_acc"]))
 
 
-@needs(GOLDEN)
 def test_golden_noising():
     """add_noise and the v target of the released code, with its sharing of time and noise."""
     f = np.load(GOLDEN)
@@ -212,11 +210,10 @@ def test_sft_is_the_mean_error_of_the_winners():
     assert step.weight.item() == 2
 
 
-@needs(GOLDEN)
 def test_sft_golden():
     f = np.load(GOLDEN)
     if "sft_loss_f32" not in f:
-        pytest.skip("this file lacks sft_loss_f32")
+        pytest.skip("among the shipped vectors there is no sft_loss_f32")
     prediction, target = (torch.from_numpy(f[k])[:4].float() for k in ("model_pred", "target"))
     batch = Batch(torch.zeros_like(target), {}, torch.arange(4), torch.ones(4))
     method = SFT(time=GivenTimes((0.5,) * 4), noising=GivenNoise(target))

@@ -22,10 +22,10 @@ from diffalign.methods.dgpo import DGPO
 from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.flow_grpo import FlowGRPO
 from diffalign.types import Batch, Transition
-from tests.helpers import SHARED, Answers, needs
+from tests.helpers import VECTORS, Answers
 
 FLOW = RectifiedFlow()
-STEPS = SHARED / "golden" / "flow_grpo_sde_step.npz"
+STEPS = VECTORS / "flow_grpo_sde_step.npz"
 
 
 def normal(*shape, seed=0):
@@ -77,14 +77,13 @@ def test_flow_grpo_by_numpy(form, kl_form):
     assert step.metrics["ratio"].item() == pytest.approx(ratio.mean()) and step.weight == 3
 
 
-@needs(STEPS)
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("clip", [1e-4, 1e-5])
 def test_flow_grpo_against_the_reference_implementation(beta, clip):
     f = np.load(STEPS)
     prefix = f"grpo_b{beta}_c{'0.0001' if clip == 1e-4 else '1e-05'}_"
     if prefix + "loss" not in f:
-        pytest.skip(f"this file lacks {prefix}loss")
+        pytest.skip(f"among the shipped vectors there is no {prefix}loss")
     get = lambda name: torch.from_numpy(f[name])  # noqa: E731
     index, sigmas = get("step_index"), get("sigmas")
     x = Transition(
@@ -295,7 +294,7 @@ def test_awms_gradient_is_advantage_weighted_matching():
     torch.testing.assert_close(v.grad, expected, atol=1e-12, rtol=1e-9)
 
 
-AWM_GOLDEN = SHARED / "golden" / "awm.npz"
+AWM_GOLDEN = VECTORS / "awm.npz"
 CASES = [
     (order, policy, weight, clip)
     for order in ("exp_first", "sum_first")
@@ -305,7 +304,6 @@ CASES = [
 ]
 
 
-@needs(AWM_GOLDEN)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_awm_against_the_reference_implementation(case):
     """Off policy the reference has an old and an averaged policy: calls that differ by who trails."""
@@ -313,7 +311,7 @@ def test_awm_against_the_reference_implementation(case):
     f = np.load(AWM_GOLDEN)
     prefix = f"{order}_{policy}_{weight}_clip{clip if clip == 1 else '0.0001'}_"
     if prefix + "loss" not in f:
-        pytest.skip(f"this file lacks {prefix}loss")
+        pytest.skip(f"among the shipped vectors there is no {prefix}loss")
     times = Times(tuple(map(tuple, f["timesteps"].reshape(6, 3).T.tolist())))
     noise = torch.from_numpy(f["noise"]).unflatten(0, (6, 3)).transpose(0, 1)[:, :, None]
     batch = sampled(torch.from_numpy(f["clean_latents"])[:3], torch.from_numpy(f["advantages"]))
@@ -342,7 +340,6 @@ def test_awm_against_the_reference_implementation(case):
     torch.testing.assert_close(v.grad, torch.from_numpy(f[prefix + "grad"]), atol=1e-10, rtol=1e-9)
 
 
-@needs(AWM_GOLDEN)
 def test_awms_stand_ins_and_noising_against_the_reference_implementation():
     f = np.load(AWM_GOLDEN)
     t = torch.from_numpy(f["timesteps"]).flatten()
@@ -365,12 +362,11 @@ def test_awms_stand_ins_and_noising_against_the_reference_implementation():
     torch.testing.assert_close(elbo_weight(t), 1 / (2 * std**2))
 
 
-@needs(AWM_GOLDEN)
 @pytest.mark.parametrize("kind", ["discrete", "discrete_wo_init"])
 def test_stratified_steps_against_the_reference_implementation(kind):
     f = np.load(AWM_GOLDEN)
     if f"{kind}_t_indices" not in f:
-        pytest.skip(f"this file lacks {kind}")
+        pytest.skip(f"among the shipped vectors there is no {kind}")
     grid = torch.cat([torch.from_numpy(f["sched_timesteps"]) / 1000, torch.zeros(1)])
     t = Stratified(kind)(3, Draws(None, torch.from_numpy(f[f"{kind}_rand_u"])), grid)
     expected = torch.from_numpy(f[f"{kind}_timesteps"]).reshape(6, 3).T.double()

@@ -20,7 +20,7 @@ from diffalign.methods.inpo import InPO
 from diffalign.methods.inversion_dpo import InversionDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.types import Batch, Noised
-from tests.helpers import SHARED, Affine, Answers, GivenTimes, needs, sd_path
+from tests.helpers import VECTORS, Affine, Answers, GivenTimes, sd_path
 
 f64 = {"dtype": torch.float64}
 
@@ -68,11 +68,7 @@ def pair_batch(x, reward=None):
 
 
 def cases(file):
-    path = SHARED / "golden" / file
-    if not path.exists():
-        return []
-    names = {key.split("/")[0] for key in np.load(path).files if key.endswith("/x0")}
-    return sorted(names)
+    return sorted({key.split("/")[0] for key in np.load(VECTORS / file).files if key.endswith("/x0")})
 
 
 def noising_of(name, f, renoise):
@@ -84,11 +80,7 @@ def noising_of(name, f, renoise):
 
 def golden_run(file, name, make):
     """(step, golden case, gradient) of a public method on the golden's inputs, and its inverted states."""
-    f = {
-        k.split("/", 1)[1]: v
-        for k, v in np.load(SHARED / "golden" / file).items()
-        if k.startswith(f"{name}/")
-    }
+    f = {k.split("/", 1)[1]: v for k, v in np.load(VECTORS / file).items() if k.startswith(f"{name}/")}
     x0 = torch.from_numpy(f["x0"])
     t = (float(f["timestep"]) / 1000,)
     method = replace(make(f), time=GivenTimes(t))
@@ -98,7 +90,7 @@ def golden_run(file, name, make):
     generator = GivenNormals(noise)
     reward = None
     if "prob" in f:
-        p = torch.from_numpy(f["prob"])
+        p = torch.from_numpy(f["prob"]).reshape(1)
         reward = torch.cat([torch.log(p / (1 - p)) * (method.high - method.low), torch.zeros(1, **f64)])
     batch = pair_batch(x0, reward)
     z = method.noising(toy(), x0, torch.full((2,), t[0], **f64), {}, batch.group, generator)
@@ -128,22 +120,21 @@ def held_against(f, step, gradient, z):
 
 @pytest.mark.parametrize("name", cases("inpo.npz"))
 def test_golden_inpo(name):
-    f = np.load(SHARED / "golden" / "inpo.npz")
+    f = np.load(VECTORS / "inpo.npz")
     make = lambda case: InPO(beta=float(case["beta"]), noising=noising_of(name, f, renoise=0))  # noqa: E731
     held_against(*golden_run("inpo.npz", name, make))
 
 
 @pytest.mark.parametrize("name", cases("smpo.npz"))
 def test_golden_smpo(name):
-    f = np.load(SHARED / "golden" / "smpo.npz")
+    f = np.load(VECTORS / "smpo.npz")
     make = lambda case: SmPO(beta=float(case["beta"]), noising=noising_of(name, f, renoise=1))  # noqa: E731
     held_against(*golden_run("smpo.npz", name, make))
 
 
-@pytest.mark.skipif(not cases("smpo.npz"), reason="reference vectors are not beside the checkout")
 def test_golden_smoothed_labels():
     """Weights gamma (2p - 1) of the label block, read off the loss's slope at policy = reference."""
-    f = np.load(SHARED / "golden" / "smpo.npz")
+    f = np.load(VECTORS / "smpo.npz")
     method = SmPO(beta=1.0)
     assert (method.low, method.high) == (float(f["label/min"]), float(f["label/max"]))
     for scores, weight in zip(f["label/scores"], f["label/weight_float64"], strict=True):
@@ -168,11 +159,11 @@ def slope(method, reward, score=(1.0, 0.0)):
     return (leaf.grad / other.grad)[0].item()
 
 
-INVERSION = SHARED / "golden" / "inversion_dpo.npz"
+INVERSION = VECTORS / "inversion_dpo.npz"
 
 
 def inversion_cases():
-    names = {key.split("/")[0] for key in np.load(INVERSION).files} if INVERSION.exists() else set()
+    names = {key.split("/")[0] for key in np.load(INVERSION).files}
     return sorted(name for name in names if name.startswith("N"))
 
 
@@ -226,14 +217,13 @@ class Leaves:
         )
 
 
-@needs(INVERSION)
 @pytest.mark.parametrize("name", ["leaf", "leaf_init"])
 @pytest.mark.parametrize("sign", ["released", "figure"])
 def test_golden_inversion_dpo_on_leaves(name, sign):
     f = {k.split("/", 1)[1]: v for k, v in np.load(INVERSION).items() if k.startswith(f"{name}/")}
     word = "code" if sign == "released" else "dpo"
     if f"loss_{word}_sign" not in f:
-        pytest.skip(f"this file lacks {name}/loss_{word}_sign")
+        pytest.skip(f"among the shipped vectors there is no {name}/loss_{word}_sign")
     side = lambda who: torch.stack(  # noqa: E731
         [torch.from_numpy(f[f"eps_{who}_{s}"])[:, 0].flip(0) for s in "wl"]
     )

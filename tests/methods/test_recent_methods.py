@@ -23,11 +23,10 @@ from diffalign.methods.fdpo import FDPO
 from diffalign.methods.madpo import MADPO
 from diffalign.methods.simpo import SimPO
 from diffalign.types import Batch, Stateful
-from tests.helpers import SHARED, GivenNoise, GivenTimes, needs, sd_path
+from tests.helpers import VECTORS, GivenNoise, GivenTimes, sd_path
 from tests.methods.test_dpo_sft import affine_step, run_on
 
-GOLDEN = SHARED / "golden"
-needs_golden = needs(GOLDEN)
+GOLDEN = VECTORS
 METHODS = [
     DSPO(beta=0.3, scale=10), DMPO(beta=10), MADPO(beta=10), FDPO(scale=10), SimPO(beta=10), ADPO(scale=10),
     AOT(beta=10), AOT(beta=10, paired=False), APO(beta=10), APO(beta=10, variant="down"),
@@ -190,11 +189,8 @@ def test_dspo_is_the_squared_residual_that_it_says(method):
     torch.testing.assert_close(grad, leaf.grad, atol=1e-14, rtol=0)
 
 
-@needs_golden
 def test_golden_dspo_and_dmpo():
     path = GOLDEN / "sdpo_dspo_dmpo.npz"
-    if not path.exists():
-        pytest.skip("sdpo_dspo_dmpo.npz is not there")
     f = np.load(path)
     for name, method in (("dspo", DSPO()), ("dmpo", DMPO())):
         step, grad = run_on(method, *(torch.from_numpy(f[k]) for k in ("model_pred", "ref_pred", "target")))
@@ -248,7 +244,6 @@ def test_f_dpo_by_hand(divergence, prime):
     assert step.metrics["errors/chosen"].item() == pytest.approx(-0.4)
 
 
-@needs_golden
 @pytest.mark.parametrize("beta", [0.1, 0.3])
 @pytest.mark.parametrize(
     ("name", "divergence"),
@@ -260,7 +255,7 @@ def test_f_dpo_by_hand(divergence, prime):
 def test_golden_f_dpo(name, divergence, beta):
     f, key = np.load(GOLDEN / "fdpo.npz"), f"{name}_b{beta}_"
     if key + "losses" not in f:
-        pytest.skip(f"this file lacks {key}losses")
+        pytest.skip(f"among the shipped vectors there is no {key}losses")
     policy = leaves("policy_chosen", "policy_rejected", file=f)
     reference = leaves("ref_chosen", "ref_rejected", file=f).detach()
     step = on_likelihoods(FDPO(scale=1, beta=beta, divergence=divergence), policy, reference)
@@ -315,11 +310,10 @@ def test_madpo_takes_its_margin_from_the_second_opinion_else_from_the_score():
     assert plain.loss.item() == pytest.approx(madpo_weight(3, 2, 0.5, 1, 1) * np.mean(losses), abs=1e-7)
 
 
-@needs_golden
 @pytest.mark.parametrize("case", ["default", "repo_run", "cmax4_lam2"])
 def test_golden_madpo(case):
     path = GOLDEN / "madpo.npz"
-    if not path.exists() or f"{case}_loss" not in np.load(path):
+    if f"{case}_loss" not in np.load(path):
         pytest.skip(f"no {case} of madpo.npz")
     f = np.load(path)
     beta, c_max, c_min, sharpness, tau = map(float, f[f"{case}_hyper"])
@@ -357,13 +351,12 @@ def test_simpo_by_hand_and_without_a_reference():
     assert got.metrics["denoising/accuracies"].item() == pytest.approx((m[3:] > m[:3]).double().mean().item())
 
 
-@needs_golden
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["sigmoid", "hinge"])
 def test_golden_simpo(name, smoothing):
     f, key = np.load(GOLDEN / "llm_objectives.npz"), f"simpo_{name}_ls{smoothing}_"
     if key + "losses" not in f:
-        pytest.skip(f"this file lacks {key}losses")
+        pytest.skip(f"among the shipped vectors there is no {key}losses")
     policy = leaves("policy_chosen", "policy_rejected", file=f)
     loss = Hinge() if name == "hinge" else Logistic(smoothing)
     step = on_likelihoods(SimPO(beta=2, gamma=1, loss=loss), policy, policy.detach())
@@ -398,12 +391,11 @@ def test_aot_of_one_pair_is_dpo():
         assert got == pytest.approx(expected, abs=1e-12)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired", "aot_ls0.1"])
 def test_golden_aot(name):
     f = np.load(GOLDEN / "llm_objectives.npz")
     if f"{name}_losses" not in f:
-        pytest.skip(f"this file lacks {name}")
+        pytest.skip(f"among the shipped vectors there is no {name}")
     policy = leaves("policy_chosen", "policy_rejected", file=f)
     reference = leaves("ref_chosen", "ref_rejected", file=f).detach()
     loss = Logistic(0.1) if name.endswith("ls0.1") else Logistic()
@@ -449,12 +441,11 @@ def test_scores_are_standardised_within_their_group():
     assert z.tolist() == pytest.approx([-1.0, 1.0, 0.0, 0.0, 0.0]) and spread.tolist() == [1.0, 0.0]
 
 
-@needs_golden
 @pytest.mark.parametrize("tau", [1.0, 0.5])
 def test_golden_adpo(tau):
     """The file's q is a softmax of raw rewards and its loss a KL: same gradient, less q's entropy."""
     path = GOLDEN / "formula_losses.npz"
-    if not path.exists() or f"adpo_tau{tau}_loss" not in np.load(path):
+    if f"adpo_tau{tau}_loss" not in np.load(path):
         pytest.skip("no adpo of formula_losses.npz")
     f = np.load(path)
     lists, k = f["adpo_reward"].shape
@@ -542,13 +533,12 @@ def test_auto_beta_keeps_its_state():
     assert replace(method, decay=0.5).running is method.running and AutoBeta().running.value.item() == 0
 
 
-@needs_golden
 @pytest.mark.parametrize("masked", ["", "_mask"])
 @pytest.mark.parametrize("kind", ["sum", "mean", "masked_mean"])
 def test_golden_simpletuner(kind, masked):
     f, key = np.load(GOLDEN / "flow_dpo.npz"), f"st_{kind}{masked}_"
     if key + "loss" not in f:
-        pytest.skip(f"this file lacks {key}loss")
+        pytest.skip(f"among the shipped vectors there is no {key}loss")
     reduce = Masked(kind, torch.from_numpy(f["st_mask"]) if masked else None)
     method = AutoBeta(low=1e-3, high=1.0, reduce=reduce)
     arrays = (torch.from_numpy(f[k]).double() for k in ("model_pred", "model_pred_ref", "target"))

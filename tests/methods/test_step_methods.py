@@ -19,10 +19,9 @@ from diffalign.methods.ddpo import DDPO
 from diffalign.methods.spo import SPO
 from diffalign.rollout.rounds import best_and_worst
 from diffalign.types import Batch, Transition
-from tests.helpers import SHARED, Answers, needs, sd_path
+from tests.helpers import VECTORS, Answers, sd_path
 
-GOLDEN = SHARED / "golden"
-needs_golden = needs(GOLDEN)
+GOLDEN = VECTORS
 RANDOM = torch.Generator()
 
 
@@ -37,7 +36,7 @@ class Golden:
 
     def __call__(self, name):
         if name not in self:
-            pytest.skip(f"this file lacks {self.prefix}{name}")
+            pytest.skip(f"among the shipped vectors there is no {self.prefix}{name}")
         return torch.from_numpy(self.file[self.prefix + name])
 
     def both(self, *names):
@@ -108,7 +107,6 @@ def halves(pairs):
 # ------------------------------------------------------------------------------------------- golden vectors
 
 
-@needs_golden
 @pytest.mark.parametrize("prefix", ["s20_", "s50_"])
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_d3po_golden_step(prefix, guidance):
@@ -154,7 +152,6 @@ def test_d3po_golden_step(prefix, guidance):
     assert step.metrics["clipped"].item() == pytest.approx(outside[kept].double().mean().item())
 
 
-@needs_golden
 @pytest.mark.parametrize("prefix", ["s20_", "s50_"])
 def test_d3po_golden_draws(prefix):
     """The schedule, the behaviour policy's draw, float32, and the same arrays read as v."""
@@ -188,7 +185,6 @@ def test_d3po_golden_draws(prefix):
         torch.testing.assert_close(logp, f(f"logp_f32_{i}"), atol=1e-5, rtol=1e-4)
 
 
-@needs_golden
 @pytest.mark.parametrize(
     ("file", "prefixes", "method"),
     [
@@ -212,7 +208,6 @@ def test_golden_pairs_of_log_densities(file, prefixes, method):
     assert step.metrics["clipped"].item() == pytest.approx(edge.double().mean().item())
 
 
-@needs_golden
 def test_d3po_golden_vector_rewards():
     f = Golden("d3po", "compare_")
     a, b, out = f("a"), f("b"), f("out")
@@ -222,7 +217,6 @@ def test_d3po_golden_vector_rewards():
     assert torch.equal(-policy.grad.reshape(2, -1).T.sign(), out.to(policy.grad))  # what wins must rise
 
 
-@needs_golden
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 def test_spo_golden_step(guidance):
     """Winner and loser share x_t and one prediction: the toy refuses to be asked about more than one of
@@ -250,7 +244,6 @@ def test_spo_golden_step(guidance):
     torch.testing.assert_close(per_sample, f("loss_per_sample"), atol=1e-10, rtol=0)
 
 
-@needs_golden
 def test_spo_golden_gradients_of_log_densities():
     f = Golden("spo", "step_")
     policy, held = leaf(f.both("logp_w", "logp_l")), f.both("logp_ref_w", "logp_ref_l")
@@ -259,7 +252,6 @@ def test_spo_golden_gradients_of_log_densities():
     assert policy.grad[2] == policy.grad[8] == 0  # both clipped
 
 
-@needs_golden
 def test_spo_golden_schedule():
     f = Golden("spo", "all_")
     grid = (timesteps(20) * 1000).round().long()
@@ -270,7 +262,6 @@ def test_spo_golden_schedule():
     torch.testing.assert_close(std[:, 0] ** 2, f("variance"), atol=1e-10, rtol=0)
 
 
-@needs_golden
 @pytest.mark.parametrize(("name", "threshold"), [("thr0p3", 0.3), ("thr0p4", 0.4)])
 def test_spo_golden_verdicts(name, threshold):
     f = Golden("spo", "compare_")
@@ -284,7 +275,6 @@ def ddpo_times(f):
     return t.double() / 1000, (t - 20).clamp(min=0).double() / 1000
 
 
-@needs_golden
 def test_ddpo_golden():
     f = Golden("ddpo")
     t, s = ddpo_times(f)
@@ -306,7 +296,6 @@ def test_ddpo_golden():
     assert step.weight.item() == 5
 
 
-@needs_golden
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_ddpo_golden_densities(eta):
     f = Golden("ddpo")
@@ -320,7 +309,6 @@ def test_ddpo_golden_densities(eta):
     torch.testing.assert_close(eps.grad, own("dlogp_deps"), atol=1e-8, rtol=1e-6)
 
 
-@needs_golden
 @pytest.mark.parametrize("clip", [1e-4, 1e-5])
 def test_flow_grpo_is_ddpo_on_a_flow(clip):
     """Its policy loss is ours. Its KL divides by the variance without the step's length, ours is the exact

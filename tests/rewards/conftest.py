@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
+from diffalign.rewards.zoo.aesthetic import load_head
+from tests.helpers import PUBLISHED_DATA
 from tests.tiny_pipelines import tokenizer
 
 SIZE = 28  # pixels of the vision tower
@@ -74,6 +77,22 @@ def words():
 def write_jsonl(path: Path, rows: list) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def published_v2_head(folder: Path):
+    """aesthetic_v2's published head, loaded from its own layout: five linear layers and nothing between them.
+
+    Their product, an affine map of 768 numbers, is what is kept; the layers made here have that product.
+    """
+    affine = torch.from_numpy(np.load(PUBLISHED_DATA / "laion_aesthetic_v2" / "affine.npy")).float()
+    state = {}
+    for layer, (wide, narrow) in zip((0, 2, 4, 6, 7), pairwise((768, 1024, 128, 64, 16, 1)), strict=True):
+        weight, bias = torch.zeros(narrow, wide), torch.zeros(narrow)
+        weight[0] = affine[:-1] if layer == 0 else torch.eye(wide)[0]
+        state |= {f"layers.{layer}.weight": weight, f"layers.{layer}.bias": bias}
+    state["layers.7.bias"] += affine[-1]
+    torch.save(state, folder / "head.pth")
+    return load_head(folder / "head.pth", "aesthetic_v2")
 
 
 def make_open_clip(quick_gelu: bool = False, head_width: int = 64, seed: int = 0):

@@ -31,7 +31,7 @@ def damaged(path, kind):
 @pytest.mark.parametrize("store", [ScoreCache, MeasurementStore])
 def test_a_damaged_file_is_named_whenever_it_is_found(tmp_path, kind, store):
     path = damaged(tmp_path / "scores.sqlite", kind)
-    with pytest.raises(UserError, match=r"scores\.sqlite' is not .*; remove it or name another"):
+    with pytest.raises(UserError, match=r"scores\.sqlite' is not .*; remove it or name another"):  # noqa: PT012
         store(path)
         cache = ScoreCache(path)
         cache.get([f"key {i}" for i in range(2000)])

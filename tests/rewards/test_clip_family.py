@@ -9,13 +9,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.aesthetic import load_head, score_embeddings
-from tests.helpers import SHARED, needs
 from tests.rewards import conformance
 from tests.rewards.conformance import as_pixels, conforms, pictures
-from tests.rewards.conftest import SIZE
+from tests.rewards.conftest import SIZE, published_v2_head
 
 PROMPTS = ["a red cat", "a", "", "the long prompt that is cut " * 3, "Red", "a blue dog"]
-V1, V2 = SHARED / "data" / "laion_aesthetic_v1", SHARED / "data" / "laion_aesthetic_v2"
 
 
 def layers(path, prefix, numbers, width, dtype=torch.float32):
@@ -146,10 +144,9 @@ class TestHeads:
         with pytest.raises(UserError, match=r"cannot tell the CLIP .* write simulacra:HEAD@BACKBONE"):
             rewards.load(f"simulacra:{tmp_path / 'head.pth'}")
 
-    @needs(V2)
-    def test_real_heads_are_affine_or_not(self):
+    def test_the_published_head_is_affine(self, tmp_path):
         """v2's published head is affine: |w| = 17.996, b = 5.2366."""
-        head = load_head(V2 / "sac+logos+ava1-l14-linearMSE.pth", "aesthetic_v2")
+        head = published_v2_head(tmp_path)
         zero = torch.zeros(1, 768)
         slope = torch.autograd.functional.jacobian(lambda x: score_embeddings(head, x), zero).flatten()
         assert slope.norm().item() == pytest.approx(17.996, abs=1e-3)

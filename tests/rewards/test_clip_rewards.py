@@ -13,11 +13,10 @@ from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop, resized
 from diffalign.rewards.zoo.aesthetic import load_head, score_embeddings
-from tests.helpers import SHARED, needs
-from tests.rewards.conftest import SIZE, make_clip
+from tests.helpers import PUBLISHED_DATA
+from tests.rewards.conftest import SIZE, make_clip, published_v2_head
 
-V1, V2 = SHARED / "data" / "laion_aesthetic_v1", SHARED / "data" / "laion_aesthetic_v2"
-needs_data = needs(V2)
+V1 = PUBLISHED_DATA / "laion_aesthetic_v1"
 
 
 def as_pixels(images):
@@ -125,11 +124,10 @@ def test_the_scale_of_the_cosine_is_not_rounded(clip_folder, photos, dtype):
     assert {p.dtype for name, p in rough.model.named_parameters() if name != "logit_scale"} == {rough.dtype}
 
 
-@needs_data
-def test_real_aesthetic_heads_give_their_published_values():
+def test_real_aesthetic_heads_give_their_published_values(tmp_path):
     levels = [0, 2, 4, 6, 8]
     unit = torch.cat([torch.from_numpy(np.load(V1 / f"vit_l_14_embeddings/rating{i}.npy")) for i in levels])
-    v2 = score_embeddings(load_head(V2 / "sac+logos+ava1-l14-linearMSE.pth", "aesthetic_v2"), unit)
+    v2 = score_embeddings(published_v2_head(tmp_path), unit)
     torch.testing.assert_close(v2, torch.tensor([1.655, 3.070, 4.238, 5.073, 5.577]), rtol=0, atol=1e-3)
     v1 = score_embeddings(load_head(V1 / "sa_0_4_vit_l_14_linear.pth", "aesthetic_v1"), unit)
     torch.testing.assert_close(v1, torch.tensor([-2.458, 1.895, 5.100, 7.787, 10.226]), rtol=0, atol=1e-3)

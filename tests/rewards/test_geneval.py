@@ -17,10 +17,10 @@ from diffalign.rewards.zoo.clip import load_clip
 from diffalign.rewards.zoo.detectors import Detection, Mask2Former, around
 from diffalign.rewards.zoo.geneval import ClipColours, GenEval, cut_out, relations
 from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Requirement, read_requirement
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 from tests.rewards import conformance
 
-PUBLISHED = SHARED / "data" / "geneval"
+PUBLISHED = PUBLISHED_DATA / "geneval"
 SPELLED = {
     "motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa", "potted plant": "pottedplant",
     "dining table": "diningtable", "tv": "tvmonitor", "computer mouse": "mouse", "tv remote": "remote",
@@ -44,7 +44,6 @@ def as_metadata(requirement: Requirement, prompt: str) -> dict:
     return metadata | ({"exclude": [clause(c) for c in requirement.exclude]} if requirement.exclude else {})
 
 
-@needs(PUBLISHED)
 def test_every_published_prompt_says_its_metadata():
     rows = [json.loads(line) for line in (PUBLISHED / "evaluation_metadata.jsonl").read_text().splitlines()]
     assert len(rows) == 553

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,6 @@ from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
 from diffalign.rewards.zoo.image_reward import LENGTH
-from tests.helpers import SHARED, needs
 from tests.rewards.conformance import as_pixels, assert_bfloat16_keeps_the_order, conforms, pictures, some
 
 SIZE, PATCH, WIDE, TEXT = 32, 8, 128, 24
@@ -283,7 +284,9 @@ def test_the_published_size_has_the_published_number_of_weights():
 
 
 @pytest.mark.hub
-@needs(SHARED / "data" / "imagereward")
+@pytest.mark.skipif(
+    "IMAGEREWARD_IMAGES" not in os.environ, reason="IMAGEREWARD_IMAGES names no folder of its assets/images"
+)
 @pytest.mark.skipif(
     not isinstance(try_to_load_from_cache("THUDM/ImageReward", "ImageReward.pt"), str),
     reason="ImageReward.pt is not in the hub's cache",
@@ -291,6 +294,6 @@ def test_the_published_size_has_the_published_number_of_weights():
 def test_the_real_one_gives_its_published_scores():
     reward = rewards.load("image_reward")
     prompt = "a painting of an ocean with clouds and birds, day time, low depth field effect"
-    files = sorted((SHARED / "data" / "imagereward").glob("*.webp"))
+    files = sorted(Path(os.environ["IMAGEREWARD_IMAGES"]).glob("[1-4].webp"))
     scores = reward([Image.open(file) for file in files], [prompt] * 4)
     assert scores.tolist() == pytest.approx([0.5812, 0.2745, -1.4132, -2.0296], abs=2e-3)

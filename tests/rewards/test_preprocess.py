@@ -9,10 +9,10 @@ from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop, Letterbox, Stretch
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 from tests.rewards.conformance import as_pixels, pictures
 
-PHOTOS = SHARED / "data" / "laion_aesthetic_v1"
+PHOTOS = PUBLISHED_DATA / "laion_aesthetic_v1"
 SHAPES = [(40, 30), (28, 28), (14, 28), (64, 64), (31, 90), (57, 33), (45, 100), (300, 1), (10, 8)]
 
 
@@ -107,7 +107,6 @@ def test_pixels_get_gradients_and_half_precision_is_resized_in_float32(how):
     assert how(28)(pixels.detach().bfloat16()).dtype == torch.float32
 
 
-@needs(PHOTOS)
 @pytest.mark.parametrize("how", [Crop, Stretch])
 def test_paths_differ_on_photographs_as_little_as_stated(how):
     """In normalised units, at 224: on average 0.002, and 0.15 where Pillow clamps an edge after each axis."""

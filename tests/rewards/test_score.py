@@ -16,7 +16,7 @@ from diffalign.errors import UserError
 from diffalign.rewards.scoring.cache import ScoreCache, reward_key
 from diffalign.rewards.scoring.items import read_items
 from diffalign.rewards.scoring.score import Scorer, make_scorers, score, write_table
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 from tests.rewards.conftest import write_jsonl
 
 
@@ -328,10 +328,9 @@ def test_bad_inputs_are_named(tmp_path):
         ScoreCache(tmp_path / "cache")
 
 
-PICKAPIC = SHARED / "data" / "pairs" / "pickapic.parquet"
+PICKAPIC = PUBLISHED_DATA / "pairs" / "pickapic.parquet"
 
 
-@needs(PICKAPIC)
 def test_real_pick_a_pic_rows():
     rows = score(read_items(PICKAPIC), make_scorers(["jpeg"]), progress=False).rows
     assert len(rows) == 9 and all(row["jpeg_0"] < 0 and row["jpeg_1"] < 0 for row in rows)

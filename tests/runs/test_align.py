@@ -17,9 +17,9 @@ from diffalign.export.aligned import load_aligned
 from diffalign.runs.align import _own_trajectories, align
 from diffalign.runs.validate import read_run
 from diffalign.training.diagnostics import HeldOut
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 
-PICKAPIC = SHARED / "data" / "pairs" / "pickapic.parquet"
+PICKAPIC = PUBLISHED_DATA / "pairs" / "pickapic.parquet"
 
 
 def silent(line):
@@ -148,7 +148,6 @@ def test_full_fine_tuning_with_a_moving_average(tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in ema.items())
 
 
-@needs(PICKAPIC)
 def test_real_images_in_pick_a_pics_schema(tmp_path):
     run = small(tmp_path / "run", steps=2)
     said = []

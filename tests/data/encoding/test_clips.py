@@ -20,11 +20,11 @@ from diffalign.errors import UserError
 from diffalign.media.videos import Probe, probe, read_video
 from diffalign.runs.setup import check_frames
 from tests.data.conftest import Family, VideoModel, film, png, write_jsonl, write_parquet
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 
 pytest.importorskip("av")
 SMALL = {"height": 16, "width": 24, "frames": 13, "fps": 8.0, "cache_batch_size": 2}
-CSV = SHARED / "data" / "videoalign" / "example.csv"
+CSV = PUBLISHED_DATA / "videoalign" / "example.csv"
 
 
 def read(path, **settings):
@@ -260,7 +260,6 @@ def test_lists_and_likes_of_videos_are_served(pairs, tmp_path):
     assert likes.counts.text.startswith("4 liked and 4 disliked")
 
 
-@needs(CSV)
 def test_a_csv_of_real_pairs():
     scores = {label: [e.scores for e in read(CSV, label=label)] for label in ("VQ", "MQ", "TA")}
     assert scores == {
@@ -294,7 +293,6 @@ def test_csv_labels(tmp_path):
         read(write_jsonl(tmp_path / "p.jsonl", []), label="VQ")
 
 
-@needs(CSV)
 def test_real_pairs_of_unequal_length_and_rate():
     def cut(**settings):
         config = DataConfig(path=str(CSV), label="VQ", **{**SMALL, "frames": 81, **settings})

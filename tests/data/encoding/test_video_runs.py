@@ -23,11 +23,11 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.runs import setup as material
 from diffalign.runs.align import align
 from tests.data.conftest import film, write_jsonl
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 from tests.video_pipelines import make_wan
 
 pytest.importorskip("av")
-CSV = SHARED / "data" / "videoalign" / "example.csv"
+CSV = PUBLISHED_DATA / "videoalign" / "example.csv"
 
 
 def silent(line):
@@ -57,7 +57,6 @@ def rows_of(output):
     return [row for row in map(json.loads, lines) if "loss" in row]
 
 
-@needs(CSV)
 def test_real_pairs_go_through_the_cache_and_two_steps(wan, tmp_path, monkeypatch):
     run, said = run_of(wan, tmp_path / "run", path=str(CSV), label="VQ"), []
     result = align(run, said.append)

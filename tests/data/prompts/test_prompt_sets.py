@@ -11,14 +11,13 @@ from diffalign.data.prompts.prompt_sets import PromptSet, read_prompt_set
 from diffalign.data.prompts.published_prompts import PUBLISHED, STYLES
 from diffalign.errors import UserError
 from tests.data.conftest import write_parquet
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 
-PARTI = SHARED / "data" / "partiprompts" / "PartiPrompts.tsv"
-GENEVAL = SHARED / "data" / "geneval" / "evaluation_metadata.jsonl"
-DRAWBENCH = SHARED / "data" / "drawbench" / "drawbench.txt"
+PARTI = PUBLISHED_DATA / "partiprompts" / "PartiPrompts.tsv"
+GENEVAL = PUBLISHED_DATA / "geneval" / "evaluation_metadata.jsonl"
+DRAWBENCH = PUBLISHED_DATA / "drawbench" / "drawbench.txt"
 
 
-@needs(PARTI)
 def test_parti_prompts():
     read = read_prompt_set(f"parti:{PARTI}")
     assert len(read.prompts) == 1632 and read.prompts[0] == "bond"
@@ -29,7 +28,6 @@ def test_parti_prompts():
     assert read_prompts(f"parti:{PARTI}", 3) == list(read.prompts[:3])
 
 
-@needs(GENEVAL)
 def test_geneval():
     read = read_prompt_set(f"geneval:{GENEVAL}")
     tags = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100,
@@ -37,7 +35,6 @@ def test_geneval():
     assert len(read.prompts) == 553 and Counter(read.categories["tag"]) == tags
 
 
-@needs(DRAWBENCH)
 def test_drawbench_as_text_has_no_categories():
     read = read_prompt_set(f"drawbench:{DRAWBENCH}")
     assert len(read.prompts) == 200 and read.categories == {}

@@ -6,7 +6,7 @@ from diffalign.data import read_prompts
 from diffalign.data.prompts.prompt_lists import ACTIVITIES, ANIMALS
 from diffalign.errors import UserError
 from tests.data.conftest import write_parquet
-from tests.helpers import SHARED
+from tests.helpers import PUBLISHED_DATA
 
 
 def test_text_lines(tmp_path):
@@ -43,10 +43,7 @@ def test_tables(tmp_path):
     ],
 )
 def test_published_sets(name, count):
-    path = SHARED / "data" / name
-    if not path.exists():
-        pytest.skip(f"../shared/data/{name} is not beside this checkout")
-    assert len(read_prompts(str(path))) == count
+    assert len(read_prompts(str(PUBLISHED_DATA / name))) == count
 
 
 def test_tiny():

@@ -11,7 +11,7 @@ from diffalign.data import encode_preferences, read_preferences
 from diffalign.data.reading.examples import Counts, Example, ImageRef, turn_labels
 from diffalign.errors import UserError
 from tests.data.conftest import Model, picture, png, row, write_jsonl, write_parquet
-from tests.helpers import SHARED
+from tests.helpers import PUBLISHED_DATA
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -50,16 +50,14 @@ def test_pickapic_labels_ties_and_unlabelled_rows(tmp_path):
     assert scores(preferences) == [(1, 0), (0, 1), (0.5, 0.5)]  # again
 
 
-def test_the_shared_set_counts_as_its_readme_says(tmp_path):
-    path = SHARED / "data" / "pairs" / "pickapic.parquet"
-    if not path.exists():
-        pytest.skip("../shared/data/pairs/pickapic.parquet is not beside this checkout")
+def test_the_published_set_counts_as_its_readme_says(tmp_path):
+    path = PUBLISHED_DATA / "pairs" / "pickapic.parquet"
     config = DataConfig(path=str(path), resolution=32, buckets=True, bucket_step=8)
     encoded = encode_preferences(Model(), read_preferences(config), config, tmp_path, False)
     assert encoded.counts.text == "7 pairs, 1 tie, 1 row without label, 0 unreadable"
     assert [record.is_tie for record in encoded] == [False] * 6 + [True, False]
     assert encoded[7].target != (32, 32)  # the photographs are not square
-    assert encoded[0].images[0].cut.original == (512, 512)
+    assert encoded[0].images[0].cut.original == (128, 128)
 
 
 def test_uids_say_the_winner_where_there_are_no_labels(tmp_path):

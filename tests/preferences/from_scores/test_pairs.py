@@ -16,7 +16,7 @@ from diffalign.config.schema import DataConfig
 from diffalign.data import read_preferences
 from diffalign.media.videos import Video, write_video
 from diffalign.tiny import pairs_path
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 
 
 def noise(level: float, size: int = 32, seed: int = 0) -> Image.Image:
@@ -279,10 +279,9 @@ def test_pairs_of_the_embedded_set_train(tmp_path, capsys):
     assert "pairs, 0 ties" in capsys.readouterr().err
 
 
-@needs(SHARED / "data" / "pairs" / "pickapic.parquet")
 def test_real_pick_a_pic_rows(tmp_path, capsys):
     """Four images of one prompt, in six rows, are four rivals."""
-    source = SHARED / "data" / "pairs" / "pickapic.parquet"
+    source = PUBLISHED_DATA / "pairs" / "pickapic.parquet"
     counts = run(capsys, source, "--rewards", "jpeg", "--choose", "all", "--output", tmp_path / "p.parquet")
     assert counts["duplicates"] >= 8 and counts["made"] >= 6
     assert all(not one.is_tie for one in read(tmp_path / "p.parquet"))

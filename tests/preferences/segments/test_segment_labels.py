@@ -27,10 +27,10 @@ from diffalign.preferences.segments.pairs import cut, decided, read_pairs, with_
 from diffalign.rewards.videos import VideoReward
 from diffalign.utils.chat_completions import Answers, Endpoint, Tokens
 from diffalign.utils.http import Patience
-from tests.helpers import SHARED, needs
+from tests.helpers import PUBLISHED_DATA
 
 pytest.importorskip("av")
-REAL = SHARED / "data" / "videoalign"
+REAL = PUBLISHED_DATA / "videoalign"
 # Brightness of each second: who is brighter is first, second, neither, first, second.
 BRIGHT = ((200, 60, 90, 150, 20), (100, 160, 90, 60, 240))
 TRUE = ["first", "second", "tie", "first", "second"]
@@ -104,7 +104,6 @@ def test_the_shorter_video_says_how_many(folder, tmp_path):
         cut(pair, 0, 0.5, 10, fps=1.0)
 
 
-@needs(REAL)
 def test_real_pairs_of_unequal_length_and_rate(tmp_path):
     rows = [{"prompt": "x", "videos": [str(REAL / f"example_{i}_{s}.mp4") for s in "AB"]} for i in (1, 3)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -19,13 +19,11 @@ from diffalign.models.loading import load
 from diffalign.preferences.video_takes.clips import Clip, read_clips
 from diffalign.preferences.video_takes.guided import denoised, even_times, model_times, noised, steps_left
 from diffalign.preferences.video_takes.make import PairSettings, make_pairs, times_of
-from tests.helpers import SHARED, Affine, needs, sd_path
+from tests.helpers import VECTORS, Affine, sd_path
 from tests.tiny_pipelines import make_sd3, make_sd15
 
-GOLDEN = SHARED / "golden" / "densedpo.npz"
-GUIDED = sorted(
-    {key.split("/")[0] for key in np.load(GOLDEN) if key.startswith("guided")} if GOLDEN.exists() else []
-)
+GOLDEN = VECTORS / "densedpo.npz"
+GUIDED = sorted({key.split("/")[0] for key in np.load(GOLDEN) if key.startswith("guided")})
 
 
 @dataclass
@@ -39,13 +37,12 @@ class Published:
         return (0.1 + 0.5 * t.reshape(-1, *(1,) * (x_t.ndim - 1))) * x_t + 0.05
 
 
-@needs(GOLDEN)
 @pytest.mark.parametrize("case", GUIDED or ["none"])
 def test_golden_guided_pairs(case):
     """The trajectory whose steps take noise away; the printed sign goes elsewhere."""
     f = np.load(GOLDEN)
     if case == "none":
-        pytest.skip("this file lacks guided_*")
+        pytest.skip("among the shipped vectors there is no guided_*")
     eta, steps = (float(part) for part in case.removeprefix("guided_eta").split("_N"))
     times = even_times(eta, int(steps))
     for member in (0, 1):

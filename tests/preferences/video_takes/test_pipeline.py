@@ -17,11 +17,11 @@ from diffalign.preferences.video_takes.clips import read_clips
 from diffalign.preferences.video_takes.guided import denoised, even_times, noised
 from diffalign.preferences.video_takes.make import PairSettings, make_pairs, read_pixels
 from diffalign.tiny import motions
-from tests.helpers import ROOT, SHARED, needs
+from tests.helpers import PUBLISHED_DATA, ROOT
 from tests.video_pipelines import make_cogvideox, make_wan
 
 pytest.importorskip("av")
-REAL = SHARED / "data" / "videoalign"
+REAL = PUBLISHED_DATA / "videoalign"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,6 @@ def test_two_takes_of_a_video(model, tmp_path):
     assert torch.equal(read_video(again).frames, two.frames)
 
 
-@needs(REAL)
 def test_real_videos_of_any_rate_and_size(model, tmp_path):
     rows = [{"caption": "a girl", "video": str(REAL / f"example_3_{side}.mp4")} for side in "AB"]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
