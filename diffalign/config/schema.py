@@ -75,6 +75,12 @@ class ModelConfig:
 
     path: str = option("", "hub id, diffusers folder, single-file checkpoint, or tiny:sdxl, tiny:sd15")
     family: str = option("auto", "name of `diffalign models`; auto: read from the checkpoint")
+    prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = option(
+        "auto", "what the network predicts; auto: as the scheduler or the single file says"
+    )
+    zero_terminal_snr: bool | None = option(
+        None, "rescale the betas so that the last step is pure noise; null: as the checkpoint says"
+    )
     revision: str | None = option(None, "revision of a hub model: branch, tag or commit")
     variant: str | None = option(None, "variant of the weight files: fp16 loads *.fp16.safetensors")
     vae: str | None = option(None, "hub id or folder of another autoencoder, such as the fp16-fix one")

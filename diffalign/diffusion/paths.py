@@ -136,9 +136,12 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
         patch: latents along one side of the network's tokens, for a flow's line; None: it has none.
 
     Raises:
-        UserError: unknown beta schedule or prediction type.
+        UserError: unknown beta schedule, prediction type or kind of timesteps.
     """
     prediction = config.get("prediction_type", "epsilon")
+    timestep_type = config.get("timestep_type", "discrete")
+    if timestep_type != "discrete":  # the network is given log sigma (Stable Video Diffusion, CosXL)
+        raise unknown("timestep_type in the scheduler configuration", timestep_type, ["discrete"])
     euler = "beta_schedule" not in config and ("shift" in config or "use_dynamic_shifting" in config)
     if euler or config.get("use_flow_sigmas"):  # Wan's multistep schedulers keep their betas beside them
         if not euler and prediction != "flow_prediction":

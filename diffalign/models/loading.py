@@ -10,15 +10,23 @@ from typing import Any
 import torch
 
 from diffalign.config.schema import ModelConfig
-from diffalign.diffusion.paths import path_from_config
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
 from diffalign.models.families.base import Family, present_encoders
 from diffalign.models.families.registry import FAMILIES, FamilyCard, get_family, moved
+from diffalign.models.formulation import Formulation, formulation_of_file, path_of, set_formulation
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
 from diffalign.models.precision import only_errors
-from diffalign.models.sources import HUB_ID, holds_lora, is_single_file, resolve, sniff_family, user_errors
+from diffalign.models.sources import (
+    HUB_ID,
+    holds_lora,
+    is_single_file,
+    keys_of,
+    resolve,
+    sniff_family,
+    user_errors,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,7 +83,9 @@ def load(
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
     network = getattr(pipeline, family.network_name)
-    path, target = path_from_config(pipeline.scheduler.config, family.patch(network.config))
+    told = Formulation() if index is not None else formulation_of_file(source, *keys_of(source))
+    set_formulation(pipeline, config, told)
+    path, target = path_of(pipeline.scheduler, family.patch(network.config), config.path)
     set_attention(network, config.attention, device, compute or dtype)
     return LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
 

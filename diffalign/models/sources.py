@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def sniff_family(file: str) -> FamilyCard:
     Raises:
         UserError: unreadable, a LoRA, or of no known family.
     """
-    keys = _keys(file)
+    keys, _ = keys_of(file)
     for card in FAMILIES.values():
         if any(key.startswith(card.single_file_key) for key in keys):
             return card
@@ -120,19 +120,37 @@ def _unreachable(field: str, path: str, error: Exception) -> str:
     )
 
 
-def _keys(file: str) -> list[str]:
-    """Tensor names of a checkpoint file."""
+def keys_of(file: str, field: str = "model.path") -> tuple[list[str], dict[str, str]]:
+    """Return the tensor names of a checkpoint file and, of a safetensors file, its metadata.
+
+    Args:
+        field: the option that names the file, for messages.
+
+    Raises:
+        UserError: it cannot be read, holds other objects than tensors, or is no mapping of names to tensors.
+    """
     if file.endswith(".safetensors"):
         from safetensors import safe_open
 
-        with user_errors("model.path", file), safe_open(file, framework="pt") as handle:
-            return list(handle.keys())
+        with user_errors(field, file), safe_open(file, framework="pt") as handle:
+            return list(handle.keys()), dict(handle.metadata() or {})
     from pickle import UnpicklingError
 
     try:
         content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except UnpicklingError as error:
         raise UserError(
-            f"model.path={file!r} cannot be read as a checkpoint of plain tensors: {str(error)[:200]}"
+            f"{field}={file!r} cannot be read as a checkpoint of plain tensors: it is damaged, or a "
+            "pickle of other objects, which could run code and is not loaded. Allowed: a .safetensors "
+            "file, or a .ckpt of tensors alone; convert it where you trust it"
         ) from error
-    return list(content.get("state_dict", content))
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{field}={file!r} cannot be read as a checkpoint of plain tensors: {str(error)[:200]}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise UserError(
+            f"{field}={file!r} holds a {type(state).__name__}; allowed: a mapping of names to tensors"
+        )
+    return [str(name) for name in state], {}

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDPMWuerstchenScheduler,
+    EulerDiscreteScheduler,
+    IPNDMScheduler,
+    StableDiffusionPipeline,
+)
 from safetensors.torch import save_file
 
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
 from diffalign.errors import UserError
+from diffalign.models.formulation import formulation_of_file, path_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
 from diffalign.models.sources import sniff_family
@@ -256,3 +262,94 @@ def test_a_variant_is_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
     assert all(bool((p == 0.5).all()) for p in model.network.parameters())
     with pytest.raises(UserError, match="allowed: fp16"):
         load(ModelConfig(path=str(tmp_path / "both"), variant="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata", "prediction", "zero"),
+    [
+        ((), {}, "eps", False),
+        (("v_pred",), {}, "v", False),
+        (("v_pred", "ztsnr"), {}, "v", True),
+        ((), {"modelspec.prediction_type": "v"}, "v", False),
+        ((), {"modelspec.prediction_type": "epsilon"}, "eps", False),
+    ],
+)
+def test_a_single_file_names_its_prediction(
+    hub_cache: Path,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    keys: tuple[str, ...],
+    metadata: dict[str, str],
+    prediction: str,
+    zero: bool,
+) -> None:
+    state = single_file_state(StableDiffusionPipeline.from_pretrained(folders["sd15"]))
+    file = tmp_path / "model.safetensors"
+    save_file(state | {key: torch.zeros(0) for key in keys}, file, metadata or None)
+    model = load(ModelConfig(path=str(file)))
+    assert model.target == prediction
+    last = model.path.coefficients(torch.ones(1))[0].item()
+    assert (last == 0) is zero
+    scheduler = model.pipeline.scheduler.config
+    assert scheduler.prediction_type == ("v_prediction" if prediction == "v" else "epsilon")
+    assert scheduler.get("rescale_betas_zero_snr", False) is zero
+    assert ("recognised by" in caplog.text) is bool(keys or metadata)
+    overruled = load(ModelConfig(path=str(file), prediction="sample", zero_terminal_snr=False))
+    assert overruled.target == "x0" and overruled.path.coefficients(torch.ones(1))[0].item() > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "metadata", "message"),
+    [
+        ("edm_mean", {}, "edm_mean: EDM"),
+        ("edm_vpred.sigma_max", {}, "continuous time"),
+        ("x", {"modelspec.prediction_type": "flow"}, "modelspec.prediction_type='flow' is not known"),
+    ],
+)
+def test_a_single_file_of_another_formulation_is_a_user_error(
+    key: str, metadata: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        formulation_of_file("model.safetensors", [key], metadata)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (IPNDMScheduler(), "IPNDMScheduler, whose noising path"),
+        (DDPMWuerstchenScheduler(), "DDPMWuerstchenScheduler, whose noising path"),
+        (
+            EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+            "EulerDiscreteScheduler: .*timestep_type.*continuous.*allowed: discrete",
+        ),
+        (EulerDiscreteScheduler(beta_schedule="scaled_linear"), ""),
+    ],
+)
+def test_a_scheduler_that_is_not_understood_is_named(scheduler: object, message: str) -> None:
+    if not message:
+        assert path_of(scheduler, None, "m")[1] == "eps"
+        return
+    with pytest.raises(UserError, match=message):
+        path_of(scheduler, None, "m")
+
+
+@pytest.mark.parametrize("changes", [{"prediction": "v_prediction"}, {"zero_terminal_snr": True}])
+def test_a_flow_has_no_choice_of_prediction(folders: dict[str, Path], changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler.*allowed: auto and null"):
+        load(ModelConfig(path=str(folders["sd3"]), **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], torch.zeros(2), {"state_dict": [1]}])
+def test_a_ckpt_that_is_no_mapping_is_a_user_error(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="allowed: a mapping of names to tensors"):
+        load(ModelConfig(path=str(tmp_path / "a.ckpt")))
+
+
+def test_a_pickle_of_other_objects_is_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": print}}, tmp_path / "a.ckpt")
+    with pytest.raises(
+        UserError, match=r"other objects, which could run code and is not loaded.*safetensors"
+    ):
+        load(ModelConfig(path=str(tmp_path / "a.ckpt")))

@@ -1,0 +1,183 @@
+"""The formulation a model was trained in, noising path and prediction: of its scheduler, its file or the run.
+
+A scheduler of a class or with a setting that is not understood is an error, since another formulation would
+otherwise train as the default one and end in noise. Single files name theirs in ``modelspec`` metadata
+(Stability AI's model metadata standard) or by empty tensors called ``v_pred`` and ``ztsnr``, as ComfyUI reads
+them.
+"""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffalign.config.schema import ModelConfig
+from diffalign.diffusion.paths import RectifiedFlow, path_from_config
+from diffalign.errors import UserError
+from diffalign.types import Path, Target
+
+logger = logging.getLogger(__name__)
+
+BETAS = (
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers of diffusers whose table of betas is that of training."""
+
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+"""Schedulers of rectified flows."""
+
+ELSEWHERE = {
+    "edm_mean": "EDM preconditioning (Playground 2.5)",
+    "edm_vpred.sigma_max": "v-prediction in continuous time (CosXL)",
+}
+"""Tensors by which single files of formulations that are not trained here are told."""
+
+MODELSPEC = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+"""``modelspec.prediction_type`` in diffusers' words."""
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """What differs from the scheduler's own configuration.
+
+    Attributes:
+        prediction: diffusers' ``prediction_type``; None: the scheduler's.
+        zero_terminal_snr: whether the betas are rescaled (Lin et al. 2023, arXiv 2305.08891, algorithm 1);
+            None: as in the scheduler.
+        source: where it stands, for the message; empty: nowhere.
+    """
+
+    prediction: str | None = None
+    zero_terminal_snr: bool | None = None
+    source: str = ""
+
+
+def formulation_of_file(file: str, keys: list[str], metadata: Mapping[str, str]) -> Formulation:
+    """Return the formulation that a single-file checkpoint names.
+
+    Args:
+        keys: names of its tensors.
+        metadata: of a safetensors file.
+
+    Raises:
+        UserError: one that is not trained here, or a ``modelspec.prediction_type`` that is not known.
+    """
+    for key, title in ELSEWHERE.items():
+        if key in keys:
+            raise UserError(
+                f"model.path={file!r} has the tensor {key}: {title}, which is not trained here; allowed: "
+                "models of a table of betas, or of rectified flow"
+            )
+    prediction, sources = None, []
+    named = metadata.get("modelspec.prediction_type", "").strip().lower()
+    if named:
+        if named not in MODELSPEC:
+            raise UserError(
+                f"model.path={file!r}: modelspec.prediction_type={named!r} is not known; allowed: "
+                f"{', '.join(MODELSPEC)}"
+            )
+        prediction = MODELSPEC[named]
+        sources.append(f"modelspec.prediction_type={named}")
+    if "v_pred" in keys:
+        prediction = "v_prediction"
+        sources.append("the tensor v_pred")
+    zero = True if "ztsnr" in keys else None
+    if zero:
+        sources.append("the tensor ztsnr")
+    return Formulation(prediction, zero, ", ".join(sources))
+
+
+def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> None:
+    """Give the pipeline a scheduler of the formulation that its file or the run names; say so once.
+
+    ``model.prediction`` and ``model.zero_terminal_snr`` overrule the file, which overrules the scheduler.
+
+    Raises:
+        UserError: a setting that does not go with the model's path.
+    """
+    prediction = told.prediction if config.prediction == "auto" else config.prediction
+    zero = told.zero_terminal_snr if config.zero_terminal_snr is None else config.zero_terminal_snr
+    scheduler = pipeline.scheduler
+    changes: dict[str, Any] = {}
+    if prediction is not None and prediction != scheduler.config.get("prediction_type"):
+        changes["prediction_type"] = prediction
+    if zero is not None and zero != scheduler.config.get("rescale_betas_zero_snr", False):
+        changes["rescale_betas_zero_snr"] = zero
+    if told.source:
+        logger.warning(
+            "%s: recognised by %s: prediction %s, zero terminal SNR %s",
+            config.path,
+            told.source,
+            prediction or scheduler.config.get("prediction_type"),
+            bool(zero),
+        )
+    if not changes:
+        return
+    if type(scheduler).__name__ not in BETAS or isinstance(
+        path_from_config(scheduler.config)[0], RectifiedFlow
+    ):
+        raise UserError(
+            f"model.prediction={config.prediction!r}, model.zero_terminal_snr={config.zero_terminal_snr!r} "
+            f"with {type(scheduler).__name__} of {config.path!r}, whose path has no such choice; allowed: "
+            "auto and null"
+        )
+    pipeline.scheduler = _with(scheduler, changes)
+
+
+def _with(scheduler: Any, changes: Mapping[str, Any]) -> Any:
+    """The scheduler with other settings; DDIM in its place where its class does not know them."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    if all(name in known for name in changes):
+        return type(scheduler).from_config(scheduler.config, **changes)
+    from diffusers import DDIMScheduler
+
+    trailing = {"timestep_spacing": "trailing"} if changes.get("rescale_betas_zero_snr") else {}
+    logger.warning(
+        "%s has no %s: DDIMScheduler takes its place", type(scheduler).__name__, ", ".join(changes)
+    )
+    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes, **trailing)
+
+
+def path_of(scheduler: Any, patch: int | None, path: str) -> tuple[Path, Target]:
+    """Return the noising path and the prediction of a diffusers scheduler.
+
+    Args:
+        patch: see ``path_from_config``.
+        path: ``model.path``, for messages.
+
+    Raises:
+        UserError: a scheduler of a class or with a setting that is not understood.
+    """
+    name = type(scheduler).__name__
+    if name not in (*BETAS, *FLOWS):
+        raise UserError(
+            f"model.path={path!r} has the scheduler {name}, whose noising path is not trained here; allowed: "
+            f"{', '.join((*BETAS, *FLOWS))}"
+        )
+    try:
+        return path_from_config(scheduler.config, patch)
+    except UserError as error:
+        raise UserError(f"model.path={path!r}, its scheduler {name}: {error}") from error
