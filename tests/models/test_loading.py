@@ -336,7 +336,7 @@ def test_a_scheduler_that_is_not_understood_is_named(scheduler: object, message:
 
 @pytest.mark.parametrize("changes", [{"prediction": "v_prediction"}, {"zero_terminal_snr": True}])
 def test_a_flow_has_no_choice_of_prediction(folders: dict[str, Path], changes: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler.*allowed: auto and null"):
+    with pytest.raises(UserError, match=r"FlowMatchEulerDiscreteScheduler.*allowed: auto and null"):
         load(ModelConfig(path=str(folders["sd3"]), **changes))  # type: ignore[arg-type]
 
 
