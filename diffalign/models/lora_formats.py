@@ -1,0 +1,289 @@
+"""LoRA files in the layouts that people exchange, read as factors by diffusers' module names.
+
+Read: diffusers (new and old), peft, kohya (``lora_unet_*``, ``lora_te*``, blocks named as diffusers or as
+Stability does), ComfyUI (``diffusion_model.*``, ``transformer.*``), OneTrainer (``lora_transformer_*``) and
+SimpleTuner (``lycoris_*``). The scale of a module is ``alpha / rank`` of its ``.alpha`` tensor, else of the
+metadata or the folder's ``adapter_config.json`` (rsLoRA: ``alpha / sqrt(rank)``), else 1: what diffusers,
+ComfyUI, A1111 and kohya's scripts do.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora_names import file_text_name, modules_of, stems_of
+from diffalign.models.original_layout import Place
+from diffalign.models.sources import LORA_FILES, user_errors
+
+logger = logging.getLogger(__name__)
+
+_PARTS = (
+    (".lora_A.weight", "down"),
+    (".lora_A.default.weight", "down"),
+    (".lora_down.weight", "down"),
+    (".lora.down.weight", "down"),
+    ("_lora.down.weight", "down"),
+    (".lora_linear_layer.down.weight", "down"),
+    (".lora_B.weight", "up"),
+    (".lora_B.default.weight", "up"),
+    (".lora_up.weight", "up"),
+    (".lora.up.weight", "up"),
+    ("_lora.up.weight", "up"),
+    (".lora_linear_layer.up.weight", "up"),
+    (".alpha", "alpha"),
+    (".dora_scale", "magnitude"),
+    (".lora_magnitude_vector.weight", "magnitude"),
+    (".lora_magnitude_vector.default.weight", "magnitude"),
+    (".lora_magnitude_vector", "magnitude"),
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's adapter: W + scale up down, with DoRA's magnitude where there is one.
+
+    Attributes:
+        down: (r, in) of a linear module, (r, in, k, k) of a convolution.
+        up: (out, r) or (out, r, 1, 1).
+        scale: factor of the product.
+        magnitude: (out,) of DoRA; None: plain LoRA.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+    magnitude: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension of the product."""
+        return int(self.down.shape[0])
+
+    def product(self) -> Tensor:
+        """Return scale up down in float32, shaped like the module's weight."""
+        flat = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return self.scale * flat.reshape(self.up.shape[0], *self.down.shape[1:])
+
+
+Lora = dict[str, dict[str, Factors]]
+"""By component (``unet``, ``transformer``, ``text_encoder``, ...) and module."""
+
+
+def lora_file(path: str | Path) -> Path:
+    """Return the file of a LoRA, given as the file or as its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    found = [path / name for name in LORA_FILES if (path / name).is_file()]
+    found = found or (sorted(path.glob("*.safetensors")) if path.is_dir() else [])
+    if len(found) == 1 or (found and found[0].name in LORA_FILES):
+        return found[0]
+    listed = ", ".join(file.name for file in found) or "no .safetensors"
+    raise UserError(f"{path}: {listed} there; allowed: a LoRA's .safetensors file, or the folder of one")
+
+
+def read_lora(path: str | Path, model: LoadedModel) -> tuple[Lora, str]:
+    """Read a LoRA in any known layout.
+
+    Args:
+        path: a .safetensors file, or a folder with one (diffusers' or peft's).
+        model: the model that it is for; its modules say what names are valid.
+
+    Returns:
+        The factors, and one line that says what was recognised.
+
+    Raises:
+        UserError: unreadable, of another kind of adapter, or with a tensor that has no module in the model.
+    """
+    from safetensors import safe_open
+
+    file = lora_file(path)
+    with user_errors("LoRA", str(file)), safe_open(file, framework="pt") as handle:
+        metadata = dict(handle.metadata() or {})
+        state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    beside = file.parent / "adapter_config.json"
+    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    return parse_lora(state, metadata, model, str(file), config)
+
+
+def parse_lora(
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    model: LoadedModel,
+    source: str = "LoRA",
+    config: Mapping[str, Any] | None = None,
+) -> tuple[Lora, str]:
+    """Return the factors of a state dict; see ``read_lora``.
+
+    Args:
+        metadata: of the file's header.
+        source: the file, for messages.
+        config: peft's ``adapter_config.json``, where the LoRA came with one.
+    """
+    stems = stems_of(model)
+    gathered: dict[tuple[str, str], dict[str, Any]] = {}
+    unknown: list[str] = []
+    layouts: set[str] = set()
+    for key, tensor in state.items():
+        found = _split(key, stems)
+        if found is None:
+            unknown.append(key)
+            continue
+        (component, place, layout), part = found
+        layouts.add(layout)
+        gathered.setdefault((component, "\n".join(place.modules)), {"place": place})[part] = tensor
+    if unknown:
+        raise UserError(_not_understood(source, unknown, len(state), model))
+    scales = _Scales(metadata, config)
+    lora: Lora = {}
+    weights: dict[str, dict[str, Any]] = {}
+    for (component, _), parts in gathered.items():
+        if "down" not in parts or "up" not in parts:
+            raise UserError(
+                f"{source}: {parts['place'].modules[0]} has only {', '.join(sorted(parts))} of its LoRA"
+            )
+        if component not in weights:
+            weights[component] = {
+                name: module.weight for name, module in modules_of(getattr(model.pipeline, component)).items()
+            }
+        for module, factors in _factors(component, parts, scales, weights[component]).items():
+            fitted = _fitted(source, f"{component}.{module}", factors, weights[component][module])
+            lora.setdefault(component, {})[module] = fitted
+    return lora, _described(lora, layouts, scales, state)
+
+
+def diffusers_state(lora: Lora) -> dict[str, Tensor]:
+    """Return a LoRA as the state dict that ``pipeline.load_lora_weights`` takes, every scale folded in.
+
+    No reader can apply another scale: there is no alpha in it, and alpha = rank is every loader's default.
+    """
+    state = {}
+    for component, modules in lora.items():
+        encoder = component.startswith("text_encoder")
+        for module, factors in modules.items():
+            stem = f"{component}.{file_text_name(module)}" if encoder else f"{component}.{module}"
+            down, up = (
+                (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
+                if encoder
+                else (".lora_A.weight", ".lora_B.weight")
+            )
+            state[stem + down] = factors.down.contiguous()
+            state[stem + up] = (factors.up * factors.scale).contiguous()
+            if factors.magnitude is not None:
+                state[f"{stem}.lora_magnitude_vector"] = factors.magnitude.contiguous()
+    return state
+
+
+def _split(key: str, stems: Mapping[str, Any]) -> tuple[tuple[str, Place, str], str] | None:
+    for suffix, part in _PARTS:
+        if key.endswith(suffix) and key.removesuffix(suffix) in stems:
+            return stems[key.removesuffix(suffix)], part
+    return None
+
+
+class _Scales:
+    """The scale of a module that has no alpha tensor, by what stands beside the tensors."""
+
+    def __init__(self, metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> None:
+        self.by_component: dict[str, dict[str, Any]] = {}
+        text = metadata.get("lora_adapter_metadata")
+        for key, value in (json.loads(text) if text else {}).items():
+            component, _, name = key.partition(".")
+            self.by_component.setdefault(component, {})[name] = value
+        self.config = dict(config or {})
+
+    @property
+    def known(self) -> bool:
+        return bool(self.by_component or self.config)
+
+    def of(self, component: str, module: str, rank: int) -> float:
+        from peft.utils.other import get_pattern_key
+
+        config = self.by_component.get(component) or self.config
+        if "lora_alpha" not in config:
+            return 1.0
+        patterns = config.get("alpha_pattern") or {}
+        alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
+        return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _factors(
+    component: str, parts: Mapping[str, Any], scales: _Scales, weights: Mapping[str, Tensor]
+) -> dict[str, Factors]:
+    """The factors of each module in a place; a stacked place shares ``down``, its ``up`` is cut by rows."""
+    place: Place = parts["place"]
+    down, up = parts["down"], parts["up"]
+    scale = (
+        float(parts["alpha"]) / down.shape[0]
+        if "alpha" in parts
+        else scales.of(component, place.modules[0], down.shape[0])
+    )
+    magnitude = parts["magnitude"].flatten() if "magnitude" in parts else None
+    if place.swapped:
+        up = torch.cat(up.chunk(2)[::-1])
+    if len(place.modules) == 1:
+        return {place.modules[0]: Factors(down, up, scale, magnitude)}
+    rows = [weights[module].shape[0] for module in place.modules]
+    if sum(rows) != up.shape[0]:
+        raise UserError(f"{place.modules[0]} and its like have {sum(rows)} rows, the LoRA {up.shape[0]}")
+    cut = up.split(rows)
+    marks = magnitude.split(rows) if magnitude is not None else [None] * len(rows)
+    return {
+        m: Factors(down, part, scale, mark) for m, part, mark in zip(place.modules, cut, marks, strict=True)
+    }
+
+
+def _fitted(source: str, name: str, factors: Factors, weight: Tensor) -> Factors:
+    """The factors in the weight's number of axes: files keep 1 x 1 convolutions as matrices and back."""
+    shape, found = tuple(weight.shape), (factors.up.shape[0], *factors.down.shape[1:])
+    kernel = (1,) * (len(shape) - 2)
+    wrong = found != shape and (found[:2] != shape[:2] or {*found[2:], *shape[2:]} != {1})
+    if wrong or (factors.magnitude is not None and factors.magnitude.numel() != shape[0]):
+        raise UserError(
+            f"{source}: {name} has a weight of {shape} here, the LoRA is for one of {found}; "
+            "allowed: a LoRA of this very model"
+        )
+    if found == shape:
+        return factors
+    return replace(
+        factors,
+        down=factors.down.reshape(factors.rank, shape[1], *kernel),
+        up=factors.up.reshape(shape[0], factors.rank, *kernel),
+    )
+
+
+def _not_understood(source: str, keys: Sequence[str], total: int, model: LoadedModel) -> str:
+    kinds = [
+        kind for kind in ("hada_", "lokr_", "glora", ".diff", "oft_") if any(kind in key for key in keys)
+    ]
+    hint = f" (LyCORIS tensors {', '.join(kinds)})" if kinds else ""
+    return (
+        f"{source}: {len(keys)} of {total} tensors have no module in this {model.family.name} model{hint}, "
+        f"such as {keys[0]}; allowed: a LoRA of this family as diffusers, peft, kohya or ComfyUI lay it out"
+    )
+
+
+def _described(lora: Lora, layouts: set[str], scales: _Scales, state: Mapping[str, Tensor]) -> str:
+    every = [factors for modules in lora.values() for factors in modules.values()]
+    ranks = sorted({factors.rank for factors in every})
+    strengths = sorted({round(factors.scale, 6) for factors in every})
+    dora = " DoRA" if any(factors.magnitude is not None for factors in every) else ""
+    counts = ", ".join(f"{len(modules)} modules of {component}" for component, modules in lora.items())
+    where = "alpha tensors" if any(key.endswith(".alpha") for key in state) else "metadata"
+    where = where if where == "alpha tensors" or scales.known else "no alpha in the file"
+    return (
+        f"a{dora} LoRA in {' and '.join(sorted(layouts))} layout: {counts}, "
+        f"rank {', '.join(map(str, ranks))}, scale {', '.join(f'{s:g}' for s in strengths)} ({where})"
+    )
