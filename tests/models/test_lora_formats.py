@@ -109,7 +109,7 @@ def test_stacked_projections_are_cut_as_diffusers_cuts_them(models: dict[str, Lo
 
 
 def test_rows_of_a_single_block(models: dict[str, LoadedModel]) -> None:
-    """Diffusers' converter knows the real width alone, so the rows are counted here: q, k, v, then the MLP."""
+    """Diffusers' converter knows the real width alone: the rows are counted here, q, k, v, then the MLP."""
     down, up = torch.randn(2, 16), torch.randn(3 * 16 + 64, 2)
     stem = "diffusion_model.single_blocks.0.linear1"
     lora, words = parse_lora({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, {}, models["flux"])
