@@ -1,23 +1,28 @@
-"""``aligned/``: what plain diffusers loads, in a process that has never heard of diffalign.
+"""``aligned/``: what plain diffusers loads, in a process without diffalign.
 
-LoRA: ``pipeline.load_lora_weights(folder)``; rank, alpha, rsLoRA and DoRA travel in the file's metadata. A
-    network that diffusers has no LoRA loader for (PixArt's) has its LoRA as peft keeps it:
-    ``PeftModel.from_pretrained(pipeline.transformer, folder)``. Full fine-tuning:
-    ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was loaded.
+LoRA: ``pipeline.load_lora_weights(folder)``. Of Stable Diffusion 1.x and XL the file is in kohya's layout,
+    with alphas, which diffusers, ComfyUI, A1111, Forge and kohya's scripts read alike; of other models in
+    diffusers' with the scale folded in (``diffalign.export.layouts``). A network that diffusers has no LoRA
+    loader for (PixArt's) has its LoRA as peft keeps it:
+    ``PeftModel.from_pretrained(pipeline.transformer, folder)``.
+Full fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was
+    loaded.
 """
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
+from diffalign.export.adapters import put_on, write_trained
+from diffalign.export.combine import merge
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.models.lora import ADAPTER, has_lora_loader
-from diffalign.models.precision import only_errors
-from diffalign.models.sources import LORA_FILES, holds_lora, user_errors
+from diffalign.models.lora import ADAPTER
+from diffalign.models.lora_formats import Lora, read_lora
+from diffalign.models.lora_names import modules_of
+from diffalign.models.sources import LORA_FILES, holds_lora
 from diffalign.utils.files import whole_folder
 
 
@@ -32,7 +37,7 @@ def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None
     """
     with whole_folder(Path(folder)) as temporary:
         if is_adapted(model):
-            _save_lora(model, temporary)
+            write_trained(model, temporary)
         else:
             model.pipeline.save_pretrained(temporary)
         (temporary / "README.md").write_text(card_text, encoding="utf-8")
@@ -63,36 +68,32 @@ def open_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
     return model
 
 
-def attach(model: LoadedModel, lora: Path) -> None:
-    """Put the LoRA of a folder on the model's network.
+def attach(model: LoadedModel, lora: Path) -> str:
+    """Put a LoRA on the model, from a file or a folder, in any layout that ``lora_formats`` reads.
+
+    Returns:
+        One line that says what was recognised.
 
     Raises:
-        UserError: no LoRA there, or one of another network: diffusers itself would load nothing of it and say
-            little.
+        UserError: no LoRA there, or one of another network.
     """
-    if not holds_lora(lora):
+    factors, words = read_lora_of(lora, model)
+    put_on(model, factors, str(lora))
+    return words
+
+
+def read_lora_of(lora: Path, model: LoadedModel) -> tuple[Lora, str]:
+    """Return ``read_lora``'s answer for a LoRA that must change the model's network.
+
+    Raises:
+        UserError: no LoRA there, or it has nothing for the network.
+    """
+    if lora.is_dir() and not holds_lora(lora) and not list(lora.glob("*.safetensors")):
         raise UserError(f"{lora}: no {LORA_FILES[0]} in it; allowed: the aligned/ folder of a LoRA run")
-    if not has_lora_loader(model.family.network_class):
-        _on_plain_network(model, lora)
-        return
-    # diffusers warns of each text encoder that a LoRA leaves alone, which is what this LoRA is meant to do
-    with user_errors("LoRA", str(lora)), only_errors("diffusers"):
-        model.pipeline.load_lora_weights(str(lora))
-    if not model.pipeline.get_list_adapters().get(model.family.network_name):
+    factors, words = read_lora(lora, model)
+    if not factors.get(model.family.network_name):
         raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")
-
-
-def _on_plain_network(model: LoadedModel, lora: Path) -> Any:
-    """The network in peft's wrapper; the network itself has the adapters."""
-    from peft import PeftModel
-
-    if not (lora / "adapter_config.json").is_file():
-        raise UserError(
-            f"{lora}: no adapter_config.json in it, by which a LoRA of the {model.family.network_name} of "
-            f"{model.source} is loaded; allowed: the aligned/ folder of a LoRA run of this model"
-        )
-    with user_errors("LoRA", str(lora)):
-        return PeftModel.from_pretrained(model.network, str(lora))
+    return factors, words
 
 
 def absent_components(model: LoadedModel) -> tuple[str, ...]:
@@ -110,57 +111,34 @@ def is_adapted(model: LoadedModel) -> bool:
     return ADAPTER in getattr(model.network, "peft_config", {})
 
 
-def save_merged(base: ModelConfig, lora: str | Path, folder: str | Path, card_text: str) -> None:
+def save_merged(
+    base: ModelConfig, lora: str | Path, folder: str | Path, card_text: str, strength: float = 1.0
+) -> None:
     """Write a whole pipeline with a LoRA folded into its weights.
 
     Args:
         base: the model that the LoRA was trained on; its dtype is that of the result.
-        lora: folder with ``pytorch_lora_weights.safetensors``, as ``save_aligned`` writes it.
+        lora: a LoRA's file or folder.
+        strength: factor of its change.
 
     Raises:
         UserError: nothing to merge, the LoRA does not fit the base, or the folder cannot be written.
     """
     model = load(base)
-    name = model.family.network_name
-    if has_lora_loader(model.family.network_class):
-        attach(model, Path(lora))
-        model.pipeline.fuse_lora(components=[name])
-        model.pipeline.unload_lora_weights()
-    else:
-        setattr(model.pipeline, name, _on_plain_network(model, Path(lora)).merge_and_unload())
+    factors, _ = read_lora_of(Path(lora), model)
+    merge_into(model, [(factors, strength)])
     with whole_folder(Path(folder)) as temporary:
         model.pipeline.save_pretrained(temporary)
         (temporary / "README.md").write_text(card_text, encoding="utf-8")
 
 
-def _save_lora(model: LoadedModel, folder: Path) -> None:
-    from peft.utils import get_peft_model_state_dict
-
-    network: Any = model.network
-    if not has_lora_loader(model.family.network_class):
-        _save_as_peft(network, folder)
-        return
-    values = network.peft_config[ADAPTER].to_dict()
-    metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
-    name = model.family.network_name
-    model.pipeline.save_lora_weights(
-        folder,
-        **{
-            f"{name}_lora_layers": get_peft_model_state_dict(network, adapter_name=ADAPTER),
-            f"{name}_lora_adapter_metadata": metadata,
-        },
-    )
-
-
-def _save_as_peft(network: Any, folder: Path) -> None:
-    """The two files that ``PeftModel.from_pretrained`` reads, its names of the tensors included."""
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-    named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(named, folder / LORA_FILES[1], metadata={"format": "pt"})
-    config = copy.deepcopy(network.peft_config[ADAPTER])
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
+def merge_into(model: LoadedModel, loras: list[tuple[Lora, float]]) -> None:
+    """Add weighted LoRAs to a pipeline's weights in place."""
+    components = {component for lora, _ in loras for component in lora}
+    weights: Any = {
+        component: {
+            name: module.weight for name, module in modules_of(getattr(model.pipeline, component)).items()
+        }
+        for component in components
+    }
+    merge(weights, loras)

@@ -182,7 +182,9 @@ def diffusers_state(lora: Lora) -> dict[str, Tensor]:
             state[stem + down] = factors.down.contiguous()
             state[stem + up] = (factors.up * factors.scale).contiguous()
             if factors.magnitude is not None:
-                state[f"{stem}.lora_magnitude_vector"] = factors.magnitude.contiguous()
+                kernel = factors.down.ndim - 2  # of a convolution peft keeps (1, out, 1, 1)
+                per_output = (1, -1, *[1] * kernel) if kernel else (-1,)
+                state[f"{stem}.lora_magnitude_vector"] = factors.magnitude.reshape(per_output).contiguous()
     return state
 
 

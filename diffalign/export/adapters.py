@@ -1,0 +1,146 @@
+"""Adapters between a live pipeline and factors: read off the modules, put on them, written as files."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffalign.errors import UserError
+from diffalign.export.combine import folded, uniform
+from diffalign.export.layouts import kohya_state, lora_metadata, to_diffusers, train_layout
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora import ADAPTER, has_lora_loader, inject
+from diffalign.models.lora_formats import Factors, Lora
+from diffalign.models.precision import only_errors
+from diffalign.models.sources import LORA_FILES, user_errors
+
+
+def live_lora(model: LoadedModel, adapter: str = ADAPTER) -> Lora:
+    """Return the factors of the adapters on a pipeline's network and text encoders."""
+    lora: Lora = {}
+    for component in (model.family.network_name, *model.text_encoders):
+        modules = _live_factors(getattr(model.pipeline, component), adapter)
+        if modules:
+            lora[component] = modules
+    return lora
+
+
+def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
+    """Put a LoRA on the pipeline as active adapters, by diffusers' loader or, where it has none, by peft.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    lora = uniform(lora)
+    if has_lora_loader(model.family.network_class):
+        # diffusers warns of each text encoder that a LoRA leaves alone, which is what it is meant to do
+        with user_errors("LoRA", source), only_errors("diffusers"):
+            model.pipeline.load_lora_weights(to_diffusers(lora))
+        return
+    _inject(model.network, lora[model.family.network_name], source)
+
+
+def write_trained(model: LoadedModel, folder: Path) -> None:
+    """Write the trained adapters so that no reader can apply another strength; see ``layouts``."""
+    lora = live_lora(model)
+    if not has_lora_loader(model.family.network_class):
+        _write_as_peft(model.network, folder)
+        return
+    if train_layout(lora, model) == "kohya":
+        save(kohya_state(lora, model), folder / LORA_FILES[0], lora_metadata(lora, model, folder.name))
+    else:
+        write_diffusers(lora, model, folder)
+
+
+def write_diffusers(lora: Lora, model: LoadedModel, folder: Path) -> None:
+    """Write ``pytorch_lora_weights.safetensors`` in diffusers' layout with the scale folded in.
+
+    The metadata says alpha = rank; it keeps the adapters' other settings.
+    """
+    entries: dict[str, Any] = {}
+    for component, modules in uniform(lora).items():
+        first = next(iter(modules.values()))
+        values = _peft_settings(getattr(model.pipeline, component))
+        values |= {
+            "r": first.rank,
+            "lora_alpha": first.rank,
+            "use_rslora": False,
+            "use_dora": first.magnitude is not None,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "target_modules": sorted(modules),
+        }
+        entries |= {f"{component}.{key}": value for key, value in values.items()}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(entries, indent=2, sort_keys=True)}
+    save(to_diffusers(lora), folder / LORA_FILES[0], metadata)
+
+
+def save(state: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write tensors with a header; values are copied, so shared storage is no matter."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().cpu().clone() for key, value in state.items()}, file, metadata=metadata)
+
+
+def _live_factors(network: nn.Module, adapter: str) -> dict[str, Factors]:
+    from peft.tuners.lora import LoraLayer
+
+    found = {}
+    for name, layer in network.named_modules():
+        if not isinstance(layer, LoraLayer) or adapter not in layer.lora_A:
+            continue
+        down: Any = layer.lora_A[adapter]
+        up: Any = layer.lora_B[adapter]
+        magnitude: Any = layer.lora_magnitude_vector
+        mark = magnitude[adapter].weight.detach().flatten() if adapter in magnitude else None
+        found[name] = Factors(down.weight.detach(), up.weight.detach(), float(layer.scaling[adapter]), mark)
+    return found
+
+
+def _peft_settings(network: Any) -> dict[str, Any]:
+    config = getattr(network, "peft_config", {}).get(ADAPTER)
+    if config is None:
+        return {"peft_type": "LORA"}
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
+
+def _inject(network: nn.Module, modules: dict[str, Factors], source: str) -> None:
+    """Adapters by peft alone, with the factors as their weights."""
+    from peft import LoraConfig, set_peft_model_state_dict
+
+    first = next(iter(modules.values()))
+    dora = first.magnitude is not None
+    config = LoraConfig(r=first.rank, lora_alpha=first.rank, target_modules=list(modules), use_dora=dora)
+    state: dict[str, Tensor] = {}
+    for name, factors in modules.items():
+        one = folded(factors)
+        state |= {f"{name}.lora_A.weight": one.down, f"{name}.lora_B.weight": one.up}
+        if one.magnitude is not None:
+            state[f"{name}.lora_magnitude_vector"] = one.magnitude
+    with user_errors("LoRA", source):
+        inject(network, config, ADAPTER)
+        result: Any = set_peft_model_state_dict(network, state, adapter_name=ADAPTER)
+    if result.unexpected_keys:
+        raise UserError(f"{source}: {result.unexpected_keys[0]} has no module in this model")
+
+
+def _write_as_peft(network: Any, folder: Path) -> None:
+    """The two files that ``PeftModel.from_pretrained`` reads, its names of the tensors included.
+
+    The scale is folded in, so that ComfyUI, which reads such a file without its configuration, is right too.
+    """
+    state: dict[str, Tensor] = {}
+    for name, factors in _live_factors(network, ADAPTER).items():
+        one = folded(factors)
+        stem = f"base_model.model.{name}"
+        state |= {f"{stem}.lora_A.weight": one.down, f"{stem}.lora_B.weight": one.up}
+        if one.magnitude is not None:
+            state[f"{stem}.lora_magnitude_vector"] = one.magnitude
+    save(state, folder / LORA_FILES[1], {"format": "pt"})
+    config = copy.deepcopy(network.peft_config[ADAPTER])
+    config.inference_mode = True
+    config.lora_alpha, config.use_rslora = config.r, False
+    config.save_pretrained(str(folder))

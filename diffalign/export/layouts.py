@@ -1,0 +1,237 @@
+"""A LoRA as a file for other programs: diffusers, kohya (A1111, Forge, ComfyUI), ComfyUI's flow models.
+
+What each reader takes as the strength of a module, and therefore what is written:
+
+| reader | strength of a module |
+|---|---|
+| diffusers | kohya's alpha tensors; else ``lora_adapter_metadata`` (0.34 and later); else 1 |
+| ComfyUI | ``alpha / rank`` of the module's alpha tensor; else 1 |
+| A1111, Forge, kohya's scripts | ``alpha / rank`` of the module's alpha tensor; else 1 |
+| peft | ``adapter_config.json`` |
+
+So kohya's and ComfyUI's files carry an alpha tensor for each module, and diffusers' files have the scale
+folded into the second factor with alpha = rank: every reader then applies what was trained. rsLoRA's
+``alpha / sqrt(rank)`` becomes an alpha of ``alpha sqrt(rank)``, which is exact. DoRA: see ``refuse_dora``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.export.combine import has_dora, uniform
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora_formats import Lora, diffusers_state
+from diffalign.models.lora_names import file_text_name, modules_of
+from diffalign.models.original_layout import original_modules
+
+KOHYA = {"sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
+"""Families with a layout of kohya's: the architecture's name in the ModelSpec metadata."""
+
+COMFYUI = {
+    "flux": "flux-1-dev",
+    "ltx": "ltx-video",
+    "pixart": "pixart-sigma",
+    "pixart_alpha": "pixart-alpha",
+    "sd3": "stable-diffusion-3",
+    "wan": "wan-2.1",
+}
+_ORIGINAL_NAMES = ("wan", "ltx")  # ComfyUI knows these models' modules by the original names alone
+
+
+def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
+    """Return a LoRA in kohya's layout: ``lora_unet_*`` and ``lora_te*``, an alpha per module.
+
+    Blocks are named as kohya's scripts name them: by diffusers' names for Stable Diffusion 1.x, by
+    Stability's (``input_blocks``) for SDXL. A1111, Forge, ComfyUI and diffusers read both.
+
+    Raises:
+        UserError: a family without such a layout, DoRA, or a module that the layout has no name for.
+    """
+    family = model.family.name
+    if family not in KOHYA:
+        raise UserError(
+            f"--to kohya with a model of {family}; allowed for: {', '.join(KOHYA)}; {_others(family)}"
+        )
+    refuse_dora(lora, "kohya")
+    names = _unet_stems(model)
+    result = {}
+    for component, modules in uniform(lora).items():
+        for module, factors in modules.items():
+            stem = (
+                names.get(module)
+                if component == model.family.network_name
+                else _text_stem(model, component, module)
+            )
+            if stem is None:
+                raise UserError(
+                    f"--to kohya: {component}.{module} has no name there; allowed: --to diffusers or merged"
+                )
+            result[f"{stem}.lora_down.weight"] = factors.down.contiguous()
+            result[f"{stem}.lora_up.weight"] = factors.up.contiguous()
+            result[f"{stem}.alpha"] = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
+    return result
+
+
+def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
+    """Return a LoRA under the names that ComfyUI has for a flow model's modules, alpha included.
+
+    ComfyUI maps diffusers' names (``transformer.*``) for SD3, FLUX and PixArt, and the original names
+    (``diffusion_model.*``) for Wan and LTX; a Stable Diffusion gets kohya's layout.
+
+    Raises:
+        UserError: a family that ComfyUI has no names for, DoRA, or a module without a name.
+    """
+    family = model.family.name
+    if family in KOHYA:
+        return kohya_state(lora, model)
+    if family not in COMFYUI:
+        allowed = ", ".join([*KOHYA, *COMFYUI])
+        raise UserError(f"--to comfyui with a model of {family}; allowed for: {allowed}; {_others(family)}")
+    refuse_dora(lora, "comfyui")
+    known = {module: original for original, place in _table(model).items() for module in place.modules}
+    result = {}
+    for component, modules in uniform(lora).items():
+        for module, factors in modules.items():
+            if component != model.family.network_name or module not in known:
+                raise UserError(
+                    f"--to comfyui: ComfyUI has no name for {component}.{module}; allowed: --to diffusers or "
+                    "merged"
+                )
+            stem = (
+                f"diffusion_model.{known[module]}" if family in _ORIGINAL_NAMES else f"transformer.{module}"
+            )
+            result[f"{stem}.lora_A.weight"] = factors.down.contiguous()
+            result[f"{stem}.lora_B.weight"] = factors.up.contiguous()
+            result[f"{stem}.alpha"] = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
+    return result
+
+
+def refuse_dora(lora: Lora, layout: str) -> None:
+    """Refuse DoRA where readers disagree about it.
+
+    diffusers drops ``dora_scale`` of a kohya file with a warning, and ComfyUI, A1111 and LyCORIS have
+    normalised by other norms from version to version, so that no file means the same everywhere.
+
+    Raises:
+        UserError: the LoRA is a DoRA.
+    """
+    if has_dora(lora):
+        raise UserError(
+            f"--to {layout} of a DoRA: readers of that layout drop its magnitudes or apply them each in "
+            "another way; allowed: --to diffusers, merged or single-file, which are exact, or --rank N, "
+            "which extracts the nearest plain LoRA"
+        )
+
+
+def train_layout(lora: Lora, model: LoadedModel) -> str:
+    """Return the layout that ``train`` leaves: kohya's where diffusers reads all of it back, else diffusers'.
+
+    A file in kohya's layout is read by diffusers, ComfyUI, A1111, Forge and kohya's scripts alike.
+    """
+    if model.family.name not in KOHYA or has_dora(lora):
+        return "diffusers"
+    try:
+        state = kohya_state(lora, model)
+    except UserError:
+        return "diffusers"
+    return "kohya" if not dropped_by_diffusers(state, lora, model) else "diffusers"
+
+
+def dropped_by_diffusers(state: Mapping[str, Tensor], lora: Lora, model: LoadedModel) -> list[str]:
+    """Return the modules of a LoRA that diffusers' converter makes nothing of, or something else."""
+    from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    pipeline, network = model.pipeline, model.family.network_name
+    converted: Any = type(pipeline).lora_state_dict(dict(state), unet_config=model.network.config)[0]
+    found = set()
+    for component in lora:
+        own = {
+            k.removeprefix(f"{component}."): v for k, v in converted.items() if k.startswith(f"{component}.")
+        }
+        if component == network:
+            own = convert_unet_state_dict_to_peft(own)
+        else:
+            own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
+        found |= {(component, key.rpartition(".lora_B.")[0]) for key in own if ".lora_B." in key}
+    wanted = {
+        (component, module if component == network else file_text_name(module))
+        for component, modules in lora.items()
+        for module in modules
+    }
+    return sorted(".".join(pair) for pair in wanted ^ found)
+
+
+def lora_metadata(lora: Lora, model: LoadedModel, title: str) -> dict[str, str]:
+    """Return the header of a kohya or ComfyUI file: ``ss_*`` as kohya's scripts write, and ModelSpec.
+
+    Sources: kohya-ss/sd-scripts train_network.py (names of ``ss_*``); Stability-AI/ModelSpec 1.0.
+    """
+    first = next(iter(next(iter(uniform(lora).values())).values()))
+    family = model.family.name
+    architecture = {**KOHYA, **COMFYUI}.get(family, family)
+    metadata = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(first.rank),
+        "ss_network_alpha": str(first.scale * first.rank),
+        "ss_output_name": title,
+        "ss_sd_model_name": model.source,
+        **prediction_metadata(model),
+    }
+    versions = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+    if family in versions:
+        metadata["ss_base_model_version"] = versions[family]
+    return metadata
+
+
+def prediction_metadata(model: LoadedModel) -> dict[str, str]:
+    """Return ModelSpec's note of what a Stable Diffusion predicts; flow models have none."""
+    kind = model.pipeline.scheduler.config.get("prediction_type")
+    if model.family.name not in KOHYA or kind not in ("epsilon", "v_prediction"):
+        return {}
+    return {"modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon"}
+
+
+def to_diffusers(lora: Lora) -> dict[str, Tensor]:
+    """Return a LoRA in diffusers' layout, with one rank and every scale folded in."""
+    return diffusers_state(uniform(lora))
+
+
+def _table(model: LoadedModel) -> Mapping[str, Any]:
+    layers = model.network_config.get("layers_per_block", 0)
+    modules = list(modules_of(model.network))
+    return original_modules(model.family.network_class, modules, layers if isinstance(layers, int) else 0)
+
+
+def _unet_stems(model: LoadedModel) -> dict[str, str]:
+    """Kohya's stem of each module; Stable Diffusion 1.x by diffusers' names, which its scripts train with."""
+    stems = {}
+    for original, place in _table(model).items():
+        ours = place.modules[0]
+        plain = model.family.name == "sd15" and not ours.startswith("add_embedding")
+        stems[ours] = "lora_unet_" + (ours if plain else original).replace(".", "_")
+    return stems
+
+
+def _text_stem(model: LoadedModel, component: str, module: str) -> str | None:
+    if component not in model.text_encoders:
+        return None
+    number = model.text_encoders.index(component) + 1
+    prefix = "lora_te" if len(model.text_encoders) == 1 else f"lora_te{number}"
+    return f"{prefix}_{file_text_name(module)}".replace(".", "_")
+
+
+def _others(family: str) -> str:
+    return (
+        "this one: --to comfyui, diffusers or merged"
+        if family in COMFYUI
+        else "this one: --to diffusers or merged"
+    )
