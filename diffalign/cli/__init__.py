@@ -28,6 +28,7 @@ COMMANDS = {
     "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "pairs that are likely to push their winner down, and a filter",
     "evaluate": "base against aligned: rewards, win rates with intervals, a report",
+    "export": "an aligned model for diffusers, ComfyUI, A1111, kohya: LoRA, merged, one file",
     "estimate": "memory, FLOPs and time of a run before it is run",
     "methods": "list the methods",
     "models": "list the model families",

@@ -15,6 +15,7 @@ from diffalign.models.lora import ADAPTER, has_lora_loader, inject
 from diffalign.models.lora_formats import Factors, Lora
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import LORA_FILES, user_errors
+from diffalign.utils.files import write_atomic
 
 
 def live_lora(model: LoadedModel, adapter: str = ADAPTER) -> Lora:
@@ -79,10 +80,9 @@ def write_diffusers(lora: Lora, model: LoadedModel, folder: Path) -> None:
 
 def save(state: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
     """Write tensors with a header; values are copied, so shared storage is no matter."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().clone() for key, value in state.items()}, file, metadata=metadata)
+    write_atomic(file, to_bytes({k: v.detach().cpu().clone() for k, v in state.items()}, metadata))
 
 
 def _live_factors(network: nn.Module, adapter: str) -> dict[str, Factors]:

@@ -52,6 +52,15 @@ def holds_lora(folder: str | Path) -> bool:
     return any(Path(folder, name).is_file() for name in LORA_FILES)
 
 
+def is_lora(path: str | Path) -> bool:
+    """Return whether a path is a LoRA: a folder with its file, or a .safetensors file of factors."""
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return holds_lora(path)
+    parts = ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight", "lora.down.weight")
+    return any(key.endswith(parts) for key in _keys(str(path)))
+
+
 def is_single_file(source: str) -> bool:
     """Whether a resolved source is a checkpoint file.
 

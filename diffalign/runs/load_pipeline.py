@@ -8,7 +8,7 @@ from diffalign.errors import UserError, unknown
 from diffalign.export.aligned import open_aligned
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
-from diffalign.models.sources import holds_lora, resolve
+from diffalign.models.sources import is_lora, resolve
 from diffalign.runs.validate import read_run
 from diffalign.utils.devices import DTYPES
 
@@ -55,7 +55,7 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
                 f"{spec!r} has no aligned/: the run has not finished; continue it with --resume latest"
             )
         return Named(with_dtype(read_run_directory(spec).model, dtype), aligned)
-    found = Named(_base_of(spec, base, dtype), Path(spec)) if holds_lora(spec) else None
+    found = Named(_base_of(spec, base, dtype), Path(spec)) if is_lora(spec) else None
     found = found or Named(with_dtype(ModelConfig(path=spec), dtype))
     resolve(found.model.path)
     return found

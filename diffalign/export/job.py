@@ -1,0 +1,222 @@
+"""``diffalign export``: what a run has left, in the form that another program loads."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.config.schema import ModelConfig
+from diffalign.errors import UserError, unknown
+from diffalign.export.adapters import save, write_diffusers
+from diffalign.export.aligned import merge_into, read_lora_of
+from diffalign.export.combine import extracted, has_dora, mix, reduced
+from diffalign.export.layouts import comfyui_state, dropped_by_diffusers, kohya_state, lora_metadata
+from diffalign.export.single_file import write_single_file
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import DTYPES, load
+from diffalign.models.lora import has_lora_loader
+from diffalign.models.lora_formats import Lora
+from diffalign.models.lora_names import modules_of
+from diffalign.utils.files import whole_folder
+
+FORMATS = ("diffusers", "kohya", "comfyui", "merged", "single-file")
+FILES = ("kohya", "comfyui", "single-file")
+EXTRACTED_RANK = 64
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write.
+
+    Attributes:
+        to: one of ``FORMATS``.
+        output: a folder, or a .safetensors file where the format is one file.
+        title: of the model; the file's name in a folder.
+        strength: factor of the adapter's change.
+        rank: of the LoRA that is written; None: as it is, or 64 of one extracted from full weights.
+        dtype: of merged weights; None: the base's.
+        overwrite: whether an output that is there already is replaced.
+        card_text: README.md of a folder; empty: none.
+    """
+
+    to: str
+    output: Path
+    title: str = "diffalign"
+    strength: float = 1.0
+    rank: int | None = None
+    dtype: str | None = None
+    overwrite: bool = False
+    card_text: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that is written."""
+        whole = self.to not in FILES or self.output.suffix == ".safetensors"
+        return self.output if whole else self.output / f"{self.title}.safetensors"
+
+
+def export(
+    base: ModelConfig,
+    source: Path,
+    settings: Export,
+    others: Sequence[tuple[Path, float]] = (),
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write an aligned model in another form.
+
+    Args:
+        base: the model that was aligned.
+        source: an ``aligned/`` folder, a LoRA's file or folder, or a whole pipeline's folder.
+        others: more LoRAs of the same base with their weights, added to it.
+        say: gets a line for each thing that was recognised, approximated or left out.
+
+    Returns:
+        The file or folder written.
+
+    Raises:
+        UserError: settings that do not go together, or a LoRA or family that the format cannot hold.
+    """
+    _check(settings)
+    base = base if settings.dtype is None else replace(base, dtype=settings.dtype)  # type: ignore[arg-type]
+    whole = (source / "model_index.json").is_file()
+    if settings.to in ("merged", "single-file"):
+        model = _merged(base, source, whole, settings, others, say)
+        if settings.to == "single-file":
+            size = write_single_file(model, settings.path, DTYPES[base.dtype], settings.title)
+            say(f"{settings.path}: {size / 2**30:.2f} GiB, {base.dtype}")
+        else:
+            with whole_folder(settings.path) as folder:
+                model.pipeline.save_pretrained(folder)
+                _write_card(settings, folder)
+            say(f"{settings.path}: a whole pipeline, {base.dtype}")
+        return settings.path
+    model = load(base)
+    loras = [(_extracted(model, base, source, settings, say), settings.strength)] if whole else []
+    for path, weight in ([] if whole else [(source, settings.strength)]) + list(others):
+        lora, words = read_lora_of(path, model)
+        say(f"{path}: {words}")
+        loras.append((lora, weight))
+    _write_lora(_combined(loras, model, settings, say), model, settings, say)
+    return settings.path
+
+
+def _check(settings: Export) -> None:
+    if settings.to not in FORMATS:
+        raise unknown("format (--to)", settings.to, FORMATS)
+    if settings.dtype is not None and settings.dtype not in DTYPES:
+        raise unknown("--dtype", settings.dtype, DTYPES)
+    if settings.rank is not None and settings.to in ("merged", "single-file"):
+        raise UserError(f"--rank with --to {settings.to}: there is no LoRA in it; allowed: leave --rank out")
+    path = settings.path
+    if path.is_dir() and settings.to in FILES:
+        raise UserError(f"{path} is a folder; allowed: a .safetensors file or the folder that it goes into")
+    taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if taken and not settings.overwrite:
+        raise UserError(f"{path} is there already; allowed: another --output, or --overwrite")
+
+
+def _merged(
+    base: ModelConfig,
+    source: Path,
+    whole: bool,
+    settings: Export,
+    others: Sequence[tuple[Path, float]],
+    say: Callable[[str], None],
+) -> LoadedModel:
+    """The model with everything folded into its weights."""
+    model = load(_whole_config(base, source) if whole else base)
+    if whole and settings.strength != 1:
+        before: Any = load(base).network.state_dict()
+        with torch.no_grad():
+            for name, tensor in model.network.state_dict().items():
+                old = before[name].float()
+                tensor.copy_(old + settings.strength * (tensor.float() - old))
+    loras = []
+    for path, weight in ([] if whole else [(source, settings.strength)]) + list(others):
+        lora, words = read_lora_of(path, model)
+        say(f"{path}: {words}; merged at {weight:g}")
+        loras.append((lora, weight))
+    if loras:
+        merge_into(model, loras)
+    return model
+
+
+def _whole_config(base: ModelConfig, folder: Path) -> ModelConfig:
+    bare = replace(base, path=str(folder), family="auto", revision=None, variant=None)
+    return replace(bare, vae=None, motion_adapter=None)
+
+
+def _extracted(
+    model: LoadedModel, base: ModelConfig, source: Path, settings: Export, say: Callable[[str], None]
+) -> Lora:
+    """The LoRA nearest to the change of a fully trained network."""
+    rank = settings.rank or EXTRACTED_RANK
+    tuned = load(_whole_config(base, source)).network
+    before: Any = {name: module.weight for name, module in modules_of(model.network).items()}
+    after: Any = {name: module.weight for name, module in modules_of(tuned).items()}
+    with torch.no_grad():
+        modules, error = extracted(before, after, rank)
+    if not modules:
+        raise UserError(f"{source}: its weights are those of {model.source}: there is no change to extract")
+    old = model.network.state_dict()
+    held = {f"{name}.weight" for name in before}
+    rest = {name: tensor for name, tensor in tuned.state_dict().items() if name not in held}
+    left = [name for name, tensor in rest.items() if not torch.equal(tensor, old[name])]
+    say(
+        f"extracted a LoRA of rank {rank} from {len(modules)} modules: {error:.1%} of the change is lost (of "
+        f"its norm); {len(left)} changed tensors that are no matrix (biases, norms) are left out"
+    )
+    return {model.family.network_name: modules}
+
+
+def _combined(
+    loras: Sequence[tuple[Lora, float]], model: LoadedModel, settings: Export, say: Callable[[str], None]
+) -> Lora:
+    dora = any(has_dora(lora) for lora, _ in loras)
+    if settings.rank is None:
+        return mix(loras)
+    weights: Any = {
+        component: {
+            name: module.weight for name, module in modules_of(getattr(model.pipeline, component)).items()
+        }
+        for component in {c for lora, _ in loras for c in lora}
+    }
+    plain: list[tuple[Lora, float]] = []
+    if dora:  # the product of the factors is not what a DoRA adds: its change is taken apart first
+        say("a DoRA: the nearest plain LoRA of its whole change is extracted")
+    for lora, weight in loras:
+        with torch.no_grad():
+            plain.append((reduced(lora, settings.rank, weights)[0] if has_dora(lora) else lora, weight))
+    result, error = reduced(mix(plain), settings.rank, weights)
+    say(f"rank {settings.rank}: {error:.2%} of the adapters' change is lost (of its norm)")
+    return result
+
+
+def _write_lora(lora: Lora, model: LoadedModel, settings: Export, say: Callable[[str], None]) -> None:
+    path = settings.path
+    if settings.to == "diffusers":
+        kind = model.family.network_class
+        if not has_lora_loader(kind):
+            raise UserError(
+                f"--to diffusers: diffusers has no LoRA loader for {kind}; allowed: --to comfyui or merged, or "
+                "the run's aligned/, which peft loads"
+            )
+        with whole_folder(path) as folder:
+            write_diffusers(lora, model, folder)
+            _write_card(settings, folder)
+    else:
+        state = (kohya_state if settings.to == "kohya" else comfyui_state)(lora, model)
+        if settings.to == "kohya" and (dropped := dropped_by_diffusers(state, lora, model)):
+            say(
+                f"diffusers' own reader of this layout overlooks {len(dropped)} modules, such as {dropped[0]}"
+            )
+        save(state, path, lora_metadata(lora, model, settings.title))
+    count = sum(len(modules) for modules in lora.values())
+    say(f"{path}: a LoRA of {count} modules in the layout of {settings.to}")
+
+
+def _write_card(settings: Export, folder: Path) -> None:
+    if settings.card_text:
+        (folder / "README.md").write_text(settings.card_text, encoding="utf-8")

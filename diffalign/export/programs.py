@@ -1,0 +1,41 @@
+"""How each program loads what an export has written, in words. No torch."""
+
+from pathlib import Path
+
+
+def how_to_load(to: str, path: Path, family: str) -> list[str]:
+    """Return one line for each program that loads an export.
+
+    Args:
+        to: format of ``diffalign export``.
+        path: what was written.
+        family: of the model.
+    """
+    name = path.stem
+    if to in ("kohya", "comfyui"):
+        node = "LoraLoader" if family in ("sd15", "sdxl") else "LoraLoaderModelOnly"
+        lines = [f"ComfyUI: put {path.name} into models/loras; node {node}, strength 1"]
+        if family in ("sd15", "sdxl"):
+            lines += [
+                f"A1111, Forge: put {path.name} into models/Lora; prompt <lora:{name}:1>",
+                f"kohya's scripts: --network_weights {path}",
+                f'diffusers: pipeline.load_lora_weights("{path}")',
+            ]
+        return lines
+    if to == "single-file":
+        return [
+            f"ComfyUI: put {path.name} into models/checkpoints; node CheckpointLoaderSimple",
+            f"A1111, Forge: put {path.name} into models/Stable-diffusion",
+            f'diffusers: {_PIPELINES[family]}.from_single_file("{path}")',
+        ]
+    if to == "merged":
+        return [f'diffusers: DiffusionPipeline.from_pretrained("{path}")']
+    return [f'diffusers: pipeline.load_lora_weights("{path}")']
+
+
+def trained_lora(path: Path, family: str) -> list[str]:
+    """Return how each program loads a LoRA run's ``aligned/`` of a Stable Diffusion (kohya's layout)."""
+    return how_to_load("kohya", path / "pytorch_lora_weights.safetensors", family)
+
+
+_PIPELINES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}

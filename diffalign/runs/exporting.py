@@ -1,0 +1,98 @@
+"""Runs, LoRAs and fine-tuned pipelines, as ``diffalign export`` and ``diffalign push`` take them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffalign.config.schema import ModelConfig, Run
+from diffalign.errors import UserError
+from diffalign.export.card import Card
+from diffalign.methods import REGISTRY
+from diffalign.models.loading import find_family
+from diffalign.models.sources import resolve
+from diffalign.runs.load_pipeline import named, read_run_directory, run_directory_of
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """An aligned model before it is written in another form.
+
+    Attributes:
+        base: the model that was aligned.
+        source: ``aligned/``, a LoRA, or a whole pipeline's folder.
+        folder: the run directory, or where the source lies.
+        title: a name for it.
+        run: the run's configuration, where it is known.
+    """
+
+    base: ModelConfig
+    source: Path
+    folder: Path
+    title: str
+    run: Run | None = None
+
+    @property
+    def family(self) -> str:
+        """Name of the base's family in the registry."""
+        return find_family(self.base, resolve(self.base.path)).name
+
+    def card(self, adapted: bool) -> str:
+        """Return the model card: the one that training wrote where it fits, else one made from the run."""
+        written = self.source / "README.md"
+        whole = (self.source / "model_index.json").is_file()
+        if written.is_file() and adapted != whole:
+            return written.read_text(encoding="utf-8")
+        method = REGISTRY[self.run.method["type"]].title if self.run else "preference alignment"
+        card = Card(
+            base_model=self.base.path,
+            family=self.family,
+            adapted=adapted,
+            method=method,
+            numbers=figures(self.folder),
+            settings=asdict(self.run) if self.run else {},
+        )
+        return card.text()
+
+
+def exportable(spec: str, base: str | None = None) -> Exportable:
+    """Return what a run directory, an ``aligned/`` folder, a LoRA or a pipeline with its base stands for.
+
+    Raises:
+        UserError: nothing of that kind, or a base that is not known.
+    """
+    path = Path(spec).expanduser()
+    directory = run_directory_of(str(path))
+    run = read_run_directory(directory) if directory is not None else None
+    if (path / "model_index.json").is_file():
+        model = run.model if run is not None and base is None else ModelConfig(path=base or "")
+        if not model.path:
+            raise UserError(
+                f"{spec!r} is a whole pipeline: give the model that it was trained from as --base"
+            )
+        resolve(model.path)
+        return Exportable(model, path, directory or path.parent, _title(directory or path), run)
+    found = named(str(path), base)
+    if found.aligned is None:
+        raise UserError(
+            f"{spec!r} is a base model: there is nothing aligned to export; allowed: a run or a LoRA"
+        )
+    folder = directory or (path if path.is_dir() else path.parent)
+    return Exportable(found.model, found.aligned, folder, _title(directory or path), run)
+
+
+def figures(folder: Path) -> Mapping[str, Any]:
+    """Return the numbers of a run's ``summary.json`` and, where it was evaluated, its ``report.json``."""
+    file = folder / "summary.json"
+    if not file.is_file():
+        return {}
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    numbers = {"optimizer steps": summary.get("steps", 0), "data": summary.get("data", "")}
+    return numbers | dict(summary.get("held_out", {}))
+
+
+def _title(path: Path) -> str:
+    """A file name that every program takes in a prompt: ``<lora:name:1>`` ends at a colon."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.resolve().name)
+    return name.removesuffix(".safetensors") or "diffalign"
