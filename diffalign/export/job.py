@@ -200,8 +200,8 @@ def _write_lora(lora: Lora, model: LoadedModel, settings: Export, say: Callable[
         kind = model.family.network_class
         if not has_lora_loader(kind):
             raise UserError(
-                f"--to diffusers: diffusers has no LoRA loader for {kind}; allowed: --to comfyui or merged, or "
-                "the run's aligned/, which peft loads"
+                f"--to diffusers: diffusers has no LoRA loader for {kind}; allowed: --to comfyui or merged, "
+                "or the run's aligned/, which peft loads"
             )
         with whole_folder(path) as folder:
             write_diffusers(lora, model, folder)

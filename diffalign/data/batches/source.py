@@ -153,8 +153,7 @@ class PairSource:
         """The micro-batch of one micro-step of this rank."""
         first = (micro_step * self._world + self._rank) * self._batch_size
         visits = [self._visit(position) for position in range(first, first + self._batch_size)]
-        own_sizes = self._config.own_sizes
-        return assemble(self._encoded, self._family, visits, self._guided, own_sizes)
+        return assemble(self._encoded, self._family, visits, self._guided)
 
     def _visit(self, position: int) -> Visit:
         record = self._encoded[self._order.at(position)]
@@ -211,8 +210,7 @@ class FixedBatches(Sequence[Batch[Tensor]]):
             draws = Streams.at(self._seed, index, 1, "data/fixed posterior")
             noise = _noise(self._encoded, record, draws) if self._config.posterior == "sample" else None
             visits.append(Visit(record, noise=noise))
-        own_sizes = self._config.own_sizes
-        return assemble(self._encoded, self._family, visits, self._guided, own_sizes)
+        return assemble(self._encoded, self._family, visits, self._guided)
 
 
 def fixed_batches(
