@@ -58,7 +58,7 @@ def is_lora(path: str | Path) -> bool:
     if path.suffix != ".safetensors" or not path.is_file():
         return holds_lora(path)
     parts = ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight", "lora.down.weight")
-    return any(key.endswith(parts) for key in _keys(str(path)))
+    return any(key.endswith(parts) for key in keys_of(str(path))[0])
 
 
 def is_single_file(source: str) -> bool:
