@@ -238,6 +238,15 @@ class Noising(Protocol):
 
 
 @runtime_checkable
+class Reduce(Protocol):
+    """Squared errors (B, *d) to one number per unit, (B, *unit)."""
+
+    def __call__(self, squared: Tensor) -> Tensor:
+        """Return the mean over whatever makes up a unit."""
+        ...
+
+
+@runtime_checkable
 class Reward(Protocol):
     """Scores images, or videos where its card says so: higher is better."""
 
@@ -263,7 +272,32 @@ class Source(Protocol[X]):
 
 @runtime_checkable
 class Method(Protocol[X]):
-    """A preference-optimisation method: the twenty lines in which two papers differ."""
+    """A preference-optimisation method: the twenty lines in which two papers differ.
+
+    This is the whole contract: training, strategies, held-out diagnostics and the assembly of a run read no
+    other attribute. A method that remembers something is ``Stateful`` as well.
+    """
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the method calls its reference; without one no reference network is kept."""
+        ...
+
+    @property
+    def noising(self) -> Noising | None:
+        """How clean latents become noisy states; None: the method has no ``Noising`` (recorded steps)."""
+        ...
+
+    @property
+    def reduce(self) -> Reduce:
+        """What counts as one unit of a sample."""
+        ...
+
+    def at_times(self, times: TimeSampler) -> "Method[X]":
+        """Return the method with its times drawn by ``times``, which held-out diagnostics measure a bin of
+        times with; a method of recorded steps has no choice of times and returns itself.
+        """
+        ...
 
     def __call__(
         self,

@@ -252,6 +252,7 @@ ALIASES: Mapping[str, Alias] = {
     # output
     "output_dir": _to("output"),
     "resume_from_checkpoint": _to("resume"),
+    "resume.allow": _to("resume_allow"),
     "checkpointing_steps": _to("checkpoint.every"),
     "save_steps": _to("checkpoint.every", _T),
     "checkpoints_total_limit": _to("checkpoint.limit", _D),
@@ -272,10 +273,8 @@ ALIASES: Mapping[str, Alias] = {
     "validation_prompt": Alias("validation.prompts", lambda text: [("validation_prompt", text)], many=True),
     "validation_prompts": Alias("validation.prompts", lambda text: [("validation_prompt", text)], many=True),
     "num_validation_images": _to("validation.images_per_prompt"),
+    "num_train_epochs": _to("training.epochs"),
     # without effect
-    "num_train_epochs": Alias(
-        "the number of epochs, unless --max_train_steps is given", lambda text: [("num_train_epochs", text)]
-    ),
     "cache_dir": _unused("downloads go where HF_HOME says; the cache of encoded data is --data.cache_dir"),
     "logging_dir": _unused("logs are written under the output folder"),
     "local_rank": _unused("the launcher tells the rank by the environment"),

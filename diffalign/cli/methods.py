@@ -115,7 +115,13 @@ def describe(card: Any) -> str:
 
 def defaults(method: type) -> dict[str, Any]:
     """The fields of a method and their default values, as a configuration would give them."""
-    return {f.name: _plain(f, f.default) for f in dataclasses.fields(method) if f.init}
+    from diffalign.methods._base import own_first
+
+    return {f.name: _plain(f, _default(f)) for f in own_first(method) if f.init and f.compare}
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _plain(field: "dataclasses.Field[Any]", value: Any) -> Any:

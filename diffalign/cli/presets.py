@@ -26,7 +26,7 @@ VALIDATION_PROMPTS = (
 VALIDATION_STEPS = "200"  # the scripts' default
 LATE = (
     "beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt", "validation_steps", "lr_scheduler",
-    "num_train_epochs", "sync_ref_model",
+    "sync_ref_model",
 )  # fmt: skip
 """Pseudo-fields of flags whose meaning depends on the rest of the run."""
 
@@ -103,7 +103,7 @@ PRESETS: Mapping[str, Preset] = {
         {},
         (
             "TRL's beta of 0.1 is of sums over tokens; here beta is of means over latents (5000)",
-            "it has no epochs of 3: training.steps counts optimizer steps",
+            "it trains 3 epochs where --max_steps is not given; here training.steps counts optimizer steps",
             "precision is float32 without --bf16",
             *_OURS[:2],
         ),
@@ -194,11 +194,6 @@ def late(run: Run, given: Mapping[str, list[str]], preset: str = "") -> tuple[Pa
         first, second = (given.get(f"beta{i}", [str(run.optimizer.betas[i - 1])])[-1] for i in (1, 2))
         pairs.append(("optimizer.betas", f"{first},{second}"))
     pairs += _schedule(run, given, preset, notes)
-    if "num_train_epochs" in given:
-        notes.append(
-            f"--num_train_epochs {given['num_train_epochs'][-1]} has no effect: the loop counts optimizer "
-            f"steps (training.steps is {run.training.steps})"
-        )
     if "sync_ref_model" in given:
         pairs += [("training.reference_every", "512")] if not run.training.reference_every else []
         pairs += [("training.reference_mix", "0.6")] if run.training.reference_mix == 1 else []

@@ -52,6 +52,28 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, start: T | None =
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
+def describe(value: Any) -> dict[str, Any]:
+    """Return the plain mapping that builds an equal instance: every field of a dataclass by name.
+
+    Fields that no mapping can give are left out: state (``compare=False``), and dataclasses where the field
+    is not annotated as one and has no ``choice``.
+    """
+    hints = get_type_hints(type(value))
+    plain = {}
+    for f in dataclasses.fields(value):
+        inner, table = getattr(value, f.name), f.metadata.get("choices", {})
+        if not f.init or not f.compare:
+            continue
+        if not dataclasses.is_dataclass(inner):
+            plain[f.name] = list(inner) if isinstance(inner, tuple) else inner
+        elif table:
+            names = [name for name, cls in table.items() if cls is type(inner)]
+            plain[f.name] = {"type": names[0], **describe(inner)}
+        elif dataclasses.is_dataclass(hints[f.name]):
+            plain[f.name] = describe(inner)
+    return plain
+
+
 def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = None) -> T:
     """An instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
 

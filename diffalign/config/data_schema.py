@@ -102,6 +102,9 @@ class DataConfig:
     segment_seconds: float = option(
         1.0, "seconds that a dense label covers, where the set does not tell", POSITIVE
     )
+    own_sizes: bool = option(
+        False, "SDXL's size conditions of each image's own size, which may tell who won; else one for a group"
+    )
     crop: Literal["center", "random"] = option("center", "part of an image that is kept")
     flip: bool = option(False, "flip images horizontally at random, all images of a group alike")
     buckets: bool = option(False, "aspect-ratio buckets; the images of a group share one")

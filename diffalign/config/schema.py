@@ -100,6 +100,7 @@ class ModelConfig:
     train: Literal["lora", "full"] = option("lora", "train adapters, or all weights of the network")
     lora: LoraConfig = section(LoraConfig)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
+    dropout: bool = option(False, "keep the network's own dropout, in policy and reference alike")
     attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = option(
         "auto", "attention kernel; auto: torch's choice"
     )
@@ -131,6 +132,7 @@ class TrainingConfig:
     """The loop."""
 
     steps: int = option(1000, "optimizer steps", COUNT)
+    epochs: float | None = option(None, "passes over the training groups, in place of steps", POSITIVE)
     batch_size: int = option(1, "groups (pairs) of a micro-batch in each process", BATCH)
     accumulation: int = option(1, "micro-batches of an optimizer step", between(1, 10**6))
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of the network")
@@ -205,6 +207,9 @@ class Run:
 
     output: str = option("runs/diffalign", "the run directory", FOLDER)
     resume: str | None = option(None, "continue exactly from a checkpoint: latest, or its folder")
+    resume_allow: tuple[str, ...] = option(
+        (), "settings, data or model that may differ on resume, also --resume.allow data,learning_rate", NAMES
+    )
     overwrite: bool = option(False, "replace another run in the output folder, which is an error otherwise")
     method: Mapping[str, Any] = mapping_option(
         lambda: {"type": "dpo"}, "another method by name; --method.FIELD sets a field of it"

@@ -7,37 +7,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffalign.types import Cond, Denoiser, Path, Target
+from diffalign.diffusion.wrapper import Wrapper
+from diffalign.types import Cond
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
+class Guided(Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
     It is negative + scale (positive - negative); both predictions come from one call of 2B samples.
 
     Attributes:
-        denoiser: any denoiser.
         negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
             positive's.
         scale: 1 is no guidance.
         held: no gradient through the negative prediction, which then has a call of its own.
     """
 
-    denoiser: Denoiser
     negative: Mapping[str, Tensor]
     scale: float
     held: bool = False
-
-    @property
-    def path(self) -> Path:
-        """The denoiser's."""
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        """The denoiser's."""
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The guided prediction, shaped like ``x_t``."""

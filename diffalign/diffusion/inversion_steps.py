@@ -11,7 +11,8 @@ from diffalign.diffusion.guidance import Guided
 from diffalign.diffusion.likelihood import at_least_float32
 from diffalign.diffusion.noising import expand
 from diffalign.diffusion.samplers import clean_and_noise
-from diffalign.types import Cond, Denoiser, Path, Target
+from diffalign.diffusion.wrapper import Wrapper
+from diffalign.types import Cond, Denoiser, Path
 
 
 def rows_of(denoiser: Denoiser, index: Int[Tensor, " n"], count: int) -> Denoiser:
@@ -25,19 +26,10 @@ def rows_of(denoiser: Denoiser, index: Int[Tensor, " n"], count: int) -> Denoise
 
 
 @dataclass(frozen=True, eq=False)
-class _Told:
+class _Told(Wrapper):
     """A denoiser whose network is told ``time``, whatever the level of its input."""
 
-    denoiser: Denoiser
     time: Tensor
-
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         return self.denoiser(x_t, self.time, cond)

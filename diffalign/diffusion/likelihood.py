@@ -11,24 +11,15 @@ elements, so that a beta means the same at every resolution.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffalign.diffusion.noising import expand
+from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
-from diffalign.types import Cond, Denoiser, Kernel, Likelihood, Noised, Path, Target, Transition
-
-
-@runtime_checkable
-class Reduce(Protocol):
-    """Squared errors (B, *d) to one number per unit, (B, *unit)."""
-
-    def __call__(self, squared: Tensor) -> Tensor:
-        """Mean over whatever makes up a unit."""
-        ...
+from diffalign.types import Cond, Denoiser, Kernel, Likelihood, Noised, Reduce, Target, Transition
 
 
 @dataclass(frozen=True)
@@ -85,26 +76,14 @@ class StepLikelihood(Likelihood):
 
 
 @dataclass(frozen=True, eq=False)
-class OncePerState:
+class OncePerState(Wrapper):
     """A denoiser that is asked once for samples that are the same to it: rivals that share x_t.
 
     Attributes:
-        denoiser: any denoiser.
         state: (B,) int64 on the CPU; equal ids have equal x_t, t and conditions.
     """
 
-    denoiser: Denoiser
     state: Int[Tensor, " B"]
-
-    @property
-    def path(self) -> Path:
-        """The denoiser's."""
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        """The denoiser's."""
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The prediction for all B, (B, *d), of one call for each different state."""

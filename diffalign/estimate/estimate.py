@@ -151,7 +151,7 @@ def needs_reference(run: Run) -> bool:
     """Whether the run's method asks a reference."""
     from diffalign.methods import build
 
-    return bool(build(run.method).needs_reference)  # type: ignore[attr-defined]
+    return build(run.method).needs_reference
 
 
 def memory(run: Run, counts: Counts) -> dict[str, int]:

@@ -12,7 +12,7 @@ from diffalign.methods.registry import shape_of
 
 def rivals_of(run: Run) -> int:
     """Samples of a group."""
-    if not run.rollout.prompts or shape_of(run) == "tree":
+    if not run.rollout.prompts or shape_of(run.method["type"], run.rollout) == "tree":
         return 2
     return run.rollout.part or run.rollout.samples
 

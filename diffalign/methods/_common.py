@@ -2,22 +2,21 @@
 and metrics under their usual names.
 """
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from diffalign.diffusion.guidance import Guided
-from diffalign.diffusion.inversion import Inversion
-from diffalign.diffusion.likelihood import Reduce, elbo
-from diffalign.diffusion.noising import Forward, expand
-from diffalign.diffusion.times import Listed, LogitNormal, Mode, Uniform, fitted
+from diffalign.diffusion.likelihood import elbo
+from diffalign.diffusion.noising import expand
+from diffalign.diffusion.times import fitted
 from diffalign.losses.contrast import Contrast, contrast
-from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Step, TimeSampler
+from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Reduce, Step, TimeSampler
 
-TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "mode": Mode, "listed": Listed}
-NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
+LIKED = 0.5
+"""A single sample is liked above this score, disliked below it, and neither at it."""
 
 OverTime = Literal["constant", "alpha_squared"]
 """What an error weighs at time t: the same everywhere, or alpha(t)^2, which measures the error of a velocity
@@ -25,6 +24,36 @@ OverTime = Literal["constant", "alpha_squared"]
 """
 
 
+@dataclass(frozen=True)
+class ScoreRange:
+    """The range of the scores that a method reads, which a run checks before it trains.
+
+    Attributes:
+        low: smallest allowed.
+        high: largest allowed.
+        rewards: whether it reads the reward of an image where there is one, else its label's score.
+        tolerated: share of scores that may lie outside, and are said.
+        advice: how to bring scores into the range.
+    """
+
+    low: float
+    high: float
+    rewards: bool
+    tolerated: float
+    advice: str
+
+
+@runtime_checkable
+class OfScores(Protocol):
+    """A method whose formula reads scores as numbers, not only their order."""
+
+    @property
+    def score_range(self) -> "ScoreRange":
+        """What the scores must be."""
+        ...
+
+
+@runtime_checkable
 class OverStates(Protocol):
     """A method that looks at noisy states: what ``noisy`` and ``compare`` read off it."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffalign.diffusion.likelihood import elbo
 from diffalign.losses.pointwise import Utility
-from diffalign.methods._common import OverStates, noisy
+from diffalign.methods._common import LIKED, OverStates, noisy
 from diffalign.types import Batch, Cond, Denoiser, Likelihood, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
 
@@ -83,7 +83,7 @@ def likes_step(method: OfLikes, ratios: Tensor, others: Tensor, score: Tensor) -
         others: (B, *unit) log-ratios that the offset is a mean of.
         score: (B, *unit).
     """
-    sign = (score - 0.5).sign().to(ratios)
+    sign = (score - LIKED).sign().to(ratios)
     liked, disliked, counted = (sign > 0).to(ratios), (sign < 0).to(ratios), sign.abs()
     terms = counted.sum()
     kl = _offset(method, method.beta * others, liked, disliked)

@@ -106,39 +106,39 @@ class Stratified:
 
 
 @dataclass(frozen=True)
-class Matched:
-    """S B rows of noisy states with what the policy says of them.
+class NoisedRows:
+    """S B rows of noisy states with the policy's predictions.
 
     Attributes:
         z: the states.
         cond: their conditions.
-        said: the policy's prediction, with gradient, at least float32.
-        wanted: the prediction without an error.
+        prediction: the policy's, with gradient, at least float32.
+        target: the prediction without an error.
         strata: S.
     """
 
     z: Noised
     cond: Cond
-    said: Tensor
-    wanted: Tensor
+    prediction: Tensor
+    target: Tensor
     strata: int
 
     def by_time(self, rows: Tensor) -> Tensor:
-        """(S, B) of (S B,)."""
+        """Return rows (S B,) as (S, B)."""
         return rows.unflatten(0, (self.strata, -1))
 
     @torch.no_grad()
-    def of(self, denoiser: Denoiser) -> Tensor:
-        """What somebody else says of them, without gradient."""
+    def predicted_by(self, denoiser: Denoiser) -> Tensor:
+        """Return another denoiser's predictions of the rows, without gradient."""
         return at_least_float32(denoiser(self.z.x_t, self.z.t, self.cond))
 
-    def apart(self, other: Tensor) -> Tensor:
-        """(S B,) mean squared difference of the policy's prediction and ``other``."""
-        return _mean_square(self.said - other)
+    def distance(self, other: Tensor) -> Tensor:
+        """Return the mean squared difference (S B,) of the policy's prediction and ``other``."""
+        return _mean_square(self.prediction - other)
 
-    def error(self, said: Tensor) -> Tensor:
-        """(S B,) mean squared error of a prediction."""
-        return _mean_square(said - self.wanted)
+    def error(self, prediction: Tensor) -> Tensor:
+        """Return the mean squared error (S B,) of a prediction."""
+        return _mean_square(prediction - self.target)
 
 
 def _mean_square(difference: Tensor) -> Tensor:
@@ -151,14 +151,14 @@ def detached_step(metrics: Mapping[str, Tensor], batch: Batch[Any]) -> Step:
     return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
 
 
-def matched(
+def noised_rows(
     time: Stratified, policy: Denoiser, batch: Batch[Any], generator: Random | torch.Generator, shared: bool
-) -> Matched:
-    """The samples of a batch noised at several times, and what the policy says.
+) -> NoisedRows:
+    """Return the samples of a batch noised at several times, with the policy's predictions.
 
     Args:
         time: which times; rivals have the same.
-        policy: asked once, with gradient.
+        policy: called once, with gradient.
         batch: finished samples.
         generator: of times and noise.
         shared: whether rivals share their noise at a time, or every row has its own.
@@ -172,6 +172,6 @@ def matched(
     x0 = batch.x.repeat(strata, *(1 for _ in batch.x.shape[1:]))
     cond = {name: v.repeat(strata, *(1 for _ in v.shape[1:])) for name, v in batch.cond.items()}
     z = Noised(x0, eps, add_noise(policy, x0, eps, times), times)
-    said = at_least_float32(policy(z.x_t, times, cond))
-    wanted = at_least_float32(regression_target(policy.target, policy, z))
-    return Matched(z, cond, said, wanted, strata)
+    prediction = at_least_float32(policy(z.x_t, times, cond))
+    target = at_least_float32(regression_target(policy.target, policy, z))
+    return NoisedRows(z, cond, prediction, target, strata)

@@ -86,7 +86,7 @@ def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
     )
 
 
-def asked(denoiser: Denoiser, batch: Batch[Transition], held: bool = False) -> Denoiser:
+def as_drawn(denoiser: Denoiser, batch: Batch[Transition], held: bool = False) -> Denoiser:
     """The denoiser, guided as when the batch was drawn and asked once for each different state; ``held``: no
     gradient through what it is guided away from.
     """
@@ -102,24 +102,24 @@ def likelihood(
     policy: Denoiser, reference: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False
 ) -> StepLikelihood:
     """Log-densities (B,) of the recorded steps under both, and the KL of the policy's to the reference's; see
-    ``asked`` for ``held``.
+    ``as_drawn`` for ``held``.
 
     Raises:
         UserError: the batch is not of a rollout.
     """
     kernel, known = kernel_of(batch, card), batch.extra.get("reference_mean")
-    guided = asked(reference, batch) if known is None else reference  # which is not asked then
-    return transition(asked(policy, batch, held), guided, batch.x, batch.cond, kernel, known)
+    guided = as_drawn(reference, batch) if known is None else reference  # which is not asked then
+    return transition(as_drawn(policy, batch, held), guided, batch.x, batch.cond, kernel, known)
 
 
 def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False) -> Tensor:
-    """Log-density (B,) of the recorded steps under the policy alone; see ``asked`` for ``held``.
+    """Log-density (B,) of the recorded steps under the policy alone; see ``as_drawn`` for ``held``.
 
     Raises:
         UserError: the batch is not of a rollout.
     """
     kernel, x = kernel_of(batch, card), batch.x
-    return step_log_density(x.x_s, *kernel(asked(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
+    return step_log_density(x.x_s, *kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
 
 
 class OfAdvantages(Protocol):

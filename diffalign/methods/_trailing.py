@@ -7,13 +7,15 @@ which knows the trailing policy.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
 from diffalign.methods.registry import MethodCard
-from diffalign.types import Cond, Denoiser, Path, Target
+from diffalign.types import Cond, Denoiser
 
 
 @dataclass(frozen=True)
@@ -50,34 +52,38 @@ class Trail:
         return 1 - min(self.limit, self.rate * max(0, step - self.start))
 
 
+@runtime_checkable
+class Trailing(Protocol):
+    """A method that a moving average of the policy belongs to (``MethodCard.trailing``)."""
+
+    @property
+    def trail(self) -> Trail:
+        """How fast the moving average follows."""
+        ...
+
+    @property
+    def trails(self) -> bool:
+        """Whether the moving average is used; without it none is kept."""
+        ...
+
+
 TRAILS: Mapping[str, type] = {"linear": Trail}
 
 
 @dataclass(frozen=True, eq=False)
-class Followed:
+class Followed(Wrapper):
     """The base as a denoiser, with the policy that trails.
 
     Attributes:
-        base: frozen.
-        trailing: without gradient.
+        denoiser: the base, frozen.
+        trailing: the moving average, called without gradient.
     """
 
-    base: Denoiser
     trailing: Denoiser
-
-    @property
-    def path(self) -> Path:
-        """The base's."""
-        return self.base.path
-
-    @property
-    def target(self) -> Target:
-        """The base's."""
-        return self.base.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The base's prediction."""
-        return self.base(x_t, t, cond)
+        return self.denoiser(x_t, t, cond)
 
 
 def trailing_of(reference: Denoiser, card: MethodCard) -> Denoiser:

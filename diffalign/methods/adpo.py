@@ -15,48 +15,35 @@ the temperature that adapts to entropy and the Plackett-Luce variants of later v
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, elbo
-from diffalign.diffusion.noising import Forward, expand
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
+from diffalign.diffusion.likelihood import elbo
+from diffalign.diffusion.noising import expand
 from diffalign.losses.contrast import contrast
-from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_metrics
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import StateMethod, check_positive
+from diffalign.methods._common import noisy, preference_metrics
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class ADPO:
+@dataclass(frozen=True, kw_only=True)
+class ADPO(StateMethod):
     """Lists against a softmax of their scores.
 
     Attributes:
         scale: makes log-ratios, in units of a mean squared error with Diffusion-DPO's 1/2.
         tau: temperature of the policy's list.
         beta_reward: temperature of the standardised scores.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     scale: float = 2000.0
     tau: float = 0.8
     beta_reward: float = 0.5
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("scale", "tau", "beta_reward"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"method.{name}={getattr(self, name)}; allowed: more than 0")
+        check_positive(self, "scale", "tau", "beta_reward")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -98,7 +85,7 @@ CARD = MethodCard(
     paper="Wang, ADPO: Anchored Direct Preference Optimization",
     year=2025,
     arxiv="2510.18913",
-    data="lists",
+    data=DataKind.LISTS,
     cost="K policy samples with gradient, K reference samples",
     method=ADPO,
 )

@@ -17,48 +17,31 @@ Ours: the transposition to denoising errors; ties leave before the sort.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, elbo
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
+from diffalign.diffusion.likelihood import elbo
 from diffalign.losses.contrast import contrast
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_metrics
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import PairMethod
+from diffalign.methods._common import noisy, preference_metrics
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class AOT:
+@dataclass(frozen=True, kw_only=True)
+class AOT(PairMethod):
     """Sorted margins against sorted margins.
 
     Attributes:
         beta: scale of the logit, in units of a mean squared error with Diffusion-DPO's 1/2.
         paired: sort margins of pairs under policy and reference, else winners and losers apart.
         loss: what two quantiles demand; ``{"type": "logistic", "label_smoothing": 0.1}`` smooths labels.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
         reduce: what counts as one unit of a sample; units are pooled.
     """
 
     beta: float = 5000.0
     paired: bool = True
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -88,7 +71,7 @@ CARD = MethodCard(
     paper="Melnyk et al., Distributional Preference Alignment of LLMs via Optimal Transport",
     year=2024,
     arxiv="2406.05882",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=AOT,
 )

@@ -14,45 +14,29 @@ Ours: the transposition to denoising errors. Both losses are also ``loss`` setti
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
 from diffalign.losses.pairwise import APODown, APOZero
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import ScaledMethod
+from diffalign.methods._common import compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class APO:
+@dataclass(frozen=True, kw_only=True)
+class APO(ScaledMethod):
     """Anchored pairs.
 
     Attributes:
         beta: scale of the rewards, in units of a mean squared error with the paper's 1/2.
         variant: "zero" where winners are better than the model's own images, "down" where they are worse.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 2000.0
     variant: Literal["zero", "down"] = "zero"
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -69,7 +53,7 @@ CARD = MethodCard(
     paper="D'Oosterlinck et al., Anchored Preference Optimization and Contrastive Revisions",
     year=2024,
     arxiv="2408.06266",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=APO,
 )

@@ -19,20 +19,18 @@ it and then holds beta at its highest for long.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import StateMethod
+from diffalign.methods._common import compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
 
 
@@ -49,8 +47,8 @@ class Running:
         self.value = torch.where(mean > 0, new, old)
 
 
-@dataclass(frozen=True)
-class AutoBeta:
+@dataclass(frozen=True, kw_only=True)
+class AutoBeta(StateMethod):
     """Pairs of rivals, beta from the size of their margins.
 
     Attributes:
@@ -59,9 +57,6 @@ class AutoBeta:
         low: least beta, in units of a mean squared error with Diffusion-DPO's 1/2.
         high: largest beta; also the first, while nothing has moved.
         loss: what a pair demands of its logit.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
         running: the state; copies made by ``dataclasses.replace`` share it.
     """
 
@@ -70,12 +65,7 @@ class AutoBeta:
     low: float = 65.536
     high: float = 65536.0
     loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
     running: Running = field(default_factory=Running, repr=False, compare=False)
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 0.5 or not 0 <= self.decay < 1:
@@ -112,7 +102,7 @@ CARD = MethodCard(
     paper="SimpleTuner's Flow-DPO; Liu et al., Improving Video Generation with Human Feedback (its loss)",
     year=2025,
     arxiv="2501.13918",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=AutoBeta,
 )

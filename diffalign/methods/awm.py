@@ -31,15 +31,16 @@ from diffalign.config.build import choice
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import ppo
 from diffalign.losses.surrogates import Weighting, elbo_weight, stand_in
-from diffalign.methods._multi_time import Stratified, detached_step, matched
+from diffalign.methods._base import RolloutMethod
+from diffalign.methods._multi_time import Stratified, detached_step, noised_rows
 from diffalign.methods._steps import advantage_of, check_advantage_clip
 from diffalign.methods._trailing import TRAILS, Trail, trailing_of
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
 
 @dataclass(frozen=True)
-class AWM:
+class AWM(RolloutMethod):
     """Samples with advantages, likelihoods by the denoising error.
 
     Attributes:
@@ -90,9 +91,9 @@ class AWM:
     ) -> Step:
         """The mean loss over all samples and times."""
         advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
-        rows = matched(self.time, policy, batch, generator, shared=False)
-        ema = rows.of(trailing_of(reference, CARD)) if self.trails else rows.said.detach()
-        logp = stand_in(rows.error(rows.said), rows.z.t, self.weighting, self.power)
+        rows = noised_rows(self.time, policy, batch, generator, shared=False)
+        ema = rows.predicted_by(trailing_of(reference, CARD)) if self.trails else rows.prediction.detach()
+        logp = stand_in(rows.error(rows.prediction), rows.z.t, self.weighting, self.power)
         old = logp.detach()
         if self.old == "trailing":
             old = stand_in(rows.error(ema), rows.z.t, self.weighting, self.power)
@@ -100,9 +101,10 @@ class AWM:
         gain = gain if self.order == "exp_first" else gain.mean(0, keepdim=True)
         scaled = (advantage / self.advantage_clip).to(gain).expand_as(gain)
         losses, ratio = ppo(gain, scaled, self.clip)
-        elbo, base = elbo_weight(rows.z.t), rows.of(reference) if self.kl else rows.said.detach()
-        kl = (rows.apart(base) * (elbo if self.kl_weight == "elbo" else 1)).mean()
-        ema_kl = (rows.apart(ema) * (elbo if self.ema_kl_weight == "elbo" else 1)).mean()
+        elbo = elbo_weight(rows.z.t)
+        base = rows.predicted_by(reference) if self.kl else rows.prediction.detach()
+        kl = (rows.distance(base) * (elbo if self.kl_weight == "elbo" else 1)).mean()
+        ema_kl = (rows.distance(ema) * (elbo if self.ema_kl_weight == "elbo" else 1)).mean()
         loss = losses.mean() + self.kl * kl + self.ema_kl * ema_kl
         clipped = ((ratio - 1).abs() > self.clip).to(ratio).mean()
         metrics = {"loss": loss, "policy_loss": losses.mean(), "kl": kl, "ema_kl": ema_kl}
@@ -116,7 +118,7 @@ CARD = MethodCard(
     paper="Xue et al., Advantage Weighted Matching: Aligning RL with Pretraining in Diffusion Models",
     year=2025,
     arxiv="2509.25050",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="a time: 1 policy sample with gradient, 2 without (base, moving average)",
     method=AWM,
     advantages=True,

@@ -30,13 +30,14 @@ import torch
 
 from diffalign.config.build import choice
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
+from diffalign.methods._base import RolloutMethod
 from diffalign.methods._steps import check_preference, preference
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 
 @dataclass(frozen=True)
-class D3PO:
+class D3PO(RolloutMethod):
     """Pairs of rival steps of whole trajectories, exact log-densities.
 
     Attributes:
@@ -73,7 +74,7 @@ CARD = MethodCard(
     paper="Yang et al., Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model",
     year=2023,
     arxiv="2311.13231",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="a step: 2 policy samples with gradient, 2 reference samples, in the rollout; twice that guided",
     method=D3PO,
     rollout="trajectories",

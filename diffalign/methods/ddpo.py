@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffalign.methods._base import RolloutMethod
 from diffalign.methods._steps import (
     advantage_of,
     check_advantages,
@@ -31,12 +32,12 @@ from diffalign.methods._steps import (
     likelihood,
     surrogate,
 )
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 
 @dataclass(frozen=True)
-class DDPO:
+class DDPO(RolloutMethod):
     """Single steps of whole trajectories with advantages, exact log-densities.
 
     Attributes:
@@ -84,7 +85,7 @@ CARD = MethodCard(
     paper="Black et al., Training Diffusion Models with Reinforcement Learning",
     year=2023,
     arxiv="2305.13301",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="a step: 1 policy sample with gradient, 1 reference sample, in the rollout; twice that guided",
     method=DDPO,
     rollout="trajectories",

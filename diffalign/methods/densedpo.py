@@ -22,25 +22,24 @@ The paper's baselines are settings. VanillaDPO is ``dpo`` on two videos drawn in
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
 from diffalign.diffusion.likelihood import PerFrame, Reduce
-from diffalign.diffusion.noising import Forward
 from diffalign.diffusion.times import LogitNormal
 from diffalign.errors import UserError
 from diffalign.losses.contrast import per_pair
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, OverTime, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import TIMES, PairMethod
+from diffalign.methods._common import OverTime, compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step, TimeSampler
 
 
-@dataclass(frozen=True)
-class DenseDPO:
+@dataclass(frozen=True, kw_only=True)
+class DenseDPO(PairMethod):
     """Pairs of videos, compared frame by frame.
 
     Attributes:
@@ -50,23 +49,14 @@ class DenseDPO:
         loss: what a frame (or a pair) demands of its logit.
         over_time: beta at time t: the same everywhere, or beta alpha(t)^2.
         time: which times are trained on, one per pair.
-        noising: how latents become noisy states.
         reduce: what counts as one unit of a sample.
     """
 
     beta: float = 500.0
     average: Literal["frames", "videos", "sum", "mean"] = "frames"
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
     over_time: OverTime = "constant"
     time: TimeSampler = choice(TIMES, LogitNormal())
-    noising: Noising = choice(NOISINGS, Forward())
     reduce: Reduce = PerFrame()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -106,8 +96,7 @@ CARD = MethodCard(
     paper="Wu et al., DenseDPO: Fine-Grained Temporal Preference Optimization for Video Diffusion Models",
     year=2025,
     arxiv="2506.03517",
-    data="videos in pairs, labelled segment by segment",
+    data=DataKind.DENSE_PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=DenseDPO,
-    dense=True,
 )

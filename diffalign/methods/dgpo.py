@@ -26,15 +26,16 @@ from torch import Tensor
 from diffalign.config.build import choice
 from diffalign.errors import UserError
 from diffalign.losses.surrogates import group_sums
-from diffalign.methods._multi_time import Stratified, detached_step, matched
+from diffalign.methods._base import RolloutMethod
+from diffalign.methods._multi_time import Stratified, detached_step, noised_rows
 from diffalign.methods._steps import advantage_of, check_advantage_clip
 from diffalign.methods._trailing import TRAILS, Trail, trailing_of
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
 
 @dataclass(frozen=True)
-class DGPO:
+class DGPO(RolloutMethod):
     """Groups of samples with advantages, compared by their denoising errors.
 
     Attributes:
@@ -77,10 +78,10 @@ class DGPO:
     ) -> Step:
         """The mean loss over all samples and times."""
         a = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
-        rows = matched(self.time, policy, batch, generator, self.shared_noise)
-        m, a = rows.by_time(rows.error(rows.said)), a.to(rows.said)
-        ema = rows.of(trailing_of(reference, CARD)) if self.trails else m.detach()
-        base = rows.of(reference) if self.reference == "base" or self.kl else m.detach()
+        rows = noised_rows(self.time, policy, batch, generator, self.shared_noise)
+        m, a = rows.by_time(rows.error(rows.prediction)), a.to(rows.prediction)
+        ema = rows.predicted_by(trailing_of(reference, CARD)) if self.trails else m.detach()
+        base = rows.predicted_by(reference) if self.reference == "base" or self.kl else m.detach()
         r = rows.by_time(rows.error(ema if self.reference == "trailing" else base))
         size = batch.group.bincount()[batch.group].to(m)
         weight = group_sums(self.beta * a * (m.detach() - r) / size, batch.group).sigmoid()
@@ -90,7 +91,7 @@ class DGPO:
         matching = (weight * a * m).mean()
         loss, metrics = matching, {"policy_loss": matching, "weight": weight.mean(), "errors": (m - r).mean()}
         if self.kl:
-            metrics["kl"] = rows.apart(base).mean()
+            metrics["kl"] = rows.distance(base).mean()
             loss = loss + self.kl * metrics["kl"]
         return detached_step({"loss": loss, **metrics}, batch)
 
@@ -101,7 +102,7 @@ CARD = MethodCard(
     paper="Luo et al., Reinforcing Diffusion Models by Direct Group Preference Optimization",
     year=2025,
     arxiv="2510.08425",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="a time: 1 policy sample with gradient, 1 without (moving average), 1 more with kl",
     method=DGPO,
     advantages=True,

@@ -27,15 +27,16 @@ from torch import Tensor
 from diffalign.config.build import choice
 from diffalign.diffusion.samplers import estimates_of
 from diffalign.errors import UserError
-from diffalign.methods._multi_time import Stratified, detached_step, matched
+from diffalign.methods._base import RolloutMethod
+from diffalign.methods._multi_time import Stratified, detached_step, noised_rows
 from diffalign.methods._steps import advantage_of, check_advantage_clip
 from diffalign.methods._trailing import TRAILS, Trail, trailing_of
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Noised, Random, Step
 
 
 @dataclass(frozen=True)
-class DiffusionNFT:
+class DiffusionNFT(RolloutMethod):
     """Samples with advantages, fitted and mirrored.
 
     Attributes:
@@ -68,20 +69,20 @@ class DiffusionNFT:
     ) -> Step:
         """The mean loss over all samples and times."""
         share = self.share(advantage_of(batch, CARD))
-        rows = matched(self.time, policy, batch, generator, shared=False)
-        old = rows.of(trailing_of(reference, CARD))
+        rows = noised_rows(self.time, policy, batch, generator, shared=False)
+        old = rows.predicted_by(trailing_of(reference, CARD))
         plus, minus = (
-            self._error(policy, rows.z, old + sign * self.beta * (rows.said - old)) for sign in (1, -1)
+            self._error(policy, rows.z, old + sign * self.beta * (rows.prediction - old)) for sign in (1, -1)
         )
         r = share.to(plus).repeat(rows.strata)
         fitted = self.advantage_clip * ((r * plus + (1 - r) * minus) / self.beta).mean()
-        kl = rows.apart(rows.of(reference)).mean()
+        kl = rows.distance(rows.predicted_by(reference)).mean()
         loss = fitted + self.kl * kl
         metrics = {"loss": loss, "policy_loss": fitted, "kl": kl, "share": r.mean()}
         metrics |= {
             "errors/plus": plus.mean(),
             "errors/minus": minus.mean(),
-            "ema_kl": rows.apart(old).mean(),
+            "ema_kl": rows.distance(old).mean(),
         }
         return detached_step(metrics, batch)
 
@@ -109,7 +110,7 @@ CARD = MethodCard(
     paper="Zheng et al., DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
     year=2025,
     arxiv="2509.16117",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="a time: 1 policy sample with gradient, 2 without (base, moving average)",
     method=DiffusionNFT,
     advantages=True,

@@ -14,45 +14,32 @@ after the clamp, as here.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import ReverseKL
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import ScaledMethod
+from diffalign.methods._common import compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class DMPO:
+@dataclass(frozen=True, kw_only=True)
+class DMPO(ScaledMethod):
     """Reverse KL of the preference from its label.
 
     Attributes:
         beta: scale of the logit, in units of a mean squared error with the paper's 1/2.
         alpha: probability that a label is wrong; at least 1e-6 is used.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 2000.0
     alpha: float = 1e-6
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+        super().__post_init__()
         if not 0 <= self.alpha < 0.5:
             raise UserError(f"method.alpha={self.alpha}; allowed: 0 <= alpha < 0.5")
 
@@ -71,7 +58,7 @@ CARD = MethodCard(
     paper="Li et al., Divergence Minimization Preference Optimization for Diffusion Model Alignment",
     year=2025,
     arxiv="2507.07510",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=DMPO,
 )

@@ -24,47 +24,27 @@ adds 0.1 times the winner's error: the strategy ``sft``.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, OverTime, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import PairMethod
+from diffalign.methods._common import OverTime, compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class DPO:
+@dataclass(frozen=True, kw_only=True)
+class DPO(PairMethod):
     """Pairs of rivals, likelihoods by the ELBO.
 
     Attributes:
         beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
-        loss: what a pair demands of its logit.
         over_time: beta at time t: the same everywhere, or beta alpha(t)^2.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 5000.0
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
     over_time: OverTime = "constant"
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -80,7 +60,7 @@ CARD = MethodCard(
     paper="Wallace et al., Diffusion Model Alignment Using Direct Preference Optimization",
     year=2023,
     arxiv="2311.12908",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=DPO,
 )

@@ -16,33 +16,31 @@ passes t. As released, the rollout is the current policy's (synchronised after e
 has no gradient: that half of the batch is not run, which changes nothing but the time. It is fine-tuning on
 experts, each gated by m_E - r_E + |policy - reference|^2 on the rollout + margin > 0.
 
-Experts are groups of one, or the winners of larger groups (none where the best score is shared).
+Experts are single images that are liked, or the winners of larger groups (none where the best score is
+shared).
 
 What differs from the released code: each sample is rolled out on its own times (there, sample 0's serve
 all); it stops at the step that is used, where 20 of 20 steps were run for one; errors are float32.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
-from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.likelihood import denoising_error
 from diffalign.diffusion.randomness import normal
 from diffalign.diffusion.solvers import dpm_solver
-from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
-from diffalign.methods._common import NOISINGS, TIMES, noisy
-from diffalign.methods.registry import MethodCard
+from diffalign.methods._base import StateMethod
+from diffalign.methods._common import noisy
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.methods.sft import winners
-from diffalign.types import Batch, Cond, Denoiser, Noised, Noising, Random, Step, TimeSampler
+from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
 
 
-@dataclass(frozen=True)
-class DRO:
+@dataclass(frozen=True, kw_only=True)
+class DRO(StateMethod):
     """Expert demonstrations against the policy's own rollouts.
 
     Attributes:
@@ -50,16 +48,10 @@ class DRO:
         steps: of a whole rollout.
         time: which times are trained on, one per group, below 1.
         noising: how experts become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     margin: float = 0.001
     steps: int = 20
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -69,7 +61,7 @@ class DRO:
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """The mean gated loss over one expert per group."""
-        best, alone = winners(batch.score, batch.group)
+        best, good = winners(batch.score, batch.group)
         won = batch.select(best)
         expert = noisy(self, policy, reference, won, generator)
         noise = normal(generator, len(won.x), tuple(won.x.shape[1:])).to(won.x)
@@ -79,7 +71,7 @@ class DRO:
         with torch.no_grad():
             held, drift = denoising_error(reference, both, twice, self.reduce).chunk(2)
         ahead = denoising_error(policy, expert, won.cond, self.reduce) - held
-        losses, weight = torch.relu(ahead + drift + self.margin), alone.to(ahead)
+        losses, weight = torch.relu(ahead + drift + self.margin), good.to(ahead)
         mean = lambda values: (values.detach() * weight).sum() / weight.sum().clamp(min=1)  # noqa: E731
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)
         metrics = {"loss": mean(losses), "gate": mean((losses > 0).to(losses)), "drift": mean(drift)}
@@ -100,7 +92,7 @@ CARD = MethodCard(
     paper="Wu et al., Ranking-based Preference Optimization for Diffusion Models from Implicit User Feedback",
     year=2025,
     arxiv="2510.18353",
-    data="demonstrations",
+    data=DataKind.DEMONSTRATIONS,
     cost="1 policy sample with gradient, about 10.5 without (the rollout), 2 reference samples",
     method=DRO,
 )

@@ -17,41 +17,30 @@ The released SDXL branch (scale 5000; the loss is (1 - sigmoid(h))^2, times |p_w
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, residual
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
+from diffalign.diffusion.likelihood import residual
 from diffalign.errors import UserError
 from diffalign.losses.contrast import contrast
-from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import StateMethod
+from diffalign.methods._common import noisy, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class DSPO:
+@dataclass(frozen=True, kw_only=True)
+class DSPO(StateMethod):
     """Score matching on winners, turned by the preference.
 
     Attributes:
         beta: weight of the policy's own way from the reference, below 1.
         scale: of the logit, in units of a mean squared error with Diffusion-DPO's 1/2; None takes ``beta``.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 0.001
     scale: float | None = None
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("beta", "scale"):
@@ -80,7 +69,7 @@ CARD = MethodCard(
     paper="Zhu et al., DSPO: Direct Score Preference Optimization for Diffusion Model Alignment",
     year=2025,
     arxiv="openreview:xyfb9HHvMe",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=DSPO,
 )

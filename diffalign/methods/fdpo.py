@@ -14,25 +14,21 @@ Ours: the transposition to denoising errors, hence the value of ``scale``. Ties 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
 from diffalign.losses.divergences import DIVERGENCES, Divergence, JensenShannon
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import StateMethod, check_positive
+from diffalign.methods._common import compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class FDPO:
+@dataclass(frozen=True, kw_only=True)
+class FDPO(StateMethod):
     """Pairs under an f-divergence.
 
     Attributes:
@@ -40,25 +36,15 @@ class FDPO:
         beta: the paper's weight of the divergence; rewards are beta f'(u).
         divergence: what keeps the policy near the reference.
         loss: what a pair demands of its rewards.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     scale: float = 5000.0
     beta: float = 1.0
     divergence: Divergence = choice(DIVERGENCES, JensenShannon())
     loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("scale", "beta"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"method.{name}={getattr(self, name)}; allowed: more than 0")
+        check_positive(self, "scale", "beta")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -78,7 +64,7 @@ CARD = MethodCard(
     paper="Wang et al., Beyond Reverse KL: Generalizing DPO with Diverse Divergence Constraints",
     year=2023,
     arxiv="2309.16240",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=FDPO,
 )

@@ -30,6 +30,7 @@ import torch
 
 from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
+from diffalign.methods._base import RolloutMethod
 from diffalign.methods._steps import (
     advantage_of,
     check_advantages,
@@ -39,12 +40,12 @@ from diffalign.methods._steps import (
     likelihood,
     surrogate,
 )
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 
 @dataclass(frozen=True)
-class FlowGRPO:
+class FlowGRPO(RolloutMethod):
     """Single steps of whole trajectories of a flow with advantages, exact log-densities.
 
     Attributes:
@@ -101,7 +102,7 @@ CARD = MethodCard(
     paper="Liu et al., Flow-GRPO: Training Flow Matching Models via Online RL",
     year=2025,
     arxiv="2505.05470",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="a step: 1 policy sample with gradient, 1 reference sample, in the rollout; twice that guided",
     method=FlowGRPO,
     rollout="trajectories",

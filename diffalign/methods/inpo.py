@@ -16,45 +16,29 @@ is right for one pair a process only, and its table is half precision; here each
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
 from diffalign.diffusion.inversion import Inversion
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import NOISINGS, PairMethod
+from diffalign.methods._common import compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 
-@dataclass(frozen=True)
-class InPO:
+@dataclass(frozen=True, kw_only=True)
+class InPO(PairMethod):
     """Diffusion-DPO on inverted states.
 
     Attributes:
         beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
-        loss: what a pair demands of its logit.
-        time: which times are trained on, one per group.
         noising: how latents are inverted.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 2000.0
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
     noising: Noising = choice(NOISINGS, Inversion(mode="paper", eta=0.1))
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -70,7 +54,7 @@ CARD = MethodCard(
     paper="Lu et al., InPO: Inversion Preference Optimization with Reparametrized DDIM",
     year=2025,
     arxiv="2503.18454",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples, 2 per inversion step without (about 6 steps)",
     method=InPO,
 )

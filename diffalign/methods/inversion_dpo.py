@@ -36,7 +36,7 @@ code trains on all N and keeps their N graphs, and is right for one pair a proce
 own draws. 1 / (2 abar) on an error of the noise is 1 / 2 on one of v or flow: other targets are weighted so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -56,8 +56,9 @@ from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.contrast import contrast
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import TIMES, guided, preference_step
-from diffalign.methods.registry import MethodCard
+from diffalign.methods._base import TIMES
+from diffalign.methods._common import guided, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Noised, Random, Step, TimeSampler
 
 
@@ -99,6 +100,10 @@ class InversionDPO:
                 "at least 1, and at least 1 or null"
             )
 
+    def at_times(self, times: TimeSampler) -> "InversionDPO":
+        """Return the method with its steps drawn by ``times``."""
+        return replace(self, time=times)
+
     @property
     def noising(self) -> Inversion:
         """Null-text inversion by the reference: guided, told the time that a step leads to, from step 0."""
@@ -131,7 +136,7 @@ CARD = MethodCard(
     paper="Li et al., Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
     year=2025,
     arxiv="2507.11554",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="per step trained on 2 guided policy samples with gradient and 2 guided reference samples; "
     "the inversion's, 2 guided reference samples for each of up to 80 steps, once when cached",
     method=InversionDPO,

@@ -22,25 +22,21 @@ utility for all samples. Its code averages v itself, without label and weight, s
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
 from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
 from diffalign.losses.pointwise import UTILITIES, Sigmoid, Utility
-from diffalign.methods._common import NOISINGS, TIMES
+from diffalign.methods._base import NOISINGS, ScaledMethod
 from diffalign.methods._likes import KL, likelihoods, likes_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 
-@dataclass(frozen=True)
-class KTO:
+@dataclass(frozen=True, kw_only=True)
+class KTO(ScaledMethod):
     """Single likes and dislikes, likelihoods by the ELBO.
 
     Attributes:
@@ -51,9 +47,7 @@ class KTO:
         desirable_weight: w_y of desirable samples (lambda_d).
         undesirable_weight: w_y of undesirable ones (lambda_u).
         whole_batch: one sigmoid of the mean value, in place of the mean of utilities.
-        time: which times are trained on, one per group.
         noising: how latents become noisy states; noise of its own for each sample.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 10000.0
@@ -62,15 +56,7 @@ class KTO:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     whole_batch: bool = False
-    time: TimeSampler = choice(TIMES, Uniform())
     noising: Noising = choice(NOISINGS, Forward(shared=False))
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -86,7 +72,7 @@ CARD = MethodCard(
     paper="Li et al., Aligning Diffusion Models by Optimizing Human Utility",
     year=2024,
     arxiv="2404.04465",
-    data="likes",
+    data=DataKind.LIKES,
     cost="1 policy sample with gradient, 1 reference sample",
     method=KTO,
 )

@@ -17,25 +17,20 @@ the formula wants. Ours: the transposition to denoising errors.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.contrast import Contrast
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import PairMethod, check_positive
+from diffalign.methods._common import compare, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class MADPO:
+@dataclass(frozen=True, kw_only=True)
+class MADPO(PairMethod):
     """Diffusion-DPO with a weight for each pair.
 
     Attributes:
@@ -45,10 +40,6 @@ class MADPO:
         sharpness: how fast the one turns into the other (the paper's lambda).
         tau: margin at which the weight is 1, in log-odds.
         reward_scale: log-odds per unit of the reward.
-        loss: what a pair demands of its logit.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 5000.0
@@ -57,17 +48,9 @@ class MADPO:
     sharpness: float = 1.0
     tau: float = 2.0
     reward_scale: float = 1.0
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("beta", "sharpness", "tau", "reward_scale"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"method.{name}={getattr(self, name)}; allowed: more than 0")
+        check_positive(self, "beta", "sharpness", "tau", "reward_scale")
         if not 0 <= self.c_min < 1 <= self.c_max:
             raise UserError(
                 f"method.c_min={self.c_min}, c_max={self.c_max}; allowed: 0 <= c_min < 1 <= c_max"
@@ -105,7 +88,7 @@ CARD = MethodCard(
     paper="Rho, Margin Adaptive DPO: Leveraging Reward Model for Granular Control",
     year=2025,
     arxiv="2510.05342",
-    data="pairs with a reward",
+    data=DataKind.REWARDED_PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=MADPO,
 )

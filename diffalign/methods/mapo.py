@@ -20,31 +20,24 @@ import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
+from diffalign.diffusion.likelihood import denoising_error
 from diffalign.losses.contrast import contrast
 from diffalign.losses.reference_free import FORMS, ErrorLoss, Released
-from diffalign.methods._common import NOISINGS, TIMES, noisy
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import StateMethod
+from diffalign.methods._common import noisy
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class MaPO:
+@dataclass(frozen=True, kw_only=True)
+class MaPO(StateMethod):
     """Pairs of rivals by the policy's own errors.
 
     Attributes:
         form: the loss of two errors.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     form: ErrorLoss = choice(FORMS, Released())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
 
     needs_reference: ClassVar[bool] = False
 
@@ -74,7 +67,7 @@ CARD = MethodCard(
     paper="Hong et al., Margin-aware Preference Optimization for Aligning Diffusion Models without Reference",
     year=2024,
     arxiv="2406.06424",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient",
     method=MaPO,
 )

@@ -20,29 +20,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
+from diffalign.diffusion.likelihood import denoising_error
 from diffalign.errors import UserError
-from diffalign.methods._common import NOISINGS, TIMES, noisy
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import StateMethod
+from diffalign.methods._common import noisy
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class PatchDPO:
+@dataclass(frozen=True, kw_only=True)
+class PatchDPO(StateMethod):
     """Denoising errors weighted patch by patch.
 
     Attributes:
-        time: which times are trained on, one per group.
         noising: how latents become noisy states; the members of a pair share the noise.
-        reduce: what counts as one unit of a sample.
     """
-
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
 
     needs_reference: ClassVar[bool] = False
 
@@ -80,7 +72,7 @@ CARD = MethodCard(
     paper="Huang et al., PatchDPO: Patch-level DPO for Finetuning-free Personalized Image Generation",
     year=2025,
     arxiv="2412.03177",
-    data="pairs with patch maps",
+    data=DataKind.PATCHED_PAIRS,
     cost="2 policy samples with gradient",
     method=PatchDPO,
 )

@@ -17,51 +17,45 @@ Equal scores have weight 0; a list of ties counts nothing. There is no public co
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
 from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.contrast import pairs_of
 from diffalign.losses.listwise import dcg_weights
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, compare, preference_metrics
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import NOISINGS, PairMethod
+from diffalign.methods._common import ScoreRange, compare, preference_metrics
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 
-@dataclass(frozen=True)
-class RankDPO:
+@dataclass(frozen=True, kw_only=True)
+class RankDPO(PairMethod):
     """Ranked lists, pairs weighted by the gain that swapping them would cost.
 
     Attributes:
         beta: weight of the KL to the reference, in units of a mean squared error with a 1/2.
-        loss: what a pair demands of its logit.
         log_base: of the discount.
-        time: which times are trained on, one per group.
         noising: how latents become noisy states; noise of its own for each image.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 5000.0
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
     log_base: float = math.e
-    time: TimeSampler = choice(TIMES, Uniform())
     noising: Noising = choice(NOISINGS, Forward(shared=False))
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+        super().__post_init__()
         if not self.log_base > 1:
             raise UserError(f"method.log_base={self.log_base}; allowed: more than 1")
+
+    @property
+    def score_range(self) -> ScoreRange:
+        """phi in [0, 1]."""
+        advice = "shares of won comparisons (data.rewards_as wins), or scores divided by their range"
+        return ScoreRange(0.0, 1.0, rewards=False, tolerated=0.0, advice=advice)
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -83,7 +77,7 @@ CARD = MethodCard(
     paper="Karthik et al., Scalable Ranked Preference Optimization for Text-to-Image Generation",
     year=2024,
     arxiv="2410.18013",
-    data="lists",
+    data=DataKind.LISTS,
     cost="K policy samples with gradient, K reference samples, for lists of K",
     method=RankDPO,
 )

@@ -4,14 +4,35 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffalign.config.build import build as build_dataclass
-from diffalign.config.schema import Run
+from diffalign.config.schema import RolloutConfig
 from diffalign.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from diffalign.types import Method
+
+
+class DataKind(StrEnum):
+    """What a method learns from. The value is the sentence that listings show; code compares members."""
+
+    PAIRS = "pairs"
+    WINNERS = "pairs (winners only)"
+    REWARDED_PAIRS = "pairs with a reward"
+    SCORED_PAIRS = "pairs, with a reward model's scores"
+    PATCHED_PAIRS = "pairs with patch maps"
+    DENSE_PAIRS = "videos in pairs, labelled segment by segment"
+    LISTS = "lists"
+    LIKES = "likes"
+    CAPTIONS = "captions"
+    DEMONSTRATIONS = "demonstrations"
+    ROLLOUTS = "rollouts"
+
+
+OFFLINE_ONLY = frozenset({DataKind.CAPTIONS, DataKind.PATCHED_PAIRS, DataKind.DEMONSTRATIONS})
+"""What no rollout gives."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +44,16 @@ class MethodCard:
         title: the name that the field uses.
         paper: authors, title and year.
         arxiv: arXiv id, or "openreview:" and the forum's id for a paper that is not on arXiv.
-        data: what it learns from: "pairs", "likes", "lists", ...
+        data: what it learns from.
         cost: network samples per group and step, in words.
         method: the dataclass.
         rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
             a "tree" of rival steps. The last two have no offline form.
         advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
         whole: whether it must see all samples of a prompt at once; methods that compare always must.
-        dense: whether it compares videos segment by segment, and so wants a label for each.
-        trailing: who plays besides policy and base: nobody; a moving average of the policy that the method
-            is held against ("beside"); or one that also samples the rounds ("sampler"). The method has a
-            field ``trail`` and says by ``trails`` whether it is wanted: see ``methods.trailing``.
+        trailing: the role of a moving average of the policy: "none"; a denoiser that the method compares the
+            policy with ("beside"); or one that samples the rounds as well ("sampler"). The method is then a
+            ``methods._trailing.Trailing``.
     """
 
     name: str
@@ -41,14 +61,18 @@ class MethodCard:
     paper: str
     year: int
     arxiv: str
-    data: str
+    data: DataKind
     cost: str
     method: type
     rollout: Literal["samples", "trajectories", "tree"] = "samples"
     advantages: bool = False
     whole: bool = False
-    dense: bool = False
     trailing: Literal["none", "beside", "sampler"] = "none"
+
+    @property
+    def dense(self) -> bool:
+        """Whether the method compares videos segment by segment, and so needs a label for each."""
+        return self.data is DataKind.DENSE_PAIRS
 
     @property
     def source(self) -> str:
@@ -104,14 +128,18 @@ def build(values: Mapping[str, Any]) -> "Method[Any]":
     return built
 
 
-def shape_of(run: Run) -> str:
-    """What a round is made of: what the method learns from, unless the run names it."""
-    wanted, named = REGISTRY[run.method["type"]].rollout, run.rollout.shape
+def shape_of(method: str, rollout: RolloutConfig) -> str:
+    """Return what a round is made of: what the method ``method`` learns from, unless the section names it.
+
+    Raises:
+        UserError: the section names what the method cannot learn from.
+    """
+    needed, named = REGISTRY[method].rollout, rollout.shape
     if named == "auto":
-        return wanted
-    if (wanted == "samples") != (named == "samples"):
+        return needed
+    if (needed == "samples") != (named == "samples"):
         raise UserError(
-            f"rollout.shape={named!r} with method {run.method['type']}, which learns from {wanted}; allowed: "
-            + ("samples" if wanted == "samples" else "trajectories, tree")
+            f"rollout.shape={named!r} with method {method}, which learns from {needed}; allowed: "
+            + ("samples" if needed == "samples" else "trajectories, tree")
         )
     return named

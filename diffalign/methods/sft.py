@@ -2,7 +2,8 @@
 
 The ordinary denoising loss (Ho et al. 2020, arXiv 2006.11239, equation 14) on the best-scored member of each
 group; the "SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. What the losers are it never sees. A
-group whose best score is shared (a tie) says nothing about what is good and has weight 0.
+group whose best score is shared (a tie) says nothing about what is good and has weight 0; so has a single
+image that is not liked.
 """
 
 from dataclasses import dataclass
@@ -11,52 +12,45 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.methods._common import NOISINGS, TIMES, noisy
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.diffusion.likelihood import denoising_error
+from diffalign.methods._base import StateMethod
+from diffalign.methods._common import LIKED, noisy
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class SFT:
+@dataclass(frozen=True, kw_only=True)
+class SFT(StateMethod):
     """Denoising loss on winners.
 
     Attributes:
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
-
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
 
     needs_reference: ClassVar[bool] = False
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean error of the policy on one winner per group; ``reference`` is not asked."""
-        best, alone = winners(batch.score, batch.group)
+        """Return the mean error of the policy on one winner per group; ``reference`` is not called."""
+        best, good = winners(batch.score, batch.group)
         won = batch.select(best)
         z = noisy(self, policy, reference, won, generator)
         errors = denoising_error(policy, z, won.cond, self.reduce)
-        weight = alone.to(errors)
+        weight = good.to(errors)
         loss = (errors * weight).sum() / weight.sum().clamp(min=1)
         return Step(loss, {"loss": loss.detach()}, weight.sum())
 
 
 def winners(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """(index, alone), each (G,): the best-scored sample of each group, and whether no rival shares its
-    score.
+    """Return (index, good), each (G,): the best-scored sample of each group, and whether it is known to be
+    good: no rival shares its score, and a sample without rivals is liked (a score above 1/2, as in ``kto``).
     """
     rows = group[None, :] == torch.arange(int(group.max()) + 1)[:, None]
     table = torch.where(rows.to(score.device), score, score.new_tensor(-torch.inf))
     best = table.argmax(1)
-    return best, (table == table.max(1, keepdim=True).values).sum(1) == 1
+    alone = (table == table.max(1, keepdim=True).values).sum(1) == 1
+    rivals = rows.sum(1).to(score.device) > 1
+    return best, alone & (rivals | (score[best] > LIKED))
 
 
 CARD = MethodCard(
@@ -65,7 +59,7 @@ CARD = MethodCard(
     paper="Ho et al., Denoising Diffusion Probabilistic Models (loss); Wallace et al. 2023 (as the baseline)",
     year=2020,
     arxiv="2006.11239",
-    data="pairs (winners only)",
+    data=DataKind.WINNERS,
     cost="1 policy sample with gradient",
     method=SFT,
 )

@@ -19,43 +19,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, denoising_error
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
+from diffalign.diffusion.likelihood import denoising_error
 from diffalign.errors import UserError
 from diffalign.losses.contrast import Contrast, contrast
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, noisy
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import PairMethod
+from diffalign.methods._common import noisy
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class SimPO:
+@dataclass(frozen=True, kw_only=True)
+class SimPO(PairMethod):
     """Pairs without a reference.
 
     Attributes:
         beta: scale of the logit, in units of a mean squared error with Diffusion-DPO's 1/2.
         gamma: target margin, in units of the logit.
-        loss: what a pair demands of its logit.
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 2000.0
     gamma: float = 1.0
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
 
     needs_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
+        super().__post_init__()
         if self.gamma < 0:
             raise UserError(f"method.gamma={self.gamma}; allowed: 0 or more")
 
@@ -86,7 +74,7 @@ CARD = MethodCard(
     paper="Meng et al., SimPO: Simple Preference Optimization with a Reference-Free Reward",
     year=2024,
     arxiv="2405.14734",
-    data="pairs",
+    data=DataKind.PAIRS,
     cost="2 policy samples with gradient",
     method=SimPO,
 )

@@ -20,7 +20,6 @@ PickScore's cosine, without its logit scale. The released code is right for one 
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,17 +27,17 @@ from torch.nn.functional import logsigmoid
 
 from diffalign.config.build import choice
 from diffalign.diffusion.inversion import Inversion
-from diffalign.diffusion.likelihood import PerSample, Reduce, elbo
-from diffalign.diffusion.times import Uniform
+from diffalign.diffusion.likelihood import elbo
 from diffalign.errors import UserError
 from diffalign.losses.contrast import contrast
-from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import NOISINGS, ScaledMethod
+from diffalign.methods._common import ScoreRange, noisy, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 
-@dataclass(frozen=True)
-class SmPO:
+@dataclass(frozen=True, kw_only=True)
+class SmPO(ScaledMethod):
     """Pairs with labels smoothed by reward scores, on inverted states.
 
     Scores are the batch's ``extra["reward"]`` (B,); without it, its ``score``.
@@ -46,22 +45,17 @@ class SmPO:
     Attributes:
         beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
         gamma: how strongly a sure preference counts.
-        low: the reward model's smallest score; the default is PickScore's.
+        low: the reward model's smallest score, in the scale of the rewards that it is given; the default is
+            PickScore's cosine.
         high: its largest.
-        time: which times are trained on, one per group.
         noising: how latents are inverted.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 2000.0
     gamma: float = 10.0
     low: float = 0.11543526500463486
     high: float = 0.28201571106910706
-    time: TimeSampler = choice(TIMES, Uniform())
     noising: Noising = choice(NOISINGS, Inversion(steps=5, mode="paper", renoise=1))
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.beta > 0 and self.gamma > 0 and self.high > self.low):
@@ -69,6 +63,16 @@ class SmPO:
                 f"method.beta={self.beta}, gamma={self.gamma}, low={self.low}, high={self.high}; allowed: "
                 "beta and gamma more than 0, high more than low"
             )
+
+    @property
+    def score_range(self) -> ScoreRange:
+        """A span of ``low`` to ``high`` beyond either: further out every preference is certain."""
+        span = self.high - self.low
+        advice = (
+            "a reward named in data.rewards, with method.low and method.high its extremes (the defaults are "
+            "those of PickScore's cosine; the reward pickscore is 100 times it: 11.5435 and 28.2016)"
+        )
+        return ScoreRange(self.low - span, self.high + span, rewards=True, tolerated=0.01, advice=advice)
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -99,7 +103,7 @@ CARD = MethodCard(
     paper="Lu et al., Smoothed Preference Optimization via ReNoise Inversion",
     year=2025,
     arxiv="2506.02698",
-    data="pairs, with a reward model's scores",
+    data=DataKind.SCORED_PAIRS,
     cost="2 policy samples with gradient, 2 reference samples, 4 per inversion step without (about 3 steps)",
     method=SmPO,
 )

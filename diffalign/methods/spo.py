@@ -26,13 +26,14 @@ from typing import ClassVar
 import torch
 
 from diffalign.losses.pairwise import Logistic
+from diffalign.methods._base import RolloutMethod
 from diffalign.methods._steps import check_preference, preference
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 
 @dataclass(frozen=True)
-class SPO:
+class SPO(RolloutMethod):
     """Pairs of rival steps from one state, exact log-densities.
 
     Attributes:
@@ -68,7 +69,7 @@ CARD = MethodCard(
     "Preference Optimization",
     year=2024,
     arxiv="2406.04314",
-    data="rollouts",
+    data=DataKind.ROLLOUTS,
     cost="1 policy sample with gradient, 1 reference sample; twice that guided",
     method=SPO,
     rollout="tree",

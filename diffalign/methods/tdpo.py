@@ -15,49 +15,32 @@ model can learn to fail wherever a caption is wrong, and guidance suffers: watch
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce, elbo
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
+from diffalign.diffusion.likelihood import elbo
 from diffalign.losses.clipping import CLIPS, Clip, Unlimited
 from diffalign.losses.contrast import contrast
-from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
-from diffalign.methods._common import NOISINGS, TIMES, noisy, preference_step
-from diffalign.methods.registry import MethodCard
-from diffalign.types import Batch, Denoiser, Likelihood, Noising, Random, Step, TimeSampler
+from diffalign.methods._base import PairMethod
+from diffalign.methods._common import noisy, preference_step
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Likelihood, Random, Step
 
 
-@dataclass(frozen=True)
-class TDPO:
+@dataclass(frozen=True, kw_only=True)
+class TDPO(PairMethod):
     """Right captions against wrong ones.
 
     Attributes:
         beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
         clip: how far a wrong caption's log-ratio may go; ours.
-        loss: what a pair demands of its logit.
-        time: which times are trained on, one per group.
         noising: how latents become noisy states; captions of one image share the noise.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 5000.0
     clip: Clip = choice(CLIPS, Unlimited())
-    loss: PairwiseLoss = choice(LOSSES, Logistic())
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -81,7 +64,7 @@ CARD = MethodCard(
     "Pairs",
     year=2025,
     arxiv="2509.25771",
-    data="captions",
+    data=DataKind.CAPTIONS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=TDPO,
 )

@@ -11,27 +11,22 @@ ours. The offset ``kl`` is computed from the log-ratios as limited.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerSample, Reduce
-from diffalign.diffusion.noising import Forward
-from diffalign.diffusion.times import Uniform
-from diffalign.errors import UserError
 from diffalign.losses.clipping import CLIPS, Clip, Unlimited
 from diffalign.losses.pointwise import UTILITIES, Sigmoid, Utility
-from diffalign.methods._common import NOISINGS, TIMES
+from diffalign.methods._base import ScaledMethod
 from diffalign.methods._likes import KL, likelihoods, likes_step
-from diffalign.methods.registry import MethodCard
+from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.methods.tdpo import limited
-from diffalign.types import Batch, Denoiser, Noising, Random, Step, TimeSampler
+from diffalign.types import Batch, Denoiser, Random, Step
 
 
-@dataclass(frozen=True)
-class TKTO:
+@dataclass(frozen=True, kw_only=True)
+class TKTO(ScaledMethod):
     """Right captions are likes, wrong ones dislikes.
 
     Attributes:
@@ -42,9 +37,7 @@ class TKTO:
         desirable_weight: w_y of right captions.
         undesirable_weight: w_y of wrong ones.
         whole_batch: one sigmoid of the mean value, in place of the mean of utilities.
-        time: which times are trained on, one per group.
         noising: how latents become noisy states; captions of one image share the noise.
-        reduce: what counts as one unit of a sample.
     """
 
     beta: float = 2000.0
@@ -54,15 +47,6 @@ class TKTO:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     whole_batch: bool = False
-    time: TimeSampler = choice(TIMES, Uniform())
-    noising: Noising = choice(NOISINGS, Forward())
-    reduce: Reduce = PerSample()
-
-    needs_reference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"method.beta={self.beta}; allowed: more than 0")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -80,7 +64,7 @@ CARD = MethodCard(
     "Pairs",
     year=2025,
     arxiv="2509.25771",
-    data="captions",
+    data=DataKind.CAPTIONS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=TKTO,
 )

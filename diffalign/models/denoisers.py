@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffalign.types import Cond, Denoiser, Path, Target
+from diffalign.diffusion.wrapper import Wrapper
+from diffalign.types import Cond, Path, Target
 
 Call = Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
 """(network, x_t, model_time, cond) -> raw prediction; a family's ``call`` is one."""
@@ -57,7 +58,7 @@ class NetworkDenoiser:
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptersOff:
+class AdaptersOff(Wrapper):
     """The reference under LoRA: the same call of the same network, its adapters passed by.
 
     Only a flag of each adapter layer is turned, and turned back whatever happens: ``requires_grad`` stays as
@@ -65,22 +66,10 @@ class AdaptersOff:
     after see nothing of it.
 
     Attributes:
-        denoiser: the policy.
         network: the module that holds the adapters, unwrapped.
     """
 
-    denoiser: Denoiser
     network: nn.Module
-
-    @property
-    def path(self) -> Path:
-        """The policy's."""
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        """The policy's."""
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The base network's raw prediction.
@@ -92,34 +81,22 @@ class AdaptersOff:
 
 
 @dataclass(frozen=True, eq=False)
-class OtherAdapter:
+class OtherAdapter(Wrapper):
     """The same call of the same network through another set of adapters: a reference that moves, a second
     policy.
 
     Like ``AdaptersOff`` it turns a flag of each layer and turns it back.
 
     Attributes:
-        denoiser: the policy.
         network: the module that holds the adapters, unwrapped.
         adapter: the name of the other set.
         trained: whether it is a policy, whose gradient is wanted. Gradient checkpointing is then forbidden: a
             recomputation would see the first set.
     """
 
-    denoiser: Denoiser
     network: nn.Module
     adapter: str
     trained: bool = False
-
-    @property
-    def path(self) -> Path:
-        """The policy's."""
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        """The policy's."""
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """The raw prediction through the other set, without gradient unless it is trained."""

@@ -14,7 +14,7 @@ from diffalign.config.schema import OptimizerConfig, RolloutConfig, TrainingConf
 from diffalign.diffusion.paths import path_from_config
 from diffalign.diffusion.samplers import grid_of, kernel_for
 from diffalign.methods import REGISTRY
-from diffalign.methods._trailing import Followed
+from diffalign.methods._trailing import Followed, Trailing
 from diffalign.plane.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting, Window, drawn_steps
@@ -23,7 +23,7 @@ from diffalign.training.acceleration import accelerator_for
 from diffalign.training.hooks import Hook
 from diffalign.training.loop import train
 from diffalign.training.reference import RefreshReference
-from diffalign.types import Cond, Denoiser
+from diffalign.types import Cond, Denoiser, Method
 
 PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
 
@@ -71,7 +71,7 @@ class Height:
 
 
 def align_online(
-    method: Any,
+    method: Method[Any],
     base: PlaneNetwork,
     plane: Plane,
     rollout: RolloutConfig,
@@ -102,7 +102,7 @@ def align_online(
     kept: dict[str, Tensor] = {}
     sampler: Denoiser = policy
     role = next((card.trailing for card in REGISTRY.values() if card.method is type(method)), "none")
-    if role != "none" and method.trails:
+    if role != "none" and isinstance(method, Trailing) and method.trails:
         trailing = copy.deepcopy(base).requires_grad_(False)
         kept = {name: p.detach() for name, p in trailing.named_parameters()}
         hooks = [RefreshReference(kept, method.trail.every, method.trail.mix)]

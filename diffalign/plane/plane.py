@@ -144,7 +144,7 @@ def _call(network: nn.Module, x_t: Tensor, time: Tensor, cond: Cond) -> Tensor:
 
 
 def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) -> Batch[Tensor]:
-    """``count`` labelled points of the data, each a group of its own: what a base model is trained on.
+    """``count`` labelled points of the data, each a liked group of its own: what a base model is trained on.
 
     A share ``mislabelled`` of the points of the two halves is told to be of the other half.
     """
@@ -152,7 +152,7 @@ def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) ->
     label = torch.randint(LABELS, (count,), generator=g)
     x = torch.stack([plane.data(i).points(count, g) for i in range(LABELS)])[label, torch.arange(count)]
     wrong = (torch.rand(count, generator=g) < mislabelled) & (label > 0)
-    return Batch(x, {"label": torch.where(wrong, 3 - label, label)}, torch.arange(count), torch.zeros(count))
+    return Batch(x, {"label": torch.where(wrong, 3 - label, label)}, torch.arange(count), torch.ones(count))
 
 
 def pretrain(plane: Plane, seed: int = 0, steps: int = 2500, flow: bool = False) -> PlaneNetwork:

@@ -8,40 +8,45 @@ The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tens
 """
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import Run
-from diffalign.data import read_preferences
+from diffalign.data import Preferences, read_preferences
 from diffalign.diffusion.randomness import derive
 from diffalign.errors import UserError
 from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY, build
+from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
+from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.online_checks import check_online
-from diffalign.runs.roles import check_players
+from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
+from diffalign.runs.roles import check_roles
+from diffalign.runs.schedule import Forecast, announcement, scheduled
+from diffalign.runs.scores import check_online_scores
 from diffalign.runs.setup import offline, online
 from diffalign.runs.validate import validate
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
-from diffalign.training.checkpoint import Checkpoints, fingerprint
+from diffalign.training.checkpoint import Checkpoints
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
+from diffalign.training.packages import check_packages
 from diffalign.training.state import TrainState
 from diffalign.utils.files import write_atomic
+from diffalign.utils.lock import locked
 from diffalign.utils.memory import Peak, advised, peak_memory
-
-# What may differ between a run and its continuation: it changes where things are kept, and no number.
-_FREE = ("data.cache_dir", "data.workers", "data.cache_batch_size", "model.gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -79,44 +84,77 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     Raises:
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
+    run = with_launcher(run, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
     validate(run)
+    check_packages(run.logging.trackers, run.optimizer.type)
+    inner = build(run.method)
+    run = resolved(run, inner)
+    method = wrap(inner, run.strategies)
+    check_roles(run, method)
     prompts = check_online(run)
+    if prompts:
+        check_online_scores(inner, run.rollout)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
-    inner: Any = build(_own_trajectories(run))
-    method: Any = wrap(inner, run.strategies)
-    check_players(run, method)
     accelerator = accelerator_for(run.training)
-    tell = say if accelerator.is_main_process else lambda line: None
+    tell = say if accelerator.is_main_process else _silent
     output = Path(run.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={run.output!r} is a file; allowed: a folder, new or of a run to resume")
+    with locked(output) if accelerator.is_main_process else nullcontext():
+        return _aligned(run, prompts, preferences, accelerator, tell)
+
+
+def _silent(line: str) -> None:
+    """Say nothing: processes other than the first."""
+
+
+def _aligned(
+    run: Run,
+    prompts: Sequence[str],
+    preferences: Preferences | None,
+    accelerator: Accelerator,
+    tell: Callable[[str], None],
+) -> Result:
+    """Run ``run``, resolved and checked, in an output folder that no other process writes."""
+    output, inner = Path(run.output), build(_own_trajectories(run))
+    method = wrap(inner, run.strategies)
     checkpoints = _checkpoints(run, output, accelerator)
     snapshot = checkpoints.start(run.resume)
+    if run.resume is not None and snapshot is None:
+        tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
 
     with advised("loading the model", when_loading(run)):
         model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
+    checkpoints.content["model"] = model_content(model)
+    if not run.model.dropout and (layers := switch_off_dropout(model.network)):
+        tell(f"dropout: {layers} layers of the network have it, switched off (model.dropout true keeps it)")
     if preferences is None:
-        material = online(run, model, method, accelerator, snapshot is None, tell, prompts)
+        setup = online(run, model, method, accelerator, snapshot is None, tell, prompts)
     else:
-        material = offline(run, model, inner, method, preferences, accelerator, tell)
-    who = material.who
+        setup = offline(run, model, inner, method, preferences, accelerator, tell)
+    checkpoints.content["data"] = setup.content
+    check_content(snapshot, checkpoints.content, run.resume_allow)
+    settings = scheduled(run.training, setup.groups, accelerator.num_processes)
+    tell(announcement(settings, setup.groups, accelerator.num_processes))
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomic(output / "config.yaml", to_yaml(run))
-    hooks = [*material.hooks, *who.hooks]
-    with closing(material), advised("training", when_training(run)):
+        write_atomic(output / "config.yaml", to_yaml(portable(run)))
+    roles = setup.roles
+    hooks = [*setup.hooks, *roles.hooks, Forecast(tell)]
+    with closing(setup), advised("training", when_training(run)):
         state = train(
             method=method,
-            denoiser_of=who.policy_of,
-            reference=who.reference,
+            denoiser_of=roles.policy_of,
+            reference=roles.reference,
             network=model.network,
-            parameters=who.parameters,
-            source=material.source,
-            settings=run.training,
+            parameters=roles.parameters,
+            source=setup.source,
+            settings=settings,
             optimizer=run.optimizer,
             accelerator=accelerator,
             hooks=standard_hooks(output, run.logging, run.checkpoint, checkpoints, hooks, asdict(run)),
             resume=snapshot,
-            kept=who.kept,
+            kept=roles.kept,
         )
     result = Result(
         output=output,
@@ -124,12 +162,12 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         steps=state.step,
         seconds=state.seconds,
         interrupted=state.interrupted,
-        counts=material.counts(),
-        verdict=material.verdict(),
+        counts=setup.counts,
+        verdict=setup.outcome.verdict,
         waiting=state.paused,
         memory=peak_memory(),
     )
-    figures = material.figures()
+    figures = setup.outcome.figures
     card = _card(result, run, model, figures)
     if accelerator.is_main_process:
         _leave(result, run, model, state, figures, card)
@@ -161,21 +199,11 @@ def _own_trajectories(run: Run) -> Mapping[str, Any]:
 
 
 def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoints:
-    """The run's checkpoints; refuses to write over another run's."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output={run.output!r} is a file; allowed: a folder, new or of a run to resume")
-    settings = fingerprint(
-        run.training,
-        run.optimizer,
-        accelerator.num_processes,
-        ignore=_FREE,
-        method=run.method,
-        strategies=run.strategies,
-        model=run.model,
-        data=run.data,
-        rollout=run.rollout,
+    """Return the run's checkpoints, emptied where the run overwrites an earlier one."""
+    resumption = Resumption(run, accelerator.num_processes)
+    checkpoints = Checkpoints(
+        output / "checkpoints", run.checkpoint.limit, resumption.settings, resumption.compare
     )
-    checkpoints = Checkpoints(output / "checkpoints", run.checkpoint.limit, settings)
     if run.overwrite and run.resume is None and accelerator.is_main_process:
         checkpoints.clear()
     accelerator.wait_for_everyone()

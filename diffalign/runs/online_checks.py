@@ -4,7 +4,7 @@ from diffalign.config.schema import RolloutConfig, Run
 from diffalign.data.prompts.prompt_sets import read_prompts
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
-from diffalign.methods.registry import shape_of
+from diffalign.methods.registry import OFFLINE_ONLY, DataKind, shape_of
 from diffalign.rollout.advantages import KINDS
 
 
@@ -22,7 +22,7 @@ def check_online(run: Run) -> list[str]:
                 "tiny:train, or a built-in list"
             )
         return []
-    shape = shape_of(run)
+    shape = shape_of(name, config)
     if run.data.frames is not None:
         raise UserError(
             f"data.frames={run.data.frames} with rollout.prompts: what a policy samples online are images; "
@@ -92,11 +92,11 @@ def _check_data(run: Run) -> None:
     """What a method learns from must be what samples with scores can be."""
     name, config = run.method["type"], run.rollout
     data = REGISTRY[name].data
-    if data in ("captions", "pairs with patch maps", "demonstrations"):
+    if data in OFFLINE_ONLY:
         raise UserError(
             f"method {name} learns from {data}, which a rollout does not give; allowed: data.path"
         )
-    if data == "likes" and config.by == "rewards" and config.combine not in ("wins", "rank"):
+    if data is DataKind.LIKES and config.by == "rewards" and config.combine not in ("wins", "rank"):
         raise UserError(
             f"rollout.combine={config.combine!r} with method {name}: a score above 0.5 is a like; allowed: "
             "wins or rank (shares of won comparisons), or rollout.by people"

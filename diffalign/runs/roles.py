@@ -1,8 +1,8 @@
-"""Who plays in a run: the policy (or two of them), the reference, and what moves besides the optimizer.
+"""The roles of a run: the policy (or two of them), the reference, and what moves besides the optimizer.
 
-Here and nowhere else it is decided what stands in a network: adapters or all of it, a reference as adapters
-off, a copy, or a second set of adapters that follows; a policy that trails beside the reference; a second
-policy for fast-slow chasing.
+Only this module decides how they share a network: adapters or all of it; a reference as adapters off, a copy,
+or a second set of adapters that follows; a moving average beside the reference; a second policy for
+fast-slow chasing.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffalign.config.schema import Run
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
-from diffalign.methods._trailing import Followed
+from diffalign.methods._trailing import Followed, Trailing
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import (
@@ -32,21 +32,21 @@ from diffalign.strategies.fast_slow import FastSlow, Twin
 from diffalign.training.exchange import Exchange
 from diffalign.training.hooks import Hook
 from diffalign.training.reference import RefreshReference
-from diffalign.types import Denoiser
+from diffalign.types import Denoiser, Method
 
 
 @dataclass(frozen=True)
-class Players:
-    """What training is given.
+class Roles:
+    """The networks that training works with.
 
     Attributes:
         parameters: what the optimizer moves, by name.
-        policy_of: the policy, given the prepared network.
+        policy_of: makes the policy of the prepared network.
         reference: the reference; the policy itself where none is needed.
-        base: what held-out pairs are held against where the reference moves; None: the reference.
-        kept: what hooks move and checkpoints keep, by name.
-        hooks: who moves it.
-        sampler: who samples what is learnt from; None: the policy.
+        base: the reference of held-out pairs where the run's own moves; None: the run's own.
+        kept: tensors that hooks change and checkpoints keep, by name.
+        hooks: what changes them.
+        sampler: the denoiser that samples an online run's rounds; None: the policy.
     """
 
     parameters: list[tuple[str, nn.Parameter]]
@@ -58,11 +58,12 @@ class Players:
     sampler: Denoiser | None = None
 
 
-def check_players(run: Run, method: Any) -> None:
-    """What can be told before a model is loaded.
+def check_roles(run: Run, method: Method[Any]) -> None:
+    """Check whether the roles fit the run, before a model is loaded.
 
     Raises:
-        UserError: a reference that should move where there is none, or two policies where there cannot be.
+        UserError: a reference that should move where there is none, or two policies where one alone is
+            possible.
     """
     every = run.training.reference_every
     if every and not method.needs_reference:
@@ -95,8 +96,8 @@ def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
             raise UserError(f"{name}={value!r} with {whom}; allowed: {allowed!r}")
 
 
-def players(run: Run, model: LoadedModel, method: Any, autocast: torch.dtype | None) -> Players:
-    """Prepare the model's network in place, and name everyone."""
+def assign_roles(run: Run, model: LoadedModel, method: Method[Any], autocast: torch.dtype | None) -> Roles:
+    """Prepare the model's network in place, and return the roles of the run."""
     parameters = prepare_policy(model, run.model, run.training.seed)
     policy = policy_denoiser(model, run.model)
     chase = _chase(method)
@@ -104,30 +105,28 @@ def players(run: Run, model: LoadedModel, method: Any, autocast: torch.dtype | N
         return _two(run, model, policy, chase)
     single = lambda prepared: replace(policy, network=prepared)  # noqa: E731
     role = REGISTRY[run.method["type"]].trailing
-    if role != "none" and method.trails:
+    if role != "none" and isinstance(method, Trailing) and method.trails:
         trailing, kept = following_reference(model, policy, run.model, autocast, soft=True)
         reference = Followed(reference_denoiser(model, policy, run.model, autocast), trailing)
         hook = RefreshReference(kept, method.trail.every, method.trail.mix)
         sampler = trailing if role == "sampler" else None
-        return Players(parameters, single, reference, None, kept, [hook], sampler)
+        return Roles(parameters, single, reference, None, kept, [hook], sampler)
     every, mix = run.training.reference_every, run.training.reference_mix
     if not method.needs_reference:
-        return Players(parameters, single, policy, None, {}, [])
+        return Roles(parameters, single, policy, None, {}, [])
     if not every:
-        return Players(
-            parameters, single, reference_denoiser(model, policy, run.model, autocast), None, {}, []
-        )
+        return Roles(parameters, single, reference_denoiser(model, policy, run.model, autocast), None, {}, [])
     moving, kept = following_reference(model, policy, run.model, autocast, soft=mix < 1)
     base = AdaptersOff(policy, model.network) if run.model.train == "lora" else None
-    return Players(parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
+    return Roles(parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
 
 
-def _chase(method: Any) -> FastSlow | None:
+def _chase(method: Method[Any]) -> FastSlow | None:
     strategy = method.strategy if isinstance(method, Wrapped) else None
     return strategy if isinstance(strategy, FastSlow) else None
 
 
-def _two(run: Run, model: LoadedModel, policy: NetworkDenoiser, chase: FastSlow) -> Players:
+def _two(run: Run, model: LoadedModel, policy: NetworkDenoiser, chase: FastSlow) -> Roles:
     fellows = add_second_adapter(model.network, run.model.lora, run.training.seed + 1)
     tally = torch.zeros(3, device=model.device)
 
@@ -135,7 +134,7 @@ def _two(run: Run, model: LoadedModel, policy: NetworkDenoiser, chase: FastSlow)
         fast = replace(policy, network=prepared)
         return Twin(fast, OtherAdapter(fast, model.network, SECOND, trained=True), tally)
 
-    return Players(
+    return Roles(
         trainable(model.network),
         both,
         AdaptersOff(policy, model.network),

@@ -16,6 +16,7 @@ from diffalign.config.schema import Run
 from diffalign.diffusion.samplers import kernel_for
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
+from diffalign.methods._trailing import Trailing
 from diffalign.methods.registry import shape_of
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
@@ -25,10 +26,10 @@ from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting, Window, drawn_steps
 from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.rollout.store import RoundStore
-from diffalign.runs.roles import Players
+from diffalign.runs.roles import Roles
 from diffalign.training.acceleration import Accelerator
+from diffalign.types import Method, Reward
 from diffalign.types import Path as NoisingPath
-from diffalign.types import Reward
 from diffalign.utils.files import write_atomic
 
 
@@ -52,8 +53,8 @@ class Sampled(Protocol):
 def online_source(
     run: Run,
     model: LoadedModel,
-    who: Players,
-    method: Any,
+    roles: Roles,
+    method: Method[Any],
     accelerator: Accelerator,
     fresh: bool,
     load: Callable[[str, str], Reward],
@@ -64,8 +65,8 @@ def online_source(
     Args:
         run: the run.
         model: the loaded pipeline.
-        who: who plays.
-        method: what learns.
+        roles: policy, reference and sampler.
+        method: the method with its strategies.
         accelerator: of this process.
         fresh: whether no checkpoint is continued.
         load: a reward of a spec on a device.
@@ -74,7 +75,7 @@ def online_source(
     Raises:
         UserError: rewards or batch sizes that do not fit.
     """
-    config, shape = run.rollout, shape_of(run)
+    config, shape = run.rollout, shape_of(run.method["type"], run.rollout)
     if config.by == "people" and accelerator.num_processes > 1:
         raise UserError("rollout.by='people' with several processes; allowed: one process")
     plan = plan_of(run, model, accelerator.process_index, accelerator.num_processes)
@@ -88,8 +89,8 @@ def online_source(
         decoder = _as_they_are
     return OnlineSource(
         SamplingRoles(
-            who.sampler or who.policy_of(model.network),
-            who.reference if method.needs_reference else None,
+            roles.sampler or roles.policy_of(model.network),
+            roles.reference if method.needs_reference else None,
             model.network,
         ),
         PipelineRolloutModel(model, config.resolution or run.data.resolution, decoder=decoder or None),
@@ -110,7 +111,7 @@ def _as_they_are(latents: Tensor) -> Tensor:
 
 def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
     """Who learns what when of a model: how many slots a prompt has depends on which steps are draws."""
-    config, shape, setting = run.rollout, shape_of(run), setting_of(run, model)
+    config, shape, setting = run.rollout, shape_of(run.method["type"], run.rollout), setting_of(run, model)
     draws = drawn_steps(setting, model.path, setting.first_branch if shape == "tree" else 0)
     if shape != "samples" and not draws:
         raise UserError(f"rollout.lowest_time={config.lowest_time}: no step is left; allowed: less")
@@ -164,8 +165,9 @@ def _check_windows(run: Run, plan: Plan) -> None:
             f"training.reference_every={run.training.reference_every}; allowed: 0, or a multiple of the "
             f"{steps} optimizer steps of a round, whose steps are held against the reference of its sampling"
         )
-    if REGISTRY[run.method["type"]].trailing == "sampler":
-        every = build(run.method).trail.every  # type: ignore[attr-defined]
+    method = build(run.method)
+    if REGISTRY[run.method["type"]].trailing == "sampler" and isinstance(method, Trailing):
+        every = method.trail.every
         if every % steps:
             raise UserError(
                 f"method.trail.every={every}; allowed: a multiple of the {steps} optimizer steps of a round, "

@@ -1,4 +1,4 @@
-"""What a run learns from: a preference set that is encoded once, or what the policy samples."""
+"""Set up what a run trains on: a preference set that is encoded once, or what the policy samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,49 +26,62 @@ from diffalign.models.precision import AUTOCAST
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.scoring.rater import RewardRater
 from diffalign.rollout.log import RoundLog
+from diffalign.rollout.source import OnlineSource
 from diffalign.runs.memory_advice import when_encoding
-from diffalign.runs.roles import Players, players
+from diffalign.runs.resume import data_content, prompts_content
+from diffalign.runs.roles import Roles, assign_roles
 from diffalign.runs.rollouts import online_source
+from diffalign.runs.scores import check_scores
 from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
-from diffalign.types import Denoiser, Source
+from diffalign.types import Denoiser, Method
 from diffalign.utils.memory import advised
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a run learns from, who plays in it, and how to tell what came of it.
+class Setup:
+    """What training is given beside its settings.
 
     Attributes:
         source: of batches.
-        who: policy, reference and what moves.
-        hooks: that look at the run.
-        counts: what there was to learn from, in words.
-        verdict: what came of it, in words.
-        figures: the same in numbers.
-        close: ends whatever was started for it.
+        roles: policy, reference and what moves.
+        hooks: called around steps.
+        outcome: the hook that measures what comes of the run.
+        data: what there is to learn from, in words.
+        content: digest of it.
+        groups: preference groups that are trained on; None: an online source, which has no end.
     """
 
-    source: Source
-    who: Players
-    hooks: list[Hook]
-    counts: Callable[[], str]
-    verdict: Callable[[], str]
-    figures: Callable[[], dict[str, float]]
-    close: Callable[[], None] = lambda: None
+    source: PairSource | OnlineSource
+    roles: Roles
+    hooks: Sequence[Hook]
+    outcome: HeldOut | RoundLog
+    data: str
+    content: str
+    groups: int | None = None
+
+    @property
+    def counts(self) -> str:
+        """What was learnt from so far, in words."""
+        return f"{self.outcome.images} {self.data}" if isinstance(self.outcome, RoundLog) else self.data
+
+    def close(self) -> None:
+        """End what the source has started."""
+        if isinstance(self.source, OnlineSource):
+            self.source.close()
 
 
 def offline(
     run: Run,
     model: LoadedModel,
-    inner: Any,
-    method: Any,
+    inner: Method[Any],
+    method: Method[Any],
     preferences: Preferences,
     accelerator: Accelerator,
     tell: Callable[[str], None],
-) -> Material:
+) -> Setup:
     """Encode a preference set, keep some groups aside, and prepare the network.
 
     Args:
@@ -85,33 +98,40 @@ def offline(
             rows tell it.
     """
     check_frames(run.data, model)
+    if run.data.own_sizes:
+        tell(
+            "warning: data.own_sizes tells SDXL each image's own original size; where winners and losers "
+            "differ in size, that alone tells who won"
+        )
     _look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
     counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded)) if text)
     tell(f"data: {counts}")
     _check_labels(run, inner, encoded.dense)
+    check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
-    who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
-    tell(f"training {_size(who):,} parameters on {len(learned)} groups, {len(held_out)} held out")
+    roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
+    tell(f"training {_size(roles):,} parameters on {len(learned)} groups, {len(held_out)} held out")
     step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
     if few := scarce(learned, step):
         tell(
             f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
             f"some steps see a group more than once: {few}"
         )
-    diagnostics = _diagnostics(run, model, held_out, inner, who.base)
-    return Material(
+    diagnostics = _diagnostics(run, model, held_out, inner, roles.base)
+    return Setup(
         pair_source(run, learned, model, accelerator, _guided(inner)),
-        who,
+        roles,
         [diagnostics, ValidationHook(run, model, (), tell)],
-        lambda: counts,
-        lambda: diagnostics.verdict,
-        lambda: dict(diagnostics.history[-1][1]) if diagnostics.history else {},
+        diagnostics,
+        counts,
+        data_content(learned, held_out),
+        len(learned),
     )
 
 
-def _look_at_labels(run: Run, inner: Any, preferences: Preferences) -> None:
+def _look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:
     """Check the kind of labels by rows as they are read: the first one, or where dense ones are wanted all up
     to the first of them (a set may have both kinds, and a global label then counts for all frames).
     """
@@ -124,7 +144,7 @@ def _look_at_labels(run: Run, inner: Any, preferences: Preferences) -> None:
         _check_labels(run, inner, any(row.segments for row in islice(rows, 1)))
 
 
-def _check_labels(run: Run, inner: Any, dense: bool) -> None:
+def _check_labels(run: Run, inner: Method[Any], dense: bool) -> None:
     """UserError where labels are dense and the method compares whole videos, or the other way round."""
     name = run.method["type"]
     if dense and isinstance(inner.reduce, PerSample):
@@ -142,12 +162,12 @@ def _check_labels(run: Run, inner: Any, dense: bool) -> None:
 def online(
     run: Run,
     model: LoadedModel,
-    method: Any,
+    method: Method[Any],
     accelerator: Accelerator,
     fresh: bool,
     tell: Callable[[str], None],
     prompts: Sequence[str],
-) -> Material:
+) -> Setup:
     """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint.
 
     Raises:
@@ -158,30 +178,20 @@ def online(
             f"rollout.prompts={run.rollout.prompts!r}, but {model.family.name} is a model of videos, which "
             "are not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
         )
-    who = players(run, model, method, AUTOCAST[run.training.mixed_precision])
+    roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one
-    source = online_source(run, model, who, method, accelerator, fresh, once, prompts)
-    tell(f"training {_size(who):,} parameters on what the policy samples for {run.rollout.prompts}")
+    source = online_source(run, model, roles, method, accelerator, fresh, once, prompts)
+    tell(f"training {_size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
     model.free_encoders()
     log = RoundLog(source)
-    return Material(
-        source,
-        who,
-        [
-            log,
-            ValidationHook(
-                run, model, run.rollout.rewards if run.rollout.by == "rewards" else (), tell, once
-            ),
-        ],
-        lambda: f"{log.images} images sampled for prompts of {run.rollout.prompts}",
-        lambda: log.verdict,
-        lambda: log.figures,
-        source.close,
-    )
+    trained = run.rollout.rewards if run.rollout.by == "rewards" else ()
+    hooks: list[Hook] = [log, ValidationHook(run, model, trained, tell, once)]
+    data = f"images sampled for prompts of {run.rollout.prompts}"
+    return Setup(source, roles, hooks, log, data, prompts_content(prompts))
 
 
-def _size(who: Players) -> int:
-    return sum(p.numel() for _, p in who.parameters)
+def _size(roles: Roles) -> int:
+    return sum(p.numel() for _, p in roles.parameters)
 
 
 def encode(
@@ -225,7 +235,7 @@ def check_frames(data: DataConfig, model: LoadedModel) -> None:
 
 
 def _diagnostics(
-    run: Run, model: LoadedModel, held_out: EncodedSet, method: Any, reference: Denoiser | None
+    run: Run, model: LoadedModel, held_out: EncodedSet, method: Method[Any], reference: Denoiser | None
 ) -> HeldOut:
     """Held-out groups measured by the method without its strategies, a batch made whenever it is."""
     groups, seed = run.training.batch_size, run.training.seed
@@ -241,9 +251,9 @@ def _diagnostics(
     )
 
 
-def _guided(method: Any) -> bool:
-    """Whether a method asks for guided predictions, and so for what guidance guides away from."""
-    return bool(method.noising.guidance != 1)
+def _guided(method: Method[Any]) -> bool:
+    """Return whether a method needs guided predictions, and so what guidance guides away from."""
+    return method.noising is not None and method.noising.guidance != 1
 
 
 def pair_source(

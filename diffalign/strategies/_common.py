@@ -9,34 +9,57 @@ samples, in their order: Inversion-DPO does so with ``guidance: 1`` and ``subset
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from diffalign.diffusion.likelihood import at_least_float32, regression_target
 from diffalign.diffusion.noising import Forward, expand
+from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
-from diffalign.types import Batch, Cond, Denoiser, Noised, Path, Random, Stateful, Step, Target
+from diffalign.methods._common import LIKED
+from diffalign.types import (
+    Batch,
+    Cond,
+    Denoiser,
+    Method,
+    Noised,
+    Noising,
+    Random,
+    Reduce,
+    Stateful,
+    Step,
+    TimeSampler,
+)
 
 
-class Around(Protocol):
-    """A strategy as ``Wrapped`` calls it."""
+@runtime_checkable
+class Strategy(Protocol):
+    """What composes with any method."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the strategy itself asks the reference."""
+        """Whether the strategy itself calls the reference."""
+        ...
+
+    def wrap(self, method: Method[Any]) -> Method[Any]:
+        """Return ``method`` inside this strategy.
+
+        Raises:
+            UserError: the two do not compose.
+        """
         ...
 
     def __call__(
         self,
-        method: Any,
+        method: Method[Any],
         policy: Denoiser,
         reference: Denoiser,
         batch: Batch[Any],
         generator: Random | torch.Generator,
     ) -> Step:
-        """One loss of ``method`` over one batch, with whatever the strategy does to it."""
+        """Return one loss of ``method`` over one batch, changed as the strategy has it."""
         ...
 
 
@@ -49,33 +72,32 @@ class Wrapped:
         strategy: what stands around it.
     """
 
-    method: Any
-    strategy: Around
+    method: Method[Any]
+    strategy: Strategy
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> Method[Any]:
         """The method without any strategy."""
-        return self.method.inner if isinstance(self.method, Wrapped) else self.method
+        return innermost(self.method)
 
     @property
-    def time(self) -> Any:
-        """The method's."""
-        return self.method.time
-
-    @property
-    def noising(self) -> Any:
-        """The method's."""
+    def noising(self) -> Noising | None:
+        """The noising of the method."""
         return self.method.noising
 
     @property
-    def reduce(self) -> Any:
-        """The method's."""
+    def reduce(self) -> Reduce:
+        """The unit of the method."""
         return self.method.reduce
+
+    def at_times(self, times: TimeSampler) -> "Wrapped":
+        """Return the same strategy around the method with its times drawn by ``times``."""
+        return replace(self, method=self.method.at_times(times))
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the method or the strategy asks the reference."""
-        return bool(self.method.needs_reference or self.strategy.needs_reference)
+        """Whether the method or the strategy calls the reference."""
+        return self.method.needs_reference or self.strategy.needs_reference
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Any], generator: Random | torch.Generator
@@ -93,29 +115,22 @@ class Wrapped:
             self.inner.load_state_dict(state)
 
 
+def innermost(method: Method[Any]) -> Method[Any]:
+    """Return a method without its strategies."""
+    return innermost(method.method) if isinstance(method, Wrapped) else method
+
+
 @dataclass(frozen=True, eq=False)
-class Scaled:
+class Scaled(Wrapper):
     """A denoiser whose gradient is scaled row by row while its predictions stay what they are.
 
     Where no gradient is wanted (an inversion, a diagnosis) it does nothing.
 
     Attributes:
-        denoiser: any denoiser.
         factors: (prediction without gradient, x_t, t) -> (B,) factors.
     """
 
-    denoiser: Denoiser
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-    @property
-    def path(self) -> Path:
-        """The denoiser's."""
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        """The denoiser's."""
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The denoiser's prediction."""
@@ -137,26 +152,14 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Listening:
+class Listening(Wrapper):
     """A denoiser that remembers its calls.
 
     Attributes:
-        denoiser: any denoiser.
         calls: all of them so far, in order.
     """
 
-    denoiser: Denoiser
     calls: list[Call] = field(default_factory=list)
-
-    @property
-    def path(self) -> Path:
-        """The denoiser's."""
-        return self.denoiser.path
-
-    @property
-    def target(self) -> Target:
-        """The denoiser's."""
-        return self.denoiser.target
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The denoiser's prediction."""
@@ -193,8 +196,8 @@ def residual(denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction:
     return at_least_float32(prediction) - target
 
 
-def readable(method: Any, name: str) -> Any:
-    """``method``, if its targets can be read off its noisy states.
+def readable(method: Method[Any], name: str) -> Method[Any]:
+    """Return ``method``, whose targets can be read off its noisy states.
 
     Raises:
         UserError: its noising perturbs x_t by noise that is not in the target.
@@ -253,18 +256,18 @@ def sides(batch: Batch[Any]) -> Sides:
 
 
 def best(batch: Batch[Any]) -> tuple[Tensor, Tensor]:
-    """(index, told), each (G,): the best sample of every group, and whether it is known to be good.
+    """Return (index, good), each (G,): the best sample of every group, and whether it is known to be good.
 
-    It is where no rival shares its score; a sample without rivals (a like) is where its score is above 0.
+    It is where no rival shares its score; a sample without rivals is where it is liked.
     """
     score, group = overall(batch.score), batch.group.to(batch.score.device)
     top = by_group(score, group, "amax")
     is_top = (score == top[group]).to(score)
     size = by_group(torch.ones_like(score), group)
-    told = (by_group(is_top, group) == 1) & ((size > 1) | (top > 0))
+    good = (by_group(is_top, group) == 1) & ((size > 1) | (top > LIKED))
     order = torch.arange(len(score), device=score.device)
     first = by_group(torch.where(is_top > 0, order, len(order)), group, "amin")
-    return first, told
+    return first, good
 
 
 def told(batch: Batch[Any]) -> Tensor:

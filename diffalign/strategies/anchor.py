@@ -19,7 +19,7 @@ from diffalign.diffusion.likelihood import at_least_float32
 from diffalign.errors import UserError
 from diffalign.strategies._common import Listening, Wrapped, answer, mean_where, overall, told, with_term
 from diffalign.strategies.registry import StrategyCard
-from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.types import Batch, Denoiser, Method, Random, Step
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Anchor:
         if not self.alpha > 0:
             raise UserError(f"anchor.alpha={self.alpha}; allowed: more than 0")
 
-    def wrap(self, method: Any) -> Wrapped:
+    def wrap(self, method: Method[Any]) -> Wrapped:
         """``method`` with the term added."""
         return Wrapped(method, self)
 
     def __call__(
         self,
-        method: Any,
+        method: Method[Any],
         policy: Denoiser,
         reference: Denoiser,
         batch: Batch[Tensor],

@@ -20,48 +20,43 @@ of strategies, around the others, since it must reach both policies.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffalign.diffusion.randomness import normal, uniform
+from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
 from diffalign.losses.contrast import Contrast, contrast
-from diffalign.strategies._common import Listening, Wrapped, answer, readable, residual
+from diffalign.strategies._common import Listening, Wrapped, answer, innermost, readable, residual
 from diffalign.strategies.registry import StrategyCard
-from diffalign.types import Batch, Cond, Denoiser, Path, Random, Step, Target
+from diffalign.types import Batch, Cond, Denoiser, Method, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
 
 
 @dataclass(frozen=True, eq=False)
-class Twin:
-    """Two policies as one denoiser: whoever does not know better gets the fast one.
+class Twin(Wrapper):
+    """Two policies as one denoiser, which is the fast one to a caller that does not know of two.
 
     Attributes:
-        fast: through the adapters that are exported.
-        slow: through the others.
+        denoiser: the fast policy, through the adapters that are exported.
+        slow: the slow one, through the others.
         tally: (3,) running sums of fast loss, slow loss and terms, the same on every rank.
     """
 
-    fast: Denoiser
     slow: Denoiser
     tally: Tensor
 
     @property
-    def path(self) -> Path:
-        """The fast one's."""
-        return self.fast.path
-
-    @property
-    def target(self) -> Target:
-        """The fast one's."""
-        return self.fast.target
+    def fast(self) -> Denoiser:
+        """The fast policy."""
+        return self.denoiser
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The fast one's prediction."""
-        return self.fast(x_t, t, cond)
+        """Return the fast policy's prediction."""
+        return self.denoiser(x_t, t, cond)
 
 
 class Replay:
@@ -89,6 +84,16 @@ class Replay:
         return self._drawn[self._next - 1]
 
 
+@runtime_checkable
+class _WithBeta(Protocol):
+    """A method whose log-ratios become margins by a factor."""
+
+    @property
+    def beta(self) -> float:
+        """The factor."""
+        ...
+
+
 @dataclass(frozen=True)
 class FastSlow:
     """Two modules that chase each other.
@@ -114,14 +119,14 @@ class FastSlow:
         if self.every < 1:
             raise UserError(f"fast_slow.every={self.every}; allowed: 1 or more")
 
-    def wrap(self, method: Any) -> Wrapped:
+    def wrap(self, method: Method[Any]) -> Wrapped:
         """Two of ``method``.
 
         Raises:
             UserError: its targets cannot be read off its noisy states, or it has no beta.
         """
-        inner = method.inner if isinstance(method, Wrapped) else method
-        if "beta" not in inner.__dataclass_fields__:
+        inner = innermost(method)
+        if not isinstance(inner, _WithBeta):
             raise UserError(
                 f"strategy fast_slow: {type(inner).__name__} has no beta; allowed: DPO and its kin"
             )
@@ -129,7 +134,7 @@ class FastSlow:
 
     def __call__(
         self,
-        method: Any,
+        method: Method[Any],
         policy: Denoiser,
         reference: Denoiser,
         batch: Batch[Tensor],
@@ -169,13 +174,14 @@ class FastSlow:
             tally += torch.stack([mean_over_ranks(v.detach().reshape(1)) for v in terms]).to(tally)
 
 
-def margins(method: Any, heard: Listening, held: Listening, batch: Batch[Tensor]) -> Contrast:
+def margins(method: Method[Any], heard: Listening, held: Listening, batch: Batch[Tensor]) -> Contrast:
     """Pairs of rivals by beta times their log-ratio, from what policy and reference have said.
 
     Raises:
         UserError: the method has not asked about the batch's own samples.
     """
-    inner = method.inner if isinstance(method, Wrapped) else method
+    inner = innermost(method)
+    assert isinstance(inner, _WithBeta)
     ratios = []
     for call in heard.of(batch):
         said = (call.prediction, answer(held, call))

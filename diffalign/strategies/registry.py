@@ -11,6 +11,7 @@ from diffalign.config.build import build as build_dataclass
 from diffalign.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from diffalign.strategies._common import Strategy
     from diffalign.types import Method
 
 
@@ -87,7 +88,7 @@ def check(values: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(f"strategies[{i}].type='fast_slow' wraps two policies; allowed: as the last one")
 
 
-def build(values: Sequence[Mapping[str, Any]]) -> list[Any]:
+def build(values: Sequence[Mapping[str, Any]]) -> "list[Strategy]":
     """The strategies that a ``strategies`` section describes: ``[{"type": "sdpo", "mu": 0.9}]``.
 
     Raises:
@@ -95,7 +96,7 @@ def build(values: Sequence[Mapping[str, Any]]) -> list[Any]:
             fit it.
     """
     check(values)
-    built: list[Any] = []
+    built: list[Strategy] = []
     for i, entry in enumerate(values):
         fields = {k: v for k, v in entry.items() if k != "type"}
         built.append(build_dataclass(STRATEGIES[entry["type"]].strategy, fields, f"strategies[{i}]"))

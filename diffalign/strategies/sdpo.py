@@ -25,7 +25,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.strategies._common import Scaled, Wrapped, by_group, check_rows, readable, residual, sides
 from diffalign.strategies.registry import StrategyCard
-from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.types import Batch, Denoiser, Method, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
 
 
@@ -47,7 +47,7 @@ class SDPO:
         if not 0 <= self.mu <= 1:
             raise UserError(f"sdpo.mu={self.mu}; allowed: 0 to 1")
 
-    def wrap(self, method: Any) -> Wrapped:
+    def wrap(self, method: Method[Any]) -> Wrapped:
         """``method`` with its losers' gradients scaled.
 
         Raises:
@@ -57,7 +57,7 @@ class SDPO:
 
     def __call__(
         self,
-        method: Any,
+        method: Method[Any],
         policy: Denoiser,
         reference: Denoiser,
         batch: Batch[Tensor],

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from diffalign.diffusion.likelihood import denoising_error
 from diffalign.errors import UserError
-from diffalign.methods._common import noisy
+from diffalign.methods._common import OverStates, noisy
 from diffalign.strategies._common import (
     Listening,
     Wrapped,
     best,
+    innermost,
     mean_where,
     overall,
     readable,
@@ -30,7 +31,7 @@ from diffalign.strategies._common import (
     with_term,
 )
 from diffalign.strategies.registry import StrategyCard
-from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.types import Batch, Denoiser, Method, Random, Step
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SFTMix:
         if not self.weight > 0:
             raise UserError(f"sft.weight={self.weight}; allowed: more than 0")
 
-    def wrap(self, method: Any) -> Wrapped:
+    def wrap(self, method: Method[Any]) -> Wrapped:
         """``method`` with the term added.
 
         Raises:
@@ -60,7 +61,7 @@ class SFTMix:
 
     def __call__(
         self,
-        method: Any,
+        method: Method[Any],
         policy: Denoiser,
         reference: Denoiser,
         batch: Batch[Tensor],
@@ -74,8 +75,14 @@ class SFTMix:
         if heard_of:
             errors = torch.stack([overall(method.reduce(r**2)) for r in heard_of]).mean(0)
         else:
+            inner = innermost(method)
+            if not isinstance(inner, OverStates):
+                raise UserError(
+                    f"strategy sft: {type(inner).__name__} neither calls the policy on the batch's own "
+                    "samples nor has a `time` and a `noising`; allowed: methods that do"
+                )
             won = batch.select(index)
-            z = noisy(method, policy, reference, won, generator)
+            z = noisy(inner, policy, reference, won, generator)
             errors = overall(denoising_error(policy, z, won.cond, method.reduce))
         term = mean_where(errors, told)
         return with_term(step, "sft", term, self.weight)

@@ -23,7 +23,7 @@ from diffalign.config.build import choice
 from diffalign.errors import UserError
 from diffalign.strategies._common import Scaled, Wrapped, best, by_group, check_rows, mean_where, told
 from diffalign.strategies.registry import StrategyCard
-from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.types import Batch, Denoiser, Method, Random, Step
 
 
 @runtime_checkable
@@ -97,13 +97,13 @@ class Weighted:
 
     needs_reference: ClassVar[bool] = False
 
-    def wrap(self, method: Any) -> Wrapped:
+    def wrap(self, method: Method[Any]) -> Wrapped:
         """``method`` with weighted groups."""
         return Wrapped(method, self)
 
     def __call__(
         self,
-        method: Any,
+        method: Method[Any],
         policy: Denoiser,
         reference: Denoiser,
         batch: Batch[Tensor],

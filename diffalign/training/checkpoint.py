@@ -16,7 +16,7 @@ import pickle
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one step: tensors by name, the optimizer's state, and ``facts`` that JSON can hold."""
+    """A run at one step: tensors by name, the optimizer's state, and ``facts`` that JSON can hold.
+
+    ``content`` holds digests by name of what the run was made of (data, model); empty where none were kept.
+    """
 
     step: int
     trainable: Mapping[str, Tensor]
@@ -42,10 +45,20 @@ class Snapshot:
     optimizer: Mapping[str, Any]
     facts: Mapping[str, Any]
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    content: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Incomplete(Exception):
     """A checkpoint that cannot be read; says which file and why."""
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two fingerprints, one sentence a setting."""
+    return [
+        f"{key} is {saved.get(key, 'unset')!r} in the checkpoint and {current.get(key, 'unset')!r} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,15 @@ class Checkpoints:
         folder: ``<output>/checkpoints``.
         limit: how many are kept; 0 keeps all.
         fingerprint: the settings that must be the same on resume, made by ``fingerprint``.
+        compare: (saved fingerprint, this run's) -> what forbids resuming, in sentences.
+        content: digests of data and model, kept in every checkpoint; filled in once they are known.
     """
 
     folder: Path
     limit: int = 2
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    compare: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = differences
+    content: dict[str, str] = field(default_factory=dict)
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, in order, complete or not."""
@@ -69,11 +86,16 @@ class Checkpoints:
         return sorted(int(number) for number in numbers if number.isdecimal())
 
     def start(self, resume: str | None) -> Snapshot | None:
-        """Where a run begins: at the checkpoint that ``resume`` names (see ``load``), or None for afresh.
+        """Return where a run begins: the checkpoint that ``resume`` names (see ``load``), or None for afresh.
+
+        "latest" without any checkpoint is a first start, so that one command line serves the first start and
+        every restart.
 
         Raises:
             UserError: as ``load``; or a fresh run would mix with the checkpoints of an earlier one.
         """
+        if resume == "latest" and not self.steps():
+            return None
         if resume is not None:
             return self.load(resume)
         if self.steps():
@@ -95,7 +117,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            _write(partial, snapshot, _plain(self.fingerprint))
+            _write(partial, snapshot, _plain(self.fingerprint), self.content)
             shutil.rmtree(
                 final, ignore_errors=True
             )  # of a run that was resumed from before it: the same to the bit
@@ -115,7 +137,7 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{step}")
 
     def load(self, which: str) -> Snapshot:
-        """A checkpoint: "latest" is the newest complete one, otherwise a folder or the name of one
+        """Return a checkpoint: "latest" is the newest complete one, otherwise a folder or the name of one
         (``step-500``).
 
         Raises:
@@ -142,15 +164,19 @@ class Checkpoints:
 
     def _load(self, path: Path) -> Snapshot:
         state = _read_state(path)
-        differing = _differences(state["fingerprint"], _plain(self.fingerprint))
+        differing = self.compare(state["fingerprint"], _plain(self.fingerprint))
         if differing:
-            raise UserError(f"checkpoint {path} was made with other settings: {'; '.join(differing)}")
+            raise UserError(
+                f"checkpoint {path} was made with other settings: {'; '.join(differing)}; allowed: the same "
+                "settings, or --resume.allow with the names of those that may change"
+            )
         try:
             ema = load_file(path / "ema.safetensors") if "ema.safetensors" in state["files"] else {}
             optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
             kept = load_file(path / "kept.safetensors") if "kept.safetensors" in state["files"] else {}
             trainable = load_file(path / "trainable.safetensors")
-            return Snapshot(state["step"], trainable, ema, optimizer, state["facts"], kept)
+            content = state.get("content", {})
+            return Snapshot(state["step"], trainable, ema, optimizer, state["facts"], kept, content)
         except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
             raise _Incomplete(str(error)) from error
 
@@ -166,29 +192,32 @@ def fingerprint(
     ignore: Iterable[str] = (),
     **sections: Any,
 ) -> dict[str, Any]:
-    """The settings that a resumed run must share, as dotted keys.
+    """Return the settings that a resumed run must share, as dotted keys.
 
     Args:
-        training: the loop's section. ``training.steps`` may change where the learning rate does not depend on
-            it.
+        training: the loop's section. ``training.steps`` and ``training.epochs`` may change where the learning
+            rate does not depend on them.
         optimizer: the optimizer's section.
         processes: how many ranks there are.
         ignore: dotted keys that may change (``data.cache_dir``, ``data.workers``, ...).
         **sections: further dataclasses or mappings by name: ``method``, ``model``, ``data``.
     """
-    flat = _flatten({"training": training, "optimizer": optimizer, "processes": processes, **sections})
-    free = set(ignore) | ({"training.steps"} if optimizer.schedule == "constant" else set())
+    flat = flatten({"training": training, "optimizer": optimizer, "processes": processes, **sections})
+    free = set(ignore) | (
+        {"training.steps", "training.epochs"} if optimizer.schedule == "constant" else set()
+    )
     return {key: value for key, value in flat.items() if key not in free}
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a tree of dataclasses and mappings as dotted keys."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if not isinstance(value, Mapping):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 
@@ -197,15 +226,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(values), default=str))
 
 
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key} is {saved.get(key, 'unset')!r} in the checkpoint and {current.get(key, 'unset')!r} now"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
-    ]
-
-
-def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any]) -> None:
+def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], content: Mapping[str, str]) -> None:
     save_file(_on_cpu(snapshot.trainable), folder / "trainable.safetensors")
     if snapshot.ema:
         save_file(_on_cpu(snapshot.ema), folder / "ema.safetensors")
@@ -218,6 +239,7 @@ def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any]) -> Non
         "step": snapshot.step,
         "facts": snapshot.facts,
         "fingerprint": settings,
+        "content": dict(content),
         "files": files,
     }
     (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")

@@ -7,7 +7,6 @@ than the reference does, and does it do so by fitting the winner better or only 
 A bin is the method itself with its times drawn from that bin; what it measures are the method's own metrics.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.training.metrics import Meter
 from diffalign.training.state import TrainState
-from diffalign.types import Batch, Denoiser, TimeSampler
+from diffalign.types import Batch, Denoiser, Method, TimeSampler
 
 # A winner that has lost less log-likelihood than this, in units of the logit, has not been pushed away.
 _NOTICEABLE = 0.05
@@ -41,7 +40,7 @@ class HeldOut:
         bins: int = 5,
         seed: int = 0,
         times: Callable[[float, float], TimeSampler] = Uniform,
-        method: Any = None,
+        method: Method[Any] | None = None,
         reference: Denoiser | None = None,
         groups: int | None = None,
     ):
@@ -53,7 +52,7 @@ class HeldOut:
             bins: how many equal parts of [0, 1].
             seed: of noise and times.
             times: the sampler of the times of one bin, given its two ends.
-            method: what measures, a dataclass with a field ``time``; None: the run's own.
+            method: the method that measures; None: the run's own.
             reference: what the policy is held against; None: the run's own.
             groups: in all batches; None: they are counted now.
         """
@@ -74,6 +73,11 @@ class HeldOut:
             return "not measured: no held-out data"
         return verdict([totals for _, totals in self.history], self._groups)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The totals of the last evaluation; empty before the first."""
+        return dict(self.history[-1][1]) if self.history else {}
+
     def on_start(self, state: TrainState) -> None:
         """Nothing to prepare."""
 
@@ -93,8 +97,8 @@ class HeldOut:
         if not len(self._batches):
             return {}
         ranks, rank = state.accelerator.num_processes, state.accelerator.process_index
-        measuring: Any = self._method or state.method
-        methods: list[Any] = [dataclasses.replace(measuring, time=sampler) for sampler in self._samplers]
+        measuring = self._method or state.method
+        methods = [measuring.at_times(sampler) for sampler in self._samplers]
         labels = [f"{low:.2g}-{high:.2g}" for low, high in self._bins]
         meters = [Meter(state.accelerator.device) for _ in labels]
         for index in range(rank, len(self._batches), ranks):

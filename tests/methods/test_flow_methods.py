@@ -15,7 +15,7 @@ from diffalign.diffusion.samplers import DDIM, FlowSDE
 from diffalign.errors import UserError
 from diffalign.losses.surrogates import elbo_weight, stand_in
 from diffalign.methods import build
-from diffalign.methods._multi_time import Stratified, matched
+from diffalign.methods._multi_time import Stratified, noised_rows
 from diffalign.methods._trailing import Followed, Trail
 from diffalign.methods.awm import AWM
 from diffalign.methods.dgpo import DGPO
@@ -407,13 +407,15 @@ def test_every_row_has_its_own_noise_or_rivals_share_it():
     group = torch.tensor([0, 1, 0, 1])
     batch = Batch(normal(4, 2), {"label": torch.arange(4.0)}, group, torch.zeros(4))
     for shared in (False, True):
-        rows = matched(Stratified("uniform", 3), Echo(), batch, Streams([1, 2]), shared)
+        rows = noised_rows(Stratified("uniform", 3), Echo(), batch, Streams([1, 2]), shared)
         assert torch.equal(rows.cond["label"], torch.arange(4.0).repeat(3)) and rows.strata == 3
         t, eps = rows.by_time(rows.z.t), rows.by_time(rows.z.eps)
         assert torch.equal(t[:, 0], t[:, 2]) and torch.equal(t[:, 1], t[:, 3]) and (t[:-1] < t[1:]).all()
         assert len(eps.flatten(0, 1).unique(dim=0)) == (6 if shared else 12)
         assert bool((eps[:, 0] == eps[:, 2]).all()) == shared
-        other = matched(Stratified("uniform", 3), Echo(), batch.select(torch.tensor([1])), Streams([2]), True)
+        other = noised_rows(
+            Stratified("uniform", 3), Echo(), batch.select(torch.tensor([1])), Streams([2]), True
+        )
         if shared:  # a group's draws are those of its stream, whatever its batch
             torch.testing.assert_close(other.z.eps[:, 0], eps[:, 1, 0], check_dtype=False)
 

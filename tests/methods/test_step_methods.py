@@ -12,7 +12,7 @@ from diffalign.diffusion.samplers import DDIM, FlowSDE, timesteps
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import IPO
 from diffalign.methods import REGISTRY, build
-from diffalign.methods._steps import asked, likelihood
+from diffalign.methods._steps import as_drawn, likelihood
 from diffalign.methods.d3po import CARD as D3PO_CARD
 from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
@@ -543,7 +543,7 @@ def test_guidance_pairs_each_state_with_its_own_negative():
         state=torch.tensor([0, 0, 1, 1, 2, 2]),
     )  # fmt: skip
     network = Reads()
-    out = asked(network, batch)(batch.x.x_t, batch.x.t, batch.cond)
+    out = as_drawn(network, batch)(batch.x.x_t, batch.x.t, batch.cond)
     assert network.texts == [-1, -2, -3, 1, 2, 3]
     assert out[:, 0, 0, 0].tolist() == [5, 5, 10, 10, 15, 15]
 

@@ -1,4 +1,4 @@
-"""A policy that trails: a second set of adapters or a copy, moved, kept, resumed, and who samples."""
+"""A policy that trails: a second set of adapters or a copy, moved, kept, resumed, and roles samples."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from diffalign.models.denoisers import AdaptersOff, OtherAdapter
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.runs.align import align
-from diffalign.runs.roles import check_players, players
+from diffalign.runs.roles import assign_roles, check_roles
 from diffalign.runs.rollouts import online_source
 from diffalign.runs.validate import read_run
 from diffalign.training.acceleration import accelerator_for
@@ -78,31 +78,33 @@ def test_it_follows_by_the_formula_and_resumes_exactly(method, train, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "samples"), [(AWM, False), (NFT, True)], ids=["awm", "nft"])
-def test_who_plays(method, samples, tmp_path):
+def test_the_roles_of_a_run(method, samples, tmp_path):
     """The base is adapters off, the trailing one another set; with DiffusionNFT that one samples."""
     run = small(tmp_path / "run", method)
     made, model, accelerator = build(run.method), load(run.model), accelerator_for(run.training)
-    who = players(run, model, made, None)
-    assert isinstance(who.reference, Followed) and isinstance(who.reference.base, AdaptersOff)
-    assert isinstance(who.reference.trailing, OtherAdapter) and who.reference.trailing.adapter == "reference"
-    assert who.sampler is (who.reference.trailing if samples else None)
+    roles = assign_roles(run, model, made, None)
+    assert isinstance(roles.reference, Followed) and isinstance(roles.reference.denoiser, AdaptersOff)
+    assert (
+        isinstance(roles.reference.trailing, OtherAdapter) and roles.reference.trailing.adapter == "reference"
+    )
+    assert roles.sampler is (roles.reference.trailing if samples else None)
     prompts = read_prompts(run.rollout.prompts, 4)
-    source = online_source(run, model, who, made, accelerator, True, load_reward, prompts)
+    source = online_source(run, model, roles, made, accelerator, True, load_reward, prompts)
     policy = source._cast.policy
-    assert (policy is who.sampler) if samples else policy.network is model.network
+    assert (policy is roles.sampler) if samples else policy.network is model.network
     source.close()
 
 
 def test_without_a_use_for_it_nobody_trails(tmp_path):
     run = small(tmp_path / "run", {**AWM, "ema_kl": 0.0})
-    who = players(run, load(run.model), build(run.method), None)
-    assert isinstance(who.reference, AdaptersOff) and not who.kept and not who.hooks
+    roles = assign_roles(run, load(run.model), build(run.method), None)
+    assert isinstance(roles.reference, AdaptersOff) and not roles.kept and not roles.hooks
 
 
 def test_what_does_not_go_with_it_is_refused(tmp_path):
     run = small(tmp_path / "run", AWM)
     every = replace(run, training=replace(run.training, reference_every=1))
     with pytest.raises(UserError, match="reference_every=1 with method awm, which a moving average follows"):
-        check_players(every, build(AWM))
+        check_roles(every, build(AWM))
     with pytest.raises(UserError, match=r"strategies=.*with method awm"):
-        check_players(replace(run, strategies=({"type": "sdpo"},)), build(AWM))
+        check_roles(replace(run, strategies=({"type": "sdpo"},)), build(AWM))

@@ -14,7 +14,9 @@ from diffalign.config.schema import ModelConfig, Run, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
+from diffalign.methods import build
 from diffalign.runs.align import _own_trajectories, align
+from diffalign.runs.resume import portable, resolved
 from diffalign.runs.validate import read_run
 from diffalign.training.diagnostics import HeldOut
 from tests.helpers import PUBLISHED_DATA
@@ -51,7 +53,7 @@ def done(tmp_path_factory):
 def test_a_run_directory_holds_what_it_should(done):
     run, result = done
     assert (result.steps, result.interrupted) == (4, False)
-    assert read_run(result.output / "config.yaml") == run
+    assert read_run(result.output / "config.yaml") == portable(resolved(run, build(run.method)))
     rows = [json.loads(line) for line in (result.output / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]

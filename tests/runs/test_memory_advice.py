@@ -21,7 +21,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation import running
 from diffalign.evaluation.drawing import sampling
 from diffalign.runs import align as job
-from diffalign.runs import setup as material
+from diffalign.runs import setup
 from diffalign.runs.memory_advice import when_encoding, when_loading, when_training, when_validating
 from diffalign.utils import memory as out_of_memory
 from diffalign.utils.memory import OutOfMemory, Peak, advised, peak_memory, ran_out
@@ -134,7 +134,7 @@ def full(*arguments, **options):
     [
         (job, "train", ["train", "good.yaml", "--model.gradient_checkpointing", "true"], "training",
          "--training.batch_size 1 --training.accumulation 2", "--model.gradient_checkpointing"),
-        (material, "encode_preferences", ["cache", "good.yaml", "--model.vae_tiling", "true"], "encoding",
+        (setup, "encode_preferences", ["cache", "good.yaml", "--model.vae_tiling", "true"], "encoding",
          "--data.cache_batch_size 1 (now 8)", "--model.vae_tiling"),
         (sampling, "generate", ["generate", "model15", "--prompts", "prompts.txt", "--dtype", "bfloat16"],
          "drawing", "--batch-size 1", "--dtype"),

@@ -51,12 +51,18 @@ class Visit:
 
 
 def assemble(
-    encoded: EncodedSet, family: MicroConditions, visits: Sequence[Visit], guided: bool = False
+    encoded: EncodedSet,
+    family: MicroConditions,
+    visits: Sequence[Visit],
+    guided: bool = False,
+    own_sizes: bool = False,
 ) -> Batch[Tensor]:
-    """The batch of some groups of one bucket: x (B, C, H, W) or of videos (B, C, F, H, W) float32, rivals
-    adjacent, on the CPU.
+    """Return the batch of some groups of one bucket, rivals adjacent, on the CPU: x (B, C, H, W) float32, or
+    of videos (B, C, F, H, W).
 
     ``score`` is (B,), or (B, F), one a latent frame, in a set that has dense labels.
+    All images of a group have the size conditions of its first one (as the released codes have it): where
+    winners and losers differ in size, sizes of their own tell who won. ``own_sizes`` gives each its own.
     ``guided`` gives it what guidance guides away from; ``extra`` holds what the set has beside labels.
     """
     latents, texts, cuts, corners, group = [], [], [], [], []
@@ -66,8 +72,9 @@ def assemble(
             texts.append(encoded.empty_text() if visit.dropped else encoded.text(visit.record, index))
             mean, std = encoded.moments(image, visit.flipped)
             latents.append(mean if visit.noise is None else mean + std * visit.noise[index])
-            cuts.append(image.cut)
-            corners.append(image.cut.mirrored_corner if visit.flipped else image.cut.corner)
+            cut = image.cut if own_sizes else visit.record.images[0].cut
+            cuts.append(cut)
+            corners.append(cut.mirrored_corner if visit.flipped else cut.corner)
             group.append(number)
             scores.append(encoded.scores(visit.record, index))
     cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
@@ -153,7 +160,8 @@ class PairSource:
         """The micro-batch of one micro-step of this rank."""
         first = (micro_step * self._world + self._rank) * self._batch_size
         visits = [self._visit(position) for position in range(first, first + self._batch_size)]
-        return assemble(self._encoded, self._family, visits, self._guided)
+        own_sizes = self._config.own_sizes
+        return assemble(self._encoded, self._family, visits, self._guided, own_sizes)
 
     def _visit(self, position: int) -> Visit:
         record = self._encoded[self._order.at(position)]
@@ -210,7 +218,8 @@ class FixedBatches(Sequence[Batch[Tensor]]):
             draws = Streams.at(self._seed, index, 1, "data/fixed posterior")
             noise = _noise(self._encoded, record, draws) if self._config.posterior == "sample" else None
             visits.append(Visit(record, noise=noise))
-        return assemble(self._encoded, self._family, visits, self._guided)
+        own_sizes = self._config.own_sizes
+        return assemble(self._encoded, self._family, visits, self._guided, own_sizes)
 
 
 def fixed_batches(

@@ -7,13 +7,14 @@ of its prompt, without negatives from other prompts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.likelihood import PerSample
 from diffalign.diffusion.noising import Forward
 from diffalign.diffusion.samplers import clean_and_noise
 from diffalign.diffusion.times import Uniform
@@ -22,7 +23,7 @@ from diffalign.losses.reward_model import labelled_choice, weighted_mean
 from diffalign.methods._common import times_like
 from diffalign.rewards.zoo.clip import Clip
 from diffalign.rewards.zoo.step_aware import timesteps
-from diffalign.types import Batch, Denoiser, Random, Step, TimeSampler
+from diffalign.types import Batch, Denoiser, Noising, Random, Reduce, Step, TimeSampler
 
 TOKENS = "clip_tokens"
 """Name in a batch's conditions of the CLIP's token ids (B, L) of each image's prompt."""
@@ -68,6 +69,12 @@ class StepAwareTraining:
     at_once: int = 8
 
     needs_reference: ClassVar[bool] = True
+    noising: ClassVar[Noising] = Forward()
+    reduce: ClassVar[Reduce] = PerSample()
+
+    def at_times(self, times: TimeSampler) -> "StepAwareTraining":
+        """Return the method with its times drawn by ``times``."""
+        return replace(self, time=times)
 
     def __call__(
         self, policy: Any, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator

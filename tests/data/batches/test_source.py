@@ -121,9 +121,11 @@ def test_a_step_holds_one_bucket_and_buckets_come_by_size(bucketed):
     assert len(targets) == 2
 
 
-def test_flips_are_the_pairs_and_mirror_the_conditions(encoded):
+@pytest.mark.parametrize("own", [False, True], ids=["one size a group", "own sizes"])
+def test_flips_are_the_pairs_and_mirror_the_conditions(encoded, own):
+    """Sizes are the first image's for all of a group, unless each is told its own: those tell who won."""
     whole = encoded([row(0, sizes=((60, 40), (90, 40)))], **{**MANY, "prompt_dropout": 0.0})
-    batches = take(source(whole, batch_size=1, posterior="mean", prompt_dropout=0.0), 40)
+    batches = take(source(whole, batch_size=1, posterior="mean", prompt_dropout=0.0, own_sizes=own), 40)
     record = whole[0]
     flipped = 0
     for batch in batches:
@@ -131,8 +133,9 @@ def test_flips_are_the_pairs_and_mirror_the_conditions(encoded):
         flipped += is_flipped
         for index, image in enumerate(record.images):
             assert torch.equal(batch.x[index], whole.moments(image, is_flipped)[0])
-            corner = image.cut.mirrored_corner if is_flipped else image.cut.corner
-            assert batch.cond["time_ids"][index].tolist() == [*image.cut.original, *corner, 16, 16]
+            cut = (image if own else record.images[0]).cut
+            corner = cut.mirrored_corner if is_flipped else cut.corner
+            assert batch.cond["time_ids"][index].tolist() == [*cut.original, *corner, 16, 16]
     assert 8 <= flipped <= 32
     assert record.images[0].cut.original == (40, 60) and record.images[1].cut.original == (40, 90)
 

@@ -1,0 +1,34 @@
+"""The base of denoisers around a denoiser."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.types import Cond, Denoiser, Path, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapper:
+    """A denoiser around another one, on the same path and with the same target. Abstract: a subclass says
+    what a call does.
+
+    Attributes:
+        denoiser: any denoiser.
+    """
+
+    denoiser: Denoiser
+
+    @property
+    def path(self) -> Path:
+        """The path of the wrapped denoiser."""
+        return self.denoiser.path
+
+    @property
+    def target(self) -> Target:
+        """The target of the wrapped denoiser."""
+        return self.denoiser.target
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """Return the prediction, shaped like ``x_t``."""
+        raise NotImplementedError

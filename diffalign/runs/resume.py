@@ -1,0 +1,253 @@
+"""What makes two starts the same run: the resolved method, settings without places, the content of data and
+model.
+
+A run's record (``config.yaml``, the fingerprint of its checkpoints) holds the method as it was built, every
+default spelled out. Where data and model lie is free; what they hold is compared by digests, once both are
+loaded.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from glob import glob
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from diffalign.config.build import describe
+from diffalign.config.schema import Run
+from diffalign.data import EncodedSet
+from diffalign.errors import UserError, unknown
+from diffalign.methods import build
+from diffalign.models.loaded import LoadedModel, tensor_digest
+from diffalign.strategies import build as build_strategies
+from diffalign.training.checkpoint import Snapshot, differences, fingerprint, flatten
+from diffalign.types import Method
+
+# What may differ between a run and its continuation: it changes where things are kept, and no number.
+FREE = (
+    "data.cache_dir",
+    "data.workers",
+    "data.cache_batch_size",
+    "model.gradient_checkpointing",
+    "method.cache",
+    "method.noising.cache",
+)
+# Where data and model lie, and how they are read: their content is compared instead.
+PLACES = (
+    "data.path",
+    "data.format",
+    "data.split",
+    "data.streaming",
+    "data.drop",
+    "data.altered.answers",
+    "model.path",
+    "model.revision",
+    "model.variant",
+    "model.vae",
+    "model.motion_adapter",
+    "rollout.prompts",
+)
+# Settings that name a file or a folder, or may.
+_FILES = (
+    "data.path",
+    "data.drop",
+    "data.cache_dir",
+    "data.altered.answers",
+    "model.path",
+    "model.vae",
+    "model.motion_adapter",
+    "rollout.prompts",
+    "rollout.decoder",
+)
+
+
+def resolved(run: Run, method: Method[Any]) -> Run:
+    """Return ``run`` with its method and strategies as they were built, every default spelled out."""
+    return replace(
+        run,
+        method={**run.method, **described(method), "type": run.method["type"]},
+        strategies=_strategies(run.strategies),
+    )
+
+
+def described(method: Method[Any]) -> dict[str, Any]:
+    """Return a method's fields as a configuration gives them; none of a class that is no dataclass."""
+    return describe(method) if is_dataclass(method) else {}
+
+
+def _strategies(values: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    built = build_strategies(values)
+    return tuple(
+        {"type": entry["type"], **describe(strategy)} for entry, strategy in zip(values, built, strict=True)
+    )
+
+
+def portable(run: Run) -> Run:
+    """Return ``run`` as its folder records it: local paths absolute, so that the record is the same run from
+    any working directory, and nothing about how this start was made (``resume``, ``overwrite``).
+    """
+    run = replace(run, output=str(Path(run.output).absolute()), resume=None, resume_allow=(), overwrite=False)
+    for name in _FILES:
+        section, _, leaf = name.partition(".")
+        run = replace(run, **{section: _absolute(getattr(run, section), leaf)})
+    method = dict(run.method)
+    if method.get("cache"):
+        method["cache"] = str(Path(method["cache"]).absolute())
+    noising = method.get("noising")
+    if isinstance(noising, Mapping) and noising.get("cache"):
+        method["noising"] = {**noising, "cache": str(Path(noising["cache"]).absolute())}
+    return replace(run, method=method)
+
+
+def _absolute(section: Any, leaf: str) -> Any:
+    """Return a section whose setting ``leaf`` is absolute where it names something on this disk."""
+    outer, _, inner = leaf.partition(".")
+    value = getattr(section, outer)
+    if inner:
+        return replace(section, **{outer: _absolute(value, inner)})
+    names_a_file = value and (Path(value).exists() or glob(value) or leaf == "cache_dir")
+    return replace(section, **{outer: str(Path(value).absolute())}) if names_a_file else section
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """How a run compares itself with a checkpoint.
+
+    Attributes:
+        run: resolved.
+        processes: how many ranks there are.
+    """
+
+    run: Run
+    processes: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a continuation must share, as dotted keys, without places."""
+        run = self.run
+        return fingerprint(
+            run.training,
+            run.optimizer,
+            self.processes,
+            ignore=(*FREE, *PLACES),
+            method=run.method,
+            strategies=run.strategies,
+            model=run.model,
+            data=run.data,
+            rollout=run.rollout,
+        )
+
+    def compare(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+        """Return what forbids resuming; settings of ``resume.allow`` do not.
+
+        A checkpoint of an earlier version is put into today's terms: its method with defaults spelled out;
+        settings that it does not know at their defaults; and, since it kept no content, its places must be
+        those of the run.
+
+        Raises:
+            UserError: ``resume.allow`` has a name that is no setting.
+        """
+        allow = self.run.resume_allow
+        _check_allowed(allow, {*current, *saved, *PLACES})
+        run = self.run
+        places = flatten({"data": run.data, "model": run.model, "rollout": run.rollout})
+        own = {**current, **{name: places.get(name) for name in PLACES if name in saved}}
+        known = _in_current_terms(saved)
+        for name, value in _defaults().items():
+            if name in own and name not in known:
+                known[name] = value
+        refused = differences(known, own)
+        return [text for text in refused if not is_allowed(text.partition(" is ")[0], allow)]
+
+
+def is_allowed(name: str, allow: Sequence[str]) -> bool:
+    """Return whether ``resume.allow`` has a setting: by its dotted name, its last part, or its section."""
+    return any(name == one or name.startswith(f"{one}.") or name.endswith(f".{one}") for one in allow)
+
+
+def _check_allowed(allow: Sequence[str], names: Iterable[str]) -> None:
+    names = sorted(names)
+    for one in allow:
+        if one not in ("data", "model") and not any(is_allowed(name, [one]) for name in names):
+            raise unknown("setting (resume.allow)", one, ["data", "model", *names])
+
+
+def _in_current_terms(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved fingerprint with its method and strategies resolved, without settings that are free."""
+    kept = {k: v for k, v in saved.items() if k.split(".")[0] not in ("method", "strategies")}
+    kept = {k: v for k, v in kept.items() if k not in FREE}
+    method = _nested({k: v for k, v in saved.items() if k.startswith("method.")}).get("method", {})
+    try:
+        whole = {**described(build(method)), "type": method["type"]}
+        strategies = list(_strategies(saved.get("strategies", ())))
+    except UserError as error:
+        raise UserError(
+            f"the checkpoint's method cannot be built by this version of diffalign: {error}; resume it with "
+            "the version that wrote it, or start anew from its aligned model"
+        ) from error
+    flat = {k: v for k, v in flatten({"method": whole}).items() if k not in FREE}
+    return {**kept, **flat, "strategies": strategies}
+
+
+def _defaults() -> dict[str, Any]:
+    run = Run()
+    sections = {n: getattr(run, n) for n in ("training", "optimizer", "model", "data", "rollout")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(sections).items()}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *parents, last = dotted.split(".")
+        inner = tree
+        for part in parents:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return tree
+
+
+def check_content(snapshot: Snapshot | None, content: Mapping[str, str], allow: Sequence[str]) -> None:
+    """Check that a resumed run has the data and the model that its checkpoint was made with.
+
+    Args:
+        snapshot: the checkpoint; None: a fresh run.
+        content: digests by name, "data" and "model".
+        allow: ``resume.allow``.
+
+    Raises:
+        UserError: another content, which ``allow`` does not have.
+    """
+    for name, digest in content.items():
+        saved = snapshot.content.get(name) if snapshot is not None else None
+        if saved is not None and saved != digest and name not in allow:
+            raise UserError(
+                f"the {name} of this run are not what its checkpoint was made with: their content differs (a "
+                f"moved copy would go on); allowed: the same {name}, another --output, or, to go on with "
+                f"other {name}, --resume.allow {name}"
+            )
+
+
+def model_content(model: LoadedModel) -> str:
+    """Return a digest of a loaded pipeline: network, autoencoder, text encoders, their weights included."""
+    digest = blake2b(model.fingerprint.encode(), digest_size=16)
+    for name, tensor in model.network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor_digest(tensor))
+    return digest.hexdigest()
+
+
+def data_content(*sets: EncodedSet) -> str:
+    """Return a digest of what is learnt from and what is held out: images, prompts, labels, in order."""
+    digest = blake2b(digest_size=16)
+    for encoded in sets:
+        digest.update(f"set {len(encoded)}".encode())
+        for r in encoded:
+            images = [image.content for image in r.images]
+            labels = (r.scores, r.rewards, r.weight, r.patches, r.dense and r.dense.scores)
+            digest.update(repr((r.prompt, r.texts, images, labels)).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def prompts_content(prompts: Sequence[str]) -> str:
+    """Return a digest of an online run's prompts, in order."""
+    return blake2b(repr(list(prompts)).encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,77 @@
+"""The contract of a method: a class with exactly the Protocol's members trains, and nobody reads more."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from diffalign.config.build import describe
+from diffalign.diffusion.likelihood import PerSample
+from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.times import Uniform
+from diffalign.methods import REGISTRY, build
+from diffalign.methods._base import own_first
+from diffalign.methods.dpo import DPO
+from diffalign.methods.registry import DataKind
+from diffalign.strategies import wrap
+from diffalign.training.diagnostics import HeldOut
+from diffalign.types import Method
+from tests.training.toys import Trial, same, weights
+
+MEMBERS = {name for name in vars(Method) if not name.startswith("_")} | {"__call__"}
+
+
+def bare(inner):
+    """An object that has the Protocol's members and nothing else; its numbers are those of ``inner``."""
+
+    class Bare:
+        __slots__ = ()
+        needs_reference = inner.needs_reference
+        noising = Forward()
+        reduce = PerSample()
+
+        def at_times(self, times):
+            return bare(replace(inner, time=times))
+
+        def __call__(self, policy, reference, batch, generator):
+            return inner(policy, reference, batch, generator)
+
+    return Bare()
+
+
+def test_the_bare_class_has_exactly_the_members():
+    own = {name for name in vars(type(bare(DPO()))) if not name.startswith("_")} | {"__call__"}
+    assert own == MEMBERS == {"needs_reference", "noising", "reduce", "at_times", "__call__"}
+    assert isinstance(bare(DPO()), Method)
+
+
+@pytest.mark.parametrize("strategies", [(), ({"type": "sft"}, {"type": "sdpo"}, {"type": "anchor"})])
+def test_a_class_with_exactly_the_members_trains_like_the_method(strategies):
+    """With strategies around it, and measured on held-out pairs by bins of time."""
+    runs = []
+    for method in (DPO(beta=20.0), bare(DPO(beta=20.0))):
+        trial = Trial(method=wrap(method, strategies))
+        hook = HeldOut([trial.source.batch(0)], bins=2, method=method)
+        trial.hooks = [hook]
+        runs.append((weights(trial.run()), hook.history))
+    (one, history), (other, others) = runs
+    assert same(one, other) and history == others and history[-1][1]["rewards/accuracies"] > 0
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_every_method_keeps_the_contract_and_is_described_by_what_builds_it(name):
+    method = build({"type": name})
+    assert isinstance(method, Method)
+    assert isinstance(method.at_times(Uniform(0.2, 0.3)), type(method))
+    assert isinstance(REGISTRY[name].data, DataKind)
+    described = describe(method)
+    again = build({"type": name, **described})
+    assert again == method and describe(again) == described
+    assert {f.name for f in own_first(type(method)) if f.compare} - set(described) <= {"reduce"}
+
+
+def test_times_of_a_bin_are_what_a_method_draws():
+    method = DPO().at_times(Uniform(0.25, 0.5))
+    drawn = method.time(64, torch.Generator().manual_seed(0))
+    assert float(drawn.min()) >= 0.25 and float(drawn.max()) < 0.5
+    assert [f.name for f in fields(method) if getattr(method, f.name) != getattr(DPO(), f.name)] == ["time"]

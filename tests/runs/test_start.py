@@ -1,0 +1,168 @@
+"""What a run checks and says at its start: launcher, packages, length, scores, dropout."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from diffalign.config.schema import RolloutConfig, Run, TrainingConfig
+from diffalign.errors import UserError
+from diffalign.methods.rankdpo import RankDPO
+from diffalign.methods.smpo import SmPO
+from diffalign.models.dropout import switch_off_dropout
+from diffalign.runs.launcher import with_launcher
+from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
+from diffalign.runs.scores import check_online_scores, check_scores
+from diffalign.training import packages
+from diffalign.training.packages import check_packages
+from tests.training.toys import PlaneDenoiser, Trial, network
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+
+
+def test_the_launchers_settings_hold_where_the_runs_own_are_default(launched):
+    lines = []
+    run = with_launcher(Run(), lines.append)
+    assert (run.training.mixed_precision, run.training.accumulation) == ("bf16", 4)
+    assert [line.partition(" from ")[0] for line in lines] == [
+        "training.mixed_precision=bf16",
+        "training.accumulation=4",
+    ]
+
+
+def test_a_conflict_with_the_launcher_is_said_and_the_run_wins(launched):
+    lines = []
+    own = Run(training=TrainingConfig(mixed_precision="fp16", accumulation=4))
+    assert with_launcher(own, lines.append) == own
+    assert len(lines) == 1 and "launcher says mixed_precision bf16" in lines[0] and "fp16" in lines[0]
+
+
+@pytest.mark.parametrize("value", ["no", "", "fp8", None])
+def test_a_launcher_that_says_nothing_changes_nothing(monkeypatch, value):
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", raising=False)
+    if value is None:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    else:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", value)
+    run = Run(training=TrainingConfig(mixed_precision="bf16"))
+    assert with_launcher(run, pytest.fail) == run and with_launcher(Run(), pytest.fail) == Run()
+
+
+def test_missing_packages_are_found_at_the_start(monkeypatch):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("wandb", "bitsandbytes") else 1)
+    check_packages(("tensorboard", "trackio"), "adamw")
+    with pytest.raises(UserError, match=r"logging.trackers=wandb needs wandb.*pip install wandb"):
+        check_packages(("tensorboard", "wandb"), "adamw")
+    with pytest.raises(UserError, match=r"optimizer.type=adamw8bit needs bitsandbytes"):
+        check_packages((), "adamw8bit")
+
+
+def test_epochs_become_steps():
+    settings = TrainingConfig(epochs=3, batch_size=2, accumulation=4)
+    assert scheduled(settings, 300, 2).steps == 57  # 900 groups, 16 a step
+    assert scheduled(replace(settings, epochs=None), 300, 2).steps == 1000
+    with pytest.raises(UserError, match=r"training.epochs=3 with rollout.prompts"):
+        scheduled(settings, None, 1)
+    whole = TrainingConfig(steps=2000, batch_size=16)
+    assert announcement(whole, 300, 1) == "training: 2,000 steps of 16 groups, 107 epochs of 300 groups"
+    assert announcement(whole, None, 1) == "training: 2,000 steps of 16 groups"
+
+
+def test_the_expected_time_is_told_once():
+    lines, hook = [], None
+    hook = Forecast(lines.append)
+    state = SimpleNamespace(step=100, seconds=50.0, settings=SimpleNamespace(steps=4000))
+    hook.on_start(state)
+    for step in range(101, 121):
+        state.step, state.seconds = step, state.seconds + (30.0 if step == 101 else 2.0)
+        hook.on_step(state)
+    left = 4000 - 100 - MEASURED_STEPS
+    assert lines == [f"expected: 2.2 hours for all 4,000 steps, {duration(2.0 * left)} to go, at 2 s a step"]
+    assert (duration(89), duration(300), duration(7200)) == ("89 seconds", "5 minutes", "2.0 hours")
+
+
+def records(*rewards, scores=(1.0, 0.0)):
+    made = [
+        SimpleNamespace(images=(0, 1), rewards=r, scores=scores, where=f"row {i}")
+        for i, r in enumerate(rewards)
+    ]
+    return made
+
+
+def test_smpo_reads_rewards_in_the_scale_of_its_extremes():
+    """PickScore's exp(scale) x cosine against the cosine's extremes makes every preference certain."""
+    cosine = records(((0.21,), (0.19,)), ((0.25,), (0.2,)))
+    check_scores(SmPO(), cosine, pytest.fail)
+    scaled = records(((21.0,), (19.0,)), ((25.0,), (20.0,)))
+    with pytest.raises(UserError, match=r"4 of 4 scores are outside of .*SmPO reads.*19 to 25.*row 0"):
+        check_scores(SmPO(), scaled, pytest.fail)
+    check_scores(SmPO(low=11.5, high=28.2), scaled, pytest.fail)
+    with pytest.raises(UserError, match=r"data.rewards"):
+        check_scores(SmPO(), records((), ()), pytest.fail)  # labels of 1 and 0
+    lines = []
+    check_scores(SmPO(), [*cosine * 50, *records(((0.9,), (0.2,)))], lines.append)
+    assert len(lines) == 1 and lines[0].startswith("warning: 1 of 202 scores")
+
+
+def test_rankdpos_gains_are_shares():
+    check_scores(RankDPO(), records(((9.0,), (8.0,)), scores=(1.0, 0.25)), pytest.fail)
+    with pytest.raises(UserError, match=r"2 of 2 scores are outside of 0 to 1.*data.rewards_as wins"):
+        check_scores(RankDPO(), records((), scores=(21.5, 19.0)), pytest.fail)
+    check_online_scores(RankDPO(), RolloutConfig(combine="wins"))
+    with pytest.raises(UserError, match=r"rollout.combine='sum' with RankDPO"):
+        check_online_scores(RankDPO(), RolloutConfig(combine="sum"))
+
+
+def test_dropout_is_off_and_the_loss_starts_at_log_2():
+    """In training mode policy and reference are one function at random weights; with dropout they differ."""
+    first = []
+    for off in (True, False):
+        trial = Trial(settings=TrainingConfig(steps=1, batch_size=8), dropout=0.5)
+        for one in (trial.network, trial.reference):
+            assert (switch_off_dropout(one) if off else 1) == 1
+        trial.reference.load_state_dict(trial.network.state_dict())
+        trial.reference.train()
+        state = trial.run()
+        first.append(state.loss)
+    assert first[0] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-7)
+    assert abs(first[1] - first[0]) > 1e-3
+
+
+def test_loras_own_dropout_stays():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3), nn.Dropout2d(0.2), nn.Dropout(0.0))
+    assert switch_off_dropout(net) == 2 and all(m.p == 0 for m in net[1:])
+    net.append(nn.Dropout(0.1))  # as LoRA's, which is added after
+    assert net[-1].p == 0.1
+
+
+def test_single_images_that_are_not_liked_teach_sft_nothing():
+    """SFT and DRO learn from what KTO calls liked, and from winners of groups whatever their scores."""
+    from diffalign.methods.sft import winners
+    from diffalign.strategies._common import best
+    from diffalign.types import Batch
+
+    score = torch.tensor([1.0, 0.0, 0.5, 0.2, 0.1, -3.0, -4.0])
+    group = torch.tensor([0, 1, 2, 3, 3, 4, 4])
+    index, good = winners(score, group)
+    assert index.tolist() == [0, 1, 2, 3, 5] and good.tolist() == [True, False, False, True, True]
+    same_index, same = best(Batch(torch.zeros(7, 1), {}, group, score))
+    assert same_index.tolist() == index.tolist() and same.tolist() == good.tolist()
+
+
+def test_dislikes_give_sft_no_gradient():
+    from diffalign.methods.sft import SFT
+    from diffalign.types import Batch
+
+    model = PlaneDenoiser(network())
+    cond = {"c": torch.zeros(4, 1, dtype=torch.float64)}
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    step = SFT()(
+        model, model, Batch(x, cond, torch.arange(4), torch.zeros(4)), torch.Generator().manual_seed(1)
+    )
+    assert float(step.weight) == 0 and float(step.loss.detach()) == 0
