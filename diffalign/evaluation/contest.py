@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diffalign.evaluation.evaluate import Evaluation
-from diffalign.evaluation.measuring.statistics import Comparison, compare, holm
+from diffalign.evaluation.measuring.statistics import LEVEL, Comparison, compare, holm
 from diffalign.media.files import MediaLike
 
 BASE = "base"  # the base's name in tables, and of its images' folder
-LEVEL = 0.05  # of the tests by which the best of several is found
 _RESAMPLES = 2_000  # of a category: there are many of them
 
 
@@ -77,6 +76,11 @@ class Contest:
             return found
         corrected = self.adjusted[self.best][self.leading.primary.name]
         return "better" if corrected < LEVEL else "no difference shown"
+
+    @property
+    def leads(self) -> bool:
+        """Whether the best of several is shown to be ahead of the next: see ``Comparison.outcome``."""
+        return self.lead is not None and self.lead.outcome == "better"
 
     @property
     def lead(self) -> Comparison | None:

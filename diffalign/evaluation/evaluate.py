@@ -18,11 +18,11 @@ from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, ge
 from diffalign.evaluation.measuring.image_statistics import StatisticChange, diversities, statistic_changes
 from diffalign.evaluation.measuring.measuring import Measured, check_finite, measure
 from diffalign.evaluation.measuring.motion import MOTION
+from diffalign.evaluation.measuring.statistics import MIN_PROMPTS as MIN_PROMPTS
 from diffalign.evaluation.measuring.statistics import Comparison, compare, prompt_means
 from diffalign.media.files import MediaLike, all_videos
 from diffalign.types import Reward
 
-MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-test p above 0.05, whatever the bootstrap says
 FALL = 0.2  # standard deviations of the base's scores that another reward may fall before the alarm
 
 
@@ -88,13 +88,8 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``no difference shown`` or ``too few prompts``, by the primary gain."""
-        comparison = self.primary.comparison
-        if comparison.prompts < MIN_PROMPTS:
-            return "too few prompts"
-        if comparison.gain.low > 0:
-            return "better"
-        return "worse" if comparison.gain.high < 0 else "no difference shown"
+        """The primary reward's ``Comparison.outcome``."""
+        return self.primary.comparison.outcome
 
 
 def evaluate(

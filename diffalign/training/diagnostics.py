@@ -17,9 +17,11 @@ from diffalign.errors import UserError
 from diffalign.training.metrics import Meter
 from diffalign.training.state import TrainState
 from diffalign.types import Batch, Denoiser, Method, TimeSampler
+from diffalign.utils.intervals import wilson
 
 # A winner that has lost less log-likelihood than this, in units of the logit, has not been pushed away.
 _NOTICEABLE = 0.05
+MIN_GROUPS = 6  # of fewer comparisons even a clean sweep tells nothing: the sign test's p is 2^(1 - groups)
 
 
 class HeldOut:
@@ -126,7 +128,7 @@ def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
     Args:
         history: totals of each evaluation in order, with the metrics ``rewards/accuracies``,
             ``errors/chosen``, ``errors/rejected`` where the method has them.
-        groups: how many comparisons an accuracy is over; two standard errors of a coin decide what is signal.
+        groups: how many comparisons an accuracy is over; Wilson's 95 % interval decides what is signal.
     """
     last = history[-1]
     if "rewards/accuracies" not in last:
@@ -137,16 +139,21 @@ def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
             return f"held-out loss {last['loss']:.4g}: nothing to compare it with yet"
         moved = "fell" if trend < 0 else "rose"
         return f"held-out loss {moved} from {history[0]['loss']:.4g} to {last['loss']:.4g}"
-    noise = 1.0 / math.sqrt(max(1, groups))  # two standard errors of a fair coin's mean
+    noise = 1.0 / math.sqrt(
+        max(1, groups)
+    )  # two standard errors of a fair coin's mean: a fall beyond is no chance
     accuracy, best = last["rewards/accuracies"], max(h.get("rewards/accuracies", 0.0) for h in history)
     chosen, rejected = last.get("errors/chosen", 0.0), last.get("errors/rejected", 0.0)
     held = f"held-out accuracy {accuracy:.3f}"
-    if accuracy < 0.5 - noise:
+    if groups < MIN_GROUPS:
+        return f"too few held-out pairs to tell ({groups}; needed: {MIN_GROUPS}): {held}"
+    share = wilson(min(1.0, max(0.0, accuracy)) * groups, groups)
+    if share.high < 0.5:
         return f"learning the opposite: {held} is below chance; are the labels turned round?"
     if best - accuracy > 2 * noise:
         return f"overfitting: {held} has fallen from {best:.3f}; stop earlier or lower the learning rate"
-    if accuracy <= 0.5 + noise:
-        return f"no signal yet: {held} is within chance ({0.5 - noise:.3f} to {0.5 + noise:.3f})"
+    if share.low <= 0.5:
+        return f"no signal yet: {held}, 95 % interval {share.low:.3f} to {share.high:.3f} on {groups} pairs"
     moved = f"winner error {chosen:+.3g}, loser error {rejected:+.3g} against the reference"
     lost = last.get("rewards/chosen", 0.0) < -_NOTICEABLE
     if lost and chosen > 0 and rejected > 0 and 2 * chosen > rejected - chosen:

@@ -9,8 +9,8 @@ import numpy as np
 
 from diffalign.evaluation.measuring.statistics import Estimate
 
-WIDTH, HEIGHT = 360, 190  # of a chart; a phone shows one beside the other's end at about this width
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
+WIDTH, HEIGHT = 360, 206  # of a chart; a phone shows one beside the other's end at about this width
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 42
 _POINTS = 240  # a line of more points is thinned by averaging
 
 
@@ -73,6 +73,8 @@ def _svg(title: str, body: str, width: int = WIDTH, height: int = HEIGHT) -> str
 class _Frame:
     x: tuple[float, float]
     y: tuple[float, float]
+    x_title: str = ""
+    y_title: str = ""
 
     def px(self, value: float) -> float:
         low, high = self.x
@@ -82,9 +84,9 @@ class _Frame:
         low, high = self.y
         return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
-    def axes(self, y_labels: bool = True) -> str:
+    def axes(self) -> str:
         parts = []
-        for value in ticks(*self.y) if y_labels else []:
+        for value in ticks(*self.y):
             y = self.py(value)
             parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(
@@ -93,9 +95,19 @@ class _Frame:
         for value in ticks(*self.x):
             x = min(self.px(value), WIDTH - _RIGHT - 8)
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick(value)}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{tick(value)}</text>'
             )
-        return "".join(parts)
+        return "".join(parts) + self.titles()
+
+    def titles(self) -> str:
+        """The titles of both axes."""
+        middle = (HEIGHT - _BOTTOM + _TOP) / 2
+        return (
+            f'<text class="tick" x="{(WIDTH + _LEFT - _RIGHT) / 2:.0f}" y="{HEIGHT - 7}" '
+            f'text-anchor="middle">{escape(self.x_title)}</text>'
+            f'<text class="tick" x="11" y="{middle:.0f}" text-anchor="middle" '
+            f'transform="rotate(-90 11 {middle:.0f})">{escape(self.y_title)}</text>'
+        )
 
 
 def _span(values: Sequence[float], pad: float = 0.06) -> tuple[float, float]:
@@ -123,8 +135,22 @@ def _smooth(y: np.ndarray) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def line_chart(title: str, lines: Sequence[Line], level: float | None = None, smooth: bool = True) -> str:
-    """Curves over a common x, raw and thin under a thick running mean; ``level`` is a dashed line."""
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    level: float | None = None,
+    smooth: bool = True,
+    axes: tuple[str, str] = ("", ""),
+) -> str:
+    """Curves over a common x, raw and thin under a thick running mean.
+
+    Args:
+        title: what a reader hears who does not see the chart.
+        lines: the curves.
+        level: of a dashed line.
+        smooth: draw the running mean.
+        axes: titles of x and y.
+    """
     curves = [(line, *_thin(line)) for line in lines]
     curves = [(line, x, y) for line, x, y in curves if len(x)]
     if not curves:
@@ -135,7 +161,7 @@ def line_chart(title: str, lines: Sequence[Line], level: float | None = None, sm
     values = [v for _, _, y in curves for v in y.tolist()] + ([] if level is None else [level])
     places = [v for _, x, _ in curves for v in x.tolist()]
     frame = _Frame(
-        (min(places), max(places) if max(places) > min(places) else min(places) + 1), _span(values)
+        (min(places), max(places) if max(places) > min(places) else min(places) + 1), _span(values), *axes
     )
     parts = [frame.axes()]
     if level is not None:
@@ -159,16 +185,25 @@ def _polyline(frame: _Frame, x: np.ndarray, y: np.ndarray, kind: str) -> str:
     return f'<polyline class="curve {kind}" points="{points}"/>'
 
 
-def histogram(title: str, base: Sequence[float], aligned: Sequence[float], bins: int = 24) -> str:
-    """Two distributions over common bins: base as filled bars, aligned as a stepped outline."""
+def histogram(
+    title: str,
+    base: Sequence[float],
+    aligned: Sequence[float],
+    bins: int = 24,
+    axes: tuple[str, str] = ("score", ""),
+) -> str:
+    """Two distributions over common bins: base as filled bars, aligned as a stepped outline.
+
+    The y axis is the share of each side's scores, so that sides of different sizes compare.
+    """
     everything = np.concatenate([np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)])
     distinct = len(np.unique(everything))
     low, high = _span(everything.tolist(), 0.02)
     edges = np.linspace(low, high, min(bins, max(6, 2 * distinct)) + 1)
     first, second = (np.histogram(v, edges)[0] / max(1, len(v)) for v in (base, aligned))
-    frame = _Frame((low, high), (0.0, max(float(first.max()), float(second.max())) * 1.05))
+    frame = _Frame((low, high), (0.0, max(float(first.max()), float(second.max())) * 1.05), *axes)
     floor = frame.py(0.0)
-    parts = [frame.axes(y_labels=False)]
+    parts = [frame.axes()]
     for left, right, share in zip(edges[:-1], edges[1:], first, strict=True):
         x, y = frame.px(left), frame.py(share)
         parts.append(
@@ -186,27 +221,38 @@ def histogram(title: str, base: Sequence[float], aligned: Sequence[float], bins:
     return _svg(title, "".join(parts))
 
 
-def interval_bar(title: str, estimate: Estimate, low: float, high: float, neutral: float) -> str:
-    """Return a 95 % interval with its value on an axis from low to high; ``neutral`` is marked."""
-    width, height = 240, 30
+def interval_bar(
+    title: str, estimate: Estimate, low: float, high: float, neutral: float, percent: bool = False
+) -> str:
+    """Draw a 95 % interval with its value on an axis from low to high, with numbers; ``neutral`` is marked.
+
+    ``percent`` writes the axis' numbers as percentages.
+    """
+    width, height, margin = 300, 42, 18
 
     def place(value: float) -> float:
-        return 8 + (min(max(value, low), high) - low) / (high - low) * (width - 16)
+        return margin + (min(max(value, low), high) - low) / (high - low) * (width - 2 * margin)
 
     kind = "good" if estimate.low > neutral else "bad" if estimate.high < neutral else "even"
     a, b, c = place(estimate.low), place(estimate.high), place(estimate.value)
+    marks = "".join(
+        f'<line class="rule" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="20" y2="24"/>'
+        f'<text class="tick" x="{place(value):.1f}" y="37" text-anchor="middle">'
+        f"{f'{100 * value:.0f} %' if percent else tick(value)}</text>"
+        for value in ticks(low, high)
+    )
     body = (
-        f'<line class="rule" x1="8" x2="{width - 8}" y1="15" y2="15"/>'
-        f'<line class="level" x1="{place(neutral):.1f}" x2="{place(neutral):.1f}" y1="3" y2="27"/>'
-        f'<rect class="interval {kind}" x="{a:.1f}" y="10" width="{max(b - a, 2):.1f}" height="10" rx="5"/>'
-        f'<circle class="point {kind}" cx="{c:.1f}" cy="15" r="5"/>'
+        f'<line class="rule" x1="{margin}" x2="{width - margin}" y1="13" y2="13"/>{marks}'
+        f'<line class="level" x1="{place(neutral):.1f}" x2="{place(neutral):.1f}" y1="2" y2="24"/>'
+        f'<rect class="interval {kind}" x="{a:.1f}" y="8" width="{max(b - a, 2):.1f}" height="10" rx="5"/>'
+        f'<circle class="point {kind}" cx="{c:.1f}" cy="13" r="5"/>'
     )
     return _svg(title, body, width, height)
 
 
 def outcome_bar(title: str, wins: int, ties: int, losses: int) -> str:
     """Wins, ties and losses as one bar of three parts."""
-    width, total, x, parts = 240, max(1, wins + ties + losses), 0.0, []
+    width, total, x, parts = 300, max(1, wins + ties + losses), 0.0, []
     for kind, count in (("good", wins), ("even", ties), ("bad", losses)):
         length = width * count / total
         parts.append(f'<rect class="part {kind}" x="{x:.1f}" y="0" width="{length:.1f}" height="12"/>')

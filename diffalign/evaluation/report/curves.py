@@ -59,7 +59,9 @@ def training(metrics: Mapping[str, Rows]) -> str:
     lead = "By optimizer step. An error below zero: the policy predicts the noise better than the reference; "
     lead += "a preference is learnt when the loser's rises above the winner's."
     bodies = {
-        name: _cards(_TRAINING, [(float(row["step"]), row) for row in rows if "step" in row])
+        name: _cards(
+            _TRAINING, [(float(row["step"]), row) for row in rows if "step" in row], "optimizer step"
+        )
         for name, rows in metrics.items()
     }
     return _section("Training", lead, bodies)
@@ -69,7 +71,9 @@ def held_out(metrics: Mapping[str, Rows]) -> str:
     """Return the last held-out measurement by time, by model; nothing if there is none."""
     lead = "On pairs never trained on, at the last measured step, by the time that images were noised to: "
     lead += "0 is the clean image, where details are decided; 1 is noise, where the layout is."
-    bodies = {name: _cards(_HELD_OUT, _bins(rows)) for name, rows in metrics.items()}
+    bodies = {
+        name: _cards(_HELD_OUT, _bins(rows), "time (0 image, 1 noise)") for name, rows in metrics.items()
+    }
     return _section("Held-out pairs", lead, bodies)
 
 
@@ -92,16 +96,16 @@ def _section(title: str, lead: str, bodies: Mapping[str, str]) -> str:
     return section(title, lead, stack({name: body or none for name, body in bodies.items()}))
 
 
-def _cards(curves: Sequence[_Curve], points: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
+def _cards(curves: Sequence[_Curve], points: Sequence[tuple[float, Mapping[str, Any]]], x: str) -> str:
     cards = []
     for curve in curves:
         lines = []
         for key, kind, label in curve.keys:
-            known = [(x, row[key]) for x, row in points if isinstance(row.get(key), int | float)]
+            known = [(place, row[key]) for place, row in points if isinstance(row.get(key), int | float)]
             if known:
-                lines.append(Line(label, kind, [x for x, _ in known], [float(y) for _, y in known]))
+                lines.append(Line(label, kind, [place for place, _ in known], [float(y) for _, y in known]))
         if lines:
             words = legend(lines[0].label, lines[1].label) if len(lines) == 2 else ""
-            chart = line_chart(curve.title, lines, curve.level, smooth=curve.title != "Learning rate")
+            chart = line_chart(curve.title, lines, curve.level, curve.title != "Learning rate", (x, ""))
             cards.append(f'<div class="card"><h3>{curve.title}</h3>{chart}{words}</div>')
     return f'<div class="charts">{"".join(cards)}</div>' if cards else ""

@@ -1,6 +1,7 @@
 """The look of the report: style and the frame of a self-contained HTML page."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from diffalign.evaluation.report.script import SCRIPT
@@ -26,12 +27,13 @@ header .lead { font-size: 18px; margin: 0; max-width: 66ch; }
 h2 { font-size: 21px; margin: 52px 0 4px; letter-spacing: -.01em; font-weight: 620; }
 h3 { font-size: 15px; margin: 0 0 6px; font-weight: 600; }
 h2 + p { margin: 0 0 16px; color: var(--soft); max-width: 74ch; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px; margin:
-  30px 0 0; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 200px), 1fr)); gap:
+  14px; margin:  30px 0 0; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 16px 18px;
   min-width: 0; }
 .number .value { font-size: 28px; line-height: 1.2; font-weight: 620; letter-spacing: -.02em;
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
+  font-variant-numeric: tabular-nums; }
+.number .value span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
 .number .what, .number .more { color: var(--soft); font-size: 14px; }
 .number .value.good { color: var(--good); }
 .number .value.bad { color: var(--bad); }
@@ -39,6 +41,10 @@ h2 + p { margin: 0 0 16px; color: var(--soft); max-width: 74ch; }
   22px 0 0; }
 .alarm strong { display: block; }
 .alarm ul { margin: 6px 0 0; padding-left: 20px; }
+.contents { margin: 26px 0 0; font-size: 15px; color: var(--soft); display: flex; flex-wrap: wrap; gap: 2px
+  18px; }
+.contents a { color: var(--ink); text-decoration-color: var(--rule); text-underline-offset: 3px; }
+section { scroll-margin-top: 64px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap:
   14px; }
 svg { display: block; width: 100%; height: auto; }
@@ -71,7 +77,8 @@ svg { display: block; width: 100%; height: auto; }
   10px 26px; align-items: center; margin-bottom: 12px; }
 .reward h3 { font-size: 17px; margin: 0; overflow-wrap: anywhere; }
 .reward p { margin: 0; font-size: 14px; color: var(--soft); font-variant-numeric: tabular-nums; }
-.reward .bar { max-width: 340px; margin: 2px 0; }
+.bar { max-width: 340px; }
+.reward .bar { margin: 2px 0; }
 .buttons { display: flex; flex-wrap: wrap; gap: 8px; margin: 4px 0 16px; }
 button, select { font: inherit; font-size: 15px; color: var(--ink); background: var(--card); border: 1px solid
   var(--rule); border-radius: 999px; padding: 7px 16px; cursor: pointer; }
@@ -129,22 +136,30 @@ td.wrap { overflow-wrap: anywhere; }
 details { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
+@media (max-width: 820px) {
+  .reward, .standing { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
+  .reward > :first-child, .standing > :first-child { grid-column: 1 / -1; }
+}
 @media (max-width: 640px) {
   table { font-size: 14px; }
   th, td { padding-right: 8px; }
   td.n { white-space: normal; }
   main { padding: 26px 16px 56px; }
   .reward, .standing { grid-template-columns: minmax(0, 1fr); gap: 6px; }
-  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; }
+  .reward > :first-child, .standing > :first-child { grid-column: auto; }
+  .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; }
   .card { padding: 12px 14px; }
   .number .value { font-size: clamp(16px, 4.7vw, 22px); }
   h2 { margin-top: 40px; }
 }
 @media print {
-  .buttons, .switch { display: none; }
+  .buttons, .switch, .contents { display: none; }
   .card, figure.pair { break-inside: avoid; }
 }
 """
+
+
+_SECTION = re.compile(r'<section id="([\w-]+)">\n<h2>(.*?)</h2>')
 
 
 def page(title: str, body: str) -> str:
@@ -159,7 +174,21 @@ def page(title: str, body: str) -> str:
 
 def section(title: str, lead: str, body: str) -> str:
     """Return a section under a heading; ``lead`` is one or two plain sentences, ``body`` is HTML."""
-    return f"<section>\n<h2>{escape(title)}</h2>\n<p>{escape(lead)}</p>\n{body}\n</section>\n"
+    return (
+        f'<section id="{_anchor(title)}">\n<h2>{escape(title)}</h2>\n<p>{escape(lead)}</p>\n{body}\n'
+        "</section>\n"
+    )
+
+
+def contents(parts: Sequence[str]) -> str:
+    """Return a list of links to the sections among the parts of a page, in their order."""
+    found = [match for part in parts for match in _SECTION.findall(part)]
+    links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in found)
+    return f'<nav class="contents" aria-label="Contents">{links}</nav>' if links else ""
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
 def table(head: list[str], rows: list[list[str]], numeric_from: int = 1) -> str:

@@ -18,7 +18,7 @@ from diffalign.evaluation.evaluate import Evaluation
 from diffalign.evaluation.measuring.image_statistics import StatisticChange
 from diffalign.evaluation.measuring.statistics import Comparison
 from diffalign.evaluation.report import curves, sections
-from diffalign.evaluation.report.page import page
+from diffalign.evaluation.report.page import contents, page
 from diffalign.evaluation.report.side_by_side import pairs
 from diffalign.evaluation.report.standings import categories, standings, switch
 from diffalign.evaluation.report.tables import write_tables
@@ -238,7 +238,6 @@ def render(
     best = facts[contest.best]
     rows = {name: (metrics or {}).get(name, []) for name in contest.names}
     parts = [
-        sections.head(contest, title or f"{best.method}: base against aligned"),
         standings(contest),
         switch(contest),
         sections.numbers(contest, {name: (f.train_seconds, f.steps) for name, f in facts.items()}),
@@ -253,4 +252,5 @@ def render(
         curves.held_out(rows),
         sections.settings(best.settings, best.versions, contest.leading.seed),
     ]
-    return page(f"{sections.verdict(contest)[0]} {title}".strip(), "\n".join(parts))
+    head = sections.head(contest, title or f"{best.method}: base against aligned")
+    return page(f"{sections.verdict(contest)[0]} {title}".strip(), "\n".join([head, contents(parts), *parts]))

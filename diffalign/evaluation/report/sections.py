@@ -8,19 +8,18 @@ from diffalign.evaluation.contest import Contest
 from diffalign.evaluation.evaluate import MIN_PROMPTS, Evaluation, RewardResult
 from diffalign.evaluation.measuring.image_statistics import StatisticChange
 from diffalign.evaluation.measuring.motion import DYNAMIC
-from diffalign.evaluation.measuring.statistics import Estimate
 from diffalign.evaluation.report.charts import histogram, interval_bar, number, outcome_bar
+from diffalign.evaluation.report.numbers import (
+    decimals,
+    duration,
+    fixed,
+    gained,
+    p_value,
+    percent,
+    plain_p,
+    span,
+)
 from diffalign.evaluation.report.page import LEGEND, section, stack, table
-
-
-def span(estimate: Estimate, digits: int = 3) -> str:
-    """``+0.012 to +0.034``."""
-    return f"{number(estimate.low, digits, True)} to {number(estimate.high, digits, True)}"
-
-
-def percent(value: float) -> str:
-    """``56.3 %``."""
-    return f"{100 * value:.1f} %"
 
 
 def verdict(contest: Contest) -> tuple[str, str]:
@@ -30,14 +29,18 @@ def verdict(contest: Contest) -> tuple[str, str]:
     on = f"{comparison.prompts} prompts"
     if len(evaluation.prompts) != comparison.prompts:
         on += f" ({len(evaluation.prompts)} pairs of {evaluation.kind})"
-    change = f"{number(comparison.gain.value, sign=True)} (95 % interval {span(comparison.gain)})"
+    change = (
+        f"{gained(comparison.gain)} (95 % interval {span(comparison.gain)}, {plain_p(comparison.p_value)})"
+    )
     headline = (_of_several(contest) if several else _OF_ONE)[contest.verdict]
     who = f"{contest.best}'s mean score" if several else "the mean score"
     support = f"By {name}, {who} changes by {change} on {on}, drawn by {'all' if several else 'both'} models "
     support += "from the same noise."
     if contest.lead is not None:
-        ahead = f"{number(contest.lead.gain.value, sign=True)} ({span(contest.lead.gain)})"
+        ahead = f"{gained(contest.lead.gain)} ({span(contest.lead.gain)}, {plain_p(contest.lead.p_value)})"
         support += f" It is {ahead} ahead of {contest.order[1]}, the next."
+    if comparison.untied < comparison.prompts:
+        support += f" The gain is 0 on {comparison.prompts - comparison.untied} of the prompts."
     if contest.verdict == "no difference shown":
         support += _unsure(contest)
     if contest.verdict == "too few prompts":
@@ -58,8 +61,11 @@ _OF_ONE = {
 def _of_several(contest: Contest) -> dict[str, str]:
     """Headlines about the best of several models."""
     count = len(contest.names)
+    best = f"{contest.best} is the best of {count}, and better than the base."
+    if not contest.leads:
+        best = f"{contest.best} is better than the base; it is not shown to be ahead of {contest.order[1]}."
     return {
-        "better": f"{contest.best} is the best of {count}, and better than the base.",
+        "better": best,
         "worse": f"None of the {count} aligned models is better than the base.",
         "no difference shown": f"None of the {count} aligned models is shown to be better than the base.",
         "too few prompts": "Too few prompts to tell.",
@@ -68,12 +74,19 @@ def _of_several(contest: Contest) -> dict[str, str]:
 
 def _unsure(contest: Contest) -> str:
     """Why no difference is shown."""
-    gain = contest.leading.primary.comparison.gain
-    if gain.low > 0:
+    comparison = contest.leading.primary.comparison
+    if comparison.outcome == "better":
         return (
             f" The best of {len(contest.names)} is ahead by chance more often than one is; corrected for "
             "that, it is not shown."
         )
+    if comparison.gain.low > 0 or comparison.gain.high < 0:
+        return (
+            f" Only {comparison.untied} prompts differ, so the interval is too narrow and the test does not "
+            "show it."
+            if comparison.untied < comparison.prompts
+            else " The interval excludes zero, but the test does not show it."
+        ) + " More prompts would be needed to tell."
     return " The interval includes zero: more prompts, or more training, would be needed to tell."
 
 
@@ -89,18 +102,15 @@ def head(contest: Contest, title: str) -> str:
 def _number(what: str, value: str, more: str, kind: str = "") -> str:
     return (
         f'<div class="card number"><div class="what">{escape(what)}</div>'
-        f'<div class="value {kind}">{escape(value)}</div><div class="more">{escape(more)}</div></div>'
+        f'<div class="value {kind}">{_breakable(value)}</div><div class="more">{escape(more)}</div></div>'
     )
 
 
-def duration(seconds: float) -> str:
-    """``52 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+def _breakable(value: str) -> str:
+    """Return a value as HTML that a narrow tile breaks after the arrow, and nowhere else."""
+    first, arrow, second = value.partition(" → ")
+    parts = [f"{first} →", second] if arrow else [value]
+    return " ".join(f"<span>{escape(part)}</span>" for part in parts)
 
 
 def numbers(contest: Contest, training: Mapping[str, tuple[float | None, int | None]]) -> str:
@@ -111,11 +121,14 @@ def numbers(contest: Contest, training: Mapping[str, tuple[float | None, int | N
 def _numbers(evaluation: Evaluation, train_seconds: float | None, steps: int | None) -> str:
     name, comparison = evaluation.primary.name, evaluation.primary.comparison
     kind = {"better": "good", "worse": "bad"}.get(evaluation.verdict, "")
+    places = decimals(comparison.gain)
     cards = [
         _number(
-            f"mean {name}", f"{number(comparison.base)} → {number(comparison.aligned)}", "base → aligned"
+            f"mean {name}",
+            f"{fixed(comparison.base, places)} → {fixed(comparison.aligned, places)}",
+            "base → aligned",
         ),
-        _number("gain", number(comparison.gain.value, sign=True), f"95 %: {span(comparison.gain)}", kind),
+        _number("gain", gained(comparison.gain), f"95 %: {span(comparison.gain)}", kind),
         _number(
             "win rate",
             percent(comparison.win_rate.value),
@@ -123,7 +136,8 @@ def _numbers(evaluation: Evaluation, train_seconds: float | None, steps: int | N
         ),
     ]
     for change in evaluation.motion[:1]:
-        values = f"{number(change.base, 2)} → {number(change.aligned, 2)}"
+        own = decimals(change.change)
+        values = f"{fixed(change.base, own)} → {fixed(change.aligned, own)}"
         cards.append(_number("dynamic degree", values, f"change, 95 %: {span(change.change)}"))
     if train_seconds is not None:
         cards.append(
@@ -155,7 +169,8 @@ def rewards(contest: Contest) -> str:
         for name, e in contest.evaluations.items()
     }
     lead = "Differences on the same prompts and noise, with 95 % intervals from resampling whole prompts. "
-    lead += "Ties count half; the dashed mark is no difference. The first reward gives the verdict. "
+    lead += "Ties count half; the dashed mark is no difference. "
+    lead += "A bar of gains is in the units of its reward. The first reward gives the verdict. "
     several = len(bodies) > 1
     lead += "Corrected p-values (Holm) allow for the number of "
     lead += "models, those of the other rewards for theirs as well." if several else "other rewards."
@@ -165,24 +180,20 @@ def rewards(contest: Contest) -> str:
 def _reward(result: RewardResult, adjusted: float) -> str:
     c = result.comparison
     reach = max(abs(c.gain.low), abs(c.gain.high), 1e-12) * 1.15
-    gain = interval_bar(f"gain {number(c.gain.value)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
-    rate = interval_bar(f"win rate {percent(c.win_rate.value)}", c.win_rate, 0.0, 1.0, 0.5)
+    places = decimals(c.gain)
+    gain = interval_bar(f"gain {gained(c.gain)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
+    rate = interval_bar(f"win rate {percent(c.win_rate.value)}", c.win_rate, 0.0, 1.0, 0.5, percent=True)
     parts = outcome_bar(f"{c.wins} wins, {c.ties} ties, {c.losses} losses", c.wins, c.ties, c.losses)
     return (
         f'<div class="card reward"><div><h3>{escape(result.name)}</h3>'
-        f"<p>{number(c.base)} → {number(c.aligned)}</p></div>"
-        f"<div><p>gain <b>{number(c.gain.value, sign=True)}</b> ({span(c.gain)})</p><div "
+        f"<p>{fixed(c.base, places)} → {fixed(c.aligned, places)}</p></div>"
+        f"<div><p>gain <b>{gained(c.gain)}</b> ({span(c.gain)})</p><div "
         f'class="bar">{gain}</div>'
         f"<p>{p_value(c.p_value)}, corrected {p_value(adjusted)}</p></div>"
         f"<div><p>wins <b>{percent(c.win_rate.value)}</b> ({percent(c.win_rate.low)} to "
         f'{percent(c.win_rate.high)})</p><div class="bar">{rate}</div><div class="bar">{parts}</div>'
         f"<p>{c.wins} wins, {c.ties} ties, {c.losses} losses</p></div></div>"
     )
-
-
-def p_value(p: float) -> str:
-    """As HTML."""
-    return "p&nbsp;&lt;&nbsp;0.001" if p < 0.001 else f"p&nbsp;=&nbsp;{p:.3f}"
 
 
 def distributions(contest: Contest) -> str:
@@ -205,9 +216,9 @@ def _changes(changes: Sequence[StatisticChange]) -> str:
     rows = [
         [
             f"{c.title}: look" if c.flagged else c.title,
-            number(c.base),
-            number(c.aligned),
-            f"{number(c.change.value, 2, True)} ({span(c.change, 2)})",
+            fixed(c.base, decimals(c.change)),
+            fixed(c.aligned, decimals(c.change)),
+            f"{gained(c.change)} ({span(c.change)})",
         ]
         for c in changes
     ]

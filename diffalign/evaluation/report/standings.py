@@ -4,9 +4,9 @@ from html import escape
 
 from diffalign.evaluation.contest import CategoryResult, Contest
 from diffalign.evaluation.evaluate import MIN_PROMPTS
-from diffalign.evaluation.report.charts import interval_bar, number
+from diffalign.evaluation.report.charts import interval_bar
+from diffalign.evaluation.report.numbers import gained, p_value, percent, span
 from diffalign.evaluation.report.page import section, stack
-from diffalign.evaluation.report.sections import p_value, percent, span
 
 
 def standings(contest: Contest) -> str:
@@ -20,13 +20,13 @@ def standings(contest: Contest) -> str:
     for place, name in enumerate(contest.order, 1):
         evaluation = contest.evaluations[name]
         c = evaluation.primary.comparison
-        bar = interval_bar(f"gain {number(c.gain.value)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
+        bar = interval_bar(f"gain {gained(c.gain)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
         warning = ' <span class="flag">warning</span>' if evaluation.alarm else ""
         corrected = p_value(contest.adjusted[name][primary])
         rows.append(
             f'<div class="standing"><h3>{place}. {escape(name)}{warning}</h3>'
             f'<div class="bar">{bar}</div>'
-            f"<p><b>{number(c.gain.value, sign=True)}</b> ({span(c.gain)}), wins "
+            f"<p><b>{gained(c.gain)}</b> ({span(c.gain)}), wins "
             f"<b>{percent(c.win_rate.value)}</b>, corrected {corrected}</p></div>"
         )
     lead = f"Gains over the base by {primary}, with 95 % intervals, on one scale. Corrected p-values (Holm) "
@@ -70,9 +70,9 @@ def _axis(axis: str, results: list[CategoryResult], primary: str) -> str:
     for result in found:
         c = result.comparisons[primary]
         few = c.prompts < MIN_PROMPTS
-        bar = interval_bar(f"gain {number(c.gain.value)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
+        bar = interval_bar(f"gain {gained(c.gain)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
         others = ", ".join(
-            f"{escape(name)} {number(other.gain.value, 2, True)}"
+            f"{escape(name)} {gained(other.gain)}"
             for name, other in result.comparisons.items()
             if name != primary
         )
@@ -81,7 +81,7 @@ def _axis(axis: str, results: list[CategoryResult], primary: str) -> str:
         rows.append(
             f'<div class="standing{" few" if few else ""}"><h3>{escape(result.category)} '
             f'<small>{counted}</small></h3><div class="bar">{bar}</div>'
-            f"<p><b>{number(c.gain.value, 2, True)}</b> ({span(c.gain, 2)}), wins "
+            f"<p><b>{gained(c.gain)}</b> ({span(c.gain)}), wins "
             f"{percent(c.win_rate.value)}{more}</p></div>"
         )
     return f'<div class="card standings"><h3 class="axis">{escape(axis)}</h3>{"".join(rows)}</div>'

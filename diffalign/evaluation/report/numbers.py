@@ -1,0 +1,60 @@
+"""Numbers as the report writes them: as many decimals as their interval deserves."""
+
+import math
+from html import escape
+
+from diffalign.evaluation.report.charts import number
+from diffalign.utils.intervals import Estimate
+
+
+def decimals(estimate: Estimate) -> int | None:
+    """Return how many decimals an estimate deserves: two digits of half its interval; None without width."""
+    half = (estimate.high - estimate.low) / 2
+    if not (math.isfinite(half) and half > 0):
+        return None
+    return min(12, max(0, 1 - math.floor(math.log10(half))))
+
+
+def fixed(value: float, places: int | None, sign: bool = False) -> str:
+    """Return a number with so many decimals; with three digits where ``places`` is None."""
+    if places is None or not math.isfinite(value) or abs(value) >= 1e6 or places > 7:
+        return number(value, sign=sign)
+    text = f"{value:.{places}f}"
+    text = text.removeprefix("-") if not float(text) else text
+    return ("+" if sign and float(text) > 0 else "") + text.replace("-", "\N{MINUS SIGN}")
+
+
+def span(estimate: Estimate, sign: bool = True) -> str:
+    """``+0.012 to +0.034``, with the decimals that the interval deserves."""
+    places = decimals(estimate)
+    return f"{fixed(estimate.low, places, sign)} to {fixed(estimate.high, places, sign)}"
+
+
+def gained(estimate: Estimate) -> str:
+    """``+0.023``, with the decimals of its interval."""
+    return fixed(estimate.value, decimals(estimate), True)
+
+
+def percent(value: float) -> str:
+    """``56.3 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def plain_p(p: float) -> str:
+    """``p = 0.012``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value as HTML that is not broken into lines."""
+    return escape(plain_p(p)).replace(" ", "&nbsp;")
+
+
+def duration(seconds: float) -> str:
+    """``52 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
