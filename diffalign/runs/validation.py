@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffalign.config.schema import Run
 from diffalign.errors import UserError
 from diffalign.evaluation.drawing.samples import Sample
-from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
+from diffalign.evaluation.drawing.sampling import SamplingSettings, draw, plan
 from diffalign.evaluation.evaluate import MIN_PROMPTS
 from diffalign.evaluation.measuring.measuring import measure
 from diffalign.evaluation.overoptimisation import History, Scores, begin, from_json, scores_of
@@ -127,16 +127,21 @@ class ValidationHook:
         self._model.move_encoders(state.accelerator.device)
         doing = advised("drawing validation samples", when_validating(self._run))
         with doing, state.evaluating(), _decoding(self._model.pipeline.vae):
-            samples = generate(
+            folder = self._output / "samples" / f"step-{state.step:06d}"
+            for old in folder.glob("[0-9]*-*.*"):  # of a run that is repeated: names say nothing of weights
+                old.unlink()
+            planned = plan(
                 self._model.pipeline,
                 list(settings.prompts),
                 sampling_of(self._run, self._model),
                 images_per_prompt=settings.images_per_prompt,
                 seed=settings.seed,
-                folder=self._output / "samples" / f"step-{state.step:06d}",
-                progress=False,
+                folder=folder,
+                by_position=True,
             )
+            samples = draw(self._model.pipeline, planned, progress=False)
         self._model.free_encoders()
+        state.log_media({_title(s): s.source for s in samples if isinstance(s.source, Path)})
         return samples
 
     def _measured(self, state: TrainState) -> Scores:
@@ -191,6 +196,12 @@ class ValidationHook:
                 f"held against the model of step {step}"
             )
         return history if same and history.entries else None
+
+
+def _title(sample: Sample) -> str:
+    """Return a sample's name on a dashboard, the same at every step: ``validation/003-0 a red cat``."""
+    words = " ".join(sample.prompt.split())
+    return f"validation/{sample.position:03d}-{sample.number} {words[:60]}"
 
 
 def sampling_of(run: Run, model: LoadedModel) -> SamplingSettings:

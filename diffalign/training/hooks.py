@@ -108,10 +108,12 @@ class Logging:
             values["peak_memory_gib"] = peak_memory().gib
             self._since = (state.samples, state.seconds)
         self._write(state.step, values | state.take_logged())
+        self._show(state.step, state.take_media())
 
     def on_end(self, state: TrainState) -> None:
         """Write what hooks logged at the end, and close."""
         self._write(state.step, state.take_logged())
+        self._show(state.step, state.take_media())
         if self._file is not None:
             self._file.close()
         for tracker in self._trackers:
@@ -122,6 +124,10 @@ class Logging:
             self._file.write(step, values)
             for tracker in self._trackers:
                 tracker.log(step, values)
+
+    def _show(self, step: int, files: Mapping[str, Path]) -> None:
+        for tracker in self._trackers if files else ():
+            tracker.log_media(step, files)
 
 
 class Progress:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -68,10 +69,20 @@ class TrainState:
     interrupted: bool = False
     paused: str = ""
     _extra: dict[str, float] = field(default_factory=dict)
+    _media: dict[str, Path] = field(default_factory=dict)
 
     def log(self, values: Mapping[str, float]) -> None:
         """Have values written with this step's record, whether or not the step is one that is logged."""
         self._extra |= values
+
+    def log_media(self, files: Mapping[str, Path]) -> None:
+        """Have image and video files shown by the trackers with this step's record, by name."""
+        self._media |= files
+
+    def take_media(self) -> dict[str, Path]:
+        """Return what ``log_media`` was given since the last call."""
+        media, self._media = self._media, {}
+        return media
 
     def take_logged(self) -> dict[str, float]:
         """What ``log`` was given since the last call."""

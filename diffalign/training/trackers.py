@@ -1,4 +1,4 @@
-"""Dashboards by name: tensorboard, wandb, trackio. Each takes scalars by step."""
+"""Dashboards by name: tensorboard, wandb, trackio. Each takes scalars, images and videos by step."""
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diffalign.errors import UserError, unknown
+from diffalign.media.files import still
+from diffalign.media.videos import VIDEO_SUFFIXES
 
 
 @runtime_checkable
@@ -14,6 +16,10 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show scalars of one optimizer step."""
+        ...
+
+    def log_media(self, step: int, files: Mapping[str, Path]) -> None:
+        """Show images and videos of one optimizer step, by name; a name is one picture over the steps."""
         ...
 
     def close(self) -> None:
@@ -39,6 +45,14 @@ class TensorBoard:
         """Add one point to each curve."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def log_media(self, step: int, files: Mapping[str, Path]) -> None:
+        """Add each image; of a video its middle frame, since event files of videos need another package."""
+        import numpy as np
+
+        for name, file in files.items():
+            self._writer.add_image(name, np.asarray(still(file)), step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:
@@ -68,6 +82,12 @@ class WandB:
         """Log one step."""
         self._run.log(dict(values), step=step)
 
+    def log_media(self, step: int, files: Mapping[str, Path]) -> None:
+        """Log the files as wandb's images and videos."""
+        import wandb
+
+        self._run.log({name: _wrapped(wandb, file) for name, file in files.items()}, step=step)
+
     def close(self) -> None:
         """End the run."""
         self._run.finish()
@@ -89,6 +109,12 @@ class Trackio:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log one step."""
         self._run.log(dict(values), step=step)
+
+    def log_media(self, step: int, files: Mapping[str, Path]) -> None:
+        """Log the files as trackio's images and videos."""
+        import trackio
+
+        self._run.log({name: _wrapped(trackio, file) for name, file in files.items()}, step=step)
 
     def close(self) -> None:
         """End the run."""
@@ -119,6 +145,11 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise unknown("tracker (logging.trackers)", name, TRACKERS)
+
+
+def _wrapped(package: Any, file: Path) -> Any:
+    """Return a file as a dashboard's own image or video."""
+    return (package.Video if file.suffix.lower() in VIDEO_SUFFIXES else package.Image)(str(file))
 
 
 def _missing(package: str) -> UserError:

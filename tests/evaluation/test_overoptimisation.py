@@ -179,6 +179,7 @@ class State:
     model: Any
     step: int = 0
     logged: dict[str, float] = field(default_factory=dict)
+    media: list[dict[str, Any]] = field(default_factory=list)
     accelerator: Any = field(default_factory=lambda: accelerator_for(TrainingConfig()))
 
     def evaluating(self, averaged=True):
@@ -186,6 +187,9 @@ class State:
 
     def log(self, values):
         self.logged |= values
+
+    def log_media(self, files):
+        self.media.append(files)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +230,17 @@ def test_the_hook_on_the_tiny_sdxl(model, tmp_path):
     folders = sorted(p.name for p in (tmp_path / "samples").iterdir())
     assert folders == ["step-000000", "step-000005", "step-000010"]
     assert all(len(list((tmp_path / "samples" / f).glob("*.png"))) == 8 for f in folders)
+    names = {
+        folder: sorted(p.name for p in (tmp_path / "samples" / folder).glob("*.png")) for folder in folders
+    }
+    assert len(set(map(tuple, names.values()))) == 1 and names["step-000005"][:2] == [
+        "0000-0.png",
+        "0000-1.png",
+    ]
+    shown = [list(files) for files in state.media]
+    assert len(shown) == 3 and shown[0] == shown[1] == shown[2] and len(shown[0]) == 8
+    assert shown[0][0] == f"validation/000-0 {run.validation.prompts[0][:60]}"
+    assert all(file.parent.name == "step-000010" and file.is_file() for file in state.media[-1].values())
     written = json.loads((tmp_path / "validation.json").read_text())["history"]
     assert [entry["step"] for entry in written["entries"]] == [0, 5, 10]
     assert written["trained"] == ["taste"]

@@ -103,8 +103,11 @@ def plan(
     images_per_prompt: int = 1,
     seed: int = 0,
     folder: Path | str | None = None,
+    by_position: bool = False,
 ) -> Plan:
     """Return what ``generate`` draws, all processes' shares together; nothing is drawn or written.
+
+    ``by_position`` names files after the prompt's place (``0003-0.png``), the same whatever the weights.
 
     Raises:
         UserError: no prompts, an empty prompt, or a setting that this pipeline does not take.
@@ -112,9 +115,13 @@ def plan(
     call = _call(pipeline, settings)
     _check(prompts, images_per_prompt)
     where = None if folder is None else Path(folder)
-    identity = "" if where is None else json.dumps([call.facts, fingerprint(pipeline)], sort_keys=True)
+    named = where is not None and not by_position
+    identity = json.dumps([call.facts, fingerprint(pipeline)], sort_keys=True) if named else ""
     suffix = "png" if call.fps is None else "mp4"
-    return Plan(tuple(_tasks(prompts, images_per_prompt, seed, identity, suffix)), call, where, seed)
+    tasks = _tasks(prompts, images_per_prompt, seed, identity, suffix)
+    if by_position:
+        tasks = [replace(task, file=f"{task.position:04d}-{task.number}.{suffix}") for task in tasks]
+    return Plan(tuple(tasks), call, where, seed)
 
 
 def generate(

@@ -28,13 +28,13 @@ h2 { font-size: 21px; margin: 52px 0 4px; letter-spacing: -.01em; font-weight: 6
 h3 { font-size: 15px; margin: 0 0 6px; font-weight: 600; }
 h2 + p { margin: 0 0 16px; color: var(--soft); max-width: 74ch; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 200px), 1fr)); gap:
-  14px; margin:  30px 0 0; }
+  14px; margin: 30px 0 0; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 16px 18px;
   min-width: 0; }
 .number .value { font-size: 28px; line-height: 1.2; font-weight: 620; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; }
 .number .value span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
-.number .what, .number .more { color: var(--soft); font-size: 14px; }
+.number .what, .number .more { color: var(--soft); font-size: 14px; overflow-wrap: anywhere; }
 .number .value.good { color: var(--good); }
 .number .value.bad { color: var(--bad); }
 .alarm { background: var(--warn); color: var(--warn-ink); border-radius: 12px; padding: 14px 18px; margin:

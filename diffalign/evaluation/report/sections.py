@@ -29,13 +29,11 @@ def verdict(contest: Contest) -> tuple[str, str]:
     on = f"{comparison.prompts} prompts"
     if len(evaluation.prompts) != comparison.prompts:
         on += f" ({len(evaluation.prompts)} pairs of {evaluation.kind})"
-    change = (
-        f"{gained(comparison.gain)} (95 % interval {span(comparison.gain)}, {plain_p(comparison.p_value)})"
-    )
+    change = f"{gained(comparison.gain)} (95 % interval {span(comparison.gain)})"
     headline = (_of_several(contest) if several else _OF_ONE)[contest.verdict]
     who = f"{contest.best}'s mean score" if several else "the mean score"
     support = f"By {name}, {who} changes by {change} on {on}, drawn by {'all' if several else 'both'} models "
-    support += "from the same noise."
+    support += f"from the same noise ({plain_p(comparison.p_value)})."
     if contest.lead is not None:
         ahead = f"{gained(contest.lead.gain)} ({span(contest.lead.gain)}, {plain_p(contest.lead.p_value)})"
         support += f" It is {ahead} ahead of {contest.order[1]}, the next."
