@@ -95,17 +95,17 @@ class Batch(Generic[X]):
         return int(self.group.max()) + 1 if self.group.numel() else 0
 
     def select(self, index: Tensor) -> "Batch[X]":
-        """Some samples, each a group of its own, in the order of ``index`` (N,)."""
+        """Return some samples, each a group of its own, in the order of ``index`` (N,)."""
         batch = self._map(lambda tensor: tensor[index.to(tensor.device)])
         state = None if self.state is None else self.state[index.cpu()]
         return replace(batch, group=torch.arange(len(index)), state=state)
 
     def to(self, device: torch.device | str) -> "Batch[X]":
-        """The batch with its data on ``device``; ``group`` and ``state`` stay where they are."""
+        """Return the batch with its data on ``device``; ``group`` and ``state`` stay where they are."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch[X]":
-        """``function`` of every tensor but ``group`` and ``state``."""
+        """Return ``function`` of every tensor but ``group`` and ``state``."""
         named = lambda tensors: {name: function(value) for name, value in tensors.items()}  # noqa: E731
         return replace(
             self,
@@ -156,11 +156,11 @@ class Random(Protocol):
     """
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) float32 draws from U[0, 1) on the CPU."""
+        """Return (count, *shape) float32 draws from U[0, 1) on the CPU."""
         ...
 
     def normal(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) float32 draws from N(0, 1) on the CPU."""
+        """Return (count, *shape) float32 draws from N(0, 1) on the CPU."""
         ...
 
 
@@ -169,11 +169,11 @@ class Path(Protocol):
     """x_t = alpha(t) x0 + sigma(t) eps."""
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """(alpha, sigma) at ``t``, each (B,), in t's dtype."""
+        """Return (alpha, sigma) at ``t``, each (B,), in t's dtype."""
         ...
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """What the network is told: exact integer timesteps, or sigma times its scale, (B,)."""
+        """Return the time that the network gets: exact integer timesteps, or sigma times its scale, (B,)."""
         ...
 
 
@@ -194,7 +194,7 @@ class Denoiser(Protocol):
         ...
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The network's raw prediction of ``target``, shaped like ``x_t``."""
+        """Return the network's raw prediction of ``target``, shaped like ``x_t``."""
         ...
 
 
@@ -203,7 +203,7 @@ class TimeSampler(Protocol):
     """Draws times: one per group."""
 
     def __call__(self, count: int, generator: "Random | torch.Generator") -> Float[Tensor, " count"]:
-        """(count,) times in [0, 1] on the CPU."""
+        """Return (count,) times in [0, 1] on the CPU."""
         ...
 
 
@@ -251,7 +251,9 @@ class Reward(Protocol):
     """Scores images, or videos where its card says so: higher is better."""
 
     def __call__(self, images: Any, prompts: Sequence[str], /) -> Float[Tensor, " B *unit"]:
-        """(B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1]) or ``Video``s."""
+        """Return (B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1]) or
+        ``Video``s.
+        """
         ...
 
 
@@ -315,7 +317,7 @@ class Stateful(Protocol):
     """A method that remembers something from step to step: checkpoints keep it, the same on every rank."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs, as JSON can hold it."""
+        """Return what resuming needs, as JSON can hold it."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Guided(Wrapper):
     held: bool = False
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The guided prediction, shaped like ``x_t``."""
+        """Return the guided prediction, shaped like ``x_t``."""
         rows = {k: self.negative[k].to(v).expand_as(v) if k in self.negative else v for k, v in cond.items()}
         if self.held and torch.is_grad_enabled():
             with torch.no_grad():

@@ -149,7 +149,7 @@ class Route(NamedTuple):
 
 
 def grid_of(inversion: Inversion, path: Path) -> tuple[Float[Tensor, " N"], float]:
-    """The N grid points, float64 times ascending, and their spacing.
+    """Return the N grid points, float64 times ascending, and their spacing.
 
     A variance-preserving path of T training steps has offset + k (T // N), as diffusers' "leading" spacing;
     any other k / N.
@@ -164,7 +164,7 @@ def grid_of(inversion: Inversion, path: Path) -> tuple[Float[Tensor, " N"], floa
 
 
 def route_to(inversion: Inversion, path: Path, t: Float[Tensor, " B"]) -> Route:
-    """The steps from level 0 to the times ``t``, as ``mode`` says."""
+    """Return the steps from level 0 to the times ``t``, as ``mode`` says."""
     points, spacing = grid_of(inversion, path)
     t = t.detach().double().cpu()
     if isinstance(path, VariancePreserving):
@@ -183,7 +183,7 @@ def route_to(inversion: Inversion, path: Path, t: Float[Tensor, " B"]) -> Route:
 
 
 def along_grid(inversion: Inversion, path: Path, count: Int[Tensor, " B"]) -> Route:
-    """The first ``count`` steps of the grid as released code makes them.
+    """Return the first ``count`` steps of the grid as released code makes them.
 
     The first leads from level 0 to the first point; on the source grid the network hears a negative time
     then (a variance-preserving path; elsewhere 0).
@@ -206,7 +206,7 @@ def walk(
     cond: Cond,
     noise: Tensor | None = None,
 ) -> list[Tensor]:
-    """The states of a route, each (B, *d) in float32 at least: ``x0``, then after every step.
+    """Return the states of a route, each (B, *d) in float32 at least: ``x0``, then after every step.
 
     A sample that has arrived stays as it is and costs no further calls; nor does a step that the cache holds.
 

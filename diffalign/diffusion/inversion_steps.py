@@ -16,7 +16,7 @@ from diffalign.types import Cond, Denoiser, Path
 
 
 def rows_of(denoiser: Denoiser, index: Int[Tensor, " n"], count: int) -> Denoiser:
-    """The denoiser for some of the ``count`` samples: guidance has a negative condition for each."""
+    """Return the denoiser for some of the ``count`` samples: guidance has a negative condition for each."""
     if not isinstance(denoiser, Guided):
         return denoiser
     negative = {
@@ -38,7 +38,8 @@ class _Told(Wrapper):
 def explicit_step(
     denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, told: Tensor, cond: Cond, renoise: int = 0
 ) -> Tensor:
-    """``x`` (B, *d) of level s to level t > s by the noise estimate at ``x``, the network told ``told``.
+    """Return ``x`` (B, *d) of level s to level t > s by the noise estimate at ``x``, the network told
+    ``told``.
 
     With ``renoise`` the step is made again that often from where it has led, told the same time, and takes
     the mean of all noise estimates (ReNoise, Garibi et al. 2024, arXiv 2403.14602).
@@ -57,7 +58,8 @@ def explicit_step(
 def implicit_step(
     denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, cond: Cond, iterations: int, tolerance: float
 ) -> Tensor:
-    """The x_t (B, *d) that DDIM's step from t to s takes to ``x``, by fixed-point iterations from ``x``.
+    """Return the x_t (B, *d) that DDIM's step from t to s takes to ``x``, by fixed-point iterations from
+    ``x``.
 
     A sample's iterations end when no element of it moves by more than ``tolerance``.
     """
@@ -95,7 +97,7 @@ def _undone(denoiser: Denoiser, x_s: Tensor, s: Tensor, t: Tensor, prediction: T
 
 
 def _levels(path: Path, x: Tensor, *times: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
-    """(alpha, sigma) at each of ``times``, shaped to multiply ``x``."""
+    """Return (alpha, sigma) at each of ``times``, shaped to multiply ``x``."""
     return [(expand(alpha, x), expand(sigma, x)) for alpha, sigma in map(path.coefficients, times)]
 
 

@@ -27,12 +27,12 @@ class PerSample:
     """One unit per sample: the mean over all latent axes."""
 
     def __call__(self, squared: Float[Tensor, " B *d"]) -> Float[Tensor, " B"]:
-        """(B,) means."""
+        """Return (B,) means."""
         return squared.flatten(1).mean(1)
 
 
 def regression_target(target: Target, denoiser: Denoiser, z: Noised) -> Tensor:
-    """What a perfect network would predict for ``z``, (B, *d): eps, x0, alpha eps - sigma x0, or eps - x0."""
+    """Return a perfect prediction for ``z``, (B, *d): eps, x0, alpha eps - sigma x0, or eps - x0."""
     if target == "eps":
         return z.eps
     if target == "x0":
@@ -44,9 +44,7 @@ def regression_target(target: Target, denoiser: Denoiser, z: Noised) -> Tensor:
 
 
 def residual(denoiser: Denoiser, z: Noised, cond: Cond) -> Tensor:
-    """What the network predicts for ``z`` minus what it should, (B, *d), in float32 (float64 if it predicts
-    so).
-    """
+    """Return the prediction for ``z`` minus its target, (B, *d), in float32 (float64 if it predicts so)."""
     prediction = at_least_float32(denoiser(z.x_t, z.t, cond))
     return prediction - at_least_float32(regression_target(denoiser.target, denoiser, z))
 
@@ -86,7 +84,7 @@ class OncePerState(Wrapper):
     state: Int[Tensor, " B"]
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The prediction for all B, (B, *d), of one call for each different state."""
+        """Return the prediction for all B, (B, *d), of one call for each different state."""
         _, inverse = self.state.unique(return_inverse=True)
         first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(
             0, inverse, torch.arange(len(inverse)), "amin"
@@ -125,7 +123,7 @@ def transition(
 
 
 def step_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """``gaussian_log_density``, and 0 where the std is 0: a step without noise is no draw and has no
+    """Return ``gaussian_log_density``, and 0 where the std is 0: a step without noise is no draw and has no
     density.
     """
     drawn = std.flatten(1).amax(1) > 0
@@ -151,7 +149,7 @@ def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float64 stays, everything else becomes float32."""
+    """Return ``x`` in float32, or in float64 where it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -160,7 +158,7 @@ class PerFrame:
     """One unit per latent frame of a video: the mean over channels, height and width."""
 
     def __call__(self, squared: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B F"]:
-        """(B, F) means.
+        """Return (B, F) means.
 
         Raises:
             UserError: images, which have no frame axis.

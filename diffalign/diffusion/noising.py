@@ -17,7 +17,7 @@ from diffalign.types import Cond, Denoiser, Noised, Random
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` (B,) with trailing axes of one, to multiply ``like`` (B, *d)."""
+    """Return ``value`` (B,) with trailing axes of one, to multiply ``like`` (B, *d)."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 
@@ -54,7 +54,7 @@ class Forward:
         group: Tensor,
         generator: Random | torch.Generator,
     ) -> Noised:
-        """Noise ``x0`` (B, *d) to times ``t`` (B,); ``cond`` is not asked."""
+        """Noise ``x0`` (B, *d) to times ``t`` (B,); ``cond`` is not used."""
         eps = self._draw(x0.shape[1:], x0, group, generator)
         if self.noise_offset:
             channel = x0.shape[1:2] + (1,) * (x0.ndim - 2)
@@ -83,6 +83,6 @@ def add_noise(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 
 def rank_in_group(group: Tensor) -> Tensor:
-    """(B,) int64: how many earlier samples of the batch are in the same group."""
+    """Return (B,) int64: how many earlier samples of the batch are in the same group."""
     same = (group[:, None] == group[None, :]).long()
     return torch.tril(same, diagonal=-1).sum(1)

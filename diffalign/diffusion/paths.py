@@ -43,23 +43,23 @@ class VariancePreserving:
         return len(self.alphas_cumprod)
 
     def index(self, t: Float[Tensor, " B"]) -> Tensor:
-        """The exact table index round(t N) of each time, (B,) int64; t = 1 is the last step."""
+        """Return the exact table index round(t N) of each time, (B,) int64; t = 1 is the last step."""
         return (t * self.steps).round().long().clamp(0, self.steps - 1)
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """(alpha, sigma), each (B,) in t's dtype."""
+        """Return (alpha, sigma), each (B,) in t's dtype."""
         squared = self.alphas_cumprod.to(t.device)[self.index(t)].to(t.dtype)
         return squared.sqrt(), (1 - squared).sqrt()
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """The integer timestep 0 .. N-1 that the network was trained with, (B,) int64.
+        """Return the integer timestep 0 .. N-1 that the network was trained with, (B,) int64.
 
         A negative time, which released DDIM inversions start from, is told as it is.
         """
         return (t * self.steps).round().long().clamp(max=self.steps - 1)
 
     def to(self, device: torch.device | str) -> "VariancePreserving":
-        """The path with its table on ``device``."""
+        """Return the path with its table on ``device``."""
         return VariancePreserving(self.alphas_cumprod.to(device))
 
 
@@ -89,13 +89,13 @@ class TokenLine:
         return self.mu[0] + slope * (count - self.tokens[0])
 
     def factor(self, shape: Sequence[int]) -> float:
-        """The shift of latents of ``shape``, (C, h, w) or (C, F, h, w)."""
+        """Return the shift of latents of ``shape``, (C, h, w) or (C, F, h, w)."""
         frames = math.prod(shape[1:-2])
         return math.exp(self.at(frames * (shape[-2] // self.patch) * (shape[-1] // self.patch)))
 
 
 def token_line(config: Mapping[str, Any], patch: int) -> TokenLine:
-    """The line of a diffusers scheduler configuration; what it does not name is as in ``TokenLine``."""
+    """Return the line of a diffusers scheduler configuration; defaults as in ``TokenLine``."""
     tokens, mu = TokenLine.tokens, TokenLine.mu
     return TokenLine(
         patch,
@@ -117,11 +117,11 @@ class RectifiedFlow:
     line: TokenLine | None = None
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """(1 - t, t), each (B,)."""
+        """Return (1 - t, t), each (B,)."""
         return 1 - t, t
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """``scale`` t, (B,)."""
+        """Return ``scale`` t, (B,)."""
         return t * self.scale
 
     def to(self, device: torch.device | str) -> "RectifiedFlow":
@@ -130,7 +130,7 @@ class RectifiedFlow:
 
 
 def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tuple[Path, Target]:
-    """The path and prediction target that a diffusers scheduler configuration describes.
+    """Return the path and prediction target that a diffusers scheduler configuration describes.
 
     Args:
         patch: latents along one side of the network's tokens, for a flow's line; None: it has none.
@@ -156,8 +156,8 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
 
 
 def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """(N,) table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own: float32,
-    but float64 of CogVideoX's schedulers, whose configurations always name an ``snr_shift_scale``.
+    """Return (N,) table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own:
+    float32, but float64 of CogVideoX's schedulers, whose configurations always name an ``snr_shift_scale``.
     """
     if "snr_shift_scale" in config:
         return _shifted_alphas_cumprod(config)
@@ -181,7 +181,7 @@ def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
 
 
 def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """(N,) betas whose last step is pure noise: sqrt(alphas_cumprod) shifted and scaled to end at 0."""
+    """Return (N,) betas that end in pure noise: sqrt(alphas_cumprod) shifted and scaled to end at 0."""
     root = (1.0 - betas).cumprod(0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
@@ -190,7 +190,7 @@ def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 
 def _betas(config: Mapping[str, Any], root: torch.dtype = torch.float32) -> Tensor:
-    """(N,) betas; ``root`` is the dtype that the ``scaled_linear`` schedule is made in."""
+    """Return (N,) betas; ``root`` is the dtype that the ``scaled_linear`` schedule is made in."""
     steps = int(config.get("num_train_timesteps", 1000))
     start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     schedule = config.get("beta_schedule", "linear")

@@ -17,13 +17,13 @@ from diffalign.types import Random
 
 
 def derive(seed: int, *words: int | str) -> int:
-    """A 63-bit seed from a seed and words; the same on every machine and in every process."""
+    """Return a 63-bit seed from a seed and words; the same on every machine and in every process."""
     text = "\x1f".join([str(int(seed)), *map(str, words)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def permutation(count: int, seed: int, *words: int | str) -> Tensor:
-    """(count,) int64: the permutation that a seed and words stand for."""
+    """Return (count,) int64: the permutation that a seed and words stand for."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, *words)))
 
 
@@ -44,13 +44,13 @@ class Streams:
         return cls([derive(seed, purpose, position + i) for i in range(count)])
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) float32 from U[0, 1), row i from stream i; ``count`` must be the number of
+        """Return (count, *shape) float32 from U[0, 1), row i from stream i; ``count`` must be the number of
         streams.
         """
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._of(count)])
 
     def normal(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) float32 from N(0, 1), row i from stream i; ``count`` must be the number of
+        """Return (count, *shape) float32 from N(0, 1), row i from stream i; ``count`` must be the number of
         streams.
         """
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._of(count)])
@@ -64,14 +64,14 @@ class Streams:
 
 
 def uniform(source: Random | torch.Generator, count: int, shape: Sequence[int] = ()) -> Tensor:
-    """(count, *shape) draws from U[0, 1) of streams or of one plain generator."""
+    """Return (count, *shape) draws from U[0, 1) of streams or of one plain generator."""
     if isinstance(source, torch.Generator):
         return torch.rand((count, *shape), generator=source, device=source.device)
     return source.uniform(count, shape)
 
 
 def normal(source: Random | torch.Generator, count: int, shape: Sequence[int] = ()) -> Tensor:
-    """(count, *shape) draws from N(0, 1) of streams or of one plain generator."""
+    """Return (count, *shape) draws from N(0, 1) of streams or of one plain generator."""
     if isinstance(source, torch.Generator):
         return torch.randn((count, *shape), generator=source, device=source.device)
     return source.normal(count, shape)

@@ -28,14 +28,14 @@ from diffalign.types import Cond, Denoiser, Path, Random, Transition
 def clean_and_noise(
     denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond
 ) -> tuple[Tensor, Tensor]:
-    """The network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
+    """Return the network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
     return estimates_of(denoiser, denoiser(x_t, t, cond), x_t, t)
 
 
 def estimates_of(
     denoiser: Denoiser, prediction: Tensor, x_t: Tensor, t: Float[Tensor, " B"]
 ) -> tuple[Tensor, Tensor]:
-    """The estimates (x0, eps), each (B, *d) float32, that a ``prediction`` at ``x_t`` means."""
+    """Return the estimates (x0, eps), each (B, *d) float32, that a ``prediction`` at ``x_t`` means."""
     prediction = at_least_float32(prediction)
     alpha, sigma = (expand(c, x_t) for c in denoiser.path.coefficients(t))
     x_t = at_least_float32(x_t)
@@ -59,13 +59,13 @@ class StepKernel(Protocol):
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
     ) -> tuple[Tensor, Tensor]:
-        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t."""
+        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t."""
         ...
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """The step where the network's estimates (x0, eps) of the state are known."""
+        """Return the step where the network's estimates (x0, eps) of the state are known."""
         ...
 
 
@@ -87,13 +87,13 @@ class DDIM:
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
     ) -> tuple[Tensor, Tensor]:
-        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
         return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """The step where the network's estimates (x0, eps) of the state are known.
+        """Return the step where the network's estimates (x0, eps) of the state are known.
 
         Raises:
             UserError: eta > 0 on a path that is not variance-preserving.
@@ -151,13 +151,13 @@ class FlowSDE:
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
     ) -> tuple[Tensor, Tensor]:
-        """(mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
         return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """The step where the network's estimates (x0, eps) of the state are known.
+        """Return the step where the network's estimates (x0, eps) of the state are known.
 
         Raises:
             UserError: the path is not a rectified flow.
@@ -173,15 +173,15 @@ class FlowSDE:
         return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()
 
     def length(self, t: Float[Tensor, " B"], s: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """What the variance of the step from t to s is of, (B,), where the rest of it is the squared std that
+        """Return the factor (B,) of the variance of the step from t to s beside the squared std that
         Flow-GRPO's code divides its KL by: t - s of an SDE, 1 in form "cps".
         """
         return torch.ones_like(t) if self.form == "cps" else t - s
 
 
 def kernel_for(path: Path, eta: float, form: FlowForm = "sde") -> StepKernel:
-    """The kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's step in one of its forms;
-    DDIM wherever it is 0.
+    """Return the kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's step in one of its
+    forms; DDIM wherever it is 0.
 
     Raises:
         UserError: a level that the form does not have, or a form of a path that is no flow.
@@ -194,14 +194,14 @@ def kernel_for(path: Path, eta: float, form: FlowForm = "sde") -> StepKernel:
 
 
 def grid_of(path: Path, steps: int) -> Float[Tensor, " S"]:
-    """(steps + 1,) descending float64 times: DDIM's leading grid, or of a flow even steps from 1 to 0."""
+    """Return (steps + 1,) descending float64 times: DDIM's leading grid, or a flow's even steps 1 to 0."""
     if isinstance(path, VariancePreserving):
         return timesteps(steps, path.steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
 def timesteps(steps: int, train_steps: int = 1000, spacing: str = "leading") -> Float[Tensor, " S"]:
-    """(steps + 1,) descending float64 times of a grid of DDIM's, ended by 0.
+    """Return (steps + 1,) descending float64 times of a grid of DDIM's, ended by 0.
 
     For 20 steps over 1000: 951, 901, ..., 51, 1, 0, "leading" with offset 1, as SD pipelines and D3PO use it;
     999, 949, ..., 49, 0 if "trailing", which a model whose last step is pure noise needs (Lin et al. 2023,

@@ -80,7 +80,7 @@ def dpm_solver(
 
 
 def _at(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(alpha, sigma, log(alpha / sigma)) at t, each to multiply ``like``."""
+    """Return (alpha, sigma, log(alpha / sigma)) at t, each to multiply ``like``."""
     alpha, sigma = (expand(c, like) for c in path.coefficients(t))
     return alpha, sigma, alpha.log() - sigma.log()
 

@@ -40,12 +40,12 @@ class Fitting(Protocol):
     """A time sampler whose draws depend on the path, or on the latents' size."""
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """The sampler for latents of ``shape`` (without the batch axis) on a path."""
+        """Return the sampler for latents of ``shape`` (without the batch axis) on a path."""
         ...
 
 
 def fitted(sampler: TimeSampler, path: Path, shape: Sequence[int]) -> TimeSampler:
-    """``sampler`` for latents of ``shape`` on ``path``; one that does not care stays as it is."""
+    """Return ``sampler`` for latents of ``shape`` on ``path``; one that does not care stays as it is."""
     return sampler.on(path, shape) if isinstance(sampler, Fitting) else sampler
 
 
@@ -116,7 +116,7 @@ class Uniform:
         _check(self.steps, self.shift)
 
     def __call__(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 times of a variance-preserving path."""
+        """Return (count,) float64 times of a variance-preserving path."""
         u = uniform(generator, count).double()
         if self.steps is None:
             return shifted(self.low + (self.high - self.low) * u, self.shift)
@@ -127,11 +127,11 @@ class Uniform:
         return t if self.shift == 1 else (shifted(t, self.shift) * self.steps).floor() / self.steps
 
     def continuous(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 in (low, high], before any shift."""
+        """Return (count,) float64 in (low, high], before any shift."""
         return self.high - (self.high - self.low) * uniform(generator, count).double()
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """The sampler for latents of ``shape`` on ``path``."""
+        """Return the sampler for latents of ``shape`` on ``path``."""
         return _on(self, path, shape)
 
 
@@ -151,16 +151,16 @@ class LogitNormal:
         _check(self.steps, self.shift)
 
     def __call__(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 times of a variance-preserving path."""
+        """Return (count,) float64 times of a variance-preserving path."""
         t = shifted(self.continuous(count, generator), self.shift)
         return t if self.steps is None else (t * self.steps).floor() / self.steps
 
     def continuous(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 in (0, 1), before any shift."""
+        """Return (count,) float64 in (0, 1), before any shift."""
         return torch.sigmoid(self.mean + self.std * normal(generator, count).double())
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """The sampler for latents of ``shape`` on ``path``."""
+        """Return the sampler for latents of ``shape`` on ``path``."""
         return _on(self, path, shape)
 
 
@@ -182,17 +182,17 @@ class Mode:
             raise UserError(f"time.scale={self.scale}; allowed: -1 to {2 / (math.pi - 2):.4f}")
 
     def __call__(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 times of a variance-preserving path."""
+        """Return (count,) float64 times of a variance-preserving path."""
         t = shifted(self.continuous(count, generator), self.shift)
         return t if self.steps is None else (t * self.steps).floor().clamp(max=self.steps - 1) / self.steps
 
     def continuous(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 in (0, 1], before any shift."""
+        """Return (count,) float64 in (0, 1], before any shift."""
         u = uniform(generator, count).double()
         return 1 - u - self.scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """The sampler for latents of ``shape`` on ``path``."""
+        """Return the sampler for latents of ``shape`` on ``path``."""
         return _on(self, path, shape)
 
 
@@ -214,12 +214,12 @@ class Listed:
         _check(None, self.shift)
 
     def __call__(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
-        """(count,) float64 times."""
+        """Return (count,) float64 times."""
         index = (uniform(generator, count) * len(self.times)).long().cpu()
         return shifted(torch.tensor(self.times, dtype=torch.float64)[index], self.shift)
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """The sampler for latents of ``shape`` on ``path``."""
+        """Return the sampler for latents of ``shape`` on ``path``."""
         return replace(self, shift=_factor(self, path, shape)) if self.shift == "dynamic" else self
 
 

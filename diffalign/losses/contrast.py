@@ -49,7 +49,7 @@ class Contrast:
         return (values * self.weight).sum() / self.weight.sum().clamp(min=1)
 
     def mean_per_pair(self, values: Float[Tensor, " P *unit"]) -> Float[Tensor, " P"]:
-        """(P,) means of ``values`` over the units of each pair that are no tie; 0 where all are."""
+        """Return (P,) means of ``values`` over the units of each pair that are no tie; 0 where all are."""
         weight = self.weight.flatten(1)
         return (values.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -73,7 +73,7 @@ def per_pair(c: Contrast, how: Literal["sum", "mean"]) -> Contrast:
 
 
 def pairs_of(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Indices (i, j), i < j, of every two samples that share a group, in order of their group."""
+    """Return indices (i, j), i < j, of every two samples that share a group, in order of their group."""
     same = torch.triu(group[:, None] == group[None, :], diagonal=1)
     first, second = same.nonzero(as_tuple=True)
     order = group[first].argsort(stable=True)
@@ -86,8 +86,8 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
 
 
 def pareto(first: Float[Tensor, "P R"], second: Float[Tensor, "P R"]) -> Float[Tensor, " P"]:
-    """1 where the first sample is at least as good by all R rewards and better by one, -1 where the second
-    is, else 0: a tie (D3PO's rule for several rewards).
+    """Return 1 where the first sample is at least as good by all R rewards and better by one, -1 where the
+    second is, else 0: a tie (D3PO's rule for several rewards).
     """
     ahead = (first >= second).all(1) & (first > second).any(1)
     behind = (second >= first).all(1) & (second > first).any(1)

@@ -41,5 +41,5 @@ def limited(log_ratio: Float[Tensor, " B"], clip: float) -> Float[Tensor, " B"]:
 
 
 def limits(clip: float) -> tuple[float, float]:
-    """The interval of the log-ratio, (log(1 - clip), log(1 + clip))."""
+    """Return the interval of the log-ratio, (log(1 - clip), log(1 + clip))."""
     return math.log1p(-clip), math.log1p(clip)

@@ -17,7 +17,7 @@ class ErrorLoss(Protocol):
     """A loss of the errors of two rivals, element by element."""
 
     def logit(self, won: Tensor, lost: Tensor) -> Tensor:
-        """What goes into the sigmoid, (P, *unit): positive where the better sample is ahead."""
+        """Return the argument of the sigmoid, (P, *unit): positive where the better sample is ahead."""
         ...
 
     def __call__(self, won: Tensor, lost: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Released:
         _positive("form", beta=self.beta, snr=self.snr, timesteps=self.timesteps)
 
     def logit(self, won: Tensor, lost: Tensor) -> Tensor:
-        """T (phi(m_w) - phi(m_l)), (P, *unit)."""
+        """Return T (phi(m_w) - phi(m_l)), (P, *unit)."""
         return self.timesteps * (amplified(self.snr * won) - amplified(self.snr * lost))
 
     def __call__(self, won: Tensor, lost: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ def stand_in(
 
 
 def elbo_weight(t: Float[Tensor, " B"], level: float = 0.7) -> Float[Tensor, " B"]:
-    """1 / (2 g^2) with g = level sqrt(t / (1 - min(t, 0.99))), (B,): makes a difference of velocities that of
-    the steps of Flow-GRPO's SDE.
+    """Return 1 / (2 g^2) with g = level sqrt(t / (1 - min(t, 0.99))), (B,): makes a difference of velocities
+    that of the steps of Flow-GRPO's SDE.
     """
     return (1 - t.clamp(max=0.99)) / (2 * level**2 * t)
 

@@ -74,14 +74,14 @@ class OverStates(Protocol):
 
 
 def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
-    """Times per group (G,) to times per sample (B,), on x's device and in its precision (float32 at
+    """Return times per group (G,) as times per sample (B,), on x's device and in its precision (float32 at
     least).
     """
     return t[group.to(t.device)].to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 def guided(denoiser: Denoiser, batch: Batch[Tensor], scale: float) -> Denoiser:
-    """The denoiser, guided away from what the batch names as negative unless ``scale`` is 1."""
+    """Return the denoiser, guided away from what the batch names as negative unless ``scale`` is 1."""
     return denoiser if scale == 1 else Guided(denoiser, batch.negative, scale)
 
 
@@ -92,7 +92,7 @@ def noisy(
     batch: Batch[Tensor],
     generator: Random | torch.Generator,
 ) -> Noised:
-    """The noisy states of a batch: a time per group, and the noising asks whom it wants to ask."""
+    """Return the noisy states of a batch: one time per group, by the denoiser that the noising names."""
     time = fitted(method.time, policy.path, batch.x.shape[1:])
     t = times_like(time(batch.num_groups, generator), batch.group, batch.x)
     asked = guided(reference if method.noising.by == "reference" else policy, batch, method.noising.guidance)
@@ -117,8 +117,8 @@ def compare(
 
 
 def preference_step(c: Contrast, losses: Tensor, scale: float | Tensor) -> Step:
-    """The mean of ``losses`` (P, *unit) over what is no tie, with its metrics; ``scale`` makes rewards of
-    log-ratios.
+    """Return the mean of ``losses`` (P, *unit) over what is no tie, with its metrics; ``scale`` makes rewards
+    of log-ratios.
     """
     loss = c.mean(losses)
     return Step(loss, {"loss": loss.detach(), **preference_metrics(c, scale)}, c.count)

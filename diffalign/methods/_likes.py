@@ -58,7 +58,7 @@ def likelihoods(
     batch: Batch[Tensor],
     generator: Random | torch.Generator,
 ) -> tuple[Likelihood, Tensor]:
-    """(likelihoods, log-ratios without gradient of what ``method.kl`` is a mean of), each (B, *unit)."""
+    """Return (likelihoods, log-ratios without gradient that ``method.kl`` is a mean of), each (B, *unit)."""
     z = noisy(method, policy, reference, batch, generator)
     ll = elbo(policy, reference, z, batch.cond, method.reduce)
     if method.kl != "mismatched":
@@ -75,7 +75,7 @@ def other_prompts(batch: Batch[Tensor]) -> Cond:
 
 
 def likes_step(method: OfLikes, ratios: Tensor, others: Tensor, score: Tensor) -> Step:
-    """The mean of w_y (1 - h) over samples that are liked (score above 1/2) or disliked (below).
+    """Return the mean of w_y (1 - h) over samples that are liked (score above 1/2) or disliked (below).
 
     Args:
         method: utility, weights and offset.

@@ -66,7 +66,7 @@ class Stratified:
     def __call__(
         self, count: int, generator: Random | torch.Generator, grid: Tensor | None
     ) -> Float[Tensor, "count S"]:
-        """(count, S) float64 times; ``grid`` (T + 1,): the times of the sampler.
+        """Return (count, S) float64 times; ``grid`` (T + 1,): the times of the sampler.
 
         Raises:
             UserError: discrete times of samples that no sampler has made, or more strata than steps.
@@ -89,13 +89,13 @@ class Stratified:
         return grid.double()[(edges[:-1] + (u * edges.diff()).long()).cpu()]
 
     def count(self, steps: int) -> int:
-        """S for a sampler of ``steps`` steps."""
+        """Return S for a sampler of ``steps`` steps."""
         if self.strata is not None:
             return self.strata
         return max(1, int(steps * self.fraction) - (self.over == "discrete_wo_init"))
 
     def _edges(self, first: int, last: int) -> Tensor:
-        """(S + 1,) where the parts of the steps ``first`` to ``last`` - 1 begin and end."""
+        """Return (S + 1,) where the parts of the steps ``first`` to ``last`` - 1 begin and end."""
         strata = last - first if self.strata is None else self.strata
         if not 0 < strata <= last - first:
             raise UserError(
@@ -146,7 +146,7 @@ def _mean_square(difference: Tensor) -> Tensor:
 
 
 def detached_step(metrics: Mapping[str, Tensor], batch: Batch[Any]) -> Step:
-    """A step whose loss is the metric of that name and whose weight is the number of samples."""
+    """Return a step whose loss is the metric of that name and whose weight is the number of samples."""
     loss = metrics["loss"]
     return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
 

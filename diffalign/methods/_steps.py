@@ -42,13 +42,13 @@ class OverSteps(Protocol):
 
 
 def check_clip(clip: float) -> None:
-    """Raises UserError unless 0 < clip < 1."""
+    """Raise UserError unless 0 < clip < 1."""
     if not 0 < clip < 1:
         raise UserError(f"method.clip={clip}; allowed: more than 0 and less than 1")
 
 
 def check_preference(method: OverSteps) -> None:
-    """Raises UserError where beta, clip or kl of a method of rival steps are out of range."""
+    """Raise UserError where beta, clip or kl of a method of rival steps are out of range."""
     if not method.beta > 0:
         raise UserError(f"method.beta={method.beta}; allowed: more than 0")
     check_clip(method.clip)
@@ -57,7 +57,7 @@ def check_preference(method: OverSteps) -> None:
 
 
 def kernel_of(batch: Batch[Transition], card: MethodCard) -> Kernel:
-    """What drew the batch.
+    """Return the kernel that drew the batch.
 
     Raises:
         UserError: the batch holds no recorded steps: it is not of a rollout.
@@ -71,7 +71,7 @@ def kernel_of(batch: Batch[Transition], card: MethodCard) -> Kernel:
 
 
 def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
-    """The advantages (B,) of what was sampled.
+    """Return the advantages (B,) of what was sampled.
 
     Raises:
         UserError: the batch is not of a rollout, or of one without advantages.
@@ -87,8 +87,8 @@ def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
 
 
 def as_drawn(denoiser: Denoiser, batch: Batch[Transition], held: bool = False) -> Denoiser:
-    """The denoiser, guided as when the batch was drawn and asked once for each different state; ``held``: no
-    gradient through what it is guided away from.
+    """Return the denoiser, guided as when the batch was drawn and asked once for each different state;
+    ``held``: no gradient through what it is guided away from.
     """
     if batch.state is None or batch.guidance == 1 or held:
         once = denoiser if batch.state is None else OncePerState(denoiser, batch.state)
@@ -137,13 +137,13 @@ class OfAdvantages(Protocol):
 
 
 def check_advantages(method: OfAdvantages) -> None:
-    """Raises UserError where clip or advantage_clip are out of range."""
+    """Raise UserError where clip or advantage_clip are out of range."""
     check_clip(method.clip)
     check_advantage_clip(method.advantage_clip)
 
 
 def check_kl(kl: float | None) -> None:
-    """The weight of a method's KL.
+    """Check the weight of a method's KL.
 
     Raises:
         UserError: it is negative.
@@ -153,7 +153,7 @@ def check_kl(kl: float | None) -> None:
 
 
 def check_advantage_clip(value: float) -> None:
-    """Raises UserError unless it is above 0."""
+    """Raise UserError unless it is above 0."""
     if not value > 0:
         raise UserError(f"method.advantage_clip={value}; allowed: more than 0")
 
@@ -161,8 +161,8 @@ def check_advantage_clip(value: float) -> None:
 def surrogate(
     method: OfAdvantages, logp: Tensor, batch: Batch[Transition], card: MethodCard
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """(mean clipped loss of the recorded steps, metrics, weight), with log-densities ``logp`` (B,) under the
-    policy.
+    """Return (mean clipped loss of the recorded steps, metrics, weight), with log-densities ``logp`` (B,)
+    under the policy.
 
     Raises:
         UserError: the batch has no advantages.
@@ -215,7 +215,8 @@ def preference(
     batch: Batch[Transition],
     card: MethodCard,
 ) -> Step:
-    """The mean of ``loss`` over pairs of rival steps that are no tie, with the penalty and its metrics.
+    """Return the mean of ``loss`` over pairs of rival steps that are no tie, with the penalty and its
+    metrics.
 
     ``rewards/*`` are beta times what the loss sees, the log-ratio inside the clip; ``log_ratios/*`` are as
     they are, and decide ``rewards/accuracies`` (equal ones count half). ``kl`` and ``clipped`` (the share of

@@ -48,7 +48,7 @@ class Trail:
             )
 
     def mix(self, step: int) -> float:
-        """1 - d, the policy's share in the move after optimizer step ``step``."""
+        """Return 1 - d, the policy's share in the move after optimizer step ``step``."""
         return 1 - min(self.limit, self.rate * max(0, step - self.start))
 
 
@@ -82,12 +82,12 @@ class Followed(Wrapper):
     trailing: Denoiser
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The base's prediction."""
+        """Return the base's prediction."""
         return self.denoiser(x_t, t, cond)
 
 
 def trailing_of(reference: Denoiser, card: MethodCard) -> Denoiser:
-    """The policy that trails.
+    """Return the policy that trails.
 
     Raises:
         UserError: nobody does.

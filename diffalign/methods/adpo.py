@@ -48,7 +48,7 @@ class ADPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean cross-entropy over all groups whose scores differ."""
+        """Return the mean cross-entropy over all groups whose scores differ."""
         z = noisy(self, policy, reference, batch, generator)
         ratio = elbo(policy, reference, z, batch.cond, self.reduce).log_ratio
         standard, weight = standardised(batch.score.to(ratio), batch.group)
@@ -62,7 +62,7 @@ class ADPO(StateMethod):
 
 
 def _members(group: Tensor, like: Tensor) -> Tensor:
-    """(G, B, *1): whether a sample belongs to a group, on the device of ``like`` (B, *unit)."""
+    """Return (G, B, *1): whether a sample belongs to a group, on the device of ``like`` (B, *unit)."""
     rows = group[None, :] == torch.arange(int(group.max()) + 1)[:, None]
     return expand(rows.to(like.device), like[None])
 

@@ -46,7 +46,7 @@ class AOT(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all quantiles of the pairs that are no tie."""
+        """Return the mean loss over all quantiles of the pairs that are no tie."""
         z = noisy(self, policy, reference, batch, generator)
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
         pairs = lambda x: contrast(x, batch.score, batch.group)  # noqa: E731

@@ -41,7 +41,7 @@ class APO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
         loss = APOZero() if self.variant == "zero" else APODown()
         return preference_step(c, loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)

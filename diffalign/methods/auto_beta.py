@@ -78,7 +78,9 @@ class AutoBeta(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie. A collective while gradients are taken."""
+        """Return the mean loss over all pairs of rivals that are no tie. A collective while gradients are
+        taken.
+        """
         c = compare(self, policy, reference, batch, generator)
         if torch.is_grad_enabled():
             self.running.update(mean_over_ranks(c.margin.detach().abs(), c.weight), self.decay)
@@ -88,7 +90,7 @@ class AutoBeta(StateMethod):
         return Step(step.loss, {**step.metrics, "beta": beta}, step.weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean."""
+        """Return the running mean."""
         return {"margin": self.running.value.item()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ class AWM(RolloutMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all samples and times."""
+        """Return the mean loss over all samples and times."""
         advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         rows = noised_rows(self.time, policy, batch, generator, shared=False)
         ema = rows.predicted_by(trailing_of(reference, CARD)) if self.trails else rows.prediction.detach()

@@ -64,7 +64,7 @@ class D3PO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The mean loss over all pairs of rival steps that are no tie."""
+        """Return the mean loss over all pairs of rival steps that are no tie."""
         return preference(self, self.loss, policy, reference, batch, CARD)
 
 

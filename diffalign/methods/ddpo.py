@@ -67,7 +67,7 @@ class DDPO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The mean loss over all recorded steps."""
+        """Return the mean loss over all recorded steps."""
         advantage_of(batch, CARD)  # before anybody is asked
         ll = None if self.kl is None else likelihood(policy, reference, batch, CARD)
         logp = density(policy, batch, CARD) if ll is None else ll.policy

@@ -61,7 +61,7 @@ class DenseDPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over what is no tie.
+        """Return the mean loss over what is no tie.
 
         Raises:
             UserError: the batch holds images, or has no label for each latent frame.

@@ -76,7 +76,7 @@ class DGPO(RolloutMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all samples and times."""
+        """Return the mean loss over all samples and times."""
         a = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         rows = noised_rows(self.time, policy, batch, generator, self.shared_noise)
         m, a = rows.by_time(rows.error(rows.prediction)), a.to(rows.prediction)

@@ -67,7 +67,7 @@ class DiffusionNFT(RolloutMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all samples and times."""
+        """Return the mean loss over all samples and times."""
         share = self.share(advantage_of(batch, CARD))
         rows = noised_rows(self.time, policy, batch, generator, shared=False)
         old = rows.predicted_by(trailing_of(reference, CARD))
@@ -99,7 +99,7 @@ class DiffusionNFT(RolloutMethod):
         return (kept / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
 
     def _error(self, policy: Denoiser, z: Noised, prediction: Tensor) -> Tensor:
-        """L of a prediction, (S B,)."""
+        """Return L of a prediction, (S B,)."""
         off = (estimates_of(policy, prediction, z.x_t, z.t)[0] - z.x0).flatten(1)
         return (off**2).mean(1) / off.detach().abs().mean(1).clamp(min=1e-5)
 

@@ -46,7 +46,7 @@ class DMPO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
         losses = ReverseKL(self.alpha)(self.beta * c.chosen, self.beta * c.rejected)
         return preference_step(c, losses, self.beta)

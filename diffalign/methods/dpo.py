@@ -49,7 +49,7 @@ class DPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator, self.over_time)
         return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
 

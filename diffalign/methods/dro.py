@@ -60,7 +60,7 @@ class DRO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean gated loss over one expert per group."""
+        """Return the mean gated loss over one expert per group."""
         best, good = winners(batch.score, batch.group)
         won = batch.select(best)
         expert = noisy(self, policy, reference, won, generator)

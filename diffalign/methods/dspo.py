@@ -50,7 +50,7 @@ class DSPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss on the winners of all pairs that are no tie."""
+        """Return the mean loss on the winners of all pairs that are no tie."""
         z = noisy(self, policy, reference, batch, generator)
         with torch.no_grad():
             held = residual(reference, z, batch.cond)

@@ -49,7 +49,7 @@ class FDPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie; ``rewards/*`` are beta f'(u)."""
+        """Return the mean loss over all pairs of rivals that are no tie; ``rewards/*`` are beta f'(u)."""
         c = compare(self, policy, reference, batch, generator)
         chosen, rejected = (self.beta * self.divergence(self.scale * x) for x in (c.chosen, c.rejected))
         step = preference_step(c, self.loss(chosen, rejected), self.beta * self.scale)

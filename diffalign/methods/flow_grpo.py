@@ -79,7 +79,7 @@ class FlowGRPO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The mean loss over all recorded steps."""
+        """Return the mean loss over all recorded steps."""
         advantage_of(batch, CARD)  # before anybody is asked
         kernel = kernel_of(batch, CARD)
         if not isinstance(kernel, FlowSDE):

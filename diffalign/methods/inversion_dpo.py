@@ -114,7 +114,7 @@ class InversionDPO:
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are no tie."""
         k = drawn_steps(self.time, self.steps, self.subset, batch.num_groups, generator)[batch.group]
         many = batch.select(torch.arange(len(k)).repeat_interleave(k.shape[1]))
         asked, after = guided(reference, batch, self.guidance), self.target == "clean"

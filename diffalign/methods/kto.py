@@ -61,7 +61,7 @@ class KTO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all samples that are liked or disliked."""
+        """Return the mean loss over all samples that are liked or disliked."""
         ll, others = likelihoods(self, policy, reference, batch, generator)
         return likes_step(self, ll.log_ratio, others, batch.score)
 

@@ -59,7 +59,7 @@ class MADPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean of weighted losses over all pairs of rivals that are no tie."""
+        """Return the mean of weighted losses over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
         losses = self.loss(self.beta * c.chosen, self.beta * c.rejected)
         return preference_step(c, self.weights(self.reward_scale * margins(c, batch)) * losses, self.beta)
@@ -75,7 +75,7 @@ class MADPO(PairMethod):
 
 
 def margins(c: Contrast, batch: Batch[Tensor]) -> Tensor:
-    """(P, *unit): how much better the second opinion, or else the score, finds the chosen sample."""
+    """Return (P, *unit): how much better the second opinion, or else the score, finds the chosen sample."""
     if "reward" not in batch.extra:
         return c.gap
     reward = batch.extra["reward"].to(c.gap).reshape(len(batch.group), -1).mean(1)

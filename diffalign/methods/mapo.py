@@ -44,7 +44,7 @@ class MaPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of rivals that are no tie; ``reference`` is not asked."""
+        """Return the mean loss over all pairs of rivals that are no tie; ``reference`` is not called."""
         z = noisy(self, policy, reference, batch, generator)
         errors = denoising_error(policy, z, batch.cond, self.reduce)
         c = contrast(-errors, batch.score, batch.group)

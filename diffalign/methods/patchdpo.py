@@ -41,7 +41,7 @@ class PatchDPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The weighted mean error of the policy over all samples; ``reference`` is not asked.
+        """Return the weighted mean error of the policy over all samples; ``reference`` is not called.
 
         Raises:
             UserError: the batch has no maps, or maps that do not lie on its latents.
@@ -54,7 +54,7 @@ class PatchDPO(StateMethod):
 
 
 def patch_weights(batch: Batch[Tensor]) -> Tensor:
-    """(B, 1, *spatial): 1 - map where the score is above 1/2 (reference images), else the map."""
+    """Return (B, 1, *spatial): 1 - map where the score is above 1/2 (reference images), else the map."""
     maps = batch.extra.get("patches")
     expected = (len(batch.x), 1, *batch.x.shape[2:])
     if maps is None or tuple(maps.shape) != expected:

@@ -60,7 +60,7 @@ class RankDPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean over lists of the weighted sum over their pairs."""
+        """Return the mean over lists of the weighted sum over their pairs."""
         c = compare(self, policy, reference, batch, generator)
         weights = dcg_weights(batch.score, batch.group, c.better, c.worse, self.log_base).to(c.chosen)
         losses = weights * self.loss(self.beta * c.chosen, self.beta * c.rejected)

@@ -114,7 +114,8 @@ REGISTRY: Mapping[str, MethodCard] = _Registry()
 
 
 def build(values: Mapping[str, Any]) -> "Method[Any]":
-    """The method that a ``method`` section describes: ``{"type": "dpo", "beta": 5000, "loss": "ipo"}``.
+    """Return the method that a ``method`` section describes: ``{"type": "dpo", "beta": 5000, "loss":
+    "ipo"}``.
 
     Raises:
         UserError: no ``type``, an unknown method, or keys and values that do not fit it.

@@ -77,7 +77,7 @@ class SmPO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs that are no tie to the human.
+        """Return the mean loss over all pairs that are no tie to the human.
 
         Raises:
             UserError: ``extra["reward"]`` holds several opinions.

@@ -58,7 +58,7 @@ class SPO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The mean loss over all pairs of rival steps that are no tie."""
+        """Return the mean loss over all pairs of rival steps that are no tie."""
         return preference(self, Logistic(), policy, reference, batch, CARD)
 
 

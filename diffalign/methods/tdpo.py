@@ -45,7 +45,7 @@ class TDPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all pairs of captions that are no tie."""
+        """Return the mean loss over all pairs of captions that are no tie."""
         z = noisy(self, policy, reference, batch, generator)
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
         c = contrast(limited(self.clip, ll, batch.score), batch.score, batch.group)

@@ -51,7 +51,7 @@ class TKTO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The mean loss over all captions."""
+        """Return the mean loss over all captions."""
         ll, others = likelihoods(self, policy, reference, batch, generator)
         ratios = limited(self.clip, ll, batch.score)
         return likes_step(self, ratios, others if self.kl == "mismatched" else ratios, batch.score)

@@ -42,7 +42,7 @@ def preferences(
 def lists(
     plane: Plane, base: Denoiser, count: int = 2048, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Groups of four drawn from the base, scored by their heights (also ``extra["reward"]``)."""
+    """Return groups of four drawn from the base, scored by their heights (also ``extra["reward"]``)."""
     g = torch.Generator().manual_seed(seed)
     label, x = _drawn(base, count, RIVALS, g)
     height = _signed(plane.reward(x), flipped)
@@ -112,8 +112,8 @@ def captions(
 def patched(
     plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """The pairs of ``preferences`` with weight maps of one value: a better sample counts 0.9, a worse one
-    0.1.
+    """Return the pairs of ``preferences`` with weight maps of one value: a better sample counts 0.9, a worse
+    one 0.1.
     """
     batch = preferences(plane, base, count, seed, flipped)
     return replace(batch, extra={**batch.extra, "patches": torch.full((len(batch.x), 1), 0.1)})

@@ -55,12 +55,12 @@ class Height:
     weights = (1.0,)
 
     def __init__(self, plane: Plane, flipped: bool = False):
-        """``flipped`` prefers low points: the control."""
+        """Return ``flipped`` prefers low points: the control."""
         self._plane, self._sign = plane, -1.0 if flipped else 1.0
         self.judged = 0
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> "Future[Tensor]":
-        """(B, 1) at once."""
+        """Return (B, 1) at once."""
         self.judged += len(images)
         done: Future[Tensor] = Future()
         done.set_result(self._sign * self._plane.reward(images)[:, None])
@@ -82,7 +82,7 @@ def align_online(
     rate: float = 4e-4,
     flipped: bool = False,
 ) -> PlaneNetwork:
-    """A copy of ``base`` aligned by what it samples itself, with the base as its reference.
+    """Return a copy of ``base`` aligned by what it samples itself, with the base as its reference.
 
     Args:
         method: what learns.

@@ -46,12 +46,12 @@ class Mixture:
     std: float
 
     def points(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, 2) draws."""
+        """Return (count, 2) draws."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         return self.means[mode] + self.std * torch.randn(count, 2, generator=generator)
 
     def mean_reward(self) -> float:
-        """The exact mean height."""
+        """Return the exact mean height."""
         return float((self.weights * self.means[:, 1]).sum())
 
 
@@ -79,7 +79,9 @@ class Plane:
         return Mixture(weights, data.means + torch.tensor([0.0, self.std**2 / tau]), self.std)
 
     def temperature(self, label: int, reward: float) -> float:
-        """The tau whose optimum has that mean reward (by bisection); infinite at or below the data's own."""
+        """Return the tau whose optimum has that mean reward (by bisection); infinite at or below the data's
+        own.
+        """
         if reward <= self.data(label).mean_reward():
             return math.inf
         low, high = 1e-3, 1e3
@@ -127,7 +129,7 @@ class PlaneNetwork(nn.Module):
 
 
 def denoiser_of(network: PlaneNetwork) -> NetworkDenoiser:
-    """The network as a denoiser on SD's noise schedule, or of a rectified flow."""
+    """Return the network as a denoiser on SD's noise schedule, or of a rectified flow."""
     path, target = path_from_config(FLOW_SCHEDULER if network.flow else SCHEDULER)
     return NetworkDenoiser(network, path, target, _call)
 
@@ -144,7 +146,8 @@ def _call(network: nn.Module, x_t: Tensor, time: Tensor, cond: Cond) -> Tensor:
 
 
 def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) -> Batch[Tensor]:
-    """``count`` labelled points of the data, each a liked group of its own: what a base model is trained on.
+    """Return ``count`` labelled points of the data, each a liked group of its own: what a base model is
+    trained on.
 
     A share ``mislabelled`` of the points of the two halves is told to be of the other half.
     """
@@ -156,7 +159,7 @@ def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) ->
 
 
 def pretrain(plane: Plane, seed: int = 0, steps: int = 2500, flow: bool = False) -> PlaneNetwork:
-    """A base model of the plane's data: ten seconds of one core."""
+    """Return a base model of the plane's data: ten seconds of one core."""
     torch.manual_seed(seed)
     network = PlaneNetwork(flow=flow)
     fit(
@@ -181,8 +184,8 @@ def align(
     groups: int = 192,
     rate: float = 4e-4,
 ) -> PlaneNetwork:
-    """A copy of ``base`` aligned by a method on ``groups`` groups a step, with the base as its reference: a
-    second of one core.
+    """Return a copy of ``base`` aligned by a method on ``groups`` groups a step, with the base as its
+    reference: a second of one core.
     """
     network = copy.deepcopy(base)
     fit(method, network, data, reference=base, steps=steps, batch_size=groups, rate=rate, seed=seed)
@@ -253,7 +256,7 @@ class Measured:
 
 @torch.no_grad()
 def points(denoiser: Denoiser, count: int, seed: int, steps: int = 50) -> Tensor:
-    """(LABELS, count, 2) samples of a model, as many for each label."""
+    """Return (LABELS, count, 2) samples of a model, as many for each label."""
     g = torch.Generator().manual_seed(seed)
     label = torch.arange(LABELS).repeat_interleave(count)
     return sample(denoiser, torch.randn(len(label), 2, generator=g), {"label": label}, g, steps).reshape(

@@ -93,8 +93,8 @@ class PlaneRow:
         flipped: bool = False,
         steps: int | None = None,
     ) -> PlaneNetwork:
-        """A copy of ``base`` that has learnt from ``batch``, or online from what it samples itself (then
-        ``flipped`` turns the judge round; data are turned round already).
+        """Return a copy of ``base`` that has learnt from ``batch``, or online from what it samples itself
+        (then ``flipped`` turns the judge round; data are turned round already).
         """
         steps = steps or self.steps
         if self.rollout is None:

@@ -71,7 +71,7 @@ class TensorSource:
             yield batch
 
     def batch(self, micro_step: int) -> Batch[Tensor]:
-        """The micro-batch of one micro-step: x (G K, *d), rivals side by side."""
+        """Return the micro-batch of one micro-step: x (G K, *d), rivals side by side."""
         first = (micro_step * self._world + self._rank) * self._groups
         places = [divmod(first + g, len(self._x)) for g in range(self._groups)]
         chosen = torch.stack([self._order(epoch)[index] for epoch, index in places])

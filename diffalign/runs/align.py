@@ -176,8 +176,8 @@ def _aligned(
 
 
 def _own_trajectories(run: Run) -> Mapping[str, Any]:
-    """The method section, a folder of cached inversions made this base model's own: a trajectory is known by
-    what was inverted, not by whom.
+    """Return the method section, a folder of cached inversions made this base model's own: a trajectory is
+    known by what was inverted, not by whom.
 
     Raises:
         UserError: the reference moves, so that what is kept would be wrong.

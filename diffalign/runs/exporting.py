@@ -93,6 +93,6 @@ def figures(folder: Path) -> Mapping[str, Any]:
 
 
 def _title(path: Path) -> str:
-    """A file name that every program takes in a prompt: ``<lora:name:1>`` ends at a colon."""
+    """Return a file name that every program takes in a prompt: ``<lora:name:1>`` ends at a colon."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.resolve().name)
     return name.removesuffix(".safetensors") or "diffalign"

@@ -14,7 +14,7 @@ from diffalign.utils.devices import DTYPES
 
 
 def read_run_directory(folder: str | Path) -> Run:
-    """The configuration of a run directory.
+    """Return the configuration of a run directory.
 
     Raises:
         UserError: there is no run in it.
@@ -26,7 +26,7 @@ def read_run_directory(folder: str | Path) -> Run:
 
 
 def run_directory_of(spec: str) -> Path | None:
-    """The run directory that a spec is, or whose ``aligned/`` it is; None for anything else."""
+    """Return the run directory that a spec is, or whose ``aligned/`` it is; None for anything else."""
     for folder in (Path(spec), Path(spec).parent):
         if (folder / "config.yaml").is_file() and (folder == Path(spec) or Path(spec).is_dir()):
             return folder
@@ -42,8 +42,8 @@ class Named:
 
 
 def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named:
-    """What ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model. Nothing is
-    loaded.
+    """Return what ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model. Nothing
+    is loaded.
 
     Raises:
         UserError: nothing of that kind is there, or a run that has not been finished.
@@ -62,19 +62,19 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
 
 
 def open_named(found: Named, device: str) -> LoadedModel:
-    """The model; UserError if it is of an unknown kind, or its LoRA of another model."""
+    """Return the model; UserError if it is of an unknown kind, or its LoRA of another model."""
     if found.aligned is None:
         return load(found.model, device)
     return open_aligned(found.model, found.aligned, device)
 
 
 def open_model(spec: str, base: str | None, device: str, dtype: str | None = None) -> LoadedModel:
-    """The model that ``spec`` names; see ``named`` and ``open_named``."""
+    """Return the model that ``spec`` names; see ``named`` and ``open_named``."""
     return open_named(named(spec, base, dtype), device)
 
 
 def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:
-    """The model under a LoRA: as given, or of the run that the folder belongs to."""
+    """Return the model under a LoRA: as given, or of the run that the folder belongs to."""
     if base is not None:
         return with_dtype(ModelConfig(path=base), dtype)
     run = run_directory_of(lora)
@@ -84,7 +84,7 @@ def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:
 
 
 def with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
-    """The model with another dtype, if one is given."""
+    """Return the model with another dtype, if one is given."""
     if dtype is None:
         return model
     if dtype not in DTYPES:

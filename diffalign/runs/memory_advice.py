@@ -5,19 +5,19 @@ from diffalign.config.schema import Run
 
 
 def when_loading(run: "Run | RewardRun") -> list[str]:
-    """What makes a loaded model smaller."""
+    """Return what makes a loaded model smaller."""
     return _of_dtype(run)
 
 
 def when_encoding(run: "Run | RewardRun") -> list[str]:
-    """What makes encoding smaller: batches and sizes of what the autoencoder sees."""
+    """Return what makes encoding smaller: batches and sizes of what the autoencoder sees."""
     at_once = run.data.cache_batch_size
     advice = [f"--data.cache_batch_size 1 (now {at_once})"] if at_once > 1 else []
     return [*advice, *_of_tiles(run), *_of_size(run), *_of_dtype(run)]
 
 
 def when_training(run: Run) -> list[str]:
-    """What makes a training step smaller, and online the sampling of a round."""
+    """Return what makes a training step smaller, and online the sampling of a round."""
     advice, training, rollout = [], run.training, run.rollout
     if not run.model.gradient_checkpointing:
         advice.append("--model.gradient_checkpointing true (a third more time)")
@@ -56,7 +56,7 @@ def _of_rivals(run: Run) -> list[str]:
 
 
 def when_validating(run: Run) -> list[str]:
-    """What makes the drawing of validation images or videos smaller."""
+    """Return what makes the drawing of validation images or videos smaller."""
     frames = run.validation.frames or run.data.frames or 1
     advice = [f"--validation.frames {_fewer(frames)} (now {frames})"] if frames > 1 else []
     return [*_of_tiles(run), *advice, *_of_dtype(run)]

@@ -9,7 +9,8 @@ from diffalign.rollout.advantages import KINDS
 
 
 def check_online(run: Run) -> list[str]:
-    """The prompts of an online run, none of an offline one, and what can be told before a model is loaded.
+    """Return the prompts of an online run, none of an offline one, and what can be told before a model is
+    loaded.
 
     Raises:
         UserError: a method that has no offline form without prompts, or rollout settings that do not fit.
@@ -89,7 +90,7 @@ def _check_scores(run: Run, shape: str) -> None:
 
 
 def _check_data(run: Run) -> None:
-    """What a method learns from must be what samples with scores can be."""
+    """Check that a method learns from what samples with scores can be."""
     name, config = run.method["type"], run.rollout
     data = REGISTRY[name].data
     if data in OFFLINE_ONLY:
@@ -104,7 +105,7 @@ def _check_data(run: Run) -> None:
 
 
 def _check_part(run: Run) -> None:
-    """Some samples of a prompt at a time, for whom they need not be together."""
+    """Check that ``rollout.part`` splits the samples of a prompt only where the method allows it."""
     config, card = run.rollout, REGISTRY[run.method["type"]]
     if config.part is None:
         return
@@ -118,7 +119,7 @@ def _check_part(run: Run) -> None:
 
 
 def _check_window(config: RolloutConfig, shape: str) -> None:
-    """A window has the same number of steps wherever it is."""
+    """Check that a window has the same number of steps wherever it is."""
     if config.window is None:
         return
     if shape == "tree":

@@ -46,7 +46,7 @@ class Sampled(Protocol):
         ...
 
     def grid(self, steps: int, shape: tuple[int, ...]) -> Tensor:
-        """The times of its stock sampler."""
+        """Return the times of its stock sampler."""
         ...
 
 
@@ -60,7 +60,7 @@ def online_source(
     load: Callable[[str, str], Reward],
     prompts: Sequence[str],
 ) -> OnlineSource:
-    """The source of an online run.
+    """Return the source of an online run.
 
     Args:
         run: the run.
@@ -145,8 +145,8 @@ def steps_of_a_round(run: Run, plan: Plan) -> int:
 
 
 def _check_windows(run: Run, plan: Plan) -> None:
-    """A round must be whole optimizer steps, and checkpoints must stand between rounds: only then can a run
-    that is killed sample again what it had sampled.
+    """Check that a round is whole optimizer steps and that checkpoints stand between rounds: only then can a
+    run that is killed sample again what it had sampled.
     """
     if plan.micro_steps % run.training.accumulation:
         raise UserError(
@@ -195,7 +195,7 @@ def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """What decides what is sampled; not where it is written, nor how often something is logged."""
+    """Return what decides what is sampled; not where it is written, nor how often something is logged."""
     kept = replace(run, output="", resume=None, overwrite=False)
     everything = cast(dict[str, Any], asdict(kept))
     for name in ("logging", "checkpoint", "validation"):

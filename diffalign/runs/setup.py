@@ -197,7 +197,9 @@ def _size(roles: Roles) -> int:
 def encode(
     run: Run | RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
 ) -> EncodedSet:
-    """The preference set as latents and text embeddings; the frozen encoders then leave the accelerator."""
+    """Return the preference set as latents and text embeddings; the frozen encoders then leave the
+    accelerator.
+    """
     check_frames(run.data, model)
     folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
     rater = RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None
@@ -259,7 +261,9 @@ def _guided(method: Method[Any]) -> bool:
 def pair_source(
     run: Run | RewardRun, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
 ) -> PairSource:
-    """This rank's micro-batches of an encoded set; ``guided`` ones hold what guidance guides away from."""
+    """Return this rank's micro-batches of an encoded set; ``guided`` ones hold what guidance guides away
+    from.
+    """
     return PairSource(
         learned,
         model.family,

@@ -12,7 +12,7 @@ from diffalign.errors import UserError, unknown
 
 
 def validate(run: Run, needs: Sequence[str] = ()) -> None:
-    """Checks every value of a run; None passes where a field may be None.
+    """Check every value of a run; None passes where a field may be None.
 
     Args:
         needs: dotted fields that must not be empty, such as ``data.path``.
@@ -65,7 +65,7 @@ def check_names(run: Any) -> None:
 
 
 def read_run(path: str | Path, overrides: Sequence[str] = (), needs: Sequence[str] = ()) -> Run:
-    """A validated run from a YAML file (or the name of a shipped recipe) and dotted flags, which win.
+    """Return a validated run from a YAML file (or the name of a shipped recipe) and dotted flags, which win.
 
     Args:
         path: file, or name of a recipe such as ``tiny_sdxl_dpo``.

@@ -106,7 +106,7 @@ class Wrapped:
         return self.strategy(self.method, policy, reference, batch, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers; empty if it remembers nothing."""
+        """Return what the method remembers; empty if it remembers nothing."""
         return self.inner.state_dict() if isinstance(self.inner, Stateful) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Scaled(Wrapper):
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The denoiser's prediction."""
+        """Return the denoiser's prediction."""
         prediction = self.denoiser(x_t, t, cond)
         if not torch.is_grad_enabled():
             return prediction
@@ -162,19 +162,19 @@ class Listening(Wrapper):
     calls: list[Call] = field(default_factory=list)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The denoiser's prediction."""
+        """Return the denoiser's prediction."""
         prediction = self.denoiser(x_t, t, cond)
         self.calls.append(Call(x_t, t, cond, prediction, torch.is_grad_enabled()))
         return prediction
 
     def of(self, batch: Batch[Tensor]) -> list[Call]:
-        """The calls with gradient whose rows are the batch's samples."""
+        """Return the calls with gradient whose rows are the batch's samples."""
         return [call for call in self.calls if call.graded and call.x_t.shape == batch.x.shape]
 
 
 def answer(held: Listening, call: Call) -> Tensor:
-    """A reference's prediction at a call of the policy, without gradient: what it has said, or else asked
-    now.
+    """Return a reference's prediction at a call of the policy, without gradient: a recorded one, or else
+    asked now.
     """
     for other in held.calls:
         if other.x_t is call.x_t and other.t is call.t and other.cond is call.cond:
@@ -211,7 +211,7 @@ def readable(method: Method[Any], name: str) -> Method[Any]:
 
 
 def check_rows(batch: Batch[Tensor], x_t: Tensor, name: str) -> None:
-    """The rows of a policy call must be the batch's samples.
+    """Check that the rows of a policy call are the batch's samples.
 
     Raises:
         UserError: they are others, so that nobody can tell whose gradient is whose.
@@ -231,7 +231,7 @@ def by_group(values: Tensor, group: Tensor, how: str = "sum") -> Tensor:
 
 
 def overall(score: Tensor) -> Tensor:
-    """(B,) one score a sample: the mean over units where labels are dense."""
+    """Return (B,) one score a sample: the mean over units where labels are dense."""
     return score.flatten(1).mean(1) if score.ndim > 1 else score
 
 
@@ -247,7 +247,7 @@ class Sides:
 
 
 def sides(batch: Batch[Any]) -> Sides:
-    """The two sides of every group of a batch."""
+    """Return the two sides of every group of a batch."""
     score = overall(batch.score)
     group = batch.group.to(score.device)
     middle, top, bottom = (by_group(score, group, how)[group] for how in ("mean", "amax", "amin"))
@@ -271,14 +271,14 @@ def best(batch: Batch[Any]) -> tuple[Tensor, Tensor]:
 
 
 def told(batch: Batch[Any]) -> Tensor:
-    """(B,) whether a sample's group says anything: it has no rivals, or not all of them are tied."""
+    """Return (B,) whether a sample's group says anything: it has no rivals, or not all of them are tied."""
     score, group = overall(batch.score), batch.group.to(batch.score.device)
     alone = by_group(torch.ones_like(score), group) == 1
     return (alone | (by_group(score, group, "amax") > by_group(score, group, "amin")))[group]
 
 
 def with_term(step: Step, name: str, term: Tensor, weight: float) -> Step:
-    """``step`` with ``weight * term`` added to its loss; ``loss`` is the sum, ``name`` the term.
+    """Return ``step`` with ``weight * term`` added to its loss; ``loss`` is the sum, ``name`` the term.
 
     The term is a mean over groups and takes the step's own weight, which is exact under any split wherever
     each group has as many of the method's terms (pairs, ties included; likes).

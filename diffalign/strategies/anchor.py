@@ -39,7 +39,7 @@ class Anchor:
             raise UserError(f"anchor.alpha={self.alpha}; allowed: more than 0")
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """``method`` with the term added."""
+        """Return ``method`` with the term added."""
         return Wrapped(method, self)
 
     def __call__(
@@ -50,7 +50,7 @@ class Anchor:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The sum of both losses; ``anchor`` is the term alone."""
+        """Return the sum of both losses; ``anchor`` is the term alone."""
         heard, held = Listening(policy), Listening(reference)
         step = method(heard, held, batch, generator)
         distances = []

@@ -66,11 +66,11 @@ class Replay:
         self._source, self._drawn, self._next = source, list[Tensor](), 0
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) from U[0, 1)."""
+        """Return (count, *shape) from U[0, 1)."""
         return self._draw(uniform, count, shape)
 
     def normal(self, count: int, shape: Sequence[int] = ()) -> Tensor:
-        """(count, *shape) from N(0, 1)."""
+        """Return (count, *shape) from N(0, 1)."""
         return self._draw(normal, count, shape)
 
     def rewind(self) -> None:

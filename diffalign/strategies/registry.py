@@ -89,7 +89,7 @@ def check(values: Sequence[Mapping[str, Any]]) -> None:
 
 
 def build(values: Sequence[Mapping[str, Any]]) -> "list[Strategy]":
-    """The strategies that a ``strategies`` section describes: ``[{"type": "sdpo", "mu": 0.9}]``.
+    """Return the strategies that a ``strategies`` section describes: ``[{"type": "sdpo", "mu": 0.9}]``.
 
     Raises:
         UserError: an entry without ``type``, an unknown or repeated strategy, or keys and values that do not
@@ -104,7 +104,7 @@ def build(values: Sequence[Mapping[str, Any]]) -> "list[Strategy]":
 
 
 def wrap(method: "Method[Any]", values: Sequence[Mapping[str, Any]]) -> "Method[Any]":
-    """``method`` inside the strategies of a section, the first of them innermost.
+    """Return ``method`` inside the strategies of a section, the first of them innermost.
 
     Raises:
         UserError: as ``build``, or a strategy that this method cannot be put into.

@@ -48,7 +48,7 @@ class SDPO:
             raise UserError(f"sdpo.mu={self.mu}; allowed: 0 to 1")
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """``method`` with its losers' gradients scaled.
+        """Return ``method`` with its losers' gradients scaled.
 
         Raises:
             UserError: its targets cannot be read off its noisy states.
@@ -63,7 +63,7 @@ class SDPO:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The method's loss, unchanged in value; ``sdpo/lambda`` is the mean factor of its losers."""
+        """Return the method's loss, unchanged in value; ``sdpo/lambda`` is the mean factor of its losers."""
         used: list[Tensor] = []
 
         def factors(prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class SDPO:
 
 
 def losers(gradient: Tensor, batch: Batch[Tensor], mu: float, whole: bool = True) -> tuple[Tensor, Tensor]:
-    """(factors of the rows (B,), mean factor of the groups that have two sides).
+    """Return (factors of the rows (B,), mean factor of the groups that have two sides).
 
     Args:
         gradient: (B, *d) of each sample's error in output space, up to one common factor.

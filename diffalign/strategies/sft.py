@@ -52,7 +52,7 @@ class SFTMix:
             raise UserError(f"sft.weight={self.weight}; allowed: more than 0")
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """``method`` with the term added.
+        """Return ``method`` with the term added.
 
         Raises:
             UserError: its targets cannot be read off its noisy states.
@@ -67,7 +67,7 @@ class SFTMix:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The sum of both losses; ``sft`` is the term alone."""
+        """Return the sum of both losses; ``sft`` is the term alone."""
         heard = Listening(policy)
         step = method(heard, reference, batch, generator)
         index, told = best(batch)

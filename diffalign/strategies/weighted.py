@@ -31,7 +31,7 @@ class Formula(Protocol):
     """From what the data says of a group to its weight."""
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(G,) weights of (G,) values."""
+        """Return (G,) weights of (G,) values."""
         ...
 
 
@@ -40,7 +40,7 @@ class Given:
     """The value is the weight."""
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(G,) weights."""
+        """Return (G,) weights."""
         return values
 
 
@@ -56,7 +56,7 @@ class Semantic:
             raise UserError(f"weighted.formula.alpha={self.alpha}; allowed: more than 0")
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(G,) weights."""
+        """Return (G,) weights."""
         return torch.exp(-self.alpha * (1 - values if self.of == "similarity" else values))
 
 
@@ -72,7 +72,7 @@ class Rare:
             raise UserError(f"weighted.formula.scale={self.scale}; allowed: more than 0")
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(G,) weights."""
+        """Return (G,) weights."""
         return (self.scale / values) ** self.power
 
 
@@ -98,7 +98,7 @@ class Weighted:
     needs_reference: ClassVar[bool] = False
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """``method`` with weighted groups."""
+        """Return ``method`` with weighted groups."""
         return Wrapped(method, self)
 
     def __call__(
@@ -109,7 +109,7 @@ class Weighted:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """The method's loss, unchanged in value; ``weighted/mean`` is the mean weight."""
+        """Return the method's loss, unchanged in value; ``weighted/mean`` is the mean weight."""
         weight = self.weights(batch)
         rows = weight[batch.group.to(weight.device)]
 
@@ -121,7 +121,7 @@ class Weighted:
         return replace(step, metrics={**step.metrics, "weighted/mean": mean_where(rows, told(batch))})
 
     def weights(self, batch: Batch[Any]) -> Tensor:
-        """(G,) float32 weights of a batch's groups.
+        """Return (G,) float32 weights of a batch's groups.
 
         Raises:
             UserError: the batch has no such extra, or it has fewer columns.

@@ -14,7 +14,8 @@ PATIENCE = timedelta(hours=2)
 
 
 def accelerator_for(settings: TrainingConfig) -> Accelerator:
-    """The accelerator of a run; processes come from the launcher (``torchrun`` or ``accelerate launch``).
+    """Return the accelerator of a run; processes come from the launcher (``torchrun`` or ``accelerate
+    launch``).
 
     Accumulation is the loop's own, so accelerate's stays at one. Buffers are not broadcast at each forward:
     the networks have no running statistics, and a collective inside a forward would hang whatever only one

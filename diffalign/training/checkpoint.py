@@ -80,7 +80,7 @@ class Checkpoints:
     content: dict[str, str] = field(default_factory=dict)
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, in order, complete or not."""
+        """Return the steps that there are checkpoints of, in order, complete or not."""
         names = [p.name for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
         numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
         return sorted(int(number) for number in numbers if number.isdecimal())

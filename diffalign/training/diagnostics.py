@@ -123,7 +123,7 @@ class HeldOut:
 
 
 def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
-    """What held-out totals say, in one sentence.
+    """Return what held-out totals say, in one sentence.
 
     Args:
         history: totals of each evaluation in order, with the metrics ``rewards/accuracies``,

@@ -42,7 +42,7 @@ class Ema:
             self._write(trained)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average by name, float32."""
+        """Return the average by name, float32."""
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

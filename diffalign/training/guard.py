@@ -16,7 +16,7 @@ class TrainingDiverged(UserError):
 
 
 def diverged(step: int, metrics: Mapping[str, float]) -> TrainingDiverged:
-    """The error that names the step and what was measured in it."""
+    """Return the error that names the step and what was measured in it."""
     measured = ", ".join(f"{name}={value:.6g}" for name, value in sorted(metrics.items()))
     return TrainingDiverged(
         f"training diverged at step {step}: {measured}. The step was not taken and the checkpoints before it "
@@ -44,7 +44,7 @@ class GradientGuard:
             raise UserError(f"training.spike_factor={self.factor}; allowed: 0 (never skip), or above 1")
 
     def skips(self, norm: float) -> bool:
-        """Whether to skip a step of this (finite) gradient norm; remembers the norm."""
+        """Return whether to skip a step of this (finite) gradient norm; remembers the norm."""
         judged = self.factor > 0.0 and self.count >= self.warmup and self.mean > 0.0
         limit = self.factor * self.mean if judged else math.inf
         self.count = min(self.count + 1, self.warmup)
@@ -52,7 +52,7 @@ class GradientGuard:
         return norm > limit
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"mean": self.mean, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:

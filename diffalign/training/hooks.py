@@ -172,7 +172,7 @@ class SaveCheckpoints:
         self._saved: int | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """What was resumed from needs no second copy; a fresh run has none, and may pause before it moves."""
+        """Note the checkpoint that was resumed from, which needs no second copy; a fresh run has none."""
         self._saved = state.start_step or None
 
     def on_step(self, state: TrainState) -> None:
@@ -201,8 +201,8 @@ def standard_hooks(
     extra: Sequence[Hook] = (),
     run_config: Mapping[str, Any] | None = None,
 ) -> list[Hook]:
-    """``extra`` hooks (validation, diagnostics), then logging, progress and checkpoints, in the order that
-    they need.
+    """Return ``extra`` hooks (validation, diagnostics), then logging, progress and checkpoints, in the order
+    that they need.
     """
     return [
         *extra,

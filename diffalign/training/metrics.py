@@ -48,7 +48,7 @@ class Meter:
         return {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
 
     def of_all_ranks(self, accelerator: Accelerator) -> list[dict[str, tuple[float, float]]]:
-        """``state_dict`` of each rank, in the order of ranks, on every rank. A collective."""
+        """Return ``state_dict`` of each rank, in the order of ranks, on every rank. A collective."""
         here = [self.state_dict()]
         # Objects rather than one stacked tensor: a rank without held-out batches has no names at all.
         return gather_object(here) if accelerator.num_processes > 1 else here
@@ -58,7 +58,7 @@ class Meter:
         self._sums = {}
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
-        """(sum, weight) by name."""
+        """Return (sum, weight) by name."""
         names = sorted(self._sums)
         if not names:
             return {}

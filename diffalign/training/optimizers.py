@@ -23,7 +23,7 @@ _FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 def build(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """The optimizer over trainable parameters, at ``learning_rate`` until a schedule sets another.
+    """Return the optimizer over trainable parameters, at ``learning_rate`` until a schedule sets another.
 
     Raises:
         UserError: an unknown type, or a type whose package is not installed.
@@ -59,8 +59,8 @@ def build(
 
 
 def base_learning_rate(config: OptimizerConfig, settings: TrainingConfig, processes: int) -> float:
-    """The peak learning rate; ``scale_lr`` multiplies by the global batch size in groups, as the published
-    scripts do.
+    """Return the peak learning rate; ``scale_lr`` multiplies by the global batch size in groups, as the
+    published scripts do.
     """
     scale = settings.batch_size * settings.accumulation * processes if config.scale_lr else 1
     return config.learning_rate * scale
@@ -90,7 +90,7 @@ class Schedule:
             raise UserError(f"optimizer.warmup_steps={self.warmup}; allowed: 0 or more")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of one step."""
+        """Return the learning rate of one step."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)

@@ -38,7 +38,7 @@ class RefreshReference:
         self._reference, self._every, self._mix = dict(reference), every, mix
 
     def on_start(self, state: TrainState) -> None:
-        """The reference must be made of what is trained.
+        """Check that the reference has the tensors that are trained.
 
         Raises:
             ValueError: other names.

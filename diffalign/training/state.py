@@ -85,7 +85,7 @@ class TrainState:
         return media
 
     def take_logged(self) -> dict[str, float]:
-        """What ``log`` was given since the last call."""
+        """Return what ``log`` was given since the last call."""
         extra, self._extra = self._extra, {}
         return extra
 

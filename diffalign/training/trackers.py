@@ -131,7 +131,7 @@ TRACKERS: Mapping[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] =
 def open_trackers(
     names: Sequence[str], folder: Path, project: str, config: Mapping[str, Any], start_step: int = 0
 ) -> list[Tracker]:
-    """The named trackers of one run.
+    """Return the named trackers of one run.
 
     Raises:
         UserError: an unknown name, or one whose package is not installed.
@@ -157,7 +157,7 @@ def _missing(package: str) -> UserError:
 
 
 def _run_id(folder: Path, start_step: int) -> str:
-    """The id of this run on a dashboard: kept in the run's folder, new for a fresh run."""
+    """Return the id of this run on a dashboard: kept in the run's folder, new for a fresh run."""
     path = folder / "tracker_id"
     if start_step == 0 or not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

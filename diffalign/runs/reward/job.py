@@ -129,7 +129,8 @@ def train_reward(
 
 
 def start(run: RewardRun, device: str) -> Clip:
-    """The CLIP with time that ``reward.start`` names, in float32, its fresh weights drawn by the run's seed.
+    """Return the CLIP with time that ``reward.start`` names, in float32, its fresh weights drawn by the run's
+    seed.
 
     Raises:
         UserError: nothing there, or something else.
@@ -157,7 +158,8 @@ class _Tokens:
 
 
 def readied(encoded: EncodedSet, clip: Clip) -> EncodedSet:
-    """The set with the CLIP's tokens of every prompt, each group weighing 1 / the number of its prompt's.
+    """Return the set with the CLIP's tokens of every prompt, each group weighing 1 / the number of its
+    prompt's.
 
     Raises:
         UserError: groups without rivals, or with rivals of different prompts.
@@ -194,7 +196,7 @@ def _checkpoints(run: RewardRun, accelerator: Accelerator) -> Checkpoints:
 def _encoded(
     run: RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
 ) -> EncodedSet:
-    """The preference set from the same cache as a run's; only a VAE that is still needed stays."""
+    """Return the preference set from the same cache as a run's; only a VAE that is still needed stays."""
     encoded = encode(run, model, preferences, accelerator)
     if run.reward.decoder is None:
         model.pipeline.vae.to(accelerator.device)

@@ -42,7 +42,9 @@ class Timed:
     clip: Clip
 
     def __call__(self, pixels: Tensor, t: Tensor, tokens: Tensor, group: Tensor) -> Tensor:
-        """(B,) scores of pixels (B, 3, H, W) in [0, 1] estimated at ``t`` (B,), rivals sharing a prompt."""
+        """Return (B,) scores of pixels (B, 3, H, W) in [0, 1] estimated at ``t`` (B,), rivals sharing a
+        prompt.
+        """
         members = torch.arange(len(group))
         first = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(0, group, members, "amin")
         ids, owner = tokens[first.to(tokens.device)], group.to(pixels.device)
@@ -79,7 +81,7 @@ class StepAwareTraining:
     def __call__(
         self, policy: Any, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """The weighted mean loss over all pairs of rivals, ties included."""
+        """Return the weighted mean loss over all pairs of rivals, ties included."""
         t = times_like(self.time(batch.num_groups, generator), batch.group, batch.x)
         pixels = self.estimates(reference, batch, t, generator)
         scores = policy(pixels, t, batch.cond[TOKENS], batch.group)
@@ -94,7 +96,7 @@ class StepAwareTraining:
         return Step(loss, {"loss": loss.detach(), **metrics}, weight.sum())
 
     def label(self, first: Tensor, second: Tensor) -> Tensor:
-        """The share of the preference (P,) that the first has: 1, 0, or 1/2 for a tie."""
+        """Return the share of the preference (P,) that the first has: 1, 0, or 1/2 for a tie."""
         lead = torch.tanh((first - second) / 2)  # the difference of the two softmax probabilities
         return 0.5 + 0.5 * (lead.sign() * (lead.abs() > self.threshold))
 
@@ -102,7 +104,7 @@ class StepAwareTraining:
     def estimates(
         self, reference: Denoiser, batch: Batch[Tensor], t: Tensor, generator: Random | torch.Generator
     ) -> Tensor:
-        """Decoded one-step estimates (B, 3, H, W) in [0, 1] of the batch noised to ``t`` (B,), without
+        """Return decoded one-step estimates (B, 3, H, W) in [0, 1] of the batch noised to ``t`` (B,), without
         gradient.
         """
         cond = {name: value for name, value in batch.cond.items() if name != TOKENS}
@@ -119,5 +121,5 @@ class StepAwareTraining:
 
     @torch.no_grad()
     def finished(self, batch: Batch[Tensor]) -> Tensor:
-        """The batch itself, decoded: pixels (B, 3, H, W) in [0, 1]."""
+        """Return the batch itself, decoded: pixels (B, 3, H, W) in [0, 1]."""
         return torch.cat([self.decode(some) for some in batch.x.split(self.at_once)]).to(batch.x.device)

@@ -25,7 +25,7 @@ MEANINGLESS = (
 
 
 def validate(run: RewardRun, needs: tuple[str, ...] = ()) -> None:
-    """Checks every value of a run.
+    """Check every value of a run.
 
     Args:
         run: what ``config.io.tree_from(RewardRun, ...)`` gave.
