@@ -1,0 +1,334 @@
+"""MkDocs hook: pages made from the registries, and formulas as MathML.
+
+A page that the registries know (methods, rewards, models, recipes, commands) is generated at each build, so it
+cannot drift from the code. ``docs/methods/NAME.md`` completes a method's page by hand: formula, claims, when to
+use it.
+"""
+
+import contextlib
+import html
+import io
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files, InclusionLevel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    pages = {
+        "methods/index.md": methods_index(),
+        "rewards.md": rewards(),
+        "models.md": models(),
+        "recipes.md": recipes(),
+        "commands.md": commands(),
+        "api.md": api(),
+        "benchmarks.md": benchmarks(),
+    }
+    pages |= {f"benchmarks/{path.stem}.md": path.read_text("utf-8") for path in benchmark_pages()}
+    for name in method_names():
+        written = files.get_file_from_path(f"methods/{name}.md")
+        by_hand = Path(written.abs_src_path).read_text("utf-8") if written else ""
+        if written:
+            files.remove(written)
+        pages[f"methods/{name}.md"] = method(name, by_hand)
+    for source, content in pages.items():
+        # Pages outside of the navigation are reached from their index.
+        file = File.generated(config, source, content=content)
+        file.inclusion = InclusionLevel.INCLUDED if source in _in_nav(config) else InclusionLevel.NOT_IN_NAV
+        files.append(file)
+    return files
+
+
+def _in_nav(config: Any) -> set[str]:
+    def leaves(node: Any) -> set[str]:
+        if isinstance(node, str):
+            return {node}
+        children = node.values() if isinstance(node, dict) else node
+        return set().union(*map(leaves, children))
+
+    return leaves(config["nav"])
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Turn the TeX of arithmatex into MathML."""
+
+    def formula(match: re.Match[str]) -> str:
+        tag, tex = match.group(1), html.unescape(match.group(2)).strip()
+        display = "block" if tex.startswith("\\[") else "inline"
+        return f'<{tag} class="arithmatex">{convert(tex[2:-2], display=display)}</{tag}>'
+
+    return re.sub(r'<(div|span) class="arithmatex">(.*?)</\1>', formula, content, flags=re.S)
+
+
+def method_names() -> list[str]:
+    """The methods of the registry."""
+    from diffalign.methods import REGISTRY
+
+    return sorted(REGISTRY)
+
+
+def methods_index() -> str:
+    """The decision guide, then the table of methods and that of strategies."""
+    from diffalign.methods import REGISTRY
+    from diffalign.strategies import STRATEGIES
+
+    guide = (ROOT / "docs" / "methods" / "_guide.md").read_text("utf-8")
+    lines = [
+        guide,
+        "",
+        "## All methods",
+        "",
+        "| method | paper | learns from | network samples a group and step |",
+        "|---|---|---|---|",
+    ]
+    for name in method_names():
+        card = REGISTRY[name]
+        lines.append(
+            f"| [{card.title}]({name}.md) `{name}` | [{card.paper} ({card.year})]({card.url}) | {card.data} | "
+            f"{card.cost} |"
+        )
+    lines += ["", "## Strategies, around any method", "", "| strategy | composes with | cost |", "|---|---|---|"]
+    for strategy in STRATEGIES.values():
+        title = strategy.title
+        if strategy.arxiv:
+            title = f"[{title}](https://arxiv.org/abs/{strategy.arxiv})"
+        lines.append(f"| {title} `{strategy.name}` | {strategy.composes} | {strategy.cost} |")
+    return "\n".join(lines) + "\n"
+
+
+def method(name: str, by_hand: str) -> str:
+    """One method: card, text by hand, docstring, measured gains, recipes."""
+    import importlib
+
+    from diffalign.methods import REGISTRY
+
+    card = REGISTRY[name]
+    module = importlib.import_module(f"diffalign.methods.{name}")
+    docstring = (module.__doc__ or "").strip()
+    lines = [
+        f"# {card.title}",
+        "",
+        f"`--method {name}`: [{card.paper} ({card.year})]({card.url}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| learns from | {card.data} |",
+        f"| network samples a group and step | {card.cost} |",
+        f"| source | `diffalign/methods/{name}.py` |",
+        "",
+        by_hand.strip(),
+        "",
+        "## Notes of the implementation",
+        "",
+        _reflowed(docstring),
+        "",
+        *_fields(card.method),
+        *_gains(name),
+        *_recipes_of(name),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _reflowed(docstring: str) -> str:
+    """A docstring as Markdown: double backquotes become single ones, indented formulas code blocks."""
+    blocks = []
+    for block in re.split(r"\n\s*\n", docstring):
+        if block.startswith("    "):
+            blocks.append("```text\n" + "\n".join(line.removeprefix("    ") for line in block.split("\n")) + "\n```")
+        else:
+            inner = re.split(r"\n(?=    )", block, maxsplit=1)
+            blocks.append(html.escape(inner[0], quote=False).replace("``", "`").replace("|", "\\|"))
+            if len(inner) > 1:
+                code = "\n".join(line.removeprefix("    ") for line in inner[1].split("\n"))
+                blocks.append(f"```text\n{code}\n```")
+    return "\n\n".join(blocks)
+
+
+def _fields(cls: type) -> list[str]:
+    import dataclasses
+
+    rows = [
+        f"| `{field.name}` | `{_default(field)}` |"
+        for field in dataclasses.fields(cls)
+        if field.init and not field.name.startswith("_")
+    ]
+    return ["## Settings", "", "| `--method.` | default |", "|---|---|", *rows, ""] if rows else []
+
+
+def _default(field: Any) -> str:
+    import dataclasses
+
+    if field.default is not dataclasses.MISSING:
+        return str(field.default).replace("|", "\\|")
+    if field.default_factory is not dataclasses.MISSING:
+        return str(field.default_factory()).replace("|", "\\|")
+    return "required"
+
+
+def _gains(name: str) -> list[str]:
+    """The rows of the leaderboard that this method has."""
+    rows = json.loads((ROOT / "benchmarks" / "methods.json").read_text("utf-8"))["rows"]
+    mine = [row for row in rows if row["method"] == name]
+    if not mine:
+        return []
+    worlds = {"plane": "the plane", "tiny": "the tiny SDXL", "sd3": "the tiny SD3"}
+    lines = [
+        "## Measured",
+        "",
+        "Gain over the base with its 95 % interval, by seed, at equal compute ([all rows](../benchmarks/methods.md)).",
+        "",
+        "| world | seed | gain | steps |",
+        "|---|---|---|---|",
+    ]
+    for row in mine:
+        gain, low, high = row["rewards"][row["primary"]]["gain"]
+        lines.append(
+            f"| {worlds.get(row['world'], row['world'])} | {row['seed']} | {gain:+.3f} [{low:+.3f}, {high:+.3f}] | "
+            f"{row['steps']} |"
+        )
+    return [*lines, ""]
+
+
+def _recipe_files() -> list[Path]:
+    return sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@cache
+def _methods_of_recipes() -> dict[Path, str]:
+    from diffalign.runs.validate import read_run
+
+    return {path: read_run(path).method["type"] for path in _recipe_files()}
+
+
+def _recipes_of(name: str) -> list[str]:
+    mine = [path for path, method in _methods_of_recipes().items() if method == name]
+    if not mine:
+        return []
+    lines = ["## Recipes", ""]
+    return [*lines, *(f"- [`{path.stem}`](../recipes.md#{path.stem}): {_header(path)[0]}" for path in mine), ""]
+
+
+def _header(path: Path) -> list[str]:
+    """The comment that a recipe begins with, a paragraph an entry."""
+    taken = []
+    for line in path.read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        taken.append(line.lstrip("# ").rstrip())
+    paragraphs = [" ".join(part.split("\n")).strip() for part in "\n".join(taken).split("\n\n")]
+    return [html.escape(p, quote=False) for p in paragraphs if p] or ["no description"]
+
+
+def recipes() -> str:
+    """Every recipe with its header and contents."""
+    lines = ["# Recipes", "", "`diffalign train NAME`; every key can be overridden by its dotted name.", ""]
+    for path in _recipe_files():
+        lines += [f"## {path.stem} {{#{path.stem}}}", "", *(f"{p}\n" for p in _header(path))]
+        body = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
+        yaml.safe_load(body)
+        lines += ["```yaml", body.strip(), "```", ""]
+    return "\n".join(lines) + "\n"
+
+
+def rewards() -> str:
+    """The gallery of rewards."""
+    from diffalign.rewards import REGISTRY
+
+    lines = ["# Rewards", "", (ROOT / "docs" / "_rewards.md").read_text("utf-8").strip(), ""]
+    for card in REGISTRY.values():
+        lines += [f"## `{card.name}` {{#{card.name}}}", "", f"{card.title}.", "", "| | |", "|---|---|"]
+        facts = {
+            "usual values": card.range,
+            "weights": card.size,
+            "checkpoint": card.checkpoint or "none",
+            "licence": card.licence,
+            "judges": "videos" if card.video else "images",
+            "gradients reach the pixels": "yes" if card.differentiable else "no",
+        }
+        lines += [f"| {label} | {_cell(value)} |" for label, value in facts.items()]
+        lines += ["", html.escape(card.notes, quote=False).replace("``", "`"), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: Any) -> str:
+    return html.escape(str(text), quote=False).replace("|", "\\|")
+
+
+def models() -> str:
+    """The gallery of model families."""
+    from diffalign.models.families.registry import FAMILIES
+
+    lines = [
+        "# Models",
+        "",
+        "A family says how prompts are encoded, how the network is called and when the stock pipeline samples.",
+        "",
+        "| family | | pipeline | for example |",
+        "|---|---|---|---|",
+    ]
+    for card in FAMILIES.values():
+        lines.append(f"| `{card.name}` {{#{card.name}}} | {card.title} | `{card.pipeline}` | `{card.example}` |")
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """The help of every command."""
+    from diffalign.cli import COMMANDS, main
+
+    lines = ["# Commands", "", "`diffalign COMMAND --help` prints the same.", ""]
+    for name, what in COMMANDS.items():
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+            main([name, "--help"])
+        lines += [f"## diffalign {name} {{#{name}}}", "", what[0].upper() + what[1:] + ".", ""]
+        lines += ["```text", out.getvalue().strip(), "```", ""]
+    return "\n".join(lines) + "\n"
+
+
+API = (
+    "diffalign.runs.align",
+    "diffalign.runs.compare",
+    "diffalign.config.schema",
+    "diffalign.types",
+    "diffalign.diffusion.paths",
+    "diffalign.diffusion.times",
+    "diffalign.diffusion.noising",
+    "diffalign.diffusion.inversion",
+    "diffalign.diffusion.samplers",
+    "diffalign.diffusion.likelihood",
+    "diffalign.losses.contrast",
+    "diffalign.losses.pairwise",
+    "diffalign.losses.pointwise",
+    "diffalign.losses.listwise",
+    "diffalign.methods.registry",
+    "diffalign.rewards.registry",
+    "diffalign.training.loop",
+)
+
+
+def api() -> str:
+    """The reference of the public modules, by mkdocstrings."""
+    lines = ["# Python API", ""]
+    return "\n".join([*lines, *(f"::: {module}\n" for module in API)]) + "\n"
+
+
+def benchmark_pages() -> list[Path]:
+    """The reports under ``benchmarks``."""
+    return sorted((ROOT / "benchmarks").glob("*.md"))
+
+
+def benchmarks() -> str:
+    """The list of reports."""
+    lines = ["# Benchmarks", "", "Figures, each with the command that makes it, the kind of machine and the date.", ""]
+    for path in benchmark_pages():
+        title = path.read_text("utf-8").splitlines()[0].lstrip("# ")
+        lines.append(f"- [{title}](benchmarks/{path.name})")
+    return "\n".join(lines) + "\n"
