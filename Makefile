@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(NEWEST),,-c constraints.txt)
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test check lint coverage format constraints clean
+.PHONY: demo test check docs lint coverage format constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffalign demo $(ARGS)
@@ -19,6 +19,10 @@ test: lint
 
 check: lint
 	$(PYTEST) -m "not slow" --durations=5 $(ARGS)
+
+# The documentation site, strict: build/site/index.html opens without a server.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Lines of the package that the fast tier runs: sys.monitoring (Python 3.12 and later) costs least, the C tracer else.
 coverage: $(VENV)/.installed-dev

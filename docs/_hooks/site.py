@@ -1,8 +1,7 @@
 """MkDocs hook: pages made from the registries, and formulas as MathML.
 
-A page that the registries know (methods, rewards, models, recipes, commands) is generated at each build, so it
-cannot drift from the code. ``docs/methods/NAME.md`` completes a method's page by hand: formula, claims, when to
-use it.
+A page that the registries know (methods, rewards, models, recipes, commands) is generated at each build, so
+it cannot drift from the code. ``docs/methods/NAME.md`` completes a method's page: formula, claims, when to use it.
 """
 
 import contextlib
@@ -69,14 +68,14 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def method_names() -> list[str]:
-    """The methods of the registry."""
+    """List the methods of the registry."""
     from diffalign.methods import REGISTRY
 
     return sorted(REGISTRY)
 
 
 def methods_index() -> str:
-    """The decision guide, then the table of methods and that of strategies."""
+    """Return the decision guide, the table of methods and that of strategies."""
     from diffalign.methods import REGISTRY
     from diffalign.strategies import STRATEGIES
 
@@ -92,10 +91,16 @@ def methods_index() -> str:
     for name in method_names():
         card = REGISTRY[name]
         lines.append(
-            f"| [{card.title}]({name}.md) `{name}` | [{card.paper} ({card.year})]({card.url}) | {card.data} | "
-            f"{card.cost} |"
+            f"| [{card.title}]({name}.md) `{name}` | [{card.paper} ({card.year})]({card.url}) "
+            f"| {card.data} | {card.cost} |"
         )
-    lines += ["", "## Strategies, around any method", "", "| strategy | composes with | cost |", "|---|---|---|"]
+    lines += [
+        "",
+        "## Strategies, around any method",
+        "",
+        "| strategy | composes with | cost |",
+        "|---|---|---|",
+    ]
     for strategy in STRATEGIES.values():
         title = strategy.title
         if strategy.arxiv:
@@ -138,11 +143,13 @@ def method(name: str, by_hand: str) -> str:
 
 
 def _reflowed(docstring: str) -> str:
-    """A docstring as Markdown: double backquotes become single ones, indented formulas code blocks."""
+    """Turn a docstring into Markdown: indented formulas become code blocks."""
     blocks = []
     for block in re.split(r"\n\s*\n", docstring):
         if block.startswith("    "):
-            blocks.append("```text\n" + "\n".join(line.removeprefix("    ") for line in block.split("\n")) + "\n```")
+            blocks.append(
+                "```text\n" + "\n".join(line.removeprefix("    ") for line in block.split("\n")) + "\n```"
+            )
         else:
             inner = re.split(r"\n(?=    )", block, maxsplit=1)
             blocks.append(html.escape(inner[0], quote=False).replace("``", "`").replace("|", "\\|"))
@@ -174,7 +181,7 @@ def _default(field: Any) -> str:
 
 
 def _gains(name: str) -> list[str]:
-    """The rows of the leaderboard that this method has."""
+    """Return the rows of the leaderboard that this method has."""
     rows = json.loads((ROOT / "benchmarks" / "methods.json").read_text("utf-8"))["rows"]
     mine = [row for row in rows if row["method"] == name]
     if not mine:
@@ -183,7 +190,8 @@ def _gains(name: str) -> list[str]:
     lines = [
         "## Measured",
         "",
-        "Gain over the base with its 95 % interval, by seed, at equal compute ([all rows](../benchmarks/methods.md)).",
+        "Gain over the base with its 95 % interval, by seed, at equal compute "
+        "([all rows](../benchmarks/methods.md)).",
         "",
         "| world | seed | gain | steps |",
         "|---|---|---|---|",
@@ -191,8 +199,8 @@ def _gains(name: str) -> list[str]:
     for row in mine:
         gain, low, high = row["rewards"][row["primary"]]["gain"]
         lines.append(
-            f"| {worlds.get(row['world'], row['world'])} | {row['seed']} | {gain:+.3f} [{low:+.3f}, {high:+.3f}] | "
-            f"{row['steps']} |"
+            f"| {worlds.get(row['world'], row['world'])} | {row['seed']} "
+            f"| {gain:+.3f} [{low:+.3f}, {high:+.3f}] | {row['steps']} |"
         )
     return [*lines, ""]
 
@@ -213,11 +221,15 @@ def _recipes_of(name: str) -> list[str]:
     if not mine:
         return []
     lines = ["## Recipes", ""]
-    return [*lines, *(f"- [`{path.stem}`](../recipes.md#{path.stem}): {_header(path)[0]}" for path in mine), ""]
+    return [
+        *lines,
+        *(f"- [`{path.stem}`](../recipes.md#{path.stem}): {_header(path)[0]}" for path in mine),
+        "",
+    ]
 
 
 def _header(path: Path) -> list[str]:
-    """The comment that a recipe begins with, a paragraph an entry."""
+    """Return the comment that a recipe begins with, a paragraph an entry."""
     taken = []
     for line in path.read_text("utf-8").splitlines():
         if not line.startswith("#"):
@@ -239,7 +251,7 @@ def recipes() -> str:
 
 
 def rewards() -> str:
-    """The gallery of rewards."""
+    """Return the gallery of rewards."""
     from diffalign.rewards import REGISTRY
 
     lines = ["# Rewards", "", (ROOT / "docs" / "_rewards.md").read_text("utf-8").strip(), ""]
@@ -263,30 +275,36 @@ def _cell(text: Any) -> str:
 
 
 def models() -> str:
-    """The gallery of model families."""
+    """Return the gallery of model families."""
     from diffalign.models.families.registry import FAMILIES
 
     lines = [
         "# Models",
         "",
-        "A family says how prompts are encoded, how the network is called and when the stock pipeline samples.",
+        "A family says how prompts are encoded, how the network is called and at which times it samples.",
         "",
         "| family | | pipeline | for example |",
         "|---|---|---|---|",
     ]
     for card in FAMILIES.values():
-        lines.append(f"| `{card.name}` {{#{card.name}}} | {card.title} | `{card.pipeline}` | `{card.example}` |")
+        lines.append(
+            f"| `{card.name}` {{#{card.name}}} | {card.title} | `{card.pipeline}` | `{card.example}` |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def commands() -> str:
-    """The help of every command."""
+    """Return the help of every command."""
     from diffalign.cli import COMMANDS, main
 
     lines = ["# Commands", "", "`diffalign COMMAND --help` prints the same.", ""]
     for name, what in COMMANDS.items():
         out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+            contextlib.suppress(SystemExit),
+        ):
             main([name, "--help"])
         lines += [f"## diffalign {name} {{#{name}}}", "", what[0].upper() + what[1:] + ".", ""]
         lines += ["```text", out.getvalue().strip(), "```", ""]
@@ -315,19 +333,24 @@ API = (
 
 
 def api() -> str:
-    """The reference of the public modules, by mkdocstrings."""
+    """Return the reference of the public modules, which mkdocstrings fills in."""
     lines = ["# Python API", ""]
     return "\n".join([*lines, *(f"::: {module}\n" for module in API)]) + "\n"
 
 
 def benchmark_pages() -> list[Path]:
-    """The reports under ``benchmarks``."""
+    """List the reports under ``benchmarks``."""
     return sorted((ROOT / "benchmarks").glob("*.md"))
 
 
 def benchmarks() -> str:
-    """The list of reports."""
-    lines = ["# Benchmarks", "", "Figures, each with the command that makes it, the kind of machine and the date.", ""]
+    """Return the list of reports."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Figures, each with the command that makes it, the kind of machine and the date.",
+        "",
+    ]
     for path in benchmark_pages():
         title = path.read_text("utf-8").splitlines()[0].lstrip("# ")
         lines.append(f"- [{title}](benchmarks/{path.name})")
