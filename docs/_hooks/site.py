@@ -1,7 +1,7 @@
 """MkDocs hook: pages made from the registries, and formulas as MathML.
 
 A page that the registries know (methods, rewards, models, recipes, commands) is generated at each build, so
-it cannot drift from the code. ``docs/methods/NAME.md`` completes a method's page: formula, claims, when to use it.
+it cannot drift from the code. ``docs/methods/NAME.md`` completes a page: formula, claims, when to use it.
 """
 
 import contextlib
