@@ -1,16 +1,15 @@
-"""Write the counts of methods, models, rewards and commands into README: ``python -m benchmarks.readme``."""
+"""Write the counts of methods, models and rewards into README: ``python -m benchmarks.readme``."""
 
 import re
 from pathlib import Path
 
-from diffalign.cli import COMMANDS
 from diffalign.methods import REGISTRY as METHODS
 from diffalign.models.families.registry import FAMILIES
 from diffalign.rewards import REGISTRY as REWARDS
 from diffalign.utils.files import write_atomic
 
 README = Path(__file__).parents[1] / "README.md"
-REGISTRIES = {"Methods": METHODS, "Models": FAMILIES, "Rewards": REWARDS, "Commands": COMMANDS}
+REGISTRIES = {"Methods": METHODS, "Models": FAMILIES, "Rewards": REWARDS}
 
 
 def filled(text: str) -> str:
