@@ -25,7 +25,7 @@ def test_every_command_and_recipe_that_it_names_is_there():
     }
     assert named
     assert named <= set(COMMANDS)
-    recipes = {*shipped_configs(), *shipped_configs("rewards"), "sdxl_real_size"}
+    recipes = {*shipped_configs(), *shipped_configs("rewards"), "sdxl_real_size", "tiny_build"}
     assert set(re.findall(r"\b(?:sdxl|sd15|tiny)_[a-z0-9_]+\b", TEXT)) <= recipes
 
 
