@@ -12,7 +12,7 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     """A UserError for a name that is not in a set: ``unknown method 'dop'; did you mean dpo? (allowed:
     dpo, sft)``.
     """
-    names = sorted(allowed)
+    names = sorted(set(allowed))
     close = close_to(str(name), names)
     hint = f"; did you mean {' or '.join(close)}?" if close else ";"
     return UserError(f"unknown {kind} {name!r}{hint} allowed: {', '.join(names)}")

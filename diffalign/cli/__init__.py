@@ -56,7 +56,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command and return the exit status: 0, 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _dispatch(argv)
@@ -102,12 +102,12 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message.encode(errors='backslashreplace').decode()}", file=sys.stderr)
     return 2
 
 
 def _advice(error: Exception) -> str | None:
-    """What a user can do about an error that is no bug; None for a bug."""
+    """Return what a user can do about an error that is no bug; None for a bug."""
     if ran_out(error):
         return said(error, "working", ANYWHERE)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -116,12 +116,33 @@ def _advice(error: Exception) -> str | None:
         place = getattr(error, "filename", None)
         where = f" for {place}" if place else ""
         return f"no space left on the disk{where}; free some, or choose another --output"
-    if isinstance(error, OSError) and error.errno in (
-        errno.EACCES,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-    ):
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _ABOUT_A_FILE:
+        return f"{_short(error.filename)}: {error.strerror}"
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a name holds a null byte; allowed: the name of a file or folder"
+    if isinstance(error, RuntimeError) and "home directory" in str(error).lower():
+        return "a path starts with ~NAME, and no home folder of that user is known"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return (
+            f"{ascii(error.object)[:80]} holds a byte that is no UTF-8, or half of a surrogate pair; "
+            "allowed: text in UTF-8"
+        )
     return None
+
+
+def _short(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+_ABOUT_A_FILE = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EPERM,
+)
+"""Numbers of errors that tell what is wrong with a file or folder that the user has named."""

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import make_parser, names, number, parse, print_json, table
+from diffalign.cli.common import count, make_parser, names, number, parse, print_json, table
 from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_unreadable
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ def as_json(data: str, rated: "Rated", found: "Report") -> dict[str, object]:
 
 
 def as_text(data: str, rated: "Rated", found: "Report") -> str:
-    """The numbers as tables."""
-    counts = [f"{found.pairs - found.ties} pairs with a winner", f"{found.ties} ties"]
-    counts += [f"{rated.counts.unlabelled} rows without label"] if rated.counts.unlabelled else []
-    counts += [f"{rated.singles} single images, which have no rival"] if rated.singles else []
-    counts += [f"{len(rated.unreadable)} unreadable images"] if rated.unreadable else []
+    """Return the numbers as tables."""
+    counts = [f"{count(found.pairs - found.ties, 'pair')} with a winner", count(found.ties, "tie")]
+    counts += [f"{count(rated.counts.unlabelled, 'row')} without label"] if rated.counts.unlabelled else []
+    counts += [f"{count(rated.singles, 'single image')} without rival"] if rated.singles else []
+    counts += [count(len(rated.unreadable), "unreadable image")] if rated.unreadable else []
     of_ties = lambda value: "" if value is None else f"{value:.4g}"  # noqa: E731
     accuracies = [
         (

@@ -49,7 +49,7 @@ def _to(field: str, script: str = "") -> Alias:
 
 
 def _switch(field: str, value: str, script: str = "") -> Alias:
-    """A flag without a value; ``--flag=false`` leaves the field as it is."""
+    """Return a flag without a value; ``--flag=false`` leaves the field as it is."""
 
     def convert(text: str) -> Pairs:
         return [(field, value)] if _is_on(text) else []
@@ -58,7 +58,7 @@ def _switch(field: str, value: str, script: str = "") -> Alias:
 
 
 def _unused(why: str, switch: bool = False, script: str = "") -> Alias:
-    """A flag that has no effect here, and why."""
+    """Return a flag that has no effect here, and why."""
     return Alias(f"no effect: {why}", lambda text: [], switch, note=why, script=script)
 
 
@@ -106,7 +106,7 @@ def _unsupported(flag: str, instead: str, switch: bool = False, script: str = ""
 
 
 def _judge(text: str) -> Pairs:
-    """A judge in place of the labels, as ``--choice_model`` of Diffusion-DPO."""
+    """Return a judge in place of the labels, as ``--choice_model`` of Diffusion-DPO."""
     table = {"aes": "aesthetic_v2", "clip": "clipscore", "hps": "hpsv2", "pickscore": "pickscore"}
     if text not in table:
         raise unknown("value of --choice_model", text, table)
@@ -114,7 +114,7 @@ def _judge(text: str) -> Pairs:
 
 
 def _noising(field: str) -> Callable[[str], Pairs]:
-    """A setting of forward noising; 0, the scripts' default, leaves the method as it is."""
+    """Return a setting of forward noising; 0, the scripts' default, leaves the method as it is."""
 
     def convert(text: str) -> Pairs:
         if parse_text(text, float) == 0:

@@ -22,7 +22,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Encodes, and says what the set holds."""
+    """Encode the set and print what it holds."""
     if {"-h", "--help"} & set(argv):
         print(USAGE, end="")
         return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from diffalign.utils.devices import device_name as device_name
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser with the examples below its options."""
+    """Return a parser with the examples below its options."""
     return argparse.ArgumentParser(
         prog=f"diffalign {name}",
         description=description,
@@ -21,7 +22,7 @@ def make_parser(name: str, description: str, examples: str) -> argparse.Argument
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments.
+    """Return the parsed arguments.
 
     Raises:
         UserError: an option that there is not, with the nearest names, or one word too many.
@@ -38,32 +39,51 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: an int or float from ``low`` to ``high``."""
+    """Return an argparse type: a finite int or float from ``low`` to ``high``, ints below 2^63."""
+    bound = min(high, 2**63 - 1) if kind is int else high
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high:
+        if value is None or not low <= value <= bound or not math.isfinite(value):
             word = "a whole number" if kind is int else "a number"
             upper = f" to {high}" if high != float("inf") else " or more"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {word}; allowed: {low}{upper}")
+            shown = text if len(text) <= 40 else f"{text[:37]}..."
+            raise argparse.ArgumentTypeError(f"{shown!r} is not {word} in range; allowed: {low}{upper}")
         return value
 
     return read
 
 
+def side(text: str) -> int:
+    """Return the side of an image in pixels, for argparse: a multiple of 8, which autoencoders need."""
+    value: int = number(int, 8, 2**15)(text)
+    if value % 8:
+        near = round(value / 8) * 8
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 8; allowed: one, such as {near}")
+    return value
+
+
 def names(text: str, what: str) -> list[str]:
-    """The parts of ``a,b,c``, each once.
+    """Return the parts of ``a,b,c``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one is given twice.
     """
-    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if parts.count(part) > 1:
+            raise UserError(f"{what} {text!r} has {part!r} twice; allowed: each once")
     if not parts:
         raise UserError(f"{what} {text!r} names nothing; give one or more, separated by commas")
     return parts
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> str:
@@ -81,7 +101,7 @@ def print_json(value: Any) -> None:
 
 
 def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
-    """Some attributes of a card, for JSON."""
+    """Return some attributes of a card, for JSON."""
     return {name: getattr(card, name) for name in fields}
 
 

@@ -12,7 +12,7 @@ from diffalign.errors import unknown
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the demo, once or with several seeds, and says where to look."""
+    """Run the demo, once or with several seeds, and print where to look."""
     parser = make_parser("demo", DESCRIPTION, EXAMPLES)
     parser.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: runs/demo")
     parser.add_argument(
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def choose_recipe(args: argparse.Namespace) -> str:
-    """The tiny recipe that family and method name.
+    """Return the tiny recipe that family and method name.
 
     Raises:
         UserError: there is none.
@@ -74,7 +74,7 @@ def choose_recipe(args: argparse.Namespace) -> str:
 
 
 def summary(reports: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
-    """The numbers, where to look, and what to try next."""
+    """Return the numbers, where to look, and what to try next."""
     rows = []
     for i, report in enumerate(reports):
         means = [f"{r['base']:.3f} -> {r['aligned']:.3f}" for r in report["rewards"].values()]

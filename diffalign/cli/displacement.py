@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def measured(run: "Run", draws: int) -> "list[PairRow]":
-    """The rows of every pair of the run's preference set, by the model that the run starts from."""
+    """Return the rows of every pair of the run's preference set, by the model that it starts from."""
     from diffalign.data import fixed_batches, read_preferences
     from diffalign.evaluation.displacement import PairRow, measure
     from diffalign.methods import REGISTRY, build

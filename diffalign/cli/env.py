@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,7 +15,7 @@ PACKAGES = (
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints versions and hardware."""
+    """Print versions and hardware."""
     parser = make_parser(
         "env", "Versions and hardware, for bug reports.", "diffalign env\ndiffalign env --json"
     )
@@ -32,14 +31,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Names and values; a package that is not installed is None."""
+    """Return names and values; a package that is not installed is None."""
     from diffalign import __version__
 
     facts: dict[str, Any] = {
         "diffalign": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": _cores(),
         "memory": _memory(),
         **_accelerator(),
     }
@@ -59,8 +58,13 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _cores() -> int | None:
+    """Return number of cores that this process may use; Linux alone tells which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _memory() -> str:
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):  # Windows has no sysconf
         return "unknown"
     return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
 

@@ -1,5 +1,6 @@
 """``diffalign estimate``: what a run takes, before it is run."""
 
+import math
 from collections.abc import Sequence
 
 from diffalign.cli.common import print_json
@@ -24,7 +25,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints the estimate."""
+    """Print the estimate."""
     if {"-h", "--help"} & set(argv):
         print(USAGE, end="")
         return 0
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _option(words: list[str], name: str) -> float | None:
-    """Takes ``--name VALUE`` or ``--name=VALUE`` out of the words."""
+    """Take ``--name VALUE`` or ``--name=VALUE`` out of the words."""
     for i, word in enumerate(words):
         flag, equals, text = word.partition("=")
         if flag != f"--{name}":
@@ -55,7 +56,11 @@ def _option(words: list[str], name: str) -> float | None:
         text = text if equals else words.pop(i + 1)
         del words[i]
         try:
-            return float(text)
+            value = float(text)
         except ValueError:
-            raise UserError(f"--{name} {text!r}; allowed: a number") from None
+            value = math.nan
+        if not (math.isfinite(value) and value > 0) or (name == "utilisation" and value > 1):
+            allowed = "more than 0, up to 1" if name == "utilisation" else "a number above 0"
+            raise UserError(f"--{name} {text!r}; allowed: {allowed}")
+        return value
     return None

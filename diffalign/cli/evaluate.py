@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, share, table
-from diffalign.cli.model_arguments import add_sampling_options, sampling_advice, sampling_settings
+from diffalign.cli.model_arguments import (
+    add_sampling_options,
+    sampling_advice,
+    sampling_settings,
+    trained_run,
+)
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
 
@@ -29,10 +34,10 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.data.prompts.prompt_sets import read_prompt_set
     from diffalign.evaluation.report.report import contest_data, write_contest
     from diffalign.evaluation.running import evaluate_models
-    from diffalign.runs.load_pipeline import read_run_directory
 
     prompts = read_prompt_set(args.prompts, args.limit)
-    settings = sampling_settings(args, None if args.run is None else read_run_directory(args.run))
+    specs = names(args.aligned, "--aligned") if args.run is None else [args.run]
+    settings = sampling_settings(args, trained_run(specs, args))
     found = compared(args, settings)
     output = Path(args.output or args.run or "runs/evaluation")
     rank, world = share()
@@ -71,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line."""
+    """Return the parsed command line."""
     parser = make_parser("evaluate", DESCRIPTION, EXAMPLES)
     what = parser.add_argument_group("what is compared")
     what.add_argument("--run", metavar="FOLDER", help="a run directory: its base model against its aligned/")
@@ -103,7 +108,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def named_rewards(specs: Sequence[str], args: argparse.Namespace) -> "list[NamedReward]":
-    """The rewards; UserError for one that there is not, or two of a name."""
+    """Return the rewards; UserError for one that there is not, or two of a name."""
     from diffalign.rewards.registry import parse as parse_spec
 
     called = [parse_spec(spec)[0].name for spec in specs]
@@ -134,7 +139,7 @@ class Compared:
 
 
 def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
-    """What the command line names; nothing is loaded yet. UserError for what is not there."""
+    """Return the named models without loading them; UserError for one that is not there."""
     from diffalign.evaluation.running import Entrant, entrant_names, slug
     from diffalign.runs.load_pipeline import Named, named, open_named, read_run_directory, run_directory_of
 
@@ -170,7 +175,7 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
 
 
 def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "RunFacts":
-    """What a run directory, if there is one, says of the run."""
+    """Return the facts of a run from its directory, if there is one."""
     from diffalign.evaluation.report.report import RunFacts
     from diffalign.runs.load_pipeline import read_run_directory
 
@@ -189,7 +194,7 @@ def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "Run
 
 
 def summary(data: Mapping[str, Any]) -> str:
-    """The numbers of a report as tables: of every model, the best first."""
+    """Return the numbers of a report as tables: of every model, the best first."""
     models = data["models"]
     order = sorted(models, key=lambda name: -models[name]["gain"])
     lines = [data["headline"]] if len(models) > 1 else []

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from diffalign.cli.common import make_parser, number, parse, share
+from diffalign.cli.common import count, make_parser, number, parse, share
 from diffalign.utils.memory import advised
 
 
@@ -31,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
         open_pipeline,
         sampling_advice,
         sampling_settings,
+        trained_run,
     )
 
     add_sampling_options(parser)
@@ -41,9 +41,8 @@ def run(argv: Sequence[str]) -> int:
     rank, world = share()
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
-    from diffalign.runs.load_pipeline import read_run_directory
 
-    run = read_run_directory(args.model) if Path(args.model, "config.yaml").is_file() else None
+    run = trained_run([args.model], args)
     with advised("drawing", sampling_advice(args)):
         samples = generate(
             open_pipeline(args.model, args.base, args),
@@ -58,9 +57,9 @@ def run(argv: Sequence[str]) -> int:
             progress=rank == 0,
         )
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
-    kind = "videos" if all_videos([sample.source for sample in samples]) else "images"
+    kind = "video" if all_videos([sample.source for sample in samples]) else "image"
     print(
-        f"{len(samples)} {kind}{of} are in {args.output}; manifest*.jsonl says which is which",
+        f"{count(len(samples), kind)}{of} in {args.output}; manifest*.jsonl lists prompts and files",
         file=sys.stderr,
     )
     print(f"score them: diffalign score {args.output} --rewards pickscore", file=sys.stderr)

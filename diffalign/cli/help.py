@@ -39,7 +39,7 @@ method: another method by name, or fields of the method (`diffalign methods NAME
 
 
 def train_help() -> str:
-    """The whole text."""
+    """Return the whole help text."""
     parts = [USAGE, METHOD, *sections(Run)]
     parts.append(
         "flags of diffusers' and Salesforce's DPO scripts, and of TRL:\n"
@@ -52,7 +52,7 @@ def train_help() -> str:
 
 
 def sections(tree: Any, hidden: Iterable[str] = ("method",)) -> Iterator[str]:
-    """The fields of a tree of dataclasses by section; ``hidden`` are dotted starts that are left out."""
+    """Yield the fields of a tree of dataclasses by section, but those that start with ``hidden``."""
     shown = lambda found: (row for row in found if not row[0].startswith(tuple(hidden)))  # noqa: E731
     yield "run:\n" + _lines(row for row in shown(rows(tree, "")) if "." not in row[0])
     for field in dataclasses.fields(tree):

@@ -12,7 +12,7 @@ STRATEGY_FIELDS = ("name", "title", "paper", "year", "arxiv", "composes", "cost"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Lists the methods, or says all about one."""
+    """List the methods, or describe one."""
     parser = make_parser("methods", "List the methods, or say more about one.", EXAMPLES)
     parser.add_argument("name", nargs="?", help="one method")
     parser.add_argument("--json", action="store_true", help="machine-readable, with default values")
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def strategy_entry(card: Any) -> str:
-    """A strategy in the list: name, paper, what it composes with, what it costs, its defaults."""
+    """Return a strategy in the list: name, paper, what it composes with, what it costs, its defaults."""
     values = ", ".join(f"{name} {_short(value)}" for name, value in defaults(card.strategy).items())
     return (
         f"{card.name}: {card.title} ({card.year}, {card.source})\n"
@@ -75,7 +75,7 @@ def describe_strategy(card: Any) -> str:
 
 
 def entry(card: Any) -> str:
-    """A method in the list: name, paper, what it learns from, what it costs, its defaults."""
+    """Return a method in the list: name, paper, what it learns from, what it costs, its defaults."""
     values = ", ".join(
         f"{name} {_short(value)}" for name, value in defaults(card.method).items() if value != {}
     )
@@ -114,7 +114,7 @@ def describe(card: Any) -> str:
 
 
 def defaults(method: type) -> dict[str, Any]:
-    """The fields of a method and their default values, as a configuration would give them."""
+    """Return the fields of a method and their default values, as a configuration would give them."""
     from diffalign.methods._base import own_first
 
     return {f.name: _plain(f, _default(f)) for f in own_first(method) if f.init and f.compare}
@@ -133,7 +133,7 @@ def _plain(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _short(value: Any) -> Any:
-    """A component by its name alone."""
+    """Return a component by its name alone."""
     return value["type"] if isinstance(value, dict) else value
 
 

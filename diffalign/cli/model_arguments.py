@@ -1,11 +1,14 @@
 """Pipelines as people name them on the command line: a model, an ``aligned/`` folder, or a run directory."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffalign.cli.common import device_name, number
+from diffalign.cli.common import device_name, number, share, side
 from diffalign.config.schema import Run
+from diffalign.errors import UserError
 from diffalign.utils.devices import DTYPES
 
 if TYPE_CHECKING:
@@ -14,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """The options that ``generate`` and ``evaluate`` have in common."""
+    """Add the options that ``generate`` and ``evaluate`` have in common."""
     drawing = parser.add_argument_group(
-        "how images or videos are drawn (what is left out is the pipeline's own default, or a video run's)"
+        "how images or videos are drawn (what is left out is a run's, or the pipeline's own default)"
     )
     drawing.add_argument("--images-per-prompt", type=number(int, 1), default=1, metavar="K", help="default 1")
     drawing.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same noise; default 0")
@@ -24,11 +27,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument(
         "--guidance", type=number(float, 0), metavar="G", help="scale of classifier-free guidance"
     )
-    drawing.add_argument("--height", type=number(int, 8), metavar="PX")
-    drawing.add_argument("--width", type=number(int, 8), metavar="PX")
-    drawing.add_argument("--frames", type=number(int, 1), metavar="N", help="of a video")
+    drawing.add_argument("--height", type=side, metavar="PX", help="pixels; default: of a run, as trained")
+    drawing.add_argument("--width", type=side, metavar="PX", help="pixels; default: of a run, as trained")
+    drawing.add_argument("--frames", type=number(int, 1), metavar="N", help="frames of a video")
     drawing.add_argument("--fps", type=number(float, 0.1), metavar="R", help="frames a second of a video")
-    drawing.add_argument("--negative-prompt", metavar="TEXT")
+    drawing.add_argument(
+        "--negative-prompt", metavar="TEXT", help="text in place of the empty prompt of guidance"
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--batch-size", type=number(int, 1), metavar="B", help="at once; default 8 images, or 1 video"
@@ -38,7 +43,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "SamplingSettings":
-    """What ``add_sampling_options`` has read; of a run of videos the rest is as it was trained."""
+    """Return what ``add_sampling_options`` has read; of a run the size and a video's frames are those of
+    training where none are given.
+    """
     from diffalign.evaluation.drawing.sampling import SamplingSettings
 
     given = SamplingSettings(
@@ -46,20 +53,42 @@ def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "Samp
     )
     if run is None:
         return given
-    data, given = run.data, replace(given, max_sequence_length=run.model.max_sequence_length)
-    if data.frames is None:
-        return given
+    data, (height, width) = run.data, run.size
+    if args.height is None and args.width is None and share()[0] == 0:
+        print(
+            f"drawn at {width} x {height} px, the size of training; --width and --height set another",
+            file=sys.stderr,
+        )
     return replace(
         given,
-        height=args.height or data.height or data.resolution,
-        width=args.width or data.width or data.resolution,
+        height=args.height or height,
+        width=args.width or width,
         num_frames=args.frames or data.frames,
         fps=args.fps or data.fps,
+        max_sequence_length=run.model.max_sequence_length,
     )
 
 
+def trained_run(specs: Sequence[str], args: argparse.Namespace) -> Run | None:
+    """Return the run whose size and frames models are drawn at: the first of those that made them; None where
+    none is a run's.
+
+    Raises:
+        UserError: runs of several sizes, and no --height and --width.
+    """
+    from diffalign.runs.load_pipeline import read_run_directory, run_directory_of
+
+    folders = {spec: folder for spec in specs if (folder := run_directory_of(spec)) is not None}
+    runs = {spec: read_run_directory(folder) for spec, folder in folders.items()}
+    sizes = {spec: (run.size, run.data.frames) for spec, run in runs.items()}
+    if len(set(sizes.values())) > 1 and (args.height is None or args.width is None):
+        each = ", ".join(f"{spec} at {w} x {h}" for spec, ((h, w), _) in sizes.items())
+        raise UserError(f"models were trained at several sizes ({each}); give --height and --width")
+    return next(iter(runs.values()), None)
+
+
 def sampling_advice(args: argparse.Namespace) -> list[str]:
-    """What ``add_sampling_options`` offers against a lack of memory and has not been given."""
+    """Return the options of ``add_sampling_options`` that save memory and are not given."""
     at_once = args.batch_size
     advice = [] if at_once == 1 else [f"--batch-size 1 (now {at_once or '8 images, or 1 video'})"]
     advice.append(f"fewer --frames, if these are videos (now {args.frames or 'the default'})")
@@ -69,7 +98,7 @@ def sampling_advice(args: argparse.Namespace) -> list[str]:
 
 
 def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "LoadedModel":
-    """The model that ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model.
+    """Load the model that ``spec`` names: a run directory, a LoRA (over ``base``), or a model.
 
     Raises:
         UserError: nothing of that kind is there.
@@ -80,5 +109,5 @@ def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "Loaded
 
 
 def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:
-    """The pipeline of ``open_model``."""
+    """Return the pipeline of ``open_model``."""
     return open_model(spec, base, args).pipeline

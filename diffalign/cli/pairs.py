@@ -21,7 +21,7 @@ CHOICES = ("best-worst", "top-bottom", "all", "list")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Makes the pairs, writes them and says how many and why not more."""
+    """Make the pairs, write them, and print how many there are and why not more."""
     args = read(argv)
     output = Path(args.output)
 
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Iterator[tuple[Found, Shelf]]":
-    """The scored images or videos: of a table of scores, or scored now."""
+    """Yield the scored images or videos: of a table of scores, or scored now."""
     from diffalign.data.prompts.prompt_sets import read_prompts
     from diffalign.preferences.from_scores.candidates import Shelf, from_table, is_score_table, scored_now
     from diffalign.rewards.scoring.items import read_items
@@ -73,7 +73,7 @@ def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Ite
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line."""
+    """Return the parsed command line."""
     parser = make_parser("pairs", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "source", help="a table made by `diffalign score`, or anything that it scores (with --rewards)"

@@ -201,7 +201,7 @@ def late(run: Run, given: Mapping[str, list[str]], preset: str = "") -> tuple[Pa
 
 
 def _schedule(run: Run, given: Mapping[str, list[str]], preset: str, notes: list[str]) -> Pairs:
-    """The scripts' ``constant`` knows no warm-up: diffusers' get_scheduler drops it, whatever is given."""
+    """Drop the warm-up of ``constant``, as diffusers' get_scheduler does, whatever is given."""
     name = given["lr_scheduler"][-1] if "lr_scheduler" in given else ""
     if name and name not in SCHEDULES:
         raise unknown("value of --lr_scheduler", name, SCHEDULES)

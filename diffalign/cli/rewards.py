@@ -1,6 +1,7 @@
 """``diffalign rewards``: what images can be scored by."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffalign.cli.common import as_mapping, make_parser, parse, print_json, table
 
@@ -11,7 +12,7 @@ FIELDS = (
 
 
 def run(argv: Sequence[str]) -> int:
-    """Lists the rewards, or says all about one."""
+    """List the rewards, or describe one."""
     parser = make_parser("rewards", "List the rewards, or say more about one.", EXAMPLES)
     parser.add_argument("name", nargs="?", help="one reward")
     parser.add_argument("--json", action="store_true", help="machine-readable")
@@ -34,11 +35,22 @@ def run(argv: Sequence[str]) -> int:
         )
         print("\nWeights of your own: NAME:FILE_OR_FOLDER. `diffalign rewards NAME` says more.")
     else:
-        print("\n".join(f"{name}: {getattr(cards[0], name)}" for name in FIELDS))
+        facts = {name: getattr(cards[0], name) for name in FIELDS}
+        print(
+            "\n".join(
+                f"{name}: {_shown(value)}" for name, value in facts.items() if value not in ("", (), None)
+            )
+        )
         source = f":{cards[0].source}" if cards[0].source else ""
         folder = "videos" if cards[0].video else "images"
         print(f"example: diffalign score {folder}/ --rewards {cards[0].name}{source} --prompts prompts.txt")
     return 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 EXAMPLES = """

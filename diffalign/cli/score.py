@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from diffalign.cli.common import make_parser, names, parse, print_json, table
+from diffalign.cli.common import count, make_parser, names, parse, print_json, table
 from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_unreadable
 
 
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
                 ("reward", "images", "mean"),
             )
         )
-    print(f"{len(scores.rows)} rows are in {output}", file=sys.stderr)
+    print(f"scores of {count(len(scores.rows), 'row')} in {output}", file=sys.stderr)
     return 0
 
 
@@ -76,7 +76,7 @@ def _parser() -> ArgumentParser:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Number of images and mean by column of scores."""
+    """Return number of images and mean by column of scores."""
     columns = list(dict.fromkeys(n for row in rows for n, v in row.items() if isinstance(v, float)))
     by_column = {name: [row[name] for row in rows if name in row] for name in columns}
     return [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_scoring_options(parser: argparse.ArgumentParser, cache: str, of: str = "images") -> None:
-    """The options; ``cache`` says where scores are kept by default, ``of`` what is limited."""
+    """Add the options; ``cache`` is the default place of scores, ``of`` names what is limited."""
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help=f"the first N {of} only")
     parser.add_argument("--cache", metavar="FILE", help=f"scores that are known; default: {cache}")
     parser.add_argument(
@@ -29,7 +29,7 @@ def add_scoring_options(parser: argparse.ArgumentParser, cache: str, of: str = "
 def scorers_of(
     args: argparse.Namespace, specs: Sequence[str], cache: Path
 ) -> "Iterator[tuple[list[Scorer], ScoreCache | None]]":
-    """The scorers that these options and specs name, and their cache, if any of their scores are kept.
+    """Yield the scorers that these options and specs name, and their cache, if scores are kept.
 
     Interrupted, it says that what was scored is not lost.
     """
@@ -48,7 +48,7 @@ def scorers_of(
 
 
 def beside(source: Path, name: str) -> Path:
-    """A file of this name in a folder, or beside a file."""
+    """Return a file of this name in a folder, or beside a file."""
     return (source if source.is_dir() else source.parent) / name
 
 

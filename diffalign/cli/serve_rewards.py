@@ -11,7 +11,7 @@ from diffalign.errors import UserError
 
 
 def run(argv: Sequence[str]) -> int:
-    """Loads rewards and serves them until it is interrupted. Prints the address alone on stdout."""
+    """Load rewards and serve them until interrupted; the address alone is printed on stdout."""
     parser = make_parser("serve-rewards", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--rewards", required=True, metavar="A,B", help="names of `diffalign rewards`, or NAME:FILE_OR_FOLDER"
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent has ended, even one that was killed: nothing here needs saving."""
+    """End this process when its parent has ended, even one that was killed: nothing needs saving."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)

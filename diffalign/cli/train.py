@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffalign.cli import INTERRUPTED
-from diffalign.cli.common import share
+from diffalign.cli.common import count, share
 from diffalign.cli.flags import read_flags, resolve
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def finished(run: "Run", result: "Result") -> list[str]:
-    """What to know after a run."""
+    """Return the lines to print after a run."""
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
     memory = f", at most {result.memory.text}" if result.memory.bytes else ""
     lines = [
-        f"done: {result.steps} steps, {minutes} of training in this process{memory}; {result.counts}",
+        f"done: {count(result.steps, 'step')}, {minutes} of training in this process{memory}; "
+        + result.counts,
         result.verdict if run.rollout.prompts else f"held-out pairs: {result.verdict}",
         "",
         f"  {result.aligned}/  what diffusers loads, with a model card",
@@ -68,7 +69,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
 
 
 def waiting(run: "Run", result: "Result") -> list[str]:
-    """What to know when a round waits for labels."""
+    """Return the lines to print when a round waits for labels."""
     return [
         f"after step {result.steps}: {result.waiting}",
         f"    diffalign train {result.output}/config.yaml --resume latest",
@@ -76,7 +77,7 @@ def waiting(run: "Run", result: "Result") -> list[str]:
 
 
 def interrupted(run: "Run", result: "Result") -> list[str]:
-    """What to know after Ctrl-C."""
+    """Return the lines to print after Ctrl-C."""
     return [
         f"interrupted after step {result.steps}; a checkpoint is in {result.output}/checkpoints",
         "continue exactly where it stopped:",

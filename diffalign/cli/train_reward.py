@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffalign.cli import INTERRUPTED
-from diffalign.cli.common import share
+from diffalign.cli.common import count, share
 
 if TYPE_CHECKING:
     from diffalign.config.reward_schema import RewardRun
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
         ]
     else:
         lines = [
-            f"done: {result.steps} steps, {result.seconds:.0f} s of training in this process",
+            f"done: {count(result.steps, 'step')}, {result.seconds:.0f} s of training in this process",
             *verdict(result),
             f"use it as the reward step_aware:{result.output}",
         ]
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read(words: Sequence[str]) -> "RewardRun":
-    """The run that a config, if the first word is one, and dotted flags stand for.
+    """Return the run that a config, if the first word is one, and dotted flags stand for.
 
     Raises:
         UserError: anything wrong with either.

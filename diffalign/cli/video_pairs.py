@@ -4,11 +4,11 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 
-from diffalign.cli.common import make_parser, number, parse, share
+from diffalign.cli.common import count, make_parser, number, parse, share, side
 
 
 def run(argv: Sequence[str]) -> int:
-    """Makes what is not made yet."""
+    """Make what is not made yet."""
     args = parse(_parser(), argv)
 
     from diffalign.cli.model_arguments import open_model
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     for problem in made.unreadable:
         print(f"skipped, {problem}", file=sys.stderr)
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
-    print(f"{made.pairs} pairs{of} are in {made.path}", file=sys.stderr)
+    print(f"{count(made.pairs, 'pair')}{of} in {made.path}", file=sys.stderr)
     if model.codec.video:
         print(f"label them: diffalign label-segments {made.path} --by reward --rewards ...", file=sys.stderr)
     return 0
@@ -50,8 +50,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N clips only")
     parser.add_argument("--output", default="pairs", metavar="FOLDER", help="default: pairs")
     shape = parser.add_argument_group("what a pair looks like")
-    shape.add_argument("--height", type=number(int, 8), required=True, metavar="PX")
-    shape.add_argument("--width", type=number(int, 8), required=True, metavar="PX")
+    shape.add_argument("--height", type=side, required=True, metavar="PX", help="pixels, a multiple of 8")
+    shape.add_argument("--width", type=side, required=True, metavar="PX", help="pixels, a multiple of 8")
     shape.add_argument("--frames", type=number(int, 1), metavar="N", help="at most; default: as a clip has")
     shape.add_argument("--fps", type=number(float, 0.1), help="frames a second; default: each clip's own")
     how = parser.add_argument_group("how it is drawn (defaults: DenseDPO's)")

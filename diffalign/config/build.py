@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def choice(table: Mapping[str, type], default: Any) -> Any:
-    """A dataclass field that holds an instance of one of the classes in ``table``."""
+    """Return a dataclass field that holds an instance of one of the classes in ``table``."""
     return dataclasses.field(default=default, metadata={"choices": table})
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str, start: T | None = None) -> T:
-    """An instance of the dataclass ``cls`` from a mapping.
+    """Return an instance of the dataclass ``cls`` from a mapping.
 
     Args:
         cls: the dataclass.
@@ -75,7 +75,7 @@ def describe(value: Any) -> dict[str, Any]:
 
 
 def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = None) -> T:
-    """An instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
+    """Return an instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
 
     A mapping without ``type`` changes ``default``, where there is one: what it lacks stays as it is there.
 

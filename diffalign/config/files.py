@@ -10,7 +10,7 @@ from diffalign.utils.yaml_reader import read_yaml_file
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:
-    """The recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout.
+    """Return the recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout.
 
     ``kind`` is the folder in it of another command than ``train``.
     """
@@ -22,7 +22,7 @@ def shipped_configs(kind: str = "") -> dict[str, Path]:
 
 
 def find_config(path: str | Path, kind: str = "") -> Path:
-    """The file that ``path`` names: itself, or a recipe as ``name``, ``name.yaml``, ``configs/name.yaml``.
+    """Return the file of ``path``: itself, or a recipe as ``name``, ``name.yaml``, ``configs/name.yaml``.
 
     ``kind`` is as for ``shipped_configs``.
 
@@ -47,7 +47,7 @@ def find_config(path: str | Path, kind: str = "") -> Path:
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, over that of its ``base``.
+    """Return the mapping in a YAML file, over that of its ``base``.
 
     Raises:
         UserError: unreadable, not YAML, no mapping, a key given twice, or a base that includes itself.

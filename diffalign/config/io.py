@@ -38,7 +38,7 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
-    """The run that a nested mapping describes (not yet validated; see ``validate``).
+    """Return the run that a nested mapping describes (not yet validated; see ``validate``).
 
     Raises:
         UserError: an unknown key, with its dotted place and the nearest names, or a value of the wrong type.
@@ -82,18 +82,18 @@ def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
 
 
 def to_dict(run: Any) -> dict[str, Any]:
-    """The run as nested plain dicts and lists, every field of it."""
+    """Return the run as nested plain dicts and lists, every field of it."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(run))
     return plain
 
 
 def to_yaml(run: Any) -> str:
-    """The run as YAML that ``read_run`` reads back to an equal tree."""
+    """Return the run as YAML that ``read_run`` reads back to an equal tree."""
     return yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True, width=110)
 
 
 def field_kind(dotted: str, tree: Any = Run) -> Any:
-    """The type of a field of the tree, by its dotted name; ``Any`` below ``method``.
+    """Return the type of a field of the tree, by its dotted name; ``Any`` below ``method``.
 
     Raises:
         UserError: no such field.
@@ -153,7 +153,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Puts ``value`` at a dotted place of a nested dict; a name where a mapping goes becomes its ``type``."""
+    """Put ``value`` at a dotted place of a nested dict; a name in place of a mapping becomes its ``type``."""
     *parents, last = dotted.split(".")
     for part in parents:
         inner = data.get(part, {})
@@ -196,7 +196,7 @@ def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: s
 
 
 def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What YAML 1.1 reads otherwise than meant: ``no`` is a precision, ``1e-5`` in a method is a number."""
+    """Mend what YAML 1.1 misreads: ``no`` is a precision, ``1e-5`` in a method is a number."""
     meant = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
     training = meant.get("training")
     if isinstance(training, dict) and training.get("mixed_precision") is False:
@@ -209,7 +209,7 @@ def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(value: Any) -> Any:
-    """A bare name as the mapping that it stands for."""
+    """Return a bare name as the mapping that it stands for."""
     return {"type": value} if isinstance(value, str) else value
 
 

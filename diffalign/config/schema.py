@@ -225,3 +225,9 @@ class Run:
     logging: LoggingConfig = section(LoggingConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     validation: ValidationConfig = section(ValidationConfig)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the run is trained at; with buckets, of the square of equal area."""
+        side = (self.rollout.resolution if self.rollout.prompts else None) or self.data.resolution
+        return self.data.height or side, self.data.width or side

@@ -205,18 +205,21 @@ def _title(sample: Sample) -> str:
 
 
 def sampling_of(run: Run, model: LoadedModel) -> SamplingSettings:
-    """How a run's validation prompts are drawn: images at the pipeline's own size, videos as those that are
-    trained on, which the pipeline's own size may be far beyond.
+    """Return the settings that validation prompts are drawn with: the size of training, which the pipeline's
+    own default may be far beyond; of videos also their number of frames.
     """
     drawn, data, tokens = run.validation, run.data, run.model.max_sequence_length
+    height, width = run.size
     if not model.codec.video:
-        return SamplingSettings(drawn.sampling_steps, drawn.guidance, max_sequence_length=tokens)
+        return SamplingSettings(
+            drawn.sampling_steps, drawn.guidance, height, width, max_sequence_length=tokens
+        )
     frames = drawn.frames or data.frames
     return SamplingSettings(
         drawn.sampling_steps,
         drawn.guidance,
-        height=data.height or data.resolution,
-        width=data.width or data.resolution,
+        height=height,
+        width=width,
         num_frames=None if frames is None else model.usable_frames(frames),
         fps=drawn.fps or data.fps,
         max_sequence_length=tokens,

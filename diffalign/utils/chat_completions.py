@@ -50,7 +50,7 @@ class Endpoint:
     temperature: float | None = None
 
     def complete(self, content: Content, read: Callable[[str], T]) -> tuple[T, Tokens]:
-        """What ``read`` makes of the answer to one message, and its tokens.
+        """Return what ``read`` makes of the answer to one message, and its tokens.
 
         ``read`` raises ``http_json.UnusableError`` for an answer that is worth another try.
 

@@ -8,7 +8,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def device_name(wanted: str) -> str:
-    """A torch device: ``auto`` is the accelerator where there is one, under torchrun this process's own.
+    """Return a torch device: ``auto`` is the accelerator if there is one, under torchrun this process's own.
 
     Raises:
         UserError: it is not there.

@@ -16,7 +16,7 @@ from diffalign.errors import UserError
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes its place when it is closed and leaves nothing if that fails; its folder is
+    """Open a new file that takes its place when closed and leaves nothing if that fails; its folder is
     made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the context ends well, and vanishes
+    """Yield a temporary folder beside ``folder`` that takes its place when all went well, and vanishes
     otherwise.
 
     Raises:

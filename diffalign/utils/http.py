@@ -76,7 +76,7 @@ class Asker:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __call__(self, question: Any, read: Callable[[Any], T]) -> T:
-        """What ``read`` makes of the answer's JSON.
+        """Return what ``read`` makes of the answer's JSON.
 
         ``read`` raises UnusableError for an answer that is no use, or what a JSON of another shape makes it
         raise (ValueError, LookupError, TypeError).
@@ -114,7 +114,7 @@ class Asker:
 
 
 def _reason(error: HTTPError) -> str:
-    """What the server says is wrong: ``{"error": text}``, ``{"error": {"message": text}}``, or plain text."""
+    """Return the server's message: ``{"error": text}``, ``{"error": {"message": text}}``, or plain text."""
     text = error.read(2000).decode(errors="replace")
     try:
         said = json.loads(text)["error"]

@@ -57,7 +57,7 @@ class Peak:
 
 
 def peak_memory() -> Peak:
-    """The peak so far: of tensors on the GPU where one is in use, else of the process in main memory."""
+    """Return the peak so far: of tensors on the GPU where one is in use, else of the whole process."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -82,7 +82,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def said(error: BaseException, doing: str, advice: Sequence[str]) -> str:
-    """The message."""
+    """Return the message of an error."""
     peak = peak_memory()
     so_far = f", after a peak of {peak.text}" if peak.bytes else ""
     why = " ".join(str(error).split()).split(". ")[0][:160]

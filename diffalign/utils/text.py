@@ -201,7 +201,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _byte_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each line; a file with the byte-order mark of UTF-16 or UTF-32 is read whole."""
+    """Yield (number, bytes) of each line; a file with the mark of UTF-16 or UTF-32 is read whole."""
     try:
         with file.open("rb") as stream:
             start = stream.read(4)

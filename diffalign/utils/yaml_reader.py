@@ -54,7 +54,7 @@ def read_yaml_file(path: str | os.PathLike[str]) -> Any:
 
 
 def _measure(node: yaml.Node, where: str, above: tuple[yaml.Node, ...], sizes: dict[int, int]) -> int:
-    """Number of values below a YAML node, each anchor counted wherever it is referred to."""
+    """Return number of values below a YAML node, each anchor counted wherever it is referred to."""
     if id(node) in sizes:
         return sizes[id(node)]
     place = f"{where} line {node.start_mark.line + 1}"

@@ -269,7 +269,7 @@ def test_the_command(sd3, folder, tmp_path, capsys):
     argv += ["--steps", "2", "--output", str(tmp_path / "pairs"), "--limit", "1"]
     assert main([*argv, "--eta", "0.5"]) == 0
     said = capsys.readouterr().err
-    assert "1 pairs are in" in said and "label-segments" not in said  # which is for videos
+    assert "1 pair in" in said and "label-segments" not in said  # which is for videos
     row = json.loads((tmp_path / "pairs" / "pairs.jsonl").read_text())
     assert row["eta"] == 0.5 and len(row["images"]) == 2
     assert main([*argv, "--width", "17"]) == 2
