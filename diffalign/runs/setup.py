@@ -105,7 +105,7 @@ def offline(
         )
     _look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
-    counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded)) if text)
+    counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded.records)) if text)
     tell(f"data: {counts}")
     _check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
@@ -114,7 +114,7 @@ def offline(
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     tell(f"training {_size(roles):,} parameters on {len(learned)} groups, {len(held_out)} held out")
     step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
-    if few := scarce(learned, step):
+    if few := scarce(learned.records, step):
         tell(
             f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
             f"some steps see a group more than once: {few}"

@@ -8,13 +8,15 @@ that are shuffled. A curriculum has an order of its own in each stage.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable
+from threading import Lock
 
+import numpy as np
 from torch import Tensor
 
 from diffalign.config.schema import CurriculumConfig, DataConfig
-from diffalign.data.encoding.encoded import Bucket, Record
+from diffalign.data.encoding.columns import Columns
+from diffalign.data.encoding.records import Record
 from diffalign.diffusion.randomness import derive, permutation
 from diffalign.errors import UserError
 
@@ -24,60 +26,65 @@ _BLOCK = 100  # positions in which the share of likes is exact
 class Order:
     """The one order of a run's groups."""
 
-    def __init__(self, records: Sequence[Record], config: DataConfig, window: int, seed: int):
+    def __init__(self, records: Columns, config: DataConfig, window: int, seed: int):
         """Raises UserError if the curriculum does not fit the records."""
         self._length = config.curriculum.steps * window
-        self._members: list[Sequence[int]] = [range(len(records))]
+        self._members: list[np.ndarray] = [np.arange(len(records))]
         seeds = [seed]
         if config.curriculum.stages:
-            self._members = [*stages(records, config.curriculum)]
+            self._members = list(map(np.array, stages(records, config.curriculum)))
             seeds = [derive(seed, "stage", number) for number in range(len(self._members))]
         self._shuffles = [
-            _Shuffle([records[index] for index in members], config.likes_share, window, own)
+            _Shuffle(records.take(members), config.likes_share, window, own)
             for members, own in zip(self._members, seeds, strict=True)
         ]
 
     def at(self, position: int) -> int:
-        """The index of the group at a position."""
-        stage = min(position // self._length, len(self._members) - 1)
-        return self._members[stage][self._shuffles[stage].at(position - stage * self._length)]
+        """Return the index of the group at a position."""
+        stage = min(position // self._length, len(self._members) - 1) if self._length else 0
+        return int(self._members[stage][self._shuffles[stage].at(position - stage * self._length)])
 
 
 class _Shuffle:
     """Endless reshuffled epochs of some groups, a bucket at a time."""
 
-    def __init__(self, records: Sequence[Record], likes_share: float | None, window: int, seed: int):
-        members: dict[Bucket, list[int]] = {
-            bucket: [] for bucket in sorted({record.bucket for record in records})
-        }
-        for index, record in enumerate(records):
-            members[record.bucket].append(index)
-        self._buckets = list(members.values())
-        self._ends = list(accumulate(len(bucket) for bucket in self._buckets))
+    def __init__(self, records: Columns, likes_share: float | None, window: int, seed: int):
+        buckets, codes = records.bucket_codes
+        by_bucket = np.argsort(codes, kind="stable")
+        ends = np.cumsum(np.bincount(codes, minlength=len(buckets)))
+        self._buckets = np.split(by_bucket, ends[:-1])
+        self._ends: list[int] = ends.tolist()
         self._window = window
         self._seed = seed
         self._windows: list[tuple[int, int]] = []  # (bucket, earlier windows of that bucket)
-        self._used = [0] * len(members)
+        self._used = [0] * len(buckets)
         self._permutations: dict[tuple[str, ...], tuple[int, Tensor]] = {}  # name -> (number, permutation)
-        self._share = likes_share if all(len(record.images) == 1 for record in records) else None
-        liked = [record.scores[0] > 0 for record in records]
-        self._sides = [
-            [[i for i in bucket if liked[i] is side] for side in (False, True)] for bucket in self._buckets
-        ]
+        self._share = likes_share if (records.sizes == 1).all() else None
+        liked = records.first_scores > 0
+        self._sides = (
+            [[bucket[liked[bucket] == side] for side in (False, True)] for bucket in self._buckets]
+            if self._share is not None
+            else []
+        )
+        self._lock = Lock()  # threads that read ahead share the windows and permutations
 
     def at(self, position: int) -> int:
-        """The index of the group at a position."""
+        """Return the index of the group at a position."""
+        with self._lock:
+            return self._at(position)
+
+    def _at(self, position: int) -> int:
         window, offset = divmod(position, self._window)
         bucket, earlier = self._bucket(window)
         place = earlier * self._window + offset  # in the endless row of this bucket
-        if self._share is not None and all(self._sides[bucket]):
+        if self._share is not None and all(map(len, self._sides[bucket])):
             side, place = self._side(bucket, place, self._share)
             return self._member(self._sides[bucket][side], place, "shuffle", str(bucket), str(side))
         return self._member(self._buckets[bucket], place, "shuffle", str(bucket))
 
-    def _member(self, members: Sequence[int], place: int, *name: str) -> int:
+    def _member(self, members: np.ndarray, place: int, *name: str) -> int:
         epoch, slot = divmod(place, len(members))
-        return members[int(self._permutation(len(members), epoch, *name)[slot])]
+        return int(members[int(self._permutation(len(members), epoch, *name)[slot])])
 
     def _side(self, bucket: int, place: int, share: float) -> tuple[int, int]:
         """(1 for a like, how many of its side came before) of a place of a bucket."""
@@ -108,19 +115,20 @@ class _Shuffle:
         return known[1]
 
 
-def lengths(records: Iterable[Record]) -> str:
-    """How many groups have how many frames: ``frames: 81 (9980), 49 (20)``; nothing of images."""
-    counted = Counter(record.bucket[2] for record in records)
+def lengths(records: Columns) -> str:
+    """Return how many groups have how many frames: ``frames: 81 (9980), 49 (20)``; nothing of images."""
+    counted = Counter(records.buckets[:, 2].tolist())
     if not any(counted):
         return ""
     return "frames: " + ", ".join(f"{frames} ({counted[frames]})" for frames in sorted(counted, reverse=True))
 
 
-def scarce(records: Iterable[Record], window: int) -> str:
-    """The buckets that have fewer groups than a window has positions, of several: ``20 of 480 x 832 pixels,
-    49 frames``; nothing where there are none, or where all groups fit together.
+def scarce(records: Columns, window: int) -> str:
+    """Return the buckets that have fewer groups than a window has positions, of several buckets: ``20 of
+    480 x 832 pixels, 49 frames``; nothing where there are none, or where all groups fit together.
     """
-    counted = Counter(record.bucket for record in records)
+    buckets, codes = records.bucket_codes
+    counted = dict(zip(buckets, np.bincount(codes, minlength=len(buckets)).tolist(), strict=True))
     if len(counted) < 2:
         return ""
     return "; ".join(
@@ -130,8 +138,8 @@ def scarce(records: Iterable[Record], window: int) -> str:
     )
 
 
-def stages(records: Sequence[Record], config: CurriculumConfig) -> list[list[int]]:
-    """The indices of each stage: groups whose gap reaches the stage's threshold.
+def stages(records: Iterable[Record], config: CurriculumConfig) -> list[list[int]]:
+    """Return the indices of each stage: groups whose gap reaches the stage's threshold.
 
     The thresholds fall evenly from the widest gap to the narrowest that is used (Curriculum-DPO, Croitoru et
     al. 2025, released code); without ``cumulative`` a stage has only what the earlier ones had not
@@ -161,7 +169,7 @@ def stages(records: Sequence[Record], config: CurriculumConfig) -> list[list[int
 
 
 def gap(record: Record, config: CurriculumConfig) -> float:
-    """How far the best of a group is ahead of its worst, by score or by the mean of its rewards."""
+    """Return how far the best of a group is ahead of its worst, by score or by the mean of its rewards."""
     if len(record.images) < 2:
         raise UserError(
             f"{record.where}: data.curriculum.stages is {config.stages}, but the image has no rival; "

@@ -20,6 +20,8 @@ def viewed(encoded: EncodedSet, config: DataConfig) -> EncodedSet:
     if config.best is not None and config.view != "demonstrations":
         raise UserError(f"data.best is {config.best}; it is for data.view demonstrations, not {config.view}")
     if config.view == "pairs":
+        if len(encoded) and (encoded.records.sizes == 2).all():
+            return encoded  # as it is: no record is made
         return encoded.holding(_pairs(encoded))
     if config.view == "majority":
         return encoded.holding(replace(record, scores=_votes(record), dense=None) for record in encoded)

@@ -17,28 +17,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.batches.views import viewed
-from diffalign.data.encoding.encoded import (
-    EncodedSet,
-    Record,
-    Shared,
-    read_manifest,
-    record_from,
-    write_manifest,
-)
+from diffalign.data.encoding.columns import Columns
+from diffalign.data.encoding.encoded import EncodedSet, Shared, read_manifest, write_manifest
 from diffalign.data.encoding.prepare import Prepared, UnreadableError, prepare, rate
 from diffalign.data.encoding.rating import Rater, same_number
+from diffalign.data.encoding.records import ROWS, SCHEMA, Record, row_of
 from diffalign.data.encoding.store import Memory, Store, is_full, no_space
 from diffalign.data.encoding.writer import VERSION, Encoders, Writer
 from diffalign.data.reading.examples import Preferences, Skipped, count, digest
 from diffalign.errors import UserError
-from diffalign.utils.files import open_atomic
 
-MEMORY = 2 * 2**30  # bytes of tensors kept in memory, all data-loader processes together
+MEMORY = 512 * 2**20  # bytes of tensors kept in memory, all data-loader processes together
+THREADS = 2  # that read and decode ahead of the encoders, without data.workers
+
+_PART = pa.schema([pa.field("index", pa.int64()), pa.field("skipped", pa.large_string()), *SCHEMA])
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -67,29 +66,48 @@ def encode_preferences(
     """
     store = Store(cache_dir)
     memory = Memory(store, MEMORY // max(1, config.workers))
-    manifest = store.folder / "manifests" / f"{_set_name(model, preferences, config, half, rater)}.jsonl"
-    known = read_manifest(manifest, memory) if preferences.fingerprint else None
-    barrier()  # nobody repairs a file before everybody has looked
+    manifest = f"manifests/{_set_name(model, preferences, config, half, rater)}.arrow"
+    known = read_manifest(store.files, manifest, memory) if preferences.fingerprint else None
+    barrier()  # nobody repairs the store before everybody has looked
     if known is not None:
         return _useful(viewed(known, config), preferences.name)
 
+    store.salvage()
     # kept, so that two runs on one cache never take a part from each other: theirs are the same
-    parts = [manifest.parent / "parts" / f"{manifest.stem}.{r}-of-{world}.jsonl" for r in range(world)]
+    parts = [f"manifests/parts/{Path(manifest).stem}.{r}-of-{world}.arrow" for r in range(world)]
     writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     try:
         shared = Shared(writer.text(""), writer.negative())
         _encode_share(preferences, config, writer, parts, rank, progress, rater)
+        store.seal()
         barrier()
-        encoded = _merge(parts, shared, memory)
-        same_number([(record.where, record.rewards) for record in encoded])
-        seen = _useful(viewed(encoded, config), preferences.name)
-        if rank == 0:
-            write_manifest(manifest, encoded)
+        if store.converted:
+            tqdm.write(
+                f"{store.converted} tensors of {store.files} moved from one file each to shards; the folders "
+                "latents, text and patches of earlier versions can be removed",
+                file=sys.stderr,
+            )
+        store.refresh()
+        encoded = _merge(store, manifest, parts, shared, memory, rank)
+        same_number(encoded.records)
     except OSError as error:
         if not is_full(error):
             raise
+        store.abandon()
         raise no_space(store.folder, writer.bytes_needed) from error
-    return seen
+    except BaseException as error:
+        _keep(store, error)
+        raise
+    return _useful(viewed(encoded, config), preferences.name)
+
+
+def _keep(store: Store, error: BaseException) -> None:
+    """Complete the shards of an encoding that was interrupted; what goes wrong then is the lesser error."""
+    try:
+        store.seal()
+    except OSError as other:
+        error.add_note(f"what was being written to {store.files} could not be completed: {other}")
+        store.abandon()
 
 
 def _useful(encoded: EncodedSet, name: str) -> EncodedSet:
@@ -114,33 +132,47 @@ def _encode_share(
     preferences: Preferences,
     config: DataConfig,
     writer: Writer,
-    parts: list[Path],
+    parts: list[str],
     rank: int,
     progress: bool,
     rater: Rater | None,
 ) -> None:
-    """Encode this rank's rows, every len(parts)-th, and write one json object a row into its part."""
+    """Encode this rank's rows, every len(parts)-th, and write a row for each into its part."""
     rows = islice(enumerate(preferences.unfinished()), rank, None, len(parts))
     total = None if preferences.total is None else len(range(rank, preferences.total, len(parts)))
     ready = lambda row: (  # noqa: E731
         row[0], prepare(preferences.finish(row[1]), config, writer, rater is not None),
     )  # fmt: skip
-    with (
-        open_atomic(parts[rank]) as part,
-        tqdm(total=total, desc="encoding", unit="group", disable=not progress or rank > 0) as bar,
-    ):
-        for index, prepared in rate(_ahead(ready, rows, config.workers), rater, config):
-            writer.rows_left = None if total is None else total - int(bar.n)
-            written = prepared if isinstance(prepared, Skipped) else _write(prepared, writer)
-            if isinstance(written, Skipped):
-                if written.cause == "unreadable":
-                    tqdm.write(f"skipped {written.where}: {written.reason}", file=sys.stderr)
-                row: dict[str, Any] = {"index": index, "skipped": asdict(written)}
-            else:
-                row = {"index": index, **asdict(written)}
-            part.write(f"{json.dumps(row)}\n".encode())
-            bar.update()
-        writer.flush()
+    files = writer.store.files
+    temporary = files.temporary("manifests/parts", ".tmp")
+    try:
+        with (
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, _PART) as part,
+            tqdm(total=total, desc="encoding", unit="group", disable=not progress or rank > 0) as bar,
+        ):
+            waiting: list[dict[str, Any]] = []
+            for index, prepared in rate(_ahead(ready, rows, config.workers or THREADS), rater, config):
+                writer.rows_left = None if total is None else total - int(bar.n)
+                waiting.append({"index": index, **_row(prepared, writer)})
+                if len(waiting) >= ROWS:
+                    part.write_batch(pa.RecordBatch.from_pylist(waiting, _PART))
+                    waiting = []
+                bar.update()
+            writer.flush()
+            part.write_batch(pa.RecordBatch.from_pylist(waiting, _PART))
+        files.put(temporary, parts[rank])
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _row(prepared: Prepared | Skipped, writer: Writer) -> dict[str, Any]:
+    written = prepared if isinstance(prepared, Skipped) else _write(prepared, writer)
+    if not isinstance(written, Skipped):
+        return row_of(written)
+    if written.cause == "unreadable":
+        tqdm.write(f"skipped {written.where}: {written.reason}", file=sys.stderr)
+    return {"skipped": json.dumps(asdict(written))}
 
 
 def _write(prepared: Prepared, writer: Writer) -> Record | Skipped:
@@ -155,12 +187,27 @@ def _write(prepared: Prepared, writer: Writer) -> Record | Skipped:
     return prepared.record
 
 
-def _merge(parts: list[Path], shared: Shared, memory: Memory) -> EncodedSet:
-    rows = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: row["index"])
-    skipped = [Skipped(**row["skipped"]) for row in rows if "skipped" in row]
-    records = [record_from(row) for row in rows if "skipped" not in row]
-    return EncodedSet(records, shared, count(skipped), memory).subset(range(len(records)))
+def _merge(
+    store: Store, manifest: str, parts: list[str], shared: Shared, memory: Memory, rank: int
+) -> EncodedSet:
+    """Return the set of all parts in the order of its rows; rank 0 writes the manifest."""
+    tables = [pa.ipc.open_file(pa.memory_map(str(store.files.fresh(part)))).read_all() for part in parts]
+    table = pa.concat_tables(tables)
+    order = np.argsort(table["index"].to_numpy(), kind="stable") if len(table) else np.zeros(0, np.int64)
+    if len(parts) > 1:
+        table = table.take(pa.array(order))
+    rows = table["skipped"].drop_null().to_pylist()
+    skipped = [Skipped(**json.loads(row)) for row in rows]
+    groups = table.select(SCHEMA.names)
+    if rows:
+        groups = groups.filter(table["skipped"].is_null())
+    columns = Columns(groups.cast(SCHEMA))
+    encoded = EncodedSet(columns, shared, count(skipped), memory).recounted()
+    if rank == 0:
+        temporary = store.files.temporary("manifests", ".tmp")
+        write_manifest(temporary, columns.table.to_batches(max_chunksize=ROWS), shared, encoded.counts)
+        store.files.put(temporary, manifest)
+    return encoded
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:

@@ -1,40 +1,32 @@
 """An encoded preference set: what training reads instead of images and prompts.
 
-The manifest is json lines: a header with a version, the keys that all groups share and the counts, then one
-line a group. It is a list of keys into the store; the tensors themselves lie there.
+The manifest is an Arrow IPC file: a version, the keys that all groups share and the counts as metadata, and
+a row for each group (``columns``). It is a list of keys into the store; the tensors themselves lie there.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from diffalign.data.encoding.geometry import Cut, Size
+from diffalign.data.encoding.columns import Columns
+from diffalign.data.encoding.folder import Folder
+from diffalign.data.encoding.records import SCHEMA, Bucket, EncodedImage, Record
 from diffalign.data.encoding.store import Memory, Store, Tensors
-from diffalign.data.reading.dense import Dense, dense_from
-from diffalign.data.reading.examples import Counts, Kind, is_tie, kind_of
+from diffalign.data.reading.examples import Counts
 from diffalign.diffusion.randomness import derive
-from diffalign.utils.files import write_atomic
 
-VERSION = 4
+__all__ = ["Bucket", "EncodedImage", "EncodedSet", "Record", "Shared", "split_holdout"]
 
-Bucket = tuple[int, int, int]
-"""(height, width) in pixels and frames, 0 of images: groups of one bucket fit into one batch."""
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image or video of a group: the keys of its posterior's moments, and how it was cut."""
-
-    key: str
-    flipped: str | None  # key of the mirrored image's moments, if flips were asked for
-    cut: Cut
-    content: str  # digest of the image file: the same picture, however it was cut
+VERSION = 5
+THOROUGH_BYTES, THOROUGH_ROWS = 2 * 2**30, 2**15  # up to which every tensor is checked when a set is opened
 
 
 @dataclass(frozen=True)
@@ -43,51 +35,6 @@ class Shared:
 
     empty: str
     negative: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """A group: an Example whose images and prompt are encoded (K images, K scores)."""
-
-    prompt: str
-    text: str  # key of the prompt's embedding
-    images: tuple[EncodedImage, ...]
-    scores: tuple[float, ...]
-    where: str
-    texts: tuple[str, ...] = ()  # key of each image's own prompt, where they differ
-    rewards: tuple[tuple[float, ...], ...] = ()  # R second opinions an image
-    patches: tuple[str | None, ...] = ()  # key of each image's weight map, None for weight 1
-    weight: float = 1.0
-    dense: Dense | None = None  # labels in time
-
-    @property
-    def kind(self) -> Kind:
-        """What the group counts as."""
-        segments = self.dense.scores if self.dense else ()
-        return kind_of(self.scores, len(self.images), bool(self.texts), segments)
-
-    @property
-    def target(self) -> Size:
-        """(height, width) in pixels, common to the group."""
-        return self.images[0].cut.target
-
-    @property
-    def bucket(self) -> Bucket:
-        """What groups of one batch have in common."""
-        return (*self.target, self.images[0].cut.frames)
-
-    @property
-    def is_tie(self) -> bool:
-        """Whether no image is better than another, at any time."""
-        return is_tie(self.scores, self.dense.scores if self.dense else ())
-
-    @property
-    def keys(self) -> list[tuple[str, str]]:
-        """(kind, key) of every file that the group needs."""
-        images = [key for image in self.images for key in (image.key, image.flipped) if key]
-        texts = [("text", key) for key in (self.text, *self.texts)]
-        maps = [("patches", key) for key in self.patches if key]
-        return [*texts, *(("latents", key) for key in images), *maps]
 
 
 class EncodedSet(Sequence[Record]):
@@ -103,7 +50,7 @@ class EncodedSet(Sequence[Record]):
 
     def __init__(
         self,
-        records: Iterable[Record],
+        records: Columns,
         shared: Shared,
         counts: Counts,
         memory: Memory,
@@ -113,8 +60,8 @@ class EncodedSet(Sequence[Record]):
         """``also`` gives further tensors of a prompt, which then are in its ``text``; ``dense`` is whether
         labels are, None: if those of a record are.
         """
-        self.records = tuple(records)
-        self.dense = any(record.dense for record in self.records) if dense is None else dense
+        self.records = records
+        self.dense = bool(records.has_dense.any()) if dense is None else dense
         self.counts = counts
         self.shared = shared
         self._memory = memory
@@ -128,8 +75,11 @@ class EncodedSet(Sequence[Record]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        """A record, or a tuple of them."""
+        """Return a record, or a tuple of them."""
         return self.records[index]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
 
     def moments(self, image: EncodedImage, flipped: bool = False) -> tuple[Tensor, Tensor]:
         """(mean, std) of the VAE posterior, (C, H, W) or (C, F, H, W), float32 in the scale that the network
@@ -169,9 +119,9 @@ class EncodedSet(Sequence[Record]):
         It is the set that has them or not, so that every batch on every rank holds the same names.
         """
         there = {
-            "reward": bool(self.records) and all(record.rewards for record in self.records),
-            "patches": any(key for record in self.records for key in record.patches),
-            "weight": any(record.weight != 1 for record in self.records),
+            "reward": bool(len(self)) and bool((self.records.reward_counts > 0).all()),
+            "patches": self.records.has_patches,
+            "weight": bool((self.records.weights != 1).any()),
         }
         return frozenset(name for name, holds in there.items() if holds)
 
@@ -184,93 +134,102 @@ class EncodedSet(Sequence[Record]):
         return [record.scores[image]] * self.moments(record.images[image])[0].shape[1]
 
     def subset(self, indices: Iterable[int]) -> "EncodedSet":
-        """The set of these records, sharing tensors with this one."""
-        return self.holding((self.records[index] for index in indices), self.dense)
+        """Return the set of these records, sharing tensors with this one."""
+        return self._with(self.records.take(indices), self.dense)
 
     def holding(self, records: Iterable[Record], dense: bool | None = None) -> "EncodedSet":
-        """A set of other records over the same tensors."""
-        records = tuple(records)
-        counts = self.counts.of((record.kind for record in records), (r.dense for r in records if r.dense))
-        return EncodedSet(records, self.shared, counts, self._memory, self._also, dense)
+        """Return a set of other records over the same tensors."""
+        return self._with(Columns.of(records), dense)
+
+    def recounted(self) -> "EncodedSet":
+        """Return the set with its groups counted; what was dropped stays."""
+        return self._with(self.records, self.dense)
+
+    def _with(self, columns: Columns, dense: bool | None) -> "EncodedSet":
+        labels = (columns[int(row)].dense for row in np.flatnonzero(columns.has_dense))
+        counts = self.counts.of(columns.kinds.tolist(), (label for label in labels if label))
+        return EncodedSet(columns, self.shared, counts, self._memory, self._also, dense)
 
     def saying(self, also: Callable[[str], Tensors]) -> "EncodedSet":
-        """The set with further tensors in every ``text``, made of the prompt by ``also``."""
+        """Return the set with further tensors in every ``text``, made of the prompt by ``also``."""
         return EncodedSet(self.records, self.shared, self.counts, self._memory, also, self.dense)
 
 
 def split_holdout(
     encoded: EncodedSet, share: float, maximum: int, seed: int
 ) -> tuple[EncodedSet, EncodedSet]:
-    """(train, held out): at most ``share`` of the groups and ``maximum`` of them, no prompt in both, never
-    all.
+    """Return (train, held out): at most ``share`` of the groups and ``maximum`` of them, no prompt in both,
+    never all.
 
     Prompts are taken in an order drawn by ``seed`` and their text, each with all its groups if they still
     fit; so a prompt's place does not depend on the other prompts' order in the file.
     """
-    groups: dict[str, list[int]] = {}
-    for index, record in enumerate(encoded):
-        groups.setdefault(record.prompt, []).append(index)
     room = min(int(share * len(encoded)), maximum)
-    held: set[int] = set()
-    for prompt in sorted(groups, key=lambda prompt: derive(seed, "holdout", prompt)):
-        if len(held) + len(groups[prompt]) <= room:
-            held.update(groups[prompt])
-    train = [index for index in range(len(encoded)) if index not in held]
-    return encoded.subset(train), encoded.subset(sorted(held))
+    held = np.zeros(len(encoded), bool)
+    if room:
+        prompts, codes = encoded.records.prompts
+        sizes = np.bincount(codes, minlength=len(prompts))
+        order = np.argsort([derive(seed, "holdout", prompt) for prompt in prompts], kind="stable")
+        chosen, taken = [], 0
+        for number in order:
+            if taken == room:
+                break
+            if taken + sizes[number] <= room:
+                taken += int(sizes[number])
+                chosen.append(number)
+        held = np.isin(codes, chosen)
+    return encoded.subset(np.flatnonzero(~held)), encoded.subset(np.flatnonzero(held))
 
 
-def write_manifest(path: Path, encoded: EncodedSet) -> None:
-    """Write the list of an encoded set, atomically."""
-    header = {"version": VERSION, "shared": asdict(encoded.shared), "counts": asdict(encoded.counts)}
-    rows = [header, *(asdict(record) for record in encoded)]
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def write_manifest(path: Path, batches: Iterable[pa.RecordBatch], shared: Shared, counts: Counts) -> None:
+    """Write the list of an encoded set to a local file."""
+    meta = {
+        "version": str(VERSION),
+        "shared": json.dumps(asdict(shared)),
+        "counts": json.dumps(asdict(counts)),
+    }
+    with pa.ipc.new_file(pa.OSFile(str(path), "wb"), SCHEMA.with_metadata(meta)) as file:
+        for batch in batches:
+            file.write_batch(batch.replace_schema_metadata(meta))
 
 
-def read_manifest(path: Path, memory: Memory) -> EncodedSet | None:
-    """The encoded set that a manifest lists, or None if there is none, it is damaged, or a tensor file is
+def read_manifest(files: Folder, name: str, memory: Memory) -> EncodedSet | None:
+    """Return the encoded set that a manifest lists, or None if there is none, it is damaged, or a tensor is
     absent.
 
-    Tensor files that fit in memory are read and checked; of larger sets only the presence is (reading finds
-    the rest).
+    Tensors of a small set are read and checked; of larger sets only the presence is (reading finds the rest).
     """
+    path = files.fresh(name)
+    if path is None:
+        return None
     try:
-        header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        if header["version"] != VERSION:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate()
+        meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if meta["version"] != str(VERSION) or table.schema.names != SCHEMA.names:
             return None
-        records = [record_from(row) for row in rows]
-        shared = Shared(**header["shared"])
-        counts = Counts(**{**header["counts"], "skipped": tuple(header["counts"]["skipped"])})
-    except (OSError, ValueError, KeyError, TypeError):
+        shared = Shared(**json.loads(meta["shared"]))
+        held = json.loads(meta["counts"])
+        counts = Counts(**{**held, "skipped": tuple(held["skipped"])})
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
-    if counts.usable + counts.ties != len(records):
+    if counts.usable + counts.ties != len(table):
         return None
-    keys = {("text", shared.empty), ("text", shared.negative)}
-    keys |= {key for record in records for key in record.keys}
-    return EncodedSet(records, shared, counts, memory) if all_there(memory.store, keys) else None
+    columns = Columns(table.replace_schema_metadata(None))
+    return EncodedSet(columns, shared, counts, memory) if all_there(memory.store, columns, shared) else None
 
 
-def all_there(store: Store, keys: set[tuple[str, str]], thorough_below: int = 2 * 2**30) -> bool:
-    """Whether every file is there; and sound, where they are together at most ``thorough_below`` bytes."""
-    sizes = [store.size(*key) for key in keys]
-    if not all(sizes):
+def all_there(store: Store, columns: Columns, shared: Shared) -> bool:
+    """Return whether every tensor of a set is in a shard; and sound, where the set is small."""
+    store.refresh()
+    keys = columns.keys()
+    own = [[int(key[:16], 16), int(key[16:], 16)] for key in (shared.empty, shared.negative)]
+    keys["text"] = np.concatenate([keys["text"], np.array(own, np.uint64)])
+    if any(len(store.missing(kind, wanted)) for kind, wanted in keys.items()):
         return False
-    return sum(sizes) > thorough_below or all(store.read(*key) is not None for key in keys)
-
-
-def record_from(row: dict[str, Any]) -> Record:
-    """A Record of its json; KeyError or TypeError if it is none."""
-    pairs = ("original", "resized", "corner", "target")
-    cut = lambda row: Cut(**{**row, **{name: tuple(row[name]) for name in pairs}})  # noqa: E731
-    images = [EncodedImage(**{**image, "cut": cut(image["cut"])}) for image in row["images"]]
-    return Record(
-        prompt=row["prompt"],
-        text=row["text"],
-        images=tuple(images),
-        scores=tuple(row["scores"]),
-        where=row["where"],
-        texts=tuple(row["texts"]),
-        rewards=tuple(map(tuple, row["rewards"])),
-        patches=tuple(row["patches"]),
-        weight=row["weight"],
-        dense=dense_from(row["dense"]),
-    )
+    if sum(map(len, keys.values())) > THOROUGH_ROWS or sum(map(store.nbytes, keys)) > THOROUGH_BYTES:
+        return True
+    named = {
+        (kind, f"{high:016x}{low:016x}") for kind, wanted in keys.items() for high, low in wanted.tolist()
+    }
+    return all(store.read(kind, key) is not None for kind, key in named)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+from diffalign.data.encoding.columns import Columns
 from diffalign.data.reading.examples import is_tie
 from diffalign.errors import UserError
 
@@ -61,14 +62,13 @@ def rescored(scores: tuple[float, ...], rewards: Rewards, how: RewardsAs, where:
     return scores if is_tie(scores) else tuple(reward for (reward,) in rewards)
 
 
-def same_number(rows: Sequence[tuple[str, Rewards]]) -> None:
-    """UserError naming the first of the (place, rewards) that has another number of rewards than the first
-    one.
-    """
-    counts = [(len(rewards[0]) if rewards else 0, where) for where, rewards in rows]
-    for number, where in counts:
-        if number != counts[0][0]:
-            raise UserError(
-                f"{where}: {number} rewards an image, but {counts[0][0]} in {counts[0][1]}; "
-                f"allowed: the same number in every row"
-            )
+def same_number(records: Columns) -> None:
+    """Raise UserError naming the first record that has another number of rewards than the first one."""
+    counts = records.reward_counts
+    other = (counts != counts[:1]).nonzero()[0]
+    if len(other):
+        at = int(other[0])
+        raise UserError(
+            f"{records[at].where}: {counts[at]} rewards an image, but {counts[0]} in {records[0].where}; "
+            f"allowed: the same number in every row"
+        )

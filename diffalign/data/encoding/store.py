@@ -1,74 +1,253 @@
 """Tensors on disk under the name of what they were computed from.
 
-A file's name is a digest of its inputs, so it never needs to be brought up to date: it is there or it is not.
-Writing is atomic (a temporary name in the same folder, then os.replace), so that several processes may write
-the same file; each file carries a digest of its tensors, and one that does not match is as good as absent.
+A key is a digest of the inputs, so that a record never needs to be brought up to date: it is there or it is
+not. Records lie in shards (``shards``); several processes write one store, each its own shards. A record
+whose checksum does not match is as good as absent. The layout of earlier versions, one safetensors file a
+record, is read, and its records move to shards as they are encountered by an encoding.
 """
 
 import errno
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from diffalign.data.encoding.folder import Folder
+from diffalign.data.encoding.shards import PART, SHARD_BYTES, Shard, ShardWriter, Tensors, salvage
 from diffalign.data.reading.examples import digest
 from diffalign.errors import UserError
-from diffalign.utils.files import write_atomic
 
-Tensors = dict[str, Tensor]
+__all__ = ["Memory", "Store", "Tensors", "is_full", "no_space", "tensors_digest"]
+
+RELEASE_BYTES = 128 * 2**20  # of mapped pages, after which the system may take them back
+_AROUND = 2**16  # bytes that the system maps around a page that is touched
+
+
+class _Index:
+    """Where the records of one kind lie: keys sorted, each with its shard and row."""
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+        self._high = np.zeros(0, np.uint64)
+        self._low = np.zeros(0, np.uint64)
+        self._shard = np.zeros(0, np.uint32)
+        self._row = np.zeros(0, np.uint32)
+
+    def add(self, shards: list[tuple[Shard, np.ndarray]]) -> None:
+        """Add the rows of shards; each comes with the numbers of its sound rows."""
+        parts = [(self._high, self._low, self._shard, self._row)]
+        for shard, rows in shards:
+            keys = shard.keys[rows]
+            numbers = np.full(len(rows), len(self.shards), np.uint32)
+            parts.append((keys[:, 0], keys[:, 1], numbers, rows.astype(np.uint32)))
+            shard.keys = shard.keys[:0]  # held here from now on
+            self.shards.append(shard)
+        high, low, number, row = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(high, kind="stable")
+        self._high, self._low, self._shard, self._row = high[order], low[order], number[order], row[order]
+
+    def find(self, key: str) -> Iterator[tuple[Shard, int]]:
+        """Yield the places of a key; the first sound one counts."""
+        high, low = np.uint64(int(key[:16], 16)), np.uint64(int(key[16:], 16))
+        at = int(np.searchsorted(self._high, high))
+        while at < len(self._high) and self._high[at] == high:
+            if self._low[at] == low:
+                yield self.shards[self._shard[at]], int(self._row[at])
+            at += 1
+
+    def missing(self, keys: np.ndarray) -> np.ndarray:
+        """Return those of (n, 2) keys that are not there. Equal first halves are taken for equal keys if both
+        halves occur: a false hit is found when it is read.
+        """
+        if not len(keys):
+            return keys
+        high = np.unique(keys[:, 0])
+        at = np.searchsorted(self._high, high)
+        there = np.zeros(len(high), bool)
+        inside = at < len(self._high)
+        there[inside] = self._high[at[inside]] == high[inside]
+        absent = high[~there]
+        return keys[np.isin(keys[:, 0], absent)] if len(absent) else keys[:0]
 
 
 class Store:
-    """A folder of content-addressed safetensors files, by kind ("latents", "text") and key."""
+    """A folder, local or remote, of content-addressed records by kind ("latents", "text", "patches") and key
+    (32 hexadecimal digits).
+    """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, shard_bytes: int = SHARD_BYTES):
         """Raises UserError if the folder cannot be made."""
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"data.cache_dir {str(self.folder)!r} cannot be made: {error.strerror}"
-            ) from error
+        self.files = Folder(folder)
+        self.folder = self.files.local
+        self.converted = 0  # records taken over from the layout of earlier versions
+        self._shard_bytes = shard_bytes
+        self._writers: dict[str, ShardWriter] = {}
+        self._unsealed: set[tuple[str, str]] = set()
+        self._index: dict[str, _Index] = {}
+        self._known: set[str] = set()
+        self._listed: int | None = None
+        self._touched = 0
+        self._lock = RLock()
+        self._old = any((self.folder / kind).is_dir() for kind in ("latents", "text", "patches"))
+        self.refresh()
 
-    def path(self, kind: str, key: str) -> Path:
-        """Where the file of a key lies."""
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process beside: the folder, opened there anew."""
+        return {"folder": self.files.name, "shard_bytes": self._shard_bytes}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        Store.__init__(self, state["folder"], state["shard_bytes"])
+
+    def refresh(self) -> None:
+        """Find the shards that this or other processes have completed since."""
+        with self._lock:
+            place = self.folder / PART
+            if not self.files.remote:
+                stamp = place.stat().st_mtime_ns if place.is_dir() else 0
+                if stamp == self._listed:
+                    return
+                self._listed = stamp
+            names = self.files.names(PART)
+            fresh = [name for name in names if name.endswith(".index") and name not in self._known]
+            self._known.update(fresh)
+            added: dict[str, list[tuple[Shard, np.ndarray]]] = {}
+            for name in fresh:
+                shard = self._shard(name)
+                if shard is not None:
+                    added.setdefault(shard.kind, []).append((shard, self._sound_rows(shard)))
+            for kind, shards in added.items():
+                self._index.setdefault(kind, _Index()).add(shards)
+
+    def _shard(self, name: str) -> Shard | None:
+        path = self.files.get(name)
+        try:
+            return Shard(self.files, name, path) if path else None
+        except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError):
+            return None  # a damaged index: its records are absent
+
+    def _sound_rows(self, shard: Shard) -> np.ndarray:
+        """Return the rows of a shard but those that a reading has found damaged."""
+        rows = np.arange(len(shard))
+        path = self.files.fresh(f"{shard.name}.damaged")
+        if path is None:
+            return rows
+        bad = {int(line) for line in path.read_text(encoding="utf-8").split()}
+        return np.array([row for row in rows if row not in bad], dtype=np.int64)
+
+    def old_path(self, kind: str, key: str) -> Path:
+        """Return where earlier versions kept a record."""
         return self.folder / kind / key[:2] / f"{key}.safetensors"
 
-    def size(self, kind: str, key: str) -> int:
-        """The file's bytes; 0 if there is none."""
-        try:
-            return self.path(kind, key).stat().st_size
-        except FileNotFoundError:
-            return 0
-
     def read(self, kind: str, key: str) -> Tensors | None:
-        """The tensors of a key, or None if there is no file or it is damaged."""
-        try:
-            with safe_open(self.path(kind, key), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-                return tensors if (file.metadata() or {}).get("digest") == tensors_digest(tensors) else None
-        except (OSError, SafetensorError):
-            return None
+        """Return the tensors of a key, or None if there are none or they are damaged."""
+        with self._lock:
+            if (kind, key) in self._unsealed:
+                self.seal()
+            places = list(self._index[kind].find(key)) if kind in self._index else []
+        for shard, row in places:
+            tensors = shard.read(row)
+            if tensors is not None:
+                self._count(tensors)
+                return tensors
+        return _read_old(self.old_path(kind, key)) if self._old else None
+
+    def _count(self, tensors: Tensors) -> None:
+        self._touched += sum(tensor.nbytes + _AROUND for tensor in tensors.values())
+        if self._touched > RELEASE_BYTES:
+            self._touched = 0
+            for index in self._index.values():
+                for shard in index.shards:
+                    shard.release()
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether a record is there and sound; one of the earlier layout moves to a shard."""
+        with self._lock:
+            if (kind, key) in self._unsealed:
+                return True
+            tensors = self.read(kind, key)
+            if tensors is None:
+                self.refresh()
+                tensors = self.read(kind, key)
+            if tensors is None:
+                return False
+            if self._old and not self._in_shards(kind, key):
+                self.write(kind, key, tensors)
+                self.converted += 1
+            return True
+
+    def _in_shards(self, kind: str, key: str) -> bool:
+        return kind in self._index and any(True for _ in self._index[kind].find(key))
+
+    def missing(self, kind: str, keys: np.ndarray) -> np.ndarray:
+        """Return those of (n, 2) keys, as ``shards.halves`` gives them, that no shard holds."""
+        return self._index[kind].missing(keys) if kind in self._index else keys
+
+    def nbytes(self, kind: str) -> int:
+        """Return the size in bytes of all shards of a kind."""
+        return sum(shard.bytes for shard in self._index[kind].shards) if kind in self._index else 0
 
     def write(self, kind: str, key: str, tensors: Tensors) -> int:
-        """Write the file of a key and return its bytes; OSError where the disk refuses."""
-        content = save(tensors, metadata={"digest": tensors_digest(tensors)})
-        write_atomic(self.path(kind, key), content)
-        return len(content)
+        """Take a record and return its bytes; it is in a shard at the latest after ``seal``.
 
-    def remove(self, kind: str, key: str) -> None:
-        """Remove the file of a key, if it is there."""
-        self.path(kind, key).unlink(missing_ok=True)
+        Raises OSError where the disk refuses.
+        """
+        with self._lock:
+            writer = self._writers.setdefault(kind, ShardWriter(self.files, kind, self._shard_bytes))
+            self._unsealed.add((kind, key))
+            if writer.add(key, tensors) is not None:
+                # what began the next shard, if anything did, is this record
+                own = {pair for pair in self._unsealed if pair[0] == kind}
+                self._unsealed -= own if writer.is_empty else own - {(kind, key)}
+                self.refresh()
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+    def seal(self) -> None:
+        """Complete the shards that this process is writing."""
+        with self._lock:
+            for writer in self._writers.values():
+                writer.seal()
+            self._unsealed.clear()
+            self.refresh()
+
+    def abandon(self) -> None:
+        """Leave unfinished shards for the next process to salvage: after an error of the disk."""
+        for writer in self._writers.values():
+            writer.abandon()
+        self._writers, self._unsealed = {}, set()
+
+    def salvage(self) -> int:
+        """Take over what processes that died have left unfinished; return the number of records."""
+        saved = salvage(self.files)
+        self.refresh()
+        return saved
+
+    def discard(self, kind: str, key: str) -> None:
+        """Note that a record is damaged, for every process that opens the store from now on."""
+        for shard, row in self._index[kind].find(key) if kind in self._index else ():
+            self.files.append(f"{shard.name}.damaged", str(row))
+        self.old_path(kind, key).unlink(missing_ok=True)
+
+
+def _read_old(path: Path) -> Tensors | None:
+    """Return the tensors of a file of the earlier layout, None if it is absent or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return tensors if (file.metadata() or {}).get("digest") == tensors_digest(tensors) else None
+    except (OSError, SafetensorError):
+        return None
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of names, types, shapes and values."""
+    """Return a digest of names, types, shapes and values."""
     parts: list[bytes] = []
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -77,12 +256,12 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an error of writing says that the disk, or the user's share of it, is full."""
+    """Return whether an error of writing says that the disk, or the user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def no_space(folder: Path, needed: int) -> UserError:
-    """The error of a full disk: the folder, the bytes needed and the bytes free."""
+    """Return the error of a full disk: the folder, the bytes needed and the bytes free."""
     free = shutil.disk_usage(folder).free
     return UserError(
         f"no space left in {folder}: about {needed / 2**20:.1f} MiB more are needed, "
@@ -92,31 +271,45 @@ def no_space(folder: Path, needed: int) -> UserError:
 
 
 class Memory:
-    """A store whose tensors used last stay in memory, float32, up to ``budget`` bytes: a small set whole."""
+    """A store whose tensors used last stay in memory, float32, up to ``budget`` bytes: a small set whole.
 
-    def __init__(self, store: Store, budget: int = 2 * 2**30):
+    Threads may share it.
+    """
+
+    def __init__(self, store: Store, budget: int = 512 * 2**20):
         self.store = store
         self._budget = budget
         self._held: OrderedDict[tuple[str, str], Tensors] = OrderedDict()
         self._bytes = 0
+        self._lock = RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process beside: the store and the budget."""
+        return {"store": self.store, "budget": self._budget}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        Memory.__init__(self, state["store"], state["budget"])
 
     def get(self, kind: str, key: str) -> Tensors:
-        """The tensors of a key in float32; UserError if the file is gone or damaged since it was encoded."""
-        if (kind, key) in self._held:
-            self._held.move_to_end((kind, key))
-            return self._held[kind, key]
+        """Return the tensors of a key in float32; UserError if they are gone or damaged since encoding."""
+        with self._lock:
+            if (kind, key) in self._held:
+                self._held.move_to_end((kind, key))
+                return self._held[kind, key]
         stored = self.store.read(kind, key)
         if stored is None:
-            self.store.remove(kind, key)
+            self.store.discard(kind, key)
             raise UserError(
-                f"{self.store.path(kind, key)}: missing or damaged since it was encoded; "
-                f"it is removed, start again and it will be encoded anew"
+                f"{self.store.files}: {kind} {key} missing or damaged since it was encoded; "
+                f"start again and it will be encoded anew"
             )
         tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-        self._held[kind, key] = tensors
-        self._bytes += _bytes(tensors)
-        while self._bytes > self._budget and len(self._held) > 1:
-            self._bytes -= _bytes(self._held.popitem(last=False)[1])
+        with self._lock:
+            if (kind, key) not in self._held:
+                self._held[kind, key] = tensors
+                self._bytes += _bytes(tensors)
+            while self._bytes > self._budget and len(self._held) > 1:
+                self._bytes -= _bytes(self._held.popitem(last=False)[1])
         return tensors
 
 

@@ -1,4 +1,4 @@
-"""Writes what is missing of an encoded set: batches of equal shape through the model, then files."""
+"""Writing of what is missing of an encoded set: batches of equal shape through the model, then records."""
 
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from diffalign.data.encoding.store import Store
 from diffalign.data.reading.examples import digest
 from diffalign.errors import UserError
 
-VERSION = 1  # of what is in a file: part of every key
+VERSION = 1  # of what is in a record: part of every key
 
 
 @runtime_checkable
@@ -51,12 +51,12 @@ class Encoders(Protocol):
 
 
 class Writer:
-    """Collects what is missing into batches of equal shape, encodes them and writes the files."""
+    """Collects what is missing into batches of equal shape, encodes them and writes the records."""
 
     def __init__(self, model: Encoders, store: Store, batch_size: int, dtype: torch.dtype):
         self.rows_left: int | None = None  # rows to come, if known: for the message when the disk is full
         self.model = model
-        self._store = store
+        self.store = store
         self._batch_size = batch_size
         self._dtype = dtype
         self._identity = f"{VERSION} {model.fingerprint} {dtype}"
@@ -70,7 +70,7 @@ class Writer:
     def negative(self) -> str:
         """See to it that what guidance guides away from is encoded; its key."""
         key = digest(f"negative {self._identity}".encode())
-        if self._store.read("text", key) is None:
+        if not self.store.has("text", key):
             with torch.no_grad():
                 self._write("text", key, {name: row[0] for name, row in self.model.negative(1).items()})
         return key
@@ -92,11 +92,11 @@ class Writer:
 
     def has_map(self, key: str) -> bool:
         """Whether this map is in the store, sound."""
-        return self._store.read("patches", key) is not None
+        return self.store.has("patches", key)
 
     def has(self, key: str) -> bool:
         """Whether these latents are in the store, sound."""
-        if key not in self._there and self._store.read("latents", key) is not None:
+        if key not in self._there and self.store.has("latents", key):
             self._there.add(key)
         return key in self._there
 
@@ -111,7 +111,7 @@ class Writer:
         key = self.text_key(prompt)
         if key not in self._seen:
             self._seen.add(key)
-            if self._store.read("text", key) is None:
+            if not self.store.has("text", key):
                 self._prompts[key] = prompt
         if len(self._prompts) >= self._batch_size:
             self._flush_prompts()
@@ -147,7 +147,7 @@ class Writer:
         """The rows of an image's latents, which are encoded now if they are still waiting."""
         if key not in self._there:
             self.flush()
-        stored = self._store.read("latents", key)
+        stored = self.store.read("latents", key)
         assert stored is not None, "latents that have just been written"
         return stored["mean"].shape[-2]
 
@@ -160,7 +160,9 @@ class Writer:
 
     def _flush_pixels(self, waiting: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            mean, std = self.model.encode_pixels(to_unit(torch.stack(list(waiting.values()))))
+            pixels = to_unit(torch.stack(list(waiting.values())))
+            mean, std = self.model.encode_pixels(pixels)
+        self._downscale = pixels.shape[-2] // mean.shape[-2]
         for key, row_mean, row_std in zip(waiting, mean, std, strict=True):
             self._write("latents", key, {"mean": row_mean, "std": row_std})
             self._there.add(key)
@@ -182,5 +184,5 @@ class Writer:
                 raise UserError(f"the VAE gives NaN; {advice}, or model.vae to one that bears float16")
             raise UserError(f"the text encoder gives NaN; {advice}")
         self._last = sum(tensor.nbytes for tensor in stored.values())
-        self._bytes += self._store.write(kind, key, stored)
+        self._bytes += self.store.write(kind, key, stored)
         self._files += 1

@@ -4,17 +4,18 @@ import threading
 import pytest
 import torch
 
-import diffalign.data.encoding.store as store_module
+import diffalign.data.encoding.shards as shards_module
 from diffalign.config.schema import DataConfig
 from diffalign.data import encode_preferences, read_preferences, split_holdout
+from diffalign.data.encoding import folder as files_module
 from diffalign.data.encoding.encoded import VERSION
 from diffalign.data.encoding.images import cut_out, to_unit
 from diffalign.data.encoding.store import Memory, Store
 from diffalign.errors import UserError
 from diffalign.media.images import decode
-from diffalign.utils import files
 from tests.data.conftest import Model, png, row, write_jsonl, write_parquet
 
+KEYS = [f"{number:032x}" for number in (7, 2**64 + 7, 2**127)]
 ROWS = [row(0), row(1, (0.0, 1.0)), row(2, (0.5, 0.5)), row(3, (None, None)), row(4, prompt="prompt 0")]
 
 
@@ -81,7 +82,7 @@ def test_a_second_run_encodes_nothing(tmp_path, format):
     again = Model()
     second = encode(path, tmp_path / "c", again)
     assert not again.batches and not again.family.prompts
-    assert second.records == first.records and second.counts == first.counts
+    assert list(second) == list(first) and second.counts == first.counts
     assert torch.equal(second.moments(second[0].images[0])[0], first.moments(first[0].images[0])[0])
 
 
@@ -131,54 +132,79 @@ def test_an_interrupted_run_goes_on(path, tmp_path):
     encoded = encode(path, tmp_path / "c", rest, cache_batch_size=2)
     assert rest.images == 4  # of 8
     whole = encode(path, tmp_path / "d", Model(), cache_batch_size=2)
-    assert encoded.records == whole.records
+    assert list(encoded) == list(whole)
     assert not list((tmp_path / "c").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bits", "foreign", "gone"])
+def place(store, kind, key):
+    """(shard, row) of a record, and its file."""
+    ((shard, row),) = store._index[kind].find(key)
+    return shard, row, store.folder / f"{shard.name}.arrow"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bits", "foreign", "gone", "index", "no index"])
 @pytest.mark.parametrize("kind", ["latents", "text"])
-def test_a_damaged_file_is_encoded_again(path, tmp_path, damage, kind):
+def test_a_damaged_record_is_encoded_again(path, tmp_path, damage, kind):
     first = encode(path, tmp_path / "c", Model())
     key = first[0].images[0].key if kind == "latents" else first[0].text
-    file = Store(tmp_path / "c").path(kind, key)
+    wanted = first.moments(first[0].images[0])[0]
+    store = Store(tmp_path / "c")
+    shard, row, file = place(store, kind, key)
+    index = file.with_suffix(".index")
     content = bytearray(file.read_bytes())
-    if damage == "gone":
-        file.unlink()
+    name = "mean" if kind == "latents" else "encoder_hidden_states"
+    at = int(shard._places[name][0][row])
+    if damage in ("gone", "no index"):
+        (file if damage == "gone" else index).unlink()
     elif damage == "truncated":
-        file.write_bytes(content[:-7])
+        file.write_bytes(content[: at + 3])
     elif damage == "foreign":
         file.write_bytes(b"hello")
+    elif damage == "index":
+        index.write_bytes(index.read_bytes()[:-7])
     else:
-        content[-3] ^= 1
+        content[at] ^= 1
         file.write_bytes(bytes(content))
     model = Model()
     second = encode(path, tmp_path / "c", model)
-    assert (model.images, len(model.family.prompts)) == ((1, 0) if kind == "latents" else (0, 1))
-    assert torch.equal(second.moments(second[0].images[0])[0], first.moments(first[0].images[0])[0])
+    images, texts = model.images, len(model.family.prompts)
+    if damage == "bits":
+        assert (images, texts) == ((1, 0) if kind == "latents" else (0, 1))
+    else:  # the records before the damage are kept
+        assert (images > 0, texts > 0) == ((True, False) if kind == "latents" else (False, True))
+    assert torch.equal(second.moments(second[0].images[0])[0], wanted)
+    again = Model()
+    encode(path, tmp_path / "c", again)
+    assert not again.batches and not again.family.prompts
 
 
 def test_damage_after_encoding_is_an_error_that_mends(path, tmp_path):
     encoded = encode(path, tmp_path / "c", Model())
     store = Store(tmp_path / "c")
-    file = store.path("latents", encoded[0].images[0].key)
-    file.write_bytes(b"x")
+    shard, row, file = place(store, "latents", encoded[0].images[0].key)
+    content = bytearray(file.read_bytes())
+    content[int(shard._places["std"][0][row])] ^= 1
+    file.write_bytes(bytes(content))
     with pytest.raises(UserError, match="missing or damaged since it was encoded"):
         encoded.moments(encoded[0].images[0])
-    assert not file.exists()
+    assert (tmp_path / "c" / f"{shard.name}.damaged").read_text().split() == [str(row)]
+    assert Store(tmp_path / "c").read("latents", encoded[0].images[0].key) is None
+    model = Model()
+    mended = encode(path, tmp_path / "c", model)
+    assert model.images == 1 and mended.moments(mended[0].images[0])[0].shape == (3, 2, 2)
 
 
 def test_a_damaged_manifest_is_made_again(path, tmp_path):
     first = encode(path, tmp_path / "c", Model())
-    (manifest,) = (tmp_path / "c" / "manifests").glob("*.jsonl")
-    for content in (
-        b"",
-        b"{",
-        manifest.read_bytes()[:-40],
-        manifest.read_bytes().replace(b'"version": %d' % VERSION, b'"version": 0'),
-    ):
+    records = list(first)
+    (manifest,) = (tmp_path / "c" / "manifests").glob("*.arrow")
+    whole = manifest.read_bytes()
+    assert b"version" in whole and VERSION == 5
+    for content in (b"", b"{", whole[:-40], whole.replace(b"5", b"0", 1) if b"5" in whole else b""):
+        manifest.unlink()  # a process may have the old file mapped
         manifest.write_bytes(content)
         model = Model()
-        assert encode(path, tmp_path / "c", model).records == first.records
+        assert list(encode(path, tmp_path / "c", model)) == records
         assert not model.batches
 
 
@@ -196,13 +222,13 @@ def test_unreadable_images_are_skipped_and_named(tmp_path, model, capsys, worker
     assert "skipped p.parquet row 3: image 0 is unreadable (not an image that PIL knows)" in named
     assert model.images == 6
     again = encode(path, tmp_path / "c", Model(), workers=workers)
-    assert again.counts == encoded.counts and again.records == encoded.records
+    assert again.counts == encoded.counts and list(again) == list(encoded)
 
 
 def test_threads_give_what_one_gives(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", [row(i) for i in range(12)])
     one, many = encode(path, tmp_path / "c", Model()), encode(path, tmp_path / "d", Model(), workers=3)
-    assert one.records == many.records
+    assert list(one) == list(many)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +270,7 @@ def test_several_processes_share_the_work(tmp_path):
         assert [model.images for model in models] == [6, 4, 2]
         alone = encode(path, tmp_path / "d", Model())
         for rank in range(3):
-            assert results[rank].records == alone.records and results[rank].counts == alone.counts
+            assert list(results[rank]) == list(alone) and results[rank].counts == alone.counts
 
 
 def test_runs_that_share_a_cache_do_not_disturb_each_other(tmp_path):
@@ -260,14 +286,14 @@ def test_runs_that_share_a_cache_do_not_disturb_each_other(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [results[number].records for number in range(4)] == [alone.records] * 4
+    assert [list(results[number]) for number in range(4)] == [list(alone)] * 4
 
 
 def test_a_full_disk_says_where_and_how_much(path, tmp_path, monkeypatch, model):
-    def full(target, content):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module, "write_atomic", full)
+    monkeypatch.setattr(shards_module.ShardWriter, "flush", full)
     with pytest.raises(
         UserError, match=r"no space left in .*c: about \d+\.\d MiB more are needed, \d+\.\d MiB are free"
     ):
@@ -276,10 +302,13 @@ def test_a_full_disk_says_where_and_how_much(path, tmp_path, monkeypatch, model)
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "io")))
+    store.write("latents", KEYS[0], {"mean": torch.zeros(2)})
+    monkeypatch.setattr(
+        files_module.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "io"))
+    )
     with pytest.raises(OSError, match="io"):
-        store.write("latents", "ab", {"mean": torch.zeros(2)})
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+        store.seal()
+    assert [file for file in tmp_path.rglob("*") if file.is_file() and not file.name.startswith(".")] == []
 
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path, path, model):
@@ -302,12 +331,12 @@ def test_nan_of_the_vae_is_an_error_that_says_what_to_do(path, tmp_path):
 
 def test_memory_stays_within_its_budget(tmp_path):
     store = Store(tmp_path)
-    for key in ("aa", "bb", "cc"):
-        store.write("latents", key, {"mean": torch.full((4,), float(ord(key[0])))})
+    for number, key in enumerate(KEYS):
+        store.write("latents", key, {"mean": torch.full((4,), float(number))})
     memory = Memory(store, budget=32)
-    for key in ("aa", "bb", "cc", "aa"):
-        assert memory.get("latents", key)["mean"].tolist() == [float(ord(key[0]))] * 4
-    assert memory._bytes == 32 and list(memory._held) == [("latents", "cc"), ("latents", "aa")]
+    for number in (0, 1, 2, 0):
+        assert memory.get("latents", KEYS[number])["mean"].tolist() == [float(number)] * 4
+    assert memory._bytes == 32 and list(memory._held) == [("latents", KEYS[2]), ("latents", KEYS[0])]
 
 
 # the held-out part
@@ -320,8 +349,8 @@ def test_holdout_is_disjoint_by_prompt(encoded):
     assert {r.prompt for r in train}.isdisjoint(r.prompt for r in held)
     assert 0 < len(held) <= 10 and sorted([*train, *held], key=str) == sorted(whole, key=str)
     assert held.counts.usable == len(held) and train.counts.usable == len(train)
-    assert split_holdout(whole, 0.25, 100, seed=0)[1].records == held.records
-    assert split_holdout(whole, 0.25, 100, seed=1)[1].records != held.records
+    assert list(split_holdout(whole, 0.25, 100, seed=0)[1]) == list(held)
+    assert list(split_holdout(whole, 0.25, 100, seed=1)[1]) != list(held)
     assert len(split_holdout(whole, 0.5, 4, seed=0)[1]) <= 4
 
 

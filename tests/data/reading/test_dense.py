@@ -100,7 +100,7 @@ def test_batches_have_a_score_for_each_latent_frame(videos):
     # a second is frames 0-7: latent frame 2 is frames 5-8, three of the first segment and one without a label
     assert encoded[3].dense.shown[2] == (0, 0, 0, 1)
     again = encode(videos, rows)
-    assert again.records == encoded.records and again.counts == encoded.counts
+    assert list(again) == list(encoded) and again.counts == encoded.counts
     for part in split_holdout(encoded, 0.5, 4, 0):  # wherever the one without segments has landed
         assert part.dense and all(len(part.scores(record, 0)) == 4 for record in part)
     source = PairSource(encoded, Family(), DataConfig(**CLIP), 2)

@@ -1,0 +1,160 @@
+"""A record of an encoded set, and how it is written as a row of an Arrow table."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from diffalign.data.encoding.geometry import Cut, Size
+from diffalign.data.reading.dense import Dense, dense_from
+from diffalign.data.reading.examples import Kind, is_tie, kind_of
+
+Bucket = tuple[int, int, int]
+"""(height, width) in pixels and frames, 0 of images: groups of one bucket fit into one batch."""
+
+ROWS = 2**14  # of a record batch
+
+_KEY = pa.binary(16)
+_SIZE = pa.list_(pa.int32())
+_IMAGE = pa.struct(
+    {
+        "key": _KEY,
+        "flipped": _KEY,
+        "original": _SIZE,
+        "resized": _SIZE,
+        "corner": _SIZE,
+        "target": _SIZE,
+        "frames": pa.int32(),
+        "fps": pa.float64(),
+        "content": _KEY,
+    }
+)
+SCHEMA = pa.schema(
+    {
+        "prompt": pa.large_string(),
+        "text": _KEY,
+        "images": pa.list_(_IMAGE),
+        "scores": pa.list_(pa.float64()),
+        "where": pa.large_string(),
+        "texts": pa.list_(_KEY),
+        "rewards": pa.list_(pa.list_(pa.float64())),
+        "patches": pa.list_(_KEY),
+        "weight": pa.float64(),
+        "dense": pa.large_string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image or video of a group: the keys of its posterior's moments, and how it was cut."""
+
+    key: str
+    flipped: str | None  # key of the mirrored image's moments, if flips were encoded
+    cut: Cut
+    content: str  # digest of the image file: the same picture, however it was cut
+
+
+@dataclass(frozen=True)
+class Record:
+    """A group: an Example whose images and prompt are encoded (K images, K scores)."""
+
+    prompt: str
+    text: str  # key of the prompt's embedding
+    images: tuple[EncodedImage, ...]
+    scores: tuple[float, ...]
+    where: str
+    texts: tuple[str, ...] = ()  # key of each image's own prompt, where they differ
+    rewards: tuple[tuple[float, ...], ...] = ()  # R second opinions an image
+    patches: tuple[str | None, ...] = ()  # key of each image's weight map, None for weight 1
+    weight: float = 1.0
+    dense: Dense | None = None  # labels in time
+
+    @property
+    def kind(self) -> Kind:
+        """What the group counts as."""
+        segments = self.dense.scores if self.dense else ()
+        return kind_of(self.scores, len(self.images), bool(self.texts), segments)
+
+    @property
+    def target(self) -> Size:
+        """(height, width) in pixels, common to the group."""
+        return self.images[0].cut.target
+
+    @property
+    def bucket(self) -> Bucket:
+        """What groups of one batch have in common."""
+        return (*self.target, self.images[0].cut.frames)
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether no image is better than another, at any time."""
+        return is_tie(self.scores, self.dense.scores if self.dense else ())
+
+
+def row_of(record: Record) -> dict[str, Any]:
+    """Return the cells of a record, of ``SCHEMA``."""
+    raw = lambda key: None if key is None else bytes.fromhex(key)  # noqa: E731
+    images = [
+        {
+            **asdict(image.cut),
+            "key": raw(image.key),
+            "flipped": raw(image.flipped),
+            "content": raw(image.content),
+        }
+        for image in record.images
+    ]
+    return {
+        "prompt": record.prompt,
+        "text": raw(record.text),
+        "images": images,
+        "scores": record.scores,
+        "where": record.where,
+        "texts": list(map(raw, record.texts)),
+        "rewards": record.rewards,
+        "patches": list(map(raw, record.patches)),
+        "weight": record.weight,
+        "dense": None if record.dense is None else json.dumps(asdict(record.dense)),
+    }
+
+
+def record_from(row: Mapping[str, Any]) -> Record:
+    """Return the record of some cells; KeyError, TypeError or ValueError if they are none."""
+    name = lambda raw: None if raw is None else raw.hex()  # noqa: E731
+    return Record(
+        prompt=row["prompt"],
+        text=row["text"].hex(),
+        images=tuple(
+            EncodedImage(
+                key=image["key"].hex(),
+                flipped=name(image["flipped"]),
+                cut=Cut(
+                    tuple(image["original"]),
+                    tuple(image["resized"]),
+                    tuple(image["corner"]),
+                    tuple(image["target"]),
+                    image["frames"],
+                    image["fps"],
+                ),
+                content=image["content"].hex(),
+            )
+            for image in row["images"]
+        ),
+        scores=tuple(row["scores"]),
+        where=row["where"],
+        texts=tuple(raw.hex() for raw in row["texts"]),
+        rewards=tuple(map(tuple, row["rewards"])),
+        patches=tuple(map(name, row["patches"])),
+        weight=row["weight"],
+        dense=None if row["dense"] is None else dense_from(json.loads(row["dense"])),
+    )
+
+
+def batches_of(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
+    """Yield record batches of ``SCHEMA``."""
+    records = iter(records)
+    while rows := [row_of(record) for record in islice(records, ROWS)]:
+        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
