@@ -62,8 +62,12 @@ def finished(run: "Run", result: "Result") -> list[str]:
         "see whether it got better:",
     ]
     tiny = run.model.path.startswith("tiny:")
-    how = "--prompts prompts.txt --rewards pickscore"
-    if tiny:
+    videos = bool(run.data.frames)
+    how = f"--prompts prompts.txt --rewards {'video_reward' if videos else 'pickscore'}"
+    if tiny and videos:
+        how = "--prompts tiny:motions/test --limit 64 --steps 20 --guidance 1 "
+        how += "--rewards video_motion,video_content"
+    elif tiny:
         how = "--prompts tiny:test --limit 256 --steps 20 --guidance 1 --rewards judge,taste"
     return [*lines, f"    diffalign evaluate --run {result.output} {how}"]
 

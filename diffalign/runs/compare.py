@@ -14,9 +14,11 @@ from diffalign.evaluation.drawing.pipeline import Pipeline
 from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, generate
 from diffalign.evaluation.evaluate import Evaluation, evaluate
 from diffalign.evaluation.measuring.store import freed
+from diffalign.evaluation.report import sections
 from diffalign.evaluation.report.charts import number
 from diffalign.evaluation.report.embedding import tag
-from diffalign.evaluation.report.sections import percent, span, verdict
+from diffalign.evaluation.report.page import fragment
+from diffalign.evaluation.report.standings import categories, standings
 from diffalign.media.files import MediaLike
 from diffalign.rewards import load
 from diffalign.rewards.registry import parse
@@ -28,11 +30,6 @@ Model = Pipeline | str | Path | Sequence[MediaLike | str]
 """A pipeline; what names one (hub id, folder, ``tiny:sdxl``, run directory, folder of a LoRA); or what a
 model has drawn already: images, videos or their files.
 """
-
-_STYLE = (
-    "<style>.diffalign { display: flex; flex-wrap: wrap; gap: 18px; } .diffalign td, .diffalign th "
-    "{ text-align: left; padding: 2px 14px 2px 0; } .diffalign .tiny { image-rendering: pixelated; }</style>"
-)
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,24 @@ class NotebookComparison:
         return None if self.contest is None else self.contest.leading
 
     def _repr_html_(self) -> str:
-        """Return the verdict, the gains, and the first ``shown`` prompts with images and scores."""
+        """Return the report's verdict, gains, warnings and statistics around the first ``shown`` prompts."""
         cells = "".join(self._cell(i) for i in range(min(self.shown, len(self.prompts))))
-        words = ""
-        if self.contest is not None:
-            headline, support = verdict(self.contest)
-            words = f"<p><b>{escape(headline)}</b> {escape(support)}</p>{_gains(self.contest)}"
-        return f'{_STYLE}{words}<div class="diffalign">{cells}</div>'
+        grid = f'<div class="grid">{cells}</div>'
+        if self.contest is None:
+            return fragment(grid)
+        facts: dict[str, tuple[float | None, int | None]] = dict.fromkeys(self.contest.names, (None, None))
+        parts = [
+            sections.head(self.contest, ""),
+            standings(self.contest),
+            sections.numbers(self.contest, facts),
+            sections.alarm(self.contest),
+            sections.rewards(self.contest),
+            grid,
+            categories(self.contest),
+            sections.motion(self.contest),
+            sections.statistics(self.contest),
+        ]
+        return fragment("\n".join(part for part in parts if part))
 
     def _cell(self, i: int) -> str:
         images = [self._image(BASE, self.base[i], i)]
@@ -89,20 +97,6 @@ class NotebookComparison:
             results = self.contest.evaluations[name].rewards
             return [(result.name, result.aligned_scores[i]) for result in results]
         return [(result.name, result.base_scores[i]) for result in self.contest.leading.rewards]
-
-
-def _gains(found: Contest) -> str:
-    """Return a table: of every model and reward the gain and the win rate, with intervals."""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(r.name)}</td>"
-        f"<td>{number(r.comparison.gain.value, sign=True)} ({span(r.comparison.gain)})</td>"
-        f"<td>{percent(r.comparison.win_rate.value)} ({percent(r.comparison.win_rate.low)} to "
-        f"{percent(r.comparison.win_rate.high)})</td></tr>"
-        for name in found.order
-        for r in found.evaluations[name].rewards
-    )
-    head = "<tr><th>model</th><th>reward</th><th>gain (95 %)</th><th>wins (95 %)</th></tr>"
-    return f'<div class="diffalign"><table>{head}{rows}</table></div>'
 
 
 def compare(

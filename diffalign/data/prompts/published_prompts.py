@@ -1,7 +1,8 @@
 """Where the published prompt sets are, and how they are laid out.
 
 Files and columns are those of public code that reads them (2026-11); PartiPrompts and GenEval were checked
-against copies of the files, DrawBench's and HPDv2's names on the hub were **not verified** against the hub.
+against copies of the files; where the others are on the hub and on GitHub was **not verified** there. A copy
+is always read: ``dpg:FILE`` and so on.
 """
 
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffalign.data.prompts.prompt_files import Row, file_rows
+from diffalign.data.prompts.prompt_layouts import any_rows, compbench_rows, dpg_rows, unique_rows
 from diffalign.errors import UserError
 from diffalign.utils.files import write_atomic
 
@@ -17,6 +19,12 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 """HPDv2's, in the order of its table; one file each."""
 
 _GENEVAL = "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+_RAW = "https://raw.githubusercontent.com"
+_DPG = f"{_RAW}/TencentQQGYLab/ELLA/main/dpg_bench/dpg_bench.csv"
+_COMPBENCH = f"{_RAW}/Karine-Huang/T2I-CompBench/main/examples/dataset"
+_PARTS = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
+_UNIGENBENCH = f"{_RAW}/CodeGoat24/UniGenBench/main/data/test_prompts_en.csv"
+_VBENCH = f"{_RAW}/Vchitect/VBench/master/vbench/VBench_full_info.json"
 _SECONDS = 30  # to wait for a server
 
 
@@ -68,19 +76,41 @@ def _from_hub(repository: str, *names: str) -> Callable[[], list[Path]]:
     return files
 
 
-def _geneval_file() -> list[Path]:
-    """GenEval's file, which is on GitHub: kept beside the hub's cache."""
-    from urllib.request import urlopen
+def _matching(repository: str, pattern: str) -> Callable[[], list[Path]]:
+    """Files of a data set on the hub by a pattern, where their names hold a digest."""
 
-    from huggingface_hub import constants
+    def files() -> list[Path]:
+        from huggingface_hub import snapshot_download
 
-    kept = Path(constants.HF_HOME) / "diffalign" / "geneval" / _GENEVAL.rpartition("/")[2]
-    if not kept.is_file():
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("offline")
-        with urlopen(_GENEVAL, timeout=_SECONDS) as response:
-            write_atomic(kept, response.read())
-    return [kept]
+        folder = snapshot_download(repository, repo_type="dataset", allow_patterns=[pattern])
+        found = sorted(Path(folder).glob(pattern))
+        if not found:
+            raise FileNotFoundError(pattern)
+        return found
+
+    return files
+
+
+def _from_web(name: str, *urls: str) -> Callable[[], list[Path]]:
+    """Files at addresses, kept beside the hub's cache."""
+
+    def files() -> list[Path]:
+        from urllib.request import urlopen
+
+        from huggingface_hub import constants
+
+        found = []
+        for url in urls:
+            kept = Path(constants.HF_HOME) / "diffalign" / name / url.rpartition("/")[2]
+            if not kept.is_file():
+                if constants.HF_HUB_OFFLINE:
+                    raise OSError("offline")
+                with urlopen(url, timeout=_SECONDS) as response:
+                    write_atomic(kept, response.read())
+            found.append(kept)
+        return found
+
+    return files
 
 
 def _styled(place: Path) -> Iterator[Row]:
@@ -114,13 +144,71 @@ PUBLISHED: Mapping[str, Published] = {
             _from_hub("sayakpaul/drawbench", "DrawBench Prompts - Sheet1.csv"),
             file_rows,
         ),
-        Published("geneval", {"tag": ("tag",)}, _GENEVAL, _geneval_file, file_rows),
+        Published(
+            "geneval", {"tag": ("tag",)}, _GENEVAL, lambda: _from_web("geneval", _GENEVAL)(), file_rows
+        ),
         Published(
             "hpdv2",
             {"style": ("style",)},
             f"benchmark/{{{','.join(STYLES)}}}.json of zhwang/HPDv2",
             _from_hub("zhwang/HPDv2", *(f"benchmark/{style}.json" for style in STYLES)),
             _styled,
+        ),
+        Published(
+            "pickapic",
+            {},
+            "data/test_unique-*.parquet of yuvalkirstain/pickapic_v2 (500 prompts), or a json list of texts",
+            _matching("yuvalkirstain/pickapic_v2", "data/test_unique-*.parquet"),
+            unique_rows,
+        ),
+        Published(
+            "geneval2",
+            {"atoms": ("atom_count",)},
+            f"{_RAW}/facebookresearch/GenEval2/main/geneval2_data.jsonl",
+            _from_web("geneval2", f"{_RAW}/facebookresearch/GenEval2/main/geneval2_data.jsonl"),
+            any_rows,
+        ),
+        Published(
+            "dpg",
+            {},
+            f"{_DPG}, or the folder of its prompts' texts",
+            _from_web("dpg", _DPG),
+            dpg_rows,
+        ),
+        Published(
+            "t2i_compbench",
+            {"category": ("category",)},
+            f"{_COMPBENCH}/{{{','.join(_PARTS)}}}_val.txt, a file or the folder of them",
+            _from_web("t2i_compbench", *(f"{_COMPBENCH}/{part}_val.txt" for part in _PARTS)),
+            compbench_rows,
+        ),
+        Published(
+            "oneig",
+            {"category": ("category",)},
+            "OneIG-Bench.json of OneIG-Bench/OneIG-Bench (prompt_en, category)",
+            _from_hub("OneIG-Bench/OneIG-Bench", "OneIG-Bench.json"),
+            any_rows,
+        ),
+        Published(
+            "unigenbench",
+            {},
+            "data/test_prompts_en.csv of UniGenBench (prompt_en)",
+            _from_web("unigenbench", _UNIGENBENCH),
+            any_rows,
+        ),
+        Published(
+            "vbench",
+            {"dimension": ("dimension",)},
+            f"{_VBENCH} (prompt_en, dimension)",
+            _from_web("vbench", _VBENCH),
+            any_rows,
+        ),
+        Published(
+            "mjhq",
+            {"category": ("category",)},
+            "meta_data.json of playgroundai/MJHQ-30K (objects by id)",
+            _from_hub("playgroundai/MJHQ-30K", "meta_data.json"),
+            any_rows,
         ),
     )
 }

@@ -190,7 +190,7 @@ def histogram(
     base: Sequence[float],
     aligned: Sequence[float],
     bins: int = 24,
-    axes: tuple[str, str] = ("score", ""),
+    axes: tuple[str, str] = ("score", "share"),
 ) -> str:
     """Two distributions over common bins: base as filled bars, aligned as a stepped outline.
 

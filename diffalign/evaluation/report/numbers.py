@@ -8,11 +8,14 @@ from diffalign.utils.intervals import Estimate
 
 
 def decimals(estimate: Estimate) -> int | None:
-    """Return how many decimals an estimate deserves: two digits of half its interval; None without width."""
+    """Return how many decimals an estimate deserves: two digits of half its interval, at most four of the
+    value; None without width.
+    """
     half = (estimate.high - estimate.low) / 2
     if not (math.isfinite(half) and half > 0):
         return None
-    return min(12, max(0, 1 - math.floor(math.log10(half))))
+    largest = max(abs(estimate.low), abs(estimate.high), half)
+    return max(0, min(1 - math.floor(math.log10(half)), 3 - math.floor(math.log10(largest))))
 
 
 def fixed(value: float, places: int | None, sign: bool = False) -> str:

@@ -159,6 +159,11 @@ footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
 """
 
 
+_GRID = """
+:scope { padding: 12px 18px; }
+.grid { display: flex; flex-wrap: wrap; gap: 18px; margin: 22px 0 0; }
+.tiny { image-rendering: pixelated; }
+"""
 _SECTION = re.compile(r'<section id="([\w-]+)">\n<h2>(.*?)</h2>')
 
 
@@ -170,6 +175,15 @@ def page(title: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def fragment(body: str) -> str:
+    """Return a piece of a page, in the report's look, that leaves the page around it as it is: a notebook's.
+
+    There is no script, so of several models all parts are shown, one below the other.
+    """
+    style = _STYLE.replace(":root", ":scope").replace("\nbody {", "\n:scope {")
+    return f'<style>@scope (.diffalign) {{{style}{_GRID}}}</style><div class="diffalign">{body}</div>'
 
 
 def section(title: str, lead: str, body: str) -> str:

@@ -91,10 +91,8 @@ def _unsure(contest: Contest) -> str:
 def head(contest: Contest, title: str) -> str:
     """Title, verdict and its support."""
     headline, support = verdict(contest)
-    return (
-        f'<header>\n<p class="eyebrow">{escape(title)}</p>\n<h1>{escape(headline)}</h1>\n'
-        f'<p class="lead">{escape(support)}</p>\n</header>'
-    )
+    eyebrow = f'<p class="eyebrow">{escape(title)}</p>\n' if title else ""
+    return f'<header>\n{eyebrow}<h1>{escape(headline)}</h1>\n<p class="lead">{escape(support)}</p>\n</header>'
 
 
 def _number(what: str, value: str, more: str, kind: str = "") -> str:

@@ -128,6 +128,7 @@ def test_an_unreachable_hub_is_said(name, tmp_path, monkeypatch):
         raise ConnectionError
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=rf"'{name}': cannot fetch .*network.*HF_HUB_OFFLINE.*{name}:PATH"):
@@ -141,7 +142,7 @@ def test_an_unreachable_hub_is_said(name, tmp_path, monkeypatch):
         ("hpdv2:{}", '{"prompt": "x"}', "not a list of texts, as HPDv2's benchmark/anime.json"),
         ("hpdv2:{}", "[", "not readable as json"),
         ("geneval:{}", '{"tag": "x"}', "no prompts; found tag"),
-        ("partis", None, "no such file; allowed: .*parti, drawbench, geneval, hpdv2, or parti:FILE"),
+        ("partis", None, "no such file; allowed: .*parti, drawbench, geneval, hpdv2, .*or parti:FILE"),
         ("parti:", None, "'parti:': no such file"),
     ],
 )
