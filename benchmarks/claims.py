@@ -34,7 +34,7 @@ TUNING_SEED, TUNING_POINTS, OFF_SUPPORT = 100, 900, 0.03
 
 
 def make(arm: Arm, seed: int) -> Row | None:
-    """An arm's row, read or made; None while another process makes it."""
+    """Return an arm's row, read or made; None while another process makes it."""
     name = f"claim-{arm.name}-{seed}"
     arm = settled(arm) if arm.tuned else arm
     asked = asking(arm, seed)
@@ -50,7 +50,7 @@ def make(arm: Arm, seed: int) -> Row | None:
 
 
 def on_leaderboard(arm: Arm, seed: int, asked: dict[str, object]) -> dict[str, Any] | None:
-    """What the leaderboard's row of the same settings has measured, if there is one."""
+    """Return the figures of the leaderboard's row of the same settings, if there is one."""
     same = {k: v for k, v in asked.items() if k not in ("errors", "memory")}
     row = record.known(f"{arm.world}-{arm.recipe or arm.method}-{seed}", same)
     if row is None or arm.value != "gain":
@@ -59,7 +59,9 @@ def on_leaderboard(arm: Arm, seed: int, asked: dict[str, object]) -> dict[str, A
 
 
 def settled(arm: Arm) -> Arm:
-    """The arm with the beta that gives the largest gain with less than 3 % of the mass off the support."""
+    """Return the arm with the beta that gives the largest gain with less than 3 % of the mass off the
+    support.
+    """
     asked = {**plane_world.asked(arm.row, TUNING_POINTS, arm.steps), "betas": [BETAS, HALVINGS]}
     name = f"tuned-{arm.name}"
     with record.lock(name):
@@ -79,7 +81,7 @@ def tried(arm: Arm, factor: float) -> dict[str, float]:
 
 
 def search(trial: Callable[[float], dict[str, float]]) -> list[dict[str, float]]:
-    """The first betas, then geometric means of the best one and its lower neighbour."""
+    """Return the first betas, then geometric means of the best one and its lower neighbour."""
     trials = [trial(factor) for factor in BETAS]
     for _ in range(HALVINGS):
         factor = best(trials)["factor"]
@@ -89,7 +91,7 @@ def search(trial: Callable[[float], dict[str, float]]) -> list[dict[str, float]]
 
 
 def best(trials: list[dict[str, float]]) -> dict[str, float]:
-    """The largest gain on the support; if all have left it, whatever has left it least."""
+    """Return the largest gain on the support; if all have left it, whatever has left it least."""
     staying = [trial for trial in trials if trial["off support"] < OFF_SUPPORT]
     if not staying:
         return min(trials, key=lambda trial: trial["off support"])
@@ -97,14 +99,14 @@ def best(trials: list[dict[str, float]]) -> dict[str, float]:
 
 
 def scaled(method: Any, factor: float) -> Any:
-    """A method, in a strategy or not, with a multiple of its beta."""
+    """Return a method, in a strategy or not, with a multiple of its beta."""
     if isinstance(method, Wrapped):
         return replace(method, method=scaled(method.method, factor))
     return replace(method, beta=method.beta * factor)
 
 
 def asking(arm: Arm, seed: int) -> dict[str, object]:
-    """What makes an arm's row what it is."""
+    """Return the settings that identify an arm's row."""
     if arm.world == "plane":
         points = PAIRS if arm.value in ("chosen", "rejected") else POINTS
         return {**plane_world.asked(arm.row, points, arm.steps), "errors": points == PAIRS}

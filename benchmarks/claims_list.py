@@ -95,7 +95,7 @@ def available(arm: Arm) -> bool:
 
 
 def plane(method: str, variant: str = "", title: str = "", /, **changes: object) -> Arm:
-    """An arm on the plane: a row of ``PLANE_METHODS`` with some fields changed."""
+    """Return an arm on the plane: a row of ``PLANE_METHODS`` with some fields changed."""
     steps, value = changes.pop("steps", None), changes.pop("value", "gain")
     tuned = changes.pop("tuned", False)
     row = replace(PLANE_METHODS.get(method, NO_ROW), **changes)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def plane(method: str, variant: str = "", title: str = "", /, **changes: object)
 
 
 def tiny(recipe: str, *flags: str, variant: str = "", title: str = "", steps: int | None = None) -> Arm:
-    """An arm on the tiny SDXL: a recipe with flags."""
+    """Return an arm on the tiny SDXL: a recipe with flags."""
     name = "-".join(filter(None, ("tiny", recipe, variant, f"{steps}" if steps else "")))
     return Arm(name, "tiny", title or recipe, recipe, recipe=recipe, flags=flags, steps=steps)
 
@@ -132,7 +132,7 @@ def flipped(share: float) -> Maker:
 
 @lru_cache
 def flipped_unrated(share: float) -> Maker:
-    """The same without the reward model's scores."""
+    """Return the same without the reward model's scores."""
 
     def maker(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
         return replace(turned_round(preferences(plane, base, seed=seed), share, seed), extra={})
@@ -142,7 +142,7 @@ def flipped_unrated(share: float) -> Maker:
 
 
 def ends_of_lists(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
-    """The best and the worst of each list, scored 1 and 0."""
+    """Return the best and the worst of each list, scored 1 and 0."""
     batch = lists(plane, base, seed=seed)
     by_list = batch.score.reshape(batch.num_groups, -1)
     first = torch.arange(batch.num_groups) * by_list.shape[1]

@@ -44,7 +44,7 @@ def text(claims: Sequence[Claim], rows: Mapping[str, Row]) -> str:
 
 
 def outcome(found: Sequence[tuple[Comparison, Estimate | None]]) -> str:
-    """The verdict over all comparisons that decide; those not made yet leave it open."""
+    """Return the verdict over all comparisons that decide; those not made yet leave it open."""
     verdicts = [_verdict(c, d) for c, d in found if c.decides and d is not None]
     missing = sum(c.decides and d is None for c, d in found)
     if not verdicts:
@@ -59,7 +59,7 @@ def _verdict(comparison: Comparison, estimate: Estimate) -> str:
 
 
 def difference(comparison: Comparison, rows: Mapping[str, Row]) -> Estimate | None:
-    """a - b over the seeds that both have (a alone without b); None if there are none."""
+    """Return a - b over the seeds that both have (a alone without b); None if there are none."""
     seeds = [s for s in range(100) if all(f"claim-{arm.name}-{s}" in rows for arm in comparison.arms)]
     if not seeds:
         return None

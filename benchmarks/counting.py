@@ -29,13 +29,13 @@ class Calls:
         return self.held + self.trained + 2 * self.back
 
     def per(self, steps: int) -> "Calls":
-        """The mean over ``steps``."""
+        """Return the mean over ``steps``."""
         return Calls(self.held / steps, self.trained / steps, self.back / steps)
 
 
 @contextmanager
 def counted(kind: type[nn.Module]) -> Iterator[Calls]:
-    """Counts the samples through every module of type ``kind`` inside the context, wherever it was made."""
+    """Count the samples through every module of type ``kind`` inside the context, wherever it was made."""
     calls = Calls()
 
     def backward(count: int) -> None:

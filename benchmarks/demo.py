@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record for people."""
+    """Return the record as Markdown."""
     lines = [
         "# The demo, three seeds and controls",
         "",

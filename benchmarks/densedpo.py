@@ -54,7 +54,7 @@ QUESTIONS = (
 
 
 def make(arm: VideoArm, seed: int, prompts: int) -> Row | None:
-    """A row, read or made; None while another process makes it."""
+    """Return a row, read or made; None while another process makes it."""
     name = f"video-{arm.name}-{seed}"
     with record.lock(name, wait=False) as mine:
         if not mine:

@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def align(folder: Path, recipe: str, arguments: argparse.Namespace) -> Path:
-    """The run directory of a recipe, trained if it has not been."""
+    """Return the run directory of a recipe, trained if it has not been."""
     if not (folder / "aligned").is_dir():
         steps = str(arguments.training_steps)
         timed(["train", recipe, "--output", str(folder), "--training.steps", steps, "--overwrite", "true"])
@@ -110,13 +110,13 @@ def written(folder: Path) -> dict[str, int]:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """What an evaluation found."""
+    """Return the results of an evaluation."""
     found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return found
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record for people."""
+    """Return the record as Markdown."""
     seconds, images = record["seconds"], record["images"]
     total = seconds["until it was interrupted"] + seconds["resumed"]
     same = "the same" if record["the reports are the same"] else "NOT the same"

@@ -40,7 +40,7 @@ def names(world: str) -> list[str]:
 
 
 def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
-    """A row, read or made; None while another process makes it."""
+    """Return a row, read or made; None while another process makes it."""
     name = f"{world}-{method}-{seed}"
     if world == "plane":
         settings = PLANE_METHODS[method]
@@ -64,7 +64,7 @@ def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
 
 
 def say(line: str) -> None:
-    """A line of progress; the jobs' own bars are on stderr."""
+    """Print a line of progress; the jobs' own bars are on stderr."""
     print(line, flush=True)
 
 
@@ -81,7 +81,7 @@ def write() -> None:
 
 
 def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """The rows that the command line asks for: first seeds of all methods first."""
+    """Return the rows that the command line names: first seeds of all methods first."""
     chosen = arguments.methods.split(",") if arguments.methods else None
     worlds = [arguments.world] if arguments.world else WORLDS
     for name in chosen or []:

@@ -45,7 +45,8 @@ ONLINE_BUDGET = 2 * BUDGET  # what is sampled has to be paid for as well
 
 @lru_cache
 def base(mislabelled: bool = False, flow: bool = False) -> PlaneNetwork:
-    """The base model, trained once and kept under ``runs/``; or one that a quarter of the labels misled; or
+    """Return the base model, trained once and kept under ``runs/``; or one that a quarter of the labels
+    misled; or
     that of the flow version.
     """
     name = "flow" if flow else "mislabelled" if mislabelled else "base"
@@ -67,7 +68,7 @@ def _mislabelled() -> PlaneNetwork:
 
 @lru_cache(maxsize=64)
 def drawn(maker: Maker, seed: int) -> Batch[Tensor]:
-    """The data of one seed, shared by all methods that learn from it."""
+    """Return the data of one seed, shared by all methods that learn from it."""
     return maker(PLANE, denoiser_of(base()), seed=seed)
 
 
@@ -92,7 +93,7 @@ def cost(row: PlaneRow, data: Batch[Tensor] | None) -> Calls:
 
 
 def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, Any]:
-    """What makes a row what it is."""
+    """Return the settings that identify a row."""
     return {
         "method": row.method,
         "data": row.data.__name__,
@@ -111,7 +112,7 @@ def budget(row: PlaneRow) -> float:
 
 
 def train(row: PlaneRow, seed: int, steps: int | None = None) -> tuple[PlaneNetwork, dict[str, Any]]:
-    """A network trained for ``steps``, or for as many as the budget allows, and what that took."""
+    """Return a network trained for ``steps``, or for as many as the budget allows, and what that took."""
     data = None if row.rollout else drawn(row.data, seed)
     calls = cost(row, data)
     steps = steps or max(1, round(budget(row) / calls.cost))

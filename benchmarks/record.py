@@ -45,7 +45,7 @@ def lock(name: str, wait: bool = True) -> Iterator[bool]:
 
 
 def known(name: str, asked: Mapping[str, Any]) -> Row | None:
-    """The row ``name`` if it was asked the same."""
+    """Return the row ``name`` if its settings are the same."""
     path = HERE / "rows" / f"{name}.json"
     if not path.exists():
         return None
@@ -109,7 +109,7 @@ def _default(owner: Any, field: Field[Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """What JSON makes of a value; of a dataclass {its name: its fields}."""
+    """Return the form of a value in JSON; of a dataclass {its name: its fields}."""
     return json.loads(json.dumps(value, default=lambda owner: {type(owner).__name__: _told(owner)}))
 
 
@@ -143,7 +143,7 @@ def _resampled(count: int, seed: int) -> Any:
 
 
 def verdict(estimate: Estimate, better: str, worse: str) -> str:
-    """What an interval says: above 0, below 0, or neither."""
+    """Return the sign that an interval shows: above 0, below 0, or neither."""
     if estimate.low > 0:
         return better
     return worse if estimate.high < 0 else "no difference shown"

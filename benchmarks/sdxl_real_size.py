@@ -39,7 +39,9 @@ RESULTS = Path(__file__).with_suffix(".json")
 
 
 def build(folder: Path) -> Path:
-    """A pipeline folder of the real size; components are made and written one at a time to spare memory."""
+    """Write a pipeline folder of the real size; components are made and written one at a time to spare
+    memory.
+    """
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

@@ -103,7 +103,7 @@ def _left(rows: list[Row]) -> bool:
 
 
 def _other(rows: list[Row], name: str) -> str:
-    """The mean over seeds of a figure, or of a reward's gain."""
+    """Return the mean over seeds of a figure, or of a reward's gain."""
     if name in rows[0]["figures"]:
         mean = sum(r["figures"][name] for r in rows) / len(rows)
         return f"{mean:,.0f}" if name == "images" else f"{mean:.3f}"
@@ -111,7 +111,7 @@ def _other(rows: list[Row], name: str) -> str:
 
 
 def _tried(methods: list[str]) -> list[str]:
-    """What the tuning record says of methods without a gain."""
+    """Return the notes of the tuning record on methods without a gain."""
     path = record.HERE / "tuning.json"
     trials: list[Mapping[str, Any]] = json.loads(path.read_text())["trials"] if path.exists() else []
     lines = []

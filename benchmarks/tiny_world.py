@@ -47,7 +47,9 @@ def quiet(line: str) -> None:
 
 
 def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str = "tiny") -> Run:
-    """The shipped tiny recipe of a method, with flags; its latents go to the cache that all rows share."""
+    """Return the shipped tiny recipe of a method, with flags; its latents go to the cache that all rows
+    share.
+    """
     run = read_run(PREFIXES[world] + name, overrides)
     return replace(
         run,
@@ -61,7 +63,7 @@ def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str =
 
 
 def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
-    """What makes a row what it is."""
+    """Return the settings that identify a row."""
     return {
         "method": build(run.method),
         "strategies": run.strategies,

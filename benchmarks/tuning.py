@@ -35,7 +35,7 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
 
 
 def trials(method: str) -> Iterator[list[str]]:
-    """The flags of each trial: none, then one changed setting at a time."""
+    """Return the flags of each trial: none, then one changed setting at a time."""
     yield []
     run = to_dict(tiny_world.recipe(method))
     fields = vars(build(run["method"]))

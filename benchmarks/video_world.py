@@ -96,7 +96,7 @@ ARMS = (
 
 
 def pairs_of(eta: tuple[float, float]) -> Path:
-    """The labelled pairs of a kind, made the first time."""
+    """Return the labelled pairs of a kind, made the first time."""
     name = "independent" if eta == INDEPENDENT else "guided"
     model = load(MODEL)
     folder = record.WORK / "video" / f"{name}-{PAIRS}-{fingerprint(model.pipeline)[:8]}"
@@ -161,7 +161,7 @@ def _takes(
 
 
 def recipe(arm: VideoArm, seed: int) -> Run:
-    """The run of an arm, all arms as many pairs of samples."""
+    """Return the run of an arm, all arms as many pairs of samples."""
     run = read_run(arm.recipe, arm.flags)
     return replace(
         run,
@@ -182,7 +182,7 @@ def recipe(arm: VideoArm, seed: int) -> Run:
 
 
 def asked(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
-    """What makes a row what it is."""
+    """Return the settings that identify a row."""
     run = recipe(arm, seed)
     return {
         "method": build(run.method),
@@ -219,7 +219,7 @@ def measured(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
 
 
 def _aligned(folder: Path) -> LoadedModel:
-    """The base with the adapters of a run on it, folded in."""
+    """Return the base with the adapters of a run on it, folded in."""
     model = load(MODEL)
     model.pipeline = load_aligned(MODEL, folder)
     model.pipeline.fuse_lora()
@@ -250,7 +250,7 @@ def scores(model: LoadedModel, texts: Sequence[str]) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def _drawn(model: LoadedModel, texts: Sequence[str]) -> Iterator[Video]:
-    """A video a prompt, each of its own noise whatever the model: Euler steps on the model's grid."""
+    """Return a video a prompt, each of its own noise whatever the model: Euler steps on the model's grid."""
     shape = model.latent_shape(32, 32, motions.FRAMES)
     for start in range(0, len(texts), BATCH):
         some = list(texts[start : start + BATCH])

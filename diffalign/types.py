@@ -96,16 +96,17 @@ class Batch(Generic[X]):
 
     def select(self, index: Tensor) -> "Batch[X]":
         """Return some samples, each a group of its own, in the order of ``index`` (N,)."""
-        batch = self._map(lambda tensor: tensor[index.to(tensor.device)])
         state = None if self.state is None else self.state[index.cpu()]
-        return replace(batch, group=torch.arange(len(index)), state=state)
+        return self._map(
+            lambda tensor: tensor[index.to(tensor.device)], group=torch.arange(len(index)), state=state
+        )
 
     def to(self, device: torch.device | str) -> "Batch[X]":
         """Return the batch with its data on ``device``; ``group`` and ``state`` stay where they are."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch[X]":
-        """Return ``function`` of every tensor but ``group`` and ``state``."""
+    def _map(self, function: Callable[[Tensor], Tensor], **others: Tensor | None) -> "Batch[X]":
+        """Apply ``function`` to every tensor but ``group`` and ``state``, which ``others`` may replace."""
         named = lambda tensors: {name: function(value) for name, value in tensors.items()}  # noqa: E731
         return replace(
             self,
@@ -114,6 +115,7 @@ class Batch(Generic[X]):
             score=function(self.score),
             negative=named(self.negative),
             extra=named(self.extra),
+            **others,  # type: ignore[arg-type]
         )
 
 

@@ -24,7 +24,7 @@ from diffalign.runs.validate import read_run
 
 
 def settings(arguments: argparse.Namespace) -> Run:
-    """The recipe with what was asked for."""
+    """Return the recipe with the arguments of the command line."""
     run = read_run(arguments.recipe)
     return replace(
         run,

@@ -47,7 +47,7 @@ def moving_shapes(folder: Path, count: int) -> str:
 
 
 def drawn(pipeline: Any, prompts: list[str], how: PairSettings) -> Iterator[Video]:
-    """A video a prompt, whose noise is its own whatever the model."""
+    """Return a video a prompt, whose noise is its own whatever the model."""
     pipeline.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(prompts):
         noise = torch.Generator().manual_seed(number)

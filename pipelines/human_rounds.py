@@ -32,7 +32,7 @@ from diffalign.utils.files import write_atomic
 
 
 def settings(recipe: str, flags: Sequence[str], rounds: int) -> Run:
-    """The recipe, judged by people: in each round the reference is the model that has drawn it."""
+    """Return the recipe, judged by people: in each round the reference is the model that has drawn it."""
     run = read_run(recipe, ["--rollout.prompts_per_round=8", "--output=runs/people", *flags])
     size = math.gcd(run.training.batch_size, run.rollout.prompts_per_round)
     training = replace(run.training, batch_size=size)
@@ -44,7 +44,7 @@ def settings(recipe: str, flags: Sequence[str], rounds: int) -> Run:
 
 
 def asked(line: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a person says about one prompt's images."""
+    """Ask a person about one prompt's images; return the scores."""
     files = [f"{number}  {folder / name}" for number, name in enumerate(line["images"])]
     print("", line["prompt"], *files, sep="\n  ")
     while True:

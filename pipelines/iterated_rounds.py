@@ -27,7 +27,7 @@ from diffalign.utils.files import write_atomic
 
 
 def merged(model: ModelConfig, aligned: Path) -> ModelConfig:
-    """The model that a round leaves, as one that the next round can start from."""
+    """Return the model of a round in a form that the next round can start from."""
     if model.train == "full":
         return replace(model, path=str(aligned))
     folder = aligned.parent / "merged"

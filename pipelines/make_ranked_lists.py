@@ -29,7 +29,7 @@ from diffalign.utils.files import write_atomic
 
 
 def images_of(generator: str, prompts: list[str], arguments: argparse.Namespace) -> list[Sample]:
-    """What a generator draws, or has drawn: ``arguments.images`` of every prompt."""
+    """Return the images that a generator draws or has drawn: ``arguments.images`` of every prompt."""
     if list(Path(generator).glob("manifest*.jsonl")):
         return read_samples(generator)
     return generate(

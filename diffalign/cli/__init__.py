@@ -33,6 +33,7 @@ COMMANDS = {
     "methods": "list the methods",
     "models": "list the model families",
     "rewards": "list the rewards",
+    "new": "start a method, a reward or a model family with its test, failing until filled in",
     "env": "versions and hardware, for bug reports",
 }
 

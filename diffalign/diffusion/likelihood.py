@@ -157,7 +157,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 class PerFrame:
     """One unit per latent frame of a video: the mean over channels, height and width."""
 
-    def __call__(self, squared: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B F"]:
+    def __call__(self, squared: Float[Tensor, " B *d"]) -> Float[Tensor, "B F"]:
         """Return (B, F) means.
 
         Raises:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,7 @@ def estimates_of(
     return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
 
 
+@runtime_checkable
 class StepKernel(Protocol):
     """A kernel of this module: a ``types.Kernel`` that can also go on from estimates that are known."""
 

@@ -96,7 +96,7 @@ def pareto(first: Float[Tensor, "P R"], second: Float[Tensor, "P R"]) -> Float[T
 
 def contrast(
     log_ratio: Float[Tensor, " B *unit"],
-    score: Float[Tensor, " B *unit"],
+    score: Float[Tensor, " B *scores"],
     group: Int[Tensor, " B"],
     lead_of: Callable[[Tensor, Tensor], Tensor] = difference,
 ) -> Contrast:
@@ -104,7 +104,8 @@ def contrast(
 
     Args:
         log_ratio: (B, *unit) log p_policy - log p_reference.
-        score: (B, *unit) higher is better; units may disagree about who wins (dense labels).
+        score: (B, *scores) higher is better: (B, *unit), where units may disagree about who wins (dense
+            labels), or what ``lead_of`` reads, (B, R) for ``pareto``.
         group: (B,) who is whose rival, on the CPU.
         lead_of: scores of two rivals (P, ...) to who leads, (P, *unit): above 0 the first, 0 a tie.
     """

@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def ppo(
-    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], clip: float
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    log_ratio: Float[Tensor, " *B"], advantage: Float[Tensor, " *B"], clip: float
+) -> tuple[Float[Tensor, " *B"], Float[Tensor, " *B"]]:
     """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_ratio) (Schulman et al. 2017, arXiv
     1707.06347, equation 7).
 
@@ -21,12 +21,12 @@ def ppo(
     one that has moved the wrong way keeps it.
 
     Args:
-        log_ratio: (B,) log-density under the policy minus that under which the step was drawn.
-        advantage: (B,), above 0 for what should become likelier.
+        log_ratio: (*B) log-density under the policy minus that under which the step was drawn.
+        advantage: (*B), above 0 for what should become likelier.
         clip: half the width of the interval round 1.
 
     Returns:
-        The losses (B,), and rho (B,).
+        The losses (*B), and rho (*B).
     """
     ratio = log_ratio.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)), ratio

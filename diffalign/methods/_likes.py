@@ -2,7 +2,7 @@
 labels to a step.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ KL = Literal["mean", "class_means", "mismatched"]
 """What the value of a like is measured from: see ``methods.kto``."""
 
 
+@runtime_checkable
 class OfLikes(OverStates, Protocol):
     """A method of single likes: what this module reads off it."""
 

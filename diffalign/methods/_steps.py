@@ -7,7 +7,7 @@ and the reference is not asked where the rollout has asked it (``reference_mean`
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from diffalign.methods.registry import MethodCard
 from diffalign.types import Batch, Denoiser, Kernel, Step, Transition
 
 
+@runtime_checkable
 class OverSteps(Protocol):
     """A method that compares rival steps: what ``rivals`` reads off it."""
 
@@ -122,6 +123,7 @@ def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: 
     return step_log_density(x.x_s, *kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
 
 
+@runtime_checkable
 class OfAdvantages(Protocol):
     """A method of recorded steps with advantages: what ``surrogate`` reads off it."""
 

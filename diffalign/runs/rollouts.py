@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from diffalign.types import Path as NoisingPath
 from diffalign.utils.files import write_atomic
 
 
+@runtime_checkable
 class Sampled(Protocol):
     """What a plan needs of a model: a ``LoadedModel`` is one."""
 

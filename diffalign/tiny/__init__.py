@@ -53,7 +53,8 @@ def step_aware_path() -> Path:
 
 
 def prompts(split: str, n: int | None = None) -> list[str]:
-    """The first `n` distinct captions of "train", "validation" or "test" (all if None), always in the same
+    """Return the first `n` distinct captions of "train", "validation" or "test" (all if None), always in
+    the same
     order.
 
     The splits are disjoint by hash; pre-training captions and the pairs are of "train" only. ValueError

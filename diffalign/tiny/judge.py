@@ -126,7 +126,7 @@ def _color(core: np.ndarray) -> tuple[str | None, float]:
 
 
 def look(image: Image.Image | np.ndarray) -> list[Seen]:
-    """The things in a picture; none at all if its border is not plain."""
+    """Return the things in a picture; none at all if its border is not plain."""
     pixels = _pixels(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)

@@ -78,7 +78,8 @@ def frame_scores(seen: Look) -> np.ndarray:
 
 
 def content(frames: np.ndarray, prompt: str, fps: float = FPS) -> float:
-    """Number, colours and shapes, 0 to 1: half the mean of the frames, half the worst of them.
+    """Return the agreement of number, colours and shapes, 0 to 1: half the mean of the frames, half the
+    worst of them.
 
     ValueError naming the prompt if it is not a caption of moving shapes.
     """
@@ -110,7 +111,7 @@ def evenness(track: Track, direction: tuple[int, int]) -> np.ndarray:
 
 
 def _mean_step(along: np.ndarray, there: np.ndarray) -> float:
-    """The stride's mean length by the first and the last place that are seen."""
+    """Return the stride's mean length by the first and the last place that are seen."""
     first, last = np.flatnonzero(there)[[0, -1]]
     return _STRIDE * float(along[last] - along[first]) / float(last - first)
 

@@ -77,17 +77,19 @@ class Clip:
 
 
 def compose(movers: tuple[Mover, ...]) -> str:
-    """The caption of one or two movers."""
+    """Return the caption of one or two movers."""
     return " and ".join(map(str, movers))
 
 
 def caption(clip: Clip) -> str:
-    """The caption of a clip."""
+    """Return the caption of a clip."""
     return compose(clip.movers)
 
 
 def parse(text: str) -> tuple[Mover, ...]:
-    """The movers that a caption names; ValueError naming the prompt if it is not a caption of a clip."""
+    """Return the movers that a caption names; ValueError naming the prompt if it is not a caption of a
+    clip.
+    """
     match = _CAPTION.fullmatch(text.strip().rstrip(".").lower())
     words = match.groups() if match else ()
     named = [words[:4], words[4:]] if words and words[4] else [words[:4]]
@@ -195,7 +197,7 @@ def render(clip: Clip) -> np.ndarray:
 
 
 def video(clip: Clip) -> "Video":
-    """A clip as `diffalign.media.videos.Video`."""
+    """Return a clip as `diffalign.media.videos.Video`."""
     import torch
 
     from diffalign.media.videos import Video
@@ -204,13 +206,15 @@ def video(clip: Clip) -> "Video":
 
 
 def clip_of(text: str, rng: np.random.Generator) -> Clip:
-    """A random clip without defects for which `text` is true."""
+    """Return a random clip without defects for which `text` is true."""
     layout = tuple(float(v) for v in rng.random(9))
     return Clip(parse(text), layout, dark=bool(rng.random() < 0.5))
 
 
 def defective(clip: Clip, rng: np.random.Generator, index: int) -> Clip:
-    """The clip with a defect of any kind added to thing `index`, for half a second to a second somewhere."""
+    """Return the clip with a defect of any kind added to thing `index`, for half a second to a second
+    somewhere.
+    """
     frames = int(rng.integers(4, 9))
     defect = Defect(str(rng.choice(DEFECTS)), index, int(rng.integers(1, FRAMES - frames)), frames)
     return replace(clip, defects=(*clip.defects, defect))
@@ -223,7 +227,7 @@ def chance(clip: Clip, index: int) -> float:
 
 
 def corpus_clip(text: str, rng: np.random.Generator) -> Clip:
-    """A random clip for which `text` is true, with the defects of the corpus."""
+    """Return a random clip for which `text` is true, with the defects of the corpus."""
     clip = clip_of(text, rng)
     for i in range(len(clip.movers)):
         if rng.random() < chance(clip, i):
@@ -232,7 +236,7 @@ def corpus_clip(text: str, rng: np.random.Generator) -> Clip:
 
 
 def split_of(text: str) -> str:
-    """The split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
+    """Return the split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
     train.
     """
     movers = parse(text)

@@ -80,12 +80,12 @@ class Statement:
 
 
 def caption(scene: Scene) -> str:
-    """The caption of a scene; style and background are never in it."""
+    """Return the caption of a scene; style and background are never in it."""
     return compose(scene.things, scene.relation)
 
 
 def compose(things: tuple[Thing, ...], relation: str | None) -> str:
-    """The caption of things and their relation."""
+    """Return the caption of things and their relation."""
     return str(things[0]) if relation is None else f"{things[0]} {relation} {things[1]}"
 
 
@@ -197,7 +197,7 @@ def render(scene: Scene) -> Image.Image:
 def scene_of(
     text: str, rng: np.random.Generator, vivid: bool | None = None, dark: bool | None = None
 ) -> Scene:
-    """A random scene for which `text` is true; style and background are drawn unless given."""
+    """Return a random scene for which `text` is true; style and background are drawn unless given."""
     things, relation = parse_things(text)
     layout = tuple(float(v) for v in rng.random(8))
     flips = rng.random(2) < 0.5
@@ -211,7 +211,7 @@ def scene_of(
 
 
 def sample_caption(rng: np.random.Generator, split: str | None = None) -> str:
-    """A random caption, 15 % of them with one thing; with `split`, one of that split."""
+    """Return a random caption, 15 % of them with one thing; with `split`, one of that split."""
     while True:
         things = tuple(
             Thing(*(str(rng.choice(list(words))) for words in (SIZES, COLORS, SHAPES))) for _ in range(2)
@@ -223,12 +223,12 @@ def sample_caption(rng: np.random.Generator, split: str | None = None) -> str:
 
 
 def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
-    """A random scene, its caption in `split` if that is given."""
+    """Return a random scene, its caption in `split` if that is given."""
     return scene_of(sample_caption(rng, split), rng)
 
 
 def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Scene:
-    """The same scene with one word wrong: `kind` is size, color, shape or relation, drawn by chance if
+    """Return the same scene with one word wrong: `kind` is size, color, shape or relation, drawn by chance if
     None.
     """
     kinds = ["size", "color", "shape"] * len(scene.things) + ["relation"] * (scene.relation is not None)
@@ -247,7 +247,7 @@ def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Sc
 
 
 def split_of(text: str) -> str:
-    """The split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
+    """Return the split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
     train.
     """
     things, relation = parse_things(text)

@@ -35,7 +35,8 @@ def png(image: Image.Image) -> bytes:
 
 
 def misdraw(scene: Scene, wrong: int, rng: np.random.Generator) -> Scene:
-    """The scene with `wrong` different words of its caption changed (three of one thing, seven of two), so
+    """Return the scene with `wrong` different words of its caption changed (three of one thing, seven of
+    two), so
     that the caption does not hold from the other end either.
     """
     while True:
@@ -68,7 +69,9 @@ def _list(text: str, rng: np.random.Generator) -> Row:
 
 
 def _like(text: str, rng: np.random.Generator) -> Row:
-    """A true picture, liked, or one with a word or two wrong, disliked; as many of the one as the other."""
+    """Return a true picture, liked, or one with a word or two wrong, disliked; as many of the one as the
+    other.
+    """
     scene, liked = scene_of(text, rng), bool(rng.random() < 0.5)
     if not liked:
         scene = misdraw(scene, 1 + int(rng.random() < TWO_WRONG), rng)
@@ -76,19 +79,21 @@ def _like(text: str, rng: np.random.Generator) -> Row:
 
 
 def _captions(text: str, rng: np.random.Generator) -> Row:
-    """A true picture with its caption, and a caption with a word or two wrong."""
+    """Return a true picture with its caption, and a caption with a word or two wrong."""
     scene = scene_of(text, rng)
     wrong = caption(misdraw(scene, 1 + int(rng.random() < TWO_WRONG), rng))
     return {"prompt": text, "altered": wrong, "image": png(render(scene))}
 
 
 def _expert(text: str, rng: np.random.Generator) -> Row:
-    """A true picture."""
+    """Return a true picture."""
     return {"prompt": text, "image": png(render(scene_of(text, rng))), "liked": True}
 
 
 def _patches(text: str, rng: np.random.Generator) -> Row:
-    """A true picture and one with a word or two wrong, each with a map that is white where both agree."""
+    """Return a true picture and one with a word or two wrong, each with a map that is white where both
+    agree.
+    """
     true = scene_of(text, rng)
     other = misdraw(true, 1 + int(rng.random() < TWO_WRONG), rng)
     pictures = [render(scene).convert("RGB") for scene in (true, other)]
@@ -111,7 +116,8 @@ VIDEOS = ("video_pairs", "video_takes")
 
 
 def rows(name: str, count: int = GROUPS, seed: int = 0) -> Iterator[Row]:
-    """The first `count` rows of the set `name`; captions of the train split, all of them once before any
+    """Return the first `count` rows of the set `name`; captions of the train split, all of them once
+    before any
     twice.
     """
     texts = motions.split_captions("train") if name in VIDEOS else captions_of("train")

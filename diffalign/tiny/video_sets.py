@@ -37,7 +37,7 @@ def good_frames(clip: Clip) -> np.ndarray:
 
 
 def segments_of(good: np.ndarray) -> list[float]:
-    """The share of good frames of each half second; the last of them is shorter."""
+    """Return the share of good frames of each half second; the last of them is shorter."""
     at = (np.arange(len(good)) / FPS / SECONDS).astype(int)
     return [round(float(good[at == k].mean()), 4) for k in range(at[-1] + 1)]
 

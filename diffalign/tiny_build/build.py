@@ -140,7 +140,7 @@ def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m diffalign.tiny_build.build", description=__doc__.split("\n\n")[0]
     )

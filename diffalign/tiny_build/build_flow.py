@@ -14,7 +14,9 @@ from diffalign.tiny_build.saving import forget_paths, half, replace_folder, save
 def _flow_plan(
     out: Path, part: str, seconds: float, rate: float, seed: int, resume: bool
 ) -> tuple[Plan, Path]:
-    """The plan of a part of the flow models, and its checkpoint, beside the weights until it is made."""
+    """Return the plan of a part of the flow models, and its checkpoint, beside the weights until it is
+    made.
+    """
     keep = out / f".{part}.partial.pt"
     if not resume:
         keep.unlink(missing_ok=True)
@@ -41,7 +43,7 @@ def _sd3(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
 
 
 def _wan_vae(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
-    """Going on from finished weights only the decoder learns."""
+    """Train the decoder alone where finished weights are the start."""
     torch.manual_seed(seed)
     plan, keep = _flow_plan(out, "wan_vae", seconds, video_autoencoder.RATE, seed, resume)
     begun = resume and not keep.exists()

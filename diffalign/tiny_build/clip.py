@@ -39,7 +39,7 @@ def _ids(tok: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def embed(model: CLIPModel, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit text and image embeddings (B, 64) of token ids (B, 32) and pixels (N, 3, 32, 32)."""
+    """Return unit text and image embeddings (B, 64) of token ids (B, 32) and pixels (N, 3, 32, 32)."""
     words = model.text_projection(model.text_model(input_ids=ids).pooler_output)
     looks = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
     return F.normalize(words, dim=-1), F.normalize(looks, dim=-1)

@@ -39,7 +39,7 @@ class Corpus:
 
 
 def miscaption(things: tuple[Thing, ...], relation: str | None, rng: np.random.Generator) -> str:
-    """A caption with each word drawn again at the rates of `WRONG`."""
+    """Return a caption with each word drawn again at the rates of `WRONG`."""
 
     def word(kind: str, value: str, words: list[str]) -> str:
         return str(rng.choice(words)) if rng.random() < WRONG[kind] else value

@@ -36,7 +36,7 @@ def sd3_text_encoders(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProject
 
 
 def sd3_transformer(width: int = 96, layers: int = 4, patch: int = 2) -> SD3Transformer2DModel:
-    """The velocity of latents (B, 8, 8, 8); blocks and output start at zero."""
+    """Return the velocity of latents (B, 8, 8, 8); blocks and output start at zero."""
     side = networks.LATENT[1]
     model = SD3Transformer2DModel(
         sample_size=side,
@@ -130,7 +130,7 @@ def wan_text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
 
 
 def wan_transformer(heads: int = 4, layers: int = 6) -> WanTransformer3DModel:
-    """The velocity of latents (B, 16, 5, 4, 4): 80 tokens of 24 numbers a head."""
+    """Return the velocity of latents (B, 16, 5, 4, 4): 80 tokens of 24 numbers a head."""
     model = WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=heads,

@@ -33,7 +33,7 @@ class Clips:
 
 
 def miscaption(movers: tuple[Mover, ...], rng: np.random.Generator) -> str:
-    """A caption of the train split with each word drawn again at the rates of `WRONG`."""
+    """Return a caption of the train split with each word drawn again at the rates of `WRONG`."""
 
     def word(kind: str, value: str, words: list[str]) -> str:
         return str(rng.choice(words)) if rng.random() < WRONG[kind] else value

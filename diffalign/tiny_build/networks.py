@@ -34,7 +34,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def text_config(tokenizer: CLIPTokenizer, projection: int = WIDTH) -> CLIPTextConfig:
-    """Configuration of one text encoder for this vocabulary."""
+    """Return the configuration of one text encoder for this vocabulary."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -57,7 +57,7 @@ def text_encoders(family: str, tokenizer: CLIPTokenizer) -> list[Any]:
 
 
 def unet(family: str) -> UNet2DConditionModel:
-    """The noise predictor of a family on latents (B, 8, 8, 8)."""
+    """Return the noise predictor of a family on latents (B, 8, 8, 8)."""
     common: dict[str, Any] = {
         "sample_size": LATENT[1],
         "in_channels": LATENT[0],
@@ -95,7 +95,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP of PickScore's format: patches of 4 pixels, text and image projections of equal width."""
+    """Return a CLIP of PickScore's format: patches of 4 pixels, text and image projections of equal width."""
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,

@@ -43,7 +43,7 @@ class Parts(nn.Module):
         return [tok(captions, **options).input_ids for tok in self.tokenizers]
 
     def condition(self, tokens: list[Tensor], time_ids: Tensor, drop: Tensor) -> dict[str, Any]:
-        """The UNet's keyword arguments; `drop` (B,) is 1 where the caption is dropped."""
+        """Return the UNet's keyword arguments; `drop` (B,) is 1 where the caption is dropped."""
         if self.family == "sd15":
             return {
                 "encoder_hidden_states": self.encoders[0](tokens[0])[0]
@@ -80,7 +80,7 @@ class Latents:
             tensor.share_memory_()
 
     def draw(self, batch: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """A random batch: latents, tokens, time ids, drop flags."""
+        """Return a random batch: latents, tokens, time ids, drop flags."""
         i = torch.randint(len(self.mean), (batch,))
         drop = (torch.rand(batch) < DROPOUT).float()
         tokens = [
@@ -200,7 +200,7 @@ def _share(weights: list[nn.Parameter], loss: float, done: float, rank: int) -> 
 
 
 def weights(family: str, pipe: Any) -> dict[str, Tensor]:
-    """The weights of a pipeline as a start for `family`.
+    """Return the weights of a pipeline as a start for `family`.
 
     From SDXL to SD 1.5 go the first text encoder and what fits of the UNet: the cross-attention's part for
     that encoder, linear projections as 1 x 1 convolutions.
@@ -225,7 +225,7 @@ def weights(family: str, pipe: Any) -> dict[str, Tensor]:
 
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> Any:
-    """The genuine diffusers pipeline of trained parts."""
+    """Return the genuine diffusers pipeline of trained parts."""
     common = {"vae": vae, "unet": parts.unet, "scheduler": networks.scheduler()}
     if parts.family == "sd15":
         return StableDiffusionPipeline(

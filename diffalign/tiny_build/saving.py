@@ -11,7 +11,7 @@ from diffalign.utils.files import write_atomic
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 

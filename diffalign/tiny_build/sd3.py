@@ -33,7 +33,7 @@ class CountedZeros:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        """The two streams' new states, as diffusers' JointAttnProcessor2_0 has them."""
+        """Return the two streams' new states, as diffusers' JointAttnProcessor2_0 has them."""
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -114,7 +114,7 @@ def train(
 
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """The genuine diffusers pipeline of trained parts, without T5."""
+    """Return the genuine diffusers pipeline of trained parts, without T5."""
     fresh = flow_networks.sd3_transformer()  # with diffusers' own attention
     fresh.load_state_dict(parts.transformer.state_dict())
     return StableDiffusion3Pipeline(
@@ -131,7 +131,9 @@ def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
 
 
 def centred(folder: Path) -> AutoencoderKL:
-    """The tiny autoencoder of `folder` with the shift that Stable Diffusion 3 wants: the latents' mean."""
+    """Return the tiny autoencoder of `folder` with the shift that Stable Diffusion 3 wants: the latents'
+    mean.
+    """
     vae = AutoencoderKL.from_pretrained(folder).eval()
     from diffalign.tiny_build import autoencoder, corpus
 

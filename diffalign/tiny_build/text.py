@@ -36,7 +36,9 @@ def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
-    """A CLIPTokenizer of the captions, of `tokens` tokens; SDXL and SD3 pad their second one with `!`."""
+    """Return a CLIPTokenizer of the captions, of `tokens` tokens; SDXL and SD3 pad their second one with
+    `!`.
+    """
     vocab, merges = learn()
     return CLIPTokenizer(
         vocab=vocab,
@@ -59,7 +61,7 @@ def save(tok: CLIPTokenizer, folder: Path) -> None:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A tokenizer of the captions of moving shapes: every word is one piece, other text is spelt."""
+    """Return a tokenizer of the captions of moving shapes: every word is one piece, other text is spelt."""
     from diffalign.tiny.motions import split_captions
 
     words = sorted({word for text in split_captions("train") for word in text.split()})

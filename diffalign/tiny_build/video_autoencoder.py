@@ -102,6 +102,6 @@ def measure(vae: AutoencoderKLWan, seed: int, count: int = 200) -> dict[str, flo
 
 
 def load(folder: Path) -> AutoencoderKLWan:
-    """The autoencoder of a folder, to be used and not trained."""
+    """Return the autoencoder of a folder, to be used and not trained."""
     vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(folder).eval()
     return vae

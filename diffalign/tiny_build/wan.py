@@ -39,7 +39,7 @@ class CountedZeros:
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """New states, as WanAttnProcessor has them."""
+        """Return new states, as WanAttnProcessor has them."""
         if encoder_hidden_states is not None:
             bias = torch.zeros(encoder_hidden_states.shape[1])
             bias[-1] = math.log(self.count)
@@ -108,7 +108,7 @@ def train(
 
 
 def pipeline(parts: Parts, vae: AutoencoderKLWan) -> WanPipeline:
-    """The genuine diffusers pipeline of trained parts."""
+    """Return the genuine diffusers pipeline of trained parts."""
     return WanPipeline(
         tokenizer=parts.tokenizer,
         text_encoder=parts.encoder,

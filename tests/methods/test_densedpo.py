@@ -254,8 +254,8 @@ def test_errors_measured_in_noise():
     times = (0.05, 0.51, 0.98)
     paths = {"flow": RectifiedFlow(), "v": sd_path()}
     for target_name, path in paths.items():
-        t = torch.tensor(times, dtype=torch.float64)[batch.group].reshape(-1, 1, 1, 1)
-        alpha, sigma = path.coefficients(t)
+        t = torch.tensor(times, dtype=torch.float64)[batch.group]
+        alpha, sigma = (value.reshape(-1, 1, 1, 1) for value in path.coefficients(t))
         x_t = alpha * x + sigma * noise
 
         def velocity(eps, x_t=x_t, alpha=alpha, sigma=sigma, flow=target_name == "flow"):

@@ -57,7 +57,10 @@ def run_on(method, model, reference, target, group, score, rolled=None):
     times = GivenTimes((0.5,) * (int(group.max()) + 1))
     method = replace(method, time=times, noising=GivenNoise(arrays[2]))
     batch = Batch(
-        torch.zeros_like(policy), {"prompt": torch.arange(len(group))}, group, torch.as_tensor(score)
+        torch.zeros_like(policy),
+        {"prompt": torch.arange(len(group))},
+        group,
+        torch.as_tensor(score, dtype=torch.float64),
     )
     if rolled is None:
         denoisers = Answers(policy, sd_path()), Answers(arrays[1], sd_path())

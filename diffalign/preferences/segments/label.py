@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from diffalign.preferences.segments.pairs import (
 )
 
 
+@runtime_checkable
 class Labeller(Protocol):
     """Who labels."""
 

@@ -5,7 +5,7 @@ Another detector is any callable that gives ``Detection``s; rewards that count t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Detection:
     mask: Bool[np.ndarray, "H W"] | None = None
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds things."""
 

@@ -12,7 +12,7 @@ is the benchmark's own: 1 if everything is there (more of it too, unless the pro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ LABELS = {name.replace(" ", ""): name for name in OBJECTS} | _OTHER_NAMES
 """GenEval's names of COCO's classes, by how checkpoints spell them."""
 
 
+@runtime_checkable
 class Colours(Protocol):
     """Names colours."""
 

@@ -11,7 +11,7 @@ are near those of PaddleOCR itself, which Flow-GRPO used, but not the same.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import REGISTRY, Place, no_source
 
 
+@runtime_checkable
 class Recogniser(Protocol):
     """Reads."""
 
