@@ -9,8 +9,6 @@ from tests.helpers import ROOT
 D401_SPARED = frozenset(
     [
         "tests/**",
-        "diffalign/cli/**",
-        "diffalign/config/**",
         "diffalign/data/**",
         "diffalign/errors.py",
         "diffalign/estimate/**",
@@ -19,7 +17,6 @@ D401_SPARED = frozenset(
         "diffalign/media/**",
         "diffalign/models/**",
         "diffalign/preferences/**",
-        "diffalign/utils/**",
     ]
 )
 
