@@ -204,4 +204,5 @@ CARD = StrategyCard(
     composes="pairwise methods with a beta, under LoRA",
     cost="the method once more",
     strategy=FastSlow,
+    outermost=True,
 )

@@ -28,6 +28,7 @@ class StrategyCard:
         composes: with which methods.
         cost: network samples per group and step on top of the method's, in words.
         strategy: the dataclass.
+        outermost: whether it must reach two policies, and so stands last in a list.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StrategyCard:
     composes: str
     cost: str
     strategy: type
+    outermost: bool = False
 
     @property
     def source(self) -> str:
@@ -84,22 +86,24 @@ def check(values: Sequence[Mapping[str, Any]]) -> None:
         if name in seen:
             raise UserError(f"strategies[{i}].type={name!r} stands twice; allowed: each strategy once")
         seen.add(name)
-        if name == "fast_slow" and i + 1 < len(values):
-            raise UserError(f"strategies[{i}].type='fast_slow' wraps two policies; allowed: as the last one")
 
 
 def build(values: Sequence[Mapping[str, Any]]) -> "list[Strategy]":
     """Return the strategies that a ``strategies`` section describes: ``[{"type": "sdpo", "mu": 0.9}]``.
 
     Raises:
-        UserError: an entry without ``type``, an unknown or repeated strategy, or keys and values that do not
-            fit it.
+        UserError: an entry without ``type``, an unknown or repeated strategy, one that must stand last and
+            does not, or keys and values that do not fit.
     """
     check(values)
     built: list[Strategy] = []
     for i, entry in enumerate(values):
-        fields = {k: v for k, v in entry.items() if k != "type"}
-        built.append(build_dataclass(STRATEGIES[entry["type"]].strategy, fields, f"strategies[{i}]"))
+        card, fields = STRATEGIES[entry["type"]], {k: v for k, v in entry.items() if k != "type"}
+        if card.outermost and i + 1 < len(values):
+            raise UserError(
+                f"strategies[{i}].type={card.name!r} wraps two policies; allowed: as the last one"
+            )
+        built.append(build_dataclass(card.strategy, fields, f"strategies[{i}]"))
     return built
 
 

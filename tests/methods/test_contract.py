@@ -1,10 +1,12 @@
 """The contract of a method: a class with exactly the Protocol's members trains, and nobody reads more."""
 
+import json
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from diffalign.cli.methods import defaults
 from diffalign.config.build import describe
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.diffusion.noising import Forward
@@ -13,7 +15,7 @@ from diffalign.methods import REGISTRY, build
 from diffalign.methods._base import own_first
 from diffalign.methods.dpo import DPO
 from diffalign.methods.registry import DataKind
-from diffalign.strategies import wrap
+from diffalign.strategies import STRATEGIES, wrap
 from diffalign.training.diagnostics import HeldOut
 from diffalign.types import Method
 from tests.training.toys import Trial, same, weights
@@ -75,3 +77,14 @@ def test_times_of_a_bin_are_what_a_method_draws():
     drawn = method.time(64, torch.Generator().manual_seed(0))
     assert float(drawn.min()) >= 0.25 and float(drawn.max()) < 0.5
     assert [f.name for f in fields(method) if getattr(method, f.name) != getattr(DPO(), f.name)] == ["time"]
+
+
+@pytest.mark.parametrize("name", [*REGISTRY, *STRATEGIES])
+def test_listings_show_defaults_that_a_configuration_could_give(name):
+    """Own fields first, state left out, and no field without a value (``auto_beta`` has a factory)."""
+    card = REGISTRY[name] if name in REGISTRY else STRATEGIES[name]
+    cls = card.method if name in REGISTRY else card.strategy
+    shown = defaults(cls)
+    assert "MISSING" not in json.dumps(shown) and "running" not in shown
+    if name in REGISTRY and "time" in shown and "beta" in shown:
+        assert list(shown).index("beta") < list(shown).index("time")
