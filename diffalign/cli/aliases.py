@@ -273,7 +273,9 @@ ALIASES: Mapping[str, Alias] = {
     "validation_prompt": Alias("validation.prompts", lambda text: [("validation_prompt", text)], many=True),
     "validation_prompts": Alias("validation.prompts", lambda text: [("validation_prompt", text)], many=True),
     "num_validation_images": _to("validation.images_per_prompt"),
-    "num_train_epochs": _to("training.epochs"),
+    "num_train_epochs": Alias(
+        "training.epochs, unless --max_train_steps is given", lambda text: [("num_train_epochs", text)]
+    ),
     # without effect
     "cache_dir": _unused("downloads go where HF_HOME says; the cache of encoded data is --data.cache_dir"),
     "logging_dir": _unused("logs are written under the output folder"),

@@ -88,7 +88,8 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     notes += [
         f"--{name} has no effect: {n}" for name in dict.fromkeys(flags.given) if (n := ALIASES[name].note)
     ]
-    pairs, more = late(run, flags.late, preset)
+    stepped = any(word.startswith(("--training.steps=", "--training.epochs=")) for word in flags.overrides)
+    pairs, more = late(run, flags.late, preset, stepped)
     # An explicit field beats what a late flag only implies: --validation_steps 50 --run_validation.
     run = apply_overrides(run, _as_flags(pairs))
     validate(run, needs)

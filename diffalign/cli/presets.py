@@ -26,7 +26,7 @@ VALIDATION_PROMPTS = (
 VALIDATION_STEPS = "200"  # the scripts' default
 LATE = (
     "beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt", "validation_steps", "lr_scheduler",
-    "sync_ref_model",
+    "sync_ref_model", "num_train_epochs",
 )  # fmt: skip
 """Pseudo-fields of flags whose meaning depends on the rest of the run."""
 
@@ -103,7 +103,6 @@ PRESETS: Mapping[str, Preset] = {
         {},
         (
             "TRL's beta of 0.1 is of sums over tokens; here beta is of means over latents (5000)",
-            "it trains 3 epochs where --max_steps is not given; here training.steps counts optimizer steps",
             "precision is float32 without --bf16",
             *_OURS[:2],
         ),
@@ -170,13 +169,20 @@ def defaults(name: str, run: Run, given: Collection[str]) -> tuple[Pairs, list[s
     ]
 
 
-def late(run: Run, given: Mapping[str, list[str]], preset: str = "") -> tuple[Pairs, list[str]]:
+_EPOCHS = {"diffusers": "1", "trl": "3"}
+"""Epochs of the scripts that count them unless they are given a number of steps."""
+
+
+def late(
+    run: Run, given: Mapping[str, list[str]], preset: str = "", stepped: bool = False
+) -> tuple[Pairs, list[str]]:
     """Return fields, and notes to print, of the flags whose meaning depends on the rest of the run.
 
     Args:
         run: with every other flag applied.
         given: texts by pseudo-field, those of ``LATE``.
         preset: name of the script whose flags they are, or "".
+        stepped: whether a number of steps, or of epochs, is given as such.
     """
     pairs: Pairs = []
     notes: list[str] = []
@@ -194,6 +200,15 @@ def late(run: Run, given: Mapping[str, list[str]], preset: str = "") -> tuple[Pa
         first, second = (given.get(f"beta{i}", [str(run.optimizer.betas[i - 1])])[-1] for i in (1, 2))
         pairs.append(("optimizer.betas", f"{first},{second}"))
     pairs += _schedule(run, given, preset, notes)
+    epochs = given.get("num_train_epochs", [_EPOCHS.get(preset, "")])[-1]
+    if epochs and (stepped or preset == "salesforce"):
+        if "num_train_epochs" in given:
+            notes.append(
+                f"--num_train_epochs {epochs} has no effect: the number of steps decides, as in the scripts "
+                f"(training.steps is {run.training.steps})"
+            )
+    elif epochs and not run.rollout.prompts:
+        pairs.append(("training.epochs", epochs))
     if "sync_ref_model" in given:
         pairs += [("training.reference_every", "512")] if not run.training.reference_every else []
         pairs += [("training.reference_mix", "0.6")] if run.training.reference_mix == 1 else []

@@ -88,7 +88,7 @@ def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = No
         return build(type(default), value, where, default)
     if not isinstance(value, Mapping) or "type" not in value:
         raise UserError(f"{where}={value!r}; allowed: one of {', '.join(table)}, or a mapping with `type`")
-    if value["type"] not in table:
+    if not isinstance(value["type"], str) or value["type"] not in table:
         raise unknown(f"type of {where}", value["type"], table)
     return build(table[value["type"]], {k: v for k, v in value.items() if k != "type"}, where)
 
@@ -146,7 +146,7 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int | float | str):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise refused from None
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)

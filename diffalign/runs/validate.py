@@ -1,12 +1,13 @@
 """Check a whole run: ranges, names of components, and fields that need each other. No torch."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffalign.config.files import find_config, read_yaml
 from diffalign.config.io import apply_overrides, from_dict
-from diffalign.config.ranges import TRACKERS, check_ranges
+from diffalign.config.ranges import TRACKERS, check_ranges, get
 from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 
@@ -27,6 +28,7 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
         raise UserError(
             f"validation.every={run.validation.every} draws images, but validation.prompts is empty"
         )
+    validation_prompts(run)  # a file that is missing is told before anything is loaded
 
 
 def _check_method(run: Run) -> None:
@@ -57,11 +59,56 @@ def check_names(run: Any) -> None:
 
     if run.model.family != "auto" and run.model.family not in FAMILIES:
         raise unknown("model family (model.family)", run.model.family, ["auto", *FAMILIES])
+    for dotted in ("model.path", "data.path", "output", "resume"):
+        refuse_remote(get(run, dotted), dotted)
     for spec in run.data.rewards:
         parse(spec)
     for name in run.logging.trackers:
         if name not in TRACKERS:
             raise unknown("tracker (logging.trackers)", name, TRACKERS)
+
+
+def refuse_remote(value: str | None, dotted: str) -> None:
+    """Refuse an address of a remote store where a file, a folder or a hub id is needed.
+
+    Raises:
+        UserError: it is one; with what to do instead.
+    """
+    scheme, found, rest = (value or "").partition("://")
+    if not found:
+        return
+    if scheme == "hf":
+        kind, _, name = rest.partition("/") if rest.startswith(("datasets/", "spaces/")) else ("", "", rest)
+        repository = "/".join(name.split("/")[:2])
+        of = " --repo-type dataset" if kind == "datasets" else ""
+        advice = (
+            f"give a repository as {repository}, or fetch its files first: "
+            f"hf download{of} {repository} --local-dir FOLDER"
+        )
+    elif scheme == "s3":
+        advice = f"copy it first: aws s3 cp --recursive {value} FOLDER, or mount the bucket"
+    elif scheme in ("gs", "gcs"):
+        advice = f"copy it first: gcloud storage cp --recursive {value} FOLDER, or mount the bucket"
+    else:
+        advice = "download it first and give the file or folder"
+    raise UserError(f"{dotted}={value!r}: addresses with {scheme}:// are not read; {advice}")
+
+
+def validation_prompts(run: Run) -> list[str]:
+    """Return the prompts of the validation; a single one that names a file of prompts stands for its prompts.
+
+    Raises:
+        UserError: the file is not there, or is no file of prompts.
+    """
+    prompts = run.validation.prompts
+    if len(prompts) != 1 or not (prompts[0].startswith("tiny:") or _PROMPT_FILE.search(prompts[0])):
+        return list(prompts)
+    from diffalign.data.prompts.prompt_sets import read_prompts
+
+    return read_prompts(prompts[0])
+
+
+_PROMPT_FILE = re.compile(r"^\S+\.(txt|jsonl|json|tsv|csv|parquet)$")
 
 
 def read_run(path: str | Path, overrides: Sequence[str] = (), needs: Sequence[str] = ()) -> Run:

@@ -27,6 +27,7 @@ from diffalign.models.precision import vae_precision
 from diffalign.rewards import load
 from diffalign.rewards.specs import weighted
 from diffalign.runs.memory_advice import when_validating
+from diffalign.runs.validate import validation_prompts
 from diffalign.training.state import TrainState
 from diffalign.types import Reward
 from diffalign.utils.files import write_atomic
@@ -67,6 +68,7 @@ class ValidationHook:
         """
         self._run, self._model, self._say, self._load = run, model, say, load
         self._output, settings = Path(run.output), run.validation
+        self._prompts = validation_prompts(run)
         self._scores = bool(settings.every and (run.rollout.prompts or settings.rewards))
         learned, watched = ([weighted(spec) for spec in specs] for specs in (trained, settings.rewards))
         self._trained = tuple(reward.name for reward in learned)
@@ -90,7 +92,7 @@ class ValidationHook:
         if state.accelerator.is_main_process:
             device = str(state.accelerator.device)
             self._rewards = {name: self._load(spec, device) for name, spec in self._specs.items()}
-            count = len(set(self._run.validation.prompts))
+            count = len(set(self._prompts))
             if count < MIN_PROMPTS and self._trained:
                 self._say(
                     f"validation.prompts has {count} prompts: over-optimisation cannot be shown on fewer "
@@ -132,7 +134,7 @@ class ValidationHook:
                 old.unlink()
             planned = plan(
                 self._model.pipeline,
-                list(settings.prompts),
+                self._prompts,
                 sampling_of(self._run, self._model),
                 images_per_prompt=settings.images_per_prompt,
                 seed=settings.seed,
@@ -156,7 +158,7 @@ class ValidationHook:
         """What evaluations must share to be held against each other, as JSON has it."""
         v = self._run.validation
         return {
-            "prompts": list(v.prompts),
+            "prompts": self._prompts,
             "images_per_prompt": v.images_per_prompt,
             "sampling_steps": v.sampling_steps,
             "guidance": v.guidance,

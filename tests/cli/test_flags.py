@@ -75,11 +75,18 @@ SD = ["--pretrained_model_name_or_path", "runwayml/stable-diffusion-v1-5", "--da
             [*XL, "--rank=8"],  # the defaults of train_diffusion_dpo_sdxl.py
             {
                 "data.resolution": 1024, "data.split": "validation", "data.flip": True, "model.train": "lora",
-                "model.lora.rank": 8, "optimizer.learning_rate": 5e-4, "optimizer.schedule": "constant",
+                "model.lora.rank": 8, "training.epochs": 1, "optimizer.learning_rate": 5e-4,
+                "optimizer.schedule": "constant",
                 "optimizer.warmup_steps": 0, "training.batch_size": 4, "checkpoint.limit": 0,
                 "method": {"type": "dpo", "beta": 5000},
             },
         ),
+        (
+            [*SD, "--rank=4", "--max_train_steps=7"],
+            {"training.steps": 7, "training.epochs": None},
+        ),
+        ([*SD, "--rank=4", "--num_train_epochs=2"], {"training.epochs": 2}),
+        ([*SD, "--sdxl", "--num_train_epochs=2"], {"training.epochs": None, "training.steps": 2000}),
         (
             [*SD, "--run_validation"],  # of train_diffusion_dpo.py, whose 2500 has no 1/2
             {

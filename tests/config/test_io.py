@@ -19,7 +19,7 @@ from diffalign.losses.pairwise import Logistic
 from diffalign.methods import build as build_method
 from diffalign.methods.dpo import DPO
 from diffalign.runs.reward.validate import validate as validate_reward
-from diffalign.runs.validate import read_run, validate
+from diffalign.runs.validate import read_run, validate, validation_prompts
 
 
 def write(tmp_path, text, name="config.yaml"):
@@ -269,3 +269,71 @@ def test_a_component_without_type_is_the_default_one():
     assert method == DPO(time=Uniform(low=0.3), loss=Logistic(label_smoothing=0.1))
     with pytest.raises(UserError, match=r"key in method\.time \(Uniform\)"):
         build_method({"type": "dpo", "time": {"lo": 0.3}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("data.path", "s3://bucket/pairs", "aws s3 cp --recursive s3://bucket/pairs FOLDER"),
+        ("data.path", "hf://datasets/me/pairs/train.parquet", "hf download --repo-type dataset me/pairs"),
+        ("model.path", "hf://me/model", "give a repository as me/model"),
+        ("model.path", "https://host/model.safetensors", "download it first"),
+        ("output", "gs://bucket/run", "gcloud storage cp"),
+    ],
+)
+def test_remote_addresses_are_told_what_to_do_instead(field, value, words):
+    with pytest.raises(UserError) as caught:
+        validate(apply_overrides(Run(), [f"--{field}={value}"]))
+    assert f"{field}='{value}'" in str(caught.value) and words in str(caught.value)
+
+
+def test_a_file_of_validation_prompts_is_read_and_a_missing_one_told_early(tmp_path):
+    write(tmp_path, "a red circle, small\na blue square\n", "prompts.txt")
+    run = apply_overrides(
+        Run(), ["--validation.prompts", str(tmp_path / "prompts.txt"), "--validation.every=5"]
+    )
+    assert validation_prompts(run) == ["a red circle, small", "a blue square"]
+    assert to_dict(run)["validation"]["prompts"] == [str(tmp_path / "prompts.txt")]
+    for text in ("a photo of prompts.txt", "see readme.md"):
+        assert validation_prompts(apply_overrides(Run(), ["--validation.prompts", text])) == [text]
+    with pytest.raises(UserError, match=r"missing\.txt"):
+        validate(apply_overrides(Run(), ["--validation.prompts", "missing.txt", "--validation.every=5"]))
+
+
+HOSTILE = [
+    [], {}, [1], {"a": 1}, None, True, "x", -1, 10**400, float("nan"), 1e24, [[]], {"type": []}, {"type": {}},
+    {"type": None}, {"type": 3}, "\0", {1: 2},
+]  # fmt: skip
+
+
+def accepted(make):
+    """Whether a value passes; anything but a UserError goes through."""
+    try:
+        make()
+    except UserError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["dpo", "smpo", "awm", "inversion_dpo"])
+def test_a_wrong_kind_in_a_methods_section_is_an_error_and_no_traceback(name):
+    from diffalign.methods import REGISTRY
+
+    for field in REGISTRY[name].method.__dataclass_fields__:
+        for value in HOSTILE:
+            method = {"type": name, field: value}
+            accepted(lambda method=method: (validate(from_dict({"method": method})), build_method(method)))
+    assert not accepted(lambda: build_method({"type": name, "time": {"type": []}}))
+
+
+def test_a_wrong_kind_anywhere_is_an_error_and_no_traceback():
+    for dotted in dotted_names():
+        *sections, leaf = dotted.split(".")
+        for value in HOSTILE:
+            data = {leaf: value}
+            for section in reversed(sections):
+                data = {section: data}
+            accepted(lambda data=data: validate(from_dict(data)))
+    for section in ("method", "strategies", "model", "data"):
+        assert not accepted(lambda section=section: validate(from_dict({section: [[]]})))
+    assert not accepted(lambda: validate(from_dict({"strategies": [{"type": []}]})))
