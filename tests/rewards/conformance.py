@@ -4,7 +4,7 @@ A reward is one made of a tiny random checkpoint: a frozen dataclass with the fi
 piece raises AssertionError. Scores must tell the images apart, else a comparison says nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +62,38 @@ def conforms(reward: Any, prompts: Sequence[str], *, tolerance: float, different
     assert_pixels_score_as_their_image(reward, prompts, tolerance)
     if differentiable:
         assert_gradients_are_right(reward, prompts)
+
+
+def covers(*names: str) -> Callable[[Any], Any]:
+    """Mark a test that takes the rewards of these cards through ``conforms`` or ``conforms_to_samples``;
+    ``test_every_card_is_covered`` holds the marks against the registry.
+    """
+    return lambda test: test
+
+
+def conforms_to_samples(
+    reward_of: Callable[[int], Any], samples: Sequence[Any], prompts: Sequence[str]
+) -> None:
+    """The pieces for rewards that read samples of their own: videos, drawn scenes, texts in images.
+
+    ``reward_of`` gives the reward at a batch size; ``prompts`` are as many as ``samples``, three or more.
+    Scores are (B,) float32, finite and without a graph; a batch scores as its samples one by one, in any
+    order and at any batch size; and they tell some samples apart.
+    """
+    samples, prompts, count = list(samples), list(prompts), len(samples)
+    together = reward_of(count)(samples, prompts)
+    assert together.shape == (count,) and together.dtype == torch.float32, (together.shape, together.dtype)
+    assert together.isfinite().all() and not together.requires_grad
+    assert reward_of(count)([], []).shape == (0,)
+    assert together.std() > 10 * rounding(together), f"the samples all score alike: {together.tolist()}"
+    close = {"rtol": 0, "atol": rounding(together)}
+    alone = torch.cat([reward_of(count)(samples[i : i + 1], prompts[i : i + 1]) for i in range(count)])
+    torch.testing.assert_close(together, alone, **close)
+    order = [*range(1, count, 2), *range(0, count, 2)][::-1]
+    turned = reward_of(count)([samples[i] for i in order], [prompts[i] for i in order])
+    torch.testing.assert_close(turned, together[order], **close)
+    for size in (1, 2):
+        torch.testing.assert_close(reward_of(size)(samples, prompts), together, **close)
 
 
 def assert_shapes(reward: Any, prompts: Sequence[str]) -> None:

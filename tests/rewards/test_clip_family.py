@@ -10,7 +10,7 @@ from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.aesthetic import load_head, score_embeddings
 from tests.rewards import conformance
-from tests.rewards.conformance import as_pixels, conforms, pictures
+from tests.rewards.conformance import as_pixels, conforms, covers, pictures
 from tests.rewards.conftest import SIZE, published_v2_head
 
 PROMPTS = ["a red cat", "a", "", "the long prompt that is cut " * 3, "Red", "a blue dog"]
@@ -81,6 +81,7 @@ class TestClipScore:
         plain = cosines(clip_folder, reward, pictures(), PROMPTS)
         assert (plain - cosine).abs().max() > 0.01  # the prefix is read
 
+    @covers("clipscore")
     def test_it_conforms(self, clip_folder):
         reward = rewards.load(f"clipscore:{clip_folder}")
         spread = reward(pictures(), PROMPTS[:1] * 6).std().item()
@@ -114,6 +115,7 @@ class TestHeads:
         reward = rewards.load(f"aesthetic_v2:{tmp_path / 'ava+logos-l14-reluMSE.pth'}@{clip_folder}")
         assert reward(pictures(), PROMPTS).shape == (6,)
 
+    @covers("simulacra")
     def test_simulacra_reads_embeddings_of_the_length_of_their_root(self, clip_folder, tmp_path):
         generator = torch.Generator().manual_seed(2)
         weight, bias = torch.randn(1, 16, generator=generator), torch.tensor([5.0])
@@ -167,6 +169,7 @@ class TestSiglip:
         torch.testing.assert_close(found, x[:, 0].float(), rtol=1e-5, atol=1e-5)
         assert found.std() > 0.05
 
+    @covers("aesthetic_v2_5")
     def test_it_conforms(self, siglip_spec):
         reward = rewards.load(siglip_spec)
         spread = reward(pictures(), PROMPTS).std().item()

@@ -1,7 +1,10 @@
-"""The rewards of CLIPs that need a checkpoint keep to what all rewards keep to; and the check can fail."""
+"""Every card of the registry goes through the conformance checks, and the checks can fail."""
 
+import ast
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +14,9 @@ from diffalign.rewards.registry import Place
 from diffalign.rewards.zoo import step_aware
 from diffalign.rewards.zoo.pickscore import PickScore
 from diffalign.rewards.zoo.step_aware import from_clip
+from diffalign.tiny import motions, scenes
 from tests.rewards import conformance
-from tests.rewards.conformance import conforms
+from tests.rewards.conformance import conforms, conforms_to_samples, covers
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +43,7 @@ def specs(clip_folder, tmp_path_factory):
 NAMES = ("pickscore", "aesthetic_v1", "aesthetic_v2", "step_aware")
 
 
+@covers("pickscore", "aesthetic_v1", "aesthetic_v2", "step_aware")
 @pytest.mark.parametrize("name", NAMES)
 def test_it_conforms(specs, words, name):
     reward = rewards.load(specs[name])
@@ -49,6 +54,68 @@ def test_it_conforms(specs, words, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_keeps_the_order(specs, words, name):
     conformance.assert_bfloat16_keeps_the_order(specs[name], words)
+
+
+@covers("tiny_clip")
+def test_the_tiny_clip_conforms():
+    reward, prompts = rewards.load("tiny_clip"), ["a large red circle", "a small blue square"]
+    spread = reward(conformance.pictures(), [prompts[0]] * 6).std().item()
+    conforms(reward, prompts, tolerance=spread / 10, differentiable=True)
+
+
+@covers("judge", "taste", "jpeg", "jpeg_incompressibility")
+@pytest.mark.parametrize("name", ["judge", "taste", "jpeg", "jpeg_incompressibility"])
+def test_rules_on_drawn_scenes_conform(name):
+    random = np.random.default_rng(0)
+    captions = list(scenes.split_captions("test")[:6])
+    drawn = [scenes.render(scenes.scene_of(caption, random)) for caption in captions]
+    drawn[1], drawn[4] = drawn[0], drawn[3]  # of another caption: not everything holds
+    conforms_to_samples(lambda size: rewards.load(name, batch_size=size), drawn, captions)
+
+
+@covers("video_content", "video_motion", "video_dynamics")
+@pytest.mark.parametrize("name", ["video_content", "video_motion", "video_dynamics"])
+def test_rules_on_moving_shapes_conform(name):
+    captions, clips = map(list, zip(*motions.clips("test", 6), strict=True))
+    clips[1], clips[4] = clips[0], clips[3]
+    conforms_to_samples(lambda size: rewards.load(name, batch_size=size), clips, captions)
+
+
+def covered() -> set[str]:
+    """The cards that tests are marked with, of the tests that do call a conformance check."""
+    names: set[str] = set()
+    for file in Path(__file__).parent.glob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+            called = {getattr(func, "id", getattr(func, "attr", "")) for func in calls}
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == "covers":
+                    assert called & {"conforms", "conforms_to_samples"}, (file.name, node.name)
+                    names |= {argument.value for argument in mark.args}
+    return names
+
+
+@pytest.mark.parametrize("name", rewards.REGISTRY)
+def test_every_card_is_covered(name):
+    assert name in covered(), f"no test takes {name!r} through tests/rewards/conformance.py"
+
+
+@pytest.mark.parametrize("fault", ["none", "batch mean"])
+def test_a_batch_mean_is_found_among_samples(fault):
+    right = rewards.load("jpeg")
+
+    def faulty(images, prompts):
+        scores = right(images, prompts)
+        return scores - scores.mean() if fault == "batch mean" and len(scores) else scores
+
+    samples, prompts = conformance.pictures(), ["a"] * 6
+    if fault == "none":
+        conforms_to_samples(lambda size: faulty, samples, prompts)
+    else:
+        with pytest.raises(AssertionError):
+            conforms_to_samples(lambda size: faulty, samples, prompts)
 
 
 @dataclass(frozen=True)

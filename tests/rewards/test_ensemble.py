@@ -25,6 +25,7 @@ from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.rollout.judges import judge_of
 from diffalign.tiny import pairs_path
 from tests.rewards import conformance
+from tests.rewards.conformance import covers
 
 TWO = "members:\n  - {reward: judge, weight: 2, mean: 0.5, std: 0.25}\n  - {reward: jpeg, divide: 10}\n"
 
@@ -61,12 +62,17 @@ def test_it_is_a_reward_like_any_other(file):
     assert weighted(f"0.5*ensemble:{file}").name == "both"
 
 
+@covers("ensemble")
 def test_it_keeps_to_what_all_rewards_keep_to(tmp_path):
     file, prompts = tmp_path / "x.yaml", ["a large red circle", "a small blue square"]
     file.write_text("members: [{reward: tiny_clip, mean: 20, std: 8}, {reward: jpeg, divide: 10}]")
     reward = load(f"ensemble:{file}")
     conformance.assert_shapes(reward, prompts)
-    conformance.assert_order_does_not_matter(reward, prompts)
+    conformance.conforms_to_samples(
+        lambda size: load(f"ensemble:{file}", batch_size=size),
+        conformance.pictures(),
+        conformance.some(prompts, 6),
+    )
     images, words = conformance.pictures(), conformance.some(prompts, 6)
     single = load(f"ensemble:{file}", batch_size=1)
     torch.testing.assert_close(single(images, words), reward(images, words), rtol=0, atol=1e-5)

@@ -19,6 +19,7 @@ from diffalign.rewards.zoo.geneval import ClipColours, GenEval, cut_out, relatio
 from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Requirement, read_requirement
 from tests.helpers import PUBLISHED_DATA
 from tests.rewards import conformance
+from tests.rewards.conformance import covers
 
 PUBLISHED = PUBLISHED_DATA / "geneval"
 SPELLED = {
@@ -203,9 +204,12 @@ class Bright:
         return [thing("cow")] * int(np.asarray(image).mean() / 8)
 
 
+@covers("geneval", "geneval_correct")
 def test_it_conforms():
     prompts = ["a photo of a cow", "a photo of three cows"]
     conformance.conforms(GenEval(Bright(), TopLeft()), prompts, tolerance=1e-6, differentiable=False)
+    made = lambda size: GenEval(Bright(), TopLeft(), score="correct", batch_size=size)  # noqa: E731
+    conformance.conforms_to_samples(made, conformance.pictures(), conformance.some(prompts, 6))
 
 
 # ----------------------------------------------------------------------------------- colours by a CLIP

@@ -12,7 +12,7 @@ from diffalign.errors import UserError
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
 from diffalign.rewards.zoo.hps import token_ids
 from tests.rewards import conformance
-from tests.rewards.conformance import as_pixels, conforms, pictures
+from tests.rewards.conformance import as_pixels, conforms, covers, pictures
 from tests.rewards.conftest import SIZE, make_open_clip
 
 open_clip = pytest.importorskip("open_clip")
@@ -79,6 +79,7 @@ def test_without_antialiasing_it_is_another_score(original, folder):
     torch.testing.assert_close(again, published(original, pictures(), PROMPTS), rtol=0, atol=1e-5)
 
 
+@covers("hpsv2", "hpsv2_1")
 def test_it_conforms(folder):
     # images and pixels take one path, so the tolerance is rounding
     conforms(rewards.load(f"hpsv2:{folder}"), PROMPTS, tolerance=2e-5, differentiable=True)

@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.instructions import template
-from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, pictures, some
+from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, covers, pictures, some
 from tests.rewards.tiny_qwen import (
     WIDTH,
     hidden_states,
@@ -84,6 +84,7 @@ def test_it_is_the_published_formula(reward, model, words):
     assert (wanted[:, 0] - wanted[:, 1]).abs().min() > 0.01  # the spread is something else
 
 
+@covers("hpsv3")
 def test_it_keeps_to_what_rewards_keep_to(reward):
     conforms(reward, PROMPTS, tolerance=0.01, differentiable=True)
 

@@ -17,7 +17,14 @@ from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD
 from diffalign.rewards.zoo.image_reward import LENGTH
-from tests.rewards.conformance import as_pixels, assert_bfloat16_keeps_the_order, conforms, pictures, some
+from tests.rewards.conformance import (
+    as_pixels,
+    assert_bfloat16_keeps_the_order,
+    conforms,
+    covers,
+    pictures,
+    some,
+)
 
 SIZE, PATCH, WIDE, TEXT = 32, 8, 128, 24
 LAYERS, LOOKING_HEADS, READING_HEADS = 2, 2, 3
@@ -195,6 +202,7 @@ def test_the_cut_is_torchvisions(reward, state):
     assert abs(beside - expected) > 1e-3
 
 
+@covers("image_reward")
 def test_it_conforms(reward, folder):
     conforms(reward, [*PROMPTS, LONG], tolerance=0.02, differentiable=True)
     assert_bfloat16_keeps_the_order(f"image_reward:{folder}", PROMPTS)

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.step_aware import TimedReward
-from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, pictures, some
+from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, covers, pictures, some
 from tests.tiny_pipelines import WIDTH, make_sd15, make_sdxl, text_config, tokenizer
 
 PROMPTS = ["a red cat", "Red", "a dog that is far too long to be read to its very end", ""]
@@ -154,6 +154,7 @@ def test_a_finished_image_is_its_latents_at_time_0(made, reward):
     torch.testing.assert_close(scores, formula(made, z, prompts, [0] * 4), rtol=0, atol=2e-4)
 
 
+@covers("latent_reward")
 def test_it_conforms(made, reward):
     # a random network and guidance of 7.5 make much of 8-bit rounding
     conforms(reward, PROMPTS, tolerance=0.4, differentiable=True)

@@ -11,7 +11,7 @@ from diffalign.errors import UserError
 from diffalign.rewards.zoo.cross_model import rotated
 from diffalign.rewards.zoo.mps import CRITERIA, about
 from tests.rewards import conformance
-from tests.rewards.conformance import conforms, pictures
+from tests.rewards.conformance import conforms, covers, pictures
 from tests.rewards.conftest import make_clip
 
 WIDTH, HEADS, HEAD, LAYERS = 16, 2, 8, 2
@@ -123,6 +123,7 @@ def test_it_is_its_formula(weights, clip_folder, threshold):
     assert (other - wanted).abs().max() > 0.02  # the threshold matters to these prompts
 
 
+@covers("mps")
 def test_it_conforms(weights, clip_folder):
     reward = rewards.load(f"mps:{weights}@{clip_folder}")
     spread = reward(pictures(), PROMPTS[:1] * 6).std().item()

@@ -12,6 +12,7 @@ from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.ocr import Ocr, agreement, levenshtein, quoted
 from tests.rewards import conformance
+from tests.rewards.conformance import covers
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def test_agreement(lines, expected):
     assert agreement("open24hours", lines) == pytest.approx(expected)
 
 
+@covers("ocr")
 def test_it_conforms():
     conformance.conforms(
         Ocr(Reads()), [f'a "{"x" * 30}"', f'a "x y {"x" * 25}"'], tolerance=1e-6, differentiable=False

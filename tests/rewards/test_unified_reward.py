@@ -22,6 +22,8 @@ from tests.rewards.conformance import (
     assert_a_batch_is_its_images_one_by_one,
     assert_order_does_not_matter,
     assert_shapes,
+    conforms_to_samples,
+    covers,
     pictures,
 )
 
@@ -124,3 +126,12 @@ def test_an_endpoint_that_does_not_answer(endpoint):
 def test_other_sources_are_refused(spec, reason):
     with pytest.raises(UserError, match=reason):
         rewards.load(spec)
+
+
+@covers("unified_reward")
+def test_it_conforms(endpoint):
+    conforms_to_samples(
+        lambda size: rewards.load(f"unified_reward:{endpoint[0]}@model", batch_size=size),
+        pictures(4),
+        ["a cat", "a dog", "a tree", "a cat"],
+    )

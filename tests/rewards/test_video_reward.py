@@ -15,6 +15,7 @@ from diffalign.errors import UserError
 from diffalign.media.videos import Video
 from diffalign.rewards.zoo.instructions import template
 from diffalign.rewards.zoo.video_reward import frame_indices
+from tests.rewards.conformance import conforms_to_samples, covers
 from tests.rewards.tiny_qwen import WIDTH, hidden_states, image_processor, make_base, marked, random_model
 
 MARKS = ["<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"]
@@ -159,6 +160,14 @@ def test_an_adapter_scores_as_the_whole(reward, adapted, base, tmp_path):
     other = rewards.load(f"video_reward:{make(tmp_path / 'x', adapted, 1, whole=False)}@{base}").score
     torch.testing.assert_close(
         other.dimensions(VIDEOS, PROMPTS), reward.dimensions(VIDEOS, PROMPTS), rtol=0, atol=1e-5
+    )
+
+
+@covers("video_reward", "video_reward_vq", "video_reward_mq", "video_reward_ta")
+@pytest.mark.parametrize("name", ["video_reward", "video_reward_vq", "video_reward_mq", "video_reward_ta"])
+def test_it_conforms(folder, base, name):
+    conforms_to_samples(
+        lambda size: rewards.load(f"{name}:{folder}@{base}", batch_size=size), VIDEOS[:3], PROMPTS[:3]
     )
 
 

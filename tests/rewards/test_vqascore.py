@@ -20,7 +20,7 @@ from transformers import (
 
 from diffalign import rewards
 from diffalign.errors import UserError
-from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, pictures, some
+from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, covers, pictures, some
 from tests.rewards.tiny_qwen import CHAT, make_base, make_tokenizer, random_model
 
 PROMPTS = ["a red cat", 'a "quoted" {thing}, in a prompt that is far longer than the others']
@@ -170,6 +170,7 @@ def answered_by_llava(processor, folder, image, prompt):
     return said
 
 
+@covers("vqascore")
 @pytest.mark.parametrize("model", ["qwen", "llava"])
 def test_it_keeps_to_what_rewards_keep_to(model, request):
     reward = rewards.load(f"vqascore:{request.getfixturevalue(model)}")
