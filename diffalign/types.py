@@ -69,7 +69,8 @@ class Batch(Generic[X]):
         negative: what classifier-free guidance guides away from, every tensor (B, ...); names that it lacks
             are cond's. Empty where nothing is guided.
         extra: what only some methods ask for, by name, every tensor (B, ...): ``reward`` (a second opinion
-            beside the label), ``patches`` (weight maps); of transitions ``reference_mean`` (B, *d, where the
+            beside the label), ``patches`` (weight maps), ``votes`` (the share of people who preferred the
+            sample to its rivals, NaN where nobody voted); of transitions ``reference_mean`` (B, *d, where the
             reference would have gone, known from the rollout) and ``advantage`` (B,).
         kernel: of transitions: what drew them, and therefore what scores them.
         guidance: of transitions: the scale of the classifier-free guidance that they were drawn under.

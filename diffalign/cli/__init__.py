@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",
     "train": "align a model with preferences",
     "train-reward": "train SPO's step-aware preference model, a reward for noisy times",
+    "data": "what a preference set is and holds, before training",
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
     "video-pairs": "make pairs to label of real videos: two takes of each (DenseDPO)",

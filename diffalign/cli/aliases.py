@@ -146,7 +146,6 @@ _OPTIMIZERS = {
 }  # fmt: skip
 _D, _S, _T = "diffusers", "salesforce", "trl"
 _HUB = "nothing is uploaded; when the run is done: hf upload OWNER/NAME OUTPUT/aligned"
-_COLUMNS = "columns are found by name (caption or prompt, jpg_0, jpg_1, label_0): rename yours"
 _TURBO = "{type: listed, times: [0.249, 0.499, 0.749, 0.999]}"
 
 ALIASES: Mapping[str, Alias] = {
@@ -183,6 +182,9 @@ ALIASES: Mapping[str, Alias] = {
     "proportion_empty_prompts": _to("data.prompt_dropout", _S),
     "vae_encode_batch_size": _to("data.cache_batch_size", _D),
     "dataloader_num_workers": _to("data.workers"),
+    "dataset_config_name": _to("data.config", _S),
+    "image_column": Alias("data.columns image=...", lambda text: [("image_column", text)], script=_S),
+    "caption_column": Alias("data.columns prompt=...", lambda text: [("caption_column", text)], script=_S),
     "choice_model": Alias(
         "data.rewards, in place of the labels (aes, clip, hps, pickscore)", _judge, script=_S
     ),
@@ -287,11 +289,6 @@ ALIASES: Mapping[str, Alias] = {
     "hub_model_id": _unused(_HUB),
     "hub_token": _unused("it is not stored; log in once with: hf auth login", script=_D),
     # known, and not supported
-    "dataset_config_name": _unsupported(
-        "dataset_config_name", "download the set and give its files as --data.path", script=_S
-    ),
-    "image_column": _unsupported("image_column", _COLUMNS, script=_S),
-    "caption_column": _unsupported("caption_column", _COLUMNS, script=_S),
     "dreamlike_pairs_only": _unsupported(
         "dreamlike_pairs_only",
         "leave out the other rows first: keep those whose model_0 and model_1 name dreamlike",

@@ -36,13 +36,14 @@ def run(argv: Sequence[str]) -> int:
             f"rollout.prompts={run.rollout.prompts!r}: this run samples what it learns from, and there is "
             "nothing to encode before it; allowed: a run with data.path"
         )
-    from diffalign.data import read_preferences
+    from diffalign.data import check_files, read_preferences
     from diffalign.models.loading import load
     from diffalign.runs.setup import encode
     from diffalign.training.acceleration import accelerator_for
 
     accelerator = accelerator_for(run.training)
     preferences = read_preferences(run.data, run.training.seed)
+    check_files(preferences)
     encoded = encode(run, load(run.model, accelerator.device), preferences, accelerator)
     if accelerator.is_main_process:
         for place in encoded.counts.skipped:

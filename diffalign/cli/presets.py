@@ -24,7 +24,12 @@ VALIDATION_PROMPTS = (
     "two foxes playing in the snow",
 )
 VALIDATION_STEPS = "200"  # the scripts' default
+COLUMNS = {"image_column": "image", "caption_column": "prompt"}
+"""The roles of ``data.columns`` that flags of the scripts name columns of."""
+
 LATE = (
+    "image_column",
+    "caption_column",
     "beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt", "validation_steps", "lr_scheduler",
     "sync_ref_model", "num_train_epochs",
 )  # fmt: skip
@@ -199,6 +204,9 @@ def late(
     if "beta1" in given or "beta2" in given:
         first, second = (given.get(f"beta{i}", [str(run.optimizer.betas[i - 1])])[-1] for i in (1, 2))
         pairs.append(("optimizer.betas", f"{first},{second}"))
+    columns = [f"{role}={given[name][-1]}" for name, role in COLUMNS.items() if name in given]
+    if columns:
+        pairs.append(("data.columns", ",".join([*run.data.columns, *columns])))
     pairs += _schedule(run, given, preset, notes)
     epochs = given.get("num_train_epochs", [_EPOCHS.get(preset, "")])[-1]
     if epochs and (stepped or preset == "salesforce"):

@@ -60,16 +60,31 @@ class DataConfig:
 
     path: str = option(
         "",
-        "parquet file or glob, folder, .jsonl, .csv, hub dataset, or tiny:pairs, lists, likes, captions",
+        "parquet, json, csv, tar file, glob, URL, folder, hub dataset, or tiny:pairs, lists, likes, captions",
     )
-    format: Literal["auto", "parquet", "folder", "jsonl", "csv", "hub"] = option(
-        "auto", "format of data.path; auto: found by its name and contents"
+    format: Literal[
+        "auto", "parquet", "folder", "jsonl", "csv", "hub", "webdataset", "saved", "imagefolder"
+    ] = option("auto", "format of data.path; auto: found by its name and contents")
+    split: str = option("train", "split of a hub dataset, or of a folder of tables; all: every file")
+    config: str | None = option(None, "configuration of a hub dataset that has several")
+    columns: tuple[str, ...] = option(
+        (), "role=column of a table with names of its own: prompt=caption,chosen=better; dots: nested fields"
     )
-    split: str = option("train", "split of a hub dataset")
+    root: str | None = option(None, "folder that the paths in a table are relative to; null: the table's own")
+    votes: Literal["soft", "weight", "majority"] = option(
+        "soft", "use of several votes a pair: P(0 > 1) as soft label, |2 P - 1| as weight, the majority alone"
+    )
+    min_agreement: float = option(0.0, "leave out pairs whose larger share of votes is below this", SHARE)
+    downloads: str | None = option(
+        None, "folder for images that a set names by web addresses; null: ~/.cache/diffalign/images"
+    )
+    max_downloads: int | None = option(
+        None, "fetch at most this many images named by web addresses; null: all", at_least(0)
+    )
     streaming: bool = option(False, "encode a hub dataset as it arrives and keep no copy of it")
     limit: int | None = option(None, "read at most this many rows", COUNT)
     label: str = option(
-        "", "column of a csv with several labels, such as VQ; empty: Overall, or the only one"
+        "", "which of several labels of a set, such as VQ or coherence; empty: the overall or only one"
     )
     view: Literal["auto", "pairs", "likes", "demonstrations", "captions", "majority"] = option(
         "auto",

@@ -131,7 +131,7 @@ def rate(
             waiting.append(example)
             prompts = example.prompts or (example.prompt,) * len(example.images)
             for k, (image, prompt) in enumerate(zip(example.images, prompts, strict=True)):
-                yield Item(prompt, image.source, (("file", example.where),), f"_{k}", of_videos)
+                yield Item(prompt, image.file, (("file", example.where),), f"_{k}", of_videos)
 
     every = items()
     first = list(islice(every, 1))

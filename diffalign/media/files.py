@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffalign.errors import UserError
 from diffalign.media.frames import frame_image
+from diffalign.media.images import UNREADABLE, decode, why_unreadable
 from diffalign.media.videos import VIDEO_SUFFIXES, Video, read_video, write_video
 from diffalign.utils.files import open_atomic
 
@@ -36,10 +37,9 @@ def open_image(source: Image.Image | Path | str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     try:
-        with Image.open(source) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"cannot read the image {str(source)!r}: {error}") from error
+        return decode(Path(source).read_bytes())
+    except UNREADABLE as error:
+        raise UserError(f"cannot read the image {str(source)!r}: {why_unreadable(error)}") from error
 
 
 def open_media(source: MediaLike | str) -> Media:

@@ -1,11 +1,17 @@
-"""Image files to RGB pixels."""
+"""Image files to RGB pixels, from an allow-list of formats."""
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+"""Formats that are decoded. PIL starts other programs for some of the rest (Ghostscript for EPS)."""
 
 UNREADABLE = (
     OSError,
@@ -18,28 +24,67 @@ UNREADABLE = (
 )
 """What PIL raises for files that are no image, or damaged ones."""
 
+_EIGHT, _SIXTEEN, _THIRTY_TWO = 2**8 - 1, 2**16 - 1, 2**32 - 1  # largest values of unsigned integers
+
 
 def why_unreadable(error: BaseException) -> str:
-    """What is wrong with a file, for the user, of one of UNREADABLE."""
+    """Return what is wrong with a file, for the user, of one of UNREADABLE."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that PIL knows"
+        return f"not an image in one of the formats {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
 
 
+@contextmanager
+def opened(source: bytes | Path | str) -> Iterator[Image.Image]:
+    """Open an image file of one of ``FORMATS``, by its content whatever its name; pixels are decoded later.
+
+    Raises:
+        one of UNREADABLE: it is none, or of another format.
+    """
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # a build of PIL may lack some
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
+        yield image
+
+
 def decode(content: bytes) -> Image.Image:
-    """The image of a file in RGB; one of UNREADABLE is raised if it is none or damaged."""
-    with Image.open(BytesIO(content)) as image:
+    """Return the image of a file in RGB, turned as its EXIF orientation says.
+
+    Raises:
+        one of UNREADABLE: it is none, or damaged.
+    """
+    with opened(content) as image:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; what is transparent becomes white."""
-    if image.mode.startswith("I;16"):  # PIL would clip 16-bit greys at 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    """Return an image of any mode in RGB; transparency is laid over white.
+
+    Raises:
+        ValueError: a grey image of 32 bits or of floats whose range is that of no picture.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_eight_bits(np.asarray(image), image.mode))
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Return deep greys (H, W) as uint8; PIL's own conversion clips them at 255.
+
+    16-bit greys are read at their full range. The range of 32-bit integers and of floats is not in the file:
+    it is the smallest of 8, 16 and 32 bits (of floats also 0 to 1) that holds all values.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("grey values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    ranges = (_SIXTEEN,) if mode.startswith("I;16") else (_EIGHT, _SIXTEEN, _THIRTY_TWO)
+    top = next((top for top in ((1, *ranges) if mode == "F" else ranges) if high <= top), None)
+    if low < 0 or top is None:
+        raise ValueError(f"grey values from {low:g} to {high:g}; allowed: 0 to 1, 255, 65535 or 4294967295")
+    return np.rint(values.astype(np.float64) / top * _EIGHT).astype(np.uint8)

@@ -3,7 +3,7 @@ and metrics under their usual names.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from diffalign.diffusion.likelihood import elbo
 from diffalign.diffusion.noising import expand
 from diffalign.diffusion.times import fitted
 from diffalign.losses.contrast import Contrast, contrast
+from diffalign.losses.pairwise import PairwiseLoss
 from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Reduce, Step, TimeSampler
 
 LIKED = 0.5
@@ -114,6 +115,24 @@ def compare(
         alpha, _ = policy.path.coefficients(z.t)
         log_ratio = expand(alpha**2, log_ratio) * log_ratio
     return contrast(log_ratio, batch.score, batch.group)
+
+
+def pair_losses(
+    loss: PairwiseLoss, chosen: Tensor, rejected: Tensor, c: Contrast, batch: Batch[Any]
+) -> Tensor:
+    """Return the losses (P, *unit) of the rewards of the better and the worse, under the labels as given.
+
+    Where the batch has ``votes``, P = v_w / (v_w + v_l) of them for the better sample, the label is soft:
+    P l(h) + (1 - P) l(-h), the expectation of the loss over the voters. Of the logistic loss this is the
+    cross-entropy of DPO's Bradley-Terry model with a soft label (Rafailov et al. 2023, arXiv 2305.18290,
+    equation 7). A pair without votes keeps its hard label.
+    """
+    hard = loss(chosen, rejected)
+    if "votes" not in batch.extra:
+        return hard
+    won, lost = (batch.extra["votes"].to(hard)[index] for index in (c.better, c.worse))
+    share = (won / (won + lost)).nan_to_num(nan=1.0)
+    return share * hard + (1 - share) * loss(rejected, chosen)
 
 
 def preference_step(c: Contrast, losses: Tensor, scale: float | Tensor) -> Step:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffalign.losses.pairwise import APODown, APOZero
 from diffalign.methods._base import ScaledMethod
-from diffalign.methods._common import compare, preference_step
+from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
@@ -44,7 +44,8 @@ class APO(ScaledMethod):
         """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
         loss = APOZero() if self.variant == "zero" else APODown()
-        return preference_step(c, loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+        losses = pair_losses(loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
+        return preference_step(c, losses, self.beta)
 
 
 CARD = MethodCard(
@@ -56,4 +57,5 @@ CARD = MethodCard(
     data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=APO,
+    soft=True,
 )

@@ -28,7 +28,7 @@ from diffalign.config.build import choice
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
 from diffalign.methods._base import StateMethod
-from diffalign.methods._common import compare, preference_step
+from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
@@ -86,7 +86,8 @@ class AutoBeta(StateMethod):
             self.running.update(mean_over_ranks(c.margin.detach().abs(), c.weight), self.decay)
         slope = math.log((1 - self.target) / self.target)
         beta = (slope / self.running.value).clamp(self.low, self.high).to(c.margin)
-        step = preference_step(c, self.loss(beta * c.chosen, beta * c.rejected), beta)
+        losses = pair_losses(self.loss, beta * c.chosen, beta * c.rejected, c, batch)
+        step = preference_step(c, losses, beta)
         return Step(step.loss, {**step.metrics, "beta": beta}, step.weight)
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,4 +108,5 @@ CARD = MethodCard(
     data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=AutoBeta,
+    soft=True,
 )

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import ReverseKL
 from diffalign.methods._base import ScaledMethod
-from diffalign.methods._common import compare, preference_step
+from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
@@ -48,7 +48,8 @@ class DMPO(ScaledMethod):
     ) -> Step:
         """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
-        losses = ReverseKL(self.alpha)(self.beta * c.chosen, self.beta * c.rejected)
+        loss = ReverseKL(self.alpha)
+        losses = pair_losses(loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
         return preference_step(c, losses, self.beta)
 
 
@@ -61,4 +62,5 @@ CARD = MethodCard(
     data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=DMPO,
+    soft=True,
 )

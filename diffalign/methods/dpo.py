@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from diffalign.methods._base import PairMethod
-from diffalign.methods._common import OverTime, compare, preference_step
+from diffalign.methods._common import OverTime, compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
@@ -51,7 +51,8 @@ class DPO(PairMethod):
     ) -> Step:
         """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator, self.over_time)
-        return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+        losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
+        return preference_step(c, losses, self.beta)
 
 
 CARD = MethodCard(
@@ -63,4 +64,5 @@ CARD = MethodCard(
     data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=DPO,
+    soft=True,
 )

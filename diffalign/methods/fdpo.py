@@ -22,7 +22,7 @@ from diffalign.config.build import choice
 from diffalign.losses.divergences import DIVERGENCES, Divergence, JensenShannon
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
 from diffalign.methods._base import StateMethod, check_positive
-from diffalign.methods._common import compare, preference_step
+from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
@@ -52,7 +52,8 @@ class FDPO(StateMethod):
         """Return the mean loss over all pairs of rivals that are no tie; ``rewards/*`` are beta f'(u)."""
         c = compare(self, policy, reference, batch, generator)
         chosen, rejected = (self.beta * self.divergence(self.scale * x) for x in (c.chosen, c.rejected))
-        step = preference_step(c, self.loss(chosen, rejected), self.beta * self.scale)
+        losses = pair_losses(self.loss, chosen, rejected, c, batch)
+        step = preference_step(c, losses, self.beta * self.scale)
         means = [c.mean(reward.detach()) for reward in (chosen, rejected, chosen - rejected)]
         names = ("rewards/chosen", "rewards/rejected", "rewards/margins")
         return Step(step.loss, {**step.metrics, **dict(zip(names, means, strict=True))}, step.weight)
@@ -67,4 +68,5 @@ CARD = MethodCard(
     data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=FDPO,
+    soft=True,
 )

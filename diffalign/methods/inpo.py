@@ -23,7 +23,7 @@ from torch import Tensor
 from diffalign.config.build import choice
 from diffalign.diffusion.inversion import Inversion
 from diffalign.methods._base import NOISINGS, PairMethod
-from diffalign.methods._common import compare, preference_step
+from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
@@ -45,7 +45,8 @@ class InPO(PairMethod):
     ) -> Step:
         """Return the mean loss over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
-        return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+        losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
+        return preference_step(c, losses, self.beta)
 
 
 CARD = MethodCard(
@@ -57,4 +58,5 @@ CARD = MethodCard(
     data=DataKind.PAIRS,
     cost="2 policy samples with gradient, 2 reference samples, 2 per inversion step without (about 6 steps)",
     method=InPO,
+    soft=True,
 )

@@ -57,7 +57,7 @@ from diffalign.errors import UserError
 from diffalign.losses.contrast import contrast
 from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
 from diffalign.methods._base import TIMES
-from diffalign.methods._common import guided, preference_step
+from diffalign.methods._common import guided, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Noised, Random, Step, TimeSampler
 
@@ -127,7 +127,8 @@ class InversionDPO:
         gain = 0.5 * (self.reduce((held - target) ** 2) - self.reduce((predicted - target) ** 2))
         gain = (expand(velocity_weight(policy, t), gain) * gain).unflatten(0, k.shape).mean(1)
         c = contrast(gain if self.sign == "figure" else -gain, batch.score, batch.group)
-        return preference_step(c, self.loss(self.beta * c.chosen, self.beta * c.rejected), self.beta)
+        losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
+        return preference_step(c, losses, self.beta)
 
 
 CARD = MethodCard(
@@ -140,4 +141,5 @@ CARD = MethodCard(
     cost="per step trained on 2 guided policy samples with gradient and 2 guided reference samples; "
     "the inversion's, 2 guided reference samples for each of up to 80 steps, once when cached",
     method=InversionDPO,
+    soft=True,
 )

@@ -24,7 +24,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.losses.contrast import Contrast
 from diffalign.methods._base import PairMethod, check_positive
-from diffalign.methods._common import compare, preference_step
+from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
@@ -61,7 +61,7 @@ class MADPO(PairMethod):
     ) -> Step:
         """Return the mean of weighted losses over all pairs of rivals that are no tie."""
         c = compare(self, policy, reference, batch, generator)
-        losses = self.loss(self.beta * c.chosen, self.beta * c.rejected)
+        losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
         return preference_step(c, self.weights(self.reward_scale * margins(c, batch)) * losses, self.beta)
 
     def coefficients(self, h: Tensor) -> Tensor:
@@ -91,4 +91,5 @@ CARD = MethodCard(
     data=DataKind.REWARDED_PAIRS,
     cost="2 policy samples with gradient, 2 reference samples",
     method=MADPO,
+    soft=True,
 )

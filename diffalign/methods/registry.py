@@ -51,6 +51,8 @@ class MethodCard:
             a "tree" of rival steps. The last two have no offline form.
         advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
         whole: whether it must see all samples of a prompt at once; methods that compare always must.
+        soft: whether it learns from the votes of a set as soft labels (``methods._common.pair_losses``);
+            other methods learn from the majority.
         trailing: the role of a moving average of the policy: "none"; a denoiser that the method compares the
             policy with ("beside"); or one that samples the rounds as well ("sampler"). The method is then a
             ``methods._trailing.Trailing``.
@@ -67,6 +69,7 @@ class MethodCard:
     rollout: Literal["samples", "trajectories", "tree"] = "samples"
     advantages: bool = False
     whole: bool = False
+    soft: bool = False
     trailing: Literal["none", "beside", "sampler"] = "none"
 
     @property

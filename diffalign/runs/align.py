@@ -18,7 +18,7 @@ from typing import Any
 
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import Run
-from diffalign.data import Preferences, read_preferences
+from diffalign.data import Preferences, check_files, read_preferences
 from diffalign.diffusion.randomness import derive
 from diffalign.errors import UserError
 from diffalign.export.aligned import absent_components, save_aligned
@@ -95,6 +95,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     if prompts:
         check_online_scores(inner, run.rollout)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
+    if preferences is not None:
+        check_files(preferences)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else _silent
     output = Path(run.output)

@@ -106,7 +106,14 @@ def offline(
     _look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
     counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded.records)) if text)
+    for note in preferences.notes:
+        tell(f"data: {note}")
     tell(f"data: {counts}")
+    if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
+        tell(
+            f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
+            f"soft labels: {', '.join(name for name, card in REGISTRY.items() if card.soft)}"
+        )
     _check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)

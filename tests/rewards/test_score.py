@@ -309,7 +309,7 @@ def test_bad_inputs_are_named(tmp_path):
         "empty": "no images",
         "x.parquet": "not a readable parquet",
         "x.csv": "allowed: a folder",
-        "bad.jsonl": "line 2 is not JSON",
+        "bad.jsonl": "line 2: not JSON",
         "none.jsonl": "'prompt'",
         "half.jsonl": "'rejected'",
         "other.parquet": "no column 'caption'",
@@ -334,3 +334,16 @@ PICKAPIC = PUBLISHED_DATA / "pairs" / "pickapic.parquet"
 def test_real_pick_a_pic_rows():
     rows = score(read_items(PICKAPIC), make_scorers(["jpeg"]), progress=False).rows
     assert len(rows) == 9 and all(row["jpeg_0"] < 0 and row["jpeg_1"] < 0 for row in rows)
+
+
+def test_a_folder_of_pairs_is_read_as_training_reads_it(tmp_path):
+    for side, level in (("w", 0), ("l", 255)):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / side / "1.png")
+    (tmp_path / "w" / "1.txt").write_text("a cat")
+    (tmp_path / "w" / "._1.png").write_bytes(b"\0\5\26\7")
+    items = list(read_items(tmp_path))
+    assert [(item.prompt, item.image) for item in items] == [
+        ("a cat", tmp_path / "w" / "1.png"),
+        ("a cat", tmp_path / "l" / "1.png"),
+    ]

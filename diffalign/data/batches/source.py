@@ -7,6 +7,7 @@ depend on (seed, position) alone. So batch 8 x accumulation 1 is batch 1 x accum
 one of twice the batch, and a resumed run seeks by arithmetic.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -93,7 +94,9 @@ def assemble(
 
 
 def _extra(encoded: EncodedSet, visits: Sequence[Visit]) -> dict[str, Tensor]:
-    """``reward`` (B,), or (B, R) of several; ``patches`` (B, 1, H, W); ``weight`` (B,), the group's."""
+    """``reward`` (B,), or (B, R) of several; ``patches`` (B, 1, H, W); ``weight`` (B,), the group's;
+    ``votes`` (B,), the share of people who preferred the image, NaN in a group without votes.
+    """
     extra: dict[str, Tensor] = {}
     images = [(visit, index) for visit in visits for index in range(len(visit.record.images))]
     if "reward" in encoded.extras:
@@ -104,6 +107,9 @@ def _extra(encoded: EncodedSet, visits: Sequence[Visit]) -> dict[str, Tensor]:
         extra["patches"] = torch.stack(maps)
     if "weight" in encoded.extras:
         extra["weight"] = torch.tensor([visit.record.weight for visit, _ in images], dtype=torch.float32)
+    if "votes" in encoded.extras:
+        votes = [visit.record.votes[index] if visit.record.votes else math.nan for visit, index in images]
+        extra["votes"] = torch.tensor(votes, dtype=torch.float32)
     return extra
 
 

@@ -145,6 +145,13 @@ class Columns(Sequence[Record]):
         return self._pick(self.table["weight"].to_numpy())
 
     @cached_property
+    def has_votes(self) -> bool:
+        """Whether a group has votes."""
+        if self._rows is not None and not self._whole.has_votes:
+            return False
+        return bool((self._pick(_numbers(pc.list_value_length(self.table["votes"]))) > 0).any())
+
+    @cached_property
     def reward_counts(self) -> np.ndarray:
         """(n,) int: rewards an image, 0 where there are none."""
         if self._rows is not None:

@@ -114,7 +114,7 @@ class EncodedSet(Sequence[Record]):
 
     @cached_property
     def extras(self) -> frozenset[str]:
-        """What the batches of this set have beside labels: of ``reward``, ``patches``, ``weight``.
+        """What the batches of this set have beside labels: of ``reward``, ``patches``, ``weight``, ``votes``.
 
         It is the set that has them or not, so that every batch on every rank holds the same names.
         """
@@ -122,6 +122,7 @@ class EncodedSet(Sequence[Record]):
             "reward": bool(len(self)) and bool((self.records.reward_counts > 0).all()),
             "patches": self.records.has_patches,
             "weight": bool((self.records.weights != 1).any()),
+            "votes": self.records.has_votes,
         }
         return frozenset(name for name, holds in there.items() if holds)
 

@@ -4,14 +4,13 @@ EXIF orientation is applied, transparency is laid over white, every mode becomes
 unreadable. Resizing is PIL's Lanczos, whose support grows with the reduction (antialiased).
 """
 
-from io import BytesIO
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from diffalign.data.encoding.geometry import Cut, Size
+from diffalign.media.images import opened
 from diffalign.media.videos import read_frames
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -20,7 +19,7 @@ _ON_THE_SIDE = frozenset({5, 6, 7, 8})  # its values that exchange height and wi
 
 def image_size(content: bytes) -> Size:
     """(height, width) as displayed, from the file's header alone; raises one of UNREADABLE if it is none."""
-    with Image.open(BytesIO(content)) as image:
+    with opened(content) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION) in _ON_THE_SIDE
     return (width, height) if turned else (height, width)

@@ -4,11 +4,11 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from diffalign.data.encoding.geometry import Cut, Size
+from diffalign.media.images import opened
 
 _NUMPY = b"\x93NUMPY"
 
@@ -22,7 +22,7 @@ def read_map(content: bytes) -> Tensor:
         values = np.load(BytesIO(content), allow_pickle=False)
         values = values[0] if values.ndim == 3 and len(values) == 1 else values
     else:
-        with Image.open(BytesIO(content)) as image:
+        with opened(content) as image:
             image.load()
             deep = image.mode.startswith("I")
             values = np.asarray(image if deep else image.convert("L")) / (65535 if deep else 255)

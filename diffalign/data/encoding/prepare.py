@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -15,7 +14,13 @@ from diffalign.data.encoding.patches import cut_map, read_map
 from diffalign.data.encoding.rating import Rater, rescored
 from diffalign.data.encoding.writer import Writer
 from diffalign.data.reading.dense import Dense, dense_of
-from diffalign.data.reading.examples import Example, ImageRef, Skipped, digest, turn_scores
+from diffalign.data.reading.examples import (
+    Example,
+    ImageRef,
+    Skipped,
+    digest,
+    turn_scores,
+)
 from diffalign.errors import UserError
 from diffalign.media.images import UNREADABLE, decode, why_unreadable
 from diffalign.media.videos import Probe, probe
@@ -51,7 +56,7 @@ def _named(reference: ImageRef, name: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        file = reference.source.name if isinstance(reference.source, Path) else name
+        file = reference.name or name
         raise UnreadableError(f"{file} is unreadable ({why_unreadable(error)})") from error
 
 
@@ -69,6 +74,8 @@ def prepare(
         keys, maps = _maps(example, group.images, writer)
     except UnreadableError as error:
         return Skipped(str(error), example.where)
+    if len(group.images) > 1 and not example.prompts and len({one.content for one in group.images}) == 1:
+        return Skipped("its images are identical", example.where, "identical")
     text, *own = (writer.text_key(prompt) for prompt in (example.prompt, *example.prompts))
     record = Record(
         example.prompt,
@@ -80,6 +87,7 @@ def prepare(
         example.rewards,
         keys,
         example.weight,
+        votes=example.votes,
     )
     if example.segments:
         record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))
@@ -228,5 +236,6 @@ def _rated(
             record = replace(record, rewards=tuple((*known, *next(fresh)) for known in rewards))
         if config.rewards_as != "extra":
             scores = rescored(record.scores, record.rewards, config.rewards_as, record.where)
-            record = replace(record, scores=turn_scores(scores) if example.turned else scores, dense=None)
+            scores = turn_scores(scores) if example.turned else scores
+            record = replace(record, scores=scores, dense=None, votes=())
         yield index, replace(prepared, record=record)

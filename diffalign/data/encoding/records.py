@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         "patches": pa.list_(_KEY),
         "weight": pa.float64(),
         "dense": pa.large_string(),
+        "votes": pa.list_(pa.float64()),
     }
 )
 
@@ -72,6 +73,7 @@ class Record:
     patches: tuple[str | None, ...] = ()  # key of each image's weight map, None for weight 1
     weight: float = 1.0
     dense: Dense | None = None  # labels in time
+    votes: tuple[float, ...] = ()  # share of the voters who preferred each image
 
     @property
     def kind(self) -> Kind:
@@ -118,6 +120,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "patches": list(map(raw, record.patches)),
         "weight": record.weight,
         "dense": None if record.dense is None else json.dumps(asdict(record.dense)),
+        "votes": record.votes,
     }
 
 
@@ -150,6 +153,7 @@ def record_from(row: Mapping[str, Any]) -> Record:
         patches=tuple(map(name, row["patches"])),
         weight=row["weight"],
         dense=None if row["dense"] is None else dense_from(json.loads(row["dense"])),
+        votes=tuple(row["votes"]),
     )
 
 

@@ -1,14 +1,16 @@
 """Files of prompts: text lines, json lines, tables. One reader for each, all giving (place, fields) rows."""
 
 import csv
+import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.reading.tables import json_rows
+from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError
+from diffalign.utils.text import read_text, text_lines
 
-COLUMNS = ("prompt", "prompts", "caption", "text")
+COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en")
 """Names of the prompt's column or field, in any case, the first that is there."""
 
 CATEGORIES = ("category", "categories")
@@ -21,7 +23,7 @@ Row = tuple[str, Mapping[str, Any]]
 
 
 def file_rows(file: Path) -> Iterator[Row]:
-    """The rows of a file; a text file's have one field, ``prompt``.
+    """Yield the rows of a file; a text file's have one field, ``prompt``.
 
     Raises:
         UserError: the file is of another kind, not UTF-8, damaged, or has no prompts' column.
@@ -34,14 +36,11 @@ def file_rows(file: Path) -> Iterator[Row]:
             f"prompt file {str(file)!r}: cannot read {file.suffix or 'a file without suffix'}; "
             f"allowed: {FORMATS}"
         )
-    try:
-        yield from readers[file.suffix.lower()](file)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    yield from readers[file.suffix.lower()](file)
 
 
 def prompt_of(row: Row) -> str:
-    """A row's prompt, stripped; empty where the cell is. UserError for a field that is no text, or none."""
+    """Return a row's prompt, stripped; empty where the cell is. UserError for a field of no text."""
     where, fields = row
     name = column(fields, COLUMNS)
     if name is None:
@@ -52,8 +51,8 @@ def prompt_of(row: Row) -> str:
 
 
 def category_of(row: Row, names: Collection[str]) -> str:
-    """What the first field of such a name says, several categories joined by " + "; empty where there is
-    none.
+    """Return what the first field of such a name says, several categories joined by " + "; empty where
+    there is none.
     """
     name = column(row[1], names)
     value = row[1][name] if name is not None else None
@@ -63,7 +62,7 @@ def category_of(row: Row, names: Collection[str]) -> str:
 
 
 def column(fields: Collection[str], names: Collection[str]) -> str | None:
-    """The first of ``names`` that is among the fields, in any case, as it is written there."""
+    """Return the first of ``names`` that is among the fields, in any case, as it is written there."""
     lower = {field.lower(): field for field in reversed(list(fields))}
     return next((lower[name] for name in names if name in lower), None)
 
@@ -75,26 +74,26 @@ def _no_prompts(names: Collection[str], place: str) -> UserError:
 
 
 def _lines(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig") as lines:
-        yield from ((f"{file.name} line {number}", {"prompt": line}) for number, line in enumerate(lines, 1))
+    return ((where, {"prompt": line}) for where, line in text_lines(file))
 
 
 def _json(file: Path) -> Iterator[Row]:
-    return json_rows(file)
+    return json_rows(file, texts=True, needed='{"prompt": ...}, or a text')
 
 
 def _table(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        tabs = file.suffix.lower() == ".tsv"
-        # a tab-separated file is not quoted: prompts contain lone quotation marks
-        rows = (
-            csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(lines)
-        )
+    tabs = file.suffix.lower() == ".tsv"
+    lines = io.StringIO(read_text(file), newline="")
+    # a tab-separated file is not quoted: prompts contain lone quotation marks
+    rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(lines)
+    try:
         names = [name for name in rows.fieldnames or [] if name]
         if column(names, COLUMNS) is None:
             raise _no_prompts(names, str(file))
         for number, row in enumerate(rows):
             yield f"{file.name} row {number}", {name: row[name] for name in names}
+    except csv.Error as error:
+        raise UserError(f"{file}: not readable as csv ({error})") from error
 
 
 def _parquet(file: Path) -> Iterator[Row]:

@@ -9,33 +9,14 @@ time.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffalign.data.reading.dense import Dense, Segments, is_dense_tie, turn_segments
+from diffalign.data.reading.references import ImageRef as ImageRef
+from diffalign.data.reading.references import MissingFileError as MissingFileError
+from diffalign.data.reading.references import digest as digest
 from diffalign.diffusion.randomness import derive
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """An image or video file: its encoded bytes, or where they lie."""
-
-    source: bytes | Path = field(repr=False)
-
-    def read(self) -> bytes:
-        """The bytes of the file; OSError where it cannot be read."""
-        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
-
-
-def digest(*parts: bytes) -> str:
-    """The content's name: 128 bits of BLAKE2b in hexadecimal."""
-    hasher = blake2b(digest_size=16)
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "little"))
-        hasher.update(part)
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,6 +36,8 @@ class Example:
         turned: whether the labels were turned round.
         segments: of videos, K rows of S scores, one a stretch of time (NaN: no label), else none.
         segment_seconds: of each stretch; None: ``data.segment_seconds``.
+        votes: K shares of the people who preferred each image, summing to 1, else none. Of a pair
+            P(0 > 1) = votes[0].
     """
 
     prompt: str
@@ -68,6 +51,7 @@ class Example:
     turned: bool = False
     segments: Segments = ()
     segment_seconds: float | None = None
+    votes: tuple[float, ...] = ()
 
     @property
     def is_tie(self) -> bool:
@@ -103,12 +87,14 @@ def kind_of(scores: Sequence[float], images: int, captioned: bool, segments: Seg
 class Skipped:
     """A row that gives no example: why, and where.
 
-    ``cause`` is "unlabelled", "unaltered" (a caption without a word to change), or else it could not be read.
+    ``cause`` is "unlabelled", "unaltered" (a caption without a word to change), "identical" (one image twice,
+    or marked so), "undecided" (of weight 0, or votes below ``data.min_agreement``), or else it could
+    not be read.
     """
 
     reason: str
     where: str
-    cause: Literal["unreadable", "unlabelled", "unaltered"] = "unreadable"
+    cause: Literal["unreadable", "unlabelled", "unaltered", "identical", "undecided"] = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -130,6 +116,8 @@ class Counts:
         tied: those of them that have no winner, unlabelled ones included.
         missing: those without a label.
         beyond: labels of what comes after a clip's end, left out.
+        identical: groups of one and the same image, dropped.
+        undecided: groups of weight 0, or whose votes agree less than ``data.min_agreement``, dropped.
     """
 
     usable: int = 0
@@ -146,6 +134,8 @@ class Counts:
     tied: int = 0
     missing: int = 0
     beyond: int = 0
+    identical: int = 0
+    undecided: int = 0
 
     @property
     def text(self) -> str:
@@ -167,6 +157,10 @@ class Counts:
         parts.append(f"{_some(self.unlabelled, 'row')} without label")
         if self.unaltered:
             parts.append(f"{_some(self.unaltered, 'caption')} without a word to change")
+        if self.identical:
+            parts.append(f"{self.identical} of identical images left out")
+        if self.undecided:
+            parts.append(f"{self.undecided} of weight 0 or below data.min_agreement left out")
         return ", ".join([*parts, f"{self.unreadable} unreadable"])
 
     @property
@@ -208,6 +202,8 @@ def count(skipped: Iterable[Skipped]) -> Counts:
         unreadable=len(named),
         skipped=named,
         unaltered=causes["unaltered"],
+        identical=causes["identical"],
+        undecided=causes["undecided"],
     )
 
 
@@ -221,7 +217,8 @@ def turn_scores(scores: tuple[float, ...]) -> tuple[float, ...]:
 def turn_labels(example: Example) -> Example:
     """The example with its order turned round; its own inverse, ties unchanged."""
     scores, segments = turn_scores(example.scores), turn_segments(example.segments)
-    return replace(example, scores=scores, segments=segments, turned=not example.turned)
+    votes = turn_scores(example.votes) if example.votes else ()
+    return replace(example, scores=scores, segments=segments, turned=not example.turned, votes=votes)
 
 
 def turn_share(example: Example, share: float, seed: int) -> Example:
@@ -248,6 +245,8 @@ class Preferences:
             it.
         counts: what the last complete pass found. Images are not opened by a pass, so ``unreadable`` holds
             rows without a prompt or an image only; the counts of an encoded set are the final ones.
+        schema: the name of the schema that the columns follow; "" for a folder.
+        notes: what a reader left unused, one sentence each.
     """
 
     def __init__(
@@ -257,12 +256,16 @@ class Preferences:
         total: int | None,
         fingerprint: str | None,
         each: Callable[[Example], Example | Skipped] = lambda example: example,
+        schema: str = "",
+        notes: Sequence[str] = (),
     ):
         """``rows`` reads the set; ``each`` then makes of an example what is wanted of it, in any thread."""
         self.name = name
         self.total = total
         self.fingerprint = fingerprint
         self.counts = Counts()
+        self.schema = schema
+        self.notes = tuple(notes)
         self.unfinished = rows
         self._each = each
 

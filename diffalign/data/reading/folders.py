@@ -1,23 +1,29 @@
-"""Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``) with equal names, or ``_w`` / ``_l``
-suffixes; of single images ``liked/`` + ``disliked/``, either of which may be missing.
+"""Preference folders: ``w/`` + ``l/`` (or ``chosen/`` + ``rejected/``, ``win/`` + ``lose/``) with equal
+names, or ``_w`` / ``_l`` suffixes; of single images ``liked/`` + ``disliked/``, either of which may be
+missing.
 
 With ``data.frames`` the files are videos. The caption of ``cat.png`` or ``cat.mp4`` stands in ``cat.txt``,
 beside the winner, beside the loser, or in the folder itself. A file without its rival or its caption is an
-error that names it: a pair lost in silence is worse than a run that does not start.
+error that names it: a pair lost in silence is worse than a run that does not start. What else lies there is
+counted and named; hidden files (macOS's ``._`` ones too) are nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.reading.examples import Example, ImageRef, Preferences, Skipped
+from diffalign.data.reading.splits import some
 from diffalign.errors import UserError
 from diffalign.media.videos import MOVING_SUFFIXES
+from diffalign.utils.text import read_text
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm")
+)
 VIDEOS = frozenset(MOVING_SUFFIXES)
-SIDES = (("w", "l"), ("chosen", "rejected"))
+SIDES = (("w", "l"), ("chosen", "rejected"), ("win", "lose"))
 LIKES = (("liked", 1.0), ("disliked", 0.0))
 
 
@@ -28,28 +34,45 @@ def is_preference_folder(folder: Path) -> bool:
     return named or any(
         file.suffix.lower() in IMAGES | VIDEOS and file.stem.endswith(("_w", "_l"))
         for file in folder.iterdir()
+        if not file.name.startswith(".")
     )
 
 
 def read_folder(config: DataConfig) -> Preferences:
-    """Pairs or likes of a folder; UserError naming what stands alone, has no caption, or has a name twice."""
+    """Read pairs or likes of a folder.
+
+    Raises:
+        UserError: a file that stands alone, has no caption or has a name twice; a caption that is not UTF-8;
+            a setting of tables.
+    """
     root = Path(config.path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path {config.path!r}: no such folder")
+    if config.columns or config.split != "train":
+        name, value = ("columns", config.columns) if config.columns else ("split", config.split)
+        raise UserError(
+            f"data.{name} is {value!r}, but {config.path!r} is a folder of images; it is for tables"
+        )
     if any((root / side).is_dir() for side, _ in LIKES):
         return _likes(root, config)
     pairs = sorted(_pairs(root, config.frames is not None).items())
+    texts = {stem: read_caption(caption) for stem, (_, _, caption) in pairs}
 
     def rows() -> Iterator[Example | Skipped]:
-        for stem, (winner, loser, caption) in islice(pairs, config.limit):
-            text = caption.read_text(encoding="utf-8").strip()
-            yield Example(text, (ImageRef(winner), ImageRef(loser)), (1.0, 0.0), f"{root.name}/{stem}")
+        for stem, (winner, loser, _) in islice(pairs, config.limit):
+            images = (ImageRef(winner), ImageRef(loser))
+            yield Example(texts[stem], images, (1.0, 0.0), f"{root.name}/{stem}")
 
-    return Preferences(config.path, rows, min(len(pairs), config.limit or len(pairs)), None)
+    used = {file for _, files in pairs for file in files}
+    for stem, (winner, loser, _) in pairs:  # a second caption that says the same is no loss
+        again = [place for place in _caption_places(root, stem, winner, loser) if place not in used]
+        used |= {place for place in again if read_caption(place) == texts[stem]}
+    total = min(len(pairs), config.limit or len(pairs))
+    return Preferences(config.path, rows, total, None, schema="folder of pairs", notes=_left(root, used))
 
 
 def _likes(root: Path, config: DataConfig) -> Preferences:
-    """``liked/`` and ``disliked/`` side by side, by name, so that a limit takes of both."""
+    """Read ``liked/`` and ``disliked/`` side by side, by name, so that a limit takes of both."""
     if paired := [side for pair in SIDES for side in pair if (root / side).is_dir()]:
         raise UserError(f"{root}: liked/ or disliked/ beside {paired[0]}/; which of them is meant?")
     videos = config.frames is not None
@@ -60,20 +83,45 @@ def _likes(root: Path, config: DataConfig) -> Preferences:
     ]
     if not files:
         raise UserError(f"{root}: {_none(videos, 'liked/ and disliked/')}")
-    captions = {file: _caption(root, stem, file) for stem, _, _, file in files}
-    _all_captioned(root, {f"{file.parent.name}/{file.stem}": caption for file, caption in captions.items()})
+    found = {file: _caption(root, stem, file) for stem, _, _, file in files}
+    _all_captioned(root, {f"{file.parent.name}/{file.stem}": caption for file, caption in found.items()})
+    captions = {file: read_caption(caption) for file, caption in found.items() if caption}
 
     def rows() -> Iterator[Example | Skipped]:
         for stem, side, score, file in islice(sorted(files), config.limit):
-            if caption := captions[file]:
-                text = caption.read_text(encoding="utf-8").strip()
-                yield Example(text, (ImageRef(file),), (score,), f"{root.name}/{side}/{stem}")
+            yield Example(captions[file], (ImageRef(file),), (score,), f"{root.name}/{side}/{stem}")
 
-    return Preferences(config.path, rows, min(len(files), config.limit or len(files)), None)
+    used = {*found, *(caption for caption in found.values() if caption)}
+    total = min(len(files), config.limit or len(files))
+    return Preferences(config.path, rows, total, None, schema="folder of likes", notes=_left(root, used))
+
+
+def read_caption(file: Path) -> str:
+    """Return the text of a caption's file, stripped; UserError naming one that is not UTF-8."""
+    return read_text(file).strip()
+
+
+def _left(root: Path, used: Iterable[Path]) -> list[str]:
+    """Return a note on the files of a folder that are not used, by kind; [] where all are."""
+    known = set(used)
+    rest = [
+        file
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and file not in known and not _hidden(file, root)
+    ]
+    media = [file for file in rest if file.suffix.lower() in IMAGES | VIDEOS]
+    others = [file for file in rest if file not in set(media)]
+    named = [(media, "images or videos"), (others, "other files")]
+    shown = lambda files: some([str(file.relative_to(root)) for file in files])  # noqa: E731
+    return [f"{len(files)} {what} not used: {shown(files)}" for files, what in named if files]
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(root).parts)
 
 
 def _pairs(root: Path, videos: bool) -> dict[str, tuple[Path, Path, Path]]:
-    """(winner, loser, caption) by stem."""
+    """Return (winner, loser, caption) by stem."""
     sides = next((pair for pair in SIDES if any((root / side).is_dir() for side in pair)), None)
     if sides:
         winners, losers = _files(root / sides[0], videos), _files(root / sides[1], videos)
@@ -84,9 +132,9 @@ def _pairs(root: Path, videos: bool) -> dict[str, tuple[Path, Path, Path]]:
         files = _files(root, videos)
         strays = [file.name for stem, file in files.items() if not stem.endswith(("_w", "_l"))]
         if strays or not files:
-            what = f"neither _w nor _l ends the name of {_some(strays)}" if strays else _none(videos, "it")
+            what = f"neither _w nor _l ends the name of {some(strays)}" if strays else _none(videos, "it")
             raise UserError(
-                f"{root}: {what}; needed w/ and l/ (or chosen/ and rejected/) "
+                f"{root}: {what}; needed w/ and l/ (or chosen/ and rejected/, win/ and lose/) "
                 f"with equal names, or NAME_w and NAME_l"
             )
         winners = {stem[:-2]: file for stem, file in files.items() if stem.endswith("_w")}
@@ -96,7 +144,7 @@ def _pairs(root: Path, videos: bool) -> dict[str, tuple[Path, Path, Path]]:
         alone = sorted(here.keys() - there.keys())
         if alone:
             raise UserError(
-                f"{root}: no rival in {name} for {_some([here[stem].name for stem in alone])}; "
+                f"{root}: no rival in {name} for {some([here[stem].name for stem in alone])}; "
                 f"every one needs one on the other side"
             )
     captions = {stem: _caption(root, stem, winners[stem], losers[stem]) for stem in winners}
@@ -109,10 +157,10 @@ def _none(videos: bool, place: str) -> str:
 
 
 def _files(folder: Path, videos: bool) -> dict[str, Path]:
-    """Image or video files by stem."""
+    """Return image or video files by stem; hidden ones are none."""
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if file.suffix.lower() not in (VIDEOS if videos else IMAGES):
+        if file.suffix.lower() not in (VIDEOS if videos else IMAGES) or file.name.startswith("."):
             continue
         if file.stem in found:
             raise UserError(
@@ -123,17 +171,18 @@ def _files(folder: Path, videos: bool) -> dict[str, Path]:
 
 
 def _caption(root: Path, stem: str, *images: Path) -> Path | None:
+    return next(iter(_caption_places(root, stem, *images)), None)
+
+
+def _caption_places(root: Path, stem: str, *images: Path) -> list[Path]:
+    """Return the captions of a pair or an image, the one that counts first."""
     places = (*(image.with_suffix(".txt") for image in images), root / f"{stem}.txt")
-    return next((place for place in places if place.is_file()), None)
+    return [place for place in dict.fromkeys(places) if place.is_file()]
 
 
 def _all_captioned(root: Path, captions: Mapping[str, Path | None]) -> None:
     missing = sorted(stem for stem, caption in captions.items() if caption is None)
     if missing:
         raise UserError(
-            f"{root}: no caption for {_some(missing)}; needed {missing[0]}.txt beside it or in the folder"
+            f"{root}: no caption for {some(missing)}; needed {missing[0]}.txt beside it or in the folder"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

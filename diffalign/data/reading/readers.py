@@ -1,8 +1,9 @@
 """One door to every preference format: ``read_preferences(config.data)``.
 
 The format is read off the path: a folder of pairs or likes of image or video files, a parquet file, folder
-or glob, json lines, csv, ``tiny:pairs`` and its like (the embedded sets), and what is none of these and looks
-like a name is a hub dataset.
+or glob, json, csv, webdataset shards, a Hugging Face image folder, a saved dataset, ``tiny:pairs`` and its
+like (the embedded sets), URLs of any of the tables; what is none of these and looks like a name is a hub
+dataset.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,20 +14,17 @@ from pathlib import Path
 from diffalign.config.schema import DataConfig
 from diffalign.data.captions.captions import captioned
 from diffalign.data.reading.examples import Example, Preferences, Skipped, turn_share
+from diffalign.data.reading.files import Opener, is_remote, tables_of
 from diffalign.data.reading.folders import is_preference_folder, read_folder
+from diffalign.data.reading.imagefolder import metadata_of, read_imagefolder
 from diffalign.data.reading.rows import read_row, schema_of
-from diffalign.data.reading.tables import (
-    embedded,
-    parquet_files,
-    read_csv,
-    read_hub,
-    read_jsonl,
-    read_parquet,
-)
+from diffalign.data.reading.tables import read_csv, read_hub, read_jsonl, read_parquet, read_saved
+from diffalign.data.reading.webdataset import read_webdataset
 from diffalign.errors import UserError, unknown
 from diffalign.media.videos import need_av
 
 TINY = 1  # version of the sets that are drawn: part of their fingerprint
+LOOKED_AT = 32  # rows whose files are looked for before a model is loaded
 
 READERS: dict[str, Callable[[DataConfig], Preferences]] = {
     "parquet": read_parquet,
@@ -34,32 +32,83 @@ READERS: dict[str, Callable[[DataConfig], Preferences]] = {
     "jsonl": read_jsonl,
     "csv": read_csv,
     "hub": read_hub,
+    "webdataset": read_webdataset,
+    "saved": read_saved,
+    "imagefolder": read_imagefolder,
 }
+SUFFIXES = {
+    ".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv",
+    ".tsv": "csv",
+    ".tar": "webdataset", ".tgz": "webdataset", ".gz": "webdataset",
+}  # fmt: skip
 
 
 def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
-    """The preference set that ``config.path`` names.
+    """Return the preference set that ``config.path`` names.
 
-    Reads no more than the beginning; rows come as it is iterated. ``config.flip_labels`` of the labels, drawn
-    by ``seed`` and content, are turned round. Raises UserError for whatever is wrong with the path, the
-    format or the settings.
+    Reads no more than the beginning (of json and csv every row's columns); rows come as it is iterated.
+    ``config.flip_labels`` of the labels, drawn by ``seed`` and content, are turned round.
+
+    Raises:
+        UserError: whatever is wrong with the path, the format or the settings.
     """
     check_data(config)
     preferences = _read(config)
     view = captioned(config.altered) if config.view == "captions" else None
-    if not config.flip_labels and not view:
+    settings = (config.votes, config.min_agreement)
+    if not config.flip_labels and not view and settings == ("soft", 0.0):
         return preferences
 
     def each(example: Example) -> Example | Skipped:
-        seen = view(example) if view else example
+        seen = by_votes(example, *settings)
+        seen = view(seen) if view and isinstance(seen, Example) else seen
         return seen if isinstance(seen, Skipped) else turn_share(seen, config.flip_labels, seed)
 
     mark = preferences.fingerprint
+    if mark and settings != ("soft", 0.0):
+        mark = f"{mark} votes {settings}"
     if mark and view:
         mark = f"{mark} captions {view.fingerprint}"
     if mark and config.flip_labels:
         mark = f"{mark} flip_labels {config.flip_labels} seed {seed}"
-    return Preferences(preferences.name, preferences.unfinished, preferences.total, mark, each)
+    rows, total = preferences.unfinished, preferences.total
+    return Preferences(
+        preferences.name, rows, total, mark, each, schema=preferences.schema, notes=preferences.notes
+    )
+
+
+def by_votes(example: Example, votes: str, min_agreement: float) -> Example | Skipped:
+    """Return the example with its votes as ``data.votes`` has it, or why it is left out.
+
+    "weight" makes |2 P - 1| of a pair's votes its weight; a tie keeps its weight, since it has no gradient.
+    """
+    if not example.votes:
+        return example
+    if max(example.votes) < min_agreement:
+        return Skipped(f"the votes agree by {max(example.votes):.2f}", example.where, "undecided")
+    if votes == "soft":
+        return example
+    best = max(example.votes)
+    scores = example.scores if example.is_tie else tuple(float(vote == best) for vote in example.votes)
+    sure = abs(2 * example.votes[0] - 1) if len(example.votes) == 2 and not example.is_tie else 1.0
+    weight = example.weight * sure if votes == "weight" else example.weight
+    return replace(example, scores=scores, votes=(), weight=weight)
+
+
+def check_files(preferences: Preferences) -> None:
+    """Look for the files that the first rows name, before anything long begins.
+
+    Raises:
+        UserError: none of them is there: it is the paths that are wrong, not a file.
+    """
+    first = (row for row in islice(preferences.unfinished(), LOOKED_AT) if isinstance(row, Example))
+    looked = [image for row in first for image in row.images if isinstance(image.source, Path)]
+    if looked and not any(isinstance(one.file, Path) and one.file.is_file() for one in looked):
+        where = " or ".join(str(place) for place in (looked[0].source, *looked[0].others))
+        raise UserError(
+            f"data.path {preferences.name!r}: none of the first {len(looked)} files was found; "
+            f"looked for {where} ({looked[0].root})"
+        )
 
 
 def _read(config: DataConfig) -> Preferences:
@@ -68,43 +117,89 @@ def _read(config: DataConfig) -> Preferences:
     name = detect_format(config.path) if config.format == "auto" else config.format
     if name not in READERS:
         raise unknown("data.format", name, ["auto", *READERS])
-    if config.label and name != "csv":
-        raise UserError(f"data.label is {config.label!r}, but the set is {name}; it names a column of a csv")
+    if config.label and name == "folder":
+        raise UserError(
+            f"data.label is {config.label!r}, but the set is a folder of images; it is for tables"
+        )
+    if config.config and name != "hub":
+        raise UserError(f"data.config is {config.config!r}, but the set is {name}; it is for hub datasets")
     return READERS[name](config)
 
 
 def detect_format(path: str) -> str:
-    """The format that a path looks like; UserError if there is nothing there and it cannot be a hub name."""
+    """Return the format that a path looks like.
+
+    Raises:
+        UserError: there is nothing there and it cannot be a hub name, or the folder holds no preferences.
+    """
+    if is_remote(path):
+        return _remote_format(path)
     place = Path(path).expanduser()
     if place.is_dir():
-        if is_preference_folder(place):
-            return "folder"
-        if parquet_files(path):
-            return "parquet"
-        raise UserError(
-            f"data.path {path!r}: a folder without preferences; needed w/ and l/ (or chosen/ "
-            f"and rejected/) with equal names, files NAME_w and NAME_l, liked/ and disliked/, or parquet "
-            f"files"
-        )
-    if place.suffix in (".jsonl", ".json"):
-        return "jsonl"
-    if place.suffix == ".csv":
-        return "csv"
-    if place.suffix == ".parquet" or any(sign in path for sign in "*?["):
+        return _folder_format(path, place)
+    if place.suffix.lower() in SUFFIXES:
+        return SUFFIXES[place.suffix.lower()]
+    if any(sign in path for sign in "*?["):
         return "parquet"
     if place.exists():
         raise UserError(
             f"data.path {path!r}: cannot tell the format of {place.suffix or 'this'} files; "
-            f"allowed: .parquet, .jsonl, .json, .csv, folders"
+            f"allowed: {', '.join(SUFFIXES)}, folders"
         )
-    is_path = path.startswith(("/", ".", "~")) or place.suffix in (".tsv", ".txt", ".zip")
+    is_path = path.startswith(("/", ".", "~")) or place.suffix in (".txt", ".zip")
     if is_path or path.count("/") != 1:
         raise UserError(f"data.path {path!r}: no such file or folder (a hub dataset is written owner/name)")
     return "hub"
 
 
+def _folder_format(path: str, place: Path) -> str:
+    if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
+        return "saved"
+    if is_preference_folder(place):
+        return "folder"
+    if metadata_of(place):
+        return "imagefolder"
+    for suffix, name in (
+        (".parquet", "parquet"),
+        (".tar", "webdataset"),
+        (".jsonl", "jsonl"),
+        (".csv", "csv"),
+    ):
+        if tables_of(path, (suffix,)):
+            return name
+    if tables_of(path, (".json",)):
+        return "jsonl"
+    raise UserError(
+        f"data.path {path!r}: a folder without preferences; needed w/ and l/ (or chosen/ "
+        f"and rejected/, win/ and lose/) with equal names, files NAME_w and NAME_l, liked/ and disliked/, "
+        f"metadata.jsonl, or parquet, json, csv or tar files"
+    )
+
+
+def _remote_format(path: str) -> str:
+    end = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
+    if end:
+        return SUFFIXES[end]
+    for suffix, name in (
+        (".parquet", "parquet"),
+        (".tar", "webdataset"),
+        (".jsonl", "jsonl"),
+        (".csv", "csv"),
+    ):
+        if tables_of(path, (suffix,)):
+            return name
+    raise UserError(
+        f"data.path {path!r}: nothing to read there; allowed: a file or a folder of {', '.join(SUFFIXES)} "
+        "(folders of images are read from a local disk)"
+    )
+
+
 def check_data(config: DataConfig) -> None:
-    """UserError for a setting of the data section that is out of range, naming it and what is allowed."""
+    """Check the settings of the data section.
+
+    Raises:
+        UserError: one is out of range; it names it and what is allowed.
+    """
     if not config.path:
         raise UserError(
             "data.path is empty; "
@@ -117,6 +212,12 @@ def check_data(config: DataConfig) -> None:
         ("flip_labels", 0 <= config.flip_labels <= 1, "a share from 0 to 1"),
         ("holdout", 0 <= config.holdout < 1, "a share from 0 to below 1"),
         ("max_holdout", config.max_holdout >= 0, "0 or more"),
+        ("min_agreement", 0 <= config.min_agreement <= 1, "a share from 0 to 1"),
+        (
+            "max_downloads",
+            config.max_downloads is None or config.max_downloads >= 0,
+            "0 or more, or null for all",
+        ),
         ("cache_batch_size", config.cache_batch_size >= 1, "at least 1"),
         ("workers", config.workers >= 0, "0 or more"),
     ]
@@ -131,7 +232,7 @@ def check_data(config: DataConfig) -> None:
 
 
 def _of_videos(config: DataConfig) -> list[tuple[str, bool, str]]:
-    """Rules of sizes in time and of explicit ones."""
+    """Return the rules of sizes in time and of explicit ones."""
     sides = (config.height, config.width)
     for name, side, other in (("height", *sides), ("width", *reversed(sides))):
         if side is None and other is not None:
@@ -157,7 +258,7 @@ def _of_videos(config: DataConfig) -> list[tuple[str, bool, str]]:
 
 
 def _tiny(config: DataConfig) -> Preferences:
-    """The pairs that ship with the package, or a set that is drawn as it is read."""
+    """Return the pairs that ship with the package, or a set that is drawn as it is read."""
     from diffalign.tiny import pairs_path
     from diffalign.tiny.sets import GROUPS, SETS, rows
 
@@ -167,7 +268,7 @@ def _tiny(config: DataConfig) -> Preferences:
     if name not in SETS:
         raise unknown("embedded data set", config.path, ["tiny:pairs", *(f"tiny:{name}" for name in SETS)])
     total = min(GROUPS, config.limit or GROUPS)
-    image = embedded(Path())
+    image = Opener("", "the set")
 
     def examples() -> Iterator[Example | Skipped]:
         for number, row in enumerate(islice(rows(name), total)):

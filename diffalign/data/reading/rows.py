@@ -1,144 +1,229 @@
-"""Rows of tables: which columns hold the prompt, the images and the label, in the schemas that people
-publish.
+"""Rows of tables as examples, by the schema that their columns follow (``schemas.SCHEMAS``).
 
-- Pick-a-Pic (Kirstain et al. 2023, arXiv 2305.01569): ``caption, jpg_0, jpg_1, label_0, label_1, has_label``;
-  labels are 1 / 0, or 0.5 / 0.5 for a tie. Without label columns ``best_image_uid`` against ``image_0_uid,
-  image_1_uid`` is read ("tie" is a tie).
-- ``prompt, chosen, rejected``: trl's names.
-- ``prompt, path1, path2``: HPDv3's names, path1 is preferred.
-- ``prompt, images, scores``: a ranked list, as many scores as images.
-- ``prompt, image, liked``: a single like or dislike.
-- ``prompt, video_0, video_1, label_0, label_1``; ``prompt, videos`` with ``scores`` or dense labels,
-  ``segments`` (per video as many scores as segments) and ``segment_seconds``; ``prompt, video, liked``: the
-  same of videos. The schemas of images that say nothing of their kind may hold videos.
-- ``prompt, altered, image``: an image, its caption, and a caption that is wrong of it.
-- ``prompt, image``: where nothing but a caption is needed (``plain``).
-
-Any of them may have ``rewards`` (per image a number, or a list of them), ``patches`` (per image the file of a
-weight map) and ``weight`` (of the group). A row is recognised by its columns, not by the file that it came
-from.
+``data.columns`` gives columns the names of roles (``prompt=caption``); roles are the names of the schemas of
+our own, and a mapped column wins over one of that name. What holds an input beside the prompt is refused: it
+is data of image editing, and training on it as text-to-image would be silent and wrong.
 """
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any
 
+from diffalign.data.reading.cells import Verdict, cell, truth
 from diffalign.data.reading.dense import overall, read_seconds, read_segments
 from diffalign.data.reading.examples import Example, ImageRef, Skipped
-from diffalign.errors import UserError
+from diffalign.data.reading.extras import Opener, read_patches, read_rewards, read_weight
+from diffalign.data.reading.labels import Checklist, Label, Rating
+from diffalign.data.reading.schemas import SCHEMAS, SOURCES, Schema
+from diffalign.errors import UserError, close_to, unknown
 
-PROMPTS = ("caption", "prompt")
-PAIRED = (("jpg_0", "jpg_1"), ("video_0", "video_1"))
-VIDEOS = ("video_0", "videos", "video")
-ORDERED = (("chosen", "rejected"), ("path1", "path2"))
-LABELS = ("label_0", "label_1")
-UIDS = ("best_image_uid", "image_0_uid", "image_1_uid")
-EXTRAS = ("rewards", "patches", "weight", "segments", "segment_seconds")
-Labels = Literal["ordered", "scores", "uid", "list", "like", "altered", "plain"]
-_COLUMNS: Mapping[Labels, tuple[str, ...]] = {
-    "ordered": (),
-    "scores": LABELS,
-    "uid": UIDS,
-    "list": ("scores",),
-    "like": ("liked",),
-    "altered": ("altered",),
-    "plain": (),
-}
+ROLES = (
+    "prompt", "chosen", "rejected", "image", "images", "image_0", "image_1", "video", "videos", "video_0",
+    "video_1", "label", "label_0", "label_1", "has_label", "scores", "ranks", "votes", "votes_0", "votes_1",
+    "confidence", "liked", "altered", "rewards", "patches", "weight", "segments", "segment_seconds",
+    "are_different",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Schema:
-    """Which columns are what.
+class Layout:
+    """A schema as one table follows it.
 
     Attributes:
+        schema: which.
         prompt: the prompt's column.
-        images: the images' columns; of a list the one column that holds them all.
-        labels: "ordered" (the first is better), "scores" (label_0, label_1), "uid" (best_image_uid), "list",
-            "like", "altered" or "plain".
-        flag: the column that says whether there is a label, if there is one.
-        extras: which further columns there are: rewards, patches, weight, segments, segment_seconds.
-        rated: a row without a label is kept, since rewards will score it.
-        scored: whether a list has its column of scores.
+        label: how the label is read.
+        mapped: (role, column) of ``data.columns``.
+        found: all columns of the table, to prototypes of what they hold ("" text, b"" bytes, 0 numbers).
     """
 
+    schema: Schema
     prompt: str
-    images: tuple[str, ...]
-    labels: Labels
-    flag: str | None = None
-    extras: tuple[str, ...] = ()
-    rated: bool = False
-    scored: bool = True
+    label: Label
+    mapped: tuple[tuple[str, str], ...]
+    found: Mapping[str, Any]
 
     @property
     def videos(self) -> bool:
         """Whether the columns say that they hold videos."""
-        return self.images[0] in VIDEOS
+        return bool(self.schema.video)
 
     @property
-    def columns(self) -> list[str]:
-        """The columns to read; the others may be large."""
-        labels = _COLUMNS[self.labels] if self.scored else ()
-        return [self.prompt, *self.images, *labels, *([self.flag] if self.flag else []), *self.extras]
+    def used(self) -> set[str]:
+        """Columns of the table that are read, at the top level."""
+        group = (self.schema.group,) if self.schema.group else ()
+        condition = (self.schema.condition,) if self.schema.condition else ()
+        altered = ("altered",) if self.schema.altered else ()
+        names = {self.prompt, *self.schema.files.columns, *self.label.columns, *self.label.optional, *group}
+        names |= {*self.schema.extras, *self.schema.needs, *condition, *altered}
+        roles = dict(self.mapped)
+        tops = {roles.get(name, name) for name in names}
+        tops = {name if name in self.found else name.partition(".")[0] for name in tops}
+        if ratings := getattr(self.schema.files, "ratings", None):
+            of_models = self.found.get(ratings)
+            tops |= set(of_models) if isinstance(of_models, Mapping) else set(self.found)
+        return tops & set(self.found)
+
+    @property
+    def unused(self) -> list[str]:
+        """Columns that hold texts, files or nested values and are not read."""
+        used = self.used
+        carries = lambda value: isinstance(value, str | bytes | Mapping | list | tuple)  # noqa: E731
+        return sorted(name for name, value in self.found.items() if name not in used and carries(value))
+
+    def named(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the row with its columns under the names of their roles."""
+        return {**row, **{role: cell(row, path) for role, path in self.mapped}} if self.mapped else row
 
 
-def schema_of(columns: Collection[str], place: str, plain: bool = False, rated: bool = False) -> Schema:
-    """The schema that these columns follow; UserError naming the columns found and needed.
+def mapping_of(columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return (role, column) of ``data.columns``; UserError for another form or an unknown role."""
+    pairs = []
+    for text in columns:
+        role, equals, name = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise UserError(f"data.columns: {text!r}; allowed: role=column, such as prompt=caption")
+        if role not in ROLES:
+            raise unknown("role of data.columns", role, ROLES)
+        pairs.append((role, name))
+    return tuple(pairs)
 
-    ``plain``: an image and a prompt are enough. ``rated``: a list needs no scores, rewards will give them.
+
+def schema_of(
+    columns: Collection[str] | Mapping[str, Any],
+    place: str,
+    plain: bool = False,
+    rated: bool = False,
+    mapped: Sequence[tuple[str, str]] = (),
+    label: str = "",
+) -> Layout:
+    """Return the layout that these columns follow.
+
+    Args:
+        columns: their names, or a row or prototypes of one by name, where nested fields can be seen.
+        place: for messages.
+        plain: an image and a prompt are enough.
+        rated: a list needs no scores, rewards will give them.
+        mapped: (role, column).
+        label: ``data.label``: which of several labels.
+
+    Raises:
+        UserError: no schema fits (it names the columns found and needed), a mapped column is missing, or the
+            set is one of image editing.
     """
-    prompt = next((name for name in PROMPTS if name in columns), None)
-    there = lambda *names: all(name in columns for name in names)  # noqa: E731
-    found = next((kind for kind in _kinds(plain, rated) if there(*kind[0], *kind[1])), None)
-    if prompt and found:
-        images, _, labels = found
-        flag = "has_label" if images in PAIRED and there("has_label") else None
-        extras = tuple(name for name in EXTRAS if name in columns)
-        scored = labels != "list" or there("scores")
-        return Schema(prompt, images, labels, flag, extras, rated, scored)
-    raise UserError(
-        f"{place}: no preference columns; found {', '.join(sorted(columns)) or 'none'}; "
+    found = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns, None)
+    for role, path in mapped:
+        if not _has(found, path):
+            close = close_to(path, found)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+            raise UserError(
+                f"{place}: data.columns {role}={path}: no such column{hint} found {_names(found)}"
+            )
+    named = {**found, **{role: cell(found, path) for role, path in mapped}}
+    there = lambda path: _has(named, path)  # noqa: E731
+    for schema in SCHEMAS:
+        if (schema.plain and not plain) or (schema.rated and not rated):
+            continue
+        prompt = next((name for name in schema.prompt if there(name)), None)
+        group = (schema.group,) if schema.group else ()
+        if prompt is None or not all(map(there, (*schema.files.columns, *schema.needs, *group))):
+            continue
+        labels = {name: one for name, one in schema.labels.items() if all(map(there, one.columns))}
+        if not labels:
+            continue
+        layout = Layout(schema, prompt, _label(schema, labels, label, place), tuple(mapped), found)
+        _refuse_conditions(layout, place)
+        return layout
+    raise UserError(_none_fits(found, place, plain))
+
+
+def _label(schema: Schema, labels: Mapping[str, Label], wanted: str, place: str) -> Label:
+    """Return the label that ``data.label`` names, or the only or overall one."""
+    first, every = next(iter(labels)), next(iter(schema.labels))
+    if not wanted and (len(labels) == 1 or first == every):
+        return labels[first]
+    if not wanted:
+        raise UserError(f"{place}: several labels; set data.label to one of {', '.join(labels)}")
+    if every == "":
+        raise UserError(f"{place}: data.label is {wanted!r}, but the schema {schema.name} has one label only")
+    if wanted not in labels:
+        raise unknown("label (data.label)", wanted, labels)
+    return labels[wanted]
+
+
+def _has(found: Any, path: str) -> bool:
+    """Whether a dotted path leads somewhere; where prototypes do not show what is inside, the head counts."""
+    if isinstance(found, Mapping) and path in found:
+        return True
+    head, dot, _ = path.partition(".")
+    if not dot or not isinstance(found, Mapping) or head not in found:
+        return False
+    return found[head] is None or cell(found, path) is not None
+
+
+def _refuse_conditions(layout: Layout, place: str) -> None:
+    """UserError where a column beside the pair holds what the images were made from."""
+    rivals = len(layout.schema.files.columns) > 1 or layout.schema.files.columns[0] in ("images", "videos")
+    suspects = [*SOURCES, *(("image", "images", "video") if rivals else ())]
+    taken = {path for _, path in layout.mapped} | layout.used
+    if sources := [name for name in suspects if name in layout.found and name not in taken]:
+        raise UserError(
+            f"{place}: column {sources[0]!r} holds an input beside the prompt: data of image editing, "
+            f"which text-to-image training would learn without its source; allowed: sets without it (if "
+            f"{sources[0]!r} is no input, leave it out of the table)"
+        )
+
+
+def _none_fits(found: Mapping[str, Any], place: str, plain: bool) -> str:
+    names = sorted({schema.name for schema in SCHEMAS if not schema.plain and not schema.rated})
+    return (
+        f"{place}: no preference columns; found {_names(found)}; "
         f"needed caption (or prompt) with jpg_0, jpg_1, label_0, label_1 (or best_image_uid, image_0_uid, "
         f"image_1_uid), or with chosen, rejected, or with path1 (preferred), path2, or with images, scores, "
         f"or with image, liked, or with image, altered{', or with image' if plain else ''}; "
-        f"of videos video_0, video_1, label_0, label_1, or videos with scores or segments, or video, liked"
+        f"of videos video_0, video_1, label_0, label_1, or videos with scores or segments, or video, liked; "
+        f"or the columns of {', '.join(names)}; or name yours: data.columns prompt=X,chosen=Y,rejected=Z"
     )
 
 
-def _kinds(plain: bool, rated: bool) -> list[tuple[tuple[str, ...], tuple[str, ...], Labels]]:
-    """(image columns, label columns, kind), the first that is there counts."""
-    kinds: list[tuple[tuple[str, ...], tuple[str, ...], Labels]] = [
-        *((pair, LABELS, "scores") for pair in PAIRED),  # type: ignore[list-item]
-        (PAIRED[0], UIDS, "uid"),
-        *((pair, (), "ordered") for pair in ORDERED),  # type: ignore[list-item]
-    ]
-    for many, one in (("images", "image"), ("videos", "video")):
-        kinds += [
-            ((many,), () if rated else ("scores",), "list"),
-            ((many,), ("segments",), "list"),
-            ((one,), ("liked",), "like"),
-            ((one,), ("altered",), "altered"),
-        ]
-    return [*kinds, (("image",), (), "plain"), (("video",), (), "plain")] if plain else kinds
+def _names(found: Collection[str]) -> str:
+    return ", ".join(sorted(map(str, found))) or "none"
 
 
 def read_row(
-    row: Mapping[str, Any], schema: Schema, where: str, image: Callable[[Any, str], ImageRef | None]
+    row: Mapping[str, Any], layout: Layout, where: str, image: Opener, rated: bool = False
 ) -> Example | Skipped:
-    """One row as an example, or why there is none.
+    """Return one row as an example, or why there is none.
 
-    ``image(value, place)`` makes an image of a column's value, None if there is none in it. Raises UserError
-    for a label, reward or weight that is none.
+    A row of a schema that groups rows gives an example of one image with its rating (``rivals`` joins them).
+    ``rated`` keeps a row without a label, since rewards will score it.
+
+    Raises:
+        UserError: a label, reward or weight that is none, or an input beside the prompt.
     """
-    scores = _scores(row, schema, where)
-    if scores is None and not schema.rated and row.get("segments") is None:
+    schema, row = layout.schema, layout.named(row)
+    if schema.condition and cell(row, schema.condition):
+        raise UserError(f"{where}: {schema.condition} holds inputs beside the prompt: data of image editing")
+    if truth(row.get("are_different"), "are_different", where) is False:
+        return Skipped("are_different is false", where, "identical")
+    if read_weight(row.get("weight"), where) == 0:
+        return Skipped("its weight is 0", where, "undecided")
+    verdict = _verdict(layout, row, where)
+    if verdict is None and not rated and row.get("segments") is None:
         return Skipped("no label", where, "unlabelled")
-    prompt = row[schema.prompt]
-    if not isinstance(prompt, str):
-        return Skipped(f"no text in column {schema.prompt!r}", where)
-    values = _images(row, schema, where, scores)
+    prompt = _prompt(layout, row)
+    if prompt is None:
+        return Skipped(f"no text in column {layout.prompt!r}", where)
+    values = schema.files(row, where)
     if values is None:
-        return Skipped(f"no image in column {schema.images[0]!r}", where)
+        return Skipped(f"no image in column {schema.files.columns[0]!r}", where)
+    if verdict is not None and len(verdict.scores) != len(values) and not schema.altered:
+        raise UserError(
+            f"{where}: {len(verdict.scores)} scores for {len(values)} {schema.files.columns[0]}; allowed: "
+            "one score an image or video"
+        )
     images = []
     for name, value in values:
         reference = image(value, f"{where}, column {name!r}")
@@ -146,13 +231,26 @@ def read_row(
             return Skipped(f"no image in column {name!r}", where)
         images.append(reference)
     prompts: tuple[str, ...] = ()
-    if schema.labels == "altered":
+    if schema.altered:
         if not isinstance(row["altered"], str):
             return Skipped("no text in column 'altered'", where)
         images, prompts = images * 2, (prompt, row["altered"])
+    return _example(row, prompt, prompts, images, verdict, where, image, rated)
+
+
+def _example(
+    row: Mapping[str, Any],
+    prompt: str,
+    prompts: tuple[str, ...],
+    images: list[ImageRef],
+    verdict: Verdict | None,
+    where: str,
+    image: Opener,
+    rated: bool,
+) -> Example | Skipped:
     segments = read_segments(row.get("segments"), where, len(images))
-    scores = scores or (overall(segments) if segments else None)
-    if scores is None and not schema.rated:
+    scores = verdict.scores if verdict else (overall(segments) if segments else None)
+    if scores is None and not rated:
         return Skipped("no label", where, "unlabelled")
     return Example(
         prompt,
@@ -160,126 +258,68 @@ def read_row(
         scores or (),
         where,
         prompts,
-        _rewards(row, schema, where, len(images)),
-        _patches(row, schema, where, len(images), image),
-        _weight(row, schema, where),
+        read_rewards(row.get("rewards"), where, len(images)),
+        read_patches(row.get("patches"), where, len(images), image),
+        read_weight(row.get("weight"), where),
         segments=segments,
         segment_seconds=read_seconds(row.get("segment_seconds"), where),
+        votes=verdict.votes if verdict else (),
     )
 
 
-def _images(
-    row: Mapping[str, Any], schema: Schema, where: str, scores: tuple[float, ...] | None
-) -> list[tuple[str, Any]] | None:
-    """(column, value) of each image; None where a list's column is empty."""
-    if schema.labels != "list":
-        return [(name, row[name]) for name in schema.images]
-    (name,) = schema.images
-    values = row[name]
-    if values is None:
+def _verdict(layout: Layout, row: Mapping[str, Any], where: str) -> Verdict | None:
+    return Verdict((1.0, 0.0)) if layout.schema.altered else layout.label(row, where)
+
+
+def _prompt(layout: Layout, row: Mapping[str, Any]) -> str | None:
+    text = cell(row, layout.prompt)
+    if not isinstance(text, str):
         return None
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or len(values) < 2:
-        raise UserError(f"{where}: {name} is {str(values)[:60]}; allowed: a list of two or more")
-    if scores is not None and len(scores) != len(values):
-        raise UserError(
-            f"{where}: {len(scores)} scores for {len(values)} {name}; allowed: one score an {name[:-1]}"
+    if not layout.schema.within:
+        return text
+    found = re.search(layout.schema.within, text, re.IGNORECASE)
+    return found.group(1).strip() if found else None
+
+
+def rivals(
+    rows: Iterable[tuple[str, Example | Skipped]], layout: Layout, everywhere: bool
+) -> Iterator[Example | Skipped]:
+    """Join examples of one image each whose keys are equal into groups.
+
+    Args:
+        rows: (key, example).
+        layout: of the rows; its label is a Rating or a Checklist.
+        everywhere: rows of a group may stand anywhere; else they follow each other, and nothing is held.
+    """
+    rating = layout.label
+    assert isinstance(rating, Rating | Checklist)
+    if everywhere:
+        held: dict[str, list[Example | Skipped]] = {}
+        for key, example in rows:
+            held.setdefault(key, []).append(example)
+        groups: Iterable[list[Example | Skipped]] = held.values()
+    else:
+        groups = ([example for _, example in some] for _, some in groupby(rows, key=lambda pair: pair[0]))
+    for members in groups:
+        yield from (one for one in members if isinstance(one, Skipped))
+        if images := [one for one in members if isinstance(one, Example)]:
+            yield _joined(images, rating)
+
+
+def _joined(members: list[Example], rating: Rating | Checklist) -> Example | Skipped:
+    first = members[0]
+    if len(members) > 1:
+        return Example(
+            first.prompt,
+            tuple(member.images[0] for member in members),
+            tuple(member.scores[0] for member in members),
+            first.where,
         )
-    return [(name, value) for value in values]
-
-
-def _scores(row: Mapping[str, Any], schema: Schema, where: str) -> tuple[float, ...] | None:
-    """The label as scores; None if there is none."""
-    if schema.labels in ("ordered", "altered"):
-        return 1.0, 0.0
-    if schema.labels == "plain":
-        return (1.0,)
-    if schema.labels == "like":
-        return _like(row["liked"], where)
-    if schema.labels == "list":
-        return _ranked(row["scores"] if schema.scored else None, where)
-    if schema.flag and row[schema.flag] is not None and not row[schema.flag]:
-        return None
-    if schema.labels == "uid":
-        best, first, second = (row[name] for name in UIDS)
-        return {first: (1.0, 0.0), second: (0.0, 1.0), "tie": (0.5, 0.5)}.get(best) if best else None
-    first, second = (_number(row[name], name, where) for name in LABELS)
-    # 0 / 0 is how Pick-a-Pic writes "not judged"; a judged tie is 0.5 / 0.5
-    if math.isnan(first) or math.isnan(second) or first == second == 0:
-        return None
-    return (0.5, 0.5) if first == second else (first, second)
-
-
-def _like(value: Any, where: str) -> tuple[float] | None:
-    if value is None:
-        return None
-    if value not in (True, False):  # 1 and 0 are equal to them
-        raise UserError(
-            f"{where}: liked is {value!r}; allowed: true, false, or nothing where it is not known"
+    if rating.rank:
+        return Skipped(
+            "the only image of its prompt, and a rank says nothing alone", first.where, "unlabelled"
         )
-    return (float(value),)
-
-
-def _ranked(value: Any, where: str) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise UserError(f"{where}: scores is {str(value)[:60]}; allowed: a list of numbers, one an image")
-    scores = tuple(_number(score, "a score", where) for score in value)
-    return None if any(map(math.isnan, scores)) else scores
-
-
-def _rewards(
-    row: Mapping[str, Any], schema: Schema, where: str, images: int
-) -> tuple[tuple[float, ...], ...]:
-    """One tuple of numbers an image, or none at all."""
-    value = row["rewards"] if "rewards" in schema.extras else None
-    if value is None:
-        return ()
-    each = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-    if len(each) != images and images == 1:  # several rewards of one image need no second pair of brackets
-        each = [each]
-    rows = [tuple(one) if isinstance(one, list | tuple) else (one,) for one in each]
-    sizes = {len(one) for one in rows}
-    numbers = all(isinstance(n, int | float) and math.isfinite(n) for one in rows for n in one)
-    if len(rows) != images or len(sizes) != 1 or not numbers or 0 in sizes:
-        raise UserError(
-            f"{where}: rewards is {str(value)[:60]}; allowed: for each of the {images} images a number, or "
-            f"equally long lists of numbers"
-        )
-    return tuple(tuple(float(n) for n in one) for one in rows)
-
-
-def _patches(
-    row: Mapping[str, Any],
-    schema: Schema,
-    where: str,
-    images: int,
-    image: Callable[[Any, str], ImageRef | None],
-) -> tuple[ImageRef | None, ...]:
-    value = row["patches"] if "patches" in schema.extras else None
-    if value is None:
-        return ()
-    each = list(value) if isinstance(value, list | tuple) else [value]
-    if len(each) != images:
-        raise UserError(f"{where}: {len(each)} patches for {images} images; allowed: a map or null for each")
-    return tuple(image(one, f"{where}, column 'patches'") for one in each)
-
-
-def _weight(row: Mapping[str, Any], schema: Schema, where: str) -> float:
-    value = row["weight"] if "weight" in schema.extras else None
-    if value is None:
-        return 1.0
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise UserError(f"{where}: weight is {value!r}; allowed: a number from 0 on")
-    return float(value)
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    if value is None:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: {name} is {value!r}; a label is a number (1, 0, or 0.5 twice for a tie) or empty"
-        ) from error
+    middle = (rating.low + rating.high) / 2
+    if first.scores[0] == middle:
+        return Skipped("the only image of its prompt, rated in the middle", first.where, "unlabelled")
+    return Example(first.prompt, first.images, (float(first.scores[0] > middle),), first.where)

@@ -1,240 +1,321 @@
-"""Preference tables: parquet files, json lines, csv and hub datasets.
+"""Preference tables: parquet files, json lines, csv, hub datasets and folders of ``Dataset.save_to_disk``.
 
-Everything is read row by row: a set need not fit in memory. pyarrow and datasets are imported when they are
-used.
+Everything is read row by row: a set need not fit in memory (json is parsed file by file). Columns are checked
+before anything is encoded, in every file. pyarrow and datasets are imported when they are used.
 """
 
 import csv
-import json
-from collections.abc import Collection, Iterator, Mapping
-from glob import glob
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from diffalign.config.schema import DataConfig
-from diffalign.data.reading.examples import Example, ImageRef, Preferences, Skipped, digest
-from diffalign.data.reading.rows import Schema, read_row, schema_of
-from diffalign.errors import UserError, unknown
+from diffalign.data.reading.downloads import Downloads
+from diffalign.data.reading.examples import Example, Preferences, Skipped, digest
+from diffalign.data.reading.files import Opener, Table, tables_of
+from diffalign.data.reading.json_files import json_rows
+from diffalign.data.reading.rows import Layout, mapping_of, read_row, rivals, schema_of
+from diffalign.data.reading.splits import of_split
+from diffalign.errors import UserError
+from diffalign.utils.text import decode
 
 ROWS_AT_ONCE = 16  # a row holds two encoded images
-JUDGED = ("Overall", "VQ", "MQ", "TA")  # label columns of a csv: visual and motion quality, text alignment
-VERDICTS = {"a": (1.0, 0.0), "b": (0.0, 1.0), "same": (0.5, 0.5), "": (None, None)}
+
+Rows = Iterator[tuple[str, Mapping[str, Any]]]
+"""("file row n", cells by column)."""
+
+
+def layout_of(columns: Mapping[str, Any], place: str, config: DataConfig) -> Layout:
+    """Return the layout of a table's columns under these settings; UserError where none fits."""
+    plain = config.view in ("demonstrations", "captions")
+    mapped = mapping_of(config.columns)
+    layout = schema_of(columns, place, plain, config.rewards_as != "extra", mapped, config.label)
+    if layout.videos and config.frames is None:
+        name = layout.schema.files.columns[0]
+        raise UserError(f"{place}: column {name!r} holds videos; data.frames is null, allowed: from 1 on")
+    return layout
+
+
+def as_preferences(
+    config: DataConfig,
+    layout: Layout,
+    rows: Callable[[], Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]],
+    total: int | None,
+    fingerprint: str | None,
+    notes: Sequence[str] = (),
+    everywhere: bool = False,
+) -> Preferences:
+    """Return the set of some rows.
+
+    Args:
+        config: of the data.
+        layout: of the first table, for the name of the schema and what it leaves unused.
+        rows: gives (place, cells, layout, opener) each.
+        total: the number of rows, if it is known.
+        fingerprint: of the files.
+        notes: what was left out.
+        everywhere: rows of a group may stand anywhere, and all rows are small enough to be held.
+    """
+    rated = config.rewards_as != "extra"
+
+    def examples() -> Iterator[Example | Skipped]:
+        every = islice(rows(), config.limit)
+        if layout.schema.group is None:
+            yield from (read_row(row, one, where, opener, rated) for where, row, one, opener in every)
+            return
+        keyed = (
+            (str(row.get(one.schema.group or one.prompt)), read_row(row, one, where, opener, rated))
+            for where, row, one, opener in every
+        )
+        yield from rivals(keyed, layout, everywhere)
+
+    if layout.unused:
+        notes = [*notes, f"columns that are not used: {', '.join(layout.unused)}"]
+    marks = (
+        [config.columns, config.root, config.config] if config.columns or config.root or config.config else []
+    )
+    mark = digest(repr((fingerprint, *marks)).encode()) if fingerprint and marks else fingerprint
+    known = None if total is None or layout.schema.group is not None else min(total, config.limit or total)
+    return Preferences(config.path, examples, known, mark, schema=layout.schema.name, notes=notes)
+
+
+def downloads_of(config: DataConfig) -> Downloads:
+    """Return where images given by web addresses are kept."""
+    folder = Path(config.downloads).expanduser() if config.downloads else None
+    return Downloads(folder, config.max_downloads)
+
+
+def files_of(config: DataConfig, suffixes: Sequence[str], kind: str) -> tuple[list[Table], list[str]]:
+    """Return the tables of ``data.path`` (of a folder those of ``data.split``) and notes on what is left out.
+
+    Raises:
+        UserError: there is none, or no such split.
+    """
+    tables = tables_of(config.path, suffixes)
+    if not tables:
+        raise UserError(
+            f"data.path {config.path!r}: no such file, or no {kind} file there; give a file, a glob such as "
+            f"'pairs/*{suffixes[0]}' or a folder"
+        )
+    if len(tables) > 1 and not any(sign in config.path for sign in "*?["):
+        return of_split(tables, config.path, config.split)
+    return tables, []
 
 
 def read_parquet(config: DataConfig) -> Preferences:
-    """Parquet by path, glob or folder; UserError for none, a corrupt one, or missing columns."""
-    files = parquet_files(config.path)
-    if not files:
-        raise UserError(
-            f"data.path {config.path!r}: no parquet file there; "
-            f"give a file, a glob such as 'pairs/*.parquet' or a folder"
-        )
-    total = sum(_open(file, config).metadata.num_rows for file in files)
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    """Read parquet by path, glob, folder or URL; UserError for none, a corrupt one, or missing columns."""
+    tables, notes = files_of(config, (".parquet",), "parquet")
+    downloads = downloads_of(config)
+    layouts = [_parquet_layout(table, config) for table in tables]  # before anything long begins
+    total = sum(rows for _, rows in layouts)
+    stats = [table.mark for table in tables]
 
-    def rows() -> Iterator[Example | Skipped]:
-        every = (item for file in files for item in _parquet_rows(file, config))
-        return islice(every, config.limit)
+    def rows() -> Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]:
+        for table, (layout, _) in zip(tables, layouts, strict=True):
+            opener = table.opener(layout.schema.roots, config.root, downloads)
+            for where, row in parquet_rows(table, sorted(layout.used)):
+                yield where, row, layout, opener
 
-    return Preferences(config.path, rows, min(total, config.limit or total), digest(repr(stats).encode()))
-
-
-def parquet_files(path: str) -> list[Path]:
-    """The parquet files that a path, a folder or a glob names, sorted."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return sorted(place.rglob("*.parquet"))
-    if place.exists():
-        return [place]
-    return sorted(Path(name) for name in glob(str(place), recursive=True))
+    return as_preferences(config, layouts[0][0], rows, total, digest(repr(stats).encode()), notes)
 
 
-def _schema(columns: Collection[str], place: str, config: DataConfig) -> Schema:
-    plain = config.view in ("demonstrations", "captions")
-    schema = schema_of(columns, place, plain, rated=config.rewards_as != "extra")
-    if schema.videos and config.frames is None:
-        raise UserError(
-            f"{place}: column {schema.images[0]!r} holds videos; data.frames is null, allowed: from 1 on"
-        )
-    return schema
+def _parquet_layout(table: Table, config: DataConfig) -> tuple[Layout, int]:
+    with table.open() as file:
+        parquet = _parquet(file, table)
+        return layout_of(outline(parquet.schema_arrow), table.place, config), parquet.metadata.num_rows
 
 
-def _open(file: Path, config: DataConfig) -> Any:
+def _parquet(file: Any, table: Table) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        parquet = pyarrow.parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not readable as parquet ({_first_line(error)})") from error
-    _schema(parquet.schema_arrow.names, str(file), config)  # before anything long begins
-    return parquet
+        raise UserError(f"{table.place}: not readable as parquet ({first_line(error)})") from error
 
 
-def _parquet_rows(file: Path, config: DataConfig) -> Iterator[Example | Skipped]:
+def parquet_rows(table: Table, columns: Sequence[str]) -> Rows:
+    """Yield the rows of a parquet file with some of its columns; UserError where it is damaged."""
     import pyarrow
 
-    parquet = _open(file, config)
-    schema = _schema(parquet.schema_arrow.names, str(file), config)
     number = 0
-    batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=schema.columns)
-    try:
-        for batch in batches:
-            for row in batch.to_pylist():
-                yield read_row(row, schema, f"{file.name} row {number}", embedded(file.parent))
-                number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: damaged after row {number} ({_first_line(error)})") from error
+    with table.open() as file:
+        try:
+            for batch in _parquet(file, table).iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
+                for row in batch.to_pylist():
+                    yield f"{table.name} row {number}", row
+                    number += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{table.place}: damaged after row {number} ({first_line(error)})") from error
 
 
-def embedded(folder: Path) -> Any:
-    """Images of a table's cells: bytes, datasets' {bytes, path}, or a path relative to the table."""
+def outline(schema: Any) -> dict[str, Any]:
+    """Return the columns of an Arrow schema with a prototype of each: "" text, b"" bytes, 0 others."""
+    from pyarrow import types
 
-    def image(value: Any, place: str) -> ImageRef | None:
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        if not value:
-            return None
-        if isinstance(value, str):
-            return ImageRef(folder / value)
-        if isinstance(value, bytes):
-            return ImageRef(value)
-        raise UserError(f"{place}: a {type(value).__name__}; an image is the bytes of a file, or a path")
+    def of(kind: Any) -> Any:
+        if types.is_struct(kind):
+            return {field.name: of(field.type) for field in kind}
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            return [of(kind.value_type)]
+        if types.is_string(kind) or types.is_large_string(kind):
+            return ""
+        return b"" if types.is_binary(kind) or types.is_large_binary(kind) else 0
 
-    return image
+    return {field.name: of(field.type) for field in schema}
 
 
 def read_jsonl(config: DataConfig) -> Preferences:
-    """Json lines (or one json list), image paths relative to the file; UserError naming a bad line."""
-    file = Path(config.path).expanduser()
-    if not file.is_file():
-        raise UserError(f"data.path {config.path!r}: no such file")
+    """Read json lines, or json documents of rows, paths relative to the file; UserError naming a bad line."""
+    tables, notes = files_of(config, (".jsonl", ".json", ".ndjson"), "json")
+    downloads = downloads_of(config)
+    known: dict[Any, Layout] = {}
 
-    def rows() -> Iterator[Example | Skipped]:
-        for where, row in islice(json_rows(file), config.limit):
-            yield read_row(row, _schema(row, where, config), where, image)
+    def each() -> Iterator[tuple[str, Mapping[str, Any], Layout, Table]]:
+        for table in tables:
+            for where, row in json_rows(table):
+                shape = _shape(row)
+                if shape not in known:
+                    known[shape] = layout_of(row, where, config)
+                yield where, row, known[shape], table
 
-    def image(value: Any, place: str) -> ImageRef | None:
-        if value is not None and not isinstance(value, str):
-            raise UserError(f"{place}: {value!r}; an image is a path relative to the file")
-        return ImageRef(file.parent / value) if value else None
+    def rows() -> Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]:
+        for where, row, layout, table in each():
+            yield where, row, layout, table.opener(layout.schema.roots, config.root, downloads)
 
-    return Preferences(config.path, rows, None, None)
+    total = sum(1 for _ in islice(each(), config.limit))  # every row's columns, before a model is loaded
+    if not known:
+        raise UserError(f"data.path {config.path!r}: no rows in it")
+    first = next(iter(known.values()))
+    mixed = {layout.schema.group for layout in known.values()}
+    if len(mixed) > 1:
+        names = sorted({layout.schema.name for layout in known.values()})
+        raise UserError(
+            f"data.path {config.path!r}: rows of {' and '.join(names)} in one set; give one of them"
+        )
+    return as_preferences(config, first, rows, total, None, notes, everywhere=True)
+
+
+def _shape(value: Any) -> Any:
+    """Return what a row's layout depends on: the names of its fields, nested ones included."""
+    if isinstance(value, Mapping):
+        return tuple((name, _shape(one)) for name, one in sorted(value.items()))
+    return (
+        (_shape(value[0]),) if isinstance(value, list) and value and isinstance(value[0], Mapping) else None
+    )
 
 
 def read_csv(config: DataConfig) -> Preferences:
-    """VideoAlign's csv (Liu et al. 2025, arXiv 2501.13918): ``path_A, path_B, prompt`` and labels A, B or
-    same in the column ``config.label``; paths are relative to the file.
+    """Read csv with a line of column names; paths are relative to the file.
 
-    Raises UserError for none, columns that are missing, and a label that is none.
+    Raises:
+        UserError: none, columns that are missing, and a label that is none.
     """
-    file = Path(config.path).expanduser()
-    if not file.is_file():
-        raise UserError(f"data.path {config.path!r}: no such file")
-    column = _label_column(next((list(row) for _, row in _csv_rows(file)), []), file, config)
-    schema = _schema(("prompt", "video_0", "video_1", "label_0", "label_1"), str(file), config)
+    tables, notes = files_of(config, (".csv", ".tsv"), "csv")
+    downloads = downloads_of(config)
+    heads = [next((dict(row) for _, row in csv_rows(table)), {}) for table in tables]
+    layouts = [layout_of(head, table.place, config) for head, table in zip(heads, tables, strict=True)]
 
-    def rows() -> Iterator[Example | Skipped]:
-        for where, row in islice(_csv_rows(file), config.limit):
-            label = (row[column] or "").strip()
-            if label.casefold() not in VERDICTS:
-                raise UserError(f"{where}: {column} is {label!r}; allowed: A, B, same, or nothing")
-            first, second = VERDICTS[label.casefold()]
-            values = {"prompt": row["prompt"], "video_0": row["path_A"], "video_1": row["path_B"]}
-            labels = {"label_0": first, "label_1": second}
-            yield read_row(values | labels, schema, where, embedded(file.parent))
+    def rows() -> Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]:
+        for table, layout in zip(tables, layouts, strict=True):
+            opener = table.opener(layout.schema.roots, config.root, downloads)
+            yield from ((where, row, layout, opener) for where, row in csv_rows(table))
 
-    return Preferences(config.path, rows, None, None)
+    return as_preferences(config, layouts[0], rows, None, None, notes, everywhere=True)
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """("file row n", cells by column)."""
+def csv_rows(table: Table) -> Rows:
+    """Yield the rows of a csv or tsv file; UserError for what is none."""
+    with table.open() as file:
+        text = decode(file.read(), table.place)
+    tabs = "\t" if table.suffix == ".tsv" else ","
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            for number, row in enumerate(csv.DictReader(lines)):
-                yield f"{file.name} row {number}", row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable as csv ({error})") from error
-
-
-def _label_column(columns: list[str], file: Path, config: DataConfig) -> str:
-    there = [name for name in JUDGED if name in columns]
-    if not there or not {"path_A", "path_B", "prompt"} <= set(columns):
-        raise UserError(
-            f"{file}: found columns {', '.join(map(str, columns)) or 'none'}; needed path_A, path_B, prompt "
-            f"and one of {', '.join(JUDGED)}"
-        )
-    if config.label:
-        if config.label not in there:
-            raise unknown("label (data.label)", config.label, there)
-        return config.label
-    if len(there) > 1 and there[0] != JUDGED[0]:
-        raise UserError(f"{file}: several labels; set data.label to one of {', '.join(there)}")
-    return there[0]
-
-
-def json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file line n", object) of json lines, or of a .json file that is one list; else UserError."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if file.suffix == ".json" and text.lstrip().startswith("["):
-        entries = ((f"{file.name} entry {i}", entry) for i, entry in enumerate(_parse(text, str(file))))
-    else:  # not splitlines: json strings may hold other line separators than \n
-        lines = (
-            (f"{file.name} line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()
-        )
-        entries = ((where, _parse(line, where)) for where, line in lines)
-    for where, entry in entries:
-        if not isinstance(entry, dict):
-            raise UserError(
-                f"{where}: {str(entry)[:60]!r}; "
-                'needed an object such as {"prompt": ..., "chosen": ..., "rejected": ...}'
-            )
-        yield where, entry
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not json ({error.msg} at character {error.pos})") from error
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)):
+            if None in row:
+                raise UserError(
+                    f"{table.name} row {number}: more cells than columns; quote cells with commas"
+                )
+            yield f"{table.name} row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{table.place}: not readable as csv ({error})") from error
 
 
 def read_hub(config: DataConfig) -> Preferences:
-    """A dataset of the Hugging Face hub, or what else ``datasets`` can load; else UserError."""
-    dataset = _load_dataset(config)
-    columns = dataset.column_names
-    if columns is None:  # a stream without declared columns says them in its first row
-        columns = list(next(iter(dataset), {}))
-    schema = _schema(columns, f"dataset {config.path!r}, split {config.split!r}", config)
-    dataset = dataset.select_columns(schema.columns)
+    """Read a dataset of the Hugging Face hub, or what else ``datasets`` can load; else UserError."""
+    return _of_dataset(_load_dataset(config), config)
 
-    def rows() -> Iterator[Example | Skipped]:
-        for number, row in enumerate(islice(dataset, config.limit)):
-            yield read_row(row, schema, f"{config.path}[{config.split}] row {number}", embedded(Path()))
 
-    total = None if config.streaming else min(len(dataset), config.limit or len(dataset))
-    return Preferences(config.path, rows, total, None if config.streaming else dataset._fingerprint)
+def read_saved(config: DataConfig) -> Preferences:
+    """Read a folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(Path(config.path).expanduser()))
+    except Exception as error:
+        raise UserError(f"data.path {config.path!r}: not a saved dataset ({first_line(error)})") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if config.split not in loaded:
+            raise UserError(f"data.split is {config.split!r}; {config.path!r} has {', '.join(loaded)}")
+        loaded = loaded[config.split]
+    return _of_dataset(_undecoded(loaded), config)
+
+
+def _of_dataset(dataset: Any, config: DataConfig) -> Preferences:
+    # a stream without declared columns says them in its first row
+    features = dataset.features
+    columns = outline(features.arrow_schema) if features else dict(next(iter(dataset), {}))
+    layout = layout_of(columns, f"dataset {config.path!r}, split {config.split!r}", config)
+    dataset = dataset.select_columns(sorted(layout.used))
+    opener = Opener("", "the set", layout.schema.roots, config.root, downloads_of(config))
+
+    def rows() -> Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]:
+        for number, row in enumerate(dataset):
+            yield f"{config.path}[{config.split}] row {number}", row, layout, opener
+
+    total = None if config.streaming else len(dataset)
+    return as_preferences(config, layout, rows, total, None if config.streaming else dataset._fingerprint)
 
 
 def _load_dataset(config: DataConfig) -> Any:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(config.path, split=config.split, streaming=config.streaming)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        dataset = datasets.load_dataset(
+            config.path, config.config, split=config.split, streaming=config.streaming
+        )
+    except (
+        Exception
+    ) as error:  # datasets raises RuntimeError, OSError, ValueError, and what its readers raise
+        hint = ""
+        if "script" in str(error):
+            hint = (
+                "; it has a loading script, which datasets no longer runs: give its files or a copy of them"
+            )
+        elif "onfig" in str(error) and not config.config:
+            hint = "; name one: data.config"
         raise UserError(
             f"data.path {config.path!r}: no such file or folder, and as a hub dataset "
-            f"(split {config.split!r}) it cannot be loaded: {_first_line(error)}"
+            f"(split {config.split!r}) it cannot be loaded: {first_line(error)}{hint}"
         ) from error
+    return _undecoded(dataset)
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Return the dataset with images and videos as the bytes of their files: those key the cache."""
+    import datasets
+
     for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Image | datasets.Video):  # keep the file's bytes: they key the cache
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, datasets.Image | datasets.Video):
             dataset = dataset.cast_column(name, type(feature)(decode=False))
+        elif isinstance(inner, datasets.Image | datasets.Video):
+            dataset = dataset.cast_column(name, type(feature)(type(inner)(decode=False)))
     return dataset
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

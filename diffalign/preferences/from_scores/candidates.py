@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.reading.tables import json_rows
+from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError, unknown
-from diffalign.media.images import UNREADABLE, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, why_unreadable
 from diffalign.preferences.from_scores.likeness import Thumbnail, thumbnail
 from diffalign.rewards.scoring.cache import ScoreCache, image_key
 from diffalign.rewards.scoring.items import Item, has_media, read_items
@@ -141,6 +141,8 @@ def from_table(
     for row, item in islice(_with_items(path), limit):
         try:
             data = item.read()
+            if not item.is_video:  # it may have been damaged since it was scored
+                decode(data)
             one = _candidate(item, data, image_key(data), (), shelf, near)
         except UNREADABLE as error:
             unreadable.append(f"{item.where}: {why_unreadable(error)}")

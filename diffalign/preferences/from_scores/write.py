@@ -1,13 +1,16 @@
 """Comparisons as files that ``diffalign train --data.path`` reads as they are.
 
-``.parquet`` holds the images: pairs in Pick-a-Pic's schema (``caption, jpg_0, jpg_1, label_0, label_1``, with
-the digests of the images as their uids), ranked lists as ``prompt, images, scores``. ``.jsonl`` names files:
-``prompt, images, scores``, or ``videos``; paths are relative to it where they lie below its folder. Both have
-``rewards``, for each image the scores that it was chosen by.
+The scores of ranked lists are gains in [0, 1], as methods that learn from lists need them (RankDPO's weight
+is 2^gain): combined scores beyond that range are mapped to it by the lowest and the highest of the file. That
+keeps every order and the ratio of differences. ``.parquet`` holds the images: pairs in Pick-a-Pic's schema
+(``caption, jpg_0, jpg_1, label_0, label_1``, with the digests of the images as their uids), ranked lists as
+``prompt, images, scores``. ``.jsonl`` names files: ``prompt, images, scores``, or ``videos``; paths are
+relative to it where they lie below its folder. Both have ``rewards``, for each image the scores that it was
+chosen by.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,22 @@ def write(made: Made, path: Path, shelf: Shelf) -> None:
     if not made.groups:
         raise UserError(f"nothing to write to {path}: {made.text.replace(chr(10), '; ')}")
     check(made, path)
+    gain = gains(made.groups) if made.lists else float
     if path.suffix == ".parquet":
-        _write_parquet(made, path, shelf)
+        _write_parquet(made, path, shelf, gain)
         return
     with open_atomic(path) as file:
         for group in made.groups:
-            file.write((json.dumps(_line(group, path.parent), ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(_line(group, path.parent, gain), ensure_ascii=False) + "\n").encode())
+
+
+def gains(groups: Sequence[Group]) -> Callable[[float], float]:
+    """Return what maps the scores of lists to gains in [0, 1]; the identity where they are in that range."""
+    scores = [label for group in groups for label in group.comparison.labels]
+    low, high = min(scores), max(scores)
+    if low >= 0 and high <= 1:
+        return float
+    return lambda score: (score - low) / (high - low) if high > low else 0.5
 
 
 def check(made: Made, path: Path) -> None:
@@ -51,12 +64,12 @@ def check(made: Made, path: Path) -> None:
         raise UserError(f"cannot write {path}: the name must end in .parquet or .jsonl")
 
 
-def _line(group: Group, folder: Path) -> dict[str, Any]:
+def _line(group: Group, folder: Path, gain: Callable[[float], float]) -> dict[str, Any]:
     first = group.rivals[0]
     return {
         "prompt": first.prompt,
         "videos" if first.is_video else "images": [_named(one.media, folder) for one in group.rivals],
-        "scores": list(group.comparison.labels),
+        "scores": [gain(label) for label in group.comparison.labels],
         "rewards": [list(one.scores) for one in group.rivals],
     }
 
@@ -68,7 +81,7 @@ def _named(media: Path | Kept, folder: Path) -> str:
     return str(place.relative_to(root) if place.is_relative_to(root) else place)
 
 
-def _write_parquet(made: Made, path: Path, shelf: Shelf) -> None:
+def _write_parquet(made: Made, path: Path, shelf: Shelf, gain: Callable[[float], float]) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -85,15 +98,15 @@ def _write_parquet(made: Made, path: Path, shelf: Shelf) -> None:
     groups = iter(made.groups)
     with open_atomic(path) as file, parquet.ParquetWriter(file, schema) as writer:
         while some := list(islice(groups, _ROWS)):
-            rows = [_listed(group, shelf) if made.lists else _paired(group, shelf) for group in some]
+            rows = [_listed(group, shelf, gain) if made.lists else _paired(group, shelf) for group in some]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
 
 
-def _listed(group: Group, shelf: Shelf) -> Mapping[str, Any]:
+def _listed(group: Group, shelf: Shelf, gain: Callable[[float], float]) -> Mapping[str, Any]:
     return {
         "prompt": group.rivals[0].prompt,
         "images": [shelf.read(one.media) for one in group.rivals],
-        "scores": list(group.comparison.labels),
+        "scores": [gain(label) for label in group.comparison.labels],
         "rewards": [list(one.scores) for one in group.rivals],
     }
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.reading.tables import json_rows
+from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError, unknown
 from diffalign.preferences.segments.pairs import Label, Pair
 

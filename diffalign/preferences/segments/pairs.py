@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffalign.data.reading.dense import segment_count
 from diffalign.data.reading.examples import digest
-from diffalign.data.reading.tables import json_rows
+from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError
 from diffalign.media.videos import Probe, Video, channels_first, probe, read_frames
 from diffalign.utils.files import write_atomic

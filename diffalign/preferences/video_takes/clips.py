@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.data.reading.tables import json_rows
+from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError
 from diffalign.media.videos import MOVING_SUFFIXES
 

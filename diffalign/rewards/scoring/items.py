@@ -2,22 +2,25 @@
 
 * a folder of images or videos, each with its prompt in ``NAME.txt`` beside it (or one list of prompts for all
 of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
+* a folder of pairs or likes (``w/`` + ``l/`` and the like), as ``data.reading.folders`` reads it;
 * a run directory (its ``samples/`` folders);
 * a parquet or a jsonl file with ``caption`` or ``prompt`` and ``jpg_0`` and ``jpg_1`` (Pick-a-Pic's names),
 ``video_0`` and ``video_1``, ``image`` or ``video``, ``images`` or ``videos`` (several), ``chosen`` and
 ``rejected``, or ``path1`` and ``path2``: encoded files (parquet only), or paths relative to the table.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffalign.config.schema import DataConfig
+from diffalign.data.reading.folders import IMAGES, is_preference_folder, read_folder
 from diffalign.errors import UserError
 from diffalign.media.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
+from diffalign.utils.text import json_lines, read_text
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = tuple(sorted(IMAGES))
 _PROMPTS = ("caption", "prompt")
 _ONE, _SEVERAL, _RIVALS = ("image", "video"), ("images", "videos"), ("chosen", "rejected")
 _PAIRS = (("jpg_0", "jpg_1"), ("video_0", "video_1"), _RIVALS, ("path1", "path2"))
@@ -116,7 +119,11 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
         yield from _manifest(folder)
         return
     known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known)
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith("."))
+    uncaptioned = any(not file.with_suffix(".txt").is_file() for file in files)
+    if prompts is None and (uncaptioned or not files) and is_preference_folder(folder):
+        yield from _preferences(folder)
+        return
     if not files:
         raise UserError(f"{str(folder)!r} has no images or videos ({', '.join(known)})")
     videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in files)
@@ -132,24 +139,26 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
         yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)), of_videos=videos)
 
 
+def _preferences(folder: Path) -> Iterator[Item]:
+    """Yield the images or videos of a folder of pairs or likes, as training reads it."""
+    videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in folder.rglob("*"))
+    for example in read_folder(DataConfig(path=str(folder), frames=1 if videos else None)):
+        for image in example.images:
+            assert isinstance(image.source, Path)  # a folder's are files
+            row = (("file", str(image.source)), ("prompt", example.prompt))
+            yield Item(example.prompt, image.source, row, of_videos=videos)
+
+
 def _caption(file: Path) -> str:
     caption = file.with_suffix(".txt")
     if not caption.is_file():
         raise UserError(f"{str(file)!r} has no prompt: {caption.name} is missing, and no prompts were given")
-    return caption.read_text(encoding="utf-8").strip()
+    return read_text(caption).strip()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {i} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {i} is {line.strip()[:60]!r}; needed: an object with a prompt")
-        yield i, row
+    for where, row in json_lines(path, example='{"prompt": ...}'):
+        yield int(where.rpartition(" ")[2]), row
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> str:

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from diffalign.config.io import to_yaml
 from diffalign.config.reward_schema import RewardRun
-from diffalign.data import EncodedSet, Preferences, fixed_batches, read_preferences, split_holdout
+from diffalign.data import (
+    EncodedSet,
+    Preferences,
+    check_files,
+    fixed_batches,
+    read_preferences,
+    split_holdout,
+)
 from diffalign.data.reading.drop import leave_out
 from diffalign.diffusion.randomness import derive
 from diffalign.diffusion.times import Uniform
@@ -77,6 +84,7 @@ def train_reward(
     """
     validate(run, needs=("model.path", "data.path"))
     preferences = read_preferences(run.data, run.training.seed)
+    check_files(preferences)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
     checkpoints = _checkpoints(run, accelerator)

@@ -1,4 +1,6 @@
 from collections import Counter
+from dataclasses import replace
+from io import BytesIO
 from itertools import islice
 
 import pytest
@@ -9,7 +11,7 @@ from diffalign.config.schema import DataConfig
 from diffalign.data import PairSource, fixed_batches, split_holdout
 from diffalign.data.batches.source import assemble
 from diffalign.errors import UserError
-from tests.data.conftest import Family, row
+from tests.data.conftest import Family, picture, row
 
 SQUARE, WIDE = ((40, 40), (40, 40)), ((80, 40), (72, 40))
 MANY = {"flip": True, "prompt_dropout": 0.4, "crop": "random"}
@@ -152,7 +154,9 @@ def test_prompt_dropout_has_its_share_and_is_the_pairs(encoded):
 
 
 def test_posterior_noise_is_each_images_own_and_has_its_scale(encoded):
-    whole = encoded([{**row(0), "jpg_1": row(0)["jpg_0"]}])  # the same image twice
+    again = BytesIO()  # the same pixels in another file: a pair of one file is left out
+    picture(0).save(again, "PNG", compress_level=0)
+    whole = encoded([{**row(0), "jpg_1": again.getvalue()}])
     batches = take(source(whole, batch_size=1, flip=False, prompt_dropout=0.0), 300)
     mean, std = whole.moments(whole[0].images[0])
     z = torch.stack([(batch.x - mean) / std for batch in batches])  # (300, 2, 3, 2, 2)
@@ -195,3 +199,11 @@ def test_fixed_batches_show_every_group_once_without_flip_and_dropout(bucketed):
     assert prompts == Counter(float(sum(map(ord, record.prompt))) for record in bucketed)
     for a, b in zip(batches, fixed_batches(bucketed, Family(), config, batch_size=4), strict=True):
         same(joined([a]), joined([b]))
+
+
+def test_votes_are_in_the_batch_and_nan_where_nobody_voted(encoded):
+    whole = encoded([row(0), row(1)])
+    voted = whole.holding([replace(whole[0], votes=(0.75, 0.25)), whole[1]])
+    assert "votes" in voted.extras and "votes" not in whole.extras
+    batch = next(fixed_batches(voted, Family(), DataConfig(), 2))
+    assert batch.extra["votes"][:2].tolist() == [0.75, 0.25] and batch.extra["votes"][2:].isnan().all()

@@ -74,8 +74,8 @@ def test_activities_are_every_animal_at_everything_mixed_from_the_start():
     [
         ("missing.txt", None, "missing.txt': no such file; allowed: .txt.*tiny:test, .*animals, activities"),
         ("p.txt", b"\n \n", "p.txt: no prompts in it"),
-        ("p.txt", b"\xff\xfe\x00", "p.txt: not UTF-8 text"),
-        ("p.jsonl", b"\xff", "p.jsonl: not UTF-8 text"),
+        ("p.txt", b"\xff\xfe\x00", "p.txt line 1: not UTF-8 text"),
+        ("p.jsonl", b"\xff", "p.jsonl line 1: not UTF-8 text"),
         ("p.doc", b"x", r"cannot read \.doc; allowed: \.txt, \.jsonl"),
         (
             "p.jsonl",
@@ -83,7 +83,7 @@ def test_activities_are_every_animal_at_everything_mixed_from_the_start():
             "p.jsonl line 1: no prompts; found a; needed one of prompt, prompts, caption, text",
         ),
         ("p.jsonl", b'{"prompt": 1}', "p.jsonl line 1: field 'prompt' is '1'; a prompt is text"),
-        ("p.jsonl", b"{", "p.jsonl line 1: not json"),
+        ("p.jsonl", b"{", "p.jsonl line 1: not JSON"),
         ("p.csv", b"id,name\n1,2\n", "p.csv: no prompts; found id, name; needed"),
         ("p.csv", b"", "p.csv: no prompts; found nothing"),
         ("p.parquet", b"PAR1", "p.parquet: not readable as parquet"),
@@ -95,3 +95,36 @@ def test_bad_files(tmp_path, name, content, message):
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["a red circle", "a blue square"]',
+        '{"x1": {"category": "art", "prompt": "a red circle"}, "x2": {"prompt": "a blue square"}}',
+        '{\n "x1": {"prompt": "a red circle"},\n "x2": {"prompt": "a blue square"}\n}',
+        '{"prompts": ["a red circle", "a blue square"]}',
+        '[{"prompt_en": "a red circle", "dimension": ["x"]}, {"prompt_en": "a blue square"}]',
+        '{"prompt": "a red circle"}\n{"prompt": "a blue square"}',
+    ],
+    ids=["texts", "objects by key", "over several lines", "one list", "prompt_en", "lines in .json"],
+)
+def test_json_documents_of_prompts(tmp_path, text):
+    (tmp_path / "p.json").write_text(text)
+    assert read_prompts(str(tmp_path / "p.json")) == ["a red circle", "a blue square"]
+
+
+def test_a_document_without_prompts_says_what_is_needed(tmp_path):
+    (tmp_path / "p.json").write_text('{"x1": {"art": 1}}')
+    with pytest.raises(UserError, match=r"entry 0: no prompts; found id, art; needed one of prompt"):
+        read_prompts(str(tmp_path / "p.json"))
+    (tmp_path / "p.json").write_text("[1, 2]")
+    with pytest.raises(
+        UserError, match=r'entry 0: \'1\'; needed an object such as {"prompt": ...}, or a text'
+    ):
+        read_prompts(str(tmp_path / "p.json"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa red circle\r\na blue square\r\n")
+    assert read_prompts(str(tmp_path / "p.txt")) == ["a red circle", "a blue square"]

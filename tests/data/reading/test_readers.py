@@ -225,7 +225,7 @@ def test_jsonl_paths_are_relative_to_the_file(tmp_path, names):
             '{"prompt": "a", "chosen": "1.png"}',
             r"line 2: no preference columns; found chosen, prompt; needed .*rejected",
         ),
-        ('{"prompt": "a", ', "line 2: not json"),
+        ('{"prompt": "a", ', "line 2: not JSON"),
         ('["a"]', "line 2: .*needed an object"),
         (
             '{"prompt": "a", "chosen": 1, "rejected": "2.png"}',

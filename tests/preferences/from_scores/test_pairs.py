@@ -124,7 +124,15 @@ def test_ranked_lists_and_ties(folder, tmp_path, capsys):
     run(capsys, folder, "--rewards", "jpeg_incompressibility", "--choose", "list", "--output", output)
     first, second = read(output)
     assert [len(first.images), len(second.images)] == [3, 3]
-    assert np.argsort(first.scores).tolist() == [1, 0, 2] and first.rewards[0] == (first.scores[0],)
+    assert np.argsort(first.scores).tolist() == [1, 0, 2] and len(first.rewards[0]) == 1
+    every = [
+        (reward, score)
+        for one in (first, second)
+        for (reward,), score in zip(one.rewards, one.scores, strict=True)
+    ]
+    low, high = min(reward for reward, _ in every), max(reward for reward, _ in every)
+    for reward, score in every:  # gains in [0, 1], whatever the reward's range
+        assert score == pytest.approx((reward - low) / (high - low))
     assert json.loads(output.read_text().splitlines()[0])["images"][0] == "images/a0.png"
     run(
         capsys,
@@ -285,3 +293,18 @@ def test_real_pick_a_pic_rows(tmp_path, capsys):
     counts = run(capsys, source, "--rewards", "jpeg", "--choose", "all", "--output", tmp_path / "p.parquet")
     assert counts["duplicates"] >= 8 and counts["made"] >= 6
     assert all(not one.is_tie for one in read(tmp_path / "p.parquet"))
+
+
+def test_an_image_that_was_damaged_since_it_was_scored_is_left_out(folder, tmp_path, capsys):
+    assert main(["score", str(folder), "--rewards", "jpeg", "--output", str(tmp_path / "s.jsonl")]) == 0
+    whole = (folder / "a0.png").read_bytes()
+    (folder / "a0.png").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    counts = run(capsys, tmp_path / "s.jsonl", "--output", tmp_path / "p.jsonl", "--choose", "all")
+    assert counts["unreadable"] == 1
+    used = {
+        name
+        for line in (tmp_path / "p.jsonl").read_text().splitlines()
+        for name in json.loads(line)["images"]
+    }
+    assert used and not any(name.endswith("a0.png") for name in used)
