@@ -73,7 +73,10 @@ class LoraConfig:
 class ModelConfig:
     """The diffusion model, and which of its weights are trained."""
 
-    path: str = option("", "hub id, diffusers folder, single-file checkpoint, or tiny:sdxl, tiny:sd15")
+    path: str = option(
+        "",
+        "hub id, diffusers folder, single-file checkpoint, run (or its checkpoint), or tiny:sdxl, tiny:sd15",
+    )
     family: str = option("auto", "name of `diffalign models`; auto: read from the checkpoint")
     prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = option(
         "auto", "what the network predicts; auto: as the scheduler or the single file says"
@@ -84,6 +87,12 @@ class ModelConfig:
     revision: str | None = option(None, "revision of a hub model: branch, tag or commit")
     variant: str | None = option(None, "variant of the weight files: fp16 loads *.fp16.safetensors")
     vae: str | None = option(None, "hub id or folder of another autoencoder, such as the fp16-fix one")
+    network: str | None = option(
+        None, "hub id or folder of another network (unet/ or transformer/), in place of the pipeline's"
+    )
+    adapter: tuple[str, ...] = option(
+        (), "LoRAs (folder, file or hub id) or runs that training starts from, folded into the frozen weights"
+    )
     motion_adapter: str | None = option(
         None, "hub id or folder of a motion adapter: makes AnimateDiff of a Stable Diffusion 1.x"
     )

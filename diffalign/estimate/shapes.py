@@ -17,6 +17,7 @@ from diffalign.models.families.registry import FAMILIES, built_in, get_family, k
 from diffalign.models.loading import find_family
 from diffalign.models.motion_adapter import motion_config
 from diffalign.models.sources import is_single_file, resolve, sniff_family
+from diffalign.models.starting import expanded
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def shapes_of(config: ModelConfig) -> Shapes:
     Raises:
         UserError: a hub id whose shapes are not known here, with no ``model.family`` to go by.
     """
-    known = known_shapes()
+    config, known = expanded(config), known_shapes()
     if config.path in known and not os.path.exists(config.path):
         stored = known[config.path]
         name = moved(stored, config.motion_adapter).name

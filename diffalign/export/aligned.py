@@ -16,12 +16,11 @@ from typing import Any
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.export.adapters import put_on, write_trained
-from diffalign.export.combine import merge
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora import ADAPTER
 from diffalign.models.lora_formats import Lora, read_lora
-from diffalign.models.lora_names import modules_of
+from diffalign.models.lora_merge import merge_into
 from diffalign.models.sources import LORA_FILES, holds_lora
 from diffalign.utils.files import whole_folder
 
@@ -130,15 +129,3 @@ def save_merged(
     with whole_folder(Path(folder)) as temporary:
         model.pipeline.save_pretrained(temporary)
         (temporary / "README.md").write_text(card_text, encoding="utf-8")
-
-
-def merge_into(model: LoadedModel, loras: list[tuple[Lora, float]]) -> None:
-    """Add weighted LoRAs to a pipeline's weights in place."""
-    components = {component for lora, _ in loras for component in lora}
-    weights: Any = {
-        component: {
-            name: module.weight for name, module in modules_of(getattr(model.pipeline, component)).items()
-        }
-        for component in components
-    }
-    merge(weights, loras)

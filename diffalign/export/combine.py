@@ -7,13 +7,13 @@ inputs of each output.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.models.lora_formats import Factors, Lora
+from diffalign.models.lora_merge import delta
 
 OVERSAMPLING = 8  # further directions of the randomised SVD (Halko et al. 2011, arXiv 0909.4061, section 4.2)
 
@@ -109,35 +109,6 @@ def extracted(
         result[module], error, size = _from_delta(change, rank)
         lost, whole = lost + error, whole + size
     return result, (lost / whole) ** 0.5 if whole else 0.0
-
-
-def delta(factors: Factors, weight: Tensor) -> Tensor:
-    """Return what the adapter adds to a weight, in float32 and the weight's shape; DoRA included."""
-    product = factors.product().reshape(weight.shape)
-    if factors.magnitude is None:
-        return product
-    moved = weight.float() + product
-    norm = moved.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    scale = (factors.magnitude.float() / norm).reshape(-1, *([1] * (weight.ndim - 1)))
-    return scale * moved - weight.float()
-
-
-@torch.no_grad()
-def merge(weights: Mapping[str, Mapping[str, Tensor]], loras: Sequence[tuple[Lora, float]]) -> None:
-    """Add the weighted changes of adapters to weights in place, computed in float32.
-
-    Every change is measured on the weights as they were, so the order of adapters makes no difference; a DoRA
-    at strength s moves the weight by s times its full change.
-    """
-    names = {(c, m) for lora, _ in loras for c, modules in lora.items() for m in modules}
-    for component, module in sorted(names):
-        weight = weights[component][module]
-        total: Any = weight.float()
-        for lora, strength in loras:
-            factors = lora.get(component, {}).get(module)
-            if factors is not None:
-                total = total + strength * delta(factors, weight)
-        weight.copy_(total)
 
 
 def _padded(factors: Factors, rank: int) -> Factors:

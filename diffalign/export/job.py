@@ -10,7 +10,7 @@ import torch
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.export.adapters import save, write_diffusers
-from diffalign.export.aligned import merge_into, read_lora_of
+from diffalign.export.aligned import read_lora_of
 from diffalign.export.combine import extracted, has_dora, mix, reduced
 from diffalign.export.layouts import comfyui_state, dropped_by_diffusers, kohya_state, lora_metadata
 from diffalign.export.single_file import write_single_file
@@ -18,6 +18,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
 from diffalign.models.lora import has_lora_loader
 from diffalign.models.lora_formats import Lora
+from diffalign.models.lora_merge import merge_into
 from diffalign.models.lora_names import modules_of
 from diffalign.utils.files import whole_folder
 

@@ -1,6 +1,7 @@
 """From a model's name to a LoadedModel."""
 
 import json
+import logging
 import os
 import re
 from contextlib import nullcontext
@@ -27,6 +28,9 @@ from diffalign.models.sources import (
     sniff_family,
     user_errors,
 )
+from diffalign.models.starting import expanded, merge_adapters
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,7 +48,7 @@ def load(
         UserError: whatever is wrong with ``model.path``, ``family``, ``variant``, ``vae``,
             ``motion_adapter`` or ``attention``.
     """
-    dtype = DTYPES[config.dtype]
+    config, dtype = expanded(config), DTYPES[config.dtype]
     if compute not in (None, dtype) and dtype != torch.float32:
         wanted = str(compute).removeprefix("torch.")
         raise UserError(
@@ -64,6 +68,8 @@ def load(
         arguments["vae"] = load_vae(
             config.vae, vae_dtype, family.configs["vae"].get("_class_name", "AutoencoderKL")
         )
+    if config.network is not None:
+        arguments[family.network_name] = load_network(config.network, family, dtype)
     if config.motion_adapter is not None:
         arguments["motion_adapter"] = load_motion(config.motion_adapter, dtype)
     # transformers warns of an image processor that only the safety checker would use
@@ -86,8 +92,11 @@ def load(
     told = Formulation() if index is not None else formulation_of_file(source, *keys_of(source))
     set_formulation(pipeline, config, told)
     path, target = path_of(pipeline.scheduler, family.patch(network.config), config.path)
+    _limit_tokenizers(pipeline)
     set_attention(network, config.attention, device, compute or dtype)
-    return LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
+    model = LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
+    merge_adapters(model, config.adapter)
+    return model
 
 
 def find_family(config: ModelConfig, source: str) -> FamilyCard:
@@ -145,6 +154,34 @@ def load_vae(path: str, dtype: torch.dtype, class_name: str = "AutoencoderKL") -
         return cls.from_pretrained(source, subfolder=subfolder or None, dtype=dtype)
 
 
+def load_network(path: str, family: Family, dtype: torch.dtype) -> Any:
+    """Return the network of ``model.network``: its own folder, or one of that name in a folder or hub id.
+
+    Raises:
+        UserError: not there, or of another class than the family's.
+    """
+    import diffusers
+
+    folder = Path(path).expanduser()
+    if not folder.exists() and not HUB_ID.fullmatch(path):
+        raise UserError(f"model.network={path!r}: no such folder; allowed: a hub id, or a network's folder")
+    own = (folder / "config.json").is_file()
+    if folder.exists() and not own and not (folder / family.network_name / "config.json").is_file():
+        raise UserError(
+            f"model.network={path!r}: neither config.json nor {family.network_name}/config.json in it; "
+            f"allowed: the folder of a {family.network_class}, or one with {family.network_name}/ in it"
+        )
+    source = str(folder) if folder.exists() else path
+    with user_errors("model.network", path), no_bars() if folder.exists() else nullcontext():
+        cls = getattr(diffusers, family.network_class)
+        found = cls.load_config(source, subfolder=None if own else family.network_name).get("_class_name")
+        if found not in (None, family.network_class):
+            raise UserError(
+                f"model.network={path!r} is a {found}; allowed with {family.name}: {family.network_class}"
+            )
+        return cls.from_pretrained(source, subfolder=None if own else family.network_name, dtype=dtype)
+
+
 def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
     """The pipeline's model_index.json, of a folder or from the hub."""
     from diffusers import DiffusionPipeline
@@ -157,8 +194,10 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
             raise UserError(f"model.path={config.path!r} is not a diffusers pipeline folder: {hint}")
         try:
             index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(index, dict):
+            raise UserError(f"{file} holds a {type(index).__name__}; allowed: a mapping of components")
         missing = [
             name
             for name, value in index.items()
@@ -234,6 +273,18 @@ def _check_variant(config: ModelConfig, folder: Path) -> None:
             f"model.variant={config.variant!r}: {config.path} has no such weights; "
             f"allowed: {', '.join(sorted(variants) or ['none, leave model.variant out'])}"
         )
+
+
+def _limit_tokenizers(pipeline: Any) -> None:
+    """Give tokenizers saved without ``model_max_length`` the number of positions of their text encoder."""
+    for name, tokenizer in pipeline.components.items():
+        if not name.startswith("tokenizer") or getattr(tokenizer, "model_max_length", 0) < 10**9:
+            continue
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
+        positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        if positions:
+            tokenizer.model_max_length = positions
+            logger.warning("%s has no model_max_length: %d, its text encoder's positions", name, positions)
 
 
 def _check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:

@@ -61,6 +61,42 @@ def is_lora(path: str | Path) -> bool:
     return any(key.endswith(parts) for key in keys_of(str(path))[0])
 
 
+def hub_kind(hub_id: str) -> str:
+    """Return what a repository of the hub holds: ``lora``, ``network`` (alone) or ``model``.
+
+    Raises:
+        UserError: it cannot be reached and is not in the cache.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    with user_errors("model", hub_id):
+        try:
+            files = set(HfApi().list_repo_files(hub_id))
+        except (OfflineModeIsEnabled, ConnectionError):
+            folder = Path(snapshot_download(hub_id, local_files_only=True))
+            files = {str(file.relative_to(folder)) for file in folder.rglob("*")}
+    if "model_index.json" in files:
+        return "model"
+    if files & set(LORA_FILES):
+        return "lora"
+    return "network" if files & {"config.json", "unet/config.json", "transformer/config.json"} else "model"
+
+
+def fetch_lora(hub_id: str, field: str = "model") -> str:
+    """Return the folder of a LoRA on the hub, its weights and configuration fetched.
+
+    Raises:
+        UserError: no hub id, or it cannot be reached and is not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{field}={hub_id!r}: no such file or folder; allowed: a LoRA, a run, or a hub id")
+    with user_errors(field, hub_id):
+        return str(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json"]))
+
+
 def is_single_file(source: str) -> bool:
     """Whether a resolved source is a checkpoint file.
 
@@ -111,6 +147,11 @@ def user_errors(field: str, path: str) -> Iterator[None]:
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"{field}={path!r} cannot be loaded: {first}" if local else _unreachable(field, path, error)
+        ) from error
+    except (TypeError, AttributeError, KeyError) as error:  # a configuration with a value of another type
+        first = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"{field}={path!r} cannot be loaded, is its configuration damaged? ({first})"
         ) from error
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "shape" not in str(error):

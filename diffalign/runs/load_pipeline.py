@@ -1,5 +1,6 @@
 """Models as people name them: a model, an ``aligned/`` folder or another LoRA, a run directory."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ from diffalign.config.schema import ModelConfig, Run
 from diffalign.errors import UserError, unknown
 from diffalign.export.aligned import open_aligned
 from diffalign.models.loaded import LoadedModel
-from diffalign.models.loading import load
-from diffalign.models.sources import is_lora, resolve
+from diffalign.models.loading import find_family, load
+from diffalign.models.sources import HUB_ID, fetch_lora, hub_kind, is_lora, resolve
+from diffalign.models.starting import is_checkpoint, load_checkpoint, run_of
 from diffalign.runs.validate import read_run
 from diffalign.utils.devices import DTYPES
 
@@ -35,41 +37,84 @@ def run_directory_of(spec: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Named:
-    """What a name stands for: a model, and the ``aligned/`` folder or LoRA in its place; None: the model."""
+    """What a name stands for: a model, and what stands in its place.
+
+    Attributes:
+        model: the model section.
+        aligned: an ``aligned/`` folder, a LoRA or a checkpoint of that model's run; None: the model itself.
+    """
 
     model: ModelConfig
     aligned: Path | None = None
 
 
 def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named:
-    """Return what ``spec`` names: a run directory, a folder with a LoRA (over ``base``), or a model. Nothing
-    is loaded.
+    """Return what ``spec`` names. Weights are not loaded, but what can be told before is checked.
+
+    Args:
+        spec: a run directory, a checkpoint of one (``run/checkpoints/step-200``), a LoRA (folder, file or hub
+            id, over ``base``), a network alone (``unet/`` or ``transformer/``, over ``base``), or a model.
+        base: the model under a LoRA or a network.
 
     Raises:
         UserError: nothing of that kind is there, or a run that has not been finished.
     """
-    if Path(spec, "config.yaml").is_file():
-        aligned = Path(spec, "aligned")
+    path = Path(spec).expanduser()
+    if is_checkpoint(path):
+        run = run_of(path)
+        if run is None:
+            raise UserError(f"{spec!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
+        return Named(with_dtype(run.model, dtype), path)
+    if (path / "config.yaml").is_file():
+        aligned = path / "aligned"
         if not aligned.is_dir():
             raise UserError(
-                f"{spec!r} has no aligned/: the run has not finished; continue it with --resume latest"
+                f"{spec!r} has no aligned/: the run has not finished; allowed: one of its checkpoints "
+                f"({path / 'checkpoints'}/step-N), or continue it with --resume latest"
             )
-        return Named(with_dtype(read_run_directory(spec).model, dtype), aligned)
-    found = Named(_base_of(spec, base, dtype), Path(spec)) if is_lora(spec) else None
-    found = found or Named(with_dtype(ModelConfig(path=spec), dtype))
-    resolve(found.model.path)
+        return Named(with_dtype(read_run_directory(path).model, dtype), aligned)
+    kind = "hub" if base is not None and not path.exists() and HUB_ID.fullmatch(spec) else "local"
+    content = hub_kind(spec) if kind == "hub" else _local_kind(path)
+    if content == "lora":
+        source = Path(fetch_lora(spec)) if kind == "hub" else path
+        found = Named(_base_of(spec, base, dtype), source)
+    elif content == "network":
+        if base is None:
+            raise UserError(f"{spec!r} is a network alone; give the pipeline that it belongs to as --base")
+        found = Named(with_dtype(ModelConfig(path=base, network=spec), dtype))
+    else:
+        found = Named(with_dtype(ModelConfig(path=spec), dtype))
+    source_of = resolve(found.model.path)
+    if os.path.exists(source_of):
+        find_family(found.model, source_of)
     return found
 
 
+def _local_kind(path: Path) -> str:
+    """Return what a path holds: ``lora``, ``network`` or ``model``."""
+    if is_lora(path):
+        return "lora"
+    if (path / "model_index.json").is_file() or not path.is_dir():
+        return "model"
+    networks = (path / name / "config.json" for name in ("unet", "transformer"))
+    alone = (path / "config.json").is_file() and list(path.glob("diffusion_pytorch_model*"))
+    return "network" if alone or any(file.is_file() for file in networks) else "model"
+
+
 def open_named(found: Named, device: str) -> LoadedModel:
-    """Return the model; UserError if it is of an unknown kind, or its LoRA of another model."""
+    """Load the model; UserError if it is of an unknown kind, or its LoRA of another model."""
     if found.aligned is None:
         return load(found.model, device)
+    if is_checkpoint(found.aligned):
+        model = load(found.model, device)
+        load_checkpoint(model, found.aligned)
+        model.network.to(device)
+        return model
     return open_aligned(found.model, found.aligned, device)
 
 
 def open_model(spec: str, base: str | None, device: str, dtype: str | None = None) -> LoadedModel:
-    """Return the model that ``spec`` names; see ``named`` and ``open_named``."""
+    """Load the model that ``spec`` names; see ``named`` and ``open_named``."""
     return open_named(named(spec, base, dtype), device)
 
 

@@ -8,9 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffalign.errors import UserError
-from diffalign.export.combine import delta, extracted, merge, mix, reduced, uniform
+from diffalign.export.combine import extracted, mix, reduced, uniform
 from diffalign.export.streaming import Entry, write_safetensors
 from diffalign.models.lora_formats import Factors, Lora
+from diffalign.models.lora_merge import delta, merge
 
 
 def lora(seed: int, rank: int = 3, scale: float = 1.5, magnitude: bool = False) -> Lora:

@@ -139,6 +139,12 @@ def latent_shape(
             f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
             f"{family.name}: multiples of {multiple}"
         )
+    most = network_config.get("pos_embed_max_size")  # of SD3: positions along one side
+    if most is not None and max(size) > most * multiple:
+        raise UserError(
+            f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
+            f"this {family.name}: sides of at most {most * multiple}, for which it has position embeddings"
+        )
     channels = codec.channels(vae_config)
     sides = (size[0] // codec.downscale(vae_config), size[1] // codec.downscale(vae_config))
     if not codec.video:

@@ -1,0 +1,165 @@
+"""The weights that training starts from: a base model with the adapters of earlier runs folded in.
+
+``model.path`` may be a run directory or one of its checkpoints, and ``model.adapter`` names LoRAs or LoRA
+runs. Adapters are folded into the frozen weights, so that policy and reference start from them alike, and
+another adapter is trained on top.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.config.files import read_yaml
+from diffalign.config.io import from_dict
+from diffalign.config.schema import ModelConfig, Run
+from diffalign.errors import UserError
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora import ADAPTER, add_lora, load_trainable_state
+from diffalign.models.lora_formats import read_lora
+from diffalign.models.lora_merge import merge_into
+from diffalign.models.precision import only_errors
+from diffalign.models.sources import fetch_lora, is_lora, user_errors
+
+logger = logging.getLogger(__name__)
+
+TRAINED = ("ema.safetensors", "trainable.safetensors")
+"""Files of a run's checkpoint with what is trained; averaged weights come first, as in ``aligned/``."""
+
+
+def run_of(folder: str | Path) -> Run | None:
+    """Return the configuration of a run directory, or of the run of a checkpoint; None for anything else."""
+    folder = Path(folder)
+    owner = folder.absolute().parent.parent if is_checkpoint(folder) else folder
+    file = owner / "config.yaml"
+    return from_dict(read_yaml(file), str(file)) if file.is_file() else None
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Return whether a folder is a checkpoint of a run."""
+    return Path(folder, TRAINED[1]).is_file() and Path(folder, "state.json").is_file()
+
+
+def expanded(config: ModelConfig) -> ModelConfig:
+    """Return the model section with a run in ``model.path`` replaced by the run's base and its adapter.
+
+    The run's own base, family, variant, revision, autoencoder, motion adapter and prediction are taken; what
+    is trained on it, and how, stays as it is here.
+
+    Raises:
+        UserError: a run that has not finished, a checkpoint of another program, or of a whole network.
+    """
+    path = os.path.expanduser(config.path)
+    run = run_of(path) if config.path and os.path.isdir(path) else None
+    if run is None:
+        return config
+    own = run.model
+    adapter = path if is_checkpoint(path) else str(Path(path, "aligned"))
+    if not os.path.isdir(adapter):
+        raise UserError(
+            f"model.path={config.path!r} is a run without aligned/: it has not finished; allowed: a finished "
+            "run, or one of its checkpoints"
+        )
+    if Path(adapter, "model_index.json").is_file():
+        return replace(config, path=adapter)
+    kept = {
+        name: getattr(own, name)
+        for name in (
+            "family", "revision", "variant", "vae", "motion_adapter", "network", "prediction",
+            "zero_terminal_snr",
+        )
+        if getattr(config, name) == getattr(ModelConfig(), name)
+    }  # fmt: skip
+    return expanded(replace(config, path=own.path, adapter=(*own.adapter, adapter, *config.adapter), **kept))
+
+
+def merge_adapters(model: LoadedModel, adapters: tuple[str, ...]) -> None:
+    """Fold LoRAs into the model's frozen weights, one after another, and say so.
+
+    Args:
+        adapters: a LoRA's folder, file or hub id, a run directory or a checkpoint, each.
+
+    Raises:
+        UserError: nothing of that kind, or an adapter of another network.
+    """
+    for spec in adapters:
+        before = torch.stack([p.detach().double().sum().cpu() for p in model.network.parameters()])
+        _merge(model, os.path.expanduser(spec), spec)
+        model.network.requires_grad_(False).eval()
+        after = torch.stack([p.detach().double().sum().cpu() for p in model.network.parameters()])
+        changed = int((before != after).sum())
+        if not changed:
+            logger.warning("model.adapter=%r changes no weight: all its factors are 0", spec)
+        logger.warning(
+            "the adapter %s is folded into the %s (%d tensors): what is trained stands on both",
+            spec,
+            model.family.network_name,
+            changed,
+        )
+
+
+def _merge(model: LoadedModel, path: str, spec: str) -> None:
+    if is_checkpoint(path):
+        load_checkpoint(model, path)
+        setattr(model.pipeline, model.family.network_name, _merged(model.network))
+        return
+    if run_of(path) is not None:
+        path = str(Path(path, "aligned"))
+    source = path if os.path.exists(path) else fetch_lora(spec, "model.adapter")
+    if Path(source, "model_index.json").is_file():
+        raise UserError(f"model.adapter={spec!r} is a whole pipeline; give it as model.path")
+    if not is_lora(source):
+        raise UserError(
+            f"model.adapter={spec!r}: no LoRA in it; allowed: a LoRA's folder, file or hub id, or a run"
+        )
+    factors, words = read_lora(source, model)
+    if not factors.get(model.family.network_name):
+        raise UserError(
+            f"model.adapter={spec!r} has nothing for the {model.family.network_name} of {model.source}"
+        )
+    logger.warning("model.adapter=%r: %s", spec, words)
+    merge_into(model, [(factors, 1.0)])
+
+
+def _merged(network: Any) -> Any:
+    """The network with its peft layers folded into the layers that they stand on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in [*network.named_modules()]:
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    network.__dict__.pop("peft_config", None)
+    network._hf_peft_config_loaded = False
+    return network
+
+
+def load_checkpoint(model: LoadedModel, folder: str | Path) -> None:
+    """Put what a checkpoint holds on the base model of its run: adapters, or the whole network in float32.
+
+    Raises:
+        UserError: no run around it, or weights of another network.
+    """
+    from safetensors.torch import load_file
+
+    run = run_of(folder)
+    if run is None:
+        raise UserError(f"{str(folder)!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
+    file = next(Path(folder, name) for name in TRAINED if Path(folder, name).is_file())
+    with user_errors("checkpoint", str(file)):
+        state: Mapping[str, Any] = load_file(file)
+    network: Any = model.network
+    if run.model.train == "lora":
+        add_lora(network, run.model.lora)
+        state = {name: value for name, value in state.items() if f".{ADAPTER}" in name}
+    else:
+        with only_errors("diffusers"):  # it advises against casting
+            network.float()
+        network.requires_grad_(True)
+    load_trainable_state(model, state)
+    network.requires_grad_(False).eval()
