@@ -1,6 +1,8 @@
 """Every recipe: loads, says what it is, builds its method, and its network at its real size."""
 
+import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +13,13 @@ from diffalign.estimate.counting import meta_network
 from diffalign.estimate.estimate import estimate
 from diffalign.estimate.shapes import shapes_of
 from diffalign.methods import build
-from diffalign.runs.validate import read_run
+from diffalign.runs.align import align
+from diffalign.runs.online_checks import check_online
+from diffalign.runs.roles import check_roles
+from diffalign.runs.scores import check_online_scores
+from diffalign.runs.validate import read_run, validate
+from diffalign.strategies import wrap
+from diffalign.utils.text import read_json_lines
 
 RECIPES = sorted(shipped_configs())
 
@@ -99,6 +107,74 @@ def test_videos_are_trained_as_published(runs):
     assert dense.validation.every == dense.checkpoint.every == 100 and dense.validation.prompts
     for name in ("cogvideox_dpo_lora", "modelscope_dpo_lora", "animatediff_dpo_lora"):
         assert runs[name].method == {"type": "dpo", "beta": 5000}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_passes_every_check_that_comes_before_the_model(name, runs):
+    """Method, strategies, roles, rollout and rewards together; the prompts are the embedded ones."""
+    run = runs[name]
+    inner = build(run.method)
+    check_roles(run, wrap(inner, run.strategies))
+    if run.rollout.prompts:
+        run = replace(run, rollout=replace(run.rollout, prompts="tiny:train"))
+        assert check_online(run)
+        check_online_scores(inner, run.rollout)
+    validate(run)
+
+
+def test_recipes_are_as_released(runs):
+    """Each value is the released code's, as the header of the recipe names it."""
+    for name in ("sd3_flow_grpo", "sd3_dpo", "sd3_awm", "sd3_diffusion_nft"):
+        run = runs[name]
+        assert (run.model.max_sequence_length, run.model.dtype) == (128, "float16"), name
+        assert run.training.mixed_precision == "fp16" and "128 tokens" in header(name), name
+    for name in ("sdxl_mapo", "sdxl_rankdpo", "sd15_kto", "sdxl_inversion_dpo"):
+        assert runs[name].data.prompt_dropout == 0, name
+    mapo = runs["sdxl_mapo"]
+    assert (mapo.optimizer.type, mapo.training.mixed_precision) == ("adamw8bit", "fp16")
+    assert len(runs["flux_dpo_lora"].model.lora.targets) == 8
+    assert "none known" not in header("flux_dpo_lora")
+    for name in ("sd15_dpo", "sdxl_mapo", "sd15_kto", "sd15_dpo_lora", "sdxl_dpo_lora", "sd3_dpo"):
+        assert "held out" in header(name), name
+
+
+def header(name):
+    text = shipped_configs()[name].read_text()
+    return re.sub(r"\s*\n#\s*", " ", text[: text.rindex("\n#")])
+
+
+TINY = {
+    "sd15_kto": "tiny:pairs", "sdxl_mapo": "tiny:pairs", "sdxl_rankdpo": "tiny:lists",
+    "sd15_dro": "tiny:experts",
+    "sd15_tdpo": "tiny:captions", "sdxl_smpo": "tiny:pairs",
+}  # fmt: skip
+"""One recipe for each kind of data, and the embedded set of that kind."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_recipe_trains_a_tiny_model(name, runs, tmp_path):
+    """Its method, reward and data sections as they are; model, paths and sizes tiny."""
+    run = runs[name]
+    tiny = replace(
+        run,
+        output=str(tmp_path / name),
+        model=replace(run.model, path=f"tiny:{run.model.family}", vae=None, gradient_checkpointing=False),
+        data=replace(
+            run.data,
+            path=TINY[name],
+            resolution=32,
+            limit=8,
+            best=run.data.best and 4,
+            rewards=("judge",) if run.data.rewards else (),
+        ),
+        optimizer=replace(run.optimizer, type="adamw"),
+        training=replace(run.training, steps=1, batch_size=2, accumulation=1, mixed_precision="no"),
+        logging=replace(run.logging, trackers=(), every=1),
+    )
+    assert align(tiny).steps == 1
+    (row,) = read_json_lines(tmp_path / name / "metrics.jsonl")[:1]
+    assert math.isfinite(row["loss"])
 
 
 PARAMETERS = {  # of the published networks

@@ -1,0 +1,97 @@
+"""Options and cards in plain words: every option has a help text, nothing is printed empty, counts agree."""
+
+import argparse
+import importlib
+
+import pytest
+
+from diffalign.cli import COMMANDS, main
+from diffalign.cli.common import count, names, number, side
+from diffalign.errors import UserError
+
+OWN_READING = {"train", "train-reward", "cache", "estimate"}  # whose options are the fields of the tree
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - OWN_READING))
+def test_every_option_of_a_command_has_a_help_text(command, monkeypatch):
+    class Found(Exception):
+        pass
+
+    def stop(parser, *_):
+        raise Found(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+    with pytest.raises(Found) as caught:
+        importlib.import_module(f"diffalign.cli.{command.replace('-', '_')}").run([])
+    parser = caught.value.args[0]
+    assert [a.dest for a in parser._actions if not a.help] == []
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "wan"])
+def test_a_model_family_is_described(name, capsys):
+    assert main(["models", name]) == 0
+    text = capsys.readouterr().out
+    assert f"({name})" in text and "diffalign train --model.path" in text
+    assert main(["models", "sdxx"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["judge", "pickscore", "ensemble"])
+def test_a_reward_is_described_without_empty_lines(name, capsys):
+    assert main(["rewards", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.rstrip().endswith(":") or line.endswith("()")] == []
+
+
+def test_a_name_of_a_method_and_of_a_strategy_is_listed_once(capsys):
+    assert main(["methods", "sfx"]) == 2
+    assert capsys.readouterr().err.count("sft,") == 1
+
+
+def test_a_count_agrees_with_its_noun():
+    assert [count(n, "image") for n in (0, 1, 2, 1234)] == ["0 images", "1 image", "2 images", "1,234 images"]
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-1", "x", "1e999", "9" * 5000])
+def test_a_number_is_finite(text):
+    for kind in (int, float):
+        with pytest.raises(argparse.ArgumentTypeError, match="allowed: 0 or more"):
+            number(kind, 0)(text)
+
+
+def test_a_side_is_a_multiple_of_8():
+    assert side("64") == 64
+    with pytest.raises(argparse.ArgumentTypeError, match="33 is no multiple of 8; allowed: one, such as 32"):
+        side("33")
+
+
+def test_a_name_is_given_once():
+    assert names("a, b,", "--rewards") == ["a", "b"]
+    with pytest.raises(UserError, match="--rewards 'a,b,a' has 'a' twice"):
+        names("a,b,a", "--rewards")
+
+
+@pytest.mark.parametrize(
+    "flag", [["--tflops", "nan"], ["--tflops=0"], ["--utilisation", "1.5"], ["--tflops=inf"]]
+)
+def test_a_speed_is_a_number_above_0(flag, capsys):
+    assert main(["estimate", "tiny_sdxl_dpo", *flag]) == 2
+    assert "allowed: " in capsys.readouterr().err
+
+
+def test_the_environment_is_told_where_the_system_has_no_sysconf(monkeypatch):
+    from diffalign.cli.env import environment
+
+    for name in ("sysconf", "sysconf_names", "sched_getaffinity"):  # Windows has none of them
+        monkeypatch.delattr(f"os.{name}", raising=False)
+    facts = environment()
+    assert facts["memory"] == "unknown" and facts["cores"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("a" * 300, "too long"), ("~nosuchuser/a.yaml", "no home folder"), ("a\0b", "null byte")],
+)
+def test_names_that_no_file_can_have_are_an_error(path, words, capsys):
+    assert main(["train", path]) == 2
+    assert words in capsys.readouterr().err
