@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffalign import tiny
 from diffalign.config.schema import (
     DataConfig,
     LoggingConfig,
@@ -43,9 +44,7 @@ def build(folder: Path) -> Path:
     memory.
     """
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    from tests.tiny_pipelines import tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     if (folder / "model_index.json").exists():
         return folder
@@ -61,7 +60,7 @@ def build(folder: Path) -> Path:
     finally:
         torch.set_default_dtype(torch.float32)
     for name in ("tokenizer", "tokenizer_2"):
-        words = tokenizer()
+        words = CLIPTokenizer.from_pretrained(tiny.pipeline_path("sdxl") / "tokenizer")
         words.model_max_length = 77
         words.save_pretrained(folder / name)
     EulerDiscreteScheduler(

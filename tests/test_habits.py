@@ -1,10 +1,20 @@
 """What keeps the project as it is: lists that only shrink, versions, golden vectors, templates."""
 
+import json
 import re
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 
-from tests.helpers import ROOT
+import numpy as np
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from diffalign.losses.contrast import pairs_of
+from tests import conftest, strict_types
+from tests.helpers import PUBLISHED_DATA, ROOT, VECTORS
 
 D401_SPARED = frozenset(
     [
@@ -19,8 +29,73 @@ D401_SPARED = frozenset(
         "diffalign/preferences/**",
     ]
 )
+"""Rooms whose docstrings are not imperative yet: take out what is mended, add nothing."""
 
 
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_rooms_that_d401_spares_only_shrink():
+    ignored = project()["tool"]["ruff"]["lint"]["per-file-ignores"]
+    assert {place for place, rules in ignored.items() if "D401" in rules} <= D401_SPARED
+
+
+def test_strict_types_may_not_get_worse():
+    found = strict_types.counted("a/b.py:3: error: x [y]\na/b.py:9: error: x\na/c.py:1: note: z\n")
+    assert found == Counter({"a/b.py": 2})
+    assert strict_types.worse(found, {"a/b.py": 2}) == []
+    assert strict_types.worse(found, {"a/b.py": 1}) == ["a/b.py: 2 errors of mypy --strict, 1 recorded"]
+    assert strict_types.worse(found, {}) == ["a/b.py: 2 errors of mypy --strict, 0 recorded"]
+    recorded = json.loads(strict_types.RECORD.read_text())
+    assert f"({sum(recorded.values())} in all" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_dependency_has_a_version_in_the_constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
+    names = {normal(name) for name in pinned}
+    wanted = project()["project"]
+    needed = [*wanted["dependencies"], *wanted["optional-dependencies"]["dev"]]
+    needed = {normal(re.match(r"[\w.-]+", line)[0]) for line in needed if not line.startswith("diffalign[")}
+    assert needed <= names
+    assert not [line for line in lines if not line.startswith("#") and re.search(r"[/@+]|https?:", line)]
+
+
+def test_shapes_are_checked():
+    with pytest.raises(TypeCheckError):
+        pairs_of(torch.zeros(2, 2, dtype=torch.long))
+
+
+def test_files_above_the_limit_or_unmeasured_are_slow():
+    assert not conftest.is_slow("a.py", {"a.py": conftest.FAST})
+    assert conftest.is_slow("a.py", {"a.py": conftest.FAST + 0.1}) and conftest.is_slow("b.py", {"a.py": 1.0})
+    times = json.loads(conftest.TIMES.read_text())
+    assert not [file for file in times if not (ROOT / file).exists()]
+    fast = sum(seconds for file, seconds in times.items() if not conftest.is_slow(file, times))
+    assert 10 < fast < 160, "processor seconds of the fast tier, which two cores share"
+
+
+def test_golden_vectors_ship_whole_and_small():
+    files = sorted((ROOT / "tests" / "golden").glob("*.npz"))
+    readme = (ROOT / "tests" / "golden" / "README.md").read_text()
+    assert len(files) == 24 and sum(file.stat().st_size for file in files) < 3e6
+    for file in files:
+        assert f"`{file.stem}`" in readme, f"{file.name} is not in the README"
+        with np.load(file, allow_pickle=False) as arrays:
+            assert all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"), file
+    assert VECTORS.is_dir()
+
+
+def test_published_data_have_their_licences():
+    folders = [folder for folder in PUBLISHED_DATA.iterdir() if folder.is_dir()]
+    assert folders and all(list(folder.glob("LICENSE*")) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    "name", ["ISSUE_TEMPLATE/bug.md", "ISSUE_TEMPLATE/feature.md", "pull_request_template.md"]
+)
 def test_templates_ask_for_the_environment(name):
     assert "`diffalign env`" in (ROOT / ".github" / name).read_text()
 

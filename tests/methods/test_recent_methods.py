@@ -317,7 +317,7 @@ def test_golden_madpo(case):
         pytest.skip(f"no {case} of madpo.npz")
     f = np.load(path)
     beta, c_max, c_min, sharpness, tau = map(float, f[f"{case}_hyper"])
-    method = MADPO(beta, c_max, c_min, sharpness, tau)
+    method = MADPO(beta=beta, c_max=c_max, c_min=c_min, sharpness=sharpness, tau=tau)
     first = torch.from_numpy(f["choices"]) == 0
     score = torch.cat([first, ~first]).double()
     policy = leaves("logp_y1", "logp_y2", file=f)
