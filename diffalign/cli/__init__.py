@@ -30,6 +30,7 @@ COMMANDS = {
     "displacement": "pairs that are likely to push their winner down, and a filter",
     "evaluate": "base against aligned: rewards, win rates with intervals, a report",
     "export": "an aligned model for diffusers, ComfyUI, A1111, kohya: LoRA, merged, one file",
+    "push": "a run's result onto the Hugging Face hub, with its model card",
     "estimate": "memory, FLOPs and time of a run before it is run",
     "methods": "list the methods",
     "models": "list the model families",

@@ -26,6 +26,7 @@ class Card:
         settings: the run's configuration, a tree.
         tags: more tags for the hub.
         note: a sentence for readers, such as what the preferences were.
+        widget: prompts and the files of their pictures in the repository, shown on the hub's page.
         absent: components that the pipeline is loaded without, which diffusers must be told.
     """
 
@@ -40,6 +41,7 @@ class Card:
     tags: tuple[str, ...] = ()
     note: str = ""
     absent: tuple[str, ...] = ()
+    widget: tuple[tuple[str, str], ...] = ()
 
     def text(self) -> str:
         """The README.md."""
@@ -74,6 +76,8 @@ class Card:
             matter["base_model_relation"] = "adapter" if self.adapted else "finetune"
         if self.license is not None:
             matter["license"] = self.license
+        if self.widget:
+            matter["widget"] = [{"text": prompt, "output": {"url": url}} for prompt, url in self.widget]
         return matter | {"tags": list(dict.fromkeys([*tags, *self.tags]))}
 
     def loading(self, folder: str = "path/to/this/folder") -> list[str]:

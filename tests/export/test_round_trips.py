@@ -1,0 +1,259 @@
+"""Each family in each format, read back by a reader that is not ours; docs/export.md shows this table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffalign.config.schema import LoraConfig, ModelConfig
+from diffalign.errors import UserError
+from diffalign.export.adapters import live_lora
+from diffalign.export.aligned import save_aligned
+from diffalign.export.job import FORMATS, Export, export
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.loading import load
+from diffalign.models.lora import add_lora, trainable
+from diffalign.models.lora_formats import read_lora
+from tests import tiny_pipelines, video_pipelines
+from tests.export.readers import merge_comfyui, merge_kohya
+from tests.models.inputs import conditions
+
+UNET = (
+    "to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out",
+    "ff.net.0.proj", "ff.net.2", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "conv_out",
+    "time_embedding.linear_1",
+)  # fmt: skip
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Case:
+    make: Callable[[Path], Path]
+    targets: tuple[str, ...]
+    formats: tuple[str, ...]
+
+
+CASES = {
+    "sd15": Case(tiny_pipelines.make_sd15, UNET, FORMATS),
+    "sdxl": Case(
+        tiny_pipelines.make_sdxl, (*UNET, "add_embedding.linear_1", "add_embedding.linear_2"), FORMATS
+    ),
+    "sd3": Case(
+        tiny_pipelines.make_sd3,
+        (*ATTENTION, "add_q_proj", "to_add_out", "ff.net.2"),
+        ("diffusers", "comfyui", "merged"),
+    ),
+    "flux": Case(
+        tiny_pipelines.make_flux,
+        (*ATTENTION, "add_q_proj", "proj_mlp", "proj_out", "norm.linear"),
+        ("diffusers", "comfyui", "merged"),
+    ),
+    "pixart": Case(tiny_pipelines.make_pixart, (*ATTENTION, "ff.net.2"), ("comfyui", "merged")),
+    "wan": Case(
+        video_pipelines.make_wan,
+        (*ATTENTION, "ffn.net.0.proj", "ffn.net.2"),
+        ("diffusers", "comfyui", "merged"),
+    ),
+    "ltx": Case(
+        video_pipelines.make_ltx, (*ATTENTION, "ff.net.2", "proj_in"), ("diffusers", "comfyui", "merged")
+    ),
+    "cogvideox": Case(video_pipelines.make_cogvideox, ATTENTION, ("diffusers", "merged")),
+    "text_to_video": Case(video_pipelines.make_text_to_video, ATTENTION, ("merged",)),
+}
+
+
+@dataclass
+class World:
+    base: ModelConfig
+    aligned: Path
+    expected: Tensor
+    plain: Tensor
+
+
+@torch.no_grad()
+def prediction(model: LoadedModel) -> Tensor:
+    """The network's output on fixed noise and prompts, text encoders included."""
+    frames = model.usable_frames(5) if model.codec.video else 1
+    shape = model.latent_shape(32, 32, frames)
+    g = torch.Generator().manual_seed(3)
+    x_t, t = torch.randn(2, *shape, generator=g), torch.tensor([0.4, 0.8])
+    if model.codec.video:
+        cond = model.encode_prompts(["a red circle", "a"])
+    else:
+        cond = conditions(model, ["a red circle", "a"])
+    return model.denoiser()(x_t, t, cond)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    root, made = tmp_path_factory.mktemp("worlds"), dict[str, World]()
+
+    def world(name: str) -> World:
+        if name not in made:
+            case = CASES[name]
+            base = ModelConfig(path=str(case.make(root / name)))
+            model = load(base)
+            plain = prediction(model)
+            lora = LoraConfig(rank=3, alpha=6.0, targets=case.targets)
+            add_lora(model.network, lora)
+            g = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for _, parameter in trainable(model.network):
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=g)
+            model.network.eval()
+            save_aligned(model, root / f"{name}-aligned", "card")
+            made[name] = World(base, root / f"{name}-aligned", prediction(model), plain)
+        return made[name]
+
+    return world
+
+
+def read_back(to: str, path: Path, world: World, family: str) -> LoadedModel:
+    """The base with what was exported, through other code than ours."""
+    if to == "merged":
+        return load(ModelConfig(path=str(path)))
+    model = load(world.base)
+    if to == "diffusers":
+        model.pipeline.load_lora_weights(str(path))
+    elif to == "single-file":
+        kind: Any = type(model.pipeline)
+        model.pipeline = (
+            kind.from_single_file(str(path), config=world.base.path, safety_checker=None)
+            if (family == "sd15")
+            else kind.from_single_file(str(path), config=world.base.path)
+        )
+    elif family in ("sd15", "sdxl"):
+        merge_kohya(load_file(path), model.pipeline)
+    else:
+        merge_comfyui(load_file(path), model.network, family)
+    return model
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("family", CASES)
+def test_the_table(worlds: Callable[[str], World], tmp_path: Path, family: str, to: str) -> None:
+    world, said = worlds(family), list[str]()
+    settings = Export(to, tmp_path / "out", title="mine", dtype="float32")
+    if to not in CASES[family].formats:
+        with pytest.raises(UserError, match="allowed"):
+            export(world.base, world.aligned, settings, say=said.append)
+        assert not (tmp_path / "out").exists()
+        return
+    path = export(world.base, world.aligned, settings, say=said.append)
+    found = prediction(read_back(to, path, world, family))
+    assert (found - world.expected).abs().max() <= 1e-4
+    assert (world.plain - world.expected).abs().max() > 1e-3
+    with pytest.raises(UserError, match="--overwrite"):
+        export(world.base, world.aligned, settings, say=said.append)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_kohya_file_is_read_by_diffusers_and_back_to_the_same_weights(
+    worlds: Callable[[str], World], tmp_path: Path, family: str
+) -> None:
+    world = worlds(family)
+    path = export(
+        world.base, world.aligned, Export("kohya", tmp_path / "x.safetensors"), say=lambda line: None
+    )
+    model = load(world.base)
+    ours, _ = read_lora(world.aligned, model)
+    again, _ = read_lora(path, model)
+    for name, factors in ours["unet"].items():
+        assert torch.equal(again["unet"][name].product(), factors.product())
+    model.pipeline.load_lora_weights(str(path))
+    assert (prediction(model) - world.expected).abs().max() <= 1e-4
+    assert set(live_lora(model, "default_0")["unet"]) == set(ours["unet"])
+
+
+def test_strength_rank_and_mixtures(worlds: Callable[[str], World], tmp_path: Path) -> None:
+    world, said = worlds("sd15"), list[str]()
+
+    def output(name: str, *others: tuple[Path, float], **changes: Any) -> Tensor:
+        settings = Export("kohya", tmp_path / f"{name}.safetensors", **changes)
+        path = export(world.base, world.aligned, settings, others, said.append)
+        return prediction(read_back("kohya", path, world, "sd15"))
+
+    assert torch.allclose(output("zero", strength=0.0), world.plain, atol=1e-5)
+    both = output("both", (world.aligned, -0.5), strength=1.5)
+    assert torch.allclose(both, world.expected, atol=1e-4)
+    assert torch.allclose(output("same", rank=3), world.expected, atol=1e-4)
+    low = output("low", rank=1)
+    assert 1e-4 < (low - world.expected).abs().max() < (world.plain - world.expected).abs().max()
+    assert any("rank 1" in line and "lost" in line for line in said)
+
+
+def test_full_fine_tuning_is_extracted(worlds: Callable[[str], World], tmp_path: Path) -> None:
+    world, said = worlds("sdxl"), list[str]()
+    whole = export(world.base, world.aligned, Export("merged", tmp_path / "whole"), say=said.append)
+    path = export(world.base, whole, Export("kohya", tmp_path / "x.safetensors", rank=3), say=said.append)
+    found = prediction(read_back("kohya", path, world, "sdxl"))
+    assert (found - world.expected).abs().max() <= 1e-3
+    assert any("extracted a LoRA of rank 3" in line and "0 changed tensors" in line for line in said)
+    half = export(world.base, whole, Export("merged", tmp_path / "half", strength=0.5), say=said.append)
+    same = export(world.base, world.aligned, Export("merged", tmp_path / "h2", strength=0.5), say=said.append)
+    one, two = (load(ModelConfig(path=str(p))) for p in (half, same))
+    assert torch.allclose(prediction(one), prediction(two), atol=1e-4)
+
+
+def test_dora_is_exact_or_refused(worlds: Callable[[str], World], tmp_path: Path) -> None:
+    base = worlds("sdxl").base
+    model = load(base)
+    add_lora(model.network, LoraConfig(rank=2, dora=True, targets=("to_q", "conv1")))
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in trainable(model.network):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=g)
+    save_aligned(model, tmp_path / "aligned", "card")
+    expected = prediction(model)
+    for to in ("kohya", "comfyui"):
+        with pytest.raises(UserError, match="DoRA.*allowed"):
+            export(base, tmp_path / "aligned", Export(to, tmp_path / to), say=lambda line: None)
+    for to in ("diffusers", "merged", "single-file"):
+        path = export(base, tmp_path / "aligned", Export(to, tmp_path / to), say=lambda line: None)
+        world = World(base, path, expected, expected)
+        assert (prediction(read_back(to, path, world, "sdxl")) - expected).abs().max() <= 1e-4, to
+    full = Export("kohya", tmp_path / "extracted", rank=16)
+    path = export(base, tmp_path / "aligned", full, say=lambda line: None)
+    found = prediction(read_back("kohya", path, World(base, path, expected, expected), "sdxl"))
+    assert (found - expected).abs().max() <= 1e-3
+
+
+def test_markers_of_v_prediction_are_kept(worlds: Callable[[str], World], tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+    world = worlds("sdxl")
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(world.base.path)
+    changed = DDIMScheduler.from_config(
+        pipeline.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
+    pipeline.scheduler = changed
+    pipeline.save_pretrained(tmp_path / "v")
+    base = ModelConfig(path=str(tmp_path / "v"))
+    path = export(
+        base, world.aligned, Export("single-file", tmp_path / "v.safetensors"), say=lambda line: None
+    )
+    with safe_open(path, framework="pt") as file:
+        assert {"v_pred", "ztsnr"} <= set(file.keys())
+        assert file.metadata()["modelspec.prediction_type"] == "v"
+    plain = export(
+        world.base, world.aligned, Export("single-file", tmp_path / "e.safetensors"), say=lambda line: None
+    )
+    with safe_open(plain, framework="pt") as file:
+        assert not {"v_pred", "ztsnr"} & set(file.keys())
+
+
+def test_merged_images_are_the_adapters_images(worlds: Callable[[str], World], tmp_path: Path) -> None:
+    from tests.export.test_aligned import image
+
+    world = worlds("sdxl")
+    merged = export(world.base, world.aligned, Export("merged", tmp_path / "m"), say=lambda line: None)
+    adapted = load(world.base)
+    adapted.pipeline.load_lora_weights(str(world.aligned))
+    difference = abs(image(load(ModelConfig(path=str(merged))).pipeline) - image(adapted.pipeline))
+    assert difference.max() <= 2 / 255
