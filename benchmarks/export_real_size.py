@@ -2,11 +2,11 @@
 
     python -m benchmarks.export_real_size --folder /somewhere/with/15GB
 
-The pipeline folder is built once (bfloat16, ``sdxl_real_size.build``), a LoRA of every attention projection is
-made up, and two processes follow: one merges the LoRA and writes the single file, one reads the file with
-diffusers (configurations from the folder: no network). Of each the largest resident set is recorded, and the part of
-it that is the process's own (anonymous): pages of a mapped file count as resident though they are only cache. The
-result goes to ``benchmarks/export_real_size.json`` and ``.md``.
+The pipeline folder is built once (bfloat16, ``sdxl_real_size.build``), a LoRA of every attention projection
+is made up, and two processes follow: one merges the LoRA and writes the single file, one reads the file
+with diffusers (configurations from the folder: no network). Of each the largest resident set is recorded,
+and the part of it that is the process's own (anonymous): pages of a mapped file count as resident though
+they are only cache. The result goes to ``benchmarks/export_real_size.json`` and ``.md``.
 """
 
 import argparse
@@ -43,7 +43,9 @@ class Peak:
     def _watch(self) -> None:
         while not self._done.wait(0.02):
             lines = Path("/proc/self/status").read_text().splitlines()
-            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
+            found = {
+                line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")
+            }
             self.anonymous = max(self.anonymous, found["RssAnon"])
             self.resident = max(self.resident, found["VmRSS"])
 
@@ -126,7 +128,9 @@ def _row(file: Path, peak: Peak, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Build, export, import, each in a process of its own; write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--stage", choices=["make", "export", "read"], help="one stage, in this process")
     args = parser.parse_args()
@@ -136,7 +140,15 @@ def main() -> None:
         return
     rows = {}
     for stage in ("make", "export", "read"):
-        command = [sys.executable, "-m", "benchmarks.export_real_size", "--folder", str(args.folder), "--stage", stage]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.export_real_size",
+            "--folder",
+            str(args.folder),
+            "--stage",
+            stage,
+        ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows[stage] = json.loads(done.stdout.splitlines()[-1])
         print(stage, rows[stage], flush=True)
@@ -154,8 +166,8 @@ def main() -> None:
 def _table(record: dict[str, Any]) -> str:
     lines = [
         "# An SDXL of the real size as a single file\n",
-        f"`{record['command']}`, {record['machine']}, {record['date']}; random bfloat16 weights. The limit is a peak "
-        f"of {LIMIT} times the file. Own memory leaves out pages of mapped files, which are cache.\n",
+        f"`{record['command']}`, {record['machine']}, {record['date']}; random bfloat16 weights. Limit: "
+        f"{LIMIT} times the file. Own memory leaves out pages of mapped files, which are cache.\n",
         "| | file, GiB | peak of own memory, GiB | over file | peak resident, GiB | over file | seconds |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -18,6 +18,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,17 +49,18 @@ def build(folder: Path) -> Path:
 
     if (folder / "model_index.json").exists():
         return folder
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
-            cls(**CONFIGS[name]).save_pretrained(folder / name)
+    with torch.device("meta"):
+        empty: list[tuple[str, Any]] = [
+            ("unet", UNet2DConditionModel(**CONFIGS["unet"])),
+            ("vae", AutoencoderKL(**CONFIGS["vae"])),
+        ]
         for name, text in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-            text(
-                CLIPTextConfig(**{k: v for k, v in CONFIGS[name].items() if k != "architectures"})
-            ).save_pretrained(folder / name)
-    finally:
-        torch.set_default_dtype(torch.float32)
+            values = {k: v for k, v in CONFIGS[name].items() if k != "architectures"}
+            empty.append((name, text(CLIPTextConfig(**values))))
+    while empty:
+        name, module = empty.pop()
+        filled(module).save_pretrained(folder / name)
+        del module
     for name in ("tokenizer", "tokenizer_2"):
         words = CLIPTokenizer.from_pretrained(tiny.pipeline_path("sdxl") / "tokenizer")
         words.model_max_length = 77
@@ -83,6 +85,31 @@ def build(folder: Path) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def filled(module: Any) -> Any:
+    """Return a module of the meta device with random bfloat16 weights: matrices as a linear layer's default,
+    norms 1, biases 0. One block of numbers is repeated: drawing billions of them would take the longest.
+    """
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    module.to(torch.bfloat16).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            flat = parameter.view(-1)
+            if parameter.ndim < 2:
+                flat.zero_()
+                continue
+            scale = parameter[0].numel() ** -0.5 / 3**0.5
+            for start in range(0, len(flat), len(block)):
+                part = flat[start : start + len(block)]
+                part.copy_(block[: len(part)] * scale)
+        for part in module.modules():
+            if "Norm" in type(part).__name__ and getattr(part, "weight", None) is not None:
+                part.weight.fill_(1)
+        for name, buffer in module.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+    return module
 
 
 def pairs(folder: Path, count: int, side: int) -> Path:

@@ -2,9 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffalign.cli.common import count, make_parser, number, parse, share
 from diffalign.utils.memory import advised
+
+if TYPE_CHECKING:
+    from diffalign.evaluation.drawing.samples import Sample
 
 
 def run(argv: Sequence[str]) -> int:
@@ -12,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
     parser = make_parser("generate", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "model",
-        help="a run directory, an aligned/ folder, a hub id, a diffusers folder, a checkpoint, tiny:sdxl",
+        help="a run directory, an aligned/ folder, a LoRA, a pipeline (folder, file or hub id), tiny:sdxl",
     )
     parser.add_argument(
         "--base", metavar="MODEL", help="what a LoRA outside of its run directory was trained on"
@@ -25,9 +30,12 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     parser.add_argument("--output", default="images", metavar="FOLDER", help="default: images")
+    parser.add_argument(
+        "--lora-scale", metavar="S,S,...", help="strengths of the LoRA, each into OUTPUT/scale-S, and a grid"
+    )
     from diffalign.cli.model_arguments import (
         add_sampling_options,
-        open_pipeline,
+        open_model,
         sampling_advice,
         sampling_settings,
         trained_run,
@@ -42,20 +50,32 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
 
+    from diffalign.runs.sweep import read_scales, sweep, write_grid
+
     run = trained_run([args.model], args)
+    scales = None if args.lora_scale is None else read_scales(args.lora_scale)
     with advised("drawing", sampling_advice(args)):
-        samples = generate(
-            open_pipeline(args.model, args.base, args),
-            prompts,
-            sampling_settings(args, run),
-            images_per_prompt=args.images_per_prompt,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            folder=args.output,
-            rank=rank,
-            world=world,
-            progress=rank == 0,
-        )
+        model = open_model(args.model, args.base, args)
+
+        def draw(folder: Path) -> "list[Sample]":
+            return generate(
+                model.pipeline,
+                prompts,
+                sampling_settings(args, run),
+                images_per_prompt=args.images_per_prompt,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                folder=folder,
+                rank=rank,
+                world=world,
+                progress=rank == 0,
+            )
+
+        output = Path(args.output)
+        drawn = {1.0: draw(output)} if scales is None else sweep(model, scales, output, draw)
+    samples = [sample for some in drawn.values() for sample in some]
+    if scales is not None and world == 1 and not all_videos([sample.source for sample in samples]):
+        print(f"the strengths side by side: {write_grid(drawn, output / 'grid.png')}", file=sys.stderr)
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
     kind = "video" if all_videos([sample.source for sample in samples]) else "image"
     print(
@@ -76,5 +96,6 @@ diffalign generate runs/mine --prompts prompts.txt --images-per-prompt 4 --outpu
 diffalign generate stabilityai/stable-diffusion-xl-base-1.0 --prompts prompts.txt --dtype bfloat16 --steps 30
 diffalign generate tiny:sdxl --prompts tiny:test --limit 64 --steps 20 --guidance 1 --batch-size 64
 diffalign generate Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --frames 81 --dtype bfloat16
+diffalign generate style.safetensors --base tiny:sd15 --prompts prompts.txt --lora-scale 0,0.5,1
 torchrun --nproc-per-node 4 -m diffalign generate runs/mine --prompts prompts.txt
 """

@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
 
 DESCRIPTION = """\
 Upload a run's aligned/ to the Hugging Face hub with a model card (figures, base, licence, settings) and the
-pictures of its last validation. Log in with `hf auth login` first. Files that the hub has are not sent again."""
+pictures of its last validation. Log in with `hf auth login` first. What the hub has is not sent again."""
 
 EXAMPLES = """
 diffalign push runs/mine me/sdxl-dpo --private

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffalign.config.data_schema import AlteredConfig, CurriculumConfig, DataConfig
+from diffalign.config.export_schema import ExportConfig
 from diffalign.config.fields import (
     BATCH,
     BELOW_ONE,
@@ -40,6 +41,7 @@ __all__ = [
     "CheckpointConfig",
     "CurriculumConfig",
     "DataConfig",
+    "ExportConfig",
     "LoggingConfig",
     "LoraConfig",
     "ModelConfig",
@@ -234,6 +236,7 @@ class Run:
     logging: LoggingConfig = section(LoggingConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     validation: ValidationConfig = section(ValidationConfig)
+    export: ExportConfig = section(ExportConfig)
 
     @property
     def size(self) -> tuple[int, int]:

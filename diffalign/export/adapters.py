@@ -43,6 +43,28 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
     _inject(model.network, lora[model.family.network_name], source)
 
 
+def set_strength(model: LoadedModel, strength: float) -> None:
+    """Multiply the scale of every adapter on the pipeline; 0 passes them by, DoRA's magnitudes included.
+
+    Raises:
+        UserError: there is no adapter on it.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [
+        layer
+        for component in (model.family.network_name, *model.text_encoders)
+        for layer in getattr(model.pipeline, component).modules()
+        if isinstance(layer, LoraLayer)
+    ]
+    if not layers:
+        raise UserError(f"{model.source} has no LoRA on it whose scale could be set; allowed: a LoRA run or file")
+    for layer in layers:
+        layer.enable_adapters(strength != 0)
+        for adapter in layer.active_adapters:
+            layer.set_scale(adapter, strength)
+
+
 def write_trained(model: LoadedModel, folder: Path) -> None:
     """Write the trained adapters so that no reader can apply another strength; see ``layouts``."""
     lora = live_lora(model)

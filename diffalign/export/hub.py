@@ -41,7 +41,9 @@ def push_folder(
         words = {401: "not logged in: run `hf auth login`", 403: "this login may not write there"}.get(
             status or 0, " ".join(str(error).split())[:200]
         )
-        raise UserError(f"{repo}: the hub refused ({words}); push again with `diffalign push RUN {repo}`") from None
+        raise UserError(
+            f"{repo}: the hub refused ({words}); push again with `diffalign push RUN {repo}`"
+        ) from None
     except (OSError, ConnectionError) as error:
         raise UserError(
             f"{repo}: the hub at {api.endpoint} cannot be reached ({type(error).__name__}); push again with "
@@ -51,7 +53,7 @@ def push_folder(
 
 
 def base_license(base: str) -> str | None:
-    """Return the licence that the base's card on the hub states; None where there is none or no connection."""
+    """Return the licence that the base's card on the hub states; None: none, or no connection."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

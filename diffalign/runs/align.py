@@ -31,6 +31,7 @@ from diffalign.models.precision import AUTOCAST
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.online_checks import check_online
+from diffalign.runs.publish import push
 from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
 from diffalign.runs.roles import check_roles
 from diffalign.runs.schedule import Forecast, announcement, scheduled
@@ -173,6 +174,11 @@ def _aligned(
     card = _card(result, run, model, figures)
     if accelerator.is_main_process:
         _leave(result, run, model, state, figures, card)
+        if run.export.push_to_hub and result.aligned is not None:
+            hub = run.export
+            tell(
+                f"on the hub: {push(run.output, run.export.push_to_hub, hub.private, hub.revision, say=tell)}"
+            )
     accelerator.wait_for_everyone()
     return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
 

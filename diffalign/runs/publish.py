@@ -1,4 +1,4 @@
-"""``diffalign push`` and ``--export.push_to_hub``: a run's ``aligned/`` onto the hub, with card and pictures."""
+"""``diffalign push`` and ``--export.push_to_hub``: a run's ``aligned/`` on the hub, with its card."""
 
 import os
 import re
@@ -83,14 +83,16 @@ def _link(source: Path, folder: Path) -> None:
 
 def _pictures(run: Path, into: Path) -> list[tuple[str, str]]:
     """Prompts and file names of the last validation's images, one a prompt."""
-    steps = sorted(folder for folder in (run / "samples").glob("step-*") if re.fullmatch(r"step-\d+", folder.name))
+    steps = sorted(
+        folder for folder in (run / "samples").glob("step-*") if re.fullmatch(r"step-\d+", folder.name)
+    )
     if not steps:
         return []
     try:
         samples = read_samples(steps[-1])
     except UserError:
         return []
-    chosen = []
+    chosen: list[tuple[str, str]] = []
     for sample in samples:
         file = Path(str(sample.source))
         if sample.number == 0 and file.is_file() and len(chosen) < PICTURES:

@@ -1,9 +1,9 @@
 """Independent readers of exported LoRAs, written from the key tables that the programs publish.
 
-kohya: kohya-ss/sd-scripts names a module ``lora_unet_`` or ``lora_te[12]_`` plus its path with underscores; SD1.5's
-paths are diffusers', SDXL's Stability's. ComfyUI (comfy/lora.py, comfy/utils.py at 09708ea): ``transformer.`` plus
-diffusers' path for SD3, FLUX and PixArt, ``diffusion_model.`` plus the original path for Wan and LTX. A key that no
-table knows is one that the program would drop: an error here.
+kohya: kohya-ss/sd-scripts names a module ``lora_unet_`` or ``lora_te[12]_`` plus its path with underscores;
+SD1.5's paths are diffusers', SDXL's Stability's. ComfyUI (comfy/lora.py, comfy/utils.py at 09708ea):
+``transformer.`` plus diffusers' path for SD3, FLUX and PixArt, ``diffusion_model.`` plus the original path
+for Wan and LTX. A key that no table knows is one that the program would drop: an error here.
 """
 
 import re
@@ -22,16 +22,39 @@ SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weigh
 TEXT_MODULES = r"(self_attn)_(q_proj|k_proj|v_proj|out_proj)|(mlp)_(fc1|fc2)"
 
 SD3_BLOCK = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_out.0",
-    "attn.to_add_out", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2",
-    "ff_context.net.0.proj", "ff_context.net.2", "norm1.linear", "norm1_context.linear",
-)  # fmt: skip
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_out.0",
+    "attn.to_add_out",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "norm1.linear",
+    "norm1_context.linear",
+)
 FLUX_BLOCK = SD3_BLOCK[:8] + SD3_BLOCK[12:]
 FLUX_SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear")
 PIXART_BLOCK = (
-    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
-    "attn2.to_out.0", "ff.net.0.proj", "ff.net.2",
-)  # fmt: skip
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+    "ff.net.0.proj",
+    "ff.net.2",
+)
 
 
 def merge_kohya(state: dict[str, Tensor], pipeline: Any) -> None:
@@ -76,6 +99,13 @@ def merge_comfyui(state: dict[str, Tensor], network: Any, family: str) -> None:
         }[family]
         for name, module in modules.items():
             for block, parts in blocks:
+                ends = (
+                    "proj_out",
+                    "x_embedder",
+                    "context_embedder",
+                )  # a map of single names beside the blocks
+                if name in ends and family == "flux":
+                    stems[f"transformer.{name}"] = module
                 if re.fullmatch(rf"{block}\.\d+\.({'|'.join(map(re.escape, parts))})", name):
                     stems[f"transformer.{name}"] = module
     merge(state, stems)

@@ -25,10 +25,24 @@ from tests.export.readers import merge_comfyui, merge_kohya
 from tests.models.inputs import conditions
 
 UNET = (
-    "to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out",
-    "ff.net.0.proj", "ff.net.2", "downsamplers.0.conv", "upsamplers.0.conv", "conv_in", "conv_out",
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "conv_in",
+    "conv_out",
     "time_embedding.linear_1",
-)  # fmt: skip
+)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -39,11 +53,27 @@ class Case:
     formats: tuple[str, ...]
 
 
+def make_sdxl(folder: Path) -> Path:
+    """An SDXL whose text encoders differ in width, by which diffusers tells them apart in a single file."""
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModelWithProjection
+
+    tiny_pipelines.make_sdxl(folder)
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        wide = tiny_pipelines.text_config(pipeline.tokenizer_2)
+        wide.hidden_size = 24
+        pipeline.text_encoder_2 = CLIPTextModelWithProjection(wide)
+        changes = {"cross_attention_dim": tiny_pipelines.WIDTH + 24}
+        pipeline.unet = type(pipeline.unet).from_config({**pipeline.unet.config, **changes})
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 CASES = {
     "sd15": Case(tiny_pipelines.make_sd15, UNET, FORMATS),
-    "sdxl": Case(
-        tiny_pipelines.make_sdxl, (*UNET, "add_embedding.linear_1", "add_embedding.linear_2"), FORMATS
-    ),
+    "sdxl": Case(make_sdxl, (*UNET, "add_embedding.linear_1", "add_embedding.linear_2"), FORMATS),
     "sd3": Case(
         tiny_pipelines.make_sd3,
         (*ATTENTION, "add_q_proj", "to_add_out", "ff.net.2"),
@@ -212,7 +242,7 @@ def test_dora_is_exact_or_refused(worlds: Callable[[str], World], tmp_path: Path
     save_aligned(model, tmp_path / "aligned", "card")
     expected = prediction(model)
     for to in ("kohya", "comfyui"):
-        with pytest.raises(UserError, match="DoRA.*allowed"):
+        with pytest.raises(UserError, match=r"DoRA.*allowed"):
             export(base, tmp_path / "aligned", Export(to, tmp_path / to), say=lambda line: None)
     for to in ("diffusers", "merged", "single-file"):
         path = export(base, tmp_path / "aligned", Export(to, tmp_path / to), say=lambda line: None)

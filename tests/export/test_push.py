@@ -1,0 +1,95 @@
+"""Pushes to a local fake of the hub, in processes of their own: the client reads HF_ENDPOINT on import."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from diffalign.config.io import to_yaml
+from diffalign.config.schema import LoraConfig, ModelConfig, Run
+from diffalign.evaluation.drawing.samples import write_manifest
+from diffalign.export.aligned import save_aligned
+from diffalign.models.loading import load
+from diffalign.models.lora import add_lora
+from tests.export.fake_hub import Hub, running
+from tests.tiny_pipelines import make_sd15
+
+TOKEN = "hf_" + "secretsecretsecret"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory as training leaves it."""
+    root = tmp_path_factory.mktemp("run")
+    base = make_sd15(root / "base")
+    out = root / "mine"
+    run = Run(output=str(out), model=ModelConfig(path=str(base), lora=LoraConfig(rank=2)))
+    model = load(run.model)
+    add_lora(model.network, run.model.lora)
+    save_aligned(model, out / "aligned", "old card")
+    (out / "config.yaml").write_text(to_yaml(run))
+    (out / "summary.json").write_text('{"steps": 7, "data": "3 pairs", "held_out": {"accuracy": 0.75}}')
+    samples = out / "samples" / "step-000007"
+    samples.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(samples / "a.png")
+    row = {"prompt": "a red circle", "position": 0, "number": 0, "seed": 1, "file": "a.png"}
+    write_manifest(samples, [row], 0, 1)
+    return out
+
+
+def pushed(hub: Hub, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    env |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    command = [sys.executable, "-m", "diffalign", "push", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert TOKEN not in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == (0 if check else 2), done.stderr[-2000:]
+    return done
+
+
+def test_a_run_arrives_with_its_card_and_pictures(hub: Hub, finished: Path) -> None:
+    done = pushed(hub, str(finished), "me/mine", "--private", "--revision", "two", "--license", "openrail")
+    assert done.stdout.strip() == f"{hub.url}/me/mine/tree/two"
+    assert hub.repos["me/mine"]["private"] is True and hub.branches == ["me/mine@two"]
+    assert set(hub.files) == {"README.md", "pytorch_lora_weights.safetensors", "images/0.png"}
+    weights = (finished / "aligned" / "pytorch_lora_weights.safetensors").read_bytes()
+    assert hub.objects[hub.files["pytorch_lora_weights.safetensors"]] == weights
+    card = hub.files["README.md"]
+    matter = yaml.safe_load(card.split("---\n")[1])
+    assert {"lora", "diffusers", "text-to-image"} <= set(matter["tags"]) and matter["license"] == "openrail"
+    assert matter["widget"] == [{"text": "a red circle", "output": {"url": "images/0.png"}}]
+    assert "| accuracy | 0.75 |" in card and "| optimizer steps | 7 |" in card
+    assert TOKEN not in card and all(TOKEN not in request for request in hub.requests)
+    assert (finished / "aligned" / "README.md").read_text() == "old card"
+
+
+def test_a_push_that_was_cut_short_sends_no_large_file_twice(hub: Hub, finished: Path) -> None:
+    hub.refuse_commits = 100
+    done = pushed(hub, str(finished), "me/mine", check=False)
+    assert "diffalign push" in done.stderr and hub.puts == 2 and not hub.files
+    hub.refuse_commits = 0
+    pushed(hub, str(finished), "me/mine")
+    assert hub.puts == 2 and "pytorch_lora_weights.safetensors" in hub.files
+
+
+def test_refusals_say_what_to_do(hub: Hub, finished: Path, tmp_path: Path) -> None:
+    hub.status = 401
+    assert "hf auth login" in pushed(hub, str(finished), "me/mine", check=False).stderr
+    assert "ORG/NAME" in pushed(hub, str(finished), "mine", check=False).stderr
+    assert "allowed" in pushed(hub, "tiny:sdxl", "me/mine", check=False).stderr
