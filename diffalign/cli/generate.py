@@ -49,7 +49,6 @@ def run(argv: Sequence[str]) -> int:
     rank, world = share()
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
-
     from diffalign.runs.sweep import read_scales, sweep, write_grid
 
     run = trained_run([args.model], args)

@@ -58,7 +58,9 @@ def set_strength(model: LoadedModel, strength: float) -> None:
         if isinstance(layer, LoraLayer)
     ]
     if not layers:
-        raise UserError(f"{model.source} has no LoRA on it whose scale could be set; allowed: a LoRA run or file")
+        raise UserError(
+            f"{model.source} has no LoRA on it whose scale could be set; allowed: a LoRA run or file"
+        )
     for layer in layers:
         layer.enable_adapters(strength != 0)
         for adapter in layer.active_adapters:

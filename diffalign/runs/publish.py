@@ -66,7 +66,7 @@ def push(
 
 
 def _link(source: Path, folder: Path) -> None:
-    """The files of the model under another root, without a second copy where the disk can do that."""
+    """Link the files of the model under another root; copy them where the disk cannot link."""
 
     def place(old: str, new: str) -> None:
         try:

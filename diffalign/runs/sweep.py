@@ -1,4 +1,4 @@
-"""``diffalign generate --lora-scale 0,0.5,1``: the same noise at several strengths of a LoRA, side by side."""
+"""``diffalign generate --lora-scale 0,0.5,1``: the same noise at several strengths of a LoRA."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
