@@ -21,10 +21,11 @@ from diffalign.evaluation.evaluate import PipelineComparison, compare_pipelines
 from diffalign.evaluation.report.grids import grid_image
 from diffalign.evaluation.report.report import RunFacts, report_data, write_report
 from diffalign.export.aligned import load_aligned
+from diffalign.export.programs import trained_lora
 from diffalign.media.files import save_image
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
-from diffalign.runs.align import align
+from diffalign.runs.align import Result, align
 from diffalign.runs.validate import read_run
 from diffalign.utils.files import open_atomic
 
@@ -96,9 +97,22 @@ def demo(
         steps=result.steps,
         settings=asdict(run) | {"sampling": asdict(SAMPLING)},
         title=title + (", labels turned round" if options.flip_labels else ""),
+        usage=_usage(run, result),
     )
     _write(result.output, compared, facts)
     return report_data(compared.evaluation, facts)
+
+
+def _usage(run: Run, result: Result) -> tuple[str, ...]:
+    """How diffusers, and of a LoRA in kohya's layout every other program, loads what the run has left."""
+    family = run.model.path.removeprefix("tiny:")
+    lines = list(result.loading)
+    if run.model.train == "lora" and family in ("sd15", "sdxl") and result.aligned is not None:
+        lines += [
+            "",
+            *(line for line in trained_lora(result.aligned, family) if not line.startswith("diffusers")),
+        ]
+    return (*lines, "", f"diffalign export {result.output} --to merged   # or kohya, comfyui, single-file")
 
 
 def _run(options: DemoOptions) -> Run:

@@ -41,6 +41,7 @@ class RunFacts:
             settings).
         versions: of packages; see ``package_versions``.
         title: what was aligned, for the page's head.
+        usage: how each program loads the result, a line each.
     """
 
     method: str
@@ -49,6 +50,7 @@ class RunFacts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: package_versions())
     title: str = ""
+    usage: Sequence[str] = ()
 
 
 def package_versions() -> dict[str, str]:
@@ -250,6 +252,7 @@ def render(
         sections.statistics(contest),
         curves.training(rows),
         curves.held_out(rows),
+        sections.usage(best.usage),
         sections.settings(best.settings, best.versions, contest.leading.seed),
     ]
     head = sections.head(contest, title or f"{best.method}: base against aligned")

@@ -244,6 +244,14 @@ def statistics(contest: Contest) -> str:
     return section(title, lead, stack({n: _changes(e.looks) for n, e in contest.evaluations.items()}))
 
 
+def usage(lines: Sequence[str]) -> str:
+    """Return how each program loads the result, a line each; empty without lines."""
+    if not lines:
+        return ""
+    text = escape("\n".join(lines))
+    return section("Use it", "How each program loads the result.", f"<pre>{text}</pre>")
+
+
 def settings(values: Mapping[str, Any], versions: Mapping[str, str], seed: int) -> str:
     """Return settings and versions, folded."""
     rows = [["seed", str(seed)], *_flat(values)]
