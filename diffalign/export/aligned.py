@@ -21,7 +21,7 @@ from diffalign.models.loading import load
 from diffalign.models.lora import ADAPTER
 from diffalign.models.lora_formats import Lora, read_lora
 from diffalign.models.lora_merge import merge_into
-from diffalign.models.sources import LORA_FILES, holds_lora
+from diffalign.models.sources import LORA_FILES, holds_lora, is_lora
 from diffalign.utils.files import whole_folder
 
 
@@ -57,7 +57,7 @@ def open_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
     if (folder / "model_index.json").is_file():
         whole = replace(base, path=str(folder), family="auto", revision=None, variant=None)
         return load(replace(whole, vae=None, motion_adapter=None), device)
-    if not holds_lora(folder):
+    if not is_lora(folder):
         raise UserError(
             f"{folder}: neither {LORA_FILES[0]} nor model_index.json in it; allowed: the aligned/ folder of "
             "a run"

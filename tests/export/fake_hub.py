@@ -19,7 +19,7 @@ class Hub:
         objects: large files by sha256.
         files: committed files by path, with their content or sha256.
         puts: how many large files were sent.
-        refuse_commits: how many commits to refuse with 503 from now on.
+        refuse_commits: how many commits to refuse from now on.
         requests: method and path of every request, headers included.
     """
 
@@ -30,7 +30,6 @@ class Hub:
     files: dict[str, Any] = field(default_factory=dict)
     puts: int = 0
     refuse_commits: int = 0
-    status: int = 0
     licenses: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -77,10 +76,10 @@ def running() -> Iterator[Hub]:
         def do_POST(self) -> None:
             body, path = self.body(), self.path
             hub.requests.append(f"POST {path}")
-            if hub.status:
-                return self.answer({"error": "no"}, hub.status)
             if path == "/api/repos/create":
                 values = json.loads(body)
+                if values["name"] == "forbidden":
+                    return self.answer({"error": "no"}, 401)
                 name = f"{values.get('organization') or 'me'}/{values['name']}"
                 hub.repos.setdefault(name, values)
                 return self.answer({"url": f"{hub.url}/{name}", "name": name, "id": name})
@@ -111,7 +110,7 @@ def running() -> Iterator[Hub]:
             if "/commit/" in path:
                 if hub.refuse_commits:
                     hub.refuse_commits -= 1
-                    return self.answer({"error": "busy"}, 500)
+                    return self.answer({"error": "cut short"}, 400)
                 import base64
 
                 for line in body.splitlines():
@@ -122,7 +121,9 @@ def running() -> Iterator[Hub]:
                     elif entry["key"] == "lfsFile":
                         assert value["oid"] in hub.objects
                         hub.files[value["path"]] = value["oid"]
-                return self.answer({"commitUrl": f"{hub.url}/x", "commitOid": "1" * 40, "success": True})
+                repo = path.removeprefix("/api/models/").partition("/commit/")[0]
+                url = f"{hub.url}/{repo}/commit/{'1' * 40}"
+                return self.answer({"commitUrl": url, "commitOid": "1" * 40, "success": True})
             return self.answer({"error": path}, 404)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
