@@ -51,7 +51,7 @@ class Peak:
 
 
 def make(folder: Path) -> None:
-    """The pipeline, and a LoRA of rank 4 on its attention."""
+    """Make the pipeline, and a LoRA of rank 4 on its attention."""
     import torch
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
@@ -75,7 +75,7 @@ def make(folder: Path) -> None:
 
 
 def export(folder: Path) -> dict[str, Any]:
-    """Merge and write the single file; what it took."""
+    """Merge and write the single file; return what it took."""
     from diffalign.config.schema import ModelConfig
     from diffalign.export.job import Export
     from diffalign.export.job import export as write

@@ -20,6 +20,7 @@ from diffalign.models.lora import has_lora_loader
 from diffalign.models.lora_formats import Lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.lora_names import modules_of
+from diffalign.models.sources import is_lora
 from diffalign.utils.files import whole_folder
 
 FORMATS = ("diffusers", "kohya", "comfyui", "merged", "single-file")
@@ -93,9 +94,11 @@ def export(
                 _write_card(settings, folder)
             say(f"{settings.path}: a whole pipeline, {base.dtype}")
         return settings.path
+    started = [] if whole else _started_from(base, say)
+    base = replace(base, adapter=())
     model = load(base)
     loras = [(_extracted(model, base, source, settings, say), settings.strength)] if whole else []
-    for path, weight in ([] if whole else [(source, settings.strength)]) + list(others):
+    for path, weight in ([] if whole else [(source, settings.strength)]) + started + list(others):
         lora, words = read_lora_of(path, model)
         say(f"{path}: {words}")
         loras.append((lora, weight))
@@ -146,7 +149,27 @@ def _merged(
 
 def _whole_config(base: ModelConfig, folder: Path) -> ModelConfig:
     bare = replace(base, path=str(folder), family="auto", revision=None, variant=None)
-    return replace(bare, vae=None, motion_adapter=None)
+    return replace(bare, vae=None, motion_adapter=None, adapter=())
+
+
+def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[Path, float]]:
+    """The LoRAs under the policy (``model.adapter``), which another program's base model is without.
+
+    Raises:
+        UserError: one of them is no LoRA here.
+    """
+    found = []
+    for spec in base.adapter:
+        path = Path(spec).expanduser()
+        path = path / "aligned" if (path / "aligned").is_dir() else path
+        if not is_lora(path):
+            raise UserError(
+                f"the run started from {spec!r}, which is no LoRA's file or folder here, so that no LoRA holds "
+                "both; allowed: --to merged or single-file"
+            )
+        say(f"the run started from {spec}: it is added to the LoRA")
+        found.append((path, 1.0))
+    return found
 
 
 def _extracted(

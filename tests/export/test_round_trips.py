@@ -1,7 +1,7 @@
 """Each family in each format, read back by a reader that is not ours; docs/export.md shows this table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,24 @@ def test_strength_rank_and_mixtures(worlds: Callable[[str], World], tmp_path: Pa
     low = output("low", rank=1)
     assert 1e-4 < (low - world.expected).abs().max() < (world.plain - world.expected).abs().max()
     assert any("rank 1" in line and "lost" in line for line in said)
+
+
+def test_the_lora_that_a_run_started_from_is_in_the_file(
+    worlds: Callable[[str], World], tmp_path: Path
+) -> None:
+    """The base of another program is without ``model.adapter``; W + 2 change is what the run's network was."""
+    world, said = worlds("sd15"), list[str]()
+    base = replace(world.base, adapter=(str(world.aligned),))
+    path = export(base, world.aligned, Export("kohya", tmp_path / "x.safetensors"), say=said.append)
+    twice = Export("kohya", tmp_path / "y.safetensors", strength=2.0)
+    expected = export(world.base, world.aligned, twice, say=said.append)
+    found, wanted = (prediction(read_back("kohya", file, world, "sd15")) for file in (path, expected))
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert any("started from" in line for line in said)
+    with pytest.raises(UserError, match="allowed: --to merged"):
+        export(
+            replace(base, adapter=("gone",)), world.aligned, Export("kohya", tmp_path / "z"), say=said.append
+        )
 
 
 def test_full_fine_tuning_is_extracted(worlds: Callable[[str], World], tmp_path: Path) -> None:
