@@ -101,6 +101,9 @@ def read(folder: Path) -> dict[str, Any]:
         pipeline = StableDiffusionXLPipeline.from_single_file(
             str(file), config=str(folder / "pipeline"), torch_dtype=torch.bfloat16
         )
+        for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            for parameter in getattr(pipeline, component).parameters():
+                parameter.sum()  # weights of a mapped file are in memory once they are used
         seconds = time.monotonic() - start
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     (weights,) = (folder / "pipeline" / "unet").glob("*.safetensors")

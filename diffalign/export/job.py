@@ -164,8 +164,8 @@ def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[P
         path = path / "aligned" if (path / "aligned").is_dir() else path
         if not is_lora(path):
             raise UserError(
-                f"the run started from {spec!r}, which is no LoRA's file or folder here, so that no LoRA holds "
-                "both; allowed: --to merged or single-file"
+                f"the run started from {spec!r}, which is no LoRA's file or folder here, so that no LoRA "
+                "holds both; allowed: --to merged or single-file"
             )
         say(f"the run started from {spec}: it is added to the LoRA")
         found.append((path, 1.0))

@@ -221,7 +221,7 @@ def test_strength_rank_and_mixtures(worlds: Callable[[str], World], tmp_path: Pa
 def test_the_lora_that_a_run_started_from_is_in_the_file(
     worlds: Callable[[str], World], tmp_path: Path
 ) -> None:
-    """The base of another program is without ``model.adapter``; W + 2 change is what the run's network was."""
+    """The base of another program is without ``model.adapter``: the run's network was W + 2 changes."""
     world, said = worlds("sd15"), list[str]()
     base = replace(world.base, adapter=(str(world.aligned),))
     path = export(base, world.aligned, Export("kohya", tmp_path / "x.safetensors"), say=said.append)
