@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ def run(argv: Sequence[str]) -> int:
     # first, since a wrong name should cost no model's loading
     rewards = named_rewards(names(args.rewards, "--rewards"), args)
     from diffalign.data.prompts.prompt_sets import read_prompt_set
+    from diffalign.evaluation.report.paper import paper_table
     from diffalign.evaluation.report.report import contest_data, write_contest
     from diffalign.evaluation.running import evaluate_models
 
@@ -62,10 +63,13 @@ def run(argv: Sequence[str]) -> int:
         raise
     if contest is None:  # another process writes
         return 0
+    contest = replace(contest, repeats=args.runs is not None)
     page = write_contest(output, contest, found.facts, found.title, metrics=found.metrics)
     data = contest_data(contest, found.facts)
     if args.json:
         print_json(data)
+    elif args.table:
+        print(paper_table(data, args.table))
     else:
         print(summary(data))
     print(
@@ -80,6 +84,11 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("evaluate", DESCRIPTION, EXAMPLES)
     what = parser.add_argument_group("what is compared")
     what.add_argument("--run", metavar="FOLDER", help="a run directory: its base model against its aligned/")
+    what.add_argument(
+        "--runs",
+        metavar="FOLDER,FOLDER",
+        help="run directories of one recipe by several seeds: each, and all together over runs and prompts",
+    )
     what.add_argument("--base", metavar="MODEL", help="hub id, diffusers folder, checkpoint, tiny:sdxl")
     what.add_argument(
         "--aligned",
@@ -98,10 +107,21 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     )
     what.add_argument("--output", metavar="FOLDER", help="default: the run directory, or runs/evaluation")
     what.add_argument("--json", action="store_true", help="print report.json")
+    what.add_argument("--table", choices=("latex", "markdown", "csv"), help="print a table for a paper")
     add_sampling_options(parser)
     args = parse(parser, argv)
+    if args.runs is not None:
+        if args.run is not None or args.base is not None or args.aligned is not None:
+            raise UserError("--runs says all models; leave --run, --base and --aligned out")
+        if len(names(args.runs, "--runs")) < 2:
+            raise UserError(
+                f"--runs is {args.runs!r}; allowed: two or more run directories, or --run for one"
+            )
+        return args
     if args.run is None and (args.base is None or args.aligned is None):
-        raise UserError("evaluate needs --run FOLDER, or --base MODEL and --aligned MODEL")
+        raise UserError(
+            "evaluate needs --run FOLDER, --runs FOLDER,FOLDER, or --base MODEL and --aligned MODEL"
+        )
     if args.run is not None and (args.base is not None or args.aligned is not None):
         raise UserError("--run says both models; leave --base and --aligned out")
     return args
@@ -151,6 +171,14 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
         base, models = Named(whole.model), [whole]
         run = read_run_directory(args.run)
         title = f"{run.model.path} aligned with {run.method['type']}"
+    elif args.runs is not None:
+        specs = names(args.runs, "--runs")
+        models = [named(spec, None, args.dtype) for spec in specs]
+        found = [read_run_directory(spec) for spec in specs]
+        others = sorted({f"{run.model.path} by {run.method['type']}" for run in found})
+        if len(others) > 1:
+            raise UserError(f"--runs has {', '.join(others)}; allowed: runs of one model by one method")
+        base, title = Named(models[0].model), f"{others[0]}, {len(specs)} training runs"
     else:
         specs = names(args.aligned, "--aligned")
         base, models = named(args.base, None, args.dtype), [named(s, args.base, args.dtype) for s in specs]
@@ -198,6 +226,11 @@ def summary(data: Mapping[str, Any]) -> str:
     models = data["models"]
     order = sorted(models, key=lambda name: -models[name]["gain"])
     lines = [data["headline"]] if len(models) > 1 else []
+    lines += [
+        f"{name} over {r['runs']} runs: gain {r['gain']:+.4f} [{r['gain_ci95'][0]:+.4f}, "
+        f"{r['gain_ci95'][1]:+.4f}], win rate {r['win_rate']:.1%}"
+        for name, r in data.get("over_runs", {}).items()
+    ]
     for name in order:
         lines += [f"\n{name}"] if len(models) > 1 else []
         lines += _tables(models[name])
@@ -246,6 +279,7 @@ EXAMPLES = """
 diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore,aesthetic_v2
 diffalign evaluate --run runs/tiny --prompts tiny:test --limit 99 --rewards judge,taste --guidance 1
 diffalign evaluate --run runs/wan --prompts prompts.txt --rewards pickscore --steps 30 --dtype bfloat16
+diffalign evaluate --runs runs/seed0,runs/seed1,runs/seed2 --prompts parti --rewards pickscore --table latex
 diffalign evaluate --base tiny:sdxl --aligned runs/dpo,runs/sft --prompts tiny:test --limit 64 --rewards judge
 torchrun --nproc-per-node 4 -m diffalign evaluate --run runs/mine --prompts parti --rewards pickscore,hpsv2_1
 """

@@ -4,9 +4,21 @@ which kinds of prompts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 from diffalign.evaluation.evaluate import Evaluation
-from diffalign.evaluation.measuring.statistics import LEVEL, Comparison, compare, holm
+from diffalign.evaluation.measuring.statistics import (
+    LEVEL,
+    Comparison,
+    Estimate,
+    compare,
+    holm,
+    outcomes,
+    prompt_means,
+    two_level_bootstrap,
+)
 from diffalign.media.files import MediaLike
 
 BASE = "base"  # the base's name in tables, and of its images' folder
@@ -23,6 +35,15 @@ class CategoryResult:
 
 
 @dataclass(frozen=True)
+class RunsResult:
+    """One reward over training runs: gain and win rate over runs and prompts, and each run's mean gain."""
+
+    gain: Estimate
+    win_rate: Estimate
+    gains: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Contest:
     """Evaluations of models that have drawn the same N samples as one base.
 
@@ -34,6 +55,7 @@ class Contest:
         adjusted: p-values by model and reward, with Holm's correction: those of the primary reward, which was
             chosen beforehand, over the models; those of the others over the others and the models.
         by_category: by model; empty where the prompts have no categories.
+        repeats: whether the models are training runs of one recipe, by other seeds.
     """
 
     base: tuple[MediaLike, ...] = field(repr=False)
@@ -42,6 +64,7 @@ class Contest:
     categories: Mapping[str, tuple[str, ...]] = field(repr=False)
     adjusted: Mapping[str, Mapping[str, float]]
     by_category: Mapping[str, tuple[CategoryResult, ...]] = field(repr=False)
+    repeats: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,6 +99,26 @@ class Contest:
             return found
         corrected = self.adjusted[self.best][self.leading.primary.name]
         return "better" if corrected < LEVEL else "no difference shown"
+
+    @cached_property
+    def over_runs(self) -> Mapping[str, RunsResult]:
+        """By reward, gains and win rates over training runs and prompts; empty unless ``repeats``."""
+        if not self.repeats:
+            return {}
+        found = {}
+        for place, result in enumerate(self.leading.rewards):
+            gains, wins = [], []
+            for evaluation in self.evaluations.values():
+                own = evaluation.rewards[place]
+                before, after = np.array(own.base_scores), np.array(own.aligned_scores)
+                gains.append(prompt_means(after - before, evaluation.prompts)[1])
+                wins.append(prompt_means(outcomes(before, after), evaluation.prompts)[1])
+            found[result.name] = RunsResult(
+                two_level_bootstrap(np.stack(gains), self.leading.seed),
+                two_level_bootstrap(np.stack(wins), self.leading.seed),
+                tuple(float(gain.mean()) for gain in gains),
+            )
+        return found
 
     @property
     def leads(self) -> bool:

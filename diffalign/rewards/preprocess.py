@@ -64,6 +64,7 @@ class Crop:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     to_even: bool = False
+    antialias: bool = True
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
         """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
@@ -78,7 +79,9 @@ class Crop:
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
         """Crops in [0, 1] of PIL images; the exact path."""
         rows = []
-        for image in images:
+        for image in images if not self.antialias else ():  # PIL always antialiases: as pixels
+            rows.append(self.pixels(as_tensor(image.convert("RGB"))[None])[0])
+        for image in images if self.antialias else ():
             height, width = resized(image.height, image.width, self.size)
             small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
             top, left = self._corner(height, width)
@@ -89,7 +92,7 @@ class Crop:
         """Crops in [0, 1] of pixels in [0, 1]; differentiable."""
         height, width = resized(pixels.shape[2], pixels.shape[3], self.size)
         top, left = self._corner(height, width)
-        whole = scaled(pixels, height, width).clamp(0, 1)
+        whole = scaled(pixels, height, width, self.antialias).clamp(0, 1)
         return whole[:, :, top : top + self.size, left : left + self.size]
 
     def _corner(self, height: int, width: int) -> tuple[int, int]:

@@ -117,6 +117,12 @@ def usual_range(spec: str) -> tuple[float, float] | None:
     return min(ends), max(ends)
 
 
+def takes_pixels(spec: str) -> bool:
+    """Return whether a spec has its card's ``pixels_option``: a rollout hands it pixels, not 8-bit images."""
+    card, source = parse(spec)
+    return bool(card.pixels_option) and card.pixels_option in (source or "").split("@")
+
+
 def no_source(name: str, source: str | None) -> None:
     """UserError if a reward without weights of its own was given a source."""
     if source is not None:

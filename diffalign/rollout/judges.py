@@ -9,7 +9,7 @@ A failure is tried again (once in this process, three times with doubling waits 
 names the reward and the prompts, and the run stops.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from diffalign.config.schema import RolloutConfig
 from diffalign.errors import UserError
 from diffalign.rewards.combine import combine, standardised, towards_higher
 from diffalign.rewards.images import to_pil
-from diffalign.rewards.registry import load
+from diffalign.rewards.registry import load, takes_pixels
 from diffalign.rewards.serving.remote import RemoteReward, shortened
 from diffalign.rewards.specs import Weighted, all_weighted
 from diffalign.rewards.zoo.latent_reward import NoisyReward
@@ -85,10 +85,17 @@ def judge_of(
         return People()
     rewards = all_weighted(config.rewards)
     if config.scoring == "process":
+        for reward in rewards:
+            if takes_pixels(reward.spec):
+                raise UserError(
+                    f"rollout.rewards has {reward.spec!r}, which takes decoded pixels, and rollout.scoring "
+                    "is process, which sends 8-bit images; allowed: rollout.scoring inline"
+                )
         return ProcessJudge(rewards, str(device))
     loaded = [load(reward.spec, str(device)) for reward in rewards]
     if config.estimate != "none":
-        return InlineJudge(rewards, loaded)
+        exact = [reward.name for reward in rewards if takes_pixels(reward.spec)]
+        return InlineJudge(rewards, loaded, pixels=exact)
     images = [
         name.spec for name, reward in zip(rewards, loaded, strict=True) if not isinstance(reward, NoisyReward)
     ]
@@ -118,19 +125,37 @@ class People:
 class InlineJudge:
     """Scores in this process, at once: ``submit`` returns when it is done."""
 
-    def __init__(self, names: Sequence[Weighted], rewards: Sequence[Reward], latents: bool = False):
-        """Names and weights, and a reward for each: NoisyRewards that are shown latents, or of images."""
+    def __init__(
+        self,
+        names: Sequence[Weighted],
+        rewards: Sequence[Reward],
+        latents: bool = False,
+        pixels: Collection[str] = (),
+    ):
+        """Hold names, weights and a reward for each.
+
+        Args:
+            names: names and weights.
+            rewards: NoisyRewards that are shown latents, or rewards of images.
+            latents: whether latents are shown.
+            pixels: names of those that are given pixels instead of 8-bit images.
+        """
         self.rewards = tuple(name.name for name in names)
         self.weights = tuple(name.weight for name in names)
         self._scorers = list(zip(self.rewards, rewards, strict=True))
         self._latents = latents
+        self._pixels = frozenset(pixels)
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
         """Return a future that is done; see ``Judge``."""
         future: Future[Tensor] = Future()
         try:
             shown = images if self._latents else _shown(images, prompts, t)
-            columns = [_scored(name, reward, shown, prompts, t) for name, reward in self._scorers]
+            exact = images.float().clamp(0, 1) if self._pixels else shown
+            columns = [
+                _scored(name, reward, exact if name in self._pixels else shown, prompts, t)
+                for name, reward in self._scorers
+            ]
             future.set_result(torch.stack(columns, 1))
         except Exception as error:
             future.set_exception(error)

@@ -11,13 +11,14 @@ from torch import nn
 
 from diffalign import rewards, tiny
 from diffalign.errors import UserError
-from diffalign.rewards.registry import Place
+from diffalign.rewards.registry import Place, takes_pixels
 from diffalign.rewards.zoo import step_aware
 from diffalign.rewards.zoo.pickscore import PickScore
 from diffalign.rewards.zoo.step_aware import StepAware, TimedReward, from_clip, timesteps
 from diffalign.rewards.zoo.timed_clip import TimedLayer, TimeEmbedding, sinusoid
 from diffalign.tiny import scenes
 from diffalign.types import Reward
+from tests.rewards import conformance
 from tests.rewards.conftest import SIZE, make_clip
 
 TIMES = torch.tensor([0.0, 0.001, 0.25, 0.7, 0.999])
@@ -291,3 +292,17 @@ def test_the_shipped_model_prefers_true_captions_at_every_time_that_it_was_train
         t = torch.full((64,), time)
         right, wrong = reward.at(images, captions, t), reward.at(images, captions[1:] + captions[:1], t)
         assert (right > wrong).float().mean() > 0.8
+
+
+def test_without_antialias_pixels_and_images_take_the_released_resize():
+    """The plain bicubic of torch, on 8-bit images as on their pixels; antialiasing gives another score."""
+    spec, prompts = "step_aware:tiny@antialias=no", ["a large red circle"]
+    image = conformance.pictures(3)[2].convert("RGB")
+    plain, smooth = rewards.load(spec), rewards.load("step_aware:tiny")
+    pixels, t = conformance.as_pixels(image), torch.tensor([0.5])
+    torch.testing.assert_close(plain.at([image], prompts, t), plain.at(pixels, prompts, t), rtol=0, atol=1e-5)
+    size = plain.clip.size
+    small = torch.nn.functional.interpolate(pixels, (size, size), mode="bicubic", antialias=False).clamp(0, 1)
+    torch.testing.assert_close(plain.at(pixels, prompts, t), smooth.at(small, prompts, t), rtol=0, atol=1e-4)
+    assert (plain.at(pixels, prompts, t) - smooth.at(pixels, prompts, t)).abs() > 1e-3
+    assert takes_pixels(spec) and not takes_pixels("step_aware:tiny") and not takes_pixels("jpeg")

@@ -94,6 +94,32 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
     return Estimate(float(data.mean()), float(low), float(high))
 
 
+def two_level_bootstrap(
+    values: Sequence[Sequence[float]] | np.ndarray, seed: int = 0, resamples: int = 10_000
+) -> Estimate:
+    """Return the mean of ``values`` (S, P), of S training runs on the same P prompts, with a 95 % interval.
+
+    Runs and prompts are both resampled with replacement, each resample being the mean over its runs and
+    prompts (the crossed bootstrap of Owen 2007, "The pigeonhole bootstrap"): the interval is of another
+    training run on other prompts. Of fewer than five runs it is too narrow.
+
+    Raises:
+        ValueError: no table of values.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 2 or not data.size:
+        raise ValueError(f"a two-level bootstrap needs runs by prompts, got shape {data.shape}")
+    random, (runs, prompts) = np.random.default_rng(seed), data.shape
+    means = np.empty(resamples)
+    for i in range(resamples):
+        # Weights of runs and prompts: how often each is drawn.
+        a = np.bincount(random.integers(0, runs, runs), minlength=runs)
+        b = np.bincount(random.integers(0, prompts, prompts), minlength=prompts)
+        means[i] = a @ data @ b / (runs * prompts)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(data.mean()), float(low), float(high))
+
+
 def outcomes(base: Sequence[float] | np.ndarray, aligned: Sequence[float] | np.ndarray) -> np.ndarray:
     """(N,) of 1 where aligned is higher, 0 where base is, 0.5 where they are equal."""
     difference = np.asarray(aligned, dtype=np.float64) - np.asarray(base, dtype=np.float64)

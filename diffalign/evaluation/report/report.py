@@ -84,6 +84,7 @@ def contest_data(contest: Contest, facts: Mapping[str, RunFacts]) -> dict[str, A
         "verdict": contest.verdict,
         "headline": sections.verdict(contest)[0],
         **({} if lead is None else {"lead": {"over": contest.order[1], **_comparison_data(lead)}}),
+        **({"over_runs": _over_runs(contest)} if contest.repeats else {}),
         "models": models,
         "versions": dict(best.versions),
         "seed": contest.leading.seed,
@@ -117,6 +118,21 @@ def _model_data(contest: Contest, name: str, facts: RunFacts) -> dict[str, Any]:
         **({"motion": {c.name: _change_data(c) for c in evaluation.motion}} if evaluation.motion else {}),
         **({"categories": _categories_data(results)} if results else {}),
         "alarm": list(evaluation.alarm),
+    }
+
+
+def _over_runs(contest: Contest) -> dict[str, Any]:
+    """By reward, what training runs of one recipe say together."""
+    return {
+        name: {
+            "runs": len(found.gains),
+            "gain": found.gain.value,
+            "gain_ci95": found.gain.interval,
+            "win_rate": found.win_rate.value,
+            "win_rate_ci95": found.win_rate.interval,
+            "gains": list(found.gains),
+        }
+        for name, found in contest.over_runs.items()
     }
 
 

@@ -24,6 +24,8 @@ from diffalign.evaluation.report.page import LEGEND, section, stack, table
 
 def verdict(contest: Contest) -> tuple[str, str]:
     """Return the verdict as a headline and the sentences that support it, as plain text."""
+    if contest.repeats:
+        return _of_runs(contest)
     evaluation, several = contest.leading, len(contest.names) > 1
     name, comparison = evaluation.primary.name, evaluation.primary.comparison
     on = f"{comparison.prompts} prompts"
@@ -48,6 +50,29 @@ def verdict(contest: Contest) -> tuple[str, str]:
     return headline, support
 
 
+def _of_runs(contest: Contest) -> tuple[str, str]:
+    """Return headline and support of training runs by several seeds."""
+    evaluation, runs = contest.leading, len(contest.names)
+    primary, found = evaluation.primary, contest.over_runs[evaluation.primary.name]
+    few = primary.comparison.prompts < MIN_PROMPTS
+    gain = found.gain
+    headline = (
+        _OF_ONE["too few prompts"] if few
+        else f"Over {runs} training runs the aligned model is better." if gain.low > 0
+        else f"Over {runs} training runs the aligned model is worse." if gain.high < 0
+        else f"Over {runs} training runs no difference is shown."
+    )  # fmt: skip
+    support = f"By {primary.name}, the mean score changes by {gained(gain)} (95 % interval {span(gain)} over "
+    support += f"runs and prompts) on {primary.comparison.prompts} prompts; the runs' own gains are "
+    support += f"{', '.join(fixed(value, decimals(gain), True) for value in found.gains)}."
+    if runs < MIN_RUNS:
+        support += f" An interval over fewer than {MIN_RUNS} runs is too narrow."
+    if any(e.alarm for e in contest.evaluations.values()):
+        support += " Read the warnings below before you trust it."
+    return headline, support
+
+
+MIN_RUNS = 5  # with two the two-level bootstrap's 95 % interval covers 0.82 to 0.95, with one 0.49 to 0.86
 _OF_ONE = {
     "better": "The aligned model is better.",
     "worse": "The aligned model is worse.",

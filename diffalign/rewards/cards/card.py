@@ -19,6 +19,8 @@ class RewardCard:
         checkpoint: hub id or file that is loaded when a spec has no source.
         target: ``module:factory``.
         notes: what it measures, what to beware of, where it comes from.
+        pixels_option: the option of a spec with which a rollout hands over decoded pixels instead of 8-bit
+            images; empty: there is none.
         source: what a spec must say after its colon, in capitals or as an example; empty: nothing.
         differentiable: gradients flow to pixels given as a tensor.
         cached: scores are worth keeping on disk; False where computing is as cheap as looking up.
@@ -41,6 +43,7 @@ class RewardCard:
     high: float | None = None
     scale_note: str = ""
     factor: float | None = None
+    pixels_option: str = ""
     source: str = ""
     differentiable: bool = False
     cached: bool = True

@@ -89,7 +89,10 @@ CARDS = (
         source="sd15",
         target="diffalign.rewards.zoo.step_aware:load",
         notes="step_aware:sd15, step_aware:sdxl, step_aware:tiny (built in, of the tiny SDXL), or "
-        "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). Finished images are at time 0.",
+        "step_aware:FOLDER of `diffalign train-reward` (arXiv 2406.04314). Finished images are at time 0. "
+        "step_aware:sd15@antialias=no resizes as SPO's release does, and a rollout hands it decoded "
+        "pixels instead of 8-bit images.",
+        pixels_option="antialias=no",
         differentiable=True,
         per_prompt=True,
     ),

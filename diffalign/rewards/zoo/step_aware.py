@@ -14,6 +14,7 @@ where the released code does not antialias.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +25,9 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.rewards.checkpoints import fetched, read_state
 from diffalign.rewards.images import Images, in_batches
+from diffalign.rewards.preprocess import Crop
 from diffalign.rewards.registry import REGISTRY, Place
+from diffalign.rewards.sources import places_and_options, yes_or_no
 from diffalign.rewards.zoo.clip import (
     VIT_H,
     Clip,
@@ -142,7 +145,8 @@ def load(source: str | None, place: Place) -> StepAware:
             f"reward {_NAME!r} needs the diffusion model that it judges: {_NAME}:sd15 or {_NAME}:sdxl "
             f"(published), or {_NAME}:FOLDER of `diffalign train-reward`"
         )
-    path, _, architecture = source.partition("@")
+    (path, architecture), options = places_and_options(_NAME, source, 2, ["antialias"])
+    antialias = yes_or_no(_NAME, "antialias", options.get("antialias", "yes"))
     if path in _FILES:
         path = str(fetched(_NAME, REGISTRY[_NAME].checkpoint, _FILES[path]))
     elif path == "tiny":
@@ -164,7 +168,8 @@ def load(source: str | None, place: Place) -> StepAware:
         empty = TimedClip(empty_clip(read_config(_NAME, architecture)))
     model = placed(filled(_NAME, empty, state, path), place)
     words = load_tokenizer(_NAME, architecture)
-    clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture))
+    square = partial(Crop, antialias=antialias)
+    clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture), square)
     return StepAware(clip, place.batch_size)
 
 
