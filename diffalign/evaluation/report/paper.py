@@ -42,8 +42,8 @@ def _csv(data: Mapping[str, Any]) -> str:
     for model, reward, found in _found(data):
         p = found.get("p_value_adjusted", "")
         out.writerow(
-            [model, reward, found.get("base", ""), found.get("aligned", ""),
-             found["gain"], *found["gain_ci95"], found["win_rate"], *found["win_rate_ci95"], p, data["prompts"]]
+            [model, reward, found.get("base", ""), found.get("aligned", ""), found["gain"],
+             *found["gain_ci95"], found["win_rate"], *found["win_rate_ci95"], p, data["prompts"]]
         )  # fmt: skip
     return file.getvalue().rstrip("\n")
 
