@@ -112,7 +112,7 @@ def _found(config: ModelConfig, source: str, index: dict[str, Any] | None) -> Fa
     """``find_family``, of a pipeline whose index has been read; None: it is a single file."""
     if config.family not in ("auto", *FAMILIES):
         raise unknown("model family (model.family)", config.family, ["auto", *FAMILIES])
-    stored = sniff_family(source) if index is None else _family_of_class(config, index)
+    stored = sniff_family(source) if index is None else _family_of_class(config, source, index)
     found = moved(stored, config.motion_adapter)
     if config.family not in ("auto", found.name):
         if FAMILIES[config.family].moves == found.name:
@@ -213,12 +213,28 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
         return hub
 
 
-def _family_of_class(config: ModelConfig, index: dict[str, Any]) -> FamilyCard:
+def _has(config: ModelConfig, source: str, card: FamilyCard) -> bool:
+    """Whether the configurations by which a card recognises its models are those of a checkpoint."""
+    from diffusers import UNet2DConditionModel
+
+    for component, key, value in card.recognised_by:
+        with user_errors("model.path", config.path):
+            found = UNet2DConditionModel.load_config(source, subfolder=component, revision=config.revision)
+        if found.get(key) != value:
+            return False
+    return True
+
+
+def _family_of_class(config: ModelConfig, source: str, index: dict[str, Any]) -> FamilyCard:
     name = index.get("_class_name")
-    for card in FAMILIES.values():
-        if card.pipeline == name:
-            _refuse(config, card, index)
-            return card
+    cards = [card for card in FAMILIES.values() if card.pipeline == name]
+    decided = [card for card in cards if card.name == config.family]
+    if len(cards) > 1 and not decided:
+        cards = [card for card in cards if _has(config, source, card)]
+    if cards:
+        card = max(decided or cards, key=lambda c: len(c.recognised_by))
+        _refuse(config, card, index)
+        return card
     raise UserError(
         f"model.path={config.path!r} is a {name}; allowed: "
         + ", ".join(f"{card.pipeline} ({card.name})" for card in FAMILIES.values())

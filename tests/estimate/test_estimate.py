@@ -36,6 +36,7 @@ def run(path: str, resolution: int = 64, **changes: object) -> Run:
 NETWORKS = {
     SD15: 859_520_964,
     SDXL: 2_567_463_684,
+    "stabilityai/stable-diffusion-2-1": 865_910_724,
     "stabilityai/stable-diffusion-3-medium-diffusers": 2_028_328_000,
     "stabilityai/stable-diffusion-3.5-medium": 2_243_171_520,
     "stabilityai/stable-diffusion-3.5-large": 8_056_627_520,
@@ -76,6 +77,7 @@ def test_a_real_run_is_estimated(name: str) -> None:
     ("name", "parameters"),
     [
         ("sd15", 206_714_343),
+        ("sd21", 83_653_863 + 340_387_840),
         ("sdxl", 901_374_183),
         ("sd3", 83_819_683 + 123_650_304 + 694_659_840 + 4_762_310_656),
         ("flux", 83_819_683 + 123_060_480 + 4_762_310_656),

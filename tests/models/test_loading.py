@@ -96,6 +96,8 @@ def test_a_single_file_holds_the_same_model(
     ("key", "name"),
     [
         ("conditioner.embedders.1.model.ln_final.bias", "sdxl"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "sd15"),
+        ("cond_stage_model.model.ln_final.bias", "sd21"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.bias", "sd3"),
         ("model.diffusion_model.double_blocks.0.img_attn.proj.bias", "flux"),
         ("double_blocks.0.img_attn.proj.bias", "flux"),
@@ -125,6 +127,18 @@ def test_the_safety_checker_stays_out(folders: dict[str, Path]) -> None:
 def test_family_is_read_off_the_folder(folders: dict[str, Path]) -> None:
     for name, path in folders.items():
         assert find_family(ModelConfig(path=str(path)), str(path)).name == name
+
+
+def test_families_of_one_pipeline_class_are_told_apart(folders: dict[str, Path], tmp_path: Path) -> None:
+    """By the width of the text that the UNet attends to; ``model.family`` decides against it."""
+    wide = str(shutil.copytree(folders["sd15"], tmp_path / "wide"))
+    file = Path(wide, "unet", "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_attention_dim": 1024}))
+    assert find_family(ModelConfig(path=wide), wide).name == "sd21"
+    assert find_family(ModelConfig(path=wide, family="sd15"), wide).name == "sd15"
+    usual = str(folders["sd15"])
+    assert find_family(ModelConfig(path=usual), usual).name == "sd15"
+    assert find_family(ModelConfig(path=usual, family="sd21"), usual).name == "sd21"
 
 
 def spoil_index(folder: Path, **changes: object) -> None:

@@ -32,6 +32,8 @@ class FamilyCard:
         other_shapes: hub ids of networks of other shapes, each with the "module:object" that holds the
             configurations which differ.
         moves: the family whose models ``model.motion_adapter`` makes into this one's.
+        recognised_by: (component, key, value) of configurations that tell its models from those of another
+            family with the same pipeline class; of two cards that fit, the one with more of them wins.
         refuses: components that some of its pipelines have and that cannot be trained here, each with why.
     """
 
@@ -46,6 +48,7 @@ class FamilyCard:
     other_shapes: tuple[tuple[str, str], ...] = ()
     moves: str | None = None
     refuses: tuple[tuple[str, str], ...] = ()
+    recognised_by: tuple[tuple[str, str, Any], ...] = ()
 
 
 _CARDS = (
@@ -134,6 +137,17 @@ _CARDS = (
         ),
         single_file_key="cond_stage_model.transformer.",
         target="diffalign.models.families.sd15:SD15",
+    ),
+    FamilyCard(
+        name="sd21",
+        title="Stable Diffusion 2.x",
+        pipeline="StableDiffusionPipeline",
+        resolution=768,
+        example="stabilityai/stable-diffusion-2-1",
+        same_shapes=("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2"),
+        single_file_key="cond_stage_model.model.",
+        target="diffalign.models.families.sd21:SD21",
+        recognised_by=(("unet", "cross_attention_dim", 1024),),
     ),
     FamilyCard(
         name="sd3",
