@@ -69,7 +69,7 @@ class Estimate:
         return sum(self.memory.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the estimate as JSON can hold it."""
         return asdict(self) | {"total_memory": self.total_memory}
 
     def rows(self) -> list[tuple[str, str]]:
@@ -175,13 +175,13 @@ def memory(run: Run, counts: Counts) -> dict[str, int]:
 
 
 def resolution(height: int, width: int, frames: int) -> str:
-    """A size for people."""
+    """Return a size as text."""
     sides = f"{width} px" if height == width else f"{width} x {height} px"
     return sides if frames == 1 else f"{sides}, {frames} frames"
 
 
 def size(count_of_bytes: int) -> str:
-    """Bytes for people."""
+    """Return bytes as text."""
     return (
         f"{count_of_bytes / GIB:.2f} GiB"
         if count_of_bytes >= GIB / 100
@@ -190,5 +190,5 @@ def size(count_of_bytes: int) -> str:
 
 
 def tera(flops: int) -> str:
-    """FLOPs for people."""
+    """Return FLOPs as text."""
     return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e10 else f"{flops / 1e9:.3f} GFLOP"

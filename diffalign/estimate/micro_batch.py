@@ -11,7 +11,7 @@ from diffalign.methods.registry import shape_of
 
 
 def rivals_of(run: Run) -> int:
-    """Samples of a group."""
+    """Return the samples of a group."""
     if not run.rollout.prompts or shape_of(run.method["type"], run.rollout) == "tree":
         return 2
     return run.rollout.part or run.rollout.samples
@@ -24,13 +24,13 @@ def may_be_parted(run: Run) -> bool:
 
 
 def strata_of(run: Run) -> int:
-    """Times that a sample is shown at, at once."""
+    """Return the number of times that a sample is shown at, at once."""
     time = getattr(build(run.method), "time", None)
     return time.count(run.rollout.steps) if isinstance(time, Stratified) else 1
 
 
 def rows_of(run: Run) -> int:
-    """Samples of a micro-batch, each time of one counted.
+    """Return the samples of a micro-batch, each time of one counted.
 
     Raises:
         UserError: a method or its settings that do not fit.

@@ -28,7 +28,7 @@ class Shapes:
     configs: Mapping[str, Mapping[str, Any]]
 
     def network(self) -> nn.Module:
-        """The network that is trained; inside ``torch.device("meta")`` it costs nothing."""
+        """Return the network that is trained; inside ``torch.device("meta")`` it costs nothing."""
         import diffusers
 
         config = dict(self.configs[self.family.network_name])
@@ -63,7 +63,7 @@ class Shapes:
 
 
 def shapes_of(config: ModelConfig) -> Shapes:
-    """The shapes of ``model.path``: read from a folder, or built in for the known base models.
+    """Return the shapes of ``model.path``: read from a folder, or built in for the known base models.
 
     Raises:
         UserError: a hub id whose shapes are not known here, with no ``model.family`` to go by.
@@ -98,7 +98,7 @@ def shapes_of(config: ModelConfig) -> Shapes:
 
 
 def _moving(config: ModelConfig, shapes: Shapes) -> Shapes:
-    """The shapes with ``model.motion_adapter`` in their network."""
+    """Return the shapes with ``model.motion_adapter`` in their network."""
     if config.motion_adapter is None:
         return shapes
     name = shapes.family.network_name

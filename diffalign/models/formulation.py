@@ -148,7 +148,7 @@ def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> No
 
 
 def _with(scheduler: Any, changes: Mapping[str, Any]) -> Any:
-    """The scheduler with other settings; DDIM in its place where its class does not know them."""
+    """Return the scheduler with other settings; DDIM in its place where its class does not know them."""
     known = inspect.signature(type(scheduler).__init__).parameters
     if all(name in known for name in changes):
         return type(scheduler).from_config(scheduler.config, **changes)

@@ -126,7 +126,7 @@ def _merge(model: LoadedModel, path: str, spec: str) -> None:
 
 
 def _merged(network: Any) -> Any:
-    """The network with its peft layers folded into the layers that they stand on."""
+    """Return the network with its peft layers folded into the layers that they stand on."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in [*network.named_modules()]:
