@@ -89,7 +89,7 @@ def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
 
 
 def meta_network(run: Run, shapes: Shapes) -> tuple[Any, int]:
-    """Return the run's network as it would be trained, on meta, and its number of parameters without adapters."""
+    """Return the run's network as trained, on meta, and its number of parameters without adapters."""
     lora = run.model.train == "lora"
     with torch.device("meta"):
         network: Any = shapes.network()
