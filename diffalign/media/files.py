@@ -33,7 +33,7 @@ def all_videos(sources: Sequence[MediaLike]) -> bool:
 
 
 def open_image(source: Image.Image | Path | str) -> Image.Image:
-    """An RGB image from an image or a file; UserError naming a file that cannot be read."""
+    """Return an RGB image from an image or a file; UserError naming a file that cannot be read."""
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     try:
@@ -43,7 +43,7 @@ def open_image(source: Image.Image | Path | str) -> Image.Image:
 
 
 def open_media(source: MediaLike | str) -> Media:
-    """The image, in RGB, or the video; UserError naming a file that cannot be read."""
+    """Return the image, in RGB, or the video; UserError naming a file that cannot be read."""
     if isinstance(source, Video):
         return source
     if isinstance(source, Path | str) and is_video(source):
@@ -52,7 +52,7 @@ def open_media(source: MediaLike | str) -> Media:
 
 
 def still(source: MediaLike) -> Image.Image:
-    """The image, or the middle frame of a video."""
+    """Return the image, or the middle frame of a video."""
     media = open_media(source)
     return frame_image(media, len(media.frames) // 2) if isinstance(media, Video) else media
 

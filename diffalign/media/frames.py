@@ -6,7 +6,7 @@ from diffalign.media.videos import Video
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """The middles of ``wanted`` equal parts of ``count`` frames; all of them where they are fewer.
+    """Return the middles of ``wanted`` equal parts of ``count`` frames; all of them where they are fewer.
 
     Raises:
         ValueError: fewer than one of either.

@@ -100,7 +100,7 @@ def need_av() -> Any:
 
 
 def probe(source: Source) -> Probe:
-    """What a video file (a path, or its bytes) holds.
+    """Return what a video file (a path, or its bytes) holds.
 
     Raises:
         UserError: no video, or one that ends early; PyAV is missing.
@@ -112,7 +112,7 @@ def probe(source: Source) -> Probe:
 def read_video(
     source: Source, fps: float | None = None, frames: int | None = None, start: float = 0.0
 ) -> Video:
-    """The frames of a video file, of a path or of its bytes.
+    """Return the frames of a video file, of a path or of its bytes.
 
     Args:
         source: the file.
@@ -178,8 +178,8 @@ def write_video(video: Video, path: Path | str) -> None:
 
 
 def _without_rest(frame: Any) -> Any:
-    """The frame in yuv420p, with zeros in what its memory has beside the picture: the encoder reads there,
-    where sides are no multiples of 16, and would make another file each time.
+    """Return the frame in yuv420p, with zeros in what its memory has beside the picture: the encoder reads
+    there, where sides are no multiples of 16, and would make another file each time.
     """
     frame = frame.reformat(format="yuv420p")
     for plane in frame.planes:
@@ -225,7 +225,7 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
 
 
 def _look(source: Source) -> tuple[_Shown, tuple[int, int]]:
-    """What the packets say, without decoding more than the first frame; and the size as displayed."""
+    """Return what the packets say, without decoding more than the first frame; and the size as displayed."""
     with _opened(source) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None:

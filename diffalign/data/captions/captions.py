@@ -28,7 +28,7 @@ class Captioned:
         return self.alter.fingerprint
 
     def __call__(self, example: Example) -> Example | Skipped:
-        """The example's best image under two captions; one that has two already is left as it is."""
+        """Return the example's best image under two captions; one that has two already is left as it is."""
         if example.prompts:
             return example
         alone = len(example.images) == 1
@@ -52,5 +52,5 @@ class Captioned:
 
 
 def captioned(config: AlteredConfig) -> Captioned:
-    """The view with the alterations of a configuration; UserError for a setting that is missing."""
+    """Return the view with the alterations of a configuration; UserError for a setting that is missing."""
     return Captioned(Chat(config) if config.by == "llm" else Swap(config.seed))

@@ -42,7 +42,7 @@ class Chat:
         return f"llm {self._config.url} {self._config.model} {self._config.answers}"
 
     def __call__(self, caption: str) -> str:
-        """The altered caption; UserError naming the caption if no try gives one."""
+        """Return the altered caption; UserError naming the caption if no try gives one."""
         if caption not in self._known:
             altered = self._ask(caption)
             self._answers.add({"model": self._config.model, "caption": caption, "altered": altered})
@@ -65,7 +65,9 @@ class Chat:
 
 
 def _other(answer: str, caption: str) -> str:
-    """The first line of an answer, without quotation marks; UnusableError if it is no other caption."""
+    """Return the first line of an answer, without quotation marks; UnusableError if it is no other
+    caption.
+    """
     line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
     altered = line.strip("\"'“”").strip()
     if not altered or altered.casefold() == caption.strip().casefold():

@@ -131,7 +131,7 @@ PLURALS = {
 
 
 def plural_of(noun: str) -> str:
-    """The plural of an English noun of the groups."""
+    """Return the plural of an English noun of the groups."""
     if noun in PLURALS:
         return PLURALS[noun]
     if noun.endswith("y") and noun[-2] not in "aeiou":

@@ -54,7 +54,7 @@ class Swap:
         return f"swap {VERSION} {self.seed}"
 
     def __call__(self, caption: str) -> str | None:
-        """The altered caption."""
+        """Return the altered caption."""
         draw = lambda what, n: derive(self.seed, "swap", what, caption) % n  # noqa: E731
         edits = list(edits_of(caption))
         principles = sorted({edit.principle for edit in edits})
@@ -81,7 +81,7 @@ def edits_of(caption: str) -> Iterator[Edit]:
 
 
 def replaced(caption: str, edit: Edit, word: str) -> str:
-    """The caption with another word at the place of an edit, its article and capitals right."""
+    """Return the caption with another word at the place of an edit, its article and capitals right."""
     before, old, after = caption[: edit.start], caption[edit.start : edit.end], caption[edit.end :]
     if old.isupper() and len(old) > 1:
         word = word.upper()
@@ -111,7 +111,9 @@ Table = dict[str, tuple[Group, tuple[str, ...]]]
 
 @lru_cache(maxsize=2)
 def _index(groups: Sequence[Group]) -> tuple[re.Pattern[str], Table]:
-    """A pattern of all words, longest first, and each word's group with the words that may replace it."""
+    """Return a pattern of all words, longest first, and each word's group with the words that may replace
+    it.
+    """
     table: Table = {}
     for group in groups:
         for inflect in (str, plural_of) if group.plural else (str,):

@@ -27,7 +27,7 @@ ACTIVITIES = (
 
 
 def animals() -> list[str]:
-    """The 45 animals with their article: ``a cat``, ``an otter``."""
+    """Return the 45 animals with their article: ``a cat``, ``an otter``."""
     return [f"an {name}" if name[0] in "aeiou" else f"a {name}" for name in ANIMALS]
 
 

@@ -36,7 +36,8 @@ class PromptSet:
 
 
 def read_prompt_set(path: str, limit: int | None = None) -> PromptSet:
-    """The prompts that ``path`` names, without empty ones, at most the first ``limit``; with categories.
+    """Return the prompts that ``path`` names, without empty ones, at most the first ``limit``; with
+    categories.
 
     ``path`` is a file, a published set or what is built in:
 
@@ -102,7 +103,7 @@ def _tiny(name: str, limit: int | None) -> tuple[str, ...]:
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[str]:
-    """The prompts of a file, of a published set or of what is built in, without empty ones.
+    """Return the prompts of a file, of a published set or of what is built in, without empty ones.
 
     At most the first ``limit``. What ``path`` may be, and the errors, are `prompt_sets.read_prompt_set`'s.
     """

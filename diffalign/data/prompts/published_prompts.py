@@ -47,7 +47,7 @@ class Published:
     rows: Callable[[Path], Iterator[Row]]
 
     def fetched(self) -> Iterator[Row]:
-        """The rows of the set, from the hub or its cache; UserError if they cannot be had."""
+        """Return the rows of the set, from the hub or its cache; UserError if they cannot be had."""
         try:
             files = self.files()
         except Exception as error:  # hub, http and file errors: all mean that the file is not here
@@ -58,7 +58,7 @@ class Published:
         return (row for file in files for row in self.rows(file))
 
     def copy(self, place: str) -> Iterator[Row]:
-        """The rows of a copy; UserError if there is none, or it is laid out in another way."""
+        """Return the rows of a copy; UserError if there is none, or it is laid out in another way."""
         file = Path(place).expanduser()
         if not file.exists():
             raise UserError(

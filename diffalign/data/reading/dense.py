@@ -51,19 +51,19 @@ class Dense:
         return sum(min(rivals) == max(rivals) for rivals in zip(*self.scores, strict=True))
 
     def per_frame(self, video: int) -> list[float]:
-        """The score of each latent frame of a video of the group."""
+        """Return the score of each latent frame of a video of the group."""
         row = self.scores[video]
         return [sum(row[segment] for segment in made) / len(made) for made in self.shown]
 
     def of(self, videos: Sequence[int]) -> "Dense | None":
-        """The label of some videos of the group; of one alone there is none."""
+        """Return the label of some videos of the group; of one alone there is none."""
         if len(videos) < 2:
             return None
         return Dense(tuple(self.scores[video] for video in videos), self.shown, self.beyond, self.missing)
 
 
 def dense_from(row: Mapping[str, Any] | None) -> Dense | None:
-    """A Dense of its json; KeyError or TypeError if it is none."""
+    """Return a Dense of its json; KeyError or TypeError if it is none."""
     if row is None:
         return None
     tuples = {name: tuple(map(tuple, row[name])) for name in ("scores", "shown")}
@@ -73,7 +73,7 @@ def dense_from(row: Mapping[str, Any] | None) -> Dense | None:
 def dense_of(
     segments: Segments, seconds: float, cut: Cut, latent_frames: int, frames_of: Callable[[int], range]
 ) -> Dense:
-    """The dense label of a group that is cut so.
+    """Return the dense label of a group that is cut so.
 
     Args:
         segments: as they are written down.
@@ -94,7 +94,7 @@ def dense_of(
 
 
 def read_segments(value: Any, where: str, videos: int) -> Segments:
-    """The ``segments`` of a row, () where there are none; UserError for what is no dense label."""
+    """Return the ``segments`` of a row, () where there are none; UserError for what is no dense label."""
     if value is None:
         return ()
     listed = lambda item: isinstance(item, Sequence) and not isinstance(item, str | bytes)  # noqa: E731
@@ -115,7 +115,7 @@ def read_segments(value: Any, where: str, videos: int) -> Segments:
 
 
 def read_seconds(value: Any, where: str) -> float | None:
-    """The ``segment_seconds`` of a row; UserError for what is no length."""
+    """Return the ``segment_seconds`` of a row; UserError for what is no length."""
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
@@ -137,7 +137,7 @@ def is_dense_tie(segments: Segments) -> bool:
 
 
 def turn_segments(segments: Segments) -> Segments:
-    """The labels of every segment turned round; ties and gaps unchanged."""
+    """Return the labels of every segment turned round; ties and gaps unchanged."""
     columns = [
         at if any(map(math.isnan, at)) else tuple(max(at) + min(at) - score for score in at)
         for at in zip(*segments, strict=True)

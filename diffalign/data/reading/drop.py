@@ -11,7 +11,7 @@ from diffalign.errors import UserError
 
 
 def leave_out(encoded: EncodedSet, file: str | None) -> EncodedSet:
-    """``encoded`` without the rows that ``file`` names; None leaves nothing out.
+    """Return ``encoded`` without the rows that ``file`` names; None leaves nothing out.
 
     Raises:
         UserError: no such file, none of its rows is in the set, or nothing would be left.

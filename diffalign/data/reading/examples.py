@@ -73,7 +73,7 @@ def is_tie(scores: Sequence[float], segments: Segments = ()) -> bool:
 
 
 def kind_of(scores: Sequence[float], images: int, captioned: bool, segments: Segments = ()) -> Kind:
-    """What a group counts as: a tie whatever it is a tie of; a caption pair has a prompt an image."""
+    """Return what a group counts as: a tie whatever it is a tie of; a caption pair has a prompt an image."""
     if is_tie(scores, segments):
         return "tie"
     if images == 1:
@@ -171,7 +171,7 @@ class Counts:
         return text + (f", {self.beyond} beyond the end left out" if self.beyond else "")
 
     def of(self, kinds: Iterable[Kind], dense: Iterable[Dense] = ()) -> "Counts":
-        """These counts of dropped rows with the groups counted anew."""
+        """Return these counts of dropped rows with the groups counted anew."""
         held, labels = Counter(kinds), list(dense)
         return replace(
             self,
@@ -193,7 +193,7 @@ def _some(number: int, what: str) -> str:
 
 
 def count(skipped: Iterable[Skipped]) -> Counts:
-    """Counts of skipped rows."""
+    """Return counts of skipped rows."""
     skipped = list(skipped)
     causes = Counter(item.cause for item in skipped)
     named = tuple(f"{item.where}: {item.reason}" for item in skipped if item.cause == "unreadable")
@@ -215,14 +215,14 @@ def turn_scores(scores: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def turn_labels(example: Example) -> Example:
-    """The example with its order turned round; its own inverse, ties unchanged."""
+    """Return the example with its order turned round; its own inverse, ties unchanged."""
     scores, segments = turn_scores(example.scores), turn_segments(example.segments)
     votes = turn_scores(example.votes) if example.votes else ()
     return replace(example, scores=scores, segments=segments, turned=not example.turned, votes=votes)
 
 
 def turn_share(example: Example, share: float, seed: int) -> Example:
-    """The example, turned round if it falls into the share that is drawn by seed and content."""
+    """Return the example, turned round if it falls into the share that is drawn by seed and content."""
     if share <= 0:
         return example
     if share < 1:
@@ -270,7 +270,7 @@ class Preferences:
         self._each = each
 
     def finish(self, row: Example | Skipped) -> Example | Skipped:
-        """A row of ``unfinished``, as it is wanted: the slow part, which may run ahead in threads."""
+        """Return a row of ``unfinished``, as it is wanted: the slow part, which may run ahead in threads."""
         return row if isinstance(row, Skipped) else self._each(row)
 
     def rows(self) -> Iterator[Example | Skipped]:

@@ -70,7 +70,7 @@ class ImageRef:
 
 
 def digest(*parts: bytes) -> str:
-    """The content's name: 128 bits of BLAKE2b in hexadecimal."""
+    """Return the content's name: 128 bits of BLAKE2b in hexadecimal."""
     hasher = blake2b(digest_size=16)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))

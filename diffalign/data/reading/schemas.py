@@ -200,7 +200,7 @@ def _pair(first: str, second: str, label: Label, name: str, **more: Any) -> Sche
 
 
 def _rapidata(kind: str, form: str, criteria: tuple[str, ...]) -> Mapping[str, Label]:
-    """The three questions of Rapidata's sets, by name."""
+    """Return the three questions of Rapidata's sets, by name."""
     return {name.lower(): Votes((form.format(1, name), form.format(2, name))) for name in criteria}
 
 

@@ -46,7 +46,7 @@ class Shelf:
         return Kept(offset, len(data))
 
     def read(self, media: Kept | Path) -> bytes:
-        """What was put aside, or a file's content; OSError if that cannot be read."""
+        """Return what was put aside, or a file's content; OSError if that cannot be read."""
         if isinstance(media, Path):
             return media.read_bytes()
         self._file.seek(media.offset)
@@ -186,7 +186,7 @@ def _scores(row: Mapping[str, Any], suffix: str) -> dict[str, float]:
 
 
 def _with_items(path: Path) -> Iterator[tuple[Mapping[str, Any], Item]]:
-    """The rows of a table of scores, and the images of each."""
+    """Return the rows of a table of scores, and the images of each."""
     tables: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in _rows(path):
         file, number = row.get("file"), row.get("row")
@@ -210,7 +210,7 @@ def _with_items(path: Path) -> Iterator[tuple[Mapping[str, Any], Item]]:
 
 
 def _placed(file: str, table: Path) -> Path:
-    """A file of a table, as it says or beside it."""
+    """Return a file of a table, as it says or beside it."""
     there = [place for place in (Path(file), table.parent / file) if place.exists()]
     return there[0] if there else Path(file)
 

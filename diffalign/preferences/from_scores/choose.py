@@ -49,7 +49,8 @@ class Comparison:
 
 
 def choose(scores: Sequence[float], rules: Rules) -> tuple[list[Comparison], Counter[Why]]:
-    """The comparisons of one prompt's rivals in the order of their places, and how many were dropped and why.
+    """Return the comparisons of one prompt's rivals in the order of their places, and how many were dropped
+    and why.
 
     "ties" for ties, "close" for differences below the margin, "beyond" for pairs beyond the most. Of equal
     scores the earlier is the better one. Fewer than two rivals give nothing.
@@ -71,7 +72,7 @@ def choose(scores: Sequence[float], rules: Rules) -> tuple[list[Comparison], Cou
 
 
 def _pairs(scores: Sequence[float], rules: Rules) -> Iterable[tuple[int, ...]]:
-    """The pairs of places, ascending, that are looked at."""
+    """Return the pairs of places, ascending, that are looked at."""
     if rules.choose == "all":
         return combinations(range(len(scores)), 2)
     order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))

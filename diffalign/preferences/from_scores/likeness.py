@@ -20,15 +20,15 @@ Thumbnail = Int16[np.ndarray, "768"]
 
 
 def thumbnail(data: bytes) -> Thumbnail:
-    """The thumbnail of an encoded image: each value the mean over a field, so that size and encoding hardly
-    show. One of ``data.images.UNREADABLE`` is raised if it is none.
+    """Return the thumbnail of an encoded image: each value the mean over a field, so that size and encoding
+    hardly show. One of ``data.images.UNREADABLE`` is raised if it is none.
     """
     small = decode(data).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.int16).reshape(-1)
 
 
 def distinct(contents: Sequence[str]) -> list[int]:
-    """The first of each group of equal contents, in order."""
+    """Return the first of each group of equal contents, in order."""
     first: dict[str, int] = {}
     for index, content in enumerate(contents):
         first.setdefault(content, index)

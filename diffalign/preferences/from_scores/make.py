@@ -108,7 +108,7 @@ def make(
     dedup: Dedup = "exact",
     levels: int = 8,
 ) -> Made:
-    """The comparisons among the candidates of each prompt; the same candidates always give the same.
+    """Return the comparisons among the candidates of each prompt; the same candidates always give the same.
 
     Args:
         found: candidates.
@@ -157,7 +157,7 @@ def make(
 
 
 def _deduplicated(rivals: Sequence[Candidate], dedup: Dedup, levels: int) -> list[int]:
-    """The places that are left."""
+    """Return the places that are left."""
     if dedup == "none":
         return list(range(len(rivals)))
     places = distinct([one.content for one in rivals])

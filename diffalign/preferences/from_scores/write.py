@@ -75,7 +75,7 @@ def _line(group: Group, folder: Path, gain: Callable[[float], float]) -> dict[st
 
 
 def _named(media: Path | Kept, folder: Path) -> str:
-    """A file's path, relative to a folder that it is in, else absolute."""
+    """Return a file's path, relative to a folder that it is in, else absolute."""
     assert isinstance(media, Path)  # `check` has seen the first, and a source is of one kind
     place, root = media.resolve(), folder.resolve()
     return str(place.relative_to(root) if place.is_relative_to(root) else place)

@@ -33,7 +33,7 @@ class ByFile:
     """Labels that are known. Segments that nobody has judged have none."""
 
     def __init__(self, path: str, pairs: Sequence[Pair]):
-        """Reads the table; UserError naming the row for a pair or a label that there is not."""
+        """Read the table; UserError naming the row for a pair or a label that there is not."""
         self._where: dict[tuple[int, int], str] = {}
         self._votes: dict[tuple[int, int], Counter[Label]] = defaultdict(Counter)
         self._number = {id(pair): number for number, pair in enumerate(pairs)}
@@ -50,7 +50,7 @@ class ByFile:
         return "people"
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """A label a segment; UserError naming the row for a segment that the pair does not have."""
+        """Return a label a segment; UserError naming the row for a segment that the pair does not have."""
         number = self._number[id(pair)]
         for (of, segment), where in self._where.items():
             if of == number and segment >= count:
@@ -79,7 +79,9 @@ class _Names:
                 self._bare[first.name, second.name].append(number)
 
     def find(self, given: Sequence[Path], where: str) -> tuple[int, bool]:
-        """(number of the pair, whether it is named the other way round); UserError for none or several."""
+        """Return (number of the pair, whether it is named the other way round); UserError for none or
+        several.
+        """
         written, place = _key(given), _key((self._folder / path.expanduser()).resolve() for path in given)
         for names, key in ((self._written, written), (self._places, place)):
             for turned, either in ((False, key), (True, key[::-1])):
@@ -127,7 +129,7 @@ def _rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _pair_of(row: Mapping[str, Any], where: str, names: _Names, pairs: int) -> tuple[int, bool]:
-    """(number of the pair, whether the row has it the other way round)."""
+    """Return (number of the pair, whether the row has it the other way round)."""
     if row.get("pair") not in (None, ""):
         number = _whole(row, "pair", where)
         if number >= pairs:

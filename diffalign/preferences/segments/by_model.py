@@ -120,7 +120,7 @@ class ByModel:
         return self.endpoint.model
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """A label a segment; UserError naming pair and segment if no try gives an answer."""
+        """Return a label a segment; UserError naming pair and segment if no try gives an answer."""
         keys = [(self._key(pair, s, turned=False), self._key(pair, s, turned=True)) for s in range(count)]
         parts: list[list[Video]] = []
         if any(key not in self._known for both in keys for key in both):
@@ -143,7 +143,7 @@ class ByModel:
         return digest(*(part.encode() for part in parts))
 
     def _answer(self, key: str, pair: Pair, segment: int, shown: Sequence[Video]) -> str:
-        """What the model says of a segment, shown in this order."""
+        """Return what the model says of a segment, shown in this order."""
         known = key in self._known
         if not known:
             try:
@@ -175,7 +175,9 @@ class ByModel:
 
 
 def verdict(answer: str) -> Label:
-    """The word on the last line, or the only one of the three in the whole answer; None if there is none."""
+    """Return the word on the last line, or the only one of the three in the whole answer; None if there is
+    none.
+    """
     lines = [line for line in answer.splitlines() if line.strip()]
     for text in (lines[-1:], lines):
         words = {word.lower() for word in _WORDS.findall("\n".join(text))}
@@ -186,12 +188,12 @@ def verdict(answer: str) -> Label:
 
 
 def agreed(straight: Label, turned: Label) -> Label:
-    """The label of answers in both orders: what both say of the same video, otherwise a tie."""
+    """Return the label of answers in both orders: what both say of the same video, otherwise a tie."""
     return straight if (straight, turned) in (("first", "second"), ("second", "first")) else "tie"
 
 
 def _data_url(image: Image.Image) -> str:
-    """A JPEG of high quality: PNGs of real frames are ten times as large."""
+    """Return a JPEG of high quality: PNGs of real frames are ten times as large."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=95)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

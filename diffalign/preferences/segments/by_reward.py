@@ -47,7 +47,7 @@ class ByReward:
         return ", ".join(self.rewards)
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """A label a segment."""
+        """Return a label a segment."""
         scores = [self._scores(name, pair, count) for name in self.rewards]
         return [self._vote([(one[0][s], one[1][s]) for one in scores]) for s in range(count)]
 

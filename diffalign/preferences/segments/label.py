@@ -31,7 +31,7 @@ class Labeller(Protocol):
         ...
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """A label for each of a pair's ``count`` segments."""
+        """Return a label for each of a pair's ``count`` segments."""
         ...
 
 

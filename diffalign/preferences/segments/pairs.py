@@ -79,7 +79,8 @@ class Pair:
 
 
 def read_pairs(path: str) -> list[Pair]:
-    """The rows ``{"prompt": ..., "videos": [a, b]}`` of a file, as ``diffalign video-pairs`` writes them.
+    """Return the rows ``{"prompt": ..., "videos": [a, b]}`` of a file, as ``diffalign video-pairs`` writes
+    them.
 
     Raises:
         UserError: no such file, a row of another kind, or a video that is not there.
@@ -111,8 +112,9 @@ def _named(row: Mapping[str, Any]) -> Any:
 def cut(
     pair: Pair, video: int, seconds: float, count: int, fps: float | None = None, side: int | None = None
 ) -> list[Video]:
-    """The ``count`` segments of a pair's first (0) or second video, at its own frame rate, or ``fps`` where
-    that is lower; frames are made smaller as they are read where they have more than ``side`` pixels a side.
+    """Return the ``count`` segments of a pair's first (0) or second video, at its own frame rate, or ``fps``
+    where that is lower; frames are made smaller as they are read where they have more than ``side`` pixels a
+    side.
 
     A frame belongs to the segment that it is shown in, and to the last one beyond that, up to the end of the
     shorter video.
@@ -155,7 +157,9 @@ def _small(frame: np.ndarray, side: int) -> Tensor:
 
 
 def with_labels(pair: Pair, labels: Sequence[Label], seconds: float, by: str) -> dict[str, Any]:
-    """The pair's json with dense labels, and the global one that they vote for: shares of segments won."""
+    """Return the pair's json with dense labels, and the global one that they vote for: shares of segments
+    won.
+    """
     scores = [_SCORES[label] for label in labels]
     votes = Counter(labels)
     return {
@@ -168,7 +172,7 @@ def with_labels(pair: Pair, labels: Sequence[Label], seconds: float, by: str) ->
 
 
 def decided(labels: Sequence[Label]) -> float:
-    """The share of segments that have a winner."""
+    """Return the share of segments that have a winner."""
     return sum(label in ("first", "second") for label in labels) / len(labels)
 
 

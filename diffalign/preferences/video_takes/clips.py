@@ -30,8 +30,8 @@ class Clip:
 
 
 def read_clips(source: str, limit: int | None = None) -> list[Clip]:
-    """The clips of a folder (``NAME.mp4`` with its caption in ``NAME.txt``, in folders below as well) or of
-    json lines (``{"prompt": ..., "video": path}``, paths relative to the file), at most ``limit``.
+    """Return the clips of a folder (``NAME.mp4`` with its caption in ``NAME.txt``, in folders below as well)
+    or of json lines (``{"prompt": ..., "video": path}``, paths relative to the file), at most ``limit``.
 
     Raises:
         UserError: nothing there, a clip without a caption, or a row without a file.

@@ -37,7 +37,7 @@ def model_times(eta: float, steps: int, grid: Callable[[int], Float[Tensor, " S"
 def noised(
     denoiser: Denoiser, x0: Float[Tensor, " B *d"], eps: Float[Tensor, " B *d"], times: Float[Tensor, " S"]
 ) -> Float[Tensor, " B *d"]:
-    """The states that takes of ``x0`` start from: alpha x0 + sigma eps at ``times[0]``."""
+    """Return the states that takes of ``x0`` start from: alpha x0 + sigma eps at ``times[0]``."""
     return add_noise(denoiser, x0, eps, _at(times[0], x0))
 
 
@@ -57,5 +57,5 @@ def denoised(
 
 
 def _at(time: Tensor, x: Tensor) -> Tensor:
-    """The same time for every sample, (B,), in x's precision."""
+    """Return the same time for every sample, (B,), in x's precision."""
     return torch.full((len(x),), float(time), device=x.device, dtype=torch.float64).to(x.dtype)
