@@ -23,7 +23,7 @@ FIRST = frozenset(
 SECOND = frozenset(
     {"b", "second", "right", "image2", "image_2", "video2", "video_2", "model2", "image 2", "video 2"}
 )
-TIE = frozenset({"tie", "same", "equal", "c", "both", "neither", "draw", "tied"})
+TIE = frozenset({"tie", "same", "equal", "both", "neither", "draw", "tied"})
 
 
 @dataclass(frozen=True)

@@ -287,10 +287,11 @@ def test_csv_labels(tmp_path):
     with pytest.raises(UserError, match=r"p\.csv row 0: Overall is 'C'; allowed: A, B, same"):
         list(read(file))
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="found columns a, b; needed path_A, path_B, prompt and one of"):
+    with pytest.raises(UserError, match="no preference columns; found a, b; needed"):
         read(file)
-    with pytest.raises(UserError, match=r"data.label is 'VQ', but the set is jsonl"):
-        read(write_jsonl(tmp_path / "p.jsonl", []), label="VQ")
+    with pytest.raises(UserError, match=r"data\.label is 'VQ', but the schema .* has one label only"):
+        pair = {"prompt": "x", "chosen": "a.mp4", "rejected": "b.mp4"}
+        read(write_jsonl(tmp_path / "p.jsonl", [pair]), label="VQ")
 
 
 def test_real_pairs_of_unequal_length_and_rate():
