@@ -63,6 +63,7 @@ class Downloads:
     folder: Path | None = None
     limit: int | None = None
     _lock: Lock = field(default_factory=Lock, repr=False)
+    _busy: dict[str, Lock] = field(default_factory=dict, repr=False)
     _fetched: int = 0
 
     def of(self, url: str) -> Fetched:
@@ -76,6 +77,12 @@ class Downloads:
             MissingFileError: the server says that it is gone, or the limit is reached.
             OSError: it cannot be fetched now, or is larger than ``LARGEST``.
         """
+        with self._lock:
+            busy = self._busy.setdefault(url, Lock())
+        with busy:  # two threads that need one image fetch it once
+            return self._kept_or_fetched(url)
+
+    def _kept_or_fetched(self, url: str) -> bytes:
         kept = self._place / blake2b(url.encode(), digest_size=16).hexdigest()
         if kept.is_file():
             return kept.read_bytes()

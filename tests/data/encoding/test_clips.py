@@ -289,9 +289,9 @@ def test_csv_labels(tmp_path):
     file.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="no preference columns; found a, b; needed"):
         read(file)
+    pairs = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x", "chosen": "a.mp4", "rejected": "b.mp4"}])
     with pytest.raises(UserError, match=r"data\.label is 'VQ', but the schema .* has one label only"):
-        pair = {"prompt": "x", "chosen": "a.mp4", "rejected": "b.mp4"}
-        read(write_jsonl(tmp_path / "p.jsonl", [pair]), label="VQ")
+        read(pairs, label="VQ")
 
 
 def test_real_pairs_of_unequal_length_and_rate():
