@@ -206,6 +206,7 @@ def test_strategies_of_a_run_act_and_held_out_pairs_measure_the_method(tmp_path)
     assert 0 < rows[0]["sdpo/lambda"] <= 1 and rows[0]["anchor"] == 0.0
     held_out = next(row for row in rows if "heldout/loss" in row)
     assert not any("sdpo" in name or "anchor" in name for name in held_out if name.startswith("heldout"))
-    assert read_run(tmp_path / "safe" / "config.yaml").strategies == strategies
+    recorded = read_run(tmp_path / "safe" / "config.yaml").strategies  # every default spelled out
+    assert recorded == ({"type": "sdpo", "mu": 0.9, "over": "batch"}, {"type": "anchor", "alpha": 0.5})
     with pytest.raises(UserError, match="strategies is"):
         align(replace(run, output=str(tmp_path / "safe"), resume="latest"), silent)
