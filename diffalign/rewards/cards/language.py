@@ -90,4 +90,18 @@ CARDS = (
         notes="unified_reward:http://HOST:PORT/v1@MODEL, an OpenAI-compatible endpoint (arXiv 2503.05236); "
         "OPENAI_API_KEY is sent if it is set. flow_grpo's question and scale.",
     ),
+    RewardCard(
+        name="vlm_judge",
+        title="A vision-language model behind an endpoint, with a question of one's own",
+        low=0,
+        high=1,
+        licence="the model's",
+        size="none here",
+        checkpoint="",
+        source="FILE.yaml",
+        target="diffalign.rewards.zoo.vlm_judge:load",
+        notes="vlm_judge:FILE.yaml with url, model, prompt (with {prompt}), low, high, and criteria with "
+        "weights for a rubric. From Python, load_pairwise(FILE).compare(a, b, prompts) asks in both orders.",
+        cached=False,
+    ),
 )

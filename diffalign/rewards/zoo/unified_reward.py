@@ -53,7 +53,7 @@ class UnifiedReward:
 
     def _one(self, image: Image.Image, prompt: str) -> float:
         text = template(_NAME).format(text_prompt=prompt)
-        picture = {"type": "image_url", "image_url": {"url": _data_url(image.resize((_SIDE, _SIDE)))}}
+        picture = {"type": "image_url", "image_url": {"url": data_url(image.resize((_SIDE, _SIDE)))}}
         try:
             return self.endpoint.complete([picture, {"type": "text", "text": text}], points)[0]
         except NoAnswerError as error:
@@ -69,7 +69,8 @@ def points(answer: str) -> float:
     return float(found[1]) / 5 if found else 0.0
 
 
-def _data_url(image: Image.Image) -> str:
+def data_url(image: Image.Image) -> str:
+    """Return an image as a PNG in a data URL."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)  # four times as fast as the default, little larger
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
