@@ -116,10 +116,10 @@ class PairwiseJudge:
         a, b = to_pil(first), to_pil(second)
         if not len(a) == len(b) == len(prompts):
             raise ValueError(f"{len(a)} and {len(b)} images for {len(prompts)} prompts")
-        asked = [([x, y], p) for x, y, p in zip(a, b, prompts, strict=True)]
-        asked += [([y, x], p) for x, y, p in zip(a, b, prompts, strict=True)]
+        questions = [([x, y], p) for x, y, p in zip(a, b, prompts, strict=True)]
+        questions += [([y, x], p) for x, y, p in zip(a, b, prompts, strict=True)]
         with ThreadPoolExecutor(self.batch_size) as pool:
-            answers = list(pool.map(lambda one: self.question.ask(*one, winner), asked))
+            answers = list(pool.map(lambda one: self.question.ask(one[0], one[1], winner), questions))
         there, back = torch.tensor(answers).reshape(2, -1)
         return torch.where(there + back == 1, there, torch.full_like(there, 0.5))
 
