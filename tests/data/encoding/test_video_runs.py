@@ -123,7 +123,9 @@ def test_frames_and_models(wan, tmp_path, dense):
         with pytest.raises(UserError, match=message):
             align(run_of(wan, tmp_path / "run", "densedpo", path=dense, **changes), silent)
     images = run_of(wan, tmp_path / "run", path="tiny:pairs", frames=None, fps=None)
-    with pytest.raises(UserError, match=r"data.frames is null; allowed: such as 17"):
+    with pytest.raises(
+        UserError, match=r"data.frames is null, but wan is a model of videos; allowed: such as 17"
+    ):
         align(images, silent)
     pictures = run_of("tiny:sdxl", tmp_path / "run", path=dense)
     with pytest.raises(UserError, match=r"data.frames=9, but sdxl is a model of images; allowed: null"):
