@@ -1,0 +1,1 @@
+"""Labels by people in a browser: tasks to compare, answers kept as they come, and the page that asks."""

@@ -1,0 +1,76 @@
+"""What labelling starts from and ends in: evaluations compared blind, divided rewards first, words at the end."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from diffalign.errors import UserError, unknown
+from diffalign.evaluation.contest import BASE
+from diffalign.evaluation.report.people import read_people
+from diffalign.media.files import open_media
+from diffalign.preferences.labelling.server import Session
+from diffalign.preferences.labelling.store import LABELS
+from diffalign.preferences.labelling.tasks import Task, blind_tasks
+from diffalign.rewards import load
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Return whether a folder is what ``diffalign evaluate`` has written."""
+    return (folder / "images" / BASE).is_dir() and (folder / "report.json").is_file()
+
+
+def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> list[Task]:
+    """Return the blind comparisons of an evaluation: the base against one aligned model.
+
+    Args:
+        folder: of the evaluation.
+        aligned: the model's folder under ``images``; None: the only one.
+        limit: the first so many.
+
+    Raises:
+        UserError: no such model, or several and none is named.
+    """
+    models = sorted(f.name for f in (folder / "images").iterdir() if f.is_dir() and f.name != BASE)
+    if aligned is None and len(models) != 1:
+        raise UserError(f"{folder} has {len(models)} aligned models; name one by --aligned: {', '.join(models)}")
+    name = aligned or models[0]
+    if name not in models:
+        raise unknown("--aligned", name, models)
+    return blind_tasks({BASE: folder / "images" / BASE, name: folder / "images" / name}, limit)
+
+
+def disagreement_of(specs: Sequence[str], device: str) -> Callable[[Task], float]:
+    """Return what says how divided some rewards are about a task: 0 where all prefer one image, 1 where votes are
+    spread evenly.
+    """
+    rewards = [load(spec, device) for spec in specs]
+
+    def divided(task: Task) -> float:
+        media = [open_media(file) for file in task.media]
+        best = [int(reward(media, [task.prompt] * len(media)).argmax()) for reward in rewards]
+        most = max(best.count(place) for place in best) / len(best)
+        return (1 - most) / (1 - 1 / min(len(media), len(best)))
+
+    return divided
+
+
+def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
+    """Return what to know at the end: counts, agreement, and the next command."""
+    store = session.store
+    lines = [f"{session.done} of {len(store.tasks)} compared, by {len(store.counts())} people"]
+    if agreement := store.agreement():
+        lines.append(
+            f"two people agree on {agreement.value:.1%}, 95 % interval {agreement.low:.1%} to {agreement.high:.1%}"
+        )
+    if blind:
+        for name, found in read_people(output.parent).items():
+            rate = found.win_rate
+            lines.append(
+                f"{name} wins {rate.value:.1%} against the base, 95 % interval {rate.low:.1%} to {rate.high:.1%}: "
+                f"{found.outcome}"
+            )
+        lines.append("the same `diffalign evaluate` command again puts it into the report")
+    elif of_round:
+        lines.append("continue the run with --resume latest")
+    else:
+        lines.append(f"train on it: diffalign train RECIPE --data.path {output / LABELS}")
+    return "\n".join(lines)

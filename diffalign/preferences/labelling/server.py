@@ -1,0 +1,231 @@
+"""The labelling page's server: Starlette behind uvicorn, one page, five routes, nothing from elsewhere.
+
+On this machine alone by default. Bound elsewhere it asks for a token, which the address that is printed holds.
+A request from another site's page is refused by its Origin.
+"""
+
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from diffalign.data.reading.examples import digest
+from diffalign.errors import UserError
+from diffalign.preferences.labelling.store import SKIP, TIE, Answer, AnswerStore
+from diffalign.preferences.labelling.tasks import Task
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+PAGE = Path(__file__).with_name("page.html")
+LEASE = 300.0
+"""Seconds for which a task that somebody looks at is not shown to another person."""
+COOKIE = "diffalign-token"
+
+
+@dataclass
+class Session:
+    """What is asked, and who looks at what.
+
+    Attributes:
+        store: tasks and answers.
+        title: of the page.
+        votes: people who are to answer each task.
+        blind: the media stand in an order that depends on the person and the task.
+        token: that a browser must bring; empty: none.
+        finished: called once when every task has its votes.
+    """
+
+    store: AnswerStore
+    title: str = "diffalign"
+    votes: int = 1
+    blind: bool = True
+    token: str = ""
+    finished: Callable[[], None] | None = None
+    _looking: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def shown(self, task: Task, by: str) -> list[int]:
+        """Return the order in which a person sees a task's media: places in ``task.media``."""
+        places = list(range(len(task.media)))
+        if self.blind:
+            places.sort(key=lambda place: digest(by.encode(), task.key.encode(), str(place).encode()))
+        return places
+
+    def next_for(self, by: str, count: int = 2) -> list[Task]:
+        """Return the next tasks of a person: those that lack votes, first those that nobody looks at."""
+        answered, now = self.store.answered(by), time.monotonic()
+        free: list[Task] = []
+        leased: list[Task] = []
+        for task in self.store.tasks.values():
+            if task.key in answered or self.store.votes(task.key) >= self.votes:
+                continue
+            who, since = self._looking.get(task.key, (by, 0.0))
+            (free if who == by or now - since > LEASE else leased).append(task)
+            if len(free) == count:
+                break
+        found = (free + leased)[:count]
+        if found:
+            self._looking[found[0].key] = (by, now)
+        return found
+
+    @property
+    def done(self) -> int:
+        """How many tasks have their votes."""
+        return sum(self.store.votes(key) >= self.votes for key in self.store.tasks)
+
+    def state(self, by: str) -> dict[str, Any]:
+        """Return what the page shows a person."""
+        tasks = self.next_for(by) if by else []
+        agreement = self.store.agreement()
+        return {
+            "title": self.title,
+            "total": len(self.store.tasks),
+            "done": self.done,
+            "mine": len(self.store.answered(by)) if by else 0,
+            "people": dict(self.store.counts().most_common()),
+            "agreement": agreement and [agreement.value, agreement.low, agreement.high],
+            "task": self._described(tasks[0], by) if tasks else None,
+            "upcoming": self._described(tasks[1], by)["media"] if len(tasks) > 1 else [],
+        }
+
+    def _described(self, task: Task, by: str) -> dict[str, Any]:
+        media = [f"media/{task.key}/{place}" for place in self.shown(task, by)]
+        return {"key": task.key, "prompt": task.prompt, "media": media, "video": task.video}
+
+    def answer(self, by: str, key: str, choice: Any) -> None:
+        """Keep what a person chose: the place on the page, `TIE` or `SKIP`.
+
+        Raises:
+            UserError: no such task, no name, or a choice that it does not have.
+        """
+        task = self.store.tasks.get(key)
+        if task is None:
+            raise UserError(f"task {key!r}: there is none; allowed: what the page shows")
+        if not by.strip() or len(by) > 80:
+            raise UserError(f"name {by[:80]!r}; allowed: 1 to 80 characters")
+        if choice not in (TIE, SKIP):
+            if isinstance(choice, bool) or not isinstance(choice, int) or not 0 <= choice < len(task.media):
+                raise UserError(f"choice {choice!r}; allowed: 0 to {len(task.media) - 1}, {TIE}, {SKIP}")
+            choice = self.shown(task, by)[choice]
+        self.store.add(Answer(key, by, choice))
+        self._looking.pop(key, None)
+        if self.finished and self.done == len(self.store.tasks):
+            self.finished()
+
+
+def application(session: Session) -> "Starlette":
+    """Return the application of a session."""
+    from starlette.applications import Starlette
+    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+
+    def refused(request: "Request") -> "Response | None":
+        origin = request.headers.get("origin")
+        if origin and urlsplit(origin).netloc != request.headers.get("host"):
+            return JSONResponse({"error": f"a request of {origin}; allowed: this page's"}, 403)
+        given = request.query_params.get("token") or request.cookies.get(COOKIE) or ""
+        if session.token and not secrets.compare_digest(given, session.token):
+            return JSONResponse({"error": "no token; open the address that diffalign label has printed"}, 401)
+        return None
+
+    async def page(request: "Request") -> "Response":
+        if problem := refused(request):
+            return problem
+        response = HTMLResponse(PAGE.read_text(encoding="utf-8"))
+        if session.token:
+            response.set_cookie(COOKIE, session.token, httponly=True, samesite="strict")
+        return response
+
+    async def state(request: "Request") -> "Response":
+        return refused(request) or JSONResponse(session.state(request.query_params.get("by", "")))
+
+    async def answer(request: "Request") -> "Response":
+        if problem := refused(request):
+            return problem
+        try:
+            body = await request.json()
+            by = str(body["by"])
+            session.answer(by, str(body["task"]), body["choice"])
+        except (ValueError, KeyError, TypeError) as error:
+            return JSONResponse({"error": f"the answer is none: {error!r}"}, 400)
+        except UserError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse(session.state(by))
+
+    async def undo(request: "Request") -> "Response":
+        if problem := refused(request):
+            return problem
+        by = str((await request.json()).get("by", ""))
+        session.store.undo(by)
+        return JSONResponse(session.state(by))
+
+    async def media(request: "Request") -> "Response":
+        if problem := refused(request):
+            return problem
+        task = session.store.tasks.get(request.path_params["key"])
+        place = request.path_params["place"]
+        if task is None or not 0 <= place < len(task.media):
+            return Response(status_code=404)
+        return FileResponse(task.media[place], headers={"Cache-Control": "private, max-age=3600"})
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/api/state", state),
+            Route("/api/answer", answer, methods=["POST"]),
+            Route("/api/undo", undo, methods=["POST"]),
+            Route("/media/{key}/{place:int}", media),
+        ]
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(session: Session, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve a session until it is interrupted, or until its ``finished`` stops it.
+
+    Args:
+        host: to listen at; elsewhere than on this machine a token is asked for.
+        port: 0 picks a free one.
+        say: gets the address, once it answers.
+
+    Raises:
+        UserError: the port cannot be had, or starlette and uvicorn are not installed.
+    """
+    try:
+        import uvicorn
+        from starlette.applications import Starlette  # noqa: F401
+    except ImportError as error:
+        raise UserError("the labelling page needs starlette and uvicorn: pip install 'diffalign[label]'") from error
+    if not session.token and not is_loopback(host):
+        session.token = secrets.token_urlsafe(16)
+    try:
+        listener = socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at {host}:{port} ({error}); allowed: another --host or --port") from error
+    address = f"http://{host}:{listener.getsockname()[1]}/"
+    server = uvicorn.Server(uvicorn.Config(application(session), log_level="warning"))
+    previous = session.finished
+
+    def stop() -> None:
+        if previous:
+            previous()
+            server.should_exit = True
+
+    session.finished = stop if previous else None
+    say(f"{address}?token={session.token}" if session.token else address)
+    with listener:
+        server.run(sockets=[listener])

@@ -1,0 +1,212 @@
+"""Answers of people: an append-only file that survives a kill at any moment, and the labels made of it."""
+
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from diffalign.data.reading.examples import digest
+from diffalign.errors import UserError
+from diffalign.preferences.labelling.tasks import Task
+from diffalign.rollout.labels import TEMPLATE
+from diffalign.utils.files import write_atomic
+from diffalign.utils.intervals import Estimate, wilson
+from diffalign.utils.text import json_lines
+
+ANSWERS = "answers.jsonl"
+LABELS = "labels.jsonl"
+BLIND = "blind.jsonl"
+TIE, SKIP = "tie", "skip"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person says of a task: the place of the best, `TIE` or `SKIP`."""
+
+    task: str
+    by: str
+    choice: int | str
+
+    def scores(self, count: int) -> list[float] | None:
+        """Return the scores of K images: 1 for the best, 0 for the others, equal ones for a tie; None: skipped."""
+        if self.choice == SKIP:
+            return None
+        if self.choice == TIE:
+            return [0.5] * count
+        return [float(place == self.choice) for place in range(count)]
+
+
+class AnswerStore:
+    """The answers to some tasks: the newest of each person and task counts.
+
+    Every answer is a line of ``answers.jsonl``, written and synced before the page hears that it is kept; a
+    line that a kill has cut is dropped when the file is opened. What is made of the answers is written anew,
+    atomically, after each of them.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], folder: Path, write: "Callable[[AnswerStore], None] | None" = None
+    ):
+        """Open the store.
+
+        Args:
+            tasks: all of them.
+            folder: where ``answers.jsonl`` lies.
+            write: what is made of the answers; None: `write_labels`, which ``diffalign train`` reads.
+
+        Raises:
+            UserError: the file of answers has a line that is none, or a task that is not among these.
+        """
+        self.tasks = {task.key: task for task in tasks}
+        self.folder, self._write, self._lock = folder, write or write_labels, Lock()
+        self._file = folder / ANSWERS
+        self._given: dict[str, dict[str, Answer]] = defaultdict(dict)  # by task, then by person
+        self._order: dict[str, list[str]] = defaultdict(list)  # of each person's tasks, the newest last
+        self.dropped = self._read()
+        self._write(self)
+
+    def _read(self) -> int:
+        """Read the answers; return how many cut lines were dropped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._file.exists():
+            return 0
+        content = self._file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # the process was killed while it wrote
+            write_atomic(self._file, whole)
+        for where, row in json_lines(self._file):
+            if row.get("task") not in self.tasks:
+                raise UserError(
+                    f"{where}: task {row.get('task')!r} is not among the {len(self.tasks)} tasks; allowed: the "
+                    "set that was labelled before, or another --output"
+                )
+            self._apply(row)
+        return int(whole != content)
+
+    def _apply(self, row: Mapping[str, Any]) -> None:
+        task, by = row["task"], row["by"]
+        if task in self._order[by]:
+            self._order[by].remove(task)
+        if row.get("undo"):
+            self._given[task].pop(by, None)
+            return
+        self._given[task][by] = Answer(task, by, row["choice"])
+        self._order[by].append(task)
+
+    def add(self, answer: Answer) -> None:
+        """Keep an answer; it is on the disk when this returns."""
+        self._append({"task": answer.task, "by": answer.by, "choice": answer.choice})
+
+    def undo(self, by: str) -> str | None:
+        """Take a person's newest answer back; return its task, or None where there is none."""
+        with self._lock:
+            newest = self._order[by][-1] if self._order[by] else None
+        if newest is not None:
+            self._append({"task": newest, "by": by, "undo": True})
+        return newest
+
+    def _append(self, row: dict[str, Any]) -> None:
+        row["at"] = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._lock:
+            with self._file.open("ab") as file:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+            self._apply(row)
+            self._write(self)
+
+    def answer(self, task: str, by: str) -> Answer | None:
+        """Return what a person has said of a task, None where nothing."""
+        return self._given[task].get(by)
+
+    def answered(self, by: str) -> set[str]:
+        """Return the tasks that a person has answered or skipped."""
+        return set(self._order[by])
+
+    def votes(self, task: str) -> int:
+        """Return how many people have answered a task, skips left out."""
+        return sum(answer.choice != SKIP for answer in self._given[task].values())
+
+    def counts(self) -> Counter[str]:
+        """Return how many answers each person has given."""
+        return Counter(by for given in self._given.values() for by in given)
+
+    def scores(self, task: Task) -> list[float] | None:
+        """Return the mean of people's scores of a task's media, None where nobody has answered it."""
+        count = len(task.media)
+        given = [s for a in self._given[task.key].values() if (s := a.scores(count)) is not None]
+        if not given:
+            return None
+        return [sum(column) / len(given) for column in zip(*given, strict=True)]
+
+    def agreement(self) -> Estimate | None:
+        """Return how often two people who answered one task chose the same, with Wilson's interval; None where
+        no task has two answers.
+        """
+        same = asked = 0
+        for given in self._given.values():
+            choices = [answer.choice for answer in given.values() if answer.choice != SKIP]
+            for first, second in combinations(choices, 2):
+                same, asked = same + (first == second), asked + 1
+        return wilson(same, asked) if asked else None
+
+
+def write_labels(store: AnswerStore) -> None:
+    """Write ``labels.jsonl``: a line a task that somebody has answered, in the schema of ranked lists."""
+    rows = []
+    for task in store.tasks.values():
+        scores = store.scores(task)
+        if scores is not None:
+            kind = "videos" if task.video else "images"
+            media = [_relative(file, store.folder) for file in task.media]
+            rows.append({"prompt": task.prompt, kind: media, "scores": scores})
+    write_atomic(store.folder / LABELS, _lines(rows))
+
+
+def write_round(store: AnswerStore) -> None:
+    """Write a file a person, as rounds of online runs have them (``rollout.labels``)."""
+    for by in store.counts():
+        rows = []
+        for task in store.tasks.values():
+            answer = store.answer(task.key, by)
+            scores = answer.scores(len(task.media)) if answer else None
+            names = [file.name for file in task.media]
+            rows.append({"prompt": task.prompt, "images": names, "scores": scores or [None] * len(names)})
+        write_atomic(store.folder / f"{Path(TEMPLATE).stem}-{file_name(by)}.jsonl", _lines(rows))
+
+
+def write_blind(store: AnswerStore) -> None:
+    """Write ``blind.jsonl`` beside the labels: people's scores of base and aligned, for the report."""
+    write_labels(store)
+    rows = []
+    for task in store.tasks.values():
+        scores = store.scores(task)
+        if scores is not None:
+            base, aligned = scores
+            row = {"model": task.models[1], "prompt": task.prompt, "base": base, "aligned": aligned}
+            rows.append(row | {"votes": store.votes(task.key)})
+    write_atomic(store.folder / BLIND, _lines(rows))
+
+
+def file_name(person: str) -> str:
+    """Return a name for a file from a person's, without what file systems refuse; different people, different
+    files.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", person)[:40]
+    return plain if plain == person else f"{plain}-{digest(person.encode())[:8]}"
+
+
+def _relative(file: Path, folder: Path) -> str:
+    file, folder = file.resolve(), folder.resolve()
+    return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
