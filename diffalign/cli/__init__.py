@@ -21,6 +21,7 @@ COMMANDS = {
     "data": "what a preference set is and holds, before training",
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
+    "label": "compare images or videos in a browser: pairs, rounds of a run, blind evaluations",
     "video-pairs": "make pairs to label of real videos: two takes of each (DenseDPO)",
     "label-segments": "label pairs of videos by the second: from a file, a reward, a vision-language model",
     "score": "score images with rewards",

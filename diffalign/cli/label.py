@@ -1,7 +1,7 @@
 """``diffalign label``: a page on which people compare images or videos."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,13 @@ def run(argv: Sequence[str]) -> int:
         help="a folder of `diffalign generate`, a preference set, runs/NAME/rollouts/round-0000, or of "
         "`diffalign evaluate` (blind: base against aligned)",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="of the answers; default: SOURCE-labels; a round's own")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="of the answers; default: SOURCE-labels; a round's own"
+    )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N comparisons only")
-    parser.add_argument("--votes", type=number(int, 1), default=1, metavar="K", help="people a comparison; default 1")
+    parser.add_argument(
+        "--votes", type=number(int, 1), default=1, metavar="K", help="people a comparison; default 1"
+    )
     parser.add_argument(
         "--order",
         choices=("random", "given", "disagreement"),
@@ -30,34 +34,46 @@ def run(argv: Sequence[str]) -> int:
         help="disagreement: where --rewards are most divided comes first; default random",
     )
     parser.add_argument("--rewards", metavar="A,B", help="for --order disagreement")
-    parser.add_argument("--aligned", metavar="NAME", help="of an evaluation of several models: which one; default: the first")
+    parser.add_argument(
+        "--aligned", metavar="NAME", help="of an evaluation of several models: which one"
+    )
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of --order random; default 0")
-    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, this machine alone; others need a token")
-    parser.add_argument("--port", type=number(int, 0, 65535), default=8764, help="0 picks a free one; default 8764")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="default 127.0.0.1, this machine alone; others need a token"
+    )
+    parser.add_argument(
+        "--port", type=number(int, 0, 65535), default=8764, help="0 picks a free one; default 8764"
+    )
     parser.add_argument("--device", default="auto", help="of --rewards: auto, cpu, cuda; default auto")
     args = parse(parser, argv)
     if args.order == "disagreement" and not args.rewards:
-        raise UserError("--order disagreement needs --rewards; allowed: two rewards or more, such as pickscore,hpsv2_1")
+        raise UserError(
+            "--order disagreement needs --rewards; allowed: two rewards or more, such as pickscore,hpsv2_1"
+        )
 
     from diffalign.preferences.labelling.results import is_evaluation, summary
     from diffalign.preferences.labelling.server import Session, serve
-    from diffalign.preferences.labelling.store import AnswerStore
+    from diffalign.preferences.labelling.store import AnswerStore, write_blind, write_labels, write_round
     from diffalign.preferences.labelling.tasks import in_order, is_round, read_tasks, write_index
 
     source = Path(args.source).expanduser()
     of_round, blind = is_round(source), is_evaluation(source)
     output = Path(args.output).expanduser() if args.output else _output(args.source, of_round, blind)
     if of_round and args.output:
-        raise UserError(f"--output {args.output!r} with a round; allowed: none, since the run reads the labels there")
+        raise UserError(
+            f"--output {args.output!r} with a round; allowed: none, since the run reads the labels there"
+        )
     if blind:
         from diffalign.preferences.labelling.results import evaluation_tasks
 
         tasks = evaluation_tasks(source, args.aligned, args.limit)
     else:
         tasks = read_tasks(args.source, output, args.limit)
-    divided = _disagreement(names(args.rewards, "--rewards"), device_name(args.device)) if args.rewards else None
+    divided = (
+        _disagreement(names(args.rewards, "--rewards"), device_name(args.device)) if args.rewards else None
+    )
     tasks = in_order(tasks, args.order, args.seed, divided)
-    store = AnswerStore(tasks, output, of_round)
+    store = AnswerStore(tasks, output, write_round if of_round else write_blind if blind else write_labels)
     if store.dropped:
         print(f"note: {output}/answers.jsonl ended in half a line, which is dropped", file=sys.stderr)
     write_index(tasks, output / "tasks.jsonl")
@@ -81,7 +97,7 @@ def _output(source: str, of_round: bool, blind: bool) -> Path:
     return Path(f"{name}-labels")
 
 
-def _disagreement(specs: Sequence[str], device: str):  # type: ignore[no-untyped-def]
+def _disagreement(specs: Sequence[str], device: str) -> "Callable[[Task], float]":
     from diffalign.preferences.labelling.results import disagreement_of
 
     if len(specs) < 2:
@@ -90,10 +106,11 @@ def _disagreement(specs: Sequence[str], device: str):  # type: ignore[no-untyped
 
 
 DESCRIPTION = """\
-Open a page on which people compare images or videos of a prompt, by keyboard: left and right (or 1 to 9), down
-for no difference, S to skip, Z to undo. Answers are appended to answers.jsonl as they come, so nothing is lost
-when the command is killed; labels.jsonl beside it is what `diffalign train --data.path` reads. Several people
-give their names and share the work; --votes 2 has each comparison answered twice, and their agreement is told."""
+Open a page on which people compare images or videos of a prompt, by keyboard: left and right (or 1 to 9),
+down for no difference, S to skip, Z to undo. Answers are appended to answers.jsonl as they come, so nothing
+is lost when the command is killed; labels.jsonl beside it is what `diffalign train --data.path` reads.
+Several people give their names and share the work; --votes 2 has each comparison answered twice, and their
+agreement is told."""
 
 EXAMPLES = """
 diffalign generate sdxl --prompts prompts.txt --images-per-prompt 2 --output images

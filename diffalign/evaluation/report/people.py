@@ -3,8 +3,11 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffalign.evaluation.measuring.statistics import Comparison, compare
+from diffalign.evaluation.report.numbers import p_value, percent
+from diffalign.evaluation.report.page import section, table
 from diffalign.utils.text import json_lines
 
 FILE = Path("people", "blind.jsonl")
@@ -28,19 +31,40 @@ def read_people(folder: Path) -> dict[str, Comparison]:
     return {model: compare(*map(list, zip(*some, strict=True))) for model, some in rows.items()}  # type: ignore[arg-type]
 
 
-def section(people: Mapping[str, Comparison]) -> str:
-    """Return the part of the page that says what people prefer; empty where nobody was asked."""
+def people_section(people: Mapping[str, Comparison]) -> str:
+    """Return the part of the page that says what people prefer; empty where nobody has compared."""
     if not people:
         return ""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{percent(found.win_rate.value)} "
-        f"<span class=ci>{span(found.win_rate, percent)}</span></td>"
-        f"<td>{found.wins} / {found.ties} / {found.losses}</td><td>{found.prompts}</td>"
-        f"<td>{found.outcome}</td></tr>"
+    rows = [
+        [
+            name,
+            f"{percent(found.win_rate.value)} ({percent(found.win_rate.low)} to "
+            f"{percent(found.win_rate.high)})",
+            f"{found.wins} / {found.ties} / {found.losses}",
+            str(found.prompts),
+            p_value(found.p_value),
+            found.outcome,
+        ]
         for name, found in people.items()
-    )
-    return (
-        "<section id=people><h2>People</h2><p>Base against aligned, blind: order shuffled, the model not named. Win "
-        "rate with its 95 % interval, ties counting half.</p><table><thead><tr><th>model</th><th>win rate</th>"
-        f"<th>wins / ties / losses</th><th>prompts</th><th></th></tr></thead><tbody>{rows}</tbody></table></section>"
-    )
+    ]
+    lead = "Base against aligned by people, blind: the order is shuffled and the models are not named. "
+    lead += "Win rates have 95 % intervals; ties count half."
+    columns = ["model", "win rate", "wins / ties / losses", "prompts", "p", "aligned is"]
+    return section("By people", lead, table(columns, rows))
+
+
+def people_data(people: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
+    """Return what ``report.json`` has of people's comparisons, by model."""
+    return {
+        name: {
+            "win_rate": found.win_rate.value,
+            "win_rate_ci95": found.win_rate.interval,
+            "win": found.wins,
+            "tie": found.ties,
+            "loss": found.losses,
+            "prompts": found.prompts,
+            "p_value": found.p_value,
+            "verdict": found.outcome,
+        }
+        for name, found in people.items()
+    }

@@ -19,6 +19,7 @@ from diffalign.evaluation.measuring.image_statistics import StatisticChange
 from diffalign.evaluation.measuring.statistics import Comparison
 from diffalign.evaluation.report import curves, sections
 from diffalign.evaluation.report.page import contents, page
+from diffalign.evaluation.report.people import people_data, people_section, read_people
 from diffalign.evaluation.report.side_by_side import pairs
 from diffalign.evaluation.report.standings import categories, standings, switch
 from diffalign.evaluation.report.tables import write_tables
@@ -235,11 +236,12 @@ def write_contest(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: read_json_lines(file) for name, file in (metrics or {}).items()}
-    data = contest_data(contest, facts)
+    people = read_people(folder)
+    data = contest_data(contest, facts) | ({"people": people_data(people)} if people else {})
     write_atomic(folder / "report.json", json.dumps(data, indent=2, default=str) + "\n")
     write_tables(folder, contest)
     target = folder / "report.html"
-    write_atomic(target, render(contest, facts, title, rows, shown))
+    write_atomic(target, render(contest, facts, title, rows, shown, people))
     return target
 
 
@@ -249,8 +251,9 @@ def render(
     title: str = "",
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     shown: int | None = None,
+    people: Mapping[str, Comparison] | None = None,
 ) -> str:
-    """Return the page as text; see ``write_contest``."""
+    """Return the page as text; see ``write_contest``. ``people`` is what ``read_people`` gave."""
     if shown is None:
         shown = max(4, (8 if contest.leading.motion else 24) // len(contest.names))
     best = facts[contest.best]
@@ -261,6 +264,7 @@ def render(
         sections.numbers(contest, {name: (f.train_seconds, f.steps) for name, f in facts.items()}),
         sections.alarm(contest),
         sections.rewards(contest),
+        people_section(people or {}),
         sections.motion(contest),
         pairs(contest, shown),
         categories(contest),

@@ -1,4 +1,6 @@
-"""What labelling starts from and ends in: evaluations compared blind, divided rewards first, words at the end."""
+"""What labelling starts from and ends in: evaluations compared blind, divided rewards first, words at the
+end.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +33,9 @@ def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> li
     """
     models = sorted(f.name for f in (folder / "images").iterdir() if f.is_dir() and f.name != BASE)
     if aligned is None and len(models) != 1:
-        raise UserError(f"{folder} has {len(models)} aligned models; name one by --aligned: {', '.join(models)}")
+        raise UserError(
+            f"{folder} has {len(models)} aligned models; name one by --aligned: {', '.join(models)}"
+        )
     name = aligned or models[0]
     if name not in models:
         raise unknown("--aligned", name, models)
@@ -39,8 +43,8 @@ def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> li
 
 
 def disagreement_of(specs: Sequence[str], device: str) -> Callable[[Task], float]:
-    """Return what says how divided some rewards are about a task: 0 where all prefer one image, 1 where votes are
-    spread evenly.
+    """Return what says how divided some rewards are about a task: 0 where all prefer one image, 1 where
+    votes are spread evenly.
     """
     rewards = [load(spec, device) for spec in specs]
 
@@ -59,13 +63,15 @@ def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
     lines = [f"{session.done} of {len(store.tasks)} compared, by {len(store.counts())} people"]
     if agreement := store.agreement():
         lines.append(
-            f"two people agree on {agreement.value:.1%}, 95 % interval {agreement.low:.1%} to {agreement.high:.1%}"
+            f"two people agree on {agreement.value:.1%}, 95 % interval {agreement.low:.1%} to "
+            f"{agreement.high:.1%}"
         )
     if blind:
         for name, found in read_people(output.parent).items():
             rate = found.win_rate
             lines.append(
-                f"{name} wins {rate.value:.1%} against the base, 95 % interval {rate.low:.1%} to {rate.high:.1%}: "
+                f"{name} wins {rate.value:.1%} against the base, 95 % interval {rate.low:.1%} to "
+                f"{rate.high:.1%}: "
                 f"{found.outcome}"
             )
         lines.append("the same `diffalign evaluate` command again puts it into the report")

@@ -1,7 +1,7 @@
 """The labelling page's server: Starlette behind uvicorn, one page, five routes, nothing from elsewhere.
 
-On this machine alone by default. Bound elsewhere it asks for a token, which the address that is printed holds.
-A request from another site's page is refused by its Origin.
+On this machine alone by default. Bound elsewhere it asks for a token, which the address that is printed
+holds. A request from another site's page is refused by its Origin.
 """
 
 import secrets
@@ -209,13 +209,17 @@ def serve(session: Session, host: str, port: int, say: Callable[[str], None]) ->
         import uvicorn
         from starlette.applications import Starlette  # noqa: F401
     except ImportError as error:
-        raise UserError("the labelling page needs starlette and uvicorn: pip install 'diffalign[label]'") from error
+        raise UserError(
+            "the labelling page needs starlette and uvicorn: pip install 'diffalign[label]'"
+        ) from error
     if not session.token and not is_loopback(host):
         session.token = secrets.token_urlsafe(16)
     try:
         listener = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen at {host}:{port} ({error}); allowed: another --host or --port") from error
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error}); allowed: another --host or --port"
+        ) from error
     address = f"http://{host}:{listener.getsockname()[1]}/"
     server = uvicorn.Server(uvicorn.Config(application(session), log_level="warning"))
     previous = session.finished

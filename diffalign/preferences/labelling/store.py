@@ -35,7 +35,9 @@ class Answer:
     choice: int | str
 
     def scores(self, count: int) -> list[float] | None:
-        """Return the scores of K images: 1 for the best, 0 for the others, equal ones for a tie; None: skipped."""
+        """Return the scores of K images: 1 for the best, 0 for the others, equal ones for a tie; None:
+        skipped.
+        """
         if self.choice == SKIP:
             return None
         if self.choice == TIE:
@@ -84,7 +86,8 @@ class AnswerStore:
         for where, row in json_lines(self._file):
             if row.get("task") not in self.tasks:
                 raise UserError(
-                    f"{where}: task {row.get('task')!r} is not among the {len(self.tasks)} tasks; allowed: the "
+                    f"{where}: task {row.get('task')!r} is not among the {len(self.tasks)} tasks; "
+                    f"allowed: the "
                     "set that was labelled before, or another --output"
                 )
             self._apply(row)
@@ -147,8 +150,8 @@ class AnswerStore:
         return [sum(column) / len(given) for column in zip(*given, strict=True)]
 
     def agreement(self) -> Estimate | None:
-        """Return how often two people who answered one task chose the same, with Wilson's interval; None where
-        no task has two answers.
+        """Return how often two people who answered one task chose the same, with Wilson's interval; None
+        where no task has two answers.
         """
         same = asked = 0
         for given in self._given.values():
@@ -176,9 +179,11 @@ def write_round(store: AnswerStore) -> None:
         rows = []
         for task in store.tasks.values():
             answer = store.answer(task.key, by)
-            scores = answer.scores(len(task.media)) if answer else None
+            scores: list[float] | list[None] = [None] * len(task.media)
+            if answer:
+                scores = answer.scores(len(task.media)) or scores
             names = [file.name for file in task.media]
-            rows.append({"prompt": task.prompt, "images": names, "scores": scores or [None] * len(names)})
+            rows.append({"prompt": task.prompt, "images": names, "scores": scores})
         write_atomic(store.folder / f"{Path(TEMPLATE).stem}-{file_name(by)}.jsonl", _lines(rows))
 
 

@@ -48,7 +48,8 @@ def read_tasks(path: str, output: Path, limit: int | None = None) -> list[Task]:
     """Read the tasks of a folder of samples, of a round of an online run, or of a preference set.
 
     Args:
-        path: what ``diffalign generate`` has written, with several images of a prompt; ``rollouts/round-NNNN``
+        path: what ``diffalign generate`` has written, with several images of a prompt;
+        ``rollouts/round-NNNN``
             of a run that waits for people; or anything that ``data.path`` may be.
         output: where images that are not files yet are written.
         limit: the first so many tasks.
@@ -95,7 +96,9 @@ def blind_tasks(folders: dict[str, Path], limit: int | None = None) -> list[Task
     first, second = by_model.values()
     shared = [place for place in first if place in second]
     if not shared:
-        raise UserError(f"{' and '.join(map(str, folders.values()))} share no prompt; allowed: one prompt set")
+        raise UserError(
+            f"{' and '.join(map(str, folders.values()))} share no prompt; allowed: one prompt set"
+        )
     names = tuple(folders)
     tasks = []
     for prompt, position, number in shared[:limit]:
