@@ -34,9 +34,7 @@ def run(argv: Sequence[str]) -> int:
         help="disagreement: where --rewards are most divided comes first; default random",
     )
     parser.add_argument("--rewards", metavar="A,B", help="for --order disagreement")
-    parser.add_argument(
-        "--aligned", metavar="NAME", help="of an evaluation of several models: which one"
-    )
+    parser.add_argument("--aligned", metavar="NAME", help="of an evaluation of several models: which one")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of --order random; default 0")
     parser.add_argument(
         "--host", default="127.0.0.1", help="default 127.0.0.1, this machine alone; others need a token"

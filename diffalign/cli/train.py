@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diffalign.cli import INTERRUPTED
@@ -37,11 +38,22 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.runs.align import align
 
     result = align(run)
+    while result.waiting and run.rollout.page and _label(run, result):
+        run = replace(run, resume="latest")
+        result = align(run)
     if result.waiting:
         _say(waiting(run, result))
         return 0
     _say(interrupted(run, result) if result.interrupted else finished(run, result))
     return INTERRUPTED if result.interrupted else 0
+
+
+def _label(run: "Run", result: "Result") -> bool:
+    """Serve the page of the round that waits; return whether all of it is labelled."""
+    from diffalign.preferences.labelling.online import label_round
+
+    _say([f"after step {result.steps}: {result.waiting.partition(':')[0]}; label them at:"])
+    return label_round(result.output, run.rollout.page_port, lambda address: print(address, flush=True))
 
 
 def finished(run: "Run", result: "Result") -> list[str]:

@@ -97,6 +97,10 @@ class RolloutConfig:
         "process: a second process judges, batch_size at a time, while the policy samples on",
     )
     by: Literal["rewards", "people"] = option(
-        "rewards", "judges of a round; people: the run stops for labels in each round"
+        "rewards", "judges of a round; people: a page in the browser asks for labels in each round"
     )
+    page: bool = option(
+        True, "by people: `diffalign train` serves the page; false: it stops until labels.jsonl is filled in"
+    )
+    page_port: int = option(8764, "of the page, on this machine alone; 0: a free one", between(0, 65535))
     keep: int = option(2, "rounds kept on disk; those that people label are all kept", COUNT)

@@ -28,6 +28,8 @@ FREE = (
     "data.cache_dir",
     "data.workers",
     "data.cache_batch_size",
+    "rollout.page",
+    "rollout.page_port",
     "model.gradient_checkpointing",
     "method.cache",
     "method.noising.cache",

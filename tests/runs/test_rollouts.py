@@ -198,7 +198,7 @@ def pictures(folder):
 
 def test_rounds_that_people_judge(tmp_path, monkeypatch, capfd):
     """By the command line: wait, label, train a round, wait; killed while it draws the second round."""
-    run = small(tmp_path / "run", "d3po", steps=2 * STEPS, by="people", rewards=())
+    run = small(tmp_path / "run", "d3po", steps=2 * STEPS, by="people", page=False, rewards=())
     run = replace(
         run,
         training=replace(run.training, reference_every=STEPS),

@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -231,5 +232,5 @@ def serve(session: Session, host: str, port: int, say: Callable[[str], None]) ->
 
     session.finished = stop if previous else None
     say(f"{address}?token={session.token}" if session.token else address)
-    with listener:
+    with listener, suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises what ended it
         server.run(sockets=[listener])

@@ -1,0 +1,31 @@
+"""The human of an online run: the page of the round that waits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from diffalign.errors import UserError
+from diffalign.preferences.labelling.server import Session, serve
+from diffalign.preferences.labelling.store import AnswerStore, write_round
+from diffalign.preferences.labelling.tasks import read_tasks
+
+
+def label_round(run: Path, port: int, say: Callable[[str], None]) -> bool:
+    """Serve the newest round of a run until all of it is labelled; return whether it is.
+
+    Args:
+        run: the run directory.
+        port: of the page, 0 for a free one.
+        say: gets the address.
+
+    Raises:
+        UserError: no round waits, or the page cannot be served.
+    """
+    rounds = sorted((run / "rollouts").glob("round-*"))
+    if not rounds:
+        raise UserError(f"{run}/rollouts has no round; allowed: a run that waits for labels")
+    tasks = read_tasks(str(rounds[-1]), rounds[-1])
+    store = AnswerStore(tasks, rounds[-1], write_round)
+    session = Session(store, f"{run.name}: {rounds[-1].name}", finished=lambda: None)
+    if session.done < len(tasks):
+        serve(session, "127.0.0.1", port, say)
+    return session.done == len(tasks)
