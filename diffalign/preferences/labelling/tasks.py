@@ -137,7 +137,7 @@ def _of_samples(samples: Sequence[Sample], path: str) -> list[Task]:
 
 
 def _of_preferences(path: str, folder: Path, limit: int | None) -> list[Task]:
-    """The groups of a set; its labels are not shown, and rows without one are as good."""
+    """Return the groups of a set as tasks: labels are not shown, rows without one are as good."""
     preferences = read_preferences(DataConfig(path=path, limit=limit), seed=0)
     write = _writer(folder)
     tasks: dict[str, Task] = {}
