@@ -155,9 +155,10 @@ def _writer(folder: Path) -> Callable[[ImageRef], Path]:
     def write(image: ImageRef) -> Path:
         if isinstance(image.source, Path):
             return image.source
-        file = folder / f"{digest(image.source)[:16]}{suffix(image.source)}"
+        content = image.read()
+        file = folder / f"{digest(content)[:16]}{suffix(content)}"
         if not file.is_file():
-            write_atomic(file, image.source)
+            write_atomic(file, content)
         return file
 
     return write
