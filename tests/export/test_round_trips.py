@@ -305,3 +305,35 @@ def test_merged_images_are_the_adapters_images(worlds: Callable[[str], World], t
     adapted.pipeline.load_lora_weights(str(world.aligned))
     difference = abs(image(load(ModelConfig(path=str(merged))).pipeline) - image(adapted.pipeline))
     assert difference.max() <= 2 / 255
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_adapters_of_text_encoders_travel_with_the_networks(
+    worlds: Callable[[str], World], tmp_path: Path, family: str
+) -> None:
+    from peft import LoraConfig as PeftConfig
+
+    from diffalign.models.lora import ADAPTER, inject
+
+    base = worlds(family).base
+    model = load(base)
+    g = torch.Generator().manual_seed(1)
+    for component in ("unet", *model.text_encoders):
+        part = getattr(model.pipeline, component)
+        targets = ["to_q", "to_v"] if component == "unet" else ["q_proj", "out_proj", "fc1"]
+        inject(part, PeftConfig(r=2, lora_alpha=4, target_modules=targets), ADAPTER)
+        with torch.no_grad():
+            for name, parameter in part.named_parameters():
+                if "lora_" in name:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=g)
+    expected = prediction(model)
+    save_aligned(model, tmp_path / "aligned", "card")
+    file = tmp_path / "aligned" / "pytorch_lora_weights.safetensors"
+    prefix = "lora_te_" if family == "sd15" else "lora_te2_"
+    assert any(key.startswith(prefix) for key in load_file(file))
+    by_diffusers, by_kohya = load(base), load(base)
+    by_diffusers.pipeline.load_lora_weights(str(file))
+    merge_kohya(load_file(file), by_kohya.pipeline)
+    assert (prediction(by_diffusers) - expected).abs().max() <= 1e-4
+    assert (prediction(by_kohya) - expected).abs().max() <= 1e-4
+    assert (prediction(load(base)) - expected).abs().max() > 1e-3
