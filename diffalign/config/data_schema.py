@@ -55,6 +55,29 @@ class AlteredConfig:
 
 
 @dataclass(frozen=True)
+class FilterConfig:
+    """Groups of a set that are left out, each kind counted in the run's report."""
+
+    words: tuple[str, ...] = option((), "leave out prompts that contain one of these, in any case", NAMES)
+    min_prompt: int = option(0, "characters that a prompt has at least", COUNT_OR_ZERO)
+    max_prompt: int | None = option(None, "characters that a prompt has at most; null: any number", COUNT)
+    min_side: int = option(0, "pixels that both sides of every image have at least", COUNT_OR_ZERO)
+    repeats: bool = option(False, "leave out groups whose prompt and image files an earlier group has")
+    nsfw: int | None = option(
+        None, "number of the reward, from 0, that is a classifier's NSFW score; null: none", COUNT_OR_ZERO
+    )
+    max_nsfw: float = option(0.5, "highest score of data.filters.nsfw that an image may have", at_least(0))
+    agree: int = option(
+        0, "rewards that must prefer the image that the label prefers, at least; ties pass", COUNT_OR_ZERO
+    )
+    min_margin: float = option(
+        0.0,
+        "difference of the mean rewards of best and worst image by label, at least; ties pass",
+        at_least(0),
+    )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Preferences, and how images or videos become latents."""
 
@@ -82,6 +105,9 @@ class DataConfig:
         None, "fetch at most this many images named by web addresses; null: all", at_least(0)
     )
     streaming: bool = option(False, "encode a hub dataset as it arrives and keep no copy of it")
+    mix: tuple[str, ...] = option(
+        (), "further sets, PATH=WEIGHT: each row so many times an epoch, against once of data.path", NAMES
+    )
     limit: int | None = option(None, "read at most this many rows", COUNT)
     label: str = option(
         "", "which of several labels of a set, such as VQ or coherence; empty: the overall or only one"
@@ -106,6 +132,7 @@ class DataConfig:
     rewards_as: Literal["extra", "score", "wins"] = option(
         "extra", "use of data.rewards: beside the label, or instead of it as a score or as wins"
     )
+    filters: FilterConfig = section(FilterConfig)
     curriculum: CurriculumConfig = section(CurriculumConfig)
     resolution: int = option(512, "pixels of the square's side, or of buckets of the same area", multiple(8))
     height: int | None = option(None, "pixels, together with data.width: replaces the square", multiple(8))
@@ -143,3 +170,6 @@ class DataConfig:
         8, "images encoded at once; for videos also the number held decoded in memory", BATCH
     )
     workers: int = option(0, "processes that read data", between(0, 1024))
+    prefetch: int = option(
+        2, "micro-batches that threads read ahead of the step, without data.workers; 0: none", between(0, 64)
+    )

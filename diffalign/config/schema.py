@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffalign.config.data_schema import AlteredConfig, CurriculumConfig, DataConfig
+from diffalign.config.data_schema import AlteredConfig, CurriculumConfig, DataConfig, FilterConfig
 from diffalign.config.export_schema import ExportConfig
 from diffalign.config.fields import (
     BATCH,
@@ -42,6 +42,7 @@ __all__ = [
     "CurriculumConfig",
     "DataConfig",
     "ExportConfig",
+    "FilterConfig",
     "LoggingConfig",
     "LoraConfig",
     "ModelConfig",

@@ -27,6 +27,7 @@ from diffalign.types import Method
 FREE = (
     "data.cache_dir",
     "data.workers",
+    "data.prefetch",
     "data.cache_batch_size",
     "rollout.page",
     "rollout.page_port",

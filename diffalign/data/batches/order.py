@@ -27,7 +27,7 @@ class Order:
     """The one order of a run's groups."""
 
     def __init__(self, records: Columns, config: DataConfig, window: int, seed: int):
-        """Raises UserError if the curriculum does not fit the records."""
+        """Raise UserError if the curriculum does not fit the records."""
         self._length = config.curriculum.steps * window
         self._members: list[np.ndarray] = [np.arange(len(records))]
         seeds = [seed]
@@ -107,7 +107,7 @@ class _Shuffle:
         return self._windows[window]
 
     def _permutation(self, count: int, number: int, *name: str) -> Tensor:
-        """A permutation of ``count``, the one of that name and number; the last of each name is kept."""
+        """Return the permutation of ``count`` of that name and number; the last of each name is kept."""
         known = self._permutations.get(name)
         if known is None or known[0] != number:
             known = (number, permutation(count, self._seed, *name, number))

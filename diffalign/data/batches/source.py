@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffalign.config.schema import DataConfig
+from diffalign.data.batches.ahead import ahead
 from diffalign.data.batches.order import Order
 from diffalign.data.encoding.encoded import Bucket, EncodedSet, Record
 from diffalign.diffusion.randomness import Streams
@@ -151,7 +152,7 @@ class PairSource:
 
     def __iter__(self) -> Iterator[Batch[Tensor]]:
         if not self._config.workers:
-            return map(self.batch, count(self._start))
+            return ahead(self.batch, count(self._start), self._config.prefetch)
         # a generator of its own: the loader would otherwise draw a seed from the global one
         return iter(
             DataLoader(
@@ -163,7 +164,7 @@ class PairSource:
         )
 
     def batch(self, micro_step: int) -> Batch[Tensor]:
-        """The micro-batch of one micro-step of this rank."""
+        """Return the micro-batch of one micro-step of this rank."""
         first = (micro_step * self._world + self._rank) * self._batch_size
         visits = [self._visit(position) for position in range(first, first + self._batch_size)]
         own_sizes = self._config.own_sizes
@@ -215,7 +216,7 @@ class FixedBatches(Sequence[Batch[Tensor]]):
     @overload
     def __getitem__(self, number: slice) -> Sequence[Batch[Tensor]]: ...
     def __getitem__(self, number: int | slice) -> Batch[Tensor] | Sequence[Batch[Tensor]]:
-        """A batch, or a list of them."""
+        """Return a batch, or a list of them."""
         if isinstance(number, slice):
             return [self[at] for at in range(len(self))[number]]
         visits = []

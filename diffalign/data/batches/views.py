@@ -16,7 +16,7 @@ from diffalign.errors import UserError
 
 
 def viewed(encoded: EncodedSet, config: DataConfig) -> EncodedSet:
-    """The set as ``config.view`` wants it; UserError if it cannot be seen so."""
+    """Return the set as ``config.view`` wants it; UserError if it cannot be seen so."""
     if config.best is not None and config.view != "demonstrations":
         raise UserError(f"data.best is {config.best}; it is for data.view demonstrations, not {config.view}")
     if config.view == "pairs":
@@ -82,8 +82,9 @@ def _likes(records: Iterable[Record]) -> list[Record]:
 
 
 def _experts(records: Iterable[Record], number: int) -> list[Record]:
-    """The images with the highest rewards of all, whatever their labels (Diffusion-DRO, arXiv 2510.18353).
+    """Return the images with the highest rewards of all, whatever their labels.
 
+    Source: Diffusion-DRO, arXiv 2510.18353.
     By several rewards, the highest sum of ranks. Equally good ones come in the order of the set.
     """
     found: dict[tuple[str, str], Record] = {}
@@ -107,7 +108,7 @@ def _singles(record: Record) -> Iterator[Record]:
 
 
 def _part(record: Record, images: tuple[int, ...]) -> Record:
-    """The group of some of a group's images."""
+    """Return the group of some of a group's images."""
     pick = lambda values: tuple(values[index] for index in images) if values else ()  # noqa: E731
     part = replace(
         record,

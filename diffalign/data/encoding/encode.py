@@ -26,6 +26,7 @@ from diffalign.config.schema import DataConfig
 from diffalign.data.batches.views import viewed
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.encoded import EncodedSet, Shared, read_manifest, write_manifest
+from diffalign.data.encoding.filters import filtered
 from diffalign.data.encoding.prepare import Prepared, UnreadableError, prepare, rate
 from diffalign.data.encoding.rating import Rater, same_number
 from diffalign.data.encoding.records import ROWS, SCHEMA, Record, row_of
@@ -70,7 +71,7 @@ def encode_preferences(
     known = read_manifest(store.files, manifest, memory) if preferences.fingerprint else None
     barrier()  # nobody repairs the store before everybody has looked
     if known is not None:
-        return _useful(viewed(known, config), preferences.name)
+        return _useful(filtered(viewed(known, config), config.filters), preferences.name)
 
     store.salvage()
     # kept, so that two runs on one cache never take a part from each other: theirs are the same
@@ -98,7 +99,7 @@ def encode_preferences(
     except BaseException as error:
         _keep(store, error)
         raise
-    return _useful(viewed(encoded, config), preferences.name)
+    return _useful(filtered(viewed(encoded, config), config.filters), preferences.name)
 
 
 def _keep(store: Store, error: BaseException) -> None:

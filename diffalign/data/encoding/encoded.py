@@ -92,20 +92,20 @@ class EncodedSet(Sequence[Record]):
         return tensors["mean"], tensors["std"]
 
     def text(self, record: Record, image: int = 0) -> Tensors:
-        """The embedding of an image's prompt by name, each without a batch axis, float32."""
+        """Return the embedding of an image's prompt by name, each without a batch axis, float32."""
         text = self._memory.get("text", record.texts[image] if record.texts else record.text)
         return text if self._also is None else {**text, **self._also(record.prompt)}
 
     def empty_text(self) -> Tensors:
-        """The embedding of the empty prompt, as ``text``."""
+        """Return the embedding of the empty prompt, as ``text``."""
         return self._memory.get("text", self.shared.empty)
 
     def negative_text(self) -> Tensors:
-        """The embedding that guidance guides away from, as ``text``."""
+        """Return the embedding that guidance guides away from, as ``text``."""
         return self._memory.get("text", self.shared.negative)
 
     def weights(self, record: Record, image: int, flipped: bool = False) -> Tensor:
-        """The weight map of an image, (1, H, W) of its latents' size: ones where it has none."""
+        """Return the weight map of an image, (1, H, W) of its latents' size: ones where it has none."""
         key = record.patches[image] if record.patches else None
         if key is None:
             return torch.ones_like(self.moments(record.images[image])[0][:1])
@@ -127,7 +127,7 @@ class EncodedSet(Sequence[Record]):
         return frozenset(name for name, holds in there.items() if holds)
 
     def scores(self, record: Record, image: int) -> list[float]:
-        """The score of an image, or of each latent frame of a video where labels are dense."""
+        """Return the score of an image, or of each latent frame of a video where labels are dense."""
         if not self.dense:
             return [record.scores[image]]
         if record.dense:
@@ -141,6 +141,10 @@ class EncodedSet(Sequence[Record]):
     def holding(self, records: Iterable[Record], dense: bool | None = None) -> "EncodedSet":
         """Return a set of other records over the same tensors."""
         return self._with(Columns.of(records), dense)
+
+    def counted(self, counts: Counts) -> "EncodedSet":
+        """Return the set with other counts."""
+        return EncodedSet(self.records, self.shared, counts, self._memory, self._also, self.dense)
 
     def recounted(self) -> "EncodedSet":
         """Return the set with its groups counted; what was dropped stays."""
@@ -211,7 +215,7 @@ def read_manifest(files: Folder, name: str, memory: Memory) -> EncodedSet | None
             return None
         shared = Shared(**json.loads(meta["shared"]))
         held = json.loads(meta["counts"])
-        counts = Counts(**{**held, "skipped": tuple(held["skipped"])})
+        counts = Counts(**{**held, "skipped": tuple(held["skipped"]), "filtered": ()})
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
     if counts.usable + counts.ties != len(table):

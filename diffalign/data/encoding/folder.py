@@ -28,7 +28,7 @@ class Folder:
     """
 
     def __init__(self, path: Path | str):
-        """Raises UserError if the folder cannot be made, or if fsspec has no package for its protocol."""
+        """Raise UserError if the folder cannot be made, or if fsspec has no package for its protocol."""
         self.name = str(path)
         self.remote = "://" in self.name and not self.name.startswith("file://")
         self._fs: Any = None

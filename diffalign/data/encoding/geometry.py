@@ -111,7 +111,7 @@ def buckets(resolution: int, step: int) -> list[Size]:
 
 
 def bucket_of(sizes: Sequence[Size], config: DataConfig) -> Size:
-    """The bucket nearest to the mean log aspect (height over width) of a group's images."""
+    """Return the bucket nearest to the mean log aspect (height over width) of a group's images."""
     aspect = sum(math.log(height / width) for height, width in sizes) / len(sizes)
     return min(
         buckets(config.resolution, config.bucket_step),

@@ -26,7 +26,7 @@ def image_size(content: bytes) -> Size:
 
 
 def cut_out(image: Image.Image, cut: Cut) -> Tensor:
-    """The crop of an image: uint8 (3, H, W) of the cut's target size."""
+    """Return the crop of an image: uint8 (3, H, W) of the cut's target size."""
     (height, width), (top, left), target = cut.resized, cut.corner, cut.target
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -35,7 +35,7 @@ def cut_out(image: Image.Image, cut: Cut) -> Tensor:
 
 
 def cut_clip(content: bytes, cut: Cut) -> Tensor:
-    """The crop of a video's file: uint8 (3, F, H, W) of the cut's target size, number of frames and rate.
+    """Return the crop of a video's file: uint8 (3, F, H, W) of the cut's size, number of frames and rate.
 
     Frames are cut as they are decoded, so that only small ones are held. One of UNREADABLE is raised if it is
     no video or damaged.

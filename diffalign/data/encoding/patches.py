@@ -14,7 +14,7 @@ _NUMPY = b"\x93NUMPY"
 
 
 def read_map(content: bytes) -> Tensor:
-    """The map of a file, (h, w) float32 from 0 on; a picture's white is 1.
+    """Return the map of a file, (h, w) float32 from 0 on; a picture's white is 1.
 
     Raises one of ``images.UNREADABLE`` if the file is no map: not an array of two axes, negative, not finite.
     """
@@ -35,11 +35,11 @@ def read_map(content: bytes) -> Tensor:
 
 
 def cut_map(weights: Tensor, cut: Cut) -> Tensor:
-    """The part of a map (h, w) over the whole image that its crop shows, (H, W) of the cut's target size."""
+    """Return what the crop shows of a map (h, w) over the whole image, (H, W) of the cut's target size."""
     (top, left), (height, width) = cut.corner, cut.target
     return pool(weights, cut.resized)[top : top + height, left : left + width]
 
 
 def pool(weights: Tensor, size: Size) -> Tensor:
-    """A map (h, w) averaged over the cells of another size (area)."""
+    """Return a map (h, w) averaged over the cells of another size (area)."""
     return interpolate(weights[None, None], size=size, mode="area")[0, 0]

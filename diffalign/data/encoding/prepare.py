@@ -52,7 +52,7 @@ class UnreadableError(Exception):
 
 @contextmanager
 def _named(reference: ImageRef, name: str) -> Iterator[None]:
-    """What PIL and others raise for a bad file becomes an error that names the file, or else ``name``."""
+    """Turn what PIL and others raise for a bad file into an error that names the file, or else ``name``."""
     try:
         yield
     except UNREADABLE as error:
@@ -169,7 +169,7 @@ def _dense(example: Example, cut: Cut, config: DataConfig, writer: Writer) -> De
 def _image(
     content: bytes, name: str, cut: Cut, config: DataConfig, writer: Writer, pixels: list[tuple[str, Tensor]]
 ) -> EncodedImage:
-    """An image by its keys; ``pixels`` gets what is missing of it."""
+    """Return an image by its keys; ``pixels`` gets what is missing of it."""
     key = writer.latent_key(name, cut, flipped=False)
     flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
     if not (writer.has(key) and (flipped is None or writer.has(flipped))):
@@ -183,7 +183,7 @@ def _image(
 def _maps(
     example: Example, images: Sequence[EncodedImage], writer: Writer
 ) -> tuple[tuple[str | None, ...], list[tuple[str, str, Tensor]]]:
-    """The key of each image's map, and (key, image's key, weights) of those that are missing."""
+    """Return the key of each image's map, and (key, image's key, weights) of those that are missing."""
     keys: list[str | None] = []
     missing = []
     for at, reference in enumerate(example.patches):
@@ -202,8 +202,8 @@ def _maps(
 def rate(
     rows: Iterable[tuple[int, Prepared | Skipped]], rater: Rater | None, config: DataConfig
 ) -> Iterator[tuple[int, Prepared | Skipped]]:
-    """The rows in their order with the rater's scores, asked for ``config.cache_batch_size`` groups at once,
-    and with those that a run has instead of labels.
+    """Yield the rows in order with the scores of the rater, of ``config.cache_batch_size`` groups at once,
+    and with the scores that a run has instead of labels.
     """
     waiting: list[tuple[int, Prepared | Skipped]] = []
     for row in rows:

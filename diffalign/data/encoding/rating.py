@@ -21,7 +21,7 @@ class Rater(Protocol):
         ...
 
     def __call__(self, images: Sequence[bytes], prompts: Sequence[str]) -> Sequence[tuple[float, ...]]:
-        """A row of R scores for each of the image files, higher is better."""
+        """Return a row of R scores for each of the image files, higher is better."""
         ...
 
 
@@ -37,7 +37,7 @@ def wins(rewards: Rewards) -> tuple[float, ...]:
 
 
 def rescored(scores: tuple[float, ...], rewards: Rewards, how: RewardsAs, where: str) -> tuple[float, ...]:
-    """The scores of a group where rewards stand for its label; UserError naming the group they cannot.
+    """Return the scores of a group where rewards stand for its label; UserError naming the group they cannot.
 
     "score": the one reward, but a label's tie stays a tie; "wins": the share of won comparisons.
     """

@@ -247,7 +247,7 @@ def _write_index(shard: Path, index: Path, checksums: Mapping[bytes, int]) -> No
         for name in names:
             column = batch.column(name)
             _, offsets, values = column.buffers()
-            begin = values.address - buffer.address if values is not None else 0
+            begin = values.address - buffer.address if values is not None and values.size else 0
             starts = np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset)[:-1]
             columns[name].append(pa.array(starts + begin))
             columns[f"{name}.shape"].append(batch.column(f"{name}.shape"))

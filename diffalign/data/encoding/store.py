@@ -84,7 +84,7 @@ class Store:
     """
 
     def __init__(self, folder: Path | str, shard_bytes: int = SHARD_BYTES):
-        """Raises UserError if the folder cannot be made."""
+        """Raise UserError if the folder cannot be made."""
         self.files = Folder(folder)
         self.folder = self.files.local
         self.converted = 0  # records taken over from the layout of earlier versions

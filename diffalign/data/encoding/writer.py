@@ -38,7 +38,7 @@ class Encoders(Protocol):
         ...
 
     def usable_frames(self, frames: int) -> int:
-        """The largest number of frames, at most ``frames``, that its autoencoder takes. Asked of videos."""
+        """Return the largest number of frames, at most ``frames``, that its autoencoder takes; for videos."""
         ...
 
     def latent_frames(self, frames: int) -> int:
@@ -46,7 +46,7 @@ class Encoders(Protocol):
         ...
 
     def frames_of(self, latent_frame: int) -> range:
-        """The frames that a latent frame is made of. Asked of videos."""
+        """Return the frames that a latent frame is made of. Asked of videos."""
         ...
 
 
@@ -76,17 +76,17 @@ class Writer:
         return key
 
     def latent_key(self, content: str, cut: Cut, flipped: bool) -> str:
-        """The key of an image's or video's moments, by the digest of its file."""
+        """Return the key of an image's or video's moments, by the digest of its file."""
         geometry = [cut.resized, cut.corner, cut.target, flipped]
         geometry += [cut.frames, cut.fps] if cut.frames else []
         return digest(f"latents {self._identity} {content} {geometry}".encode())
 
     def text_key(self, prompt: str) -> str:
-        """The key of a prompt's embedding."""
+        """Return the key of a prompt's embedding."""
         return digest(f"text {self._identity} {prompt}".encode())
 
     def map_key(self, content: str, cut: Cut) -> str:
-        """The key of a weight map, by the digest of its file."""
+        """Return the key of a weight map, by the digest of its file."""
         geometry = [cut.resized, cut.corner, cut.target]
         return digest(f"patches {self._identity} {content} {geometry}".encode())
 
@@ -144,7 +144,7 @@ class Writer:
             self._write("patches", key, {"weights": pool(weights, size)[None]})
 
     def _height(self, key: str) -> int:
-        """The rows of an image's latents, which are encoded now if they are still waiting."""
+        """Return the rows of an image's latents, which are encoded now if they are still waiting."""
         if key not in self._there:
             self.flush()
         stored = self.store.read("latents", key)

@@ -118,6 +118,7 @@ class Counts:
         beyond: labels of what comes after a clip's end, left out.
         identical: groups of one and the same image, dropped.
         undecided: groups of weight 0, or whose votes agree less than ``data.min_agreement``, dropped.
+        filtered: (filter, groups that it left out) of each of ``data.filters``, not among the above.
     """
 
     usable: int = 0
@@ -136,6 +137,7 @@ class Counts:
     beyond: int = 0
     identical: int = 0
     undecided: int = 0
+    filtered: tuple[tuple[str, int], ...] = ()
 
     @property
     def text(self) -> str:
@@ -161,7 +163,9 @@ class Counts:
             parts.append(f"{self.identical} of identical images left out")
         if self.undecided:
             parts.append(f"{self.undecided} of weight 0 or below data.min_agreement left out")
-        return ", ".join([*parts, f"{self.unreadable} unreadable"])
+        parts.append(f"{self.unreadable} unreadable")
+        parts += [f"{number} left out by data.filters ({name})" for name, number in self.filtered]
+        return ", ".join(parts)
 
     @property
     def _in_time(self) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.captions.captions import captioned
+from diffalign.data.encoding.folder import local_copy
 from diffalign.data.reading.examples import Example, Preferences, Skipped, turn_share
 from diffalign.data.reading.files import Opener, is_remote, tables_of
 from diffalign.data.reading.folders import is_preference_folder, read_folder
 from diffalign.data.reading.imagefolder import metadata_of, read_imagefolder
+from diffalign.data.reading.mix import mixed
 from diffalign.data.reading.rows import read_row, schema_of
 from diffalign.data.reading.tables import read_csv, read_hub, read_jsonl, read_parquet, read_saved
 from diffalign.data.reading.webdataset import read_webdataset
@@ -53,7 +55,9 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
         UserError: whatever is wrong with the path, the format or the settings.
     """
     check_data(config)
-    preferences = _read(config)
+    if config.mix:
+        return mixed(config, seed, read_preferences)
+    preferences = _read(replace(config, path=local_copy(config.path)))
     view = captioned(config.altered) if config.view == "captions" else None
     settings = (config.votes, config.min_agreement)
     if not config.flip_labels and not view and settings == ("soft", 0.0):

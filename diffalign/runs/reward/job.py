@@ -46,7 +46,7 @@ from diffalign.training.state import TrainState
 from diffalign.utils.files import whole_folder, write_atomic
 
 # What may differ between a run and its continuation: it changes where things are kept, and no number.
-_FREE = ("data.cache_dir", "data.workers", "data.cache_batch_size")
+_FREE = ("data.cache_dir", "data.workers", "data.prefetch", "data.cache_batch_size")
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import threading
 from collections import Counter
 from dataclasses import replace
 from io import BytesIO
@@ -9,6 +10,7 @@ import torch
 import diffalign.data.batches.source as source_module
 from diffalign.config.schema import DataConfig
 from diffalign.data import PairSource, fixed_batches, split_holdout
+from diffalign.data.batches.ahead import ahead
 from diffalign.data.batches.source import assemble
 from diffalign.errors import UserError
 from tests.data.conftest import Family, picture, row
@@ -97,6 +99,49 @@ def test_workers_change_nothing_and_leave_the_global_generator_alone(bucketed):
     assert torch.equal(state, torch.get_rng_state())
     for a, b in zip(batches, take(plain, 5), strict=True):
         same(joined([a]), joined([b]))
+
+
+@pytest.mark.parametrize("depth", [1, 5])
+def test_reading_ahead_changes_nothing(bucketed, depth):
+    plain, early = source(bucketed, prefetch=0), source(bucketed, prefetch=depth)
+    for each in (plain, early):
+        each.seek(3)
+    state = torch.get_rng_state()
+    for a, b in zip(take(early, 12), take(plain, 12), strict=True):
+        same(joined([a]), joined([b]))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_batches_are_made_before_they_are_due(bucketed):
+    made, ready = [], threading.Event()
+    early = source(bucketed, prefetch=2)
+    inner = early.batch
+
+    def batch(step):
+        made.append(step)
+        if len(made) == 3:
+            ready.set()
+        return inner(step)
+
+    early.batch = batch
+    batches = iter(early)
+    next(batches)
+    assert ready.wait(30) and sorted(made) == [0, 1, 2]  # the one that was due and two ahead
+
+
+def test_an_error_of_reading_ahead_is_raised_where_its_batch_is_due():
+    def make(number):
+        if number == 2:
+            raise UserError("damaged")
+        return number
+
+    batches = ahead(make, range(4), 3)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(UserError, match="damaged"):
+        next(batches)
+    assert next(batches) == 3
+    with pytest.raises(StopIteration):
+        next(batches)
 
 
 def test_seeds_differ(bucketed):
