@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
-    """A UserError for a name that is not in a set: ``unknown method 'dop'; did you mean dpo? (allowed:
+    """Return a UserError for a name that is not in a set: ``unknown method 'dop'; did you mean dpo? (allowed:
     dpo, sft)``.
     """
     names = sorted(set(allowed))

@@ -21,7 +21,6 @@ D401_SPARED = frozenset(
         "tests/**",
         "diffalign/data/batches/**",
         "diffalign/data/encoding/**",
-        "diffalign/errors.py",
         "diffalign/estimate/**",
         "diffalign/evaluation/**",
         "diffalign/export/**",

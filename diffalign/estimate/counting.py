@@ -25,7 +25,7 @@ from diffalign.models.precision import AUTOCAST, only_errors
 
 @dataclass(frozen=True)
 class Counts:
-    """What one fake forward and backward of a micro-batch (``micro_batch.rows_of`` a run) showed."""
+    """Counts of one fake forward and backward of a micro-batch (``micro_batch.rows_of`` a run)."""
 
     network_parameters: int
     trainable_parameters: int
@@ -73,7 +73,7 @@ def count(run: Run, shapes: Shapes) -> Counts:
 
 
 def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
-    """(height, width, frames) of what the run trains on, in pixels; one frame of an image.
+    """Return (height, width, frames) of what the run trains on, in pixels; one frame of an image.
 
     Raises:
         UserError: a family of videos without ``data.frames``, or one of images with it.

@@ -29,7 +29,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes on one device. Memory in bytes; FLOPs at 2 per multiply-add.
+    """Memory, FLOPs and time of a run on one device. Memory in bytes; FLOPs at 2 per multiply-add.
 
     Attributes:
         family: name of the model family.
@@ -73,7 +73,7 @@ class Estimate:
         return asdict(self) | {"total_memory": self.total_memory}
 
     def rows(self) -> list[tuple[str, str]]:
-        """(name, value with its unit) for a table."""
+        """Return (name, value with its unit) for a table."""
         one = "image" if self.size[2] == 1 else "video"
         rows = [
             ("family", self.family),
@@ -97,7 +97,7 @@ class Estimate:
 
 
 def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) -> Estimate:
-    """Parameters, FLOPs and memory of ``run`` on one device; its time, if the device's speed is given.
+    """Return parameters, FLOPs and memory of ``run`` on one device; its time, if the device's speed is given.
 
     Args:
         tflops: peak speed of the device in TFLOP/s for the run's precision; None leaves time out.
@@ -148,14 +148,14 @@ def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) ->
 
 
 def needs_reference(run: Run) -> bool:
-    """Whether the run's method asks a reference."""
+    """Return whether the run's method needs a reference."""
     from diffalign.methods import build
 
     return build(run.method).needs_reference
 
 
 def memory(run: Run, counts: Counts) -> dict[str, int]:
-    """Bytes by part while training."""
+    """Return the bytes by part while training."""
     lora, dtype = run.model.train == "lora", DTYPES[run.model.dtype]
     autocast = AUTOCAST[run.training.mixed_precision]
     trained = 4 * counts.trainable_parameters

@@ -1,4 +1,4 @@
-"""How many samples a micro-batch shows the network with gradient, told from the run alone.
+"""Number of samples that a micro-batch shows the network with gradient, from the run's settings alone.
 
 Offline a group is taken for a pair. Online it is all samples of a prompt, or ``rollout.part`` of them (of a
 tree the best and the worst of a branch); methods that noise each of them at several times show each as often.
@@ -18,7 +18,7 @@ def rivals_of(run: Run) -> int:
 
 
 def may_be_parted(run: Run) -> bool:
-    """Whether ``rollout.part`` may be set: methods that compare want all samples of a prompt."""
+    """Return whether ``rollout.part`` may be set: methods that compare need all samples of a prompt."""
     card = REGISTRY[run.method["type"]]
     return bool(run.rollout.prompts) and card.advantages and not card.whole
 

@@ -37,7 +37,7 @@ class Shapes:
         return network
 
     def encoder_parameters(self) -> int:
-        """Parameters of the VAE and the text encoders together."""
+        """Return the number of parameters of the VAE and the text encoders together."""
         import diffusers
         import transformers
 
@@ -53,12 +53,12 @@ class Shapes:
         return sum(p.numel() for module in modules for p in module.parameters())
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        """(C, h, w) of an image of so many pixels, (C, F, h, w) of a video; see ``family.latent_shape``."""
+        """Return (C, h, w) of an image of this size, (C, F, h, w) of a video; see ``family.latent_shape``."""
         network = self.configs[self.family.network_name]
         return latent_shape(self.family, self.configs["vae"], network, (height, width), frames)
 
     def cond_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of one sample's conditions, without the batch axis."""
+        """Return the shapes of one sample's conditions, without the batch axis."""
         return self.family.cond_shapes(self.configs)
 
 

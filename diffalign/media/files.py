@@ -1,4 +1,4 @@
-"""Images and videos as evaluation has them: in memory, or as files that are opened when looked at."""
+"""Images and videos in memory, or as files that are opened when needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ MediaLike = Media | Path
 
 
 def is_video(source: MediaLike | str) -> bool:
-    """Whether it is a video, or a file that is named as one."""
+    """Return whether it is a video, or a file with the suffix of one."""
     if isinstance(source, Path | str):
         return Path(source).suffix.lower() in VIDEO_SUFFIXES
     return isinstance(source, Video)

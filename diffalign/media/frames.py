@@ -1,4 +1,4 @@
-"""Frames of a video: which of them, and one as a picture."""
+"""Frames of a video: evenly spaced indices, and one frame as an image."""
 
 from PIL import Image
 
@@ -18,5 +18,5 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
 
 
 def frame_image(video: Video, index: int) -> Image.Image:
-    """One frame as a picture."""
+    """Return one frame as an image."""
     return Image.fromarray(video.frames[index].permute(1, 2, 0).contiguous().cpu().numpy())

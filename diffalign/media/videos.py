@@ -26,9 +26,9 @@ from diffalign.utils.files import open_atomic
 Source = Path | str | bytes
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-"""Of files that are videos wherever they lie."""
+"""Suffixes of files that are always videos."""
 MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".gif")
-"""Of files that are videos among videos."""
+"""Suffixes of videos where a set is one of videos: GIF is also a format of images."""
 
 _QUALITY = "16"  # of x264: constant rate factor, without visible loss
 _SLACK = 1e-3  # of a frame: rates such as 30000 / 1001 are no round numbers
@@ -50,7 +50,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a video file holds, known without decoding it.
+    """Size, length and rate of a video file, known without decoding it.
 
     Attributes:
         frames: their number.
@@ -66,7 +66,7 @@ class Probe:
 
     @property
     def seconds(self) -> float:
-        """How long it is, its last frame included."""
+        """Duration in seconds, the last frame included."""
         return self.frames / self.fps
 
     def length(self, fps: float | None = None, start: float = 0.0) -> int:
@@ -77,7 +77,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Shown:
-    """A stream's frames: how many, how many a second, when the first is shown (seconds), quarter turns."""
+    """A stream's frames: their number, rate, time of the first (seconds), rotation in quarter turns."""
 
     frames: int
     fps: float
@@ -91,7 +91,7 @@ def begins_as_video(content: bytes) -> bool:
 
 
 def need_av() -> Any:
-    """PyAV; UserError that says how to get it."""
+    """Import PyAV; UserError that says how to install it."""
     try:
         import av
     except ImportError as error:
@@ -194,7 +194,7 @@ def _fraction(fps: float) -> Fraction:
 
 
 def channels_first(frame: np.ndarray) -> Tensor:
-    """(3, H, W) of (H, W, 3), as ``read_video`` has frames."""
+    """Return (3, H, W) of (H, W, 3), the layout of ``read_video``."""
     return torch.from_numpy(frame).permute(2, 0, 1)
 
 
@@ -208,7 +208,7 @@ def _content(source: Source) -> bytes:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
-    """(container, video stream); what libav raises becomes an error that names the file."""
+    """Yield (container, video stream); an error of libav becomes a UserError that names the file."""
     av = need_av()
     try:
         with av.open(BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
@@ -255,18 +255,18 @@ def _look(source: Source) -> tuple[_Shown, tuple[int, int]]:
 
 
 def _time(item: Any) -> float:
-    """When a packet or a frame is shown, in seconds of the stream's clock."""
+    """Return the time of a packet or a frame, in seconds of the stream's clock."""
     return float((item.dts if item.pts is None else item.pts) * item.time_base)
 
 
 def _declared_seconds(stream: Any) -> float:
-    """How long a Matroska or WebM file says that its video is, which counts no frames; 0 for others."""
+    """Return the duration in the header of a Matroska or WebM file, which counts no frames; 0 for others."""
     hours, minutes, seconds = (stream.metadata.get("DURATION") or "0:0:0").split(":")
     return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
 
 
 def _nearest(container: Any, stream: Any, shown: _Shown, times: list[float]) -> Iterator[Any]:
-    """For each time (ascending, seconds after the first frame) the frame shown nearest to it."""
+    """Yield, for each time (ascending, seconds after the first frame), the frame nearest to it."""
     at, before, last = 0, -math.inf, None
     for frame in container.decode(stream):
         now = _time(frame) - shown.first

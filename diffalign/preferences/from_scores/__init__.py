@@ -1,1 +1,1 @@
-"""Preference pairs and ranked lists from scores: who is compared, who is left out and why, and the file."""
+"""Preference pairs and ranked lists from scores, and the files that hold them."""

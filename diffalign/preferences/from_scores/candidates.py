@@ -21,14 +21,14 @@ from diffalign.rewards.scoring.score import Scorer, Unreadable, each_scored, non
 
 @dataclass(frozen=True)
 class Kept:
-    """Where on the shelf a file's bytes lie."""
+    """Offset and length of a file's bytes in the temporary file."""
 
     offset: int
     length: int
 
 
 class Shelf:
-    """Encoded files put aside on disk; gone when it is closed."""
+    """Encoded files in one temporary file on disk, which closing deletes."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
@@ -40,7 +40,7 @@ class Shelf:
         self._file.close()
 
     def keep(self, data: bytes) -> Kept:
-        """Put bytes aside."""
+        """Append bytes; return their place."""
         offset = self._file.seek(0, 2)
         self._file.write(data)
         return Kept(offset, len(data))
@@ -110,7 +110,7 @@ def scored_now(
 
 
 def is_score_table(path: Path) -> bool:
-    """Whether a file is a table that ``diffalign score`` has written, and no set of images."""
+    """Return whether a file is a table of ``diffalign score``, and no set of images."""
     if path.suffix == ".jsonl" and path.is_file():
         first = next(iter(_rows(path)), {})
         columns: Sequence[str] = list(first)
@@ -170,14 +170,14 @@ def from_table(
 def _candidate(
     item: Item, data: bytes, content: str, scores: tuple[float, ...], shelf: Shelf, near: bool
 ) -> Candidate:
-    """One of UNREADABLE is raised where a thumbnail is wanted of what is no image."""
+    """Return the content; one of UNREADABLE is raised where a thumbnail is needed of what is no image."""
     small = thumbnail(data) if near and not item.is_video else None
     media = item.image if isinstance(item.image, Path) else shelf.keep(data)
     return Candidate(item.prompt, media, content, scores, item.is_video, small)
 
 
 def _scores(row: Mapping[str, Any], suffix: str) -> dict[str, float]:
-    """By reward, of the image of this suffix."""
+    """Return the scores by reward of the image of this suffix."""
     return {
         column.removesuffix(suffix): value
         for column, value in row.items()

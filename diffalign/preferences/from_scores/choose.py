@@ -1,4 +1,4 @@
-"""Which rivals of a prompt are compared, and which of them are a tie: rules on their scores."""
+"""Rules on scores: which rivals of a prompt are compared, and which of them are a tie."""
 
 import heapq
 from collections import Counter
@@ -13,7 +13,7 @@ Why = Literal["ties", "close", "beyond"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How comparisons are chosen.
+    """Rules by which comparisons are chosen.
 
     Attributes:
         choose: the best against the worst; each of the ``top`` best against each of the ``top`` worst; every
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def is_tie(self) -> bool:
-        """Whether nobody is better."""
+        """Whether the comparison is a tie."""
         return min(self.labels) == max(self.labels)
 
 

@@ -1,4 +1,4 @@
-"""Images that are the same, or nearly: by their bytes, or by thumbnails that hardly differ.
+"""Duplicate images: equal bytes, or thumbnails that hardly differ.
 
 Of generated images of 512 x 512, a JPEG of quality 40 and a copy with a quarter of the side differ from the
 original by at most 4 levels of 255 in every value, and other images of the same prompt by 120 or more in

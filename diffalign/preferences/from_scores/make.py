@@ -1,4 +1,4 @@
-"""From scored candidates to comparisons: equal images out, one score of several, the rules."""
+"""Make comparisons of scored candidates: remove duplicates, combine scores, apply the rules."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Made:
-    """What was made, and what was dropped.
+    """Comparisons, and counts of what was dropped.
 
     Attributes:
         groups: the comparisons, prompts in the order in which they first appear.
@@ -63,12 +63,12 @@ class Made:
 
     @property
     def ties(self) -> int:
-        """How many of the comparisons are ties."""
+        """Number of comparisons that are ties."""
         return sum(group.comparison.is_tie for group in self.groups)
 
     @property
     def text(self) -> str:
-        """Two lines: what was made, and what was not."""
+        """Two lines: counts of what was made, and of what was dropped."""
         what = "list" if self.lists else "pair"
         made = f"{_some(len(self.groups), what)} of {_some(self.images, 'image')}"
         made += f" of {_some(self.prompts, 'prompt')}"

@@ -1,4 +1,4 @@
-"""People's labels: a table with a row for each segment that somebody has judged.
+"""Human labels: a table with a row for each judged segment.
 
     pair,segment,label              video_0,video_1,segment,label
     0,0,first                       a-0.mp4,a-1.mp4,0,tie
@@ -24,13 +24,13 @@ WORDS: Mapping[str, Label] = {
     **dict.fromkeys(("second", "b", "1", "right", "video_1"), "second"),
     **dict.fromkeys(("tie", "same", "equal", "0.5"), "tie"),
 }
-"""What people write, in any case."""
+"""Words of a label, in any case."""
 
 _TURNED: Mapping[Label, Label] = {"first": "second", "second": "first", "tie": "tie"}
 
 
 class ByFile:
-    """Labels that are known. Segments that nobody has judged have none."""
+    """Labels of a table. A segment without a row has none."""
 
     def __init__(self, path: str, pairs: Sequence[Pair]):
         """Read the table; UserError naming the row for a pair or a label that there is not."""
@@ -46,7 +46,7 @@ class ByFile:
 
     @property
     def by(self) -> str:
-        """Who labels."""
+        """Name of the labeller."""
         return "people"
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:

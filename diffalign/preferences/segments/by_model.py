@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible endpoint as a judge of segments, asked twice.
+"""A vision-language model behind an OpenAI-compatible endpoint as a judge of segments, in both orders.
 
 DenseDPO's recipe: the frames of a segment of both videos, 8 a second, and the question which of them has
 fewer artefacts. Models favour a place, so each segment is asked in both orders; answers that contradict each
@@ -40,7 +40,7 @@ _WORDS = re.compile(r"\b(first|second|tie)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Asking:
-    """How the model is asked.
+    """Settings of the questions to the model.
 
     Attributes:
         seconds: of a segment.
@@ -68,7 +68,7 @@ class Asking:
 
 @dataclass
 class Spent:
-    """What a run has asked for and what that cost.
+    """Counts of questions, and their cost.
 
     Attributes:
         asked: questions of this run.
@@ -116,7 +116,7 @@ class ByModel:
 
     @property
     def by(self) -> str:
-        """Who labels."""
+        """Name of the labeller."""
         return self.endpoint.model
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:

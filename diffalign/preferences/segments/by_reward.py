@@ -43,7 +43,7 @@ class ByReward:
 
     @property
     def by(self) -> str:
-        """Who labels."""
+        """Name of the labeller."""
         return ", ".join(self.rewards)
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
@@ -56,7 +56,7 @@ class ByReward:
         return "first" if lead > 0 else "second" if lead < 0 else "tie"
 
     def _scores(self, name: str, pair: Pair, count: int) -> list[list[float]]:
-        """(2, S) scores of both videos' segments by one reward."""
+        """Return (2, S) scores of both videos' segments by one reward."""
         parts = (self.identity.get(name, ""), pair.content, pair.prompt, f"{self.seconds} {count}")
         key = digest(*(part.encode() for part in parts))
         if key in self._known and name in self.identity:

@@ -1,4 +1,4 @@
-"""From pairs to labelled pairs, with whoever labels."""
+"""Label pairs with any labeller."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from diffalign.preferences.segments.pairs import (
 
 @runtime_checkable
 class Labeller(Protocol):
-    """Who labels."""
+    """A labeller of segments."""
 
     @property
     def by(self) -> str:
@@ -37,7 +37,7 @@ class Labeller(Protocol):
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was labelled.
+    """Counts of labelled pairs and segments.
 
     Attributes:
         kept: pairs that were written.

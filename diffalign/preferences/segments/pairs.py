@@ -1,4 +1,4 @@
-"""Pairs of videos that wait for labels, cut into segments; and the same json lines with labels.
+"""Pairs of videos cut into segments, and their json lines with labels.
 
 A segment is ``seconds`` long, 1 as published. Two videos of unequal length have the segments of the shorter
 one; a last stretch counts from half a segment on (81 frames at 16 a second are 5 segments, not 6).
@@ -26,7 +26,7 @@ from diffalign.media.videos import Probe, Video, channels_first, probe, read_fra
 from diffalign.utils.files import write_atomic
 
 Label = Literal["first", "second", "tie"] | None
-"""Which of the two videos is better in a segment; None where nobody has said."""
+"""The better of the two videos in a segment; None without a label."""
 
 _SCORES: Mapping[Label, tuple[float | None, float | None]] = {
     "first": (1.0, 0.0),
@@ -74,7 +74,7 @@ class Pair:
         return min(_probe(path).seconds for path in self.paths)
 
     def segments(self, seconds: float) -> int:
-        """How many both have, at least 1."""
+        """Return the number of segments that both videos have, at least 1."""
         return segment_count(self.length, seconds)
 
 
@@ -177,7 +177,7 @@ def decided(labels: Sequence[Label]) -> float:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], source: str, target: Path) -> None:
-    """Json lines, atomically; paths of videos are made to hold from where ``target`` lies."""
+    """Write json lines atomically; paths of videos are made to hold from where ``target`` lies."""
     there, here = Path(source).expanduser().resolve().parent, target.resolve().parent
     moved = (row if here == there else _moved(row, there) for row in rows)
     write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in moved))

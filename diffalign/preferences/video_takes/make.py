@@ -40,7 +40,7 @@ _ENCODED = 32  # clips whose prompts are encoded at once, the text encoders bein
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How pairs are made.
+    """Settings by which pairs are made.
 
     Attributes:
         height: pixels, a multiple of what the model takes.
@@ -77,14 +77,14 @@ class PairSettings:
                 raise UserError(f"{name} is {getattr(self, name)}; allowed: at least 1")
 
     def eta_of(self, clip: Clip, number: int) -> float:
-        """U[low, high): one for both members of a pair."""
+        """Draw eta from U[low, high), one value for both members of a pair."""
         low, high = self.eta
         return low + (high - low) * derive(self.seed, "eta", clip.name, number) / 2**63
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a process has made.
+    """Counts of what a process has made.
 
     Attributes:
         pairs: how many of its pairs there are now, those of earlier runs included.
