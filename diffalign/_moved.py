@@ -19,7 +19,7 @@ _ROOMS = {
     "runs": (
         "job:align material:setup online:rollouts players:roles online_check:online_checks demo "
         "config_check:validate evaluation.watch:validation export.opening:load_pipeline "
-        "evaluation.compare:compare reward_training:reward"
+        "evaluation.compare:compare reward_training:reward micro_batch"
     ),
     "losses": (
         "losses.labelled:reward_model losses.matching:surrogates losses.of_errors:reference_free "
@@ -31,7 +31,7 @@ _ROOMS = {
     ),
     "strategies": "strategies.common:_common",
     "plane": "tiny.plane:plane tiny.plane_data:data tiny.plane_online:online training.sources:source",
-    "estimate": "models.estimate:estimate models.counting:counting models.shapes:shapes micro_batch",
+    "estimate": "models.estimate:estimate models.counting:counting models.shapes:shapes",
     "models": (
         "models.motion:motion_adapter models.way_down:unet_encoder models.adapters:lora "
         "models.checkpointing:gradient_checkpointing models.injection:lora"

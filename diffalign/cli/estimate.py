@@ -34,8 +34,10 @@ def run(argv: Sequence[str]) -> int:
     flags = read_flags(rest, own_switches=("json",))
     run, _ = resolve(flags, needs=("model.path",))
     from diffalign.estimate.estimate import estimate
+    from diffalign.runs.micro_batch import workload_of
 
-    result = estimate(run, tflops) if utilisation is None else estimate(run, tflops, utilisation)
+    work = workload_of(run)
+    result = estimate(work, tflops) if utilisation is None else estimate(work, tflops, utilisation)
     if flags.switches:
         print_json(result.as_dict())
         return 0

@@ -19,9 +19,14 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.runs.publish import push
 
     address = push(
-        args.model, args.repo, args.private, args.revision, args.license, args.base,
-        lambda line: print(line, file=sys.stderr),
-    )  # fmt: skip
+        args.model,
+        args.repo,
+        private=args.private,
+        revision=args.revision,
+        license=args.license,
+        base=args.base,
+        say=lambda line: print(line, file=sys.stderr),
+    )
     print(address)
     return 0
 

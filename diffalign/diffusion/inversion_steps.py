@@ -36,7 +36,7 @@ class _Told(Wrapper):
 
 
 def explicit_step(
-    denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, told: Tensor, cond: Cond, renoise: int = 0
+    denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, *, told: Tensor, cond: Cond, renoise: int = 0
 ) -> Tensor:
     """Return ``x`` (B, *d) of level s to level t > s by the noise estimate at ``x``, the network told
     ``told``.
@@ -56,7 +56,7 @@ def explicit_step(
 
 
 def implicit_step(
-    denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, cond: Cond, iterations: int, tolerance: float
+    denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, cond: Cond, *, iterations: int, tolerance: float
 ) -> Tensor:
     """Return the x_t (B, *d) that DDIM's step from t to s takes to ``x``, by fixed-point iterations from
     ``x``.

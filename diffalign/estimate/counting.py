@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.config.schema import OptimizerConfig, Run
+from diffalign.config.schema import ModelConfig, OptimizerConfig
 from diffalign.errors import UserError
 from diffalign.estimate.flops import AsOnGpu, Flops
 from diffalign.estimate.shapes import Shapes
+from diffalign.estimate.workload import Workload
 from diffalign.models.denoisers import adapters_off
 from diffalign.models.gradient_checkpointing import disable_checkpointing, enable_checkpointing
 from diffalign.models.loading import DTYPES
@@ -25,7 +26,7 @@ from diffalign.models.precision import AUTOCAST, only_errors
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one fake forward and backward of a micro-batch (``micro_batch.rows_of`` a run)."""
+    """Counts of one fake forward and backward of a micro-batch."""
 
     network_parameters: int
     trainable_parameters: int
@@ -37,22 +38,20 @@ class Counts:
     input_bytes: int
 
 
-def count(run: Run, shapes: Shapes) -> Counts:
+def count(work: Workload, shapes: Shapes) -> Counts:
     """Run the network forward and backward on the meta device."""
-    from diffalign.estimate.micro_batch import rows_of
-
     lora, dtype, autocast = (
-        run.model.train == "lora",
-        DTYPES[run.model.dtype],
-        AUTOCAST[run.training.mixed_precision],
+        work.model.train == "lora",
+        DTYPES[work.model.dtype],
+        AUTOCAST[work.training.mixed_precision],
     )
-    images, size = rows_of(run), size_of(run, shapes)
-    network, parameters = meta_network(run, shapes)
+    images, size = work.rows, size_of(work, shapes)
+    network, parameters = meta_network(work.model, shapes)
     with torch.device("meta"):
         x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype if lora else torch.float32)
         cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
         time = torch.zeros(images, dtype=torch.int64)
-    kept = Kept(network, run.model.gradient_checkpointing)
+    kept = Kept(network, work.model.gradient_checkpointing)
     with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(network):
         shapes.family.call(network, x_t, time, cond)
     with Flops() as policy, AsOnGpu(autocast), kept.watch():
@@ -63,7 +62,7 @@ def count(run: Run, shapes: Shapes) -> Counts:
     return Counts(
         network_parameters=parameters,
         trainable_parameters=sum(p.numel() for p in trained),
-        optimizer_bytes=sum(state_bytes(p, run.optimizer) for p in trained),
+        optimizer_bytes=sum(state_bytes(p, work.optimizer) for p in trained),
         forward_flops=forward.total,
         policy_flops=policy.total,
         backward_flops=backward.total,
@@ -72,33 +71,30 @@ def count(run: Run, shapes: Shapes) -> Counts:
     )
 
 
-def size_of(run: Run, shapes: Shapes) -> tuple[int, int, int]:
+def size_of(work: Workload, shapes: Shapes) -> tuple[int, int, int]:
     """Return (height, width, frames) of what the run trains on, in pixels; one frame of an image.
 
     Raises:
         UserError: a family of videos without ``data.frames``, or one of images with it.
     """
-    data, video = run.data, shapes.family.codec.video
-    if video != (data.frames is not None):
+    video = shapes.family.codec.video
+    if video != (work.frames is not None):
         allowed = "a number of frames, such as 49" if video else "null"
-        raise UserError(f"data.frames={data.frames}; allowed with {shapes.family.name}: {allowed}")
-    if run.rollout.prompts:
-        side = run.rollout.resolution or data.resolution
-        return side, side, 1
-    return data.height or data.resolution, data.width or data.resolution, data.frames or 1
+        raise UserError(f"data.frames={work.frames}; allowed with {shapes.family.name}: {allowed}")
+    return work.height, work.width, 1 if work.online else work.frames or 1
 
 
-def meta_network(run: Run, shapes: Shapes) -> tuple[Any, int]:
-    """Return the run's network as trained, on meta, and its number of parameters without adapters."""
-    lora = run.model.train == "lora"
+def meta_network(model: ModelConfig, shapes: Shapes) -> tuple[Any, int]:
+    """Return the network as trained, on meta, and its number of parameters without adapters."""
+    lora = model.train == "lora"
     with torch.device("meta"):
         network: Any = shapes.network()
         parameters = sum(p.numel() for p in network.parameters())
         with only_errors("diffusers"):  # it advises against casting a network that keeps no module in float32
-            network.to(DTYPES[run.model.dtype] if lora else torch.float32)
+            network.to(DTYPES[model.dtype] if lora else torch.float32)
         if lora:
             network.requires_grad_(False)
-            add_lora(network, run.model.lora)
+            add_lora(network, model.lora)
     return network.train(), parameters
 
 

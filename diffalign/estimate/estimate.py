@@ -17,10 +17,10 @@ sampling and judging.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from diffalign.config.schema import Run
 from diffalign.errors import UserError
 from diffalign.estimate.counting import Counts, count, size_of
 from diffalign.estimate.shapes import shapes_of
+from diffalign.estimate.workload import Workload
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
 
@@ -96,8 +96,8 @@ class Estimate:
         return rows
 
 
-def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) -> Estimate:
-    """Return parameters, FLOPs and memory of ``run`` on one device; its time, if the device's speed is given.
+def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0.4) -> Estimate:
+    """Return parameters, FLOPs and memory of a run on one device; its time, if the device's speed is given.
 
     Args:
         tflops: peak speed of the device in TFLOP/s for the run's precision; None leaves time out.
@@ -110,28 +110,26 @@ def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) ->
         raise UserError(f"tflops={tflops}; allowed: more than 0")
     if not 0 < utilisation <= 1:
         raise UserError(f"utilisation={utilisation}; allowed: more than 0, at most 1")
-    if tflops is not None and run.rollout.prompts:
+    if tflops is not None and work.online:
         raise UserError(
             f"tflops={tflops} with rollout.prompts: how long sampling and judging take is not known; "
             "allowed: no speed, for parameters and memory alone"
         )
-    from diffalign.estimate.micro_batch import rows_of
-
-    shapes = shapes_of(run.model)
-    counts = count(run, shapes)
-    images = rows_of(run)
+    shapes = shapes_of(work.model)
+    counts = count(work, shapes)
+    images = work.rows
     forward, policy, backward = (
         n // images for n in (counts.forward_flops, counts.policy_flops, counts.backward_flops)
     )
-    recomputation = policy if run.model.gradient_checkpointing else 0
-    reference = forward if needs_reference(run) else 0
+    recomputation = policy if work.model.gradient_checkpointing else 0
+    reference = forward if work.needs_reference else 0
     per_pair = 2 * (policy + backward + recomputation + reference)
-    pairs_per_step = run.training.batch_size * run.training.accumulation
+    pairs_per_step = work.training.batch_size * work.training.accumulation
     speed = tflops * 1e12 * utilisation / per_pair if tflops is not None else None
     encoders = shapes.encoder_parameters()
     return Estimate(
         family=shapes.family.name,
-        size=size_of(run, shapes),
+        size=size_of(work, shapes),
         network_parameters=counts.network_parameters,
         encoder_parameters=encoders,
         trainable_parameters=counts.trainable_parameters,
@@ -139,34 +137,27 @@ def estimate(run: Run, tflops: float | None = None, utilisation: float = 0.4) ->
         policy_flops=policy,
         backward_flops=backward,
         flops_per_pair=per_pair,
-        memory=memory(run, counts),
-        encoder_memory=encoders * DTYPES[run.model.dtype].itemsize,
+        memory=memory(work, counts),
+        encoder_memory=encoders * DTYPES[work.model.dtype].itemsize,
         pairs_per_step=pairs_per_step,
         pairs_per_second=speed,
-        seconds=run.training.steps * pairs_per_step / speed if speed is not None else None,
+        seconds=work.training.steps * pairs_per_step / speed if speed is not None else None,
     )
 
 
-def needs_reference(run: Run) -> bool:
-    """Return whether the run's method needs a reference."""
-    from diffalign.methods import build
-
-    return build(run.method).needs_reference
-
-
-def memory(run: Run, counts: Counts) -> dict[str, int]:
+def memory(work: Workload, counts: Counts) -> dict[str, int]:
     """Return the bytes by part while training."""
-    lora, dtype = run.model.train == "lora", DTYPES[run.model.dtype]
-    autocast = AUTOCAST[run.training.mixed_precision]
+    lora, dtype = work.model.train == "lora", DTYPES[work.model.dtype]
+    autocast = AUTOCAST[work.training.mixed_precision]
     trained = 4 * counts.trainable_parameters
     parts = {
         "frozen weights": counts.network_parameters * dtype.itemsize if lora else 0,
         "trained weights (float32)": trained,
         "gradients (float32)": trained,
-        f"optimizer state ({run.optimizer.type})": counts.optimizer_bytes,
-        "moving average": trained if run.training.ema_decay else 0,
+        f"optimizer state ({work.optimizer.type})": counts.optimizer_bytes,
+        "moving average": trained if work.training.ema_decay else 0,
         "reference copy": 0
-        if lora or not needs_reference(run)
+        if lora or not work.needs_reference
         else counts.network_parameters * (dtype.itemsize if autocast == dtype else 4),
         "activations": counts.activations,
         "latents and conditions": counts.input_bytes,

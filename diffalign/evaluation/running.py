@@ -69,7 +69,7 @@ def evaluate_models(
                 seed=seed,
                 folder=output / "images" / folder,
             )
-            draw(pipeline, planned, batch_size, rank, world, progress, f"sampling {name}")
+            draw(pipeline, planned, batch_size, rank, world, progress=progress, title=f"sampling {name}")
             samples = planned.samples()
             files[name] = [sample.source for sample in samples if isinstance(sample.source, Path)]
             del pipeline

@@ -22,7 +22,7 @@ TIMES: Mapping[str, type] = {"uniform": Uniform, "logit_normal": LogitNormal, "m
 NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
 
 
-def check_positive(method: Any, *names: str) -> None:
+def check_positive(method: object, *names: str) -> None:
     """Raise the UserError for the first field of ``names`` that is not more than 0."""
     for name in names:
         if not getattr(method, name) > 0:

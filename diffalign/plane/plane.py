@@ -179,6 +179,7 @@ def align(
     method: Method[Any],
     base: PlaneNetwork,
     data: Batch[Tensor],
+    *,
     steps: int = 150,
     seed: int = 0,
     groups: int = 192,

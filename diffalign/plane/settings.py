@@ -99,7 +99,7 @@ class PlaneRow:
         steps = steps or self.steps
         if self.rollout is None:
             assert batch is not None
-            return align(self.method, base, batch, steps, seed, self.groups, self.rate)
+            return align(self.method, base, batch, steps=steps, seed=seed, groups=self.groups, rate=self.rate)
         return align_online(
             self.method,
             base,

@@ -60,6 +60,7 @@ class OnlineSource:
         model: RolloutModel,
         judge: Judge,
         prompts: Sequence[str],
+        *,
         config: RolloutConfig,
         shape: str,
         setting: Setting,

@@ -133,9 +133,11 @@ def _aligned(
     if not run.model.dropout and (layers := switch_off_dropout(model.network)):
         tell(f"dropout: {layers} layers of the network have it, switched off (model.dropout true keeps it)")
     if preferences is None:
-        setup = online(run, model, method, accelerator, snapshot is None, tell, prompts)
+        setup = online(run, model, method, accelerator, fresh=snapshot is None, tell=tell, prompts=prompts)
     else:
-        setup = offline(run, model, inner, method, preferences, accelerator, tell)
+        setup = offline(
+            run, model, inner, method, preferences=preferences, accelerator=accelerator, tell=tell
+        )
     checkpoints.content["data"] = setup.content
     check_content(snapshot, checkpoints.content, run.resume_allow)
     settings = scheduled(run.training, setup.groups, accelerator.num_processes)
@@ -175,10 +177,9 @@ def _aligned(
     if accelerator.is_main_process:
         _leave(result, run, model, state, figures, card)
         if run.export.push_to_hub and result.aligned is not None:
-            hub = run.export
-            tell(
-                f"on the hub: {push(run.output, run.export.push_to_hub, hub.private, hub.revision, say=tell)}"
-            )
+            name, hub = run.export.push_to_hub, run.export
+            address = push(run.output, name, private=hub.private, revision=hub.revision, say=tell)
+            tell(f"on the hub: {address}")
     accelerator.wait_for_everyone()
     return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
 

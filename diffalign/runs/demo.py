@@ -154,6 +154,7 @@ def sample_pairs(
     prompts: list[str],
     path: Path,
     seed: int,
+    *,
     candidates: int = 4,
     reward: str = "judge",
     sampling: SamplingSettings = SAMPLING,

@@ -43,7 +43,7 @@ def when_training(run: Run) -> list[str]:
 
 def _of_rivals(run: Run) -> list[str]:
     """Fewer samples of a prompt, and fewer times of each, in one gradient batch of an online run."""
-    from diffalign.estimate.micro_batch import may_be_parted, rivals_of, strata_of
+    from diffalign.runs.micro_batch import may_be_parted, rivals_of, strata_of
 
     advice: list[str] = []
     if not run.rollout.prompts:

@@ -21,6 +21,7 @@ PICTURES = 4  # of the last validation, shown on the model's page
 def push(
     spec: str,
     repo: str,
+    *,
     private: bool = False,
     revision: str | None = None,
     license: str | None = None,

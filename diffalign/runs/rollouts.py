@@ -57,6 +57,7 @@ def online_source(
     roles: Roles,
     method: Method[Any],
     accelerator: Accelerator,
+    *,
     fresh: bool,
     load: Callable[[str, str], Reward],
     prompts: Sequence[str],
@@ -97,12 +98,12 @@ def online_source(
         PipelineRolloutModel(model, config.resolution or run.data.resolution, decoder=decoder or None),
         judge_of(config, str(accelerator.device), load),
         prompts,
-        config,
-        shape,
-        setting_of(run, model),
-        plan,
-        run.training.seed,
-        RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
+        config=config,
+        shape=shape,
+        setting=setting_of(run, model),
+        plan=plan,
+        seed=run.training.seed,
+        store=RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
     )
 
 

@@ -78,6 +78,7 @@ def offline(
     model: LoadedModel,
     inner: Method[Any],
     method: Method[Any],
+    *,
     preferences: Preferences,
     accelerator: Accelerator,
     tell: Callable[[str], None],
@@ -171,6 +172,7 @@ def online(
     model: LoadedModel,
     method: Method[Any],
     accelerator: Accelerator,
+    *,
     fresh: bool,
     tell: Callable[[str], None],
     prompts: Sequence[str],
@@ -187,7 +189,7 @@ def online(
         )
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one
-    source = online_source(run, model, roles, method, accelerator, fresh, once, prompts)
+    source = online_source(run, model, roles, method, accelerator, fresh=fresh, load=once, prompts=prompts)
     tell(f"training {_size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
     model.free_encoders()
     log = RoundLog(source)
@@ -253,7 +255,7 @@ def _diagnostics(
         batches,
         run.logging.diagnostics_every,
         run.logging.diagnostics_bins,
-        seed,
+        seed=seed,
         method=method,
         reference=reference,
         groups=len(held_out),
@@ -276,9 +278,9 @@ def pair_source(
         model.family,
         run.data,
         run.training.batch_size,
-        run.training.accumulation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        run.training.seed,
-        guided,
+        accumulation=run.training.accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        seed=run.training.seed,
+        guided=guided,
     )

@@ -101,6 +101,7 @@ def train(
     seconds: float,
     seed: int,
     say: Say,
+    *,
     count: int = 24000,
     start_from: dict[str, Tensor] | None = None,
     workers: int = 2,

@@ -123,6 +123,7 @@ def sample(
     pipe: Any,
     prompts: list[str],
     seed: int,
+    *,
     steps: int = 12,
     guidance: float = 3.0,
     tokens: int = 24,

@@ -40,6 +40,7 @@ class HeldOut:
         batches: Sequence[Batch[Any]],
         every: int = 0,
         bins: int = 5,
+        *,
         seed: int = 0,
         times: Callable[[float, float], TimeSampler] = Uniform,
         method: Method[Any] | None = None,

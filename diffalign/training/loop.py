@@ -78,7 +78,14 @@ def train(
     prepared = accelerator.prepare(network)  # the only place
     try:
         state = _begin(
-            method, denoiser_of(prepared), reference, prepared, parameters, settings, optimizer, accelerator
+            method,
+            denoiser_of(prepared),
+            reference,
+            prepared,
+            parameters,
+            settings=settings,
+            optimizer=optimizer,
+            accelerator=accelerator,
         )
         state.kept = dict(kept or {})
         if resume is not None:
@@ -124,6 +131,7 @@ def _begin(
     reference: Denoiser,
     network: nn.Module,
     parameters: Sequence[tuple[str, nn.Parameter]],
+    *,
     settings: TrainingConfig,
     optimizer: OptimizerConfig,
     accelerator: Accelerator,

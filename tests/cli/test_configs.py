@@ -14,6 +14,7 @@ from diffalign.estimate.estimate import estimate
 from diffalign.estimate.shapes import shapes_of
 from diffalign.methods import build
 from diffalign.runs.align import align
+from diffalign.runs.micro_batch import workload_of
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.roles import check_roles
 from diffalign.runs.scores import check_online_scores
@@ -82,7 +83,7 @@ def test_sd3_is_trained_as_flow_grpo_trains_its_baseline(runs):
     assert run.training.ema_decay**8 == pytest.approx(0.9, abs=1e-3)
     time = build(run.method).time
     assert isinstance(time, LogitNormal) and (time.shift, time.steps) == (3.0, 1000)
-    network, _ = meta_network(run, shapes_of(run.model))
+    network, _ = meta_network(run.model, shapes_of(run.model))
     adapted = {n.split(".lora_")[0] for n, p in network.named_parameters() if p.requires_grad}
     assert {n.split(".")[2] for n in adapted} == {"attn"}  # not attn2, the second attention of 3.5
     # of 24 blocks: 4 of the image's in each, 3 of the text's and its output in all but the last
@@ -194,7 +195,7 @@ PARAMETERS = {  # of the published networks
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_builds_at_its_real_size(name, runs):
     run = runs[name]
-    network, parameters = meta_network(run, shapes_of(run.model))
+    network, parameters = meta_network(run.model, shapes_of(run.model))
     assert {p.device.type for p in network.parameters()} == {"meta"}
     if not run.model.path.startswith("tiny:"):
         assert parameters == PARAMETERS[run.model.family]
@@ -205,5 +206,5 @@ def test_a_recipe_builds_at_its_real_size(name, runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15_dpo_lora_12gb", "sdxl_dpo_lora_12gb", "sdxl_dpo_lora_80gb"])
 def test_a_recipe_fits_the_gpu_of_its_name(name, runs):
-    needed = estimate(runs[name]).total_memory
+    needed = estimate(workload_of(runs[name])).total_memory
     assert needed < 0.8 * int(name.removesuffix("gb").rpartition("_")[2]) * 2**30

@@ -15,13 +15,15 @@ from diffalign.config.schema import (
     TrainingConfig,
 )
 from diffalign.errors import UserError
-from diffalign.estimate.counting import Kept, count, state_bytes
-from diffalign.estimate.estimate import estimate, memory, needs_reference
-from diffalign.estimate.micro_batch import rows_of
+from diffalign.estimate.counting import Counts, Kept, state_bytes
+from diffalign.estimate.counting import count as count_workload
+from diffalign.estimate.estimate import Estimate, memory
+from diffalign.estimate.estimate import estimate as estimate_workload
 from diffalign.estimate.shapes import Shapes, shapes_of
 from diffalign.models.families.registry import FAMILIES, get_family, known_shapes
 from diffalign.models.loading import load
 from diffalign.models.lora import check_targets, prepare_policy
+from diffalign.runs.micro_batch import rows_of, workload_of
 from tests.models.conftest import MAKERS
 from tests.models.inputs import conditions, states_of
 
@@ -31,6 +33,14 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 def run(path: str, resolution: int = 64, **changes: object) -> Run:
     return Run(model=ModelConfig(path=path, **changes), data=DataConfig(resolution=resolution))  # type: ignore[arg-type]
+
+
+def estimate(run: Run, *speed: float, **more: float) -> Estimate:
+    return estimate_workload(workload_of(run), *speed, **more)
+
+
+def count(run: Run, shapes: Shapes) -> Counts:
+    return count_workload(workload_of(run), shapes)
 
 
 NETWORKS = {
@@ -182,13 +192,13 @@ def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
     averaged = replace(base, training=TrainingConfig(ema_decay=0.99, mixed_precision="bf16"))
     counts = count(base, shapes_of(base.model))
     parameters = counts.network_parameters
-    assert memory(base, counts)["reference copy"] == 4 * parameters
-    assert memory(averaged, counts)["reference copy"] == 2 * parameters
-    assert memory(averaged, counts)["moving average"] == 4 * parameters
-    assert "frozen weights" not in memory(base, counts)
+    assert memory(workload_of(base), counts)["reference copy"] == 4 * parameters
+    assert memory(workload_of(averaged), counts)["reference copy"] == 2 * parameters
+    assert memory(workload_of(averaged), counts)["moving average"] == 4 * parameters
+    assert "frozen weights" not in memory(workload_of(base), counts)
     alone = replace(base, method={"type": "sft"})
-    assert not needs_reference(alone)
-    assert "reference copy" not in memory(alone, counts)
+    assert not workload_of(alone).needs_reference
+    assert "reference copy" not in memory(workload_of(alone), counts)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffalign.config.schema import DataConfig, ModelConfig, Run
 from diffalign.estimate.estimate import estimate
 from diffalign.estimate.flops import AsOnGpu, Flops, attention_flops
+from diffalign.runs.micro_batch import workload_of
 
 FORWARD = 2 * (2 * 3) * 5 * 7 * (8 + 8)
 """Scores and their product with value: 2 per multiply-add, batch 2, 3 heads, 5 queries, 7 keys, width 8."""
@@ -92,6 +93,6 @@ def test_attention_of_a_long_video() -> None:
     tokens, text, width = 21 * 30 * 52, 512, 1536
     attention = 30 * 4 * width * tokens * (tokens + text)
     linear = 30 * 2 * tokens * (6 * width**2 + 2 * width * 8960) + 30 * 2 * text * 2 * width**2
-    forward = estimate(run).forward_flops
+    forward = estimate(workload_of(run)).forward_flops
     assert forward == pytest.approx(attention + linear, rel=0.01)
     assert attention > 0.6 * forward

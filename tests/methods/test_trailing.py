@@ -89,7 +89,9 @@ def test_the_roles_of_a_run(method, samples, tmp_path):
     )
     assert roles.sampler is (roles.reference.trailing if samples else None)
     prompts = read_prompts(run.rollout.prompts, 4)
-    source = online_source(run, model, roles, made, accelerator, True, load_reward, prompts)
+    source = online_source(
+        run, model, roles, made, accelerator, fresh=True, load=load_reward, prompts=prompts
+    )
     policy = source._roles.policy
     assert (policy is roles.sampler) if samples else policy.network is model.network
     source.close()

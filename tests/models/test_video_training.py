@@ -35,6 +35,7 @@ from diffalign.models.loading import load
 from diffalign.models.lora import has_lora_loader, policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.models.precision import only_errors
 from diffalign.plane.source import TensorSource
+from diffalign.runs.micro_batch import workload_of
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.loop import train
 from tests.models.test_stock import listening
@@ -177,7 +178,7 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(videos: dict[str, Path
     height, width, frames = CASES[case][1]
     for told, real in ((config, kept), (saving, kept_less)):
         run = Run(model=told, data=DataConfig(height=height, width=width, frames=frames))
-        assert count(run, shapes_of(told)).activations == real
+        assert count(workload_of(run), shapes_of(told)).activations == real
 
 
 @pytest.mark.parametrize("case", ["wan_ti2v", "cogvideox_15"])
@@ -186,14 +187,14 @@ def test_an_estimate_is_of_the_model_that_is_loaded(videos: dict[str, Path], cas
     model = load(config)
     height, width, frames = CASES[case][1]
     run = Run(model=config, data=DataConfig(height=height, width=width, frames=frames))
-    result = estimate(run)
+    result = estimate(workload_of(run))
     assert result.network_parameters == sum(p.numel() for p in model.network.parameters())
     assert result.trainable_parameters == sum(p.numel() for _, p in prepare_policy(model, config))
     sides = f"{width} x {height} px, {frames} frames"
     assert dict(result.rows())["resolution"] == sides
     assert any(name.startswith("forward of one video") for name, _ in result.rows())
     with pytest.raises(UserError, match=r"data.frames=None; allowed with .*: a number of frames"):
-        estimate(replace(run, data=DataConfig(height=height, width=width)))
+        estimate(workload_of(replace(run, data=DataConfig(height=height, width=width))))
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,12 @@ class World:
             self.studio,
             self.judge,
             PROMPTS,
-            c,
-            self.shape,
-            self.setting,
-            self.plan,
-            self.seed,
-            self.store,
+            config=c,
+            shape=self.shape,
+            setting=self.setting,
+            plan=self.plan,
+            seed=self.seed,
+            store=self.store,
         )
 
     def batches(self, count: int | None = None, start: int = 0) -> list[Any]:

@@ -57,7 +57,7 @@ def test_held_out_prompts_are_in_no_pair():
 
 def test_self_sampled_pairs_are_best_against_worst(tmp_path):
     path = sample_pairs(
-        ModelConfig(path="tiny:sdxl"), tiny.prompts("train", 6), tmp_path / "pairs.parquet", 0, 2
+        ModelConfig(path="tiny:sdxl"), tiny.prompts("train", 6), tmp_path / "pairs.parquet", 0, candidates=2
     )
     rows = pq.read_table(path).to_pylist()
     assert [row["caption"] for row in rows] == tiny.prompts("train", 6)

@@ -123,6 +123,7 @@ class PairSource:
         family: MicroConditions,
         config: DataConfig,
         batch_size: int,
+        *,
         accumulation: int = 1,
         rank: int = 0,
         world: int = 1,

@@ -79,7 +79,7 @@ def encode_preferences(
     writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     try:
         shared = Shared(writer.text(""), writer.negative())
-        _encode_share(preferences, config, writer, parts, rank, progress, rater)
+        _encode_share(preferences, config, writer, parts, rank=rank, progress=progress, rater=rater)
         store.seal()
         barrier()
         if store.converted:
@@ -134,6 +134,7 @@ def _encode_share(
     config: DataConfig,
     writer: Writer,
     parts: list[str],
+    *,
     rank: int,
     progress: bool,
     rater: Rater | None,

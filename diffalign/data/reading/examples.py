@@ -259,6 +259,7 @@ class Preferences:
         rows: Callable[[], Iterator[Example | Skipped]],
         total: int | None,
         fingerprint: str | None,
+        *,
         each: Callable[[Example], Example | Skipped] = lambda example: example,
         schema: str = "",
         notes: Sequence[str] = (),

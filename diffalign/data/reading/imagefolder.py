@@ -53,7 +53,7 @@ def read_imagefolder(config: DataConfig) -> Preferences:
             opener = table.opener(layout.schema.roots, config.root, downloads)
             yield from ((where, row, layout, opener) for where, row in _rows(table))
 
-    return as_preferences(config, layouts[0], rows, None, None, notes, everywhere=True)
+    return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True)
 
 
 def _rows(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -77,7 +77,7 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
         mark = f"{mark} flip_labels {config.flip_labels} seed {seed}"
     rows, total = preferences.unfinished, preferences.total
     return Preferences(
-        preferences.name, rows, total, mark, each, schema=preferences.schema, notes=preferences.notes
+        preferences.name, rows, total, mark, each=each, schema=preferences.schema, notes=preferences.notes
     )
 
 

@@ -235,7 +235,7 @@ def read_row(
         if not isinstance(row["altered"], str):
             return Skipped("no text in column 'altered'", where)
         images, prompts = images * 2, (prompt, row["altered"])
-    return _example(row, prompt, prompts, images, verdict, where, image, rated)
+    return _example(row, prompt, prompts, images, verdict=verdict, where=where, image=image, rated=rated)
 
 
 def _example(
@@ -243,6 +243,7 @@ def _example(
     prompt: str,
     prompts: tuple[str, ...],
     images: list[ImageRef],
+    *,
     verdict: Verdict | None,
     where: str,
     image: Opener,

@@ -44,6 +44,7 @@ def as_preferences(
     rows: Callable[[], Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]],
     total: int | None,
     fingerprint: str | None,
+    *,
     notes: Sequence[str] = (),
     everywhere: bool = False,
 ) -> Preferences:
@@ -118,7 +119,7 @@ def read_parquet(config: DataConfig) -> Preferences:
             for where, row in parquet_rows(table, sorted(layout.used)):
                 yield where, row, layout, opener
 
-    return as_preferences(config, layouts[0][0], rows, total, digest(repr(stats).encode()), notes)
+    return as_preferences(config, layouts[0][0], rows, total, digest(repr(stats).encode()), notes=notes)
 
 
 def _parquet_layout(table: Table, config: DataConfig) -> tuple[Layout, int]:
@@ -196,7 +197,7 @@ def read_jsonl(config: DataConfig) -> Preferences:
         raise UserError(
             f"data.path {config.path!r}: rows of {' and '.join(names)} in one set; give one of them"
         )
-    return as_preferences(config, first, rows, total, None, notes, everywhere=True)
+    return as_preferences(config, first, rows, total, None, notes=notes, everywhere=True)
 
 
 def _shape(value: Any) -> Any:
@@ -224,7 +225,7 @@ def read_csv(config: DataConfig) -> Preferences:
             opener = table.opener(layout.schema.roots, config.root, downloads)
             yield from ((where, row, layout, opener) for where, row in csv_rows(table))
 
-    return as_preferences(config, layouts[0], rows, None, None, notes, everywhere=True)
+    return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True)
 
 
 def csv_rows(table: Table) -> Rows:

@@ -45,7 +45,7 @@ def read_webdataset(config: DataConfig) -> Preferences:
             yield from ((where, row, layout, opener) for where, row in tar_rows(table))
 
     mark = digest(repr([table.mark for table in tables]).encode())
-    return as_preferences(config, layouts[0], rows, None, mark, notes)
+    return as_preferences(config, layouts[0], rows, None, mark, notes=notes)
 
 
 def tar_rows(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -149,7 +149,7 @@ def generate(
             holds something else.
     """
     planned = plan(pipeline, prompts, settings, images_per_prompt=images_per_prompt, seed=seed, folder=folder)
-    return draw(pipeline, planned, batch_size, rank, world, progress, title)
+    return draw(pipeline, planned, batch_size, rank, world, progress=progress, title=title)
 
 
 def draw(
@@ -158,6 +158,7 @@ def draw(
     batch_size: int | None = None,
     rank: int = 0,
     world: int = 1,
+    *,
     progress: bool = True,
     title: str = "sampling",
 ) -> list[Sample]:

@@ -29,7 +29,9 @@ def gapped(tmp_path):
 
 def source(encoded, batch_size=2, accumulation=1, rank=0, world=1, seed=0, **settings):
     config = DataConfig(posterior="mean", curriculum=CurriculumConfig(**settings))
-    return PairSource(encoded, Family(), config, batch_size, accumulation, rank, world, seed)
+    return PairSource(
+        encoded, Family(), config, batch_size, accumulation=accumulation, rank=rank, world=world, seed=seed
+    )
 
 
 def prompts(source, first, count):

@@ -28,7 +28,9 @@ def bucketed(encoded):
 
 def source(encoded, batch_size=2, accumulation=1, rank=0, world=1, seed=0, workers=0, **settings):
     config = DataConfig(workers=workers, **{**MANY, **settings})
-    return PairSource(encoded, Family(), config, batch_size, accumulation, rank, world, seed)
+    return PairSource(
+        encoded, Family(), config, batch_size, accumulation=accumulation, rank=rank, world=world, seed=seed
+    )
 
 
 def take(source, count):

@@ -171,7 +171,7 @@ def test_the_share_is_no_pattern_and_none_leaves_the_set_as_it_is(likes):
 def test_how_the_work_is_cut_does_not_change_which_likes_come(likes):
     assert drawn(likes, 0.8, 240, window=8) == drawn(likes, 0.8, 240)
     config = DataConfig(likes_share=0.8, posterior="mean")
-    ranks = [PairSource(likes, Family(), config, 2, 2, rank, 2) for rank in range(2)]
+    ranks = [PairSource(likes, Family(), config, 2, accumulation=2, rank=rank, world=2) for rank in range(2)]
     pieces = [ranks[r].batch(step).score.tolist() for step in range(30) for r in range(2)]
     assert [score for piece in pieces for score in piece] == [score for score, _ in drawn(likes, 0.8, 120)]
 

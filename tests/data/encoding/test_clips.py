@@ -117,7 +117,7 @@ def test_lengths_are_told_and_those_too_rare_for_a_step(pairs, tmp_path):
 def test_batches_hold_one_length(pairs, tmp_path):
     encoded = encode(pairs, tmp_path / "c", VideoModel(), flip=True)
     config = DataConfig(**SMALL, flip=True)
-    source = PairSource(encoded, Family(), config, 2, 1, seed=3)
+    source = PairSource(encoded, Family(), config, 2, seed=3)
     shapes = {tuple(source.batch(step).x.shape) for step in range(12)}
     assert shapes == {(4, 3, 4, 2, 3), (4, 3, 3, 2, 3)}
     fixed = list(fixed_batches(encoded, Family(), config, 2))

@@ -5,6 +5,7 @@ tree the best and the worst of a branch); methods that noise each of them at sev
 """
 
 from diffalign.config.schema import Run
+from diffalign.estimate.workload import Workload
 from diffalign.methods import REGISTRY, build
 from diffalign.methods._multi_time import Stratified
 from diffalign.methods.registry import shape_of
@@ -36,3 +37,24 @@ def rows_of(run: Run) -> int:
         UserError: a method or its settings that do not fit.
     """
     return run.training.batch_size * rivals_of(run) * strata_of(run)
+
+
+def workload_of(run: Run) -> Workload:
+    """Return what an estimate of the run needs to know.
+
+    Raises:
+        UserError: a method or its settings that do not fit.
+    """
+    data, online = run.data, bool(run.rollout.prompts)
+    side = run.rollout.resolution or data.resolution
+    return Workload(
+        model=run.model,
+        optimizer=run.optimizer,
+        training=run.training,
+        height=side if online else data.height or data.resolution,
+        width=side if online else data.width or data.resolution,
+        frames=data.frames,
+        rows=rows_of(run),
+        needs_reference=build(run.method).needs_reference,
+        online=online,
+    )
