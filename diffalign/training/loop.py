@@ -78,15 +78,9 @@ def train(
     prepared = accelerator.prepare(network)  # the only place
     try:
         state = _begin(
-            method,
-            denoiser_of(prepared),
-            reference,
-            prepared,
-            parameters,
-            settings=settings,
-            optimizer=optimizer,
-            accelerator=accelerator,
-        )
+            method, denoiser_of(prepared), reference, prepared, parameters,
+            settings=settings, optimizer=optimizer, accelerator=accelerator,
+        )  # fmt: skip
         state.kept = dict(kept or {})
         if resume is not None:
             state.restore(resume)
