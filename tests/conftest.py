@@ -1,28 +1,34 @@
 """Shapes that annotations state are checked in every test of this process; slow files are marked.
 
 ``tests/times.json`` holds processor seconds by test file, those of child processes included, and
-``python -m pytest --record-times FILES`` measures again. A file above ``FAST`` seconds, or one that has never
-been measured, is marked ``slow``.
+``python -m pytest --record-times [FILES]`` measures again, also with ``-n``. A file above ``FAST`` seconds is
+marked ``slow``; one that was never measured counts as fast unless its name has one of ``SLOW_WORDS``.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
 
 from tests import shape_checks  # noqa: F401  (the hook finds it as an attribute of ``tests``)
 
-install_import_hook(
-    ["diffalign.types", "diffalign.losses", "diffalign.methods", "diffalign.strategies"],
-    "tests.shape_checks.checked",
-)
+SHAPED = ("types", "losses", "methods", "strategies")
+"""Rooms whose annotations are checked where they name arrays."""
 
+install_import_hook([f"diffalign.{room}" for room in SHAPED], "tests.shape_checks.checked")
+
+ROOT = Path(__file__).resolve().parents[1]
 TIMES = Path(__file__).with_name("times.json")
 FAST = 12.0  # processor seconds of a file; its imports are not counted
+SLOW_WORDS = frozenset(
+    ["benchmarks", "demo", "distributed", "notebooks", "run", "runs", "scripts", "sweep", "training"]
+)
+"""Words of the names of test files that train or start processes."""
 _spent: Counter[str] = Counter()
 
 
@@ -33,14 +39,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def is_slow(file: str, times: dict[str, float]) -> bool:
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to measure parts of files, whose seconds would stand for the whole."""
+    partial = config.option.keyword or config.option.markexpr or any("::" in word for word in config.args)
+    if config.getoption("--record-times") and partial:
+        raise pytest.UsageError("--record-times with -k, -m or a single test; allowed: whole files")
+
+
+def is_slow(file: str, times: Mapping[str, float]) -> bool:
     """Return whether a test file is left out of the fast tier."""
-    return times.get(file, float("inf")) > FAST
+    if file in times:
+        return times[file] > FAST
+    return not SLOW_WORDS.isdisjoint(Path(file).stem.split("_"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of a slow file."""
-    times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    times = json.loads(TIMES.read_text())
     for item in items:
         if is_slow(item.nodeid.partition("::")[0], times):
             item.add_marker(pytest.mark.slow)
@@ -56,9 +71,25 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         _spent[item.nodeid.partition("::")[0]] += sum(os.times()[:4]) - begun
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the seconds of a worker of pytest-xdist."""
+    _spent.update(getattr(node, "workeroutput", {}).get("seconds", {}))
+
+
+def merged(known: Mapping[str, float], spent: Mapping[str, float]) -> dict[str, float]:
+    """Return the recorded seconds with those just measured, in order, without files that are gone."""
+    seconds = {**known, **{file: round(value, 1) for file, value in spent.items()}}
+    return {file: seconds[file] for file in sorted(seconds) if (ROOT / file).exists()}
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what was measured."""
-    if session.config.getoption("--record-times"):
-        known = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-        known |= {file: round(seconds, 1) for file, seconds in _spent.items()}
-        TIMES.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    """Write what was measured, or hand it to the process that started this worker."""
+    if not session.config.getoption("--record-times"):
+        return
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["seconds"] = dict(_spent)
+        return
+    from diffalign.utils.files import write_atomic
+
+    write_atomic(TIMES, json.dumps(merged(json.loads(TIMES.read_text()), _spent), indent=1) + "\n")

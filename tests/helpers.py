@@ -87,7 +87,7 @@ class GivenNoise:
 
 
 def in_two_processes(module: str, *arguments: object) -> None:
-    """Runs a module under torchrun on the CPU, twice side by side, with these arguments."""
+    """Run a module under torchrun on the CPU, in two processes, with these arguments."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launcher = subprocess.Popen(

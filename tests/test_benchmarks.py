@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def settings_of_torch():
-    """The commands set threads and denormals for their process, which here is everybody's."""
+    """Restore threads and denormals, which the commands set for the whole process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -39,7 +39,7 @@ def settings_of_torch():
 
 @pytest.fixture
 def apart(monkeypatch, tmp_path):
-    """A record in a folder of its own, over an untrained base, with rows of 20 steps."""
+    """Make a record in its own folder, over an untrained base, with rows of 20 steps."""
     network = PlaneNetwork()
     monkeypatch.setattr(record, "HERE", tmp_path / "benchmarks")
     monkeypatch.setattr(record, "WORK", tmp_path / "work")

@@ -18,7 +18,6 @@ from tests.helpers import PUBLISHED_DATA, ROOT, VECTORS
 
 D401_SPARED = frozenset(
     [
-        "tests/**",
         "diffalign/data/batches/**",
         "diffalign/data/encoding/**",
         "diffalign/estimate/**",
@@ -66,11 +65,18 @@ def test_shapes_are_checked():
         pairs_of(torch.zeros(2, 2, dtype=torch.long))
 
 
-def test_files_above_the_limit_or_unmeasured_are_slow():
+def test_files_above_the_limit_are_slow_and_unmeasured_ones_by_their_names():
     assert not conftest.is_slow("a.py", {"a.py": conftest.FAST})
-    assert conftest.is_slow("a.py", {"a.py": conftest.FAST + 0.1}) and conftest.is_slow("b.py", {"a.py": 1.0})
+    assert conftest.is_slow("a.py", {"a.py": conftest.FAST + 0.1})
+    assert not conftest.is_slow("tests/runs/test_resume.py", {})
+    assert conftest.is_slow("tests/models/test_family_runs.py", {"a.py": 1.0})
+    assert not conftest.is_slow("tests/test_demo.py", {"tests/test_demo.py": 1.0})
     times = json.loads(conftest.TIMES.read_text())
     assert not [file for file in times if not (ROOT / file).exists()]
+    known = {"tests/test_house.py": 3.0, "tests/test_gone.py": 2.0, "tests/test_docs.py": 1.0}
+    again = conftest.merged(known, {"tests/test_docs.py": 1.26, "tests/cli/test_new.py": 9.0})
+    assert again == {"tests/cli/test_new.py": 9.0, "tests/test_docs.py": 1.3, "tests/test_house.py": 3.0}
+    assert list(again) == sorted(again)
     fast = sum(seconds for file, seconds in times.items() if not conftest.is_slow(file, times))
     assert 10 < fast < 160, "processor seconds of the fast tier, which two cores share"
 

@@ -78,7 +78,7 @@ def imports_of(path: Path) -> frozenset[str]:
 
 
 def room_of(module: str) -> str:
-    """The room of a module of ours: ``diffalign.data.reading.rows`` stands in ``data``."""
+    """Return the room of a module of ours: ``diffalign.data.reading.rows`` stands in ``data``."""
     first, *rest = module.split(".")
     if first != "diffalign":
         return first
@@ -100,7 +100,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def storeys() -> int:
-    """The longest chain of rooms in which each imports the next."""
+    """Return the longest chain of rooms in which each imports the next."""
     below: dict[str, set[str]] = {room: set() for room in FLOOR}
     for room, target in arrows():
         below[room].add(target)

@@ -33,7 +33,7 @@ SEEN = {
 
 
 def shortened(notebook):
-    """The notebook with less to do."""
+    """Return the notebook with fewer steps."""
     for cell in notebook.cells:
         for names, values in FEWER.items():
             cell.source = re.sub(rf"^({names}) = [\d, ]+$", rf"\1 = {values}", cell.source, flags=re.M)
@@ -51,7 +51,7 @@ def outputs(notebook):
 
 
 def texts(notebook):
-    """What the outputs say, pictures by their kind alone."""
+    """Return the text of the outputs, images by their type alone."""
     said = []
     for output in outputs(notebook):
         said += [output.get("text", ""), *output.get("data", {})]

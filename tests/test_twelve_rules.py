@@ -75,7 +75,7 @@ def one_batch(data, pairs=3):
 
 @pytest.fixture(scope="module")
 def half():
-    """A tiny SDXL in bfloat16 with fresh adapters: (model, policy, reference)."""
+    """Return a tiny SDXL in bfloat16 with fresh adapters: (model, policy, reference)."""
     config = replace(CONFIG, dtype="bfloat16")
     model = load(config)
     prepare_policy(model, config)

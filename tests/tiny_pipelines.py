@@ -111,7 +111,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def make_sd15(folder: Path, seed: int = 0) -> Path:
-    """A random StableDiffusionPipeline in ``folder``."""
+    """Write a random StableDiffusionPipeline to ``folder``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = tokenizer()
@@ -130,7 +130,7 @@ def make_sd15(folder: Path, seed: int = 0) -> Path:
 
 
 def make_sdxl(folder: Path, seed: int = 0) -> Path:
-    """A random StableDiffusionXLPipeline in ``folder``."""
+    """Write a random StableDiffusionXLPipeline to ``folder``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok, tok_2 = tokenizer(), tokenizer(pad="!")
@@ -188,7 +188,7 @@ def flow_vae() -> AutoencoderKL:
 
 
 def make_sd3(folder: Path, seed: int = 0, t5_too: bool = True, dynamic: bool = True, **changes: Any) -> Path:
-    """A random StableDiffusion3Pipeline in ``folder``, with 3.5's norms and second attentions."""
+    """Write a random StableDiffusion3Pipeline to ``folder``, with 3.5's norms and second attentions."""
     values: dict[str, Any] = {
         "sample_size": 8,
         "in_channels": 16,
@@ -221,7 +221,7 @@ def make_sd3(folder: Path, seed: int = 0, t5_too: bool = True, dynamic: bool = T
 
 
 def make_flux(folder: Path, seed: int = 0, guided: bool = True) -> Path:
-    """A random FluxPipeline in ``folder``: dev, or schnell if it is not ``guided``."""
+    """Write a random FluxPipeline to ``folder``: dev, or schnell if it is not ``guided``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok, tok_2 = tokenizer(), t5_tokenizer()
@@ -251,12 +251,12 @@ def make_flux(folder: Path, seed: int = 0, guided: bool = True) -> Path:
 
 
 def make_pixart(folder: Path, seed: int = 0) -> Path:
-    """A random PixArtSigmaPipeline in ``folder``."""
+    """Write a random PixArtSigmaPipeline to ``folder``."""
     return _pixart(folder, seed, PixArtSigmaPipeline, False)
 
 
 def make_pixart_alpha(folder: Path, seed: int = 0) -> Path:
-    """A random PixArtAlphaPipeline in ``folder`` whose network is told sizes, as the one of 1024 pixels."""
+    """Write a random PixArtAlphaPipeline to ``folder`` whose network takes sizes, as that of 1024 pixels."""
     return _pixart(folder, seed, PixArtAlphaPipeline, True)
 
 

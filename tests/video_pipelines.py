@@ -62,7 +62,7 @@ def wan_vae(**changes: Any) -> AutoencoderKLWan:
 
 
 def make_wan(folder: Path, seed: int = 0, two_experts: bool = False) -> Path:
-    """A random WanPipeline of 2.1's form in ``folder``, or of A14B's with its two experts."""
+    """Write a random WanPipeline of 2.1's form to ``folder``, or of A14B's with its two experts."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = t5_tokenizer()
@@ -79,7 +79,7 @@ def make_wan(folder: Path, seed: int = 0, two_experts: bool = False) -> Path:
 
 
 def make_wan_ti2v(folder: Path, seed: int = 0) -> Path:
-    """A random WanPipeline of 2.2's 5B form in ``folder``: 16 x 16 pixels a latent, a time for each token."""
+    """Write a random WanPipeline of 2.2's 5B form: 16 x 16 pixels a latent, a time for each token."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = t5_tokenizer()
@@ -118,7 +118,7 @@ def umt5(vocabulary: int) -> UMT5EncoderModel:
 
 
 def make_cogvideox(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A random CogVideoXPipeline of the 2b's form in ``folder``; ``changes`` are of its transformer."""
+    """Write a random CogVideoXPipeline of the 2b's form to ``folder``; ``changes`` are of its transformer."""
     values: dict[str, Any] = {
         "num_attention_heads": 2,
         "attention_head_dim": 16,
@@ -160,18 +160,18 @@ def make_cogvideox(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def make_cogvideox_5b(folder: Path, seed: int = 0) -> Path:
-    """The same with rotary positions, as the 5b."""
+    """Write the same with rotary positions, as the 5b."""
     return make_cogvideox(folder, seed, use_rotary_positional_embeddings=True)
 
 
 def make_cogvideox_15(folder: Path, seed: int = 0) -> Path:
-    """The same with patches two latent frames deep, as 1.5."""
+    """Write the same with patches two latent frames deep, as 1.5."""
     deep = {"patch_size_t": 2, "patch_bias": False, "sample_frames": 13}
     return make_cogvideox(folder, seed, use_rotary_positional_embeddings=True, **deep)
 
 
 def make_ltx(folder: Path, seed: int = 0, timed_decoder: bool = False) -> Path:
-    """A random LTXPipeline in ``folder``, its decoder of 0.9 or of 0.9.1 and later, which takes a time."""
+    """Write a random LTXPipeline, its decoder of 0.9 or of 0.9.1 and later, which takes a time."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = t5_tokenizer()
@@ -211,7 +211,7 @@ def make_ltx(folder: Path, seed: int = 0, timed_decoder: bool = False) -> Path:
 
 
 def make_text_to_video(folder: Path, seed: int = 0) -> Path:
-    """A random TextToVideoSDPipeline in ``folder``."""
+    """Write a random TextToVideoSDPipeline to ``folder``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = tokenizer()
@@ -251,7 +251,7 @@ def motion_adapter() -> MotionAdapter:
 
 
 def make_motion_adapter(folder: Path, seed: int = 0) -> Path:
-    """A random MotionAdapter in ``folder``."""
+    """Write a random MotionAdapter to ``folder``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         motion_adapter().save_pretrained(folder)
@@ -259,7 +259,7 @@ def make_motion_adapter(folder: Path, seed: int = 0) -> Path:
 
 
 def make_animatediff(folder: Path, seed: int = 0) -> Path:
-    """A random AnimateDiffPipeline in ``folder``."""
+    """Write a random AnimateDiffPipeline to ``folder``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = tokenizer()

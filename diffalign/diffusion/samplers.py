@@ -3,7 +3,7 @@
 DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and
 sigma: with eta = 0 it is the deterministic step of any path (for rectified flow, the Euler step of its ODE);
 with eta = 1 on a variance-preserving path it is ancestral sampling. The step of an SDE for flow models
-(Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, section 4.2). ``estimators.transition`` scores steps with the
+(Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, section 4.2). ``likelihood.transition`` scores steps with the
 very kernel that drew them.
 """
 

@@ -3,7 +3,7 @@ Diffusion Models", arXiv 2509.25050 (with the released code).
 
 Policy gradient with the training objective itself in place of a log-density: finished samples are noised
 again, at S stratified times each, and with m the policy's mean squared error, l(m, t) minus a weighted error
-(``losses.matching``) and A the sample's advantage,
+(``losses.surrogates``) and A the sample's advantage,
 
     A = clip(A, -a, a) / a,    rho = exp(l - l_old),
     loss = max( -A rho, -A clip(rho, 1 - c, 1 + c) ) + kl w |v - v_base|^2 + ema_kl w |v - v_ema|^2,
@@ -18,7 +18,7 @@ It works on any path: there v is whatever the network predicts. Group statistics
 (``rollout.advantage: group_batch``).
 
 What differs from the released code: errors are float32, not float64, where the network's answers are;
-``elbo`` and each group's own times and noise see ``methods.matching``.
+``elbo`` and each group's own times and noise see ``methods._multi_time``.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class AWM(RolloutMethod):
     """Samples with advantages, likelihoods by the denoising error.
 
     Attributes:
-        weighting: what stands for a log-density, see ``losses.matching.stand_in``.
+        weighting: what stands for a log-density, see ``losses.surrogates.stand_in``.
         power: of "ghuber".
         order: ratios of each time ("exp_first") or of the mean over times ("sum_first").
         clip: c, up to 1.

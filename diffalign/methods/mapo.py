@@ -7,7 +7,7 @@ Without a reference: with m the mean squared denoising errors of a pair at one t
 
 beta 0.1, snr 0.5, T 1000, as released (``form: released``). The text of the AAAI version has another loss,
 ``form: paper``; ``form: orpo`` is the odds-ratio idea on errors, with its sign put right
-(``losses.of_errors``). The forms' beta weighs preference against fine-tuning and is no KL weight.
+(``losses.reference_free``). The forms' beta weighs preference against fine-tuning and is no KL weight.
 
 What differs from the released code: phi and its gradient are exact down to an error of 0, and errors are
 float32 under half precision.

@@ -165,7 +165,7 @@ def parse_lora(
 
 
 def diffusers_state(lora: Lora) -> dict[str, Tensor]:
-    """Return a LoRA as the state dict that ``pipeline.load_lora_weights`` takes, every scale folded in.
+    """Return a LoRA as the state dict that ``load_lora_weights`` takes, every scale folded in.
 
     No reader can apply another scale: there is no alpha in it, and alpha = rank is every loader's default.
     """

@@ -22,8 +22,8 @@ def combine(
     "sum" is the weighted sum. "rank" is Borda's count as a share, (rivals that are worse + half of those that
     are equal) / (K - 1): 0 for the last, 1 for the first, 1/2 on average. "wins" is the share of won
     comparisons, strictly greater wins (Syn-Pic, Karthik et al. 2024, arXiv 2410.18013; with equal weights
-    ``data.rating.wins``): it differs from "rank" by what equal scores give, nothing instead of a half. Both
-    are means over rewards weighted by |weight|. A negative weight turns a reward round in all of them.
+    ``data.encoding.rating.wins``): unlike "rank" it gives equal scores nothing instead of a half. Both are
+    means over rewards weighted by |weight|. A negative weight reverses a reward in all of them.
 
     Args:
         scores: (..., K, R), K rivals; computed in float64, given back in their own dtype.

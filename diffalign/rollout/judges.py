@@ -109,7 +109,7 @@ def judge_of(
 
 @dataclass(frozen=True)
 class People:
-    """Stands where people judge: they are asked between rounds (``rollout.people``), never by ``submit``."""
+    """Stands where people judge: they are asked between rounds (``rollout.labels``), never by ``submit``."""
 
     rewards: tuple[str, ...] = ("people",)
     weights: tuple[float, ...] = (1.0,)

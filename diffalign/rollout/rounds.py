@@ -1,6 +1,6 @@
 """A round: what one process has sampled, judged, and learns from; and the arithmetic of who learns what when.
 
-Groups of a run stand in one endless order, as those of a preference set do (``data.source``): group g of
+Groups of a run have one endless order, as those of a preference set (``data.batches.source``): group g of
 micro-step m on rank r of W ranks, G groups a micro-batch, stands at position ``(m W + r) G + g``. Inside a
 round of N prompts a rank the order is slot by slot and, in a slot, prompt by prompt, so a prompt's slots are
 spread over the round. Which of its slots a prompt shows first is a draw of its own. So any split of a round

@@ -141,14 +141,14 @@ class Resumption:
         )
 
     def compare(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-        """Return what forbids resuming; settings of ``resume.allow`` do not.
+        """Return what forbids resuming; settings of ``--resume.allow`` do not.
 
         A checkpoint of an earlier version is put into today's terms: its method with defaults spelled out;
         settings that it does not know at their defaults; and, since it kept no content, its places must be
         those of the run.
 
         Raises:
-            UserError: ``resume.allow`` has a name that is no setting.
+            UserError: ``--resume.allow`` has a name that is no setting.
         """
         allow = self.run.resume_allow
         _check_allowed(allow, {*current, *saved, *PLACES})
@@ -164,7 +164,7 @@ class Resumption:
 
 
 def is_allowed(name: str, allow: Sequence[str]) -> bool:
-    """Return whether ``resume.allow`` has a setting: by its dotted name, its last part, or its section."""
+    """Return whether ``--resume.allow`` has a setting: by its dotted name, its last part, or its section."""
     return any(name == one or name.startswith(f"{one}.") or name.endswith(f".{one}") for one in allow)
 
 
@@ -215,7 +215,7 @@ def check_content(snapshot: Snapshot | None, content: Mapping[str, str], allow: 
     Args:
         snapshot: the checkpoint; None: a fresh run.
         content: digests by name, "data" and "model".
-        allow: ``resume.allow``.
+        allow: ``--resume.allow``.
 
     Raises:
         UserError: another content, which ``allow`` does not have.

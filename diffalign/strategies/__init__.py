@@ -8,7 +8,7 @@ To add one, write ``strategies/<name>.py`` with a frozen dataclass that has ``wr
       - {type: sft, weight: 0.1}
 
 The first of the list is the innermost. Most of them act on the gradient alone, by wrapping the policy
-(``common.Scaled``); held-out diagnostics measure the method without its strategies.
+(``strategies._common.Scaled``); held-out diagnostics measure the method without its strategies.
 """
 
 from diffalign.strategies.registry import STRATEGIES, StrategyCard, build, wrap

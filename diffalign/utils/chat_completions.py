@@ -52,10 +52,10 @@ class Endpoint:
     def complete(self, content: Content, read: Callable[[str], T]) -> tuple[T, Tokens]:
         """Return what ``read`` makes of the answer to one message, and its tokens.
 
-        ``read`` raises ``http_json.UnusableError`` for an answer that is worth another try.
+        ``read`` raises ``utils.http.UnusableError`` for an answer that is worth another try.
 
         Raises:
-            http_json.NoAnswerError: no try gave one.
+            http.NoAnswerError: no try gave one.
         """
         key = os.environ.get(self.key)
         headers = {"Authorization": f"Bearer {key}"} if key else {}

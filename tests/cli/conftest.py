@@ -83,7 +83,7 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(world) -> Path:
-    """A run directory of two steps."""
+    """Make a run directory of two steps."""
     from diffalign.cli import main
 
     with contextlib.chdir(world):

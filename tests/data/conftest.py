@@ -28,7 +28,7 @@ def png(seed: int, width: int = 40, height: int = 40) -> bytes:
 
 
 def row(seed: int, labels=(1.0, 0.0), prompt: str | None = None, sizes=((40, 40), (40, 40)), **other) -> dict:
-    """A row of Pick-a-Pic's schema with two images of its own."""
+    """Return a row of Pick-a-Pic's schema with two images of its own."""
     return {
         "caption": f"prompt {seed}" if prompt is None else prompt,
         "jpg_0": png(2 * seed, *sizes[0]),
@@ -144,7 +144,7 @@ class VideoModel(Model):
 def film(
     path: Path, seed: int, frames: int = 24, fps: float = 8.0, width: int = 48, height: int = 32
 ) -> Path:
-    """A video of a coloured block that moves over a coloured ground, different for each seed."""
+    """Return a video of a coloured block that moves over a coloured ground, different for each seed."""
     from diffalign.media.videos import Video, write_video
 
     colors = np.random.default_rng(seed).integers(0, 256, (2, 3))

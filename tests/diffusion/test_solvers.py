@@ -21,7 +21,7 @@ def toy(dtype=torch.float64):
 
 
 def grid(perturb, steps=20):
-    """(steps, B) times 950 + p, 900 + p, ..., p over 1000."""
+    """Return (steps, B) times 950 + p, 900 + p, ..., p over 1000."""
     top = 1000 - 1000 // steps
     return (torch.arange(top, -1, -1000 // steps)[:, None] + torch.as_tensor(perturb)[None]).double() / 1000
 

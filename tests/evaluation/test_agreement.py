@@ -108,7 +108,7 @@ class Light:
 
 @pytest.fixture
 def labelled(tmp_path):
-    """A pair, a list of three, one with a broken image, a tie, and a single like."""
+    """Write a pair, a list of three, one with a broken image, a tie, and a single like."""
     for level in (10, 20, 30):
         Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / f"{level}.png")
     (tmp_path / "broken.png").write_bytes(b"none")

@@ -30,7 +30,7 @@ def length(videos, prompts):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """The aligned pipeline is brighter, and goes one pixel a frame where the base goes three."""
+    """Make an aligned pipeline that is brighter and moves one pixel a frame, and a base that moves three."""
     rewards = {"light": brightness, "length": VideoReward("length", length)}
     folder = tmp_path_factory.mktemp("videos")
     pipelines = FilmingPipeline(speed=3), FilmingPipeline(speed=1, lift=10)

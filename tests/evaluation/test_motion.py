@@ -13,7 +13,7 @@ SIDE, FPS = 32, 8.0
 
 
 def square(places, fps=FPS, scale=1):
-    """A square of 12 pixels whose left upper corner is at these (down, right)."""
+    """Return frames of a square of 12 pixels whose upper left corner is at these (down, right)."""
     frames = torch.full((len(places), 3, SIDE, SIDE), 40, dtype=torch.uint8)
     for frame, (down, right) in zip(frames, places, strict=True):
         frame[:, down : down + 12, right : right + 12] = torch.tensor([200, 60, 90]).reshape(3, 1, 1)

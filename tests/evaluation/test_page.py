@@ -64,7 +64,7 @@ def browser():
 
 @pytest.fixture(params=SIZES)
 def page(browser, report, request):
-    """The page, which must ask for nothing and complain of nothing."""
+    """Open the page, which must request nothing and report no errors."""
     width, height = SIZES[request.param]
     page = browser.new_page(viewport={"width": width, "height": height})
     asked, complaints = [], []
@@ -82,7 +82,7 @@ def tops(page):
 
 
 def visible(page, what):
-    """The texts of those elements that a reader sees."""
+    """Return the texts of the visible elements."""
     return page.eval_on_selector_all(
         what,
         "all => all.filter(e => e.offsetParent !== null && getComputedStyle(e).visibility === 'visible')"
@@ -91,7 +91,7 @@ def visible(page, what):
 
 
 def shown(page, name):
-    """The changes of the pairs that are there for a model, in their order."""
+    """Return the changes of the pairs that the page has for a model, in their order."""
     return page.eval_on_selector_all(
         f"[data-model='{name}'] figure.pair",
         "all => all.filter(f => !f.hidden).map(f => Number(f.dataset.change))",

@@ -52,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def trained(config: ModelConfig) -> LoadedModel:
-    """A model whose trainable weights have been pushed far enough to be seen in its images."""
+    """Return a model whose trainable weights have been pushed far enough to be seen in its images."""
     model = load(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -30,7 +30,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory as training leaves it."""
+    """Make a run directory as training leaves it."""
     root = tmp_path_factory.mktemp("run")
     base = make_sd15(root / "base")
     out = root / "mine"

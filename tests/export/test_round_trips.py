@@ -54,7 +54,7 @@ class Case:
 
 
 def make_sdxl(folder: Path) -> Path:
-    """An SDXL whose text encoders differ in width, by which diffusers tells them apart in a single file."""
+    """Return an SDXL whose text encoders differ in width, as diffusers needs to load a single file."""
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModelWithProjection
 
@@ -108,7 +108,7 @@ class World:
 
 @torch.no_grad()
 def prediction(model: LoadedModel) -> Tensor:
-    """The network's output on fixed noise and prompts, text encoders included."""
+    """Return the network's output on fixed noise and prompts, text encoders included."""
     frames = model.usable_frames(5) if model.codec.video else 1
     shape = model.latent_shape(32, 32, frames)
     g = torch.Generator().manual_seed(3)
@@ -145,7 +145,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
 
 
 def read_back(to: str, path: Path, world: World, family: str) -> LoadedModel:
-    """The base with what was exported, through other code than ours."""
+    """Return the base with the exported weights, loaded by other code than ours."""
     if to == "merged":
         return load(ModelConfig(path=str(path)))
     model = load(world.base)

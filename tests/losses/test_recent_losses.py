@@ -1,4 +1,4 @@
-"""The losses of ``losses.recent`` and the divergences: by hand, at their optima, against golden numbers."""
+"""The losses of ``losses.pairwise`` and the divergences: by hand, at their optima, against golden numbers."""
 
 import math
 

@@ -29,7 +29,7 @@ def seen(video):
 
 
 def lossless(path, frames, times, rate=1000):
-    """A file whose frames (F, H, W, 3) are exactly those given, shown at these thousandths of a second."""
+    """Write a file whose frames (F, H, W, 3) are exactly those given, shown at these milliseconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"

@@ -24,7 +24,7 @@ MEMBERS = {name for name in vars(Method) if not name.startswith("_")} | {"__call
 
 
 def bare(inner):
-    """An object that has the Protocol's members and nothing else; its numbers are those of ``inner``."""
+    """Return an object with only the Protocol's members; its numbers are those of ``inner``."""
 
     class Bare:
         __slots__ = ()

@@ -46,7 +46,7 @@ def ours(array: np.ndarray) -> Tensor:
 
 
 def dense(f, case, method, label=None):
-    """The public method on a golden case: rows are all first videos, then all second ones.
+    """Return the public method on a golden case: rows are all first videos, then all second ones.
 
     Returns the step and the gradients of both halves, in the published layout.
     """
@@ -133,7 +133,7 @@ def videos(pairs=3, frames=4, seed=0):
 
 
 def step_on(method, model, reference, target, label, t=0.5):
-    """The public method on given velocities; rows are first videos, then second ones."""
+    """Return the public method on given velocities; rows are first videos, then second ones."""
     flat = lambda a: torch.from_numpy(a.reshape(-1, *a.shape[2:]))  # noqa: E731
     policy, score = flat(model).clone().requires_grad_(True), torch.from_numpy(label)
     pairs = len(label)
@@ -259,7 +259,7 @@ def test_errors_measured_in_noise():
         x_t = alpha * x + sigma * noise
 
         def velocity(eps, x_t=x_t, alpha=alpha, sigma=sigma, flow=target_name == "flow"):
-            """What predicts this noise at x_t: eps - x0 of a flow, alpha eps - sigma x0 of v."""
+            """Return the prediction of this noise at x_t: eps - x0 of a flow, alpha eps - sigma x0 of v."""
             x0 = (x_t - sigma * eps) / alpha
             return eps - x0 if flow else alpha * eps - sigma * x0
 
@@ -335,7 +335,7 @@ def test_frames_are_means_over_everything_else():
 
 
 def flow(f, method, sign=1.0, key="model_pred"):
-    """The public method on flow_dpo.npz, winners first, with the published times and states."""
+    """Return the public method on flow_dpo.npz, winners first, with the published times and states."""
     arrays = {name: torch.from_numpy(f[name]).double() for name in ("model_input", "noise", "noisy")}
     times = tuple(f["sigmas"][:3].reshape(3).tolist())
     inner = replace(method, time=GivenTimes(times), noising=GivenNoise(arrays["noise"]))

@@ -19,14 +19,14 @@ GOLDEN = VECTORS / "diffusion_dpo.npz"
 
 
 def halves(x, pairs):
-    """A batch whose first half are the winners, as the released code lays it out."""
+    """Return a batch whose first half are the winners, as the released code lays it out."""
     group = torch.arange(pairs).repeat(2)
     score = torch.cat([torch.ones(pairs), torch.zeros(pairs)])
     return Batch(x, {}, group, score)
 
 
 def run_on(method, model, reference, target):
-    """The public method on given predictions and targets."""
+    """Return the public method on given predictions and targets."""
     method = replace(method, time=GivenTimes((0.5,) * (len(target) // 2)), noising=GivenNoise(target))
     policy = model.clone().requires_grad_(True)
     batch = halves(torch.zeros_like(target), len(target) // 2)

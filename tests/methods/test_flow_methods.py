@@ -33,7 +33,7 @@ def normal(*shape, seed=0):
 
 
 def recorded(v, kernel, t, s, advantage, moved=0.0):
-    """Steps that a velocity ``v`` has drawn, their densities taken as if by a policy a little off."""
+    """Return steps drawn by a velocity ``v``, with the densities of a slightly different policy."""
     x, z = normal(*v.shape, seed=1), normal(*v.shape, seed=2)
     mean, std = kernel(Answers(v, FLOW, "flow"), x, t, s, {})
     after = mean + std * z

@@ -270,7 +270,7 @@ def pairs(groups=4):
 
 
 def rows(batch, groups):
-    """Some groups of a batch of pairs, as a batch."""
+    """Return some groups of a batch of pairs, as a batch."""
     index = torch.cat([torch.tensor([2 * g, 2 * g + 1]) for g in groups])
     return replace(batch.select(index), group=torch.arange(len(groups)).repeat_interleave(2))
 

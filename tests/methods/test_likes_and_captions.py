@@ -50,7 +50,7 @@ def need(f, *keys):
 
 
 def run_on(method, model, reference, target, group, score, rolled=None):
-    """The public method on given predictions and targets: (step, gradient of the loss)."""
+    """Return the public method on given predictions and targets: (step, gradient of the loss)."""
     arrays = [torch.from_numpy(np.asarray(a)) for a in (model, reference, target)]
     policy = arrays[0].clone().requires_grad_(True)
     group = torch.as_tensor(group)

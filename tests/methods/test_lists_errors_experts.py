@@ -36,7 +36,7 @@ def vectors(name, *keys):
 
 
 def run_on(method, model, reference, target, group, score, extra=None):
-    """The public method on given predictions and targets: (step, gradient of the loss)."""
+    """Return the public method on given predictions and targets: (step, gradient of the loss)."""
     target = torch.from_numpy(target)
     policy = torch.from_numpy(model).clone().requires_grad_(True)
     group = torch.as_tensor(group)

@@ -48,7 +48,7 @@ class Likelihoods:
 
 
 def on_likelihoods(method, policy, reference, score=None, group=None, extra=None):
-    """The public method on given log-probabilities (B,); of pairs, the first half are the winners."""
+    """Return the public method on given log-probabilities (B,); of pairs, the first half are the winners."""
     count = len(policy)
     group = torch.arange(count // 2).repeat(2) if group is None else group
     score = torch.cat([torch.ones(count // 2), torch.zeros(count // 2)]) if score is None else score

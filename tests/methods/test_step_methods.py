@@ -84,14 +84,14 @@ def leaf(x):
 
 
 def rows(x_t, x_s, t, s, score, group=None, **more):
-    """A batch of recorded steps; without ``group`` the first half against the second."""
+    """Return a batch of recorded steps; without ``group`` the first half against the second."""
     group = torch.arange(len(x_t) // 2).repeat(2) if group is None else group
     logp = more.pop("logp", torch.zeros(len(x_t), dtype=x_t.dtype))
     return Batch(Transition(x_t, x_s, t, s, logp), {}, group, score, **{"kernel": DDIM(1.0), **more})
 
 
 def densities(values, score, group=None, **more):
-    """A batch whose log-densities are whatever the denoisers say, and a tensor shaped like their answer."""
+    """Return a batch whose log-densities are the denoisers' outputs, and a tensor of their shape."""
     zero = torch.zeros_like(values)[:, None]
     return rows(zero, zero, zero[:, 0], zero[:, 0], score, group, kernel=GivenDensity(), **more)
 
@@ -345,7 +345,7 @@ def test_flow_grpo_is_ddpo_on_a_flow(clip):
 
 
 def drawn(seed=0, groups=3, rivals=2, far=0.02):
-    """Steps near where policy and reference go, so that some ratios are inside the clip and some are not."""
+    """Return steps near those of policy and reference, so that the clip holds some ratios and not others."""
     g = torch.Generator().manual_seed(seed)
     n = groups * rivals
     normal = lambda: torch.randn(n, 2, 3, 3, generator=g, dtype=torch.float64)  # noqa: E731

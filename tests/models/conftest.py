@@ -24,14 +24,14 @@ MAKERS = {
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny random pipeline folder of each family."""
+    """Write a tiny random pipeline folder of each family."""
     root = tmp_path_factory.mktemp("pipelines")
     return {name: make(root / name) for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny random pipeline folder of each form of the families of videos."""
+    """Write a tiny random pipeline folder of each form of the video families."""
     root = tmp_path_factory.mktemp("video_pipelines")
     with only_errors("diffusers"):
         return {name: make(root / name) for name, (make, _) in CASES.items()}

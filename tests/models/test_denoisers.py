@@ -63,7 +63,7 @@ def prepare(folder: Path, autocast: torch.dtype | None = None, **changes: object
 
 
 def disturb(parameters: list[tuple[str, nn.Parameter]]) -> None:
-    """A policy that has learnt something."""
+    """Return a policy after some training."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for _, parameter in parameters:

@@ -37,7 +37,7 @@ def prediction(model: Any, network: nn.Module) -> Tensor:
 
 
 def plainly(config: ModelConfig, aligned: Path, network: str, by_peft: bool) -> nn.Module:
-    """The network that somebody without diffalign gets."""
+    """Return the network that a user without diffalign loads."""
     if config.train == "full":
         return getattr(DiffusionPipeline.from_pretrained(aligned), network)
     pipeline = DiffusionPipeline.from_pretrained(config.path)

@@ -28,13 +28,13 @@ HUB_NAME = "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
 
 @pytest.fixture
 def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the sdxl folder that a test may spoil."""
+    """Copy the sdxl folder, so that a test may change it."""
     return Path(shutil.copytree(folders["sdxl"], tmp_path / "spoiled"))
 
 
 @pytest.fixture
 def hub_cache(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache in which the tiny pipeline stands under SD 1.5's name, as after one download."""
+    """Write a hub cache that holds the tiny pipeline under SD 1.5's name, as after one download."""
     snapshot = tmp_path / "hub" / HUB_NAME / "snapshots" / ("0" * 40)
     shutil.copytree(folders["sd15"], snapshot)
     (snapshot.parents[1] / "refs").mkdir()

@@ -30,7 +30,7 @@ def prediction(model: LoadedModel) -> Tensor:
 
 @pytest.fixture(params=[("sd15", "lora"), ("pixart", "lora"), ("sd15", "full")], ids=str)
 def run(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path: Path) -> tuple[Path, Tensor]:
-    """A finished run with one checkpoint, and what its policy predicts."""
+    """Finish a run with one checkpoint; return it with its policy's predictions."""
     name, train = request.param
     config = ModelConfig(path=str(folders[name]), train=train, lora=LoraConfig(rank=2, alpha=3.0))
     model = load(config)

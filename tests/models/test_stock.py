@@ -25,7 +25,7 @@ STEPS = 4
 
 
 def stock(model: LoadedModel, folder: Path) -> Any:
-    """The pipeline as diffusers loads it; DPM-Solver of order 1, which is DDIM, and ends as DDIM does."""
+    """Load the pipeline by diffusers; DPM-Solver of order 1, which is DDIM, and ends as DDIM does."""
     pipeline = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(absent_components(model)))
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline.scheduler, DPMSolverMultistepScheduler):
@@ -35,7 +35,7 @@ def stock(model: LoadedModel, folder: Path) -> Any:
 
 
 def drawn(model: LoadedModel, pipeline: Any, noise: Tensor, guidance: float, output: str) -> Tensor:
-    """What the stock pipeline makes of the noise; its latents as (B, C, h, w)."""
+    """Return the stock pipeline's samples from the noise; its latents as (B, C, h, w)."""
     arguments: dict[str, Any] = {"guidance_scale": guidance}
     if model.family.name == "flux":  # whose guidance_scale is the embedded one
         arguments = {"guidance_scale": 3.5, "true_cfg_scale": guidance, "negative_prompt": ""}
@@ -73,7 +73,7 @@ def ours(model: LoadedModel, noise: Tensor, guidance: float) -> Tensor:
 
 @contextmanager
 def listening(network: nn.Module) -> Any:
-    """The tensors of each call of a network, by the names of its forward's arguments."""
+    """Record the tensors of each call of a network, by the names of its forward's arguments."""
     heard: list[dict[str, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def case(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def video(case: str, videos: dict[str, Path]) -> LoadedModel:
-    """The model; Wan's samples by Euler's method, which the stock pipeline can be compared in."""
+    """Return the model; Wan's samples by Euler's method, which the stock pipeline can be compared in."""
     with only_errors("diffusers"):
         model = load(ModelConfig(path=str(videos[case])))
     if model.family.name == "wan":
@@ -49,7 +49,7 @@ def video(case: str, videos: dict[str, Path]) -> LoadedModel:
 
 @pytest.fixture
 def stock(case: str, videos: dict[str, Path], video: LoadedModel) -> Any:
-    """The pipeline as diffusers loads it."""
+    """Return the pipeline as diffusers loads it."""
     with only_errors("diffusers"):
         pipeline = DiffusionPipeline.from_pretrained(videos[case])
     pipeline.set_progress_bar_config(disable=True)
@@ -63,7 +63,7 @@ def noise_of(model: LoadedModel, case: str) -> Tensor:
 
 
 def drawn(pipeline: Any, case: str, noise: Tensor, guidance: float, output: str) -> Tensor:
-    """What the stock pipeline makes of the noise: latents or frames, (B, C, F, h, w)."""
+    """Return the stock pipeline's samples from the noise: latents or frames, (B, C, F, h, w)."""
     height, width, frames = CASES[case][1]
     if case == "ltx":
         latents = pipeline._pack_latents(noise, 1, 1)

@@ -58,7 +58,7 @@ def noisy(model: LoadedModel, case: str) -> tuple[Tensor, Tensor, dict[str, Tens
 
 
 def aligned(config: ModelConfig, case: str) -> tuple[LoadedModel, list[float]]:
-    """A model after two steps of DPO on one pair, and the losses of both."""
+    """Return a model after two steps of DPO on one pair, and the losses of both."""
     model, losses = load(config), []
     dpo, settings = DPO(beta=100.0), TrainingConfig(steps=2, batch_size=1)
     parameters, policy = prepare_policy(model, config), policy_denoiser(model, config)
@@ -87,7 +87,7 @@ def aligned(config: ModelConfig, case: str) -> tuple[LoadedModel, list[float]]:
 
 
 def plain(base: Path, folder: Path, model: LoadedModel) -> Any:
-    """The aligned network by diffusers and peft alone."""
+    """Return the aligned network by diffusers and peft alone."""
     name = model.family.network_name
     if (folder / "model_index.json").is_file():
         return getattr(DiffusionPipeline.from_pretrained(folder), name)
@@ -122,7 +122,7 @@ def test_two_steps_saved_and_loaded_by_plain_diffusers(
 
 
 def as_told(network: Any, model: LoadedModel, told: dict[str, Tensor], x_t: Tensor) -> Tensor:
-    """A network's answer to the same tensors."""
+    """Return a network's answer to the same tensors."""
     cond = {k: v for k, v in told.items() if k.startswith("encoder")}
     if model.family.name == "animatediff":
         cond = {"encoder_hidden_states": cond["encoder_hidden_states"][:: x_t.shape[2]]}

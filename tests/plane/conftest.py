@@ -13,7 +13,7 @@ PLANE = Plane()
 
 @pytest.fixture(scope="package")
 def one_thread():
-    """A network this small is slower on two threads than on one."""
+    """Run on one thread: a network this small is slower on two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -31,7 +31,7 @@ def flow_base(one_thread):
 
 
 def misled(base):
-    """A base to which a quarter of the halves' points were given under the wrong label."""
+    """Train a base that saw a quarter of the halves' points under the wrong label."""
     wrong = data_batch(PLANE, 60_000, seed=1, mislabelled=0.25)
     return align(SFT(), base, wrong, steps=300, groups=512, rate=1e-3)
 
@@ -48,7 +48,7 @@ def flow_mislabelled(flow_base):
 
 @pytest.fixture(scope="package")
 def measured(one_thread):
-    """What a base is like, measured once."""
+    """Measure a base once."""
     return lru_cache(lambda network: measure(PLANE, denoiser_of(network), count=2400))
 
 

@@ -13,7 +13,7 @@ from diffalign.plane.settings import PLANE_METHODS, PlaneRow
 
 
 def on_flow(name: str, **changes: Any) -> PlaneRow:
-    """A row with other settings of its method (``method.beta=...`` as ``beta``) and of its own."""
+    """Return a row with other settings of its method (``method.beta=...`` as ``beta``) and of its own."""
     row = PLANE_METHODS[name]
     own = {key: changes.pop(key) for key in list(changes) if key in row.__dataclass_fields__}
     return replace(

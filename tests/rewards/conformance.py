@@ -45,7 +45,7 @@ def some(prompts: Sequence[str], count: int) -> list[str]:
 
 
 def rounding(scores: Tensor) -> float:
-    """What float32 may change in such scores from batch to batch."""
+    """Return the tolerance for float32 rounding of such scores between batches."""
     return 2e-5 * max(1.0, scores.abs().max().item())
 
 
@@ -74,7 +74,7 @@ def covers(*names: str) -> Callable[[Any], Any]:
 def conforms_to_samples(
     reward_of: Callable[[int], Any], samples: Sequence[Any], prompts: Sequence[str]
 ) -> None:
-    """The pieces for rewards that read samples of their own: videos, drawn scenes, texts in images.
+    """Check rewards with samples of their own: videos, drawn scenes, texts in images.
 
     ``reward_of`` gives the reward at a batch size; ``prompts`` are as many as ``samples``, three or more.
     Scores are (B,) float32, finite and without a graph; a batch scores as its samples one by one, in any
@@ -139,7 +139,7 @@ def assert_sub_batches_do_not_matter(reward: Any, prompts: Sequence[str]) -> Non
 
 
 def assert_pixels_score_as_their_image(reward: Any, prompts: Sequence[str], tolerance: float) -> None:
-    """The differentiable path is within ``tolerance`` of the exact one, which is less than images differ."""
+    """Check the differentiable path: within ``tolerance`` of the exact one, less than images differ."""
     images = pictures()
     words = some(prompts, len(images))
     exact = reward(images, words)
@@ -149,7 +149,7 @@ def assert_pixels_score_as_their_image(reward: Any, prompts: Sequence[str], tole
 
 
 def assert_gradients_are_right(reward: Any, prompts: Sequence[str], step: float = 1 / 32) -> None:
-    """The largest derivative by one pixel is that of central differences; other images have none.
+    """Check the largest derivative by one pixel against central differences; other images have none.
 
     Scores are float32, so the step is large, and four points cancel the error that a large step makes. The
     pixels are grey enough that nothing is clamped.
@@ -175,7 +175,7 @@ def assert_gradients_are_right(reward: Any, prompts: Sequence[str], step: float 
 
 
 def assert_bfloat16_keeps_the_order(spec: str, prompts: Sequence[str], correlation: float = 0.98) -> None:
-    """A reward loaded in bfloat16 gives float32 scores that rank images as those in float32 do."""
+    """Check that a reward loaded in bfloat16 gives float32 scores that rank images as float32 does."""
     images = pictures(12)
     words = some(prompts[:1], len(images))
     exact, rough = (rewards.load(spec, dtype=dtype)(images, words) for dtype in ("float32", "bfloat16"))

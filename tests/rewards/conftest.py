@@ -16,7 +16,7 @@ SIZE = 28  # pixels of the vision tower
 
 
 def make_clip(folder: Path, width: int = 16, seed: int = 0) -> Path:
-    """A random CLIP in PickScore's layout: config.json, model.safetensors and a tokenizer."""
+    """Write a random CLIP in PickScore's layout: config.json, model.safetensors and a tokenizer."""
     words = tokenizer()
     towers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     ids = {
@@ -96,7 +96,7 @@ def published_v2_head(folder: Path):
 
 
 def make_open_clip(quick_gelu: bool = False, head_width: int = 64, seed: int = 0):
-    """A random open_clip CLIP of 28 x 28 pixels, 12 tokens of the real vocabulary and 16 shared numbers."""
+    """Write a random open_clip CLIP of 28 x 28 pixels, 12 tokens of the real vocabulary and width 16."""
     open_clip = pytest.importorskip("open_clip")
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -17,7 +17,7 @@ PROMPTS = ["a red cat", "a", "", "the long prompt that is cut " * 3, "Red", "a b
 
 
 def layers(path, prefix, numbers, width, dtype=torch.float32):
-    """A head of five layers under ``prefix`` and these numbers, in a file; its weights in their order."""
+    """Write a head of five layers under ``prefix`` and these numbers; return its weights in order."""
     generator = torch.Generator().manual_seed(3)
     sizes = [width, 12, 8, 6, 4, 1]
     state, pairs = {}, []
@@ -32,7 +32,7 @@ def layers(path, prefix, numbers, width, dtype=torch.float32):
 
 @pytest.fixture(scope="session")
 def siglip_folder(tmp_path_factory):
-    """A random whole SigLIP, of which the reward reads the vision tower."""
+    """Return a random whole SigLIP, of which the reward reads the vision tower."""
     folder = tmp_path_factory.mktemp("siglip")
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     with torch.random.fork_rng():
@@ -58,7 +58,7 @@ def siglip_spec(siglip_folder, tmp_path_factory):
 
 
 def cosines(clip_folder, reward, images, prompts):
-    """transformers' own, which normalises both."""
+    """Return the similarity by transformers itself, which normalises both."""
     model = CLIPModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
         output = model(input_ids=reward.clip.tokens(prompts), pixel_values=reward.clip.inputs(images))

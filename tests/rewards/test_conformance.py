@@ -82,7 +82,7 @@ def test_rules_on_moving_shapes_conform(name):
 
 
 def covered() -> set[str]:
-    """The cards that tests are marked with, of the tests that do call a conformance check."""
+    """Return the cards that tests are marked with, of the tests that do call a conformance check."""
     names: set[str] = set()
     for file in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

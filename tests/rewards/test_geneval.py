@@ -248,7 +248,7 @@ def test_colours_are_those_of_the_nearest_texts(clip_folder):
 
 
 def make_mask2former(folder, labels, seed=0):
-    """A random Mask2Former in the hub's layout."""
+    """Write a random Mask2Former in the hub's layout."""
     backbone = SwinConfig(
         image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],

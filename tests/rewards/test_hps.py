@@ -33,7 +33,7 @@ def original():
 
 @pytest.fixture(scope="session")
 def folder(original, tmp_path_factory):
-    """The files as they are published: a dict with ``state_dict``, here in float32."""
+    """Return the files as they are published: a dict with ``state_dict``, here in float32."""
     folder = tmp_path_factory.mktemp("hps")
     for name in ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"):
         torch.save({"state_dict": original.state_dict(), "epoch": 1}, folder / name)
@@ -41,7 +41,7 @@ def folder(original, tmp_path_factory):
 
 
 def squares(images, antialias=True):
-    """The published pre-processing, written out for one image at a time."""
+    """Apply the published pre-processing, written out for one image at a time."""
     rows = []
     for image in images:
         x = as_pixels(image)

@@ -62,7 +62,7 @@ def reward(spec):
 
 
 def published(model, words, image, prompt):
-    """The formula of the released code, by transformers' own processor and model: the mean and the spread."""
+    """Return mean and spread by the formula of the released code, on transformers' processor and model."""
     height, width = smart_resize(image.height, image.width, 28, FULL, FULL)
     small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     inputs = image_processor()(small, return_tensors="pt")

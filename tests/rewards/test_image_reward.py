@@ -110,7 +110,7 @@ def attention(query, key, value, heads):
 
 
 def formula(state, pixels, ids):
-    """The score of one normalised image (3, SIZE, SIZE) and token ids without padding, in float64."""
+    """Return the score of one normalised image (3, SIZE, SIZE) and token ids without padding, in float64."""
     state = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
 
     def linear(x, name):

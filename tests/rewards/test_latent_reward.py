@@ -41,7 +41,7 @@ def unet(large):
 
 
 def write(folder, large, seed=3):
-    """A model as casiatao/LRM has them."""
+    """Write a model in the layout of casiatao/LRM."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet(large).save_pretrained(folder / "unet")
@@ -61,7 +61,7 @@ def write(folder, large, seed=3):
 
 @pytest.fixture(scope="session", params=["sd15", "sdxl"])
 def made(request, tmp_path_factory):
-    """A model, its base, and which of the two kinds it is."""
+    """Return a model, its base, and which of the two kinds it is."""
     large = request.param == "sdxl"
     folder, base = (tmp_path_factory.mktemp(name) for name in ("lrm", "base"))
     (make_sdxl if large else make_sd15)(base)
@@ -103,7 +103,7 @@ class Watched:
 
 @torch.no_grad()
 def formula(made, latents, prompts, timesteps):
-    """The scores, one sample and one half of the guidance at a time; texts as stock pipelines read them."""
+    """Return the scores, one sample and one half of the guidance at a time; texts as in stock pipelines."""
     parts = {"unet": None, "text_encoder": CLIPTextModel.from_pretrained(made.folder / "text_encoder")}
     if made.large:
         second = CLIPTextModelWithProjection.from_pretrained(made.folder / "text_encoder_2")

@@ -73,7 +73,7 @@ def address():
 
 @contextmanager
 def answering(*answers):
-    """A server that gives (status, body) one after the other, the last for ever; address and questions."""
+    """Run a server of scripted (status, body) answers, the last repeated; yield its address and requests."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -31,7 +31,7 @@ def fresh(clip_folder):
 
 @pytest.fixture
 def moved(clip_folder):
-    """A model that the time matters to."""
+    """Return a model that depends on the time."""
     clip = from_clip(str(clip_folder), Place())
     generator = torch.Generator().manual_seed(1)
     for name, parameter in clip.model.named_parameters():
@@ -46,7 +46,7 @@ def pixels():
 
 
 def published(clip):
-    """The state dict as RockeyCoss/SPO saved it: prefixed, with the buffers of older transformers."""
+    """Return the state dict as RockeyCoss/SPO saved it: prefixed, with the buffers of older transformers."""
     state = {f"model.{name}": tensor for name, tensor in clip.model.state_dict().items()}
     for tower, length in (("text", 16), ("vision", 17)):
         state[f"model.{tower}_model.embeddings.position_ids"] = torch.arange(length)[None]

@@ -30,7 +30,7 @@ from tests.rewards.conformance import (
 
 @pytest.fixture
 def endpoint():
-    """An address, and what it was asked: darker images get more points, and others as the prompt says."""
+    """Run an endpoint that gives darker images more points, others as the prompt says; yield its requests."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):

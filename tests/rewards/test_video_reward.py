@@ -63,7 +63,7 @@ def words(base):
 
 @pytest.fixture(scope="module")
 def adapted(base, words):
-    """The base with rows for the tokens that training has changed, and a LoRA that does something."""
+    """Return the base with rows for the tokens that training has changed, and a LoRA that does something."""
     model = random_model(base)
     model.resize_token_embeddings(len(words), mean_resizing=False)
     linears = "q_proj|k_proj|v_proj|o_proj|up_proj|gate_proj|down_proj"
@@ -85,7 +85,7 @@ def head(outputs):
 
 
 def make(folder, adapted, outputs, whole, config=CONFIG):
-    """A download of the hub repository: with one file of all weights, or with an adapter."""
+    """Write a download of the hub repository: with one file of all weights, or with an adapter."""
     step = folder / "checkpoint-120"
     step.mkdir(parents=True)
     (folder / "checkpoint-20").mkdir()

@@ -22,7 +22,7 @@ from tests.rewards.conftest import write_jsonl
 
 
 def grey(*levels):
-    """A video whose frames are plain."""
+    """Return a video whose frames are plain."""
     frames = torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1)
     return Video(frames.expand(-1, 3, 4, 6).contiguous(), 8.0)
 

@@ -33,14 +33,14 @@ LLAVA_CHAT = (
 
 
 def answering(model, inputs, token):
-    """The model with a head for which a token is about as likely as all else together, for these inputs."""
+    """Return the model with a head that gives one token a probability of about 1/2 on these inputs."""
     last = model.model(**inputs).last_hidden_state[0, -1]
     rows = model.lm_head.weight
     rows[token] = last / last.square().sum() * torch.tensor(len(rows)).log()
 
 
 def quiet(model):
-    """The model with a head that hardly says anything."""
+    """Return the model with a head that hardly says anything."""
     rows = model.lm_head.weight
     rows.copy_(0.05 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)))
     return model
@@ -48,7 +48,7 @@ def quiet(model):
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    """A Qwen2-VL: "Yes" follows a new line, and is one token."""
+    """Return a Qwen2-VL: "Yes" follows a new line, and is one token."""
     folder = make_base(tmp_path_factory.mktemp("qwen"))
     words = make_tokenizer(folder)
     processor = Qwen2VLProcessor(
@@ -73,7 +73,7 @@ def asked_of_qwen(prompt):
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    """A LLaVA: "Yes" follows a colon, so a space belongs to it, and this tokenizer writes it as two."""
+    """Return a LLaVA: "Yes" follows a colon, so a space belongs to it: two tokens here."""
     folder = tmp_path_factory.mktemp("llava")
     letters = sorted({c for text in (QUESTION, LLAVA_CHAT, *PROMPTS) for c in text} - {" "})
     names = ["<unk>", "<s>", "</s>", "▁", *letters, "▁Y", "es"]

@@ -71,7 +71,7 @@ def make_base(folder: Path, weights: bool = False, seed: int = 0) -> Path:
 
 
 def random_model(base: Path, tokens: int | None = None, seed: int = 0, std: float = 0.15) -> Any:
-    """A model of that config with embeddings of so many tokens; large weights, so that images matter."""
+    """Return a model of that config and number of tokens; its weights are large, so that images matter."""
     config = AutoConfig.from_pretrained(base)
     config.text_config.vocab_size = tokens or config.text_config.vocab_size
     with torch.random.fork_rng():
@@ -94,14 +94,14 @@ def old_layout(model: Any) -> dict[str, Tensor]:
 
 
 def marked(base: Path, marks: list[str]) -> Any:
-    """The tokenizer of a base with the reward's tokens, and its chat template."""
+    """Return the tokenizer of a base with the reward's tokens, and its chat template."""
     words = AutoTokenizer.from_pretrained(base, chat_template=CHAT)
     words.add_tokens(marks, special_tokens=True)
     return words
 
 
 def image_processor() -> Any:
-    """transformers' own on PIL, of the published preprocessor_config.json."""
+    """Return the processor of transformers on PIL, of the published preprocessor_config.json."""
     return Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=16384 * 28 * 28)
 
 

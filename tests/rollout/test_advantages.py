@@ -40,7 +40,7 @@ def test_raw_best_and_ends():
 
 
 def by_groups(rewards, groups, kind):
-    """The advantages of ragged groups, group by group; "group_batch" by its formula with the std of all."""
+    """Return the advantages of ragged groups, group by group; "group_batch" divides by the std of all."""
     found = np.empty_like(rewards)
     for group in np.unique(groups):
         row = torch.tensor(rewards[groups == group])[None]

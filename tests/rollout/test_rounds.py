@@ -53,7 +53,7 @@ def test_prompts_that_do_not_fill_micro_batches_are_refused():
 
 
 def made(score, shared=True, extra=None, slots=2):
-    """A round of 3 prompts, 2 slots, 2 rivals, whose latents say where they stand."""
+    """Return a round of 3 prompts, 2 slots, 2 rivals, whose latents encode their place."""
     n, k = 3, 2
     where = torch.arange(n * slots * k, dtype=torch.float32).reshape(n, slots, k)
     states = [where[..., None], where[..., None] + 0.5, where, where, where]

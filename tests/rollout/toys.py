@@ -163,13 +163,13 @@ class World:
         )
 
     def batches(self, count: int | None = None, start: int = 0) -> list[Any]:
-        """The batches of a round, or ``count`` of them from a micro-step on."""
+        """Return the batches of a round, or ``count`` of them from a micro-step on."""
         self.source.seek(start)
         drawn = iter(self.source)
         return [next(drawn) for _ in range(count or self.plan.micro_steps)]
 
     def copy_of_policy(self) -> Any:
-        """The policy, its weights as they are, for forwards with gradient."""
+        """Return the policy with its current weights, for forwards with gradient."""
         return denoiser_of(copy.deepcopy(self.network))
 
 

@@ -39,7 +39,7 @@ class Recorder:
 
 
 def world_of(name, judge, dtype, store=NOWHERE):
-    """The same work for any number of processes: 8 prompts a round, 4 groups a micro-batch."""
+    """Configure equal work for any number of processes: 8 prompts a round, 4 groups a micro-batch."""
     accelerator = accelerator_for(TrainingConfig())
     ranks = accelerator.num_processes
     advantage = ("group" if judge else "prompt") if name == "ddpo" else "none"
@@ -75,7 +75,7 @@ def run(w, method, steps=6, **changes):
 
 
 def equal_runs(dtype: torch.dtype) -> dict:
-    """Runs that must not depend on how many processes share them."""
+    """Train runs that must not depend on the number of processes."""
     outcome = {}
     for name, method in METHODS.items():
         for kind, judge in (("", None), (" ragged", tied(0, 2, 3, 5)), (" all ties", tied(*range(6)))):

@@ -45,7 +45,7 @@ FRUGAL = Run(
 
 
 def options(advice):
-    """The options that pieces of advice name, in their order."""
+    """Return the options that pieces of advice name, in their order."""
     return [word.removeprefix("--") for text in advice for word in text.split() if word.startswith("--")]
 
 

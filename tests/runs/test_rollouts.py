@@ -181,7 +181,7 @@ def label(folder, scores):
 
 
 def drawn(monkeypatch):
-    """The rows of each part that is sampled from now on."""
+    """Record the rows of each part that is sampled from now on."""
     found, sampled = [], OnlineSource._sampled
 
     def noted(source, number, rows, *rest):
@@ -346,7 +346,7 @@ class Sampled:
 
 
 def windows(training=None, every=16, **rollout):
-    """A round of 8 prompts in micro-batches of 4, at 8 steps: 16 micro-batches."""
+    """Configure a round of 8 prompts in micro-batches of 4, at 8 steps: 16 micro-batches."""
     training = TrainingConfig(**{"batch_size": 4} | (training or {}))
     run = offline_or_online("d3po", training, every, **{"steps": 8} | rollout)
     _check_windows(run, plan_of(run, Sampled(sd_path())))

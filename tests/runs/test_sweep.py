@@ -22,7 +22,7 @@ from tests.tiny_pipelines import make_sd15
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A base and a LoRA file outside of any run."""
+    """Write a base and a LoRA file outside of any run."""
     root = tmp_path_factory.mktemp("world")
     base = make_sd15(root / "base")
     model = load(ModelConfig(path=str(base)))

@@ -148,7 +148,7 @@ def chase(
     hooks: Any = lambda extra: extra,
     resume: Any = None,
 ) -> TrainState:
-    """A run of fast-slow chasing; ``hooks`` puts the exchanging hook among others."""
+    """Train a run of fast-slow chasing; ``hooks`` adds other hooks around the exchanging one."""
     network, tally = Two(dtype), torch.zeros(3)
     fellows = {n: n.replace("fast.", "slow.", 1) for n, _ in network.named_parameters() if "fast." in n}
     trial = Trial(settings=settings, moved=False, dtype=dtype)

@@ -49,7 +49,7 @@ MOMENTS = "first moments after one step"
 
 
 def settings(world: int, **changes) -> TrainingConfig:
-    """The same work for any number of processes: 8 pairs a step."""
+    """Configure equal work for any number of processes: 8 pairs a step."""
     return TrainingConfig(**{"steps": 6, "batch_size": 4 // world, "accumulation": 2, "seed": 1} | changes)
 
 
@@ -59,7 +59,7 @@ def whole_batch(world: int) -> TrainingConfig:
 
 
 def following(config: TrainingConfig, optimizer: OptimizerConfig, dtype: torch.dtype) -> Trial:
-    """A run whose reference moves half-way to the policy every other step."""
+    """Train a run whose reference moves half-way to the policy every other step."""
     trial = Trial(settings=config, optimizer=optimizer, dtype=dtype)
     trial.kept = {name: p.detach() for name, p in trial.reference.named_parameters()}
     trial.hooks = [RefreshReference(trial.kept, 2, 0.5)]
@@ -67,7 +67,7 @@ def following(config: TrainingConfig, optimizer: OptimizerConfig, dtype: torch.d
 
 
 def equal_runs(world: int, dtype: torch.dtype) -> dict:
-    """Runs that must not depend on how many processes share them."""
+    """Train runs that must not depend on the number of processes."""
     outcome, optimizer = {}, OptimizerConfig(learning_rate=1e-3)
     for name, ties in (("plain", ()), ("ragged", RAGGED), ("all ties", tuple(range(24)))):
         state = Trial(settings=settings(world), optimizer=optimizer, ties=ties, dtype=dtype).run()
@@ -99,7 +99,7 @@ def equal_runs(world: int, dtype: torch.dtype) -> dict:
 
 
 def logged(folder: Path, rank: int, resume: str | None, stop_after: int | None):
-    """A run with checkpoints; the second rank alone is told to stop."""
+    """Train a run with checkpoints; only the second rank receives the signal to stop."""
     config, optimizer = settings(2, steps=8), OptimizerConfig(learning_rate=1e-2)
     checkpoints = Checkpoints(folder / "checkpoints", 2, fingerprint(config, optimizer, 2))
 

@@ -35,7 +35,7 @@ class NamedReward:
 
     Attributes:
         name: in the report.
-        key: its identity (``rewards.cache.reward_key``): scores of another one are not taken for its own.
+        key: its identity (``rewards.scoring.cache.reward_key``): only its own scores are used.
         load: gives it, when there is something to score.
     """
 

@@ -92,7 +92,7 @@ def scored_now(
     near: bool = False,
     progress: bool = True,
 ) -> Found:
-    """Candidates of what ``rewards.items.read_items`` gives; ``near``: with thumbnails.
+    """Candidates of what ``rewards.scoring.items.read_items`` gives; ``near``: with thumbnails.
 
     Raises:
         UserError: nothing to score, nothing that can be read, or what a reward refuses.

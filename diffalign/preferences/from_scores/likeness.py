@@ -21,7 +21,7 @@ Thumbnail = Int16[np.ndarray, "768"]
 
 def thumbnail(data: bytes) -> Thumbnail:
     """Return the thumbnail of an encoded image: each value the mean over a field, so that size and encoding
-    hardly show. One of ``data.images.UNREADABLE`` is raised if it is none.
+    hardly show. One of ``media.images.UNREADABLE`` is raised if it is none.
     """
     small = decode(data).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.int16).reshape(-1)

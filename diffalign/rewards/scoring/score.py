@@ -115,7 +115,7 @@ def _scorer(spec: str, device: str, dtype: str, batch_size: int) -> Scorer:
 def score(
     items: Iterable[Item], scorers: Sequence[Scorer], cache: ScoreCache | None = None, progress: bool = True
 ) -> Scores:
-    """Score items (see ``rewards.items.read_items``) with every scorer, as a table.
+    """Score items (see ``rewards.scoring.items.read_items``) with every scorer, as a table.
 
     Raises:
         UserError: as ``each_scored`` says, or not one item can be read.

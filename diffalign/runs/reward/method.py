@@ -1,9 +1,9 @@
 """The objective of the step-aware preference model (Liang et al. 2024, arXiv 2406.04314, section 3.2).
 
 The images of a pair are noised to one time with one noise; the frozen diffusion model, guided, estimates the
-clean latents of each in one step; they are decoded, and the CLIP that is told the time must prefer the one
-that people preferred of the clean images: ``losses.labelled``, each pair weighing 1 / the number of examples
-of its prompt, without negatives from other prompts.
+clean latents of each in one step; they are decoded, and the CLIP that takes the time must prefer the one that
+people preferred of the clean images: ``losses.reward_model``, each pair with a weight of 1 / the number of
+examples of its prompt, without negatives from other prompts.
 """
 
 from collections.abc import Callable

@@ -35,7 +35,7 @@ def source(encoded, batch_size=2, accumulation=1, rank=0, world=1, seed=0, **set
 
 
 def prompts(source, first, count):
-    """The prompts of ``count`` micro-batches, as letters."""
+    """Return the prompts of ``count`` micro-batches, as letters."""
     return [
         chr(int(value))
         for step in range(first, first + count)

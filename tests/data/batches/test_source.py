@@ -38,7 +38,7 @@ def take(source, count):
 
 
 def joined(batches):
-    """The groups of several batches as one: x, cond, score, groups renumbered."""
+    """Return the groups of several batches as one: x, cond, score, groups renumbered."""
     offsets = [sum(batch.num_groups for batch in batches[:i]) for i in range(len(batches))]
     cond = {name: torch.cat([batch.cond[name] for batch in batches]) for name in batches[0].cond}
     group = torch.cat([batch.group + offset for batch, offset in zip(batches, offsets, strict=True)])

@@ -54,7 +54,7 @@ def pairs(tmp_path):
 
 
 def pixels_of(path, cut):
-    """What the encoder should see: by another way than the code's, frame by frame with PIL."""
+    """Return the encoder's input, computed independently of the code: frame by frame with PIL."""
     found = []
     for frame in read_video(path, cut.fps, cut.frames).frames:
         image = Image.fromarray(frame.permute(1, 2, 0).numpy())

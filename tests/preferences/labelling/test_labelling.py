@@ -39,7 +39,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def samples(folder: Path, prompts: int, per_prompt: int = 2, shade: int = 0) -> Path:
-    """A folder as ``diffalign generate`` leaves it: sample k of a prompt is brighter than sample k - 1."""
+    """Write a folder like ``diffalign generate``: sample k of a prompt is brighter than sample k - 1."""
     folder.mkdir(parents=True)
     rows = []
     for position in range(prompts):
@@ -370,7 +370,7 @@ def test_fifty_pairs_by_keyboard_train_a_model(tmp_path):
 
 
 def gain_of(tmp_path: Path, labels: Path) -> float:
-    """The judge's gain after a short Diffusion-DPO on the labels, on the prompts that were labelled."""
+    """Return the judge's gain after a short Diffusion-DPO on the labels, on the labelled prompts."""
     run = tmp_path / "run"
     train = [
         "train", "tiny_sdxl_dpo", "--data.path", str(labels), "--data.holdout", "0", "--training.steps", "24",

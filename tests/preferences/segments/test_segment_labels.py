@@ -37,7 +37,7 @@ TRUE = ["first", "second", "tie", "first", "second"]
 
 
 def grey(path, values, per_second=4, fps=4.0, last=0):
-    """A video of one grey a second; ``last`` more frames of the last."""
+    """Write a video of one grey a second; ``last`` more frames of the last."""
     levels = [value for value in values for _ in range(per_second)] + [values[-1]] * last
     frames = torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 32, 32)
     write_video(Video(frames, fps), path)
@@ -150,7 +150,7 @@ class Brightness:
 
 
 def watching(videos, prompts):
-    """A reward of videos: the number of frames' brightness, which needs all of them."""
+    """Score videos by the brightness of all frames."""
     return torch.tensor([float(video.frames.float().mean()) for video in videos])
 
 
