@@ -165,7 +165,9 @@ class DataConfig:
     posterior: Literal["sample", "mean"] = option(
         "sample", "latents of the autoencoder: drawn anew at each visit, or the mean"
     )
-    cache_dir: str | None = option(None, "folder of the encoded set; null: OUTPUT/cache")
+    cache_dir: str | None = option(
+        None, "folder of the encoded set, or its address (`s3://bucket/cache`); null: OUTPUT/cache"
+    )
     cache_batch_size: int = option(
         8, "images encoded at once; for videos also the number held decoded in memory", BATCH
     )

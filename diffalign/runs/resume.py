@@ -108,6 +108,8 @@ def _absolute(section: Any, leaf: str) -> Any:
     value = getattr(section, outer)
     if inner:
         return replace(section, **{outer: _absolute(value, inner)})
+    if value and "://" in value:  # an address; Path would damage it
+        return section
     names_a_file = value and (Path(value).exists() or glob(value) or leaf == "cache_dir")
     return replace(section, **{outer: str(Path(value).absolute())}) if names_a_file else section
 

@@ -14,6 +14,7 @@ from diffalign.config.schema import DataConfig, Run
 from diffalign.data import EncodedSet, PairSource, Preferences, encode_preferences, split_holdout
 from diffalign.data.batches.order import lengths, scarce
 from diffalign.data.batches.source import FixedBatches
+from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import leave_out
 from diffalign.data.reading.examples import Example
@@ -210,8 +211,10 @@ def encode(
     accelerator.
     """
     check_frames(run.data, model)
-    folder, rewards = Path(run.data.cache_dir or Path(run.output) / "cache"), run.data.rewards
-    rater = RewardRater(rewards, folder / "scores.sqlite", str(accelerator.device)) if rewards else None
+    # a path or an address, which Path would damage ("s3://" becomes "s3:/")
+    folder, rewards = run.data.cache_dir or str(Path(run.output) / "cache"), run.data.rewards
+    scores = Folder(folder).local / "scores.sqlite"
+    rater = RewardRater(rewards, scores, str(accelerator.device)) if rewards else None
     with advised("encoding the preference set", when_encoding(run)):
         encoded = encode_preferences(
             model,

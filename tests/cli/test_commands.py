@@ -75,10 +75,31 @@ def test_cache_fills_what_train_then_finds(tmp_path, capsys):
     flags = ["--data.cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
     assert main(["cache", "good.yaml", *flags]) == 0
     assert capsys.readouterr().out.startswith("3 pairs, 1 tie")
-    written = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.safetensors")}
-    assert written
+    written = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*") if f.is_file()}
+    assert sum(f.suffix == ".arrow" for f in written) == 4  # latents, text, the manifest and its part
     assert main(["train", "good.yaml", *flags, "--training.steps", "1"]) == 0
-    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*.safetensors")} == written
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").rglob("*") if f.is_file()} == written
+
+
+def test_a_cache_may_lie_at_an_address(tmp_path, monkeypatch, capsys):
+    import fsspec
+
+    from diffalign.runs.validate import read_run
+
+    monkeypatch.setenv("DIFFALIGN_CACHE", str(tmp_path / "copies"))
+    memory, address = fsspec.filesystem("memory"), "memory://bucket/cache"
+    flags = ["--data.cache_dir", address, "--output", str(tmp_path / "run"), "--data.rewards", "jpeg"]
+    try:
+        assert main(["cache", "good.yaml", *flags]) == 0
+        assert f"the cache is {address}" in capsys.readouterr().err
+        written = memory.find("/bucket/cache")
+        assert sum(name.endswith(".arrow") for name in written) == 4
+        assert len(list((tmp_path / "copies").rglob("scores.sqlite"))) == 1  # a database needs a disk
+        assert main(["train", "good.yaml", *flags, "--training.steps", "1"]) == 0
+        assert memory.find("/bucket/cache") == written
+    finally:
+        memory.rm("/bucket", recursive=True)
+    assert read_run(tmp_path / "run" / "config.yaml").data.cache_dir == address
 
 
 DRAW = ["--prompts", "prompts.txt", "--steps", "2", "--height", "16", "--width", "16"]
