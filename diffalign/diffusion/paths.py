@@ -3,7 +3,7 @@
 Variance-preserving paths (DDPM, Ho et al. 2020, arXiv 2006.11239) keep the float32 table that the model was
 trained with: a published number is reproduced from its own table, so nothing is recomputed in higher
 precision. Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal
-SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1.
+SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1. EDM: Karras et al. 2022, arXiv 2206.00364, table 1.
 """
 
 import itertools
@@ -129,15 +129,100 @@ class RectifiedFlow:
         return self
 
 
+@dataclass(frozen=True)
+class EDM:
+    """EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, table 1) as a variance-preserving path.
+
+    With y0 = x0 / sigma_data, latents of std 1, and r = sqrt(sigma^2 + sigma_data^2), the network's input
+    c_in (x0 + sigma eps) is alpha y0 + s eps with alpha = sigma_data / r, s = sigma / r. Equation 7,
+    D = c_skip x + c_out F, is then y0 = alpha x_t - s v with F = v for c_out = -sigma sigma_data / r
+    (``v_prediction`` in diffusers) and F = -v for the paper's c_out (``epsilon``); the paper's weight lambda
+    makes the loss that of F. The network is told c_noise = ln(sigma) / 4.
+
+    Time t in [0, 1] runs from ``sigma_min`` to ``sigma_max`` along equation 5 (``karras``) or log-linearly
+    (``exponential``): uniform times are the scheduler's own table, as EDMEulerScheduler makes it.
+
+    Attributes:
+        negated: whether the network says -v.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    rho: float = 7.0
+    schedule: str = "karras"
+    negated: bool = True
+
+    def sigma(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Return EDM's noise level of each time, (B,) in t's dtype."""
+        u = t.double().clamp(0, 1)
+        if self.schedule == "exponential":
+            level = self.sigma_min * (self.sigma_max / self.sigma_min) ** u
+        else:
+            low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+            level = (low + u * (high - low)) ** self.rho
+        return level.to(t.dtype)
+
+    def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return (alpha, sigma) of the scaled latents, each (B,) in t's dtype."""
+        level = self.sigma(t)
+        root = (level**2 + self.sigma_data**2).sqrt()
+        return self.sigma_data / root, level / root
+
+    def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
+        """Return c_noise = ln(sigma) / 4, (B,)."""
+        return self.sigma(t).log() / 4
+
+    def grid(self, steps: int) -> Float[Tensor, " S"]:
+        """Return (steps + 1,) descending float64 times, evenly spaced, as the scheduler's are."""
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    def to(self, device: torch.device | str) -> "EDM":
+        """Itself: there is no table to move."""
+        return self
+
+
+def _edm(config: Mapping[str, Any]) -> tuple[EDM, Target]:
+    """Return the path of an EDM scheduler's configuration.
+
+    Raises:
+        UserError: a prediction or a schedule that diffusers' preconditioning does not have.
+    """
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise unknown(
+            "prediction_type of a scheduler with EDM's preconditioning",
+            prediction,
+            ["epsilon", "v_prediction"],
+        )
+    schedule = config.get("sigma_schedule", "karras")
+    if schedule not in ("karras", "exponential"):
+        raise unknown("sigma_schedule in the scheduler configuration", schedule, ["karras", "exponential"])
+    low, high, data, rho = (
+        float(config.get(name, getattr(EDM, name)))
+        for name in ("sigma_min", "sigma_max", "sigma_data", "rho")
+    )
+    if not 0 < low < high < math.inf or not 0 < data < math.inf or not 0 < rho < math.inf:
+        raise UserError(
+            f"the scheduler's sigma_min={low}, sigma_max={high}, sigma_data={data}, rho={rho}; allowed: "
+            "0 < sigma_min < sigma_max, the others more than 0"
+        )
+    return EDM(low, high, data, rho, schedule, prediction == "epsilon"), "v"
+
+
 def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tuple[Path, Target]:
     """Return the path and prediction target that a diffusers scheduler configuration describes.
 
     Args:
         patch: latents along one side of the network's tokens, for a flow's line; None: it has none.
 
+    A network of an ``EDM`` path may say -v for the target v: see its ``negated``.
+
     Raises:
         UserError: unknown beta schedule, prediction type or kind of timesteps.
     """
+    if "sigma_data" in config:
+        return _edm(config)
     prediction = config.get("prediction_type", "epsilon")
     timestep_type = config.get("timestep_type", "discrete")
     if timestep_type != "discrete":  # the network is given log sigma (Stable Video Diffusion, CosXL)

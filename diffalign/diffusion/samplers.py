@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffalign.diffusion.likelihood import at_least_float32, step_log_density
 from diffalign.diffusion.noising import expand
-from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
+from diffalign.diffusion.paths import EDM, RectifiedFlow, VariancePreserving
 from diffalign.diffusion.randomness import normal
 from diffalign.errors import UserError, unknown
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
@@ -99,7 +99,7 @@ class DDIM:
         Raises:
             UserError: eta > 0 on a path that is not variance-preserving.
         """
-        if self.eta and not isinstance(path, VariancePreserving):
+        if self.eta and not isinstance(path, VariancePreserving | EDM):
             raise UserError(f"sampler eta={self.eta} on {type(path).__name__}; allowed there: eta = 0")
         alpha_t, sigma_t = (expand(c, x0) for c in path.coefficients(t))
         alpha_s, sigma_s = (expand(c, x0) for c in path.coefficients(s))
@@ -195,7 +195,9 @@ def kernel_for(path: Path, eta: float, form: FlowForm = "sde") -> StepKernel:
 
 
 def grid_of(path: Path, steps: int) -> Float[Tensor, " S"]:
-    """Return (steps + 1,) descending float64 times: DDIM's leading grid, or a flow's even steps 1 to 0."""
+    """Return (steps + 1,) descending float64 times: DDIM's leading grid; a flow's and EDM's even steps
+    from 1 to 0.
+    """
     if isinstance(path, VariancePreserving):
         return timesteps(steps, path.steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)

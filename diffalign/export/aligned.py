@@ -1,8 +1,8 @@
 """``aligned/``: what plain diffusers loads, in a process without diffalign.
 
-LoRA: ``pipeline.load_lora_weights(folder)``. Of Stable Diffusion 1.x and XL the file is in kohya's layout,
-    with alphas, which diffusers, ComfyUI, A1111, Forge and kohya's scripts read alike; of other models in
-    diffusers' with the scale folded in (``diffalign.export.layouts``). A network that diffusers has no LoRA
+LoRA: ``pipeline.load_lora_weights(folder)``. The file is in diffusers' layout at scale 1; a Stable Diffusion
+    1.x or XL trained at another scale has kohya's layout, with alphas (``layouts.train_layout``). ``diffalign
+    export`` writes what ComfyUI, A1111, Forge and kohya's scripts load. A network that diffusers has no LoRA
     loader for (PixArt's) has its LoRA as peft keeps it:
     ``PeftModel.from_pretrained(pipeline.transformer, folder)``.
 Full fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was

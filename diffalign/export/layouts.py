@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.paths import EDM
 from diffalign.errors import UserError
 from diffalign.export.combine import has_dora, uniform
 from diffalign.models.loaded import LoadedModel
@@ -127,11 +128,14 @@ def refuse_dora(lora: Lora, layout: str) -> None:
 
 
 def train_layout(lora: Lora, model: LoadedModel) -> str:
-    """Return the layout that ``train`` leaves: kohya's where diffusers reads all of it back, else diffusers'.
+    """Return the layout that ``train`` leaves, in which no reader can apply another strength.
 
-    A file in kohya's layout is read by diffusers, ComfyUI, A1111, Forge and kohya's scripts alike.
+    At scale 1 (alpha = rank) it is diffusers', which needs no alpha: any reader's default is right. Another
+    scale goes into kohya's alpha tensors where the family has that layout and diffusers reads all of it back;
+    else it is folded in.
     """
-    if model.family.name not in KOHYA or has_dora(lora):
+    every = [factors for modules in lora.values() for factors in modules.values()]
+    if model.family.name not in KOHYA or has_dora(lora) or all(abs(f.scale - 1) < 1e-6 for f in every):
         return "diffusers"
     try:
         state = kohya_state(lora, model)
@@ -195,7 +199,8 @@ def lora_metadata(lora: Lora, model: LoadedModel, title: str) -> dict[str, str]:
 def prediction_metadata(model: LoadedModel) -> dict[str, str]:
     """Return ModelSpec's note of what a Stable Diffusion predicts; flow models have none."""
     kind = model.pipeline.scheduler.config.get("prediction_type")
-    if model.family.name not in KOHYA or kind not in ("epsilon", "v_prediction"):
+    edm = isinstance(model.path, EDM)  # ModelSpec has no word for it
+    if edm or model.family.name not in KOHYA or kind not in ("epsilon", "v_prediction"):
         return {}
     return {"modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon"}
 

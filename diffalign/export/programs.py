@@ -33,9 +33,14 @@ def how_to_load(to: str, path: Path, family: str) -> list[str]:
     return [f'diffusers: pipeline.load_lora_weights("{path}")']
 
 
-def trained_lora(path: Path, family: str) -> list[str]:
-    """Return how each program loads a LoRA run's ``aligned/`` of a Stable Diffusion (kohya's layout)."""
-    return how_to_load("kohya", path / "pytorch_lora_weights.safetensors", family)
+def trained_lora(run: Path, family: str) -> list[str]:
+    """Return how programs other than diffusers get a LoRA run of a Stable Diffusion: an export."""
+    file = run / f"{run.name}.safetensors"
+    lines = how_to_load("kohya", file, family)
+    return [
+        f"diffalign export {run} --to kohya --output {file}",
+        *(line for line in lines if not line.startswith("diffusers")),
+    ]
 
 
 _PIPELINES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.paths import EDM
 from diffalign.errors import UserError
 from diffalign.export.layouts import KOHYA, prediction_metadata
 from diffalign.export.streaming import Entry, write_safetensors
@@ -33,6 +34,11 @@ def write_single_file(model: LoadedModel, path: Path, dtype: torch.dtype, title:
         raise UserError(
             f"--to single-file with a model of {model.family.name}; allowed for: {', '.join(KOHYA)}; this "
             "one: --to merged"
+        )
+    if isinstance(model.path, EDM):
+        raise UserError(
+            "--to single-file with EDM's preconditioning, for which that layout has no marker; allowed: "
+            "--to merged"
         )
     named = [*_unet(model), *_vae(model), *_text(model)]
     entries = [Entry(name, shape, dtype, make) for name, shape, make in named]

@@ -20,6 +20,17 @@ Call = Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
 """(network, x_t, model_time, cond) -> raw prediction; a family's ``call`` is one."""
 
 
+@dataclass(frozen=True)
+class Negated:
+    """A call whose network says minus its target (EDM's preconditioning as the paper has it)."""
+
+    call: Call
+
+    def __call__(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
+        """Minus the network's raw prediction, shaped like ``x_t``."""
+        return -self.call(network, x_t, model_time, cond)
+
+
 @dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
     """A network with its noising path.

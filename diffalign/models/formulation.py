@@ -49,11 +49,14 @@ BETAS = (
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 """Schedulers of rectified flows."""
 
+EDMS = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
+"""Schedulers of EDM's preconditioning."""
+
 ELSEWHERE = {
-    "edm_mean": "EDM preconditioning (Playground 2.5)",
-    "edm_vpred.sigma_max": "v-prediction in continuous time (CosXL)",
+    "edm_mean": "EDM preconditioning (Playground 2.5), which is read from a diffusers folder alone",
+    "edm_vpred.sigma_max": "v-prediction in continuous time (CosXL), which is not trained here",
 }
-"""Tensors by which single files of formulations that are not trained here are told."""
+"""Tensors by which single files of formulations that are not read from one are told."""
 
 MODELSPEC = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 """``modelspec.prediction_type`` in diffusers' words."""
@@ -83,13 +86,13 @@ def formulation_of_file(file: str, keys: list[str], metadata: Mapping[str, str])
         metadata: of a safetensors file.
 
     Raises:
-        UserError: one that is not trained here, or a ``modelspec.prediction_type`` that is not known.
+        UserError: one that is not read from a file, or a ``modelspec.prediction_type`` that is not known.
     """
     for key, title in ELSEWHERE.items():
         if key in keys:
             raise UserError(
-                f"model.path={file!r} has the tensor {key}: {title}, which is not trained here; allowed: "
-                "models of a table of betas, or of rectified flow"
+                f"model.path={file!r} has the tensor {key}: {title}; allowed: "
+                "single files of models of a table of betas, or of rectified flow"
             )
     prediction, sources = None, []
     named = metadata.get("modelspec.prediction_type", "").strip().lower()
@@ -172,10 +175,10 @@ def path_of(scheduler: Any, patch: int | None, path: str) -> tuple[Path, Target]
         UserError: a scheduler of a class or with a setting that is not understood.
     """
     name = type(scheduler).__name__
-    if name not in (*BETAS, *FLOWS):
+    if name not in (*BETAS, *FLOWS, *EDMS):
         raise UserError(
             f"model.path={path!r} has the scheduler {name}, whose noising path is not trained here; allowed: "
-            f"{', '.join((*BETAS, *FLOWS))}"
+            f"{', '.join((*BETAS, *FLOWS, *EDMS))}"
         )
     try:
         return path_from_config(scheduler.config, patch)

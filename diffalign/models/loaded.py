@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.diffusion.paths import VariancePreserving
+from diffalign.diffusion.paths import EDM, VariancePreserving
 from diffalign.diffusion.samplers import timesteps
 from diffalign.models.codecs import Codec
-from diffalign.models.denoisers import NetworkDenoiser
+from diffalign.models.denoisers import Negated, NetworkDenoiser
 from diffalign.models.families.base import Family, latent_shape, present_encoders
 from diffalign.models.precision import only_errors
 from diffalign.types import Path, Target
@@ -119,8 +119,10 @@ class LoadedModel:
         """(steps + 1,) descending float64 times that latents of this shape are sampled at, ended by 0.
 
         Of a flow model they are the stock pipeline's own, shift included; of a variance-preserving one DDIM's
-        in the spacing of its scheduler.
+        in the spacing of its scheduler; of EDM's preconditioning the scheduler's sigmas down to sigma_min.
         """
+        if isinstance(self.path, EDM):
+            return self.path.grid(steps)
         if isinstance(self.path, VariancePreserving):
             spacing = self.pipeline.scheduler.config.get("timestep_spacing", "leading")
             return timesteps(steps, self.path.steps, spacing)
@@ -128,7 +130,14 @@ class LoadedModel:
 
     def denoiser(self) -> NetworkDenoiser:
         """The network as a denoiser, its inputs in its own dtype."""
-        return NetworkDenoiser(self.network, self.path, self.target, self.family.call, dtype=self.dtype)
+        negated = isinstance(self.path, EDM) and self.path.negated
+        call = Negated(self.family.call) if negated else self.family.call
+        return NetworkDenoiser(self.network, self.path, self.target, call, dtype=self.dtype)
+
+    @property
+    def data_std(self) -> float:
+        """Std of the pipeline's latents: EDM's sigma_data, by which they are divided here; else 1."""
+        return self.path.sigma_data if isinstance(self.path, EDM) else 1.0
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text conditions, one row per prompt, float32, where the text encoders are.
@@ -175,12 +184,13 @@ class LoadedModel:
         Returns:
             Two tensors (B, C, h, w) or (B, C, f, h, w).
         """
-        return self.codec.encode(self.pipeline.vae, pixels)
+        mean, std = self.codec.encode(self.pipeline.vae, pixels)
+        return mean / self.data_std, std / self.data_std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels in [0, 1], float32, of latents in the network's scale; see ``encode_pixels`` for shapes."""
-        return self.codec.decode(self.pipeline.vae, latents)
+        return self.codec.decode(self.pipeline.vae, latents * self.data_std)
 
     def move_encoders(self, device: torch.device | str, names: Sequence[str] | None = None) -> None:
         """Put VAE and text encoders, or some of them, on ``device``."""
@@ -200,6 +210,8 @@ class LoadedModel:
         tokens a prompt becomes is a setting.
         """
         digest = hashlib.sha256(self.family.name.encode() + b" tiled" * self.tiled)
+        if self.data_std != 1:
+            digest.update(f" latents over {self.data_std}".encode())
         names = ("vae", *self.text_encoders)
         configs = {
             name: plain_config(getattr(self.pipeline, name)) for name in (*names, self.family.network_name)

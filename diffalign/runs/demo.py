@@ -104,14 +104,11 @@ def demo(
 
 
 def _usage(run: Run, result: Result) -> tuple[str, ...]:
-    """How diffusers, and of a LoRA in kohya's layout every other program, loads what the run has left."""
+    """Return how diffusers, and after an export every other program, loads what the run has left."""
     family = run.model.path.removeprefix("tiny:")
     lines = list(result.loading)
     if run.model.train == "lora" and family in ("sd15", "sdxl") and result.aligned is not None:
-        lines += [
-            "",
-            *(line for line in trained_lora(result.aligned, family) if not line.startswith("diffusers")),
-        ]
+        lines += ["", *trained_lora(result.output, family)]
     return (*lines, "", f"diffalign export {result.output} --to merged   # or kohya, comfyui, single-file")
 
 

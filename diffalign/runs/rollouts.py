@@ -86,6 +86,11 @@ def online_source(
     if accelerator.is_main_process:
         _claim(run, folder, fresh, [accelerator.num_processes, list(prompts)])
     accelerator.wait_for_everyone()
+    if config.decoder and model.data_std != 1:
+        raise UserError(
+            f"rollout.decoder={config.decoder!r} with a model of EDM's preconditioning, whose latents have "
+            "another scale; allowed: null"
+        )
     decoder = config.decoder and load_decoder(config.decoder, model.device)
     if config.estimate == "none":  # what is judged is latents
         decoder = _as_they_are

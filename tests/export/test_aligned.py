@@ -196,3 +196,19 @@ def test_what_train_leaves_says_its_strength_to_every_reader(
             assert peft["lora_alpha"] == peft["r"] == 4 and not peft["use_rslora"]
         else:
             assert metadata["ss_network_dim"] == "4" and float(metadata["ss_network_alpha"]) == 16
+
+
+def test_at_scale_1_train_leaves_diffusers_keys_without_an_alpha_to_misread(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    model = trained(ModelConfig(path=str(folders["sd15"]), lora=LoraConfig(rank=4, targets=("to_q",))))
+    save_aligned(model, tmp_path / "lora", "card")
+    with safe_open(tmp_path / "lora" / "pytorch_lora_weights.safetensors", framework="pt") as handle:
+        keys, metadata = list(handle.keys()), handle.metadata()
+    assert keys and all(
+        k.startswith("unet.") and k.endswith(("lora_A.weight", "lora_B.weight")) for k in keys
+    )
+    values = json.loads(metadata["lora_adapter_metadata"])
+    assert values["unet.lora_alpha"] == values["unet.r"] == 4
