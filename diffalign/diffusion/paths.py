@@ -111,18 +111,24 @@ class RectifiedFlow:
     Attributes:
         scale: what t = 1 is called by the network (1000 for SD3, 1 for FLUX's transformer).
         line: of the model's dynamic shift; None where no model is known.
+        whole: whether the network is told whole numbers below ``scale``, as the multistep schedulers of
+            diffusers cut theirs off (Wan's UniPC says 999 at t = 1).
     """
 
     scale: float = 1000.0
     line: TokenLine | None = None
+    whole: bool = False
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return (1 - t, t), each (B,)."""
         return 1 - t, t
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """Return ``scale`` t, (B,)."""
-        return t * self.scale
+        """Return ``scale`` t, (B,); cut off to whole numbers where the schedulers do."""
+        if not self.whole:
+            return t * self.scale
+        # a time that float32 has rounded to just below a whole number is that number
+        return (t.double() * self.scale + 1e-4).floor().clamp(max=self.scale - 1).long()
 
     def to(self, device: torch.device | str) -> "RectifiedFlow":
         """Itself: there is no table to move."""
@@ -234,7 +240,7 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
                 "prediction_type of a scheduler with use_flow_sigmas", prediction, ["flow_prediction"]
             )
         line = None if patch is None else token_line(config, patch)
-        return RectifiedFlow(float(config.get("num_train_timesteps", 1000)), line), "flow"
+        return RectifiedFlow(float(config.get("num_train_timesteps", 1000)), line, not euler), "flow"
     if prediction not in TARGETS:
         raise unknown("prediction_type in the scheduler configuration", prediction, TARGETS)
     return VariancePreserving(alphas_cumprod_from_config(config)), TARGETS[prediction]

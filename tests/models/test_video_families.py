@@ -44,6 +44,7 @@ def video(case: str, videos: dict[str, Path]) -> LoadedModel:
         model = load(ModelConfig(path=str(videos[case])))
     if model.family.name == "wan":
         model.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        model.path = RectifiedFlow()
     return model
 
 
@@ -160,6 +161,21 @@ def test_wans_grid_is_unipcs_shifted_sigmas(videos: dict[str, Path]) -> None:
     assert isinstance(model.path, RectifiedFlow) and model.target == "flow"
     assert_close(grid, torch.cat([3 * t / (1 + 2 * t), torch.zeros(1)]).double(), atol=1e-6, rtol=0)
     assert grid[0] == 1
+
+
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0])
+def test_wans_network_is_told_unipcs_whole_numbers(videos: dict[str, Path], shift: float) -> None:
+    """The stock pipeline says 999 at the start and 964 of 964.3, in rollouts as in training."""
+    model = load(ModelConfig(path=str(videos["wan"])))
+    kind: Any = type(model.pipeline.scheduler)
+    model.pipeline.scheduler = kind.from_config(model.pipeline.scheduler.config, flow_shift=shift)
+    for steps in (1, 2, 3, 4, 5, 8, 10, 20, 25, 30, 40, 50):
+        grid = model.grid(steps, model.latent_shape(32, 48, 5))
+        model.pipeline.scheduler.set_timesteps(steps)
+        for dtype in (torch.float32, torch.float64):
+            told = model.denoiser().path.model_time(grid[:-1].to(dtype))
+            assert told.tolist() == model.pipeline.scheduler.timesteps.tolist()
+    assert model.path.model_time(torch.tensor([1.0, 0.75, 0.9643])).tolist() == [999, 750, 964]
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "ltx"])
