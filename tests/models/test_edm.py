@@ -35,7 +35,7 @@ SCHEDULERS = {
 
 
 def make_edm(folder: Path, scheduler: Any = SCHEDULERS["dpm"]) -> Path:
-    """An SDXL of Playground 2.5's kind: its scheduler, and an autoencoder of latents of std 1/2."""
+    """Make an SDXL of Playground 2.5's kind: its scheduler, and an autoencoder of latents of std 1/2."""
     make_sdxl(folder)
     scheduler.save_pretrained(folder / "scheduler")
     index = json.loads((folder / "model_index.json").read_text())
