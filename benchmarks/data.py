@@ -231,6 +231,7 @@ def manifest(latents: Any, texts: Any, pairs: int) -> Iterator[Any]:
             "weight": pa.array(np.ones(len(rows))),
             "dense": pa.nulls(len(rows), pa.large_string()),
             "votes": pa.ListArray.from_arrays(none, pa.array([], pa.float64())),
+            "hashes": pa.ListArray.from_arrays(none, pa.array([], pa.uint64())),
         }
         yield pa.table(columns).cast(SCHEMA).combine_chunks().to_batches()[0]
 
@@ -241,7 +242,9 @@ def read(folder: Path, pairs: int, old: bool) -> dict[str, float]:
 
     from benchmarks.cache_formats import memory
     from diffalign.data import PairSource, encode_preferences, split_holdout
+    from diffalign.data.batches.order import scarce
     from diffalign.data.encoding import encode
+    from diffalign.runs.resume import data_content
 
     torch.set_num_threads(1)
     if old:
@@ -253,6 +256,8 @@ def read(folder: Path, pairs: int, old: bool) -> dict[str, float]:
     encode.MEMORY = min(encode.MEMORY, 64 * 2**20)  # so that what is measured is the store, not its memory
     encoded = encode_preferences(model, preferences, config, folder, half=True, progress=False)
     learned, held_out = split_holdout(encoded, config.holdout, config.max_holdout, 0)
+    data_content(learned, held_out)
+    scarce(learned.records, BATCH)
     source = PairSource(learned, model, config, BATCH)
     source.batch(0)
     first = time.time() - float(os.environ["STARTED"])

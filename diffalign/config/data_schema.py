@@ -63,12 +63,21 @@ class FilterConfig:
     max_prompt: int | None = option(None, "characters that a prompt has at most; null: any number", COUNT)
     min_side: int = option(0, "pixels that both sides of every image have at least", COUNT_OR_ZERO)
     repeats: bool = option(False, "leave out groups whose prompt and image files an earlier group has")
+    near: int | None = option(
+        None,
+        "leave out near duplicates of an earlier group of the prompt: bits of 64 in which the perceptual "
+        "hashes of their images differ, at most; null: none",
+        between(0, 63),
+    )
     nsfw: int | None = option(
         None, "number of the reward, from 0, that is a classifier's NSFW score; null: none", COUNT_OR_ZERO
     )
     max_nsfw: float = option(0.5, "highest score of data.filters.nsfw that an image may have", at_least(0))
     agree: int = option(
         0, "rewards that must prefer the image that the label prefers, at least; ties pass", COUNT_OR_ZERO
+    )
+    agree_keep: Literal["agreeing", "others"] = option(
+        "agreeing", "which part data.filters.agree keeps: Semi-DPO's clean pairs, or the others"
     )
     min_margin: float = option(
         0.0,

@@ -16,6 +16,7 @@ from typing import Any
 from diffalign.config.build import describe
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet
+from diffalign.data.encoding.content import LARGE, content_digest
 from diffalign.errors import UserError, unknown
 from diffalign.methods import build
 from diffalign.models.loaded import LoadedModel, tensor_digest
@@ -246,6 +247,9 @@ def data_content(*sets: EncodedSet) -> str:
     digest = blake2b(digest_size=16)
     for encoded in sets:
         digest.update(f"set {len(encoded)}".encode())
+        if len(encoded) >= LARGE:
+            digest.update(content_digest(encoded.records))
+            continue
         for r in encoded:
             images = [image.content for image in r.images]
             labels = (r.scores, r.rewards, r.weight, r.patches, r.dense and r.dense.scores)

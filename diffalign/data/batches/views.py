@@ -119,5 +119,6 @@ def _part(record: Record, images: tuple[int, ...]) -> Record:
         patches=pick(record.patches),
         dense=record.dense.of(images) if record.dense else None,
         votes=pick(record.votes) if len(images) > 1 else (),
+        hashes=pick(record.hashes),
     )
     return replace(part, text=part.texts[0], texts=()) if record.texts and len(images) == 1 else part

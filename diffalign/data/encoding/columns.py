@@ -43,6 +43,27 @@ class Columns(Sequence[Record]):
         part._whole = self._whole
         return part
 
+    @property
+    def whole(self) -> "Columns":
+        """All rows of the table."""
+        return self._whole
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) the numbers of these rows in the table."""
+        return np.arange(self.table.num_rows) if self._rows is None else self._rows
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return the cells of a column in these rows."""
+        column = self.table[name]
+        return column if self._rows is None else column.take(pa.array(self._rows))
+
+    def with_column(self, name: str, cells: pa.Array) -> "Columns":
+        """Return a table of these rows whose column ``name`` has other cells, one a row."""
+        table = self.table if self._rows is None else self.table.take(pa.array(self._rows))
+        at = SCHEMA.names.index(name)
+        return Columns(table.set_column(at, SCHEMA.field(name), cells.cast(SCHEMA.field(name).type)))
+
     def __len__(self) -> int:
         return self.table.num_rows if self._rows is None else len(self._rows)
 

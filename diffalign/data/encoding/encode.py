@@ -126,7 +126,9 @@ def _set_name(
     geometry = [*space, config.buckets, config.bucket_step, config.frames, config.fps]
     labels = [config.segment_seconds, config.label]
     rewards = [rater.fingerprint if rater else "", config.rewards_as]
-    return digest(json.dumps([VERSION, model.fingerprint, half, source, geometry, labels, rewards]).encode())
+    hashes = ["hashes"] if config.filters.near is not None else []
+    parts = [VERSION, model.fingerprint, half, source, geometry, labels, rewards, *hashes]
+    return digest(json.dumps(parts).encode())
 
 
 def _encode_share(

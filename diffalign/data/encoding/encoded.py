@@ -140,7 +140,7 @@ class EncodedSet(Sequence[Record]):
 
     def holding(self, records: Iterable[Record], dense: bool | None = None) -> "EncodedSet":
         """Return a set of other records over the same tensors."""
-        return self._with(Columns.of(records), dense)
+        return self._with(records if isinstance(records, Columns) else Columns.of(records), dense)
 
     def counted(self, counts: Counts) -> "EncodedSet":
         """Return the set with other counts."""

@@ -1,17 +1,21 @@
 """Filters of an encoded set: each leaves groups out and counts them (``Counts.filtered``).
 
 A group is left out by the first filter that it does not pass, in the order of ``FilterConfig``. Rewards are
-those that a set has or that ``data.rewards`` adds.
+those that a set has or that ``data.rewards`` adds. Filters compute on columns, not on records.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from diffalign.config.schema import FilterConfig
+from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.encoded import EncodedSet
-from diffalign.data.encoding.records import Record
+from diffalign.data.encoding.hashing import distances
+from diffalign.data.encoding.shards import halves
 from diffalign.errors import UserError
 
 
@@ -20,100 +24,220 @@ def filtered(encoded: EncodedSet, config: FilterConfig) -> EncodedSet:
 
     Raises UserError if a filter needs rewards or rivals that a group does not have.
     """
-    keep = np.ones(len(encoded), bool)
-    removed: list[tuple[str, int]] = []
+    if config.agree_keep == "others" and not config.agree:
+        raise UserError(
+            "data.filters.agree_keep is 'others', but data.filters.agree is 0, which all groups pass; "
+            "allowed: data.filters.agree of at least 1, or agree_keep agreeing"
+        )
+    left, removed = encoded.records, []
     for name, passes in _filters(config):
-        before = int(keep.sum())
-        keep &= passes(encoded)
-        removed.append((name, before - int(keep.sum())))
+        passing = left.take(np.flatnonzero(passes(left)))
+        removed.append((name, len(left) - len(passing)))
+        left = passing
     if not removed:
         return encoded
-    left = encoded.subset(np.flatnonzero(keep))
     if config.nsfw is not None:
-        left = left.holding(_without(record, config.nsfw) for record in left)
-    return left.counted(replace(left.counts, filtered=tuple(removed)))
+        left = _without(left, config.nsfw)
+    found = encoded.holding(left, encoded.dense)
+    return found.counted(replace(found.counts, filtered=tuple(removed)))
 
 
-def _filters(config: FilterConfig) -> Iterator[tuple[str, Callable[[EncodedSet], np.ndarray]]]:
+def agreement_split(encoded: EncodedSet, rewards: int) -> tuple[EncodedSet, EncodedSet]:
+    """Return (clean, others): groups whose label at least ``rewards`` rewards agree with, and the rest.
+
+    Semi-DPO (ICLR 2026) learns first from the clean ones, which all of its five rewards confirm, and then
+    labels the others with the model itself. Ties have no label to confirm: they are among the clean ones and
+    weigh nothing.
+
+    Raises UserError if a group has no rewards or no rivals.
+    """
+    clean = _agrees(encoded.records, rewards)
+    return encoded.subset(np.flatnonzero(clean)), encoded.subset(np.flatnonzero(~clean))
+
+
+def _filters(config: FilterConfig) -> Iterator[tuple[str, Callable[[Columns], np.ndarray]]]:
     """Yield the filters that are set: a name, and what says which groups pass."""
     if config.words:
         words = [word.casefold() for word in config.words]
-        yield "words", lambda e: _of_prompts(e, lambda p: not any(word in p.casefold() for word in words))
+        yield "words", lambda c: _of_prompts(c, lambda p: not any(word in p.casefold() for word in words))
     if config.min_prompt or config.max_prompt is not None:
         low, high = config.min_prompt, config.max_prompt
         fits = lambda prompt: low <= len(prompt) and (high is None or len(prompt) <= high)  # noqa: E731
-        yield "prompt length", lambda e: _of_prompts(e, fits)
+        yield "prompt length", lambda c: _of_prompts(c, fits)
     if config.min_side:
-        yield "size", lambda e: _each(e, lambda r: min(_sides(r)) >= config.min_side)
+        yield "size", lambda c: _smallest_sides(c) >= config.min_side
     if config.repeats:
         yield "repeats", _first_of_their_kind
+    if config.near is not None:
+        near = config.near
+        yield "near duplicates", lambda c: _no_near_duplicate(c, near)
     if config.nsfw is not None:
-        yield "nsfw", lambda e: _each(e, lambda r: _nsfw(r, config) <= config.max_nsfw)
+        number = config.nsfw
+        yield "nsfw", lambda c: _nsfw(c, number) <= config.max_nsfw
     if config.agree:
-        yield "agreement", lambda e: _each(e, lambda r: r.is_tie or agreeing(r) >= config.agree)
+        others = config.agree_keep == "others"
+        name = "agreement: the others are kept" if others else "agreement"
+        yield name, lambda c: _agrees(c, config.agree) != others
     if config.min_margin:
-        yield "margin", lambda e: _each(e, lambda r: r.is_tie or margin(r) >= config.min_margin)
+        yield "margin", lambda c: (c.kinds == "tie") | (margin(c) >= config.min_margin)
 
 
-def _each(encoded: EncodedSet, passes: Callable[[Record], bool]) -> np.ndarray:
-    return np.fromiter(map(passes, encoded), bool, len(encoded))
-
-
-def _of_prompts(encoded: EncodedSet, passes: Callable[[str], bool]) -> np.ndarray:
-    prompts, codes = encoded.records.prompts
+def _of_prompts(columns: Columns, passes: Callable[[str], bool]) -> np.ndarray:
+    prompts, codes = columns.prompts
     return np.array([passes(prompt) for prompt in prompts], bool)[codes]
 
 
-def _sides(record: Record) -> list[int]:
-    return [side for image in record.images for side in image.cut.original]
+def _starts(columns: Columns) -> np.ndarray:
+    """Return (n,) the number of images before each group's."""
+    return np.cumsum(columns.sizes) - columns.sizes
 
 
-def _first_of_their_kind(encoded: EncodedSet) -> np.ndarray:
+def _smallest_sides(columns: Columns) -> np.ndarray:
+    """Return (n,) the shortest side of each group's images as they were, in pixels."""
+    if not len(columns):
+        return np.zeros(0, np.int64)
+    original = pc.struct_field(pc.list_flatten(columns.column("images")), "original")
+    sides = pc.list_flatten(original).to_numpy().reshape(-1, 2).min(1)
+    return np.minimum.reduceat(sides, _starts(columns))
+
+
+def _first_of_their_kind(columns: Columns) -> np.ndarray:
     """Return which groups have another prompt or other image files than every earlier group."""
-    seen: set[tuple[str, ...]] = set()
-    passes = np.ones(len(encoded), bool)
-    for index, record in enumerate(encoded):
-        name = (record.text, *record.texts, *sorted(image.content for image in record.images))
-        passes[index] = name not in seen
-        seen.add(name)
+    passes = np.zeros(len(columns), bool)
+    contents = _keys(pc.struct_field(pc.list_flatten(columns.column("images")), "content"))
+    text, texts = _keys(columns.column("text")), _keys(pc.list_flatten(columns.column("texts")))
+    own = pc.list_value_length(columns.column("texts")).to_numpy() if len(columns) else np.zeros(0, np.int64)
+    starts, own_starts = _starts(columns), np.cumsum(own) - own
+    for size in np.unique(columns.sizes):
+        for prompts in np.unique(own[columns.sizes == size]):
+            rows = np.flatnonzero((columns.sizes == size) & (own == prompts))
+            files = np.sort(contents[starts[rows, None] + np.arange(size)], axis=1)
+            others = texts[own_starts[rows, None] + np.arange(prompts)]
+            whole = np.ascontiguousarray(np.concatenate([text[rows, None], others, files], axis=1))
+            names = whole.view(f"S{16 * whole.shape[1]}").reshape(-1)
+            passes[rows[np.unique(names, return_index=True)[1]]] = True
     return passes
 
 
-def _ends(record: Record, what: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the rewards of the best image and of the worst one by label."""
-    if not record.rewards or len(record.images) < 2:
-        missing = "there is no reward" if not record.rewards else "the image has no rival"
+def _keys(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of 16-byte keys as (n,) byte strings, which numpy can sort and join."""
+    return np.ascontiguousarray(halves(column).astype(">u8")).view("S16").reshape(-1)
+
+
+def _no_near_duplicate(columns: Columns, distance: int) -> np.ndarray:
+    """Return which groups are no near duplicate of an earlier group that passes: one of the same prompt and
+    as many images, where each image of either group is within ``distance`` bits of one of the other.
+    """
+    passes = np.ones(len(columns), bool)
+    codes = columns.prompts[1]
+    if not len(columns):
+        return passes
+    hashes = pc.list_flatten(columns.column("hashes")).to_numpy()
+    starts, sizes = _starts(columns), columns.sizes
+    order = np.lexsort((np.arange(len(codes)), sizes, codes))
+    changes = np.flatnonzero(np.diff(codes[order]) | np.diff(sizes[order])) + 1
+    for rows in np.split(order, changes):
+        if len(rows) == 1:
+            continue
+        own = hashes[starts[rows, None] + np.arange(sizes[rows[0]])]
+        kept = [0]
+        for number in range(1, len(rows)):
+            close = distances(own[kept][:, :, None], own[number]) <= distance  # (kept, images, images)
+            one, other = np.any(close, axis=2), np.any(close, axis=1)
+            if np.any(np.all(one, axis=1) & np.all(other, axis=1)):
+                passes[rows[number]] = False
+            else:
+                kept.append(number)
+    return passes
+
+
+def _rewards(columns: Columns) -> np.ndarray:
+    """Return (m, R) the rewards of all m images of the groups, which all have R."""
+    values = pc.list_flatten(pc.list_flatten(columns.column("rewards"))).to_numpy()
+    return values.reshape(-1, int(columns.reward_counts[0]))
+
+
+def _ends(columns: Columns, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the groups that are no ties (k,), and (k, R) rewards of the best and of the worst image of each
+    by label, the first of equally good ones.
+    """
+    rows = np.flatnonzero(columns.kinds != "tie")
+    counts, sizes = columns.reward_counts, columns.sizes
+    labels = pc.list_value_length(columns.column("scores")).to_numpy() if len(columns) else sizes
+    wrong = rows[(counts[rows] == 0) | (sizes[rows] < 2) | (labels[rows] != sizes[rows])]
+    if len(wrong):
+        at = int(wrong[0])
+        missing = "there is no reward" if counts[at] == 0 else "the image has no rival"
+        missing = "labels are dense" if sizes[at] > 1 and labels[at] != sizes[at] else missing
         raise UserError(
-            f"{record.where}: data.filters.{what} compares rivals by reward, but {missing}; name rewards in "
-            f"data.rewards, or give the set a column rewards"
+            f"{columns[at].where}: data.filters.{what} compares rivals by reward, but {missing}; name "
+            f"rewards in data.rewards, or give the set a column rewards"
         )
-    best = max(range(len(record.scores)), key=lambda at: record.scores[at])
-    worst = min(range(len(record.scores)), key=lambda at: record.scores[at])
-    return record.rewards[best], record.rewards[worst]
+    if not len(rows):
+        return rows, np.zeros((0, 0)), np.zeros((0, 0))
+    part = columns.take(rows)
+    scores = pc.list_flatten(part.column("scores")).to_numpy()
+    starts, group = _starts(part), np.repeat(np.arange(len(part)), part.sizes)
+    ends = []
+    for extreme in (np.maximum, np.minimum):
+        found = np.flatnonzero(scores == extreme.reduceat(scores, starts)[group])
+        ends.append(_rewards(part)[found[np.unique(group[found], return_index=True)[1]]])
+    return rows, ends[0], ends[1]
 
 
-def agreeing(record: Record) -> int:
-    """Return how many rewards put the best image by label above the worst one."""
-    return sum(one > other for one, other in zip(*_ends(record, "agree"), strict=True))
+def agreeing(columns: Columns) -> np.ndarray:
+    """Return (n,) how many rewards put each group's best image by label above the worst one; 0 of ties.
+
+    Raises UserError if a group has no rewards or no rivals.
+    """
+    rows, best, worst = _ends(columns, "agree")
+    found = np.zeros(len(columns), np.int64)
+    found[rows] = (best > worst).sum(1)
+    return found
 
 
-def margin(record: Record) -> float:
-    """Return by how much the mean reward of the best image by label exceeds that of the worst one."""
-    best, worst = _ends(record, "min_margin")
-    return sum(best) / len(best) - sum(worst) / len(worst)
+def _agrees(columns: Columns, rewards: int) -> np.ndarray:
+    return (columns.kinds == "tie") | (agreeing(columns) >= rewards)
 
 
-def _nsfw(record: Record, config: FilterConfig) -> float:
-    number = config.nsfw or 0
-    if not record.rewards or number >= len(record.rewards[0]):
-        known = len(record.rewards[0]) if record.rewards else 0
+def margin(columns: Columns) -> np.ndarray:
+    """Return (n,) by how much the mean reward of each group's best image by label exceeds that of the worst
+    one; 0 of ties.
+
+    Raises UserError if a group has no rewards or no rivals.
+    """
+    rows, best, worst = _ends(columns, "min_margin")
+    found = np.zeros(len(columns))
+    if len(rows):
+        found[rows] = best.mean(1) - worst.mean(1)
+    return found
+
+
+def _nsfw(columns: Columns, number: int) -> np.ndarray:
+    """Return (n,) the highest reward of that number of each group's images."""
+    few = np.flatnonzero(columns.reward_counts <= number)
+    if len(few):
+        at = int(few[0])
         raise UserError(
-            f"{record.where}: data.filters.nsfw is {number}, but an image has {known} rewards, counted from 0"
+            f"{columns[at].where}: data.filters.nsfw is {number}, but an image has "
+            f"{columns.reward_counts[at]} rewards, counted from 0"
         )
-    return max(row[number] for row in record.rewards)
+    if not len(columns):
+        return np.zeros(0)
+    return np.maximum.reduceat(_rewards(columns)[:, number], _starts(columns))
 
 
-def _without(record: Record, number: int) -> Record:
-    """Return the record without the score of the classifier, which is no reward to learn from."""
-    rows = tuple(row[:number] + row[number + 1 :] for row in record.rewards)
-    return replace(record, rewards=rows if rows and rows[0] else ())
+def _without(columns: Columns, number: int) -> Columns:
+    """Return the groups without the score of the classifier, which is no reward to learn from."""
+    if not len(columns):
+        return columns
+    values = np.delete(_rewards(columns), number, axis=1)
+    images, count = values.shape
+    if not count:
+        bounds, rows = np.zeros(len(columns) + 1, np.int32), pa.array([], pa.list_(pa.float64()))
+    else:
+        bounds = np.append(_starts(columns), images).astype(np.int32)
+        rows = pa.ListArray.from_arrays(
+            np.arange(images + 1, dtype=np.int32) * count, pa.array(values.reshape(-1))
+        )
+    return columns.with_column("rewards", pa.ListArray.from_arrays(bounds, rows))

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffalign.config.schema import DataConfig
 from diffalign.data.encoding.encoded import EncodedImage, Record
 from diffalign.data.encoding.geometry import Cut, Size, clips, cuts
+from diffalign.data.encoding.hashing import dhash
 from diffalign.data.encoding.images import cut_clip, cut_out, image_size
 from diffalign.data.encoding.patches import cut_map, read_map
 from diffalign.data.encoding.rating import Rater, rescored
@@ -88,6 +89,7 @@ def prepare(
         keys,
         example.weight,
         votes=example.votes,
+        hashes=tuple(group.hashes),
     )
     if example.segments:
         record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))
@@ -101,6 +103,7 @@ class _Group:
     contents: Sequence[bytes]
     images: Sequence[EncodedImage]
     pixels: Iterable[tuple[str, Tensor]]
+    hashes: Sequence[int] = ()
 
 
 def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
@@ -115,15 +118,22 @@ def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
             contents.append(reference.read())
             sizes.append(image_size(contents[-1]))
     names = [digest(content) for content in contents]
+    hashes: list[int] = []
     for at, cut in enumerate(cuts(sizes, config, "".join(names))):
         with _named(example.images[at], f"image {at}"):
             images.append(_image(contents[at], names[at], cut, config, writer, pixels))
-    return _Group(contents, images, pixels)
+            if config.filters.near is not None:
+                hashes.append(dhash(decode(contents[at])))
+    return _Group(contents, images, pixels, hashes)
 
 
 def _videos(example: Example, config: DataConfig, writer: Writer) -> _Group:
     if example.patches:
         raise UserError(f"{example.where}: patches are weight maps of images, and the set is of videos")
+    if config.filters.near is not None:
+        raise UserError(
+            f"data.filters.near is {config.filters.near}, but the set is of videos; allowed: null, or images"
+        )
     contents: list[bytes] = []
     probes: list[Probe] = []
     for at, reference in enumerate(example.images):

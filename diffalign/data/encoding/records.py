@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         "weight": pa.float64(),
         "dense": pa.large_string(),
         "votes": pa.list_(pa.float64()),
+        "hashes": pa.list_(pa.uint64()),
     }
 )
 
@@ -74,6 +75,9 @@ class Record:
     weight: float = 1.0
     dense: Dense | None = None  # labels in time
     votes: tuple[float, ...] = ()  # share of the voters who preferred each image
+    hashes: tuple[
+        int, ...
+    ] = ()  # perceptual hash of each image (``hashing.dhash``), where near ones are sought
 
     @property
     def kind(self) -> Kind:
@@ -121,6 +125,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "weight": record.weight,
         "dense": None if record.dense is None else json.dumps(asdict(record.dense)),
         "votes": record.votes,
+        "hashes": record.hashes,
     }
 
 
@@ -154,6 +159,7 @@ def record_from(row: Mapping[str, Any]) -> Record:
         weight=row["weight"],
         dense=None if row["dense"] is None else dense_from(json.loads(row["dense"])),
         votes=tuple(row["votes"]),
+        hashes=tuple(row["hashes"]),
     )
 
 
