@@ -1,7 +1,9 @@
-"""How much each pair of a ranked list counts: the discounted cumulative gain that swapping them would cost.
+"""Ranked lists: what swapping two of a list would cost, and the likelihood of its whole order.
 
-RankDPO (Karthik et al. 2024, arXiv 2410.18013, equations 5 to 7), after LambdaLoss (Wang et al. 2018) with
-the ranks of the labels in place of the model's, so that weights are constants of the data.
+``dcg_weights`` is the discounted cumulative gain that swapping a pair would cost: RankDPO (Karthik et al.
+2024, arXiv 2410.18013, equations 5 to 7), after LambdaLoss (Wang et al. 2018) with the ranks of the labels in
+place of the model's, so that weights are constants of the data.
+``plackett_luce`` is the likelihood of an order (Plackett 1975, Luce 1959).
 """
 
 import math
@@ -45,3 +47,25 @@ def dcg_weights(
     at = lambda values, index: values.gather(0, index.to(values.device))  # noqa: E731
     gains = at(gain, better) - at(gain, worse)
     return (gains * (at(inverse_discount, better) - at(inverse_discount, worse))).abs()
+
+
+def plackett_luce(
+    reward: Float[Tensor, " B *unit"], score: Float[Tensor, " B *unit"], group: Int[Tensor, " B"]
+) -> Float[Tensor, " B *unit"]:
+    """-log of the probability that a sample is drawn first among itself and its rivals with lower scores.
+
+    The sum over a list without equal scores is minus the log-likelihood of its order under Plackett and
+    Luce, sum_k [log sum_{j >= k} exp(s_j) - s_k] with s the rewards, best first; the last sample's term is 0.
+    Rivals with equal scores do not compete, so that their order in the batch means nothing.
+
+    Args:
+        reward: s.
+        score: what orders the list, higher is better.
+        group: whose rival each sample is.
+    """
+    wide = (slice(None), slice(None)) + (None,) * (score.ndim - 1)
+    index = torch.arange(len(group))
+    same = (group[:, None] == group[None, :])[wide].to(score.device)
+    own = (index[:, None] == index[None, :])[wide].to(score.device)
+    among = ((same & (score[None, :] < score[:, None])) | own).to(reward.device)
+    return torch.where(among, reward[None, :], -torch.inf).logsumexp(1) - reward

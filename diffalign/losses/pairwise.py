@@ -245,6 +245,27 @@ class DiscoPOP:
         return -logsigmoid(logit) * (-logit / self.tau).sigmoid() + exponential
 
 
+@dataclass(frozen=True)
+class Poly:
+    """-log p + alpha (1 - p) with p = sig(h) (Poly-DPO of ViPO, 2026, arXiv 2604.24953; no public code).
+
+    A pair pulls with (1 - p) (1 + alpha p) where the logistic loss pulls with 1 - p: ``alpha`` above 0 adds
+    weight at a middling p (noisy labels), below 0 it damps (trivial pairs), 0 is Diffusion-DPO. Below -1 the
+    pull would turn round near p = 1. Alpha 3 is Semi-DPO's "sce" loss (weight .5, log of zero -6).
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.alpha >= -1 and math.isfinite(self.alpha)):
+            raise ValueError(f"loss.alpha={self.alpha}; allowed: -1 or more")
+
+    def __call__(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of rewards (P, *unit), same shape."""
+        logit = chosen - rejected
+        return -logsigmoid(logit) + self.alpha * (-logit).sigmoid()
+
+
 LOSSES: Mapping[str, type[PairwiseLoss]] = {
     "logistic": Logistic,
     "ipo": IPO,
@@ -258,4 +279,5 @@ LOSSES: Mapping[str, type[PairwiseLoss]] = {
     "apo_down": APODown,
     "discopop": DiscoPOP,
     "dmpo": ReverseKL,
+    "poly": Poly,
 }

@@ -15,7 +15,7 @@ from diffalign.diffusion.inversion import Inversion
 from diffalign.diffusion.times import Uniform
 from diffalign.losses.clipping import Clamp
 from diffalign.losses.divergences import ForwardKL
-from diffalign.losses.pairwise import BCO, EXO, IPO, NCA, SPPO, APODown, DiscoPOP, Hinge, Logistic
+from diffalign.losses.pairwise import BCO, EXO, IPO, NCA, SPPO, APODown, DiscoPOP, Hinge, Logistic, Poly
 from diffalign.losses.reference_free import Paper, Released
 from diffalign.methods._multi_time import Stratified
 from diffalign.methods.adpo import ADPO
@@ -23,10 +23,12 @@ from diffalign.methods.aot import AOT
 from diffalign.methods.apo import APO
 from diffalign.methods.auto_beta import AutoBeta
 from diffalign.methods.awm import AWM
+from diffalign.methods.beta_dpo import BetaDPO
 from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
 from diffalign.methods.densedpo import DenseDPO
 from diffalign.methods.dgpo import DGPO
+from diffalign.methods.diffusion_lpo import DiffusionLPO
 from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.dmpo import DMPO
 from diffalign.methods.dpo import DPO
@@ -204,6 +206,9 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "adpo": PlaneRow(ADPO(scale=70), lists, steps=100, groups=64),
     "aot": PlaneRow(AOT(beta=600), steps=60, rate=2e-4, optimum=False, note="pairs are not its unit"),
     "auto_beta": PlaneRow(AutoBeta(low=100, high=300), steps=100),
+    "poly": PlaneRow(DPO(beta=150, loss=Poly(0.5)), steps=100),
+    "beta_dpo": PlaneRow(BetaDPO(scale=1500, beta=0.1), steps=100),
+    "diffusion_lpo": PlaneRow(DiffusionLPO(beta=400), lists, groups=64, steps=100),
     "inpo": PlaneRow(
         InPO(beta=100, noising=Inversion(steps=5, eta=0.5, by="reference")),
         steps=90,

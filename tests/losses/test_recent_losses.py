@@ -19,6 +19,7 @@ from diffalign.losses.pairwise import (
     DiscoPOP,
     Hinge,
     Logistic,
+    Poly,
     Robust,
 )
 from diffalign.losses.pairwise import ReverseKL as DMPOLoss
@@ -42,6 +43,8 @@ BY_HAND = [
     (DMPOLoss(0.01), lambda c, r: kl((sig(c - r), sig(r - c)), (0.99, 0.01))),
     (DMPOLoss(0.0), lambda c, r: kl((sig(c - r), sig(r - c)), (1 - 1e-6, 1e-6))),
     (NCA(), lambda c, r: -math.log(sig(c)) - 0.5 * math.log(sig(-c)) - 0.5 * math.log(sig(-r))),
+    (Poly(0.5), lambda c, r: -math.log(sig(c - r)) + 0.5 * sig(r - c)),
+    (Poly(-1), lambda c, r: -math.log(sig(c - r)) - sig(r - c)),
     (BCO(), lambda c, r: -math.log(sig(c)) - math.log(sig(-r))),
     (BCO(shift=0.4), lambda c, r: -math.log(sig(c - 0.4)) - math.log(1 - sig(r - 0.4))),
     (SPPO(), lambda c, r: (c - 0.5) ** 2 + (r + 0.5) ** 2),
@@ -112,6 +115,7 @@ def test_discopop_starts_the_wrong_way_unless_tau_is_large():
         lambda: DMPOLoss(-0.1),
         lambda: SPPO(0),
         lambda: DiscoPOP(0),
+        lambda: Poly(-1.1),
         lambda: Alpha(1.5),
     ],
 )
@@ -159,6 +163,20 @@ def rewards(f, beta):
     policy = [torch.from_numpy(f[f"policy_{who}"]).requires_grad_() for who in ("chosen", "rejected")]
     held = [torch.from_numpy(f[f"ref_{who}"]) for who in ("chosen", "rejected")]
     return policy, [beta * (p - r) for p, r in zip(policy, held, strict=True)]
+
+
+@pytest.mark.parametrize("case", ["a1", "a2"])
+def test_golden_poly(case):
+    f = np.load(GOLDEN / "poly_dpo_formula.npz")
+    if f"{case}_a_loss" not in f:
+        pytest.skip(f"among the shipped vectors there is no {case} of poly_dpo_formula")
+    get = lambda name: f[f"{case}_a_{name}"]  # noqa: E731
+    logit = torch.from_numpy(get("inside")).requires_grad_()
+    loss = Poly(float(get("alpha")))(logit, torch.zeros_like(logit)).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(float(get("loss")), abs=1e-10)
+    np.testing.assert_allclose(logit.grad.numpy(), get("grad"), atol=1e-10)
+    np.testing.assert_allclose(-len(logit) * logit.grad.numpy(), get("weight_closed_form"), atol=1e-10)
 
 
 BETA = 0.1

@@ -44,5 +44,5 @@ def test_the_optimum_of_a_soft_label_is_its_log_odds():
 
 def test_the_methods_that_take_votes_are_those_of_dpos_form():
     assert {name for name, card in REGISTRY.items() if card.soft} == {
-        "apo", "auto_beta", "dmpo", "dpo", "fdpo", "inpo", "inversion_dpo", "madpo",
+        "apo", "auto_beta", "beta_dpo", "dmpo", "dpo", "fdpo", "inpo", "inversion_dpo", "madpo",
     }  # fmt: skip
