@@ -19,7 +19,7 @@ from tests.methods.test_recent_methods import on_likelihoods
 
 
 def case_of(name, case):
-    """The arrays of one case, by their names; skipped where it is not shipped."""
+    """Return the arrays of one case by name; the test is skipped where it is not shipped."""
     f = np.load(VECTORS / f"{name}.npz")
     found = {key.removeprefix(f"{case}_a_"): f[key] for key in f if key.startswith(f"{case}_a_")}
     if not found:
@@ -28,7 +28,7 @@ def case_of(name, case):
 
 
 def on_lists(method, reward, score):
-    """The method on lists (L, K) of log-ratios: (step, gradient (L, K))."""
+    """Run the method on lists (L, K) of log-ratios: (step, gradient (L, K))."""
     policy = torch.from_numpy(reward.flatten()).clone().requires_grad_()
     group = torch.arange(len(reward)).repeat_interleave(reward.shape[1])
     step = on_likelihoods(
