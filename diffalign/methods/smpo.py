@@ -69,8 +69,8 @@ class SmPO(ScaledMethod):
         """A span of ``low`` to ``high`` beyond either: further out every preference is certain."""
         span = self.high - self.low
         advice = (
-            "a reward named in data.rewards, with method.low and method.high its extremes (the defaults are "
-            "those of PickScore's cosine; the reward pickscore is 100 times it: 11.5435 and 28.2016)"
+            "a reward in data.rewards (online: rollout.rewards) whose extremes are method.low and "
+            "method.high; the defaults are those of PickScore's cosine, the reward pickscore:scale=1"
         )
         return ScoreRange(self.low - span, self.high + span, rewards=True, tolerated=0.01, advice=advice)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from diffalign.errors import Paused, UserError
 from diffalign.rewards.images import to_pil
 from diffalign.utils.files import open_atomic, write_atomic
+from diffalign.utils.text import json_lines
 
 TEMPLATE = "labels.jsonl"
 _FILES = "labels*.jsonl"
@@ -128,23 +129,8 @@ def _all_lines(folder: Path) -> Iterator[_Line]:
 
 def _lines(path: Path) -> Iterator[_Line]:
     """Return the lines of a file that are not empty."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    place = 0
-    for number, content in enumerate(text.split("\n"), 1):  # a prompt may hold other line separators
-        if not content.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(content)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{where} is {content.strip()[:60]}; allowed: {{"prompt": ..., "scores": [...]}}')
-        yield _Line(where, place, row)
-        place += 1
+    lines = json_lines(path, '{"prompt": ..., "scores": [...]}')
+    return (_Line(where, place, row) for place, (where, row) in enumerate(lines))
 
 
 def _number(line: _Line, prompts: Sequence[str], samples: int) -> int:

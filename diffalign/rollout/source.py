@@ -6,7 +6,7 @@ sampled.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -67,6 +67,7 @@ class OnlineSource:
         plan: Plan,
         seed: int = 0,
         store: RoundStore = NOWHERE,
+        check: Callable[[Tensor], None] = lambda scores: None,
     ):
         """Hold everything that a round needs.
 
@@ -81,10 +82,11 @@ class OnlineSource:
             plan: who learns what when.
             seed: of noise, choices and orders.
             store: where rounds are kept.
+            check: gets a round's scores of all ranks, (N, S, K), before anything is learned from them.
         """
         self._roles, self._model, self._judge, self._prompts = roles, model, judge, list(prompts)
         self._config, self._shape, self._setting, self._plan = config, shape, setting, plan
-        self._seed, self._store = seed, store
+        self._seed, self._store, self._check = seed, store, check
         self._micro_step = 0
         self._unfinished = -1
         self._round: tuple[int, Round] | None = None
@@ -203,7 +205,9 @@ class OnlineSource:
             raw = whole["scores"]
         names, together, own = self._of_all_ranks(number, prompts, raw)
         self._tell(number, names, together)
-        return combined(together, self._judge.weights, self._config)[own]
+        scores = combined(together, self._judge.weights, self._config)
+        self._check(scores)
+        return scores[own]
 
     def _of_all_ranks(
         self, number: int, prompts: list[str], values: Tensor

@@ -35,7 +35,7 @@ from diffalign.runs.publish import push
 from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
 from diffalign.runs.roles import check_roles
 from diffalign.runs.schedule import Forecast, announcement, scheduled
-from diffalign.runs.scores import check_online_scores
+from diffalign.runs.scores import check_online_scores, check_reward_range
 from diffalign.runs.setup import offline, online
 from diffalign.runs.validate import validate
 from diffalign.strategies import wrap
@@ -95,6 +95,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     prompts = check_online(run)
     if prompts:
         check_online_scores(inner, run.rollout)
+    else:
+        check_reward_range(inner, run.data)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
     if preferences is not None:
         check_files(preferences)

@@ -61,6 +61,7 @@ def online_source(
     fresh: bool,
     load: Callable[[str, str], Reward],
     prompts: Sequence[str],
+    check: Callable[[Tensor], None] = lambda scores: None,
 ) -> OnlineSource:
     """Return the source of an online run.
 
@@ -73,6 +74,7 @@ def online_source(
         fresh: whether no checkpoint is continued.
         load: a reward of a spec on a device.
         prompts: what ``check_online`` has read.
+        check: gets the scores of a round before anything is learned from them.
 
     Raises:
         UserError: rewards or batch sizes that do not fit.
@@ -109,6 +111,7 @@ def online_source(
         plan=plan,
         seed=run.training.seed,
         store=RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
+        check=check,
     )
 
 

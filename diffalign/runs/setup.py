@@ -20,7 +20,7 @@ from diffalign.data.reading.drop import leave_out
 from diffalign.data.reading.examples import Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
-from diffalign.methods import REGISTRY
+from diffalign.methods import REGISTRY, build
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
@@ -32,7 +32,7 @@ from diffalign.runs.memory_advice import when_encoding
 from diffalign.runs.resume import data_content, prompts_content
 from diffalign.runs.roles import Roles, assign_roles
 from diffalign.runs.rollouts import online_source
-from diffalign.runs.scores import check_scores
+from diffalign.runs.scores import RoundScores, check_scores
 from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
@@ -190,7 +190,10 @@ def online(
         )
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one
-    source = online_source(run, model, roles, method, accelerator, fresh=fresh, load=once, prompts=prompts)
+    source = online_source(
+        run, model, roles, method, accelerator,
+        fresh=fresh, load=once, prompts=prompts, check=RoundScores(build(run.method), tell),
+    )  # fmt: skip
     tell(f"training {_size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
     model.free_encoders()
     log = RoundLog(source)

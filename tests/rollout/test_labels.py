@@ -102,8 +102,8 @@ def test_an_empty_folder_has_no_labels(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", r"labels.jsonl line 2 is not JSON"),
-        ("[1, 0]", r"labels.jsonl line 2 is \[1, 0\]; allowed: \{\"prompt\""),
+        ("{", r"labels.jsonl line 2: not JSON"),
+        ("[1, 0]", r"labels.jsonl line 2: \[1, 0\]; needed: an object such as \{\"prompt\""),
         ({"prompt": "a dog"}, r"line 2: prompt='a dog'; allowed: 'an\\u2028owl'"),
         ({"scores": [1, 2, 3]}, r"line 2: 3 scores; allowed: 2, one for each image"),
         ({"scores": 1}, r"line 2: scores=1; allowed: a list of numbers"),
@@ -135,5 +135,5 @@ def test_lines_beyond_the_round_and_other_encodings_are_named(folder):
     with pytest.raises(UserError, match="line 4: one line too many; allowed: 3"):
         read_labels(folder, PROMPTS, 2)
     (folder / "labels.jsonl").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"labels.jsonl: not UTF-8 text"):
+    with pytest.raises(UserError, match=r"labels.jsonl line 1: not UTF-8 text"):
         read_labels(folder, PROMPTS, 2)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign.config.schema import RolloutConfig, Run, TrainingConfig
+from diffalign.config.schema import DataConfig, RolloutConfig, Run, TrainingConfig
 from diffalign.errors import UserError
+from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
-from diffalign.runs.scores import check_online_scores, check_scores
+from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
 from diffalign.training import packages
 from diffalign.training.packages import check_packages
 from tests.training.toys import PlaneDenoiser, Trial, network
@@ -108,6 +109,49 @@ def test_smpo_reads_rewards_in_the_scale_of_its_extremes():
     lines = []
     check_scores(SmPO(), [*cosine * 50, *records(((0.9,), (0.2,)))], lines.append)
     assert len(lines) == 1 and lines[0].startswith("warning: 1 of 202 scores")
+
+
+def test_smpos_range_is_checked_by_the_cards_before_anything_is_scored():
+    check_reward_range(SmPO(), DataConfig(rewards=("pickscore:scale=1",)))
+    check_reward_range(RankDPO(), DataConfig(rewards=("pickscore",)))  # reads no rewards
+    with pytest.raises(UserError, match=r"scores of pickscore are usually 17 to 24.*-0.05115 to 0.4486"):
+        check_reward_range(SmPO(), DataConfig(rewards=("pickscore",)))
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        ({"rewards": ("pickscore:scale=1",)}, None),
+        ({"rewards": ("0.5*pickscore:scale=1", "0.5*hpsv2")}, None),
+        ({"rewards": ("latent_reward:sd15",)}, None),  # whose range no card tells
+        ({"rewards": ("pickscore",), "normalise": "round"}, None),  # of a range that the first round shows
+        ({"rewards": ("pickscore",)}, "usually 17 to 24"),
+        ({"rewards": ("-0.5*pickscore:scale=1", "mps")}, "usually 4.88 to 15.91"),
+        ({"rewards": ("pickscore",), "combine": "wins"}, "combine='wins' give scores of 0 to 1"),
+        ({"by": "people"}, "by='people'.*give scores of 0 to 1"),
+    ],
+)
+def test_smpos_range_is_checked_online(rollout, message):
+    config = RolloutConfig(prompts="tiny:train", **rollout)
+    if message is None:
+        check_online_scores(SmPO(), config)
+        return
+    with pytest.raises(UserError, match=message):
+        check_online_scores(SmPO(), config)
+    if "0 to 1" in message:
+        check_online_scores(SmPO(low=0.0, high=1.0), config)
+
+
+def test_the_first_round_out_of_range_ends_the_run_and_a_later_one_warns():
+    inside, outside = torch.tensor([[0.2, 0.24]]), torch.tensor([[0.2, 24.0]])
+    with pytest.raises(UserError, match=r"1 of 2 scores of a round.*0.2 to 24.*pickscore:scale=1"):
+        RoundScores(SmPO(), pytest.fail)(outside)
+    lines = []
+    check = RoundScores(SmPO(), lines.append)
+    for scores in (inside, outside, outside):
+        check(scores)
+    assert len(lines) == 1 and lines[0].startswith("warning: 1 of 2 scores of a round")
+    RoundScores(DPO(), pytest.fail)(outside)  # reads an order only
 
 
 def test_rankdpos_gains_are_shares():

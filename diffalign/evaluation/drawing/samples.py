@@ -12,6 +12,7 @@ from diffalign.errors import UserError
 from diffalign.media.files import Media, open_media
 from diffalign.media.videos import Video
 from diffalign.utils.files import write_atomic
+from diffalign.utils.text import json_lines
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,13 @@ def read_samples(folder: Path | str) -> list[Sample]:
         raise UserError(f"{str(folder)!r} has no manifest.jsonl; it was not made by sampling")
     samples = []
     for manifest in manifests:
-        for i, line in enumerate(manifest.read_text().splitlines()):
+        for where, row in json_lines(manifest):
             try:
-                row = json.loads(line)
                 sample = Sample(
                     row["prompt"], row["position"], row["number"], row["seed"], folder / row["file"]
                 )
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{manifest} line {i + 1} is not a sample: {error}") from error
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{where} is not a sample: {error}") from error
             samples.append(sample)
     samples.sort(key=lambda s: (s.position, s.number))
     return [sample for sample in samples if isinstance(sample.source, Path) and sample.source.is_file()]
