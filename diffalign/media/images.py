@@ -88,3 +88,17 @@ def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     if low < 0 or top is None:
         raise ValueError(f"grey values from {low:g} to {high:g}; allowed: 0 to 1, 255, 65535 or 4294967295")
     return np.rint(values.astype(np.float64) / top * _EIGHT).astype(np.uint8)
+
+
+def averaged(image: Image.Image, side: int) -> np.ndarray:
+    """Return an RGB image as (side, side, 3) uint8, each value the mean over a field: images are compared by
+    it, since size and encoding hardly show.
+    """
+    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX))
+
+
+def within(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy of at most ``side`` pixels a side, of the same proportions; it is never enlarged."""
+    image = image.copy()
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image

@@ -220,9 +220,8 @@ class LoadedModel:
         for name in names:
             module = getattr(self.pipeline, name)
             digest.update(stable_json(configs[name]))
-            for key, tensor in module.state_dict().items():
-                digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor_digest(tensor))
+            for part in weight_digests(module, f"{name}."):
+                digest.update(part)
         for name, tokenizer in self.pipeline.components.items():
             if name.startswith("tokenizer") and tokenizer is not None:
                 digest.update(f"{name} {tokenizer.model_max_length} {tokenizer.pad_token}".encode())
@@ -265,9 +264,16 @@ def stable_json(value: Any) -> bytes:
     return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
+def weight_digests(module: nn.Module, prefix: str = "") -> Iterator[bytes]:
+    """Yield the name, shape, type and ``tensor_digest`` of each weight of a module."""
+    for name, tensor in module.state_dict().items():
+        yield f"{prefix}{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        yield tensor_digest(tensor)
+
+
 def tensor_digest(tensor: Tensor) -> bytes:
     """The exact integer sum of a tensor's bits, which any changed element changes, and 64 of its values."""
-    if not tensor.numel():
+    if not tensor.numel() or tensor.is_meta:
         return b""
     bits = tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).flatten()
     step = max(1, len(bits) // 64)

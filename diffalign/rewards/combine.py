@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffalign.losses.comparisons import beaten
+
 How = Literal["sum", "rank", "wins"]
 
 
@@ -37,12 +39,8 @@ def combine(
     values = scores.double()
     if how == "sum":
         return (values * factors).sum(-1).to(scores.dtype)
-    columns = (values * factors.sign()).transpose(-1, -2).contiguous()
-    order = columns.sort(-1).values
-    beaten = torch.searchsorted(order, columns).double()
-    if how == "rank":
-        beaten = (beaten + torch.searchsorted(order, columns, right=True) - 1) / 2
-    shares = beaten.transpose(-1, -2) / max(1, scores.shape[-2] - 1)
+    ties = 0.5 if how == "rank" else 0.0
+    shares = beaten(values * factors.sign(), ties) / max(1, scores.shape[-2] - 1)
     return (shares * (factors.abs() / factors.abs().sum())).sum(-1).to(scores.dtype)
 
 

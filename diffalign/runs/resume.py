@@ -19,7 +19,7 @@ from diffalign.data import EncodedSet
 from diffalign.data.encoding.content import LARGE, content_digest
 from diffalign.errors import UserError, unknown
 from diffalign.methods import build
-from diffalign.models.loaded import LoadedModel, tensor_digest
+from diffalign.models.loaded import LoadedModel, weight_digests
 from diffalign.strategies import build as build_strategies
 from diffalign.training.checkpoint import Snapshot, differences, fingerprint, flatten
 from diffalign.types import Method
@@ -236,9 +236,8 @@ def check_content(snapshot: Snapshot | None, content: Mapping[str, str], allow: 
 def model_content(model: LoadedModel) -> str:
     """Return a digest of a loaded pipeline: network, autoencoder, text encoders, their weights included."""
     digest = blake2b(model.fingerprint.encode(), digest_size=16)
-    for name, tensor in model.network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor_digest(tensor))
+    for part in weight_digests(model.network):
+        digest.update(part)
     return digest.hexdigest()
 
 

@@ -311,8 +311,8 @@ def test_bad_inputs_are_named(tmp_path):
         "x.csv": "allowed: a folder",
         "bad.jsonl": "line 2: not JSON",
         "none.jsonl": "'prompt'",
-        "half.jsonl": "'rejected'",
-        "other.parquet": "no column 'caption'",
+        "half.jsonl": "line 1 has no image or video; it has prompt, chosen; needed",
+        "other.parquet": "no column of images or videos; it has text",
     }.items():
         with pytest.raises(UserError, match=words):
             list(read_items(tmp_path / name))
@@ -347,3 +347,18 @@ def test_a_folder_of_pairs_is_read_as_training_reads_it(tmp_path):
         ("a cat", tmp_path / "w" / "1.png"),
         ("a cat", tmp_path / "l" / "1.png"),
     ]
+
+
+def test_a_table_is_scored_by_the_columns_that_training_reads(tmp_path):
+    """Every pair and list of the schemas, and an edit's source is not scored for the pair beside it."""
+    lines = [
+        ({"image_0": "a.png", "image_1": "b.png"}, [("_0", "a.png"), ("_1", "b.png")]),
+        ({"img_better": "a.png", "img_worse": "b.png"}, [("_img_better", "a.png"), ("_img_worse", "b.png")]),
+        ({"file_path": ["a.png", "b.png"]}, [("_0", "a.png"), ("_1", "b.png")]),
+        ({"image": "s.png", "chosen": "a.png", "rejected": "b.png"},
+         [("_chosen", "a.png"), ("_rejected", "b.png")]),
+    ]  # fmt: skip
+    table = tmp_path / "pairs.jsonl"
+    table.write_text("".join(json.dumps({"original_prompt": "a cat", **row}) + "\n" for row, _ in lines))
+    found = [(item.suffix, item.image) for item in read_items(table)]
+    assert found == [(suffix, tmp_path / name) for _, files in lines for suffix, name in files]

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
+
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.reading.examples import is_tie
 from diffalign.errors import UserError
+from diffalign.losses.comparisons import beaten
 
 Rewards = tuple[tuple[float, ...], ...]
 RewardsAs = Literal["extra", "score", "wins"]
@@ -31,9 +34,9 @@ def wins(rewards: Rewards) -> tuple[float, ...]:
     Syn-Pic's aggregation, phi_i = wins_i / (n (k - 1)) (Karthik et al. 2024, arXiv 2410.18013), which needs
     no common scale.
     """
-    k, n = len(rewards), len(rewards[0])
-    won = [sum(mine[r] > other[r] for other in rewards for r in range(n)) for mine in rewards]
-    return tuple(count / (n * (k - 1)) for count in won)
+    scores = torch.tensor(rewards, dtype=torch.float64)
+    k, n = scores.shape
+    return tuple((beaten(scores).sum(-1) / (n * (k - 1))).tolist())
 
 
 def rescored(scores: tuple[float, ...], rewards: Rewards, how: RewardsAs, where: str) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ first schema of ``SCHEMAS`` that fits counts. Columns are those of the sets' car
 what could not be checked against a copy says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -287,3 +287,14 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema("captioned images", Columns(("image",)), _one(Liked(always=True)), plain=True),
     Schema("captioned videos", Columns(("video",)), _one(Liked(always=True)), plain=True, video=True),
 )  # fmt: skip
+
+
+def media_columns(columns: Collection[str]) -> Columns | ListOf | None:
+    """Return the columns of the images or videos in a table of these columns, by the first schema whose files
+    are there; None where no schema's are. Labels do not count.
+    """
+    for schema in SCHEMAS:
+        files = schema.files
+        if isinstance(files, Columns | ListOf) and set(files.columns) <= set(columns):
+            return files
+    return None

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 
-from PIL import Image
-
 from diffalign.data.reading.examples import Example, ImageRef
 from diffalign.data.reading.summary import Summary
 from diffalign.media.files import still
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, why_unreadable, within
 from diffalign.media.videos import read_video
 
 _SIDE = 320  # pixels of a thumbnail, at most
@@ -61,7 +59,7 @@ def _picture(image: ImageRef, videos: bool) -> str:
         picture = still(read_video(content)) if videos else decode(content)
     except UNREADABLE as error:
         return f"<p>{escape(image.name)} is unreadable: {escape(why_unreadable(error))}</p>"
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    picture = within(picture, _SIDE)
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -4,8 +4,9 @@ import hashlib
 import json
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import nn
+
+from diffalign.models.loaded import weight_digests
 
 
 @runtime_checkable
@@ -35,19 +36,12 @@ def fingerprint(pipeline: Pipeline) -> str:
     """Return a short digest of weights and scheduler: equal for equal models, different after a training
     step.
 
-    Of every tensor it takes name, shape, sum, sum of squares and 64 evenly spaced values, not all the bytes.
+    Of every tensor it takes ``models.loaded.tensor_digest``, not all the bytes.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part, network in modules(pipeline).items():
-        for name, tensor in network.state_dict().items():
-            flat = tensor.detach().flatten()
-            digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            if flat.numel() and flat.device.type != "meta":
-                sums = torch.stack(
-                    [flat.sum(dtype=torch.float64), flat.float().square().sum(dtype=torch.float64)]
-                )
-                digest.update(sums.cpu().numpy().tobytes())
-                digest.update(flat[:: max(1, flat.numel() // 64)][:64].double().cpu().numpy().tobytes())
+        for piece in weight_digests(network, f"{part}."):
+            digest.update(piece)
         for name, module in network.named_modules():
             # A flag of peft's layers, a method of networks. Adapters switched off are another model.
             disabled = getattr(module, "disable_adapters", None)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffalign.evaluation.measuring.statistics import Estimate, bootstrap_mean, prompt_means
+from diffalign.media.images import averaged
 
 EDGE = 0.1  # brightness difference over two pixels that makes an edge; brightness is in [0, 1]
 DARK = 0.1  # brightness below which a pixel is dark
@@ -95,8 +96,7 @@ def image_statistics(image: Image.Image) -> dict[str, float]:
 
 def thumbnail(image: Image.Image) -> np.ndarray:
     """(THUMBNAIL, THUMBNAIL, 3) float in [0, 1], by area averaging."""
-    small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float64) / 255
+    return averaged(image, THUMBNAIL).astype(np.float64) / 255
 
 
 def diversity(thumbnails: Sequence[np.ndarray]) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from diffalign.media.files import MediaLike, still
+from diffalign.media.images import within
 
 TINY = 128  # images of at most this side are magnified by whole pixels
 _GROUND, _INK, _SOFT = "#ffffff", "#1d2126", "#5c6570"
@@ -22,9 +23,7 @@ def embed(image: Image.Image, side: int = 448) -> tuple[str, bool]:
     if tiny:
         image.save(buffer, format="PNG", optimize=True)
     else:
-        image = image.copy()
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        image.save(buffer, format="JPEG", quality=86, optimize=True)
+        within(image, side).save(buffer, format="JPEG", quality=86, optimize=True)
     return (
         f"data:image/{'png' if tiny else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}",
         tiny,

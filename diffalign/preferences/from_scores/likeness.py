@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int16
-from PIL import Image
 
-from diffalign.media.images import decode
+from diffalign.media.images import averaged, decode
 
 SIDE = 16
 
@@ -23,8 +22,7 @@ def thumbnail(data: bytes) -> Thumbnail:
     """Return the thumbnail of an encoded image: each value the mean over a field, so that size and encoding
     hardly show. One of ``media.images.UNREADABLE`` is raised if it is none.
     """
-    small = decode(data).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.int16).reshape(-1)
+    return averaged(decode(data), SIDE).astype(np.int16).reshape(-1)
 
 
 def distinct(contents: Sequence[str]) -> list[int]:

@@ -4,9 +4,9 @@
 of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
 * a folder of pairs or likes (``w/`` + ``l/`` and the like), as ``data.reading.folders`` reads it;
 * a run directory (its ``samples/`` folders);
-* a parquet or a jsonl file with ``caption`` or ``prompt`` and ``jpg_0`` and ``jpg_1`` (Pick-a-Pic's names),
-``video_0`` and ``video_1``, ``image`` or ``video``, ``images`` or ``videos`` (several), ``chosen`` and
-``rejected``, or ``path1`` and ``path2``: encoded files (parquet only), or paths relative to the table.
+* a parquet or a jsonl file with a prompt and the columns of images or videos that training reads
+(``data.reading.schemas``), such as ``jpg_0`` and ``jpg_1``, ``image`` or ``videos``: encoded files (parquet
+only), or paths relative to the table.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,17 +16,15 @@ from typing import Any
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.reading.folders import IMAGES, is_preference_folder, read_folder
+from diffalign.data.reading.schemas import PROMPTS, ListOf, media_columns
 from diffalign.errors import UserError
 from diffalign.media.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
 from diffalign.utils.text import json_lines, read_text
 
 IMAGE_SUFFIXES = tuple(sorted(IMAGES))
-_PROMPTS = ("caption", "prompt")
-_ONE, _SEVERAL, _RIVALS = ("image", "video"), ("images", "videos"), ("chosen", "rejected")
-_PAIRS = (("jpg_0", "jpg_1"), ("video_0", "video_1"), _RIVALS, ("path1", "path2"))
 _NEEDED = (
-    "needed: image or video, images or videos (a list), chosen and rejected, path1 and path2, or, as "
-    "Pick-a-Pic has it, jpg_0 and jpg_1"
+    "needed: image or video, images or videos (a list), chosen and rejected, jpg_0 and jpg_1 as Pick-a-Pic "
+    "has it, or the columns of another published set"
 )
 _ROWS = 64  # of a parquet file, held at once
 
@@ -162,7 +160,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> str:
-    name = next((name for name in _PROMPTS if name in row), "prompt")
+    name = next((name for name in PROMPTS if name in row), "prompt")
     if not isinstance(row.get(name), str):
         raise UserError(f"{where} has no text in the field {name!r}, but {str(row.get(name))[:60]}")
     return str(row[name])
@@ -188,7 +186,7 @@ def _jsonl(path: Path) -> Iterator[Item]:
 
 def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Iterator[Item]:
     """Return the items of a table's row."""
-    prompt, files = _prompt(row, where), _files(row)
+    prompt, files = _prompt(row, where), _files(row, where)
     identity = (("file", str(table)), ("row", number), ("prompt", prompt))
     named = any(name.startswith("video") for name, _ in files.values())
     videos = named or any(Path(str(file)).suffix.lower() in VIDEO_SUFFIXES for _, file in files.values())
@@ -204,24 +202,22 @@ def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Ite
 
 
 def has_media(columns: Collection[str]) -> bool:
-    """Whether one of these columns of a table holds images or videos."""
-    return bool({*_ONE, *_SEVERAL, *(name for pair in _PAIRS for name in pair)} & set(columns))
+    """Whether these columns of a table hold images or videos."""
+    return media_columns(columns) is not None
 
 
-def _files(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Of a table's row, by the suffix of the scores' names: the column, and what stands there."""
-    for first, second in _PAIRS[:2]:
-        if first in row and second in row:
-            return {"_0": (first, row[first]), "_1": (second, row[second])}
-    for name in _ONE:
-        if name in row:
-            return {"": (name, row[name])}
-    for name in _SEVERAL:
-        if name in row:
-            files = row[name] if isinstance(row[name], list) else [None]
-            return {f"_{number}": (name, file) for number, file in enumerate(files)}
-    names = next((pair for pair in _PAIRS[2:] if pair[0] in row), _RIVALS)
-    return {f"_{name}": (name, row.get(name)) for name in names}
+def _files(row: Mapping[str, Any], where: str) -> dict[str, tuple[str, Any]]:
+    """Return the images or videos of a table's row, by the suffix of the scores' names: column and cell."""
+    files = media_columns(row)
+    if files is None:
+        raise UserError(f"{where} has no image or video; it has {', '.join(row)}; {_NEEDED}")
+    if isinstance(files, ListOf):
+        cells = row[files.column] if isinstance(row[files.column], list) else [None]
+        return {f"_{number}": (files.column, value) for number, value in enumerate(cells)}
+    if len(files.columns) == 1:
+        return {"": (files.columns[0], row[files.columns[0]])}
+    return {f"_{name.rpartition('_')[2]}" if name[-2:] in ("_0", "_1") else f"_{name}": (name, row[name])
+            for name in files.columns}  # fmt: skip
 
 
 def _parquet(path: Path) -> Iterator[Item]:
@@ -233,17 +229,15 @@ def _parquet(path: Path) -> Iterator[Item]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{str(path)!r} is not a readable parquet file: {error}") from error
     columns = file.schema_arrow.names
-    prompt = next((name for name in _PROMPTS if name in columns), None)
-    media = list(dict.fromkeys(name for name, _ in _files(dict.fromkeys(columns)).values()))
-    missing = [name for name in media if name not in columns]
-    if prompt is None or missing:
-        what = "caption" if prompt is None else missing[0]
+    prompt = next((name for name in PROMPTS if name in columns), None)
+    media = media_columns(columns)
+    if prompt is None or media is None:
+        what = "column 'caption'" if prompt is None else "column of images or videos"
         raise UserError(
-            f"{str(path)!r} has no column {what!r}; it has {', '.join(columns)}. {_NEEDED}; and a caption or "
-            "prompt"
+            f"{str(path)!r} has no {what}; it has {', '.join(columns)}. {_NEEDED}; and a caption or prompt"
         )
     row = 0
-    for batch in file.iter_batches(batch_size=_ROWS, columns=[prompt, *media]):
+    for batch in file.iter_batches(batch_size=_ROWS, columns=[prompt, *media.columns]):
         for values in batch.to_pylist():
             yield from _of_row(values, row, path, f"{path} row {row}")
             row += 1

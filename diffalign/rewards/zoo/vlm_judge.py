@@ -30,6 +30,7 @@ from torch import Tensor
 
 from diffalign.config.files import read_yaml
 from diffalign.errors import UserError, unknown
+from diffalign.media.images import within
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import Place
 from diffalign.rewards.zoo.unified_reward import data_url
@@ -67,7 +68,7 @@ class Question:
     def ask(self, images: Sequence[Image.Image], prompt: str, read: Callable[[str], T]) -> T:
         """Return what ``read`` makes of the answer about these images; UserError if there is none."""
         content = [
-            {"type": "image_url", "image_url": {"url": data_url(_small(image, self.side))}}
+            {"type": "image_url", "image_url": {"url": data_url(within(image, self.side))}}
             for image in images
         ]
         text = self.prompt.replace("{prompt}", prompt)
@@ -204,12 +205,6 @@ def _number(file: Path, name: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
         raise UserError(f"{file}: {name} is {value!r}; allowed: a finite number")
     return float(value)
-
-
-def _small(image: Image.Image, side: int) -> Image.Image:
-    image = image.copy()
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
 
 
 def load(source: str | None, place: Place) -> VLMJudge:
