@@ -71,7 +71,8 @@ class Batch(Generic[X]):
         extra: what only some methods ask for, by name, every tensor (B, ...): ``reward`` (a second opinion
             beside the label), ``patches`` (weight maps), ``votes`` (the share of people who preferred the
             sample to its rivals, NaN where nobody voted); of transitions ``reference_mean`` (B, *d, where the
-            reference would have gone, known from the rollout) and ``advantage`` (B,).
+            reference would have gone, known from the rollout), ``drawn_mean`` (B, *d, the mean of the step as
+            it was drawn) and ``advantage`` (B,).
         kernel: of transitions: what drew them, and therefore what scores them.
         guidance: of transitions: the scale of the classifier-free guidance that they were drawn under.
         state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network

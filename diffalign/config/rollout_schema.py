@@ -79,8 +79,10 @@ class RolloutConfig:
         (), "names of `diffalign rewards`, each with an optional weight: 0.5*pickscore", NAMES
     )
     combine: Literal["sum", "rank", "wins", "pareto"] = option("sum", "how several rewards become one score")
-    normalise: Literal["none", "round"] = option(
-        "none", "round: scale each reward to mean 0 and standard deviation 1 over the round"
+    normalise: Literal["none", "round", "group"] = option(
+        "none",
+        "scale each reward to mean 0 and standard deviation 1 before they are combined: over the round, or "
+        "over the samples of a prompt (GDPO, with rollout.advantage batch)",
     )
     advantage: Literal[
         "none", "group", "group_std", "group_batch", "batch", "prompt", "raw", "best", "ends"

@@ -32,6 +32,47 @@ def ppo(
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)), ratio
 
 
+def guarded_log_ratio(
+    x_s: Float[Tensor, " B *d"],
+    mean: Float[Tensor, " B *d"],
+    drawn_mean: Float[Tensor, " B *d"],
+    std: Float[Tensor, " B *one"],
+) -> Float[Tensor, " B"]:
+    """Return GRPO-Guard's log-ratio of a step, (B,): the mean over the elements of z (mean - drawn_mean).
+
+    z = (x_s - drawn_mean) / std is the noise that was drawn. It is std (log p - log p_drawn + b) with b the
+    KL of the two steps per element (Wang et al. 2025, arXiv 2510.22319): the log-ratio without its bias, in a
+    unit that is the same at all steps.
+
+    Args:
+        x_s: where the step went.
+        mean: of the policy's step.
+        drawn_mean: of the step as it was drawn.
+        std: of both, above 0.
+    """
+    return ((x_s - drawn_mean) / std * (mean - drawn_mean)).flatten(1).mean(1)
+
+
+def trusted(
+    log_ratio: Float[Tensor, " B"], advantage: Float[Tensor, " B"], kl: Float[Tensor, " B"], threshold: float
+) -> tuple[Float[Tensor, " B"], Tensor]:
+    """Return -A rho with rho = exp(log_ratio), and 0, without gradient, where ``kl`` has reached the
+    threshold and the step would move further (Flow-DPPO, Ping et al. 2026, arXiv 2606.11025).
+
+    Args:
+        log_ratio: (B,) log-density under the policy minus that under which the step was drawn.
+        advantage: (B,), above 0 for what should become likelier.
+        kl: (B,) divergence of the policy's step from the drawn one, without gradient.
+        threshold: of the divergence.
+
+    Returns:
+        The losses (B,), and (B,) booleans, which steps are masked.
+    """
+    ratio = log_ratio.exp()
+    masked = (kl >= threshold) & (advantage * (ratio.detach() - 1) > 0)
+    return torch.where(masked, 0.0, -advantage * ratio), masked
+
+
 def limited(log_ratio: Float[Tensor, " B"], clip: float) -> Float[Tensor, " B"]:
     """log clip(rho, 1 - clip, 1 + clip) of rho = exp(log_ratio), (B,), 0 < clip < 1; no gradient outside.
 

@@ -7,7 +7,7 @@ and the reference is not asked where the rollout has asked it (``reference_mean`
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -123,6 +123,33 @@ def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: 
     return step_log_density(x.x_s, *kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
 
 
+class Redrawn(NamedTuple):
+    """Recorded steps as the policy would draw them now: ``mean`` (B, *d) with gradient and ``std``
+    (B, 1, ...); and ``drawn_mean`` (B, *d), the mean that they were drawn with.
+    """
+
+    mean: Tensor
+    std: Tensor
+    drawn_mean: Tensor
+
+
+def redrawn(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False) -> Redrawn:
+    """Return the policy's means of recorded steps beside those that they were drawn with; see ``as_drawn``
+    for ``held``.
+
+    Raises:
+        UserError: the batch is not of a rollout, or its rollout did not record the means.
+    """
+    kernel, x = kernel_of(batch, card), batch.x
+    if "drawn_mean" not in batch.extra:
+        raise UserError(
+            f"method {card.name} learns from the means of steps as they were drawn, and this batch has none; "
+            "allowed with it: rounds that were sampled for this method"
+        )
+    mean, std = kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond)
+    return Redrawn(mean, std, batch.extra["drawn_mean"].to(mean))
+
+
 @runtime_checkable
 class OfAdvantages(Protocol):
     """A method of recorded steps with advantages: what ``surrogate`` reads off it."""
@@ -161,16 +188,22 @@ def check_advantage_clip(value: float) -> None:
 
 
 def surrogate(
-    method: OfAdvantages, logp: Tensor, batch: Batch[Transition], card: MethodCard
+    method: OfAdvantages,
+    logp: Tensor,
+    batch: Batch[Transition],
+    card: MethodCard,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Return (mean clipped loss of the recorded steps, metrics, weight), with log-densities ``logp`` (B,)
-    under the policy.
+    under the policy; ``weights`` (B,) multiply the clipped losses.
 
     Raises:
         UserError: the batch has no advantages.
     """
     advantage = advantage_of(batch, card).clamp(-method.advantage_clip, method.advantage_clip)
     losses, ratio = ppo(logp - batch.x.logp.to(logp), advantage.to(logp), method.clip)
+    if weights is not None:
+        losses = losses * weights.to(losses)
     metrics = {
         "ratio": ratio.mean(),
         "clip_fraction": ((ratio - 1).abs() > method.clip).to(ratio).mean(),

@@ -12,6 +12,10 @@ As released, the KL's std is g, of the SDE, and not that of the step, g sqrt(t -
 ``exact`` is the KL of the two Gaussians, 1 / (t - s) times as much. In the step's form "cps" both are the
 same. Of guided predictions only the conditional half has a gradient there (``hold_negative``).
 
+``noise_weight`` w multiplies the clipped loss of a step by w std of the step (TempFlow-GRPO, He et al. 2025,
+arXiv 2508.04324, as UniRL has it with w = 2.25: weights of 1.6 to .5 over ten steps at level 0.7), so that
+the noisy steps, which settle the image, count more.
+
 Two more methods are settings of this one, with no KL:
 
     DanceGRPO (Xue et al. 2025, arXiv 2505.07818): rollout.form dance, one noise a prompt, advantages against
@@ -41,7 +45,7 @@ from diffalign.methods._steps import (
     surrogate,
 )
 from diffalign.methods.registry import DataKind, MethodCard
-from diffalign.types import Batch, Denoiser, Random, Step, Transition
+from diffalign.types import Batch, Denoiser, Path, Random, Step, Transition
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class FlowGRPO(RolloutMethod):
             which saves the rollout half of its network samples.
         kl_form: what its squared difference is divided by, see the module.
         hold_negative: no gradient through what guidance guides away from.
+        noise_weight: weight of a step's loss per unit of its std; null: all steps count alike.
     """
 
     clip: float = 1e-4
@@ -62,10 +67,13 @@ class FlowGRPO(RolloutMethod):
     kl: float | None = 0.04
     kl_form: Literal["published", "exact"] = "published"
     hold_negative: bool = True
+    noise_weight: float | None = None
 
     def __post_init__(self) -> None:
         check_advantages(self)
         check_kl(self.kl)
+        if self.noise_weight is not None and not self.noise_weight > 0:
+            raise UserError(f"method.noise_weight={self.noise_weight}; allowed: more than 0, or null")
 
     @property
     def needs_reference(self) -> bool:
@@ -84,16 +92,23 @@ class FlowGRPO(RolloutMethod):
         kernel = kernel_of(batch, CARD)
         if not isinstance(kernel, FlowSDE):
             raise UserError("method flow_grpo learns from noisy steps of a flow; allowed elsewhere: ddpo")
+        weights = None if self.noise_weight is None else self.noise_weight * stds(kernel, policy.path, batch)
         if self.kl is None:
             logp = density(policy, batch, CARD, self.hold_negative)
-            loss, metrics, weight = surrogate(self, logp, batch, CARD)
+            loss, metrics, weight = surrogate(self, logp, batch, CARD, weights)
         else:
             ll = likelihood(policy, reference, batch, CARD, self.hold_negative)
-            loss, metrics, weight = surrogate(self, ll.policy, batch, CARD)
+            loss, metrics, weight = surrogate(self, ll.policy, batch, CARD, weights)
             length = kernel.length(batch.x.t, batch.x.s).to(ll.kl) if self.kl_form == "published" else 1
             metrics |= {"policy_loss": loss, "kl": (ll.kl * length).mean()}
             loss = loss + self.kl * metrics["kl"]
         return Step(loss, {name: v.detach() for name, v in {"loss": loss, **metrics}.items()}, weight)
+
+
+def stds(kernel: FlowSDE, path: Path, batch: Batch[Transition]) -> torch.Tensor:
+    """Return the std (B,) of each recorded step, which depends on its times alone."""
+    nothing = batch.x.t.new_zeros(len(batch.x.t), 1)
+    return kernel.after(path, nothing, nothing, batch.x.t, batch.x.s)[1].expand_as(nothing)[:, 0]
 
 
 CARD = MethodCard(

@@ -53,6 +53,7 @@ class MethodCard:
         whole: whether it must see all samples of a prompt at once; methods that compare always must.
         soft: whether it learns from the votes of a set as soft labels (``methods._common.pair_losses``);
             other methods learn from the majority.
+        means: whether its rollouts record the mean of each step as it was drawn (``extra["drawn_mean"]``).
         trailing: the role of a moving average of the policy: "none"; a denoiser that the method compares the
             policy with ("beside"); or one that samples the rounds as well ("sampler"). The method is then a
             ``methods._trailing.Trailing``.
@@ -70,6 +71,7 @@ class MethodCard:
     advantages: bool = False
     whole: bool = False
     soft: bool = False
+    means: bool = False
     trailing: Literal["none", "beside", "sampler"] = "none"
 
     @property

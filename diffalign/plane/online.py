@@ -101,7 +101,9 @@ def align_online(
     hooks: list[Hook] = []
     kept: dict[str, Tensor] = {}
     sampler: Denoiser = policy
-    role = next((card.trailing for card in REGISTRY.values() if card.method is type(method)), "none")
+    card = next((card for card in REGISTRY.values() if card.method is type(method)), None)
+    role = card.trailing if card else "none"
+    setting = replace(setting, means=card is not None and card.means)
     if role != "none" and isinstance(method, Trailing) and method.trails:
         trailing = copy.deepcopy(base).requires_grad_(False)
         kept = {name: p.detach() for name, p in trailing.named_parameters()}

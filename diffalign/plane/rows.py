@@ -30,7 +30,7 @@ class PlaneRow:
         flow: whether it is of the flow version of the plane (``plane_flow`` has all the others there).
     """
 
-    method: Method
+    method: Method[Any]
     data: Maker = preferences
     steps: int = 150
     groups: int = 192
@@ -45,7 +45,7 @@ class PlaneRow:
     def trained(
         self,
         base: PlaneNetwork,
-        batch: Batch | None,
+        batch: Batch[Any] | None,
         seed: int = 0,
         flipped: bool = False,
         steps: int | None = None,

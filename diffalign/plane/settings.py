@@ -32,7 +32,9 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.dro import DRO
 from diffalign.methods.dspo import DSPO
 from diffalign.methods.fdpo import FDPO
+from diffalign.methods.flow_dppo import FlowDPPO
 from diffalign.methods.flow_grpo import FlowGRPO
+from diffalign.methods.grpo_guard import GRPOGuard
 from diffalign.methods.inpo import InPO
 from diffalign.methods.inversion_dpo import InversionDPO
 from diffalign.methods.kto import KTO
@@ -210,6 +212,32 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         optimum=False,
         rollout=of_flow("trajectories", eta=0.7, window=4, window_shift=2),
         note="with four draws in place of nine each is to blame for more: it is fast, and must stop early",
+    ),
+    "tempflow": PlaneRow(
+        FlowGRPO(clip=1e-2, noise_weight=2.25),
+        steps=120,
+        groups=96,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7),
+    ),
+    "grpo_guard": PlaneRow(
+        GRPOGuard(clip=2e-3),
+        steps=60,
+        groups=96,
+        rate=2e-4,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7),
+    ),
+    "flow_dppo": PlaneRow(
+        FlowDPPO(threshold=1e-4),
+        steps=80,
+        groups=96,
+        rate=2e-4,
+        flow=True,
+        optimum=False,
+        rollout=of_flow("trajectories", eta=0.7),
     ),
     "awm": PlaneRow(
         AWM(kl=0.15, time=Stratified(strata=4)),

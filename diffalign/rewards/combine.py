@@ -67,6 +67,18 @@ def standardised(scores: Float[Tensor, " *group R"]) -> Float[Tensor, " *group R
     return torch.where(same, 0.0, (values - columns.mean(0)) / torch.where(same, 1.0, std))
 
 
+def standardised_in_groups(scores: Float[Tensor, " *group K R"]) -> Float[Tensor, " *group K R"]:
+    """Return each reward of K rivals scaled to mean 0 and std 1 (dividing by K), in float64; of rivals that
+    are all equal 0, exactly.
+
+    The std is at least 1e-6 (Flow-Factory's GDPO): rounding errors of a reward above that count in full.
+    """
+    values = scores.double()
+    same = (values == values[..., :1, :]).all(-2, keepdim=True)
+    std = values.std(-2, correction=0, keepdim=True).clamp(min=1e-6)
+    return torch.where(same, 0.0, (values - values.mean(-2, keepdim=True)) / std)
+
+
 def _factors(scores: Tensor, weights: Sequence[float]) -> Tensor:
     if scores.shape[-1] != len(weights):
         raise ValueError(f"{len(weights)} weights for scores of shape {tuple(scores.shape)}")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffalign.config.schema import RolloutConfig
 from diffalign.errors import UserError
-from diffalign.rewards.combine import combine, standardised, towards_higher
+from diffalign.rewards.combine import combine, standardised, standardised_in_groups, towards_higher
 from diffalign.rewards.images import to_pil
 from diffalign.rewards.registry import load, takes_pixels
 from diffalign.rewards.serving.remote import RemoteReward, shortened
@@ -225,7 +225,8 @@ def combined(
 
     "pareto" leaves the R columns, with those of negative weights turned round. "round" takes each reward to
     mean 0 and std 1 (dividing by their number) over all of ``scores``, which are therefore those of all
-    processes; a reward that is the same everywhere becomes 0.
+    processes; a reward that is the same everywhere becomes 0. "group" does so among the K rivals of each
+    prompt, so that a reward counts the same in every group (GDPO, 2026, arXiv 2601.05242).
 
     Args:
         scores: (N, S, K, R), K rivals.
@@ -238,7 +239,9 @@ def combined(
     Raises:
         ValueError: another number of weights than of rewards.
     """
-    values = standardised(scores) if config.normalise == "round" else scores
+    values = scores
+    if config.normalise != "none":
+        values = standardised(scores) if config.normalise == "round" else standardised_in_groups(scores)
     if config.combine == "pareto":
         return towards_higher(values, weights).to(scores.dtype)
     return combine(values, weights, config.combine).to(scores.dtype)

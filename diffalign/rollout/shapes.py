@@ -68,6 +68,7 @@ class Setting:
         lowest: steps from times below are sampled, not learnt from.
         window: the steps that are draws; None: all that may be.
         round: whose window it is.
+        means: record the mean of each step as it is drawn.
         at_once: states of one network call; None: all states at once.
     """
 
@@ -83,6 +84,7 @@ class Setting:
     window: Window | None = None
     round: int = 0
     at_once: int | None = None
+    means: bool = False
 
     @property
     def may_draw(self) -> int:
@@ -113,6 +115,7 @@ class Sampled:
         at: (J,) the times at which they were estimated, 0: they are finished; or drawn from.
         verdict: (S,) which of the J verdicts a slot hangs on.
         shared: (S,) whether the rivals of a slot share x_t.
+        drawn_mean: (n, S, K, *d) means of the steps as they were drawn; None where they are not recorded.
     """
 
     x: Tensor | Transition
@@ -121,6 +124,7 @@ class Sampled:
     at: Tensor
     verdict: Tensor
     shared: Tensor
+    drawn_mean: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,7 @@ class Steps:
         self._request, self._rivals = request, request.setting.samples
         self._rows: list[tuple[Tensor, ...]] = []
         self._references: list[Tensor] = []
+        self._means: list[Tensor] = []
         self.shared: list[bool] = []
 
     def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
@@ -196,6 +201,8 @@ class Steps:
         logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
         times = [torch.full(after.shape[:2], v, device=after.device, dtype=after.dtype) for v in (t, s)]
         self._rows.append((wide(x), after, *times, logp))
+        if self._request.setting.means:
+            self._means.append(mean)
         reference = self._request.reference_mean(x, t, s)
         if reference is not None:
             self._references.append(wide(reference))
@@ -210,6 +217,7 @@ class Steps:
             torch.tensor(at, dtype=torch.float64),
             torch.tensor(verdict),
             torch.tensor(self.shared),
+            torch.stack(self._means, 1) if self._means else None,
         )
 
 

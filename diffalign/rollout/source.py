@@ -230,7 +230,7 @@ class OnlineSource:
         x: Tensor | Transition = whole["x"] if "x" in whole else Transition(
             *(whole[name] for name in Transition._fields)
         )  # fmt: skip
-        extra = {k: whole[k] for k in ("reference_mean",) if k in whole}
+        extra = {k: whole[k] for k in ("reference_mean", "drawn_mean") if k in whole}
         score = score[:, verdict]
         if self._shape == "tree":
             pair, score = best_and_worst(score, self._config.threshold)
@@ -296,8 +296,9 @@ def _as_part(sampled: Sampled) -> Part:
     n = len(sampled.judged)
     x = sampled.x
     part = dict(x._asdict()) if isinstance(x, Transition) else {"x": x}
-    if sampled.reference_mean is not None:
-        part["reference_mean"] = sampled.reference_mean
+    for name in ("reference_mean", "drawn_mean"):
+        if (means := getattr(sampled, name)) is not None:
+            part[name] = means
     part["shared"] = sampled.shared.expand(n, -1)
     part["verdict"] = sampled.verdict.expand(n, -1)
     return {name: value.cpu().contiguous() for name, value in part.items()}

@@ -146,6 +146,7 @@ def setting_of(run: Run, model: Sampled) -> Setting:
         config.lowest_time,
         window or None,
         at_once=config.batch_size,
+        means=REGISTRY[run.method["type"]].means,
     )
 
 

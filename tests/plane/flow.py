@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from diffalign.diffusion.inversion import Inversion
-from diffalign.plane.settings import PLANE_METHODS, PlaneRow
+from diffalign.plane.rows import PlaneRow
+from diffalign.plane.settings import PLANE_METHODS
 
 
 def on_flow(name: str, **changes: Any) -> PlaneRow:

@@ -81,7 +81,7 @@ def test_trajectories_are_ddpms_ancestral_steps_with_their_densities():
     k, scale, (cond, negative) = 2, 5.0, conditions()
     noise, steps = drawn(g, PROMPTS, 1), [drawn(g, PROMPTS, k) for _ in range(20)]
     policy, reference = Counting(), Counting(bias=0.1)
-    setting = Setting(DDIM(1.0), GRID, scale, k)
+    setting = Setting(DDIM(1.0), GRID, scale, k, means=True)
     got = trajectories(Request(policy, reference, cond, negative, setting), SHAPE, Scripted([noise, *steps]))
     assert got.x.x_t.shape == (PROMPTS, 20, k, *SHAPE) and got.shared.tolist() == [True] + [False] * 19
     for rival in range(k):
@@ -91,6 +91,7 @@ def test_trajectories_are_ddpms_ancestral_steps_with_their_densities():
             mean, std, _ = ddim(x, guided(policy, x, t, cond, negative, scale), t, s)
             held, _, _ = ddim(x, guided(reference, x, t, cond, negative, scale), t, s)
             torch.testing.assert_close(got.reference_mean[:, i, rival], held)
+            torch.testing.assert_close(got.drawn_mean[:, i, rival], mean)
             x = mean + std * steps[i][:, rival]
             torch.testing.assert_close(got.x.x_s[:, i, rival], x)
             torch.testing.assert_close(got.x.logp[:, i, rival], gaussian_log_density(x, mean, std))

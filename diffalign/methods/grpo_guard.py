@@ -1,0 +1,99 @@
+"""GRPO-Guard. Wang et al. 2025, "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via
+Regulated Clipping", arXiv 2510.22319 (as verl-omni has it; the official code was not at hand).
+
+Flow-GRPO's ratio of densities has a mean below 1 that differs from step to step, so that its clip hardly
+binds for positive advantages. Here the log-ratio is freed of its bias and brought to one spread at all steps:
+with mu and mu_old the means of the policy's step and of the step as drawn, S the step's std, z the noise that
+was drawn and b = mean( (mu - mu_old)^2 ) / (2 S^2),
+
+    log rho = S (log p - log p_old + b) = mean( z (mu - mu_old) ),    mean 0 over z,
+    loss    = max( -A rho, -A clip(rho, 1 - c, 1 + c) ) / (t - s),    A = clip(A, -a, a).
+
+The right-hand form is what is computed: it is exact, and has no difference of large numbers. Its gradient at
+the start is z / D, S times that of Flow-GRPO, which is why published clips are as small as 2e-6. Dividing by
+the length t - s of the step evens out the steps' gradients; Flow-Factory leaves it out (``per_length:
+false``).
+
+Each step has its own std and length, where the public ports take the mean of a batch. The rollout records
+mu_old beside each step. There is no KL. It is for steps of an SDE, not for ``rollout.form: cps``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from diffalign.diffusion.samplers import FlowSDE
+from diffalign.errors import UserError
+from diffalign.losses.policy_gradient import guarded_log_ratio, ppo
+from diffalign.methods._base import RolloutMethod
+from diffalign.methods._steps import advantage_of, check_advantages, kernel_of, redrawn
+from diffalign.methods.registry import DataKind, MethodCard
+from diffalign.types import Batch, Denoiser, Random, Step, Transition
+
+
+@dataclass(frozen=True)
+class GRPOGuard(RolloutMethod):
+    """Single steps of whole trajectories of a flow with advantages, ratios of equal mean and spread.
+
+    Attributes:
+        clip: how far from 1 the regulated ratio is rewarded.
+        advantage_clip: advantages further from 0 count as this.
+        per_length: divide the loss of a step by its length in time.
+        hold_negative: no gradient through what guidance guides away from.
+    """
+
+    clip: float = 2e-6
+    advantage_clip: float = 5.0
+    per_length: bool = True
+    hold_negative: bool = True
+
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_advantages(self)
+
+    def __call__(
+        self,
+        policy: Denoiser,
+        reference: Denoiser,
+        batch: Batch[Transition],
+        generator: Random | torch.Generator,
+    ) -> Step:
+        """Return the mean loss over all recorded steps."""
+        advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
+        kernel = kernel_of(batch, CARD)
+        if not isinstance(kernel, FlowSDE) or kernel.form == "cps":
+            raise UserError(
+                "method grpo_guard learns from the steps of a flow's SDE; allowed with it: a flow model and "
+                "rollout.form sde or dance"
+            )
+        new = redrawn(policy, batch, CARD, self.hold_negative)
+        log_ratio = guarded_log_ratio(batch.x.x_s, new.mean, new.drawn_mean, new.std)
+        losses, ratio = ppo(log_ratio, advantage.to(log_ratio), self.clip)
+        if self.per_length:
+            losses = losses / kernel.length(batch.x.t, batch.x.s).to(losses)
+        loss = losses.mean()
+        metrics = {
+            "loss": loss,
+            "ratio": ratio.mean(),
+            "clip_fraction": ((ratio - 1).abs() > self.clip).to(ratio).mean(),
+            "advantage": advantage.mean(),
+        }
+        weight = advantage.ne(0).any() * float(len(losses))
+        return Step(loss, {name: v.detach() for name, v in metrics.items()}, weight)
+
+
+CARD = MethodCard(
+    name="grpo_guard",
+    title="GRPO-Guard",
+    paper="Wang et al., GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching",
+    year=2025,
+    arxiv="2510.22319",
+    data=DataKind.ROLLOUTS,
+    cost="a step: 1 policy sample with gradient; twice that guided",
+    method=GRPOGuard,
+    rollout="trajectories",
+    advantages=True,
+    means=True,
+)
