@@ -230,7 +230,7 @@ class OnlineSource:
         x: Tensor | Transition = whole["x"] if "x" in whole else Transition(
             *(whole[name] for name in Transition._fields)
         )  # fmt: skip
-        extra = {k: whole[k] for k in ("reference_mean", "drawn_mean") if k in whole}
+        extra: dict[str, Tensor] = {k: whole[k] for k in ("reference_mean", "drawn_mean") if k in whole}
         score = score[:, verdict]
         if self._shape == "tree":
             pair, score = best_and_worst(score, self._config.threshold)
