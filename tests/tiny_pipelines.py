@@ -1,7 +1,8 @@
 """Tiny pipelines of the real classes with random weights, written as folders that diffusers loads.
 
 For tests that need the right code paths and not a good model: `make_sdxl(folder)`, `make_sd15(folder)`,
-`make_sd3(folder)`, `make_flux(folder)`, `make_pixart(folder)`, `make_pixart_alpha(folder)`.
+`make_sd3(folder)`, `make_flux(folder)`, `make_pixart(folder)`, `make_pixart_alpha(folder)`,
+`make_z_image(folder)`, `make_flux2_klein(folder)`.
 """
 
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
@@ -23,6 +27,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -30,6 +36,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -277,6 +287,104 @@ def _pixart(folder: Path, seed: int, pipeline_class: Any, told_sizes: bool) -> P
             scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
             vae=vae(scaling_factor=0.13025),
             text_encoder=t5(tok),
+            tokenizer=tok,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+"""A template in the form of Qwen3's."""
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Bytes and no merges, with a chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tok = Qwen2Tokenizer(
+        vocab={name: i for i, name in enumerate([*letters, "<|endoftext|>"])},
+        merges=[],
+        model_max_length=512,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    tok.chat_template = CHAT
+    return tok
+
+
+def qwen3_config(tok: Qwen2Tokenizer, layers: int = 3) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=len(tok),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=tok.pad_token_id,
+        tie_word_embeddings=True,
+    )
+
+
+def make_z_image(folder: Path, seed: int = 0) -> Path:
+    """Write a random ZImagePipeline in ``folder``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok = qwen_tokenizer()
+        pipeline = ZImagePipeline(
+            transformer=ZImageTransformer2DModel(
+                in_channels=16,
+                dim=16,
+                n_layers=2,
+                n_refiner_layers=1,
+                n_heads=2,
+                n_kv_heads=2,
+                cap_feat_dim=WIDTH,
+                axes_dims=[4, 2, 2],
+                axes_lens=[1024, 64, 64],
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=flow_vae(),
+            text_encoder=Qwen3Model(qwen3_config(tok)),
+            tokenizer=tok,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_flux2_klein(folder: Path, seed: int = 0) -> Path:
+    """Write a random Flux2KleinPipeline in ``folder``, whose latents need normalising."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok = qwen_tokenizer()
+        autoencoder = AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+        )
+        autoencoder.bn.running_mean.normal_()
+        autoencoder.bn.running_var.uniform_(0.5, 2.0)
+        pipeline = Flux2KleinPipeline(
+            transformer=Flux2Transformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=3 * WIDTH,
+                axes_dims_rope=(2, 2, 2, 2),
+                guidance_embeds=False,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            vae=autoencoder,
+            text_encoder=Qwen3ForCausalLM(qwen3_config(tok, layers=28)),
             tokenizer=tok,
         )
     pipeline.save_pretrained(folder)

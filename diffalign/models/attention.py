@@ -42,6 +42,7 @@ class OneBackend:
         temb: Tensor | None = None,
         image_rotary_emb: Any = None,
         rotary_emb: Any = None,
+        freqs_cis: Any = None,
         **named: Any,
     ) -> Any:
         """What the wrapped processor returns: a tensor, or two where the text is attended to as well.
@@ -52,7 +53,12 @@ class OneBackend:
         Raises:
             UserError: the back-end cannot run what is asked here: a mask, of which flash takes none on a GPU.
         """
-        optional = {"temb": temb, "image_rotary_emb": image_rotary_emb, "rotary_emb": rotary_emb}
+        optional = {
+            "temb": temb,
+            "image_rotary_emb": image_rotary_emb,
+            "rotary_emb": rotary_emb,
+            "freqs_cis": freqs_cis,
+        }
         named |= {name: value for name, value in optional.items() if value is not None}
         try:
             with sdpa_kernel(self.backend):
@@ -90,16 +96,21 @@ def set_attention(network: Any, name: str, device: torch.device | str, dtype: to
     reasons = [r for dim in dims if (r := why_not(name, device, dtype, dim))]
     if reasons:
         raise UserError(_unavailable(name, device, dtype, dims, reasons[0]))
-    network.set_attn_processor({k: OneBackend(p, BACKENDS[name]) for k, p in network.attn_processors.items()})
+    for module in _attentions(network):
+        module.set_processor(OneBackend(module.processor, BACKENDS[name]))
 
 
 def head_dims(network: nn.Module) -> list[int]:
     """Widths of the attention heads in ``network``, sorted."""
+    return sorted({m.inner_dim // m.heads for m in _attentions(network)})
+
+
+def _attentions(network: nn.Module) -> list[Any]:
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 
     kinds = (Attention, AttentionModuleMixin)
-    return sorted({m.inner_dim // m.heads for m in network.modules() if isinstance(m, kinds)})
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def available(device: torch.device | str, dtype: torch.dtype, dims: Iterable[int]) -> list[str]:

@@ -183,6 +183,8 @@ PARAMETERS = {  # of the published networks
     "sdxl": 2_567_463_684,
     "sd3": 2_243_171_520,  # 3.5 Medium
     "flux": 11_901_408_320,
+    "flux2_klein": 3_875_544_576,  # 4B
+    "z_image": 6_154_908_736,
     "pixart": 610_856_096,
     "wan": 1_418_996_800,  # 2.1, 1.3B
     "cogvideox": 1_693_783_872,  # 2b

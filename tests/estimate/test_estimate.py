@@ -54,6 +54,9 @@ NETWORKS = {
     "black-forest-labs/FLUX.1-schnell": 11_891_178_560,
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": 610_856_096,
     "PixArt-alpha/PixArt-XL-2-1024-MS": 611_349_152,
+    "Tongyi-MAI/Z-Image-Turbo": 6_154_908_736,
+    "black-forest-labs/FLUX.2-klein-base-4B": 3_875_544_576,
+    "black-forest-labs/FLUX.2-klein-base-9B": 9_078_581_248,
 }
 
 
@@ -92,11 +95,14 @@ def test_a_real_run_is_estimated(name: str) -> None:
         ("sd3", 83_819_683 + 123_650_304 + 694_659_840 + 4_762_310_656),
         ("flux", 83_819_683 + 123_060_480 + 4_762_310_656),
         ("pixart", 83_653_863 + 4_762_310_656),
+        ("z_image", 83_819_683 + 4_022_468_096),
+        ("flux2_klein", 84_046_115 + 4_022_468_096),
     ],
 )
 def test_real_encoders(name: str, parameters: int) -> None:
     """VAE 83,653,863, of 16 channels 83,819,683; CLIP ViT-L/14 text 123,060,480, with its projection
-    123,650,304; OpenCLIP ViT-bigG/14 text 694,659,840; T5 XXL's encoder 4,762,310,656.
+    123,650,304; OpenCLIP ViT-bigG/14 text 694,659,840; T5 XXL's encoder 4,762,310,656;
+    Qwen3-4B 4,022,468,096.
     """
     family = get_family(name)
     assert Shapes(family, family.configs).encoder_parameters() == parameters
@@ -152,7 +158,7 @@ def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lor
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein"])
 def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
     """The same count over a real forward in memory."""
     config = ModelConfig(path=str(folders[name]), train="full", gradient_checkpointing=checkpointing)
@@ -160,11 +166,14 @@ def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str,
     prepare_policy(model, config)
     x_t, t = states_of(model)
     cond = conditions(model, ["a", "b"])
+    if "encoder_attention_mask" in cond:  # prompts that fill their tokens are what is counted
+        cond["encoder_attention_mask"] = torch.ones_like(cond["encoder_attention_mask"])
     kept = Kept(model.network, checkpointing)
     with kept.watch():
         model.denoiser()(x_t, t, cond)
     told = count(
-        run(str(folders[name]), train="full", gradient_checkpointing=checkpointing), shapes_of(config)
+        run(str(folders[name]), 8 * model.downscale, train="full", gradient_checkpointing=checkpointing),
+        shapes_of(config),
     )
     assert told.activations == kept.bytes > 0
 

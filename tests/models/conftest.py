@@ -9,7 +9,16 @@ from diffalign.config.schema import ModelConfig
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
-from tests.tiny_pipelines import make_flux, make_pixart, make_pixart_alpha, make_sd3, make_sd15, make_sdxl
+from tests.tiny_pipelines import (
+    make_flux,
+    make_flux2_klein,
+    make_pixart,
+    make_pixart_alpha,
+    make_sd3,
+    make_sd15,
+    make_sdxl,
+    make_z_image,
+)
 from tests.video_pipelines import CASES
 
 MAKERS = {
@@ -19,6 +28,8 @@ MAKERS = {
     "flux": make_flux,
     "pixart": make_pixart,
     "pixart_alpha": make_pixart_alpha,
+    "z_image": make_z_image,
+    "flux2_klein": make_flux2_klein,
 }
 
 

@@ -13,7 +13,15 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.loading import load
 from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.types import Batch
-from tests.tiny_pipelines import make_flux, make_pixart, make_sd3, make_sd15, make_sdxl
+from tests.tiny_pipelines import (
+    make_flux,
+    make_flux2_klein,
+    make_pixart,
+    make_sd3,
+    make_sd15,
+    make_sdxl,
+    make_z_image,
+)
 from tests.video_pipelines import CASES
 
 FAMILIES = {
@@ -22,6 +30,8 @@ FAMILIES = {
     "sd3": (make_sd3, (32, 32)),
     "flux": (make_flux, (32, 32)),
     "pixart": (make_pixart, (32, 32)),
+    "z_image": (make_z_image, (32, 32)),
+    "flux2_klein": (make_flux2_klein, (32, 32)),
     **CASES,
 }
 TARGETS = ("to_k", "to_q", "to_v")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -15,6 +16,7 @@ from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.guidance import Guided
 from diffalign.diffusion.samplers import DDIM, trajectory
 from diffalign.export.aligned import absent_components
+from diffalign.models.families.flux2_klein import empirical_mu
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from tests.tiny_pipelines import make_flux, make_sd3
@@ -40,14 +42,19 @@ def drawn(model: LoadedModel, pipeline: Any, noise: Tensor, guidance: float, out
     if model.family.name == "flux":  # whose guidance_scale is the embedded one
         arguments = {"guidance_scale": 3.5, "true_cfg_scale": guidance, "negative_prompt": ""}
         noise = pipeline._pack_latents(noise, *noise.shape)
+    elif model.family.name == "z_image":  # which counts what is added to the prediction with the prompt
+        arguments["guidance_scale"] = guidance - 1
     elif model.family.name.startswith("pixart"):
         arguments["use_resolution_binning"] = False
     images: Tensor = pipeline(
-        PROMPTS, latents=noise, num_inference_steps=STEPS, height=HEIGHT, width=WIDTH, output_type=output,
-        **arguments,
+        prompt=list(PROMPTS), latents=noise, num_inference_steps=STEPS, height=HEIGHT, width=WIDTH,
+        output_type=output, **arguments,
     ).images  # fmt: skip
     if output == "latent" and model.family.name == "flux":
         images = pipeline._unpack_latents(images, HEIGHT, WIDTH, 8)
+    elif output == "latent" and model.family.name == "flux2_klein":  # which hands out the autoencoder's own
+        mean, variance = (value.view(1, -1, 1, 1) for value in pipeline.vae.bn.buffers() if value.ndim)
+        images = (pipeline._patchify_latents(images) - mean) / (variance + 1e-4).sqrt()
     return images
 
 
@@ -79,6 +86,8 @@ def listening(network: nn.Module) -> Any:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         given |= given.pop("added_cond_kwargs", None) or {}
+        for name in [name for name, value in given.items() if isinstance(value, list)]:
+            given |= {f"{name}.{i}": value for i, value in enumerate(given[name])}
         heard.append({name: value for name, value in given.items() if isinstance(value, Tensor)})
 
     handle = network.register_forward_pre_hook(note, with_kwargs=True)
@@ -140,6 +149,8 @@ def test_a_dynamic_shift_grows_with_the_image(model: LoadedModel) -> None:
     """exp(mu) t / (1 + (exp(mu) - 1) t), mu on a line through (256 tokens, 0.5) and (4096, 1.15)."""
     if not model.pipeline.scheduler.config.get("use_dynamic_shifting"):
         pytest.skip("no dynamic shift")
+    if model.family.name == "flux2_klein":
+        pytest.skip("a shift that depends on the number of steps")
     for side, mu in ((32, 0.5), (128, 1.15)):
         first = 1.0 if model.family.name == "flux" else None
         grid = model.grid(4, (16, side, side))
@@ -156,3 +167,24 @@ def test_flux_is_told_the_guidance_of_the_run(folders: dict[str, Path]) -> None:
         model.denoiser()(noise_of(model), torch.tensor([0.5, 0.25]), conditions(model))
     assert told[0]["guidance"].tolist() == [7.0, 7.0]
     assert told[0]["timestep"].tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("steps", [4, 50])
+@pytest.mark.parametrize("side", [16, 64, 96])
+def test_flux2s_shift_depends_on_the_steps(side: int, steps: int) -> None:
+    assert empirical_mu(side**2, steps) == pytest.approx(compute_empirical_mu(side**2, steps), rel=1e-12)
+
+
+def test_flux2s_latents_are_the_stock_pipelines(folders: dict[str, Path]) -> None:
+    """Encoded, packed and normalised as a reference image of the pipeline is; decoded they are the image."""
+    model = load(ModelConfig(path=str(folders["flux2_klein"])))
+    pixels = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = model.encode_pixels(pixels)
+    assert mean.shape == (2, *model.latent_shape(32, 64)) == (2, 16, 2, 4)
+    with torch.no_grad():
+        assert_close(mean, model.pipeline._encode_vae_image(pixels, None), rtol=1e-5, atol=1e-5)
+        own = model.pipeline.vae.encode(pixels).latent_dist
+        shown = model.pipeline.vae.decode(own.mean).sample / 2 + 0.5
+    packed = model.pipeline._patchify_latents(own.std)
+    assert_close(std * (model.pipeline.vae.bn.running_var + 1e-4).sqrt().view(1, -1, 1, 1), packed)
+    assert_close(model.decode(mean), shown.clamp(0, 1), rtol=1e-4, atol=1e-5)

@@ -157,7 +157,9 @@ def latent_shape(
     return (channels, codec.latent_frames(vae_config, frames), *sides)
 
 
-def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False) -> Float[Tensor, " S"]:
+def flow_grid(
+    scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False, mu: float | None = None
+) -> Float[Tensor, " S"]:
     """(steps + 1,) descending float64 times of a flow scheduler of diffusers, shift included, ended by 0.
 
     Args:
@@ -167,12 +169,13 @@ def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False)
         own_sigmas: whether the pipeline hands the scheduler sigmas evenly spaced from 1 to 1 / steps, as
             FLUX's does, in place of leaving them to it. A scheduler that has its own flow sigmas
             (``use_flow_sigmas``) is left to them by FLUX's, too.
+        mu: of a dynamic shift; None: ``dynamic_mu``'s.
     """
     scheduler = copy.deepcopy(scheduler)
     own_sigmas = own_sigmas and not scheduler.config.get("use_flow_sigmas")
     arguments: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):
-        arguments["mu"] = dynamic_mu(scheduler.config, tokens)
+        arguments["mu"] = dynamic_mu(scheduler.config, tokens) if mu is None else mu
     if own_sigmas:
         arguments["sigmas"] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
     scheduler.set_timesteps(**arguments) if own_sigmas else scheduler.set_timesteps(steps, **arguments)
@@ -181,9 +184,7 @@ def flow_grid(scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False)
 
 
 def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
-    """mu of a dynamic shift, whose factor is exp(mu): a line through (256 tokens, 0.5) and (4096, 1.15) by
-    default (diffusers' FLUX and SD3.5 pipelines).
-    """
+    """Return mu of a dynamic shift by exp(mu): by default the line (256 tokens, 0.5) to (4096, 1.15)."""
     return token_line(config, patch=1).at(tokens)
 
 
@@ -307,9 +308,7 @@ def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int
 
 
 def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
-    """What the stock ``encode_prompt`` makes of so many tokens where T5 is the only text encoder, without
-    guidance.
-    """
+    """Return the stock ``encode_prompt`` without guidance, where T5 is the only text encoder."""
     with torch.no_grad():
         result: tuple[Any, ...] = pipeline.encode_prompt(
             prompt=prompts,

@@ -89,6 +89,20 @@ _CARDS = (
         other_shapes=(("black-forest-labs/FLUX.1-schnell", "diffalign.models.families.flux:SCHNELL"),),
     ),
     FamilyCard(
+        name="flux2_klein",
+        title="FLUX.2 klein",
+        pipeline="Flux2KleinPipeline",
+        resolution=1024,
+        example="black-forest-labs/FLUX.2-klein-base-4B",
+        same_shapes=("black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-4B"),
+        single_file_key=(),
+        target="diffalign.models.families.flux2_klein:FLUX2_KLEIN",
+        other_shapes=(
+            ("black-forest-labs/FLUX.2-klein-base-9B", "diffalign.models.families.flux2_klein:LARGE"),
+            ("black-forest-labs/FLUX.2-klein-9B", "diffalign.models.families.flux2_klein:LARGE"),
+        ),
+    ),
+    FamilyCard(
         name="ltx",
         title="LTX-Video 0.9",
         pipeline="LTXPipeline",
@@ -214,6 +228,16 @@ _CARDS = (
                 "steps: null, low: 0.875} for A14B's high-noise expert, high: 0.875 for the other)",
             ),
         ),
+    ),
+    FamilyCard(
+        name="z_image",
+        title="Z-Image",
+        pipeline="ZImagePipeline",
+        resolution=1024,
+        example="Tongyi-MAI/Z-Image",
+        same_shapes=("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"),
+        single_file_key=(),
+        target="diffalign.models.families.z_image:Z_IMAGE",
     ),
 )
 

@@ -1,0 +1,71 @@
+"""What families share whose prompts a language model reads as a user's message in its chat template."""
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.models.families.base import ReadByT5
+
+QWEN3_4B = {
+    "architectures": ["Qwen3Model"],
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+"""Qwen/Qwen3-4B."""
+
+
+@dataclass(frozen=True)
+class ReadByChat(ReadByT5, ABC):
+    """A family with one language model as its text encoder.
+
+    Attributes:
+        max_sequence_length: tokens, those of the template among them.
+    """
+
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    optional_encoders: tuple[str, ...] = ()
+
+    thinking: ClassVar[bool] = True
+    """What the pipeline tells the template about thinking."""
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """The language model's tokenizer; the tokens that its template leaves to the prompt."""
+        return "tokenizer", self.max_sequence_length - template_tokens(pipeline.tokenizer, self.thinking)
+
+
+def template_tokens(tokenizer: Any, thinking: bool) -> int:
+    """Return the number of tokens of a chat template around an empty user's message."""
+    message = [{"role": "user", "content": ""}]
+    text = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return len(tokenizer(text).input_ids)
+
+
+def padded(states: list[Float[Tensor, "N D"]], tokens: int) -> tuple[Tensor, Tensor]:
+    """Return states of several lengths as (B, tokens, D), zeros behind them, and their mask (B, tokens),
+    float32.
+    """
+    lengths = torch.tensor([len(one) for one in states], device=states[0].device)
+    mask = (torch.arange(tokens, device=lengths.device) < lengths[:, None]).float()
+    full = torch.zeros(len(states), tokens, states[0].shape[-1], device=lengths.device)
+    for row, one in zip(full, states, strict=True):
+        row[: len(one)] = one
+    return full, mask
+
+
+def lengths_of(mask: Float[Tensor, "B N"]) -> list[int]:
+    """Return the number of tokens of each prompt; on the meta device, which holds no values, all of them."""
+    if mask.is_meta:
+        return [mask.shape[1]] * len(mask)
+    return [int(length) for length in mask.sum(1).tolist()]
