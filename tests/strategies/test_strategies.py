@@ -385,6 +385,7 @@ def test_every_pairwise_method_takes_every_strategy(name):
     plain, only = outcome([]), outcome([], winners_only=True)
     assert outcome([{"type": "sdpo"}])[0] == plain[0]
     assert outcome([{"type": "sdpo"}], winners_only=True) == only
+    assert outcome([{"type": "margin_clamp"}])[0] == plain[0]
     assert outcome([{"type": "weighted"}]) == (plain[0], pytest.approx(2 * plain[1], rel=1e-9))
     for section in ([{"type": "sft"}], [{"type": "anchor"}]):
         assert outcome(section)[0] > plain[0]
