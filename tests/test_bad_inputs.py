@@ -185,6 +185,22 @@ CASES = [
         ["evaluate", "--run", "run", "--prompts", "prompts.txt", "--rewards", "jpg"],
         ["jpeg"],
     ),
+    (
+        "frames of an image model",
+        ["generate", "model", "--prompts", "prompts.txt", "--frames", "9", "--output", "{out}"],
+        ["num_frames=9", "draws images"],
+    ),
+    (
+        "an output in a file",
+        ["score", "captionless", "--rewards", "jpeg", "--output", "a-file/s.jsonl"],
+        ["a-file"],
+    ),
+    ("a reward twice", ["score", "captionless", "--rewards", "jpeg,jpeg"], ["'jpeg' twice"]),
+    (
+        "a weight of 0",
+        ["pairs", "captionless", "--rewards", "0*jpeg", "--output", "p.jsonl"],
+        ["the weight '0'"],
+    ),
     ("estimate of unknown shapes", ["estimate", "--model.path", "nobody/nothing"], ["nobody/nothing"]),
     (
         "estimate at no speed",

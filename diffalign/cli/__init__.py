@@ -140,6 +140,7 @@ def _short(name: object) -> str:
 
 
 _ABOUT_A_FILE = (
+    errno.ENOENT,
     errno.EACCES,
     errno.EROFS,
     errno.ENOTDIR,

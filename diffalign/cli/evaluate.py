@@ -8,7 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffalign.cli.common import device_name, make_parser, names, number, parse, print_json, share, table
+from diffalign.cli.common import (
+    count,
+    device_name,
+    make_parser,
+    names,
+    number,
+    parse,
+    print_json,
+    share,
+    table,
+)
 from diffalign.cli.model_arguments import (
     add_sampling_options,
     sampling_advice,
@@ -234,7 +244,7 @@ def summary(data: Mapping[str, Any]) -> str:
     for name in order:
         lines += [f"\n{name}"] if len(models) > 1 else []
         lines += _tables(models[name])
-    lines.append(f"{data['prompts']} prompts")
+    lines.append(count(data["prompts"], "prompt"))
     for name in order:
         of = f" {name}:" if len(models) > 1 else ""
         lines += [f"warning:{of} {line}" for line in models[name]["alarm"]]

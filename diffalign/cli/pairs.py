@@ -126,6 +126,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     args = parse(parser, argv)
     if Path(args.output).suffix not in (".parquet", ".jsonl"):
         raise UserError(f"--output {args.output!r}: the name must end in .parquet or .jsonl")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # told before anything is scored
     if args.top != 1 and args.choose != "top-bottom":
         raise UserError(f"--top {args.top} is for --choose top-bottom, not {args.choose}")
     if args.max_pairs and args.choose == "list":

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.rewards.scoring.score import check_table, score, write_table
     from diffalign.rewards.videos import needs_videos
 
-    check_table(output)
+    check_table(output).parent.mkdir(parents=True, exist_ok=True)  # told before anything is scored
     cards = [parse_spec(spec)[0] for spec in specs]  # a wrong name costs neither reading nor loading
     every = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
     first = list(islice(every, 1))  # nor does a source of another layout, or of images instead of videos

@@ -215,6 +215,12 @@ def _call(pipeline: Pipeline, settings: SamplingSettings) -> _Call:
     accepted = inspect.signature(pipeline.__call__).parameters
     given = {name: value for name, value in asdict(settings).items() if value is not None}
     videos, rate = "num_frames" in accepted, accepted.get("frame_rate")
+    own = [name for name in ("num_frames", "fps") if name in given]
+    if own and not videos:
+        raise UserError(
+            f"sampling.{own[0]}={given[own[0]]!r} (--frames, --fps) with {type(pipeline).__name__}, which "
+            "draws images; allowed: neither"
+        )
     fps = given.pop("fps", None if rate is None else rate.default) if videos else None
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         for name in given:

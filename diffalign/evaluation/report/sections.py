@@ -28,7 +28,7 @@ def verdict(contest: Contest) -> tuple[str, str]:
         return _of_runs(contest)
     evaluation, several = contest.leading, len(contest.names) > 1
     name, comparison = evaluation.primary.name, evaluation.primary.comparison
-    on = f"{comparison.prompts} prompts"
+    on = f"{comparison.prompts} prompt{'s' * (comparison.prompts != 1)}"
     if len(evaluation.prompts) != comparison.prompts:
         on += f" ({len(evaluation.prompts)} pairs of {evaluation.kind})"
     change = f"{gained(comparison.gain)} (95 % interval {span(comparison.gain)})"
