@@ -1,5 +1,6 @@
 """The accelerator: one process or many, which device, which precision."""
 
+import os
 from datetime import timedelta
 
 from accelerate import Accelerator
@@ -8,6 +9,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from diffalign.config.schema import TrainingConfig
 from diffalign.errors import UserError
+
+_PLUGINS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_FSDP")
 
 # What one rank does alone (validation images, a slow judge) the others wait for.
 PATIENCE = timedelta(hours=2)
@@ -22,20 +25,28 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     rank runs, such as validation.
 
     Raises:
-        UserError: float16 asked for where there is no accelerator.
+        UserError: float16 asked for where there is no accelerator, or a launcher's plugin whose package is
+            not installed.
     """
     # accelerate keeps the first precision of a process for ever; a second run in the same process may want
     # another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.mixed_precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=1,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+    except ImportError as error:
+        plugins = [name for name in _PLUGINS if os.environ.get(name, "").lower() in ("1", "true")]
+        raise UserError(
+            f"the launcher sets {', '.join(plugins) or 'a plugin'}, and accelerate says: {error}; allowed: "
+            "that package, or a launch without it (accelerate launch --num_processes N)"
+        ) from error
     if settings.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UserError(
             f"training.mixed_precision=fp16 needs a GPU, and this run is on {accelerator.device.type!r}; "

@@ -280,6 +280,9 @@ def _checksum(path: Path) -> int:
 
 
 def _flush(path: Path) -> None:
+    """Put a file or folder on the disk; Windows opens no folder, and its renames need no such call."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from diffalign.errors import UserError
 
+_BEYOND = 1 << 30  # bytes
+
 
 @contextmanager
 def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
@@ -23,7 +25,7 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     try:
-        if not _lock(descriptor):
+        if not try_lock(descriptor):
             holder = os.pread(descriptor, 100, 0).decode(errors="replace") if hasattr(os, "pread") else ""
             raise UserError(
                 f"another run writes {folder} ({holder.strip() or 'an unknown process'}); allowed: to wait "
@@ -36,17 +38,25 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Return whether the lock was free; a file system without locks counts as free."""
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed, and return whether the lock was free.
+
+    A file system without locks counts as free. Windows locks a byte far beyond the end, since nobody
+    there can read or write what is locked.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
-        with suppress(OSError):
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            return True
-        return False
+        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+        try:
+            with suppress(OSError):
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+                return True
+            return False
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -196,7 +196,9 @@ def test_frames_and_their_rate():
     (sample,) = draw(pipeline, PROMPTS[:1], settings)
     assert pipeline.calls == [{"prompt": PROMPTS[:1], "frames": 3, "rate": 4, "steps": 3}]
     assert sample.media.fps == 4 and len(sample.media.frames) == 3
-    with pytest.raises(UserError, match="num_frames is 3, but PaintingPipeline takes no num_frames"):
+    with pytest.raises(
+        UserError, match=r"num_frames=3 .--frames, --fps. with PaintingPipeline, which draws images"
+    ):
         draw(None, PROMPTS, SamplingSettings(num_frames=3))
     with pytest.raises(UserError, match="fps is 8, but PaintingPipeline takes no fps"):
         draw(None, PROMPTS, SamplingSettings(fps=8))

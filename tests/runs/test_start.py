@@ -16,7 +16,7 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
-from diffalign.training import packages
+from diffalign.training import acceleration, packages
 from diffalign.training.packages import check_packages
 from tests.training.toys import PlaneDenoiser, Trial, network
 
@@ -210,3 +210,13 @@ def test_dislikes_give_sft_no_gradient():
         model, model, Batch(x, cond, torch.arange(4), torch.zeros(4)), torch.Generator().manual_seed(1)
     )
     assert float(step.weight) == 0 and float(step.loss.detach()) == 0
+
+
+def test_a_launchers_plugin_that_is_not_installed_is_a_user_error(monkeypatch):
+    def not_there(**settings):
+        raise ImportError("DeepSpeed is not installed")
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(acceleration, "Accelerator", not_there)
+    with pytest.raises(UserError, match=r"ACCELERATE_USE_DEEPSPEED.*DeepSpeed is not installed.*allowed"):
+        acceleration.accelerator_for(TrainingConfig())

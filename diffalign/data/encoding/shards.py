@@ -12,7 +12,6 @@ While it is written a shard is a hidden file whose lock its process holds. One t
 process that died: its complete record batches become a shard (``salvage``).
 """
 
-import fcntl
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ import xxhash
 from torch import Tensor
 
 from diffalign.data.encoding.folder import Folder
+from diffalign.utils.lock import try_lock
 
 Tensors = dict[str, Tensor]
 
@@ -209,10 +209,12 @@ class ShardWriter:
 
     def _open(self) -> None:
         created = self._folder.temporary(PART, ".tmp")
-        self._lock = os.open(created, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._path = created.with_name(f".{self._kind}-{uuid4().hex}{PARTIAL}")
-        os.replace(created, self._path)
+        windows = os.name == "nt"  # renames no open file
+        self._lock = os.open(self._path if windows else created, os.O_CREAT | os.O_RDWR)
+        try_lock(self._lock)
+        if not windows:
+            os.replace(created, self._path)
         self._file = pa.ipc.new_file(pa.OSFile(str(self._path), "wb"), _schema(self._layout))
 
     def _close(self) -> None:
@@ -272,18 +274,19 @@ def salvage(folder: Folder) -> int:
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists():  # else another process salvaged it in between
+            # not free: its process lives; gone: another process salvaged it in between
+            if alone := try_lock(lock) and path.exists():
                 writer = ShardWriter(folder, path.name[1:].rsplit("-", 1)[0])
                 for key, tensors in _complete(path):
                     writer.add(key, tensors)
                     saved += 1
                 writer.seal()
-                path.unlink()
-        except BlockingIOError:  # its process lives
-            pass
+                if os.name != "nt":
+                    path.unlink()
         finally:
             os.close(lock)
+        if alone and os.name == "nt":  # removes no open file
+            path.unlink(missing_ok=True)
     return saved
 
 

@@ -3,6 +3,7 @@
 Embedded images are put aside on disk while the source is read, so that it need not fit in memory.
 """
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -157,7 +158,7 @@ def from_table(
         if missing := [name for name in names if name not in scores]:
             if missing[0] not in there:
                 raise unknown(f"reward of {path}", missing[0], there)
-            unreadable.append(f"{where}: no score by {missing[0]}")
+            unreadable.append(f"{where}: no finite score by {missing[0]}")
         else:
             candidates.append(replace(one, scores=tuple(scores[name] for name in names)))
     if not candidates:
@@ -177,11 +178,11 @@ def _candidate(
 
 
 def _scores(row: Mapping[str, Any], suffix: str) -> dict[str, float]:
-    """Return the scores by reward of the image of this suffix."""
+    """Return the finite scores by reward of the image of this suffix."""
     return {
         column.removesuffix(suffix): value
         for column, value in row.items()
-        if isinstance(value, float) and column.endswith(suffix)
+        if isinstance(value, float) and math.isfinite(value) and column.endswith(suffix)
     }
 
 

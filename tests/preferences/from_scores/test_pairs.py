@@ -308,3 +308,18 @@ def test_an_image_that_was_damaged_since_it_was_scored_is_left_out(folder, tmp_p
         for name in json.loads(line)["images"]
     }
     assert used and not any(name.endswith("a0.png") for name in used)
+
+
+def test_an_infinite_score_is_no_score_and_is_told(folder, tmp_path, capsys):
+    """json has no word for infinity, but Python writes and reads one."""
+    table, out = tmp_path / "scores.jsonl", tmp_path / "pairs.jsonl"
+    assert main(["score", str(folder), "--rewards", "jpeg", "--output", str(table)]) == 0
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    best = max((row for row in rows if row["prompt"] == "prompt a"), key=lambda row: -row["jpeg"])
+    best["jpeg"] = float("inf")
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert main(["pairs", str(table), "--output", str(out)]) == 0
+    assert f"{best['file']}: no finite score by jpeg" in capsys.readouterr().err
+    used = [image for row in map(json.loads, out.read_text().splitlines()) for image in row["images"]]
+    assert used and not any(best["file"].endswith(image.rpartition("/")[2]) for image in used)
