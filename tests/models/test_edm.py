@@ -128,6 +128,7 @@ def test_a_trajectory_ends_at_what_the_network_knows() -> None:
         assert (steps[-1].x_s - x0).abs().max() < 0.03  # sigma_min / sigma_data = 0.004 of noise is left
 
 
+@pytest.mark.slow
 def test_training_starts_at_log_2_and_the_stock_pipeline_draws(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
