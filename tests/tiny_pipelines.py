@@ -2,7 +2,7 @@
 
 For tests that need the right code paths and not a good model: `make_sdxl(folder)`, `make_sd15(folder)`,
 `make_sd3(folder)`, `make_flux(folder)`, `make_pixart(folder)`, `make_pixart_alpha(folder)`,
-`make_z_image(folder)`, `make_flux2_klein(folder)`.
+`make_z_image(folder)`, `make_flux2_klein(folder)`, `make_qwen_image(folder)`.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -22,6 +23,8 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -36,6 +39,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -385,6 +390,53 @@ def make_flux2_klein(folder: Path, seed: int = 0) -> Path:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=autoencoder,
             text_encoder=Qwen3ForCausalLM(qwen3_config(tok, layers=28)),
+            tokenizer=tok,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def qwen_vl_config(tok: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tok),
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": WIDTH,
+            "intermediate_size": WIDTH,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+            "fullatt_block_indexes": [0],
+        },
+    )
+
+
+def make_qwen_image(folder: Path, seed: int = 0) -> Path:
+    """Write a random QwenImagePipeline in ``folder``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok = qwen_tokenizer()
+        pipeline = QwenImagePipeline(
+            transformer=QwenImageTransformer2DModel(
+                in_channels=64,
+                out_channels=16,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=WIDTH,
+                axes_dims_rope=(2, 2, 4),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+            vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            text_encoder=Qwen2_5_VLForConditionalGeneration(qwen_vl_config(tok)),
             tokenizer=tok,
         )
     pipeline.save_pretrained(folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from diffalign.diffusion.wrapper import Wrapper
 from diffalign.types import Cond
@@ -15,7 +16,8 @@ from diffalign.types import Cond
 class Guided(Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
-    It is negative + scale (positive - negative); both predictions come from one call of 2B samples.
+    It is negative + scale (positive - negative); both predictions come from one call of 2B samples. Where the
+    path says so (``guided_patch``), each token of it then has the length of the positive's.
 
     Attributes:
         negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
@@ -34,7 +36,18 @@ class Guided(Wrapper):
         if self.held and torch.is_grad_enabled():
             with torch.no_grad():
                 negative = self.denoiser(x_t, t, rows)
-            return negative + self.scale * (self.denoiser(x_t, t, cond) - negative)
+            return self._guided(negative, self.denoiser(x_t, t, cond))
         both = {k: torch.cat([rows[k], v]) for k, v in cond.items()}
         negative, positive = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return negative + self.scale * (positive - negative)
+        return self._guided(negative, positive)
+
+    def _guided(self, negative: Tensor, positive: Tensor) -> Tensor:
+        guided = negative + self.scale * (positive - negative)
+        patch = getattr(self.path, "guided_patch", None)
+        return guided if patch is None else guided * (lengths(positive, patch) / lengths(guided, patch))
+
+
+def lengths(prediction: Float[Tensor, "B C h w"], patch: int) -> Float[Tensor, "B 1 h w"]:
+    """Return the Euclidean length of each token, ``patch`` x ``patch`` latents, at each of its latents."""
+    squares = avg_pool2d(prediction.square().sum(1, keepdim=True), patch) * patch**2
+    return squares.sqrt().repeat_interleave(patch, 2).repeat_interleave(patch, 3)

@@ -113,11 +113,14 @@ class RectifiedFlow:
         line: of the model's dynamic shift; None where no model is known.
         whole: whether the network is told whole numbers below ``scale``, as the multistep schedulers of
             diffusers cut theirs off (Wan's UniPC says 999 at t = 1).
+        guided_patch: latents along one side of a token whose guided prediction is given the length of the
+            prompt's (Qwen-Image); None: guidance may change lengths.
     """
 
     scale: float = 1000.0
     line: TokenLine | None = None
     whole: bool = False
+    guided_patch: int | None = None
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return (1 - t, t), each (B,)."""

@@ -9,7 +9,7 @@ them.
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffalign.config.schema import ModelConfig
@@ -164,12 +164,13 @@ def _with(scheduler: Any, changes: Mapping[str, Any]) -> Any:
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes, **trailing)
 
 
-def path_of(scheduler: Any, patch: int | None, path: str) -> tuple[Path, Target]:
+def path_of(scheduler: Any, patch: int | None, path: str, keeps_length: bool = False) -> tuple[Path, Target]:
     """Return the noising path and the prediction of a diffusers scheduler.
 
     Args:
         patch: see ``path_from_config``.
         path: ``model.path``, for messages.
+        keeps_length: whether a flow's guided prediction is as long as the prompt's, token by token.
 
     Raises:
         UserError: a scheduler of a class or with a setting that is not understood.
@@ -181,6 +182,9 @@ def path_of(scheduler: Any, patch: int | None, path: str) -> tuple[Path, Target]
             f"{', '.join((*BETAS, *FLOWS, *EDMS))}"
         )
     try:
-        return path_from_config(scheduler.config, patch)
+        noising, target = path_from_config(scheduler.config, patch)
     except UserError as error:
         raise UserError(f"model.path={path!r}, its scheduler {name}: {error}") from error
+    if keeps_length and isinstance(noising, RectifiedFlow):
+        noising = replace(noising, guided_patch=patch)
+    return noising, target

@@ -55,6 +55,7 @@ NETWORKS = {
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": 610_856_096,
     "PixArt-alpha/PixArt-XL-2-1024-MS": 611_349_152,
     "Tongyi-MAI/Z-Image-Turbo": 6_154_908_736,
+    "Qwen/Qwen-Image": 20_430_401_088,
     "black-forest-labs/FLUX.2-klein-base-4B": 3_875_544_576,
     "black-forest-labs/FLUX.2-klein-base-9B": 9_078_581_248,
 }
@@ -97,12 +98,13 @@ def test_a_real_run_is_estimated(name: str) -> None:
         ("pixart", 83_653_863 + 4_762_310_656),
         ("z_image", 83_819_683 + 4_022_468_096),
         ("flux2_klein", 84_046_115 + 4_022_468_096),
+        ("qwen_image", 126_892_531 + 8_292_166_656),
     ],
 )
 def test_real_encoders(name: str, parameters: int) -> None:
     """VAE 83,653,863, of 16 channels 83,819,683; CLIP ViT-L/14 text 123,060,480, with its projection
     123,650,304; OpenCLIP ViT-bigG/14 text 694,659,840; T5 XXL's encoder 4,762,310,656;
-    Qwen3-4B 4,022,468,096.
+    Qwen3-4B 4,022,468,096; Qwen2.5-VL-7B 8,292,166,656.
     """
     family = get_family(name)
     assert Shapes(family, family.configs).encoder_parameters() == parameters
@@ -158,7 +160,7 @@ def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lor
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein", "qwen_image"])
 def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
     """The same count over a real forward in memory."""
     config = ModelConfig(path=str(folders[name]), train="full", gradient_checkpointing=checkpointing)

@@ -14,7 +14,7 @@ from diffalign.evaluation.drawing.samples import read_samples
 from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.media.files import open_image
 from tests.evaluation.fakes import FilmingPipeline, PaintingPipeline
-from tests.tiny_pipelines import make_sd15
+from tests.tiny_pipelines import make_qwen_image, make_sd15
 
 PROMPTS = ["a cat", "a dog", "a tree"]
 
@@ -168,6 +168,20 @@ def test_a_real_pipeline_draws_the_same_in_any_batch(tmp_path):
     before = fingerprint(pipeline)
     pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     assert fingerprint(pipeline) != before
+
+
+def test_qwen_images_guidance_is_its_classifier_free_one(tmp_path):
+    from diffusers import QwenImagePipeline
+
+    pipeline = QwenImagePipeline.from_pretrained(make_qwen_image(tmp_path))
+    size = {"num_inference_steps": 2, "height": 32, "width": 32}
+    (drawn,) = draw(pipeline, ["two"], SamplingSettings(guidance_scale=4.0, **size))
+    guided, plain = (
+        pipeline("two", generator=torch.Generator().manual_seed(drawn.seed), **size, **arguments).images[0]
+        for arguments in ({"true_cfg_scale": 4.0, "negative_prompt": ""}, {})
+    )
+    assert np.array_equal(np.asarray(drawn.image), np.asarray(guided))
+    assert not np.array_equal(np.asarray(guided), np.asarray(plain))
 
 
 def frames(samples):

@@ -14,6 +14,7 @@ from tests.tiny_pipelines import (
     make_flux2_klein,
     make_pixart,
     make_pixart_alpha,
+    make_qwen_image,
     make_sd3,
     make_sd15,
     make_sdxl,
@@ -30,6 +31,7 @@ MAKERS = {
     "pixart_alpha": make_pixart_alpha,
     "z_image": make_z_image,
     "flux2_klein": make_flux2_klein,
+    "qwen_image": make_qwen_image,
 }
 
 

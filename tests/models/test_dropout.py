@@ -17,6 +17,7 @@ from tests.tiny_pipelines import (
     make_flux,
     make_flux2_klein,
     make_pixart,
+    make_qwen_image,
     make_sd3,
     make_sd15,
     make_sdxl,
@@ -32,6 +33,7 @@ FAMILIES = {
     "pixart": (make_pixart, (32, 32)),
     "z_image": (make_z_image, (32, 32)),
     "flux2_klein": (make_flux2_klein, (32, 32)),
+    "qwen_image": (make_qwen_image, (32, 32)),
     **CASES,
 }
 TARGETS = ("to_k", "to_q", "to_v")

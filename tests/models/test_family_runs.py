@@ -26,7 +26,7 @@ from diffalign.models.lora import has_lora_loader, load_trainable_state, prepare
 from diffalign.runs.align import align
 from tests.models.inputs import conditions, states_of
 
-TRAINED = ("sd3", "flux", "pixart", "pixart_alpha", "z_image", "flux2_klein")
+TRAINED = ("sd3", "flux", "pixart", "pixart_alpha", "z_image", "flux2_klein", "qwen_image")
 
 
 def prediction(model: Any, network: nn.Module) -> Tensor:

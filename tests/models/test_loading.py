@@ -53,7 +53,7 @@ def test_a_loaded_model_is_frozen_and_knows_its_latents(model: LoadedModel) -> N
     modules = [m for m in model.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     assert not any(p.requires_grad for m in modules for p in m.parameters())
     assert not any(m.training for m in modules)
-    flow = model.family.name in ("sd3", "flux", "z_image", "flux2_klein")
+    flow = model.family.name in ("sd3", "flux", "z_image", "flux2_klein", "qwen_image")
     packed = model.family.name == "flux2_klein"  # whose tiny autoencoder has 4 channels
     patch = 1 if model.family.name in ("sd15", "sdxl") else 2
     assert model.codec.channels(model.pipeline.vae.config) == (16 if flow else 4)

@@ -44,6 +44,9 @@ def drawn(model: LoadedModel, pipeline: Any, noise: Tensor, guidance: float, out
         noise = pipeline._pack_latents(noise, *noise.shape)
     elif model.family.name == "z_image":  # which counts what is added to the prediction with the prompt
         arguments["guidance_scale"] = guidance - 1
+    elif model.family.name == "qwen_image":
+        arguments = {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS)}
+        noise = pipeline._pack_latents(noise, *noise.shape)
     elif model.family.name.startswith("pixart"):
         arguments["use_resolution_binning"] = False
     images: Tensor = pipeline(
@@ -52,6 +55,8 @@ def drawn(model: LoadedModel, pipeline: Any, noise: Tensor, guidance: float, out
     ).images  # fmt: skip
     if output == "latent" and model.family.name == "flux":
         images = pipeline._unpack_latents(images, HEIGHT, WIDTH, 8)
+    elif output == "latent" and model.family.name == "qwen_image":
+        images = pipeline._unpack_latents(images, HEIGHT, WIDTH, 8).squeeze(2)
     elif output == "latent" and model.family.name == "flux2_klein":  # which hands out the autoencoder's own
         mean, variance = (value.view(1, -1, 1, 1) for value in pipeline.vae.bn.buffers() if value.ndim)
         images = (pipeline._patchify_latents(images) - mean) / (variance + 1e-4).sqrt()
@@ -149,8 +154,8 @@ def test_a_dynamic_shift_grows_with_the_image(model: LoadedModel) -> None:
     """exp(mu) t / (1 + (exp(mu) - 1) t), mu on a line through (256 tokens, 0.5) and (4096, 1.15)."""
     if not model.pipeline.scheduler.config.get("use_dynamic_shifting"):
         pytest.skip("no dynamic shift")
-    if model.family.name == "flux2_klein":
-        pytest.skip("a shift that depends on the number of steps")
+    if model.family.name in ("flux2_klein", "qwen_image"):
+        pytest.skip("a shift that depends on the number of steps, or is stretched to an end of its own")
     for side, mu in ((32, 0.5), (128, 1.15)):
         first = 1.0 if model.family.name == "flux" else None
         grid = model.grid(4, (16, side, side))
@@ -188,3 +193,29 @@ def test_flux2s_latents_are_the_stock_pipelines(folders: dict[str, Path]) -> Non
     packed = model.pipeline._patchify_latents(own.std)
     assert_close(std * (model.pipeline.vae.bn.running_var + 1e-4).sqrt().view(1, -1, 1, 1), packed)
     assert_close(model.decode(mean), shown.clamp(0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_qwens_latents_are_those_of_a_video_of_one_frame(folders: dict[str, Path]) -> None:
+    model = load(ModelConfig(path=str(folders["qwen_image"])))
+    pixels = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = model.encode_pixels(pixels)
+    assert mean.shape == (2, *model.latent_shape(32, 64)) == (2, 16, 4, 8)
+    vae = model.pipeline.vae
+    center, width = (torch.tensor(vae.config[key])[:, None, None] for key in ("latents_mean", "latents_std"))
+    with torch.no_grad():
+        own = vae.encode(pixels[:, :, None]).latent_dist
+        shown = vae.decode(own.mean).sample[:, :, 0] / 2 + 0.5
+    assert_close(mean, (own.mean[:, :, 0] - center) / width)
+    assert_close(std, own.std[:, :, 0] / width)
+    assert_close(model.decode(mean), shown.clamp(0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_qwens_guidance_keeps_the_length_of_each_token(folders: dict[str, Path]) -> None:
+    model = load(ModelConfig(path=str(folders["qwen_image"])))
+    noise, t, cond = noise_of(model), torch.tensor([0.5, 0.25]), conditions(model)
+    with torch.no_grad():
+        plain = model.denoiser()(noise, t, cond)
+        guided = Guided(model.denoiser(), model.negative(len(PROMPTS)), 4.0)(noise, t, cond)
+    first, second = (value[1, :, 2:4, 4:6].norm() for value in (plain, guided))
+    assert_close(first, second)
+    assert not torch.allclose(plain, guided, atol=1e-2)

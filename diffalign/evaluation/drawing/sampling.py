@@ -230,6 +230,10 @@ def _call(pipeline: Pipeline, settings: SamplingSettings) -> _Call:
                     f"sampling.{name} is {given[name]!r}, but {type(pipeline).__name__} takes no {name}; it "
                     f"takes {', '.join(allowed) or 'none of these settings'}"
                 )
+    own_guidance = "true_cfg_scale" in accepted and accepted["guidance_scale"].default is None
+    if own_guidance and "guidance_scale" in given:  # Qwen-Image's, classifier-free
+        given["true_cfg_scale"] = given.pop("guidance_scale")
+        given.setdefault("negative_prompt", "")  # without which there is none
     if rate is not None and fps is not None:
         given["frame_rate"] = fps
     return _Call(given, float(fps or FPS) if videos else None)

@@ -63,6 +63,11 @@ class Family(Protocol):
         """Configurations of the real-size base model's components, by name."""
         ...
 
+    @property
+    def keeps_length(self) -> bool:
+        """Whether guidance leaves each token's prediction as long as the prompt's own."""
+        ...
+
     def configured(self, config: ModelConfig) -> "Family":
         """The family with what a run's model section says about it; itself where that is nothing."""
         ...
@@ -82,9 +87,8 @@ class Family(Protocol):
     def grid(
         self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
     ) -> Float[Tensor, " S"]:
-        """(steps + 1,) descending float64 times at which the stock pipeline samples latents of this shape,
-        ended by 0: what a flow model's scheduler makes of ``steps``. Variance-preserving families are not
-        asked.
+        """(steps + 1,) descending float64 times at which a flow model's stock pipeline samples latents of
+        this shape, ended by 0.
         """
         ...
 
@@ -225,6 +229,8 @@ def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
 class Usual:
     """Answers that many families share: a base for them, which replace what is otherwise with them."""
 
+    keeps_length: ClassVar[bool] = False
+
     def configured(self, config: ModelConfig) -> Self:
         """Itself."""
         return self
@@ -240,11 +246,7 @@ class Usual:
     def grid(
         self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
     ) -> Float[Tensor, " S"]:
-        """Never asked: variance-preserving families have DDIM's grid.
-
-        Raises:
-            ValueError: it was.
-        """
+        """Raise ValueError: variance-preserving families have DDIM's grid."""
         raise ValueError("a variance-preserving model is sampled on DDIM's grid")
 
     def micro_conditions(
@@ -293,13 +295,12 @@ class ReadByT5(Usual, ABC):
 
 
 def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:
-    """Tokens of a T5: the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
+    """Return the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
 
     Raises:
         UserError: none, or more than ``most``, which the stock pipeline refuses.
     """
-    tokens = config.max_sequence_length
-    if tokens is None:
+    if (tokens := config.max_sequence_length) is None:
         return usual
     if tokens < 1 or (most is not None and tokens > most):
         allowed = "1 or more" if most is None else f"1 to {most}"

@@ -138,6 +138,16 @@ _CARDS = (
         other_shapes=(("PixArt-alpha/PixArt-XL-2-512x512", "diffalign.models.families.pixart:UNTOLD"),),
     ),
     FamilyCard(
+        name="qwen_image",
+        title="Qwen-Image",
+        pipeline="QwenImagePipeline",
+        resolution=1024,
+        example="Qwen/Qwen-Image",
+        same_shapes=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+        single_file_key=(),
+        target="diffalign.models.families.qwen_image:QWEN_IMAGE",
+    ),
+    FamilyCard(
         name="sd15",
         title="Stable Diffusion 1.x",
         pipeline="StableDiffusionPipeline",
