@@ -49,6 +49,8 @@ __all__ = [
     "OptimizerConfig",
     "RolloutConfig",
     "Run",
+    "TextEncoderConfig",
+    "TextLoraConfig",
     "TrainingConfig",
     "ValidationConfig",
 ]
@@ -70,6 +72,29 @@ class LoraConfig:
     )
     rslora: bool = option(False, "scale alpha / sqrt(rank)")
     dora: bool = option(False, "weight-decomposed LoRA")
+
+
+@dataclass(frozen=True)
+class TextLoraConfig:
+    """Adapters of CLIP text encoders, trained with those of the network."""
+
+    rank: int = option(
+        0, "rank of adapters of the CLIP text encoders of SD and SDXL; 0: they stay frozen", between(0, 2**16)
+    )
+    alpha: float | None = option(None, "scale alpha / rank; null: alpha = rank, a scale of 1", POSITIVE)
+    targets: tuple[str, ...] = option(
+        ("q_proj", "k_proj", "v_proj", "out_proj"), "suffixes of the names of the adapted modules", SOME_NAMES
+    )
+    encoders: tuple[str, ...] = option(
+        (), "encoders that are trained, such as text_encoder_2; empty: all; the others stay cached", NAMES
+    )
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Text encoders."""
+
+    lora: TextLoraConfig = section(TextLoraConfig)
 
 
 @dataclass(frozen=True)
@@ -111,6 +136,7 @@ class ModelConfig:
     )
     train: Literal["lora", "full"] = option("lora", "train adapters, or all weights of the network")
     lora: LoraConfig = section(LoraConfig)
+    text_encoder: TextEncoderConfig = section(TextEncoderConfig)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
     dropout: bool = option(False, "keep the network's own dropout, in policy and reference alike")
     attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = option(

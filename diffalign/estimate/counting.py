@@ -4,13 +4,13 @@ Nothing is computed there: tensors are shapes. What a GPU would do otherwise tha
 autocast, ``flops.AsOnGpu`` puts in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.config.schema import ModelConfig, OptimizerConfig
 from diffalign.errors import UserError
@@ -22,6 +22,8 @@ from diffalign.models.gradient_checkpointing import disable_checkpointing, enabl
 from diffalign.models.loading import DTYPES
 from diffalign.models.lora import add_lora, trainable
 from diffalign.models.precision import AUTOCAST, only_errors
+from diffalign.models.text_encoders import TextConditioned, call_conditioned
+from diffalign.models.text_lora import add_text_lora, checkpoint_encoder, trained_encoders
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Counts:
     """Counts of one fake forward and backward of a micro-batch."""
 
     network_parameters: int
+    text_parameters: int
     trainable_parameters: int
     optimizer_bytes: int
     forward_flops: int
@@ -51,16 +54,24 @@ def count(work: Workload, shapes: Shapes) -> Counts:
         x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype if lora else torch.float32)
         cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
         time = torch.zeros(images, dtype=torch.int64)
-    kept = Kept(network, work.model.gradient_checkpointing)
-    with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(network):
-        shapes.family.call(network, x_t, time, cond)
+    encoders = meta_encoders(work.model, shapes)
+    frozen = sum(p.numel() for e in encoders.values() for p in e.parameters() if not p.requires_grad)
+    call: Any = shapes.family.call
+    whole: nn.Module = network
+    if encoders:
+        whole, call = TextConditioned(network, encoders, shapes.family, call).train(), call_conditioned
+        cond = _tokens(shapes, encoders, cond)
+    kept = Kept(network, work.model.gradient_checkpointing, encoders.values())
+    with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(whole):
+        call(whole, x_t, time, cond)
     with Flops() as policy, AsOnGpu(autocast), kept.watch():
-        prediction = shapes.family.call(network, x_t, time, cond)
+        prediction = call(whole, x_t, time, cond)
     with Flops() as backward:
         prediction.float().sum().backward()
-    trained = [p for _, p in trainable(network)]
+    trained = [p for _, p in trainable(whole)]
     return Counts(
         network_parameters=parameters,
+        text_parameters=frozen,
         trainable_parameters=sum(p.numel() for p in trained),
         optimizer_bytes=sum(state_bytes(p, work.optimizer) for p in trained),
         forward_flops=forward.total,
@@ -98,16 +109,48 @@ def meta_network(model: ModelConfig, shapes: Shapes) -> tuple[Any, int]:
     return network.train(), parameters
 
 
+def meta_encoders(model: ModelConfig, shapes: Shapes) -> dict[str, Any]:
+    """Return the text encoders that the run trains, with their adapters, on meta."""
+    config = model.text_encoder.lora
+    with torch.device("meta"):
+        encoders = {
+            name: shapes.text_encoder(name).to(DTYPES[model.dtype])
+            for name in trained_encoders(config, shapes.family)
+        }
+        add_text_lora(encoders, config, shapes.family)
+    return encoders
+
+
+def _tokens(shapes: Shapes, encoders: Mapping[str, Any], cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the conditions by encoder: tokens of trained ones, embeddings of frozen ones."""
+    states = cond["encoder_hidden_states"]
+    parts = {k: v for k, v in cond.items() if k not in ("encoder_hidden_states", "text_embeds")}
+    last = shapes.family.text_encoders[-1]
+    for name in shapes.family.text_encoders:
+        if name in encoders:
+            parts[f"{name}.tokens"] = states.new_zeros(states.shape[:2], dtype=torch.int32)
+            continue
+        width = shapes.configs[name]["hidden_size"]
+        parts[f"{name}.encoder_hidden_states"] = states.new_zeros(*states.shape[:2], width)
+        if name == last and "text_embeds" in cond:
+            parts[f"{name}.text_embeds"] = cond["text_embeds"]
+    return parts
+
+
 class Kept:
     """Counts the bytes that autograd keeps for the backward, each storage once, parameters left out.
+
+    Text encoders that are trained beside the network are checkpointed with it (``encoders``).
 
     With checkpointing only the inputs of each checkpointed block are kept, and the inside of one block at a
     time: the largest counts.
     """
 
-    def __init__(self, network: Any, checkpointing: bool) -> None:
+    def __init__(self, network: Any, checkpointing: bool, encoders: Iterable[Any] = ()) -> None:
         self.bytes = 0
-        self._parameters = {p.untyped_storage()._cdata for p in network.parameters()}
+        self._encoders = list(encoders)
+        modules = [network, *self._encoders]
+        self._parameters = {p.untyped_storage()._cdata for m in modules for p in m.parameters()}
         self._network = network
         self._checkpointing = checkpointing
         self._inside = 0
@@ -120,6 +163,8 @@ class Kept:
         """Count what is saved inside the context; ``bytes`` holds the sum after it."""
         if self._checkpointing:
             enable_checkpointing(self._network, self._block)
+            for encoder in self._encoders:
+                checkpoint_encoder(encoder, self._block)
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
         self.bytes += self._largest

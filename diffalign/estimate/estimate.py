@@ -152,6 +152,7 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
     trained = 4 * counts.trainable_parameters
     parts = {
         "frozen weights": counts.network_parameters * dtype.itemsize if lora else 0,
+        "text encoders that are trained": counts.text_parameters * dtype.itemsize,
         "trained weights (float32)": trained,
         "gradients (float32)": trained,
         f"optimizer state ({work.optimizer.type})": counts.optimizer_bytes,

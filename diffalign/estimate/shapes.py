@@ -36,10 +36,18 @@ class Shapes:
         network: nn.Module = cls.from_config(config)
         return network
 
+    def text_encoder(self, name: str) -> nn.Module:
+        """Return a text encoder; inside ``torch.device("meta")`` it costs nothing."""
+        import transformers
+
+        config = dict(self.configs[name])
+        encoder = getattr(transformers, config["architectures"][0])
+        module: nn.Module = encoder(encoder.config_class(**config))
+        return module
+
     def encoder_parameters(self) -> int:
         """Return the number of parameters of the VAE and the text encoders together."""
         import diffusers
-        import transformers
 
         vae = dict(self.configs["vae"])
         cls = getattr(diffusers, vae.pop("_class_name", "AutoencoderKL"))
@@ -47,9 +55,7 @@ class Shapes:
             modules = [cls.from_config(vae)]
             for name in (*self.family.text_encoders, *self.family.optional_encoders):
                 if name in self.configs:
-                    config = dict(self.configs[name])
-                    encoder = getattr(transformers, config["architectures"][0])
-                    modules.append(encoder(encoder.config_class(**config)))
+                    modules.append(self.text_encoder(name))
         return sum(p.numel() for module in modules for p in module.parameters())
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from diffalign.models.codecs import Codec
 from diffalign.models.denoisers import Negated, NetworkDenoiser
 from diffalign.models.families.base import Family, latent_shape, present_encoders
 from diffalign.models.precision import only_errors
+from diffalign.models.text_encoders import encode_parts, negative_parts
 from diffalign.types import Path, Target
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class LoadedModel:
         dtype: of the frozen weights.
         truncated_prompts: how many prompts were too long for the tokenizer so far.
         tiled: whether the VAE works by tiles, whose blended seams make other latents.
+        trained_encoders: text encoders that are trained; prompts become tokens for them.
     """
 
     family: Family
@@ -55,6 +57,7 @@ class LoadedModel:
     dtype: torch.dtype
     truncated_prompts: int = 0
     tiled: bool = False
+    trained_encoders: tuple[str, ...] = ()
 
     @property
     def network(self) -> nn.Module:
@@ -142,14 +145,19 @@ class LoadedModel:
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text conditions, one row per prompt, float32, where the text encoders are.
 
-        Equal to what the stock pipeline computes. Prompts longer than the tokenizer's maximum lose their end:
+        Equal to what the stock pipeline computes; by encoder, with tokens in place of embeddings of those
+        that are trained (``text_encoders``). Prompts longer than the tokenizer's maximum lose their end:
         the first one is warned about, and ``truncated_prompts`` counts them all.
         """
         name, limit = self.family.reader(self.pipeline)
         tokenizer = getattr(self.pipeline, name)
         with only_errors("diffusers", "transformers"):  # their own warnings come per batch and quote padding
             lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
-            result = self.family.encode_prompts(self.pipeline, prompts)
+            result = (
+                encode_parts(self.pipeline, self.family, self.trained_encoders, prompts)
+                if self.trained_encoders
+                else self.family.encode_prompts(self.pipeline, prompts)
+            )
         longest = max(range(len(prompts)), key=lengths.__getitem__)
         if lengths[longest] > limit and not self.truncated_prompts:
             logger.warning(
@@ -163,6 +171,8 @@ class LoadedModel:
 
     def negative(self, n: int) -> dict[str, Tensor]:
         """Text conditions of the stock pipeline's default negative prompt, (n, ...) float32."""
+        if self.trained_encoders:
+            return negative_parts(self.pipeline, self.family, self.trained_encoders, n)
         return self.family.negative(self.pipeline, n)
 
     def micro_conditions(
@@ -193,9 +203,10 @@ class LoadedModel:
         return self.codec.decode(self.pipeline.vae, latents * self.data_std)
 
     def move_encoders(self, device: torch.device | str, names: Sequence[str] | None = None) -> None:
-        """Put VAE and text encoders, or some of them, on ``device``."""
+        """Put VAE and text encoders, or some of them, on ``device``; those that are trained stay."""
         for name in ("vae", *self.text_encoders) if names is None else names:
-            getattr(self.pipeline, name).to(device)
+            if name not in self.trained_encoders:
+                getattr(self.pipeline, name).to(device)
 
     def free_encoders(self) -> None:
         """Move VAE and text encoders off the accelerator, once a cache holds their output."""
@@ -212,6 +223,7 @@ class LoadedModel:
         digest = hashlib.sha256(self.family.name.encode() + b" tiled" * self.tiled)
         if self.data_std != 1:
             digest.update(f" latents over {self.data_std}".encode())
+        digest.update("".join(f" tokens of {name}" for name in self.trained_encoders).encode())
         names = ("vae", *self.text_encoders)
         configs = {
             name: plain_config(getattr(self.pipeline, name)) for name in (*names, self.family.network_name)

@@ -144,7 +144,7 @@ def set_magnitudes(network: nn.Module, adapter: str = ADAPTER) -> None:
             )
 
 
-def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
+def check_targets(network: nn.Module, targets: tuple[str, ...], where: str = "model.lora.targets") -> None:
     """Every target must be the end of some module's name: peft itself would overlook a misspelt one.
 
     Raises:
@@ -160,7 +160,7 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
             }
         )
         raise UserError(
-            f"model.lora.targets: {', '.join(missing) or 'empty'} matches no linear or convolutional module; "
+            f"{where}: {', '.join(missing) or 'empty'} matches no linear or convolutional module; "
             f"allowed: endings of module names, such as {', '.join(endings)} (a whole name: {names[0]})"
         )
 
@@ -196,7 +196,7 @@ def reference_denoiser(
         autocast: what the policy's forward is autocast to (``training.mixed_precision``), or None.
     """
     if config.train == "lora":
-        return AdaptersOff(policy, model.network)
+        return AdaptersOff(policy, policy.network)
     held: Any = copy.deepcopy(model.network).requires_grad_(False).eval()
     with only_errors("diffusers"):  # it advises against casting
         held.float()

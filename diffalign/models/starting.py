@@ -24,6 +24,7 @@ from diffalign.models.lora_formats import read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import fetch_lora, is_lora, user_errors
+from diffalign.models.text_lora import is_text, load_text_state
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,9 @@ def merge_adapters(model: LoadedModel, adapters: tuple[str, ...]) -> None:
 
 def _merge(model: LoadedModel, path: str, spec: str) -> None:
     if is_checkpoint(path):
-        load_checkpoint(model, path)
-        setattr(model.pipeline, model.family.network_name, _merged(model.network))
+        encoders = load_checkpoint(model, path)
+        for component in (model.family.network_name, *encoders):
+            setattr(model.pipeline, component, _merged(getattr(model.pipeline, component)))
         return
     if run_of(path) is not None:
         path = str(Path(path, "aligned"))
@@ -139,8 +141,11 @@ def _merged(network: Any) -> Any:
     return network
 
 
-def load_checkpoint(model: LoadedModel, folder: str | Path) -> None:
+def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
     """Put what a checkpoint holds on the base model of its run: adapters, or the whole network in float32.
+
+    Returns:
+        The text encoders that have got adapters.
 
     Raises:
         UserError: no run around it, or weights of another network.
@@ -154,12 +159,17 @@ def load_checkpoint(model: LoadedModel, folder: str | Path) -> None:
     with user_errors("checkpoint", str(file)):
         state: Mapping[str, Any] = load_file(file)
     network: Any = model.network
+    encoders: list[str] = []
     if run.model.train == "lora":
         add_lora(network, run.model.lora)
         state = {name: value for name, value in state.items() if f".{ADAPTER}" in name}
+        encoders = load_text_state(model, run.model, state)
+        state = {name: value for name, value in state.items() if not is_text(name)}
     else:
         with only_errors("diffusers"):  # it advises against casting
             network.float()
         network.requires_grad_(True)
     load_trainable_state(model, state)
-    network.requires_grad_(False).eval()
+    for component in (model.family.network_name, *encoders):
+        getattr(model.pipeline, component).requires_grad_(False).eval()
+    return encoders

@@ -28,6 +28,7 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
+from diffalign.models.text_lora import begin_training_text
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.online_checks import check_online
@@ -131,6 +132,10 @@ def _aligned(
     with advised("loading the model", when_loading(run)):
         model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
+    if encoders := begin_training_text(model, run.model):
+        tell(
+            f"text: {' and '.join(encoders)} trained with LoRA; the cache holds tokens in place of embeddings"
+        )
     checkpoints.content["model"] = model_content(model)
     if not run.model.dropout and (layers := switch_off_dropout(model.network)):
         tell(f"dropout: {layers} layers of the network have it, switched off (model.dropout true keeps it)")
@@ -153,7 +158,7 @@ def _aligned(
             method=method,
             denoiser_of=roles.policy_of,
             reference=roles.reference,
-            network=model.network,
+            network=roles.network,
             parameters=roles.parameters,
             source=setup.source,
             settings=settings,

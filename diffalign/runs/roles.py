@@ -27,6 +27,8 @@ from diffalign.models.lora import (
     reference_denoiser,
     trainable,
 )
+from diffalign.models.text_encoders import call_conditioned
+from diffalign.models.text_lora import prepare_text_policy
 from diffalign.strategies._common import Wrapped
 from diffalign.strategies.fast_slow import FastSlow, Twin
 from diffalign.training.exchange import Exchange
@@ -40,6 +42,7 @@ class Roles:
     """The networks that training works with.
 
     Attributes:
+        network: the module that is trained: the network, with the text encoders where they are trained too.
         parameters: what the optimizer moves, by name.
         policy_of: makes the policy of the prepared network.
         reference: the reference; the policy itself where none is needed.
@@ -49,6 +52,7 @@ class Roles:
         sampler: the denoiser that samples an online run's rounds; None: the policy.
     """
 
+    network: nn.Module
     parameters: list[tuple[str, nn.Parameter]]
     policy_of: Callable[[nn.Module], Denoiser]
     reference: Denoiser
@@ -72,6 +76,7 @@ def check_roles(run: Run, method: Method[Any]) -> None:
             "allowed with it: 0"
         )
     card = REGISTRY[run.method["type"]]
+    _check_text(run, method)
     if card.trailing != "none":
         _refuse(
             f"method {card.name}, which a moving average follows",
@@ -89,6 +94,24 @@ def check_roles(run: Run, method: Method[Any]) -> None:
     )
 
 
+def _check_text(run: Run, method: Method[Any]) -> None:
+    """UserError where text encoders are trained and the run is online, has two sets of adapters, or none."""
+    rank, card = run.model.text_encoder.lora.rank, REGISTRY[run.method["type"]]
+    if not rank:
+        return
+    whom = f"model.text_encoder.lora.rank={rank}"
+    settings = (
+        ("model.train", run.model.train, "lora"),
+        ("training.reference_every", run.training.reference_every, 0),
+        ("rollout.prompts", run.rollout.prompts, ""),
+    )
+    _refuse(whom, settings)
+    if card.trailing != "none":
+        raise UserError(f"{whom} with method {card.name}, which a moving average follows; allowed: 0")
+    if _chase(method) is not None:
+        raise UserError(f"{whom} with the strategy fast_slow; allowed: 0")
+
+
 def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
     """UserError for the first (name, value, what alone is allowed) that is something else."""
     for name, value, allowed in settings:
@@ -100,6 +123,11 @@ def assign_roles(run: Run, model: LoadedModel, method: Method[Any], autocast: to
     """Prepare the model's network in place, and return the roles of the run."""
     parameters = prepare_policy(model, run.model, run.training.seed)
     policy = policy_denoiser(model, run.model)
+    if model.trained_encoders:
+        joint, more = prepare_text_policy(model, run.model, run.training.seed)
+        parameters += more
+        policy = replace(policy, network=joint, call=call_conditioned)
+    network = policy.network
     chase = _chase(method)
     if chase is not None:
         return _two(run, model, policy, chase)
@@ -110,15 +138,16 @@ def assign_roles(run: Run, model: LoadedModel, method: Method[Any], autocast: to
         reference = Followed(reference_denoiser(model, policy, run.model, autocast), trailing)
         hook = RefreshReference(kept, method.trail.every, method.trail.mix)
         sampler = trailing if role == "sampler" else None
-        return Roles(parameters, single, reference, None, kept, [hook], sampler)
+        return Roles(network, parameters, single, reference, None, kept, [hook], sampler)
     every, mix = run.training.reference_every, run.training.reference_mix
     if not method.needs_reference:
-        return Roles(parameters, single, policy, None, {}, [])
+        return Roles(network, parameters, single, policy, None, {}, [])
     if not every:
-        return Roles(parameters, single, reference_denoiser(model, policy, run.model, autocast), None, {}, [])
+        fixed = reference_denoiser(model, policy, run.model, autocast)
+        return Roles(network, parameters, single, fixed, None, {}, [])
     moving, kept = following_reference(model, policy, run.model, autocast, soft=mix < 1)
     base = AdaptersOff(policy, model.network) if run.model.train == "lora" else None
-    return Roles(parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
+    return Roles(network, parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
 
 
 def _chase(method: Method[Any]) -> FastSlow | None:
@@ -135,6 +164,7 @@ def _two(run: Run, model: LoadedModel, policy: NetworkDenoiser, chase: FastSlow)
         return Twin(fast, OtherAdapter(fast, model.network, SECOND, trained=True), tally)
 
     return Roles(
+        model.network,
         trainable(model.network),
         both,
         AdaptersOff(policy, model.network),

@@ -98,9 +98,9 @@ def online_source(
         decoder = _as_they_are
     return OnlineSource(
         SamplingRoles(
-            roles.sampler or roles.policy_of(model.network),
+            roles.sampler or roles.policy_of(roles.network),
             roles.reference if method.needs_reference else None,
-            model.network,
+            roles.network,
         ),
         PipelineRolloutModel(model, config.resolution or run.data.resolution, decoder=decoder or None),
         judge_of(config, str(accelerator.device), load),

@@ -12,6 +12,8 @@ from diffalign.config.schema import (
     OptimizerConfig,
     RolloutConfig,
     Run,
+    TextEncoderConfig,
+    TextLoraConfig,
     TrainingConfig,
 )
 from diffalign.errors import UserError
@@ -24,6 +26,7 @@ from diffalign.models.families.registry import FAMILIES, get_family, known_shape
 from diffalign.models.loading import load
 from diffalign.models.lora import check_targets, prepare_policy
 from diffalign.runs.micro_batch import rows_of, workload_of
+from diffalign.runs.validate import read_run
 from tests.models.conftest import MAKERS
 from tests.models.inputs import conditions, states_of
 
@@ -287,3 +290,19 @@ def test_an_unknown_hub_id_has_its_familys_shapes_if_told() -> None:
     assert shapes_of(ModelConfig(path="somebody/fine-tuned-xl", family="sdxl")).family.name == "sdxl"
     for card in FAMILIES.values():
         assert card.example in known_shapes()
+
+
+@pytest.mark.parametrize("encoders", [(), ("text_encoder",)])
+def test_text_encoders_that_are_trained_are_counted(encoders: tuple[str, ...]) -> None:
+    """Of the tiny SDXL: width 48, three layers each, the first one's last layer being unread."""
+    plain = read_run("tiny_sdxl_dpo")
+    lora = TextLoraConfig(rank=4, encoders=encoders)
+    trained = replace(plain, model=replace(plain.model, text_encoder=TextEncoderConfig(lora)))
+    one, other = estimate(plain), estimate(trained)
+    layers = 2 if encoders else 2 + 3
+    more = other.trainable_parameters - one.trainable_parameters
+    assert more == layers * 4 * 4 * 2 * 48  # four modules of a layer, rank 4, two factors
+    assert other.memory["optimizer state (adamw)"] - one.memory["optimizer state (adamw)"] == 8 * more
+    assert other.memory["text encoders that are trained"] == (343_872 if encoders else 696_960)
+    assert other.memory["activations"] > one.memory["activations"]
+    assert other.forward_flops > one.forward_flops

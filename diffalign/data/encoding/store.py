@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -271,9 +270,9 @@ def no_space(folder: Path, needed: int) -> UserError:
 
 
 class Memory:
-    """A store whose tensors used last stay in memory, float32, up to ``budget`` bytes: a small set whole.
+    """A store whose tensors used last stay in memory, up to ``budget`` bytes: a small set whole.
 
-    Threads may share it.
+    They are float32, integers as they are. Threads may share it.
     """
 
     def __init__(self, store: Store, budget: int = 512 * 2**20):
@@ -291,7 +290,7 @@ class Memory:
         Memory.__init__(self, state["store"], state["budget"])
 
     def get(self, kind: str, key: str) -> Tensors:
-        """Return the tensors of a key in float32; UserError if they are gone or damaged since encoding."""
+        """Return the tensors of a key; UserError if they are gone or damaged since encoding."""
         with self._lock:
             if (kind, key) in self._held:
                 self._held.move_to_end((kind, key))
@@ -303,7 +302,7 @@ class Memory:
                 f"{self.store.files}: {kind} {key} missing or damaged since it was encoded; "
                 f"start again and it will be encoded anew"
             )
-        tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
         with self._lock:
             if (kind, key) not in self._held:
                 self._held[kind, key] = tensors

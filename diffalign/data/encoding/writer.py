@@ -177,7 +177,10 @@ class Writer:
         self._prompts = {}
 
     def _write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
-        stored = {name: row.detach().to("cpu", self._dtype).contiguous() for name, row in tensors.items()}
+        stored = {
+            name: row.detach().to("cpu", self._dtype if row.is_floating_point() else row.dtype).contiguous()
+            for name, row in tensors.items()
+        }
         if not all(tensor.isfinite().all() for tensor in stored.values()):
             advice = "set model.dtype to bfloat16 or float32"
             if kind == "latents":

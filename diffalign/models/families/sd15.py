@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -64,6 +64,9 @@ class StableDiffusion1(Usual):
     network_name: str = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
+
+    clip_layer: ClassVar[int] = -1
+    """The encoder's last hidden states, normed."""
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """1: the UNet pads what its levels cannot halve."""

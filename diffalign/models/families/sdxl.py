@@ -7,7 +7,7 @@ target height and width. They stay float32 whatever the network's dtype, since b
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -80,6 +80,9 @@ class StableDiffusionXL(Usual):
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    clip_layer: ClassVar[int] = -2
+    """The encoders' last hidden states but one."""
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

@@ -10,6 +10,7 @@ from diffalign.runs.validate import check_names
 MEANINGLESS = (
     "model.train",
     "model.lora",
+    "model.text_encoder",
     "model.gradient_checkpointing",
     "model.compile",
     "data.view",
