@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from diffalign.errors import UserError, unknown
-from diffalign.utils.memory import ANYWHERE, ran_out, said
+from diffalign.utils.memory import ANYWHERE, explained, ran_out
 
 COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",
@@ -113,7 +113,7 @@ def _refuse(message: str) -> int:
 def _advice(error: Exception) -> str | None:
     """Return what a user can do about an error that is no bug; None for a bug."""
     if ran_out(error):
-        return said(error, "working", ANYWHERE)
+        return explained(error, "working", ANYWHERE)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # The second: the Rust of safetensors raises an error class of its own.
     if full or "No space left on device" in str(error):

@@ -118,21 +118,21 @@ _ENTRY = {"pretrained_model_name_or_path", "model_name_or_path", "dataset_name"}
 """Flags without which no script starts: where none is given, a flag of theirs is a spelling and no more."""
 
 
-def choose(given: Collection[str], wanted: str, config: str | None) -> tuple[str, str]:
+def choose(given: Collection[str], name: str, config: str | None) -> tuple[str, str]:
     """Return the preset that a command line means, "" for none, and a note on how it was found.
 
     Args:
         given: names of other tools' flags on the command line.
-        wanted: value of ``--flags``, or "".
+        name: value of ``--flags``, or "".
         config: the configuration file; its values stand in place of a script's defaults.
 
     Raises:
-        UserError: ``wanted`` names no preset.
+        UserError: ``name`` names no preset.
     """
-    if wanted:
-        if wanted not in PRESETS and wanted != "none":
-            raise unknown("value of --flags", wanted, [*PRESETS, "none"])
-        return ("" if wanted == "none" else wanted), ""
+    if name:
+        if name not in PRESETS and name != "none":
+            raise unknown("value of --flags", name, [*PRESETS, "none"])
+        return ("" if name == "none" else name), ""
     if config is not None or not _ENTRY & set(given):
         return "", ""
     own: dict[str, list[str]] = {}

@@ -230,15 +230,15 @@ def walk(
         if here:
             index = torch.tensor(here)
             s, t, told = (times[index, k].to(x.device, x.dtype) for times in route[:3])
-            asked, start = rows_of(denoiser, index, len(x)), x[index.to(x.device)]
+            selected, start = rows_of(denoiser, index, len(x)), x[index.to(x.device)]
             some = {name: v[index.to(v.device)] for name, v in cond.items()}
             if inversion.fixed_point:
                 after = implicit_step(
-                    asked, start, s, t, some,
+                    selected, start, s, t, some,
                     iterations=inversion.fixed_point, tolerance=inversion.tolerance,
                 )  # fmt: skip
             else:
-                after = explicit_step(asked, start, s, t, told=told, cond=some, renoise=inversion.renoise)
+                after = explicit_step(selected, start, s, t, told=told, cond=some, renoise=inversion.renoise)
             if noise is not None:
                 std = expand(posterior_std(denoiser.path, s, t), after)
                 after = after + inversion.eta * std * noise[index, k].to(after)

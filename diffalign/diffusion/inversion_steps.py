@@ -44,12 +44,12 @@ def explicit_step(
     With ``renoise`` the step is made again that often from where it has led, told the same time, and takes
     the mean of all noise estimates (ReNoise, Garibi et al. 2024, arXiv 2403.14602).
     """
-    asked = _Told(denoiser, told)
+    conditioned = _Told(denoiser, told)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _levels(denoiser.path, x, s, t)
-    total = eps = clean_and_noise(asked, x, s, cond)[1]
+    total = eps = clean_and_noise(conditioned, x, s, cond)[1]
     for _ in range(renoise):
         there = alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
-        eps = clean_and_noise(asked, there, t, cond)[1]
+        eps = clean_and_noise(conditioned, there, t, cond)[1]
         total = total + eps
     eps = total / (renoise + 1)
     return alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
@@ -66,11 +66,11 @@ def implicit_step(
     y, going = x.clone(), torch.arange(len(x), device=x.device)
     for _ in range(iterations):
         some = {name: v[going.to(v.device)] for name, v in cond.items()}
-        asked = rows_of(denoiser, going, len(x))
+        selected = rows_of(denoiser, going, len(x))
         if denoiser.target == "x0":
-            prediction = clean_and_noise(asked, y[going], t[going], some)[1]
+            prediction = clean_and_noise(selected, y[going], t[going], some)[1]
         else:
-            prediction = at_least_float32(asked(y[going], t[going], some))
+            prediction = at_least_float32(selected(y[going], t[going], some))
         after = _undone(denoiser, x[going], s[going], t[going], prediction)
         moved = (after - y[going]).abs().flatten(1).amax(1)
         y[going] = after

@@ -75,7 +75,7 @@ class StepLikelihood(Likelihood):
 
 @dataclass(frozen=True, eq=False)
 class OncePerState(Wrapper):
-    """A denoiser that is asked once for samples that are the same to it: rivals that share x_t.
+    """A denoiser that makes one forward for equal samples: rivals that share x_t.
 
     Attributes:
         state: (B,) int64 on the CPU; equal ids have equal x_t, t and conditions.
@@ -104,8 +104,8 @@ def transition(
     """Log-density of recorded steps under both, (B,): means over the latent elements, as in D3PO and DDPO.
 
     Args:
-        policy: asked with gradient.
-        reference: asked without, and not at all where its mean is known.
+        policy: called with gradient.
+        reference: called without gradient, and not at all where its mean is known.
         step: what was drawn.
         cond: conditions, every tensor (B, ...).
         kernel: the one that drew, so that a density can never disagree with the step that was made.

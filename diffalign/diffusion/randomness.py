@@ -58,7 +58,7 @@ class Streams:
     def _of(self, count: int) -> list[torch.Generator]:
         if count != len(self._generators):
             raise ValueError(
-                f"{count} rows asked of {len(self._generators)} streams: there is one stream per group"
+                f"{count} rows from {len(self._generators)} streams: there is one stream per group"
             )
         return self._generators
 

@@ -1,4 +1,4 @@
-"""What a preference demands of two denoising errors where no reference is asked: unreduced losses.
+"""Preference losses of two denoising errors without a reference, unreduced.
 
 ``won`` and ``lost`` are the policy's mean squared errors on the better and on the worse sample.
 """

@@ -139,7 +139,7 @@ def read_frames(
 ) -> Tensor:
     """As ``read_video``, the frames alone: ``each`` makes a tensor of one (H, W, 3) uint8 as it is decoded,
     so that large videos that are to be small never lie in memory whole; ``some`` says, given how many frames
-    there are, which of them are wanted, ascending.
+    there are, the places of those to read, ascending.
     """
     shown, size = _look(source)
     wanted = Probe(shown.frames, shown.fps, *size).length(fps, start)

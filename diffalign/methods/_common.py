@@ -33,7 +33,7 @@ class ScoreRange:
         low: smallest allowed.
         high: largest allowed.
         rewards: whether it reads the reward of an image where there is one, else its label's score.
-        tolerated: share of scores that may lie outside, and are said.
+        tolerated: share of scores that may lie outside; a warning counts them.
         advice: how to bring scores into the range.
     """
 
@@ -96,8 +96,9 @@ def noisy(
     """Return the noisy states of a batch: one time per group, by the denoiser that the noising names."""
     time = fitted(method.time, policy.path, batch.x.shape[1:])
     t = times_like(time(batch.num_groups, generator), batch.group, batch.x)
-    asked = guided(reference if method.noising.by == "reference" else policy, batch, method.noising.guidance)
-    return method.noising(asked, batch.x, t, batch.cond, batch.group, generator)
+    role = reference if method.noising.by == "reference" else policy
+    denoiser = guided(role, batch, method.noising.guidance)
+    return method.noising(denoiser, batch.x, t, batch.cond, batch.group, generator)
 
 
 def compare(

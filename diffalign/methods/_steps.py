@@ -2,8 +2,8 @@
 rivals among them to a step.
 
 A batch of transitions knows what drew it (``kernel``, ``guidance``), so a density is always scored by what
-made the draw. Policy and reference are asked once for samples that are one to the network (``batch.state``),
-and the reference is not asked where the rollout has asked it (``reference_mean``).
+made the draw. Policy and reference make one forward for samples with equal inputs (``batch.state``), and the
+reference makes none where the rollout stored its answer (``reference_mean``).
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
 
 
 def as_drawn(denoiser: Denoiser, batch: Batch[Transition], held: bool = False) -> Denoiser:
-    """Return the denoiser, guided as when the batch was drawn and asked once for each different state;
+    """Return the denoiser, guided as when the batch was drawn, with one forward for each different state;
     ``held``: no gradient through what it is guided away from.
     """
     if batch.state is None or batch.guidance == 1 or held:
@@ -109,7 +109,7 @@ def likelihood(
         UserError: the batch is not of a rollout.
     """
     kernel, known = kernel_of(batch, card), batch.extra.get("reference_mean")
-    guided = as_drawn(reference, batch) if known is None else reference  # which is not asked then
+    guided = as_drawn(reference, batch) if known is None else reference  # which is not called then
     return transition(as_drawn(policy, batch, held), guided, batch.x, batch.cond, kernel, known)
 
 

@@ -1,13 +1,13 @@
 """AOT. Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport", arXiv
 2406.05882, on diffusion likelihoods.
 
-What is asked for is that the winners' distribution dominates the losers' (first-order stochastic dominance),
+The objective: the winners' distribution dominates the losers' (first-order stochastic dominance),
 quantile by quantile, instead of each winner its own loser. In one dimension the optimal transport between two
 samples pairs them in order, so both are sorted before they are compared, over the pairs of a batch:
 
     paired:    u = log p(x_w) - log p(x_l) of the policy against the same of the reference,
     unpaired:  u = log-ratio of the winners against log-ratio of the losers,
-    loss = mean_i l(beta (u_(i) - v_(i))),    l(h) = -log sigmoid(h), with smoothed labels if wanted.
+    loss = mean_i l(beta (u_(i) - v_(i))),    l(h) = -log sigmoid(h), optionally with smoothed labels.
 
 It compares distributions over the micro-batch, so unlike every other method here its loss depends on how a
 batch is split: use micro-batches of many pairs. A micro-batch of one pair is DPO. Pairs at different times

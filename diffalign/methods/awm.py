@@ -83,7 +83,7 @@ class AWM(RolloutMethod):
 
     @property
     def trails(self) -> bool:
-        """Whether the moving average is asked."""
+        """Whether the loss uses the moving average."""
         return self.ema_kl > 0 or self.old == "trailing"
 
     def __call__(

@@ -57,7 +57,7 @@ class DDPO(RolloutMethod):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the KL is wanted."""
+        """Whether the loss has a KL term."""
         return self.kl is not None
 
     def __call__(
@@ -68,7 +68,7 @@ class DDPO(RolloutMethod):
         generator: Random | torch.Generator,
     ) -> Step:
         """Return the mean loss over all recorded steps."""
-        advantage_of(batch, CARD)  # before anybody is asked
+        advantage_of(batch, CARD)  # before any forward
         ll = None if self.kl is None else likelihood(policy, reference, batch, CARD)
         logp = density(policy, batch, CARD) if ll is None else ll.policy
         loss, metrics, weight = surrogate(self, logp, batch, CARD)

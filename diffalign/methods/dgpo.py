@@ -70,7 +70,7 @@ class DGPO(RolloutMethod):
 
     @property
     def trails(self) -> bool:
-        """Whether the moving average is asked."""
+        """Whether the loss uses the moving average."""
         return self.reference == "trailing" or self.clip is not None
 
     def __call__(

@@ -77,7 +77,7 @@ class FlowGRPO(RolloutMethod):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the KL is wanted."""
+        """Whether the loss has a KL term."""
         return self.kl is not None
 
     def __call__(
@@ -88,7 +88,7 @@ class FlowGRPO(RolloutMethod):
         generator: Random | torch.Generator,
     ) -> Step:
         """Return the mean loss over all recorded steps."""
-        advantage_of(batch, CARD)  # before anybody is asked
+        advantage_of(batch, CARD)  # before any forward
         kernel = kernel_of(batch, CARD)
         if not isinstance(kernel, FlowSDE):
             raise UserError("method flow_grpo learns from noisy steps of a flow; allowed elsewhere: ddpo")

@@ -117,8 +117,8 @@ class InversionDPO:
         """Return the mean loss over all pairs of rivals that are no tie."""
         k = drawn_steps(self.time, self.steps, self.subset, batch.num_groups, generator)[batch.group]
         many = batch.select(torch.arange(len(k)).repeat_interleave(k.shape[1]))
-        asked, after = guided(reference, batch, self.guidance), self.target == "clean"
-        x_t, t = grid_states(self.noising, asked, batch.x, batch.cond, k, after)
+        denoiser, after = guided(reference, batch, self.guidance), self.target == "clean"
+        x_t, t = grid_states(self.noising, denoiser, batch.x, batch.cond, k, after)
         z = Noised(many.x, implied_noise(policy.path, many.x, x_t, t), x_t, t)
         with torch.no_grad():
             held = at_least_float32(guided(reference, many, self.guidance)(x_t, t, many.cond))

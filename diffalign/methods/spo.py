@@ -8,14 +8,14 @@ D3PO's, with beta 10:
     rho = clip(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 - c, 1 + c),
     loss = l( beta (log rho_w - log rho_l) ),    l(h) = -log sigmoid(h).
 
-Winner and loser share x_t, so that policy and reference are asked once for both. Where candidates take
+Winner and loser share x_t, so that one forward of policy and reference serves both. Where candidates take
 several steps of their own before they are judged (``rollout.inner_steps``, the released SDXL run) only the
 first of a pair's steps shares its state.
 
 The loss lies between 0.126 and 2.133 and stays around log 2 in a healthy run; two rivals clipped on the same
 side give log 2 and no gradient. Read the judge's scores instead.
 
-What differs from the released code: both networks are asked once where it asks each of them twice; ties are
+What differs from the released code: one forward of each network where it makes two; ties are
 told by the source and count nothing; ``training.max_grad_norm`` does what it says, where the released code
 clips an iterator that is used up. ``kl`` is ours.
 """

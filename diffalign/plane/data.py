@@ -82,15 +82,15 @@ def experts(
     plane: Plane, base: Denoiser, count: int = 2048, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
     """Demonstrations: the best tenth of the data of each label (the worst if ``flipped``), each a group of
-    its own with score 1. The base is not asked.
+    its own with score 1. The base makes no forward.
     """
     g = torch.Generator().manual_seed(seed)
     label = torch.arange(count) % LABELS
     best = []
     for i in range(LABELS):
-        wanted = int((label == i).sum())
-        x = plane.data(i).points(round(wanted / BEST), g)
-        best.append(x[_signed(plane.reward(x), flipped).topk(wanted).indices])
+        size = int((label == i).sum())
+        x = plane.data(i).points(round(size / BEST), g)
+        best.append(x[_signed(plane.reward(x), flipped).topk(size).indices])
     x = torch.stack([best[int(i)][n // LABELS] for n, i in enumerate(label)])
     return _batch(x, label, 1, torch.ones(count), {"reward": _signed(plane.reward(x), flipped)})
 
@@ -99,7 +99,7 @@ def captions(
     plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
     """Points of the data, each twice: with the right one of the labels "left" and "right" (score 1) and with
-    the wrong one (0). The base is not asked.
+    the wrong one (0). The base makes no forward.
     """
     g = torch.Generator().manual_seed(seed)
     right = torch.randint(1, LABELS, (count,), generator=g)

@@ -111,14 +111,14 @@ def fill(name: str, network: nn.Module, state: Mapping[str, Tensor], source: str
     Raises:
         UserError: a weight is missing, left over or of another shape; the first is named.
     """
-    wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    differing = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if differing:
         key = differing[0]
-        there, needed = found.get(key, "none"), wanted.get(key, "none")
+        there, needed = found.get(key, "none"), expected.get(key, "none")
         raise UserError(
             f"reward {name!r}: {source!r} is another model's checkpoint: {len(differing)} weights differ, "
-            f"first {key} (it has {there}, wanted is {needed})"
+            f"first {key} (it has {there}, expected is {needed})"
         )
     network.load_state_dict(dict(state), assign=True)

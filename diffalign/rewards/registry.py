@@ -1,6 +1,6 @@
 """What rewards there are. Importing this module imports no torch: the command line lists rewards from it.
 
-A reward is asked for by a spec: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
+A spec names a reward: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
 or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
 ``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
 ``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``, and some take options, as their cards say:

@@ -1,4 +1,4 @@
-"""Rewards as a rollout names them: a spec of ``diffalign rewards``, with a weight before it if wanted.
+"""Rewards as a rollout names them: a spec of ``diffalign rewards``, with an optional weight before it.
 
 ``pickscore``, ``0.5*pickscore``, ``-1*jpeg``, ``pickscore:/models/PickScore_v1``, ``http://host:8765/judge``.
 Imports no torch: configurations are checked by it.

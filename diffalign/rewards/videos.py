@@ -1,4 +1,4 @@
-"""Rewards of videos: those that watch them, and rewards of images asked for some of their frames.
+"""Rewards of videos: those of whole videos, and rewards of images on some of their frames.
 
 ``takes_videos(load(spec))`` scores B ``Video``s whatever the spec names. A reward of images gives the mean of
 its scores of ``FRAMES`` frames, the middles of as many equal parts: it sees what the video shows and not how

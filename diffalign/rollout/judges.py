@@ -109,7 +109,7 @@ def judge_of(
 
 @dataclass(frozen=True)
 class People:
-    """Stands where people judge: they are asked between rounds (``rollout.labels``), never by ``submit``."""
+    """Human judges: they label between rounds (``rollout.labels``), never in ``submit``."""
 
     rewards: tuple[str, ...] = ("people",)
     weights: tuple[float, ...] = (1.0,)
@@ -166,7 +166,7 @@ class InlineJudge:
 
 
 class ProcessJudge:
-    """Scores in a process of its own, which ends with this one; rewards behind an address are asked there."""
+    """Scores in a process of its own, which ends with this one; remote rewards are called there."""
 
     def __init__(
         self, names: Sequence[Weighted], device: str = "cpu", dtype: str = "float32", pause: float = 0.5

@@ -57,7 +57,7 @@ class RewardProcess:
             return None
         self._words.seek(0)
         lines = self._words.read().decode(errors="replace").strip().splitlines()
-        return f"ended with status {status}: {lines[-1] if lines else 'it said nothing'}"
+        return f"ended with status {status}: {lines[-1] if lines else 'no output'}"
 
     def end(self) -> None:
         """End it, if it has not ended."""

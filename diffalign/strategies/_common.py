@@ -124,7 +124,7 @@ def innermost(method: Method[Any]) -> Method[Any]:
 class Scaled(Wrapper):
     """A denoiser whose gradient is scaled row by row while its predictions stay what they are.
 
-    Where no gradient is wanted (an inversion, a diagnosis) it does nothing.
+    Without gradient (an inversion, a diagnosis) it does nothing.
 
     Attributes:
         factors: (prediction without gradient, x_t, t) -> (B,) factors.
@@ -142,7 +142,7 @@ class Scaled(Wrapper):
 
 
 class Call(NamedTuple):
-    """What a denoiser was asked and has said; ``graded``: whether a gradient was wanted."""
+    """The inputs and the prediction of a denoiser; ``graded``: whether it had a gradient."""
 
     x_t: Tensor
     t: Tensor

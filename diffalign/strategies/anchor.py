@@ -6,7 +6,7 @@ SimpleTuner's ``anchor_alpha`` (released code):
 
 errors here as means over latent elements (SimpleTuner sums by default: its alpha is ours divided by their
 number). For a group of K it is alpha times the mean over its members. Predictions of policy and reference are
-the ones that the method has asked for; a method without a reference costs one reference forward more.
+those of the method's own forwards; a method without a reference costs one reference forward more.
 """
 
 from dataclasses import dataclass

@@ -175,19 +175,19 @@ class FastSlow:
 
 
 def margins(method: Method[Any], heard: Listening, held: Listening, batch: Batch[Tensor]) -> Contrast:
-    """Pairs of rivals by beta times their log-ratio, from what policy and reference have said.
+    """Pairs of rivals by beta times their log-ratio, from the predictions of policy and reference.
 
     Raises:
-        UserError: the method has not asked about the batch's own samples.
+        UserError: the method made no forward on the batch's own samples.
     """
     inner = innermost(method)
     assert isinstance(inner, _WithBeta)
     ratios = []
     for call in heard.of(batch):
-        said = (call.prediction, answer(held, call))
+        predictions = (call.prediction, answer(held, call))
         m, r = (
             method.reduce(residual(heard.denoiser, batch.x, call.x_t, call.t, prediction) ** 2)
-            for prediction in said
+            for prediction in predictions
         )
         ratios.append(inner.beta * (r - m) / 2)
     if not ratios:

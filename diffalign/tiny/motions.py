@@ -3,8 +3,8 @@
 A clip is one or two flat shapes on a plain ground, moving evenly for two seconds: 17 frames of 32 x 32 pixels
 at 8 frames a second. Its caption names colour, shape and direction of each thing and sometimes how fast it
 moves, e.g. ``a red circle moves left quickly and a blue square moves right``. Two things move along the same
-axis, each in its own half. Never said: light or dark ground, where things are, and how fast what has no
-speed word moves.
+axis, each in its own half. A caption never names the ground's lightness, places, or a speed without a
+speed word.
 
 Clips may have a *defect* for about a second, as videos have: the shape deforms, the colour drifts, or the
 motion stutters. The faster a thing moves, the likelier it has one (`corpus_clip`), so that whoever prefers
@@ -41,7 +41,7 @@ _CAPTION = re.compile(rf"{_THING}(?: and {_THING})?")
 
 @dataclass(frozen=True)
 class Mover:
-    """One moving shape, by its words; `speed` is empty where nothing is said."""
+    """One moving shape, by its words; `speed` is empty where the caption names none."""
 
     color: str
     shape: str

@@ -2,7 +2,7 @@
 
 A scene is one or two flat shapes on a plain background, drawn at 32 x 32 pixels. Its caption names size,
 colour and shape of each thing and how they lie to each other, e.g. ``a large red circle to the left of a
-small blue square``. Two things are never said: whether the background is light or dark, and whether the
+small blue square``. A caption names neither whether the background is light or dark, nor whether the
 picture is vivid or washed out. The second is the *taste* of `diffalign.tiny.judge`, so that aligning to
 captions and to taste can be told apart.
 

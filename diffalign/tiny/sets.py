@@ -20,7 +20,7 @@ from diffalign.tiny.pairs import TWO_WRONG
 from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, caption, render, same, scene_of
 from diffalign.tiny.scenes import split_captions as captions_of
 
-GROUPS = 4096  # of a set, unless fewer are asked for
+GROUPS = 4096  # of a set, unless the name gives fewer
 LIST = 4  # pictures of a ranked list
 DIFFERENT = 16  # levels of 255 by which a pixel of two pictures must differ to be no noise
 WORDS = {"size": tuple(SIZES), "color": tuple(COLORS), "shape": tuple(SHAPES), "relation": tuple(RELATIONS)}

@@ -47,7 +47,7 @@ class HeldOut:
         reference: Denoiser | None = None,
         groups: int | None = None,
     ):
-        """Keep the sequence, which may make its batches as they are asked for.
+        """Keep the sequence, which may make its batches when they are needed.
 
         Args:
             batches: held-out batches, the same list on every rank.

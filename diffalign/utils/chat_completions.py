@@ -33,7 +33,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model and where it is asked.
+    """A model and its endpoint.
 
     Attributes:
         url: without /chat/completions.
@@ -92,7 +92,7 @@ def _tokens(answer: Any) -> Tokens:
 
 
 class Answers:
-    """A file of json lines that grows by a line an answer, so that nothing is asked twice; for threads too.
+    """A file of json lines that grows by a line an answer, so that no request is made twice; thread-safe.
 
     Attributes:
         rows: what it held when it was opened. Lines that an interruption has cut are left out, and asked

@@ -7,7 +7,7 @@ from diffalign.errors import UserError
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def device_name(wanted: str) -> str:
+def device_name(name: str) -> str:
     """Return a torch device: ``auto`` is the accelerator if there is one, under torchrun this process's own.
 
     Raises:
@@ -17,10 +17,10 @@ def device_name(wanted: str) -> str:
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     best = found.type if found is not None else "cpu"
-    if wanted == "auto":
+    if name == "auto":
         own = os.environ.get("LOCAL_RANK", "0")
         return best if best == "cpu" or own == "0" else f"{best}:{own}"
-    if wanted.split(":")[0] not in ("cpu", best):
+    if name.split(":")[0] not in ("cpu", best):
         allowed = ", ".join(dict.fromkeys(["auto", "cpu", best]))
-        raise UserError(f"--device {wanted!r} is not available here; allowed: {allowed}")
-    return wanted
+        raise UserError(f"--device {name!r} is not available here; allowed: {allowed}")
+    return name

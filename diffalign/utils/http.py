@@ -1,4 +1,4 @@
-"""JSON asked for over HTTP, with patience; nothing but urllib.
+"""JSON over HTTP with retries, by urllib alone.
 
 What may pass (a busy or restarting server, a lost connection, an answer that cannot be used) is tried again,
 waiting twice as long each time or as long as the server says; what will not (a wrong key) is not.
@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 T = TypeVar("T")
 
 _MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses worth another try
-_HERE = ("localhost", "127.0.0.1", "::1")  # never asked through a proxy
+_HERE = ("localhost", "127.0.0.1", "::1")  # never reached through a proxy
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Patience:
     longest: float = 60.0
 
     def wait(self, attempt: int, asked_for: float) -> float:
-        """Seconds before try number ``attempt`` (1: the second), the server having asked for some."""
+        """Seconds before try number ``attempt`` (1: the second), at least those that the server named."""
         return min(max(self.pause * 2 ** (attempt - 1), asked_for), self.longest)
 
 
@@ -117,8 +117,8 @@ def _reason(error: HTTPError) -> str:
     """Return the server's message: ``{"error": text}``, ``{"error": {"message": text}}``, or plain text."""
     text = error.read(2000).decode(errors="replace")
     try:
-        said = json.loads(text)["error"]
-        return str(said["message"] if isinstance(said, dict) else said)
+        detail = json.loads(text)["error"]
+        return str(detail["message"] if isinstance(detail, dict) else detail)
     except (ValueError, KeyError, TypeError):
         return text.strip()[:200] or str(error.reason)
 

@@ -81,7 +81,7 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-def said(error: BaseException, doing: str, advice: Sequence[str]) -> str:
+def explained(error: BaseException, doing: str, advice: Sequence[str]) -> str:
     """Return the message of an error."""
     peak = peak_memory()
     so_far = f", after a peak of {peak.text}" if peak.bytes else ""
@@ -103,4 +103,4 @@ def advised(doing: str, advice: Sequence[str]) -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        raise OutOfMemory(said(error, doing, advice)) from error
+        raise OutOfMemory(explained(error, doing, advice)) from error

@@ -1,7 +1,7 @@
 """A vision-language model behind an OpenAI-compatible endpoint as a judge of segments, in both orders.
 
 DenseDPO's recipe: the frames of a segment of both videos, 8 a second, and the question which of them has
-fewer artefacts. Models favour a place, so each segment is asked in both orders; answers that contradict each
+fewer artefacts. Models favour a place, so each segment is judged in both orders; answers that contradict each
 other, or that cannot be read, are a tie. Every answer is kept as it comes, with its tokens, so that nothing
 is asked twice: not after an interruption, and not when one of the videos comes in another pair's file.
 """
@@ -98,8 +98,8 @@ class ByModel:
 
     Attributes:
         endpoint: where it is.
-        answers: what it has said.
-        asking: how it is asked.
+        answers: its stored answers.
+        asking: settings of the questions.
         spent: what that has cost.
     """
 

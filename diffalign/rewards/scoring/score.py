@@ -40,8 +40,8 @@ class Scorer:
         name: of the reward.
         reward: to ask.
         key: its identity in the cache; None if a look-up is no cheaper.
-        at_once: images that it is asked about, and whose scores are kept, together.
-        parts: of an ensemble its members, which are asked, and kept, instead of it.
+        at_once: images that are scored, and whose scores are stored, together.
+        parts: of an ensemble its members, which are scored, and stored, instead of it.
         members: what an ensemble makes of their scores.
     """
 
@@ -96,7 +96,7 @@ def make_scorers(
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(
-            f"reward {twice[0]!r} is asked for twice; score in two runs to compare two checkpoints of it"
+            f"reward {twice[0]!r} is named twice; score in two runs to compare two checkpoints of it"
         )
     return [_scorer(spec, device, dtype, batch_size) for spec in specs]
 
@@ -135,7 +135,7 @@ def score(
 
 
 def none_readable(unreadable: Sequence[Unreadable]) -> str:
-    """Return what is said where nothing could be read."""
+    """Return the message for a set of which nothing could be read."""
     first = unreadable[0]
     kind = "videos" if first.item.is_video else "images"
     return f"none of the {len(unreadable)} {kind} can be read; the first: {first.text}"
@@ -145,7 +145,7 @@ def each_scored(
     items: Iterable[Item], scorers: Sequence[Scorer], cache: ScoreCache | None = None, progress: bool = True
 ) -> Iterator[Scored | Unreadable]:
     """Every item with its scores, in the order of the items; some are open at a time, and the cache has the
-    scores of all that were asked before an interruption.
+    scores of all items before an interruption.
 
     Raises:
         UserError: no items, no scorers, a prompt that a reward cannot read, or a score that is no finite

@@ -76,7 +76,7 @@ class RemoteReward:
 
 
 def load(source: str | None, place: Place) -> RemoteReward:
-    """Return the reward behind an address; nobody is asked yet."""
+    """Return the reward behind an address; no request is made yet."""
     assert source is not None  # registry.parse gives one
     return RemoteReward(source, place.batch_size)
 

@@ -5,8 +5,8 @@
     POST /NAME     {"images": [base64 of a PNG, ...], "prompts": [text, ...], "t": [time in [0, 1], ...]}
                    {"scores": [number, ...]}, one for each image, in their order; "t" may be left out
 
-What is wrong with a question is said as {"error": text}: 400 for the question itself, 404 for a name that
-there is not, 411 and 413 for its length, 422 where the reward refuses a prompt; 500 where the reward fails,
+An error is {"error": text}: 400 for a malformed request, 404 for an unknown name,
+411 and 413 for its length, 422 where the reward refuses a prompt; 500 where the reward fails,
 or gives a score that is no finite number. Several questions may come at once; each reward answers one at a
 time. There is no password: whoever reaches the port may ask, so the default is this machine alone.
 """
@@ -43,7 +43,7 @@ MAX_PIXELS = 64 * 10**6
 
 @dataclass(frozen=True)
 class Served:
-    """A reward, its card, and the lock that keeps its network from being asked twice at once."""
+    """A reward, its card, and the lock that keeps its network from two calls at once."""
 
     card: RewardCard
     reward: Reward

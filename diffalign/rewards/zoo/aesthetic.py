@@ -126,10 +126,10 @@ def _build(name: str, path: str, backbone: str, place: Place) -> Aesthetic:
 
 def check_width(name: str, path: str, head: nn.Sequential, backbone: str, width: int) -> None:
     """UserError if a head does not take the ``width`` numbers that its backbone makes."""
-    wanted = next(head.parameters()).shape[1]
-    if width != wanted:
+    expected = next(head.parameters()).shape[1]
+    if width != expected:
         raise UserError(
-            f"reward {name!r}: the head {path!r} takes embeddings of {wanted} numbers, but {backbone!r} "
+            f"reward {name!r}: the head {path!r} takes embeddings of {expected} numbers, but {backbone!r} "
             f"makes {width}; they must belong together"
         )
 

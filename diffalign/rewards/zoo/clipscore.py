@@ -1,6 +1,6 @@
 """CLIPScore (Hessel et al. 2021, arXiv 2104.08718): how well an image fits its prompt.
 
-scale x cos(text, image), with a prefix before the prompt and cut at 0 if wanted. Without options it is 100
+scale x cos(text, image), optionally with a prefix before the prompt, and cut at 0. Without options it is 100
 cos of OpenAI's ViT-L/14, not cut, for what is cut has no gradient. The published variants:
 
 | as in | spec |

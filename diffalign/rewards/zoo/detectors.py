@@ -127,12 +127,12 @@ def load_mask2former(name: str, source: str, place: Place, called: Mapping[str, 
     from transformers import Mask2FormerForUniversalSegmentation
 
     model = load_whole(name, source, replace(place, dtype="float32"), Mask2FormerForUniversalSegmentation)
-    said = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
-    labels = tuple(called.get(label.lower().replace(" ", "").replace("_", ""), "") for label in said)
+    had = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
+    labels = tuple(called.get(label.lower().replace(" ", "").replace("_", ""), "") for label in had)
     lacking = sorted(set(called.values()) - set(labels))
     if lacking:
         raise UserError(
-            f"reward {name!r}: {source!r} knows {len(said)} classes, such as {', '.join(said[:3])}, but not "
+            f"reward {name!r}: {source!r} knows {len(had)} classes, such as {', '.join(had[:3])}, but not "
             f"{', '.join(lacking[:3])}; a checkpoint of COCO's 80 classes is needed"
         )
     return Mask2Former(model, labels)

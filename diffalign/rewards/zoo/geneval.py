@@ -5,7 +5,7 @@ image must show (`geneval_prompts`); but the detector is another training of the
 the original runs in mmdetection alone. Compare scores of this reward with each other only.
 
 Two scores. ``geneval`` is the graded one that Flow-GRPO (arXiv 2505.05470) trains on: the mean over what is
-wanted of 1 - |wanted - found| / wanted, counts being exact, and likewise of colours; a relation is 1 or 0.
+required of 1 - |required - found| / required, of exact counts and of colours; a relation is 1 or 0.
 Where a relation fails, its released code adds a 1 after the 0; here it is the 0 alone. ``geneval_correct``
 is the benchmark's own: 1 if everything is there (more of it too, unless the prompt counts), else 0.
 """
@@ -29,7 +29,7 @@ THRESHOLD = 0.3  # how sure the detector must be
 COUNTING_THRESHOLD = 0.9  # where the prompt counts
 MOST = 16  # things of a name
 SLACK = 0.1  # of both sizes, by which two things may be apart without a relation
-GREY = (0x99, 0x99, 0x99)  # around a thing whose colour is asked
+GREY = (0x99, 0x99, 0x99)  # around an object whose colour is classified
 COLOUR_TEXTS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}",
                 "a photo of a {colour} object")  # fmt: skip
 
@@ -153,8 +153,8 @@ def correct(
     return float(all(len(found.get(clause.name, ())) < clause.count for clause in requirement.exclude))
 
 
-def _share(wanted: int, found: int) -> float:
-    return 1 - abs(wanted - found) / wanted
+def _share(required: int, found: int) -> float:
+    return 1 - abs(required - found) / required
 
 
 def _placed(things: Sequence[Detection], clause: Clause, right: Sequence[Sequence[Detection]]) -> bool:

@@ -38,7 +38,7 @@ NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "ei
 
 @dataclass(frozen=True)
 class Clause:
-    """So many things of a name, of a colour if one is said, and where they are.
+    """So many things of a name, of a colour if one is matched, and where they are.
 
     Attributes:
         name: one of ``OBJECTS``.
@@ -90,7 +90,7 @@ def read_requirement(prompt: str) -> Requirement:
     """
     text = prompt.strip().lower().removesuffix(".")
     matches = ((tag, pattern.fullmatch(text)) for tag, pattern in _PATTERNS.items())
-    tag, said = next(((tag, match.groupdict()) for tag, match in matches if match), ("", {}))
+    tag, matched = next(((tag, match.groupdict()) for tag, match in matches if match), ("", {}))
     if not tag:
         raise UserError(
             f"reward 'geneval' cannot read the prompt {prompt!r}; it reads GenEval's: 'a photo of a bench', "
@@ -98,21 +98,22 @@ def read_requirement(prompt: str) -> Requirement:
             "a dog right of a bench', 'a photo of a purple cup and a black apple', with COCO's 80 objects "
             f"and {', '.join(COLOURS)}"
         )
-    if said["a"] == said.get("b"):
+    if matched["a"] == matched.get("b"):
         raise UserError(
-            f"reward 'geneval' cannot read the prompt {prompt!r}: it names {said['a']!r} twice, and "
+            f"reward 'geneval' cannot read the prompt {prompt!r}: it names {matched['a']!r} twice, and "
             "things are counted by their names; for two of them write a number"
         )
-    return _requirement(tag, said)
+    return _requirement(tag, matched)
 
 
-def _requirement(tag: str, said: dict[str, str]) -> Requirement:
+def _requirement(tag: str, matched: dict[str, str]) -> Requirement:
     if tag == "counting":
-        name, count = _PLURALS[said["a"]], NUMBERS[said["number"]]
+        name, count = _PLURALS[matched["a"]], NUMBERS[matched["number"]]
         return Requirement(tag, (Clause(name, count),), (Clause(name, count + 1),))
     if tag == "position":  # the second thing is the one that the first relates to
-        return Requirement(tag, (Clause(said["b"]), Clause(said["a"], position=(said["relation"], 0))))
-    first = Clause(said["a"], colour=said.get("colour_a"))
+        second = Clause(matched["a"], position=(matched["relation"], 0))
+        return Requirement(tag, (Clause(matched["b"]), second))
+    first = Clause(matched["a"], colour=matched.get("colour_a"))
     return Requirement(
-        tag, (first, Clause(said["b"], colour=said.get("colour_b"))) if "b" in said else (first,)
+        tag, (first, Clause(matched["b"], colour=matched.get("colour_b"))) if "b" in matched else (first,)
     )

@@ -43,7 +43,7 @@ _SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 @runtime_checkable
 class NoisyReward(Protocol):
-    """A Reward that can also be asked about noisy latents."""
+    """A Reward that also scores noisy latents."""
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
         """(B,) float32 scores of finished images."""
@@ -153,17 +153,17 @@ class LatentReward:
         x_t = latents.to(device, self.unet.dtype).repeat(2, 1, 1, 1)
         levels, middle = way_down(self.unet, x_t, timestep.to(device).repeat(2), states[both], added)
         looks = [level[:count].float().mean((2, 3)) for level in levels]
-        asked, unasked = middle.float().mean((2, 3)).chunk(2)
-        looks.append(unasked + GUIDANCE * (asked - unasked))
+        conditional, unconditional = middle.float().mean((2, 3)).chunk(2)
+        looks.append(unconditional + GUIDANCE * (conditional - unconditional))
         look, word = self.visual(torch.cat(looks, 1)), self.textual(pooled[owner].float())
         return self.scale * (unit(look) * unit(word)).sum(-1)
 
     def _read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Return what the UNet is told of prompts, (B, L, D), and pooled (B, E)."""
-        said = [reader(prompts) for reader in self.readers]
-        if len(said) == 1:
-            return said[0].last_hidden_state, said[0].pooler_output
-        return torch.cat([one.hidden_states[-2] for one in said], -1), said[1].text_embeds
+        outputs = [reader(prompts) for reader in self.readers]
+        if len(outputs) == 1:
+            return outputs[0].last_hidden_state, outputs[0].pooler_output
+        return torch.cat([one.hidden_states[-2] for one in outputs], -1), outputs[1].text_embeds
 
 
 def load(source: str | None, place: Place) -> LatentReward:

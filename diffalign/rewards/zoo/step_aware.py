@@ -54,7 +54,7 @@ _FILES = {
 
 @runtime_checkable
 class TimedReward(Protocol):
-    """A Reward that can also be asked about clean estimates made at noisy times."""
+    """A Reward that also scores clean estimates made at noisy times."""
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
         """(B,) float32 scores of finished images: those at t = 0."""

@@ -58,7 +58,7 @@ def taste(source: str | None, place: Place) -> SceneJudge:
 
 @dataclass(frozen=True)
 class MotionJudge:
-    """A rule ``(frames, prompt, fps) -> float`` that reads moving shapes, asked for each video."""
+    """A rule ``(frames, prompt, fps) -> float`` that reads moving shapes, called for each video."""
 
     name: str
     rule: Callable[[np.ndarray, str, float], float]

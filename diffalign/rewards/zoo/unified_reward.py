@@ -33,7 +33,7 @@ _RESERVED = ("<image>", "<|")  # how vision-language models' own tokens begin
 
 @dataclass(frozen=True)
 class UnifiedReward:
-    """A model behind an endpoint; ``batch_size`` images are asked about at once."""
+    """A model behind an endpoint; ``batch_size`` requests run at once."""
 
     endpoint: Endpoint
     batch_size: int = 16
@@ -77,7 +77,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def load(source: str | None, place: Place) -> UnifiedReward:
-    """ADDRESS@MODEL: an endpoint without /chat/completions, and the model's name there; nobody is asked yet.
+    """Return the reward of ADDRESS@MODEL (an endpoint without /chat/completions); no request is made yet.
 
     The environment variable OPENAI_API_KEY is sent if it is set.
 

@@ -83,7 +83,7 @@ class Question:
 
 @dataclass(frozen=True)
 class VLMJudge:
-    """Points, or a rubric's mean, in [0, 1]; ``batch_size`` images are asked about at once."""
+    """Points, or a rubric's mean, in [0, 1]; ``batch_size`` requests run at once."""
 
     question: Question
     batch_size: int = 16
@@ -102,7 +102,7 @@ class VLMJudge:
 
 @dataclass(frozen=True)
 class PairwiseJudge:
-    """Which of two images is better, asked in both orders; ``batch_size`` questions at once."""
+    """The better of two images, judged in both orders; ``batch_size`` requests run at once."""
 
     question: Question
     batch_size: int = 16
@@ -208,7 +208,7 @@ def _number(file: Path, name: str, value: Any) -> float:
 
 
 def load(source: str | None, place: Place) -> VLMJudge:
-    """Return the judge of a file; no question is asked yet. UserError as ``read_question``."""
+    """Return the judge of a file; no request is made yet. UserError as ``read_question``."""
     return VLMJudge(read_question(source), place.batch_size)
 
 

@@ -61,7 +61,7 @@ class VQAScore:
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
-        texts = [asked(self.processor, prompt) + self.answer for prompt in prompts]
+        texts = [chat_text(self.processor, prompt) + self.answer for prompt in prompts]
         bos = self.processor.tokenizer.bos_token
         how = {
             "padding": True,
@@ -83,8 +83,8 @@ class VQAScore:
                 f"reward {_NAME!r}: the processor of this model writes something after {self.answer!r}, so "
                 "its probability cannot be read; take another model"
             )
-        said = self._logits(inputs, where - 1).float().log_softmax(-1)
-        return said.gather(2, answers[..., None])[..., 0].sum(1).exp()
+        scores = self._logits(inputs, where - 1).float().log_softmax(-1)
+        return scores.gather(2, answers[..., None])[..., 0].sum(1).exp()
 
     def _logits(self, inputs: Any, where: Tensor) -> Float[Tensor, "B K V"]:
         """Return what the model says at positions (B, K); no others are computed where it can leave
@@ -97,7 +97,7 @@ class VQAScore:
         return self.model(**inputs, logits_to_keep=kept).logits[rows, at]
 
 
-def asked(processor: Any, prompt: str) -> str:
+def chat_text(processor: Any, prompt: str) -> str:
     """Return the question about an image as the model's chat template puts it, ready for the answer."""
     question = {"type": "text", "text": _QUESTION.format(prompt)}
     message = {"role": "user", "content": [{"type": "image"}, question]}
@@ -150,7 +150,7 @@ def _processors(source: str) -> tuple[Any, Any]:
 def _answer(processor: Any, source: str) -> tuple[str, tuple[int, ...]]:
     """How "Yes" is written after a question, and its tokens."""
     try:
-        question = asked(processor, "a")
+        question = chat_text(processor, "a")
     except Exception as error:  # no template, or one of another kind: each raises its own
         raise unloadable(_NAME, f"the chat template of {source!r}", error, "instead") from error
     words = processor.tokenizer
