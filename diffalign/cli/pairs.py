@@ -58,8 +58,8 @@ def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Ite
     source, near = Path(args.source), args.dedup == "near"
     with Shelf() as shelf:
         if is_score_table(source):
-            scorers = [reward.name for reward in rewards]
-            yield from_table(source, scorers, shelf, limit=args.limit, near=near), shelf
+            chosen = [reward.name for reward in rewards]
+            yield from_table(source, chosen, shelf, limit=args.limit, near=near), shelf
             return
         if not rewards:
             raise UserError(

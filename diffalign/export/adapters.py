@@ -152,7 +152,7 @@ def _inject(network: nn.Module, modules: dict[str, Factors], source: str) -> Non
 
 
 def _write_as_peft(network: Any, folder: Path) -> None:
-    """The two files that ``PeftModel.from_pretrained`` reads, its names of the tensors included.
+    """Return the two files that ``PeftModel.from_pretrained`` reads, its names of the tensors included.
 
     The scale is folded in, so that ComfyUI, which reads such a file without its configuration, is right too.
     """

@@ -43,12 +43,12 @@ def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None
 
 
 def load_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> Any:
-    """The pipeline of ``open_aligned``."""
+    """Return the pipeline of ``open_aligned``."""
     return open_aligned(base, folder, device).pipeline
 
 
 def open_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> LoadedModel:
-    """The model of an ``aligned/`` folder: its own, or ``base`` with the folder's LoRA on it.
+    """Return the model of an ``aligned/`` folder: its own, or ``base`` with the folder's LoRA on it.
 
     Raises:
         UserError: the folder holds neither, or the LoRA does not fit the base.
@@ -96,8 +96,9 @@ def read_lora_of(lora: Path, model: LoadedModel) -> tuple[Lora, str]:
 
 
 def absent_components(model: LoadedModel) -> tuple[str, ...]:
-    """What the pipeline is without though its class wants it, such as SD3's T5: plain diffusers must be told,
-    ``from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)``.
+    """Return the components that the pipeline lacks though its class has them, such as SD3's T5.
+
+    Plain diffusers takes them as None: ``from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)``.
     """
     optional = model.pipeline._optional_components
     return tuple(

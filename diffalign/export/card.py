@@ -44,7 +44,7 @@ class Card:
     widget: tuple[tuple[str, str], ...] = ()
 
     def text(self) -> str:
-        """The README.md."""
+        """Return the text of README.md."""
         title = self.title or f"{FAMILIES[self.family].title} aligned with {self.method}"
         kind = "LoRA adapters for" if self.adapted else "A fine-tuned copy of"
         parts = [
@@ -81,7 +81,7 @@ class Card:
         return matter | {"tags": list(dict.fromkeys([*tags, *self.tags]))}
 
     def loading(self, folder: str = "path/to/this/folder") -> list[str]:
-        """The lines of Python that load what ``folder`` holds with plain diffusers, and draw with it."""
+        """Return the lines of Python that load ``folder`` with plain diffusers, and generate with it."""
         family, pipeline = get_family(self.family), FAMILIES[self.family].pipeline
         by_peft = self.adapted and not has_lora_loader(family.network_class)
         source = f'"{self.base_model}"' if self.adapted else f'"{folder}"'
@@ -111,7 +111,7 @@ class Card:
         return [*lines, result.format('"a lighthouse at dusk"')]
 
     def _dtype(self) -> str:
-        """The dtype that the base model was trained in, as diffusers takes it; empty for float32."""
+        """Return the dtype that the base model was trained in, as diffusers takes it; empty for float32."""
         name = self.settings.get("model", {}).get("dtype", "float32")
         if name == "float32":
             return ""
@@ -133,7 +133,7 @@ def _yaml(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and sequences as YAML knows them."""
+    """Return mappings and sequences as the dicts and lists of YAML."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

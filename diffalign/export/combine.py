@@ -123,7 +123,7 @@ def _padded(factors: Factors, rank: int) -> Factors:
 
 
 def _from_factors(factors: Factors, rank: int) -> tuple[Factors, float, float]:
-    """The lower rank by the SVD of the two small triangles of QR: the product itself is never made."""
+    """Reduce the rank by the SVD of the two small triangles of QR: the product itself is never formed."""
     up, down = factors.scale * factors.up.double().flatten(1), factors.down.double().flatten(1)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)

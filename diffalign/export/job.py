@@ -129,7 +129,7 @@ def _merged(
     others: Sequence[tuple[Path, float]],
     say: Callable[[str], None],
 ) -> LoadedModel:
-    """The model with everything folded into its weights."""
+    """Return the model with all adapters folded into its weights."""
     model = load(_whole_config(base, source) if whole else base)
     if whole and settings.strength != 1:
         before: Any = load(base).network.state_dict()
@@ -153,7 +153,7 @@ def _whole_config(base: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[Path, float]]:
-    """The LoRAs under the policy (``model.adapter``), which another program's base model is without.
+    """Return the LoRAs under the policy (``model.adapter``), which the base model of another program lacks.
 
     Raises:
         UserError: one of them is no LoRA here.
@@ -175,7 +175,7 @@ def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[P
 def _extracted(
     model: LoadedModel, base: ModelConfig, source: Path, settings: Export, say: Callable[[str], None]
 ) -> Lora:
-    """The LoRA nearest to the change of a fully trained network."""
+    """Return the LoRA nearest to the change of a fully trained network."""
     rank = settings.rank or EXTRACTED_RANK
     tuned = load(_whole_config(base, source)).network
     before: Any = {name: module.weight for name, module in modules_of(model.network).items()}

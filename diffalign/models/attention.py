@@ -45,7 +45,7 @@ class OneBackend:
         freqs_cis: Any = None,
         **named: Any,
     ) -> Any:
-        """What the wrapped processor returns: a tensor, or two where the text is attended to as well.
+        """Return what the wrapped processor returns: a tensor, or two in joint attention of image and text.
 
         The optional names stand here because diffusers reads them off and drops what it does not find; they
         are handed on only if they are there, since no processor knows them all.
@@ -114,7 +114,7 @@ def _attentions(network: nn.Module) -> list[Any]:
 
 
 def available(device: torch.device | str, dtype: torch.dtype, dims: Iterable[int]) -> list[str]:
-    """The back-ends that can run forward and backward there for all head widths."""
+    """Return the back-ends that run forward and backward on the device for all head widths."""
     dims = list(dims)
     return [name for name in BACKENDS if not any(why_not(name, device, dtype, dim) for dim in dims)]
 
@@ -148,7 +148,7 @@ class Calls(TorchDispatchMode):
 
 
 def kernel_of(names: Iterable[str]) -> str:
-    """The back-end that a list of operator names shows: a fused kernel, or else math."""
+    """Return the back-end that a list of operator names shows: a fused kernel, or else math."""
     for name in names:
         for backend in ("flash", "efficient", "cudnn"):
             if f"scaled_dot_product_{backend}_attention" in name:

@@ -46,19 +46,20 @@ class Codec(Protocol):
         ...
 
     def usable_frames(self, config: Config, frames: int) -> int:
-        """The largest number of frames, at most ``frames``, that the model takes; 0 where it takes none so
-        few.
+        """Return the largest number of frames, at most ``frames``, that the model takes; 0 where there is
+        none.
         """
         ...
 
     def fitted(self, network_config: Config) -> "Codec":
-        """The codec of a model whose network has this configuration: not every network takes every number of
-        latent frames.
+        """Return the codec of a model whose network has this configuration.
+
+        Not every network takes every number of latent frames.
         """
         ...
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
-        """The frames that a latent frame is made of: labels in seconds become labels of latents by it."""
+        """Return the frames of a latent frame, by which labels in seconds become labels of latents."""
         ...
 
     def encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,7 @@ class Images:
         return self
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
-        """The only one."""
+        """Return the only codec."""
         return range(1)
 
     def encode(
@@ -180,7 +181,7 @@ class FrameByFrame:
         return self if self.longest is None else replace(self, most=self.longest(network_config))
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
-        """The frame itself."""
+        """Return the frame itself."""
         return range(latent_frame, latent_frame + 1)
 
     def encode(

@@ -56,7 +56,7 @@ class NetworkDenoiser:
     autocast: torch.dtype | None = None
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The raw prediction, shaped like ``x_t``."""
+        """Return the raw prediction, shaped like ``x_t``."""
         network = self.network
         if isinstance(network, DistributedDataParallel) and not torch.is_grad_enabled():
             # Ranks may ask different numbers of times here (an inversion, a rollout): nothing must wait.
@@ -83,7 +83,7 @@ class AdaptersOff(Wrapper):
     network: nn.Module
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The base network's raw prediction.
+        """Return the base network's raw prediction.
 
         Without gradient, since a checkpointed recomputation would see the adapters.
         """
@@ -110,7 +110,7 @@ class OtherAdapter(Wrapper):
     trained: bool = False
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """The raw prediction through the other set, without gradient unless it is trained."""
+        """Return the raw prediction through the other set, without gradient unless it is trained."""
         wanted = self.trained and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted), adapter_on(self.network, self.adapter):
             return self.denoiser(x_t, t, cond)

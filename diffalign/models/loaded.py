@@ -107,7 +107,7 @@ class LoadedModel:
         )
 
     def usable_frames(self, frames: int) -> int:
-        """The largest number of frames, at most ``frames``, that the autoencoder takes; of images 1."""
+        """Return the largest number of frames, at most ``frames``, that the autoencoder takes; images: 1."""
         return self.codec.usable_frames(self.pipeline.vae.config, frames)
 
     def latent_frames(self, frames: int) -> int:
@@ -115,11 +115,11 @@ class LoadedModel:
         return self.codec.latent_frames(self.pipeline.vae.config, frames)
 
     def frames_of(self, latent_frame: int) -> range:
-        """The frames that a latent frame is made of."""
+        """Return the frames of a latent frame."""
         return self.codec.frames_of(self.pipeline.vae.config, latent_frame)
 
     def grid(self, steps: int, shape: tuple[int, ...]) -> Float[Tensor, " S"]:
-        """(steps + 1,) descending float64 times that latents of this shape are sampled at, ended by 0.
+        """Return (steps + 1,) descending float64 sampling times of latents of this shape, ended by 0.
 
         Of a flow model they are the stock pipeline's own, shift included; of a variance-preserving one DDIM's
         in the spacing of its scheduler; of EDM's preconditioning the scheduler's sigmas down to sigma_min.
@@ -132,7 +132,7 @@ class LoadedModel:
         return self.family.grid(self.pipeline.scheduler, self.network_config, steps, shape)
 
     def denoiser(self) -> NetworkDenoiser:
-        """The network as a denoiser, its inputs in its own dtype."""
+        """Return the network as a denoiser, its inputs in its own dtype."""
         negated = isinstance(self.path, EDM) and self.path.negated
         call = Negated(self.family.call) if negated else self.family.call
         return NetworkDenoiser(self.network, self.path, self.target, call, dtype=self.dtype)
@@ -258,7 +258,7 @@ def no_bars() -> Iterator[None]:
 
 
 def plain_config(module: Any) -> Mapping[str, Any]:
-    """The configuration of a component, of diffusers or transformers, as a mapping."""
+    """Return the configuration of a component, of diffusers or transformers, as a mapping."""
     config: Mapping[str, Any] = module.config if isinstance(module.config, dict) else module.config.to_dict()
     return config
 
@@ -284,7 +284,7 @@ def weight_digests(module: nn.Module, prefix: str = "") -> Iterator[bytes]:
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """The exact integer sum of a tensor's bits, which any changed element changes, and 64 of its values."""
+    """Return the exact integer sum of a tensor's bits, which any changed element changes, and 64 values."""
     if not tensor.numel() or tensor.is_meta:
         return b""
     bits = tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).flatten()

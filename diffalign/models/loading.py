@@ -101,7 +101,7 @@ def load(
 
 
 def find_family(config: ModelConfig, source: str) -> FamilyCard:
-    """The family that a checkpoint belongs to, read off the checkpoint; ``model.family`` must agree with it.
+    """Return the family of a checkpoint, recognised by its content; ``model.family`` must agree with it.
 
     Raises:
         UserError: no family fits, or another than the one named.
@@ -129,7 +129,7 @@ def _found(config: ModelConfig, source: str, index: dict[str, Any] | None) -> Fa
 
 
 def load_vae(path: str, dtype: torch.dtype, class_name: str = "AutoencoderKL") -> Any:
-    """The VAE of ``model.vae``: a hub id, its own folder, or a pipeline folder with ``vae/`` in it.
+    """Return the VAE of ``model.vae``: a hub id, its own folder, or a pipeline folder with ``vae/`` in it.
 
     Args:
         class_name: of the family's VAE in diffusers.
@@ -184,7 +184,7 @@ def load_network(path: str, family: Family, dtype: torch.dtype) -> Any:
 
 
 def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
-    """The pipeline's model_index.json, of a folder or from the hub."""
+    """Return the pipeline's model_index.json, of a folder or from the hub."""
     from diffusers import DiffusionPipeline
 
     if os.path.isdir(source):

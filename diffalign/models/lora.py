@@ -104,7 +104,7 @@ def add_second_adapter(network: Any, config: LoraConfig, seed: int) -> dict[str,
 
 
 def _other(name: str, adapter: str) -> str:
-    """The name of a parameter's fellow in another set."""
+    """Return the name of the corresponding parameter in another set."""
     before, _, after = name.rpartition(f".{ADAPTER}")
     return f"{before}.{adapter}{after}"
 
@@ -184,7 +184,7 @@ def compile_network(network: Any, backend: str = "inductor") -> None:
 def reference_denoiser(
     model: LoadedModel, policy: NetworkDenoiser, config: ModelConfig, autocast: torch.dtype | None = None
 ) -> Denoiser:
-    """The frozen reference, equal to the policy as it is now; call it before training.
+    """Return the frozen reference, equal to the policy as it is now; call it before training.
 
     Under LoRA it is the policy's own network with the adapters off. Otherwise it is a copy, run under the
     policy's autocast, whose products hold ``config.dtype`` where the policy autocasts to that; the rest is
@@ -223,7 +223,7 @@ def following_reference(
     autocast: torch.dtype | None = None,
     soft: bool = False,
 ) -> tuple[Denoiser, dict[str, Tensor]]:
-    """A reference that will follow the policy, equal to it as it is now; see ``reference_denoiser``.
+    """Return a reference that will follow the policy, equal to it as it is now; see ``reference_denoiser``.
 
     Under LoRA it is a second set of adapters on the policy's own network: no second copy of the base.
 
@@ -246,7 +246,7 @@ def following_reference(
 
 
 def policy_denoiser(model: LoadedModel, config: ModelConfig) -> NetworkDenoiser:
-    """The prepared network, its inputs in the frozen weights' dtype, or float32 where all is trained."""
+    """Return the prepared network; inputs have the frozen weights' dtype, or float32 where all is trained."""
     return replace(model.denoiser(), dtype=model.dtype if config.train == "lora" else torch.float32)
 
 

@@ -224,7 +224,7 @@ class _Scales:
 def _factors(
     component: str, parts: Mapping[str, Any], scales: _Scales, weights: Mapping[str, Tensor]
 ) -> dict[str, Factors]:
-    """The factors of each module in a place; a stacked place shares ``down``, its ``up`` is cut by rows."""
+    """Return the factors of each module in a place; a stacked place shares ``down`` and splits ``up``."""
     place: Place = parts["place"]
     down, up = parts["down"], parts["up"]
     scale = (
@@ -248,7 +248,7 @@ def _factors(
 
 
 def _fitted(source: str, name: str, factors: Factors, weight: Tensor) -> Factors:
-    """The factors in the weight's number of axes: files keep 1 x 1 convolutions as matrices and back."""
+    """Return the factors in the weight's number of axes: files store 1 x 1 convolutions as matrices too."""
     shape, found = tuple(weight.shape), (factors.up.shape[0], *factors.down.shape[1:])
     kernel = (1,) * (len(shape) - 2)
     wrong = found != shape and (found[:2] != shape[:2] or {*found[2:], *shape[2:]} != {1})

@@ -12,7 +12,7 @@ from diffalign.models.sources import HUB_ID, user_errors
 
 
 def load_motion(path: str, dtype: torch.dtype) -> Any:
-    """The motion adapter of ``model.motion_adapter``: a hub id or a folder.
+    """Return the motion adapter of ``model.motion_adapter``: a hub id or a folder.
 
     Raises:
         UserError: not there, or not a motion adapter.
@@ -48,7 +48,7 @@ def drop_adapter(pipeline: Any) -> None:
 
 
 def motion_config(unet_config: Mapping[str, Any], adapter: str) -> dict[str, Any]:
-    """The configuration of the network that a UNet's and an adapter's make, without weights.
+    """Return the configuration of the network of a UNet and a motion adapter, without weights.
 
     An adapter that is no folder here is taken to have the usual shapes, of animatediff-motion-adapter-v1-5-2.
 

@@ -24,7 +24,7 @@ def only_errors(*names: str) -> Iterator[None]:
 
 @contextmanager
 def vae_precision(vae: Any) -> Iterator[Any]:
-    """The VAE in a precision that it can be trusted in: float32 where its configuration forces an upcast.
+    """Return the VAE in a precision safe for it: float32 where its configuration forces an upcast.
 
     SDXL's own VAE overflows in float16; with the fp16-fix VAE (``force_upcast`` false) nothing is cast.
     """

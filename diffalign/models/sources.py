@@ -113,7 +113,7 @@ def is_single_file(source: str) -> bool:
 
 
 def sniff_family(file: str) -> FamilyCard:
-    """The family of a single-file checkpoint, told by the names of its tensors.
+    """Return the family of a single-file checkpoint, recognised by the names of its tensors.
 
     Raises:
         UserError: unreadable, a LoRA, or of no known family.

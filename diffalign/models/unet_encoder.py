@@ -16,7 +16,7 @@ from diffalign.models.sources import user_errors
 
 
 def load_part(field: str, cls: Any, source: str, subfolder: str, dtype: torch.dtype) -> Any:
-    """A whole network of a pipeline, or of whatever keeps one as a pipeline does; frozen, in eval mode.
+    """Load a whole network of a pipeline, or of a folder laid out like one; frozen, in eval mode.
 
     Args:
         field: how errors name the source.
@@ -41,7 +41,7 @@ def load_part(field: str, cls: Any, source: str, subfolder: str, dtype: torch.dt
 
 
 def load_way_down(field: str, source: str, subfolder: str, dtype: torch.dtype) -> Any:
-    """A UNet2DConditionModel without its way up, as ``load_part``."""
+    """Load a UNet2DConditionModel without its up blocks; see ``load_part``."""
     from diffusers import UNet2DConditionModel
 
     unet = load_part(field, UNet2DConditionModel, source, subfolder, dtype)
@@ -51,7 +51,7 @@ def load_way_down(field: str, source: str, subfolder: str, dtype: torch.dtype) -
 
 
 def load_autoencoder(field: str, source: str) -> Any:
-    """The AutoencoderKL of a pipeline in float32, which all of them can be trusted in, as ``load_part``."""
+    """Load the AutoencoderKL of a pipeline in float32, which is safe for all; see ``load_part``."""
     from diffusers import AutoencoderKL
 
     return load_part(field, AutoencoderKL, source, "vae", torch.float32)
@@ -64,7 +64,7 @@ def way_down(
     states: Float[Tensor, "B L D"],
     added: Mapping[str, Tensor],
 ) -> tuple[list[Tensor], Tensor]:
-    """What the network makes of latents on each level, before it halves them, and in the middle.
+    """Return the network's features of latents on each level, before it halves them, and in the middle.
 
     Args:
         unet: a UNet2DConditionModel, of which the way up is not asked.

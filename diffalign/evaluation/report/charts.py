@@ -100,7 +100,7 @@ class _Frame:
         return "".join(parts) + self.titles()
 
     def titles(self) -> str:
-        """The titles of both axes."""
+        """Return the titles of both axes."""
         middle = (HEIGHT - _BOTTOM + _TOP) / 2
         return (
             f'<text class="tick" x="{(WIDTH + _LEFT - _RIGHT) / 2:.0f}" y="{HEIGHT - 7}" '

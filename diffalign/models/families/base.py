@@ -69,7 +69,7 @@ class Family(Protocol):
         ...
 
     def configured(self, config: ModelConfig) -> "Family":
-        """The family with what a run's model section says about it; itself where that is nothing."""
+        """Return the family with the settings of a run's model section; itself where there are none."""
         ...
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
@@ -81,7 +81,7 @@ class Family(Protocol):
         ...
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
-        """The tokenizer that reads most of a prompt, by its component's name, and its number of tokens."""
+        """Return the component of the tokenizer with the longest limit, and its number of tokens."""
         ...
 
     def grid(
@@ -110,7 +110,7 @@ class Family(Protocol):
         ...
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The network's raw prediction, shaped like ``x_t``."""
+        """Return the network's raw prediction, shaped like ``x_t``."""
         ...
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
@@ -119,7 +119,7 @@ class Family(Protocol):
 
 
 def present_encoders(family: Family, pipeline: Any) -> tuple[str, ...]:
-    """The text encoders that a pipeline has."""
+    """Return the text encoders that a pipeline has."""
     optional = (name for name in family.optional_encoders if getattr(pipeline, name) is not None)
     return (*family.text_encoders, *optional)
 
@@ -193,12 +193,12 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def rows(one: Cond, n: int) -> dict[str, Tensor]:
-    """The conditions of one sample for ``n`` of them, (n, ...)."""
+    """Return the conditions of one sample for ``n`` of them, (n, ...)."""
     return {name: value.expand(n, *value.shape[1:]) for name, value in one.items()}
 
 
 def bare(network: nn.Module) -> Any:
-    """The network itself, whose configuration can be read, out of what distributes it."""
+    """Return the network itself, whose configuration can be read, without its distributed wrapper."""
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
@@ -215,7 +215,7 @@ def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any,
 
 
 def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
-    """The stock ``encode_prompt`` with guidance and no negative prompt, for one (empty) prompt."""
+    """Call the stock ``encode_prompt`` with guidance and no negative prompt, for one (empty) prompt."""
     with torch.no_grad():
         result: tuple[Any, ...] = pipeline.encode_prompt(
             prompt=[""],
@@ -290,7 +290,7 @@ class ReadByT5(Usual, ABC):
         """Text conditions, one row per prompt, float32."""
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt."""
+        """Return the encoded empty prompt."""
         return rows(self.encode_prompts(pipeline, [""]), n)
 
 

@@ -90,7 +90,7 @@ class CogVideoX(ReadByT5):
         return {"encoder_hidden_states": states.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, F, h, w)."""
+        """Return the transformer's raw prediction, (B, C, F, h, w)."""
         config = bare(network).config
         prediction: Tensor = network(
             hidden_states=x_t.transpose(1, 2),

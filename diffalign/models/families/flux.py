@@ -87,7 +87,7 @@ class Flux(ReadByT5):
         return replace(super().configured(config), embedded_guidance=config.embedded_guidance)
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """A quarter of ``in_channels``: those are of 2 x 2 latents."""
+        """Return a quarter of ``in_channels``, which count those of 2 x 2 latents."""
         return int(network_config["in_channels"]) // SIDE**2
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
@@ -116,7 +116,7 @@ class Flux(ReadByT5):
         return {"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, h, w)."""
+        """Return the transformer's raw prediction, (B, C, h, w)."""
         guidance = None
         if bare(network).config.guidance_embeds:
             guidance = torch.full((len(x_t),), self.embedded_guidance, device=x_t.device)
@@ -149,7 +149,7 @@ def pack(latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N D"]:
 
 
 def unpack(packed: Float[Tensor, "B N D"], size: tuple[int, ...]) -> Float[Tensor, "B C h w"]:
-    """What ``pack`` makes of latents of ``size`` (h, w), undone."""
+    """Undo ``pack`` for latents of ``size`` (h, w)."""
     height, width = size
     patches = packed.unflatten(2, (-1, SIDE, SIDE)).unflatten(1, (height // SIDE, width // SIDE))
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

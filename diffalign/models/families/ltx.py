@@ -107,7 +107,7 @@ class LTXVideo(ReadByT5):
         return {"encoder_hidden_states": states.float(), "encoder_attention_mask": mask.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, F, h, w)."""
+        """Return the transformer's raw prediction, (B, C, F, h, w)."""
         frames, height, width = x_t.shape[2:]
         prediction: Tensor = network(
             hidden_states=x_t.flatten(2).transpose(1, 2),

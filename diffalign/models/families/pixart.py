@@ -112,7 +112,7 @@ class PixArt(ReadByT5):
         return {"resolution": target_size.float(), "aspect_ratio": ratio.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's prediction of the noise, (B, C, h, w)."""
+        """Return the transformer's prediction of the noise, (B, C, h, w)."""
         prediction: Tensor = network(
             x_t,
             encoder_hidden_states=cond["encoder_hidden_states"].to(x_t.dtype),

@@ -255,7 +255,7 @@ FAMILIES: Mapping[str, FamilyCard] = {card.name: card for card in _CARDS}
 
 
 def get_family(name: str) -> "Family":
-    """The family of that name; imports torch.
+    """Return the family of that name; imports torch.
 
     Raises:
         UserError: there is none.
@@ -267,7 +267,7 @@ def get_family(name: str) -> "Family":
 
 
 def moved(card: FamilyCard, adapter: str | None) -> FamilyCard:
-    """The card of the family that ``model.motion_adapter`` makes of one; the same where there is none.
+    """Return the card of the family that ``model.motion_adapter`` makes of one; itself without an adapter.
 
     Raises:
         UserError: no motion adapter fits models of that family.
@@ -285,7 +285,7 @@ def moved(card: FamilyCard, adapter: str | None) -> FamilyCard:
 
 
 def known_shapes() -> dict[str, FamilyCard]:
-    """The cards by the hub ids of networks whose shapes are built in."""
+    """Return the cards by the hub ids of networks whose shapes are built in."""
     return {
         hub_id: card
         for card in FAMILIES.values()
@@ -294,7 +294,7 @@ def known_shapes() -> dict[str, FamilyCard]:
 
 
 def built_in(name: str, hub_id: str | None = None) -> Mapping[str, Mapping[str, Any]]:
-    """The configurations of a family's components, of the base model or of one of another shape."""
+    """Return the configurations of a family's components, of the base model or of one of another shape."""
     differing = dict(FAMILIES[name].other_shapes).get(hub_id or "")
     return {**get_family(name).configs, **(_at(differing) if differing else {})}
 

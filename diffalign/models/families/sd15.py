@@ -73,7 +73,7 @@ class StableDiffusion1(Usual):
         return 1
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
-        """The first tokenizer, all of it."""
+        """Return the first tokenizer and its full length."""
         return "tokenizer", int(pipeline.tokenizer.model_max_length)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
@@ -82,12 +82,12 @@ class StableDiffusion1(Usual):
         return {"encoder_hidden_states": states.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt, (n, tokens, 768) in float32."""
+        """Return the encoded empty prompt, (n, tokens, 768) in float32."""
         _, states = negative_as_the_pipeline_does(pipeline)
         return rows({"encoder_hidden_states": states.float()}, n)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The UNet's raw prediction, shaped like ``x_t``."""
+        """Return the UNet's raw prediction, shaped like ``x_t``."""
         states = cond["encoder_hidden_states"].to(x_t.dtype)
         if self.text_per_frame:
             states = states.repeat_interleave(x_t.shape[2], dim=0)

@@ -144,7 +144,7 @@ class StableDiffusion3(ReadByT5):
         return {"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """The encoded empty prompt."""
+        """Return the encoded empty prompt."""
         _, states, _, pooled = self._encoded(pipeline, [""], guided=True)
         return rows({"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}, n)
 
@@ -161,7 +161,7 @@ class StableDiffusion3(ReadByT5):
         return result
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, h, w)."""
+        """Return the transformer's raw prediction, (B, C, h, w)."""
         prediction: Tensor = network(
             hidden_states=x_t,
             timestep=model_time,

@@ -94,11 +94,11 @@ class StableDiffusionXL(Usual):
         return 1
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
-        """The first tokenizer, all of it."""
+        """Return the first tokenizer and its full length."""
         return "tokenizer", int(pipeline.tokenizer.model_max_length)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-        """What both encoders say, in float32.
+        """Return the outputs of both encoders in float32.
 
         ``encoder_hidden_states`` (B, tokens, 2048) are their penultimate layers side by side, ``text_embeds``
         (B, 1280) the second one's projection.
@@ -121,7 +121,7 @@ class StableDiffusionXL(Usual):
         return {"time_ids": torch.cat([original_size, crop, target_size], dim=1).float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The UNet's raw prediction, (B, C, H, W)."""
+        """Return the UNet's raw prediction, (B, C, H, W)."""
         prediction: Tensor = network(
             x_t,
             model_time,

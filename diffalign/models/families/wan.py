@@ -108,7 +108,7 @@ class WanVideo(ReadByT5):
         return CONFIGS
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
-        """The side of ``patch_size``, which is one latent frame deep."""
+        """Return the side of ``patch_size``, which is one latent frame deep."""
         return int(network_config["patch_size"][-1])
 
     def grid(
@@ -124,7 +124,7 @@ class WanVideo(ReadByT5):
         return {"encoder_hidden_states": states.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, F, h, w)."""
+        """Return the transformer's raw prediction, (B, C, F, h, w)."""
         prediction: Tensor = network(
             hidden_states=x_t,
             timestep=model_time,
