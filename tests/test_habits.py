@@ -12,6 +12,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from diffalign.evaluation.measuring.motion import shrunk
 from diffalign.losses.contrast import pairs_of
 from tests import conftest, strict_types
 from tests.helpers import PUBLISHED_DATA, ROOT, VECTORS
@@ -49,9 +50,17 @@ def test_every_dependency_has_a_version_in_the_constraints():
     assert not [line for line in lines if not line.startswith("#") and re.search(r"[/@+]|https?:", line)]
 
 
-def test_shapes_are_checked():
+def test_shapes_are_checked_in_every_room_that_states_some():
     with pytest.raises(TypeCheckError):
         pairs_of(torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(TypeCheckError):
+        shrunk(torch.zeros(3, 4, 4))
+    stated = {
+        path.relative_to(ROOT / "diffalign").parts[0].removesuffix(".py")
+        for path in (ROOT / "diffalign").rglob("*.py")
+        if re.search(r"^from jaxtyping import", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert stated == set(conftest.SHAPED)
 
 
 def test_files_above_the_limit_are_slow_and_unmeasured_ones_by_their_names():
@@ -73,7 +82,7 @@ def test_files_above_the_limit_are_slow_and_unmeasured_ones_by_their_names():
 def test_golden_vectors_ship_whole_and_small():
     files = sorted((ROOT / "tests" / "golden").glob("*.npz"))
     readme = (ROOT / "tests" / "golden" / "README.md").read_text()
-    assert len(files) == 24 and sum(file.stat().st_size for file in files) < 3e6
+    assert len(files) >= 28 and sum(file.stat().st_size for file in files) < 3e6
     for file in files:
         assert f"`{file.stem}`" in readme, f"{file.name} is not in the README"
         with np.load(file, allow_pickle=False) as arrays:

@@ -61,7 +61,10 @@ def per_pair(c: Contrast, how: Literal["sum", "mean"]) -> Contrast:
     ``better`` and ``worse`` are those of the pair's first unit: who is on which side differs by unit.
     """
     units = c.weight.flatten(1).sum(1)
-    pooled = lambda v: c.mean_per_pair(v) * (units if how == "sum" else 1)  # noqa: E731
+
+    def pooled(v: Tensor) -> Tensor:
+        return c.mean_per_pair(v) * (units if how == "sum" else 1)
+
     return Contrast(
         chosen=pooled(c.chosen),
         rejected=pooled(c.rejected),

@@ -43,8 +43,11 @@ def dcg_weights(
     """
     gain = torch.exp2(score) - 1
     inverse_discount = math.log(log_base) / torch.log(1 + positions(score, group).to(gain))
+
     # advanced indexing by (P, *unit) would cross units
-    at = lambda values, index: values.gather(0, index.to(values.device))  # noqa: E731
+    def at(values: Tensor, index: Tensor) -> Tensor:
+        return values.gather(0, index.to(values.device))
+
     gains = at(gain, better) - at(gain, worse)
     return (gains * (at(inverse_discount, better) - at(inverse_discount, worse))).abs()
 

@@ -53,7 +53,10 @@ class ADPO(StateMethod):
         ratio = elbo(policy, reference, z, batch.cond, self.reduce).log_ratio
         standard, weight = standardised(batch.score.to(ratio), batch.group)
         member = _members(batch.group, ratio)
-        among = lambda x: torch.where(member, x, -torch.inf).log_softmax(1)  # noqa: E731
+
+        def among(x: Tensor) -> Tensor:
+            return torch.where(member, x, -torch.inf).log_softmax(1)
+
         log_p = among(self.scale / self.tau * ratio).masked_fill(~member, 0.0)
         losses = -(among(standard / self.beta_reward).exp() * log_p).sum(1)
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)

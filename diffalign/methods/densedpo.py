@@ -28,14 +28,14 @@ import torch
 from torch import Tensor
 
 from diffalign.config.build import choice
-from diffalign.diffusion.likelihood import PerFrame, Reduce
+from diffalign.diffusion.likelihood import PerFrame
 from diffalign.diffusion.times import LogitNormal
 from diffalign.errors import UserError
 from diffalign.losses.contrast import per_pair
 from diffalign.methods._base import TIMES, PairMethod
 from diffalign.methods._common import OverTime, compare, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
-from diffalign.types import Batch, Denoiser, Random, Step, TimeSampler
+from diffalign.types import Batch, Denoiser, Random, Reduce, Step, TimeSampler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,10 @@ class DRO(StateMethod):
             held, drift = denoising_error(reference, both, twice, self.reduce).chunk(2)
         ahead = denoising_error(policy, expert, won.cond, self.reduce) - held
         losses, weight = torch.relu(ahead + drift + self.margin), good.to(ahead)
-        mean = lambda values: (values.detach() * weight).sum() / weight.sum().clamp(min=1)  # noqa: E731
+
+        def mean(values: Tensor) -> Tensor:
+            return (values.detach() * weight).sum() / weight.sum().clamp(min=1)
+
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)
         metrics = {"loss": mean(losses), "gate": mean((losses > 0).to(losses)), "drift": mean(drift)}
         return Step(loss, {**metrics, "errors/chosen": mean(ahead)}, weight.sum())

@@ -50,7 +50,7 @@ from diffalign.diffusion.inversion import (
     implied_noise,
     velocity_weight,
 )
-from diffalign.diffusion.likelihood import PerSample, Reduce, at_least_float32, regression_target
+from diffalign.diffusion.likelihood import PerSample, at_least_float32, regression_target
 from diffalign.diffusion.noising import expand
 from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
@@ -59,7 +59,7 @@ from diffalign.losses.pairwise import LOSSES, Logistic, PairwiseLoss
 from diffalign.methods._base import TIMES
 from diffalign.methods._common import guided, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
-from diffalign.types import Batch, Denoiser, Noised, Random, Step, TimeSampler
+from diffalign.types import Batch, Denoiser, Noised, Random, Reduce, Step, TimeSampler
 
 
 @dataclass(frozen=True)

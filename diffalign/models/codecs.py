@@ -277,7 +277,7 @@ class Videos:
 
     def encode(
         self, vae: Any, pixels: Float[Tensor, "B 3 F H W"]
-    ) -> tuple[Float[Tensor, "B C F h w"], Float[Tensor, "B C F h w"]]:
+    ) -> tuple[Float[Tensor, "B C f h w"], Float[Tensor, "B C f h w"]]:
         """(mean, std) of the posterior in the network's scale.
 
         A copy is of one and the same draw where the network is trained, and noise is drawn for each latent:
@@ -289,7 +289,7 @@ class Videos:
         first, sure = [mean[:, :, :1]] * self.copies, torch.zeros_like(std[:, :, :1])
         return torch.cat([*first, mean], 2), torch.cat([sure] * (self.copies + 1) + [std[:, :, 1:]], 2)
 
-    def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
+    def decode(self, vae: Any, latents: Float[Tensor, "B C f h w"]) -> Float[Tensor, "B 3 F H W"]:
         """Pixels in [0, 1]."""
         latents, moments, times = latents[:, :, self.copies :], self.moments(vae), self.times(vae, 1)
         if times is None:

@@ -11,6 +11,7 @@ has left the support (the over-optimisation), and the distance to the best that 
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -211,8 +212,13 @@ def fit(
     Raises:
         KeyboardInterrupt: a signal has ended the training early; half a training is nothing to measure.
     """
-    by_group = lambda tensor: tensor.reshape(data.num_groups, -1, *tensor.shape[1:])  # noqa: E731
-    named = lambda tensors: {name: by_group(value) for name, value in tensors.items()}  # noqa: E731
+
+    def by_group(tensor: Tensor) -> Tensor:
+        return tensor.reshape(data.num_groups, -1, *tensor.shape[1:])
+
+    def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: by_group(value) for name, value in tensors.items()}
+
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
     state = train(
         method=method,
@@ -288,6 +294,9 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     """sqrt(2 E|a - b| - E|a - a'| - E|b - b'|) of two samples (N, 2), unbiased within, never below 0
     (Szekely 2003).
     """
-    within = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))  # noqa: E731
+
+    def within(x: Tensor) -> Tensor:
+        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+
     squared = 2 * torch.cdist(a, b).mean() - within(a) - within(b)
     return squared.clamp(min=0).sqrt().item()

@@ -75,8 +75,13 @@ class TensorSource:
         first = (micro_step * self._world + self._rank) * self._groups
         places = [divmod(first + g, len(self._x)) for g in range(self._groups)]
         chosen = torch.stack([self._order(epoch)[index] for epoch, index in places])
-        pick = lambda tensor: tensor[chosen].flatten(0, 1)  # noqa: E731
-        named = lambda tensors: {name: pick(value) for name, value in tensors.items()}  # noqa: E731
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[chosen].flatten(0, 1)
+
+        def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: pick(value) for name, value in tensors.items()}
+
         return Batch(
             x=pick(self._x),
             cond=named(self._cond),

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from diffalign.errors import UserError, unknown
-from diffalign.rewards.cards import CARDS, RewardCard
+from diffalign.rewards.cards import CARDS
+from diffalign.rewards.cards import RewardCard as RewardCard
 from diffalign.rewards.imported import imported_card, is_import_path
 from diffalign.rewards.place import Place as Place
 

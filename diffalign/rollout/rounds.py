@@ -11,6 +11,7 @@ arithmetic.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ class Round:
         leads = pareto(self.score[:, :, one].flatten(0, 2), self.score[:, :, other].flatten(0, 2))
         return leads.reshape(n, s, -1).ne(0).any(-1)
 
-    def batch(self, place: Place) -> Batch:
+    def batch(self, place: Place) -> Batch[Any]:
         """Return the groups of a place.
 
         Of transitions only those that teach anything, the first one if none does: nothing is drawn for them
@@ -131,8 +132,13 @@ class Round:
                 kept[0] = True
             rows, slots = rows[kept], slots[kept]
         rivals = self.score.shape[2]
-        pick = lambda value: value[rows, slots].flatten(0, 1)  # noqa: E731
-        spread = lambda values: {k: v[rows].repeat_interleave(rivals, 0) for k, v in values.items()}  # noqa: E731
+
+        def pick(value: Tensor) -> Tensor:
+            return value[rows, slots].flatten(0, 1)
+
+        def spread(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v[rows].repeat_interleave(rivals, 0) for k, v in values.items()}
+
         group = torch.arange(len(rows)).repeat_interleave(rivals)
         own = torch.arange(len(group))
         return Batch(
@@ -175,7 +181,10 @@ def in_parts(
     each.
     """
     parts = score.shape[2] // size
-    split = lambda value: value.unflatten(2, (parts, size)).flatten(1, 2)  # noqa: E731
+
+    def split(value: Tensor) -> Tensor:
+        return value.unflatten(2, (parts, size)).flatten(1, 2)
+
     return (
         Transition(*map(split, x)) if isinstance(x, Transition) else split(x),
         split(score),

@@ -14,7 +14,7 @@ a window (MixGRPO, Li et al. 2025, arXiv 2507.21802) all steps outside it are th
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -160,7 +160,10 @@ class Request:
         self, who: Denoiser, flat: Tensor, t: float, rows: Tensor, rivals: int
     ) -> tuple[Tensor, Tensor]:
         """(x0, eps) of the ``rows`` of states (n * k, *d), in one call of the network."""
-        pick = lambda cond: {name: v[rows // rivals] for name, v in cond.items()}  # noqa: E731
+
+        def pick(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: v[rows // rivals] for name, v in cond.items()}
+
         if self.setting.guidance != 1:
             who = Guided(who, pick(self.negative), self.setting.guidance)
         x = flat[rows]

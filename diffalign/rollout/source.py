@@ -6,10 +6,11 @@ sampled.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class OnlineSource:
         self._unfinished = number if micro_step % self._plan.micro_steps else -1
         self._store.forget_after(number)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch[Any]]:
         """Endless micro-batches, from where ``seek`` has put it.
 
         Raises:
@@ -178,7 +179,10 @@ class OnlineSource:
     def _sampled(self, number: int, rows: range, cond: Cond, negative: Cond) -> Sampled:
         """Sample some prompts of a round now."""
         device = self._model.device
-        pick = lambda values: {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}  # noqa: E731
+
+        def pick(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}
+
         setting = replace(self._setting, round=number)
         request = Request(self._roles.policy, self._roles.reference, pick(cond), pick(negative), setting)
         random = Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows])

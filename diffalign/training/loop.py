@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,12 +37,12 @@ _LOWEST_LOSS_SCALE = 2.0**-10
 
 def train(
     *,
-    method: Method,
+    method: Method[Any],
     denoiser_of: Callable[[nn.Module], Denoiser],
     reference: Denoiser,
     network: nn.Module,
     parameters: Sequence[tuple[str, nn.Parameter]],
-    source: Source,
+    source: Source[Any],
     settings: TrainingConfig,
     optimizer: OptimizerConfig,
     accelerator: Accelerator,
@@ -120,7 +121,7 @@ def _check(settings: TrainingConfig, parameters: Sequence[tuple[str, nn.Paramete
 
 
 def _begin(
-    method: Method,
+    method: Method[Any],
     policy: Denoiser,
     reference: Denoiser,
     network: nn.Module,
@@ -154,7 +155,7 @@ def _begin(
     )
 
 
-def _step(state: TrainState, batches: Iterator[Batch], interruption: Interruption) -> None:
+def _step(state: TrainState, batches: Iterator[Batch[Any]], interruption: Interruption) -> None:
     """One optimizer step: accumulate a window, then update."""
     started = time.perf_counter()
     window = Meter(state.accelerator.device)
@@ -166,7 +167,7 @@ def _step(state: TrainState, batches: Iterator[Batch], interruption: Interruptio
     state.seconds += time.perf_counter() - started
 
 
-def _accumulate(state: TrainState, batches: Iterator[Batch], window: Meter) -> Tensor:
+def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter) -> Tensor:
     """Forward and backward over one window; (2,) this rank's total weight and weighted loss."""
     accelerator, settings = state.accelerator, state.settings
     ranks, rank, groups = accelerator.num_processes, accelerator.process_index, settings.batch_size
@@ -190,7 +191,7 @@ def _accumulate(state: TrainState, batches: Iterator[Batch], window: Meter) -> T
     return torch.stack(sums).sum(0)
 
 
-def _next(batches: Iterator[Batch], groups: int) -> Batch:
+def _next(batches: Iterator[Batch[Any]], groups: int) -> Batch[Any]:
     batch = next(batches, None)
     if batch is None:
         raise ValueError("the source ended; a training source is endless")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +44,7 @@ class TrainState:
         paused: what the source waits for, in words.
     """
 
-    method: Method
+    method: Method[Any]
     policy: Denoiser
     reference: Denoiser
     network: nn.Module

@@ -1,7 +1,7 @@
 """Reading ahead: batches are made by threads while the step before them runs."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from weakref import finalize
@@ -49,7 +49,10 @@ def _made(make: Callable[[int], Batch[Tensor]], number: int, pin: bool) -> Batch
 
 def _pinned(batch: Batch[Tensor]) -> Batch[Tensor]:
     """Return the batch in page-locked memory, from which copies to a GPU overlap with its work."""
-    named = lambda tensors: {name: tensor.pin_memory() for name, tensor in tensors.items()}  # noqa: E731
+
+    def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
     return replace(
         batch,
         x=batch.x.pin_memory(),

@@ -55,7 +55,10 @@ class Swap:
 
     def __call__(self, caption: str) -> str | None:
         """Return the altered caption."""
-        draw = lambda what, n: derive(self.seed, "swap", what, caption) % n  # noqa: E731
+
+        def draw(what: str, n: int) -> int:
+            return derive(self.seed, "swap", what, caption) % n
+
         edits = list(edits_of(caption))
         principles = sorted({edit.principle for edit in edits})
         if not principles:

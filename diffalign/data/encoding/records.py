@@ -103,7 +103,10 @@ class Record:
 
 def row_of(record: Record) -> dict[str, Any]:
     """Return the cells of a record, of ``SCHEMA``."""
-    raw = lambda key: None if key is None else bytes.fromhex(key)  # noqa: E731
+
+    def raw(key: str | None) -> bytes | None:
+        return None if key is None else bytes.fromhex(key)
+
     images = [
         {
             **asdict(image.cut),
@@ -131,7 +134,10 @@ def row_of(record: Record) -> dict[str, Any]:
 
 def record_from(row: Mapping[str, Any]) -> Record:
     """Return the record of some cells; KeyError, TypeError or ValueError if they are none."""
-    name = lambda raw: None if raw is None else raw.hex()  # noqa: E731
+
+    def name(raw: bytes | None) -> str | None:
+        return None if raw is None else raw.hex()
+
     return Record(
         prompt=row["prompt"],
         text=row["text"].hex(),

@@ -97,7 +97,10 @@ def read_segments(value: Any, where: str, videos: int) -> Segments:
     """Return the ``segments`` of a row, () where there are none; UserError for what is no dense label."""
     if value is None:
         return ()
-    listed = lambda item: isinstance(item, Sequence) and not isinstance(item, str | bytes)  # noqa: E731
+
+    def listed(item: Any) -> bool:
+        return isinstance(item, Sequence) and not isinstance(item, str | bytes)
+
     rows = list(value) if listed(value) and all(map(listed, value)) else []
     numbers = all(
         score is None or (isinstance(score, int | float) and math.isfinite(score))

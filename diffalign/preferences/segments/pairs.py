@@ -184,6 +184,8 @@ def write_rows(rows: Iterable[Mapping[str, Any]], source: str, target: Path) -> 
 
 
 def _moved(row: Mapping[str, Any], there: Path) -> dict[str, Any]:
-    absolute = lambda name: str(there / Path(name).expanduser())  # noqa: E731
+    def absolute(name: str) -> str:
+        return str(there / Path(name).expanduser())
+
     row = {**row, **{key: absolute(row[key]) for key in ("video_0", "video_1") if key in row}}
     return {**row, "videos": [absolute(name) for name in row["videos"]]} if "videos" in row else row

@@ -6,7 +6,7 @@ are never taken for it. One clip is in memory at a time, and one of its takes on
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -215,7 +215,10 @@ def _encoded(
         texts = [model.encode_prompts([task.clip.prompt]) for task in some]
         negative = model.negative(1)
         model.move_encoders("cpu", model.text_encoders)
-        there = lambda rows: {name: value.to(model.device) for name, value in rows.items()}  # noqa: E731
+
+        def there(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(model.device) for name, value in rows.items()}
+
         for task, text in zip(some, texts, strict=True):
             yield task, there({**text, **sizes}), there(negative)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from diffalign.rewards.zoo.clip import unit
@@ -24,7 +24,7 @@ from diffalign.rewards.zoo.clip import unit
 FREQUENCIES = 256
 
 
-def sinusoid(timestep: Float[Tensor, " B"], width: int = FREQUENCIES) -> Tensor:
+def sinusoid(timestep: Real[Tensor, " B"], width: int = FREQUENCIES) -> Tensor:
     """(B, width): cosines, then sines, of timestep 10000^(-i / (width / 2)); float32, or t's float64.
 
     Frequencies are rounded to float32 in the published order of operations: at timestep 1000 another rounding
@@ -48,7 +48,7 @@ class TimeEmbedding(nn.Module):
             else:
                 nn.init.zeros_(parameter)
 
-    def forward(self, timestep: Float[Tensor, " B"]) -> Tensor:
+    def forward(self, timestep: Real[Tensor, " B"]) -> Tensor:
         """Return the embedding c of each timestep."""
         weight = next(self.parameters())
         exact = timestep.to(torch.promote_types(weight.dtype, torch.float32))
@@ -153,7 +153,7 @@ class TimedClip(nn.Module):
         """Return unit text embeddings (G, D), float32, of token ids (G, L)."""
         return unit(self.text_projection(self.text_model(input_ids=ids).pooler_output))
 
-    def looks(self, pixels: Float[Tensor, " B 3 H W"], timestep: Float[Tensor, " B"]) -> Tensor:
+    def looks(self, pixels: Float[Tensor, " B 3 H W"], timestep: Real[Tensor, " B"]) -> Tensor:
         """Return unit image embeddings (B, D), float32, of normalised pixels that were estimated at
         ``timestep``.
         """
