@@ -164,7 +164,7 @@ def latent_shape(
 def flow_grid(
     scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False, mu: float | None = None
 ) -> Float[Tensor, " S"]:
-    """(steps + 1,) descending float64 times of a flow scheduler of diffusers, shift included, ended by 0.
+    """Return (steps + 1,) descending float64 times of a diffusers flow scheduler, shift included, ended by 0.
 
     Args:
         scheduler: the pipeline's; it is left as it is.

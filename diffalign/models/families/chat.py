@@ -39,7 +39,7 @@ class ReadByChat(ReadByT5, ABC):
     """What the pipeline tells the template about thinking."""
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
-        """The language model's tokenizer; the tokens that its template leaves to the prompt."""
+        """Return the language model's tokenizer; the tokens that its template leaves to the prompt."""
         return "tokenizer", self.max_sequence_length - template_tokens(pipeline.tokenizer, self.thinking)
 
 

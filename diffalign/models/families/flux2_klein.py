@@ -108,7 +108,7 @@ class Flux2Klein(ReadByChat):
         return {"encoder_hidden_states": states.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, h, w)."""
+        """Return the transformer's raw prediction, (B, C, h, w)."""
         text, (count, _, height, width) = cond["encoder_hidden_states"].to(x_t.dtype), x_t.shape
         prediction: Tensor = network(
             hidden_states=x_t.flatten(2).transpose(1, 2),

@@ -91,7 +91,7 @@ class ZImage(ReadByChat):
         return {"encoder_hidden_states": full, "encoder_attention_mask": mask}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's prediction of eps - x0, (B, C, h, w)."""
+        """Return the transformer's prediction of eps - x0, (B, C, h, w)."""
         text = cond["encoder_hidden_states"].to(x_t.dtype)
         lengths = lengths_of(cond["encoder_attention_mask"])
         predictions: list[Tensor] = network(
