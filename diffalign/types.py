@@ -109,10 +109,7 @@ class Batch(Generic[X]):
 
     def _map(self, function: Callable[[Tensor], Tensor], **others: Tensor | None) -> "Batch[X]":
         """Apply ``function`` to every tensor but ``group`` and ``state``, which ``others`` may replace."""
-
-        def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: function(value) for name, value in tensors.items()}
-
+        named = lambda tensors: {name: function(value) for name, value in tensors.items()}  # noqa: E731
         return replace(
             self,
             x=Transition(*map(function, self.x)) if isinstance(self.x, Transition) else function(self.x),

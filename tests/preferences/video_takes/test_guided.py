@@ -272,7 +272,8 @@ def test_the_command(sd3, folder, tmp_path, capsys):
     assert "1 pair in" in said and "label-segments" not in said  # which is for videos
     row = json.loads((tmp_path / "pairs" / "pairs.jsonl").read_text())
     assert row["eta"] == 0.5 and len(row["images"]) == 2
-    assert main([*argv, "--width", "17"]) == 2
+    argv[argv.index("--width") + 1] = "17"
+    assert main(argv) == 2
     assert "16 x 17 pixels; allowed with sd3: multiples of" in capsys.readouterr().err.replace(
         size + " x", "16 x"
     )
