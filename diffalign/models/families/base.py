@@ -87,7 +87,7 @@ class Family(Protocol):
     def grid(
         self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
     ) -> Float[Tensor, " S"]:
-        """(steps + 1,) descending float64 times at which a flow model's stock pipeline samples latents of
+        """Return (steps + 1,) descending float64 times at which a flow model's pipeline samples latents of
         this shape, ended by 0.
         """
         ...

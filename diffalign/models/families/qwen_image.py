@@ -81,7 +81,7 @@ class QwenImage(ReadByChat):
         return CONFIGS
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """A quarter of ``in_channels``: those are of 2 x 2 latents."""
+        """Return a quarter of ``in_channels``, which count those of 2 x 2 latents."""
         return int(network_config["in_channels"]) // SIDE**2
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
@@ -115,7 +115,7 @@ class QwenImage(ReadByChat):
         return {"encoder_hidden_states": full, "encoder_attention_mask": mask}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
-        """The transformer's raw prediction, (B, C, h, w)."""
+        """Return the transformer's raw prediction, (B, C, h, w)."""
         mask, (height, width) = cond["encoder_attention_mask"], x_t.shape[-2:]
         lengths = lengths_of(mask)
         longest = max(lengths)
