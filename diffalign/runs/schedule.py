@@ -42,11 +42,16 @@ def scheduled(settings: TrainingConfig, groups: int | None, processes: int) -> T
 def announcement(settings: TrainingConfig, groups: int | None, processes: int) -> str:
     """Return the start line: steps, and epochs of how many groups."""
     step = groups_per_step(settings, processes)
-    line = f"training: {settings.steps:,} steps of {step:,} groups"
+    line = f"training: {_counted(settings.steps, 'step')} of {_counted(step, 'group')}"
     if groups is None:
         return line
     epochs = settings.steps * step / groups
-    return f"{line}, {epochs:,.3g} epochs of {groups:,} groups"
+    many = "epoch" if epochs == 1 else "epochs"
+    return f"{line}, {epochs:,.3g} {many} of {_counted(groups, 'group')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -17,10 +17,11 @@ from diffalign.data.batches.source import FixedBatches
 from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import leave_out
-from diffalign.data.reading.examples import Example
+from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
+from diffalign.methods.registry import DataKind
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
@@ -111,6 +112,7 @@ def offline(
     for note in preferences.notes:
         tell(f"data: {note}")
     tell(f"data: {counts}")
+    tell_unliked(run.method["type"], encoded.counts, tell)
     if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
         tell(
             f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
@@ -121,7 +123,8 @@ def offline(
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
-    tell(f"training {_size(roles):,} parameters on {len(learned)} groups, {len(held_out)} held out")
+    groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
+    tell(f"training {_size(roles):,} parameters on {groups}, {len(held_out)} held out")
     step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
     if few := scarce(learned.records, step):
         tell(
@@ -138,6 +141,14 @@ def offline(
         data_content(learned, held_out),
         len(learned),
     )
+
+
+def tell_unliked(method: str, counts: Counts, tell: Callable[[str], None]) -> None:
+    """Say how many single images teach a method of winners nothing, since they are not liked."""
+    if REGISTRY[method].data is DataKind.WINNERS and counts.disliked:
+        tell(
+            f"data: {method} learns from what is liked: {counts.disliked:,} disliked images have no gradient"
+        )
 
 
 def _look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diffalign.config.schema import DataConfig, RolloutConfig, Run, TrainingConfig
+from diffalign.data.reading.examples import Counts
 from diffalign.errors import UserError
 from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
@@ -16,6 +17,7 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
+from diffalign.runs.setup import tell_unliked
 from diffalign.training import acceleration, packages
 from diffalign.training.packages import check_packages
 from tests.training.toys import PlaneDenoiser, Trial, network
@@ -220,3 +222,10 @@ def test_a_launchers_plugin_that_is_not_installed_is_a_user_error(monkeypatch):
     monkeypatch.setattr(acceleration, "Accelerator", not_there)
     with pytest.raises(UserError, match=r"ACCELERATE_USE_DEEPSPEED.*DeepSpeed is not installed.*allowed"):
         acceleration.accelerator_for(TrainingConfig())
+
+
+@pytest.mark.parametrize(("method", "told"), [("sft", ["12 disliked images"]), ("kto", [])])
+def test_dislikes_that_teach_nothing_are_told(method, told):
+    lines = []
+    tell_unliked(method, Counts(liked=3, disliked=12), lines.append)
+    assert len(lines) == len(told) and all(word in line for word, line in zip(told, lines, strict=True))
