@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 from tests import shape_checks  # noqa: F401  (the hook finds it as an attribute of ``tests``)
 
 SHAPED = ("types", "losses", "diffusion", "media", "methods", "models", "rewards", "rollout", "evaluation")
-SHAPED += ("preferences", "plane")
+SHAPED += ("preferences", "plane", "strategies")
 """Rooms whose annotations are checked where they name arrays."""
 
 install_import_hook([f"diffalign.{room}" for room in SHAPED], "tests.shape_checks.checked")
