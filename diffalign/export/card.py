@@ -27,6 +27,7 @@ class Card:
         tags: more tags for the hub.
         note: a sentence for readers, such as what the preferences were.
         widget: prompts and the files of their pictures in the repository, shown on the hub's page.
+        started: LoRAs that are folded into the base beneath the adapters (``model.adapter``).
         absent: components that the pipeline is loaded without, which diffusers must be told.
     """
 
@@ -40,6 +41,7 @@ class Card:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     note: str = ""
+    started: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     widget: tuple[tuple[str, str], ...] = ()
 
@@ -52,6 +54,7 @@ class Card:
             f"# {title}\n",
             f"{kind} `{self.base_model}`, trained with {self.method} by diffalign. {self.note}".rstrip()
             + "\n",
+            *([_started(self.started)] if self.adapted and self.started else []),
             "\n".join(["## Use\n\n```python", *self.loading(), "```\n"]),
         ]
         if self.numbers:
@@ -122,6 +125,15 @@ class Card:
     @property
     def _video(self) -> bool:
         return get_family(self.family).codec.video
+
+
+def _started(adapters: tuple[str, ...]) -> str:
+    """Return the sentence on adapters that lie beneath: base and this LoRA alone are another model."""
+    names = ", ".join(f"`{name}`" for name in adapters)
+    return (
+        f"It was trained on the base with {names} folded in: load that first, at strength 1, then this LoRA "
+        "on top. `diffalign export` writes both as one (any `--to`).\n"
+    )
 
 
 def _number(value: float | int | str) -> str:

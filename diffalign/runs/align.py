@@ -28,6 +28,7 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
+from diffalign.models.starting import expanded
 from diffalign.models.text_lora import begin_training_text
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
@@ -261,9 +262,11 @@ def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, f
         "data": result.counts,
     }
     kind = "" if run.rollout.prompts else "held-out "
+    base = expanded(run.model)
     numbers |= {f"{kind}{name}": value for name, value in held_out.items()}
     return Card(
-        base_model=run.model.path,
+        base_model=base.path,
+        started=base.adapter,
         family=model.family.name,
         adapted=run.model.train == "lora",
         method=REGISTRY[run.method["type"]].title,

@@ -42,7 +42,8 @@ class Exportable:
         """Return the model card: the one that training wrote where it fits, else one made from the run."""
         written = self.source / "README.md"
         whole = (self.source / "model_index.json").is_file()
-        if written.is_file() and adapted != whole:
+        # an export holds the adapters that the run started from as well: what training wrote of them is over
+        if written.is_file() and adapted != whole and not self.base.adapter:
             return written.read_text(encoding="utf-8")
         method = REGISTRY[self.run.method["type"]].title if self.run else "preference alignment"
         card = Card(

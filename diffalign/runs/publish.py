@@ -13,6 +13,7 @@ from diffalign.evaluation.drawing.samples import read_samples
 from diffalign.export.card import Card
 from diffalign.export.hub import base_license, check_repo, push_folder
 from diffalign.methods import REGISTRY
+from diffalign.models.starting import expanded
 from diffalign.runs.exporting import exportable, figures
 
 PICTURES = 4  # of the last validation, shown on the model's page
@@ -43,6 +44,7 @@ def push(
     check_repo(repo)
     found = exportable(spec, base)
     adapted = not (found.source / "model_index.json").is_file()
+    base_config = expanded(found.base)
     license = license or base_license(found.base.path)
     if license is None:
         say(f"the licence of {found.base.path} is not known: the card names none; --license gives it")
@@ -51,7 +53,8 @@ def push(
         _link(found.source, folder)
         pictures = _pictures(found.folder, folder / "images")
         card = Card(
-            base_model=found.base.path,
+            base_model=base_config.path,
+            started=base_config.adapter,
             family=found.family,
             adapted=adapted,
             method=REGISTRY[found.run.method["type"]].title if found.run else "preference alignment",

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,10 @@ def test_the_lines_load_what_a_run_leaves(tmp_path: Path, name: str) -> None:
     assert network.peft_config and pipeline.vae.dtype == model.pipeline.vae.dtype
     assert any("lora_A" in key for key in network.state_dict())
     assert lines[-1].endswith(".images[0]" if name in ("sd3", "pixart") else ".frames[0]")
+
+
+def test_a_lora_over_an_earlier_adapter_says_that_both_are_needed() -> None:
+    both = Card("owner/base", "sdxl", adapted=True, method="DPO", started=("me/style", "runs/one/aligned"))
+    assert "`me/style`, `runs/one/aligned` folded in" in both.text() and "diffalign export" in both.text()
+    for other in (replace(both, adapted=False), replace(both, started=())):
+        assert "folded in" not in other.text()

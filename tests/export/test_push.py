@@ -101,3 +101,24 @@ def test_a_push_that_was_cut_short_goes_on_and_refusals_say_what_to_do(hub: Hub,
     assert lines[3] == f"{hub.url}/me/mine" and hub.puts == 1
     assert "pytorch_lora_weights.safetensors" in hub.files
     assert lines[4] == "mit None"
+
+
+def test_training_pushes_what_it_leaves_at_its_end(hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    flags = {
+        "output": out,
+        "data.limit": 12,
+        "data.holdout": 0.25,
+        "training.steps": 1,
+        "training.batch_size": 2,
+        "export.push_to_hub": "me/mine",
+        "export.private": "true",
+    }
+    pairs = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    done = outside(hub, "-m", "diffalign", "train", "tiny_sd15_dpo", *pairs)
+    assert f"on the hub: {hub.url}/me/mine" in done.stderr
+    weights = (out / "aligned" / "pytorch_lora_weights.safetensors").read_bytes()
+    assert hub.objects[hub.files["pytorch_lora_weights.safetensors"]] == weights
+    assert "| optimizer steps | 1 |" in hub.files["README.md"]
+    for file in (*out.rglob("*.yaml"), *out.rglob("*.json*"), *out.rglob("*.md")):
+        assert TOKEN not in file.read_text(encoding="utf-8"), file

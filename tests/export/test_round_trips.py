@@ -85,6 +85,7 @@ CASES = {
         ("diffusers", "comfyui", "merged"),
     ),
     "pixart": Case(tiny_pipelines.make_pixart, (*ATTENTION, "ff.net.2"), ("comfyui", "merged")),
+    "animatediff": Case(video_pipelines.make_animatediff, ATTENTION, ("diffusers", "merged")),
     "wan": Case(
         video_pipelines.make_wan,
         (*ATTENTION, "ffn.net.0.proj", "ffn.net.2"),

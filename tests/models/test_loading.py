@@ -11,14 +11,17 @@ from diffusers import (
     IPNDMScheduler,
     StableDiffusionPipeline,
 )
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
 from diffalign.errors import UserError
+from diffalign.export.single_file import write_single_file
 from diffalign.models.formulation import formulation_of_file, path_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
+from diffalign.models.lora import policy_denoiser
 from diffalign.models.sources import sniff_family
 from tests.models.ldm import single_file_state
 from tests.tiny_pipelines import vae
@@ -311,6 +314,12 @@ def test_a_single_file_names_its_prediction(
     assert scheduler.prediction_type == ("v_prediction" if prediction == "v" else "epsilon")
     assert scheduler.get("rescale_betas_zero_snr", False) is zero
     assert ("recognised by" in caplog.text) is bool(keys or metadata)
+    denoiser = policy_denoiser(model, ModelConfig(path=str(file)))  # what a run trains with
+    assert (denoiser.target, denoiser.path) == (prediction, model.path)
+    write_single_file(model, tmp_path / "out.safetensors", torch.float32, "mine")
+    with safe_open(tmp_path / "out.safetensors", framework="pt") as written:
+        markers = {"v_pred", "ztsnr"} & set(written.keys())
+    assert markers == {name for name, on in (("v_pred", prediction == "v"), ("ztsnr", zero)) if on}
     overruled = load(ModelConfig(path=str(file), prediction="sample", zero_terminal_snr=False))
     assert overruled.target == "x0" and overruled.path.coefficients(torch.ones(1))[0].item() > 0
 
