@@ -6,7 +6,8 @@ Each size is built (small latents (4, 4, 4) and embeddings (8, 16), float16, ten
 by a fresh process: seconds from its start to the first batch, resident memory beyond what the imports take,
 and batches of 8 pairs a second in the order of a run. The smallest is read from the layout of earlier
 versions, one file a record, as well. Then processes that write one cache are killed at random times; the
-cache must hold what one that is left alone writes. Rows go to ``benchmarks/data.json``, the table to
+cache must hold what one that is left alone writes. At last encoding is measured against the bare autoencoder
+(``benchmarks.cache_writing``). Rows go to ``benchmarks/data.json``, the table to
 ``benchmarks/data.md``. What is built is removed.
 """
 
@@ -66,13 +67,20 @@ def everything(folder: Path, sizes: list[int], kills: int) -> None:
     killed = kill(folder / "kills", kills)
     shutil.rmtree(folder / "kills")
     print(json.dumps(killed), flush=True)
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cache_writing"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    writing = json.loads(result.stdout.splitlines()[-1])
+    print(json.dumps(writing), flush=True)
+    earlier = json.loads((HERE / "data.json").read_text(encoding="utf-8"))
     whole = {
         "command": "python -m benchmarks.data",
-        "machine": "2 CPU cores, x86_64",
+        "machine": "2 CPU cores, x86_64, shared with other work",
         "date": datetime.now(UTC).date().isoformat(),
         "load": round(os.getloadavg()[1], 1),
         "sizes": rows,
         "kills": killed,
+        "writing": writing,
+        "formats": earlier.get("formats", []),
     }
     (HERE / "data.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     (HERE / "data.md").write_text(table(whole), encoding="utf-8")
@@ -417,6 +425,27 @@ def table(whole: dict[str, Any]) -> str:
         f"{killed['records']} records differ.",
         "",
     ]
+    writing = whole["writing"]
+    lines += [
+        f"Encoding {writing['images']} JPEG images of {writing['side']} px with tiny:sdxl into the cache against "
+        f"the bare autoencoder on pixels in memory (one thread, in alternation, fastest of "
+        f"{len(writing['repetitions'])}): {writing['cpu_share']:.1%} of its throughput by CPU time, "
+        f"{writing['wall_share']:.1%} by the clock.",
+        "",
+    ]
+    if whole["formats"]:
+        lines += [
+            "## Format: `python -m benchmarks.cache_formats`",
+            "",
+            "| size | format | written MB/s | open, s | records read a second | own memory, MiB |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row['size']} | {row['format']} | {row['written_mb_per_second']} | {row['open_seconds']} | "
+            f"{row['records_per_second']:,} | {row['anonymous_mib']} |"
+            for row in whole["formats"]
+        ]
+        lines.append("")
     return "\n".join(lines)
 
 
