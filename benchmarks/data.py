@@ -4,11 +4,12 @@
 
 Each size is built (small latents (4, 4, 4) and embeddings (8, 16), float16, ten pairs a prompt) and then read
 by a fresh process: seconds from its start to the first batch, resident memory beyond what the imports take,
-and batches of 8 pairs a second in the order of a run. The smallest is read from the layout of earlier
-versions, one file a record, as well. Then processes that write one cache are killed at random times; the
-cache must hold what one that is left alone writes. At last encoding is measured against the bare autoencoder
-(``benchmarks.cache_writing``). Rows go to ``benchmarks/data.json``, the table to
-``benchmarks/data.md``. What is built is removed.
+and batches of 8 pairs a second in the order of a run. Sets of up to 10,000 are read from the layout of
+earlier versions, one file a record, as well. Then processes that write one cache are killed at random times;
+the cache must hold what one that is left alone writes. At last encoding is measured against the bare
+autoencoder (``benchmarks.cache_writing``). Rows go to ``benchmarks/data.json``, the table to
+``benchmarks/data.md``. Sizes that are not named stay as they were measured before, and with ``--kills 0`` so
+do kills and writing. What is built is removed.
 """
 
 import argparse
@@ -53,31 +54,33 @@ def main() -> None:
 
 def everything(folder: Path, sizes: list[int], kills: int) -> None:
     """Build, read and remove each size, kill writers, and write rows and table."""
-    rows = []
+    earlier = json.loads((HERE / "data.json").read_text(encoding="utf-8"))
+    rows = [row for row in earlier["sizes"] if row["pairs"] not in sizes]
     for pairs in sizes:
         place = folder / str(pairs)
         shutil.rmtree(place, ignore_errors=True)
         built = build(place, pairs)
         row = {**built, **_apart("read", place, pairs)}
-        if pairs == min(sizes):
+        if pairs <= 10_000:
             row["old_layout"] = {**to_old_layout(place), **_apart("read", place, pairs, "--old")}
         shutil.rmtree(place)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    killed = kill(folder / "kills", kills)
-    shutil.rmtree(folder / "kills")
-    print(json.dumps(killed), flush=True)
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cache_writing"]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    writing = json.loads(result.stdout.splitlines()[-1])
-    print(json.dumps(writing), flush=True)
-    earlier = json.loads((HERE / "data.json").read_text(encoding="utf-8"))
+    killed, writing = earlier.get("kills"), earlier.get("writing")
+    if kills:
+        killed = kill(folder / "kills", kills)
+        shutil.rmtree(folder / "kills")
+        print(json.dumps(killed), flush=True)
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cache_writing"]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        writing = json.loads(result.stdout.splitlines()[-1])
+        print(json.dumps(writing), flush=True)
     whole = {
         "command": "python -m benchmarks.data",
         "machine": "2 CPU cores, x86_64, shared with other work",
         "date": datetime.now(UTC).date().isoformat(),
         "load": round(os.getloadavg()[1], 1),
-        "sizes": rows,
+        "sizes": sorted(rows, key=lambda row: row["pairs"]),
         "kills": killed,
         "writing": writing,
         "formats": earlier.get("formats", []),
@@ -126,7 +129,7 @@ def build(folder: Path, pairs: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from diffalign.data.encoding.encode import _set_name
+    from diffalign.data.encoding.encode import set_name
     from diffalign.data.encoding.encoded import Shared, write_manifest
     from diffalign.data.encoding.store import Store
     from diffalign.data.reading.examples import Counts
@@ -140,7 +143,7 @@ def build(folder: Path, pairs: int) -> dict[str, Any]:
     write_shards(store, "text", texts, {"encoder_hidden_states": (8, 16)})
     shared = Shared(texts[-1].tobytes().hex(), texts[-2].tobytes().hex())
     preferences, config = _set(pairs)
-    name = f"manifests/{_set_name(Model(), preferences, config, True, None)}.arrow"  # type: ignore[arg-type]
+    name = f"manifests/{set_name(Model(), preferences, config, True, None)}.arrow"  # type: ignore[arg-type]
     temporary = store.files.temporary("manifests", ".tmp")
     write_manifest(temporary, manifest(latents, texts, pairs), shared, Counts(usable=pairs))
     store.files.put(temporary, name)
@@ -427,8 +430,8 @@ def table(whole: dict[str, Any]) -> str:
     ]
     writing = whole["writing"]
     lines += [
-        f"Encoding {writing['images']} JPEG images of {writing['side']} px with tiny:sdxl into the cache against "
-        f"the bare autoencoder on pixels in memory (one thread, in alternation, fastest of "
+        f"Encoding {writing['images']} JPEG images of {writing['side']} px with tiny:sdxl into the cache "
+        f"against the bare autoencoder on pixels in memory (one thread, in alternation, fastest of "
         f"{len(writing['repetitions'])}): {writing['cpu_share']:.1%} of its throughput by CPU time, "
         f"{writing['wall_share']:.1%} by the clock.",
         "",

@@ -177,6 +177,12 @@ class DataConfig:
     cache_dir: str | None = option(
         None, "folder of the encoded set, or its address (`s3://bucket/cache`); null: OUTPUT/cache"
     )
+    stream_block: int = option(
+        0,
+        "groups that are encoded before training begins, and in blocks of which the first epoch is shuffled; "
+        "later blocks are encoded as they are needed; 0: all groups are encoded first",
+        COUNT_OR_ZERO,
+    )
     cache_batch_size: int = option(
         8, "images encoded at once; for videos also the number held decoded in memory", BATCH
     )

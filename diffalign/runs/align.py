@@ -39,6 +39,7 @@ from diffalign.runs.roles import check_roles
 from diffalign.runs.schedule import Forecast, announcement, scheduled
 from diffalign.runs.scores import check_online_scores, check_reward_range
 from diffalign.runs.setup import offline, online
+from diffalign.runs.streaming import check_streaming, streamed
 from diffalign.runs.validate import validate
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for
@@ -99,6 +100,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         check_online_scores(inner, run.rollout)
     else:
         check_reward_range(inner, run.data)
+    if not prompts:
+        check_streaming(run, inner)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
     if preferences is not None:
         check_files(preferences)
@@ -143,7 +146,8 @@ def _aligned(
     if preferences is None:
         setup = online(run, model, method, accelerator, fresh=snapshot is None, tell=tell, prompts=prompts)
     else:
-        setup = offline(
+        prepared = streamed if run.data.stream_block else offline
+        setup = prepared(
             run, model, inner, method, preferences=preferences, accelerator=accelerator, tell=tell
         )
     checkpoints.content["data"] = setup.content

@@ -14,6 +14,7 @@ from diffalign.config.schema import DataConfig, Run
 from diffalign.data import EncodedSet, PairSource, Preferences, encode_preferences, split_holdout
 from diffalign.data.batches.order import lengths, scarce
 from diffalign.data.batches.source import FixedBatches
+from diffalign.data.batches.streamed import StreamedSource
 from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import leave_out
@@ -56,7 +57,7 @@ class Setup:
         groups: preference groups that are trained on; None: an online source, which has no end.
     """
 
-    source: PairSource | OnlineSource
+    source: PairSource | StreamedSource | OnlineSource
     roles: Roles
     hooks: Sequence[Hook]
     outcome: HeldOut | RoundLog
@@ -67,11 +68,13 @@ class Setup:
     @property
     def counts(self) -> str:
         """What was learnt from so far, in words."""
+        if isinstance(self.source, StreamedSource):
+            return self.source.counts
         return f"{self.outcome.images} {self.data}" if isinstance(self.outcome, RoundLog) else self.data
 
     def close(self) -> None:
         """End what the source has started."""
-        if isinstance(self.source, OnlineSource):
+        if isinstance(self.source, OnlineSource | StreamedSource):
             self.source.close()
 
 
@@ -106,37 +109,33 @@ def offline(
             "warning: data.own_sizes tells SDXL each image's own original size; where winners and losers "
             "differ in size, that alone tells who won"
         )
-    _look_at_labels(run, inner, preferences)
+    look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
     counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded.records)) if text)
     for note in preferences.notes:
         tell(f"data: {note}")
     tell(f"data: {counts}")
     tell_unliked(run.method["type"], encoded.counts, tell)
-    if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
-        tell(
-            f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
-            f"soft labels: {', '.join(name for name, card in REGISTRY.items() if card.soft)}"
-        )
-    _check_labels(run, inner, encoded.dense)
+    tell_of_votes(run, encoded, tell)
+    check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
-    tell(f"training {_size(roles):,} parameters on {groups}, {len(held_out)} held out")
+    tell(f"training {size(roles):,} parameters on {groups}, {len(held_out)} held out")
     step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
     if few := scarce(learned.records, step):
         tell(
             f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
             f"some steps see a group more than once: {few}"
         )
-    diagnostics = _diagnostics(run, model, held_out, inner, roles.base)
+    outcome = diagnostics(run, model, held_out, inner, roles.base)
     return Setup(
-        pair_source(run, learned, model, accelerator, _guided(inner)),
+        pair_source(run, learned, model, accelerator, guided(inner)),
         roles,
-        [diagnostics, ValidationHook(run, model, (), tell)],
-        diagnostics,
+        [outcome, ValidationHook(run, model, (), tell)],
+        outcome,
         counts,
         data_content(learned, held_out),
         len(learned),
@@ -151,7 +150,16 @@ def tell_unliked(method: str, counts: Counts, tell: Callable[[str], None]) -> No
         )
 
 
-def _look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:
+def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
+    """Warn of votes that the method does not read."""
+    if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
+        tell(
+            f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
+            f"soft labels: {', '.join(name for name, card in REGISTRY.items() if card.soft)}"
+        )
+
+
+def look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:
     """Check the kind of labels by rows as they are read: the first one, or where dense ones are wanted all up
     to the first of them (a set may have both kinds, and a global label then counts for all frames).
     """
@@ -159,12 +167,12 @@ def _look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> N
         return  # images, or labels that are made anew of what is read
     rows = (row for row in preferences.unfinished() if isinstance(row, Example))
     if REGISTRY[run.method["type"]].dense:
-        _check_labels(run, inner, any(row.segments for row in rows))
+        check_labels(run, inner, any(row.segments for row in rows))
     else:
-        _check_labels(run, inner, any(row.segments for row in islice(rows, 1)))
+        check_labels(run, inner, any(row.segments for row in islice(rows, 1)))
 
 
-def _check_labels(run: Run, inner: Method[Any], dense: bool) -> None:
+def check_labels(run: Run, inner: Method[Any], dense: bool) -> None:
     """UserError where labels are dense and the method compares whole videos, or the other way round."""
     name = run.method["type"]
     if dense and isinstance(inner.reduce, PerSample):
@@ -205,7 +213,7 @@ def online(
         run, model, roles, method, accelerator,
         fresh=fresh, load=once, prompts=prompts, check=RoundScores(build(run.method), tell),
     )  # fmt: skip
-    tell(f"training {_size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
+    tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
     model.free_encoders()
     log = RoundLog(source)
     trained = run.rollout.rewards if run.rollout.by == "rewards" else ()
@@ -214,7 +222,8 @@ def online(
     return Setup(source, roles, hooks, log, data, prompts_content(prompts))
 
 
-def _size(roles: Roles) -> int:
+def size(roles: Roles) -> int:
+    """Return the number of parameters that are trained."""
     return sum(p.numel() for _, p in roles.parameters)
 
 
@@ -225,10 +234,7 @@ def encode(
     accelerator.
     """
     check_frames(run.data, model)
-    # a path or an address, which Path would damage ("s3://" becomes "s3:/")
-    folder, rewards = run.data.cache_dir or str(Path(run.output) / "cache"), run.data.rewards
-    scores = Folder(folder).local / "scores.sqlite"
-    rater = RewardRater(rewards, scores, str(accelerator.device)) if rewards else None
+    folder, rater = cache_of(run, accelerator)
     with advised("encoding the preference set", when_encoding(run)):
         encoded = encode_preferences(
             model,
@@ -243,6 +249,14 @@ def encode(
         )
     model.free_encoders()
     return encoded
+
+
+def cache_of(run: Run | RewardRun, accelerator: Accelerator) -> tuple[str, RewardRater | None]:
+    """Return the folder or address of a run's encoded set, and what rates its images."""
+    # no Path, which would damage an address ("s3://" becomes "s3:/")
+    folder, rewards = run.data.cache_dir or str(Path(run.output) / "cache"), run.data.rewards
+    scores = Folder(folder).local / "scores.sqlite"
+    return folder, RewardRater(rewards, scores, str(accelerator.device)) if rewards else None
 
 
 def check_frames(data: DataConfig, model: LoadedModel) -> None:
@@ -262,12 +276,12 @@ def check_frames(data: DataConfig, model: LoadedModel) -> None:
         model.latent_shape(*size_of(data), data.frames or 1)
 
 
-def _diagnostics(
+def diagnostics(
     run: Run, model: LoadedModel, held_out: EncodedSet, method: Method[Any], reference: Denoiser | None
 ) -> HeldOut:
     """Held-out groups measured by the method without its strategies, a batch made whenever it is."""
     groups, seed = run.training.batch_size, run.training.seed
-    batches = FixedBatches(held_out, model.family, run.data, groups, seed, _guided(method))
+    batches = FixedBatches(held_out, model.family, run.data, groups, seed, guided(method))
     return HeldOut(
         batches,
         run.logging.diagnostics_every,
@@ -279,7 +293,7 @@ def _diagnostics(
     )
 
 
-def _guided(method: Method[Any]) -> bool:
+def guided(method: Method[Any]) -> bool:
     """Return whether a method needs guided predictions, and so what guidance guides away from."""
     return method.noising is not None and method.noising.guidance != 1
 

@@ -146,6 +146,7 @@ class PairSource:
         self._guided = guided
         self._order = Order(encoded.records, config, batch_size * accumulation * world, seed)
         self._start = 0
+        encoded.records.release()
 
     def seek(self, micro_step: int) -> None:
         """Let the next iterator begin after ``micro_step`` micro-batches."""
@@ -171,8 +172,11 @@ class PairSource:
         own_sizes = self._config.own_sizes
         return assemble(self._encoded, self._family, visits, self._guided, own_sizes)
 
+    def _record(self, position: int) -> Record:
+        return self._encoded[self._order.at(position)]
+
     def _visit(self, position: int) -> Visit:
-        record = self._encoded[self._order.at(position)]
+        record = self._record(position)
         draw = lambda purpose: Streams.at(self._seed, position, 1, purpose)  # noqa: E731
         flipped = self._config.flip and bool(draw("data/flip").uniform(1) < 0.5)
         dropped = bool(draw("data/prompt").uniform(1) < self._config.prompt_dropout)

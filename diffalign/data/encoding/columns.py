@@ -4,6 +4,7 @@ A ``Record`` is made of a row when it is read; what concerns the whole set (buck
 computed from columns. So a set of a million pairs costs no Python object a pair.
 """
 
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -15,13 +16,20 @@ import pyarrow.compute as pc
 from diffalign.data.encoding.records import SCHEMA, Bucket, Record, batches_of, record_from
 from diffalign.data.encoding.shards import halves
 
+RELEASE_ROWS = 64  # rows read one by one, after which the system may take back the pages of the file
+
 
 class Columns(Sequence[Record]):
     """Some rows of a table of ``SCHEMA``, in an order of their own."""
 
-    def __init__(self, table: pa.Table, rows: np.ndarray | None = None):
-        """``rows`` (n,) are row numbers of the table; None: all."""
+    def __init__(self, table: pa.Table, rows: np.ndarray | None = None, mapped: mmap.mmap | None = None):
+        """``rows`` (n,) are row numbers of the table; None: all.
+
+        ``mapped`` is the file that the table lies in, if any.
+        """
         self.table = table
+        self._mapped = mapped
+        self._read = 0
         self._rows = rows
         self._whole = self if rows is None else Columns(table)
 
@@ -42,6 +50,14 @@ class Columns(Sequence[Record]):
         part = Columns(self.table, chosen if self._rows is None else self._rows[chosen])
         part._whole = self._whole
         return part
+
+    @classmethod
+    def joined(cls, parts: Iterable["Columns"]) -> "Columns":
+        """Return the rows of all parts, one after the other."""
+        tables = [
+            part.table if part._rows is None else part.table.take(pa.array(part._rows)) for part in parts
+        ]
+        return cls(pa.concat_tables([SCHEMA.empty_table(), *tables]))
 
     @property
     def whole(self) -> "Columns":
@@ -80,7 +96,19 @@ class Columns(Sequence[Record]):
         batches, ends = self._whole._batches  # slicing a table of many batches costs time for each of them
         number = int(np.searchsorted(ends, row, side="right"))
         first = int(ends[number - 1]) if number else 0
+        self._whole._read += 1
+        if self._whole._read % RELEASE_ROWS == 0:
+            self.release()
         return record_from(batches[number].slice(row - first, 1).to_pylist()[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process beside: a copy of the table, no file."""
+        return {**self.__dict__, "_mapped": None}
+
+    def release(self) -> None:
+        """Let the system take back the pages of the file that reading has mapped."""
+        if self._whole._mapped is not None:
+            self._whole._mapped.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[Record]:
         for first in range(0, len(self), 256):  # a slice at a time: rows come ten times faster so

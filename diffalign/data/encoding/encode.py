@@ -67,7 +67,7 @@ def encode_preferences(
     """
     store = Store(cache_dir)
     memory = Memory(store, MEMORY // max(1, config.workers))
-    manifest = f"manifests/{_set_name(model, preferences, config, half, rater)}.arrow"
+    manifest = f"manifests/{set_name(model, preferences, config, half, rater)}.arrow"
     known = read_manifest(store.files, manifest, memory) if preferences.fingerprint else None
     barrier()  # nobody repairs the store before everybody has looked
     if known is not None:
@@ -79,7 +79,7 @@ def encode_preferences(
     writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     try:
         shared = Shared(writer.text(""), writer.negative())
-        _encode_share(preferences, config, writer, parts, rank=rank, progress=progress, rater=rater)
+        deque(encode_share(preferences, config, writer, parts, rank=rank, progress=progress, rater=rater), 0)
         store.seal()
         barrier()
         if store.converted:
@@ -89,7 +89,7 @@ def encode_preferences(
                 file=sys.stderr,
             )
         store.refresh()
-        encoded = _merge(store, manifest, parts, shared, memory, rank)
+        encoded = merge(store, manifest, parts, shared, memory, rank)
         same_number(encoded.records)
     except OSError as error:
         if not is_full(error):
@@ -97,12 +97,12 @@ def encode_preferences(
         store.abandon()
         raise no_space(store.folder, writer.bytes_needed) from error
     except BaseException as error:
-        _keep(store, error)
+        keep(store, error)
         raise
     return _useful(filtered(viewed(encoded, config), config.filters), preferences.name)
 
 
-def _keep(store: Store, error: BaseException) -> None:
+def keep(store: Store, error: BaseException) -> None:
     """Complete the shards of an encoding that was interrupted; what goes wrong then is the lesser error."""
     try:
         store.seal()
@@ -118,9 +118,10 @@ def _useful(encoded: EncodedSet, name: str) -> EncodedSet:
     return encoded
 
 
-def _set_name(
+def set_name(
     model: Encoders, preferences: Preferences, config: DataConfig, half: bool, rater: Rater | None
 ) -> str:
+    """Return the name under which a set is listed: a digest of model, rows and settings."""
     source = [preferences.fingerprint, preferences.name, config.split, config.limit]
     space = [config.resolution, config.height, config.width, config.crop, config.flip]
     geometry = [*space, config.buckets, config.bucket_step, config.frames, config.fps]
@@ -131,7 +132,7 @@ def _set_name(
     return digest(json.dumps(parts).encode())
 
 
-def _encode_share(
+def encode_share(
     preferences: Preferences,
     config: DataConfig,
     writer: Writer,
@@ -140,8 +141,10 @@ def _encode_share(
     rank: int,
     progress: bool,
     rater: Rater | None,
-) -> None:
-    """Encode this rank's rows, every len(parts)-th, and write a row for each into its part."""
+) -> Iterator[Record | Skipped]:
+    """Encode this rank's rows, every len(parts)-th, write a row for each into its part, and yield what it is;
+    its tensors may still wait in ``writer`` and its store. The part is complete at the end.
+    """
     rows = islice(enumerate(preferences.unfinished()), rank, None, len(parts))
     total = None if preferences.total is None else len(range(rank, preferences.total, len(parts)))
     ready = lambda row: (  # noqa: E731
@@ -158,7 +161,9 @@ def _encode_share(
             waiting: list[dict[str, Any]] = []
             for index, prepared in rate(_ahead(ready, rows, config.workers or THREADS), rater, config):
                 writer.rows_left = None if total is None else total - int(bar.n)
-                waiting.append({"index": index, **_row(prepared, writer)})
+                written = prepared if isinstance(prepared, Skipped) else _write(prepared, writer)
+                waiting.append({"index": index, **_row(written)})
+                yield written
                 if len(waiting) >= ROWS:
                     part.write_batch(pa.RecordBatch.from_pylist(waiting, _PART))
                     waiting = []
@@ -170,8 +175,7 @@ def _encode_share(
         temporary.unlink(missing_ok=True)
 
 
-def _row(prepared: Prepared | Skipped, writer: Writer) -> dict[str, Any]:
-    written = prepared if isinstance(prepared, Skipped) else _write(prepared, writer)
+def _row(written: Record | Skipped) -> dict[str, Any]:
     if not isinstance(written, Skipped):
         return row_of(written)
     if written.cause == "unreadable":
@@ -191,7 +195,7 @@ def _write(prepared: Prepared, writer: Writer) -> Record | Skipped:
     return prepared.record
 
 
-def _merge(
+def merge(
     store: Store, manifest: str, parts: list[str], shared: Shared, memory: Memory, rank: int
 ) -> EncodedSet:
     """Return the set of all parts in the order of its rows; rank 0 writes the manifest."""

@@ -5,6 +5,7 @@ a row for each group (``columns``). It is a list of keys into the store; the ten
 """
 
 import json
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -208,7 +209,9 @@ def read_manifest(files: Folder, name: str, memory: Memory) -> EncodedSet | None
     if path is None:
         return None
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
         table.validate()
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if meta["version"] != str(VERSION) or table.schema.names != SCHEMA.names:
@@ -220,7 +223,7 @@ def read_manifest(files: Folder, name: str, memory: Memory) -> EncodedSet | None
         return None
     if counts.usable + counts.ties != len(table):
         return None
-    columns = Columns(table.replace_schema_metadata(None))
+    columns = Columns(table.replace_schema_metadata(None), mapped=mapped)
     return EncodedSet(columns, shared, counts, memory) if all_there(memory.store, columns, shared) else None
 
 

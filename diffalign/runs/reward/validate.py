@@ -18,6 +18,7 @@ MEANINGLESS = (
     "data.best",
     "data.altered",
     "data.prompt_dropout",
+    "data.stream_block",
     "training.reference_every",
     "training.reference_mix",
     "logging.diagnostics_bins",
