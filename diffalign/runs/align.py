@@ -146,8 +146,7 @@ def _aligned(
     if preferences is None:
         setup = online(run, model, method, accelerator, fresh=snapshot is None, tell=tell, prompts=prompts)
     else:
-        prepared = streamed if run.data.stream_block else offline
-        setup = prepared(
+        setup = (streamed if run.data.stream_block else offline)(
             run, model, inner, method, preferences=preferences, accelerator=accelerator, tell=tell
         )
     checkpoints.content["data"] = setup.content
