@@ -13,7 +13,9 @@ from diffalign.data.batches.streamed import StreamedSource
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.stream import Stream
 from diffalign.errors import UserError
+from diffalign.methods import build
 from diffalign.runs.align import align
+from diffalign.runs.streaming import check_streaming
 from diffalign.runs.validate import read_run
 from tests.data.conftest import Family, Model, row, write_parquet
 
@@ -135,7 +137,8 @@ def test_a_run_trains_before_its_set_is_encoded(tmp_path):
         ({"validation": replace(run.validation, every=5)}, "validation.every needs the whole set"),
     ):
         with pytest.raises(UserError, match=message):
-            align(replace(run, **changes), lines.append)
+            check_streaming(replace(run, **changes), build(run.method))
+    check_streaming(run, build(run.method))
 
 
 def test_parts_are_joined_in_order(encoded):
