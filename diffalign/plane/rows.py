@@ -1,5 +1,6 @@
 """The row of a method on the plane: its settings, its data, and what the result must be."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +54,12 @@ class PlaneRow:
         """Return a copy of ``base`` that has learnt from ``batch``, or online from what it samples itself
         (then ``flipped`` turns the judge round; data are turned round already).
         """
-        steps = steps or self.steps
+        steps, method = steps or self.steps, copy.deepcopy(self.method)  # a run's memory ends with it
         if self.rollout is None:
             assert batch is not None
-            return align(self.method, base, batch, steps=steps, seed=seed, groups=self.groups, rate=self.rate)
+            return align(method, base, batch, steps=steps, seed=seed, groups=self.groups, rate=self.rate)
         return align_online(
-            self.method,
+            method,
             base,
             Plane(),
             self.rollout,

@@ -118,7 +118,13 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "aot": PlaneRow(AOT(beta=600), steps=60, rate=2e-4, optimum=False, note="pairs are not its unit"),
     "auto_beta": PlaneRow(AutoBeta(low=100, high=300), steps=100),
     "poly": PlaneRow(DPO(beta=150, loss=Poly(0.5)), steps=100),
-    "beta_dpo": PlaneRow(BetaDPO(scale=1500, beta=0.1), steps=100),
+    "beta_dpo": PlaneRow(
+        BetaDPO(scale=1500, filter=0.1),
+        steps=30,
+        rate=2e-4,
+        optimum=False,
+        note="the pairs left out are those that contradict it: nothing holds it back, and it must stop early",
+    ),
     "diffusion_lpo": PlaneRow(DiffusionLPO(beta=400), lists, groups=64, steps=100),
     "inpo": PlaneRow(
         InPO(beta=100, noising=Inversion(steps=5, eta=0.5, by="reference")),

@@ -61,6 +61,16 @@ def test_every_method_has_a_row():
     assert not [name for name, card in REGISTRY.items() if card.method not in proven]
 
 
+@pytest.mark.parametrize("name", ["auto_beta", "beta_dpo"])
+def test_a_row_remembers_nothing_of_its_last_run(name, base, data):
+    row = PLANE_METHODS[name]
+    batch, before = data(row.data, 0), row.method.state_dict()
+    one, other = (row.trained(base, batch, seed=0, steps=3) for _ in range(2))
+    assert row.method.state_dict() == before
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_the_base_is_the_data(base, measured):
     got = measured(base)
     assert abs(got.reward) < 0.1 and got.off_support < 0.03 and got.distance < 0.12 and got.fidelity > 0.97
