@@ -105,11 +105,11 @@ def _check_text(run: Run, method: Method[Any]) -> None:
         ("training.reference_every", run.training.reference_every, 0),
         ("rollout.prompts", run.rollout.prompts, ""),
     )
-    _refuse(whom, settings)
     if card.trailing != "none":
         raise UserError(f"{whom} with method {card.name}, which a moving average follows; allowed: 0")
     if _chase(method) is not None:
         raise UserError(f"{whom} with the strategy fast_slow; allowed: 0")
+    _refuse(whom, settings)
 
 
 def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
