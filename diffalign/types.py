@@ -53,6 +53,10 @@ Kernel = Callable[["Denoiser", Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tens
 """
 
 
+Value = Callable[[Tensor, Tensor], Tensor]
+"""(clean latents (N, *d), their rows of the batch (N,)) -> (N,) rewards, with gradients to the latents."""
+
+
 @dataclass(frozen=True)
 class Batch(Generic[X]):
     """Samples, who their rivals are, and how good they are.
@@ -78,6 +82,7 @@ class Batch(Generic[X]):
         state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network
             (x_t, t and conditions are equal), so it is asked once; None: all differ.
         grid: of what was sampled: (T + 1,) descending times that it passed on its way, on the CPU.
+        value: of noise that a method samples from itself, by ``kernel`` along ``grid``: the result's reward.
     """
 
     x: X
@@ -90,6 +95,7 @@ class Batch(Generic[X]):
     guidance: float = 1.0
     state: Int[Tensor, " B"] | None = None
     grid: Float[Tensor, " S"] | None = None
+    value: Value | None = None
 
     @property
     def num_groups(self) -> int:

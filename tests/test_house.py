@@ -224,7 +224,7 @@ def test_the_command_line_imports_nothing_heavy():
 def test_sizes_are_a_few_screens(module):
     """A smell rather than a crime: raise a number here only with a reason in the commit."""
     source = modules()[module].read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 330
+    assert len(source.splitlines()) <= 340
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1

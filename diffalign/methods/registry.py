@@ -29,6 +29,7 @@ class DataKind(StrEnum):
     CAPTIONS = "captions"
     DEMONSTRATIONS = "demonstrations"
     ROLLOUTS = "rollouts"
+    DIFFERENTIABLE = "prompts and a differentiable reward"
 
 
 OFFLINE_ONLY = frozenset({DataKind.CAPTIONS, DataKind.PATCHED_PAIRS, DataKind.DEMONSTRATIONS})
@@ -48,7 +49,8 @@ class MethodCard:
         cost: network samples per group and step, in words.
         method: the dataclass.
         rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
-            a "tree" of rival steps. The last two have no offline form.
+            a "tree" of rival steps, or the "gradients" of a reward through its own sampling. The last three
+            have no offline form.
         advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
         whole: whether it must see all samples of a prompt at once; methods that compare always must.
         soft: whether it learns from the votes of a set as soft labels (``methods._common.pair_losses``);
@@ -67,7 +69,7 @@ class MethodCard:
     data: DataKind
     cost: str
     method: type
-    rollout: Literal["samples", "trajectories", "tree"] = "samples"
+    rollout: Literal["samples", "trajectories", "tree", "gradients"] = "samples"
     advantages: bool = False
     whole: bool = False
     soft: bool = False
@@ -143,6 +145,8 @@ def shape_of(method: str, rollout: RolloutConfig) -> str:
     needed, named = REGISTRY[method].rollout, rollout.shape
     if named == "auto":
         return needed
+    if needed == "gradients":
+        raise UserError(f"rollout.shape={named!r} with method {method}, which samples itself; allowed: auto")
     if (needed == "samples") != (named == "samples"):
         raise UserError(
             f"rollout.shape={named!r} with method {method}, which learns from {needed}; allowed: "

@@ -9,12 +9,13 @@ from torch import Tensor
 from diffalign.errors import UserError
 
 
-def load_decoder(source: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def load_decoder(source: str, device: torch.device | str, grad: bool = False) -> Callable[[Tensor], Tensor]:
     """Latents (B, C, h, w) in the network's scale to pixels (B, 3, H, W) in [0, 1], float32.
 
     Args:
         source: folder or hub id of a diffusers AutoencoderTiny of the same latent space.
         device: where it runs.
+        grad: pixels have gradients to the latents.
 
     Raises:
         UserError: it cannot be loaded.
@@ -32,10 +33,10 @@ def load_decoder(source: str, device: torch.device | str) -> Callable[[Tensor], 
         ) from error
     model = loaded.to(device).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def decode(latents: Tensor) -> Tensor:
-        scaled = latents.to(device, torch.float32) / model.config.scaling_factor
-        pixels: Tensor = model.decode(scaled, return_dict=False)[0]
-        return (pixels / 2 + 0.5).clamp(0, 1)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            scaled = latents.to(device, torch.float32) / model.config.scaling_factor
+            pixels: Tensor = model.decode(scaled, return_dict=False)[0]
+            return (pixels / 2 + 0.5).clamp(0, 1)
 
     return decode

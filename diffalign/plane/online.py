@@ -14,8 +14,10 @@ from diffalign.config.schema import OptimizerConfig, RolloutConfig, TrainingConf
 from diffalign.diffusion.paths import path_from_config
 from diffalign.diffusion.samplers import grid_of, kernel_for
 from diffalign.methods import REGISTRY
+from diffalign.methods._reward_gradients import RewardGradient
 from diffalign.methods._trailing import Followed, Trailing
 from diffalign.plane.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
+from diffalign.rollout.noise import NoiseSource
 from diffalign.rollout.rounds import Plan
 from diffalign.rollout.shapes import Setting, Window, drawn_steps
 from diffalign.rollout.source import OnlineSource, SamplingRoles
@@ -111,23 +113,15 @@ def align_online(
         reference = Followed(reference, denoiser_of(trailing))
         sampler = denoiser_of(trailing) if role == "sampler" else policy
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
+    roles = SamplingRoles(sampler, reference if method.needs_reference else None, network)
+    source = _source(method, roles, plane, rollout, setting, batch_size, seed, flipped)
     train(
         method=method,
         denoiser_of=lambda prepared: replace(policy, network=prepared),
         reference=reference,
         network=network,
         parameters=list(network.named_parameters()),
-        source=OnlineSource(
-            SamplingRoles(sampler, reference if method.needs_reference else None, network),
-            PlaneRolloutModel(),
-            Height(plane, flipped),
-            PROMPTS * (rollout.prompts_per_round // LABELS),
-            config=rollout,
-            shape=rollout.shape,
-            setting=setting,
-            plan=plane_plan(rollout, batch_size, base.flow),
-            seed=seed,
-        ),
+        source=source,
         settings=settings,
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4),
         accelerator=accelerator_for(settings),
@@ -135,6 +129,41 @@ def align_online(
         kept=kept,
     )
     return network
+
+
+def _source(
+    method: Method[Any],
+    roles: SamplingRoles,
+    plane: Plane,
+    rollout: RolloutConfig,
+    setting: Setting,
+    batch_size: int,
+    seed: int,
+    flipped: bool,
+) -> OnlineSource | NoiseSource:
+    """Return what a method learns from: rounds, or noise whose samples it differentiates the height of."""
+    flow = isinstance(roles.network, PlaneNetwork) and roles.network.flow
+    if isinstance(method, RewardGradient):
+        sign = -1.0 if flipped else 1.0
+        return NoiseSource(
+            PlaneRolloutModel(),
+            lambda points, prompts: sign * plane.reward(points),
+            PROMPTS,
+            setting,
+            groups=batch_size,
+            seed=seed,
+        )
+    return OnlineSource(
+        roles,
+        PlaneRolloutModel(),
+        Height(plane, flipped),
+        PROMPTS * (rollout.prompts_per_round // LABELS),
+        config=rollout,
+        shape=rollout.shape,
+        setting=setting,
+        plan=plane_plan(rollout, batch_size, flow),
+        seed=seed,
+    )
 
 
 def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:

@@ -91,6 +91,11 @@ def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
     return RolloutConfig(shape=shape, **whole)  # type: ignore[arg-type]
 
 
+def sampled(groups: int) -> RolloutConfig:
+    """How a method of reward gradients samples the plane: 20 steps of the ODE."""
+    return online("samples", groups, samples=1, eta=0.0)
+
+
 def of_flow(shape: str, **changes: Any) -> RolloutConfig:
     """How the flow version is sampled: ten steps, four points a prompt."""
     return online(shape, 96, **{"steps": 10, "samples": 4, "advantage": "group_batch", **changes})

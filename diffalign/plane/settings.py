@@ -16,6 +16,7 @@ from diffalign.losses.pairwise import BCO, EXO, IPO, NCA, SPPO, APODown, DiscoPO
 from diffalign.losses.reference_free import Paper, Released
 from diffalign.methods._multi_time import Stratified
 from diffalign.methods.adpo import ADPO
+from diffalign.methods.alignprop import AlignProp
 from diffalign.methods.aot import AOT
 from diffalign.methods.apo import APO
 from diffalign.methods.auto_beta import AutoBeta
@@ -29,6 +30,7 @@ from diffalign.methods.diffusion_lpo import DiffusionLPO
 from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.dmpo import DMPO
 from diffalign.methods.dpo import DPO
+from diffalign.methods.draft import DRaFT
 from diffalign.methods.dro import DRO
 from diffalign.methods.dspo import DSPO
 from diffalign.methods.fdpo import FDPO
@@ -42,6 +44,7 @@ from diffalign.methods.madpo import MADPO
 from diffalign.methods.mapo import MaPO
 from diffalign.methods.patchdpo import PatchDPO
 from diffalign.methods.rankdpo import RankDPO
+from diffalign.methods.refl import ReFL
 from diffalign.methods.sft import SFT
 from diffalign.methods.simpo import SimPO
 from diffalign.methods.smpo import SmPO
@@ -49,7 +52,7 @@ from diffalign.methods.spo import SPO
 from diffalign.methods.tdpo import TDPO
 from diffalign.methods.tkto import TKTO
 from diffalign.plane.data import captions, experts, films, likes, lists, patched
-from diffalign.plane.rows import PlaneRow, of_flow, online
+from diffalign.plane.rows import PlaneRow, of_flow, online, sampled
 
 PLANE_METHODS: Mapping[str, PlaneRow] = {
     "dpo": PlaneRow(DPO(beta=100)),
@@ -184,6 +187,25 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         steps=60,
         rate=2e-4,
         rollout=online("samples", 192, eta=0.0, shared_noise=False, passes=3),
+    ),
+    "draft": PlaneRow(DRaFT(last=5, hold=0.5), steps=150, groups=96, rollout=sampled(96), optimum=False),
+    "draft_lv": PlaneRow(
+        DRaFT(copies=2, hold=0.02),
+        gain=0.1,
+        steps=150,
+        groups=96,
+        rate=2e-3,
+        rollout=sampled(96),
+        optimum=False,
+    ),
+    "alignprop": PlaneRow(AlignProp(hold=0.5), steps=150, groups=96, rollout=sampled(96), optimum=False),
+    "refl": PlaneRow(
+        ReFL(margin=9.0, scale=1.0, hold=5.0, low=0.5),
+        steps=100,
+        groups=96,
+        rollout=sampled(96),
+        optimum=False,
+        note="heights are below 3, so that the margin of 9 never binds",
     ),
     "flow_grpo": PlaneRow(
         FlowGRPO(clip=1e-2),

@@ -1,7 +1,19 @@
 """The hook that writes what each round has told into the run's metrics."""
 
-from diffalign.rollout.source import OnlineSource
+from typing import Protocol, runtime_checkable
+
+from diffalign.rollout.source import Told
 from diffalign.training.state import TrainState
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A source that tells of what it has sampled."""
+
+    @property
+    def told(self) -> Told:
+        """The newest round's figures."""
+        ...
 
 
 class RoundLog:
@@ -12,7 +24,7 @@ class RoundLog:
         figures: of the first round and the last one, ``first/...`` and ``last/...``, and the images.
     """
 
-    def __init__(self, source: OnlineSource):
+    def __init__(self, source: Telling):
         self._source, self._last = source, -1
         self.images = 0
         self.figures: dict[str, float] = {}

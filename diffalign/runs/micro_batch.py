@@ -13,8 +13,9 @@ from diffalign.methods.registry import shape_of
 
 def rivals_of(run: Run) -> int:
     """Return the samples of a group."""
-    if not run.rollout.prompts or shape_of(run.method["type"], run.rollout) == "tree":
-        return 2
+    shape = shape_of(run.method["type"], run.rollout) if run.rollout.prompts else "tree"
+    if shape in ("tree", "gradients"):
+        return 2 if shape == "tree" else 1
     return run.rollout.part or run.rollout.samples
 
 

@@ -6,6 +6,7 @@ from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods.registry import OFFLINE_ONLY, DataKind, shape_of
 from diffalign.rollout.advantages import KINDS
+from diffalign.runs.reward_gradients import check_gradients
 
 
 def check_online(run: Run) -> list[str]:
@@ -35,6 +36,9 @@ def check_online(run: Run) -> list[str]:
         raise UserError(
             "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
         )
+    if shape == "gradients":
+        check_gradients(run)
+        return prompts
     if shape != "samples" and run.strategies:
         raise UserError(
             f"strategies with method {name}: they work on denoising errors, and it learns from rollouts; "

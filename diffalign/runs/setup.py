@@ -22,16 +22,18 @@ from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
-from diffalign.methods.registry import DataKind
+from diffalign.methods.registry import DataKind, shape_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.scoring.rater import RewardRater
 from diffalign.rollout.log import RoundLog
+from diffalign.rollout.noise import NoiseSource
 from diffalign.rollout.source import OnlineSource
 from diffalign.runs.memory_advice import when_encoding
 from diffalign.runs.resume import data_content, prompts_content
+from diffalign.runs.reward_gradients import gradient_source
 from diffalign.runs.roles import Roles, assign_roles
 from diffalign.runs.rollouts import online_source
 from diffalign.runs.scores import RoundScores, check_scores
@@ -57,7 +59,7 @@ class Setup:
         groups: preference groups that are trained on; None: an online source, which has no end.
     """
 
-    source: PairSource | StreamedSource | OnlineSource
+    source: PairSource | StreamedSource | OnlineSource | NoiseSource
     roles: Roles
     hooks: Sequence[Hook]
     outcome: HeldOut | RoundLog
@@ -209,12 +211,17 @@ def online(
         )
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward that judges and is watched is one
-    source = online_source(
-        run, model, roles, method, accelerator,
-        fresh=fresh, load=once, prompts=prompts, check=RoundScores(build(run.method), tell),
-    )  # fmt: skip
     tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
-    model.free_encoders()
+    source: OnlineSource | NoiseSource
+    if shape_of(run.method["type"], run.rollout) == "gradients":
+        model.free_encoders()
+        source = gradient_source(run, model, accelerator, once, prompts)
+    else:
+        source = online_source(
+            run, model, roles, method, accelerator,
+            fresh=fresh, load=once, prompts=prompts, check=RoundScores(build(run.method), tell),
+        )  # fmt: skip
+        model.free_encoders()
     log = RoundLog(source)
     trained = run.rollout.rewards if run.rollout.by == "rewards" else ()
     hooks: list[Hook] = [log, ValidationHook(run, model, trained, tell, once)]

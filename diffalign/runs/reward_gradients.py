@@ -1,0 +1,117 @@
+"""The assembly of runs that differentiate a reward: decoder and rewards inside the graph, and what they
+allow.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from diffalign.config.schema import Run
+from diffalign.errors import UserError
+from diffalign.models.decoder import load_decoder
+from diffalign.models.loaded import LoadedModel
+from diffalign.rewards.registry import parse
+from diffalign.rewards.specs import all_weighted
+from diffalign.rollout.model import PipelineRolloutModel
+from diffalign.rollout.noise import NoiseSource, Rewarded
+from diffalign.runs.rollouts import setting_of
+from diffalign.training.acceleration import Accelerator
+from diffalign.types import Reward
+
+
+def check_gradients(run: Run) -> None:
+    """Check what can be told of a run of reward gradients before a model is loaded.
+
+    Raises:
+        UserError: rewards without gradients, or rollout settings that do not fit.
+    """
+    config, name = run.rollout, run.method["type"]
+    fixed = (
+        ("rollout.by", config.by, "rewards"),
+        ("rollout.eta", config.eta, 0),
+        ("rollout.advantage", config.advantage, "none"),
+        ("rollout.combine", config.combine, "sum"),
+        ("rollout.normalise", config.normalise, "none"),
+        ("rollout.scoring", config.scoring, "inline"),
+        ("rollout.estimate", config.estimate, "candidate"),
+        ("rollout.window", config.window, None),
+        ("strategies", tuple(run.strategies), ()),
+    )
+    for place, value, allowed in fixed:
+        if value != allowed:
+            raise UserError(
+                f"{place}={value!r} with method {name}, which samples without noise and differentiates the "
+                f"sum of rewards; allowed: {allowed!r}"
+            )
+    for reward in all_weighted(config.rewards):
+        card, _ = parse(reward.spec)
+        if not card.differentiable or card.video:
+            raise UserError(
+                f"rollout.rewards has {reward.spec!r}, which has no gradient to pixels of an image; "
+                f"allowed with "
+                f"method {name}: rewards that `diffalign rewards` calls differentiable"
+            )
+
+
+def gradient_source(
+    run: Run,
+    model: LoadedModel,
+    accelerator: Accelerator,
+    load: Callable[[str, str], Reward],
+    prompts: Sequence[str],
+) -> NoiseSource:
+    """Return the source of a run of reward gradients.
+
+    Args:
+        run: the run.
+        model: the loaded pipeline; its autoencoder stays on the accelerator.
+        accelerator: of this process.
+        load: a reward of a spec on a device.
+        prompts: what ``check_online`` has read.
+    """
+    config = run.rollout
+    side = config.resolution or run.data.resolution
+    return NoiseSource(
+        PipelineRolloutModel(model, side),
+        differentiable(run, model, accelerator, load),
+        prompts,
+        setting_of(run, model),
+        groups=run.training.batch_size,
+        every=run.logging.every * run.training.accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        seed=run.training.seed,
+    )
+
+
+def differentiable(
+    run: Run, model: LoadedModel, accelerator: Accelerator, load: Callable[[str, str], Reward]
+) -> Rewarded:
+    """Return what decodes latents and rewards the pixels, in float32 and with gradients.
+
+    Under ``model.gradient_checkpointing`` the decoder keeps no activations: it runs again for the backward.
+    """
+    device = accelerator.device
+    weighted = [
+        (reward.weight, load(reward.spec, str(device))) for reward in all_weighted(run.rollout.rewards)
+    ]
+    if run.rollout.decoder:
+        decode = load_decoder(run.rollout.decoder, device, grad=True)
+    else:
+        model.move_encoders(device, ("vae",))
+
+        def decode(latents: Tensor) -> Tensor:
+            return model.codec.decode(model.pipeline.vae, latents)
+
+    def rewarded(latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            if run.model.gradient_checkpointing:
+                pixels = checkpoint(decode, latents.float(), use_reentrant=False)
+            else:
+                pixels = decode(latents.float())
+            scores = [weight * reward(pixels, prompts).to(device).float() for weight, reward in weighted]
+        return torch.stack(scores).sum(0)
+
+    return rewarded

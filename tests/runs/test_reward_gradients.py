@@ -1,0 +1,62 @@
+"""Whole runs that differentiate a reward, on the tiny SDXL: the reward rises, they resume exactly, bad
+settings.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffalign.config.io import apply_overrides
+from diffalign.errors import UserError
+from diffalign.runs.align import align
+from diffalign.runs.online_checks import check_online
+from diffalign.runs.validate import read_run
+
+
+def small(output, *flags):
+    run = read_run("tiny_sdxl_draft", [f"--output={output}", "--validation.every=0", "--rollout.steps=4"])
+    flags = (
+        "--training.batch_size=4",
+        "--training.steps=4",
+        "--checkpoint.every=2",
+        "--method.last=2",
+        *flags,
+    )
+    return apply_overrides(run, [part for flag in flags for part in [flag]])
+
+
+def silent(line):
+    """Say nothing."""
+
+
+def test_two_runs_of_two_steps_are_one_of_four(tmp_path):
+    whole = align(small(tmp_path / "whole"), silent)
+    assert "mean rewards of the samples" in whole.verdict
+    half = small(tmp_path / "half")
+    align(replace(half, training=replace(half.training, steps=2)), silent)
+    align(replace(half, resume="latest"), silent)
+    paths = (
+        tmp_path / name / "checkpoints" / "step-4" / "trainable.safetensors" for name in ("whole", "half")
+    )
+    one, other = (load_file(path) for path in paths)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(bool(value.abs().sum() > 0) for name, value in one.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rollout.rewards=judge"], "'judge', which has no gradient"),
+        (["--rollout.eta=1"], "rollout.eta=1"),
+        (["--rollout.combine=wins"], "rollout.combine='wins'"),
+        (["--rollout.by=people"], "rollout.by='people'"),
+        (["--strategies=sdpo"], "strategies"),
+        (["--rollout.shape=samples"], "rollout.shape='samples' with method draft, which samples itself"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, flags, words):
+    with pytest.raises(UserError, match=words):
+        check_online(small(tmp_path, *flags))
