@@ -80,7 +80,7 @@ class Batch(Generic[X]):
         kernel: of transitions: what drew them, and therefore what scores them.
         guidance: of transitions: the scale of the classifier-free guidance that they were drawn under.
         state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network
-            (x_t, t and conditions are equal), so it is asked once; None: all differ.
+            (x_t, t and conditions are equal), so it is called once; None: all differ.
         grid: of what was sampled: (T + 1,) descending times that it passed on its way, on the CPU.
         value: of noise that a method samples from itself, by ``kernel`` along ``grid``: the result's reward.
     """
@@ -221,7 +221,7 @@ class TimeSampler(Protocol):
 class Noising(Protocol):
     """Makes noisy states of clean latents: forward noising, or DDIM inversion (which asks the denoiser).
 
-    Whoever calls it passes the denoiser that ``by`` names, guided by ``guidance``.
+    The caller passes the denoiser that ``by`` names, guided by ``guidance``.
     """
 
     @property

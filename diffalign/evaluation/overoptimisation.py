@@ -7,7 +7,7 @@ statistic of the images has left the range of ``image_statistics.CONCERNS``. Wit
 ``evaluate.MIN_PROMPTS`` prompts nothing is shown and there is none.
 
 That a proxy's rise ends in the fall of what it stands for is Gao et al. 2022 (arXiv 2210.10760); that images
-show it first, and in which figures, is said in ``image_statistics``.
+show it first, and in which figures: see ``image_statistics``.
 """
 
 from collections.abc import Mapping, Sequence

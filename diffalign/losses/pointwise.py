@@ -1,4 +1,4 @@
-"""What one sample demands of its own reward, whoever else is there: unreduced utilities.
+"""Utilities of single samples: losses of one reward at a time, unreduced.
 
 Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, section 4) maximises a utility h of the value v of a sample,
 its reward beta log p_policy / p_reference minus the batch's mean (``kl``), turned round (y = -1) where the

@@ -1,7 +1,7 @@
 """The clipped surrogate of policy gradients, and the limit that step-wise preference methods put on ratios.
 
-Both are about the ratio rho of two densities of one recorded step: of the policy and whoever drew it (PPO),
-or of the policy and the reference (D3PO, SPO).
+Both are about the ratio rho of two densities of one recorded step: of the policy and the policy that drew
+it (PPO), or of the policy and the reference (D3PO, SPO).
 """
 
 import math

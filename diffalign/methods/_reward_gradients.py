@@ -26,7 +26,7 @@ class RewardGradient(RolloutMethod):
     Attributes:
         hold: weight of the squared difference between the predictions of policy and reference at the steps
             that carry gradient, in units of the reward. The guard against over-optimisation; 0: none, and no
-            reference is asked.
+            reference is called.
     """
 
     hold: float = 1.0

@@ -1,9 +1,9 @@
 """D3PO. Yang et al. 2023, "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model",
 arXiv 2311.13231.
 
-Two images of a prompt are drawn by the policy, from one noise, by DDIM with eta = 1; whoever wins the
-comparison of the finished images wins each of their steps (section 4, and the released code). With log p the
-Gaussian log-density of the recorded step x_t -> x_s, a mean over the latent elements,
+Two images of a prompt are drawn by the policy, from one noise, by DDIM with eta = 1; the winner of
+the comparison of the finished images wins each of their steps (section 4, and the released code). With log p
+the Gaussian log-density of the recorded step x_t -> x_s, a mean over the latent elements,
 
     rho = clip(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 - c, 1 + c),
     loss = l( beta (log rho_w - log rho_l) ),    l(h) = -log sigmoid(h),

@@ -1,5 +1,5 @@
-"""How pixels become latents and back: an autoencoder of images, one of images asked frame by frame, or one of
-videos.
+"""How pixels become latents and back: an autoencoder of images, one of images called frame by frame, or one
+of videos.
 
 A codec says what a batch of latents looks like: (B, C, h, w) of images, (B, C, F, h, w) of videos, whatever
 order the network itself wants its axes in. Latents are in the scale that the network sees, (z - shift) scale

@@ -44,7 +44,7 @@ class NetworkDenoiser:
         target: what it predicts.
         call: how to call it.
         dtype: of its inputs; None leaves them as they come.
-        autocast: dtype to autocast to; None leaves that to whoever prepared the network (the policy's
+        autocast: dtype to autocast to; None leaves that to the preparation of the network (the policy's
             trainer).
     """
 

@@ -77,7 +77,7 @@ class LoadedModel:
 
     @property
     def codec(self) -> Codec:
-        """How its autoencoder is asked, and how many frames its network takes."""
+        """How its autoencoder is called, and how many frames its network takes."""
         return self.family.codec.fitted(self.network_config)
 
     @property

@@ -78,12 +78,12 @@ def hidden_states(encoder: nn.Module, tokens: Tensor, layer: int) -> dict[str, T
         ``encoder_hidden_states`` (B, tokens, width), and ``text_embeds`` (B, projection) of an encoder that
         projects.
     """
-    said: Any = encoder(tokens.long().clamp_min(0), output_hidden_states=layer != -1)
-    states = said.last_hidden_state if layer == -1 else said.hidden_states[layer]
+    output: Any = encoder(tokens.long().clamp_min(0), output_hidden_states=layer != -1)
+    states = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
     known = (tokens[:, :1] != NOTHING).float()
     result = {"encoder_hidden_states": states.float() * known[..., None]}
-    if "text_embeds" in said:
-        result["text_embeds"] = said.text_embeds.float() * known
+    if "text_embeds" in output:
+        result["text_embeds"] = output.text_embeds.float() * known
     return result
 
 

@@ -1,7 +1,6 @@
-"""The way down of a Stable Diffusion UNet: what it has understood of latents before it begins to paint.
+"""The encoder half of a Stable Diffusion UNet: features of noisy latents.
 
-For those who read a UNet rather than sample with it. It is diffusers' own UNet2DConditionModel, of which the
-way up is thrown away.
+It is diffusers' own UNet2DConditionModel without its up blocks.
 """
 
 from collections.abc import Mapping
@@ -67,7 +66,7 @@ def way_down(
     """Return the network's features of latents on each level, before it halves them, and in the middle.
 
     Args:
-        unet: a UNet2DConditionModel, of which the way up is not asked.
+        unet: a UNet2DConditionModel, whose up blocks are not called.
         x_t: noisy latents in the network's dtype.
         timestep: whole timesteps.
         states: of the text.

@@ -1,1 +1,1 @@
-"""Online sources: the policy samples, somebody judges, and what comes out is batches like any others."""
+"""Online sources: the policy samples, rewards or people judge, and the result is batches."""

@@ -76,7 +76,7 @@ def judge_of(
     Args:
         config: the run's rollout section.
         device: of its rewards.
-        load: a reward of a spec on a device; whoever else wants the same rewards may pass one that remembers.
+        load: a reward of a spec on a device; a caching one shares rewards with validation.
 
     Raises:
         UserError: no reward, an unknown one, or one that cannot be loaded.

@@ -1,4 +1,4 @@
-"""Labels by people: a folder of a round's images and a file that somebody fills in.
+"""Labels by people: a folder of a round's images and a file of scores.
 
 ``labels.jsonl`` has one line a prompt, which `write_template` leaves unscored:
 

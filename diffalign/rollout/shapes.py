@@ -2,7 +2,7 @@
 
 Each shape samples K rivals for each of n prompts with the policy as it is. It gives S *slots* a prompt: what
 is learnt from at once, K rivals each. And it gives J *verdicts* a prompt: clean estimates of K rivals that
-somebody is to judge. Every slot hangs on one verdict.
+is judged. Each slot has one verdict.
 
     samples       S = 1: the clean latents (any offline method learns from them)
     trajectories  S steps of the sampler, all of them judged by how the trajectory ends (D3PO, DDPO)
@@ -113,7 +113,7 @@ class Sampled:
             nobody asks.
         judged: (n, J, K, *d) clean latents, or noisy ones where nothing is estimated.
         at: (J,) the times at which they were estimated, 0: they are finished; or drawn from.
-        verdict: (S,) which of the J verdicts a slot hangs on.
+        verdict: (S,) index of a slot's verdict among the J.
         shared: (S,) whether the rivals of a slot share x_t.
         drawn_mean: (n, S, K, *d) means of the steps as they were drawn; None where they are not recorded.
     """

@@ -75,7 +75,7 @@ def check_online(run: Run) -> list[str]:
 
 
 def _check_scores(run: Run, shape: str) -> None:
-    """Advantages for whom they are meant, and Pareto for whoever can compare by it."""
+    """Check that advantages and Pareto comparison are used by methods that can."""
     config, card = run.rollout, REGISTRY[run.method["type"]]
     if card.advantages != (config.advantage != "none"):
         raise UserError(

@@ -182,7 +182,7 @@ def _check_windows(run: Run, plan: Plan) -> None:
         if every % steps:
             raise UserError(
                 f"method.trail.every={every}; allowed: a multiple of the {steps} optimizer steps of a round, "
-                "which whoever trails has sampled: it must not move before they are taken"
+                "which the moving average has sampled: it must not move before they are taken"
             )
 
 

@@ -1,6 +1,6 @@
 """What strategies share: a method inside a strategy, denoisers that scale gradients or listen, and who won.
 
-A method asks its policy; whoever stands between the two can see every prediction and every gradient. So a
+A method asks its policy; a wrapper between the two sees every prediction and every gradient. So a
 strategy needs to know nothing of the method: ``Scaled`` leaves a prediction as it is and scales the gradient
 that flows back through each of its rows; ``Listening`` keeps predictions for a further loss, so that no
 network call happens twice. Both must know which row is whose, so the method has to ask about the batch's own

@@ -28,7 +28,7 @@ from diffalign.types import Batch
 
 @runtime_checkable
 class MicroConditions(Protocol):
-    """What is asked of a model family: the conditions that it makes of sizes and crops."""
+    """What batches need of a model family: the conditions that it makes of sizes and crops."""
 
     def micro_conditions(
         self, original_size: Tensor, crop: Tensor, target_size: Tensor
@@ -190,7 +190,7 @@ class PairSource:
 
 
 class FixedBatches(Sequence[Batch[Tensor]]):
-    """The batches of ``fixed_batches``, each made when it is asked for and kept by nobody here."""
+    """The batches of ``fixed_batches``, each made at its iteration and not kept."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Prepared:
         pixels: (key, uint8 pixels) of the images that are not in the store; videos are decoded as they are
             asked for, and that may raise UnreadableError.
         maps: (key, key of its image, weights) of the maps that are not in the store.
-        contents: the image files, where somebody has to rate them.
+        contents: the image files, where rewards have to score them.
     """
 
     record: Record

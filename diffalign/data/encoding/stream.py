@@ -1,7 +1,7 @@
 """A set in blocks of groups that are encoded when they are first needed.
 
-A block is a number of groups that follow each other in the set, whoever encodes them and when: a complete
-cache, half of one and none give the same blocks.
+A block is a number of groups that follow each other in the set, independent of the process that encodes
+them: a complete cache, half of one and none give the same blocks.
 """
 
 from collections import Counter

@@ -18,7 +18,7 @@ VERSION = 1  # of what is in a record: part of every key
 
 @runtime_checkable
 class Encoders(Protocol):
-    """What is asked of a loaded model (``diffalign.models.LoadedModel``)."""
+    """What encoding needs of a loaded model (``diffalign.models.LoadedModel``)."""
 
     @property
     def fingerprint(self) -> str:
@@ -42,11 +42,11 @@ class Encoders(Protocol):
         ...
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of so many frames. Asked of videos."""
+        """Latent frames of so many frames. For videos."""
         ...
 
     def frames_of(self, latent_frame: int) -> range:
-        """Return the frames that a latent frame is made of. Asked of videos."""
+        """Return the frames that a latent frame is made of. For videos."""
         ...
 
 

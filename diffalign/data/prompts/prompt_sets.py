@@ -86,9 +86,9 @@ def _gathered(
     kept = list(islice((row for row in rows if prompt_of(row)), limit))
     if not kept:
         raise UserError(f"{place}: no prompts in it")
-    said = {axis: tuple(map(of, kept)) for axis, of in axes.items()}
+    values_of = {axis: tuple(map(of, kept)) for axis, of in axes.items()}
     return PromptSet(
-        tuple(map(prompt_of, kept)), {axis: values for axis, values in said.items() if any(values)}
+        tuple(map(prompt_of, kept)), {axis: values for axis, values in values_of.items() if any(values)}
     )
 
 

@@ -3,7 +3,7 @@
 A reward that is being hacked goes on rising while the pictures get worse: edges vanish, colours collapse or
 glare, everything turns dark, all images of a prompt look the same. In a reported case an OCR reward rose
 while edge density fell by 60 %, colour entropy by 54 % and dark pixels went from 0.45 to 0.93
-(Tencent-Hunyuan/UniRL issue 407). No reward is asked here.
+(Tencent-Hunyuan/UniRL issue 407). No reward is used here.
 """
 
 from collections.abc import Mapping, Sequence

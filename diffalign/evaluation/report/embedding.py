@@ -1,4 +1,4 @@
-"""Images and videos inside a page: nothing is fetched, so the page can be sent to somebody."""
+"""Images and videos inside a page: nothing is fetched, so the page stands alone."""
 
 import base64
 import tempfile

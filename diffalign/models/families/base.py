@@ -40,7 +40,7 @@ class Family(Protocol):
 
     @property
     def codec(self) -> Codec:
-        """How its autoencoder is asked."""
+        """How its autoencoder is called."""
         ...
 
     @property

@@ -45,7 +45,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class StableDiffusion1(Usual):
-    """The family ``sd15``, and with other fields those of videos that are asked as it is.
+    """The family ``sd15``, and with other fields those of videos that are called as it is.
 
     Attributes:
         configs: configurations of the real-size base model's components.

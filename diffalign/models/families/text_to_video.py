@@ -1,6 +1,6 @@
 """ModelScope's text-to-video (Wang et al. 2023, arXiv 2308.06571) and what was fine-tuned from it, such as
 Zeroscope: Stable Diffusion 2's text encoder and autoencoder of images, a UNet with convolutions and attention
-over time. It is asked as Stable Diffusion 1.x is.
+over time. It is called as Stable Diffusion 1.x is.
 
 Diffusers has no LoRA loader for this UNet: a LoRA is saved as peft saves it. Nor does it checkpoint it;
 ``checkpointing.py`` does.

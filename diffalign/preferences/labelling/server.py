@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.html")
 LEASE = 300.0
-"""Seconds for which a task that somebody looks at is not shown to another person."""
+"""Seconds for which a task that one person sees is not shown to another."""
 COOKIE = "diffalign-token"
 
 
 @dataclass
 class Session:
-    """What is asked, and who looks at what.
+    """The tasks of a page, their answers, and which person sees which task.
 
     Attributes:
         store: tasks and answers.
@@ -199,7 +199,7 @@ def serve(session: Session, host: str, port: int, say: Callable[[str], None]) ->
     """Serve a session until it is interrupted, or until its ``finished`` stops it.
 
     Args:
-        host: to listen at; elsewhere than on this machine a token is asked for.
+        host: to listen at; other hosts than this machine need a token.
         port: 0 picks a free one.
         say: gets the address, once it answers.
 

@@ -126,7 +126,7 @@ class AnswerStore:
             self._write(self)
 
     def answer(self, task: str, by: str) -> Answer | None:
-        """Return what a person has said of a task, None where nothing."""
+        """Return a person's answer to a task, None where there is none."""
         return self._given[task].get(by)
 
     def answered(self, by: str) -> set[str]:
@@ -153,16 +153,16 @@ class AnswerStore:
         """Return how often two people who answered one task chose the same, with Wilson's interval; None
         where no task has two answers.
         """
-        same = asked = 0
+        same = pairs = 0
         for given in self._given.values():
             choices = [answer.choice for answer in given.values() if answer.choice != SKIP]
             for first, second in combinations(choices, 2):
-                same, asked = same + (first == second), asked + 1
-        return wilson(same, asked) if asked else None
+                same, pairs = same + (first == second), pairs + 1
+        return wilson(same, pairs) if pairs else None
 
 
 def write_labels(store: AnswerStore) -> None:
-    """Write ``labels.jsonl``: a line a task that somebody has answered, in the schema of ranked lists."""
+    """Write ``labels.jsonl``: a line for each answered task, in the schema of ranked lists."""
     rows = []
     for task in store.tasks.values():
         scores = store.scores(task)

@@ -182,7 +182,7 @@ def suffix(content: bytes) -> str:
 def in_order(
     tasks: Iterable[Task], order: str, seed: int, disagreement: Callable[[Task], float] | None = None
 ) -> list[Task]:
-    """Return tasks in the order in which they are asked.
+    """Return tasks in the order in which they are shown.
 
     Args:
         order: ``given``; ``random``, by a digest of seed and key; ``disagreement``, the most divided first.
@@ -199,7 +199,7 @@ def in_order(
 
 
 def write_index(tasks: Sequence[Task], file: Path) -> None:
-    """Write which task is of what, for whoever reads the answers by other means."""
+    """Write the prompts and files of the tasks, for other readers of the answers."""
     rows = [
         {"task": t.key, "prompt": t.prompt, "media": [str(m) for m in t.media], "models": list(t.models)}
         for t in tasks

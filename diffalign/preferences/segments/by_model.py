@@ -129,11 +129,11 @@ class ByModel:
         labels = []
         for segment, (straight, turned) in enumerate(keys):
             shown = [videos[segment] for videos in parts]
-            said = [
+            answers = [
                 self._answer(straight, pair, segment, shown),
                 self._answer(turned, pair, segment, shown[::-1]),
             ]
-            labels.append(agreed(*map(verdict, said)))
+            labels.append(agreed(*map(verdict, answers)))
         return labels
 
     def _key(self, pair: Pair, segment: int, turned: bool) -> str:

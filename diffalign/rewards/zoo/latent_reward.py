@@ -1,4 +1,4 @@
-"""LPO's latent reward model: judges noisy latents, with the way down of the diffusion model itself.
+"""LPO's latent reward model: scores noisy latents by the encoder half of the diffusion model itself.
 
 Zhang et al. 2025, arXiv 2502.01051, section 3 (Kwai-Kolors/LPO, models casiatao/LRM). The UNet is shown
 latents with the prompt and without; the means over space of what each level makes of them stand side by side,
@@ -76,7 +76,7 @@ class LatentReward:
     """A NoisyReward. It is no ``TimedReward``, for that judges clean estimates.
 
     Attributes:
-        unet: a UNet2DConditionModel's way down.
+        unet: the encoder half of a UNet2DConditionModel.
         vae: the autoencoder that makes latents of finished images.
         readers: one of a Stable Diffusion 1 or 2, two of an SDXL.
         visual: features of the UNet to the embedding, float32.
