@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ def as_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
 
 
 def scaled(
-    pixels: Float[Tensor, "B 3 H W"], height: int, width: int, antialias: bool = True
+    pixels: Num[Tensor, "B 3 H W"], height: int, width: int, antialias: bool = True
 ) -> Float[Tensor, "B 3 height width"]:
     """Bicubic, float32, not clamped; pixels of that size are left as they are."""
     pixels = pixels.float()

@@ -52,7 +52,9 @@ def template_tokens(tokenizer: Any, thinking: bool) -> int:
     return len(tokenizer(text).input_ids)
 
 
-def padded(states: list[Float[Tensor, "N D"]], tokens: int) -> tuple[Tensor, Tensor]:
+def padded(
+    states: list[Float[Tensor, "_ D"]], tokens: int
+) -> tuple[Float[Tensor, "B tokens D"], Float[Tensor, "B tokens"]]:
     """Return states of several lengths as (B, tokens, D), zeros behind them, and their mask (B, tokens),
     float32.
     """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
@@ -79,7 +79,7 @@ class Qwen:
 
     def _tokens(
         self, cut: Cut, texts: Sequence[str], place: str
-    ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Token ids, padded on the right, and where the picture's tokens are."""
         counts = (cut.grids.prod(1) // self.model.config.vision_config.spatial_merge_size**2).tolist()
         rows = [

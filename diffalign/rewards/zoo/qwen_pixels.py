@@ -91,7 +91,7 @@ class Pixels:
         height, width = self.size(frames.shape[2], frames.shape[3])
         return scaled(frames, height, width).clamp(0, 255).round() / 255
 
-    def cut(self, pictures: Sequence[Float[Tensor, "F 3 H W"]]) -> Cut:
+    def cut(self, pictures: Sequence[Float[Tensor, "_ 3 _ _"]]) -> Cut:
         """Scaled pictures in [0, 1] as normalised patches; a single frame is taken twice, others are even."""
         rows, grids = [], []
         for picture in pictures:
