@@ -221,8 +221,8 @@ def _has(config: ModelConfig, source: str, card: FamilyCard) -> bool:
     for component, key, value in card.recognised_by:
         with user_errors("model.path", config.path):
             found = UNet2DConditionModel.load_config(source, subfolder=component, revision=config.revision)
-        if found.get(key) != value:
-            return False
+            if found.get(key) != value:
+                return False
     return True
 
 

@@ -40,7 +40,7 @@ def test_derived_seeds_are_stable_and_separate_words():
 
 
 def test_one_row_per_stream():
-    with pytest.raises(ValueError, match="3 rows asked of 2 streams"):
+    with pytest.raises(ValueError, match="3 rows from 2 streams: there is one stream per group"):
         Streams([1, 2]).uniform(3)
 
 

@@ -214,7 +214,9 @@ def test_frames_and_their_rate():
         UserError, match=r"num_frames=3 .--frames, --fps. with PaintingPipeline, which draws images"
     ):
         draw(None, PROMPTS, SamplingSettings(num_frames=3))
-    with pytest.raises(UserError, match="fps is 8, but PaintingPipeline takes no fps"):
+    with pytest.raises(
+        UserError, match=r"sampling.fps=8 .--frames, --fps. with PaintingPipeline, which draws images"
+    ):
         draw(None, PROMPTS, SamplingSettings(fps=8))
 
 

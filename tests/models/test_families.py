@@ -52,7 +52,7 @@ def test_micro_conditions_are_the_stock_time_ids(sdxl: LoadedModel) -> None:
     expected = sdxl.pipeline._get_add_time_ids(
         original, crop, target, dtype=torch.float32, text_encoder_projection_dim=16
     )
-    ours = sdxl.micro_conditions(*(torch.tensor([pair]) for pair in (original, crop, target)))
+    ours = sdxl.micro_conditions(*(torch.tensor([pair]).float() for pair in (original, crop, target)))
     assert ours.keys() == {"time_ids"}
     assert torch.equal(ours["time_ids"], expected)
 
