@@ -59,7 +59,7 @@ def _world(world: str, rows: list[Row], online: bool) -> list[str]:
     by_method = [list(some) for _, some in groupby(rows, key=lambda row: row["method"])]
     by_method.sort(key=lambda some: (_left(some), -over_seeds([row["gains"] for row in some]).value))
     first = rows[0]
-    others = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
+    others: tuple[str, ...] = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
     others += ("images",) if online else ()
     lines = [
         f"## {TITLES[world]}{': online' if online else ''}",

@@ -26,7 +26,7 @@ _HOMES = {
     "UserError": ("diffalign.errors", "UserError"),
     "align": ("diffalign.runs.align", "align"),
     "compare": ("diffalign.runs.compare", "compare"),
-    "read_run": ("diffalign.config.io", "read_run"),
+    "read_run": ("diffalign.runs.validate", "read_run"),
 }
 
 

@@ -65,7 +65,13 @@ def main() -> None:
         start = (number - 1) * arguments.prompts_per_round % len(prompts)  # fresh prompts while they last
         asked = (prompts[start:] + prompts[:start])[: arguments.prompts_per_round]
         pairs = sample_pairs(
-            current, asked, folder / "pairs.parquet", seed, arguments.candidates, arguments.reward, sampling
+            current,
+            asked,
+            folder / "pairs.parquet",
+            seed,
+            candidates=arguments.candidates,
+            reward=arguments.reward,
+            sampling=sampling,
         )
         training = replace(run.training, seed=seed, steps=arguments.steps or run.training.steps)
         data = replace(run.data, path=str(pairs), format="parquet")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import diffalign
 from diffalign._moved import MOVED
 from tests.test_house import modules
 
@@ -42,3 +43,12 @@ def test_names_come_out_of_a_former_module():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "diffalign.media.images"]
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    """Names are loaded late, so one whose module lost it fails only where it is first used."""
+    assert set(diffalign.__all__) == set(diffalign._HOMES)
+    for name, (module, attribute) in diffalign._HOMES.items():
+        found = getattr(diffalign, name)
+        assert found is getattr(importlib.import_module(module), attribute)
+        assert found.__module__ == module, f"{name} is defined in {found.__module__}"

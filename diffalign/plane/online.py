@@ -114,7 +114,9 @@ def align_online(
         sampler = denoiser_of(trailing) if role == "sampler" else policy
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
     roles = SamplingRoles(sampler, reference if method.needs_reference else None, network)
-    source = _source(method, roles, plane, rollout, setting, batch_size, seed, flipped)
+    source = _source(
+        method, roles, plane, rollout, setting, batch_size=batch_size, seed=seed, flipped=flipped
+    )
     train(
         method=method,
         denoiser_of=lambda prepared: replace(policy, network=prepared),
@@ -137,6 +139,7 @@ def _source(
     plane: Plane,
     rollout: RolloutConfig,
     setting: Setting,
+    *,
     batch_size: int,
     seed: int,
     flipped: bool,

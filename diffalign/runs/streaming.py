@@ -68,6 +68,7 @@ def streamed(
     model: LoadedModel,
     inner: Method[Any],
     method: Method[Any],
+    *,
     preferences: Preferences,
     accelerator: Accelerator,
     tell: Callable[[str], None],
@@ -105,9 +106,9 @@ def streamed(
             model.family,
             data,
             run.training.batch_size,
-            run.training.accumulation,
-            run.training.seed,
-            guided(inner),
+            accumulation=run.training.accumulation,
+            seed=run.training.seed,
+            guided=guided(inner),
         )
     if data.likes_share is not None and (source.learned.records.sizes == 1).all():
         raise UserError(

@@ -84,7 +84,9 @@ def test_the_page_holds_its_videos(compared, tmp_path):
     assert [b for b in page.all("button") if "data-play" in b]
     shown = read_video(base64.b64decode(videos[0]["src"].split(",")[1]))
     assert shown.frames.shape == (5, 3, SIDE, SIDE) and shown.fps == FPS
-    assert not re.search(r'(src|href|poster)="(?!data:)', text)  # nothing is fetched
+    assert not re.search(r'(src|poster)="(?!data:)|href="(?!data:|#)', text)  # nothing is fetched
+    anchors = re.findall(r'href="#([^"]+)"', text)
+    assert anchors and all(text.count(f'id="{anchor}"') == 1 for anchor in anchors)
     joined = " ".join(page.texts)
     for words in ("Motion", "not VBench's figures", "share of dynamic videos", "12 pairs of videos"):
         assert words in joined, words

@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from diffalign.config.schema import ModelConfig, RolloutConfig, Run, TrainingConfig, ValidationConfig
+from diffalign.config.schema import (
+    DataConfig,
+    ModelConfig,
+    RolloutConfig,
+    Run,
+    TrainingConfig,
+    ValidationConfig,
+)
 from diffalign.errors import UserError
 from diffalign.evaluation.measuring.measuring import measure
 from diffalign.evaluation.measuring.statistics import bootstrap_mean
@@ -201,6 +208,7 @@ def a_run(folder, prompts=4, every=5, rewards=("judge",), online=True):
     texts = tuple(split_captions("validation")[:prompts])
     return Run(
         output=str(folder),
+        data=DataConfig(resolution=32),
         rollout=RolloutConfig(prompts="tiny:train" if online else "", rewards=("0.5*taste",)),
         validation=ValidationConfig(
             every=every, prompts=texts, sampling_steps=2, guidance=1.0, rewards=rewards, images_per_prompt=2

@@ -80,7 +80,7 @@ def test_generated_videos_are_scored(run, capsys):
     drawn = run.parent / "drawn"
     options = ["--prompts", str(run.parent / "prompts.txt"), "--limit", "1", "--steps", "2", "--frames", "5"]
     assert main(["generate", str(run), *options, "--fps", "4", "--output", str(drawn)]) == 0
-    assert "1 videos are in" in capsys.readouterr().err
+    assert f"1 video in {drawn};" in capsys.readouterr().err
     assert main(["score", str(drawn), "--rewards", "jpeg_incompressibility", "--json"]) == 0
     (mean,) = json.loads(capsys.readouterr().out)
     assert mean["images"] == 1 and mean["mean"] > 0

@@ -36,6 +36,7 @@ class StreamedSource(PairSource):
         family: MicroConditions,
         config: DataConfig,
         batch_size: int,
+        *,
         accumulation: int = 1,
         seed: int = 0,
         guided: bool = False,
