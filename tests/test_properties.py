@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from types import SimpleNamespace
 
 import torch
 from hypothesis import given, settings
@@ -10,7 +9,9 @@ from hypothesis import strategies as st
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.batches.order import Order
-from diffalign.data.encoding.geometry import buckets, cuts
+from diffalign.data.encoding.columns import Columns
+from diffalign.data.encoding.geometry import Cut, buckets, cuts
+from diffalign.data.encoding.records import EncodedImage, Record
 from diffalign.diffusion.paths import RectifiedFlow, path_from_config
 from diffalign.diffusion.randomness import Streams, permutation
 from diffalign.diffusion.times import shifted
@@ -124,13 +125,14 @@ def test_buckets_are_on_the_grid_within_the_area_and_symmetric(count, step):
 
 @given(st.integers(1, 30), st.integers(0, 2**31), st.integers(1, 4))
 def test_an_epoch_serves_every_group_once_from_any_position(count, seed, epochs):
-    record = SimpleNamespace(bucket=(64, 64), images=(0, 0), scores=(1.0, 0.0))
-    order = Order([record] * count, DataConfig(path="x"), 1, seed)
+    image = EncodedImage("0" * 32, None, Cut((64, 64), (64, 64), (0, 0), (64, 64)), "0" * 32)
+    records = Columns.of([Record("a cat", "0" * 32, (image, image), (1.0, 0.0), "row 0")] * count)
+    order = Order(records, DataConfig(path="x"), 1, seed)
     served = [order.at(position) for position in range(count * epochs)]
     assert Counter(served) == dict.fromkeys(range(count), epochs)
     for epoch in range(epochs):
         assert sorted(served[epoch * count : (epoch + 1) * count]) == list(range(count))
-    resumed = Order([record] * count, DataConfig(path="x"), 1, seed)
+    resumed = Order(records, DataConfig(path="x"), 1, seed)
     half = count * epochs // 2
     assert [resumed.at(position) for position in range(half, count * epochs)] == served[half:]
 

@@ -177,14 +177,14 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
         return lambda: open_named(found, device_name(args.device)).pipeline
 
     if args.run is not None:
+        run = read_run_directory(args.run)  # first: its error names what --run takes
         specs, whole = [args.run], named(args.run, None, args.dtype)
         base, models = Named(whole.model), [whole]
-        run = read_run_directory(args.run)
         title = f"{run.model.path} aligned with {run.method['type']}"
     elif args.runs is not None:
         specs = names(args.runs, "--runs")
-        models = [named(spec, None, args.dtype) for spec in specs]
         found = [read_run_directory(spec) for spec in specs]
+        models = [named(spec, None, args.dtype) for spec in specs]
         others = sorted({f"{run.model.path} by {run.method['type']}" for run in found})
         if len(others) > 1:
             raise UserError(f"--runs has {', '.join(others)}; allowed: runs of one model by one method")

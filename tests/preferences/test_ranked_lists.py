@@ -14,7 +14,7 @@ from diffalign.errors import UserError
 from diffalign.media.files import open_image
 from diffalign.rewards import load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a large red circle", "a small blue square"]
 
 

@@ -128,7 +128,7 @@ def test_a_moved_set_goes_on_and_another_one_does_not(tmp_path, monkeypatch):
     lines = []
     assert align(run, lines.append).steps == 1
     assert any("has no checkpoint yet, so a new run starts" in line for line in lines)
-    assert "training: 1 steps of 1 groups, 0.333 epochs of 3 groups" in lines
+    assert "training: 1 step of 1 group, 0.333 epochs of 3 groups" in lines
     recorded = read_run("out/config.yaml")
     assert (recorded.resume, recorded.output) == (None, str(tmp_path / "out"))
     assert recorded.data.path == str(tmp_path / "p") and recorded.method["loss"]["type"] == "logistic"

@@ -45,6 +45,17 @@ SUFFIXES = {
 }  # fmt: skip
 
 
+def _local(config: DataConfig) -> DataConfig:
+    """Return the settings with a local path.
+
+    Of an address of one file only that file is copied: what it names is read from its folder's address.
+    """
+    path = local_copy(config.path)
+    if path == config.path or config.root or not Path(path).is_file():
+        return replace(config, path=path)
+    return replace(config, path=path, root=config.path.rpartition("/")[0])
+
+
 def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     """Return the preference set that ``config.path`` names.
 
@@ -57,7 +68,7 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     check_data(config)
     if config.mix:
         return mixed(config, seed, read_preferences)
-    preferences = _read(replace(config, path=local_copy(config.path)))
+    preferences = _read(_local(config))
     view = captioned(config.altered) if config.view == "captions" else None
     settings = (config.votes, config.min_agreement)
     if not config.flip_labels and not view and settings == ("soft", 0.0):

@@ -217,7 +217,7 @@ def read_csv(config: DataConfig) -> Preferences:
     """
     tables, notes = files_of(config, (".csv", ".tsv"), "csv")
     downloads = downloads_of(config)
-    heads = [next((dict(row) for _, row in csv_rows(table)), {}) for table in tables]
+    heads = [next((dict(row) for _, row in csv_rows(table)), None) or _csv_columns(table) for table in tables]
     layouts = [layout_of(head, table.place, config) for head, table in zip(heads, tables, strict=True)]
 
     def rows() -> Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]:
@@ -228,13 +228,22 @@ def read_csv(config: DataConfig) -> Preferences:
     return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True)
 
 
-def csv_rows(table: Table) -> Rows:
-    """Yield the rows of a csv or tsv file; UserError for what is none."""
+def _csv_reader(table: Table) -> "csv.DictReader[str]":
     with table.open() as file:
         text = decode(file.read(), table.place)
     tabs = "\t" if table.suffix == ".tsv" else ","
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)
+
+
+def _csv_columns(table: Table) -> dict[str, str]:
+    """Return an empty cell for each column of a file without rows."""
+    return dict.fromkeys(_csv_reader(table).fieldnames or (), "")
+
+
+def csv_rows(table: Table) -> Rows:
+    """Yield the rows of a csv or tsv file; UserError for what is none."""
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)):
+        for number, row in enumerate(_csv_reader(table)):
             if None in row:
                 raise UserError(
                     f"{table.name} row {number}: more cells than columns; quote cells with commas"

@@ -171,7 +171,7 @@ def test_tables_and_their_files_by_url(tmp_path, memory):
         ("memory://bucket/none.parquet", "no such file"),
         (
             "nosuch://bucket/p.parquet",
-            "nosuch://bucket/p.parquet cannot be read: ValueError: Protocol not known",
+            "'nosuch://bucket/p.parquet': Protocol not known: nosuch",
         ),
     ],
 )

@@ -274,9 +274,12 @@ def test_the_command(sd3, folder, tmp_path, capsys):
     assert row["eta"] == 0.5 and len(row["images"]) == 2
     argv[argv.index("--width") + 1] = "17"
     assert main(argv) == 2
-    assert "16 x 17 pixels; allowed with sd3: multiples of" in capsys.readouterr().err.replace(
-        size + " x", "16 x"
-    )
+    assert "argument --width: 17 is no multiple of 8" in capsys.readouterr().err
+    argv[argv.index("--width") + 1] = str(sd3.multiple + 8)
+    assert main(argv) == 2
+    refused = f"{size} x {sd3.multiple + 8} pixels; allowed with sd3: multiples of {sd3.multiple}"
+    assert refused in capsys.readouterr().err
+    argv[argv.index("--width") + 1] = size
     assert main([*argv, "--eta", "much"]) == 2
     assert "'much'; allowed: LOW,HIGH" in capsys.readouterr().err
 
