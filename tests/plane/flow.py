@@ -55,6 +55,10 @@ FLOW_CHANGES: Mapping[str, dict[str, Any]] = {
     "ddpo": {"steps": 200},
     "inversion_dpo": {"beta": 50.0},
     "online_dpo": {"beta": 35.0},
+    "draft": {"hold": 0.08},
+    "draft_lv": {"hold": 0.06, "rate": 1e-3},
+    "alignprop": {"hold": 0.1},
+    "refl": {"hold": 1.0, "low": 0.5},
 }
 FLOW_METHODS: Mapping[str, PlaneRow] = {
     name: on_flow(name, **FLOW_CHANGES.get(name, {})) for name, row in PLANE_METHODS.items() if not row.flow

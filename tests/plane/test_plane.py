@@ -105,7 +105,7 @@ def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, measured, 
     """
     noisy = turned_round(data(preferences, seed), 0.1, seed)
     plain, robust = (
-        measure(PLANE, denoiser_of(align(method, base, noisy, 250, seed, rate=2e-4)), POINTS)
+        measure(PLANE, denoiser_of(align(method, base, noisy, steps=250, seed=seed, rate=2e-4)), POINTS)
         for method in (DPO(beta=100), DPO(beta=100, loss=Robust(0.1)))
     )
     assert robust.reward > plain.reward > measured(base).reward + 0.1
@@ -122,7 +122,7 @@ def test_a_label_a_frame_says_more_than_one_by_majority(seed, base, measured, da
     majority = replace(dense, score=wins)
     ways = ((DenseDPO(beta=100, time=Uniform()), dense), (DPO(beta=400), majority))
     by_frame, by_majority = (
-        measure(PLANE, denoiser_of(align(method, base, batch, 150, seed, groups=48)), POINTS)
+        measure(PLANE, denoiser_of(align(method, base, batch, steps=150, seed=seed, groups=48)), POINTS)
         for method, batch in ways
     )
     assert by_frame.reward - 0.05 > by_majority.reward > measured(base).reward + 0.15
