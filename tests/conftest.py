@@ -25,7 +25,7 @@ install_import_hook([f"diffalign.{room}" for room in SHAPED], "tests.shape_check
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = Path(__file__).with_name("times.json")
-FAST = 12.0  # processor seconds of a file; its imports are not counted
+FAST = 4.0  # processor seconds of a file; its imports are not counted
 SLOW_WORDS = frozenset(
     ["benchmarks", "demo", "distributed", "notebooks", "run", "runs", "scripts", "sweep", "training"]
 )
