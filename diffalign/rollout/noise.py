@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.randomness import Streams, derive, permutation
+from diffalign.diffusion.randomness import Streams, derive
 from diffalign.rollout.model import RolloutModel
+from diffalign.rollout.rounds import PromptOrder
 from diffalign.rollout.shapes import Setting
 from diffalign.rollout.source import Told
 from diffalign.types import Batch
@@ -50,10 +51,10 @@ class NoiseSource:
             world: processes.
             seed: of noise and orders.
         """
-        self._model, self._reward, self._prompts, self._setting = model, reward, list(prompts), setting
+        self._model, self._reward, self._setting = model, reward, setting
+        self._prompts = PromptOrder(prompts, seed)
         self._groups, self._every, self._rank, self._world = groups, every, rank, world
         self._seed, self._micro_step = seed, 0
-        self._order = (-1, torch.empty(0))
         self.told = Told()
 
     def seek(self, micro_step: int) -> None:
@@ -71,7 +72,7 @@ class NoiseSource:
             self._micro_step += 1
 
     def _batch(self, positions: range) -> Batch[Tensor]:
-        prompts, setting, count = [self._prompt(p) for p in positions], self._setting, len(positions)
+        prompts, setting, count = [self._prompts[p] for p in positions], self._setting, len(positions)
         with torch.no_grad():
             cond, negative = self._model.encode(prompts)
         random = Streams([derive(self._seed, "rollout/noise", position) for position in positions])
@@ -101,9 +102,3 @@ class NoiseSource:
             self.told.round = number
             self.told.figures = {"rollout/round": float(number), "rollout/reward": mean}
         self.told.images = (self._micro_step + 1) * self._groups
-
-    def _prompt(self, position: int) -> str:
-        epoch, index = divmod(position, len(self._prompts))
-        if self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self._prompts), self._seed, "rollout/order", epoch))
-        return self._prompts[int(self._order[1][index])]

@@ -8,7 +8,7 @@ over micro-batches and ranks learns from the same things at the same time, and a
 arithmetic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.randomness import permutation
 from diffalign.errors import UserError
 from diffalign.losses.contrast import pareto
 from diffalign.types import Batch, Cond, Kernel, Transition
@@ -28,6 +29,22 @@ class Place:
     round: int
     rows: tuple[int, int]
     slot: int
+
+
+class PromptOrder:
+    """The prompts of an online run by position: every epoch has an order of its own, from (seed, epoch)."""
+
+    def __init__(self, prompts: Sequence[str], seed: int):
+        self._prompts, self._seed = list(prompts), seed
+        self._epoch, self._places = -1, torch.empty(0)
+
+    def __getitem__(self, position: int) -> str:
+        """Return the prompt at a position of the run."""
+        epoch, index = divmod(position, len(self._prompts))
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._places = permutation(len(self._prompts), self._seed, "rollout/order", epoch)
+        return self._prompts[int(self._places[index])]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from diffalign.rollout.advantages import PromptHistory, advantages
 from diffalign.rollout.judges import Judge, combined
 from diffalign.rollout.labels import labelled
 from diffalign.rollout.model import RolloutModel
-from diffalign.rollout.rounds import Plan, Round, best_and_worst, in_parts, only
+from diffalign.rollout.rounds import Plan, PromptOrder, Round, best_and_worst, in_parts, only
 from diffalign.rollout.shapes import Request, Sampled, Setting, samples, trajectories
 from diffalign.rollout.store import NOWHERE, Part, RoundStore
 from diffalign.rollout.tree import tree
@@ -85,14 +85,14 @@ class OnlineSource:
             store: where rounds are kept.
             check: gets a round's scores of all ranks, (N, S, K), before anything is learned from them.
         """
-        self._roles, self._model, self._judge, self._prompts = roles, model, judge, list(prompts)
+        self._roles, self._model, self._judge = roles, model, judge
+        self._prompts = PromptOrder(prompts, seed)
         self._config, self._shape, self._setting, self._plan = config, shape, setting, plan
         self._seed, self._store, self._check = seed, store, check
         self._micro_step = 0
         self._unfinished = -1
         self._round: tuple[int, Round] | None = None
         self._history = (-1, PromptHistory())
-        self._order = (-1, torch.empty(0))  # an epoch, and the order that its prompts come in
         self.told = Told()
 
     def seek(self, micro_step: int) -> None:
@@ -123,13 +123,7 @@ class OnlineSource:
 
     def prompts_of(self, number: int) -> list[str]:
         """Return this rank's prompts of a round."""
-        return [self._prompt(self._plan.position(number, row)) for row in range(self._plan.prompts)]
-
-    def _prompt(self, position: int) -> str:
-        epoch, index = divmod(position, len(self._prompts))
-        if self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self._prompts), self._seed, "rollout/order", epoch))
-        return self._prompts[int(self._order[1][index])]
+        return [self._prompts[self._plan.position(number, row)] for row in range(self._plan.prompts)]
 
     def _of(self, number: int) -> Round:
         if self._round is None or self._round[0] != number:
