@@ -104,18 +104,24 @@ class BestUid:
         return Verdict(known[best]) if best and best in known else None
 
 
+class OneColumn:
+    """A kind of label that stands in one column, ``column``, which each kind names."""
+
+    column: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column of the labels."""
+        return (self.column,)
+
+
 @dataclass(frozen=True)
-class Listed:
+class Listed(OneColumn):
     """A list of numbers, one an image; ``ranks``: 1 is the best."""
 
     column: str = "scores"
     ranks: bool = False
     optional: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column of the list."""
-        return (self.column,)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
         """Return the numbers, of ranks their negatives; None where one is missing."""
@@ -141,16 +147,11 @@ class Votes:
 
 
 @dataclass(frozen=True)
-class Tally:
+class Tally(OneColumn):
     """Two counts of votes in one cell: a list, an object of two numbers in the images' order, or its JSON."""
 
     column: str
     optional: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column of the counts."""
-        return (self.column,)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
         """Return the shares."""
@@ -171,16 +172,11 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(OneColumn):
     """One cell that says which of two is better."""
 
     column: str
     optional: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column of the choice."""
-        return (self.column,)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
         """Return the pair's label."""
@@ -231,7 +227,7 @@ class Rating:
 
 
 @dataclass(frozen=True)
-class Checklist:
+class Checklist(OneColumn):
     """The share of a list of yes-or-no answers (0 or 1) about one image that are yes; a mask of 1 and 0 says
     which were asked.
     """
@@ -241,11 +237,6 @@ class Checklist:
     low: float = 0.0
     high: float = 1.0
     rank: bool = False
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column of the answers."""
-        return (self.column,)
 
     @property
     def optional(self) -> tuple[str, ...]:
@@ -261,16 +252,11 @@ class Checklist:
 
 
 @dataclass(frozen=True)
-class PerModel:
+class PerModel(OneColumn):
     """An object of lists of ratings by model, whose images stand in columns of the models' names."""
 
     column: str = "HumanRatings"
     optional: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column of the ratings."""
-        return (self.column,)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
         """Return the mean rating of each model, in the object's order."""
@@ -288,16 +274,11 @@ class PerModel:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Conversation(OneColumn):
     """The last answer of a conversation, which ends in "Image 1 is better" or the like."""
 
     column: str = "conversations"
     optional: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The column of the conversation."""
-        return (self.column,)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
         """Return what the answer prefers; None where it says neither."""

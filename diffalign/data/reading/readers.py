@@ -167,6 +167,12 @@ def detect_format(path: str) -> str:
     return "hub"
 
 
+def _format_of_tables(path: str) -> str | None:
+    """Return the format of the first kind of tables that a folder has, None where it has none of them."""
+    kinds = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "jsonl", ".csv": "csv"}
+    return next((name for suffix, name in kinds.items() if tables_of(path, (suffix,))), None)
+
+
 def _folder_format(path: str, place: Path) -> str:
     if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
         return "saved"
@@ -174,14 +180,8 @@ def _folder_format(path: str, place: Path) -> str:
         return "folder"
     if metadata_of(place):
         return "imagefolder"
-    for suffix, name in (
-        (".parquet", "parquet"),
-        (".tar", "webdataset"),
-        (".jsonl", "jsonl"),
-        (".csv", "csv"),
-    ):
-        if tables_of(path, (suffix,)):
-            return name
+    if found := _format_of_tables(path):
+        return found
     if tables_of(path, (".json",)):
         return "jsonl"
     raise UserError(
@@ -195,14 +195,8 @@ def _remote_format(path: str) -> str:
     end = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
     if end:
         return SUFFIXES[end]
-    for suffix, name in (
-        (".parquet", "parquet"),
-        (".tar", "webdataset"),
-        (".jsonl", "jsonl"),
-        (".csv", "csv"),
-    ):
-        if tables_of(path, (suffix,)):
-            return name
+    if found := _format_of_tables(path):
+        return found
     raise UserError(
         f"data.path {path!r}: nothing to read there; allowed: a file or a folder of {', '.join(SUFFIXES)} "
         "(folders of images are read from a local disk)"
