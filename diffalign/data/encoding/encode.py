@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -77,7 +78,7 @@ def encode_preferences(
     # kept, so that two runs on one cache never take a part from each other: theirs are the same
     parts = [f"manifests/parts/{Path(manifest).stem}.{r}-of-{world}.arrow" for r in range(world)]
     writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
-    try:
+    with completed(store, writer):
         shared = Shared(writer.text(""), writer.negative())
         deque(encode_share(preferences, config, writer, parts, rank=rank, progress=progress, rater=rater), 0)
         store.seal()
@@ -91,18 +92,29 @@ def encode_preferences(
         store.refresh()
         encoded = merge(store, manifest, parts, shared, memory, rank)
         same_number(encoded.records)
+    return _useful(filtered(viewed(encoded, config), config.filters), preferences.name)
+
+
+@contextmanager
+def completed(store: Store, writer: Writer) -> Iterator[None]:
+    """Enter an encoding whose shards are completed where it is interrupted.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
     except OSError as error:
         if not is_full(error):
             raise
         store.abandon()
         raise no_space(store.folder, writer.bytes_needed) from error
     except BaseException as error:
-        keep(store, error)
+        _keep(store, error)
         raise
-    return _useful(filtered(viewed(encoded, config), config.filters), preferences.name)
 
 
-def keep(store: Store, error: BaseException) -> None:
+def _keep(store: Store, error: BaseException) -> None:
     """Complete the shards of an encoding that was interrupted; what goes wrong then is the lesser error."""
     try:
         store.seal()

@@ -14,12 +14,12 @@ import torch
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.encoding.columns import Columns
-from diffalign.data.encoding.encode import MEMORY, encode_share, keep, merge, set_name
+from diffalign.data.encoding.encode import MEMORY, completed, encode_share, merge, set_name
 from diffalign.data.encoding.encoded import EncodedSet, Shared, read_manifest
 from diffalign.data.encoding.filters import filtered
 from diffalign.data.encoding.rating import Rater
 from diffalign.data.encoding.records import Record
-from diffalign.data.encoding.store import Memory, Store, is_full, no_space
+from diffalign.data.encoding.store import Memory, Store
 from diffalign.data.encoding.writer import Encoders, Writer
 from diffalign.data.reading.examples import Counts, Preferences
 from diffalign.errors import UserError
@@ -115,7 +115,7 @@ class Stream:
             return
         store.salvage()
         writer = Writer(self._model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
-        try:
+        with completed(store, writer):
             shared = Shared(writer.text(""), writer.negative())
             parts = [f"manifests/parts/{name}.0-of-1.arrow"]
             waiting: list[Record] = []
@@ -130,14 +130,6 @@ class Stream:
                     waiting = []
             store.seal()
             self._whole = merge(store, manifest, parts, shared, memory, 0).counts
-        except OSError as error:
-            if not is_full(error):
-                raise
-            store.abandon()
-            raise no_space(store.folder, writer.bytes_needed) from error
-        except BaseException as error:
-            keep(store, error)
-            raise
         if waiting:
             yield EncodedSet(Columns.of(waiting), shared, Counts(), memory).recounted()
 
