@@ -209,8 +209,15 @@ def surrogate(
         "clip_fraction": ((ratio - 1).abs() > method.clip).to(ratio).mean(),
         "advantage": advantage.mean(),
     }
-    # Sources leave out groups without advantage; one that stands in for a batch of them counts nothing.
-    return losses.mean(), metrics, advantage.ne(0).any() * float(len(logp))
+    return losses.mean(), metrics, advantage_weight(advantage)
+
+
+def advantage_weight(advantage: Tensor) -> Tensor:
+    """Return the weight of a mean over recorded steps with advantages (B,).
+
+    Sources leave out groups without advantage; one that stands in for a batch of them counts nothing.
+    """
+    return advantage.ne(0).any() * float(len(advantage))
 
 
 @dataclass(frozen=True)

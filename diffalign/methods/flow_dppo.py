@@ -24,7 +24,7 @@ from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import trusted
 from diffalign.methods._base import RolloutMethod
-from diffalign.methods._steps import advantage_of, kernel_of, redrawn
+from diffalign.methods._steps import advantage_of, advantage_weight, kernel_of, redrawn
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
@@ -71,8 +71,7 @@ class FlowDPPO(RolloutMethod):
             "masked_fraction": masked.to(kl).mean(),
             "advantage": advantage.mean(),
         }
-        weight = advantage.ne(0).any() * float(len(losses))
-        return Step(loss, {name: v.detach() for name, v in metrics.items()}, weight)
+        return Step(loss, {name: v.detach() for name, v in metrics.items()}, advantage_weight(advantage))
 
 
 CARD = MethodCard(

@@ -27,7 +27,7 @@ from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import guarded_log_ratio, ppo
 from diffalign.methods._base import RolloutMethod
-from diffalign.methods._steps import advantage_of, check_advantages, kernel_of, redrawn
+from diffalign.methods._steps import advantage_of, advantage_weight, check_advantages, kernel_of, redrawn
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
@@ -80,8 +80,7 @@ class GRPOGuard(RolloutMethod):
             "clip_fraction": ((ratio - 1).abs() > self.clip).to(ratio).mean(),
             "advantage": advantage.mean(),
         }
-        weight = advantage.ne(0).any() * float(len(losses))
-        return Step(loss, {name: v.detach() for name, v in metrics.items()}, weight)
+        return Step(loss, {name: v.detach() for name, v in metrics.items()}, advantage_weight(advantage))
 
 
 CARD = MethodCard(
