@@ -160,24 +160,10 @@ def _reflowed(docstring: str) -> str:
 
 
 def _fields(cls: type) -> list[str]:
-    import dataclasses
+    from diffalign.cli.methods import defaults
 
-    rows = [
-        f"| `{field.name}` | `{_default(field)}` |"
-        for field in dataclasses.fields(cls)
-        if field.init and not field.name.startswith("_")
-    ]
+    rows = [f"| `{name}` | `{_cell(value)}` |" for name, value in defaults(cls).items()]
     return ["## Settings", "", "| `--method.` | default |", "|---|---|", *rows, ""] if rows else []
-
-
-def _default(field: Any) -> str:
-    import dataclasses
-
-    if field.default is not dataclasses.MISSING:
-        return str(field.default).replace("|", "\\|")
-    if field.default_factory is not dataclasses.MISSING:
-        return str(field.default_factory()).replace("|", "\\|")
-    return "required"
 
 
 def _gains(name: str) -> list[str]:

@@ -25,7 +25,7 @@ def label_round(run: Path, port: int, say: Callable[[str], None]) -> bool:
         raise UserError(f"{run}/rollouts has no round; allowed: a run that waits for labels")
     tasks = read_tasks(str(rounds[-1]), rounds[-1])
     store = AnswerStore(tasks, rounds[-1], write_round)
-    session = Session(store, f"{run.name}: {rounds[-1].name}", finished=lambda: None)
+    session = Session(store, f"{run.name}: {rounds[-1].name}", ends=True)
     if session.done < len(tasks):
         serve(session, "127.0.0.1", port, say)
     return session.done == len(tasks)

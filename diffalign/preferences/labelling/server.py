@@ -41,7 +41,8 @@ class Session:
         votes: people who are to answer each task.
         blind: the media stand in an order that depends on the person and the task.
         token: that a browser must bring; empty: none.
-        finished: called once when every task has its votes.
+        ends: the server stops when every task has its votes.
+        stop: what stops it, once it runs.
     """
 
     store: AnswerStore
@@ -49,7 +50,8 @@ class Session:
     votes: int = 1
     blind: bool = True
     token: str = ""
-    finished: Callable[[], None] | None = None
+    ends: bool = False
+    stop: Callable[[], None] = field(default=lambda: None)
     _looking: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def shown(self, task: Task, by: str) -> list[int]:
@@ -117,8 +119,8 @@ class Session:
             choice = self.shown(task, by)[choice]
         self.store.add(Answer(key, by, choice))
         self._looking.pop(key, None)
-        if self.finished and self.done == len(self.store.tasks):
-            self.finished()
+        if self.ends and self.done == len(self.store.tasks):
+            self.stop()
 
 
 def application(session: Session) -> "Starlette":
@@ -196,7 +198,7 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(session: Session, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve a session until it is interrupted, or until its ``finished`` stops it.
+    """Serve a session until it is interrupted, or until it is done where it ``ends``.
 
     Args:
         host: to listen at; other hosts than this machine need a token.
@@ -223,14 +225,7 @@ def serve(session: Session, host: str, port: int, say: Callable[[str], None]) ->
         ) from error
     address = f"http://{host}:{listener.getsockname()[1]}/"
     server = uvicorn.Server(uvicorn.Config(application(session), log_level="warning"))
-    previous = session.finished
-
-    def stop() -> None:
-        if previous:
-            previous()
-            server.should_exit = True
-
-    session.finished = stop if previous else None
+    session.stop = lambda: setattr(server, "should_exit", True)
     say(f"{address}?token={session.token}" if session.token else address)
     with listener, suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises what ended it
         server.run(sockets=[listener])
