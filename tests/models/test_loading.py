@@ -14,6 +14,7 @@ from diffusers import (
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from diffalign.cli import main
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
 from diffalign.errors import UserError
@@ -322,6 +323,25 @@ def test_a_single_file_names_its_prediction(
     assert markers == {name for name, on in (("v_pred", prediction == "v"), ("ztsnr", zero)) if on}
     overruled = load(ModelConfig(path=str(file), prediction="sample", zero_terminal_snr=False))
     assert overruled.target == "x0" and overruled.path.coefficients(torch.ones(1))[0].item() > 0
+
+
+def test_a_marked_single_file_trains_and_exports_its_markers(
+    hub_cache: Path, folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the command line: v-prediction with zero terminal SNR, in the file, the run and its export."""
+    state = single_file_state(StableDiffusionPipeline.from_pretrained(folders["sd15"]))
+    file, run = tmp_path / "model.safetensors", tmp_path / "run"
+    save_file(state | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, file)
+    options = "--data.path tiny:pairs --data.limit 8 --data.resolution 32 --data.holdout 0 --training.steps 2"
+    options += " --model.lora.rank 2 --model.lora.targets to_q --logging.every 1"
+    assert main(["train", "--model.path", str(file), *options.split(), "--output", str(run)]) == 0
+    assert "prediction v_prediction, zero terminal SNR True" in caplog.text
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert main(["export", str(run), "--to", "single-file", "--output", str(tmp_path / "out")]) == 0
+    (written,) = (tmp_path / "out").glob("*.safetensors")
+    with safe_open(written, framework="pt") as exported:
+        assert {"v_pred", "ztsnr"} <= set(exported.keys())
 
 
 @pytest.mark.parametrize(
