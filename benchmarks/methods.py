@@ -2,12 +2,14 @@
 
     python -m benchmarks.methods                        # everything that is not there yet
     python -m benchmarks.methods --world plane --methods dpo,inpo --seeds 3
-    python -m benchmarks.methods --tune dpo              # a small grid on validation prompts
+    python -m benchmarks.methods --tune dpo,ipo          # the trials of a method, on validation prompts
+    python -m benchmarks.methods --world tiny --methods dpo,ipo --tuned   # trials, then five seeds
 
 A row is (world, method, seed) and a file under ``benchmarks/rows``; it is written as soon as it is made, so
 a stopped run continues, and several processes started side by side share the rows out.
 ``benchmarks/methods.json`` and ``methods.md`` are made from all rows that are there. A row whose settings
-have changed since is made anew.
+have changed since is made anew. A method of a tiny image model whose trials are all there
+(``benchmarks.tuning``) is trained with the settings of the best one, any other one with its recipe's.
 
 Compute is counted at the network: a sample forward without gradient costs 1, forward and backward 3. Each
 method takes as many steps as its measured cost per step leaves it.
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks import plane_world, record, tiny_world
+from benchmarks import plane_world, record, tiny_world, tuning
 from benchmarks.record import Row
 from benchmarks.tables import text
 from diffalign.config.io import shipped_configs
@@ -28,6 +30,7 @@ from diffalign.utils.files import write_atomic
 
 WORLDS = ("plane", *tiny_world.PREFIXES)
 POINTS = 1500  # of the plane, as many for each label: a standard error of the gain of about 0.01
+SEEDS, TUNED_SEEDS = 3, 5
 PROMPTS = 384  # of a tiny image model: a standard error of about 0.008, in a fifth of a row's time
 
 
@@ -46,7 +49,8 @@ def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
         settings = PLANE_METHODS[method]
         asked = plane_world.asked(settings, POINTS)
     else:
-        recipe = tiny_world.recipe(method, seed=seed, world=world)
+        flags = next((trial["flags"] for trial in tuning.chosen(method, world)), [])
+        recipe = tiny_world.recipe(method, flags, seed, world)
         asked = tiny_world.asked(recipe, "test", prompts)
     with record.lock(name, wait=False) as mine:
         if not mine:
@@ -75,6 +79,11 @@ def write() -> None:
         order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
         rows = [row for row in rows if (row["world"], row["method"]) in order]  # the others' are gone
         rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
+        firsts = {(row["world"], row["method"]): row for row in reversed(rows)}
+        # Rows of settings before a method was tuned are not averaged with those after.
+        rows = [
+            row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]]["asked"])
+        ]
         brief = [{k: v for k, v in row.items() if k != "gains"} for row in rows]
         write_atomic(record.HERE / "methods.json", json.dumps({"rows": brief}, indent=1) + "\n")
         write_atomic(record.HERE / "methods.md", text(rows))
@@ -100,23 +109,24 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("--world", choices=WORLDS, help="default: all")
     parser.add_argument("--methods", help="comma-separated; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="default: 3, with --tuned 5")
+    parser.add_argument("--tuned", action="store_true", help="tune each method of a tiny image model first")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts of a tiny image model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process; start several")
-    parser.add_argument(
-        "--tune", metavar="METHOD", help="try the method's grid on validation prompts instead"
-    )
+    parser.add_argument("--tune", metavar="A,B", help="only make the trials of these methods of --world")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     if arguments.tune:
-        from benchmarks.tuning import tune
-
-        return tune(arguments.tune, say)
+        for method in arguments.tune.split(","):
+            tuning.tune(method, arguments.world or "tiny", say)
+        return
+    arguments.seeds = arguments.seeds or (TUNED_SEEDS if arguments.tuned else SEEDS)
     for world, method, seed in wanted(arguments):
+        if arguments.tuned and world != "plane":
+            tuning.tune(method, world, say)
         if make(world, method, seed, arguments.prompts) is not None:
             write()
-    return None
 
 
 if __name__ == "__main__":

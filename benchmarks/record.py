@@ -95,6 +95,13 @@ def agrees(stored: Any, asked: Any) -> bool:
     return bool(stored == asked)
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two rows' settings, as JSON has them, are the same wherever both know an option."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(same(a[k], b[k]) for k in a.keys() & b.keys())
+    return bool(a == b)
+
+
 def _fields(owner: Any) -> list[Field[Any]]:
     return [f for f in fields(owner) if f.compare]
 
@@ -135,7 +142,40 @@ def over_seeds(gains: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     return Estimate(float(table.mean()), float(low), float(high))
 
 
-@lru_cache(maxsize=8)
+def between(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int = 0
+) -> tuple[Estimate, float]:
+    """Return the mean of a - b of two methods' gains (S, P) and (R, P) on the same P prompts, with a 95 %
+    interval and a two-sided p-value.
+
+    A resampled prompt is resampled in both methods; their seeds are resampled apart, since a seed of one method
+    has nothing to do with that of the other. The p-value inverts the percentile interval.
+    """
+    draws = _draws(a, seed, 1) - _draws(b, seed, 2)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    tail = min((draws <= 0).mean(), (draws >= 0).mean())
+    value = float(np.mean(a) - np.mean(b))
+    return Estimate(value, float(low), float(high)), float(min(1.0, 2 * max(tail, 1 / RESAMPLES)))
+
+
+def ranks(gains: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> list[tuple[int, int]]:
+    """Return for each of M methods, gains (S, P) each on the same P prompts, the 95 % range of its rank (1 is
+    best) over resampled prompts and seeds.
+    """
+    draws = np.stack([_draws(table, seed, 1 + i) for i, table in enumerate(gains)])
+    places = 1 + (-draws).argsort(0).argsort(0)
+    low, high = np.quantile(places, [0.025, 0.975], axis=1, method="closest_observation")
+    return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _draws(gains: Sequence[Sequence[float]], seed: int, apart: int) -> Any:
+    """Means (RESAMPLES,) of gains (S, P) over resampled prompts, the same for all, and seeds, its own."""
+    table = np.asarray(gains, dtype=np.float64)
+    seeds, prompts = table.shape
+    return ((_resampled(prompts, seed) @ table.T) * _resampled(seeds, seed + apart)).sum(1)
+
+
+@lru_cache(maxsize=64)
 def _resampled(count: int, seed: int) -> Any:
     """Weights (RESAMPLES, count) of draws with replacement; a table asks for the same ones in every row."""
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)

@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from benchmarks import record
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
@@ -21,9 +23,11 @@ from diffalign import tiny
 from diffalign.config.schema import ModelConfig, Run, ValidationConfig
 from diffalign.evaluation.drawing.pipeline import fingerprint
 from diffalign.evaluation.drawing.sampling import generate
+from diffalign.evaluation.measuring.image_statistics import diversities, thumbnail
 from diffalign.evaluation.measuring.statistics import compare
 from diffalign.export.aligned import load_aligned
 from diffalign.methods import build
+from diffalign.methods.registry import shape_of
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.runs.align import Result, align
@@ -40,6 +44,8 @@ COST_STEPS = 2  # steps that a method's cost is measured on: some make random nu
 NEVER = 7_207_200  # steps between checkpoints: whole rounds, whatever a round's steps are (up to 16, 20, ...)
 HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
 COST_VERSION = 1
+DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # how much images of one caption differ; a seed of their own
+DIVERSITY_SEED = 1
 
 
 def quiet(line: str) -> None:
@@ -93,7 +99,8 @@ def cost(run: Run) -> Calls:
     with lock(f"cost-{digest}"):
         if not path.exists():
             steps = COST_STEPS
-            if run.rollout.prompts:  # a whole round: its first step is the one that samples
+            rounds = run.rollout.prompts and shape_of(run.method["type"], run.rollout) != "gradients"
+            if rounds:  # a whole round: its first step is the one that samples
                 plan = plan_of(run, load(run.model))
                 steps = steps_of_a_round(run, plan)
             short = replace(
@@ -134,6 +141,30 @@ def scores(pipeline: Any, split: str, prompts: int) -> dict[str, list[float]]:
     return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in REWARDS}
 
 
+def diversity(pipeline: Any, split: str) -> float:
+    """Mean over captions of how much a pipeline's images of one caption differ: root mean square over pixels
+    in [0, 1], all pairs.
+    """
+    texts = tiny.prompts(split, DIVERSITY_PROMPTS)
+    samples = generate(
+        pipeline,
+        texts,
+        SAMPLING,
+        images_per_prompt=DIVERSITY_IMAGES,
+        seed=DIVERSITY_SEED,
+        batch_size=64,
+        progress=False,
+    )
+    found = diversities([thumbnail(s.image) for s in samples], [s.prompt for s in samples])
+    return float(np.mean(list(found.values())))
+
+
+@lru_cache
+def base_diversity(model: ModelConfig, split: str) -> float:
+    """Diversity of a base model's images."""
+    return diversity(load(model).pipeline, split)
+
+
 def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Train for ``steps``, or for as many as the budget allows, and measure on the prompts of ``split``."""
     calls = cost(recipe)
@@ -168,9 +199,13 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
         table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
     primary = REWARDS[0]
     summary = json.loads((result.output / "summary.json").read_text())
+    figures = {k: v for k, v in summary["held_out"].items() if k.startswith(("errors/", "images"))}
+    if split == "test":
+        spread = diversity(pipeline, split) / base_diversity(ModelConfig(recipe.model.path), split)
+        figures["diversity"] = round(spread, 4)
     return {
         "rewards": table,
         "gains": [round(b - a, 4) for a, b in zip(before[primary], after[primary], strict=True)],
-        "figures": {k: v for k, v in summary["held_out"].items() if k.startswith(("errors/", "images"))},
+        "figures": figures,
         "verdict": result.verdict,
     }

@@ -1,11 +1,13 @@
-"""Settings of the tiny recipes: a small grid on validation prompts, never on those of the leaderboard.
+"""The leaderboard's tuning: the same number of trials for every method, on validation prompts.
 
-    python -m benchmarks.methods --tune inpo
+    python -m benchmarks.methods --tune inpo,dpo
 
-Validation captions differ from test captions by the hash that splits them (``tiny.prompts``). One seed,
-other than the leaderboard's, at the leaderboard's compute. Each trial changes one setting of the shipped
-recipe; what was tried is in ``benchmarks/tuning.json``, and the best goes into the recipe by hand. A recipe
-that has changed is tried anew around its new settings.
+Validation captions differ from test captions by the hash that splits them (``tiny.prompts``). A trial trains
+the shipped tiny recipe with changed settings, at the leaderboard's compute, with a seed that no row has. Every
+method has ``TRIALS`` of them: five strengths (``STRENGTHS``, multiples of the recipe's) at the recipe's learning
+rate, then three learning rates (``RATES``) at the best strength; a method without a strength has eight learning
+rates. The trial with the highest mean gain is what the leaderboard's rows are trained with. All trials stay in
+``benchmarks/tuning.json``: they are the sensitivity curves. A recipe that has changed is tried anew.
 """
 
 import hashlib
@@ -19,60 +21,109 @@ from diffalign.methods import build
 from diffalign.utils.files import write_atomic
 
 PROMPTS, SEED = 160, 100
-FACTORS: Mapping[str, Sequence[float]] = {
-    "method.beta": (0.25, 4.0),
-    "optimizer.learning_rate": (0.5, 2.0),
-}
-"""What is tried for every method that has the field: multiples of the recipe's own value."""
-GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "ipo": {"method.beta": (0.25, 0.0625)},  # the margin that it aims for is 0.5 / beta
-    "dro": {"method.margin": (10.0,), "optimizer.learning_rate": (2.0,)},
-    "inversion_dpo": {"method.beta": (0.25,), "optimizer.learning_rate": (2.0,)},
-    "patchdpo": {"optimizer.learning_rate": (0.25, 2.0)},
-    "sft": {"optimizer.learning_rate": (0.25, 0.5, 2.0)},
-}
-"""Other multiples for some methods, instead of ``FACTORS``."""
+TRIALS = 8
+STRENGTHS = (1.0, 0.25, 4.0, 0.0625, 16.0)
+RATES = (0.5, 2.0, 0.25)
+RATES_ALONE = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625)
+STRENGTH_FIELDS = ("beta", "scale", "margin", "hold", "kl", "clip")
+"""Fields of methods that set how far a policy may go, the first that a method has is its strength."""
+
+Trial = dict[str, Any]
 
 
-def trials(method: str) -> Iterator[list[str]]:
-    """Return the flags of each trial: none, then one changed setting at a time."""
-    yield []
-    run = to_dict(tiny_world.recipe(method))
-    fields = vars(build(run["method"]))
-    for dotted, factors in GRIDS.get(method, FACTORS).items():
-        section, name = dotted.split(".", 1)
-        here: Any = fields.get(name) if section == "method" else run[section][name]
-        if isinstance(here, int | float):
-            yield from ([f"--{dotted}={here * factor:g}"] for factor in factors)
+def strength(fields: Mapping[str, Any]) -> str | None:
+    """Return the field of a method that is tuned beside the learning rate; None: it has none."""
+    numbers = (name for name in STRENGTH_FIELDS if isinstance(fields.get(name), int | float))
+    return next((name for name in numbers if fields[name]), None)
 
 
-def tune(method: str, say: Callable[[str], None]) -> None:
-    """Run every trial of a method that is not in the record; several processes share them out."""
-    for flags in trials(method):
-        run = tiny_world.recipe(method, flags, SEED)
-        asked = record.plain(tiny_world.asked(run, "validation", PROMPTS))
-        digest = hashlib.blake2b(
-            json.dumps([method, asked], sort_keys=True).encode(), digest_size=6
-        ).hexdigest()
-        with record.lock(f"trial-{digest}", wait=False) as mine:
-            if not mine or any(t["trial"] == digest for t in tried()):
+def trials(method: str, world: str, gain: Callable[[list[str]], float]) -> Iterator[list[str]]:
+    """Return the flags of each trial; none are the recipe as shipped.
+
+    Args:
+        method: name of the tiny recipe.
+        world: whose recipe.
+        gain: of the flags of a trial that is over.
+    """
+    run = to_dict(tiny_world.recipe(method, world=world))
+    fields, rate = vars(build(run["method"])), run["optimizer"]["learning_rate"]
+    rates = lambda factors: [_flag("optimizer.learning_rate", rate, factor) for factor in factors]  # noqa: E731
+    name = strength(fields)
+    if name is None:
+        yield from rates(RATES_ALONE)
+        return
+    strengths = [_flag(f"method.{name}", fields[name], factor) for factor in STRENGTHS]
+    yield from strengths
+    best = max(strengths, key=gain)
+    yield from ([*best, *flag] for flag in rates(RATES))
+
+
+def _flag(place: str, value: float, factor: float) -> list[str]:
+    return [] if factor == 1 else [f"--{place}={value * factor:g}"]
+
+
+def tune(method: str, world: str, say: Callable[[str], None]) -> None:
+    """Run every trial of a method that is not in the record; processes started side by side wait for a trial
+    that the next one depends on.
+    """
+    for flags in trials(method, world, lambda flags: _found(method, world, flags)["gain"][0]):
+        name = _digest(method, world, flags)
+        with record.lock(f"trial-{name}"):
+            if any(t["trial"] == name for t in tried()):
                 continue
-            made = tiny_world.run(f"trial-{digest}", run, "validation", PROMPTS)
-            gains = {name: r["gain"] for name, r in made["rewards"].items()}
-            trial = {"trial": digest, "method": method, "flags": flags, "gain": gains.pop(made["primary"])}
-            trial |= {"not trained on": gains, **{k: made[k] for k in ("steps", "seconds")}, "asked": asked}
+            run, asked = _asked(method, world, flags)
+            made = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
+            gains = {reward: r["gain"] for reward, r in made["rewards"].items()}
+            trial = {"trial": name, "world": world, "method": method, "flags": flags}
+            trial |= {"gain": gains.pop(made["primary"]), "not trained on": gains}
+            trial |= {**{k: made[k] for k in ("steps", "seconds")}, "asked": asked}
             _add(trial)
-            say(f"{method} {' '.join(flags) or '(as shipped)'}: {record.shown(trial['gain'])}")
+            say(f"{world} {method} {' '.join(flags) or '(as shipped)'}: {record.shown(trial['gain'])}")
 
 
-def tried() -> list[dict[str, Any]]:
+def chosen(method: str, world: str) -> list[Trial]:
+    """Return the trials of a method, the best first; empty while any is missing."""
+    try:
+        flags = list(trials(method, world, lambda flags: _found(method, world, flags)["gain"][0]))
+        every = [_found(method, world, some) for some in flags]
+    except KeyError:
+        return []
+    return sorted(every, key=lambda trial: -trial["gain"][0])
+
+
+def tried() -> list[Trial]:
     """Every trial in the record."""
     path = record.HERE / "tuning.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text())["trials"] if path.exists() else []
+    found: list[Trial] = json.loads(path.read_text())["trials"] if path.exists() else []
     return found
 
 
-def _add(trial: Mapping[str, Any]) -> None:
+def _found(method: str, world: str, flags: Sequence[str]) -> Trial:
+    """Return a trial of the record.
+
+    Raises:
+        KeyError: it has not been made.
+    """
+    name = _digest(method, world, flags)
+    for trial in tried():
+        if trial["trial"] == name:
+            return trial
+    raise KeyError(name)
+
+
+def _asked(method: str, world: str, flags: Sequence[str]) -> tuple[Any, Any]:
+    run = tiny_world.recipe(method, flags, SEED, world)
+    return run, record.plain(tiny_world.asked(run, "validation", PROMPTS))
+
+
+def _digest(method: str, world: str, flags: Sequence[str]) -> str:
+    told = json.dumps([world, method, _asked(method, world, flags)[1]], sort_keys=True)
+    return hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+
+
+def _add(trial: Trial) -> None:
     with record.lock("tuning"):
-        every = sorted([*tried(), trial], key=lambda t: (t["method"], t["flags"], t["trial"]))
+        every = sorted(
+            [*tried(), trial], key=lambda t: (t.get("world", ""), t["method"], t["flags"], t["trial"])
+        )
         write_atomic(record.HERE / "tuning.json", json.dumps({"trials": every}, indent=1) + "\n")
