@@ -44,13 +44,13 @@ def names(world: str) -> list[str]:
 
 def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
     """Return a row, read or made; None while another process makes it."""
-    name = f"{world}-{method}-{seed}"
+    name, trials = f"{world}-{method}-{seed}", []
     if world == "plane":
         settings = PLANE_METHODS[method]
         asked = plane_world.asked(settings, POINTS)
     else:
-        flags = next((trial["flags"] for trial in tuning.chosen(method, world)), [])
-        recipe = tiny_world.recipe(method, flags, seed, world)
+        trials = tuning.chosen(method, world)
+        recipe = tiny_world.recipe(method, trials[0]["flags"] if trials else [], seed, world)
         asked = tiny_world.asked(recipe, "test", prompts)
     with record.lock(name, wait=False) as mine:
         if not mine:
@@ -62,6 +62,8 @@ def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
                 made = plane_world.run(settings, seed, POINTS)
             else:
                 made = tiny_world.run(name, recipe, "test", prompts)
+            if trials:
+                made |= {"trials": len(trials), "flags": trials[0]["flags"]}
             found = record.keep(name, asked, {"world": world, "method": method, "seed": seed, **made})
             say(f"{name}: {record.shown(made['rewards'][made['primary']]['gain'])}, {made['seconds']:.0f} s")
         return found
@@ -79,11 +81,9 @@ def write() -> None:
         order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
         rows = [row for row in rows if (row["world"], row["method"]) in order]  # the others' are gone
         rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
-        firsts = {(row["world"], row["method"]): row for row in reversed(rows)}
+        firsts = {(row["world"], row["method"]): row["asked"] for row in reversed(rows)}
         # Rows of settings before a method was tuned are not averaged with those after.
-        rows = [
-            row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]]["asked"])
-        ]
+        rows = [row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]])]
         brief = [{k: v for k, v in row.items() if k != "gains"} for row in rows]
         write_atomic(record.HERE / "methods.json", json.dumps({"rows": brief}, indent=1) + "\n")
         write_atomic(record.HERE / "methods.md", text(rows))

@@ -148,8 +148,8 @@ def between(
     """Return the mean of a - b of two methods' gains (S, P) and (R, P) on the same P prompts, with a 95 %
     interval and a two-sided p-value.
 
-    A resampled prompt is resampled in both methods; their seeds are resampled apart, since a seed of one method
-    has nothing to do with that of the other. The p-value inverts the percentile interval.
+    A resampled prompt is resampled in both methods; their seeds are resampled apart, since a seed of one
+    method has nothing to do with that of the other. The p-value inverts the percentile interval.
     """
     draws = _draws(a, seed, 1) - _draws(b, seed, 2)
     low, high = np.quantile(draws, [0.025, 0.975])

@@ -2,12 +2,13 @@
 
     python -m benchmarks.methods --tune inpo,dpo
 
-Validation captions differ from test captions by the hash that splits them (``tiny.prompts``). A trial trains
-the shipped tiny recipe with changed settings, at the leaderboard's compute, with a seed that no row has. Every
-method has ``TRIALS`` of them: five strengths (``STRENGTHS``, multiples of the recipe's) at the recipe's learning
-rate, then three learning rates (``RATES``) at the best strength; a method without a strength has eight learning
-rates. The trial with the highest mean gain is what the leaderboard's rows are trained with. All trials stay in
-``benchmarks/tuning.json``: they are the sensitivity curves. A recipe that has changed is tried anew.
+Validation captions differ from test captions by the hash that splits them (``tiny.prompts``). A trial
+trains the shipped tiny recipe with changed settings, at the leaderboard's compute, with a seed that no row
+has. Every method has ``TRIALS`` of them: five strengths (``STRENGTHS``, multiples of the recipe's) at the
+recipe's learning rate, then three learning rates (``RATES``) at the best strength; a method without a
+strength has eight learning rates. The trial with the highest mean gain is what the leaderboard's rows are
+trained with. All trials stay in ``benchmarks/tuning.json``: they are the sensitivity curves. A recipe that
+has changed is tried anew.
 """
 
 import hashlib
@@ -89,6 +90,28 @@ def chosen(method: str, world: str) -> list[Trial]:
     except KeyError:
         return []
     return sorted(every, key=lambda trial: -trial["gain"][0])
+
+
+def trials_of(world: str, method: str) -> list[Trial]:
+    """Return the trials of a method in the record, whatever its recipe is now."""
+    return [t for t in tried() if (t.get("world"), t["method"]) == (world, method)]
+
+
+def at_edge(every: Sequence[Trial]) -> list[str]:
+    """Return the settings whose best value is the lowest or highest of those that were tried."""
+    best = _settings(max(every, key=lambda t: t["gain"][0]))
+    edges = []
+    for place in sorted({place for t in every for place in _settings(t)}):
+        values = [_settings(t)[place] for t in every if place in _settings(t)]  # the recipe's own is inside
+        if best.get(place) in (min(values), max(values)):
+            edges.append(place)
+    return edges
+
+
+def _settings(trial: Trial) -> dict[str, float]:
+    """Return the changed settings of a trial by their last name."""
+    pairs = (flag.split("=") for flag in trial["flags"])
+    return {place.rsplit(".", 1)[1]: float(value) for place, value in pairs}
 
 
 def tried() -> list[Trial]:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import claims, claims_list, claims_table, methods, plane_world, record, tables
+from benchmarks import (
+    claims,
+    claims_list,
+    claims_table,
+    methods,
+    plane_world,
+    record,
+    tables,
+    tiny_world,
+    tuning,
+)
 from benchmarks.claims_list import Arm, Claim, Comparison
 from benchmarks.counting import Calls, counted
 from benchmarks.memory import Alive
@@ -191,6 +201,70 @@ def test_the_table(apart):
     assert "no difference shown" in body[2]
     assert any("`ipo` has no interval above 0" in x and "--method.beta=2: +0.010" in x for x in lines)
     assert any("2 prompts, budget 100" in x and "2026-01-01 to 2026-01-02" in x for x in lines)
+
+
+def test_every_method_has_the_same_trials_and_the_best_one_is_used(monkeypatch, apart):
+    """Gains are drawn up so that a quarter of DPO's beta and twice its rate is best; SFT has no strength."""
+    gains = {"beta=250": 0.2, "beta=250 learning_rate=0.001": 0.3, "learning_rate=0.000125": 0.4}
+    record.HERE.mkdir()
+
+    def run(name, recipe, split, prompts):
+        assert (split, recipe.training.seed) == ("validation", tuning.SEED)
+        beta, rate = recipe.method.get("beta"), recipe.optimizer.learning_rate
+        key = " ".join([*([f"beta={beta:g}"] if beta != 1000 and beta else []), *(
+            [f"learning_rate={rate:g}"] if rate != 5e-4 else [])])  # fmt: skip
+        gain = [gains.get(key, 0.1), 0.0, 1.0]
+        return {"primary": "judge", "rewards": {"judge": {"gain": gain}}, "steps": 1, "seconds": 1.0}
+
+    monkeypatch.setattr(tiny_world, "run", run)
+    said = []
+    for method in ("dpo", "sft"):
+        assert tuning.chosen(method, "tiny") == []
+        tuning.tune(method, "tiny", said.append)
+        tuning.tune(method, "tiny", said.append)  # all there: nothing is made twice
+    assert len(said) == 2 * tuning.TRIALS == len(tuning.tried())
+    best = tuning.chosen("dpo", "tiny")[0]
+    assert best["flags"] == ["--method.beta=250", "--optimizer.learning_rate=0.001"]
+    assert tuning.at_edge(tuning.trials_of("tiny", "dpo")) == ["learning_rate"]
+    assert tuning.chosen("sft", "tiny")[0]["flags"] == ["--optimizer.learning_rate=0.000125"]
+    assert tuning.at_edge(tuning.trials_of("tiny", "sft")) == []
+
+
+def test_tuned_methods_have_a_table_of_their_own(apart):
+    record.HERE.mkdir()
+    trials = [
+        {"world": "tiny", "method": m, "flags": flags, "gain": [gain, 0.0, 1.0]}
+        for m in ("dpo", "ipo")
+        for flags, gain in (([], 0.1), (["--method.beta=4"], 0.2), (["--method.beta=1"], 0.0))
+    ]
+    (record.HERE / "tuning.json").write_text(json.dumps({"trials": trials}))
+    random = np.random.default_rng(0)
+    more = {"trials": 3, "flags": ["--method.beta=4"], "figures": {"diversity": 0.9}}
+    rows = [row("tiny", "dpo", s, (0.1 + 0.1 * random.normal(size=50)).tolist(), **more) for s in range(3)]
+    rows += [row("tiny", "ipo", s, (0.3 + 0.1 * random.normal(size=50)).tolist(), **more) for s in range(3)]
+    said = tables.text([*rows, row("tiny", "sft", 0, [0.3, 0.3])])
+    tuned, rest = said.split("## The tiny SDXL, settings of the recipes")
+    assert "## The tiny SDXL, tuned" in tuned and "| sft |" in rest and "| sft |" not in tuned
+    compared = [line for line in tuned.splitlines() if " to " in line and line.startswith("| ")]
+    assert compared[0].startswith("| ipo | 1 to 1 |  |  | beta=4 | beta |")
+    assert compared[1].startswith("| dpo | 2 to 2 | +0.180 [+0.151")
+    assert "as shipped: +0.100; beta=4: +0.200; beta=1: +0.000" in compared[1]
+
+
+def test_ranks_and_differences_of_methods_are_those_of_their_gains():
+    """Two methods of one distribution share ranks 1 and 2; one that is far behind has rank 3 alone."""
+    random = np.random.default_rng(1)
+    prompts = random.normal(size=200)
+    a, b = (prompts + random.normal(0.2, 0.5, (5, 200)) for _ in range(2))
+    c = prompts + random.normal(-0.5, 0.5, (5, 200))
+    assert record.ranks([a, b, c]) == [(1, 2), (1, 2), (3, 3)]
+    estimate, p = record.between(a, b)
+    assert estimate.value == pytest.approx(a.mean() - b.mean())
+    assert estimate.low < 0 < estimate.high and p > 0.05
+    estimate, p = record.between(a, c)
+    assert estimate.low > 0.6 and p <= 2 / record.RESAMPLES
+    # Prompts that both share cancel: the interval is narrower than that of either mean.
+    assert estimate.high - estimate.low < record.over_seeds(a).high - record.over_seeds(a).low
 
 
 def test_intervals_over_seeds():
