@@ -5,23 +5,25 @@
 marked ``slow``; one that was never measured counts as fast unless its name has one of ``SLOW_WORDS``.
 """
 
-import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors; threads would wait for each other
+
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
 
-from tests import shape_checks  # noqa: F401  (the hook finds it as an attribute of ``tests``)
+from tests import shape_checks
 
 SHAPED = ("types", "losses", "diffusion", "media", "methods", "models", "rewards", "rollout", "evaluation")
 SHAPED += ("preferences", "plane", "strategies")
 """Rooms whose annotations are checked where they name arrays."""
 
-install_import_hook([f"diffalign.{room}" for room in SHAPED], "tests.shape_checks.checked")
+shape_checks.install([f"diffalign.{room}" for room in SHAPED])
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = Path(__file__).with_name("times.json")

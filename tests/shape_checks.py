@@ -1,15 +1,40 @@
 """The type checker of the test suite: shapes are checked wherever an annotation states them.
 
-The import hook of ``tests/conftest.py`` passes functions of the mathematics through ``checked``. Hints that
-name no array are left to mypy: tests pass stand-ins for networks, pipelines and data, and a check of each of
-those would say nothing about shapes.
+The import hook of jaxtyping passes the functions and dataclasses of the modules of ``install`` through
+``checked``. Hints that name no array are left to mypy: tests pass stand-ins for networks, pipelines and data,
+and a check of each of those would say nothing about shapes.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any, get_args
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
+
+
+def install(modules: Sequence[str]) -> None:
+    """Check the shapes of ``modules`` from their import on.
+
+    jaxtyping wraps every function, and binds the arguments of every call; a function that states no shape
+    has nothing to check and stays as it is, which matters in the loops of the plane.
+    """
+    wrap = jaxtyping.jaxtyped
+
+    def where_shapes_are_stated(*, typechecker: Any) -> Callable[[Any], Any]:
+        return lambda owner: wrap(owner, typechecker=typechecker) if states_shapes(owner) else owner
+
+    jaxtyping.jaxtyped = where_shapes_are_stated
+    jaxtyping.install_import_hook(modules, f"{__name__}.checked")
+
+
+def states_shapes(owner: Any) -> bool:
+    """Return whether a function or a dataclass has an annotation that names an array."""
+    if isinstance(owner, FunctionType):
+        return any(map(names_an_array, owner.__annotations__.values()))
+    return is_dataclass(owner) and any(names_an_array(field.type) for field in fields(owner))
 
 
 def names_an_array(hint: Any) -> bool:

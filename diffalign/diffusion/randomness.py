@@ -8,7 +8,7 @@ state: its position says everything.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,13 +18,42 @@ from diffalign.types import Random
 
 def derive(seed: int, *words: int | str) -> int:
     """Return a 63-bit seed from a seed and words; the same on every machine and in every process."""
+    return _seed_of(_hashed(seed, *words))
+
+
+def derive_each(numbers: Iterable[int], seed: int, *words: int | str) -> list[int]:
+    """Return ``derive(seed, *words, number)`` of each number; the words are hashed once."""
+    begun, seeds = _hashed(seed, *words, ""), []
+    for number in numbers:
+        whole = begun.copy()
+        whole.update(str(number).encode())
+        seeds.append(_seed_of(whole))
+    return seeds
+
+
+def _hashed(seed: int, *words: int | str) -> "hashlib.blake2b":
     text = "\x1f".join([str(int(seed)), *map(str, words)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return hashlib.blake2b(text.encode(), digest_size=8)
+
+
+def _seed_of(hashed: "hashlib.blake2b") -> int:
+    return int.from_bytes(hashed.digest(), "big") >> 1
 
 
 def permutation(count: int, seed: int, *words: int | str) -> Tensor:
     """Return (count,) int64: the permutation that a seed and words stand for."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, *words)))
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators of the CPU and of ``device``.
+
+    ``torch.manual_seed`` also notes the call, with its stack trace, for each kind of accelerator that is not
+    in use, which takes milliseconds; this is called at every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 class Streams:
@@ -41,19 +70,25 @@ class Streams:
         """Streams of the ``count`` groups from the global ``position`` on, for one purpose ("method",
         "dropout", ...).
         """
-        return cls([derive(seed, purpose, position + i) for i in range(count)])
+        return cls(derive_each(range(position, position + count), seed, purpose))
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
         """Return (count, *shape) float32 from U[0, 1), row i from stream i; ``count`` must be the number of
         streams.
         """
-        return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._of(count)])
+        rows = torch.empty((count, *shape))
+        for row, generator in zip(rows.unbind(0), self._of(count), strict=True):
+            row.uniform_(generator=generator)
+        return rows
 
     def normal(self, count: int, shape: Sequence[int] = ()) -> Tensor:
         """Return (count, *shape) float32 from N(0, 1), row i from stream i; ``count`` must be the number of
         streams.
         """
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._of(count)])
+        rows = torch.empty((count, *shape))
+        for row, generator in zip(rows.unbind(0), self._of(count), strict=True):
+            row.normal_(generator=generator)
+        return rows
 
     def _of(self, count: int) -> list[torch.Generator]:
         if count != len(self._generators):

@@ -45,11 +45,13 @@ def winners(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Return (index, good), each (G,): the best-scored sample of each group, and whether it is known to be
     good: no rival shares its score, and a sample without rivals is liked (a score above 1/2, as in ``kto``).
     """
-    rows = group[None, :] == torch.arange(int(group.max()) + 1)[:, None]
-    table = torch.where(rows.to(score.device), score, score.new_tensor(-torch.inf))
-    best = table.argmax(1)
-    alone = (table == table.max(1, keepdim=True).values).sum(1) == 1
-    rivals = rows.sum(1).to(score.device) > 1
+    group, count = group.to(score.device), int(group.max()) + 1
+    lowest = score.new_full((count,), -torch.inf)
+    is_best = score == lowest.scatter_reduce(0, group, score, "amax")[group]
+    place = torch.arange(len(score), device=score.device)
+    last = place.new_full((count,), len(score) - 1)
+    best = last.scatter_reduce(0, group, place.where(is_best, last[0]), "amin")
+    alone, rivals = group[is_best].bincount(minlength=count) == 1, group.bincount(minlength=count) > 1
     return best, alone & (rivals | (score[best] > LIKED))
 
 

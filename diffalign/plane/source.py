@@ -72,9 +72,11 @@ class TensorSource:
 
     def batch(self, micro_step: int) -> Batch[Tensor]:
         """Return the micro-batch of one micro-step: x (G K, *d), rivals side by side."""
+        count = len(self._x)
         first = (micro_step * self._world + self._rank) * self._groups
-        places = [divmod(first + g, len(self._x)) for g in range(self._groups)]
-        chosen = torch.stack([self._order(epoch)[index] for epoch, index in places])
+        end = first + self._groups
+        epochs = range(first // count, (end - 1) // count + 1)
+        chosen = torch.cat([self._order(e)[max(first - e * count, 0) : end - e * count] for e in epochs])
 
         def pick(tensor: Tensor) -> Tensor:
             return tensor[chosen].flatten(0, 1)

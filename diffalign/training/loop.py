@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffalign.config.schema import OptimizerConfig, TrainingConfig
-from diffalign.diffusion.randomness import Streams, derive
+from diffalign.diffusion.randomness import Streams, derive, seed_torch
 from diffalign.errors import Paused, UserError
 from diffalign.training import optimizers
 from diffalign.training.checkpoint import Snapshot
@@ -177,7 +177,7 @@ def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter)
         first = (state.micro_step * ranks + rank) * groups
         generator = Streams.at(settings.seed, first, batch.num_groups, "method")
         # For dropout inside the network, the only randomness that is not an argument.
-        torch.manual_seed(derive(settings.seed, "torch", state.micro_step, rank))
+        seed_torch(derive(settings.seed, "torch", state.micro_step, rank), accelerator.device)
         last = index + 1 == settings.accumulation
         with nullcontext() if last else accelerator.no_sync(state.network):
             result = state.method(state.policy, state.reference, batch.to(accelerator.device), generator)

@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from diffalign.diffusion.noising import Forward, rank_in_group
 from diffalign.diffusion.paths import RectifiedFlow, TokenLine
-from diffalign.diffusion.randomness import Streams, derive
+from diffalign.diffusion.randomness import Streams, derive, derive_each, seed_torch
 from diffalign.diffusion.times import Listed, LogitNormal, Mode, Uniform, fitted, table_row
 from diffalign.errors import UserError
 from diffalign.methods import build
@@ -37,6 +38,33 @@ def test_derived_seeds_are_stable_and_separate_words():
     assert derive(0, "a", 1) == derive(0, "a", 1)
     assert derive(0, "a", 11) != derive(0, "a1", 1)
     assert 0 <= derive(2**70, "x") < 2**63
+
+
+def test_seeds_of_many_numbers_are_those_of_each():
+    expected = [derive(7, "a", "", number) for number in (0, 9, 10, 123_456)]
+    assert derive_each([0, 9, 10, 123_456], 7, "a", "") == expected
+    text = "7\x1fa\x1f\x1f9"
+    assert expected[1] == int(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), 16) >> 1
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (15,), (16,), (4, 5, 5)])
+def test_a_row_is_what_torch_draws_from_its_generator(shape):
+    """The sizes below and above 16, where torch draws normal numbers in two ways."""
+    seeds, streams = [derive(3, "x", 10 + i) for i in range(4)], Streams.at(3, 10, 4, "x")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for _ in range(2):
+        uniform = torch.stack([torch.rand(shape, generator=g) for g in generators])
+        assert torch.equal(streams.uniform(4, shape), uniform)
+        normal = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        assert torch.equal(streams.normal(4, shape), normal)
+
+
+def test_torch_is_seeded_as_by_its_own_function():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.rand(7)
+    seed_torch(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_one_row_per_stream():
