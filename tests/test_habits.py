@@ -1,11 +1,14 @@
 """What keeps the project as it is: lists that only shrink, versions, golden vectors, templates."""
 
+import ast
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tomllib
 from collections import Counter
+from importlib.metadata import packages_distributions
 
 import numpy as np
 import pytest
@@ -55,6 +58,33 @@ def test_every_dependency_has_a_version_in_the_constraints():
     needed = {normal(re.match(r"[\w.-]+", line)[0]) for line in needed if not line.startswith("diffalign[")}
     assert needed <= names
     assert not [line for line in lines if not line.startswith("#") and re.search(r"[/@+]|https?:", line)]
+
+
+def imported(path):
+    """Return the top-level modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_every_imported_module_is_of_a_declared_dependency():
+    """A module of a package that is not installed must bear the package's name."""
+    normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
+    wanted = project()["project"]
+    lines = itertools.chain(wanted["dependencies"], *wanted["optional-dependencies"].values())
+    declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
+    rooms, packages = ("diffalign", "tests", "benchmarks", "pipelines"), packages_distributions()
+    missing = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for room in rooms
+        for path in (ROOT / room).rglob("*.py")
+        for module in imported(path)
+        if module not in sys.stdlib_module_names and module not in rooms
+        if declared.isdisjoint(map(normal, packages.get(module, [module])))
+    }
+    assert not missing, sorted(missing)
 
 
 def test_shapes_are_checked_in_every_room_that_states_some():
