@@ -187,6 +187,15 @@ class TrainingConfig:
     reference_mix: float = option(
         1.0, "1: the reference becomes a copy of the policy; less: reference + mix (policy - reference)", PART
     )
+    shard: Literal["none", "full", "hybrid"] = option(
+        "none",
+        "spread weights, gradients and moments over the processes (FSDP2): full, over all of them; hybrid, "
+        "over those of each node; none: every process holds all",
+    )
+    reshard: bool = option(
+        True,
+        "free a block's gathered weights between its forward and its backward; false: faster, more memory",
+    )
     seed: int = option(0, "seed of all randomness of the run", SEED)
 
 

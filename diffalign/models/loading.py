@@ -36,11 +36,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    config: ModelConfig, device: torch.device | str = "cpu", compute: torch.dtype | None = None
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    compute: torch.dtype | None = None,
+    network_device: torch.device | str | None = None,
 ) -> LoadedModel:
     """Load a pipeline, frozen and in evaluation mode, on ``device``.
 
     Args:
+        network_device: where its network lies until it is trained; None: on ``device`` too.
         compute: dtype in which the network will run (autocast's, if training autocasts); None:
             ``config.dtype``. The attention back-end is proven in it.
 
@@ -84,7 +88,8 @@ def load(
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     _check_vae(config, pipeline, family)
     for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
-        getattr(pipeline, name).eval().requires_grad_(False).to(device)
+        there = network_device if name == family.network_name and network_device is not None else device
+        getattr(pipeline, name).eval().requires_grad_(False).to(there)
     if config.vae_tiling:
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()

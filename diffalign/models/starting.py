@@ -25,11 +25,9 @@ from diffalign.models.lora_merge import merge_into
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import fetch_lora, is_lora, user_errors
 from diffalign.models.text_lora import is_text, load_text_state
+from diffalign.training.checkpoint import read_trained
 
 logger = logging.getLogger(__name__)
-
-TRAINED = ("ema.safetensors", "trainable.safetensors")
-"""Files of a run's checkpoint with what is trained; averaged weights come first, as in ``aligned/``."""
 
 
 def run_of(folder: str | Path) -> Run | None:
@@ -42,7 +40,8 @@ def run_of(folder: str | Path) -> Run | None:
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Return whether a folder is a checkpoint of a run."""
-    return Path(folder, TRAINED[1]).is_file() and Path(folder, "state.json").is_file()
+    weights = (Path(folder, name) for name in ("trainable.safetensors", "shards"))
+    return any(path.exists() for path in weights) and Path(folder, "state.json").is_file()
 
 
 def expanded(config: ModelConfig) -> ModelConfig:
@@ -150,14 +149,11 @@ def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
     Raises:
         UserError: no run around it, or weights of another network.
     """
-    from safetensors.torch import load_file
-
     run = run_of(folder)
     if run is None:
         raise UserError(f"{str(folder)!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
-    file = next(Path(folder, name) for name in TRAINED if Path(folder, name).is_file())
-    with user_errors("checkpoint", str(file)):
-        state: Mapping[str, Any] = load_file(file)
+    with user_errors("checkpoint", str(folder)):
+        state: Mapping[str, Any] = read_trained(Path(folder))
     network: Any = model.network
     encoders: list[str] = []
     if run.model.train == "lora":

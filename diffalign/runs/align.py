@@ -134,7 +134,13 @@ def _aligned(
         tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
 
     with advised("loading the model", when_loading(run)):
-        model = load(run.model, accelerator.device, compute=AUTOCAST[run.training.mixed_precision])
+        spread = run.training.shard != "none" and accelerator.num_processes > 1
+        model = load(
+            run.model,
+            accelerator.device,
+            compute=AUTOCAST[run.training.mixed_precision],
+            network_device="cpu" if spread else None,  # its parts alone go to the accelerators
+        )
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
     if encoders := begin_training_text(model, run.model):
         tell(
@@ -185,12 +191,11 @@ def _aligned(
     )
     figures = setup.outcome.figures
     card = _card(result, run, model, figures)
-    if accelerator.is_main_process:
-        _leave(result, run, model, state, figures, card)
-        if run.export.push_to_hub and result.aligned is not None:
-            name, hub = run.export.push_to_hub, run.export
-            address = push(run.output, name, private=hub.private, revision=hub.revision, say=tell)
-            tell(f"on the hub: {address}")
+    _leave(result, run, model, state, figures, card)
+    if accelerator.is_main_process and run.export.push_to_hub and result.aligned is not None:
+        name, hub = run.export.push_to_hub, run.export
+        address = push(run.output, name, private=hub.private, revision=hub.revision, say=tell)
+        tell(f"on the hub: {address}")
     accelerator.wait_for_everyone()
     return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
 
@@ -238,10 +243,12 @@ def _leave(
     held_out: Mapping[str, float],
     card: Card,
 ) -> None:
-    """Write ``aligned/`` with its card, and the summary."""
-    if result.aligned is not None:
-        with state.averaged_weights():
+    """Write ``aligned/`` with its card, and the summary, on the first process. A collective."""
+    with state.whole_weights() as writes:
+        if writes and result.aligned is not None:
             save_aligned(model, result.aligned, card.text())
+    if not writes:
+        return
     summary = {
         "method": run.method["type"],
         "steps": result.steps,

@@ -33,6 +33,8 @@ FREE = (
     "rollout.page",
     "rollout.page_port",
     "model.gradient_checkpointing",
+    "training.shard",
+    "training.reshard",
     "method.cache",
     "method.noising.cache",
 )
@@ -162,8 +164,17 @@ class Resumption:
         for name, value in _defaults().items():
             if name in own and name not in known:
                 known[name] = value
+        if _groups_at_once(known) == _groups_at_once(
+            own
+        ):  # other ranks that see the same groups at each step
+            known |= {name: own[name] for name in ("processes", "training.batch_size")}
         refused = differences(known, own)
         return [text for text in refused if not is_allowed(text.partition(" is ")[0], allow)]
+
+
+def _groups_at_once(settings: Mapping[str, Any]) -> int:
+    """Return how many groups all ranks' micro-batches hold together."""
+    return int(settings.get("processes", 1)) * int(settings.get("training.batch_size", 1))
 
 
 def is_allowed(name: str, allow: Sequence[str]) -> bool:

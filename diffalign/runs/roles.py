@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.config.schema import Run
+from diffalign.diffusion.noising import Forward
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods._trailing import Followed, Trailing
@@ -34,6 +35,7 @@ from diffalign.strategies.fast_slow import FastSlow, Twin
 from diffalign.training.exchange import Exchange
 from diffalign.training.hooks import Hook
 from diffalign.training.reference import RefreshReference
+from diffalign.training.sharding import Sharding
 from diffalign.types import Denoiser, Method
 
 
@@ -77,6 +79,7 @@ def check_roles(run: Run, method: Method[Any]) -> None:
         )
     card = REGISTRY[run.method["type"]]
     _check_text(run, method)
+    _check_sharding(run, method)
     if card.trailing != "none":
         _refuse(
             f"method {card.name}, which a moving average follows",
@@ -92,6 +95,34 @@ def check_roles(run: Run, method: Method[Any]) -> None:
             ("training.reference_every", every, 0),
         ),
     )
+
+
+def _check_sharding(run: Run, method: Method[Any]) -> None:
+    """UserError for what a run whose weights are spread does not have: all processes must ask the network
+    equally often, and moments and gradients must be spread tensors.
+    """
+    if run.training.shard == "none":
+        return
+    whom = f"training.shard={run.training.shard}"
+    if method.noising is None or not isinstance(method.noising, Forward):
+        raise UserError(
+            f"{whom} with method {run.method['type']}, whose noisy states take each process another number "
+            "of network calls; allowed: training.shard none, or a method that noises forward, such as dpo"
+        )
+    if _chase(method) is not None:
+        raise UserError(f"{whom} with the strategy fast_slow; allowed: none")
+    _refuse(
+        whom,
+        (
+            ("rollout.prompts", run.rollout.prompts, ""),
+            ("validation.rewards", tuple(run.validation.rewards), ()),
+            ("optimizer.type", run.optimizer.type, "adamw"),
+            ("model.compile", run.model.compile, False),
+            ("model.lora.dora", run.model.lora.dora, False),
+        ),
+    )
+    if run.training.mixed_precision == "fp16":
+        raise UserError(f"training.mixed_precision=fp16 with {whom}; allowed: no, bf16")
 
 
 def _check_text(run: Run, method: Method[Any]) -> None:
@@ -119,8 +150,39 @@ def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
             raise UserError(f"{name}={value!r} with {whom}; allowed: {allowed!r}")
 
 
-def assign_roles(run: Run, model: LoadedModel, method: Method[Any], autocast: torch.dtype | None) -> Roles:
-    """Prepare the model's network in place, and return the roles of the run."""
+def assign_roles(
+    run: Run,
+    model: LoadedModel,
+    method: Method[Any],
+    autocast: torch.dtype | None,
+    sharding: Sharding | None = None,
+) -> Roles:
+    """Prepare the model's network in place, and return the roles of the run.
+
+    Args:
+        sharding: how weights are spread over processes; None: each holds all.
+    """
+    roles = _assigned(run, model, method, autocast)
+    return roles if sharding is None else _spread(roles, sharding)
+
+
+def _spread(roles: Roles, sharding: Sharding) -> Roles:
+    """Return the roles with the weights of all their networks spread over the processes."""
+    learned = [(name, parameter.data_ptr()) for name, parameter in roles.parameters]
+    moved = {name: tensor.data_ptr() for name, tensor in roles.kept.items()}
+    roles.parameters.clear()  # whole weights would stay on the accelerator as long as they are named here
+    new = sharding.shard(roles.network, trained=True)
+    reference = roles.reference
+    if isinstance(reference, NetworkDenoiser) and reference.network is not roles.network:
+        new |= sharding.shard(reference.network, trained=False)  # a copy, where all of the network is trained
+    parameters = [(name, new[address]) for name, address in learned]
+    kept = {name: new[address].detach() for name, address in moved.items()}
+    # what moves the reference must move its spread tensors
+    hooks = [hook.of(kept) if isinstance(hook, RefreshReference) else hook for hook in roles.hooks]
+    return replace(roles, parameters=parameters, kept=kept, hooks=hooks)
+
+
+def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch.dtype | None) -> Roles:
     parameters = prepare_policy(model, run.model, run.training.seed)
     policy = policy_denoiser(model, run.model)
     if model.trained_encoders:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from diffalign.rewards import load
 from diffalign.rewards.specs import weighted
 from diffalign.runs.memory_advice import when_validating
 from diffalign.runs.validate import validation_prompts
+from diffalign.training.sharding import is_sharded
 from diffalign.training.state import TrainState
 from diffalign.types import Reward
 from diffalign.utils.files import write_atomic
@@ -118,6 +120,8 @@ class ValidationHook:
                 state.log(self.history.entries[-1].scalars)
                 for alarm in self.history.new_alarms:
                     self._say(f"alarm: {alarm.text}")
+        elif any(map(is_sharded, state.network.parameters())):
+            self._draw(state)  # every process must ask a network that is spread over them
         state.accelerator.wait_for_everyone()
 
     def on_end(self, state: TrainState) -> None:
@@ -130,8 +134,11 @@ class ValidationHook:
         doing = advised("drawing validation samples", when_validating(self._run))
         with doing, state.evaluating(), _decoding(self._model.pipeline.vae):
             folder = self._output / "samples" / f"step-{state.step:06d}"
-            for old in folder.glob("[0-9]*-*.*"):  # of a run that is repeated: names say nothing of weights
-                old.unlink()
+            if state.accelerator.is_main_process:
+                for old in folder.glob(
+                    "[0-9]*-*.*"
+                ):  # of a run that is repeated: names say nothing of weights
+                    old.unlink()
             planned = plan(
                 self._model.pipeline,
                 self._prompts,
@@ -141,6 +148,8 @@ class ValidationHook:
                 folder=folder,
                 by_position=True,
             )
+            if not state.accelerator.is_main_process:
+                planned = replace(planned, folder=None)
             samples = draw(self._model.pipeline, planned, progress=False)
         self._model.free_encoders()
         state.log_media({_title(s): s.source for s in samples if isinstance(s.source, Path)})

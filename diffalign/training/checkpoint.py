@@ -6,6 +6,9 @@
     optimizer.pt           the optimizer's state
     state.json             counters, guard, meter, scaler, the run's settings; size and checksum of the others
 
+A run whose weights are spread over processes (``training.shard``) has the tensors of all of these in
+``shards/``, a file a process, which any number of processes reads; ``optimizer.pt`` then holds no moments.
+
 A folder is written under a temporary name, flushed to the disk and renamed, so ``step-N`` is complete or
 absent; the oldest beyond the limit are removed only after that.
 """
@@ -22,30 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
+from diffalign.training import shard_files
+from diffalign.training.snapshot import Snapshot as Snapshot
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A run at one step: tensors by name, the optimizer's state, and ``facts`` that JSON can hold.
-
-    ``content`` holds digests by name of what the run was made of (data, model); empty where none were kept.
-    """
-
-    step: int
-    trainable: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
-    content: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Incomplete(Exception):
@@ -105,31 +95,49 @@ class Checkpoints:
             )
         return None
 
-    def save(self, snapshot: Snapshot) -> Path:
-        """Write ``step-N``, then remove the oldest beyond the limit. For one process only.
+    def save(self, snapshot: Snapshot, accelerator: Accelerator | None = None) -> Path:
+        """Write ``step-N``, then remove the oldest beyond the limit.
+
+        For one process only; of a snapshot whose tensors are spread, for all of them (a collective).
+
+        Args:
+            snapshot: what is written.
+            accelerator: of the processes; None: there is one.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; what was there before is untouched.
         """
         final = self.folder / f"step-{snapshot.step}"
         partial = self.folder / f".step-{snapshot.step}.partial"
+        alone = accelerator is None or not snapshot.sharded
+        first = alone or accelerator is None or accelerator.is_main_process
+        wait = (lambda: None) if alone or accelerator is None else accelerator.wait_for_everyone
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            _write(partial, snapshot, _plain(self.fingerprint), self.content)
-            shutil.rmtree(
-                final, ignore_errors=True
-            )  # of a run that was resumed from before it: the same to the bit
-            os.replace(partial, final)
-            _flush(self.folder)
+            if first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+            wait()
+            if snapshot.sharded:
+                shard_files.write(snapshot, partial / shard_files.FOLDER)
+            wait()
+            if first:
+                _write(partial, snapshot, _plain(self.fingerprint), self.content)
+                # of a run that was resumed from before it: the same to the bit
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
+                _flush(self.folder)
+                self._remove_oldest(snapshot.step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(f"cannot write checkpoint {final}: {error}") from error
-        if self.limit:
-            for step in [s for s in self.steps() if s != snapshot.step][: -(self.limit - 1) or None]:
-                shutil.rmtree(self.folder / f"step-{step}")
+        wait()
         return final
+
+    def _remove_oldest(self, newest: int) -> None:
+        if self.limit:
+            for step in [s for s in self.steps() if s != newest][: -(self.limit - 1) or None]:
+                shutil.rmtree(self.folder / f"step-{step}")
 
     def clear(self) -> None:
         """Remove all of them. For one process only."""
@@ -173,9 +181,12 @@ class Checkpoints:
         try:
             ema = load_file(path / "ema.safetensors") if "ema.safetensors" in state["files"] else {}
             optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+            content = state.get("content", {})
+            if any(name.startswith(f"{shard_files.FOLDER}/") for name in state["files"]):
+                facts, shards = state["facts"], path / shard_files.FOLDER
+                return Snapshot(state["step"], {}, {}, optimizer, facts, content=content, shards=shards)
             kept = load_file(path / "kept.safetensors") if "kept.safetensors" in state["files"] else {}
             trainable = load_file(path / "trainable.safetensors")
-            content = state.get("content", {})
             return Snapshot(state["step"], trainable, ema, optimizer, state["facts"], kept, content)
         except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
             raise _Incomplete(str(error)) from error
@@ -183,6 +194,25 @@ class Checkpoints:
     def _available(self) -> str:
         names = ", ".join(f"step-{step}" for step in self.steps())
         return f"{self.folder} has {names or 'no checkpoints'}"
+
+
+def read_trained(folder: Path) -> dict[str, Tensor]:
+    """Return what a checkpoint's run exports, by name, whole and on the CPU.
+
+    That is the moving average where there is one, else what is trained.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        SafetensorError: a file is damaged.
+    """
+    shards = folder / shard_files.FOLDER
+    if shards.is_dir():
+        return shard_files.read(shards, "ema" if "ema" in shard_files.kinds(shards) else "trainable")
+    return load_file(next(folder / name for name in TRAINED if (folder / name).is_file()))
+
+
+TRAINED = ("ema.safetensors", "trainable.safetensors")
+"""Files of a checkpoint with what is trained; averaged weights come first, as in ``aligned/``."""
 
 
 def fingerprint(
@@ -227,13 +257,18 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], content: Mapping[str, str]) -> None:
-    save_file(_on_cpu(snapshot.trainable), folder / "trainable.safetensors")
-    if snapshot.ema:
-        save_file(_on_cpu(snapshot.ema), folder / "ema.safetensors")
-    if snapshot.kept:
-        save_file(_on_cpu(snapshot.kept), folder / "kept.safetensors")
-    torch.save(dict(snapshot.optimizer), folder / "optimizer.pt")
-    files = {p.name: [p.stat().st_size, _checksum(p)] for p in sorted(folder.iterdir())}
+    optimizer = dict(snapshot.optimizer)
+    if snapshot.sharded:
+        optimizer["state"] = {}  # stands in the shards
+    else:
+        save_file(_on_cpu(snapshot.trainable), folder / "trainable.safetensors")
+        if snapshot.ema:
+            save_file(_on_cpu(snapshot.ema), folder / "ema.safetensors")
+        if snapshot.kept:
+            save_file(_on_cpu(snapshot.kept), folder / "kept.safetensors")
+    torch.save(optimizer, folder / "optimizer.pt")
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _checksum(p)] for p in written}
     state = {
         "format": FORMAT,
         "step": snapshot.step,
@@ -243,7 +278,7 @@ def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], conten
         "files": files,
     }
     (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for path in [*folder.iterdir(), folder]:
+    for path in [*folder.rglob("*"), folder]:
         _flush(path)
 
 

@@ -104,14 +104,19 @@ class HeldOut:
         methods = [measuring.at_times(sampler) for sampler in self._samplers]
         labels = [f"{low:.2g}-{high:.2g}" for low, high in self._bins]
         meters = [Meter(state.accelerator.device) for _ in labels]
-        for index in range(rank, len(self._batches), ranks):
+        for round_ in range(0, len(self._batches), ranks):
+            # Every rank asks the network equally often, as one that is spread over them needs; a rank without
+            # a batch of its own in the last round measures the last one again and counts nothing.
+            index = min(round_ + rank, len(self._batches) - 1)
+            counted = round_ + rank < len(self._batches)
             batch = self._batches[index]
             here = batch.to(state.accelerator.device)
             for method, label, meter in zip(methods, labels, meters, strict=True):
                 streams = Streams.at(self._seed, index << 32, batch.num_groups, f"heldout {label}")
                 with state.evaluating(averaged=False):
                     step = method(state.policy, self._reference or state.reference, here, streams)
-                meter.add({"loss": step.loss, **step.metrics}, step.weight)
+                if counted:
+                    meter.add({"loss": step.loss, **step.metrics}, step.weight)
         everything = Meter(state.accelerator.device)
         for label, meter in zip(labels, meters, strict=True):
             everything.merge(meter)

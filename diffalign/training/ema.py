@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
+from diffalign.training.sharding import local, placed_like
 
 
 class Ema:
@@ -28,8 +29,8 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the parameters as they are."""
-        new = [p.detach().float() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self._average.values()), new, 1.0 - self.decay)
+        new = [local(p.detach()).float() for p in self._parameters.values()]
+        torch._foreach_lerp_([local(average) for average in self._average.values()], new, 1.0 - self.decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -48,7 +49,7 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint."""
         for name, average in self._average.items():
-            average.copy_(state[name])
+            average.copy_(placed_like(state[name], average))
 
     @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor]) -> None:

@@ -187,8 +187,8 @@ class SaveCheckpoints:
 
     def _save(self, state: TrainState) -> None:
         snapshot = state.snapshot()
-        if state.accelerator.is_main_process:
-            self._checkpoints.save(snapshot)
+        if state.accelerator.is_main_process or snapshot.sharded:
+            self._checkpoints.save(snapshot, state.accelerator)
         state.accelerator.wait_for_everyone()
         self._saved = state.step
 

@@ -21,12 +21,14 @@ from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.diffusion.randomness import Streams, derive, seed_torch
 from diffalign.errors import Paused, UserError
 from diffalign.training import optimizers
-from diffalign.training.checkpoint import Snapshot
+from diffalign.training.acceleration import prepare
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard, diverged
 from diffalign.training.hooks import Hook, UpdateEma
 from diffalign.training.interruption import Interruption
 from diffalign.training.metrics import Meter
+from diffalign.training.sharding import total_norm
+from diffalign.training.snapshot import Snapshot
 from diffalign.training.state import TrainState
 from diffalign.types import Batch, Denoiser, Method, Source
 
@@ -76,7 +78,7 @@ def train(
     """
     _check(settings, parameters)
     training_before = network.training
-    prepared = accelerator.prepare(network)  # the only place
+    prepared = prepare(accelerator, network)  # the only place
     try:
         state = _begin(
             method, denoiser_of(prepared), reference, prepared, parameters,
@@ -206,7 +208,7 @@ def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interr
     if scaler is not None:
         scaler.unscale_(state.optimizer)
     gradients = [p.grad for _, p in state.parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients)
     here = torch.cat([sums, sums.new_tensor([float(interruption.requested)])])
     shared = accelerator.reduce(here, reduction="sum")
     total, loss, requests, raw_norm = torch.cat([shared, norm.reshape(1).to(shared)]).tolist()

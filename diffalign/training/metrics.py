@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,14 @@ class Meter:
         """Continue from a checkpoint."""
         for name, (total, weight) in state.items():
             self._sums[name] = (self._scalar(total), self._scalar(weight))
+
+    def load_of_ranks(self, states: Sequence[Mapping[str, Iterable[float]]], rank: int, ranks: int) -> None:
+        """Continue from a checkpoint's ``of_all_ranks``: one's own, or all by the first of other ranks."""
+        own = states[rank : rank + 1] if len(states) == ranks else states if rank == 0 else ()
+        for state in own:
+            other = Meter(self._device)
+            other.load_state_dict(state)
+            self.merge(other)
 
     def _accumulate(self, name: str, total: Tensor, weight: Tensor) -> None:
         if name in self._sums:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.training.sharding import local
 from diffalign.training.state import TrainState
 
 
@@ -37,6 +38,10 @@ class RefreshReference:
             raise UserError(f"training.reference_mix={mix}; allowed: more than 0, up to 1")
         self._reference, self._every, self._mix = dict(reference), every, mix
 
+    def of(self, reference: Mapping[str, Tensor]) -> "RefreshReference":
+        """Return the hook that moves other tensors of the same names in the same way."""
+        return RefreshReference(reference, self._every, self._mix)
+
     def on_start(self, state: TrainState) -> None:
         """Check that the reference has the tensors that are trained.
 
@@ -60,5 +65,5 @@ class RefreshReference:
         """Move the reference now."""
         mix = self._mix(state.step) if callable(self._mix) else self._mix
         for name, parameter in state.parameters:
-            held, new = self._reference[name], parameter.detach()
+            held, new = local(self._reference[name]), local(parameter.detach())
             held.copy_(new if mix == 1 else held.to(new).lerp_(new, mix))

@@ -1,6 +1,6 @@
 """Where a run stands: what hooks see and what a checkpoint keeps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from diffalign.config.schema import TrainingConfig
 from diffalign.errors import UserError
-from diffalign.training.checkpoint import Snapshot
+from diffalign.training import shard_files
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard
 from diffalign.training.metrics import Meter
 from diffalign.training.optimizers import Schedule
+from diffalign.training.sharding import assembled, free_gathered, is_sharded, placed_like
+from diffalign.training.snapshot import Snapshot
 from diffalign.types import Denoiser, Method, Stateful
 
 _COUNTERS = ("step", "micro_step", "samples", "skipped_steps", "empty_steps", "overflow_steps")
@@ -106,8 +108,23 @@ class TrainState:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """While entered, the parameters hold their moving average where there is one: for saving."""
-        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+        if self.ema is None:
             yield
+            return
+        free_gathered(self.network)
+        with self.ema.swapped_in():
+            yield
+            free_gathered(self.network)
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[bool]:
+        """While entered, the averaged weights are whole where they are trained; gives whether this process is
+        to write them. A collective where weights are spread over processes.
+        """
+        writes = self.accelerator.is_main_process
+        network = self.accelerator.unwrap_model(self.network)
+        with self.averaged_weights(), assembled(network, keep=writes):
+            yield writes
 
     @contextmanager
     def evaluating(self, averaged: bool = True) -> Iterator[None]:
@@ -150,13 +167,17 @@ class TrainState:
         Raises:
             UserError: its trainable tensors are not those of this run.
         """
-        _check_same_tensors(dict(self.parameters), snapshot.trainable)
+        trained = dict(self.parameters)
+        if snapshot.shards is not None:
+            averages = {} if self.ema is None else self.ema.state_dict()
+            snapshot = shard_files.filled(snapshot, trained, self.kept, averages)
+        _check_same_tensors(trained, snapshot.trainable)
         for name, parameter in self.parameters:
-            parameter.copy_(snapshot.trainable[name])
+            parameter.copy_(placed_like(snapshot.trainable[name], parameter))
         _check_same_tensors(self.kept, snapshot.kept)
         for name, tensor in self.kept.items():
-            tensor.copy_(snapshot.kept[name])
-        self.optimizer.load_state_dict(dict(snapshot.optimizer))
+            tensor.copy_(placed_like(snapshot.kept[name], tensor))
+        self.optimizer.load_state_dict(_placed(snapshot.optimizer, [p for _, p in self.parameters]))
         if self.ema is not None:
             self.ema.load_state_dict(snapshot.ema)
         facts = snapshot.facts
@@ -164,12 +185,28 @@ class TrainState:
             setattr(self, name, int(facts["counters"][name]))
         self.seconds = float(facts["seconds"])
         self.guard.load_state_dict(facts["guard"])
-        self.meter.load_state_dict(facts["meter"][self.accelerator.process_index])
+        self.meter.load_of_ranks(
+            facts["meter"], self.accelerator.process_index, self.accelerator.num_processes
+        )
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         if isinstance(self.method, Stateful):
             self.method.load_state_dict(facts["method"])
         self.start_step = self.step
+
+
+def _placed(optimizer: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """Return an optimizer's state whose moments lie where the parameters do: spread, or whole."""
+    state = {
+        number: {
+            key: placed_like(value, parameters[number])
+            if isinstance(value, Tensor) and is_sharded(parameters[number]) and value.ndim
+            else value
+            for key, value in moments.items()
+        }
+        for number, moments in optimizer["state"].items()
+    }
+    return {**optimizer, "state": state}
 
 
 def _check_same_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

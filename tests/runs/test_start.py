@@ -214,13 +214,10 @@ def test_dislikes_give_sft_no_gradient():
     assert float(step.weight) == 0 and float(step.loss.detach()) == 0
 
 
-def test_a_launchers_plugin_that_is_not_installed_is_a_user_error(monkeypatch):
-    def not_there(**settings):
-        raise ImportError("DeepSpeed is not installed")
-
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr(acceleration, "Accelerator", not_there)
-    with pytest.raises(UserError, match=r"ACCELERATE_USE_DEEPSPEED.*DeepSpeed is not installed.*allowed"):
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+def test_a_launchers_plugin_that_runs_do_not_have_is_a_user_error(monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=rf"{variable}.*allowed.*training.shard full"):
         acceleration.accelerator_for(TrainingConfig())
 
 
