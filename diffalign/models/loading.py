@@ -87,9 +87,7 @@ def load(
     drop_adapter(pipeline)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     _check_vae(config, pipeline, family)
-    for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
-        there = network_device if name == family.network_name and network_device is not None else device
-        getattr(pipeline, name).eval().requires_grad_(False).to(there)
+    _place(pipeline, family, device, network_device)
     if config.vae_tiling:
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
@@ -103,6 +101,15 @@ def load(
     model = LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
     merge_adapters(model, config.adapter)
     return model
+
+
+def _place(
+    pipeline: Any, family: Family, device: torch.device | str, network_device: torch.device | str | None
+) -> None:
+    """Freeze the components and put them where they belong."""
+    for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
+        there = network_device if name == family.network_name and network_device is not None else device
+        getattr(pipeline, name).eval().requires_grad_(False).to(there)
 
 
 def find_family(config: ModelConfig, source: str) -> FamilyCard:
