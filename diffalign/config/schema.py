@@ -90,11 +90,16 @@ class TextLoraConfig:
     )
 
 
+Quantized = Literal["none", "nf4", "int8", "torchao_int8", "torchao_float8"]
+"""How frozen weights are stored; see ``diffalign.models.quantization``."""
+
+
 @dataclass(frozen=True)
 class TextEncoderConfig:
     """Text encoders."""
 
     lora: TextLoraConfig = section(TextLoraConfig)
+    quantize: Quantized = option("none", "store the text encoders in 4 or 8 bits while captions are encoded")
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,11 @@ class ModelConfig:
     vae_tiling: bool = option(False, "run the autoencoder by tiles: less memory, blended seams")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "precision of frozen weights; trained weights are always float32"
+    )
+    quantize: Quantized = option(
+        "none",
+        "store the frozen linear layers under LoRA in 4 or 8 bits: nf4, int8 (bitsandbytes), torchao_int8, "
+        "torchao_float8",
     )
     train: Literal["lora", "full"] = option("lora", "train adapters, or all weights of the network")
     lora: LoraConfig = section(LoraConfig)

@@ -287,6 +287,8 @@ def tensor_digest(tensor: Tensor) -> bytes:
     """Return the exact integer sum of a tensor's bits, which any changed element changes, and 64 values."""
     if not tensor.numel() or tensor.is_meta:
         return b""
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's: numbers and scales
+        return b"".join(tensor_digest(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     bits = tensor.detach().contiguous().view(INTEGERS[tensor.element_size()]).flatten()
     step = max(1, len(bits) // 64)
     return (

@@ -13,11 +13,12 @@ import torch
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
-from diffalign.models.families.base import Family, present_encoders
+from diffalign.models.families.base import Family
 from diffalign.models.families.registry import FAMILIES, FamilyCard, get_family, moved
 from diffalign.models.formulation import Formulation, formulation_of_file, path_of, set_formulation
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
+from diffalign.models.placing import place, quantize_network
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import (
     HUB_ID,
@@ -87,7 +88,7 @@ def load(
     drop_adapter(pipeline)
     _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     _check_vae(config, pipeline, family)
-    _place(pipeline, family, device, network_device)
+    place(pipeline, family, config, device, network_device)
     if config.vae_tiling:
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
@@ -100,16 +101,11 @@ def load(
     set_attention(network, config.attention, device, compute or dtype)
     model = LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
     merge_adapters(model, config.adapter)
+    if config.quantize != "none":
+        quantize_network(
+            model, config, device if network_device is None else network_device, compute or dtype
+        )
     return model
-
-
-def _place(
-    pipeline: Any, family: Family, device: torch.device | str, network_device: torch.device | str | None
-) -> None:
-    """Freeze the components and put them where they belong."""
-    for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
-        there = network_device if name == family.network_name and network_device is not None else device
-        getattr(pipeline, name).eval().requires_grad_(False).to(there)
 
 
 def find_family(config: ModelConfig, source: str) -> FamilyCard:

@@ -80,6 +80,7 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second set is meant
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # which is not merged here
         torch.manual_seed(seed)
         inject(network, peft_config, adapter)
     for _, parameter in trainable(network):

@@ -1,11 +1,11 @@
-"""Frozen weights in 4 or 8 bits: the base under LoRA (Dettmers et al. 2023, arXiv 2305.14314), and text encoders
-while a cache is filled.
+"""Frozen weights in 4 or 8 bits: the base under LoRA, and text encoders while a cache is filled.
 
-``nf4`` (4-bit normal floats with quantised scales, blocks of 64) and ``int8`` (LLM.int8, Dettmers et al. 2022,
-arXiv 2208.07339, without outliers) are bitsandbytes'; ``torchao_int8`` and ``torchao_float8`` are torchao's
-weight-only types, one scale an output channel. Only the linear layers of repeated blocks are quantised: they are
-most of a network, and what stands before and after them is small and sensitive. Adapters stay float32, and policy
-and reference compute with the same quantised weights, so that they are equal before the first step.
+Dettmers et al. 2023 (QLoRA), arXiv 2305.14314. ``nf4`` (4-bit normal floats with quantised scales, blocks of
+64) and ``int8`` (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339, activations of 6 and more apart) are
+bitsandbytes'; ``torchao_int8`` and ``torchao_float8`` are torchao's weight-only types, one scale an output
+channel. Only the linear layers of repeated blocks are quantised: they are most of a network, and what stands
+before and after them is small and sensitive. Adapters stay float32, and policy and reference compute with the
+same quantised weights, so that they are equal before the first step.
 """
 
 from collections.abc import Iterator
@@ -51,8 +51,9 @@ def quantize(module: Any, kind: str, device: torch.device | str, compute: torch.
 
 
 def quantizable(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield names and linear layers inside the blocks that a network repeats, by its own list of their classes;
-    of a text encoder the layers inside what may not be split over devices.
+    """Yield names and linear layers inside the blocks that a network repeats, by its own list of classes.
+
+    Of a text encoder these are the blocks that may not be split over devices.
     """
     blocks = set(
         getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None) or ()
@@ -91,7 +92,11 @@ def _with_bitsandbytes(
                 )
                 if kind == "nf4"
                 else bitsandbytes.nn.Linear8bitLt(
-                    layer.in_features, layer.out_features, bias is not None, has_fp16_weights=False
+                    layer.in_features,
+                    layer.out_features,
+                    bias is not None,
+                    has_fp16_weights=False,
+                    threshold=6.0,
                 )
             )
         if kind == "nf4":

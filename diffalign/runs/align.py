@@ -90,7 +90,11 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     """
     run = with_launcher(run, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
     validate(run)
-    check_packages(run.logging.trackers, run.optimizer.type)
+    quantized = {
+        "model.quantize": run.model.quantize,
+        "model.text_encoder.quantize": run.model.text_encoder.quantize,
+    }
+    check_packages(run.logging.trackers, run.optimizer.type, quantized)
     inner = build(run.method)
     run = resolved(run, inner)
     method = wrap(inner, run.strategies)
@@ -133,14 +137,10 @@ def _aligned(
     if run.resume is not None and snapshot is None:
         tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
 
+    # offline the encoders have the accelerator to themselves until all is encoded
+    resting, compute = None if prompts else "cpu", AUTOCAST[run.training.mixed_precision]
     with advised("loading the model", when_loading(run)):
-        spread = run.training.shard != "none" and accelerator.num_processes > 1
-        model = load(
-            run.model,
-            accelerator.device,
-            compute=AUTOCAST[run.training.mixed_precision],
-            network_device="cpu" if spread else None,  # its parts alone go to the accelerators
-        )
+        model = load(run.model, accelerator.device, compute, resting)
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
     if encoders := begin_training_text(model, run.model):
         tell(
@@ -192,12 +192,18 @@ def _aligned(
     figures = setup.outcome.figures
     card = _card(result, run, model, figures)
     _leave(result, run, model, state, figures, card)
-    if accelerator.is_main_process and run.export.push_to_hub and result.aligned is not None:
-        name, hub = run.export.push_to_hub, run.export
-        address = push(run.output, name, private=hub.private, revision=hub.revision, say=tell)
-        tell(f"on the hub: {address}")
+    if accelerator.is_main_process and result.aligned is not None:
+        _publish(run, tell)
     accelerator.wait_for_everyone()
     return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
+
+
+def _publish(run: Run, tell: Callable[[str], None]) -> None:
+    """Put the finished run on the hub, where its export section names a repository."""
+    hub = run.export
+    if hub.push_to_hub:
+        address = push(run.output, hub.push_to_hub, private=hub.private, revision=hub.revision, say=tell)
+        tell(f"on the hub: {address}")
 
 
 def _own_trajectories(run: Run) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from diffalign.export.card import Card
 from diffalign.methods import REGISTRY
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
-from diffalign.runs.load_pipeline import named, read_run_directory, run_directory_of
+from diffalign.runs.load_pipeline import named, read_run_directory, run_directory_of, with_dtype
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def exportable(spec: str, base: str | None = None) -> Exportable:
     directory = run_directory_of(str(path))
     run = read_run_directory(directory) if directory is not None else None
     if (path / "model_index.json").is_file():
-        model = run.model if run is not None and base is None else ModelConfig(path=base or "")
+        model = (
+            with_dtype(run.model, None) if run is not None and base is None else ModelConfig(path=base or "")
+        )
         if not model.path:
             raise UserError(
                 f"{spec!r} is a whole pipeline: give the model that it was trained from as --base"

@@ -129,7 +129,9 @@ def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:
 
 
 def with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
-    """Return the model with another dtype, if one is given."""
+    """Return the model with another dtype, if one is given; its weights as published, unquantised."""
+    plain = replace(model.text_encoder, quantize="none")
+    model = replace(model, quantize="none", text_encoder=plain)
     if dtype is None:
         return model
     if dtype not in DTYPES:

@@ -80,6 +80,7 @@ def check_roles(run: Run, method: Method[Any]) -> None:
     card = REGISTRY[run.method["type"]]
     _check_text(run, method)
     _check_sharding(run, method)
+    _check_quantized(run)
     if card.trailing != "none":
         _refuse(
             f"method {card.name}, which a moving average follows",
@@ -123,6 +124,22 @@ def _check_sharding(run: Run, method: Method[Any]) -> None:
     )
     if run.training.mixed_precision == "fp16":
         raise UserError(f"training.mixed_precision=fp16 with {whom}; allowed: no, bf16")
+
+
+def _check_quantized(run: Run) -> None:
+    """UserError for what weights of 4 or 8 bits do not have: they cannot be trained or spread."""
+    model = run.model
+    if model.quantize != "none":
+        settings = (
+            ("model.train", model.train, "lora"),
+            ("model.lora.dora", model.lora.dora, False),
+            ("model.compile", model.compile, False),
+            ("training.shard", run.training.shard, "none"),
+        )
+        _refuse(f"model.quantize={model.quantize}", settings)
+    if model.text_encoder.quantize != "none":
+        whom = f"model.text_encoder.quantize={model.text_encoder.quantize}"
+        _refuse(whom, (("model.text_encoder.lora.rank", model.text_encoder.lora.rank, 0),))
 
 
 def _check_text(run: Run, method: Method[Any]) -> None:

@@ -41,7 +41,7 @@ from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
-from diffalign.training.sharding import Sharding, local, sharding_of
+from diffalign.training.sharding import sharding_of, words_of
 from diffalign.types import Denoiser, Method
 from diffalign.utils.memory import advised
 
@@ -125,8 +125,11 @@ def offline(
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop)
     sharding = sharding_of(run.training, accelerator)
+    if sharding is None:  # otherwise its parts alone go there
+        model.network.to(accelerator.device)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision], sharding)
-    tell_of_sharding(run, roles, sharding, accelerator, tell)
+    if run.training.shard != "none":
+        tell(words_of(sharding, run.training, roles.network))
     groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
     tell(f"training {size(roles):,} parameters on {groups}, {len(held_out)} held out")
     step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
@@ -144,28 +147,6 @@ def offline(
         counts,
         data_content(learned, held_out),
         len(learned),
-    )
-
-
-def tell_of_sharding(
-    run: Run,
-    roles: Roles,
-    sharding: Sharding | None,
-    accelerator: Accelerator,
-    tell: Callable[[str], None],
-) -> None:
-    """Say how weights are spread, where the run wants that."""
-    if run.training.shard == "none":
-        return
-    if sharding is None:
-        tell(f"training.shard={run.training.shard} with one process: nothing is spread")
-        return
-    blocks = ", ".join(f"{count} x {name}" for name, count in sharding.units(roles.network).items())
-    here = sum(local(p).numel() * p.element_size() for p in roles.network.parameters())
-    shape = " x ".join(map(str, sharding.mesh.shape))
-    tell(
-        f"weights spread over {shape} processes ({run.training.shard}), {here / 2**30:.3g} GiB on each; "
-        f"gathered a block at a time: {blocks or 'the whole network, which names no blocks'}"
     )
 
 

@@ -117,6 +117,7 @@ def streamed(
         )
     check_labels(run, inner, source.held_out.dense)
     tell_of_votes(run, source.learned, tell)
+    model.network.to(accelerator.device)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     tell(
         f"training {size(roles):,} parameters; streamed: {source.begun} groups are there when training "

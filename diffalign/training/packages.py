@@ -1,11 +1,18 @@
 """Packages that trackers and optimizers need: looked for before anything long begins, imported when used."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from types import MappingProxyType
 
 from diffalign.errors import UserError
 
 OF_OPTIMIZERS = {"adamw8bit": "bitsandbytes"}
+OF_QUANTIZED = {
+    "nf4": "bitsandbytes",
+    "int8": "bitsandbytes",
+    "torchao_int8": "torchao",
+    "torchao_float8": "torchao",
+}
 OF_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
@@ -14,14 +21,22 @@ def missing(setting: str, package: str) -> UserError:
     return UserError(f"{setting} needs {package}, which is not installed: pip install {package}")
 
 
-def check_packages(trackers: Sequence[str], optimizer: str) -> None:
+def check_packages(
+    trackers: Sequence[str], optimizer: str, quantized: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Check that the packages of the named trackers and of the optimizer are there.
+
+    Args:
+        trackers: by name.
+        optimizer: its type.
+        quantized: how weights are quantised, by the setting that says so.
 
     Raises:
         UserError: the first one that is not installed, with the setting that needs it.
     """
     needed = [(f"logging.trackers={name}", OF_TRACKERS.get(name)) for name in trackers]
     needed.append((f"optimizer.type={optimizer}", OF_OPTIMIZERS.get(optimizer)))
+    needed += [(f"{setting}={kind}", OF_QUANTIZED.get(kind)) for setting, kind in quantized.items()]
     for setting, package in needed:
         if package is not None and find_spec(package) is None:
             raise missing(setting, package)

@@ -60,12 +60,6 @@ class Sharding:
         after = dict(network.named_parameters())
         return {address: after[name] for name, address in before.items()}
 
-    def units(self, network: nn.Module) -> Counter[str]:
-        """Return how many units of which block a network has (or had before it was spread)."""
-        blocks = block_classes(network)
-        names = (type(module).__name__.removeprefix("FSDP") for module in network.modules())
-        return Counter(name for name in names if name in blocks)
-
 
 def sharding_of(settings: TrainingConfig, accelerator: Accelerator) -> Sharding | None:
     """Return how a run's weights are spread; None where each process holds all of them.
@@ -89,6 +83,21 @@ def sharding_of(settings: TrainingConfig, accelerator: Accelerator) -> Sharding 
         )
     mesh = init_device_mesh(kind, (world // local, local), mesh_dim_names=("nodes", "processes"))
     return Sharding(mesh, settings.reshard)
+
+
+def words_of(sharding: Sharding | None, settings: TrainingConfig, network: nn.Module) -> str:
+    """Return how a run's weights lie over its processes, in one line."""
+    if sharding is None:
+        return f"training.shard={settings.shard} with one process: nothing is spread"
+    blocks, names = block_classes(network), (type(m).__name__.removeprefix("FSDP") for m in network.modules())
+    counts = Counter(name for name in names if name in blocks)
+    units = ", ".join(f"{count} x {name}" for name, count in counts.items())
+    here = sum(local(p).numel() * p.element_size() for p in network.parameters())
+    shape = " x ".join(map(str, sharding.mesh.shape))
+    return (
+        f"weights spread over {shape} processes ({settings.shard}), {here / 2**30:.3g} GiB on each; gathered "
+        f"a block at a time: {units or 'the whole network, which names no blocks'}"
+    )
 
 
 def block_classes(network: nn.Module) -> frozenset[str]:

@@ -1,0 +1,48 @@
+"""Where a loaded pipeline's components lie, and in how many bits."""
+
+import logging
+from typing import Any
+
+import torch
+
+from diffalign.config.schema import ModelConfig
+from diffalign.models.families.base import Family, present_encoders
+from diffalign.models.loaded import LoadedModel
+from diffalign.models.quantization import quantize
+
+logger = logging.getLogger(__name__)
+
+
+def place(
+    pipeline: Any,
+    family: Family,
+    config: ModelConfig,
+    device: torch.device | str,
+    network_device: torch.device | str | None,
+) -> None:
+    """Freeze the components and put them on their devices, text encoders quantised where that is wanted.
+
+    A network that will be quantised stays on the CPU: adapters are folded into its whole weights first.
+    """
+    for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
+        part = getattr(pipeline, name).eval().requires_grad_(False)
+        if name == family.network_name:
+            there = device if network_device is None else network_device
+            part.to("cpu" if config.quantize != "none" else there)
+        elif name != "vae" and config.text_encoder.quantize != "none":
+            compute = getattr(torch, config.dtype)
+            quantize(part, config.text_encoder.quantize, device, compute, "model.text_encoder.quantize")
+        else:
+            part.to(device)
+
+
+def quantize_network(
+    model: LoadedModel, config: ModelConfig, device: torch.device | str, compute: torch.dtype
+) -> None:
+    """Quantise the network in place, put it on ``device``, and say how much of it is quantised."""
+    total = sum(p.numel() for p in model.network.parameters())
+    count = quantize(model.network, config.quantize, device, compute, "model.quantize")
+    name = model.family.network_name
+    logger.warning(
+        "model.quantize=%s: %s of the %s's %s weights", config.quantize, f"{count:,}", name, f"{total:,}"
+    )
