@@ -109,6 +109,40 @@ class DDIM:
         return alpha_s * x0 + (sigma_s**2 - std**2).clamp(min=0).sqrt() * eps, std
 
 
+@dataclass(frozen=True)
+class Ancestral:
+    """The step of the path's own Markov chain backwards, q(x_s | x_t, x0) at the network's estimate of x0:
+
+        std = sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2),
+        mean = alpha_s x0 + alpha_t sigma_s^2 / (alpha_s sigma_t) eps.
+
+    On a variance-preserving path it is DDIM with eta = 1. It is the memoryless schedule of Adjoint Matching
+    (Domingo-Enrich et al. 2024, arXiv 2409.08861, section 4.3) on every path: of a flow, std^2 / (t - s)
+    nears the paper's 2 t / (1 - t) for short steps, and a step from pure noise forgets it.
+    """
+
+    @property
+    def draws(self) -> bool:
+        """Its steps have noise, but for one to time 0 of a flow."""
+        return True
+
+    def __call__(
+        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
+    ) -> tuple[Tensor, Tensor]:
+        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
+
+    def after(
+        self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the step where the network's estimates (x0, eps) of the state are known."""
+        alpha_t, sigma_t = (expand(c, x0) for c in path.coefficients(t))
+        alpha_s, sigma_s = (expand(c, x0) for c in path.coefficients(s))
+        carried = alpha_t * sigma_s / alpha_s
+        std = sigma_s / sigma_t * (sigma_t**2 - carried**2).clamp(min=0).sqrt()
+        return alpha_s * x0 + carried * sigma_s / sigma_t * eps, std
+
+
 FlowForm = Literal["sde", "cps", "dance"]
 
 

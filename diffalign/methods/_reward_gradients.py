@@ -5,6 +5,7 @@ The method samples with the policy and gives the gradient of the reward of what 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,8 +20,19 @@ from diffalign.methods._base import RolloutMethod
 from diffalign.types import Batch, Denoiser, Step
 
 
+@dataclass(frozen=True)
+class Differentiating(RolloutMethod):
+    """A method that learns from the gradient of a reward of what it samples itself.
+
+    Attributes:
+        eta: noise of the sampling that it needs, as ``rollout.eta`` has it.
+    """
+
+    eta: ClassVar[float] = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
-class RewardGradient(RolloutMethod):
+class RewardGradient(Differentiating):
     """A method that differentiates a reward through its own sampling.
 
     Attributes:

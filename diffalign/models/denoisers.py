@@ -6,11 +6,13 @@ Nothing here casts or rescales what the network says: losses read the raw predic
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from diffalign.diffusion.wrapper import Wrapper
@@ -85,10 +87,19 @@ class AdaptersOff(Wrapper):
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """Return the base network's raw prediction.
 
-        Without gradient, since a checkpointed recomputation would see the adapters.
+        Without gradient to anything but ``x_t``. That gradient asks the network again, adapters off, since
+        the backward of a checkpointed call would see the adapters.
         """
-        with torch.no_grad(), adapters_off(self.network):
-            return self.denoiser(x_t, t, cond)
+
+        def call(state: Tensor) -> Tensor:
+            with adapters_off(self.network):
+                return self.denoiser(state, t, cond)
+
+        if torch.is_grad_enabled() and x_t.requires_grad:
+            result: Tensor = _Again.apply(x_t, call, partial(adapters_off, self.network))
+            return result
+        with torch.no_grad():
+            return call(x_t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +125,32 @@ class OtherAdapter(Wrapper):
         wanted = self.trained and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted), adapter_on(self.network, self.adapter):
             return self.denoiser(x_t, t, cond)
+
+
+class _Again(torch.autograd.Function):
+    """A call whose gradient to its input is taken of a second call, both and the backward in a context."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        call: Callable[[Tensor], Tensor],
+        context: Callable[[], AbstractContextManager[None]],
+    ) -> Tensor:
+        """Return the call's result."""
+        ctx.call, ctx.context = call, context
+        ctx.save_for_backward(x)
+        return call(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient to the input."""
+        (x,) = ctx.saved_tensors
+        with ctx.context(), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(ctx.call(x), x, cotangents)
+        return gradient, None, None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from diffalign.config.schema import OptimizerConfig, RolloutConfig, TrainingConf
 from diffalign.diffusion.paths import path_from_config
 from diffalign.diffusion.samplers import grid_of, kernel_for
 from diffalign.methods import REGISTRY
-from diffalign.methods._reward_gradients import RewardGradient
+from diffalign.methods._reward_gradients import Differentiating
 from diffalign.methods._trailing import Followed, Trailing
 from diffalign.plane.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
 from diffalign.rollout.noise import NoiseSource
@@ -146,7 +146,7 @@ def _source(
 ) -> OnlineSource | NoiseSource:
     """Return what a method learns from: rounds, or noise whose samples it differentiates the height of."""
     flow = isinstance(roles.network, PlaneNetwork) and roles.network.flow
-    if isinstance(method, RewardGradient):
+    if isinstance(method, Differentiating):
         sign = -1.0 if flipped else 1.0
         return NoiseSource(
             PlaneRolloutModel(),

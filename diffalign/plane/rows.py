@@ -91,9 +91,9 @@ def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
     return RolloutConfig(shape=shape, **whole)  # type: ignore[arg-type]
 
 
-def sampled(groups: int) -> RolloutConfig:
+def sampled(groups: int, **changes: Any) -> RolloutConfig:
     """How a method of reward gradients samples the plane: 20 steps of the ODE."""
-    return online("samples", groups, samples=1, eta=0.0)
+    return online("samples", groups, **{"samples": 1, "eta": 0.0, **changes})
 
 
 def of_flow(shape: str, **changes: Any) -> RolloutConfig:

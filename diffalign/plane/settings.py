@@ -15,6 +15,8 @@ from diffalign.losses.divergences import ForwardKL
 from diffalign.losses.pairwise import BCO, EXO, IPO, NCA, SPPO, APODown, DiscoPOP, Hinge, Logistic, Poly
 from diffalign.losses.reference_free import Paper, Released
 from diffalign.methods._multi_time import Stratified
+from diffalign.methods.adjoint_dpm import AdjointDPM
+from diffalign.methods.adjoint_matching import AdjointMatching
 from diffalign.methods.adpo import ADPO
 from diffalign.methods.alignprop import AlignProp
 from diffalign.methods.aot import AOT
@@ -199,6 +201,22 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         optimum=False,
     ),
     "alignprop": PlaneRow(AlignProp(hold=0.5), steps=150, groups=96, rollout=sampled(96), optimum=False),
+    "adjoint_dpm": PlaneRow(
+        AdjointDPM(hold=15.0),
+        steps=20,
+        groups=96,
+        rate=5e-5,
+        rollout=sampled(96, steps=10),
+        optimum=False,
+        note="all steps learn: ten times as fast as the last five, off the support after 40 steps",
+    ),
+    "adjoint_matching": PlaneRow(
+        AdjointMatching(beta=2.0, trained=6),
+        steps=60,
+        groups=96,
+        rate=4e-4,
+        rollout=sampled(96, eta=1.0),
+    ),
     "refl": PlaneRow(
         ReFL(margin=9.0, scale=1.0, hold=5.0, low=0.5),
         steps=100,

@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from diffalign.config.schema import Run
 from diffalign.errors import UserError
+from diffalign.methods import build
+from diffalign.methods._reward_gradients import Differentiating
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
 from diffalign.rewards.registry import parse
@@ -28,9 +30,11 @@ def check_gradients(run: Run) -> None:
         UserError: rewards without gradients, or rollout settings that do not fit.
     """
     config, name = run.rollout, run.method["type"]
+    method = build(run.method)
+    assert isinstance(method, Differentiating)
     fixed = (
         ("rollout.by", config.by, "rewards"),
-        ("rollout.eta", config.eta, 0),
+        ("rollout.eta", config.eta, method.eta),
         ("rollout.advantage", config.advantage, "none"),
         ("rollout.combine", config.combine, "sum"),
         ("rollout.normalise", config.normalise, "none"),
@@ -42,8 +46,9 @@ def check_gradients(run: Run) -> None:
     for place, value, allowed in fixed:
         if value != allowed:
             raise UserError(
-                f"{place}={value!r} with method {name}, which samples without noise and differentiates the "
-                f"sum of rewards; allowed: {allowed!r}"
+                f"{place}={value!r} with method {name}, which samples itself "
+                f"{'with' if method.eta else 'without'} noise and differentiates the sum of rewards; "
+                f"allowed: {allowed!r}"
             )
     for reward in all_weighted(config.rewards):
         card, _ = parse(reward.spec)

@@ -58,6 +58,7 @@ FLOW_CHANGES: Mapping[str, dict[str, Any]] = {
     "draft": {"hold": 0.08},
     "draft_lv": {"hold": 0.06, "rate": 1e-3},
     "alignprop": {"hold": 0.1},
+    "adjoint_dpm": {"hold": 0.2, "steps": 40, "rate": 1e-4},
     "refl": {"hold": 1.0, "low": 0.5},
 }
 FLOW_METHODS: Mapping[str, PlaneRow] = {

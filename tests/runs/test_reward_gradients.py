@@ -47,6 +47,23 @@ def test_two_runs_of_two_steps_are_one_of_four(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("adjoint_dpm", ["--method.solver=heun"]),
+        ("adjoint_matching", ["--rollout.eta=1", "--training.max_grad_norm=0"]),
+    ],
+)
+def test_methods_that_go_back_by_themselves_train_adapters(tmp_path, method, flags):
+    """Under gradient checkpointing, and with the reference in the same network."""
+    run = small(tmp_path, "--training.steps=1", "--training.batch_size=2", "--checkpoint.every=1")
+    run = replace(run, method={"type": method}, model=replace(run.model, gradient_checkpointing=True))
+    align(apply_overrides(run, ["--rollout.steps=3", *flags]), silent)
+    after = load_file(tmp_path / "checkpoints" / "step-1" / "trainable.safetensors")
+    moved = [name for name, value in after.items() if "lora_B" in name and bool(value.abs().sum() > 0)]
+    assert len(moved) == sum("lora_B" in name for name in after) > 0
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--rollout.rewards=judge"], "'judge', which has no gradient"),
