@@ -211,11 +211,7 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         note="all steps learn: ten times as fast as the last five, off the support after 40 steps",
     ),
     "adjoint_matching": PlaneRow(
-        AdjointMatching(beta=2.0, trained=6),
-        steps=60,
-        groups=96,
-        rate=4e-4,
-        rollout=sampled(96, eta=1.0),
+        AdjointMatching(beta=1.2), steps=60, groups=48, rate=6e-4, rollout=sampled(48, eta=1.0)
     ),
     "refl": PlaneRow(
         ReFL(margin=9.0, scale=1.0, hold=5.0, low=0.5),
