@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
     accelerator = accelerator_for(run.training)
     preferences = read_preferences(run.data, run.training.seed)
-    check_files(preferences)
+    check_files(preferences, run.data, lambda line: print(line, file=sys.stderr))
     encoded = encode(run, load(run.model, accelerator.device), preferences, accelerator)
     if accelerator.is_main_process:
         for place in encoded.counts.skipped:

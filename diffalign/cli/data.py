@@ -27,7 +27,8 @@ def run(argv: Sequence[str]) -> int:
 
     from diffalign.config.schema import DataConfig
     from diffalign.data.prompts.prompt_sets import read_prompts
-    from diffalign.data.reading.readers import check_files, read_preferences
+    from diffalign.data.reading.presence import check_files
+    from diffalign.data.reading.readers import read_preferences
     from diffalign.data.reading.sheet import as_page, as_text
     from diffalign.data.reading.summary import summarise
     from diffalign.utils.files import write_atomic
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         frames=1 if args.videos else None,
     )
     preferences = read_preferences(config)
-    check_files(preferences)
+    check_files(preferences, config)  # each bad file is named in the summary
     evaluation = (
         {name: read_prompts(name) for name in names(args.evaluation, "--evaluation")}
         if args.evaluation

@@ -118,6 +118,9 @@ class DataConfig:
         (), "further sets, PATH=WEIGHT: each row so many times an epoch, against once of data.path", NAMES
     )
     limit: int | None = option(None, "read at most this many rows", COUNT)
+    unreadable: Literal["skip", "refuse"] = option(
+        "skip", "rows whose prompt or files are missing or unreadable: left out and counted, or an error"
+    )
     label: str = option(
         "", "which of several labels of a set, such as VQ or coherence; empty: the overall or only one"
     )

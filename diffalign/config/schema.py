@@ -111,8 +111,10 @@ class ModelConfig:
         "hub id, diffusers folder, single-file checkpoint, run (or its checkpoint), or tiny:sdxl, tiny:sd15",
     )
     family: str = option("auto", "name of `diffalign models`; auto: read from the checkpoint")
-    prediction: Literal["auto", "epsilon", "v_prediction", "sample"] = option(
-        "auto", "what the network predicts; auto: as the scheduler or the single file says"
+    prediction: Literal["auto", "epsilon", "v_prediction", "sample", "edm"] = option(
+        "auto",
+        "what the network predicts; auto: as the scheduler or the single file says; edm: train a model of "
+        "EDM's preconditioning, which has to be said",
     )
     zero_terminal_snr: bool | None = option(
         None, "rescale the betas so that the last step is pure noise; null: as the checkpoint says"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffalign.errors import UserError
 from diffalign.media.frames import frame_image
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, read_file, why_unreadable
 from diffalign.media.videos import VIDEO_SUFFIXES, Video, read_video, write_video
 from diffalign.utils.files import open_atomic
 
@@ -37,7 +37,7 @@ def open_image(source: Image.Image | Path | str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     try:
-        return decode(Path(source).read_bytes())
+        return decode(read_file(source))
     except UNREADABLE as error:
         raise UserError(f"cannot read the image {str(source)!r}: {why_unreadable(error)}") from error
 

@@ -1,5 +1,7 @@
 """Image files to RGB pixels, from an allow-list of formats."""
 
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -47,6 +49,20 @@ def opened(source: bytes | Path | str) -> Iterator[Image.Image]:
     formats = [name for name in FORMATS if name in Image.OPEN]  # a build of PIL may lack some
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
         yield image
+
+
+def read_file(path: Path | str) -> bytes:
+    """Return the bytes of a file; OSError where it cannot be read, or is a device or a pipe, which may not
+    end.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a regular file")
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe waits for its writer
 
 
 def decode(content: bytes) -> Image.Image:

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.media.images import read_file
 from diffalign.utils.files import open_atomic
 
 Source = Path | str | bytes
@@ -203,7 +204,7 @@ def _name(source: Source) -> str:
 
 
 def _content(source: Source) -> bytes:
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
+    return source if isinstance(source, bytes) else read_file(source)
 
 
 @contextmanager

@@ -121,9 +121,16 @@ def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> No
     Raises:
         UserError: a setting that does not go with the model's path.
     """
+    scheduler = pipeline.scheduler
+    if config.prediction == "edm":
+        if type(scheduler).__name__ not in EDMS:
+            raise UserError(
+                f"model.prediction='edm', but the scheduler of {config.path!r} is "
+                f"{type(scheduler).__name__}; allowed with {', '.join(EDMS)}"
+            )
+        return
     prediction = told.prediction if config.prediction == "auto" else config.prediction
     zero = told.zero_terminal_snr if config.zero_terminal_snr is None else config.zero_terminal_snr
-    scheduler = pipeline.scheduler
     changes: dict[str, Any] = {}
     if prediction is not None and prediction != scheduler.config.get("prediction_type"):
         changes["prediction_type"] = prediction
@@ -148,6 +155,25 @@ def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> No
             "auto and null"
         )
     pipeline.scheduler = _with(scheduler, changes)
+
+
+def check_trained(config: ModelConfig, scheduler: Any) -> None:
+    """Check that a run says so where its model is one of EDM's preconditioning.
+
+    It has to: no preference method was published for such a model, so that its weights of noise levels are
+    those of the other models carried over.
+
+    Raises:
+        UserError: it does not.
+    """
+    name = type(scheduler).__name__
+    if name in EDMS and config.prediction != "edm":
+        raise UserError(
+            f"model.path={config.path!r} has the scheduler {name}: EDM's preconditioning (c_in, c_skip, "
+            "c_out, c_noise), for which no preference method was published; "
+            f"model.prediction={config.prediction!r}, allowed: edm, which trains it with the objective of "
+            "the other models"
+        )
 
 
 def _with(scheduler: Any, changes: Mapping[str, Any]) -> Any:

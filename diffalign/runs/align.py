@@ -25,6 +25,7 @@ from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY, build
 from diffalign.models.dropout import switch_off_dropout
+from diffalign.models.formulation import check_trained
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
@@ -108,7 +109,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         check_streaming(run, inner)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
     if preferences is not None:
-        check_files(preferences)
+        check_files(preferences, run.data, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else _silent
     output = Path(run.output)
@@ -141,6 +142,7 @@ def _aligned(
     resting, compute = None if prompts else "cpu", AUTOCAST[run.training.mixed_precision]
     with advised("loading the model", when_loading(run)):
         model = load(run.model, accelerator.device, compute, resting)
+    check_trained(run.model, model.pipeline.scheduler)
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
     if encoders := begin_training_text(model, run.model):
         tell(

@@ -7,7 +7,7 @@ from typing import Any
 from diffalign.errors import UserError
 from diffalign.evaluation.drawing.samples import Sample
 from diffalign.export.adapters import set_strength
-from diffalign.media.images import decode
+from diffalign.media.images import decode, read_file
 from diffalign.models.loaded import LoadedModel
 from diffalign.utils.files import open_atomic
 
@@ -74,7 +74,7 @@ def write_grid(drawn: dict[float, list[Sample]], file: Path) -> Path:
 
 def _picture(sample: Sample) -> Any:
     source: Any = sample.source
-    picture = decode(Path(source).read_bytes()) if isinstance(source, str | Path) else source
+    picture = decode(read_file(source)) if isinstance(source, str | Path) else source
     picture = picture.convert("RGB")
     picture.thumbnail((CELL, CELL))
     return picture

@@ -116,7 +116,9 @@ def parse_json(text: str, where: str) -> Any:
         UserError: it is not JSON, or it goes beyond the bounds of this module.
     """
     try:
-        value = json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=_integer, object_pairs_hook=_object)
+        if "\\u0000" in text and "\0" in "".join(_texts(value)):
+            raise ValueError("a text holds a null byte")
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -223,6 +225,27 @@ def _integer(digits: str) -> int:
     if len(digits) > DIGITS:
         raise ValueError(f"an integer of {len(digits):,} digits; allowed: {DIGITS}")
     return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these fields; ValueError for a name that is given twice: one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice in one object")
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in value:
+            yield from _texts(one)
+        if isinstance(value, dict):
+            yield from _texts(list(value.values()))
 
 
 def _deeper(value: Any, levels: int) -> bool:

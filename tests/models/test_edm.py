@@ -132,7 +132,7 @@ def test_a_trajectory_ends_at_what_the_network_knows() -> None:
 def test_training_starts_at_log_2_and_the_stock_pipeline_draws(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = small(tmp_path / "run", steps=2, model=ModelConfig(path=str(folder)))
+    run = small(tmp_path / "run", steps=2, model=ModelConfig(path=str(folder), prediction="edm"))
     run = replace(run, validation=replace(run.validation, every=0), data=replace(run.data, limit=8))
     result = align(run, lambda line: None)
     rows = [json.loads(line) for line in (result.output / "metrics.jsonl").read_text().splitlines()]
@@ -143,6 +143,15 @@ def test_training_starts_at_log_2_and_the_stock_pipeline_draws(
     words = ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "2", "--height", "32", "--width", "32"]
     assert main(["generate", str(result.output), *words, "--output", str(out)]) == 0
     assert len(list(out.rglob("*.png"))) == 1
+
+
+def test_training_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    run = small(tmp_path / "run", steps=2, model=ModelConfig(path=str(folder)))
+    with pytest.raises(UserError, match=r"EDMDPMSolverMultistepScheduler.*c_skip.*allowed: edm"):
+        align(run, lambda line: None)
+    assert not (tmp_path / "run" / "cache").exists()  # before anything is encoded
+    with pytest.raises(UserError, match=r"prediction='edm', but the scheduler of .* allowed with EDMDPM"):
+        load(ModelConfig(path="tiny:sd15", prediction="edm"))
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def set_name(
     labels = [config.segment_seconds, config.label]
     rewards = [rater.fingerprint if rater else "", config.rewards_as]
     hashes = ["hashes"] if config.filters.near is not None else []
+    hashes += ["whole"] if config.unreadable == "refuse" else []  # a set with rows left out is another one
     parts = [VERSION, model.fingerprint, half, source, geometry, labels, rewards, *hashes]
     return digest(json.dumps(parts).encode())
 
@@ -174,6 +175,7 @@ def encode_share(
             for index, prepared in rate(_ahead(ready, rows, config.workers or THREADS), rater, config):
                 writer.rows_left = None if total is None else total - int(bar.n)
                 written = prepared if isinstance(prepared, Skipped) else _write(prepared, writer)
+                _refuse_unreadable(written, config)
                 waiting.append({"index": index, **_row(written)})
                 yield written
                 if len(waiting) >= ROWS:
@@ -185,6 +187,15 @@ def encode_share(
         files.put(temporary, parts[rank])
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse_unreadable(written: Record | Skipped, config: DataConfig) -> None:
+    """UserError where a row cannot be read and the set's settings do not allow that."""
+    if config.unreadable == "refuse" and isinstance(written, Skipped) and written.cause == "unreadable":
+        raise UserError(
+            f"{written.where}: {written.reason}; data.unreadable is refuse, allowed: skip, which leaves it "
+            "out"
+        )
 
 
 def _row(written: Record | Skipped) -> dict[str, Any]:

@@ -6,13 +6,13 @@ and ``TIE``.
 What is empty or not finite is no label, whatever stands in other rows.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffalign.errors import UserError
+from diffalign.utils.text import parse_json
 
 EMPTY = frozenset({"", "none", "null", "nan", "na", "n/a", "inf", "-inf", "+inf", "infinity", "-infinity"})
 TRUE = frozenset({"true", "1", "1.0"})
@@ -136,10 +136,7 @@ def listed(value: Any, name: str, where: str) -> Sequence[Any] | None:
 def mapping(value: Any, name: str, where: str) -> Mapping[str, Any] | None:
     """Return the object in a cell, also where it is written as JSON text; UserError for what is none."""
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"{where}: {name} is no JSON object: {value[:60]!r}") from error
+        value = parse_json(value, f"{where}: {name}")
     if value is None or value == "":
         return None
     if not isinstance(value, Mapping):

@@ -41,8 +41,12 @@ def read_patches(value: Any, where: str, images: int, image: Opener) -> tuple[Im
 
 def read_weight(value: Any, where: str) -> float:
     """Return the weight of a group, 1 where none is given; UserError for what is below 0."""
-    if value is None:
+    if value is None or value == "":
         return 1.0
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise UserError(f"{where}: weight is {value!r}; allowed: a number from 0 on")
-    return float(value)
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)  # csv has texts
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise UserError(f"{where}: weight is {repr(value)[:60]}; allowed: a number from 0 on")
+    return weight

@@ -11,6 +11,8 @@ from functools import cached_property
 from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from diffalign.data.reading.downloads import Downloads
 from diffalign.data.reading.references import ImageRef, MissingFileError
@@ -156,6 +158,8 @@ class Opener:
             raise UserError(f"{place}: {str(value)[:60]}; an image is a path, or the bytes of a file")
         if "\0" in value:
             raise UserError(f"{place}: {value[:60]!r}; a path has no null bytes")
+        if value.startswith("file://"):
+            value = url2pathname(urlsplit(value).path)
         if value.startswith(WEB):
             return ImageRef(self.downloads.of(value))
         if is_remote(value):
@@ -190,7 +194,8 @@ def tables_of(path: str, suffixes: Sequence[str]) -> list[Table]:
         ]
     place = Path(path).expanduser()
     if place.is_dir():
-        files = [file for file in place.rglob("*") if file.suffix.lower() in suffixes and file.is_file()]
+        ends = tuple(suffixes)
+        files = [file for file in place.rglob("*") if file.name.lower().endswith(ends) and file.is_file()]
         return [Table(str(file)) for file in sorted(files) if not _hidden(file, place)]
     if place.exists():
         return [Table(str(place))]

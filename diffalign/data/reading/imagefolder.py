@@ -15,7 +15,14 @@ from diffalign.data.reading.files import Opener, Table
 from diffalign.data.reading.json_files import json_rows
 from diffalign.data.reading.rows import Layout
 from diffalign.data.reading.splits import of_split
-from diffalign.data.reading.tables import as_preferences, csv_rows, downloads_of, layout_of, parquet_rows
+from diffalign.data.reading.tables import (
+    as_preferences,
+    csv_rows,
+    downloads_of,
+    layout_of,
+    open_parquet,
+    parquet_rows,
+)
 from diffalign.errors import UserError
 from diffalign.media.videos import VIDEO_SUFFIXES
 
@@ -53,7 +60,7 @@ def read_imagefolder(config: DataConfig) -> Preferences:
             opener = table.opener(layout.schema.roots, config.root, downloads)
             yield from ((where, row, layout, opener) for where, row in _rows(table))
 
-    return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True)
+    return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True, others=layouts)
 
 
 def _rows(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,8 +86,6 @@ def _named(name: str, value: Any) -> tuple[str, Any]:
 
 
 def _columns(table: Table) -> list[str]:
-    import pyarrow.parquet
-
     with table.open() as file:
-        names: list[str] = pyarrow.parquet.ParquetFile(file).schema_arrow.names
+        names: list[str] = open_parquet(file, table).schema_arrow.names
         return names

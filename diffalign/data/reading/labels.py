@@ -4,7 +4,6 @@ What a class reads is a Verdict, or None where the row has no label. What a sing
 ``cells``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from diffalign.data.reading.cells import Verdict, cell, choice, listed, mapping, number, shares, truth
 from diffalign.errors import UserError
+from diffalign.utils.text import parse_json
 
 
 @runtime_checkable
@@ -157,7 +157,7 @@ class Tally(OneColumn):
         """Return the shares."""
         value = cell(row, self.column)
         if isinstance(value, str) and value.lstrip().startswith("["):
-            value = json.loads(value)
+            value = parse_json(value, f"{where}: {self.column}")
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             counts = list(value)
         else:

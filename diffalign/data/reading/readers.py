@@ -26,7 +26,6 @@ from diffalign.errors import UserError, unknown
 from diffalign.media.videos import need_av
 
 TINY = 1  # version of the sets that are drawn: part of their fingerprint
-LOOKED_AT = 32  # rows whose files are looked for before a model is loaded
 
 READERS: dict[str, Callable[[DataConfig], Preferences]] = {
     "parquet": read_parquet,
@@ -41,7 +40,7 @@ READERS: dict[str, Callable[[DataConfig], Preferences]] = {
 SUFFIXES = {
     ".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv",
     ".tsv": "csv",
-    ".tar": "webdataset", ".tgz": "webdataset", ".gz": "webdataset",
+    ".tar": "webdataset", ".tgz": "webdataset", ".tar.gz": "webdataset",
 }  # fmt: skip
 
 
@@ -110,22 +109,6 @@ def by_votes(example: Example, votes: str, min_agreement: float) -> Example | Sk
     return replace(example, scores=scores, votes=(), weight=weight)
 
 
-def check_files(preferences: Preferences) -> None:
-    """Look for the files that the first rows name, before anything long begins.
-
-    Raises:
-        UserError: none of them is there: it is the paths that are wrong, not a file.
-    """
-    first = (row for row in islice(preferences.unfinished(), LOOKED_AT) if isinstance(row, Example))
-    looked = [image for row in first for image in row.images if isinstance(image.source, Path)]
-    if looked and not any(isinstance(one.file, Path) and one.file.is_file() for one in looked):
-        where = " or ".join(str(place) for place in (looked[0].source, *looked[0].others))
-        raise UserError(
-            f"data.path {preferences.name!r}: none of the first {len(looked)} files was found; "
-            f"looked for {where} ({looked[0].root})"
-        )
-
-
 def _read(config: DataConfig) -> Preferences:
     if config.path.startswith("tiny:"):
         return _tiny(config)
@@ -152,19 +135,24 @@ def detect_format(path: str) -> str:
     place = Path(path).expanduser()
     if place.is_dir():
         return _folder_format(path, place)
-    if place.suffix.lower() in SUFFIXES:
-        return SUFFIXES[place.suffix.lower()]
+    if found := _format_of_name(place.name):
+        return found
     if any(sign in path for sign in "*?["):
         return "parquet"
     if place.exists():
         raise UserError(
-            f"data.path {path!r}: cannot tell the format of {place.suffix or 'this'} files; "
+            f"data.path {path!r}: cannot tell the format of {''.join(place.suffixes[-2:]) or 'such'} files; "
             f"allowed: {', '.join(SUFFIXES)}, folders"
         )
     is_path = path.startswith(("/", ".", "~")) or place.suffix in (".txt", ".zip")
     if is_path or path.count("/") != 1:
         raise UserError(f"data.path {path!r}: no such file or folder (a hub dataset is written owner/name)")
     return "hub"
+
+
+def _format_of_name(name: str) -> str | None:
+    """Return the format that the end of a file's name tells, None where it tells none."""
+    return next((kind for suffix, kind in SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
 def _format_of_tables(path: str) -> str | None:
@@ -192,10 +180,7 @@ def _folder_format(path: str, place: Path) -> str:
 
 
 def _remote_format(path: str) -> str:
-    end = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), None)
-    if end:
-        return SUFFIXES[end]
-    if found := _format_of_tables(path):
+    if found := _format_of_name(path) or _format_of_tables(path):
         return found
     raise UserError(
         f"data.path {path!r}: nothing to read there; allowed: a file or a folder of {', '.join(SUFFIXES)} "

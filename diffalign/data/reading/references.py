@@ -1,9 +1,12 @@
 """References to image and video files: bytes, a local path, or a file elsewhere; the name of a content."""
 
+import os
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from diffalign.media.images import read_file
 
 
 class MissingFileError(OSError):
@@ -50,7 +53,7 @@ class ImageRef:
             return self.source if isinstance(self.source, bytes) else self.source.read()
         if not self.others:
             return self.source
-        return next((place for place in (self.source, *self.others) if place.is_file()), self.source)
+        return next((place for place in (self.source, *self.others) if os.path.isfile(place)), self.source)
 
     def read(self) -> bytes:
         """Return the bytes of the file.
@@ -62,7 +65,7 @@ class ImageRef:
         if isinstance(found, bytes):
             return found
         try:
-            return found.read_bytes()
+            return read_file(found)
         except FileNotFoundError as error:
             places = " or ".join(str(place) for place in (found, *self.others))
             told = f" ({self.root})" if self.root else ""

@@ -36,6 +36,11 @@ SOURCES = (
     "source_video", "input_video", "first_frame",
 )  # fmt: skip
 """Columns of an image that is edited or continued: data of conditional generation."""
+SOURCE_WORDS = frozenset({
+    "src", "source", "input", "original", "init", "condition", "conditioning", "control", "controlnet",
+    "reference", "references", "ref", "mask", "masked", "edited", "start",
+})  # fmt: skip
+"""Words in the names of such columns; they count only where the column holds files."""
 
 Values = list[tuple[str, Any]]
 

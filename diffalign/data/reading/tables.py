@@ -6,7 +6,7 @@ before anything is encoded, in every file. pyarrow and datasets are imported whe
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from diffalign.errors import UserError
 from diffalign.utils.text import decode
 
 ROWS_AT_ONCE = 16  # a row holds two encoded images
+CELL = 2**24  # characters of a cell of csv, at most
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """("file row n", cells by column)."""
@@ -47,6 +48,7 @@ def as_preferences(
     *,
     notes: Sequence[str] = (),
     everywhere: bool = False,
+    others: Iterable[Layout] = (),
 ) -> Preferences:
     """Return the set of some rows.
 
@@ -58,6 +60,7 @@ def as_preferences(
         fingerprint: of the files.
         notes: what was left out.
         everywhere: rows of a group may stand anywhere, and all rows are small enough to be held.
+        others: layouts of further tables or rows, for what they leave unused.
     """
     rated = config.rewards_as != "extra"
 
@@ -72,8 +75,8 @@ def as_preferences(
         )
         yield from rivals(keyed, layout, everywhere)
 
-    if layout.unused:
-        notes = [*notes, f"columns that are not used: {', '.join(layout.unused)}"]
+    if unused := sorted({name for one in (layout, *others) for name in one.unused}):
+        notes = [*notes, f"columns that are not used: {', '.join(unused)}"]
     marks = (
         [config.columns, config.root, config.config] if config.columns or config.root or config.config else []
     )
@@ -119,16 +122,18 @@ def read_parquet(config: DataConfig) -> Preferences:
             for where, row in parquet_rows(table, sorted(layout.used)):
                 yield where, row, layout, opener
 
-    return as_preferences(config, layouts[0][0], rows, total, digest(repr(stats).encode()), notes=notes)
+    mark, others = digest(repr(stats).encode()), [layout for layout, _ in layouts]
+    return as_preferences(config, others[0], rows, total, mark, notes=notes, others=others)
 
 
 def _parquet_layout(table: Table, config: DataConfig) -> tuple[Layout, int]:
     with table.open() as file:
-        parquet = _parquet(file, table)
+        parquet = open_parquet(file, table)
         return layout_of(outline(parquet.schema_arrow), table.place, config), parquet.metadata.num_rows
 
 
-def _parquet(file: Any, table: Table) -> Any:
+def open_parquet(file: Any, table: Table) -> Any:
+    """Return an open parquet file; UserError where it is none."""
     import pyarrow
     import pyarrow.parquet
 
@@ -145,7 +150,9 @@ def parquet_rows(table: Table, columns: Sequence[str]) -> Rows:
     number = 0
     with table.open() as file:
         try:
-            for batch in _parquet(file, table).iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
+            for batch in open_parquet(file, table).iter_batches(
+                batch_size=ROWS_AT_ONCE, columns=list(columns)
+            ):
                 for row in batch.to_pylist():
                     yield f"{table.name} row {number}", row
                     number += 1
@@ -197,7 +204,9 @@ def read_jsonl(config: DataConfig) -> Preferences:
         raise UserError(
             f"data.path {config.path!r}: rows of {' and '.join(names)} in one set; give one of them"
         )
-    return as_preferences(config, first, rows, total, None, notes=notes, everywhere=True)
+    return as_preferences(
+        config, first, rows, total, None, notes=notes, everywhere=True, others=known.values()
+    )
 
 
 def _shape(value: Any) -> Any:
@@ -225,23 +234,31 @@ def read_csv(config: DataConfig) -> Preferences:
             opener = table.opener(layout.schema.roots, config.root, downloads)
             yield from ((where, row, layout, opener) for where, row in csv_rows(table))
 
-    return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True)
+    return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True, others=layouts)
 
 
 def _csv_reader(table: Table) -> "csv.DictReader[str]":
     with table.open() as file:
         text = decode(file.read(), table.place)
     tabs = "\t" if table.suffix == ".tsv" else ","
-    return csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)
+    names = reader.fieldnames or ()
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{table.place} line 1: column {twice[0]!r} twice; allowed: a name once")
+    return reader
 
 
 def _csv_columns(table: Table) -> dict[str, str]:
     """Return an empty cell for each column of a file without rows."""
-    return dict.fromkeys(_csv_reader(table).fieldnames or (), "")
+    try:
+        return dict.fromkeys(_csv_reader(table).fieldnames or (), "")
+    except csv.Error as error:
+        raise UserError(f"{table.place}: not readable as csv ({error})") from error
 
 
 def csv_rows(table: Table) -> Rows:
     """Yield the rows of a csv or tsv file; UserError for what is none."""
+    csv.field_size_limit(CELL)
     try:
         for number, row in enumerate(_csv_reader(table)):
             if None in row:

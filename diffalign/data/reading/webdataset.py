@@ -5,7 +5,6 @@
 lone ``KEY.txt`` the caption. Shards are read in the order of their names, as streams.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from diffalign.data.reading.rows import Layout
 from diffalign.data.reading.tables import as_preferences, downloads_of, files_of, first_line, layout_of
 from diffalign.errors import UserError
 from diffalign.media.videos import VIDEO_SUFFIXES
+from diffalign.utils.text import decode, parse_json
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff")
@@ -30,7 +30,7 @@ def read_webdataset(config: DataConfig) -> Preferences:
     Raises:
         UserError: none, a damaged one, or no schema that the fields of its first row follow.
     """
-    tables, notes = files_of(config, (".tar", ".tgz", ".gz"), "tar")
+    tables, notes = files_of(config, (".tar", ".tgz", ".tar.gz"), "tar")
     downloads = downloads_of(config)
     layouts: list[Layout] = []
     for table in tables:
@@ -45,7 +45,7 @@ def read_webdataset(config: DataConfig) -> Preferences:
             yield from ((where, row, layout, opener) for where, row in tar_rows(table))
 
     mark = digest(repr([table.mark for table in tables]).encode())
-    return as_preferences(config, layouts[0], rows, None, mark, notes=notes)
+    return as_preferences(config, layouts[0], rows, None, mark, notes=notes, others=layouts)
 
 
 def tar_rows(table: Table) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -75,20 +75,17 @@ def _fields(end: str, content: bytes, where: str) -> dict[str, Any]:
     """Return the fields that a member gives; UserError for json or text that is none."""
     name, _, kind = end.lower().rpartition(".")
     kind, name = (kind, name) if name or kind in (*_IMAGES, *_VIDEOS, *_TEXTS, "json") else ("", kind)
-    try:
-        if kind == "json":
-            value = json.loads(content)
-            return value if isinstance(value, dict) and not name else {name or "json": value}
-        if kind in _TEXTS:
-            return {name or "caption": content.decode("utf-8-sig").strip()}
-        if kind in _IMAGES:
-            return {name or "image": content}
-        if kind in _VIDEOS:
-            return {name or "video": content}
-        field = f"{name}.{kind}" if name and kind else name or kind
-        return {field: content if _is_file(field) else content.decode("utf-8-sig").strip()}
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: not readable ({first_line(error)})") from error
+    if kind == "json":
+        value = parse_json(decode(content, where), where)
+        return value if isinstance(value, dict) and not name else {name or "json": value}
+    if kind in _TEXTS:
+        return {name or "caption": decode(content, where).strip()}
+    if kind in _IMAGES:
+        return {name or "image": content}
+    if kind in _VIDEOS:
+        return {name or "video": content}
+    field = f"{name}.{kind}" if name and kind else name or kind
+    return {field: content if _is_file(field) else decode(content, where).strip()}
 
 
 def _is_file(field: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError, unknown
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, read_file, why_unreadable
 from diffalign.preferences.from_scores.likeness import Thumbnail, thumbnail
 from diffalign.rewards.scoring.cache import ScoreCache, image_key
 from diffalign.rewards.scoring.items import Item, has_media, read_items
@@ -49,7 +49,7 @@ class Shelf:
     def read(self, media: Kept | Path) -> bytes:
         """Return what was put aside, or a file's content; OSError if that cannot be read."""
         if isinstance(media, Path):
-            return media.read_bytes()
+            return read_file(media)
         self._file.seek(media.offset)
         return self._file.read(media.length)
 

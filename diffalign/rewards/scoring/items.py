@@ -18,6 +18,7 @@ from diffalign.config.schema import DataConfig
 from diffalign.data.reading.folders import IMAGES, is_preference_folder, read_folder
 from diffalign.data.reading.schemas import PROMPTS, ListOf, media_columns
 from diffalign.errors import UserError
+from diffalign.media.images import read_file
 from diffalign.media.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
 from diffalign.utils.text import json_lines, read_text
 
@@ -68,7 +69,7 @@ class Item:
 
     def read(self) -> bytes:
         """Return the encoded image; OSError if the file cannot be read."""
-        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+        return self.image if isinstance(self.image, bytes) else read_file(self.image)
 
 
 def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterator[Item]:

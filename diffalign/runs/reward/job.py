@@ -84,9 +84,9 @@ def train_reward(
     """
     validate(run, needs=("model.path", "data.path"))
     preferences = read_preferences(run.data, run.training.seed)
-    check_files(preferences)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
+    check_files(preferences, run.data, tell)
     checkpoints = _checkpoints(run, accelerator)
     snapshot = checkpoints.start(run.resume)
 

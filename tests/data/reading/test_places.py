@@ -72,7 +72,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
     (tmp_path / "here.png").write_bytes(png(1))
     entries = [{"prompt": "a", "chosen": "here.png", "rejected": "sub/gone.png"}] * 2
     preferences = read(write_jsonl(tmp_path / "p.jsonl", entries))
-    check_files(preferences)  # some are there
+    check_files(preferences, DataConfig())  # some are there
     with pytest.raises(UserError) as caught:
         encode_preferences(Model(), preferences, DataConfig(resolution=16), tmp_path / "cache", False)
     assert f"looked for {tmp_path / 'sub' / 'gone.png'} (paths are relative to {tmp_path}" in str(
@@ -84,7 +84,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
 def test_a_set_none_of_whose_files_is_there_is_refused_before_anything_long(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "x.png", "rejected": "y.png"}])
     with pytest.raises(UserError, match=r"none of the first 2 files was found; looked for .*x\.png"):
-        check_files(read(path))
+        check_files(read(path), DataConfig())
 
 
 def test_the_root_of_a_tables_paths(tmp_path):

@@ -1,0 +1,160 @@
+"""Rows and files that lead astray: devices in place of files, names given twice, inputs beside the pair."""
+
+import os
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffalign.config.schema import DataConfig
+from diffalign.data import check_files, encode_preferences, read_preferences
+from diffalign.data.reading.examples import Preferences
+from diffalign.errors import UserError
+from tests.data.conftest import Model, png, row, write_jsonl, write_parquet
+
+
+def read(path: Path, **settings: Any) -> Preferences:
+    return read_preferences(DataConfig(path=str(path), resolution=16, **settings))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Any]:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    return {"prompt": "a", "chosen": "0.png", "rejected": "1.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("control", "2.png"),
+        ("reference_images", ["2.png", "3.png"]),
+        ("mask", {"bytes": None, "path": "2.png"}),
+        ("start_frame", "2.png"),
+        ("edited_from", "2.png"),
+        ("source", "2.mp4"),
+    ],
+)
+def test_a_column_of_files_that_names_a_source_is_refused(
+    pair: dict[str, Any], tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(UserError, match=f"column '{name}' holds an input beside the prompt"):
+        read(write_jsonl(tmp_path / "p.jsonl", [{**pair, name: value}]))
+
+
+def test_a_source_of_bytes_is_refused_and_a_word_of_that_name_is_not(
+    pair: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="column 'jpg_src' holds an input"):
+        read(write_parquet(tmp_path / "p.parquet", [{**row(0), "jpg_src": png(2)}]))
+    told = read(write_jsonl(tmp_path / "p.jsonl", [{**pair, "source": "the web"}]))
+    assert told.notes == ("columns that are not used: source",)
+
+
+def test_columns_of_later_rows_that_are_not_used_are_named_too(pair: dict[str, Any], tmp_path: Path) -> None:
+    rows = [pair, {**pair, "remark": "x"}]
+    assert read(write_jsonl(tmp_path / "p.jsonl", rows)).notes == ("columns that are not used: remark",)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_are_not_read(pair: dict[str, Any], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    rows = [{**pair, "chosen": name} for name in ("pipe.png", "/dev/zero", "x" * 300)]
+    config = DataConfig(path=str(write_jsonl(tmp_path / "p.jsonl", [*rows, pair])), resolution=16)
+    encoded = encode_preferences(Model(), read_preferences(config), config, tmp_path / "cache", False)
+    assert (encoded.counts.usable, encoded.counts.unreadable) == (1, 3)
+    assert "pipe.png is unreadable (not a regular file)" in encoded.counts.skipped[0]
+    assert "zero is unreadable (not a regular file)" in encoded.counts.skipped[1]
+
+
+def test_a_file_url_is_a_path(pair: dict[str, Any], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{**pair, "chosen": (tmp_path / "2.png").as_uri()}])
+    (example,) = read(path)
+    assert example.images[0].read() == png(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "prompt,prompt,chosen,rejected\n", "p.csv line 1: column 'prompt' twice"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "line 1: 'prompt' is given twice in one object"),
+        ("p.jsonl", '{"prompt": "a\\u0000b", "chosen": "0.png", "rejected": "1.png"}\n', "a null byte"),
+        ("p.jsonl.gz", "x", "cannot tell the format of .jsonl.gz files"),
+    ],
+)
+def test_tables_that_would_be_misread(
+    pair: dict[str, Any], tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_votes_in_a_cell_of_json_without_end(pair: dict[str, Any], tmp_path: Path) -> None:
+    row = {"prompt": "a", "image_0": "0.png", "image_1": "1.png", "votes": "[" * 5000 + "]" * 5000}
+    with pytest.raises(UserError, match="votes: nested too deeply; allowed: 100 levels"):
+        list(read(write_jsonl(tmp_path / "p.jsonl", [row])))
+
+
+def test_a_damaged_table_of_an_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "metadata.parquet").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"metadata.parquet: not readable as parquet"):
+        read(tmp_path)
+
+
+def test_a_weight_written_as_text(pair: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected,weight\na,0.png,1.png,0.25\nb,0.png,1.png,\n")
+    assert [example.weight for example in read(tmp_path / "p.csv")] == [0.25, 1.0]
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected,weight\na,0.png,1.png,nan\n")
+    with pytest.raises(UserError, match="weight is 'nan'; allowed: a number from 0 on"):
+        list(read(tmp_path / "p.csv"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b'{"caption": "caf\xe9"}'), ("a.txt", b"caf\xe9")])
+def test_a_shard_in_another_encoding_names_the_member(tmp_path: Path, name: str, content: bytes) -> None:
+    with tarfile.open(tmp_path / "p.tar", "w") as shard:
+        for member, data in (("a.jpg_0", png(0)), ("a.jpg_1", png(1)), (name, content)):
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            shard.addfile(info, BytesIO(data))
+    with pytest.raises(UserError, match=rf"p.tar {name} line 1: not UTF-8 text"):
+        list(read(tmp_path / "p.tar"))
+
+
+# before a model is loaded
+
+
+def test_missing_and_unreadable_files_are_told_before_a_model_is_loaded(
+    pair: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    rows = [pair] * 40 + [{**pair, "rejected": name} for name in ("gone.png", "broken.png")]
+    settings: dict[str, Any] = {"path": str(write_jsonl(tmp_path / "p.jsonl", rows)), "resolution": 16}
+    told: list[str] = []
+    check_files(read_preferences(DataConfig(**settings)), DataConfig(**settings), told.append)
+    assert len(told) == 1
+    assert "2 of 84 files missing or unreadable: gone.png (not there), broken.png (not an image" in told[0]
+    assert "left out (data.unreadable skip)" in told[0]
+    strict = DataConfig(**settings, unreadable="refuse")
+    with pytest.raises(UserError, match=r"2 of 84 files missing.*data.unreadable is refuse, allowed: skip"):
+        check_files(read_preferences(strict), strict)
+    with pytest.raises(UserError, match=r"line 41: gone.png is unreadable.*data.unreadable is refuse"):
+        encode_preferences(Model(), read_preferences(strict), strict, tmp_path / "cache", False)
+
+
+def test_bytes_in_the_first_rows_are_looked_at(tmp_path: Path) -> None:
+    config = DataConfig(
+        path=str(write_parquet(tmp_path / "p.parquet", [row(0), {**row(1), "jpg_0": b"no image"}]))
+    )
+    told: list[str] = []
+    check_files(read_preferences(config), config, told.append)
+    assert "1 of 4 files missing or unreadable: p.parquet row 1 image 0 (not an image" in told[0]
+
+
+def test_all_files_are_there(pair: dict[str, Any], tmp_path: Path) -> None:
+    config = DataConfig(path=str(write_jsonl(tmp_path / "p.jsonl", [pair])))
+    told: list[str] = []
+    check_files(read_preferences(config), config, told.append)
+    assert not told
