@@ -15,11 +15,10 @@ from diffalign.data.reading.cells import Verdict, cell, truth
 from diffalign.data.reading.dense import overall, read_seconds, read_segments
 from diffalign.data.reading.examples import Example, ImageRef, Skipped
 from diffalign.data.reading.extras import Opener, read_patches, read_rewards, read_weight
-from diffalign.data.reading.folders import IMAGES
 from diffalign.data.reading.labels import Checklist, Label, Rating
-from diffalign.data.reading.schemas import SCHEMAS, SOURCE_WORDS, SOURCES, Schema
+from diffalign.data.reading.schemas import SCHEMAS, Schema
+from diffalign.data.reading.sources import source_columns
 from diffalign.errors import UserError, close_to, unknown
-from diffalign.media.videos import VIDEO_SUFFIXES
 
 ROLES = (
     "prompt", "chosen", "rejected", "image", "images", "image_0", "image_1", "video", "videos", "video_0",
@@ -27,7 +26,6 @@ ROLES = (
     "confidence", "liked", "altered", "rewards", "patches", "weight", "segments", "segment_seconds",
     "are_different",
 )  # fmt: skip
-_MEDIA = (*IMAGES, *VIDEO_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -169,29 +167,13 @@ def _has(found: Any, path: str) -> bool:
 def _refuse_conditions(layout: Layout, place: str) -> None:
     """UserError where a column beside the pair holds what the images were made from."""
     rivals = len(layout.schema.files.columns) > 1 or layout.schema.files.columns[0] in ("images", "videos")
-    suspects = [*SOURCES, *(("image", "images", "video") if rivals else ())]
     taken = {path for _, path in layout.mapped} | layout.used
-    suspects += [name for name in layout.found if _names_a_source(name) and _holds_files(layout.found[name])]
-    if sources := [name for name in suspects if name in layout.found and name not in taken]:
+    if sources := [name for name in source_columns(layout.found, rivals) if name not in taken]:
         raise UserError(
             f"{place}: column {sources[0]!r} holds an input beside the prompt: data of image editing, "
             f"which text-to-image training would learn without its source; allowed: sets without it (if "
             f"{sources[0]!r} is no input, leave it out of the table)"
         )
-
-
-def _names_a_source(name: str) -> bool:
-    """Whether a column's name says that images were made from what it holds."""
-    return not SOURCE_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
-
-
-def _holds_files(value: Any) -> bool:
-    """Whether a cell, or the prototype of one, is the bytes or the path of images or videos."""
-    if isinstance(value, Mapping):
-        return _holds_files(value.get("bytes")) or _holds_files(value.get("path"))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_files, value[:1]))
-    return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(_MEDIA))
 
 
 def _none_fits(found: Mapping[str, Any], place: str, plain: bool) -> str:

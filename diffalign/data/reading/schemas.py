@@ -29,19 +29,6 @@ from diffalign.data.reading.labels import (
 from diffalign.errors import UserError
 
 PROMPTS = ("caption", "prompt", "original_prompt", "sentence", "text")
-SOURCES = (
-    "path_src", "source_image", "src_image", "image_src", "source_img", "src_img", "input_image",
-    "original_image",
-    "condition_image", "conditioning_image", "control_image", "reference_image", "init_image", "prompt_asset",
-    "source_video", "input_video", "first_frame",
-)  # fmt: skip
-"""Columns of an image that is edited or continued: data of conditional generation."""
-SOURCE_WORDS = frozenset({
-    "src", "source", "input", "original", "init", "condition", "conditioning", "control", "controlnet",
-    "reference", "references", "ref", "mask", "masked", "edited", "start",
-})  # fmt: skip
-"""Words in the names of such columns; they count only where the column holds files."""
-
 Values = list[tuple[str, Any]]
 
 
