@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.config.schema import DataConfig
+from diffalign.data.reading.csv_files import csv_rows
 from diffalign.data.reading.examples import Preferences
 from diffalign.data.reading.files import Opener, Table
 from diffalign.data.reading.json_files import json_rows
@@ -17,7 +18,6 @@ from diffalign.data.reading.rows import Layout
 from diffalign.data.reading.splits import of_split
 from diffalign.data.reading.tables import (
     as_preferences,
-    csv_rows,
     downloads_of,
     layout_of,
     open_parquet,

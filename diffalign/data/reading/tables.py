@@ -4,14 +4,13 @@ Everything is read row by row: a set need not fit in memory (json is parsed file
 before anything is encoded, in every file. pyarrow and datasets are imported when they are used.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from diffalign.config.schema import DataConfig
+from diffalign.data.reading.csv_files import Rows, csv_columns, csv_rows
 from diffalign.data.reading.downloads import Downloads
 from diffalign.data.reading.examples import Example, Preferences, Skipped, digest
 from diffalign.data.reading.files import Opener, Table, tables_of
@@ -19,13 +18,8 @@ from diffalign.data.reading.json_files import json_rows
 from diffalign.data.reading.rows import Layout, mapping_of, read_row, rivals, schema_of
 from diffalign.data.reading.splits import of_split
 from diffalign.errors import UserError
-from diffalign.utils.text import decode
 
 ROWS_AT_ONCE = 16  # a row holds two encoded images
-CELL = 2**24  # characters of a cell of csv, at most
-
-Rows = Iterator[tuple[str, Mapping[str, Any]]]
-"""("file row n", cells by column)."""
 
 
 def layout_of(columns: Mapping[str, Any], place: str, config: DataConfig) -> Layout:
@@ -226,7 +220,7 @@ def read_csv(config: DataConfig) -> Preferences:
     """
     tables, notes = files_of(config, (".csv", ".tsv"), "csv")
     downloads = downloads_of(config)
-    heads = [next((dict(row) for _, row in csv_rows(table)), None) or _csv_columns(table) for table in tables]
+    heads = [next((dict(row) for _, row in csv_rows(table)), None) or csv_columns(table) for table in tables]
     layouts = [layout_of(head, table.place, config) for head, table in zip(heads, tables, strict=True)]
 
     def rows() -> Iterator[tuple[str, Mapping[str, Any], Layout, Opener]]:
@@ -235,39 +229,6 @@ def read_csv(config: DataConfig) -> Preferences:
             yield from ((where, row, layout, opener) for where, row in csv_rows(table))
 
     return as_preferences(config, layouts[0], rows, None, None, notes=notes, everywhere=True, others=layouts)
-
-
-def _csv_reader(table: Table) -> "csv.DictReader[str]":
-    with table.open() as file:
-        text = decode(file.read(), table.place)
-    tabs = "\t" if table.suffix == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)
-    names = reader.fieldnames or ()
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{table.place} line 1: column {twice[0]!r} twice; allowed: a name once")
-    return reader
-
-
-def _csv_columns(table: Table) -> dict[str, str]:
-    """Return an empty cell for each column of a file without rows."""
-    try:
-        return dict.fromkeys(_csv_reader(table).fieldnames or (), "")
-    except csv.Error as error:
-        raise UserError(f"{table.place}: not readable as csv ({error})") from error
-
-
-def csv_rows(table: Table) -> Rows:
-    """Yield the rows of a csv or tsv file; UserError for what is none."""
-    csv.field_size_limit(CELL)
-    try:
-        for number, row in enumerate(_csv_reader(table)):
-            if None in row:
-                raise UserError(
-                    f"{table.name} row {number}: more cells than columns; quote cells with commas"
-                )
-            yield f"{table.name} row {number}", row
-    except csv.Error as error:
-        raise UserError(f"{table.place}: not readable as csv ({error})") from error
 
 
 def read_hub(config: DataConfig) -> Preferences:

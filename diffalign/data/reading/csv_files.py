@@ -1,0 +1,49 @@
+"""Csv and tsv files of rows."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from diffalign.data.reading.files import Table
+from diffalign.errors import UserError
+from diffalign.utils.text import decode
+
+CELL = 2**24
+"""Characters of a cell, at most."""
+
+Rows = Iterator[tuple[str, Mapping[str, Any]]]
+"""("file row n", cells by column)."""
+
+
+def _csv_reader(table: Table) -> "csv.DictReader[str]":
+    with table.open() as file:
+        text = decode(file.read(), table.place)
+    tabs = "\t" if table.suffix == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)
+    names = reader.fieldnames or ()
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{table.place} line 1: column {twice[0]!r} twice; allowed: a name once")
+    return reader
+
+
+def csv_columns(table: Table) -> dict[str, str]:
+    """Return an empty cell for each column of a file without rows."""
+    try:
+        return dict.fromkeys(_csv_reader(table).fieldnames or (), "")
+    except csv.Error as error:
+        raise UserError(f"{table.place}: not readable as csv ({error})") from error
+
+
+def csv_rows(table: Table) -> Rows:
+    """Yield the rows of a csv or tsv file; UserError for what is none."""
+    csv.field_size_limit(CELL)
+    try:
+        for number, row in enumerate(_csv_reader(table)):
+            if None in row:
+                raise UserError(
+                    f"{table.name} row {number}: more cells than columns; quote cells with commas"
+                )
+            yield f"{table.name} row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{table.place}: not readable as csv ({error})") from error
