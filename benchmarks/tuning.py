@@ -108,6 +108,23 @@ def at_edge(every: Sequence[Trial]) -> list[str]:
     return edges
 
 
+def curves(every: Sequence[Trial]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return (multiple of the recipe's setting, gain) of a method's trials, in the order of the multiples: by
+    strength at the recipe's learning rate, and by learning rate at the best strength.
+    """
+    shipped = next(t for t in every if not t["flags"])["asked"]
+    (method,) = shipped["method"].values()
+    rate = shipped["optimizer"]["OptimizerConfig"]["learning_rate"]
+    alone = [t for t in every if "learning_rate" not in _settings(t)]
+    strengths = [(next((v / method[k] for k, v in _settings(t).items()), 1.0), t["gain"][0]) for t in alone]
+    best = max(alone, key=lambda t: t["gain"][0])
+    rates = [(1.0, best["gain"][0])]
+    rates += [
+        (_settings(t)["learning_rate"] / rate, t["gain"][0]) for t in every if "learning_rate" in _settings(t)
+    ]
+    return sorted(strengths) if len(strengths) > 1 else [], sorted(rates)
+
+
 def _settings(trial: Trial) -> dict[str, float]:
     """Return the changed settings of a trial by their last name."""
     pairs = (flag.split("=") for flag in trial["flags"])

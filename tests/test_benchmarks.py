@@ -14,6 +14,7 @@ from benchmarks import (
     claims,
     claims_list,
     claims_table,
+    figures,
     methods,
     plane_world,
     record,
@@ -265,6 +266,34 @@ def test_ranks_and_differences_of_methods_are_those_of_their_gains():
     assert estimate.low > 0.6 and p <= 2 / record.RESAMPLES
     # Prompts that both share cancel: the interval is narrower than that of either mean.
     assert estimate.high - estimate.low < record.over_seeds(a).high - record.over_seeds(a).low
+
+
+def test_figures_show_what_is_in_the_rows(apart):
+    """A method above 0 is blue, one whose interval holds 0 grey; trials are curves over multiples."""
+    rows = [row("tiny", "dpo", s, [0.2, 0.2]) for s in range(2)] + [row("tiny", "ipo", 0, [-0.2, 0.2])]
+    axis = figures.ranks(rows).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ipo", "dpo"]
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [(dot.get_xdata()[0], dot.get_color()) for dot in dots] == [
+        (0.0, "0.55"),
+        (pytest.approx(0.2), "C0"),
+    ]
+    asked = {"method": {"DPO": {"beta": 8.0}}, "optimizer": {"OptimizerConfig": {"learning_rate": 0.1}}}
+    trials = [
+        {"world": "tiny", "method": "dpo", "flags": flags, "gain": [gain, 0, 1], "asked": asked}
+        for flags, gain in (
+            ([], 0.1),
+            (["--method.beta=2"], 0.3),
+            (["--method.beta=2", "--optimizer.learning_rate=0.2"], 0.2),
+        )
+    ]
+    assert tuning.curves(trials) == ([(0.25, 0.3), (1.0, 0.1)], [(1.0, 0.3), (2.0, 0.2)])
+    strength, rate = figures.sensitivity(trials).axes
+    assert strength.lines[0].get_xdata().tolist() == [0.25, 1.0] and len(rate.lines) == 2
+    record.HERE.mkdir()
+    (record.HERE / "methods.json").write_text(json.dumps({"rows": []}))
+    with pytest.raises(SystemExit, match="--only rank: no such figure; allowed: ranks"):
+        figures.main(["--only", "rank"])
 
 
 def test_intervals_over_seeds():

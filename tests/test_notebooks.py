@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BARE = ("what_dpo_does",)  # saved without outputs
 # What is set to less, as it is assigned, and flags of runs.
 FEWER = {
-    "STEPS, PROMPTS, PAIRS": "2, 6, 4",
+    "STEPS, PROMPTS, PAIRS": "2, 6, 8",
     "STEPS, PROMPTS": "3, 8",
     "STEPS, PICTURES": "6, 8",
     "PROMPTS, EACH": "4, 4",
@@ -20,6 +20,11 @@ FEWER = {
 FLAGS = {"data.limit": 48, "training.batch_size": 4}
 # What is seen in any run of them; text/html is the grid of a comparison.
 SEEN = {
+    "bring_your_own_pairs": (
+        "pairs, 0 ties, 0 rows without label",
+        "lora_unet_input_blocks",
+        "of a pixel: 0 of 255",
+    ),
     "compare_methods": ("text/html", "dpo, flipped: ", "drawn by all models from the same noise"),
     "load_in_diffusers": (
         "pytorch_lora_weights.safetensors",

@@ -1,0 +1,222 @@
+"""The figures of README and site, from the rows that are on record and from the plane.
+
+    python -m benchmarks.figures                 # those whose data is there and whose file is not
+    python -m benchmarks.figures --only ranks    # one of them again
+
+``docs/figures`` gets ``ranks`` (gain of every method with its interval), ``compute`` (gain against processor
+seconds), ``sensitivity`` (gain of every trial against its setting) as SVG and PNG, and ``plane_METHOD.png``:
+where the base, the aligned model and the known optimum of the same mean reward put their samples.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+
+from benchmarks import plane_world, record, tuning
+from benchmarks.record import Row, over_seeds
+from benchmarks.tables import TITLES
+from diffalign.plane.plane import LABELS, denoiser_of, points
+from diffalign.plane.settings import PLANE_METHODS, PlaneRow
+from diffalign.utils.files import write_atomic
+
+FOLDER = record.HERE.parent / "docs" / "figures"
+POINTS = 900  # of each label and panel
+EXTENT, BINS = 3.2, 72  # of the plane, in its units, and of its densities
+COLOURS = 32  # of a density's palette: a page with forty of them stays small
+STYLE = {
+    "font.size": 9,
+    "figure.dpi": 110,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "diffalign",  # the same file each time
+    "svg.fonttype": "none",
+}
+
+
+def ranks(rows: Sequence[Row]) -> Figure:
+    """Return the gain of every method of the tiny image models with its 95 % interval, best first."""
+    tables = list(_tables(rows))
+    sizes = [len(table) for _, table in tables]
+    figure, axes = plt.subplots(
+        len(tables),
+        figsize=(6.4, 0.17 * sum(sizes) + 0.75 * len(tables)),
+        height_ratios=sizes,
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, (title, table) in zip(axes[:, 0], tables, strict=True):
+        gains = sorted(((over_seeds(gains), name) for name, gains in table), key=lambda item: item[0].value)
+        for place, (gain, _) in enumerate(gains):
+            colour = "C0" if gain.low > 0 else "C3" if gain.high < 0 else "0.55"
+            axis.plot([gain.low, gain.high], [place, place], color=colour, lw=3, alpha=0.4)
+            axis.plot(gain.value, place, "o", color=colour, ms=4)
+        axis.set_yticks(range(len(gains)), [name for _, name in gains], fontsize=7)
+        axis.axvline(0, color="0.7", lw=1, zorder=0)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.margins(y=0.04)
+    axes[-1, 0].set_xlabel("gain of the judge over the base, 95 % interval over prompts and seeds")
+    return figure
+
+
+def compute(rows: Sequence[Row]) -> Figure:
+    """Return the gain of every method of the tiny image models against its processor seconds."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for colour, (title, some) in enumerate(_worlds(rows)):
+        at, gains, names = [], [], []
+        for name, group in groupby(some, key=lambda row: row["method"]):
+            mine = list(group)
+            at.append(np.mean([row["seconds"] for row in mine]))
+            gains.append(over_seeds([row["gains"] for row in mine]))
+            names.append(name)
+        values = np.array([g.value for g in gains])
+        bars = np.array([[g.value - g.low for g in gains], [g.high - g.value for g in gains]])
+        axis.errorbar(at, values, bars, fmt="o", ms=4, lw=1, alpha=0.8, label=title, color=f"C{colour}")
+        for x, y, name in zip(at, values, names, strict=True):
+            near = (abs(np.log(np.array(at) / x)) < 0.12) & (abs(values - y) < 0.006)
+            if near.sum() > 1:  # its name would lie on another's
+                continue
+            axis.annotate(name, (x, y), xytext=(3, 2), textcoords="offset points", fontsize=6, color="0.35")
+    axis.set_xscale("log")
+    axis.set_xticks(ticks := [30, 50, 100, 200, 400], [str(tick) for tick in ticks])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="processor seconds of training", ylabel="gain of the judge")
+    axis.axhline(0, color="0.7", lw=1, zorder=0)
+    axis.legend(frameon=False, fontsize=7, loc="lower right")
+    return figure
+
+
+def sensitivity(trials: Sequence[tuning.Trial]) -> Figure:
+    """Return the gain on validation prompts of every trial: by strength, and by learning rate at the best
+    strength.
+    """
+    trials = sorted(trials, key=lambda t: (t["world"], t["method"]))
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
+    groups = groupby(trials, key=lambda t: (t["world"], t["method"]))
+    for number, ((world, method), some) in enumerate(groups):
+        every = list(some)
+        for axis, curve in zip(axes, tuning.curves(every), strict=True):
+            if curve:
+                axis.plot(
+                    *zip(*curve, strict=True),
+                    "o-",
+                    ms=3,
+                    color=f"C{number % 10}",
+                    label=f"{method} ({world})",
+                )
+    for axis, name in zip(axes, ("strength", "learning rate"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(f"{name}, as a multiple of the recipe's")
+        axis.axhline(0, color="0.7", lw=1, zorder=0)
+    axes[0].set_ylabel("gain of the judge, validation prompts")
+    axes[1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plane(row: PlaneRow, seed: int = 0) -> bytes:
+    """Return a PNG of the densities of the base, of the aligned model and of the optimum of the same reward.
+
+    The row is trained as long as the tests train it, so that it shows what a method does when it is stopped
+    in time.
+    """
+    world = plane_world.PLANE
+    start = plane_world.base_of(row)
+    network = row.trained(start, None if row.rollout else plane_world.drawn(row.data, seed), seed)
+    before, after = (points(denoiser_of(n), POINTS, plane_world.NOISE) for n in (start, network))
+    draws = torch.Generator().manual_seed(seed)
+    best = []
+    for label in range(LABELS):
+        tau = world.temperature(label, float(world.reward(after[label]).mean()))
+        target = world.data(label) if np.isinf(tau) else world.optimum(label, tau)
+        best.append(target.points(POINTS, draws))
+    panels = {"base": before, "aligned": after, "optimum of the same reward": torch.stack(best)}
+    figure, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
+    for axis, (title, samples) in zip(axes, panels.items(), strict=True):
+        x, y = samples.flatten(0, 1).T.numpy()
+        span = [[-EXTENT, EXTENT]] * 2
+        axis.hist2d(x, y, bins=BINS, range=span, cmap="magma_r", vmax=POINTS * LABELS / 180)
+        axis.set_title(f"{title}: {float(world.reward(samples.flatten(0, 1)).mean()):+.2f}", fontsize=8)
+        axis.set_xticks([]), axis.set_yticks([])
+        axis.set_aspect("equal")
+    return _small(figure)
+
+
+def _small(figure: Figure) -> bytes:
+    drawn, out = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(out, "png", optimize=True)
+    return out.getvalue()
+
+
+def _worlds(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of the tiny image models by world and by whether they sample what they learn from."""
+    for world in TITLES:
+        for online in (False, True):
+            some = [r for r in rows if r["world"] == world and ("rollout" in r["asked"]) == online]
+            if some and world != "plane":
+                yield f"{TITLES[world]}{', online' if online else ''}", some
+
+
+def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, list[list[float]]]]]]:
+    for title, some in _worlds(rows):
+        by_method = groupby(some, key=lambda row: (row["method"], "trials" in row))
+        yield (
+            title,
+            [
+                (f"{name}{' *' if tuned else ''}", [row["gains"] for row in mine])
+                for (name, tuned), mine in by_method
+            ],
+        )
+
+
+def save(name: str, figure: Figure) -> None:
+    """Write a figure as SVG and PNG."""
+    for kind in ("svg", "png"):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        write_atomic(FOLDER / f"{name}.{kind}", drawn.getvalue())
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make what is wanted and not there."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="A,B", help="ranks, compute, sensitivity, plane_METHOD; made again")
+    only = parser.parse_args(argv).only
+    matplotlib.use("agg")
+    torch.set_num_threads(1)
+    rows = json.loads((record.HERE / "methods.json").read_text())["rows"]
+    whole = {row["name"]: row for row in record.rows("")}
+    rows = [row | {"gains": whole[row["name"]]["gains"]} for row in rows]
+    jobs: dict[str, Any] = {
+        "ranks": lambda: save("ranks", ranks(rows)),
+        "compute": lambda: save("compute", compute(rows)),
+    }
+    if trials := [t for t in tuning.tried() if "world" in t]:
+        jobs["sensitivity"] = lambda: save("sensitivity", sensitivity(trials))
+    for method, row in PLANE_METHODS.items():
+        file = FOLDER / f"plane_{method}.png"
+        jobs[file.stem] = lambda file=file, row=row: write_atomic(file, plane(row))
+    chosen = only.split(",") if only else [n for n in jobs if not (FOLDER / f"{n}.png").exists()]
+    if unknown := [name for name in chosen if name not in jobs]:
+        raise SystemExit(f"--only {','.join(unknown)}: no such figure; allowed: {', '.join(jobs)}")
+    FOLDER.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name in chosen:
+            jobs[name]()
+            print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
