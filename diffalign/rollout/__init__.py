@@ -1,1 +1,1 @@
-"""Online sources: the policy samples, rewards or people judge, and the result is batches."""
+"""Online sources: the policy draws samples, rewards or people score them, and batches are made of both."""

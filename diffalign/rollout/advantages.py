@@ -1,4 +1,4 @@
-"""Advantages: how much better than usual a sample was, by several notions of usual.
+"""Advantages: by how much a sample's reward exceeds a baseline, for several baselines.
 
 With r the rewards (N, K) of K samples for each of N prompts:
 
@@ -8,22 +8,22 @@ With r the rewards (N, K) of K samples for each of N prompts:
     batch         (r - mean of all) / (std of all + 1e-8)               DDPO without per-prompt statistics
     prompt        (r - mean of its prompt's last rewards) / (their std + 1e-6)      DDPO (arXiv 2305.13301)
     raw           r                                                     reward-weighted regression
-    best          1 for the best of its rivals (all that are as good), else 0       fine-tuning on the best
+    best          1 for the best of its rivals (ties included), else 0         fine-tuning on the best
     ends          1 for the best of its rivals, -1 for the worst, else 0            pairs
 
-``prompt`` looks at the last 32 rewards of each prompt over all rounds, and at the whole batch while a prompt
-has fewer than 16. The rewards in question are among them: first they are remembered, then compared.
+``prompt`` takes mean and std of the last 32 rewards of each prompt over all rounds, or of the whole batch
+while a prompt has fewer than 16. The current rewards are included: they enter the history before it is used.
 
 The std of "group" divides by K - 1, as the released code of DanceGRPO does (and TRL's GRPO); the others
 divide by the number of rewards, as the released codes of DDPO and Flow-GRPO do. Rivals that are all equal
 have an advantage of exactly 0 under "group", "group_std" and "group_batch", not a rounding error over 1e-8.
-A group is a row, also where a prompt comes twice; Flow-GRPO's code joins the groups of equal prompts.
+A group is a row, even if a prompt occurs in two rows; Flow-GRPO's code joins the groups of equal prompts.
 
-Of several equally good or bad "ends" takes the first. What differs from Flow-GRPO's code: there the first two
-of rivals that are all equal count as worst and best, a pair of noise; here they are a tie, 0.
+Among equally good or bad rivals "ends" takes the first. Flow-GRPO's code differs: where all rivals are equal
+it takes the first two as worst and best, a pair without information; here they are a tie, 0.
 
-Under several processes all of them pass the rewards of all, gathered in one order: then each knows the same
-history and the same statistics, as one process with all prompts would.
+Under several processes each passes the rewards of all of them, gathered in one order. History and statistics
+are then the same in every process, and those of one process with all prompts.
 """
 
 import json
@@ -47,7 +47,7 @@ class PromptHistory:
     Attributes:
         rewards: by prompt, at most ``size`` each.
         size: rewards of a prompt that are kept.
-        least: as many must be known before a prompt stands against its own.
+        least: rewards that a prompt must have before its own statistics are used.
     """
 
     rewards: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -55,8 +55,8 @@ class PromptHistory:
     least: int = 16
 
     def add(self, prompts: Sequence[str], scores: Float[Tensor, " N K"]) -> "PromptHistory":
-        """Return the history after the ``scores`` (N, K) of ``prompts`` (N); UserError for what is not
-        finite.
+        """Return the history with the ``scores`` (N, K) of ``prompts`` (N) added; UserError for a score that
+        is not finite.
         """
         rows = _checked(scores, prompts).tolist()
         known = dict(self.rewards)
@@ -65,12 +65,12 @@ class PromptHistory:
         return replace(self, rewards=known)
 
     def to_json(self) -> str:
-        """Text that ``from_json`` reads back exactly."""
+        """Return text that ``from_json`` reads back exactly."""
         return json.dumps({"size": self.size, "least": self.least, "rewards": self.rewards})
 
     @classmethod
     def from_json(cls, text: str) -> "PromptHistory":
-        """Return what ``to_json`` wrote."""
+        """Return the history that ``to_json`` wrote."""
         value = json.loads(text)
         rewards = {prompt: tuple(row) for prompt, row in value["rewards"].items()}
         return cls(rewards, value["size"], value["least"])
@@ -83,9 +83,9 @@ def advantages(
 
     Args:
         scores: (N, K) rewards, K samples for each prompt.
-        prompts: N; only "prompt" reads them.
+        prompts: N; used by "prompt" only.
         kind: one of ``KINDS``, see the module.
-        history: of "prompt": what is known once these scores have been added; None: these scores alone.
+        history: for "prompt", with these scores already added; None: these scores alone.
 
     Returns:
         (N, K) in the dtype of ``scores``.
@@ -112,9 +112,9 @@ def advantages(
         found = (rows == rows.amax(1, keepdim=True)).to(rows)
     elif kind == "ends":
         first, last = (one_hot(index, rows.shape[1]) for index in (rows.argmax(1), rows.argmin(1)))
-        found = (first - last).to(rows)  # of rivals that are all equal both are the first one
+        found = (first - last).to(rows)  # where all rivals are equal, best and worst are both the first one
     else:
-        # one sample alone has no std: it is 0 above itself whatever it is divided by
+        # a single sample has no std; its difference to the mean is 0, so any divisor will do
         found = _above_rivals(rows) / (rows.std(1, correction=min(1, rows.shape[1] - 1), keepdim=True) + 1e-8)
     return found.to(scores.dtype)
 

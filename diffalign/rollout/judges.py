@@ -1,12 +1,12 @@
-"""Judges: who scores what a rollout has sampled, and how several scores become one.
+"""Judges score the samples of a rollout; several scores are combined into one.
 
-A judge is handed pixels and answers with a ``Future``: what it scores may overlap what is sampled next. All
-of them score the 8-bit image that would be saved, so a run learns the same whether ``rollout.scoring`` is
-inline or process, and ``diffalign score`` finds the scores again. A NoisyReward may be shown latents instead
+A judge takes pixels and returns a ``Future``, so that scoring may overlap the sampling of the next part. All
+judges score the 8-bit image that would be saved: training is the same whether ``rollout.scoring`` is inline
+or process, and ``diffalign score`` reproduces the scores. A NoisyReward may score latents instead
 (``rollout.estimate: none``).
 
-A failure is tried again (once in this process, three times with doubling waits over HTTP); then a UserError
-names the reward and the prompts, and the run stops.
+A failed request is repeated (once in this process, three times with doubling waits over HTTP); then a
+UserError names the reward and the prompts, and the run stops.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -46,7 +46,7 @@ class Judge(Protocol):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Their weights, which are not in the scores yet: see ``combined``."""
+        """Weights of the rewards, not applied to the scores yet: see ``combined``."""
         ...
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
@@ -55,28 +55,28 @@ class Judge(Protocol):
         Args:
             images: (B, 3, H, W) in [0, 1], on any device; latents (B, *d) where nothing is estimated.
             prompts: B.
-            t: (B,) the times in [0, 1] at which these clean estimates were made; 0: finished images. Of
-                latents the times that they were drawn from.
+            t: (B,) the times in [0, 1] at which these clean estimates were made, 0 for finished images. For
+                latents, the times that they were drawn at.
 
         Returns:
-            (B, R) float32 on the CPU, higher is better. A UserError waits in the future where there is none.
+            A future of (B, R) float32 on the CPU, higher is better; it raises a UserError if scoring failed.
         """
         ...
 
     def close(self) -> None:
-        """End whatever was started; questions that are still open are not answered."""
+        """Stop threads and processes; pending requests are dropped."""
         ...
 
 
 def judge_of(
     config: RolloutConfig, device: torch.device | str, load: Callable[[str, str], Reward] = load
 ) -> Judge:
-    """Return the judge that a run names, ready.
+    """Return the judge that a run names, with its rewards loaded.
 
     Args:
         config: the run's rollout section.
         device: of its rewards.
-        load: a reward of a spec on a device; a caching one shares rewards with validation.
+        load: (spec, device) -> reward; a caching one shares rewards with validation.
 
     Raises:
         UserError: no reward, an unknown one, or one that cannot be loaded.
@@ -115,7 +115,7 @@ class People:
     weights: tuple[float, ...] = (1.0,)
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
-        """ValueError: there is nobody to ask now."""
+        """Raise a ValueError: people cannot be asked during sampling."""
         raise ValueError("rollout.by is people: images are labelled between rounds, not submitted")
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class People:
 
 
 class InlineJudge:
-    """Scores in this process, at once: ``submit`` returns when it is done."""
+    """Scores in this process: ``submit`` blocks until the scores are there."""
 
     def __init__(
         self,
@@ -136,9 +136,9 @@ class InlineJudge:
 
         Args:
             names: names and weights.
-            rewards: NoisyRewards that are shown latents, or rewards of images.
-            latents: whether latents are shown.
-            pixels: names of those that are given pixels instead of 8-bit images.
+            rewards: NoisyRewards that score latents, or rewards of images.
+            latents: whether latents are scored.
+            pixels: names of the rewards that take pixels instead of 8-bit images.
         """
         self.rewards = tuple(name.name for name in names)
         self.weights = tuple(name.weight for name in names)
@@ -166,7 +166,7 @@ class InlineJudge:
 
 
 class ProcessJudge:
-    """Scores in a process of its own, which ends with this one; remote rewards are called there."""
+    """Scores in a separate process, which ends with this one and also calls remote rewards."""
 
     def __init__(
         self, names: Sequence[Weighted], device: str = "cpu", dtype: str = "float32", pause: float = 0.5
@@ -177,10 +177,10 @@ class ProcessJudge:
             names: rewards and weights.
             device: where the process runs them.
             dtype: of their networks.
-            pause: seconds before a question's second try; each further wait is twice as long.
+            pause: seconds before the second try of a request; each further wait is twice as long.
 
         Raises:
-            UserError: the process ends without serving: weights are missing, and the like.
+            UserError: the process ends before it serves, for example because weights are missing.
         """
         self.rewards = tuple(name.name for name in names)
         self.weights = tuple(name.weight for name in names)
@@ -221,12 +221,12 @@ class ProcessJudge:
 def combined(
     scores: Float[Tensor, "N S K R"], weights: Sequence[float], config: RolloutConfig
 ) -> Float[Tensor, "N S K"] | Float[Tensor, "N S K R"]:
-    """One score of R, by ``config.combine`` (see ``rewards.combine``); ``config.normalise`` first.
+    """Return one score of R, by ``config.combine`` (see ``rewards.combine``) after ``config.normalise``.
 
-    "pareto" leaves the R columns, with those of negative weights turned round. "round" takes each reward to
-    mean 0 and std 1 (dividing by their number) over all of ``scores``, which are therefore those of all
-    processes; a reward that is the same everywhere becomes 0. "group" does so among the K rivals of each
-    prompt, so that a reward counts the same in every group (GDPO, 2026, arXiv 2601.05242).
+    "pareto" keeps the R columns and negates those of negative weights. "round" standardises each reward to
+    mean 0 and std 1 (population std) over all of ``scores``, which are therefore those of all processes; a
+    constant reward becomes 0. "group" standardises among the K rivals of each prompt, so that a reward counts
+    the same in every group (GDPO, 2026, arXiv 2601.05242).
 
     Args:
         scores: (N, S, K, R), K rivals.
@@ -237,7 +237,7 @@ def combined(
         (N, S, K), or (N, S, K, R) for pareto.
 
     Raises:
-        ValueError: another number of weights than of rewards.
+        ValueError: the numbers of weights and of rewards differ.
     """
     values = scores
     if config.normalise != "none":
@@ -259,7 +259,7 @@ def _shown(images: Tensor, prompts: Sequence[str], t: Tensor) -> list[Image.Imag
 
 
 def _asked(reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
-    """(B,) scores on the CPU: of latents, or by a reward that knows time or by one that does not."""
+    """Return (B,) scores on the CPU, of latents or of images, with the time where the reward takes one."""
     with torch.no_grad():
         if isinstance(shown, Tensor) and isinstance(reward, NoisyReward):
             scores = reward.of_latents(shown, prompts, t)
@@ -273,10 +273,10 @@ def _asked(reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[
 def _scored(
     name: str, reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[str], t: Tensor
 ) -> Tensor:
-    """(B,) finite scores, after a second try if need be.
+    """Return (B,) finite scores, after a second try if the first one fails.
 
     Raises:
-        UserError: what the reward itself refuses, at once; else naming reward and prompts.
+        UserError: the reward's own, without a second try; else one that names reward and prompts.
     """
     for _ in range(_INLINE_TRIES):
         about, cause = list(prompts), None

@@ -5,9 +5,9 @@
     {"prompt": "a cat", "images": ["0000-0.png", "0000-1.png"], "scores": [null, null]}
 
 Scores are numbers, higher is better, equal ones are a tie; 1 and 0 for liked and not are scores too (as in
-D3PO, arXiv 2311.13231), and ``"best": 1`` beside or instead of ``scores`` says which image alone is liked,
-counted from 0. Several people copy the file to names of their own, ``labels-anna.jsonl``; what counts is the
-mean over those who scored a line. A line without ``images`` belongs to the prompt at its place in the file.
+D3PO, arXiv 2311.13231), and ``"best": 1`` instead of ``scores`` names the only liked image, counted from 0.
+Several people label copies of the file, such as ``labels-anna.jsonl``; a line's scores are the mean over the
+people who scored it. A line without ``images`` belongs to the prompt at its place in the file.
 """
 
 import json
@@ -34,7 +34,7 @@ _FILES = "labels*.jsonl"
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a labels file and where it stands."""
+    """A line of a labels file and its place."""
 
     where: str
     place: int
@@ -49,17 +49,17 @@ def image_name(number: int, sample: int) -> str:
 def write_template(
     folder: Path, prompts: Sequence[str], images: Sequence[Sequence[Image.Image | Tensor]]
 ) -> Path:
-    """Write a round's images and then, so that it stands for all of them, ``labels.jsonl``; returns the file.
+    """Write a round's images, then ``labels.jsonl``, so that the file exists only if all images do; return
+    it.
 
     Args:
         folder: of the round.
         prompts: N.
-        images: for each prompt its samples, PIL images or pixels (3, H, W) in [0, 1].
+        images: the samples of each prompt, PIL images or pixels (3, H, W) in [0, 1].
 
     Raises:
-        UserError: a labels file of the folder has scores, or was edited and cannot be read; it stays as it
-            is.
-        ValueError: as many rows of images as there are prompts were needed.
+        UserError: a labels file of the folder has scores, or cannot be read; the file is not changed.
+        ValueError: the numbers of prompts and of rows of images differ.
     """
     for line in _all_lines(folder):
         if line.row.get("best") is not None or any(s is not None for s in _listed(line.row.get("scores"))):
@@ -81,7 +81,7 @@ def write_template(
 
 
 def read_labels(folder: Path, prompts: Sequence[str], samples: int) -> Float[Tensor, "N K"] | None:
-    """Return the scores of a round, float32; None while some prompt has not been scored by anybody.
+    """Return the scores of a round, float32; None while a prompt has no scores.
 
     Args:
         folder: of the round.
@@ -89,8 +89,8 @@ def read_labels(folder: Path, prompts: Sequence[str], samples: int) -> Float[Ten
         samples: K, of each prompt.
 
     Raises:
-        UserError: a line that is not JSON, is of another prompt or other images, occurs twice, or whose
-            scores are not K numbers, with its file and number.
+        UserError: names file and line of what is not JSON, has another prompt or other images, occurs twice,
+            or has other than K numbers as scores.
     """
     given: list[list[list[float]]] = [[] for _ in prompts]
     seen: set[tuple[str, int]] = set()
@@ -109,7 +109,7 @@ def read_labels(folder: Path, prompts: Sequence[str], samples: int) -> Float[Ten
 
 
 def progress(folder: Path) -> str:
-    """How far people are: ``3 of 8 prompts labelled in labels.jsonl``, and so on for each file.
+    """Return how many prompts are labelled: ``3 of 8 prompts labelled in labels.jsonl``, for each file.
 
     Raises:
         UserError: a line that cannot be read, with its file and number.
@@ -134,7 +134,7 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 
 def _number(line: _Line, prompts: Sequence[str], samples: int) -> int:
-    """Which prompt a line is of: its images say, or else its place."""
+    """Return the number of a line's prompt: by the names of its images, else by its place."""
     names, number = line.row.get("images"), line.place
     if names is not None:
         first = re.fullmatch(r"(\d+)-0\.png", str(names[0])) if _listed(names) else None
@@ -183,10 +183,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def labelled(folder: Path, prompts: Sequence[str], pixels: Tensor) -> Tensor:
-    """(N, K) scores that people have given to a round.
+    """Return the (N, K) scores that people have given to a round.
 
     Args:
-        folder: of the round; images and the labels file are put there if they are not.
+        folder: of the round; images and the labels file are written there if they are missing.
         prompts: N.
         pixels: (N, K, 3, H, W) uint8.
 

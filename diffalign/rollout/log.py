@@ -1,4 +1,4 @@
-"""The hook that writes what each round has told into the run's metrics."""
+"""The hook that logs the figures of each round to the run's metrics."""
 
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +8,7 @@ from diffalign.training.state import TrainState
 
 @runtime_checkable
 class Telling(Protocol):
-    """A source that tells of what it has sampled."""
+    """A source that reports figures of what it has sampled."""
 
     @property
     def told(self) -> Told:
@@ -51,7 +51,7 @@ class RoundLog:
 
     @property
     def verdict(self) -> str:
-        """Mean rewards of what was sampled, from the first round to the last one, in words."""
+        """Return the mean rewards of the first and the last round as a sentence."""
         names = [name.removeprefix("first/") for name in self.figures if name.startswith("first/")]
         changes = [
             f"{name} {self.figures[f'first/{name}']:.4g} to {self.figures[f'last/{name}']:.4g}"

@@ -16,7 +16,7 @@ Rows = Mapping[str, Tensor]
 
 @runtime_checkable
 class RolloutModel(Protocol):
-    """What a rollout needs of a model besides its denoiser."""
+    """The parts of a model that a rollout needs besides its denoiser."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,11 +29,11 @@ class RolloutModel(Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
-        """(conditions, what guidance guides away from), each (len(prompts), ...), on the CPU."""
+        """Return (conditions, negative conditions), each (len(prompts), ...), on the CPU."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return what a judge sees of latents (B, *d): pixels (B, 3, H, W) in [0, 1], float32."""
+        """Return the pixels (B, 3, H, W) in [0, 1], float32, of latents (B, *d)."""
         ...
 
     def opened(self) -> AbstractContextManager[None]:
@@ -42,7 +42,7 @@ class RolloutModel(Protocol):
 
 
 class PipelineRolloutModel:
-    """A loaded pipeline at one resolution. A prompt is encoded once, and remembered while there is room."""
+    """A loaded pipeline at one resolution. Encoded prompts are cached up to a budget of memory."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class PipelineRolloutModel:
         decoder: Callable[[Tensor], Tensor] | None = None,
         budget: int = 2 * 2**30,
     ):
-        """Hold a model.
+        """Wrap a model.
 
         Args:
             model: the pipeline.
             resolution: pixels of a square image.
             batch_size: prompts that are encoded, or latents that are decoded, at once.
             decoder: latents to pixels in [0, 1] instead of the model's own VAE.
-            budget: bytes of encoded prompts that are kept in memory between calls; those used last stay.
+            budget: bytes of encoded prompts that are cached between calls; the least recently used go first.
         """
         self._model, self._batch, self._budget = model, batch_size, budget
         self._decode = decoder or model.decode
@@ -78,7 +78,7 @@ class PipelineRolloutModel:
         return self._model.device
 
     def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
-        """Text and size conditions, (B, ...) on the CPU; prompts that are remembered cost nothing."""
+        """Return text and size conditions, (B, ...) on the CPU, from the cache where it has them."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         if new:
             self._remember(new)
@@ -94,14 +94,14 @@ class PipelineRolloutModel:
         return cond, negative
 
     def _remember(self, prompts: Sequence[str]) -> None:
-        """Encode prompts, the text encoders being beside the network for as long as that takes."""
+        """Encode prompts with the text encoders on the accelerator, and cache the results."""
         encoders = self._model.text_encoders
         self._model.move_encoders(self._model.device, encoders)
         for start in range(0, len(prompts), self._batch):
             some = list(prompts[start : start + self._batch])
             rows = {name: value.cpu() for name, value in self._model.encode_prompts(some).items()}
             for i, prompt in enumerate(some):
-                # copies: a view would hold the rows of the others for as long as it is there itself
+                # copies: a view would keep the whole batch in memory
                 self._texts[prompt] = {k: v[i].clone() for k, v in rows.items()}
                 self._bytes += _bytes(self._texts[prompt])
             self.encoded += len(some)
@@ -111,7 +111,7 @@ class PipelineRolloutModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels in [0, 1] on the CPU, some latents at a time."""
+        """Return pixels (B, 3, H, W) in [0, 1] on the CPU, decoded ``batch_size`` at a time."""
         return torch.cat([self._decode(part).cpu() for part in latents.split(self._batch)])
 
     @contextmanager

@@ -1,6 +1,4 @@
-"""The source of methods that differentiate a reward through their own sampling: noise, prompts and the
-reward.
-"""
+"""The source of methods that backpropagate a reward through their sampling: noise, prompts, the reward."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,8 +19,7 @@ Rewarded = Callable[[Tensor, Sequence[str]], Tensor]
 class NoiseSource:
     """Endless micro-batches of one rank, each sample a group of its own; a ``types.Source``.
 
-    The sample at a position of the run has its prompt and its noise from (seed, position) alone, as rounds
-    have.
+    Prompt and noise of a sample depend on (seed, position in the run) alone, as in rounds.
     """
 
     def __init__(
@@ -46,7 +43,7 @@ class NoiseSource:
             prompts: all of them; every epoch has an order of its own.
             setting: the sampler's kernel, times and guidance.
             groups: samples of a micro-batch.
-            every: micro-batches after which the log is told of the reward.
+            every: micro-batches between two logged rewards.
             rank: of this process.
             world: processes.
             seed: of noise and orders.
@@ -95,7 +92,7 @@ class NoiseSource:
         )
 
     def _tell(self, rewards: Tensor) -> None:
-        """Tell the log of some micro-batches only: reading a value waits for the accelerator."""
+        """Log every so many micro-batches only: reading a value waits for the accelerator."""
         if self._micro_step % self._every == 0:
             mean = float(rewards.detach().mean())
             number = self._micro_step // self._every

@@ -1,11 +1,10 @@
-"""A round: what one process has sampled, judged, and learns from; and the arithmetic of who learns what when.
+"""A round: the scored samples that one process learns from, and which micro-step learns from which of them.
 
 Groups of a run have one endless order, as those of a preference set (``data.batches.source``): group g of
-micro-step m on rank r of W ranks, G groups a micro-batch, stands at position ``(m W + r) G + g``. Inside a
-round of N prompts a rank the order is slot by slot and, in a slot, prompt by prompt, so a prompt's slots are
-spread over the round. Which of its slots a prompt shows first is a draw of its own. So any split of a round
-over micro-batches and ranks learns from the same things at the same time, and a resumed run seeks by
-arithmetic.
+micro-step m on rank r of W ranks, G groups a micro-batch, has position ``(m W + r) G + g``. Within a round of
+N prompts a rank the order is slot by slot and, in a slot, prompt by prompt, so a prompt's slots are spread
+over the round; each prompt's slots are shuffled. So any split of a round over micro-batches and ranks trains
+on the same groups in the same step, and a resumed run computes its place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,8 @@ from diffalign.types import Batch, Cond, Kernel, Transition
 
 @dataclass(frozen=True)
 class Place:
-    """Where a micro-step stands: ``rows`` (first, last) of the rank's prompts, at their ``slot``-th visit."""
+    """The groups of a micro-step: ``rows`` (first, last) of the rank's prompts, at their ``slot``-th
+    visit."""
 
     round: int
     rows: tuple[int, int]
@@ -49,13 +49,13 @@ class PromptOrder:
 
 @dataclass(frozen=True)
 class Plan:
-    """How micro-steps become rounds.
+    """The split of rounds into micro-steps.
 
     Attributes:
         prompts: N, per rank and round.
         slots: S, of each prompt.
         batch_size: G, groups a micro-batch.
-        passes: times that a round is learnt from.
+        passes: epochs over a round.
         rank: of this process.
         world: W.
     """
@@ -80,7 +80,7 @@ class Plan:
         return self.prompts // self.batch_size * self.slots * self.passes
 
     def place(self, micro_step: int) -> Place:
-        """Where a micro-step of this rank stands."""
+        """Return the groups of a micro-step of this rank."""
         number, within = divmod(micro_step, self.micro_steps)
         visit, chunk = divmod(within, self.prompts // self.batch_size)
         return Place(number, (chunk * self.batch_size, (chunk + 1) * self.batch_size), visit % self.slots)
@@ -102,14 +102,14 @@ class Round:
     Attributes:
         x: latents (N, S, K, *d), or transitions, every tensor (N, S, K, ...).
         cond: conditions, (N, ...).
-        negative: what guidance guides away from, (N, ...).
-        score: (N, S, K), or (N, S, K, R) of rewards that Pareto compares.
+        negative: conditions that guidance guides away from, (N, ...).
+        score: (N, S, K), or (N, S, K, R) for Pareto comparisons.
         shared: (N, S) whether the rivals of a slot share x_t.
         extra: by name, every tensor (N, S, K, ...).
-        order: (N, S) the slots of each prompt in the order in which it shows them.
-        kernel: what drew the transitions.
-        guidance: under what scale.
-        grid: (T + 1,) the times that samples passed.
+        order: (N, S) the slots of each prompt in their shuffled order.
+        kernel: of the transitions.
+        guidance: scale that the transitions were drawn with.
+        grid: (T + 1,) the sampler's times.
     """
 
     x: Tensor | Transition
@@ -125,7 +125,7 @@ class Round:
 
     @cached_property
     def useful(self) -> Tensor:
-        """(N, S) whether a slot teaches anything: some rivals are no tie, or an advantage is not 0."""
+        """(N, S) whether a slot has a gradient: not all rivals are tied, or an advantage is not 0."""
         if "advantage" in self.extra:
             return self.extra["advantage"].ne(0).any(-1)
         if self.score.ndim == 3:
@@ -138,8 +138,8 @@ class Round:
     def batch(self, place: Place) -> Batch[Any]:
         """Return the groups of a place.
 
-        Of transitions only those that teach anything, the first one if none does: nothing is drawn for them
-        any more, so which groups a batch lacks changes nothing for the others.
+        Of transitions only the groups that have a gradient are returned, the first one if none has. No noise
+        is drawn for transitions, so leaving groups out does not change the others.
         """
         rows = torch.arange(*place.rows)
         slots = self.order[rows, place.slot]
@@ -173,7 +173,7 @@ class Round:
 
 
 def best_and_worst(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Who won and who lost among K candidates.
+    """Return the best and the worst of K candidates.
 
     SPO's verdict: the pair counts if the difference of the probabilities that Bradley-Terry gives it is above
     ``threshold``, that is if tanh((best - worst) / 2) is.

@@ -1,16 +1,16 @@
-"""What a round is made of: finished samples, the steps of whole trajectories, or a tree of rival steps.
+"""The three kinds of rounds: finished samples, the steps of trajectories, or a tree of rival steps.
 
-Each shape samples K rivals for each of n prompts with the policy as it is. It gives S *slots* a prompt: what
-is learnt from at once, K rivals each. And it gives J *verdicts* a prompt: clean estimates of K rivals that
-is judged. Each slot has one verdict.
+Each shape samples K rivals for each of n prompts with the current policy. A prompt has S *slots*, groups of K
+rivals that are trained on together, and J *verdicts*, the scores of the clean estimates of K rivals. Each
+slot has one verdict; slots may share one.
 
-    samples       S = 1: the clean latents (any offline method learns from them)
-    trajectories  S steps of the sampler, all of them judged by how the trajectory ends (D3PO, DDPO)
+    samples       S = 1: the clean latents (for any offline method)
+    trajectories  S steps of the sampler, all scored by the trajectory's end (D3PO, DDPO)
     tree          a branch of K candidates at each step (SPO)
 
-Not every step need be a draw. Of a flow model the last one, to time 0, is the ODE's: Flow-GRPO does not learn
-from it, DanceGRPO judges the clean estimate there, and neither wants noise on the image that is judged. With
-a window (MixGRPO, Li et al. 2025, arXiv 2507.21802) all steps outside it are the ODE's.
+Not every step need be stochastic. A flow model's last step, to time 0, is the ODE's: Flow-GRPO does not train
+on it, DanceGRPO scores the clean estimate there, and noise must not be on the scored image. With a window
+(MixGRPO, Li et al. 2025, arXiv 2507.21802) all steps outside it are the ODE's.
 """
 
 import itertools
@@ -30,15 +30,15 @@ from diffalign.types import Cond, Denoiser, Path, Random, Transition
 
 @dataclass(frozen=True)
 class Window:
-    """Which steps are draws, by the number of the round.
+    """The steps that are stochastic, by the number of the round.
 
     It begins at the first step, moves on by ``stride`` steps every ``every`` rounds, and begins again where
     it would leave the trajectory (the released code's ``roll_back``).
 
     Attributes:
         size: steps in it.
-        every: rounds that it stands still; 0: for ever.
-        stride: steps that it moves by.
+        every: rounds between two moves; 0: it never moves.
+        stride: steps of a move.
     """
 
     size: int
@@ -46,7 +46,7 @@ class Window:
     stride: int = 1
 
     def steps(self, number: int, count: int) -> range:
-        """Return the steps of round ``number``, of ``count`` that may be draws."""
+        """Return the stochastic steps of round ``number``, out of the first ``count`` steps."""
         places = (count - self.size) // self.stride + 1
         first = self.stride * (number // self.every % places) if self.every else 0
         return range(first, first + self.size)
@@ -58,18 +58,18 @@ class Setting:
 
     Attributes:
         kernel: of each step.
-        times: (T + 1,) descending, the last one is where a sample ends.
+        times: (T + 1,) descending; the last one is the end of a sample.
         guidance: scale of classifier-free guidance; 1 is none.
         samples: K.
         shared_noise: the rivals of a prompt start from one noise.
         first_branch: of a tree: steps before the first branch.
-        inner_steps: of a tree: steps that a candidate takes alone.
-        estimate: of a tree: where the clean estimate that is judged comes from.
-        lowest: steps from times below are sampled, not learnt from.
-        window: the steps that are draws; None: all that may be.
-        round: whose window it is.
+        inner_steps: of a tree: steps that each candidate takes before it is scored.
+        estimate: of a tree: which prediction the scored clean estimate is made of.
+        lowest: steps from times below are sampled, but not trained on.
+        window: the stochastic steps; None: all that may be.
+        round: number of the round, for the window.
         means: record the mean of each step as it is drawn.
-        at_once: states of one network call; None: all states at once.
+        at_once: states in one network call; None: all.
     """
 
     kernel: StepKernel
@@ -88,7 +88,7 @@ class Setting:
 
     @property
     def may_draw(self) -> int:
-        """How many steps, from the first on, may be draws: of a flow all but the one to time 0."""
+        """Number of leading steps that may be stochastic: of a flow all but the one to time 0."""
         ends = isinstance(self.kernel, FlowSDE) and float(self.times[-1]) == 0
         return len(self.times) - 1 - ends
 
@@ -105,17 +105,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What n prompts have given.
+    """The samples of n prompts.
 
     Attributes:
         x: clean latents (n, 1, K, *d), or transitions, every tensor (n, S, K, ...).
-        reference_mean: (n, S, K, *d) where the reference would have gone; None for clean latents and where
-            nobody asks.
-        judged: (n, J, K, *d) clean latents, or noisy ones where nothing is estimated.
-        at: (J,) the times at which they were estimated, 0: they are finished; or drawn from.
+        reference_mean: (n, S, K, *d) means of the reference's steps; None for clean latents and where no
+            method reads them.
+        judged: (n, J, K, *d) latents to score: clean, or noisy where nothing is estimated.
+        at: (J,) the times of the estimates, 0 for finished samples; or the times that noisy latents were
+            drawn at.
         verdict: (S,) index of a slot's verdict among the J.
         shared: (S,) whether the rivals of a slot share x_t.
-        drawn_mean: (n, S, K, *d) means of the steps as they were drawn; None where they are not recorded.
+        drawn_mean: (n, S, K, *d) means of the policy's steps; None where they are not recorded.
     """
 
     x: Tensor | Transition
@@ -129,11 +130,11 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample for n prompts: the denoisers, the conditions and the settings.
+    """A request for samples of n prompts: the denoisers, the conditions and the settings.
 
     Attributes:
-        policy: who samples.
-        reference: whose means are recorded, if anybody's.
+        policy: samples.
+        reference: whose means are recorded; None: none are.
         cond: conditions, (n, ...).
         negative: what guidance guides away from, (n, ...).
         setting: how to sample.
@@ -178,14 +179,14 @@ class Request:
         return mean.reshape(x0.shape), std.reshape(*x0.shape[:2], *std.shape[1:])
 
     def reference_mean(self, x: Tensor, t: float, s: float) -> Tensor | None:
-        """Where the reference would go from x (n, k, *d)."""
+        """Return the means of the reference's step from x (n, k, *d)."""
         if self.reference is None:
             return None
         return self.after(*self.estimates(self.reference, x, t), t, s)[0]
 
 
 class Steps:
-    """The steps that are learnt from, in order."""
+    """The steps that are trained on, in order."""
 
     def __init__(self, request: Request):
         self._request, self._rivals = request, request.setting.samples
@@ -195,7 +196,8 @@ class Steps:
         self.shared: list[bool] = []
 
     def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
-        """One step x (n, 1 or K, *d) -> after (n, K, *d), unless it was no draw or from too low a time."""
+        """Add one step x (n, 1 or K, *d) -> after (n, K, *d), unless it was deterministic or from too low a
+        time."""
         if t < self._request.setting.lowest or not bool((std > 0).all()):
             return
         wide = partial(_wide, rivals=self._rivals)
@@ -211,7 +213,7 @@ class Steps:
             self._references.append(wide(reference))
 
     def sampled(self, judged: Tensor, at: Sequence[float], verdict: Sequence[int]) -> Sampled:
-        """All of it, with what is to be judged."""
+        """Return the steps and the latents to score."""
         columns = zip(*self._rows, strict=True)
         return Sampled(
             Transition(*(torch.stack(column, 1) for column in columns)),
@@ -237,7 +239,7 @@ def samples(request: Request, shape: Sequence[int], random: Random) -> Sampled:
 
 @torch.no_grad()
 def trajectories(request: Request, shape: Sequence[int], random: Random) -> Sampled:
-    """Every step that was a draw, of K trajectories of each of n prompts.
+    """Return every stochastic step of K trajectories of each of n prompts.
 
     Args:
         request: the denoisers, the conditions of n prompts and the settings.
@@ -253,7 +255,7 @@ def trajectories(request: Request, shape: Sequence[int], random: Random) -> Samp
 
 
 def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
-    """How many steps from number ``first`` on are draws, and so have a density, and are learnt from."""
+    """Return how many steps from number ``first`` on are stochastic, have a density and are trained on."""
     one = torch.zeros(1, 1)
     grid = [(t, s) for t, s in list(pairs(setting.times))[first:] if t >= setting.lowest]
     stds = [setting.kernel_at(t).after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid]

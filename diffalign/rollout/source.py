@@ -1,8 +1,8 @@
-"""The online source: it samples a round with the policy as it is, has it judged, and gives batches of it.
+"""The online source: it samples a round with the current policy, has it scored, and yields batches of it.
 
-A round is kept on disk (``rollout.store``) while it is learnt from. Noise and choices depend on (seed, place
-of the prompt in the run) alone. Scoring may overlap sampling: a part is waited for when the next one has been
-sampled.
+A round is kept on disk (``rollout.store``) while it is trained on. Noise and random choices depend on (seed,
+position of the prompt in the run) alone. Scoring may overlap sampling: the source waits for a part's scores
+after it has sampled the next part.
 """
 
 from collections import deque
@@ -45,7 +45,7 @@ class SamplingRoles:
 
 @dataclass
 class Told:
-    """What a round has told, for the log: figures by name, and the images of all rounds on this rank."""
+    """The figures of a round for the log, by name, and the number of images of all rounds on this rank."""
 
     round: int = -1
     figures: dict[str, float] = field(default_factory=dict)
@@ -75,12 +75,12 @@ class OnlineSource:
         Args:
             roles: policy, reference and network.
             model: encodes prompts and decodes latents.
-            judge: who scores.
+            judge: scores samples.
             prompts: all of them; every epoch has an order of its own.
             config: the run's rollout section.
             shape: samples, trajectories or tree.
             setting: how to sample.
-            plan: who learns what when.
+            plan: the split of rounds into micro-steps.
             seed: of noise, choices and orders.
             store: where rounds are kept.
             check: gets a round's scores of all ranks, (N, S, K), before anything is learned from them.
@@ -96,12 +96,12 @@ class OnlineSource:
         self.told = Told()
 
     def seek(self, micro_step: int) -> None:
-        """Continue as if ``micro_step`` micro-batches had been drawn; later rounds on disk are another
-        policy's.
+        """Continue as if ``micro_step`` micro-batches had been drawn; delete later rounds, which another
+        policy sampled.
         """
         self._micro_step, self._round = micro_step, None
         number = self._plan.place(micro_step).round
-        # A checkpoint inside a round needs what an earlier policy sampled, for as long as it is the newest.
+        # A checkpoint inside a round needs the samples of the earlier policy while it is the newest one.
         self._unfinished = number if micro_step % self._plan.micro_steps else -1
         self._store.forget_after(number)
 
@@ -118,7 +118,7 @@ class OnlineSource:
             yield batch
 
     def close(self) -> None:
-        """End whatever the judge has started."""
+        """Close the judge."""
         self._judge.close()
 
     def prompts_of(self, number: int) -> list[str]:
@@ -127,7 +127,7 @@ class OnlineSource:
 
     def _of(self, number: int) -> Round:
         if self._round is None or self._round[0] != number:
-            self._round = None  # the old one need not be held while the new one is made
+            self._round = None  # frees the old round before the new one is sampled
             self._round = (number, self._made(number))
         return self._round[1]
 
@@ -153,7 +153,8 @@ class OnlineSource:
         return made
 
     def _parts(self, number: int, prompts: list[str], cond: Cond, negative: Cond) -> Iterator[Part]:
-        """Every part of a round, from disk or sampled now; one is judged while the next one is sampled."""
+        """Yield the parts of a round, from disk or sampled now; one is scored while the next one is
+        sampled."""
         size = max(1, self._config.batch_size // self._setting.samples)
         starts = range(0, len(prompts), size)
         waiting: deque[tuple[int, Part, Future[Tensor] | None]] = deque()
@@ -183,7 +184,7 @@ class OnlineSource:
         return SHAPES[self._shape](request, self._model.shape, random)
 
     def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, Future[Tensor] | None]:
-        """Return what a part is before it is judged, and the judgement that is under way."""
+        """Return the tensors of a part without scores, and the future of its scores."""
         part = _as_part(sampled)
         n, j, k = sampled.judged.shape[:3]
         pixels = self._model.decode(sampled.judged.flatten(0, 2))
@@ -196,7 +197,7 @@ class OnlineSource:
         return part, self._judge.submit(pixels, repeated, times)
 
     def _scores(self, number: int, prompts: list[str], whole: Part) -> Tensor:
-        """(N, J, K) or (N, J, K, R) of this rank, told what is told of all ranks."""
+        """Return the scores (N, J, K) or (N, J, K, R) of this rank; log the figures of all ranks."""
         if self._config.by == "people":
             raw = labelled(self._store.round(number), prompts, whole["pixels"][:, 0])[:, None, :, None]
         else:
@@ -210,9 +211,7 @@ class OnlineSource:
     def _of_all_ranks(
         self, number: int, prompts: list[str], values: Tensor
     ) -> tuple[list[str], Tensor, Tensor]:
-        """(prompts, values) of every rank in the run's one order of prompts, and which of them are this
-        rank's.
-        """
+        """Return (prompts, values) of all ranks in the order of the run, and the rows of this rank."""
         positions = torch.tensor([self._plan.position(number, row) for row in range(len(prompts))])
         everyone = gathered((positions, prompts, values))
         places = torch.cat([places for places, _, _ in everyone])
@@ -257,7 +256,7 @@ class OnlineSource:
         )
 
     def _advantages(self, number: int, prompts: list[str], score: Tensor) -> Tensor:
-        """(N, S, K) of this rank against statistics of all ranks, and of earlier rounds."""
+        """Return advantages (N, S, K) of this rank, by statistics of all ranks and earlier rounds."""
         names, together, own = self._of_all_ranks(number, prompts, score[:, 0])
         known, before = self._history
         if known != number - 1:
@@ -278,7 +277,7 @@ class OnlineSource:
         self._store.write_scores(number, prompts, {n: final[..., i] for i, n in enumerate(names)})
 
     def _settled(self, number: int, start: int, part: Part, judged: Future[Tensor] | None) -> Part:
-        """Return a part with its scores, kept."""
+        """Wait for a part's scores, save the part and return it."""
         if judged is not None:
             part["scores"] = judged.result().reshape(part["scores"].shape)
         self._store.save(number, start, part)

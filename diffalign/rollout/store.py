@@ -1,8 +1,8 @@
-"""Rounds on disk: a run that is killed in the middle of one goes on with what there is.
+"""Rounds on disk, so that a run that is killed within a round resumes without sampling it again.
 
 <folder>/round-000003/part-<rank>-<number>.pt   states, means, scores; removed when the round is old
 <folder>/round-000003/scores.jsonl              prompts and scores
-<folder>/round-000003/history.json              what statistics over rounds need
+<folder>/round-000003/history.json              rewards of earlier rounds, for statistics
 """
 
 import json
@@ -53,24 +53,24 @@ class RoundStore:
         return part
 
     def has(self, number: int, start: int) -> bool:
-        """Whether a part is there."""
+        """Return whether a part is on disk."""
         return self.folder is not None and self._part(number, start).is_file()
 
     def save(self, number: int, start: int, part: Part) -> None:
-        """Write a part, whole or not at all."""
+        """Write a part atomically."""
         if self.folder is not None:
             with open_atomic(self._part(number, start)) as file:
                 torch.save(part, file)
 
     def history(self, number: int) -> PromptHistory:
-        """Return what statistics over rounds knew after round ``number``."""
+        """Return the history of rewards after round ``number``."""
         file = None if self.folder is None else self.round(number) / "history.json"
         if file is None or not file.is_file():
             return PromptHistory()
         return PromptHistory.from_json(file.read_text(encoding="utf-8"))
 
     def write_history(self, number: int, history: PromptHistory) -> None:
-        """Keep what statistics over rounds know after round ``number``."""
+        """Write the history of rewards after round ``number``."""
         if self.folder is not None and self.rank == 0:
             write_atomic(self.round(number) / "history.json", history.to_json())
 
@@ -86,7 +86,8 @@ class RoundStore:
         write_atomic(self.round(number) / "scores.jsonl", lines)
 
     def forget_after(self, number: int) -> None:
-        """Remove later rounds: another policy has sampled them. What people have labelled is moved aside."""
+        """Remove later rounds, which another policy has sampled; rounds with people's labels are moved
+        aside."""
         for other, folder in self._rounds():
             if other <= number or self.rank:
                 continue
@@ -96,8 +97,8 @@ class RoundStore:
                 shutil.rmtree(folder)
 
     def forget_before(self, number: int, but: int) -> None:
-        """Remove this rank's states of rounds that need not be kept once ``number`` is there; scores and the
-        round ``but`` stay.
+        """Remove this rank's states of old rounds once round ``number`` is there; scores and the round
+        ``but`` stay.
         """
         for old, folder in self._rounds():
             if self.keep and old <= number - self.keep and old != but:

@@ -1,16 +1,16 @@
 """SPO's tree: a branch of K candidates at each step, each judged, one continued at random.
 
-SPO (Liang et al. 2024, arXiv 2406.04314) draws K candidates from one state, judges a clean estimate made at
-each, learns from best and worst, and goes on from a candidate chosen at random, whatever the verdict. Its
-SDXL form lets each candidate take some steps alone (``inner_steps``) before it is judged; the verdict then
-counts for all of them.
+SPO (Liang et al. 2024, arXiv 2406.04314) draws K candidates from one state, scores a clean estimate of each,
+trains on best and worst, and continues from a candidate chosen at random, whatever the scores. In its SDXL
+form each candidate takes some more steps (``inner_steps``) before it is scored; the scores then count for all
+of these steps.
 
-No prediction is computed twice: the prediction that judges a candidate is the one that its next step is
-made of, rivals who share a state share a network call, and log-densities are kept from the draw. With
-``estimate: parent`` (ours) a candidate is judged by what the prediction that it was drawn with makes of it,
-so that the network is called for the one candidate that is continued only. With ``estimate: none`` nothing
-is estimated: what is judged is the candidate with the time that it was drawn from, as LPO (Zhang et al. 2025,
-arXiv 2502.01051) shows it to a latent reward model.
+No prediction is computed twice: the prediction that estimates a candidate's clean image also makes its next
+step, rivals with one state share a network call, and log-densities are kept from the draw. With
+``estimate: parent`` (ours) the clean estimate of a candidate is made with the prediction of its parent, so
+that the network is called only for the candidate that is continued. With ``estimate: none`` the noisy
+candidate itself is scored, with the time that it was drawn at, by a latent reward model as in LPO (Zhang et
+al. 2025, arXiv 2502.01051).
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def tree(request: Request, shape: Sequence[int], random: Random) -> Sampled:
     for t, s in steps_left[: setting.first_branch]:
         x, _, _ = step(request, x, t, s, random, rivals=1)
     bottom = steps_left[-1][1]
-    # below the lowest time nobody learns, and where a trajectory ends is nobody's reward: it need not end
+    # below the lowest time nothing is trained on, and the end of the trajectory is not scored: stop here
     steps_left = [pair for pair in steps_left[setting.first_branch :] if pair[0] >= setting.lowest]
     x0, eps = request.estimates(policy, x, steps_left[0][0])
     steps, judged = Steps(request), []
@@ -76,13 +76,11 @@ def tree(request: Request, shape: Sequence[int], random: Random) -> Sampled:
 
 
 def _of_each(value: Tensor, chosen: Tensor) -> Tensor:
-    """(n, 1, *d): of each prompt's candidates (n, K, *d) the chosen one (n,)."""
+    """Return (n, 1, *d): the chosen one (n,) of each prompt's candidates (n, K, *d)."""
     return value[torch.arange(len(value), device=value.device), chosen][:, None]
 
 
 def _as_parent_sees_it(path: Path, x: Tensor, eps: Tensor, t: float) -> Tensor:
-    """Return the clean estimate at candidates x (n, K, *d) with the noise that their parent's prediction
-    named.
-    """
+    """Return the clean estimate at candidates x (n, K, *d) with the noise predicted at their parent."""
     alpha, sigma = (float(c) for c in path.coefficients(torch.tensor([t], dtype=torch.float64)))
     return (x - sigma * eps) / alpha

@@ -1,4 +1,4 @@
-"""A process beside this one that serves rewards: ``diffalign serve-rewards`` on a port of its own choice."""
+"""A child process that serves rewards: ``diffalign serve-rewards`` on a free port."""
 
 import os
 import subprocess
@@ -15,10 +15,10 @@ _PATIENCE = 5.0  # seconds to end by itself
 
 
 class RewardProcess:
-    """Serves rewards on this machine until ``end``, or until this process ends, however it does."""
+    """Serves rewards on this machine until ``end``, or until this process ends in any way."""
 
     def __init__(self, specs: Sequence[str], device: str = "cpu", dtype: str = "float32"):
-        """Start it and wait until it serves; UserError with its own words if it never does."""
+        """Start the process and wait until it serves; UserError with its last output if it ends before."""
         self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
         self._process = subprocess.Popen(
             [
@@ -30,12 +30,12 @@ class RewardProcess:
             stdout=subprocess.PIPE,
             stderr=self._words,
             env=_environment(),
-            start_new_session=True,  # Ctrl-C is this process's: it may want to save first
+            start_new_session=True,  # Ctrl-C goes to this process only, which may save a checkpoint first
         )
         self._finalizer = weakref.finalize(self, _end, self._process)
         assert self._process.stdout is not None
         line = ""
-        while not line.startswith("http://"):  # what a library prints while it is loaded comes first
+        while not line.startswith("http://"):  # libraries may print lines while they are loaded
             raw = self._process.stdout.readline()
             if not raw:
                 self._process.wait()
@@ -51,7 +51,7 @@ class RewardProcess:
         return self._process.pid
 
     def post_mortem(self) -> str | None:
-        """How the process ended, with its last words; None if it has not."""
+        """Return how the process ended, with its last line of output; None while it runs."""
         status = self._process.poll()
         if status is None:
             return None
@@ -60,7 +60,7 @@ class RewardProcess:
         return f"ended with status {status}: {lines[-1] if lines else 'no output'}"
 
     def end(self) -> None:
-        """End it, if it has not ended."""
+        """End the process if it runs."""
         self._finalizer()
 
 
@@ -76,6 +76,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, in which the same diffalign is found from any folder."""
+    """Return this process's environment, with the path of this diffalign, for any working folder."""
     here = str(Path(__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
