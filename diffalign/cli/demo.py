@@ -95,7 +95,7 @@ def summary(reports: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
         f"  {where}/aligned/        what plain diffusers loads, with its model card",
         "try next:",
         "  diffalign demo --method sft --output runs/sft                 the control: the winners alone",
-        "  diffalign demo --flip-labels --output runs/flipped            labels turned round: must get worse",
+        "  diffalign demo --flip-labels --output runs/flipped            flipped labels: must get worse",
         "  diffalign train sdxl_dpo_lora_24gb --data.path pairs.parquet  a real SDXL",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A whole run: load the model, encode the preferences once, train, leave what plain diffusers loads.
+"""A whole run: load the model, encode the preferences once, train, write weights that plain diffusers loads.
 
     from diffalign import Run, align
     align(Run(output="runs/mine", model=ModelConfig(path="..."), data=DataConfig(path="pairs.parquet")))
@@ -56,18 +56,18 @@ from diffalign.utils.memory import Peak, advised, peak_memory
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has left.
+    """The result of a run.
 
     Attributes:
         output: the run directory.
         aligned: ``output/aligned``, or None if the run was interrupted.
-        steps: optimizer steps taken in all.
-        seconds: time spent training, before an interruption included.
-        interrupted: whether a signal has ended it early; ``resume: latest`` continues it.
-        counts: what the preference set held, in words.
-        verdict: what the held-out pairs say, or the rewards of the rounds, in words.
-        waiting: what an online run waits for before it can be continued; empty for others.
-        memory: the most that was in use at once.
+        steps: total optimizer steps.
+        seconds: training time, including that before an interruption.
+        interrupted: whether a signal has stopped the run early; ``resume: latest`` continues it.
+        counts: a sentence on the contents of the preference set.
+        verdict: a sentence on the held-out pairs, or on the rewards of the rounds.
+        waiting: what an online run needs before it can continue, such as labels; empty for others.
+        memory: the peak.
         loading: the lines of Python that load ``aligned`` with plain diffusers.
     """
 
@@ -209,11 +209,11 @@ def _publish(run: Run, tell: Callable[[str], None]) -> None:
 
 
 def _own_trajectories(run: Run) -> Mapping[str, Any]:
-    """Return the method section, a folder of cached inversions made this base model's own: a trajectory is
-    known by what was inverted, not by whom.
+    """Return the method section with a cache folder for this base model: cached inversions are named by what
+    was inverted, not by the model.
 
     Raises:
-        UserError: the reference moves, so that what is kept would be wrong.
+        UserError: the reference moves, so that cached inversions would be wrong.
     """
     section = dict(run.method)
     noising = section.get("noising")

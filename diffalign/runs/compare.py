@@ -27,14 +27,14 @@ from diffalign.types import Reward
 from diffalign.utils.devices import device_name
 
 Model = Pipeline | str | Path | Sequence[MediaLike | str]
-"""A pipeline; what names one (hub id, folder, ``tiny:sdxl``, run directory, folder of a LoRA); or what a
-model has drawn already: images, videos or their files.
+"""A pipeline; a name of one (hub id, folder, ``tiny:sdxl``, run directory, folder of a LoRA); or existing
+samples of a model: images, videos or their files.
 """
 
 
 @dataclass(frozen=True)
 class NotebookComparison:
-    """What models have drawn of the same prompts, side by side; a notebook shows it as a grid.
+    """Samples of several models for the same prompts, side by side; a notebook shows them as a grid.
 
     Attributes:
         base: N images or videos.
@@ -42,7 +42,7 @@ class NotebookComparison:
         prompts: N.
         contest: the evaluation: verdict, gains, categories; None without rewards. ``report.write_contest``
             makes files of it.
-        shown: how many of the N the grid has, the first ones.
+        shown: number of prompts in the grid, from the first on.
     """
 
     base: tuple[MediaLike, ...] = field(repr=False)
@@ -115,14 +115,15 @@ def compare(
     shown: int = 12,
     progress: bool = True,
 ) -> NotebookComparison:
-    """Draw the same prompts from the same noise with several models, score, and show them side by side.
+    """Sample the same prompts from the same noise with several models, score the samples, show them side by
+    side.
 
-    Models that are named are opened one after another, and let go when they have drawn; images stay in
-    memory. For an evaluation that can be stopped and continued there is ``diffalign evaluate``.
+    Models given by name are loaded one after another and freed after sampling; images stay in memory.
+    ``diffalign evaluate`` is an evaluation that can be stopped and continued.
 
     Args:
-        base: a model; see ``Model``. Of images already drawn there must be ``images_per_prompt`` for every
-            prompt, in the order of the prompts.
+        base: a model; see ``Model``. Existing images: ``images_per_prompt`` for every prompt, in the order of
+            the prompts.
         aligned: another, or several by name.
         prompts: prompts, or what ``diffalign evaluate --prompts`` takes: a file, ``tiny:test``, ``parti``.
         rewards: specs (``"pickscore,aesthetic_v2"`` or a list) or rewards by name; the first gives the
@@ -134,11 +135,11 @@ def compare(
         batch_size: drawn at once; None is 8 images or 1 video.
         device: of models and rewards that are named.
         dtype: of models that are named.
-        shown: how many of the pictures the grid has.
+        shown: number of prompts in the grid.
         progress: show bars.
 
     Raises:
-        UserError: a model, prompts or a reward that there is not, counts that differ, see ``evaluate``.
+        UserError: a model, prompts or a reward that does not exist, or counts that differ; see ``evaluate``.
     """
     known = _prompt_set(prompts, limit)
     models = dict(aligned) if isinstance(aligned, Mapping) else {"aligned": aligned}
@@ -188,7 +189,7 @@ def _rewards(rewards: str | Sequence[str] | Mapping[str, Reward] | None, device:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """How models draw."""
+    """The settings that models are sampled with."""
 
     prompts: tuple[str, ...]
     settings: SamplingSettings
@@ -200,7 +201,7 @@ class _Drawing:
     progress: bool
 
     def of(self, name: str, model: Model, base: str | None) -> list[MediaLike]:
-        """Return what a model draws, or has drawn already; ``base`` is under a LoRA."""
+        """Return the samples of a model, new or existing; ``base`` is the model under a LoRA."""
         if isinstance(model, str | Path):
             pipeline: Pipeline = open_model(str(model), base, device_name(self.device), self.dtype).pipeline
         elif isinstance(model, Pipeline):

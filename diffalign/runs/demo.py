@@ -1,5 +1,4 @@
-"""The demo: align the embedded tiny SDXL with Diffusion-DPO, and see on held-out prompts whether it got
-better.
+"""The demo: align the embedded tiny SDXL with Diffusion-DPO and measure the gain on held-out prompts.
 
 Everything is real and small: a genuine ``StableDiffusionXLPipeline``, 32-pixel drawn scenes, a judge that
 reads pixels, a second judge (taste) and a learned reward (a tiny CLIP of PickScore's format) that are not
@@ -30,7 +29,7 @@ from diffalign.runs.validate import read_run
 from diffalign.utils.files import open_atomic
 
 REWARDS = ("judge", "taste", "tiny_clip")
-# Without guidance: what the model itself has learnt, at half the cost.
+# Without guidance: it shows the model itself, at half the cost.
 SAMPLING = SamplingSettings(num_inference_steps=20, guidance_scale=1.0)
 EVALUATION_SEED = 0  # the same noise for every run, so that reports compare
 _PRINTED = 6  # pairs in the picture
@@ -38,7 +37,7 @@ _PRINTED = 6  # pairs in the picture
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo does.
+    """The options of the demo.
 
     Attributes:
         output: the run directory.
@@ -46,8 +45,8 @@ class DemoOptions:
         seed: of the training.
         steps: optimizer steps; None: the recipe's.
         prompts: held-out prompts to evaluate on.
-        sampled: train on pairs that the base model draws and the judge ranks, instead of the shipped ones.
-        flip_labels: turn every label round: the control that must get worse.
+        sampled: train on pairs that the base model samples and the judge ranks, instead of the shipped ones.
+        flip_labels: flip every label: the control that must get worse.
     """
 
     output: str = "runs/demo"
@@ -63,7 +62,7 @@ def demo(
     options: DemoOptions = DemoOptions(),
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> dict[str, Any]:
-    """Align, evaluate, report; returns what ``report.json`` holds.
+    """Align, evaluate and write the report; return the contents of ``report.json``.
 
     Raises:
         UserError: an option out of range.
@@ -96,7 +95,7 @@ def demo(
         train_seconds=result.seconds,
         steps=result.steps,
         settings=asdict(run) | {"sampling": asdict(SAMPLING)},
-        title=title + (", labels turned round" if options.flip_labels else ""),
+        title=title + (", labels flipped" if options.flip_labels else ""),
         usage=_usage(run, result),
     )
     _write(result.output, compared, facts)
@@ -104,7 +103,7 @@ def demo(
 
 
 def _usage(run: Run, result: Result) -> tuple[str, ...]:
-    """Return how diffusers, and after an export every other program, loads what the run has left."""
+    """Return how diffusers loads the result, and how other programs do after an export."""
     family = run.model.path.removeprefix("tiny:")
     lines = list(result.loading)
     if run.model.train == "lora" and family in ("sd15", "sdxl") and result.aligned is not None:
@@ -133,7 +132,7 @@ def _write(output: Path, compared: PipelineComparison, facts: RunFacts) -> None:
     write_report(output, compared.evaluation, base, aligned, facts, metrics=output / "metrics.jsonl")
     scores = compared.evaluation.primary
     gains = [after - before for before, after in zip(scores.base_scores, scores.aligned_scores, strict=True)]
-    # Not the best ones: every step-th pair of those in which something changed, in the order of the prompts.
+    # Not the best ones: every step-th of the pairs that differ, in the order of the prompts.
     changed = [i for i, gain in enumerate(gains) if gain] or list(range(len(gains)))
     shown = changed[:: max(1, len(changed) // _PRINTED)][:_PRINTED]
     picture = grid_image(
@@ -156,7 +155,8 @@ def sample_pairs(
     reward: str = "judge",
     sampling: SamplingSettings = SAMPLING,
 ) -> Path:
-    """Pairs that a model draws and a reward ranks, best against worst, as parquet in Pick-a-Pic's schema.
+    """Write pairs that a model samples and a reward ranks, best against worst, as parquet in Pick-a-Pic's
+    schema.
 
     A prompt whose images all score the same gives a tie.
     """

@@ -22,8 +22,8 @@ class Exportable:
     Attributes:
         base: the model that was aligned.
         source: ``aligned/``, a LoRA, or a whole pipeline's folder.
-        folder: the run directory, or where the source lies.
-        title: a name for it.
+        folder: the run directory, or the folder of the source.
+        title: its name.
         run: the run's configuration, where it is known.
     """
 
@@ -42,7 +42,7 @@ class Exportable:
         """Return the model card: the one that training wrote where it fits, else one made from the run."""
         written = self.source / "README.md"
         whole = (self.source / "model_index.json").is_file()
-        # an export holds the adapters that the run started from as well: what training wrote of them is over
+        # an export also holds the adapters that the run started from, so training's card would be wrong
         if written.is_file() and adapted != whole and not self.base.adapter:
             return written.read_text(encoding="utf-8")
         method = REGISTRY[self.run.method["type"]].title if self.run else "preference alignment"
@@ -58,10 +58,10 @@ class Exportable:
 
 
 def exportable(spec: str, base: str | None = None) -> Exportable:
-    """Return what a run directory, an ``aligned/`` folder, a LoRA or a pipeline with its base stands for.
+    """Return the aligned model of a run directory, an ``aligned/`` folder, a LoRA or a pipeline.
 
     Raises:
-        UserError: nothing of that kind, or a base that is not known.
+        UserError: none of these, or an unknown base.
     """
     path = Path(spec).expanduser()
     directory = run_directory_of(str(path))
@@ -96,6 +96,6 @@ def figures(folder: Path) -> Mapping[str, Any]:
 
 
 def _title(path: Path) -> str:
-    """Return a file name that every program takes in a prompt: ``<lora:name:1>`` ends at a colon."""
+    """Return a file name that is valid in prompts of every program: ``<lora:name:1>`` ends at a colon."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.resolve().name)
     return name.removesuffix(".safetensors") or "diffalign"

@@ -1,4 +1,4 @@
-"""Settings of the launcher (``accelerate launch``): they hold where the run's own are at their defaults."""
+"""Settings of the launcher (``accelerate launch``): they replace defaults of the run, but no set values."""
 
 import os
 from collections.abc import Callable
@@ -18,8 +18,8 @@ _UNSUPPORTED = ("fp8",)
 
 
 def with_launcher(run: Run, tell: Callable[[str], None]) -> Run:
-    """Return ``run`` with what the launcher was told; ``tell`` gets a line for each setting, and for each one
-    of a run that says otherwise and therefore wins.
+    """Return ``run`` with the launcher's settings; ``tell`` gets a line for each one, and for each one that a
+    set value of the run overrides.
     """
     default = TrainingConfig()
     changes: dict[str, Any] = {}
@@ -37,7 +37,7 @@ def with_launcher(run: Run, tell: Callable[[str], None]) -> Run:
         else:
             tell(
                 f"warning: the launcher says {field} {told} ({variable}), the run training.{field}={own}: "
-                "the run's own counts"
+                "the run's is used"
             )
     changes |= _sharding(run.training, tell)
     return replace(run, training=replace(run.training, **changes)) if changes else run

@@ -19,7 +19,7 @@ def read_run_directory(folder: str | Path) -> Run:
     """Return the configuration of a run directory.
 
     Raises:
-        UserError: there is no run in it.
+        UserError: it is no run directory.
     """
     file = Path(folder, "config.yaml")
     if not file.is_file():
@@ -28,7 +28,8 @@ def read_run_directory(folder: str | Path) -> Run:
 
 
 def run_directory_of(spec: str) -> Path | None:
-    """Return the run directory that a spec is, or whose ``aligned/`` it is; None for anything else."""
+    """Return the run directory of a spec (the directory itself, or its ``aligned/``); None for anything
+    else."""
     for folder in (Path(spec), Path(spec).parent):
         if (folder / "config.yaml").is_file() and (folder == Path(spec) or Path(spec).is_dir()):
             return folder
@@ -37,7 +38,7 @@ def run_directory_of(spec: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Named:
-    """What a name stands for: a model, and what stands in its place.
+    """The model that a name refers to, and the trained weights of it.
 
     Attributes:
         model: the model section.
@@ -49,7 +50,7 @@ class Named:
 
 
 def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named:
-    """Return what ``spec`` names. Weights are not loaded, but what can be told before is checked.
+    """Return the model that ``spec`` names. Weights are not loaded; what can be checked without them is.
 
     Args:
         spec: a run directory, a checkpoint of one (``run/checkpoints/step-200``), a LoRA (folder, file or hub
@@ -57,7 +58,7 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
         base: the model under a LoRA or a network.
 
     Raises:
-        UserError: nothing of that kind is there, or a run that has not been finished.
+        UserError: nothing of that kind exists, or the run has not finished.
     """
     path = Path(spec).expanduser()
     if is_checkpoint(path):
@@ -91,7 +92,7 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
 
 
 def _local_kind(path: Path) -> str:
-    """Return what a path holds: ``lora``, ``network`` or ``model``."""
+    """Return the kind of a path's content: ``lora``, ``network`` or ``model``."""
     if is_lora(path):
         return "lora"
     if (path / "model_index.json").is_file() or not path.is_dir():

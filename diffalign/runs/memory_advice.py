@@ -1,23 +1,23 @@
-"""What makes each stage of a run need less memory."""
+"""Advice on memory for each stage of a run."""
 
 from diffalign.config.reward_schema import RewardRun
 from diffalign.config.schema import Run
 
 
 def when_loading(run: "Run | RewardRun") -> list[str]:
-    """Return what makes a loaded model smaller."""
+    """Return settings that make a loaded model smaller."""
     return _of_dtype(run)
 
 
 def when_encoding(run: "Run | RewardRun") -> list[str]:
-    """Return what makes encoding smaller: batches and sizes of what the autoencoder sees."""
+    """Return settings that make encoding need less memory: batches and sizes of the autoencoder's input."""
     at_once = run.data.cache_batch_size
     advice = [f"--data.cache_batch_size 1 (now {at_once})"] if at_once > 1 else []
     return [*advice, *_of_tiles(run), *_of_size(run), *_of_dtype(run)]
 
 
 def when_training(run: Run) -> list[str]:
-    """Return what makes a training step smaller, and online the sampling of a round."""
+    """Return settings that make a training step, and online the sampling of a round, need less memory."""
     advice, training, rollout = [], run.training, run.rollout
     if not run.model.gradient_checkpointing:
         advice.append("--model.gradient_checkpointing true (a third more time)")
@@ -42,7 +42,8 @@ def when_training(run: Run) -> list[str]:
 
 
 def _of_rivals(run: Run) -> list[str]:
-    """Fewer samples of a prompt, and fewer times of each, in one gradient batch of an online run."""
+    """Return settings for fewer samples of a prompt, and fewer times of each, in a gradient batch of an
+    online run."""
     from diffalign.runs.micro_batch import may_be_parted, rivals_of, strata_of
 
     advice: list[str] = []
@@ -56,14 +57,14 @@ def _of_rivals(run: Run) -> list[str]:
 
 
 def when_validating(run: Run) -> list[str]:
-    """Return what makes the drawing of validation images or videos smaller."""
+    """Return settings that make sampling of validation images or videos need less memory."""
     frames = run.validation.frames or run.data.frames or 1
     advice = [f"--validation.frames {_fewer(frames)} (now {frames})"] if frames > 1 else []
     return [*_of_tiles(run), *advice, *_of_dtype(run)]
 
 
 def _fewer(frames: int) -> int:
-    """About half of them, 1 more than a multiple of 8 or 4, as causal autoencoders want it."""
+    """Return about half as many frames: 1 more than a multiple of 8 or 4, as causal autoencoders need."""
     step = 8 if frames > 16 else 4
     return 1 + (frames - 1) // (2 * step) * step
 
@@ -77,7 +78,7 @@ def _of_tiles(run: "Run | RewardRun") -> list[str]:
 
 
 def _of_size(run: "Run | RewardRun") -> list[str]:
-    """Fewer frames of a video first, since its length is what a video has too much of."""
+    """Return settings for smaller inputs: of videos first fewer frames, which cost most."""
     data = run.data
     frames = data.frames or 1
     advice = [f"--data.frames {_fewer(frames)} (now {frames})"] if frames > 1 else []

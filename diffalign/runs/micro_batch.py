@@ -1,7 +1,7 @@
-"""Number of samples that a micro-batch shows the network with gradient, from the run's settings alone.
+"""Number of samples with gradient in a micro-batch, from the run's settings alone.
 
-Offline a group is taken for a pair. Online it is all samples of a prompt, or ``rollout.part`` of them (of a
-tree the best and the worst of a branch); methods that noise each of them at several times show each as often.
+Offline a group counts as a pair. Online it is all samples of a prompt, or ``rollout.part`` of them (of a tree
+the best and the worst of a branch); methods that noise a sample at several times count it as often.
 """
 
 from diffalign.config.schema import Run
@@ -12,7 +12,7 @@ from diffalign.methods.registry import shape_of
 
 
 def rivals_of(run: Run) -> int:
-    """Return the samples of a group."""
+    """Return the number of samples in a group."""
     shape = shape_of(run.method["type"], run.rollout) if run.rollout.prompts else "tree"
     if shape in ("tree", "gradients"):
         return 2 if shape == "tree" else 1
@@ -26,13 +26,13 @@ def may_be_parted(run: Run) -> bool:
 
 
 def strata_of(run: Run) -> int:
-    """Return the number of times that a sample is shown at, at once."""
+    """Return the number of times at which a sample is noised in one step."""
     time = getattr(build(run.method), "time", None)
     return time.count(run.rollout.steps) if isinstance(time, Stratified) else 1
 
 
 def rows_of(run: Run) -> int:
-    """Return the samples of a micro-batch, each time of one counted.
+    """Return the number of samples in a micro-batch, counted once for each time.
 
     Raises:
         UserError: a method or its settings that do not fit.
@@ -41,7 +41,7 @@ def rows_of(run: Run) -> int:
 
 
 def workload_of(run: Run) -> Workload:
-    """Return what an estimate of the run needs to know.
+    """Return the workload of a run for an estimate.
 
     Raises:
         UserError: a method or its settings that do not fit.

@@ -1,4 +1,4 @@
-"""What can be told of an online run before a model is loaded."""
+"""Checks of an online run before a model is loaded."""
 
 from diffalign.config.schema import RolloutConfig, Run
 from diffalign.data.prompts.prompt_sets import read_prompts
@@ -10,8 +10,7 @@ from diffalign.runs.reward_gradients import check_gradients
 
 
 def check_online(run: Run) -> list[str]:
-    """Return the prompts of an online run, none of an offline one, and what can be told before a model is
-    loaded.
+    """Check the settings of an online run; return its prompts, none of an offline run.
 
     Raises:
         UserError: a method that has no offline form without prompts, or rollout settings that do not fit.
@@ -48,7 +47,7 @@ def check_online(run: Run) -> list[str]:
         _check_tree(run)
     if config.estimate == "none" and (shape, config.scoring, config.decoder) != ("tree", "inline", None):
         raise UserError(
-            "rollout.estimate='none' judges the noisy candidates of a tree in this process, and nothing is "
+            "rollout.estimate='none' scores the noisy candidates of a tree in this process, and nothing is "
             "decoded; allowed with it: rollout.shape tree, rollout.scoring inline, no rollout.decoder"
         )
     if shape != "samples" and not config.eta:
@@ -65,7 +64,7 @@ def check_online(run: Run) -> list[str]:
     _check_scores(run, shape)
     _check_part(run)
     if config.samples < 2 and config.advantage == "none":
-        raise UserError(f"rollout.samples={config.samples}: nobody to be compared with; allowed: 2 or more")
+        raise UserError(f"rollout.samples={config.samples}: no rivals to compare; allowed: 2 or more")
     if config.by == "people" and (shape == "tree" or config.advantage != "none"):
         raise UserError(
             "rollout.by='people' labels finished images; allowed with it: shapes samples and trajectories, "
@@ -88,13 +87,13 @@ def _check_scores(run: Run, shape: str) -> None:
         )
     if config.combine == "pareto" and (shape == "samples" or card.advantages):
         raise UserError(
-            f"rollout.combine='pareto' with method {card.name}, which wants one score a sample; allowed: "
+            f"rollout.combine='pareto' with method {card.name}, which needs one score a sample; allowed:  "
             "sum, wins, rank"
         )
 
 
 def _check_data(run: Run) -> None:
-    """Check that a method learns from what samples with scores can be."""
+    """Check that the method learns from data that a rollout can give: samples with scores."""
     name, config = run.method["type"], run.rollout
     data = REGISTRY[name].data
     if data in OFFLINE_ONLY:

@@ -39,7 +39,7 @@ def push(
         The model's address.
 
     Raises:
-        UserError: nothing to push, or the hub refuses or cannot be reached.
+        UserError: nothing to push, or the hub refuses it or cannot be reached.
     """
     check_repo(repo)
     found = exportable(spec, base)
@@ -86,7 +86,7 @@ def _link(source: Path, folder: Path) -> None:
 
 
 def _pictures(run: Path, into: Path) -> list[tuple[str, str]]:
-    """Prompts and file names of the last validation's images, one a prompt."""
+    """Return prompts and file names of the last validation's images, one a prompt."""
     steps = sorted(
         folder for folder in (run / "samples").glob("step-*") if re.fullmatch(r"step-\d+", folder.name)
     )

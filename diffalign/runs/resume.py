@@ -1,9 +1,8 @@
-"""What makes two starts the same run: the resolved method, settings without places, the content of data and
+"""Which starts continue the same run: those with the same resolved method, settings without paths, data and
 model.
 
-A run's record (``config.yaml``, the fingerprint of its checkpoints) holds the method as it was built, every
-default spelled out. Where data and model lie is free; what they hold is compared by digests, once both are
-loaded.
+A run's record (``config.yaml``, the fingerprint of its checkpoints) holds the method as it was built, with
+every default. Paths of data and model may change; their content is compared by digests once both are loaded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +38,7 @@ FREE = (
     "method.cache",
     "method.noising.cache",
 )
-# Where data and model lie, and how they are read: their content is compared instead.
+# Paths of data and model, and how they are read: their content is compared instead.
 PLACES = (
     "data.path",
     "data.format",
@@ -58,7 +57,7 @@ PLACES = (
     "model.motion_adapter",
     "rollout.prompts",
 )
-# Settings that name a file or a folder, or may.
+# Settings that are, or may be, a file or a folder.
 _FILES = (
     "data.path",
     "data.drop",
@@ -76,7 +75,7 @@ _FILES = (
 
 
 def resolved(run: Run, method: Method[Any]) -> Run:
-    """Return ``run`` with its method and strategies as they were built, every default spelled out."""
+    """Return ``run`` with its method and strategies as they were built, with every default."""
     return replace(
         run,
         method={**run.method, **described(method), "type": run.method["type"]},
@@ -85,7 +84,7 @@ def resolved(run: Run, method: Method[Any]) -> Run:
 
 
 def described(method: Method[Any]) -> dict[str, Any]:
-    """Return a method's fields as a configuration gives them; none of a class that is no dataclass."""
+    """Return a method's fields as in a configuration; none of a class that is no dataclass."""
     return describe(method) if is_dataclass(method) else {}
 
 
@@ -97,8 +96,8 @@ def _strategies(values: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any],
 
 
 def portable(run: Run) -> Run:
-    """Return ``run`` as its folder records it: local paths absolute, so that the record is the same run from
-    any working directory, and nothing about how this start was made (``resume``, ``overwrite``).
+    """Return ``run`` as its folder records it: with absolute local paths, so that it loads from any working
+    directory, and without ``resume`` and ``overwrite``, which concern one start.
     """
     run = replace(run, output=str(Path(run.output).absolute()), resume=None, resume_allow=(), overwrite=False)
     for name in _FILES:
@@ -114,7 +113,7 @@ def portable(run: Run) -> Run:
 
 
 def _absolute(section: Any, leaf: str) -> Any:
-    """Return a section whose setting ``leaf`` is absolute where it names something on this disk."""
+    """Return a section with an absolute path in the setting ``leaf`` if it names something on this disk."""
     outer, _, inner = leaf.partition(".")
     value = getattr(section, outer)
     if inner:
@@ -127,11 +126,11 @@ def _absolute(section: Any, leaf: str) -> Any:
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a run compares itself with a checkpoint.
+    """The comparison of a run with a checkpoint.
 
     Attributes:
         run: resolved.
-        processes: how many ranks there are.
+        processes: number of ranks.
     """
 
     run: Run
@@ -139,7 +138,7 @@ class Resumption:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a continuation must share, as dotted keys, without places."""
+        """Return the settings that a continuation must share, as dotted keys, without paths."""
         run = self.run
         return fingerprint(
             run.training,
@@ -154,10 +153,10 @@ class Resumption:
         )
 
     def compare(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-        """Return what forbids resuming; settings of ``--resume.allow`` do not.
+        """Return the differences that forbid resuming, without those of ``--resume.allow``.
 
-        A checkpoint of an earlier version is put into today's terms: its method with defaults spelled out;
-        settings that it does not know at their defaults; and, since it kept no content, its places must be
+        A checkpoint of an earlier version is converted: its method is completed with defaults, settings that
+        it does not have are at their defaults, and, since it has no digests of content, its paths must be
         those of the run.
 
         Raises:
@@ -240,7 +239,7 @@ def check_content(snapshot: Snapshot | None, content: Mapping[str, str], allow: 
         allow: ``--resume.allow``.
 
     Raises:
-        UserError: another content, which ``allow`` does not have.
+        UserError: a content differs that ``allow`` does not have.
     """
     for name, digest in content.items():
         saved = snapshot.content.get(name) if snapshot is not None else None
@@ -261,7 +260,7 @@ def model_content(model: LoadedModel) -> str:
 
 
 def data_content(*sets: EncodedSet) -> str:
-    """Return a digest of what is learnt from and what is held out: images, prompts, labels, in order."""
+    """Return a digest of training and held-out data: images, prompts, labels, in order."""
     digest = blake2b(digest_size=16)
     for encoded in sets:
         digest.update(f"set {len(encoded)}".encode())

@@ -1,6 +1,4 @@
-"""The assembly of runs that differentiate a reward: decoder and rewards inside the graph, and what they
-allow.
-"""
+"""The assembly of runs that differentiate a reward: decoder and rewards inside the graph, and checks."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +22,7 @@ from diffalign.types import Reward
 
 
 def check_gradients(run: Run) -> None:
-    """Check what can be told of a run of reward gradients before a model is loaded.
+    """Check a run of reward gradients before a model is loaded.
 
     Raises:
         UserError: rewards without gradients, or rollout settings that do not fit.
@@ -74,7 +72,7 @@ def gradient_source(
         model: the loaded pipeline; its autoencoder stays on the accelerator.
         accelerator: of this process.
         load: a reward of a spec on a device.
-        prompts: what ``check_online`` has read.
+        prompts: those of ``check_online``.
     """
     config = run.rollout
     side = config.resolution or run.data.resolution
@@ -94,7 +92,7 @@ def gradient_source(
 def differentiable(
     run: Run, model: LoadedModel, accelerator: Accelerator, load: Callable[[str, str], Reward]
 ) -> Rewarded:
-    """Return what decodes latents and rewards the pixels, in float32 and with gradients.
+    """Return a function that decodes latents and scores the pixels, in float32 and with gradients.
 
     Under ``model.gradient_checkpointing`` the decoder keeps no activations: it runs again for the backward.
     """

@@ -1,8 +1,8 @@
-"""The roles of a run: the policy (or two of them), the reference, and what moves besides the optimizer.
+"""The roles of a run: the policy (or two of them), the reference, and weights that hooks update.
 
-Only this module decides how they share a network: adapters or all of it; a reference as adapters off, a copy,
-or a second set of adapters that follows; a moving average beside the reference; a second policy for
-fast-slow chasing.
+Only this module decides how they share a network: adapters or full training; a reference that is the network
+without adapters, a copy, or a second set of adapters that follows; a moving average beside the reference; a
+second policy for fast-slow chasing.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,16 +41,16 @@ from diffalign.types import Denoiser, Method
 
 @dataclass(frozen=True)
 class Roles:
-    """The networks that training works with.
+    """The networks of a training.
 
     Attributes:
         network: the module that is trained: the network, with the text encoders where they are trained too.
         parameters: what the optimizer moves, by name.
-        policy_of: makes the policy of the prepared network.
+        policy_of: (prepared network) -> policy.
         reference: the reference; the policy itself where none is needed.
         base: the reference of held-out pairs where the run's own moves; None: the run's own.
         kept: tensors that hooks change and checkpoints keep, by name.
-        hooks: what changes them.
+        hooks: update ``kept``.
         sampler: the denoiser that samples an online run's rounds; None: the policy.
     """
 
@@ -65,11 +65,10 @@ class Roles:
 
 
 def check_roles(run: Run, method: Method[Any]) -> None:
-    """Check whether the roles fit the run, before a model is loaded.
+    """Check that the roles fit the run, before a model is loaded.
 
     Raises:
-        UserError: a reference that should move where there is none, or two policies where one alone is
-            possible.
+        UserError: a moving reference for a method without one, or two policies where only one is possible.
     """
     every = run.training.reference_every
     if every and not method.needs_reference:
@@ -143,7 +142,8 @@ def _check_quantized(run: Run) -> None:
 
 
 def _check_text(run: Run, method: Method[Any]) -> None:
-    """UserError where text encoders are trained and the run is online, has two sets of adapters, or none."""
+    """Raise a UserError where text encoders are trained and the run is online, or has two sets of adapters or
+    none."""
     rank, card = run.model.text_encoder.lora.rank, REGISTRY[run.method["type"]]
     if not rank:
         return
@@ -161,7 +161,7 @@ def _check_text(run: Run, method: Method[Any]) -> None:
 
 
 def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
-    """UserError for the first (name, value, what alone is allowed) that is something else."""
+    """Raise a UserError for the first (name, value, allowed) whose value is another one."""
     for name, value, allowed in settings:
         if value != allowed:
             raise UserError(f"{name}={value!r} with {whom}; allowed: {allowed!r}")

@@ -1,5 +1,5 @@
-"""The online half of a job: from a run's rollout section to the source that samples, is judged and gives
-batches.
+"""The online part of a job: it builds the source that samples, scores and yields batches from a run's rollout
+section.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from diffalign.utils.files import write_atomic
 
 @runtime_checkable
 class Sampled(Protocol):
-    """What a plan needs of a model: a ``LoadedModel`` is one."""
+    """The parts of a model that a plan needs; a ``LoadedModel`` has them."""
 
     @property
     def path(self) -> NoisingPath:
@@ -71,9 +71,9 @@ def online_source(
         roles: policy, reference and sampler.
         method: the method with its strategies.
         accelerator: of this process.
-        fresh: whether no checkpoint is continued.
+        fresh: whether the run starts without a checkpoint.
         load: a reward of a spec on a device.
-        prompts: what ``check_online`` has read.
+        prompts: those of ``check_online``.
         check: gets the scores of a round before anything is learned from them.
 
     Raises:
@@ -94,7 +94,7 @@ def online_source(
             "another scale; allowed: null"
         )
     decoder = config.decoder and load_decoder(config.decoder, model.device)
-    if config.estimate == "none":  # what is judged is latents
+    if config.estimate == "none":  # latents are scored
         decoder = _as_they_are
     return OnlineSource(
         SamplingRoles(
@@ -120,7 +120,8 @@ def _as_they_are(latents: Tensor) -> Tensor:
 
 
 def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
-    """Who learns what when of a model: how many slots a prompt has depends on which steps are draws."""
+    """Return the split of rounds into micro-steps: the number of slots depends on which steps are
+    stochastic."""
     config, shape, setting = run.rollout, shape_of(run.method["type"], run.rollout), setting_of(run, model)
     draws = drawn_steps(setting, model.path, setting.first_branch if shape == "tree" else 0)
     if shape != "samples" and not draws:
@@ -131,7 +132,7 @@ def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
 
 
 def setting_of(run: Run, model: Sampled) -> Setting:
-    """How a run samples with a model: at the times of its stock sampler."""
+    """Return how a run samples with a model: at the times of its stock sampler."""
     config, side = run.rollout, run.rollout.resolution or run.data.resolution
     window = config.window and Window(config.window, config.window_shift, config.window_stride)
     return Setting(
@@ -151,13 +152,13 @@ def setting_of(run: Run, model: Sampled) -> Setting:
 
 
 def steps_of_a_round(run: Run, plan: Plan) -> int:
-    """Optimizer steps that are taken on one round."""
+    """Return the number of optimizer steps on one round."""
     return plan.micro_steps // run.training.accumulation
 
 
 def _check_windows(run: Run, plan: Plan) -> None:
-    """Check that a round is whole optimizer steps and that checkpoints stand between rounds: only then can a
-    run that is killed sample again what it had sampled.
+    """Check that a round is a whole number of optimizer steps and that checkpoints are made between rounds:
+    only then can a killed run sample the same round again.
     """
     if plan.micro_steps % run.training.accumulation:
         raise UserError(
@@ -174,7 +175,7 @@ def _check_windows(run: Run, plan: Plan) -> None:
     if run.training.reference_every % steps:
         raise UserError(
             f"training.reference_every={run.training.reference_every}; allowed: 0, or a multiple of the "
-            f"{steps} optimizer steps of a round, whose steps are held against the reference of its sampling"
+            f"{steps} optimizer steps of a round, whose steps are compared with the reference of its sampling"
         )
     method = build(run.method)
     if REGISTRY[run.method["type"]].trailing == "sampler" and isinstance(method, Trailing):
@@ -187,9 +188,10 @@ def _check_windows(run: Run, plan: Plan) -> None:
 
 
 def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
-    """Make the folder of rounds this run's own: what another run has left there goes, or is refused.
+    """Claim the folder of rounds for this run: rounds of another run are removed, or refused if people
+    labelled them.
 
-    A run is another one if its settings are, or ``facts``: its prompts, and how many processes share them.
+    A run is another one if its settings differ, or ``facts``: its prompts and its number of processes.
     """
     identity = json.dumps([_identity(run), facts], sort_keys=True, default=str)
     digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
@@ -206,7 +208,7 @@ def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """Return what decides what is sampled; not where it is written, nor how often something is logged."""
+    """Return the settings that samples depend on, without those of output and logging."""
     kept = replace(run, output="", resume=None, overwrite=False)
     everything = cast(dict[str, Any], asdict(kept))
     for name in ("logging", "checkpoint", "validation"):

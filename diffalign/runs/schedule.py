@@ -1,4 +1,4 @@
-"""How long a run is: epochs to steps, what the start line says of it, and the expected time."""
+"""The length of a run: epochs to steps, the start line, and the expected time."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from diffalign.errors import UserError
 from diffalign.training.state import TrainState
 
 MEASURED_STEPS = 10
-"""Optimizer steps after which the time of a run is told."""
+"""Optimizer steps after which the expected time of a run is printed."""
 
 
 def groups_per_step(settings: TrainingConfig, processes: int) -> int:
-    """Return how many preference groups an optimizer step takes, over all processes."""
+    """Return the number of preference groups in an optimizer step, over all processes."""
     return settings.batch_size * settings.accumulation * processes
 
 
@@ -23,7 +23,7 @@ def scheduled(settings: TrainingConfig, groups: int | None, processes: int) -> T
     Args:
         settings: the loop's.
         groups: preference groups that are trained on; None: an online source.
-        processes: how many ranks there are.
+        processes: number of ranks.
 
     Raises:
         UserError: epochs of an online source, which has no end.
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 class Forecast:
-    """The hook that tells, once, how long the run is expected to take by the time of its first steps.
+    """The hook that prints the expected time of the run once, measured on its first steps.
 
     The first step is left out, since it compiles and allocates.
     """
@@ -71,11 +71,11 @@ class Forecast:
         self._tell, self._start, self._first = tell, 0, 0.0
 
     def on_start(self, state: TrainState) -> None:
-        """Note where this process starts."""
+        """Note the step at which this process starts."""
         self._start = state.step
 
     def on_step(self, state: TrainState) -> None:
-        """Tell the time after a few steps."""
+        """Print the expected time after a few steps."""
         done = state.step - self._start
         if done == 1:
             self._first = state.seconds

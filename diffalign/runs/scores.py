@@ -1,4 +1,4 @@
-"""Whether the scores of a set are of the range that a method reads them in."""
+"""Checks that scores are in the range that a method expects."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from diffalign.types import Method
 
 
 def check_scores(method: Method[Any], encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Check the scores of an encoded set; ``tell`` gets a line where a tolerated few lie outside.
+    """Check the scores of an encoded set; ``tell`` gets a line if a tolerated share is out of range.
 
     Raises:
-        UserError: more lie outside of the method's range than it tolerates.
+        UserError: more of them are out of range than the method tolerates.
     """
     if not isinstance(method, OfScores):
         return
@@ -38,17 +38,17 @@ def check_scores(method: Method[Any], encoded: EncodedSet, tell: Callable[[str],
 
 
 def check_reward_range(method: Method[Any], data: DataConfig) -> None:
-    """Check the range of the reward that a method reads by its card, before any image is scored.
+    """Check the range of a reward by its card, before any image is scored.
 
     Raises:
-        UserError: the reward's usual scores all lie outside of the method's range.
+        UserError: all usual scores of the reward are out of the method's range.
     """
     if isinstance(method, OfScores) and method.score_range.rewards and len(data.rewards) == 1:
         _check_usual(method, data.rewards[0], usual_range(data.rewards[0]))
 
 
 def check_online_scores(method: Method[Any], rollout: RolloutConfig) -> None:
-    """Check whether an online run's scores are of the range of a method, as far as cards tell it.
+    """Check the range of an online run's scores, as far as the cards of its rewards state it.
 
     Raises:
         UserError: they are sums of rewards where only shares are allowed, or outside of the range.
@@ -72,7 +72,7 @@ def check_online_scores(method: Method[Any], rollout: RolloutConfig) -> None:
 
 
 def _usual_sum(rewards: Sequence[str]) -> tuple[float, float] | None:
-    """Return the usual smallest and largest weighted sum of rewards; None where a card does not tell."""
+    """Return the usual smallest and largest weighted sum of rewards; None where a card does not state it."""
     low = high = 0.0
     for reward in all_weighted(rewards):
         ends = usual_range(reward.spec)
@@ -95,8 +95,8 @@ def _check_usual(method: OfScores, what: str, usual: tuple[float, float] | None)
 class RoundScores:
     """Checks the scores of each round of an online run against the range of its method.
 
-    The first round ends the run where more scores lie outside than the method tolerates; later ones, which a
-    trained policy may have driven there, give one warning.
+    If more scores are out of range than the method tolerates, the first round ends the run; later rounds,
+    where training may have caused it, give one warning.
     """
 
     def __init__(self, method: Method[Any], tell: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""Set up what a run trains on: a preference set that is encoded once, or what the policy samples."""
+"""Set up the data of a run: a preference set that is encoded once, or samples of the policy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,15 +48,15 @@ from diffalign.utils.memory import advised
 
 @dataclass(frozen=True)
 class Setup:
-    """What training is given beside its settings.
+    """The inputs of training besides its settings.
 
     Attributes:
         source: of batches.
-        roles: policy, reference and what moves.
+        roles: policy, reference and weights that hooks update.
         hooks: called around steps.
-        outcome: the hook that measures what comes of the run.
-        data: what there is to learn from, in words.
-        content: digest of it.
+        outcome: the hook that measures the result of the run.
+        data: a sentence on the training data.
+        content: digest of the training data.
         groups: preference groups that are trained on; None: an online source, which has no end.
     """
 
@@ -70,13 +70,13 @@ class Setup:
 
     @property
     def counts(self) -> str:
-        """What was learnt from so far, in words."""
+        """Return a sentence on the data used so far."""
         if isinstance(self.source, StreamedSource):
             return self.source.counts
         return f"{self.outcome.images} {self.data}" if isinstance(self.outcome, RoundLog) else self.data
 
     def close(self) -> None:
-        """End what the source has started."""
+        """Close the source."""
         if isinstance(self.source, OnlineSource | StreamedSource):
             self.source.close()
 
@@ -91,7 +91,7 @@ def offline(
     accelerator: Accelerator,
     tell: Callable[[str], None],
 ) -> Setup:
-    """Encode a preference set, keep some groups aside, and prepare the network.
+    """Encode a preference set, hold out some groups, and prepare the network.
 
     Args:
         run: the run.
@@ -103,8 +103,8 @@ def offline(
         tell: gets a line at each stage.
 
     Raises:
-        UserError: labels of another kind than the method compares by, before anything is encoded where the
-            rows tell it.
+        UserError: labels of another kind than the method needs; before anything is encoded where the rows
+            show it.
     """
     check_frames(run.data, model)
     if run.data.own_sizes:
@@ -151,15 +151,13 @@ def offline(
 
 
 def tell_unliked(method: str, counts: Counts, tell: Callable[[str], None]) -> None:
-    """Say how many single images teach a method of winners nothing, since they are not liked."""
+    """Print how many single images a method of winners cannot use, since they are not liked."""
     if REGISTRY[method].data is DataKind.WINNERS and counts.disliked:
-        tell(
-            f"data: {method} learns from what is liked: {counts.disliked:,} disliked images have no gradient"
-        )
+        tell(f"data: {method} learns from liked images: {counts.disliked:,} disliked ones have no gradient")
 
 
 def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Warn of votes that the method does not read."""
+    """Warn of votes that the method ignores."""
     if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
         tell(
             f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
@@ -168,11 +166,11 @@ def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) ->
 
 
 def look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:
-    """Check the kind of labels by rows as they are read: the first one, or where dense ones are wanted all up
-    to the first of them (a set may have both kinds, and a global label then counts for all frames).
+    """Check the kind of labels of the first row; where the method needs dense ones, of the rows up to the
+    first dense one (a set may have both kinds, and a global label then counts for all frames).
     """
     if run.data.frames is None or run.data.view not in ("auto", "pairs") or run.data.rewards_as != "extra":
-        return  # images, or labels that are made anew of what is read
+        return  # images, or labels that are recomputed
     rows = (row for row in preferences.unfinished() if isinstance(row, Example))
     if REGISTRY[run.method["type"]].dense:
         check_labels(run, inner, any(row.segments for row in rows))
@@ -181,7 +179,7 @@ def look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> No
 
 
 def check_labels(run: Run, inner: Method[Any], dense: bool) -> None:
-    """UserError where labels are dense and the method compares whole videos, or the other way round."""
+    """Raise a UserError where labels are dense and the method compares whole videos, or the reverse."""
     name = run.method["type"]
     if dense and isinstance(inner.reduce, PerSample):
         raise UserError(
@@ -216,7 +214,7 @@ def online(
             "are not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
         )
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
-    once = lru_cache(load_reward)  # a reward that judges and is watched is one
+    once = lru_cache(load_reward)  # a reward is loaded once for rollout and validation
     tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
     source: OnlineSource | NoiseSource
     if shape_of(run.method["type"], run.rollout) == "gradients":
@@ -243,7 +241,7 @@ def size(roles: Roles) -> int:
 def encode(
     run: Run | RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
 ) -> EncodedSet:
-    """Return the preference set as latents and text embeddings; the frozen encoders then leave the
+    """Return the preference set as latents and text embeddings; then move the frozen encoders off the
     accelerator.
     """
     check_frames(run.data, model)
@@ -265,7 +263,7 @@ def encode(
 
 
 def cache_of(run: Run | RewardRun, accelerator: Accelerator) -> tuple[str, RewardRater | None]:
-    """Return the folder or address of a run's encoded set, and what rates its images."""
+    """Return the folder or address of a run's encoded set, and the rater of its images."""
     # no Path, which would damage an address ("s3://" becomes "s3:/")
     folder, rewards = run.data.cache_dir or str(Path(run.output) / "cache"), run.data.rewards
     scores = Folder(folder).local / "scores.sqlite"
@@ -273,8 +271,8 @@ def cache_of(run: Run | RewardRun, accelerator: Accelerator) -> tuple[str, Rewar
 
 
 def check_frames(data: DataConfig, model: LoadedModel) -> None:
-    """UserError where images are given to a model of videos, videos to one of images, or sizes or a number of
-    frames that it does not take.
+    """Raise a UserError for images with a video model, videos with an image model, or an unsupported size or
+    number of frames.
     """
     if not model.codec.video and data.frames is not None:
         raise UserError(
@@ -292,7 +290,8 @@ def check_frames(data: DataConfig, model: LoadedModel) -> None:
 def diagnostics(
     run: Run, model: LoadedModel, held_out: EncodedSet, method: Method[Any], reference: Denoiser | None
 ) -> HeldOut:
-    """Held-out groups measured by the method without its strategies, a batch made whenever it is."""
+    """Return the hook that measures held-out groups with the method without its strategies; batches are made
+    when needed."""
     groups, seed = run.training.batch_size, run.training.seed
     batches = FixedBatches(held_out, model.family, run.data, groups, seed, guided(method))
     return HeldOut(
@@ -307,16 +306,14 @@ def diagnostics(
 
 
 def guided(method: Method[Any]) -> bool:
-    """Return whether a method needs guided predictions, and so what guidance guides away from."""
+    """Return whether a method needs guided predictions, and thus negative conditions."""
     return method.noising is not None and method.noising.guidance != 1
 
 
 def pair_source(
     run: Run | RewardRun, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
 ) -> PairSource:
-    """Return this rank's micro-batches of an encoded set; ``guided`` ones hold what guidance guides away
-    from.
-    """
+    """Return this rank's micro-batches of an encoded set, with negative conditions if ``guided``."""
     return PairSource(
         learned,
         model.family,

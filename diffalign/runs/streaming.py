@@ -37,7 +37,7 @@ from diffalign.utils.memory import advised
 
 
 def check_streaming(run: Run, method: Method[Any]) -> None:
-    """Check that nothing in a streamed run needs the whole set, or the encoders for something else.
+    """Check that no setting of a streamed run needs the whole set, or needs the encoders otherwise.
 
     Raises:
         UserError: the first setting that does.
@@ -73,10 +73,10 @@ def streamed(
     accelerator: Accelerator,
     tell: Callable[[str], None],
 ) -> Setup:
-    """Encode the first block of a preference set, keep some of its groups aside, and prepare the network.
+    """Encode the first block of a preference set, hold out some of its groups, and prepare the network.
 
-    Groups are held out of the first block only; others of their prompts are left out of later blocks. The
-    content that a resumed run compares is that of the first block.
+    Groups are held out of the first block only; groups of later blocks with the same prompts are dropped. A
+    resumed run compares the content of the first block.
 
     Raises:
         UserError: as ``offline``; several processes.

@@ -28,7 +28,7 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
         raise UserError(
             f"validation.every={run.validation.every} draws images, but validation.prompts is empty"
         )
-    validation_prompts(run)  # a file that is missing is told before anything is loaded
+    validation_prompts(run)  # reports a missing file before anything is loaded
 
 
 def _check_method(run: Run) -> None:
@@ -52,7 +52,7 @@ def check_names(run: Any) -> None:
     """Check the names of a run's components: model family, rewards of the data, trackers.
 
     Raises:
-        UserError: a name that there is not, with the nearest ones.
+        UserError: an unknown name, with the nearest ones.
     """
     from diffalign.models.families.registry import FAMILIES
     from diffalign.rewards.registry import parse
@@ -72,7 +72,7 @@ def refuse_remote(value: str | None, dotted: str) -> None:
     """Refuse an address of a remote store where a file, a folder or a hub id is needed.
 
     Raises:
-        UserError: it is one; with what to do instead.
+        UserError: it is such an address; says what to do instead.
     """
     scheme, found, rest = (value or "").partition("://")
     if not found:
@@ -98,7 +98,7 @@ def validation_prompts(run: Run) -> list[str]:
     """Return the prompts of the validation; a single one that names a file of prompts stands for its prompts.
 
     Raises:
-        UserError: the file is not there, or is no file of prompts.
+        UserError: the file does not exist, or is no file of prompts.
     """
     prompts = run.validation.prompts
     if len(prompts) != 1 or not (prompts[0].startswith("tiny:") or _PROMPT_FILE.search(prompts[0])):

@@ -1,8 +1,8 @@
-"""The hook that draws validation images or videos and watches for over-optimisation.
+"""The hook that samples validation images or videos and detects over-optimisation.
 
-Those of the validation prompts, always from the same noise, go to ``<output>/samples/step-N``. Where there
-is something to watch, an online run or ``validation.rewards``, they are scored, and each evaluation is held
-against the one of step 0: see ``overoptimisation``. The history stands in ``<output>/validation.json``.
+Samples of the validation prompts, always from the same noise, are written to ``<output>/samples/step-N``. In
+an online run, or with ``validation.rewards``, they are scored, and each evaluation is compared with that of
+step 0: see ``overoptimisation``. The history is in ``<output>/validation.json``.
 """
 
 import json
@@ -37,11 +37,10 @@ from diffalign.utils.memory import advised
 
 
 class ValidationHook:
-    """Draws, scores and compares every ``validation.every`` steps (0: never), on the first rank.
+    """Samples, scores and compares every ``validation.every`` steps (0: never), on the first rank.
 
-    A resumed run reads the history back, without what was evaluated after its checkpoint; where there is none
-    of the same settings, it begins anew and the model as it is now is what later evaluations are held
-    against.
+    A resumed run reads the history up to its checkpoint. If there is none of the same settings, a new history
+    begins, and later evaluations are compared with the model at that step.
 
     Attributes:
         history: the evaluations; None before the first, on other ranks, and where nothing is scored.
@@ -60,9 +59,9 @@ class ValidationHook:
         Args:
             run: the run.
             model: the pipeline, whose network is trained.
-            trained: specs of the rewards that are trained on; of one with a weight below 0 (``-1*jpeg``) less
-                is better.
-            say: gets a line for what a user should know, once.
+            trained: specs of the rewards that are trained on; with a weight below 0 (``-1*jpeg``) less is
+                better.
+            say: gets each message for the user once.
             load: (spec, device) -> reward.
 
         Raises:
@@ -128,16 +127,15 @@ class ValidationHook:
         """Nothing to finish."""
 
     def _draw(self, state: TrainState) -> list[Sample]:
-        """Images of the validation prompts, with the same noise each time, under ``samples/step-N``."""
+        """Sample the validation prompts, with the same noise each time, under ``samples/step-N``."""
         settings = self._run.validation
         self._model.move_encoders(state.accelerator.device)
         doing = advised("drawing validation samples", when_validating(self._run))
         with doing, state.evaluating(), _decoding(self._model.pipeline.vae):
             folder = self._output / "samples" / f"step-{state.step:06d}"
             if state.accelerator.is_main_process:
-                for old in folder.glob(
-                    "[0-9]*-*.*"
-                ):  # of a run that is repeated: names say nothing of weights
+                # of a repeated run: names do not depend on weights
+                for old in folder.glob("[0-9]*-*.*"):
                     old.unlink()
             planned = plan(
                 self._model.pipeline,
@@ -164,7 +162,7 @@ class ValidationHook:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What evaluations must share to be held against each other, as JSON has it."""
+        """Return the settings that comparable evaluations share, in JSON's types."""
         v = self._run.validation
         return {
             "prompts": self._prompts,
@@ -187,10 +185,10 @@ class ValidationHook:
             write_atomic(self._file, json.dumps(whole, indent=1))
 
     def _read(self, step: int) -> History | None:
-        """Return the history of a run that goes on from ``step``; None if there is none that fits.
+        """Return the history of a run that continues from ``step``; None if none fits.
 
         Raises:
-            UserError: the file is not as a run writes it.
+            UserError: the file has another form than a run writes.
         """
         if step == 0 or not self._file.is_file():
             return None
@@ -203,8 +201,8 @@ class ValidationHook:
             ) from error
         if not same:
             self._say(
-                f"validation settings are others than those of {self._file}: from now on evaluations are "
-                f"held against the model of step {step}"
+                f"validation settings differ from those of {self._file}: from now on evaluations are "
+                f"compared with the model of step {step}"
             )
         return history if same and history.entries else None
 
@@ -239,8 +237,8 @@ def sampling_of(run: Run, model: LoadedModel) -> SamplingSettings:
 
 @contextmanager
 def _decoding(vae: Any) -> Iterator[None]:
-    """While entered the pipeline decodes in a precision that the VAE can be trusted in, whatever its network,
-    told to answer in that of training, hands on.
+    """Decode in a precision that suits the VAE inside the context, whatever the precision of the network's
+    output.
     """
     decode = vae.decode
 

@@ -56,7 +56,7 @@ class HeldOut:
             seed: of noise and times.
             times: the sampler of the times of one bin, given its two ends.
             method: the method that measures; None: the run's own.
-            reference: what the policy is held against; None: the run's own.
+            reference: what the policy is compared with; None: the run's own.
             groups: in all batches; None: they are counted now.
         """
         if bins < 1:
@@ -155,7 +155,7 @@ def verdict(history: Sequence[Mapping[str, float]], groups: int) -> str:
         return f"too few held-out pairs to tell ({groups}; needed: {MIN_GROUPS}): {held}"
     share = wilson(min(1.0, max(0.0, accuracy)) * groups, groups)
     if share.high < 0.5:
-        return f"learning the opposite: {held} is below chance; are the labels turned round?"
+        return f"learning the opposite: {held} is below chance; are the labels flipped?"
     if best - accuracy > 2 * noise:
         return f"overfitting: {held} has fallen from {best:.3f}; stop earlier or lower the learning rate"
     if share.low <= 0.5:

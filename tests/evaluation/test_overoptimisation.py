@@ -267,7 +267,7 @@ def test_the_hook_on_the_tiny_sdxl(model, tmp_path):
     )
     once_more.on_start(resumed)
     assert [entry.step for entry in once_more.history.entries] == [5]
-    assert "evaluations are held against the model of step 5" in said[-1]
+    assert "evaluations are compared with the model of step 5" in said[-1]
 
 
 def test_two_runs_of_the_hook_write_the_same(model, tmp_path):

@@ -15,11 +15,11 @@ from diffalign.types import Batch, Denoiser
 
 
 class AccuracyByTime:
-    """The hook that measures it every ``every`` steps (0: only at the end), on averaged weights if there are
-    any.
+    """The hook that measures the accuracy every ``every`` steps (0: only at the end), with averaged weights
+    if there are any.
 
     Time 0 is the finished image; elsewhere it is the one-step estimate, with the same noise at each
-    measurement. Batches are shared out over ranks.
+    measurement. Batches are divided among the ranks.
 
     Attributes:
         history: (step, accuracy by time) of each measurement.
@@ -62,7 +62,7 @@ class AccuracyByTime:
 
     @torch.no_grad()
     def measure(self, policy: Timed, accelerator: Accelerator) -> dict[str, float]:
-        """Accuracy by time ("0.25"), a score of exactly equal images counting half. A collective."""
+        """Return accuracy by time ("0.25"); equal scores count half. A collective: all ranks must call it."""
         meter = Meter(accelerator.device)
         unwrapped = Timed(policy.clip.model, policy.clip)  # ranks may hold different numbers of batches
         for index in range(accelerator.process_index, len(self._batches), accelerator.num_processes):
@@ -76,7 +76,7 @@ class AccuracyByTime:
     def _right(
         self, policy: Timed, batch: Batch[Tensor], time: float, streams: Streams
     ) -> tuple[Tensor, Tensor]:
-        """Share of right answers of a batch, and how many there were."""
+        """Return the share of right answers in a batch, and the number of answers."""
         t = torch.full((len(batch.group),), time, device=batch.x.device, dtype=batch.x.dtype)
         method = self._method
         pixels = method.estimates(self._reference, batch, t, streams) if time else method.finished(batch)
@@ -90,6 +90,6 @@ class AccuracyByTime:
 
 
 def table(before: Mapping[str, float], after: Mapping[str, float], pairs: int) -> list[str]:
-    """Lines that say what training has changed."""
+    """Return lines with the accuracies before and after training."""
     lines = [f"held-out accuracy over {pairs} pairs, by time:", "  t      before  after"]
     return lines + [f"  {time:<5}  {before[time]:.3f}   {after[time]:.3f}" for time in before]

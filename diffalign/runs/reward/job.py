@@ -1,4 +1,4 @@
-"""A whole training of a reward: encode the preferences once, train, leave a folder that is a reward.
+"""A whole training of a reward: encode the preferences once, train, write a folder that loads as a reward.
 
 The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``checkpoints/``, ``cache/``,
 ``reward/`` (which ``step_aware:OUTPUT`` loads) and ``summary.json``.
@@ -51,17 +51,17 @@ _FREE = ("data.cache_dir", "data.workers", "data.prefetch", "data.cache_batch_si
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What a run has left.
+    """The result of a run.
 
     Attributes:
         output: the run directory.
         reward: ``output/reward``, or None if the run was interrupted.
-        steps: optimizer steps taken in all.
-        seconds: time spent training, before an interruption included.
-        interrupted: whether a signal has ended it early; ``resume: latest`` continues it.
-        before: held-out accuracy by time of what it started from.
+        steps: total optimizer steps.
+        seconds: training time, including that before an interruption.
+        interrupted: whether a signal has stopped the run early; ``resume: latest`` continues it.
+        before: held-out accuracy by time before training.
         after: the same at the end; empty if the run was interrupted.
-        pairs: how many held-out groups there are.
+        pairs: number of held-out groups.
     """
 
     output: Path
@@ -137,11 +137,11 @@ def train_reward(
 
 
 def start(run: RewardRun, device: str) -> Clip:
-    """Return the CLIP with time that ``reward.start`` names, in float32, its fresh weights drawn by the run's
-    seed.
+    """Return the CLIP with time input that ``reward.start`` names, in float32; new weights are drawn with the
+    run's seed.
 
     Raises:
-        UserError: nothing there, or something else.
+        UserError: it does not exist, or is no such model.
     """
     source, place = run.reward.start, Place(device)
     if source.startswith("step_aware:"):
@@ -157,7 +157,7 @@ def start(run: RewardRun, device: str) -> Clip:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Token ids by prompt, as a batch's conditions take them."""
+    """Token ids by prompt, in the form of a batch's conditions."""
 
     rows: Mapping[str, Tensor]
 
@@ -166,8 +166,8 @@ class _Tokens:
 
 
 def readied(encoded: EncodedSet, clip: Clip) -> EncodedSet:
-    """Return the set with the CLIP's tokens of every prompt, each group weighing 1 / the number of its
-    prompt's.
+    """Return the set with the CLIP's tokens of every prompt; a group's weight is 1 / the number of groups of
+    its prompt.
 
     Raises:
         UserError: groups without rivals, or with rivals of different prompts.
@@ -204,7 +204,8 @@ def _checkpoints(run: RewardRun, accelerator: Accelerator) -> Checkpoints:
 def _encoded(
     run: RewardRun, model: LoadedModel, preferences: Preferences, accelerator: Accelerator
 ) -> EncodedSet:
-    """Return the preference set from the same cache as a run's; only a VAE that is still needed stays."""
+    """Return the preference set, from the cache that alignment runs use; only the VAE stays in memory, if
+    needed."""
     encoded = encode(run, model, preferences, accelerator)
     if run.reward.decoder is None:
         model.pipeline.vae.to(accelerator.device)
@@ -260,7 +261,7 @@ def _leave(result: RewardResult, run: RewardRun, clip: Clip, state: TrainState, 
 
 
 def verdict(result: RewardResult) -> list[str]:
-    """Lines that say what training has changed."""
+    """Return lines with the accuracies before and after training."""
     if not result.before:
         return ["held-out accuracy: not measured, no pair was held out"]
     return table(result.before, result.after, result.pairs)

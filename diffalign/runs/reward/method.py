@@ -26,15 +26,15 @@ from diffalign.rewards.zoo.step_aware import timesteps
 from diffalign.types import Batch, Denoiser, Noising, Random, Reduce, Step, TimeSampler
 
 TOKENS = "clip_tokens"
-"""Name in a batch's conditions of the CLIP's token ids (B, L) of each image's prompt."""
+"""Name of the CLIP's token ids (B, L) in a batch's conditions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Timed:
-    """The CLIP that is trained, behind whatever wraps its network for training.
+    """The CLIP that is trained, with its network wrapped for training.
 
     Attributes:
-        network: a TimedClip, or what accelerate has made of it.
+        network: a TimedClip, or accelerate's wrapper of it.
         clip: the same TimedClip with its pre-processing.
     """
 
@@ -96,7 +96,7 @@ class StepAwareTraining:
         return Step(loss, {"loss": loss.detach(), **metrics}, weight.sum())
 
     def label(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the share of the preference (P,) that the first has: 1, 0, or 1/2 for a tie."""
+        """Return the label (P,) of the first rival: 1 preferred, 0 not, 1/2 for a tie."""
         lead = torch.tanh((first - second) / 2)  # the difference of the two softmax probabilities
         return 0.5 + 0.5 * (lead.sign() * (lead.abs() > self.threshold))
 
@@ -121,5 +121,5 @@ class StepAwareTraining:
 
     @torch.no_grad()
     def finished(self, batch: Batch[Tensor]) -> Tensor:
-        """Return the batch itself, decoded: pixels (B, 3, H, W) in [0, 1]."""
+        """Return the decoded batch: pixels (B, 3, H, W) in [0, 1]."""
         return torch.cat([self.decode(some) for some in batch.x.split(self.at_once)]).to(batch.x.device)

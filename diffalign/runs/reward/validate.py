@@ -23,7 +23,7 @@ MEANINGLESS = (
     "training.reference_mix",
     "logging.diagnostics_bins",
 )
-"""What the shared sections say about aligning a diffusion model; here the model is frozen."""
+"""Settings of the shared sections that concern alignment; here the diffusion model is frozen."""
 
 
 def validate(run: RewardRun, needs: tuple[str, ...] = ()) -> None:
@@ -46,6 +46,6 @@ def validate(run: RewardRun, needs: tuple[str, ...] = ()) -> None:
     for dotted in MEANINGLESS:
         if get(run, dotted) != get(usual, dotted):
             raise UserError(
-                f"{dotted}={get(run, dotted)!r} means nothing to train-reward, where the diffusion model is "
+                f"{dotted}={get(run, dotted)!r} has no effect on train-reward, where the diffusion model is "
                 f"frozen; leave it at {get(usual, dotted)!r}"
             )
