@@ -1,8 +1,8 @@
 """The command line: ``diffalign COMMAND ...``, one module per command. Importing it imports no torch.
 
-A command module has ``parser()`` (an ``argparse.ArgumentParser``) or, where flags are not argparse's, its
-own reading of arguments, and ``run(argv) -> int``. Bad input raises ``UserError``: its message goes to
-stderr and the exit status is 2.
+A command module has ``parser()`` (an ``argparse.ArgumentParser``) or, where flags are not argparse's, its own
+parsing of arguments, and ``run(argv) -> int``. Bad input raises ``UserError``: its message goes to stderr and
+the exit status is 2.
 """
 
 import errno
@@ -18,25 +18,25 @@ COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",
     "train": "align a model with preferences",
     "train-reward": "train SPO's step-aware preference model, a reward for noisy times",
-    "data": "what a preference set is and holds, before training",
+    "data": "show the layout and contents of a preference set",
     "cache": "encode a preference set once, before training",
     "generate": "draw images for a prompt file",
     "label": "compare images or videos in a browser: pairs, rounds of a run, blind evaluations",
-    "video-pairs": "make pairs to label of real videos: two takes of each (DenseDPO)",
-    "label-segments": "label pairs of videos by the second: from a file, a reward, a vision-language model",
+    "video-pairs": "make pairs of real videos: two variants of each, to be labelled (DenseDPO)",
+    "label-segments": "label pairs of videos second by second: from a file, by a reward or a model",
     "score": "score images with rewards",
     "pairs": "make preference pairs or ranked lists from scores",
-    "agreement": "rewards against labelled preferences, and against each other",
+    "agreement": "accuracy of rewards on labelled preferences, and their agreement",
     "serve-rewards": "serve rewards to other processes and machines",
-    "displacement": "pairs that are likely to push their winner down, and a filter",
-    "evaluate": "base against aligned: rewards, win rates with intervals, a report",
-    "export": "an aligned model for diffusers, ComfyUI, A1111, kohya: LoRA, merged, one file",
-    "push": "a run's result onto the Hugging Face hub, with its model card",
-    "estimate": "memory, FLOPs and time of a run before it is run",
+    "displacement": "find pairs that are likely to lower their winner's likelihood, and filter them",
+    "evaluate": "compare base and aligned models: rewards, win rates with intervals, a report",
+    "export": "write an aligned model for diffusers, ComfyUI, A1111, kohya: LoRA, merged, one file",
+    "push": "upload a run's result to the Hugging Face hub, with its model card",
+    "estimate": "estimate memory, FLOPs and time of a run",
     "methods": "list the methods",
     "models": "list the model families",
     "rewards": "list the rewards",
-    "new": "start a method, a reward or a model family with its test, failing until filled in",
+    "new": "add a method, a reward or a model family: a template with a test that fails until filled in",
     "env": "versions and hardware, for bug reports",
 }
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _dispatch(argv)
-        sys.stdout.flush()  # so that a closed pipe shows here
+        sys.stdout.flush()  # raises here if the pipe is closed
         return status
     except UserError as error:
         return _refuse(str(error))
@@ -111,7 +111,7 @@ def _refuse(message: str) -> int:
 
 
 def _advice(error: Exception) -> str | None:
-    """Return what a user can do about an error that is no bug; None for a bug."""
+    """Return advice on an error that is no bug; None for a bug."""
     if ran_out(error):
         return explained(error, "working", ANYWHERE)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,4 @@
-"""``diffalign agreement``: rewards against labelled preferences, and against each other."""
+"""``diffalign agreement``: accuracy of rewards on labelled preferences, and agreement among rewards."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Scores the labelled images and says how often rewards are right, and agree."""
+    """Score the labelled images, and print accuracy and agreement of the rewards."""
     args = parse(_parser(), argv)
     specs = names(args.rewards, "--rewards")
 
     from diffalign.rewards.registry import parse as parse_spec
 
     for spec in specs:
-        parse_spec(spec)  # a wrong name costs no loading
+        parse_spec(spec)  # checks names before anything is loaded
 
     from diffalign.config.schema import DataConfig
     from diffalign.data import read_preferences
@@ -128,10 +128,10 @@ def _shown(estimate: "Estimate") -> str:
 
 
 DESCRIPTION = """\
-Say how often rewards prefer what people preferred: accuracy on a labelled set with Wilson's 95 % interval,
-also by margin (is it right where it is sure?), and how often two rewards prefer the same. Labels that
-are ties are said apart; equal scores count half. The median margin of ties says what `diffalign pairs --tie`
-may be. Scores are kept, so that a second look costs nothing."""
+Measure how often rewards agree with people: accuracy on a labelled set with Wilson's 95 % interval, also by
+margin (is it right where it is sure?), and the agreement of every two rewards. Labels that are ties are
+reported separately; equal scores count half. The median margin of ties suggests a value for
+`diffalign pairs --tie`. Scores are cached, so that a second call is fast."""
 
 EXAMPLES = """
 diffalign agreement tiny:pairs --rewards judge,tiny_clip

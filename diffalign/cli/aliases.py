@@ -1,9 +1,8 @@
-"""The flags of other people's scripts, as fields of the ``Run`` tree. One table, no torch.
+"""Flags of other training scripts, as fields of the ``Run`` tree. One table, no torch.
 
 Names are those of diffusers' ``train_diffusion_dpo.py`` and ``train_diffusion_dpo_sdxl.py``, of
-SalesforceAIResearch/DiffusionDPO's ``train.py``, and what TRL's users type. Every flag has an effect, or a
-note that it has none, or is an error that says what to do instead. ``cli.presets`` holds the scripts'
-defaults.
+SalesforceAIResearch/DiffusionDPO's ``train.py``, and TRL. Every flag has an effect, prints a note that it has
+none, or is an error that says what to do instead. ``cli.presets`` holds the scripts' defaults.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,9 +30,9 @@ class Alias:
         meaning: the field that it sets, or what it does, for the help.
         convert: text of the value (empty for a switch) to fields.
         switch: takes no value.
-        many: takes every word up to the next flag.
+        many: whether it takes all words up to the next flag.
         note: to print when the flag is given: why it has no effect, or what is done instead.
-        script: the one tool whose flag it is; empty: of several.
+        script: the only tool that has the flag; empty: several have it.
     """
 
     meaning: str

@@ -1,4 +1,4 @@
-"""``diffalign cache``: encode a preference set before training, in as many processes as there are."""
+"""``diffalign cache``: encode a preference set before training, in one or more processes."""
 
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Encode the set and print what it holds."""
+    """Encode the set and print its contents."""
     if {"-h", "--help"} & set(argv):
         print(USAGE, end="")
         return 0

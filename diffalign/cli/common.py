@@ -1,4 +1,4 @@
-"""What commands share: parsers that name the nearest option, tables, and the device. No torch on import."""
+"""Shared by the commands: parsers that name the nearest option, tables, the device. No torch on import."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     """Return the parsed arguments.
 
     Raises:
-        UserError: an option that there is not, with the nearest names, or one word too many.
+        UserError: an unknown option, with the nearest names, or an unexpected word.
     """
     args, extra = parser.parse_known_args(argv)
     if extra:
@@ -70,7 +70,7 @@ def names(text: str, what: str) -> list[str]:
     """Return the parts of ``a,b,c``.
 
     Raises:
-        UserError: there is none, or one is given twice.
+        UserError: no name, or one given twice.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:

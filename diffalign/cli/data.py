@@ -1,4 +1,4 @@
-"""``diffalign data``: what a preference set is and holds, before anything is trained on it."""
+"""``diffalign data``: layout and contents of a preference set, before training."""
 
 import argparse
 import sys
@@ -9,11 +9,11 @@ from diffalign.cli.common import make_parser, names, number, parse, print_json, 
 from diffalign.errors import UserError
 
 NO_LIMIT = 10**6
-"""A tokenizer that claims more than this many tokens has no limit."""
+"""A tokenizer with a larger limit than this has none."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Read the set and print what it holds."""
+    """Read the set and print its contents."""
     args = parse(_parser(), argv)
     if args.schemas:
         print(_schemas())
@@ -165,10 +165,9 @@ def _limit(tokenizer: object) -> int | None:
 
 
 DESCRIPTION = """\
-Show what a preference set is and holds: the layout that its columns follow, pairs, ties and rows without
-label, what is unreadable, identical or not used, sizes and shapes, the balance and margins of labels, prompts
-against a tokenizer's limit, duplicates, and prompts that an evaluation set has as well. Nothing is encoded or
-trained."""
+Show the layout and contents of a preference set: pairs, ties and rows without label, unreadable, identical
+and unused images, sizes and shapes, balance and margins of labels, lengths of prompts and a tokenizer's
+limit, duplicates, and prompts shared with an evaluation set. Nothing is encoded or trained."""
 
 EXAMPLES = """
 diffalign data tiny:pairs

@@ -1,4 +1,4 @@
-"""``diffalign demo``: the first thing a newcomer runs."""
+"""``diffalign demo``: a first run for newcomers."""
 
 import argparse
 import statistics
@@ -12,7 +12,7 @@ from diffalign.errors import unknown
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the demo, once or with several seeds, and print where to look."""
+    """Run the demo, once or with several seeds, and print where the results are."""
     parser = make_parser("demo", DESCRIPTION, EXAMPLES)
     parser.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: runs/demo")
     parser.add_argument(
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
         "--sampled", action="store_true", help="train on pairs that the model draws and the judge ranks"
     )
     parser.add_argument(
-        "--flip-labels", action="store_true", help="turn every label round: a control, must get worse"
+        "--flip-labels", action="store_true", help="flip every label: a control, must get worse"
     )
     parser.add_argument(
         "--steps", type=number(int, 1), metavar="N", help="optimizer steps; default: the recipe's"
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def choose_recipe(args: argparse.Namespace) -> str:
-    """Return the tiny recipe that family and method name.
+    """Return the tiny recipe of a family and a method.
 
     Raises:
         UserError: there is none.
@@ -74,7 +74,7 @@ def choose_recipe(args: argparse.Namespace) -> str:
 
 
 def summary(reports: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Return the numbers, where to look, and what to try next."""
+    """Return the numbers, the places of the results, and commands to try next."""
     rows = []
     for i, report in enumerate(reports):
         means = [f"{r['base']:.3f} -> {r['aligned']:.3f}" for r in report["rewards"].values()]
@@ -102,9 +102,9 @@ def summary(reports: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
 
 
 DESCRIPTION = """\
-Align the embedded tiny SDXL end to end with Diffusion-DPO: train on its preference pairs, draw held-out
-prompts with base and aligned from the same noise, judge, and write a report. A few minutes on two cores; no
-download."""
+Align the embedded tiny SDXL end to end with Diffusion-DPO: train on its preference pairs, sample held-out
+prompts with the base and the aligned model from the same noise, score the images, and write a report. A few
+minutes on two cores; no download."""
 
 EXAMPLES = """
 diffalign demo

@@ -1,4 +1,4 @@
-"""``diffalign displacement``: which pairs are likely to push their winner down, before training on them."""
+"""``diffalign displacement``: pairs that are likely to lower their winner's likelihood in training."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Measures every pair of a config's preference set, and writes the report and the filter's list."""
+    """Measure every pair of a config's preference set; write the report and the list for the filter."""
     parser = make_parser("displacement", DESCRIPTION, EXAMPLES)
     parser.usage = "diffalign displacement CONFIG|RUN [--a.b VALUE ...] [options]"
     parser.add_argument("--draws", type=number(int, 1), default=4, metavar="N", help="of time and noise")
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def measured(run: "Run", draws: int) -> "list[PairRow]":
-    """Return the rows of every pair of the run's preference set, by the model that it starts from."""
+    """Return the rows of every pair of the run's preference set, measured with its starting model."""
     from diffalign.data import fixed_batches, read_preferences
     from diffalign.evaluation.displacement import PairRow, measure
     from diffalign.methods import REGISTRY, build
@@ -84,11 +84,12 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
 
 
 DESCRIPTION = """\
-Say which pairs are likely to push their winner down, before training on them. For each pair of a config's
-preference set, by the model that training starts from: `overlap`, the inner product of winner's and loser's
-gradients over the winner's squared norm (above 1 one step raises the winner's error), and CHES, how alike
-the two look to the network. Writes <output>/displacement.json and <output>/dropped.txt, the rows that a
-filter leaves out: `--data.drop FILE` trains without them. Takes all flags of `train`."""
+Find pairs that are likely to lower their winner's likelihood in training (likelihood displacement). Measures
+each pair of a config's preference set with the model that training starts from: `overlap`, the inner product
+of winner's and loser's gradients over the winner's squared norm (above 1 one step raises the winner's error),
+and CHES, the similarity of the two in the network's hidden states. Writes <output>/displacement.json and
+<output>/dropped.txt, the rows to leave out: `--data.drop FILE` trains without them. Takes all flags of
+`train`."""
 
 EXAMPLES = """
 diffalign displacement tiny_sdxl_dpo --data.limit 256 --output runs/tiny

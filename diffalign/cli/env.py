@@ -1,4 +1,4 @@
-"""``diffalign env``: the block to paste into a bug report."""
+"""``diffalign env``: versions and hardware, to paste into a bug report."""
 
 import os
 import platform
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
         **_accelerator(),
     }
     facts |= {name: _version(name) for name in PACKAGES}
-    # Names of variables that change where things are looked up; never their values: some are secrets.
+    # Names of variables that change search paths and servers; never their values: some are secrets.
     prefixes = ("HF_", "CUDA_", "PYTORCH_", "NCCL_", "OMP_", "ACCELERATE_", "DIFFALIGN_")
     facts["environment"] = (
         ", ".join(sorted(n for n in os.environ if n.startswith(prefixes))) or "nothing of note"
@@ -72,7 +72,7 @@ def _memory() -> str:
 def _accelerator() -> dict[str, Any]:
     try:
         import torch
-    except ImportError as error:  # the very thing that a report may be about
+    except ImportError as error:  # may be the bug that is reported
         return {"accelerator": f"torch cannot be imported: {error}"}
     facts: dict[str, Any] = {"cuda": torch.version.cuda}
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""``diffalign estimate``: what a run takes, before it is run."""
+"""``diffalign estimate``: memory, FLOPs and time of a run, before it starts."""
 
 import math
 from collections.abc import Sequence

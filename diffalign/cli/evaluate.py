@@ -159,7 +159,7 @@ def named_rewards(specs: Sequence[str], args: argparse.Namespace) -> "list[Named
 
 @dataclass(frozen=True)
 class Compared:
-    """The models, and what the report says of their runs, by the aligned models' names."""
+    """The models, and facts on their runs for the report, by the aligned models' names."""
 
     base: "Callable[[], Pipeline]"
     entrants: "list[Entrant]"
@@ -169,7 +169,7 @@ class Compared:
 
 
 def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
-    """Return the named models without loading them; UserError for one that is not there."""
+    """Return the named models without loading them; UserError for one that does not exist."""
     from diffalign.evaluation.running import Entrant, entrant_names, slug
     from diffalign.runs.load_pipeline import Named, named, open_named, read_run_directory, run_directory_of
 
@@ -279,11 +279,11 @@ def _tables(model: Mapping[str, Any]) -> list[str]:
 
 
 DESCRIPTION = """\
-Compare a base model with aligned ones: all draw the prompts from the same noise, every reward scores all of
-it, and the report has gains and win rates with paired 95 % intervals over prompts, tests corrected for the
-number of models and rewards (Holm), gains by category, image statistics and the images. Of models of videos
-it has motion beside quality: dynamic degree, smoothness, consistency. An evaluation that was stopped goes on
-when the same command is given again; under torchrun every process draws and scores its share."""
+Compare a base model with aligned ones: all sample the same prompts from the same noise, every reward scores
+all samples, and the report has gains and win rates with paired 95 % intervals over prompts, tests corrected
+for the number of models and rewards (Holm), gains by category, image statistics and the images. For video
+models it also has motion: dynamic degree, smoothness, consistency. The same command continues a stopped
+evaluation; under torchrun every process samples and scores its share."""
 
 EXAMPLES = """
 diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore,aesthetic_v2

@@ -9,7 +9,7 @@ from diffalign.errors import UserError
 
 
 def run(argv: Sequence[str]) -> int:
-    """Write what the arguments name."""
+    """Write the model that the arguments name."""
     parser = make_parser("export", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "model", help="a run directory, an aligned/ folder, a LoRA file, a fine-tuned pipeline"
@@ -19,9 +19,7 @@ def run(argv: Sequence[str]) -> int:
         help="diffusers, kohya, comfyui, merged or single-file",
     )  # fmt: skip
     parser.add_argument("--output", metavar="PATH", help="folder or .safetensors; default: RUN/export/FORMAT")
-    parser.add_argument(
-        "--base", metavar="MODEL", help="what a LoRA or pipeline outside of a run is based on"
-    )
+    parser.add_argument("--base", metavar="MODEL", help="base model of a LoRA or pipeline outside of a run")
     parser.add_argument(
         "--strength", type=number(float, -10, 10), default=1.0, help="factor of the change; default 1"
     )
@@ -31,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dtype", help="of merged weights: float16, bfloat16, float32; default: the run's")
     parser.add_argument("--title", help="name of the model and of its file; default: the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parse(parser, argv)
     from diffalign.export.job import FORMATS, Export
     from diffalign.export.job import export as write
@@ -65,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _weighted(text: str) -> tuple[Path, float]:
-    """LORA=WEIGHT, or LORA at 1.
+    """Return (path, weight) of LORA=WEIGHT, or of LORA with weight 1.
 
     Raises:
         UserError: a weight that is no number, or no such LoRA.

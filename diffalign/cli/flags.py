@@ -1,4 +1,5 @@
-"""Reads the flags of ``train``, ``cache`` and ``estimate``: dotted fields and other tools' names. No torch.
+"""Parsing of the flags of ``train``, ``cache`` and ``estimate``: dotted fields and other tools' names. No
+torch.
 
 argparse cannot declare a dotted flag of a method (``--method.time.low 0.3``) without importing the method.
 """
@@ -70,7 +71,7 @@ def read_flags(argv: Sequence[str], own_switches: Sequence[str] = ()) -> Flags:
 
 
 def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
-    """Return the validated run that flags stand for, and notes to print.
+    """Return the validated run of the flags, and notes to print.
 
     Raises:
         UserError: anything wrong with the config or a flag.
@@ -90,7 +91,8 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     ]
     stepped = any(word.startswith(("--training.steps=", "--training.epochs=")) for word in flags.overrides)
     pairs, more = late(run, flags.late, preset, stepped)
-    # An explicit field beats what a late flag only implies: --validation_steps 50 --run_validation.
+    # An explicit field has precedence over what a late flag only implies: --validation_steps 50
+    # --run_validation.
     run = apply_overrides(run, _as_flags(pairs))
     validate(run, needs)
     return run, [*notes, *more]

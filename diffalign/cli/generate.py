@@ -1,4 +1,5 @@
-"""``diffalign generate``: images or videos for a prompt file, K each, resumable, in many processes."""
+"""``diffalign generate``: K images or videos for each prompt of a file, resumable, in one or more
+processes."""
 
 import sys
 from collections.abc import Sequence
@@ -13,15 +14,13 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Draws what is not drawn yet."""
+    """Generate the samples that do not exist yet."""
     parser = make_parser("generate", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "model",
         help="a run directory, an aligned/ folder, a LoRA, a pipeline (folder, file or hub id), tiny:sdxl",
     )
-    parser.add_argument(
-        "--base", metavar="MODEL", help="what a LoRA outside of its run directory was trained on"
-    )
+    parser.add_argument("--base", metavar="MODEL", help="base model of a LoRA outside of its run directory")
     parser.add_argument(
         "--prompts",
         required=True,
@@ -86,9 +85,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 DESCRIPTION = """\
-Draw images, or with a model of videos mp4 files, for a prompt file. One depends on (seed, prompt, number)
-alone, not on batch size or processes. What is in the output folder already is not drawn again. Under torchrun
-every process draws its share."""
+Generate images, or with a video model mp4 files, for a prompt file. A sample depends on (seed, prompt,
+number) alone, not on batch size or processes. Samples in the output folder are not generated again. Under
+torchrun every process generates its share."""
 
 EXAMPLES = """
 diffalign generate runs/mine --prompts prompts.txt --images-per-prompt 4 --output images/mine

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Serve the page until it is interrupted, then say what the answers are."""
+    """Serve the page until it is interrupted, then print a summary of the answers."""
     parser = make_parser("label", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "source",
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _say_address(address: str) -> None:
-    print("Ctrl-C ends it; every answer is kept as it comes", file=sys.stderr, flush=True)
+    print("Ctrl-C stops it; every answer is saved at once", file=sys.stderr, flush=True)
     print(address, flush=True)
 
 
@@ -105,10 +105,10 @@ def _disagreement(specs: Sequence[str], device: str) -> "Callable[[Task], float]
 
 DESCRIPTION = """\
 Open a page on which people compare images or videos of a prompt, by keyboard: left and right (or 1 to 9),
-down for no difference, S to skip, Z to undo. Answers are appended to answers.jsonl as they come, so nothing
-is lost when the command is killed; labels.jsonl beside it is what `diffalign train --data.path` reads.
-Several people give their names and share the work; --votes 2 has each comparison answered twice, and their
-agreement is told."""
+down for no difference, S to skip, Z to undo. Answers are appended to answers.jsonl at once, so nothing is
+lost when the command is killed; `diffalign train --data.path` reads labels.jsonl beside it. Several people
+enter their names and share the work; with --votes 2 each comparison is answered twice, and the agreement is
+printed."""
 
 EXAMPLES = """
 diffalign generate sdxl --prompts prompts.txt --images-per-prompt 2 --output images

@@ -1,4 +1,4 @@
-"""``diffalign label-segments``: who is better, second by second, for DenseDPO."""
+"""``diffalign label-segments``: preferences second by second, for DenseDPO."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Labels pairs and writes them."""
+    """Label pairs and write them."""
     args = parse(_parser(), argv)
     from diffalign.preferences.segments.label import label_pairs
     from diffalign.preferences.segments.pairs import read_pairs
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _labeller(
     args: argparse.Namespace, pairs: "Sequence[Pair]", target: Path
 ) -> "tuple[Labeller, Callable[[], str] | None]":
-    """Who labels, and what it has to say of its cost."""
+    """Return the labeller, and a function for a line on its cost."""
     if args.by == "file":
         from diffalign.preferences.segments.by_file import ByFile
 
@@ -141,10 +141,10 @@ def _model(args: argparse.Namespace, answers: "Answers") -> "ByModel":
 
 
 DESCRIPTION = """\
-Say for each second of two videos which one is better: from people's labels, by rewards, or by a
-vision-language model that is shown both, in both orders (contradictions are ties). The result has segments
-for DenseDPO and, as scores, the majority of them for methods that want one label a pair. Scores and answers
-are kept: what was interrupted goes on, and nothing is paid for twice."""
+Label which of two videos is better in each second: from people's labels, by rewards, or by a vision-language
+model that compares them in both orders (contradictions are ties). The result has segments for DenseDPO and,
+as scores, their majority for methods that need one label a pair. Scores and answers are saved: an interrupted
+command continues, and nothing is paid for twice."""
 
 EXAMPLES = """
 diffalign label-segments pairs/pairs.jsonl --by reward --rewards pickscore --margin 0.2

@@ -1,4 +1,4 @@
-"""``diffalign methods``: what can be done with preferences, with paper, defaults and an example."""
+"""``diffalign methods``: the methods, with paper, defaults and an example."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def strategy_entry(card: Any) -> str:
-    """Return a strategy in the list: name, paper, what it composes with, what it costs, its defaults."""
+    """Return a strategy's entry in the list: name, paper, methods that it composes with, cost, defaults."""
     values = ", ".join(f"{name} {_short(value)}" for name, value in defaults(card.strategy).items())
     return (
         f"{card.name}: {card.title} ({card.year}, {card.source})\n"
@@ -55,7 +55,7 @@ def strategy_entry(card: Any) -> str:
 
 
 def describe_strategy(card: Any) -> str:
-    """Everything about one strategy."""
+    """Return the lines about one strategy."""
     fields = [f"  {name}: {value}" for name, value in defaults(card.strategy).items()]
     return "\n".join(
         [
@@ -75,7 +75,7 @@ def describe_strategy(card: Any) -> str:
 
 
 def entry(card: Any) -> str:
-    """Return a method in the list: name, paper, what it learns from, what it costs, its defaults."""
+    """Return a method's entry in the list: name, paper, data, cost, defaults."""
     values = ", ".join(
         f"{name} {_short(value)}" for name, value in defaults(card.method).items() if value != {}
     )
@@ -86,7 +86,7 @@ def entry(card: Any) -> str:
 
 
 def describe(card: Any) -> str:
-    """Everything about one method."""
+    """Return the lines about one method."""
     lines = [f"{card.title} ({card.name})", f"{card.paper}, {card.year}, {card.source}", ""]
     lines += [
         f"learns from: {card.data}",

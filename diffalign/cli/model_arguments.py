@@ -1,4 +1,5 @@
-"""Pipelines as people name them on the command line: a model, an ``aligned/`` folder, or a run directory."""
+"""Options that name a pipeline (a model, an ``aligned/`` folder or a run directory) and its sampling
+settings."""
 
 import argparse
 import sys
@@ -43,8 +44,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "SamplingSettings":
-    """Return what ``add_sampling_options`` has read; of a run the size and a video's frames are those of
-    training where none are given.
+    """Return the settings of ``add_sampling_options``; the size and frames of a run's training where none are
+    given.
     """
     from diffalign.evaluation.drawing.sampling import SamplingSettings
 
@@ -70,8 +71,8 @@ def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "Samp
 
 
 def trained_run(specs: Sequence[str], args: argparse.Namespace) -> Run | None:
-    """Return the run whose size and frames models are drawn at: the first of those that made them; None where
-    none is a run's.
+    """Return the first run among the models, whose size and frames are used for sampling; None if none is a
+    run.
 
     Raises:
         UserError: runs of several sizes, and no --height and --width.
@@ -101,7 +102,7 @@ def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "Loaded
     """Load the model that ``spec`` names: a run directory, a LoRA (over ``base``), or a model.
 
     Raises:
-        UserError: nothing of that kind is there.
+        UserError: nothing of that kind exists.
     """
     from diffalign.runs import load_pipeline
 

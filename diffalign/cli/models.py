@@ -1,4 +1,4 @@
-"""``diffalign models``: the model families, and how their checkpoints are named."""
+"""``diffalign models``: the model families, with names of checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,8 +1,9 @@
-"""``diffalign new``: start a method, a reward or a model family with its test, failing until filled in.
+"""``diffalign new``: templates of a method, a reward or a model family, with a test that fails until filled
+in.
 
 In a checkout it writes the module, its value test and what registers it: for a method the row on the plane,
-the tiny recipe and the line of the changelog, for a reward and a family the card and the line. What is left
-to do says FILL IN, and the new tests fail until nothing says so.
+the tiny recipe and the line of the changelog, for a reward and a family the card and the line. Places to
+complete are marked FILL IN, and the new tests fail while a mark is left.
 """
 
 import argparse
@@ -33,7 +34,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "test_family.py.txt": "tests/models/test_$name.py",
     },
 }
-"""The files of each kind: template and place."""
+"""The files of each kind: template and path."""
 
 PLANE, RULES, FAMILIES = (
     "diffalign/plane/settings.py",
@@ -71,7 +72,7 @@ def write(args: argparse.Namespace) -> list[str]:
     """Write all files of ``args.kind``, or none; return their places below the checkout.
 
     Raises:
-        UserError: an unknown kind, a name that is no module name or is taken, or a root that is no checkout.
+        UserError: an unknown kind, a name that is no module name or exists, or a root that is no checkout.
     """
     if args.kind not in KINDS:
         raise unknown("kind", args.kind, KINDS)
@@ -116,10 +117,10 @@ class Insertion:
         self.pattern, self.text, self.after = pattern, text, after
 
     def __call__(self, content: str) -> str:
-        """Return the content with the text in its place.
+        """Return the content with the text inserted.
 
         Raises:
-            UserError: the pattern is not there, so the checkout is of another version.
+            UserError: no match of the pattern, so the checkout is of another version.
         """
         found = re.search(self.pattern, content, re.MULTILINE)
         if found is None:
@@ -129,20 +130,20 @@ class Insertion:
 
 
 class Edits:
-    """Several insertions, one after another."""
+    """Several insertions, in order."""
 
     def __init__(self, *insertions: Insertion) -> None:
         self.insertions = insertions
 
     def __call__(self, content: str) -> str:
-        """Return the content with all of them."""
+        """Return the content with all texts inserted."""
         for insert in self.insertions:
             content = insert(content)
         return content
 
 
 def edits(kind: str, words: Mapping[str, str]) -> dict[str, Edits]:
-    """Return what is inserted into which files that are there."""
+    """Return the edits of existing files, by path."""
     name, klass = words["name"], words["klass"]
     line = f"- FILL IN: what the {kind} `{name}` does, and its paper.\n"
     found = {"CHANGELOG.md": Edits(Insertion(r"^### Added\n\n", line, after=True))}

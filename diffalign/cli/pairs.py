@@ -21,7 +21,7 @@ CHOICES = ("best-worst", "top-bottom", "all", "list")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make the pairs, write them, and print how many there are and why not more."""
+    """Make and write the pairs; print their number, and the numbers and reasons of dropped ones."""
     args = read(argv)
     output = Path(args.output)
 
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Iterator[tuple[Found, Shelf]]":
-    """Yield the scored images or videos: of a table of scores, or scored now."""
+    """Yield the scored images or videos, from a table of scores or after scoring them."""
     from diffalign.data.prompts.prompt_sets import read_prompts
     from diffalign.preferences.from_scores.candidates import Shelf, from_table, is_score_table, scored_now
     from diffalign.rewards.scoring.items import read_items
@@ -126,7 +126,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     args = parse(parser, argv)
     if Path(args.output).suffix not in (".parquet", ".jsonl"):
         raise UserError(f"--output {args.output!r}: the name must end in .parquet or .jsonl")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # told before anything is scored
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # raises before anything is scored
     if args.top != 1 and args.choose != "top-bottom":
         raise UserError(f"--top {args.top} is for --choose top-bottom, not {args.choose}")
     if args.max_pairs and args.choose == "list":
@@ -137,8 +137,8 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
 DESCRIPTION = """\
 Make preference pairs, or ranked lists, from scores: images or videos of one prompt are rivals. By default the
 best of a prompt against its worst; images with equal bytes count once, and equal scores make no pair. Prints
-how many were made, how many dropped, and why. The file is what `diffalign train --data.path` reads: parquet
-in Pick-a-Pic's schema with the images in it, or json lines with paths."""
+the number of pairs, and the numbers and reasons of dropped ones. `diffalign train --data.path` reads the
+file: parquet in Pick-a-Pic's schema with the images in it, or json lines with paths."""
 
 EXAMPLES = """
 diffalign score images/mine --rewards pickscore,aesthetic_v2

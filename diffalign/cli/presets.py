@@ -1,4 +1,4 @@
-"""The scripts whose flags are accepted: which one is meant, its defaults, and what still differs from it.
+"""Presets of other scripts: which script a command line is for, its defaults, and remaining differences.
 
 Facts are of huggingface/diffusers ``examples/research_projects/diffusion_dpo`` (two LoRA scripts, read as one
 preset whose model decides), of SalesforceAIResearch/DiffusionDPO ``train.py``, and of TRL's ``DPOConfig``.
@@ -38,14 +38,14 @@ LATE = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A script whose defaults a run takes.
+    """A script whose defaults a run may take.
 
     Attributes:
         title: the script, for messages.
         defaults: texts by field, for every model.
-        xl: more of them for an SDXL.
-        other: more of them for any other model.
-        differs: what differs whatever is set, a clause each.
+        xl: further defaults for an SDXL.
+        other: further defaults for any other model.
+        differs: differences that no setting removes, a clause each.
     """
 
     title: str
@@ -115,11 +115,12 @@ PRESETS: Mapping[str, Preset] = {
 }  # fmt: skip
 
 _ENTRY = {"pretrained_model_name_or_path", "model_name_or_path", "dataset_name"}
-"""Flags without which no script starts: where none is given, a flag of theirs is a spelling and no more."""
+"""Flags that a script needs: if none is given, its other flags are translated, but its defaults are not
+taken."""
 
 
 def choose(given: Collection[str], name: str, config: str | None) -> tuple[str, str]:
-    """Return the preset that a command line means, "" for none, and a note on how it was found.
+    """Return the name of a command line's preset, "" for none, and a note on how it was chosen.
 
     Args:
         given: names of other tools' flags on the command line.
@@ -175,7 +176,7 @@ def defaults(name: str, run: Run, given: Collection[str]) -> tuple[Pairs, list[s
 
 
 _EPOCHS = {"diffusers": "1", "trl": "3"}
-"""Epochs of the scripts that count them unless they are given a number of steps."""
+"""Default epochs of the scripts, used if no number of steps is given."""
 
 
 def late(

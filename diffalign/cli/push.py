@@ -1,4 +1,4 @@
-"""``diffalign push``: a run's result onto the Hugging Face hub."""
+"""``diffalign push``: upload a run's result to the Hugging Face hub."""
 
 import sys
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ def run(argv: Sequence[str]) -> int:
     """Upload and print the address."""
     parser = make_parser("push", DESCRIPTION, EXAMPLES)
     parser.add_argument("model", help="a run directory, an aligned/ folder or a LoRA")
-    parser.add_argument("repo", help="ORG/NAME on the hub; made where there is none")
+    parser.add_argument("repo", help="ORG/NAME on the hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="where the repository is new")
     parser.add_argument("--revision", metavar="BRANCH", help="default: main")
     parser.add_argument("--license", help="of the base model; default: what its card on the hub says")
-    parser.add_argument("--base", metavar="MODEL", help="what a LoRA outside of its run was trained on")
+    parser.add_argument("--base", metavar="MODEL", help="base model of a LoRA outside of its run")
     args = parse(parser, argv)
     from diffalign.runs.publish import push
 
@@ -33,7 +33,8 @@ def run(argv: Sequence[str]) -> int:
 
 DESCRIPTION = """\
 Upload a run's aligned/ to the Hugging Face hub with a model card (figures, base, licence, settings) and the
-pictures of its last validation. Log in with `hf auth login` first. What the hub has is not sent again."""
+pictures of its last validation. Log in with `hf auth login` first. Files that the hub has are not sent
+again."""
 
 EXAMPLES = """
 diffalign push runs/mine me/sdxl-dpo --private

@@ -1,4 +1,4 @@
-"""``diffalign rewards``: what images can be scored by."""
+"""``diffalign rewards``: the rewards that score images and videos."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -13,7 +13,7 @@ from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_
 
 
 def run(argv: Sequence[str]) -> int:
-    """Scores images or videos, writes a table and prints the means."""
+    """Score images or videos, write a table and print the means."""
     args = parse(_parser(), argv)
     specs = names(args.rewards, "--rewards")
     source = Path(args.source)
@@ -25,10 +25,10 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.rewards.scoring.score import check_table, score, write_table
     from diffalign.rewards.videos import needs_videos
 
-    check_table(output).parent.mkdir(parents=True, exist_ok=True)  # told before anything is scored
-    cards = [parse_spec(spec)[0] for spec in specs]  # a wrong name costs neither reading nor loading
+    check_table(output).parent.mkdir(parents=True, exist_ok=True)  # raises before anything is scored
+    cards = [parse_spec(spec)[0] for spec in specs]  # checks names before anything is read or loaded
     every = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
-    first = list(islice(every, 1))  # nor does a source of another layout, or of images instead of videos
+    first = list(islice(every, 1))  # checks the source's layout before rewards are loaded
     for card in cards:
         if card.video and first and not first[0].is_video:
             raise needs_videos(card.name)
@@ -88,8 +88,8 @@ DESCRIPTION = """\
 Score images or videos with rewards. A folder has NAME.txt beside each of them, or was made by `diffalign
 generate`; a table (.parquet, .jsonl) has `prompt` or `caption`, and `image` or `video`, a list of `images` or
 `videos`, `chosen` and `rejected`, or Pick-a-Pic's `jpg_0` and `jpg_1`. Of a video (mp4, webm, mov ...) a
-reward of images scores 8 frames. Scores of learned rewards are kept, so nothing is scored twice, and an
-interrupted command goes on where it stopped. `diffalign pairs` makes preference pairs of the scores."""
+reward of images scores 8 frames. Scores of learned rewards are cached, so nothing is scored twice, and an
+interrupted command continues where it stopped. `diffalign pairs` makes preference pairs of the scores."""
 
 EXAMPLES = """
 diffalign score images/mine --rewards pickscore,aesthetic_v2

@@ -1,4 +1,4 @@
-"""What ``score``, ``pairs`` and ``agreement`` share: options of scoring, and the scorers with their cache."""
+"""Shared by ``score``, ``pairs`` and ``agreement``: options of scoring, and the scorers with their cache."""
 
 import argparse
 import sys
@@ -29,9 +29,9 @@ def add_scoring_options(parser: argparse.ArgumentParser, cache: str, of: str = "
 def scorers_of(
     args: argparse.Namespace, specs: Sequence[str], cache: Path
 ) -> "Iterator[tuple[list[Scorer], ScoreCache | None]]":
-    """Yield the scorers that these options and specs name, and their cache, if scores are kept.
+    """Yield the scorers of the options and specs, and their cache, if there is one.
 
-    Interrupted, it says that what was scored is not lost.
+    After an interruption a line says where the scores so far are.
     """
     from diffalign.rewards.scoring.cache import ScoreCache
     from diffalign.rewards.scoring.score import make_scorers
@@ -53,6 +53,6 @@ def beside(source: Path, name: str) -> Path:
 
 
 def show_unreadable(places: Sequence[str]) -> None:
-    """Each on stderr."""
+    """Print each on stderr."""
     for place in places:
         print(f"skipped, unreadable: {place}", file=sys.stderr)

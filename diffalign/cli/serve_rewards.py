@@ -1,4 +1,4 @@
-"""``diffalign serve-rewards``: rewards behind an address, for other processes and other machines."""
+"""``diffalign serve-rewards``: serve rewards over HTTP to other processes and machines."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         try:
             print(f"serving {', '.join(f'{server.address}/{name}' for name in served)}", file=sys.stderr)
             print("Ctrl-C ends it", file=sys.stderr, flush=True)
-            print(server.address, flush=True)  # last: whoever waits for it may interrupt from here on
+            print(server.address, flush=True)  # last: the reader of this line may interrupt from here on
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
@@ -58,17 +58,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has ended, even one that was killed: nothing needs saving."""
+    """End this process when its parent has ended, even by a kill: there is nothing to save."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)
 
 
 DESCRIPTION = """\
-Serve rewards over HTTP and JSON. The address of a reward, such as http://127.0.0.1:8765/judge, stands
+Serve rewards over HTTP and JSON. The address of a reward, such as http://127.0.0.1:8765/judge, is valid
 wherever a reward is named: `diffalign score`, `evaluate`, rollout.rewards, data.rewards. GET / lists the
-rewards. Images travel as PNG, so they are rounded to 8 bits. There is no password: with --host 0.0.0.0,
-whoever reaches the port may ask."""
+rewards. Images are sent as PNG, so they are rounded to 8 bits. There is no password: with --host 0.0.0.0
+everybody who reaches the port can use it."""
 
 EXAMPLES = """
 diffalign serve-rewards --rewards judge,tiny_clip

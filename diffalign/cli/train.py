@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Trains, and says where things are."""
+    """Train, and print where the results are."""
     if {"-h", "--help"} & set(argv):
         from diffalign.cli.help import train_help
 
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _label(run: "Run", result: "Result") -> bool:
-    """Serve the page of the round that waits; return whether all of it is labelled."""
+    """Serve the labelling page of the current round; return whether all of it is labelled."""
     from diffalign.preferences.labelling.online import label_round
 
     _say([f"after step {result.steps}: {result.waiting.partition(':')[0]}; label them at:"])
@@ -71,7 +71,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
         "load it in diffusers:",
         *(f"    {line}" for line in result.loading),
         "",
-        "see whether it got better:",
+        "measure the gain:",
     ]
     tiny = run.model.path.startswith("tiny:")
     videos = bool(run.data.frames)

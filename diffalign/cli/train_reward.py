@@ -15,7 +15,7 @@ RECIPES = "rewards"
 USAGE = """\
 usage: diffalign train-reward [CONFIG] [--a.b VALUE ...] [--print-config]
 
-Train SPO's step-aware preference model: a CLIP that judges a diffusion model's clean estimates at any time,
+Train SPO's step-aware preference model: a CLIP that scores a diffusion model's clean estimates at any time,
 from preferences and that model, which stays frozen. CONFIG is a YAML file or the name of a shipped recipe
 ({recipes}); flags override it. `step_aware:OUTPUT` is then a reward.
 
@@ -33,7 +33,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Trains, and says where things are."""
+    """Train, and print where the results are."""
     if {"-h", "--help"} & set(argv):
         print(_help(), end="")
         return 0
@@ -70,10 +70,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read(words: Sequence[str]) -> "RewardRun":
-    """Return the run that a config, if the first word is one, and dotted flags stand for.
+    """Return the run of a config, if the first word is one, and dotted flags.
 
     Raises:
-        UserError: anything wrong with either.
+        UserError: an error in either.
     """
     from diffalign.config.files import find_config, read_yaml
     from diffalign.config.io import apply_overrides, tree_from

@@ -1,4 +1,4 @@
-"""``diffalign video-pairs``: two takes of each real clip, to be labelled and trained on."""
+"""``diffalign video-pairs``: two variants of each real clip, to be labelled and trained on."""
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
@@ -8,7 +8,7 @@ from diffalign.cli.common import count, make_parser, number, parse, share, side
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make what is not made yet."""
+    """Make the pairs that do not exist yet."""
     args = parse(_parser(), argv)
 
     from diffalign.cli.model_arguments import open_model
@@ -38,9 +38,7 @@ def _parser() -> ArgumentParser:
         "model",
         help="a run directory, an aligned/ folder, a hub id, a diffusers folder, a checkpoint, tiny:wan",
     )
-    parser.add_argument(
-        "--base", metavar="MODEL", help="what a LoRA outside of its run directory was trained on"
-    )
+    parser.add_argument("--base", metavar="MODEL", help="base model of a LoRA outside of its run directory")
     parser.add_argument(
         "--videos",
         required=True,
@@ -88,11 +86,11 @@ ETA = (
 GRID = "times of the sampler: even steps as published, or the model's own; auto: the model's at eta 1 only"
 
 DESCRIPTION = """\
-Make pairs of videos for DenseDPO (arXiv 2506.03517): a real clip is noised part of the way with two seeds and
-denoised again, which gives two takes of one scene and motion. With --eta 1 they are independent samples of
-the clip's caption, as Diffusion-DPO wants them. Of an image model's, clips are pictures. pairs.jsonl has no
-labels yet: `diffalign label-segments` gives them. What is in the output folder already is not made again.
-Under torchrun every process makes its share."""
+Make pairs of videos for DenseDPO (arXiv 2506.03517): a real clip is noised partially with two seeds and
+denoised again, which gives two variants of one scene and motion. With --eta 1 they are independent samples of
+the clip's caption, as for Diffusion-DPO. For an image model clips are pictures. pairs.jsonl has no labels
+yet: `diffalign label-segments` adds them. Pairs in the output folder are not made again. Under torchrun every
+process makes its share."""
 
 EXAMPLES = """
 diffalign video-pairs Wan-AI/Wan2.1-T2V-1.3B-Diffusers --videos clips/ --height 480 --width 832 --frames 81
