@@ -1,1 +1,1 @@
-"""What comes out of a run: an aligned pipeline that plain diffusers loads, merged weights, a model card."""
+"""The results of a run: an aligned pipeline that plain diffusers loads, merged weights, a model card."""

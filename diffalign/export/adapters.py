@@ -1,4 +1,4 @@
-"""Adapters between a live pipeline and factors: read off the modules, put on them, written as files."""
+"""Adapters of a loaded pipeline: read as LoRA factors, attached from factors, written to files."""
 
 import copy
 import json
@@ -29,14 +29,14 @@ def live_lora(model: LoadedModel, adapter: str = ADAPTER) -> Lora:
 
 
 def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
-    """Put a LoRA on the pipeline as active adapters, by diffusers' loader or, where it has none, by peft.
+    """Attach a LoRA to the pipeline as active adapters, by diffusers' loader or, where it has none, by peft.
 
     Raises:
         UserError: it does not fit.
     """
     lora = uniform(lora)
     if has_lora_loader(model.family.network_class):
-        # diffusers warns of each text encoder that a LoRA leaves alone, which is what it is meant to do
+        # diffusers warns of each text encoder that the LoRA does not change, which is intended
         with user_errors("LoRA", source), only_errors("diffusers"):
             model.pipeline.load_lora_weights(to_diffusers(lora))
         return
@@ -44,10 +44,10 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
 
 
 def set_strength(model: LoadedModel, strength: float) -> None:
-    """Multiply the scale of every adapter on the pipeline; 0 passes them by, DoRA's magnitudes included.
+    """Multiply the scale of every adapter on the pipeline; 0 disables them, DoRA's magnitudes included.
 
     Raises:
-        UserError: there is no adapter on it.
+        UserError: the pipeline has no adapter.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -103,7 +103,7 @@ def write_diffusers(lora: Lora, model: LoadedModel, folder: Path) -> None:
 
 
 def save(state: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    """Write tensors with a header; values are copied, so shared storage is no matter."""
+    """Write tensors with a header; values are copied, so tensors may share storage."""
     from safetensors.torch import save as to_bytes
 
     write_atomic(file, to_bytes({k: v.detach().cpu().clone() for k, v in state.items()}, metadata))
@@ -132,7 +132,7 @@ def _peft_settings(network: Any) -> dict[str, Any]:
 
 
 def _inject(network: nn.Module, modules: dict[str, Factors], source: str) -> None:
-    """Adapters by peft alone, with the factors as their weights."""
+    """Attach adapters by peft alone, with the factors as their weights."""
     from peft import LoraConfig, set_peft_model_state_dict
 
     first = next(iter(modules.values()))
@@ -152,9 +152,9 @@ def _inject(network: nn.Module, modules: dict[str, Factors], source: str) -> Non
 
 
 def _write_as_peft(network: Any, folder: Path) -> None:
-    """Return the two files that ``PeftModel.from_pretrained`` reads, its names of the tensors included.
+    """Write the two files that ``PeftModel.from_pretrained`` reads, with its names of tensors; return them.
 
-    The scale is folded in, so that ComfyUI, which reads such a file without its configuration, is right too.
+    The scale is folded in, so that ComfyUI, which ignores the configuration, applies the same strength.
     """
     state: dict[str, Tensor] = {}
     for name, factors in _live_factors(network, ADAPTER).items():

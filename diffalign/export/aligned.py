@@ -1,9 +1,9 @@
-"""``aligned/``: what plain diffusers loads, in a process without diffalign.
+"""``aligned/``: the folder that plain diffusers loads, without diffalign.
 
 LoRA: ``pipeline.load_lora_weights(folder)``. The file is in diffusers' layout at scale 1; a Stable Diffusion
     1.x or XL trained at another scale has kohya's layout, with alphas (``layouts.train_layout``). ``diffalign
-    export`` writes what ComfyUI, A1111, Forge and kohya's scripts load. A network that diffusers has no LoRA
-    loader for (PixArt's) has its LoRA as peft keeps it:
+    export`` writes what ComfyUI, A1111, Forge and kohya's scripts load. For a network without a LoRA loader
+    in diffusers (PixArt's) the LoRA is in peft's format:
     ``PeftModel.from_pretrained(pipeline.transformer, folder)``.
 Full fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in float32 and the rest as it was
     loaded.
@@ -68,13 +68,13 @@ def open_aligned(base: ModelConfig, folder: str | Path, device: str = "cpu") -> 
 
 
 def attach(model: LoadedModel, lora: Path) -> str:
-    """Put a LoRA on the model, from a file or a folder, in any layout that ``lora_formats`` reads.
+    """Attach a LoRA to the model, from a file or a folder, in any layout that ``lora_formats`` reads.
 
     Returns:
-        One line that says what was recognised.
+        A line on the recognised layout.
 
     Raises:
-        UserError: no LoRA there, or one of another network.
+        UserError: there is no LoRA, or it is of another network.
     """
     factors, words = read_lora_of(lora, model)
     put_on(model, factors, str(lora))
@@ -82,10 +82,10 @@ def attach(model: LoadedModel, lora: Path) -> str:
 
 
 def read_lora_of(lora: Path, model: LoadedModel) -> tuple[Lora, str]:
-    """Return ``read_lora``'s answer for a LoRA that must change the model's network.
+    """Return ``read_lora``'s result, for a LoRA that must change the model's network.
 
     Raises:
-        UserError: no LoRA there, or it has nothing for the network.
+        UserError: there is no LoRA, or it has no weights for the network.
     """
     if lora.is_dir() and not holds_lora(lora) and not list(lora.glob("*.safetensors")):
         raise UserError(f"{lora}: no {LORA_FILES[0]} in it; allowed: the aligned/ folder of a LoRA run")

@@ -13,7 +13,7 @@ from diffalign.models.sources import HUB_ID, SINGLE_FILE
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says.
+    """The contents of a model card.
 
     Attributes:
         base_model: what was aligned: hub id or folder.
@@ -27,8 +27,8 @@ class Card:
         tags: more tags for the hub.
         note: a sentence for readers, such as what the preferences were.
         widget: prompts and the files of their pictures in the repository, shown on the hub's page.
-        started: LoRAs that are folded into the base beneath the adapters (``model.adapter``).
-        absent: components that the pipeline is loaded without, which diffusers must be told.
+        started: LoRAs that were folded into the base before training (``model.adapter``).
+        absent: components that the pipeline is loaded without; diffusers needs them as None.
     """
 
     base_model: str
@@ -74,7 +74,7 @@ class Card:
             "diffalign",
         ]
         matter: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
-        if "/" in self.base_model and HUB_ID.fullmatch(self.base_model):  # the hub refuses anything but an id
+        if "/" in self.base_model and HUB_ID.fullmatch(self.base_model):  # the hub accepts only an id
             matter["base_model"] = self.base_model
             matter["base_model_relation"] = "adapter" if self.adapted else "finetune"
         if self.license is not None:
@@ -128,7 +128,8 @@ class Card:
 
 
 def _started(adapters: tuple[str, ...]) -> str:
-    """Return the sentence on adapters that lie beneath: base and this LoRA alone are another model."""
+    """Return the sentence on LoRAs under the trained one: without them the base and this LoRA are another
+    model."""
     names = ", ".join(f"`{name}`" for name in adapters)
     return (
         f"It was trained on the base with {names} folded in: load that first, at strength 1, then this LoRA "

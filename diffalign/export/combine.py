@@ -31,8 +31,8 @@ def folded(factors: Factors) -> Factors:
 def uniform(lora: Lora) -> Lora:
     """Return the same LoRA with one rank and one scale in all modules.
 
-    Loaders that take alpha per file then cannot mix up modules (diffusers keys its alpha patterns by names
-    that its kohya converter does not write). Smaller ranks are filled up with zeros.
+    Loaders that take one alpha per file are then right for all modules (diffusers keys its alpha patterns by
+    names that its kohya converter does not write). Smaller ranks are filled up with zeros.
     """
     every = [f for modules in lora.values() for f in modules.values()]
     if len({(f.rank, f.scale) for f in every}) <= 1:
@@ -123,7 +123,7 @@ def _padded(factors: Factors, rank: int) -> Factors:
 
 
 def _from_factors(factors: Factors, rank: int) -> tuple[Factors, float, float]:
-    """Reduce the rank by the SVD of the two small triangles of QR: the product itself is never formed."""
+    """Reduce the rank by the SVD of the two small R factors of QR; the full product is never formed."""
     up, down = factors.scale * factors.up.double().flatten(1), factors.down.double().flatten(1)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)
@@ -150,7 +150,8 @@ def _from_delta(change: Tensor, rank: int) -> tuple[Factors, float, float]:
 
 
 def _balanced(u: Tensor, s: Tensor, vh: Tensor, shape: Sequence[int]) -> Factors:
-    """Factors that share the singular values, so that neither overflows half precision."""
+    """Return factors with the square roots of the singular values, so that neither overflows half
+    precision."""
     root = s.sqrt()
     up, down = (u * root).float(), (root[:, None] * vh).float()
     return Factors(

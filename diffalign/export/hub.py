@@ -1,8 +1,8 @@
-"""A folder onto the Hugging Face hub, by huggingface_hub's own client.
+"""Upload of a folder to the Hugging Face hub, by huggingface_hub's client.
 
 The token is the client's (``hf auth login`` or HF_TOKEN); it is no option and no setting here, so it is in no
-configuration, log or tracker. Files that the hub has are not sent again: the client asks for each large file
-by its hash, and a push that was cut short goes on where it stopped.
+configuration, log or tracker. Files that the hub has are not sent again: the client compares hashes of large
+files, and repeating an interrupted push continues it.
 """
 
 from pathlib import Path
@@ -14,17 +14,17 @@ from diffalign.models.sources import HUB_ID
 def push_folder(
     folder: Path, repo: str, private: bool = False, revision: str | None = None, message: str = "Upload model"
 ) -> str:
-    """Upload a folder to a model repository, made where there is none, in one commit.
+    """Upload a folder to a model repository, which is created if needed, in one commit.
 
     Args:
         repo: ORG/NAME.
-        revision: branch, made where there is none; None: main.
+        revision: branch, created if needed; None: main.
 
     Returns:
         The address of the repository, or of its branch.
 
     Raises:
-        UserError: a name that the hub does not take, no permission, or the hub cannot be reached; what to do.
+        UserError: a name that the hub refuses, no permission, or no connection; says what to do.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -53,7 +53,7 @@ def push_folder(
 
 
 def base_license(base: str) -> str | None:
-    """Return the licence that the base's card on the hub states; None: none, or no connection."""
+    """Return the licence in the base's card on the hub; None: it has none, or there is no connection."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -1,4 +1,4 @@
-"""``diffalign export``: what a run has left, in the form that another program loads."""
+"""``diffalign export``: the result of a run in the format of another program."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ EXTRACTED_RANK = 64
 
 @dataclass(frozen=True)
 class Export:
-    """What to write.
+    """The settings of an export.
 
     Attributes:
         to: one of ``FORMATS``.
@@ -39,7 +39,7 @@ class Export:
         strength: factor of the adapter's change.
         rank: of the LoRA that is written; None: as it is, or 64 of one extracted from full weights.
         dtype: of merged weights; None: the base's.
-        overwrite: whether an output that is there already is replaced.
+        overwrite: whether an existing output is replaced.
         card_text: README.md of a folder; empty: none.
     """
 
@@ -54,7 +54,7 @@ class Export:
 
     @property
     def path(self) -> Path:
-        """The file or folder that is written."""
+        """The file or folder to write."""
         whole = self.to not in FILES or self.output.suffix == ".safetensors"
         return self.output if whole else self.output / f"{self.title}.safetensors"
 
@@ -66,19 +66,19 @@ def export(
     others: Sequence[tuple[Path, float]] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write an aligned model in another form.
+    """Write an aligned model in another format.
 
     Args:
         base: the model that was aligned.
         source: an ``aligned/`` folder, a LoRA's file or folder, or a whole pipeline's folder.
         others: more LoRAs of the same base with their weights, added to it.
-        say: gets a line for each thing that was recognised, approximated or left out.
+        say: gets a line for whatever was recognised, approximated or left out.
 
     Returns:
         The file or folder written.
 
     Raises:
-        UserError: settings that do not go together, or a LoRA or family that the format cannot hold.
+        UserError: settings that exclude each other, or a LoRA or family that the format does not support.
     """
     _check(settings)
     base = base if settings.dtype is None else replace(base, dtype=settings.dtype)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def _whole_config(base: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[Path, float]]:
-    """Return the LoRAs under the policy (``model.adapter``), which the base model of another program lacks.
+    """Return the LoRAs under the policy (``model.adapter``), which are not in another program's base model.
 
     Raises:
         UserError: one of them is no LoRA here.
@@ -208,7 +208,7 @@ def _combined(
         for component in {c for lora, _ in loras for c in lora}
     }
     plain: list[tuple[Lora, float]] = []
-    if dora:  # the product of the factors is not what a DoRA adds: its change is taken apart first
+    if dora:  # a DoRA's change is not the product of its factors: compute it first
         say("a DoRA: the nearest plain LoRA of its whole change is extracted")
     for lora, weight in loras:
         with torch.no_grad():

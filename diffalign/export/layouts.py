@@ -1,6 +1,6 @@
-"""A LoRA as a file for other programs: diffusers, kohya (A1111, Forge, ComfyUI), ComfyUI's flow models.
+"""LoRA files for other programs: diffusers, kohya (A1111, Forge, ComfyUI), ComfyUI's flow models.
 
-What each reader takes as the strength of a module, and therefore what is written:
+Where each reader finds the strength of a module:
 
 | reader | strength of a module |
 |---|---|
@@ -10,7 +10,7 @@ What each reader takes as the strength of a module, and therefore what is writte
 | peft | ``adapter_config.json`` |
 
 So kohya's and ComfyUI's files carry an alpha tensor for each module, and diffusers' files have the scale
-folded into the second factor with alpha = rank: every reader then applies what was trained. rsLoRA's
+folded into the second factor with alpha = rank: every reader then applies the trained strength. rsLoRA's
 ``alpha / sqrt(rank)`` becomes an alpha of ``alpha sqrt(rank)``, which is exact. DoRA: see ``refuse_dora``.
 """
 
@@ -29,7 +29,7 @@ from diffalign.models.lora_names import file_text_name, modules_of
 from diffalign.models.original_layout import original_modules
 
 KOHYA = {"sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
-"""Families with a layout of kohya's: the architecture's name in the ModelSpec metadata."""
+"""Families that kohya's layout supports: the architecture's name in the ModelSpec metadata."""
 
 COMFYUI = {
     "flux": "flux-1-dev",
@@ -39,7 +39,7 @@ COMFYUI = {
     "sd3": "stable-diffusion-3",
     "wan": "wan-2.1",
 }
-_ORIGINAL_NAMES = ("wan", "ltx")  # ComfyUI knows these models' modules by the original names alone
+_ORIGINAL_NAMES = ("wan", "ltx")  # for these models ComfyUI reads the original names only
 
 
 def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
     Stability's (``input_blocks``) for SDXL. A1111, Forge, ComfyUI and diffusers read both.
 
     Raises:
-        UserError: a family without such a layout, DoRA, or a module that the layout has no name for.
+        UserError: an unsupported family, DoRA, or a module without a name in the layout.
     """
     family = model.family.name
     if family not in KOHYA:
@@ -77,13 +77,13 @@ def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
 
 
 def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
-    """Return a LoRA under the names that ComfyUI has for a flow model's modules, alpha included.
+    """Return a LoRA with ComfyUI's names of a flow model's modules, alpha included.
 
     ComfyUI maps diffusers' names (``transformer.*``) for SD3, FLUX and PixArt, and the original names
-    (``diffusion_model.*``) for Wan and LTX; a Stable Diffusion gets kohya's layout.
+    (``diffusion_model.*``) for Wan and LTX; Stable Diffusion models get kohya's layout.
 
     Raises:
-        UserError: a family that ComfyUI has no names for, DoRA, or a module without a name.
+        UserError: an unsupported family, DoRA, or a module without a name.
     """
     family = model.family.name
     if family in KOHYA:
@@ -111,10 +111,10 @@ def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
 
 
 def refuse_dora(lora: Lora, layout: str) -> None:
-    """Refuse DoRA where readers disagree about it.
+    """Refuse DoRA, which readers of these layouts interpret differently.
 
-    diffusers drops ``dora_scale`` of a kohya file with a warning, and ComfyUI, A1111 and LyCORIS have
-    normalised by other norms from version to version, so that no file means the same everywhere.
+    diffusers drops ``dora_scale`` of a kohya file with a warning, and the norm that ComfyUI, A1111 and
+    LyCORIS divide by has changed between versions, so no file has the same effect everywhere.
 
     Raises:
         UserError: the LoRA is a DoRA.
@@ -128,7 +128,7 @@ def refuse_dora(lora: Lora, layout: str) -> None:
 
 
 def train_layout(lora: Lora, model: LoadedModel) -> str:
-    """Return the layout that ``train`` leaves, in which no reader can apply another strength.
+    """Return the layout that ``train`` writes, in which no reader can apply another strength.
 
     At scale 1 (alpha = rank) it is diffusers', which needs no alpha: any reader's default is right. Another
     scale goes into kohya's alpha tensors where the family has that layout and diffusers reads all of it back;
@@ -145,7 +145,7 @@ def train_layout(lora: Lora, model: LoadedModel) -> str:
 
 
 def dropped_by_diffusers(state: Mapping[str, Tensor], lora: Lora, model: LoadedModel) -> list[str]:
-    """Return the modules of a LoRA that diffusers' converter makes nothing of, or something else."""
+    """Return the modules of a LoRA that diffusers' converter drops or changes."""
     from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
@@ -197,9 +197,9 @@ def lora_metadata(lora: Lora, model: LoadedModel, title: str) -> dict[str, str]:
 
 
 def prediction_metadata(model: LoadedModel) -> dict[str, str]:
-    """Return ModelSpec's note of what a Stable Diffusion predicts; flow models have none."""
+    """Return ModelSpec's prediction type of a Stable Diffusion; flow models have none."""
     kind = model.pipeline.scheduler.config.get("prediction_type")
-    edm = isinstance(model.path, EDM)  # ModelSpec has no word for it
+    edm = isinstance(model.path, EDM)  # ModelSpec has no value for it
     if edm or model.family.name not in KOHYA or kind not in ("epsilon", "v_prediction"):
         return {}
     return {"modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon"}
@@ -217,7 +217,8 @@ def _table(model: LoadedModel) -> Mapping[str, Any]:
 
 
 def _unet_stems(model: LoadedModel) -> dict[str, str]:
-    """Kohya's stem of each module; Stable Diffusion 1.x by diffusers' names, which its scripts train with."""
+    """Return kohya's stem of each module; for Stable Diffusion 1.x by diffusers' names, as kohya's scripts
+    do."""
     stems = {}
     for original, place in _table(model).items():
         ours = place.modules[0]

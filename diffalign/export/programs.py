@@ -1,4 +1,4 @@
-"""How each program loads what an export has written, in words. No torch."""
+"""Instructions for loading an export in each program. No torch."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ def how_to_load(to: str, path: Path, family: str) -> list[str]:
 
     Args:
         to: format of ``diffalign export``.
-        path: what was written.
+        path: of the export.
         family: of the model.
     """
     name = path.stem

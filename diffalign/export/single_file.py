@@ -25,10 +25,10 @@ Named = tuple[str, tuple[int, ...], Callable[[], Tensor]]
 
 
 def write_single_file(model: LoadedModel, path: Path, dtype: torch.dtype, title: str) -> int:
-    """Write the whole model; see the module. Returns bytes.
+    """Write the whole model (see the module) and return its size in bytes.
 
     Raises:
-        UserError: a family without this layout.
+        UserError: an unsupported family.
     """
     if model.family.name not in KOHYA:
         raise UserError(
@@ -109,7 +109,8 @@ _OPEN_CLIP_ENDS = {
 
 
 def _open_clip(state: dict[str, Any]) -> list[Named]:
-    """SDXL's second encoder as OpenCLIP keeps it: q, k and v in one matrix, the projection transposed."""
+    """Return SDXL's second encoder in OpenCLIP's layout: q, k and v in one matrix, the projection
+    transposed."""
     prefix = "conditioner.embedders.1.model."
     named: list[Named] = []
     for full, tensor in state.items():

@@ -1,4 +1,4 @@
-"""A safetensors file written tensor by tensor: no second copy of the weights in memory.
+"""A safetensors file written tensor by tensor, without a second copy of the weights in memory.
 
 Layout (huggingface/safetensors, README "Format"): eight bytes of little-endian header length, a JSON header
 padded with spaces, then the tensors' bytes without gaps.
@@ -33,7 +33,7 @@ class Entry:
         name: in the file.
         shape: of the tensor.
         dtype: that it is written in.
-        make: returns the tensor, in any dtype; called once, when its turn has come.
+        make: returns the tensor, in any dtype; called once, when the tensor is written.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
-    """Write the entries in their order; the file is whole or not there.
+    """Write the entries in their order; the file appears when it is complete.
 
     Returns:
         Bytes written.
