@@ -1,1 +1,1 @@
-"""Is the aligned model better, by how much, at what price: sampling, scoring, statistics and the report."""
+"""Evaluation of aligned models: sampling, scoring, statistics and the report."""

@@ -1,9 +1,9 @@
-"""How often a reward prefers what people preferred, and how often two rewards prefer the same.
+"""Accuracy of rewards on human preferences, and agreement between rewards.
 
 The units are comparisons: every two rivals of a labelled group. Accuracy is the share of those with a winner
 that the reward scores higher, equal scores counting half, with Wilson's 95 % interval. Ties of the labels are
-no part of it and are said apart. Comparisons of one prompt are counted as if they were independent: of sets
-with many of a prompt, the interval is too narrow.
+excluded and counted separately. Comparisons of one prompt are treated as independent, so the interval is too
+narrow for sets with many comparisons of a prompt.
 """
 
 from collections import deque
@@ -42,16 +42,16 @@ class Bin:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A reward against the labels.
+    """The accuracy of a reward on the labels.
 
     Attributes:
         reward: its name.
         pairs: comparisons with a winner.
-        right, wrong, equal: of them: the winner scores higher, lower, the same.
+        right, wrong, equal: numbers of these whose winner scores higher, lower, the same.
         accuracy: (right + equal / 2) / pairs.
         by_margin: the same by quantiles of the scores' difference, the smallest first.
         median_margin: of the scores' difference, and ``median_margin_of_ties`` where labels are equal (None
-            if none are): what a tie band may be chosen by.
+            if none are); a guide for the width of a tie band.
     """
 
     reward: str
@@ -67,14 +67,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two rewards against each other, on all comparisons, label or not.
+    """The agreement of two rewards on all comparisons, labelled or not.
 
     Attributes:
         first, second: their names.
-        pairs: comparisons that both decide; ``undecided`` the others.
+        pairs: comparisons where neither scores a tie; ``undecided`` the others.
         same: share on which both prefer the same image.
-        tau: 2 x same - 1: Kendall's tau within groups, and Cohen's kappa, since by chance (which image of a
-            pair comes first says nothing) half would be the same.
+        tau: 2 x same - 1, which is Kendall's tau within groups, and Cohen's kappa, since half would agree by
+            chance (the order of a pair is arbitrary).
     """
 
     first: str
@@ -87,7 +87,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Report:
-    """What a labelled set says of rewards: ``ties`` comparisons of it have no winner."""
+    """Accuracies and agreements on a labelled set, of which ``ties`` comparisons have no winner."""
 
     pairs: int
     ties: int
@@ -97,8 +97,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Rated:
-    """The groups that have scores; what else the set held, by its own counts; single images, which have no
-    rival; and the places of unreadable images, whose groups are left out.
+    """The scored groups, the set's counts, the number of single images (without rival), and the places of
+    unreadable images, whose groups are left out.
     """
 
     groups: tuple[Group, ...] = field(repr=False)
@@ -118,7 +118,7 @@ def rate(
     """Score every image of a labelled set.
 
     Raises:
-        UserError: no group of two or more in it, none of them readable, or what a reward refuses.
+        UserError: no group of two or more, none that is readable, or an error of a reward.
     """
     waiting: deque[Example] = deque()
     singles = [0]
@@ -155,12 +155,12 @@ def rate(
 
 
 def report(groups: Sequence[Group], rewards: Sequence[str], bins: int = 4) -> Report:
-    """Accuracies and agreements of R rewards on labelled groups.
+    """Return accuracies and agreements of R rewards on labelled groups.
 
     Args:
         groups: with R scores an image.
         rewards: R names.
-        bins: quantiles of the margin; equal margins are in one, so there may be fewer.
+        bins: quantiles of the margin; equal margins share a bin, so there may be fewer.
 
     Raises:
         ValueError: fewer than one bin, or no group.
@@ -186,7 +186,7 @@ def report(groups: Sequence[Group], rewards: Sequence[str], bins: int = 4) -> Re
 
 
 def _accuracy(name: str, leads: np.ndarray, of_ties: np.ndarray, bins: int) -> Accuracy:
-    """``leads``: by how much the winner scores higher, (pairs,)."""
+    """Return the accuracy; ``leads`` (pairs,) is the winner's score minus the loser's."""
     size = np.abs(leads)
     edges = np.quantile(size, np.linspace(0, 1, bins + 1)[1:-1])
     place = np.searchsorted(edges, size)

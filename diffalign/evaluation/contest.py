@@ -1,5 +1,5 @@
-"""Aligned models against one base, on the same prompts and noise: which is best, how sure that is, and on
-which kinds of prompts.
+"""Comparison of aligned models with one base, on the same prompts and noise: the best one, its confidence,
+and gains by category of prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from diffalign.evaluation.measuring.statistics import (
 from diffalign.media.files import MediaLike
 
 BASE = "base"  # the base's name in tables, and of its images' folder
-_RESAMPLES = 2_000  # of a category: there are many of them
+_RESAMPLES = 2_000  # of a category, of which there are many
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RunsResult:
 
 @dataclass(frozen=True)
 class Contest:
-    """Evaluations of models that have drawn the same N samples as one base.
+    """Evaluations of models on the same N prompts and noises as one base.
 
     Attributes:
         base: the base's images or videos, N.
@@ -55,7 +55,7 @@ class Contest:
         adjusted: p-values by model and reward, with Holm's correction: those of the primary reward, which was
             chosen beforehand, over the models; those of the others over the others and the models.
         by_category: by model; empty where the prompts have no categories.
-        repeats: whether the models are training runs of one recipe, by other seeds.
+        repeats: whether the models are training runs of one recipe with several seeds.
     """
 
     base: tuple[MediaLike, ...] = field(repr=False)
@@ -79,7 +79,7 @@ class Contest:
 
     @property
     def best(self) -> str:
-        """The model of the largest gain of the primary reward, whether that is shown or not."""
+        """The model of the largest gain of the primary reward, significant or not."""
         return self.order[0]
 
     @property
@@ -91,8 +91,8 @@ class Contest:
     def verdict(self) -> str:
         """``better``, ``worse``, ``no difference shown`` or ``too few prompts``: of the best model.
 
-        The best of several is better by chance more often than one is: its test, corrected for their number,
-        must say so as well as its interval.
+        The best of several models is better by chance more often than a single one, so its test, corrected
+        for their number, must be significant as well as its interval.
         """
         found = self.leading.verdict
         if found != "better" or len(self.names) == 1:
@@ -122,12 +122,12 @@ class Contest:
 
     @property
     def leads(self) -> bool:
-        """Whether the best of several is shown to be ahead of the next: see ``Comparison.outcome``."""
+        """Whether the best of several is significantly ahead of the next: see ``Comparison.outcome``."""
         return self.lead is not None and self.lead.outcome == "better"
 
     @property
     def lead(self) -> Comparison | None:
-        """The best against the next best, by the primary reward; None if there is one model."""
+        """The comparison of the best with the next best by the primary reward; None for one model."""
         if len(self.names) == 1:
             return None
         best, second = (self.evaluations[name].primary.aligned_scores for name in self.order[:2])
@@ -140,7 +140,7 @@ def contest(
     evaluations: Mapping[str, Evaluation],
     categories: Mapping[str, Sequence[str]] | None = None,
 ) -> Contest:
-    """Hold evaluations of the same base, prompts and rewards together.
+    """Return the contest of evaluations of the same base, prompts and rewards.
 
     Args:
         base: N images or videos.
@@ -168,7 +168,7 @@ def contest(
 def alone(
     evaluation: Evaluation, base: Sequence[MediaLike] = (), aligned: Sequence[MediaLike] = ()
 ) -> Contest:
-    """One aligned model, called ``aligned``, against its base."""
+    """Return the contest of one aligned model, called ``aligned``."""
     return contest(base, {"aligned": aligned}, {"aligned": evaluation})
 
 

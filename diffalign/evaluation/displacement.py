@@ -1,14 +1,16 @@
-"""Which pairs are likely to push their winner down, told before any training.
+"""Prediction of likelihood displacement: pairs that are likely to lower their winner's likelihood in
+training.
 
-Pushing a loser away also pushes whatever is like it, the winner before all: preference losses are known to
-lower the likelihood of both. Two numbers foretell it, each from one forward of a pair that shares noise:
+Lowering a loser's likelihood also lowers that of similar samples, above all the winner's: preference losses
+are known to lower the likelihood of both. Two numbers predict it, each from one forward of a pair that shares
+noise:
 
 - the gradient inner product in output space. With gA, gB the gradients of the winner's and the loser's mean
-  squared errors, one step of an equal pull and push moves the winner's error by -|gA|^2 + gA.gB: it rises
+  squared errors, one step of equal weight on both changes the winner's error by -|gA|^2 + gA.gB: it rises
   where ``overlap`` = gA.gB / |gA|^2 is above 1 (the condition behind Diffusion-SDPO, arXiv 2511.03317).
 - CHES (Razin et al. 2024, arXiv 2410.08847): <sum h_w, sum h_l> - |sum h_w|^2 of hidden embeddings, of a
   language model over tokens, here over positions of what enters the network's last layer; a high score is a
-  pair whose two members look alike to the model. Its length-normalised form has means for sums.
+  pair with similar embeddings. The length-normalised form has means in place of sums.
 
 Both are means over ``draws`` of time and noise. They are first-order and in output space (or in that of the
 last layer): a warning, not a measurement of the run.
@@ -41,7 +43,7 @@ def ches(
     rejected_mask: Float[Tensor, "P M"] | None = None,
     normalised: bool = False,
 ) -> Float[Tensor, " P"]:
-    """Return the centered hidden embedding similarity of P pairs; high scores foretell displacement.
+    """Return the centered hidden embedding similarity of P pairs; high scores predict displacement.
 
     Args:
         chosen: hidden embeddings of the winner, at L positions (tokens, pixels).
@@ -84,7 +86,7 @@ class PairRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """What ``measure`` finds of one batch: who the pairs are, and their numbers, (P,) each."""
+    """The measurements of one batch: indices of the pairs, and their numbers, (P,) each."""
 
     groups: Tensor
     inner: Tensor
@@ -106,9 +108,9 @@ def measure(
 
     Args:
         denoiser: the model that training will start from, in evaluation mode.
-        network: its module, whose last layer's input CHES looks at.
+        network: its module; CHES reads the input of its last layer.
         batches: pairs (or lists: their best against their worst).
-        time: which times.
+        time: the sampler of times.
         draws: of time and noise, shared by the members of a group.
         seed: of the draws.
 
@@ -145,7 +147,8 @@ def measure(
 
 @contextmanager
 def last_input(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, a list that holds what entered the layer called last, (B, L, D): L positions of D features."""
+    """Enter a context that records the input of the last called layer, (B, L, D): L positions of D
+    features."""
     seen: list[Tensor] = []
 
     def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -164,13 +167,13 @@ def last_input(network: nn.Module) -> Iterator[list[Tensor]]:
 
 @dataclass(frozen=True)
 class Report:
-    """All pairs, the most endangered first, and which of them a filter leaves out.
+    """All pairs, those of the highest risk first, and which of them a filter leaves out.
 
     Attributes:
         rows: sorted by ``by``, highest first.
         by: "overlap" or "ches".
-        dropped: how many of the first rows the filter leaves out.
-        endangered: how many have an overlap above 1.
+        dropped: number of first rows that the filter leaves out.
+        endangered: number of pairs with an overlap above 1.
     """
 
     rows: tuple[PairRow, ...]
@@ -179,7 +182,7 @@ class Report:
     endangered: int
 
     def text(self, shown: int = 20) -> str:
-        """Return a table of the first rows, and what they mean."""
+        """Return a table of the first rows, and a line that explains them."""
         head = f"{'overlap':>9}  {'ches':>10}  row"
         lines = [head]
         for row in self.rows[:shown]:
@@ -195,7 +198,7 @@ class Report:
         )
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """``displacement.json`` with all rows, and ``dropped.txt``, which ``data.drop`` reads."""
+        """Write ``displacement.json`` with all rows, and ``dropped.txt``, which ``data.drop`` reads."""
         rows = [asdict(row) | {"overlap": row.overlap} for row in self.rows]
         for i, row in enumerate(rows):
             row["dropped"] = i < self.dropped
@@ -213,7 +216,7 @@ def report(
     above: float | None = None,
     share: float | None = None,
 ) -> Report:
-    """Sort and filter.
+    """Return the sorted and filtered report.
 
     Args:
         rows: of all pairs.

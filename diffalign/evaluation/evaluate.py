@@ -1,4 +1,4 @@
-"""Base against aligned on the same prompts and noise: scores, intervals, statistics and the alarm.
+"""Comparison of base and aligned model on the same prompts and noise: scores, intervals, statistics, alarm.
 
 Images and videos are treated alike: a reward of images scores a video as the mean over frames, image
 statistics are means over frames, and videos have statistics of their motion besides.
@@ -23,7 +23,7 @@ from diffalign.evaluation.measuring.statistics import Comparison, compare, promp
 from diffalign.media.files import MediaLike, all_videos
 from diffalign.types import Reward
 
-FALL = 0.2  # standard deviations of the base's scores that another reward may fall before the alarm
+FALL = 0.2  # another reward may fall by this many standard deviations of the base's scores without an alarm
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that is known after an evaluation; images are kept by the caller.
+    """The results of an evaluation, without the images.
 
     Attributes:
         prompts: the prompt of each of the N image pairs.
-        rewards: one result each; the first is the primary one, by which the verdict is given.
+        rewards: one result each; the first is the primary one, which gives the verdict.
         statistics: of images, and of the motion of videos, and their changes.
         rows: the table by prompt, in order of appearance.
-        alarm: sentences on what has got worse while the primary reward rose; empty if nothing has.
+        alarm: sentences on measurements that got worse while the primary reward rose; may be empty.
         seed: of the bootstrap (and of the sampling, in ``compare_pipelines``).
     """
 
@@ -184,7 +184,7 @@ def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[Prom
 
 
 def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange], kind: str) -> list[str]:
-    """Return what got worse while the primary reward rose; nothing if it did not rise."""
+    """Return sentences on what got worse while the primary reward rose; none if it did not rise."""
     primary = results[0]
     if primary.comparison.gain.low <= 0:
         return []
@@ -210,7 +210,7 @@ def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange
 
 @dataclass(frozen=True)
 class PipelineComparison:
-    """An evaluation and the samples that it is of, pair by pair."""
+    """An evaluation and its samples, pair by pair."""
 
     evaluation: Evaluation
     base: tuple[Sample, ...] = field(repr=False)

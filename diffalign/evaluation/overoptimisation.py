@@ -1,13 +1,13 @@
-"""Is a run over-optimising its reward? What rises must not rise at the expense of everything else.
+"""Detection of over-optimisation: the trained reward rises while other rewards or the images get worse.
 
-Every evaluation draws the same prompts from the same noise, so each image has its rival in the first one, of
-the base. There is an alarm when a reward that is trained on has risen since then (the paired 95 % interval
-over prompts is above 0) and a reward that is not trained on has fallen (its interval is below 0), or a
-statistic of the images has left the range of ``image_statistics.CONCERNS``. With fewer than
-``evaluate.MIN_PROMPTS`` prompts nothing is shown and there is none.
+Every evaluation samples the same prompts from the same noise, so each image is paired with one of the first
+evaluation, of the base. There is an alarm when a reward that is trained on has risen since then (the paired
+95 % interval over prompts is above 0) and a reward that is not trained on has fallen (its interval is below
+0), or a statistic of the images has left the range of ``image_statistics.CONCERNS``. With fewer than
+``evaluate.MIN_PROMPTS`` prompts there is no alarm.
 
-That a proxy's rise ends in the fall of what it stands for is Gao et al. 2022 (arXiv 2210.10760); that images
-show it first, and in which figures: see ``image_statistics``.
+That optimising a proxy finally lowers the true objective: Gao et al. 2022 (arXiv 2210.10760). For the
+statistics of images that show it early see ``image_statistics``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from diffalign.evaluation.measuring.statistics import Estimate, compare
 
 @dataclass(frozen=True)
 class Scores:
-    """What one evaluation has measured of N images.
+    """The measurements of N images in one evaluation.
 
     Attributes:
         prompts: N, in the order in which they were drawn.
@@ -57,13 +57,13 @@ class RewardChange:
 
     @property
     def worse(self) -> bool:
-        """Whether it has got worse beyond its interval."""
+        """Whether it has become worse beyond its interval."""
         return self.gain.low > 0 if self.lower else self.gain.high < 0
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What has got worse (a reward's or a statistic's name), and that in a sentence with what to do."""
+    """A reward or statistic that became worse, and a sentence with advice."""
 
     about: str
     text: str
@@ -71,7 +71,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluation against the first."""
+    """The comparison of one evaluation with the first."""
 
     step: int
     rewards: tuple[RewardChange, ...]
@@ -107,25 +107,25 @@ class History:
     seed: int = 0
 
     def after(self, step: int, scores: Scores) -> "History":
-        """With one more evaluation.
+        """Return the history with one more evaluation.
 
         Raises:
             ValueError: its prompts or rewards are not those of the first.
         """
         if scores.prompts != self.base.prompts or scores.rewards.keys() != self.base.rewards.keys():
-            raise ValueError("an evaluation is held against one of the same prompts and rewards")
+            raise ValueError("an evaluation is compared with one of the same prompts and rewards")
         entry = compared(step, self.base, scores, self.trained, self.lower, self.seed)
         quiet = max((e.step for e in self.entries[1:] if not e.alarms), default=None)
         alarms = alarms_of(entry, len(set(self.base.prompts)), quiet)
         return replace(self, entries=(*self.entries, replace(entry, alarms=alarms)))
 
     def until(self, step: int) -> "History":
-        """Without the evaluations after ``step``."""
+        """Return the history without the evaluations after ``step``."""
         return replace(self, entries=tuple(e for e in self.entries if e.step <= step))
 
     @property
     def new_alarms(self) -> tuple[Alarm, ...]:
-        """The alarms of the last evaluation about what no earlier one had an alarm about."""
+        """The alarms of the last evaluation that no earlier evaluation had."""
         known = {alarm.about for entry in self.entries[:-1] for alarm in entry.alarms}
         return tuple(alarm for alarm in self.entries[-1].alarms if alarm.about not in known)
 
@@ -143,7 +143,7 @@ def begin(
 
 
 def scores_of(measured: Measured, prompts: Sequence[str], rewards: Sequence[str]) -> Scores:
-    """Return an evaluation from what was measured of N images.
+    """Return the scores of an evaluation from the measurements of N images.
 
     Raises:
         UserError: a score that is not a finite number, with the reward and the prompt.
@@ -174,12 +174,12 @@ def compared(
 
 
 def alarms_of(entry: Entry, prompts: int, quiet: int | None = None) -> tuple[Alarm, ...]:
-    """Return what got worse while a trained reward improved; nothing if none did, or if there are too few
-    prompts.
+    """Return alarms on what became worse while a trained reward improved; none if none improved, or if there
+    are too few prompts.
 
     Args:
         entry: the evaluation.
-        prompts: how many distinct prompts it is over.
+        prompts: number of distinct prompts.
         quiet: step of the last evaluation without an alarm, the first not counted; None if there is none.
     """
     risen = [r for r in entry.rewards if r.trained and r.better]
@@ -214,9 +214,7 @@ def _advice(step: int, quiet: int | None) -> str:
 
 
 def from_json(data: Mapping[str, Any]) -> History:
-    """Return what `History.to_json` gave, after a way through JSON. KeyError or TypeError for
-    anything else.
-    """
+    """Return the history of ``History.to_json``'s tree. KeyError or TypeError for anything else."""
     base = data["base"]
     return History(
         Scores(

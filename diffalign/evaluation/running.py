@@ -1,8 +1,9 @@
 """An evaluation from beginning to end, in one process or many, that can be stopped at any point.
 
-Every model is opened, drawn with and let go in its turn, so memory is that of one; then every reward. What is
-drawn and scored is kept under the output folder, and the same call does only what is left: images are named
-by what they were made from (``sampling``), scores by image, prompt and reward (``measuring.store``).
+Models are loaded, sampled and freed one after another, so memory is that of one model; then rewards in the
+same way. Samples and scores are kept under the output folder, and the same call does only what is left: names
+of images depend on their origin (``sampling``), keys of scores on image, prompt and reward
+(``measuring.store``).
 """
 
 import re
@@ -23,7 +24,8 @@ from diffalign.utils.distributed import joined
 
 @dataclass(frozen=True)
 class Entrant:
-    """An aligned model: its name in the report, the folder's name for its images, and how it is opened."""
+    """An aligned model: its name in the report, the name of its folder of images, and a function that loads
+    it."""
 
     name: str
     folder: str
@@ -45,7 +47,7 @@ def evaluate_models(
     world: int = 1,
     progress: bool = True,
 ) -> Contest | None:
-    """Draw, score and compare; None in every process but the first.
+    """Sample, score and compare; return None in every process but the first.
 
     Images go to ``output``/images/base and so on, scores and statistics to ``output``/measured.sqlite.
 
@@ -95,15 +97,15 @@ def evaluate_models(
 
 
 def _loadable(rewards: Sequence[NamedReward]) -> None:
-    """Load every reward and let it go: one that cannot be loaded says so before hours of drawing."""
+    """Load and free every reward, so that a missing one is reported before hours of sampling."""
     for reward in rewards:
         reward.load()
         freed()
 
 
 def entrant_names(specs: Sequence[str]) -> list[str]:
-    """Names for models from their folders: the last part, of a run's ``aligned/`` the run's; with as many
-    more parts as it takes to tell them apart, and numbers where nothing does.
+    """Return names for models from their folders: the last part, of a run's ``aligned/`` the run's; with as
+    many more parts as make them unique, and numbers if none do.
     """
     places = [Path(spec) for spec in specs]
     parts = [list(place.resolve().parts if place.exists() else place.parts) for place in places]
@@ -123,5 +125,5 @@ def entrant_names(specs: Sequence[str]) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder's."""
+    """Return a name in a form that is valid for folders."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-")

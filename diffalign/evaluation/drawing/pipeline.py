@@ -1,4 +1,4 @@
-"""What a pipeline is, as a short digest: drawn images are named by it, and never taken for other weights'."""
+"""The digest of a pipeline: samples are named by it, so that those of other weights are never reused."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from diffalign.models.loaded import weight_digests
 
 @runtime_checkable
 class Pipeline(Protocol):
-    """What is used of a diffusers pipeline."""
+    """The part of a diffusers pipeline that is used here."""
 
     @property
     def components(self) -> dict[str, Any]:

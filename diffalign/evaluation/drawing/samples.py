@@ -1,4 +1,4 @@
-"""Drawn images and videos, and the manifests that say what was made from what."""
+"""Generated images and videos, and manifests with the origin of each."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,13 @@ from diffalign.utils.text import json_lines
 
 @dataclass(frozen=True)
 class Sample:
-    """One image or video and what it was made from.
+    """One image or video with its prompt and seed.
 
     Attributes:
         prompt: its prompt.
         position: place of the prompt in the list that was given.
-        number: which image of the prompt; the noise depends on it, on the prompt and on the run's seed.
+        number: of the image among those of the prompt; the noise depends on it, the prompt and the run's
+            seed.
         seed: of its torch.Generator.
         source: the image or video, or the file that holds it.
     """
@@ -48,9 +49,9 @@ class Sample:
 
 
 def write_manifest(folder: Path, rows: Iterable[Mapping[str, Any]], rank: int, world: int) -> None:
-    """Write which file of a folder is of what: the share of process ``rank`` of ``world``."""
+    """Write the manifest of a folder: the share of process ``rank`` of ``world``."""
     name = "manifest.jsonl" if world == 1 else f"manifest-{rank}-of-{world}.jsonl"
-    if rank == 0:  # those of another number of processes list the same images
+    if rank == 0:  # manifests of another number of processes list the same images
         for old in folder.glob("manifest*.jsonl"):
             if old.name != name and not old.name.endswith(f"-of-{world}.jsonl"):
                 old.unlink(missing_ok=True)
@@ -58,8 +59,7 @@ def write_manifest(folder: Path, rows: Iterable[Mapping[str, Any]], rank: int, w
 
 
 def read_samples(folder: Path | str) -> list[Sample]:
-    """Return the samples that a folder's manifests list and that have been drawn, in the order of the
-    prompts.
+    """Return the existing samples of a folder's manifests, in the order of the prompts.
 
     Raises:
         UserError: no manifest, or an unreadable line in one.

@@ -4,9 +4,9 @@ The diffusers pipeline's own ``__call__`` does the sampling, one CPU ``torch.Gen
 starting noise is the same whatever the batch size, the order of the prompts, the number of processes or the
 accelerator. (The network's own arithmetic still differs in the last bits between batch sizes and machines.)
 
-With a folder, every image (PNG) or video (mp4) is written at once and atomically under a name that says what
-it was made from - prompt, seed, settings and the pipeline's weights - so an interrupted run continues with
-the batches that it would have drawn, and images of other weights are never taken for it.
+With a folder, every image (PNG) or video (mp4) is written atomically as soon as it exists, under a name that
+depends on prompt, seed, settings and the pipeline's weights. So an interrupted run continues with the same
+batches, and images of other weights are never reused.
 """
 
 import hashlib
@@ -29,14 +29,16 @@ from diffalign.evaluation.drawing.samples import Sample, write_manifest
 from diffalign.media.files import Media, save_media
 from diffalign.media.videos import Video, need_av
 
-FPS = 16.0  # frames a second of videos, where neither settings nor pipeline say
+FPS = 16.0  # frames a second of videos, where neither settings nor pipeline have a value
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How images or videos are drawn. None leaves the pipeline's own default; what is given it must accept.
+    """The settings of sampling. None keeps the pipeline's default; other values must be accepted by the
+    pipeline.
 
-    ``fps`` is what videos are written with; a pipeline that asks for it (``frame_rate``) is told as well.
+    Videos are written with ``fps`` frames a second; it is also passed to a pipeline that takes
+    ``frame_rate``.
     """
 
     num_inference_steps: int | None = None
@@ -63,7 +65,8 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Call:
-    """How the pipeline is called: its arguments, and frames a second of videos; None: it gives images."""
+    """The call of a pipeline: its arguments, and the frames a second of its videos (None: it makes
+    images)."""
 
     arguments: Mapping[str, Any]
     fps: float | None
@@ -74,13 +77,14 @@ class _Call:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What images depend on, beside weights and noise."""
+        """The settings that images depend on, besides weights and noise."""
         return dict(self.arguments) | ({} if self.fps is None else {"fps": self.fps})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be drawn, by which calls, and into which folder (None: it stays in memory); see ``plan``."""
+    """The samples to make, the calls that make them, and the folder (None: they stay in memory); see
+    ``plan``."""
 
     tasks: tuple[_Task, ...] = field(repr=False)
     call: _Call
@@ -88,7 +92,8 @@ class Plan:
     seed: int
 
     def samples(self, drawn: Mapping[_Task, Media] | None = None) -> list[Sample]:
-        """In the order of the prompts: what is ``drawn`` in memory, or a folder's files, drawn or not."""
+        """Return the samples in the order of the prompts: ``drawn`` ones in memory, or the folder's files,
+        existing or not."""
         found: Mapping[_Task, Media | Path] = drawn or {}
         if self.folder is not None:
             found = {task: self.folder / task.file for task in self.tasks}
@@ -105,7 +110,7 @@ def plan(
     folder: Path | str | None = None,
     by_position: bool = False,
 ) -> Plan:
-    """Return what ``generate`` draws, all processes' shares together; nothing is drawn or written.
+    """Return the samples that ``generate`` makes in all processes; nothing is made or written yet.
 
     ``by_position`` names files after the prompt's place (``0003-0.png``), the same whatever the weights.
 
@@ -138,7 +143,7 @@ def generate(
     progress: bool = True,
     title: str = "sampling",
 ) -> list[Sample]:
-    """Draw ``images_per_prompt`` images of every prompt; a prompt given twice gets further images.
+    """Generate ``images_per_prompt`` images of every prompt; a prompt given twice gets further images.
 
     A pipeline that takes ``num_frames`` gives videos. ``batch_size`` None is 8 images or 1 video. Process
     ``rank`` of ``world`` draws every world-th image and returns those. Samples come in the order of the
@@ -162,14 +167,15 @@ def draw(
     progress: bool = True,
     title: str = "sampling",
 ) -> list[Sample]:
-    """Draw the share of process ``rank`` of ``world``, what is not in the folder yet; see ``generate``."""
+    """Generate those samples of process ``rank`` of ``world`` that are not in the folder yet; see
+    ``generate``."""
     call, where = planned.call, planned.folder
     size = (8 if call.fps is None else 1) if batch_size is None else batch_size
     _check_share(size, rank, world)
     tasks = planned.tasks[rank::world]
     if where is not None:
         if call.fps is not None:
-            need_av()  # before anything is drawn
+            need_av()  # raises before anything is made
         where.mkdir(parents=True, exist_ok=True)
         facts = {"seed": planned.seed, **call.facts}
         write_manifest(where, [{**asdict(task), "settings": facts} for task in tasks], rank, world)
@@ -180,7 +186,7 @@ def draw(
     bar = tqdm(total=len(tasks), initial=done, desc=title, unit=call.kind, disable=not progress)
     with bar, _evaluating(pipeline):
         for start in range(0, len(tasks), size):
-            # The batches are those of an uninterrupted run: in others the last bits would differ.
+            # The batches are those of an uninterrupted run: with others the last bits would differ.
             batch = [task for task in tasks[start : start + size] if task in todo]
             if not batch:
                 continue
@@ -256,7 +262,7 @@ def _tasks(
 
 def _draw(pipeline: Pipeline, batch: list[_Task], call: _Call) -> list[Media]:
     arguments = dict(call.arguments)
-    if "negative_prompt" in arguments:  # pipelines want as many as there are prompts
+    if "negative_prompt" in arguments:  # pipelines need one for each prompt
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(batch)
     output = pipeline(
         prompt=[task.prompt for task in batch],
@@ -272,7 +278,7 @@ def _draw(pipeline: Pipeline, batch: list[_Task], call: _Call) -> list[Media]:
 
 @contextmanager
 def _evaluating(pipeline: Pipeline) -> Iterator[None]:
-    """Networks in eval mode (LoRA dropout off) while sampling, and as they were afterwards."""
+    """Put networks in eval mode (LoRA dropout off) inside the context, and restore their mode."""
     training = [m for network in modules(pipeline).values() for m in network.modules() if m.training]
     for module in training:
         module.training = False

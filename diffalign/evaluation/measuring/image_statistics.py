@@ -1,8 +1,8 @@
-"""Statistics of the pixels, outside any reward: the alarm against over-optimisation.
+"""Statistics of the pixels, independent of rewards, which detect over-optimisation.
 
-A reward that is being hacked goes on rising while the pictures get worse: edges vanish, colours collapse or
-glare, everything turns dark, all images of a prompt look the same. In a reported case an OCR reward rose
-while edge density fell by 60 %, colour entropy by 54 % and dark pixels went from 0.45 to 0.93
+A hacked reward continues to rise while the images get worse: edges vanish, colours become few or too
+saturated, images turn dark, all images of a prompt look the same. In a reported case an OCR reward rose while
+edge density fell by 60 %, colour entropy by 54 % and dark pixels went from 0.45 to 0.93
 (Tencent-Hunyuan/UniRL issue 407). No reward is used here.
 """
 
@@ -23,7 +23,7 @@ THUMBNAIL = 32  # side at which two images are compared, so that diversity means
 
 @dataclass(frozen=True)
 class Concern:
-    """When a statistic's change is worrying.
+    """The limit beyond which a statistic's change is a concern.
 
     A change counts if it exceeds ``tolerance`` times the base's value or ``floor``, whichever is larger, and
     its 95 % interval excludes 0.
@@ -53,7 +53,8 @@ CONCERNS: dict[str, Concern] = {
 
 @dataclass(frozen=True)
 class StatisticChange:
-    """One statistic of base and aligned images (means over prompts), its paired change, is it worrying."""
+    """One statistic of base and aligned images (means over prompts), its paired change, and whether it is a
+    concern."""
 
     name: str
     title: str

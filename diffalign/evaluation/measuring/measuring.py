@@ -1,4 +1,4 @@
-"""What is measured of images and videos one by one: scores, statistics of the pixels, thumbnails."""
+"""Measurements of single images and videos: scores, statistics of the pixels, thumbnails."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from diffalign.media.videos import Video
 from diffalign.rewards.videos import takes_videos
 from diffalign.types import Reward
 
-IMAGES, VIDEOS = 32, 4  # that are open at once
+IMAGES, VIDEOS = 32, 4  # files that are open at once
 _FRAMES = 4  # of a video, whose image statistics are taken
 
 
 def check_finite(name: str, scores: Sequence[float], prompts: Sequence[str], what: str) -> None:
-    """UserError naming the reward and the first prompt whose score is not a finite number."""
+    """Raise a UserError with the reward and the first prompt whose score is not a finite number."""
     bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
     if bad:
         raise UserError(f"reward {name!r} gives {scores[bad[0]]} for {what} of {prompts[bad[0]]!r}")
@@ -38,10 +38,10 @@ class Measured:
 def measure(
     sources: Sequence[MediaLike], prompts: Sequence[str], rewards: Mapping[str, Reward], bar: tqdm
 ) -> Measured:
-    """Score images or videos and take their statistics, some at a time; ``bar`` counts them.
+    """Score images or videos and compute their statistics, a chunk at a time; ``bar`` counts them.
 
     Raises:
-        UserError: one cannot be read, images and videos are mixed, or a reward of videos is to judge images.
+        UserError: one cannot be read, images and videos are mixed, or a reward of videos gets images.
     """
     scores: dict[str, list[float]] = {name: [] for name in rewards}
     statistics: dict[str, list[float]] = {}
@@ -63,8 +63,8 @@ def measure(
 
 
 def look(media: Media) -> tuple[dict[str, float], np.ndarray]:
-    """Statistics by name, and the thumbnail, (THUMBNAIL, THUMBNAIL, 3), of an image; of a video those of its
-    motion and of some frames, whose thumbnails lie one below the other.
+    """Return statistics by name and the thumbnail, (THUMBNAIL, THUMBNAIL, 3), of an image; of a video those
+    of its motion and of some frames, with the thumbnails of the frames stacked vertically.
     """
     if not isinstance(media, Video):
         return image_statistics(media), thumbnail(media)

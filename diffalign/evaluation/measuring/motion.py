@@ -1,4 +1,4 @@
-"""How much moves in a video, how steadily, and how alike consecutive frames are: no reward and no network.
+"""Amount and steadiness of motion in a video, and similarity of consecutive frames, without a network.
 
 Dynamic degree in the sense of VBench (Huang et al., arXiv 2311.17982): of every two frames an eighth of a
 second apart, how fast the fastest 5 % of the pixels move; a video is dynamic if at least a quarter of its
@@ -7,10 +7,10 @@ frames are followed by more than 6 pixels of a frame of 256, 0.1875 of the short
 lines, so **the figures are not VBench's**: compare them with each other only. Speeds above a quarter of the
 short side in an eighth of a second are not followed.
 
-A block is 9 x 9 pixels of three colours with its mean taken off, so that a change of light is no motion. It
-counts as moved where displacing it explains at least half of what has changed in it, so that noise, flicker
-and what appears or vanishes are no motion either; of flat blocks, and of blocks that are not found back from
-the other frame, nothing is known. The others go where the median of those around them goes.
+A block is 9 x 9 pixels of three colours minus its mean, so that a change of light is no motion. It counts as
+moved if a displacement explains at least half of its change, so that noise, flicker and appearing or
+vanishing objects are no motion either. The motion of flat blocks, and of blocks without a match in both
+directions, is unknown. The others take the median of the motion around them.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from diffalign.media.videos import Video
 
 LINES = 48  # of the short side of frames that are matched
 BLOCK = 9
-REACH = 0.25  # of the short side, that a block is looked for within
+REACH = 0.25  # of the short side: the range of the search for a block
 RATE = 8.0  # frames a second that are compared
 FASTEST = 0.05  # share of the pixels
 DYNAMIC = 6 * RATE / 256  # short sides a second
 DYNAMIC_SHARE = 0.25  # of the frames
-NOISE = (2 / 255) ** 2  # mean square of a block's pixels below which there is nothing in it
+NOISE = (2 / 255) ** 2  # mean square of a block's pixels below which it is flat
 _AT_ONCE = 20_000_000  # costs in memory
 
 MOTION = ("dynamic_degree", "dynamic", "motion_smoothness", "temporal_consistency")
@@ -37,11 +37,11 @@ MOTION = ("dynamic_degree", "dynamic", "motion_smoothness", "temporal_consistenc
 
 @dataclass(frozen=True)
 class Flow:
-    """Where pixels of N frames have gone in N others.
+    """The displacement of the pixels of N frames to N other frames.
 
     Attributes:
         shift: (N, 2, h, w), down and to the right, in pixels; 0 where nothing moves or nothing is known.
-        known: (N, h, w), whether a block is there to be followed and was found back.
+        known: (N, h, w), whether a block is not flat and was matched in both directions.
     """
 
     shift: Float[Tensor, "N 2 h w"]
@@ -49,7 +49,7 @@ class Flow:
 
 
 def motion_statistics(video: Video) -> dict[str, float]:
-    """Statistics of one video.
+    """Return the statistics of one video.
 
     dynamic_degree: short sides a second of the fastest 5 % of the pixels, the mean over time. dynamic: 1 if
     the video counts as dynamic, else 0. motion_smoothness: 1 - |second differences| of the paths that blocks
@@ -85,7 +85,7 @@ def shrunk(frames: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 h w"]:
 
 
 def fastest(flow: Flow) -> Float[Tensor, " N"]:
-    """Pixels that the fastest 5 % have gone, the mean of them."""
+    """Return the mean displacement in pixels of the fastest 5 % of the pixels."""
     lengths = flow.shift.norm(dim=1).flatten(1)
     return lengths.topk(max(1, int(FASTEST * lengths.shape[1]))).values.mean(1)
 
@@ -102,7 +102,7 @@ def steadiness(flow: Flow) -> float:
 
 
 def flow(before: Float[Tensor, "N 3 h w"], after: Float[Tensor, "N 3 h w"]) -> Flow:
-    """Where the blocks of N frames, pixels in [0, 1], are in N others of the same size."""
+    """Return the displacements of the blocks of N frames, pixels in [0, 1], to N frames of the same size."""
     height, width = before.shape[-2:]
     reach = max(1, round(REACH * min(height, width)))
     count = max(1, _AT_ONCE // ((2 * reach + 3) ** 2 * height * width))
@@ -118,8 +118,8 @@ def flow(before: Float[Tensor, "N 3 h w"], after: Float[Tensor, "N 3 h w"]) -> F
 
 
 def _agreed(shift: Tensor, known: Tensor) -> Tensor:
-    """Return the medians of what is known around each known block, along each axis; 0 elsewhere. The fastest
-    of many blocks would else be those that are misread.
+    """Return the medians of the known displacements around each known block, along each axis; 0 elsewhere.
+    Without them the fastest blocks would be the mismatched ones.
     """
     beside = (BLOCK // 2,) * 4
     around = F.pad(torch.where(known[:, None], shift, torch.nan), beside, value=torch.nan)
@@ -149,7 +149,7 @@ def _costs(a: Tensor, b: Tensor, reach: int) -> tuple[Tensor, Tensor]:
             change = a[here] - b[there]
             means = _blocks(torch.cat([change, change.square().mean(1, keepdim=True)], 1))
             left = (means[:, -1] - means[:, :-1].square().mean(1)).clamp_min(0)
-            left = left + 1e-7 * (down**2 + right**2)  # of equal ones the smallest displacement
+            left = left + 1e-7 * (down**2 + right**2)  # of equal costs the smallest displacement
             forth[(centre + down, centre + right, *here)] = left
             back[(centre - down, centre - right, *there)] = left
     return forth, back

@@ -1,4 +1,4 @@
-"""Paired statistics: is the aligned model better on the same prompts and seeds, and how sure is that?
+"""Paired statistics of base and aligned scores on the same prompts and seeds.
 
 Prompts are the units. Images of one prompt are not independent of each other, so their values are averaged
 first and whole prompts are resampled: the percentile bootstrap (Efron & Tibshirani 1993, chapter 13). The
@@ -17,14 +17,14 @@ from diffalign.utils.intervals import Z95 as Z95
 from diffalign.utils.intervals import Estimate as Estimate
 from diffalign.utils.intervals import wilson as wilson
 
-LEVEL = 0.05  # of the tests by which a difference is called shown
-MIN_PROMPTS = 6  # with fewer even a clean sweep has a sign-flip p above 0.05, whatever the bootstrap says
+LEVEL = 0.05  # of the tests: below it a difference counts as shown
+MIN_PROMPTS = 6  # with fewer the sign-flip p is above 0.05 even if all prompts improve
 _BLOCK = 4_000_000  # numbers drawn at once: bounds the memory, not the result's shape
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Aligned against base under one reward.
+    """The comparison of aligned and base scores by one reward.
 
     Attributes:
         base, aligned: means over prompts of the prompts' mean scores.
@@ -33,8 +33,8 @@ class Comparison:
             counting half.
         wins, ties, losses: counts of images.
         p_value: two-sided, of the hypothesis that aligning changed nothing (sign-flip test over prompts).
-        prompts: how many distinct prompts.
-        untied: of them, how many have a gain other than 0.
+        prompts: number of distinct prompts.
+        untied: number of prompts with a gain other than 0.
     """
 
     base: float
@@ -176,8 +176,8 @@ def permutation_test(
 ) -> float:
     """Two-sided p-value that the mean of paired ``differences`` (P,) is 0, by flipping their signs.
 
-    Exact (all 2^P flips) where there are at most ``resamples`` of them, else that many random ones, the
-    observed one counted in, so that it is never 0.
+    Exact (all 2^P flips) where there are at most ``resamples`` of them, else that many random ones, including
+    the observed one, so that it is never 0.
     """
     data = np.asarray(differences, dtype=np.float64)
     observed = abs(data.sum())

@@ -1,9 +1,9 @@
-"""What has been measured of drawn files, on disk beside them: an evaluation that is stopped loses none of it.
+"""Measurements of generated files, on disk beside them, so that a stopped evaluation loses none.
 
 One SQLite file holds scores, by image, prompt and reward, and statistics with thumbnails, by image. Files are
-measured in chunks, always the same ones together, and each chunk is written at once; processes share the
-chunks, and so neither their number nor an interruption changes a score. Rewards are loaded one after another,
-and only those that have something left to score.
+measured in fixed chunks, and each chunk is written as soon as it is measured; processes divide the chunks, so
+neither their number nor an interruption changes a score. Rewards are loaded one after another, and only if
+they have files left to score.
 """
 
 import gc
@@ -26,7 +26,7 @@ from diffalign.types import Reward
 
 _KEYS_PER_QUERY = 500  # keys a query: SQLite bounds the number of variables
 _KIND = "a store of measurements"
-_LOOKS = "1"  # of the statistics of an image: another number when they become others
+_LOOKS = "1"  # version of the image statistics: increase it when they change
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NamedReward:
     Attributes:
         name: in the report.
         key: its identity (``rewards.scoring.cache.reward_key``): only its own scores are used.
-        load: gives it, when there is something to score.
+        load: loads it, when there is something to score.
     """
 
     name: str
@@ -77,7 +77,7 @@ def chunks(files: Sequence[Path], prompts: Sequence[str]) -> list[Chunk]:
 
 
 class MeasurementStore:
-    """The measurements in one file; made if it is not there. UserError if the file is something else."""
+    """The measurements in one file, created if needed. UserError if the file is something else."""
 
     def __init__(self, path: Path | str):
         self._path = Path(path)
@@ -92,8 +92,7 @@ class MeasurementStore:
         """Measure what has not been measured.
 
         Raises:
-            UserError: a file cannot be read, a score is not a finite number, or a reward of videos is to
-            judge
+            UserError: a file cannot be read, a score is not a finite number, or a reward of videos gets
                 images.
         """
         total = sum(len(chunk.files) for chunk in mine) * (len(rewards) + 1)
@@ -123,7 +122,7 @@ class MeasurementStore:
         for chunk in mine:
             keys = chunk.keys(named)
             known = self._scores.get(keys)
-            new = {key: i for i, key in enumerate(keys) if key not in known}  # of equal images one is enough
+            new = {key: i for i, key in enumerate(keys) if key not in known}  # equal images are measured once
             if new:
                 if reward is None:
                     reward = takes_videos(named.load()) if chunk.videos else named.load()

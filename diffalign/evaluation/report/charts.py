@@ -9,7 +9,7 @@ import numpy as np
 
 from diffalign.evaluation.measuring.statistics import Estimate
 
-WIDTH, HEIGHT = 360, 206  # of a chart; a phone shows one beside the other's end at about this width
+WIDTH, HEIGHT = 360, 206  # width of a chart, about that of a phone's screen
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 42
 _POINTS = 240  # a line of more points is thinned by averaging
 
@@ -41,7 +41,7 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def tick(value: float) -> str:
-    """Return a number on an axis, as short as it can be: ``0.25``, ``100``, ``5e-4``."""
+    """Return a number on an axis in its shortest form: ``0.25``, ``100``, ``5e-4``."""
     if value and not 1e-3 <= abs(value) < 1e5:
         digits, _, power = f"{value:.2e}".partition("e")
         digits = digits.rstrip("0").rstrip(".")
@@ -145,7 +145,7 @@ def line_chart(
     """Curves over a common x, raw and thin under a thick running mean.
 
     Args:
-        title: what a reader hears who does not see the chart.
+        title: text for screen readers.
         lines: the curves.
         level: of a dashed line.
         smooth: draw the running mean.
@@ -194,7 +194,7 @@ def histogram(
 ) -> str:
     """Two distributions over common bins: base as filled bars, aligned as a stepped outline.
 
-    The y axis is the share of each side's scores, so that sides of different sizes compare.
+    The y axis is the share of each model's scores, so that different counts are comparable.
     """
     everything = np.concatenate([np.asarray(base, dtype=np.float64), np.asarray(aligned, dtype=np.float64)])
     distinct = len(np.unique(everything))

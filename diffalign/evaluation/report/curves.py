@@ -1,6 +1,6 @@
-"""The report's sections on training: curves by step, and what held-out pairs say by time.
+"""The report's sections on training: curves by step, and held-out metrics by time.
 
-Reads the rows of metrics.jsonl by the names that users' dashboards know: ``loss``, ``rewards/accuracies``,
+Reads the rows of metrics.jsonl by their logged names: ``loss``, ``rewards/accuracies``,
 ``rewards/margins``, ``errors/chosen``, ``errors/rejected``; held out ``heldout/<name>``, and
 ``heldout/<low>-<high>/<name>`` for the pairs noised to times between low and high.
 """
@@ -55,7 +55,7 @@ _HELD_OUT = (
 
 
 def training(metrics: Mapping[str, Rows]) -> str:
-    """Curves over optimizer steps of the metrics that there are, by model; nothing if there are none."""
+    """Return curves of the existing metrics over optimizer steps, by model; empty if there are none."""
     lead = "By optimizer step. An error below zero: the policy predicts the noise better than the reference; "
     lead += "a preference is learnt when the loser's rises above the winner's."
     bodies = {
@@ -68,7 +68,7 @@ def training(metrics: Mapping[str, Rows]) -> str:
 
 
 def held_out(metrics: Mapping[str, Rows]) -> str:
-    """Return the last held-out measurement by time, by model; nothing if there is none."""
+    """Return the last held-out measurement by time, by model; empty if there is none."""
     lead = "On pairs never trained on, at the last measured step, by the time that images were noised to: "
     lead += "0 is the clean image, where details are decided; 1 is noise, where the layout is."
     bodies = {
@@ -78,7 +78,7 @@ def held_out(metrics: Mapping[str, Rows]) -> str:
 
 
 def _bins(metrics: Rows) -> list[tuple[float, Mapping[str, Any]]]:
-    """Return what was measured last, by the middle of each bin of times."""
+    """Return the last measurement by the middle of each bin of times."""
     measured = [row for row in metrics if any(_BIN.fullmatch(key) for key in row)]
     bins: dict[float, dict[str, Any]] = {}
     for key, value in measured[-1].items() if measured else ():

@@ -1,4 +1,4 @@
-"""Images and videos inside a page: nothing is fetched, so the page stands alone."""
+"""Images and videos inside a page, which fetches nothing and needs no other file."""
 
 import base64
 import tempfile
@@ -23,14 +23,14 @@ def tag(source: MediaLike, alt: str, attributes: str = "") -> str:
 
     Args:
         source: the image or video.
-        alt: what it shows, for those who do not see it; escaped here.
+        alt: description for screen readers; escaped here.
         attributes: more of them, as HTML.
     """
     media, words = open_media(source), escape(alt, quote=True)
     more = f" {attributes}" if attributes else ""
     if isinstance(media, Image.Image):
         uri, tiny = embed(media)
-        size = f'width="{media.width}" height="{media.height}"'  # so that nothing moves when it is loaded
+        size = f'width="{media.width}" height="{media.height}"'  # keeps the layout still while it loads
         return f'<img src="{uri}" alt="{words}" {size} loading="lazy"{more}{_class(tiny)}>'
     poster, tiny = embed(frame_image(media, 0))
     content = _encoded(media, source)
@@ -49,7 +49,8 @@ def _class(tiny: bool) -> str:
 
 
 def _encoded(video: Video, source: MediaLike) -> bytes | None:
-    """Return the video as mp4 within the limit, smaller than it is if need be; None if nothing helps."""
+    """Return the video as mp4 within the limit, at a smaller size if needed; None if no size is small
+    enough."""
     small = max(video.frames.shape[-2:]) <= _SIDES[0]
     if small and isinstance(source, Path) and source.suffix.lower() == ".mp4":
         content = source.read_bytes()

@@ -43,8 +43,7 @@ def grid_image(
 ) -> Image.Image:
     """One picture of N pairs, ``columns`` in a row: base left, aligned right, scores and prompt below.
 
-    Images are brought to ``side`` pixels, tiny ones without smoothing. ValueError if there are not as many of
-    each.
+    Images are brought to ``side`` pixels, tiny ones without smoothing. ValueError if the counts differ.
     """
     if not len(base) == len(aligned) == len(prompts) or not prompts:
         raise ValueError(f"{len(base)} base images, {len(aligned)} aligned images and {len(prompts)} prompts")

@@ -1,4 +1,4 @@
-"""Numbers as the report writes them: as many decimals as their interval deserves."""
+"""Formatting of numbers in the report, with decimals by the width of their interval."""
 
 import math
 from html import escape
@@ -8,7 +8,7 @@ from diffalign.utils.intervals import Estimate
 
 
 def decimals(estimate: Estimate) -> int | None:
-    """Return how many decimals an estimate deserves: two digits of half its interval, at most four of the
+    """Return the number of decimals of an estimate: two digits of half its interval, at most four of the
     value; None without width.
     """
     half = (estimate.high - estimate.low) / 2
@@ -28,13 +28,13 @@ def fixed(value: float, places: int | None, sign: bool = False) -> str:
 
 
 def span(estimate: Estimate, sign: bool = True) -> str:
-    """``+0.012 to +0.034``, with the decimals that the interval deserves."""
+    """Return ``+0.012 to +0.034``, with the decimals of the interval."""
     places = decimals(estimate)
     return f"{fixed(estimate.low, places, sign)} to {fixed(estimate.high, places, sign)}"
 
 
 def gained(estimate: Estimate) -> str:
-    """``+0.023``, with the decimals of its interval."""
+    """Return ``+0.023``, with the decimals of its interval."""
     return fixed(estimate.value, decimals(estimate), True)
 
 

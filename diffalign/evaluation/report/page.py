@@ -1,4 +1,4 @@
-"""The look of the report: style and the frame of a self-contained HTML page."""
+"""The style of the report, and the frame of a self-contained HTML page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -178,9 +178,9 @@ def page(title: str, body: str) -> str:
 
 
 def fragment(body: str) -> str:
-    """Return a piece of a page, in the report's look, that leaves the page around it as it is: a notebook's.
+    """Return a part of a page in the report's style, for a notebook: it does not restyle the page around it.
 
-    There is no script, so of several models all parts are shown, one below the other.
+    There is no script, so the parts of all models are shown, one below the other.
     """
     style = _STYLE.replace(":root", ":scope").replace("\nbody {", "\n:scope {")
     return f'<style>@scope (.diffalign) {{{style}{_GRID}}}</style><div class="diffalign">{body}</div>'
@@ -234,8 +234,8 @@ LEGEND = legend("base", "aligned")
 
 
 def stack(variants: Mapping[str, str]) -> str:
-    """HTML by model, of which the page shows one: they lie upon each other, so that nothing moves when
-    another is picked. The first is shown at first; without a script all are, one below the other.
+    """Return HTML by model, of which the page shows one; all have the same place, so that choosing another
+    moves nothing. Without a script all are shown, one below the other.
     """
     if len(variants) == 1:
         return next(iter(variants.values()))

@@ -16,7 +16,7 @@ def paper_table(data: Mapping[str, Any], kind: str) -> str:
 
     A row is a model and a reward, the best model first; p-values are corrected as the report says. Training
     runs of one recipe (``evaluate --runs``) have a row a reward over all runs before their own. LaTeX and
-    Markdown have the decimals that an interval deserves, CSV all of them.
+    Markdown have decimals by the width of the interval, CSV all of them.
     """
     return TABLES[kind](data)
 

@@ -14,10 +14,10 @@ FILE = Path("people", "blind.jsonl")
 
 
 def read_people(folder: Path) -> dict[str, Comparison]:
-    """Return the comparison of each model that people have judged against the base, by the model's folder.
+    """Return people's comparison of each model with the base, by the model's folder.
 
     Args:
-        folder: of an evaluation; {} where nobody has judged anything in it.
+        folder: of an evaluation; without comparisons the result is empty.
 
     Raises:
         UserError: a line that is not JSON.
@@ -32,7 +32,7 @@ def read_people(folder: Path) -> dict[str, Comparison]:
 
 
 def people_section(people: Mapping[str, Comparison]) -> str:
-    """Return the part of the page that says what people prefer; empty where nobody has compared."""
+    """Return the page's section on people's preferences; empty without comparisons."""
     if not people:
         return ""
     rows = [
@@ -54,7 +54,7 @@ def people_section(people: Mapping[str, Comparison]) -> str:
 
 
 def people_data(people: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
-    """Return what ``report.json`` has of people's comparisons, by model."""
+    """Return people's comparisons for ``report.json``, by model."""
     return {
         name: {
             "win_rate": found.win_rate.value,

@@ -1,4 +1,4 @@
-"""The evaluation written down: report.json for programs, report.html for people, and the scores by prompt.
+"""The files of an evaluation: report.json for programs, report.html for people, and the scores by prompt.
 
 The page is one file without any dependency: images, style and script are inside it, so it can be mailed. It
 gives the verdict first, in one sentence with its interval. Of several models it shows one at a time.
@@ -32,17 +32,16 @@ _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "peft", "acceler
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a report says about the run that it judges.
+    """Facts on the evaluated run for the report.
 
     Attributes:
         method: name of the method ("dpo").
         train_seconds: how long training took; None if not known.
         steps: optimizer steps; None if not known.
-        settings: anything worth recording, nested as one likes (the resolved configuration, sampling
-            settings).
+        settings: a tree of settings to record (the resolved configuration, sampling settings).
         versions: of packages; see ``package_versions``.
         title: what was aligned, for the page's head.
-        usage: how each program loads the result, a line each.
+        usage: instructions to load the result, a line for each program.
     """
 
     method: str
@@ -66,12 +65,12 @@ def package_versions() -> dict[str, str]:
 
 
 def report_data(evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
-    """Return what ``report.json`` holds about one aligned model; see ``contest_data``."""
+    """Return the content of ``report.json`` for one aligned model; see ``contest_data``."""
     return contest_data(alone(evaluation), {"aligned": facts})
 
 
 def contest_data(contest: Contest, facts: Mapping[str, RunFacts]) -> dict[str, Any]:
-    """Return what ``report.json`` holds: at the top the best model, under ``models`` every one by name.
+    """Return the content of ``report.json``: at the top the best model, under ``models`` every one by name.
 
     ``prompts`` is the number of distinct prompts, ``p_value_adjusted`` is corrected as ``Contest.adjusted``,
     ``verdict`` is of the best, ``lead`` its gain over the next best. ``motion`` is of videos, ``categories``
@@ -123,7 +122,7 @@ def _model_data(contest: Contest, name: str, facts: RunFacts) -> dict[str, Any]:
 
 
 def _over_runs(contest: Contest) -> dict[str, Any]:
-    """By reward, what training runs of one recipe say together."""
+    """Return the joint results of training runs of one recipe, by reward."""
     return {
         name: {
             "runs": len(found.gains),
@@ -187,7 +186,7 @@ def write_report(
 
     Args:
         folder: where to.
-        evaluation: what was found.
+        evaluation: the results.
         base_images: that were evaluated, in the same order.
         aligned_images: that were evaluated, in the same order.
         facts: about the run.
@@ -216,7 +215,7 @@ def write_contest(
 
     Args:
         folder: where to.
-        contest: what was found.
+        contest: the results.
         facts: about the run of each model.
         title: what was aligned, for the page's head.
         metrics: metrics.jsonl of the models' runs, where there are any.

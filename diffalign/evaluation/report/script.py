@@ -1,7 +1,6 @@
-"""What the report's page does when its controls are used: a model picked, pairs ordered and filtered, videos
-played.
+"""The script of the report's controls: choice of a model, order and filter of pairs, playing of videos.
 
-Plain JavaScript inside the page; without it everything is there, one below the other.
+Plain JavaScript inside the page; without it everything is shown, one below the other.
 """
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""The sections of the report, each a function from results to HTML. What comes from outside is escaped."""
+"""The sections of the report, each a function from results to HTML. External text is escaped."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -51,7 +51,7 @@ def verdict(contest: Contest) -> tuple[str, str]:
 
 
 def _of_runs(contest: Contest) -> tuple[str, str]:
-    """Return headline and support of training runs by several seeds."""
+    """Return headline and supporting sentences for training runs with several seeds."""
     evaluation, runs = contest.leading, len(contest.names)
     primary, found = evaluation.primary, contest.over_runs[evaluation.primary.name]
     few = primary.comparison.prompts < MIN_PROMPTS
@@ -82,7 +82,7 @@ _OF_ONE = {
 
 
 def _of_several(contest: Contest) -> dict[str, str]:
-    """Headlines about the best of several models."""
+    """Return the headline about the best of several models."""
     count = len(contest.names)
     best = f"{contest.best} is the best of {count}, and better than the base."
     if not contest.leads:
@@ -96,7 +96,7 @@ def _of_several(contest: Contest) -> dict[str, str]:
 
 
 def _unsure(contest: Contest) -> str:
-    """Why no difference is shown."""
+    """Return the reason why no difference is shown."""
     comparison = contest.leading.primary.comparison
     if comparison.outcome == "better":
         return (
@@ -247,7 +247,7 @@ def _changes(changes: Sequence[StatisticChange]) -> str:
 
 
 def motion(contest: Contest) -> str:
-    """How videos move, base against aligned; nothing for images."""
+    """Return the section on motion of base and aligned videos; empty for images."""
     if not contest.leading.motion:
         return ""
     lead = (
@@ -261,7 +261,7 @@ def motion(contest: Contest) -> str:
 
 
 def statistics(contest: Contest) -> str:
-    """Image statistics, base against aligned."""
+    """Return the section on image statistics of base and aligned samples."""
     lead = (
         "What the pixels say, whatever the rewards say. A reward that rises while these collapse is hacked."
     )

@@ -1,4 +1,4 @@
-"""The report's pairs of pictures: which are shown, and in which orders."""
+"""The report's pairs of pictures: their choice and their orders."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ _OF_CATEGORY = 2  # of the largest gains of every category, and of the largest l
 def choose(
     gains: Sequence[float], shown: int, seed: int, categories: Mapping[str, Sequence[str]] | None = None
 ) -> dict[int, dict[str, int]]:
-    """Which pairs to show, and their rank in each order: ``gain``, ``loss`` (worst first) and ``random``.
+    """Return the pairs to show, and their rank in each order: ``gain``, ``loss`` (worst first) and
+    ``random``.
 
-    Some of every category are among them, in no order of their own.
+    Some pairs of every category are included, without a rank.
     """
     order = sorted(range(len(gains)), key=lambda i: (-gains[i], i))
     orders = {
@@ -39,7 +40,8 @@ def choose(
 
 
 def pairs(contest: Contest, shown: int) -> str:
-    """Pairs of images or videos with prompt and scores, of every model, with what orders and filters them."""
+    """Return pairs of images or videos with prompt and scores, of every model, with controls to order and
+    filter them."""
     bodies, count = {}, 0
     for name, evaluation in contest.evaluations.items():
         first = evaluation.primary

@@ -1,4 +1,4 @@
-"""The report's comparison of several models, the control that picks one, and the gains by category."""
+"""The report's comparison of several models, the control that selects one, and the gains by category."""
 
 from html import escape
 
@@ -10,7 +10,7 @@ from diffalign.evaluation.report.page import section, stack
 
 
 def standings(contest: Contest) -> str:
-    """Return the models by the primary reward, the best first; nothing if there is one."""
+    """Return the models by the primary reward, the best first; empty for one model."""
     if len(contest.names) == 1:
         return ""
     primary = contest.leading.primary.name
@@ -35,7 +35,7 @@ def standings(contest: Contest) -> str:
 
 
 def switch(contest: Contest) -> str:
-    """Return what picks the model that the rest of the page is about; nothing if there is one."""
+    """Return the control that selects the model of the page; empty for one model."""
     if len(contest.names) == 1:
         return ""
     buttons = "".join(
@@ -47,7 +47,7 @@ def switch(contest: Contest) -> str:
 
 
 def categories(contest: Contest) -> str:
-    """Gains of the primary reward by category, the others below; nothing if prompts have none."""
+    """Return the gains of the primary reward by category, the others below; empty without categories."""
     if not contest.categories:
         return ""
     primary = contest.leading.primary.name
