@@ -344,7 +344,7 @@ def test_recipes_load_and_say_what_they_are():
         (["tiny_reward", "--reward.low", "0.9", "--reward.high", "0.2"], "allowed: 0 <= low < high <= 1"),
         (["tiny_reward", "--reward.evaluated", "1.0"], "times from 0 to below 1"),
         (["tiny_reward", "--model.lora.rank", "4"], "model.lora.*has no effect on train-reward"),
-        (["tiny_reward", "--training.reference_every", "4"], "training.reference_every=4 means nothing"),
+        (["tiny_reward", "--training.reference_every", "4"], "training.reference_every=4 has no effect"),
         (["tiny_reward", "--method", "dpo"], "unknown key 'method'"),
         (["tiny_reward", "--reward.start", "/nowhere", "--data.limit", "8"], "there is no folder '/nowhere'"),
         (["tiny_reward", "--data.path", "tiny:likes", "--data.limit", "8"], "no two images of one prompt"),
