@@ -1,4 +1,4 @@
-"""Preferences: read in the formats that people have, encoded once, served in an order nothing changes."""
+"""Preference data: read in common formats, encoded once, served in a reproducible order."""
 
 from diffalign.data.batches.source import PairSource, fixed_batches
 from diffalign.data.encoding.encode import encode_preferences

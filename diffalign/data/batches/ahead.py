@@ -15,10 +15,11 @@ THREADS = 2
 
 
 class ahead(Iterator[Batch[Tensor]]):  # noqa: N801 (used as a function, like map)
-    """``map(make, numbers)`` whose batches are made up to ``depth`` ahead, in pinned memory beside a GPU.
+    """Return ``map(make, numbers)`` with up to ``depth`` batches made in advance, in pinned memory beside a
+    GPU.
 
-    The order is that of ``numbers``; ``make`` must depend on its number alone and bear threads. An error of
-    ``make`` is raised where its batch is due. The threads end with the iterator.
+    The order is that of ``numbers``; ``make`` must depend on its number alone and be thread-safe. An error of
+    ``make`` is raised in place of its batch. The threads end with the iterator.
     """
 
     def __init__(self, make: Callable[[int], Batch[Tensor]], numbers: Iterable[int], depth: int):

@@ -1,9 +1,9 @@
-"""Which group stands at which position of the run: a function of (seed, position) and of nothing else.
+"""The order of groups in a run: the group at a position depends on (seed, position) alone.
 
 One optimizer step is a window of positions. A window reads from one bucket of equal size (and number of
 frames), drawn in proportion to the buckets' sizes; each bucket is an endless row of reshuffled epochs. Single
-likes come in the share that is asked for: of every hundred positions of a bucket so many are likes, at places
-that are shuffled. A curriculum has an order of its own in each stage.
+likes have the configured share: of every hundred positions of a bucket so many are likes, at shuffled places.
+Each stage of a curriculum has its own order.
 """
 
 from bisect import bisect_right
@@ -27,7 +27,7 @@ class Order:
     """The one order of a run's groups."""
 
     def __init__(self, records: Columns, config: DataConfig, window: int, seed: int):
-        """Raise UserError if the curriculum does not fit the records."""
+        """Raise a UserError if the curriculum does not fit the records."""
         self._length = config.curriculum.steps * window
         self._members: list[np.ndarray] = [np.arange(len(records))]
         seeds = [seed]
@@ -66,7 +66,7 @@ class _Shuffle:
             if self._share is not None
             else []
         )
-        self._lock = Lock()  # threads that read ahead share the windows and permutations
+        self._lock = Lock()  # threads that make batches in advance share the windows and permutations
 
     def at(self, position: int) -> int:
         """Return the index of the group at a position."""
@@ -76,7 +76,7 @@ class _Shuffle:
     def _at(self, position: int) -> int:
         window, offset = divmod(position, self._window)
         bucket, earlier = self._bucket(window)
-        place = earlier * self._window + offset  # in the endless row of this bucket
+        place = earlier * self._window + offset  # in the endless order of this bucket
         if self._share is not None and all(map(len, self._sides[bucket])):
             side, place = self._side(bucket, place, self._share)
             return self._member(self._sides[bucket][side], place, "shuffle", str(bucket), str(side))
@@ -116,7 +116,7 @@ class _Shuffle:
 
 
 def lengths(records: Columns) -> str:
-    """Return how many groups have how many frames: ``frames: 81 (9980), 49 (20)``; nothing of images."""
+    """Return the counts of groups by number of frames: ``frames: 81 (9980), 49 (20)``; empty for images."""
     counted = Counter(records.buckets[:, 2].tolist())
     if not any(counted):
         return ""
@@ -141,8 +141,8 @@ def scarce(records: Columns, window: int) -> str:
 def stages(records: Iterable[Record], config: CurriculumConfig) -> list[list[int]]:
     """Return the indices of each stage: groups whose gap reaches the stage's threshold.
 
-    The thresholds fall evenly from the widest gap to the narrowest that is used (Curriculum-DPO, Croitoru et
-    al. 2025, released code); without ``cumulative`` a stage has only what the earlier ones had not
+    The thresholds decrease evenly from the widest gap to the narrowest that is used (Curriculum-DPO, Croitoru
+    et al. 2025, released code); without ``cumulative`` a stage has only what the earlier ones had not
     (Curry-DPO). Ties are in no stage.
 
     Raises UserError if groups have no rivals or no reward, or if a stage would be empty.
@@ -169,7 +169,7 @@ def stages(records: Iterable[Record], config: CurriculumConfig) -> list[list[int
 
 
 def gap(record: Record, config: CurriculumConfig) -> float:
-    """Return how far the best of a group is ahead of its worst, by score or by the mean of its rewards."""
+    """Return the gap between the best and the worst of a group, by score or by the mean of its rewards."""
     if len(record.images) < 2:
         raise UserError(
             f"{record.where}: data.curriculum.stages is {config.stages}, but the image has no rival; "

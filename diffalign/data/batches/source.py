@@ -1,10 +1,10 @@
-"""Batches of an encoded set, in an order that no way of splitting the work can change.
+"""Batches of an encoded set, in an order that does not depend on how the work is split.
 
-The groups of a run stand in one endless global order; group g of micro-step m on rank r of W ranks, with G
-groups a micro-batch, stands at position ``(m W + r) G + g``. One optimizer step is a window of ``G x
-accumulation x W`` positions. Order (``order``), flips, prompt dropout and posterior noise
-depend on (seed, position) alone. So batch 8 x accumulation 1 is batch 1 x accumulation 8, two processes are
-one of twice the batch, and a resumed run seeks by arithmetic.
+The groups of a run have one endless global order; group g of micro-step m on rank r of W ranks, with G groups
+a micro-batch, has position ``(m W + r) G + g``. One optimizer step is a window of ``G x accumulation x W``
+positions. Order (``order``), flips, prompt dropout and posterior noise depend on (seed, position) alone. So
+batch 8 x accumulation 1 is batch 1 x accumulation 8, two processes are one of twice the batch, and a resumed
+run computes its place.
 """
 
 import math
@@ -28,19 +28,18 @@ from diffalign.types import Batch
 
 @runtime_checkable
 class MicroConditions(Protocol):
-    """What batches need of a model family: the conditions that it makes of sizes and crops."""
+    """The part of a model family that batches need: conditions made of sizes and crops."""
 
     def micro_conditions(
         self, original_size: Tensor, crop: Tensor, target_size: Tensor
     ) -> Mapping[str, Tensor]:
-        """Conditions of float32 (B, 2): sizes (height, width), corners (top, left), target sizes."""
+        """Return conditions from float32 (B, 2): sizes (height, width), corners (top, left), target sizes."""
         ...
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A group as one position of the run sees it: flip and dropout are the group's, the noise is each image's
-    own.
+    """A group at one position of the run: flip and dropout of the group, noise of each image.
 
     ``noise`` is one standard normal tensor an image, shaped like its latents, or None for the posterior's
     mean.
@@ -63,9 +62,9 @@ def assemble(
     of videos (B, C, F, H, W).
 
     ``score`` is (B,), or (B, F), one a latent frame, in a set that has dense labels.
-    All images of a group have the size conditions of its first one (as the released codes have it): where
-    winners and losers differ in size, sizes of their own tell who won. ``own_sizes`` gives each its own.
-    ``guided`` gives it what guidance guides away from; ``extra`` holds what the set has beside labels.
+    All images of a group have the size conditions of its first one (as in the released codes): where winners
+    and losers differ in size, their own sizes would reveal the winner. With ``own_sizes`` each image has its
+    own. With ``guided`` the batch has negative conditions; ``extra`` holds the set's data besides labels.
     """
     latents, texts, cuts, corners, group = [], [], [], [], []
     scores: list[list[float]] = []
@@ -130,9 +129,9 @@ class PairSource:
         seed: int = 0,
         guided: bool = False,
     ):
-        """``guided`` batches hold what guidance guides away from.
+        """``guided`` batches have negative conditions.
 
-        Raises UserError if there is no group to train on, or if the curriculum does not fit the set.
+        Raises a UserError if there is no group to train on, or if the curriculum does not fit the set.
         """
         if not len(encoded):
             raise UserError("no pairs to train on: the set is empty, or data.holdout keeps all of them")
@@ -155,7 +154,7 @@ class PairSource:
     def __iter__(self) -> Iterator[Batch[Tensor]]:
         if not self._config.workers:
             return ahead(self.batch, count(self._start), self._config.prefetch)
-        # a generator of its own: the loader would otherwise draw a seed from the global one
+        # its own generator: otherwise the loader draws a seed from the global one
         return iter(
             DataLoader(
                 _Steps(self, self._start),
@@ -242,8 +241,8 @@ def fixed_batches(
     seed: int = 0,
     guided: bool = False,
 ) -> Iterator[Batch[Tensor]]:
-    """Every group once and the same at each call, without flips and dropout: for diagnostics on held-out
-    pairs.
+    """Return batches of every group once, equal at each call, without flips and dropout: for diagnostics on
+    held-out pairs.
 
     Batches hold at most ``batch_size`` groups of one bucket, buckets one after the other.
     """
@@ -256,7 +255,7 @@ def _noise(encoded: EncodedSet, record: Record, streams: Streams) -> list[Tensor
 
 
 class _Steps(IterableDataset[Batch[Tensor]]):
-    """A source for a data loader: of n workers each makes every n-th micro-batch, taken in turn."""
+    """A source for a data loader: each of n workers makes every n-th micro-batch."""
 
     def __init__(self, source: PairSource, start: int):
         self._source = source

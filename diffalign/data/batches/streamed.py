@@ -1,8 +1,8 @@
-"""Batches of a set that is still being encoded: the first epoch goes through it block by block.
+"""Batches of a set that is still being encoded: the first epoch visits it block by block.
 
-The order is a function of (seed, position), however far the encoding is: the groups of a block stand at the
-positions after those of the blocks before it, shuffled by (seed, block). After the last block comes the usual
-order of the whole set (``order``). A batch whose block is not there yet waits until it has been encoded.
+The order is a function of (seed, position), independent of the progress of the encoding: the groups of a
+block follow those of the blocks before it, shuffled by (seed, block). After the last block the usual order of
+the whole set (``order``) follows. A batch of a later block waits until the block is encoded.
 """
 
 from bisect import bisect_right
@@ -26,8 +26,9 @@ class StreamedSource(PairSource):
 
     Attributes:
         learned: groups of the first block that are trained on.
-        held_out: groups of the first block that are never trained on, nor are others of their prompts.
-        begun: groups that were there to learn from when training began.
+        held_out: groups of the first block that are never trained on; other groups of their prompts are not
+            either.
+        begun: number of groups when training began.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class StreamedSource(PairSource):
 
     @property
     def counts(self) -> str:
-        """What has been learnt from so far, in words."""
+        """A sentence on the data used so far."""
         left = "" if self._stream.complete else ", not encoded to the end"
         return f"{self._stream.counts.text}, streamed from {self.begun} groups on{left}"
 
     def close(self) -> None:
-        """Stop encoding; what was encoded is kept."""
+        """Stop encoding and keep the encoded part."""
         self._stream.close()
 
     def _record(self, position: int) -> Record:
@@ -104,7 +105,7 @@ class StreamedSource(PairSource):
     def _permutation(self, number: int) -> Tensor:
         known = self._shuffles
         if number not in known:
-            while len(known) > 3:  # batches that are read ahead are of neighbouring blocks
+            while len(known) > 3:  # batches made in advance are of neighbouring blocks
                 known.pop(next(iter(known)))
             known[number] = permutation(len(self._parts[number]), self._seed, "stream", number)
         return known[number]

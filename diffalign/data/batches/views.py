@@ -1,8 +1,6 @@
-"""The same encoded set seen otherwise: rivals two by two, single likes, demonstrations, one label of dense
-ones.
+"""Views of an encoded set: rivals two by two, single likes, demonstrations, one label from dense ones.
 
-A view makes other groups of the images that are there; nothing is encoded for it, so that pairs and likes of
-one set share a cache.
+A view regroups the images of the set; nothing is encoded for it, so pairs and likes of one set share a cache.
 """
 
 from bisect import bisect_left
@@ -16,12 +14,12 @@ from diffalign.errors import UserError
 
 
 def viewed(encoded: EncodedSet, config: DataConfig) -> EncodedSet:
-    """Return the set as ``config.view`` wants it; UserError if it cannot be seen so."""
+    """Return the set in the form of ``config.view``; UserError if it has no such form."""
     if config.best is not None and config.view != "demonstrations":
         raise UserError(f"data.best is {config.best}; it is for data.view demonstrations, not {config.view}")
     if config.view == "pairs":
         if len(encoded) and (encoded.records.sizes == 2).all():
-            return encoded  # as it is: no record is made
+            return encoded  # unchanged: no record is made
         return encoded.holding(_pairs(encoded))
     if config.view == "majority":
         return encoded.holding(replace(record, scores=_votes(record), dense=None) for record in encoded)
@@ -35,7 +33,7 @@ def viewed(encoded: EncodedSet, config: DataConfig) -> EncodedSet:
 
 
 def _pairs(records: Iterable[Record]) -> Iterator[Record]:
-    """Every two rivals; those of a longer list that are equal are left out."""
+    """Return every two rivals; equal ones of a longer list are left out."""
     for record in records:
         if len(record.images) < 2:
             raise UserError(
@@ -49,8 +47,8 @@ def _pairs(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def _votes(record: Record) -> tuple[float, ...]:
-    """How many comparisons with a rival each video wins, segment by segment: of a pair, a majority vote, as
-    DenseDPO's baselines have it (arXiv 2506.03517). A group without dense labels keeps its scores.
+    """Return the number of won comparisons of each video, over segments and rivals: for a pair a majority
+    vote, as in DenseDPO's baselines (arXiv 2506.03517). A group without dense labels keeps its scores.
     """
     if not record.dense:
         return record.scores
@@ -62,10 +60,10 @@ def _votes(record: Record) -> tuple[float, ...]:
 
 
 def _likes(records: Iterable[Record]) -> list[Record]:
-    """Each image of a prompt once: liked if it was ever the best of its group, otherwise not.
+    """Return each image of a prompt once: liked if it was the best of any group, otherwise disliked.
 
     Diffusion-KTO's reading of pairs (Li et al. 2024, arXiv 2404.04465, released code: the win of any pair
-    counts). A tie says nothing, and what is in ties only is left out.
+    counts). Ties carry no label, and images that occur in ties only are left out.
     """
     found: dict[tuple[str, str], Record] = {}
     for record in records:
@@ -82,10 +80,10 @@ def _likes(records: Iterable[Record]) -> list[Record]:
 
 
 def _experts(records: Iterable[Record], number: int) -> list[Record]:
-    """Return the images with the highest rewards of all, whatever their labels.
+    """Return the images with the highest rewards, whatever their labels.
 
     Source: Diffusion-DRO, arXiv 2510.18353.
-    By several rewards, the highest sum of ranks. Equally good ones come in the order of the set.
+    With several rewards, those with the highest sum of ranks. Equally good ones keep the order of the set.
     """
     found: dict[tuple[str, str], Record] = {}
     for record in records:
@@ -108,7 +106,7 @@ def _singles(record: Record) -> Iterator[Record]:
 
 
 def _part(record: Record, images: tuple[int, ...]) -> Record:
-    """Return the group of some of a group's images."""
+    """Return a group with some of the images."""
     pick = lambda values: tuple(values[index] for index in images) if values else ()  # noqa: E731
     part = replace(
         record,

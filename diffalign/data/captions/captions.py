@@ -1,7 +1,7 @@
-"""The view ``captions``: an image under its own caption, score 1, and under one made wrong, score 0.
+"""The view ``captions``: an image with its own caption, score 1, and with a wrong one, score 0.
 
 Preference between prompts for one image (text preference optimisation, arXiv 2509.25771) needs no second
-image. Of a pair or a list the best image is taken, of single ones those that are liked; ties have no best.
+image. The best image of a pair or a list is used, and of single images the liked ones; ties have no best.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ class Captioned:
     """Makes caption pairs of examples.
 
     Attributes:
-        alter: a caption made wrong, or None where that cannot be done.
+        alter: caption -> wrong caption, or None where there is none.
     """
 
     alter: Swap | Chat
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the altered captions may."""
+        """A text that changes whenever the altered captions may."""
         return self.alter.fingerprint
 
     def __call__(self, example: Example) -> Example | Skipped:
-        """Return the example's best image under two captions; one that has two already is left as it is."""
+        """Return the example's best image with two captions; an example with two captions is unchanged."""
         if example.prompts:
             return example
         alone = len(example.images) == 1

@@ -1,7 +1,7 @@
-"""Captions made wrong by a language model behind an OpenAI-compatible chat endpoint.
+"""Wrong captions from a language model behind an OpenAI-compatible chat endpoint.
 
-Answers are kept in a file of json lines as they come, so that a run that is started again asks nothing twice;
-several threads may ask at once (``data.workers``).
+Answers are appended to a file of json lines at once, so that a restarted run requests none of them again;
+several threads may send requests (``data.workers``).
 """
 
 from diffalign.config.schema import AlteredConfig
@@ -19,13 +19,13 @@ PRINCIPLES = {
 
 
 class Chat:
-    """A caption that no longer describes its image, by a language model.
+    """Captions that no longer describe their image, by a language model.
 
     Each caption gets one of four kinds of edit, drawn by its text.
     """
 
     def __init__(self, config: AlteredConfig, pause: float = 1.0):
-        """``pause``: seconds before the second try. Raises UserError for a missing or impossible setting."""
+        """``pause``: seconds before the second try. Raises a UserError for a missing or wrong setting."""
         check_endpoint(config.url, config.model, "data.altered.", "data.altered.by llm")
         patience = Patience(config.timeout, config.retries, pause)
         self._config = config
@@ -38,7 +38,7 @@ class Chat:
 
     @property
     def fingerprint(self) -> str:
-        """Whom it asks: answers that are known stay as they are."""
+        """Address, model and file of answers: stored answers do not change."""
         return f"llm {self._config.url} {self._config.model} {self._config.answers}"
 
     def __call__(self, caption: str) -> str:

@@ -1,8 +1,8 @@
-"""Words that can stand for each other in a caption, by what their exchange changes.
+"""Words that can replace each other in a caption, by what the replacement changes.
 
 Four principles of text preference data (arXiv 2509.25771): content (what is there), attribute (what it is
 like), spatial (where), contextual (setting, weather, action). Members of a group have the same part of speech
-and number, so that an exchange leaves the grammar as it was.
+and number, so that a replacement keeps the grammar.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Group:
     """Words that exclude each other.
 
     Attributes:
-        principle: what their exchange changes.
-        words: any of them for any other.
-        plural: they are nouns: plurals are exchanged as well.
-        modifier: they count only before another word, or after "of": as nouns of their own ("a glass", "an
-            orange") they are something else.
-        gendered: they are left alone beside a pronoun that would no longer fit.
+        principle: what the replacement changes.
+        words: each may replace each other.
+        plural: they are nouns, whose plurals are replaced as well.
+        modifier: they count only before another word, or after "of": as nouns ("a glass", "an orange") they
+            have another meaning.
+        gendered: they are not replaced beside a pronoun that would no longer fit.
     """
 
     principle: Principle

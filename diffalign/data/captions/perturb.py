@@ -1,12 +1,12 @@
-"""Captions made wrong by exchanging one word, offline: the same caption and seed give the same answer.
+"""Wrong captions by replacing one word, offline and deterministic by caption and seed.
 
-Which of the four principles is edited, which word and what for are drawn by (seed, caption): every principle
-that the caption offers is as likely, however many words it has of each. Articles, plurals and capitals follow
-the new word. A caption without a word of the lexicon has no answer (None): made up nonsense would teach that
-nonsense is wrong, so such a caption is left out and counted.
+The principle, the word and its replacement are drawn by (seed, caption): every principle that the caption
+allows is equally likely, however many words it has of each. Articles, plurals and capitals follow the new
+word. A caption without a word of the lexicon gives None; it is left out and counted, since a nonsense caption
+would only train against nonsense.
 
-Captions of the drawn scenes get words of the drawn scenes, and never a caption that is true after all (a
-thing left of its equal is right of it, too).
+Captions of the drawn scenes get words of the drawn scenes, and never a caption that is still true (an object
+left of its equal is also right of it).
 """
 
 import re
@@ -18,13 +18,13 @@ from diffalign.data.captions.lexicon import ENGLISH, GREY, Group, Principle, plu
 from diffalign.diffusion.randomness import derive
 from diffalign.tiny import scenes
 
-VERSION = 1  # of the words and the way they are drawn
+VERSION = 1  # version of the words and of the draws
 _AFTER = re.compile(
     "of|on|in|at|and|or|with|by|to|from|is|are|was|were|for|under|over|near|next|behind|above|below|the|an?|"
     "that|which|as|into",
     re.IGNORECASE,
 )
-"""Words before which a modifier modifies nothing."""
+"""Words before which a modifier has another meaning."""
 
 _MODIFIERS = frozenset({"orange"})  # a colour before a noun, a fruit otherwise
 _PRONOUN = re.compile(r"\b(he|she|his|her|him|hers|himself|herself)\b", re.IGNORECASE)
@@ -34,7 +34,7 @@ _SOUNDS_VOWEL = re.compile(r"(?!uni|use|eu|one\b)[aeiou]|hour|honest", re.IGNORE
 
 @dataclass(frozen=True)
 class Edit:
-    """One exchange: the span of a word in a caption, and what may stand there instead."""
+    """One replacement: the span of a word in a caption, and its possible replacements."""
 
     principle: Principle
     start: int
@@ -44,13 +44,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Swap:
-    """A caption with one word exchanged, or None if it has none that can be; see the module."""
+    """Replaces one word of a caption; None if no word can be replaced. See the module."""
 
     seed: int = 0
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever an answer may."""
+        """A text that changes whenever a result may."""
         return f"swap {VERSION} {self.seed}"
 
     def __call__(self, caption: str) -> str | None:
@@ -70,7 +70,7 @@ class Swap:
 
 
 def edits_of(caption: str) -> Iterator[Edit]:
-    """Every exchange that a caption offers."""
+    """Return every possible replacement in a caption."""
     scene = _is_scene(caption)
     pattern, table = _index(_scene_groups() if scene else ENGLISH)
     for match in pattern.finditer(caption):
@@ -84,7 +84,7 @@ def edits_of(caption: str) -> Iterator[Edit]:
 
 
 def replaced(caption: str, edit: Edit, word: str) -> str:
-    """Return the caption with another word at the place of an edit, its article and capitals right."""
+    """Return the caption with another word at the place of an edit, with its article and capitals adapted."""
     before, old, after = caption[: edit.start], caption[edit.start : edit.end], caption[edit.end :]
     if old.isupper() and len(old) > 1:
         word = word.upper()
@@ -99,7 +99,7 @@ def replaced(caption: str, edit: Edit, word: str) -> str:
 
 
 def _fits(caption: str, match: re.Match[str], group: Group) -> bool:
-    """Whether a word of a group is used here as the group means it."""
+    """Return whether a word has its group's meaning here."""
     if group.gendered and _PRONOUN.search(caption):
         return False
     if not group.modifier and match[0].lower() not in _MODIFIERS:

@@ -1,7 +1,7 @@
 """Records of an encoded set as the columns of an Arrow table, memory-mapped from its manifest.
 
-A ``Record`` is made of a row when it is read; what concerns the whole set (buckets, labels, counts) is
-computed from columns. So a set of a million pairs costs no Python object a pair.
+A ``Record`` is made from a row when it is read; properties of the whole set (buckets, labels, counts) are
+computed from columns. So a set of a million pairs needs no Python object for each pair.
 """
 
 import mmap
@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from diffalign.data.encoding.records import SCHEMA, Bucket, Record, batches_of, record_from
 from diffalign.data.encoding.shards import halves
 
-RELEASE_ROWS = 64  # rows read one by one, after which the system may take back the pages of the file
+RELEASE_ROWS = 64  # after so many single rows the system may release the pages of the file
 
 
 class Columns(Sequence[Record]):
-    """Some rows of a table of ``SCHEMA``, in an order of their own."""
+    """Some rows of a table of ``SCHEMA``, in any order."""
 
     def __init__(self, table: pa.Table, rows: np.ndarray | None = None, mapped: mmap.mmap | None = None):
         """``rows`` (n,) are row numbers of the table; None: all.
 
-        ``mapped`` is the file that the table lies in, if any.
+        ``mapped`` is the memory-mapped file of the table, if any.
         """
         self.table = table
         self._mapped = mapped
@@ -39,7 +39,7 @@ class Columns(Sequence[Record]):
         return cls(pa.Table.from_batches(batches_of(records), SCHEMA))
 
     def take(self, indices: Iterable[int]) -> "Columns":
-        """Return these rows, sharing the table and what is known of it."""
+        """Return these rows, which share the table and its cached properties."""
         chosen = np.fromiter(indices, np.int64) if not isinstance(indices, np.ndarray) else indices
         if (
             self._rows is None
@@ -102,16 +102,16 @@ class Columns(Sequence[Record]):
         return record_from(batches[number].slice(row - first, 1).to_pylist()[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a process beside: a copy of the table, no file."""
+        """Pickle a copy of the table, without the file."""
         return {**self.__dict__, "_mapped": None}
 
     def release(self) -> None:
-        """Let the system take back the pages of the file that reading has mapped."""
+        """Let the system release the pages of the file that reading has mapped."""
         if self._whole._mapped is not None:
             self._whole._mapped.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[Record]:
-        for first in range(0, len(self), 256):  # a slice at a time: rows come ten times faster so
+        for first in range(0, len(self), 256):  # by slices, which is ten times faster than by rows
             span = range(first, min(first + 256, len(self)))
             if self._rows is None:
                 part = self.table.slice(first, len(span))

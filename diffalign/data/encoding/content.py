@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.shards import halves
 
-LARGE = 2**16  # groups, from which on content is told from columns
+LARGE = 2**16  # groups, from which on the content is computed from columns
 
 
 def content_digest(columns: Columns) -> bytes:
-    """Return 16 bytes that tell images, prompts, labels, rewards, weights and maps of groups, in order.
+    """Return a digest of 16 bytes of images, prompts, labels, rewards, weights and maps of groups, in order.
 
-    They do not depend on how the table is cut into record batches.
+    It does not depend on the division of the table into record batches.
     """
     digest = blake2b(digest_size=16)
     digest.update(_raw(columns.sizes, "<i8"))

@@ -1,10 +1,10 @@
-"""Encode a preference set once: the frozen encoders leave the training loop.
+"""Encode a preference set once, so that the frozen encoders are not needed in training.
 
 Each image's (or video's) VAE posterior is kept as mean and standard deviation, not as a sample, so that
 training can draw anew at each visit; each prompt's embedding is kept, and that of the empty prompt. Files are
-keyed by content, model and settings: what is there is not computed again, a run that was stopped goes on
-where it was, and sets that share images share files. They hold float32, or float16 where ``half`` says that
-the model runs in half precision anyway.
+keyed by content, model and settings: existing ones are not computed again, a stopped run continues, and sets
+that share images share files. They hold float32, or float16 where ``half`` says that the model runs in half
+precision anyway.
 """
 
 import json
@@ -36,8 +36,8 @@ from diffalign.data.encoding.writer import VERSION, Encoders, Writer
 from diffalign.data.reading.examples import Preferences, Skipped, count, digest
 from diffalign.errors import UserError
 
-MEMORY = 512 * 2**20  # bytes of tensors kept in memory, all data-loader processes together
-THREADS = 2  # that read and decode ahead of the encoders, without data.workers
+MEMORY = 512 * 2**20  # bytes of tensors cached in memory, all data-loader processes together
+THREADS = 2  # threads that read and decode in advance if data.workers is 0
 
 _PART = pa.schema([pa.field("index", pa.int64()), pa.field("skipped", pa.large_string()), *SCHEMA])
 
@@ -58,7 +58,7 @@ def encode_preferences(
     barrier: Callable[[], None] = lambda: None,
     rater: Rater | None = None,
 ) -> EncodedSet:
-    """Encode what is not encoded yet and return the whole set in the view asked for, its counts final.
+    """Encode missing tensors, and return the whole set in the configured view, with final counts.
 
     ``rater`` scores each image beside its label, or instead of it (``config.rewards_as``).
     With several processes each encodes the rows ``rank, rank + world, ...`` and ``barrier`` waits for all of
@@ -70,12 +70,12 @@ def encode_preferences(
     memory = Memory(store, MEMORY // max(1, config.workers))
     manifest = f"manifests/{set_name(model, preferences, config, half, rater)}.arrow"
     known = read_manifest(store.files, manifest, memory) if preferences.fingerprint else None
-    barrier()  # nobody repairs the store before everybody has looked
+    barrier()  # the store is repaired after all processes have read it
     if known is not None:
         return _useful(filtered(viewed(known, config), config.filters), preferences.name)
 
     store.salvage()
-    # kept, so that two runs on one cache never take a part from each other: theirs are the same
+    # kept: two runs on one cache have equal parts, and none removes the other's
     parts = [f"manifests/parts/{Path(manifest).stem}.{r}-of-{world}.arrow" for r in range(world)]
     writer = Writer(model, store, config.cache_batch_size, torch.float16 if half else torch.float32)
     with completed(store, writer):
@@ -115,7 +115,7 @@ def completed(store: Store, writer: Writer) -> Iterator[None]:
 
 
 def _keep(store: Store, error: BaseException) -> None:
-    """Complete the shards of an encoding that was interrupted; what goes wrong then is the lesser error."""
+    """Complete the shards of an interrupted encoding; an error here must not hide the first one."""
     try:
         store.seal()
     except OSError as other:
@@ -133,7 +133,7 @@ def _useful(encoded: EncodedSet, name: str) -> EncodedSet:
 def set_name(
     model: Encoders, preferences: Preferences, config: DataConfig, half: bool, rater: Rater | None
 ) -> str:
-    """Return the name under which a set is listed: a digest of model, rows and settings."""
+    """Return the name of a set's manifest: a digest of model, rows and settings."""
     source = [preferences.fingerprint, preferences.name, config.split, config.limit]
     space = [config.resolution, config.height, config.width, config.crop, config.flip]
     geometry = [*space, config.buckets, config.bucket_step, config.frames, config.fps]
@@ -155,8 +155,8 @@ def encode_share(
     progress: bool,
     rater: Rater | None,
 ) -> Iterator[Record | Skipped]:
-    """Encode this rank's rows, every len(parts)-th, write a row for each into its part, and yield what it is;
-    its tensors may still wait in ``writer`` and its store. The part is complete at the end.
+    """Encode this rank's rows, every len(parts)-th, write a row for each into its part, and yield the record;
+    its tensors may still be buffered in ``writer`` and its store. The part is complete at the end.
     """
     rows = islice(enumerate(preferences.unfinished()), rank, None, len(parts))
     total = None if preferences.total is None else len(range(rank, preferences.total, len(parts)))
@@ -207,7 +207,7 @@ def _row(written: Record | Skipped) -> dict[str, Any]:
 
 
 def _write(prepared: Prepared, writer: Writer) -> Record | Skipped:
-    """Have what is missing of a group encoded; it may still turn out that a video is damaged."""
+    """Encode the missing tensors of a group; a video may still turn out to be damaged."""
     try:
         writer.images(prepared.pixels)
     except UnreadableError as error:
@@ -242,7 +242,7 @@ def merge(
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """``map`` in order, computed ahead by ``workers`` threads; by none, in the caller's."""
+    """Return ``map`` in order, computed in advance by ``workers`` threads; with 0, in the caller's thread."""
     if not workers:
         yield from map(function, items)
         return

@@ -1,7 +1,7 @@
-"""An encoded preference set: what training reads instead of images and prompts.
+"""An encoded preference set, which training reads in place of images and prompts.
 
 The manifest is an Arrow IPC file: a version, the keys that all groups share and the counts as metadata, and
-a row for each group (``columns``). It is a list of keys into the store; the tensors themselves lie there.
+a row for each group (``columns``). The rows are keys into the store, which holds the tensors.
 """
 
 import json
@@ -27,24 +27,24 @@ from diffalign.diffusion.randomness import derive
 __all__ = ["Bucket", "EncodedImage", "EncodedSet", "Record", "Shared", "split_holdout"]
 
 VERSION = 5
-THOROUGH_BYTES, THOROUGH_ROWS = 2 * 2**30, 2**15  # up to which every tensor is checked when a set is opened
+THOROUGH_BYTES, THOROUGH_ROWS = 2 * 2**30, 2**15  # up to this size all tensors are checked on opening
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Keys of what every group may need: the embedded empty prompt, and what guidance guides away from."""
+    """Keys of tensors for all groups: the embeddings of the empty prompt and of the negative conditions."""
 
     empty: str
     negative: str
 
 
 class EncodedSet(Sequence[Record]):
-    """Records in the order of the rows, and their tensors, read when asked for and kept in memory while they
-    fit.
+    """Records in the order of the rows, and their tensors, which are read on demand and cached in memory up
+    to a budget.
 
     Attributes:
         records: the groups.
-        shared: keys of what every group may need.
+        shared: keys of tensors for all groups.
         counts: usable groups and ties among ``records``; rows dropped in the whole set.
         dense: whether labels are dense, those of the whole set alike: a global one counts for all frames.
     """
@@ -102,7 +102,7 @@ class EncodedSet(Sequence[Record]):
         return self._memory.get("text", self.shared.empty)
 
     def negative_text(self) -> Tensors:
-        """Return the embedding that guidance guides away from, as ``text``."""
+        """Return the embedding of the negative conditions, as ``text``."""
         return self._memory.get("text", self.shared.negative)
 
     def weights(self, record: Record, image: int, flipped: bool = False) -> Tensor:
@@ -115,9 +115,10 @@ class EncodedSet(Sequence[Record]):
 
     @cached_property
     def extras(self) -> frozenset[str]:
-        """What the batches of this set have beside labels: of ``reward``, ``patches``, ``weight``, ``votes``.
+        """Names of the data besides labels in the batches of this set: some of ``reward``, ``patches``,
+        ``weight``, ``votes``.
 
-        It is the set that has them or not, so that every batch on every rank holds the same names.
+        They are those of the whole set, so that every batch on every rank has the same names.
         """
         there = {
             "reward": bool(len(self)) and bool((self.records.reward_counts > 0).all()),
@@ -148,7 +149,7 @@ class EncodedSet(Sequence[Record]):
         return EncodedSet(self.records, self.shared, counts, self._memory, self._also, self.dense)
 
     def recounted(self) -> "EncodedSet":
-        """Return the set with its groups counted; what was dropped stays."""
+        """Return the set with its groups counted anew; counts of dropped rows are kept."""
         return self._with(self.records, self.dense)
 
     def _with(self, columns: Columns, dense: bool | None) -> "EncodedSet":
@@ -168,7 +169,7 @@ def split_holdout(
     never all.
 
     Prompts are taken in an order drawn by ``seed`` and their text, each with all its groups if they still
-    fit; so a prompt's place does not depend on the other prompts' order in the file.
+    fit, so the choice does not depend on the order of the file.
     """
     room = min(int(share * len(encoded)), maximum)
     held = np.zeros(len(encoded), bool)
@@ -203,7 +204,8 @@ def read_manifest(files: Folder, name: str, memory: Memory) -> EncodedSet | None
     """Return the encoded set that a manifest lists, or None if there is none, it is damaged, or a tensor is
     absent.
 
-    Tensors of a small set are read and checked; of larger sets only the presence is (reading finds the rest).
+    Tensors of a small set are read and checked; of larger sets only their presence is checked (damage is
+    found when they are read).
     """
     path = files.fresh(name)
     if path is None:

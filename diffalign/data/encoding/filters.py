@@ -46,8 +46,8 @@ def agreement_split(encoded: EncodedSet, rewards: int) -> tuple[EncodedSet, Enco
     """Return (clean, others): groups whose label at least ``rewards`` rewards agree with, and the rest.
 
     Semi-DPO (ICLR 2026) learns first from the clean ones, which all of its five rewards confirm, and then
-    labels the others with the model itself. Ties have no label to confirm: they are among the clean ones and
-    weigh nothing.
+    labels the others with the model itself. Ties have no label to confirm: they count as clean and have
+    weight 0.
 
     Raises UserError if a group has no rewards or no rivals.
     """
@@ -56,7 +56,7 @@ def agreement_split(encoded: EncodedSet, rewards: int) -> tuple[EncodedSet, Enco
 
 
 def _filters(config: FilterConfig) -> Iterator[tuple[str, Callable[[Columns], np.ndarray]]]:
-    """Yield the filters that are set: a name, and what says which groups pass."""
+    """Yield the active filters: a name, and a function that returns which groups pass."""
     if config.words:
         words = [word.casefold() for word in config.words]
         yield "words", lambda c: _of_prompts(c, lambda p: not any(word in p.casefold() for word in words))
@@ -93,7 +93,7 @@ def _starts(columns: Columns) -> np.ndarray:
 
 
 def _smallest_sides(columns: Columns) -> np.ndarray:
-    """Return (n,) the shortest side of each group's images as they were, in pixels."""
+    """Return (n,) the shortest side of each group's original images, in pixels."""
     if not len(columns):
         return np.zeros(0, np.int64)
     original = pc.struct_field(pc.list_flatten(columns.column("images")), "original")
@@ -214,7 +214,7 @@ def margin(columns: Columns) -> np.ndarray:
 
 
 def _nsfw(columns: Columns, number: int) -> np.ndarray:
-    """Return (n,) the highest reward of that number of each group's images."""
+    """Return (n,) the highest value of one reward over each group's images."""
     few = np.flatnonzero(columns.reward_counts <= number)
     if len(few):
         at = int(few[0])

@@ -1,4 +1,4 @@
-"""A folder of whole files, local or remote: ``runs/cache``, ``s3://bucket/cache``, ``memory://cache``.
+"""A folder of files, local or remote: ``runs/cache``, ``s3://bucket/cache``, ``memory://cache``.
 
 Remote folders are read and written through fsspec. Their files are copied to a local folder before they are
 read (they are memory-mapped); a file is written locally first and uploaded whole.
@@ -14,12 +14,11 @@ from uuid import uuid4
 from diffalign.errors import UserError
 from diffalign.utils.files import write_atomic
 
-MIRROR = "DIFFALIGN_CACHE"  # environment variable: where local copies of remote files lie
+MIRROR = "DIFFALIGN_CACHE"  # environment variable: folder of local copies of remote files
 
 
 class Folder:
-    """Files of one folder by relative name; a file is whole or absent, and no file changes once written
-    except those that ``write`` replaces.
+    """Files of one folder by relative name; files are written atomically, and only ``write`` replaces one.
 
     Attributes:
         name: the path or address as given.
@@ -78,13 +77,13 @@ class Folder:
         return path
 
     def fresh(self, name: str) -> Path | None:
-        """Return the local path of a file that others may have replaced; None if there is none."""
+        """Return the local path of a file that other processes may have replaced; None if there is none."""
         if self.remote:
             (self.local / name).unlink(missing_ok=True)
         return self.get(name)
 
     def put(self, source: Path, name: str) -> None:
-        """Move a whole local file, on the folder's own disk, to its place."""
+        """Move a complete local file, on the folder's own disk, into the folder."""
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, path)
@@ -160,6 +159,6 @@ def _copied(system: Any, root: str, home: Path, address: str) -> Path:
 
 
 def _changed(info: dict[str, Any]) -> str:
-    """Return whatever tells one version of a remote file from another."""
+    """Return a value that differs between versions of a remote file."""
     marks = ("etag", "ETag", "LastModified", "mtime", "created", "updated", "generation", "oid")
     return " ".join(str(info[mark]) for mark in marks if mark in info)

@@ -1,9 +1,8 @@
-"""Where the crop of each image or video lies, and which frames: decided once for the group, from sizes, rates
-and lengths alone.
+"""Crops and frames of images and videos, chosen once for a group, from sizes, rates and lengths alone.
 
-Every image of a group is resized to cover the group's common target and cut at the same relative place. What
-SDXL is told about it (Podell et al. 2023, arXiv 2307.01952, section 2.2: original size and top-left corner of
-the crop) stays each image's own. Sizes are (height, width) in pixels throughout.
+Every image of a group is resized to cover the group's common target and cut at the same relative place.
+SDXL's conditions on it (Podell et al. 2023, arXiv 2307.01952, section 2.2: original size and top-left corner
+of the crop) are those of each image. Sizes are (height, width) in pixels throughout.
 
 Videos of a group begin together at their first frames, are read at one rate and have one number of frames.
 """
@@ -23,7 +22,7 @@ MAX_RATIO = 2.0  # of the sides of a bucket
 
 @dataclass(frozen=True)
 class Cut:
-    """How an image becomes a rectangle of the target's size: resize, then crop.
+    """The resize and crop of an image to the target size.
 
     Attributes:
         original: size of the image as it is displayed.
@@ -43,7 +42,7 @@ class Cut:
 
     @property
     def seconds(self) -> float:
-        """How long the clip is, its last frame included; 0 for an image."""
+        """Length of the clip in seconds, its last frame included; 0 for an image."""
         return self.frames / self.fps if self.frames else 0.0
 
     @property
@@ -53,10 +52,10 @@ class Cut:
 
 
 def cuts(sizes: Sequence[Size], config: DataConfig, content: str) -> tuple[Cut, ...]:
-    """One Cut an image of a group: the same target and the same relative crop for all.
+    """Return one Cut for each image of a group, with the same target and the same relative crop.
 
     ``config.crop == "random"`` draws the place once for the group, by its ``content`` (a digest), so that a
-    cache that is made again is the same.
+    repeated encoding is the same.
     """
     target = bucket_of(sizes, config) if config.buckets else size_of(config)
     place = (0.5, 0.5)
@@ -66,19 +65,18 @@ def cuts(sizes: Sequence[Size], config: DataConfig, content: str) -> tuple[Cut, 
 
 
 def size_of(config: DataConfig) -> Size:
-    """(height, width) that everything is cut to where there are no buckets."""
+    """Return the (height, width) of all crops where there are no buckets."""
     return config.height or config.resolution, config.width or config.resolution
 
 
 def clips(
     videos: Sequence[Probe], config: DataConfig, content: str, usable: Callable[[int], int]
 ) -> tuple[Cut, ...] | None:
-    """One Cut a video of a group, as ``cuts``: of the frames that all have, at most ``config.frames``, so
-    many as the model can use.
+    """Return one Cut for each video of a group, as ``cuts``: of the frames that all have, at most
+    ``config.frames``, and a number that the model accepts.
 
     ``usable`` gives the largest usable number that is at most its argument. Without ``config.fps`` the rate
-    is the first video's. None where a video is too short for a frame, or for a second one where more are
-    asked for: an image is no video.
+    is the first video's. None where a video has no frame, or only one where more are configured.
     """
     fps = config.fps or videos[0].fps
     common = min(video.length(fps) for video in videos)

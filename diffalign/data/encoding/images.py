@@ -1,7 +1,7 @@
-"""Image files, and videos frame by frame, to RGB pixels.
+"""Decoding of image files, and of videos frame by frame, to RGB pixels.
 
-EXIF orientation is applied, transparency is laid over white, every mode becomes RGB, a truncated file is
-unreadable. Resizing is PIL's Lanczos, whose support grows with the reduction (antialiased).
+EXIF orientation is applied, transparency is composited over white, every mode becomes RGB, and a truncated
+file is unreadable. Resizing is PIL's Lanczos, whose support grows with the reduction (antialiased).
 """
 
 import numpy as np
@@ -14,11 +14,12 @@ from diffalign.media.images import opened
 from diffalign.media.videos import read_frames
 
 _ORIENTATION = 0x0112  # EXIF tag
-_ON_THE_SIDE = frozenset({5, 6, 7, 8})  # its values that exchange height and width
+_ON_THE_SIDE = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
 def image_size(content: bytes) -> Size:
-    """(height, width) as displayed, from the file's header alone; raises one of UNREADABLE if it is none."""
+    """Return (height, width) as displayed, from the file's header alone; raise one of UNREADABLE if it is no
+    image."""
     with opened(content) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION) in _ON_THE_SIDE
@@ -37,8 +38,8 @@ def cut_out(image: Image.Image, cut: Cut) -> Tensor:
 def cut_clip(content: bytes, cut: Cut) -> Tensor:
     """Return the crop of a video's file: uint8 (3, F, H, W) of the cut's size, number of frames and rate.
 
-    Frames are cut as they are decoded, so that only small ones are held. One of UNREADABLE is raised if it is
-    no video or damaged.
+    Frames are cropped as they are decoded, so that only small ones are in memory. One of UNREADABLE is raised
+    if it is no video or damaged.
     """
     frames = read_frames(content, lambda frame: cut_out(Image.fromarray(frame), cut), cut.fps, cut.frames)
     return frames.transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Weight maps of images: a grey picture or a numpy array, cut as its image is, averaged over latent cells."""
+"""Weight maps of images: a grey image or a numpy array, cropped as its image, averaged over latent cells."""
 
 from io import BytesIO
 
@@ -14,7 +14,7 @@ _NUMPY = b"\x93NUMPY"
 
 
 def read_map(content: bytes) -> Tensor:
-    """Return the map of a file, (h, w) float32 from 0 on; a picture's white is 1.
+    """Return the map of a file, (h, w) float32, 0 or more; white in an image file is 1.
 
     Raises one of ``images.UNREADABLE`` if the file is no map: not an array of two axes, negative, not finite.
     """
@@ -35,7 +35,7 @@ def read_map(content: bytes) -> Tensor:
 
 
 def cut_map(weights: Tensor, cut: Cut) -> Tensor:
-    """Return what the crop shows of a map (h, w) over the whole image, (H, W) of the cut's target size."""
+    """Return the crop, (H, W) of the cut's target size, of a map (h, w) of the whole image."""
     (top, left), (height, width) = cut.corner, cut.target
     return pool(weights, cut.resized)[top : top + height, left : left + width]
 

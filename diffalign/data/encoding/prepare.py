@@ -1,4 +1,4 @@
-"""One row on its way into the cache: its keys, the pixels and maps that are missing, the opinions on it."""
+"""Preparation of a row for encoding: its keys, missing pixels and maps, and its rewards."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,11 +33,11 @@ class Prepared:
 
     Attributes:
         record: the group.
-        example: what it was made of.
-        pixels: (key, uint8 pixels) of the images that are not in the store; videos are decoded as they are
-            asked for, and that may raise UnreadableError.
+        example: its example.
+        pixels: (key, uint8 pixels) of the images that are not in the store; videos are decoded during
+            iteration, which may raise an UnreadableError.
         maps: (key, key of its image, weights) of the maps that are not in the store.
-        contents: the image files, where rewards have to score them.
+        contents: the image files, if rewards score them.
     """
 
     record: Record
@@ -53,7 +53,7 @@ class UnreadableError(Exception):
 
 @contextmanager
 def _named(reference: ImageRef, name: str) -> Iterator[None]:
-    """Turn what PIL and others raise for a bad file into an error that names the file, or else ``name``."""
+    """Turn errors of PIL and others for a bad file into one that names the file, or else ``name``."""
     try:
         yield
     except UNREADABLE as error:
@@ -64,7 +64,7 @@ def _named(reference: ImageRef, name: str) -> Iterator[None]:
 def prepare(
     example: Example | Skipped, config: DataConfig, writer: Writer, rated: bool = False
 ) -> Prepared | Skipped:
-    """Find an example's keys, and what is to be encoded; ``rated`` keeps the files for a rater.
+    """Return an example's keys and the missing inputs; ``rated`` keeps the files for a rater.
 
     Runs in threads: PIL frees the GIL.
     """
@@ -98,7 +98,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Group:
-    """The files of a group, read: what they hold, their keys, and the pixels that are missing."""
+    """The files of a group: their contents, keys, and missing pixels."""
 
     contents: Sequence[bytes]
     images: Sequence[EncodedImage]
@@ -160,7 +160,7 @@ def _videos(example: Example, config: DataConfig, writer: Writer) -> _Group:
 def _decoded(
     example: Example, images: Sequence[EncodedImage], writer: Writer
 ) -> Iterator[tuple[str, Tensor]]:
-    """(key, pixels) of the videos that are missing, decoded when their turn comes and held by nobody here."""
+    """Yield (key, pixels) of the missing videos, decoded one at a time."""
     for at, (reference, image) in enumerate(zip(example.images, images, strict=True)):
         for key in (image.key, image.flipped):
             if key is None or writer.has(key):
@@ -179,7 +179,7 @@ def _dense(example: Example, cut: Cut, config: DataConfig, writer: Writer) -> De
 def _image(
     content: bytes, name: str, cut: Cut, config: DataConfig, writer: Writer, pixels: list[tuple[str, Tensor]]
 ) -> EncodedImage:
-    """Return an image by its keys; ``pixels`` gets what is missing of it."""
+    """Return an encoded image; its missing pixels are added to ``pixels``."""
     key = writer.latent_key(name, cut, flipped=False)
     flipped = writer.latent_key(name, cut, flipped=True) if config.flip else None
     if not (writer.has(key) and (flipped is None or writer.has(flipped))):
@@ -212,8 +212,8 @@ def _maps(
 def rate(
     rows: Iterable[tuple[int, Prepared | Skipped]], rater: Rater | None, config: DataConfig
 ) -> Iterator[tuple[int, Prepared | Skipped]]:
-    """Yield the rows in order with the scores of the rater, of ``config.cache_batch_size`` groups at once,
-    and with the scores that a run has instead of labels.
+    """Yield the rows in order with the rater's scores, computed for ``config.cache_batch_size`` groups at
+    once, and with scores in place of labels where configured.
     """
     waiting: list[tuple[int, Prepared | Skipped]] = []
     for row in rows:

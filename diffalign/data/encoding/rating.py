@@ -1,4 +1,4 @@
-"""Second opinions: rewards of the images of a group, beside its label or instead of it."""
+"""Rewards of the images of a group, beside its label or instead of it."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ class Rater(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever its scores would: the rewards and the weights behind them."""
+        """A text that changes whenever the scores would: the rewards and their weights."""
         ...
 
     def __call__(self, images: Sequence[bytes], prompts: Sequence[str]) -> Sequence[tuple[float, ...]]:
@@ -29,7 +29,8 @@ class Rater(Protocol):
 
 
 def wins(rewards: Rewards) -> tuple[float, ...]:
-    """Each image's share of won comparisons, n rewards times k - 1 rivals: strictly greater wins.
+    """Return each image's share of won comparisons, n rewards times k - 1 rivals; only strictly greater
+    scores win.
 
     Syn-Pic's aggregation, phi_i = wins_i / (n (k - 1)) (Karthik et al. 2024, arXiv 2410.18013), which needs
     no common scale.
@@ -40,7 +41,8 @@ def wins(rewards: Rewards) -> tuple[float, ...]:
 
 
 def rescored(scores: tuple[float, ...], rewards: Rewards, how: RewardsAs, where: str) -> tuple[float, ...]:
-    """Return the scores of a group where rewards stand for its label; UserError naming the group they cannot.
+    """Return the scores of a group by rewards in place of its label; UserError with the group's place if that
+    is impossible.
 
     "score": the one reward, but a label's tie stays a tie; "wins": the share of won comparisons.
     """

@@ -57,7 +57,7 @@ class EncodedImage:
     key: str
     flipped: str | None  # key of the mirrored image's moments, if flips were encoded
     cut: Cut
-    content: str  # digest of the image file: the same picture, however it was cut
+    content: str  # digest of the image file, independent of the crop
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Record:
     scores: tuple[float, ...]
     where: str
     texts: tuple[str, ...] = ()  # key of each image's own prompt, where they differ
-    rewards: tuple[tuple[float, ...], ...] = ()  # R second opinions an image
+    rewards: tuple[tuple[float, ...], ...] = ()  # R rewards an image
     patches: tuple[str | None, ...] = ()  # key of each image's weight map, None for weight 1
     weight: float = 1.0
     dense: Dense | None = None  # labels in time
@@ -81,7 +81,7 @@ class Record:
 
     @property
     def kind(self) -> Kind:
-        """What the group counts as."""
+        """Kind of the group in counts."""
         segments = self.dense.scores if self.dense else ()
         return kind_of(self.scores, len(self.images), bool(self.texts), segments)
 
@@ -92,7 +92,7 @@ class Record:
 
     @property
     def bucket(self) -> Bucket:
-        """What groups of one batch have in common."""
+        """(height, width, frames), equal for the groups of a batch."""
         return (*self.target, self.images[0].cut.frames)
 
     @property

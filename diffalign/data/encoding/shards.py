@@ -2,14 +2,14 @@
 
 A shard holds records of one kind (latents, text, patches) with the same tensors by name: columns ``key``
 (16 bytes) and, for each tensor, ``NAME`` (its bytes) and ``NAME.shape``. Its index, an Arrow IPC file as
-well, has a row for each record: the key, a checksum, and where in the shard each tensor's bytes begin. The
-shard is complete when its index is there; the index is written last and renamed into place.
+well, has a row for each record: the key, a checksum, and where in the shard each tensor's bytes begin. A
+shard is complete when it has an index; the index is written last and renamed into place.
 
 Reading needs no parsing: the shard is memory-mapped, and an index row says where the bytes are. The checksum
 (xxh3, 64 bits) is over names, types, shapes and bytes, so that damage to either file is found.
 
-While it is written a shard is a hidden file whose lock its process holds. One that nobody holds is of a
-process that died: its complete record batches become a shard (``salvage``).
+While it is written a shard is a hidden file, locked by its process. An unlocked one was left by a process
+that died: its complete record batches become a shard (``salvage``).
 """
 
 import mmap
@@ -32,8 +32,8 @@ from diffalign.utils.lock import try_lock
 Tensors = dict[str, Tensor]
 
 PART = "shards"  # subfolder
-SHARD_BYTES = 256 * 2**20  # a shard is closed when it has so many
-BATCH_BYTES = 8 * 2**20  # of a record batch: what a process that is killed may lose
+SHARD_BYTES = 256 * 2**20  # a shard is completed at this size
+BATCH_BYTES = 8 * 2**20  # of a record batch: a killed process loses at most so many
 BATCH_ROWS = 4096
 PARTIAL = ".partial"
 _MAGIC = 8  # bytes of an IPC file before its stream begins
@@ -99,7 +99,7 @@ class Shard:
         return sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for dtype, shape in shapes)
 
     def release(self) -> None:
-        """Let the system take back the pages that reading has mapped."""
+        """Let the system release the pages that reading has mapped."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -108,7 +108,7 @@ class Shard:
             path = self._folder.get(f"{self.name}.arrow")
             if path is None:
                 raise FileNotFoundError(self.name)
-            with path.open("rb") as file:  # private: torch wants memory that it might write to
+            with path.open("rb") as file:  # private mapping: torch requires writable memory
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._map.madvise(mmap.MADV_RANDOM)
         return self._map
@@ -131,7 +131,7 @@ def _described(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
 
 @dataclass
 class _Row:
-    """A record that waits for its batch."""
+    """A buffered record."""
 
     key: bytes
     tensors: Tensors
@@ -153,11 +153,12 @@ class ShardWriter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record waits and no shard has been begun."""
+        """Whether no record is buffered and no shard is open."""
         return self._file is None and not self._rows
 
     def add(self, key: str, tensors: Tensors) -> str | None:
-        """Take a record; return the name of the shard that it completed, if any. OSError of a full disk."""
+        """Add a record; return the name of the shard that it completed, if any. OSError if the disk is
+        full."""
         layout = tuple((name, tensors[name].dtype) for name in sorted(tensors))
         done = self.seal() if self._layout and layout != self._layout else None
         self._layout = layout
@@ -174,7 +175,7 @@ class ShardWriter:
         return self.seal() if self._written >= self._limit else done
 
     def flush(self) -> None:
-        """Write the records that wait as a record batch."""
+        """Write the buffered records as a record batch."""
         if not self._rows:
             return
         if self._file is None:
@@ -203,7 +204,7 @@ class ShardWriter:
         return name
 
     def abandon(self) -> None:
-        """Leave the shard as it is, to be salvaged by the next that opens the store."""
+        """Leave the shard unfinished; the next process that opens the store salvages it."""
         if self._file is not None:
             self._close()
 
@@ -265,7 +266,7 @@ def _write_index(shard: Path, index: Path, checksums: Mapping[bytes, int]) -> No
 
 
 def salvage(folder: Folder) -> int:
-    """Make shards of what processes that died have left; return how many records were saved."""
+    """Make shards of the unfinished files of dead processes; return the number of saved records."""
     saved = 0
     place = folder.local / PART
     for path in sorted(place.glob(f".*{PARTIAL}")) if place.is_dir() else []:
@@ -274,7 +275,7 @@ def salvage(folder: Folder) -> int:
         except FileNotFoundError:
             continue
         try:
-            # not free: its process lives; gone: another process salvaged it in between
+            # locked: its process is alive; missing: another process has salvaged it
             if alone := try_lock(lock) and path.exists():
                 writer = ShardWriter(folder, path.name[1:].rsplit("-", 1)[0])
                 for key, tensors in _complete(path):

@@ -1,9 +1,9 @@
-"""Tensors on disk under the name of what they were computed from.
+"""Tensors on disk, keyed by a digest of their inputs.
 
-A key is a digest of the inputs, so that a record never needs to be brought up to date: it is there or it is
-not. Records lie in shards (``shards``); several processes write one store, each its own shards. A record
-whose checksum does not match is as good as absent. The layout of earlier versions, one safetensors file a
-record, is read, and its records move to shards as they are encountered by an encoding.
+A key is a digest of the inputs, so a record is never outdated: it exists or it does not. Records are in
+shards (``shards``); several processes write to one store, each its own shards. A record with a wrong checksum
+counts as absent. The layout of earlier versions, one safetensors file for each record, is read too, and an
+encoding moves its records to shards.
 """
 
 import errno
@@ -26,12 +26,12 @@ from diffalign.errors import UserError
 
 __all__ = ["Memory", "Store", "Tensors", "is_full", "no_space", "tensors_digest"]
 
-RELEASE_BYTES = 128 * 2**20  # of mapped pages, after which the system may take them back
-_AROUND = 2**16  # bytes that the system maps around a page that is touched
+RELEASE_BYTES = 128 * 2**20  # of mapped pages, after which the system may release them
+_AROUND = 2**16  # bytes that the system maps around an accessed page
 
 
 class _Index:
-    """Where the records of one kind lie: keys sorted, each with its shard and row."""
+    """The places of the records of one kind: sorted keys, each with its shard and row."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []
@@ -54,7 +54,7 @@ class _Index:
         self._high, self._low, self._shard, self._row = high[order], low[order], number[order], row[order]
 
     def find(self, key: str) -> Iterator[tuple[Shard, int]]:
-        """Yield the places of a key; the first sound one counts."""
+        """Yield the places of a key; the first undamaged one is used."""
         high, low = np.uint64(int(key[:16], 16)), np.uint64(int(key[16:], 16))
         at = int(np.searchsorted(self._high, high))
         while at < len(self._high) and self._high[at] == high:
@@ -63,12 +63,12 @@ class _Index:
             at += 1
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
-        """Return those of (n, 2) keys that are not there. Equal first halves are taken for equal keys if both
-        halves occur: a false hit is found when it is read.
+        """Return those of (n, 2) keys that are absent. A key counts as present if both its halves occur: a
+        false hit is found when it is read.
         """
         if not len(keys):
             return keys
-        high = np.sort(keys[:, 0])  # sorted, so that the search walks through memory; unique is slower
+        high = np.sort(keys[:, 0])  # sorted, so that memory is accessed in order; unique is slower
         at = np.searchsorted(self._high, high)
         there = np.zeros(len(high), bool)
         inside = at < len(self._high)
@@ -86,7 +86,7 @@ class Store:
         """Raise UserError if the folder cannot be made."""
         self.files = Folder(folder)
         self.folder = self.files.local
-        self.converted = 0  # records taken over from the layout of earlier versions
+        self.converted = 0  # records moved from the layout of earlier versions
         self._shard_bytes = shard_bytes
         self._writers: dict[str, ShardWriter] = {}
         self._unsealed: set[tuple[str, str]] = set()
@@ -99,7 +99,7 @@ class Store:
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a process beside: the folder, opened there anew."""
+        """Pickle the folder, which is opened anew."""
         return {"folder": self.files.name, "shard_bytes": self._shard_bytes}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Store:
             return None  # a damaged index: its records are absent
 
     def _sound_rows(self, shard: Shard) -> np.ndarray:
-        """Return the rows of a shard but those that a reading has found damaged."""
+        """Return the rows of a shard without those known to be damaged."""
         rows = np.arange(len(shard))
         path = self.files.fresh(f"{shard.name}.damaged")
         if path is None:
@@ -167,7 +167,7 @@ class Store:
                     shard.release()
 
     def has(self, kind: str, key: str) -> bool:
-        """Return whether a record is there and sound; one of the earlier layout moves to a shard."""
+        """Return whether a record exists undamaged; one of the earlier layout is moved to a shard."""
         with self._lock:
             if (kind, key) in self._unsealed:
                 return True
@@ -194,7 +194,7 @@ class Store:
         return sum(shard.bytes for shard in self._index[kind].shards) if kind in self._index else 0
 
     def write(self, kind: str, key: str, tensors: Tensors) -> int:
-        """Take a record and return its bytes; it is in a shard at the latest after ``seal``.
+        """Add a record and return its size in bytes; it is in a shard after ``seal`` at the latest.
 
         Raises OSError where the disk refuses.
         """
@@ -223,13 +223,13 @@ class Store:
         self._writers, self._unsealed = {}, set()
 
     def salvage(self) -> int:
-        """Take over what processes that died have left unfinished; return the number of records."""
+        """Take over unfinished shards of dead processes; return the number of records."""
         saved = salvage(self.files)
         self.refresh()
         return saved
 
     def discard(self, kind: str, key: str) -> None:
-        """Note that a record is damaged, for every process that opens the store from now on."""
+        """Mark a record as damaged for every process that opens the store from now on."""
         for shard, row in self._index[kind].find(key) if kind in self._index else ():
             self.files.append(f"{shard.name}.damaged", str(row))
         self.old_path(kind, key).unlink(missing_ok=True)
@@ -255,7 +255,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_full(error: OSError) -> bool:
-    """Return whether an error of writing says that the disk, or the user's share of it, is full."""
+    """Return whether an error of writing means that the disk, or the user's quota, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -270,7 +270,7 @@ def no_space(folder: Path, needed: int) -> UserError:
 
 
 class Memory:
-    """A store whose tensors used last stay in memory, up to ``budget`` bytes: a small set whole.
+    """A store with a cache of the last used tensors in memory, up to ``budget`` bytes.
 
     They are float32, integers as they are. Threads may share it.
     """
@@ -283,14 +283,14 @@ class Memory:
         self._lock = RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a process beside: the store and the budget."""
+        """Pickle the store and the budget."""
         return {"store": self.store, "budget": self._budget}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         Memory.__init__(self, state["store"], state["budget"])
 
     def get(self, kind: str, key: str) -> Tensors:
-        """Return the tensors of a key; UserError if they are gone or damaged since encoding."""
+        """Return the tensors of a key; UserError if they were removed or damaged since encoding."""
         with self._lock:
             if (kind, key) in self._held:
                 self._held.move_to_end((kind, key))

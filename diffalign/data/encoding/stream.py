@@ -1,7 +1,7 @@
-"""A set in blocks of groups that are encoded when they are first needed.
+"""A set in blocks of groups, each encoded when it is first needed.
 
-A block is a number of groups that follow each other in the set, independent of the process that encodes
-them: a complete cache, half of one and none give the same blocks.
+A block is a number of consecutive groups of the set, independent of the state of the cache: a complete, a
+partial and an empty one give the same blocks.
 """
 
 from collections import Counter
@@ -50,7 +50,7 @@ class Stream:
         rater: Rater | None = None,
         finished: Callable[[Counts], None] = lambda counts: None,
     ):
-        """Nothing is encoded yet; arguments as ``encode_preferences``.
+        """Prepare the stream without encoding; arguments as ``encode_preferences``.
 
         ``finished`` gets the counts of the whole set once all of it is encoded.
         """
@@ -65,14 +65,14 @@ class Stream:
         self._lock = RLock()
 
     def block(self, number: int) -> EncodedSet | None:
-        """Return a block, encoded now if it is not; None after the last one.
+        """Return a block, which is encoded if needed; None after the last one.
 
-        Raises UserError if its groups differ from those of the first block in size or number of frames, or in
-        what they have beside labels.
+        Raises a UserError if its groups differ from those of the first block in size, number of frames, or
+        kinds of data besides labels.
         """
         with self._lock:
             while len(self._blocks) <= number and not self.complete:
-                if self._error is not None:  # of a thread that read ahead: the set has not ended
+                if self._error is not None:  # an error of an advance thread: the set has not ended
                     raise self._error
                 try:
                     fresh = next(self._rest, None)
@@ -97,7 +97,7 @@ class Stream:
         return replace(self._whole, **summed, filtered=tuple(removed.items()))
 
     def close(self) -> None:
-        """Encode no more; what was encoded is kept."""
+        """Stop encoding and keep the encoded part."""
         with self._lock:
             self._rest.close()
 

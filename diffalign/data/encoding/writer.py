@@ -1,4 +1,4 @@
-"""Writing of what is missing of an encoded set: batches of equal shape through the model, then records."""
+"""Encoding of the missing parts of a set: batches of equal shape through the model, then records."""
 
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
@@ -13,16 +13,16 @@ from diffalign.data.encoding.store import Store
 from diffalign.data.reading.examples import digest
 from diffalign.errors import UserError
 
-VERSION = 1  # of what is in a record: part of every key
+VERSION = 1  # version of the contents of a record: part of every key
 
 
 @runtime_checkable
 class Encoders(Protocol):
-    """What encoding needs of a loaded model (``diffalign.models.LoadedModel``)."""
+    """The part of a loaded model (``diffalign.models.LoadedModel``) that encoding needs."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever its frozen encoders would give other numbers: weights, VAE, dtype."""
+        """A text that changes whenever the encoders' results would: weights, VAE, dtype."""
         ...
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -51,10 +51,10 @@ class Encoders(Protocol):
 
 
 class Writer:
-    """Collects what is missing into batches of equal shape, encodes them and writes the records."""
+    """Collects missing inputs into batches of equal shape, encodes them and writes the records."""
 
     def __init__(self, model: Encoders, store: Store, batch_size: int, dtype: torch.dtype):
-        self.rows_left: int | None = None  # rows to come, if known: for the message when the disk is full
+        self.rows_left: int | None = None  # remaining rows, if known: for the message about a full disk
         self.model = model
         self.store = store
         self._batch_size = batch_size
@@ -63,12 +63,12 @@ class Writer:
         self._pixels: dict[tuple[int, ...], dict[str, Tensor]] = {}
         self._prompts: dict[str, str] = {}
         self._there: set[str] = set()  # keys of latents found sound or written
-        self._seen: set[str] = set()  # keys of texts that are there or on the way
+        self._seen: set[str] = set()  # keys of texts that are stored or buffered
         self._files = self._bytes = self._last = 0
         self._downscale = 0  # pixels a latent, along one side, once it is known
 
     def negative(self) -> str:
-        """See to it that what guidance guides away from is encoded; its key."""
+        """Encode the negative conditions if needed; return their key."""
         key = digest(f"negative {self._identity}".encode())
         if not self.store.has("text", key):
             with torch.no_grad():
@@ -91,23 +91,24 @@ class Writer:
         return digest(f"patches {self._identity} {content} {geometry}".encode())
 
     def has_map(self, key: str) -> bool:
-        """Whether this map is in the store, sound."""
+        """Return whether the store has this map, undamaged."""
         return self.store.has("patches", key)
 
     def has(self, key: str) -> bool:
-        """Whether these latents are in the store, sound."""
+        """Return whether the store has these latents, undamaged."""
         if key not in self._there and self.store.has("latents", key):
             self._there.add(key)
         return key in self._there
 
     @property
     def bytes_needed(self) -> int:
-        """Of the file that did not fit, or of all that is to come if that can be told (two images a row)."""
+        """Return the size of the file that did not fit, or of all remaining ones if known (two images a
+        row)."""
         mean = self._bytes / self._files if self._files else self._last
         return int(max(self._last, 2 * mean * (self.rows_left or 0)))
 
     def text(self, prompt: str) -> str:
-        """See to it that a prompt is encoded; its key."""
+        """Encode a prompt if needed; return its key."""
         key = self.text_key(prompt)
         if key not in self._seen:
             self._seen.add(key)
@@ -118,14 +119,14 @@ class Writer:
         return key
 
     def images(self, missing: Iterable[tuple[str, Tensor]]) -> None:
-        """Encode pixels, as soon as there is a full batch of their shape.
+        """Buffer pixels, and encode them when a batch of their shape is full.
 
-        Of videos, which are large, no more than a batch waits, of all shapes together.
+        Of videos, which are large, at most one batch is buffered over all shapes.
         """
         for key, pixels in missing:
             shape = tuple(pixels.shape)
-            if key not in self._there:  # else written since the pixels were made ready
-                # an image that comes twice before its batch is full is encoded once
+            if key not in self._there:  # else written since the pixels were prepared
+                # an image that occurs twice in a batch is encoded once
                 self._pixels.setdefault(shape, {})[key] = pixels
             del pixels
             waits = len(self._pixels.get(shape, ()))
@@ -144,7 +145,7 @@ class Writer:
             self._write("patches", key, {"weights": pool(weights, size)[None]})
 
     def _height(self, key: str) -> int:
-        """Return the rows of an image's latents, which are encoded now if they are still waiting."""
+        """Return the height of an image's latents, which are encoded now if they are still buffered."""
         if key not in self._there:
             self.flush()
         stored = self.store.read("latents", key)
@@ -152,7 +153,7 @@ class Writer:
         return stored["mean"].shape[-2]
 
     def flush(self) -> None:
-        """Encode what is waiting."""
+        """Encode the buffered inputs."""
         self._flush_prompts()
         for waiting in self._pixels.values():
             self._flush_pixels(waiting)

@@ -11,7 +11,7 @@ from diffalign.errors import UserError
 from diffalign.utils.text import read_text, text_lines
 
 COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en")
-"""Names of the prompt's column or field, in any case, the first that is there."""
+"""Names of the prompt's column or field, in any case; the first one present counts."""
 
 CATEGORIES = ("category", "categories")
 """Names of the category's column or field, likewise."""
@@ -19,7 +19,7 @@ CATEGORIES = ("category", "categories")
 FORMATS = ".txt, .jsonl, .json, .tsv, .csv, .parquet"
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where a row is, for messages, and its fields by name."""
+"""A row's place, for messages, and its fields by name."""
 
 
 def file_rows(file: Path) -> Iterator[Row]:
@@ -51,9 +51,7 @@ def prompt_of(row: Row) -> str:
 
 
 def category_of(row: Row, names: Collection[str]) -> str:
-    """Return what the first field of such a name says, several categories joined by " + "; empty where
-    there is none.
-    """
+    """Return the category in the first such field, several ones joined by " + "; empty if there is none."""
     name = column(row[1], names)
     value = row[1][name] if name is not None else None
     if isinstance(value, list | tuple):

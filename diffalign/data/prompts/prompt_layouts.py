@@ -1,4 +1,4 @@
-"""Layouts of published prompt sets that are no plain lists: a row of (place, fields) for each prompt."""
+"""Layouts of published prompt sets that are not plain lists: a row of (place, fields) for each prompt."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _FIELDS = ("prompt", "prompt_en", *COLUMNS)
 def any_rows(file: Path) -> Iterator[Row]:
     """Yield the rows of a table or of json: lists of texts or objects, objects by id, json lines.
 
-    A prompt in the field ``prompt_en`` (OneIG, UniGenBench, VBench) is as good as one in ``prompt``.
+    The field ``prompt_en`` (OneIG, UniGenBench, VBench) is read as ``prompt``.
 
     Raises:
         UserError: another layout.
@@ -26,7 +26,7 @@ def any_rows(file: Path) -> Iterator[Row]:
 
 
 def unique_rows(file: Path) -> Iterator[Row]:
-    """Yield the rows of ``any_rows`` whose prompt has not come before: sets with several rows a prompt."""
+    """Yield the first row of each prompt of ``any_rows``, for sets with several rows a prompt."""
     seen: set[Any] = set()
     for where, fields in any_rows(file):
         prompt = fields.get("prompt")

@@ -1,8 +1,8 @@
-"""Built-in prompts for rollouts: short, many enough that none is learnt by heart, and nobody's text but ours.
+"""Built-in prompts for rollouts: short, original, and numerous enough to prevent memorisation.
 
-Two tasks in the manner of DDPO (Black et al. 2023, arXiv 2305.13301): the name of a common animal, where any
-reward can be tried, and an animal at something that animals do not do, where the reward is whether image and
-prompt agree. Both lists and all sentences were written for this package; DDPO's are others.
+Two tasks in the manner of DDPO (Black et al. 2023, arXiv 2305.13301): the name of a common animal, for any
+reward, and an animal at a human activity, for rewards of image-text alignment. Both lists and all sentences
+were written for this package and differ from DDPO's.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,10 +32,10 @@ def animals() -> list[str]:
 
 
 def activities() -> list[str]:
-    """Every animal at every activity, 360 sentences: ``a cat baking bread``.
+    """Return every animal at every activity, 360 sentences: ``a cat baking bread``.
 
-    Each stretch of 45 names every animal once, and neighbours do different things, so that the first few
-    prompts are varied already.
+    Each block of 45 names every animal once, and neighbours have different activities, so that any first few
+    prompts vary.
     """
     kinds = len(ACTIVITIES)
     return [

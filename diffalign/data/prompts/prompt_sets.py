@@ -1,10 +1,10 @@
-"""Prompts with their categories: files, what is built in, and the sets that papers evaluate on.
+"""Prompts with their categories: files, built-in lists, and the sets that papers evaluate on.
 
 Four published sets are known by name: ``parti`` (PartiPrompts; Yu et al. 2022, arXiv 2206.10789),
 ``drawbench`` (Saharia et al. 2022, arXiv 2205.11487), ``geneval`` (Ghosh et al. 2023, arXiv 2310.11513) and
-``hpdv2`` (the HPSv2 benchmark; Wu et al. 2023, arXiv 2306.09341). They are fetched when they are first asked
-for and cached by the hub's client; nothing of them is in this package. ``parti:FILE`` and so on reads a copy
-in the published layout instead.
+``hpdv2`` (the HPSv2 benchmark; Wu et al. 2023, arXiv 2306.09341). They are fetched on first use and cached by
+the hub's client; this package contains nothing of them. ``parti:FILE`` and so on reads a copy in the
+published layout instead.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in their order, and what they are called by.
+    """Prompts in their order, with categories.
 
     Attributes:
         prompts: (N,) none of them empty; one may occur twice.
@@ -36,10 +36,9 @@ class PromptSet:
 
 
 def read_prompt_set(path: str, limit: int | None = None) -> PromptSet:
-    """Return the prompts that ``path`` names, without empty ones, at most the first ``limit``; with
-    categories.
+    """Return the prompts of ``path`` with categories, without empty ones, at most the first ``limit``.
 
-    ``path`` is a file, a published set or what is built in:
+    ``path`` is a file, a published set or a built-in list:
 
     - ``.txt`` has a prompt a line; ``.jsonl`` and ``.json`` objects with a field ``prompt``, ``caption`` or
       ``text``; ``.tsv``, ``.csv`` and ``.parquet`` a column of such a name. A field or column ``category`` or
@@ -103,7 +102,7 @@ def _tiny(name: str, limit: int | None) -> tuple[str, ...]:
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[str]:
-    """Return the prompts of a file, of a published set or of what is built in, without empty ones.
+    """Return the prompts of a file, a published set or a built-in list, without empty ones.
 
     At most the first ``limit``. What ``path`` may be, and the errors, are `prompt_sets.read_prompt_set`'s.
     """

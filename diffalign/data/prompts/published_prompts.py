@@ -1,8 +1,8 @@
-"""Where the published prompt sets are, and how they are laid out.
+"""Addresses and layouts of published prompt sets.
 
 Files and columns are those of public code that reads them (2026-11); PartiPrompts and GenEval were checked
-against copies of the files; where the others are on the hub and on GitHub was **not verified** there. A copy
-is always read: ``dpg:FILE`` and so on.
+against copies of the files; the addresses of the others on the hub and on GitHub were **not verified**. A
+local copy is always read: ``dpg:FILE`` and so on.
 """
 
 import json
@@ -25,7 +25,7 @@ _COMPBENCH = f"{_RAW}/Karine-Huang/T2I-CompBench/main/examples/dataset"
 _PARTS = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
 _UNIGENBENCH = f"{_RAW}/CodeGoat24/UniGenBench/main/data/test_prompts_en.csv"
 _VBENCH = f"{_RAW}/Vchitect/VBench/master/vbench/VBench_full_info.json"
-_SECONDS = 30  # to wait for a server
+_SECONDS = 30  # timeout of a server
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Published:
     """A set that papers evaluate on.
 
     Attributes:
-        name: what it is called here.
-        axes: fields or columns of each axis of categories, the first that is there, in lower case.
-        where: what a user may download by hand.
-        files: fetches what is published, from the cache if it is there; raises whatever goes wrong.
+        name: its name here.
+        axes: fields or columns of each axis of categories, in lower case; the first one present counts.
+        where: the file that a user may download by hand.
+        files: fetches the published files, or takes them from the cache; raises errors of the client.
         rows: of one such file, or of a folder that holds several.
     """
 

@@ -1,1 +1,1 @@
-"""Readers: preference sets in the formats that people have, to examples."""
+"""Readers of preference sets in common formats, to examples."""

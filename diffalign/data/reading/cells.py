@@ -1,9 +1,9 @@
-"""Cells of a row in every form that people write: numbers, yes or no, a choice of two, votes, lists.
+"""Parsing of the cells of a row: numbers, yes or no, a choice of two, votes, lists.
 
 One function decides what a number is (``number``), one what a yes or no is (``truth``), one what a choice of
 two is (``choice``); the forms are in the tables ``EMPTY``, ``TRUE``, ``FALSE``, ``FIRST``, ``SECOND``
 and ``TIE``.
-What is empty or not finite is no label, whatever stands in other rows.
+An empty or not finite cell is no label, whatever other rows have.
 """
 
 import math
@@ -28,7 +28,7 @@ TIE = frozenset({"tie", "same", "equal", "both", "neither", "draw", "tied"})
 
 @dataclass(frozen=True)
 class Verdict:
-    """A label: K scores, higher is better, and the K shares of votes that they were made of, if any."""
+    """A label: K scores, higher is better, and the K shares of votes behind them, if any."""
 
     scores: tuple[float, ...]
     votes: tuple[float, ...] = ()
@@ -69,8 +69,8 @@ def truth(value: Any, name: str, where: str) -> bool | None:
 
 
 def choice(value: Any, name: str, where: str) -> Verdict | None:
-    """Return the label of a pair that one cell tells: a word, or the index of the preferred image (0 or 1;
-    0.5 is a tie).
+    """Return the label of a pair in one cell: a word, or the index of the preferred image (0 or 1; 0.5 is a
+    tie).
 
     Raises:
         UserError: another text or number.
@@ -108,9 +108,9 @@ def shares(first: float | None, second: float | None, name: str, where: str) -> 
 
 
 def cell(row: Any, path: str) -> Any:
-    """Return what stands at a dotted path of a row, None where a step is missing; a number enters a list.
+    """Return the value at a dotted path of a row, None where a step is missing; a number indexes a list.
 
-    A name with dots of its own is found first.
+    A column whose name has dots has precedence.
     """
     if isinstance(row, Mapping) and path in row:
         return row[path]

@@ -1,11 +1,10 @@
-"""Dense labels: a score for every stretch of a video, and what they say about each latent frame.
+"""Dense labels: a score for every segment of a video, and the resulting score of each latent frame.
 
 Segment s of a label is about the seconds s L up to (s + 1) L of the clip, L = ``segment_seconds``, and so
 about the frames that are shown in them. A latent frame's score is the mean of the scores of the frames that
 it is made of (``codec.frames_of``: of a causal autoencoder of stride 4 the first is frame 0, the next frames
-1 to 4). Segments beyond the clip's end are left out; a last stretch of less than half a segment belongs to
-the one before it; where the clip goes on for longer without a label, or the label is null for one of the
-rivals, nobody is better.
+1 to 4). Segments beyond the clip's end are left out; a last part of less than half a segment belongs to the
+segment before it; a longer part without a label, or with a null label for one of the rivals, is a tie.
 """
 
 import math
@@ -19,12 +18,12 @@ from diffalign.errors import UserError
 Segments = tuple[tuple[float, ...], ...]
 """K rows of S scores, higher is better; NaN where there is none."""
 
-_SLACK = 1e-6  # of a segment: a frame at the very beginning of one is in it, whatever rounding says
+_SLACK = 1e-6  # of a segment: tolerance that puts a frame at its beginning into it despite rounding
 
 
 def segment_count(length: float, seconds: float) -> int:
-    """How many segments a clip of this length (in seconds) has: a last stretch counts from half a segment on
-    and belongs to the one before it otherwise; at least 1.
+    """Return the number of segments of a clip of this length (in seconds), at least 1: a last part counts if
+    it is at least half a segment.
     """
     return max(1, math.floor(length / seconds + 0.5 + _SLACK))
 
@@ -34,10 +33,10 @@ class Dense:
     """The dense label of a group.
 
     Attributes:
-        scores: K rows of S scores, of the segments that the clip shows, without gaps.
-        shown: for each latent frame the segment of every frame that it is made of.
-        beyond: how many segments were left out, since the clip ends before them.
-        missing: how many have no label.
+        scores: K rows of S scores, of the segments within the clip, without gaps.
+        shown: for each latent frame the segments of the frames that it is made of.
+        beyond: number of segments after the clip's end, which were left out.
+        missing: number of segments without a label.
     """
 
     scores: Segments
@@ -47,7 +46,7 @@ class Dense:
 
     @property
     def tied(self) -> int:
-        """How many segments have no winner, those without a label included."""
+        """Number of segments without a winner, those without a label included."""
         return sum(min(rivals) == max(rivals) for rivals in zip(*self.scores, strict=True))
 
     def per_frame(self, video: int) -> list[float]:
@@ -56,7 +55,7 @@ class Dense:
         return [sum(row[segment] for segment in made) / len(made) for made in self.shown]
 
     def of(self, videos: Sequence[int]) -> "Dense | None":
-        """Return the label of some videos of the group; of one alone there is none."""
+        """Return the label of some videos of the group; a single one has none."""
         if len(videos) < 2:
             return None
         return Dense(tuple(self.scores[video] for video in videos), self.shown, self.beyond, self.missing)
@@ -73,7 +72,7 @@ def dense_from(row: Mapping[str, Any] | None) -> Dense | None:
 def dense_of(
     segments: Segments, seconds: float, cut: Cut, latent_frames: int, frames_of: Callable[[int], range]
 ) -> Dense:
-    """Return the dense label of a group that is cut so.
+    """Return the dense label of a group with this cut.
 
     Args:
         segments: as they are written down.
@@ -127,20 +126,20 @@ def read_seconds(value: Any, where: str) -> float | None:
 
 
 def overall(segments: Segments) -> tuple[float, ...] | None:
-    """Each video's mean over the segments that have a label for all; None where none has."""
+    """Return each video's mean over the segments that have a label for all; None if none has."""
     whole = [rivals for rivals in zip(*segments, strict=True) if all(map(math.isfinite, rivals))]
     return tuple(sum(row) / len(whole) for row in zip(*whole, strict=True)) if whole else None
 
 
 def is_dense_tie(segments: Segments) -> bool:
-    """Whether no segment has a winner; one that lacks a label has none."""
+    """Return whether no segment has a winner; a segment without a label has none."""
     return all(
         min(rivals) == max(rivals) or any(map(math.isnan, rivals)) for rivals in zip(*segments, strict=True)
     )
 
 
 def turn_segments(segments: Segments) -> Segments:
-    """Return the labels of every segment turned round; ties and gaps unchanged."""
+    """Return the flipped labels of every segment; ties and gaps are unchanged."""
     columns = [
         at if any(map(math.isnan, at)) else tuple(max(at) + min(at) - score for score in at)
         for at in zip(*segments, strict=True)

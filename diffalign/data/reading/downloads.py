@@ -1,8 +1,8 @@
-"""Images that a set names by web addresses: fetched once and kept, with a limit and a list of what is gone.
+"""Images at web addresses: fetched once and kept, with a limit and a list of missing ones.
 
-A file is kept under the digest of its address. What a server says is gone (status 404, 410) is written into
-``gone.jsonl`` in the folder and not asked for again; what may pass (a timeout, a busy server) is tried twice,
-and again in the next run. No file is larger than ``LARGEST``.
+A file is kept under the digest of its address. An address with status 404 or 410 is written into
+``gone.jsonl`` in the folder and not requested again; after temporary errors (a timeout, a busy server) there
+is a second try, and another in the next run. No file is larger than ``LARGEST``.
 """
 
 import json
@@ -24,9 +24,9 @@ from diffalign.utils.text import read_json_lines
 LARGEST = 64 * 2**20
 """Bytes of a file, at most."""
 
-_SECONDS = 30  # to wait for a server
+_SECONDS = 30  # timeout of a server
 _TRIES = 2
-_GONE = (404, 410)  # statuses that will not change
+_GONE = (404, 410)  # permanent statuses
 
 
 def default_folder() -> Path:
@@ -57,7 +57,7 @@ class Downloads:
 
     Attributes:
         folder: where they are kept; None: ``default_folder()``.
-        limit: fetch at most this many; None: all. What is kept already does not count.
+        limit: number of images to fetch at most; None: all. Kept ones do not count.
     """
 
     folder: Path | None = None
@@ -107,7 +107,7 @@ class Downloads:
 
     @cached_property
     def _gone(self) -> dict[str, str]:
-        """What is known to be gone: the address and the reason."""
+        """Addresses of missing images, with the reason."""
         return {row["url"]: row["reason"] for row in read_json_lines(self._place / "gone.jsonl")}
 
     def _fetch(self, url: str) -> bytes:

@@ -1,7 +1,7 @@
-"""Leaves rows out of a training set: those that a text file names, one a line (``data.drop``).
+"""Removal of rows from a training set, which a text file names, one a line (``data.drop``).
 
-A row is named as messages name it, such as ``pairs.parquet row 17``; ``diffalign displacement`` writes such a
-file. Lines that are empty or begin with ``#`` say nothing.
+Rows are named as in messages, such as ``pairs.parquet row 17``; ``diffalign displacement`` writes such a
+file. Lines that are empty or begin with ``#`` are ignored.
 """
 
 from pathlib import Path

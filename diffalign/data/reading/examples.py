@@ -1,10 +1,9 @@
-"""Preferences as they are read: groups of images of one prompt, each with a score.
+"""Examples: groups of images of one prompt, each with a score, as they are read.
 
 A pair is a group of two with scores (1, 0); a tie is (0.5, 0.5) and stays one; a ranked list is a group of
 any size; a like is a group of one, scored 1 or 0; a caption pair is one image twice, under two prompts.
-Nothing is preferred by its position. Images are held as encoded bytes or as a path and are decoded when they
-are needed. Videos stand wherever images do; they may have dense labels as well, a score for each stretch of
-time.
+The order of a group has no meaning. Images are encoded bytes or paths and are decoded when they are needed.
+Videos may replace images; they may also have dense labels, a score for each segment of time.
 """
 
 from collections import Counter
@@ -28,14 +27,14 @@ class Example:
         images: K of them; two for a pair, one for a like, more for a list.
         scores: K numbers, higher is better; equal numbers are a tie, and a single image is liked (1) or not
             (0). Empty where rewards are to give them.
-        where: the place to name in a message, such as "pairs.parquet row 17" (rows count from 0).
+        where: its place for messages, such as "pairs.parquet row 17" (rows count from 0).
         prompts: K of them where each image has its own (text preference), else none.
-        rewards: K rows of R second opinions, else none.
+        rewards: K rows of R rewards, else none.
         patches: K weight maps or None each, else none.
         weight: of the group.
-        turned: whether the labels were turned round.
-        segments: of videos, K rows of S scores, one a stretch of time (NaN: no label), else none.
-        segment_seconds: of each stretch; None: ``data.segment_seconds``.
+        turned: whether the labels were flipped.
+        segments: of videos, K rows of S scores, one for each segment of time (NaN: no label), else none.
+        segment_seconds: of each segment; None: ``data.segment_seconds``.
         votes: K shares of the people who preferred each image, summing to 1, else none. Of a pair
             P(0 > 1) = votes[0].
     """
@@ -73,7 +72,8 @@ def is_tie(scores: Sequence[float], segments: Segments = ()) -> bool:
 
 
 def kind_of(scores: Sequence[float], images: int, captioned: bool, segments: Segments = ()) -> Kind:
-    """Return what a group counts as: a tie whatever it is a tie of; a caption pair has a prompt an image."""
+    """Return the kind of a group in counts: ties of all kinds are ties; a caption pair has one prompt for
+    each image."""
     if is_tie(scores, segments):
         return "tie"
     if images == 1:
@@ -85,7 +85,7 @@ def kind_of(scores: Sequence[float], images: int, captioned: bool, segments: Seg
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that gives no example: why, and where.
+    """A row without an example: the reason and the place.
 
     ``cause`` is "unlabelled", "unaltered" (a caption without a word to change), "identical" (one image twice,
     or marked so), "undecided" (of weight 0, or votes below ``data.min_agreement``), or else it could
@@ -99,23 +99,23 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a set held.
+    """The counts of a set.
 
     Attributes:
-        usable: groups with something to prefer; ties are not among them.
-        ties: groups without a winner, which are kept and weigh nothing.
+        usable: groups with a preference, without ties.
+        ties: groups without a winner, which are kept with weight 0.
         unlabelled: rows without a label, dropped.
         unreadable: rows whose images or prompt could not be read, dropped.
         skipped: "place: reason" of each unreadable row.
-        lists: how many of the usable are groups of more than two; the others that follow, likewise.
+        lists: usable groups of more than two; the next three are of the usable ones too.
         captions: an image under two captions.
-        liked: single images that are wanted.
-        disliked: single images that are not.
+        liked: single images that are liked.
+        disliked: single images that are not liked.
         unaltered: rows whose caption has no word to change, dropped.
-        segments: stretches of time with a label of their own.
-        tied: those of them that have no winner, unlabelled ones included.
+        segments: segments of time with their own label.
+        tied: segments without a winner, unlabelled ones included.
         missing: those without a label.
-        beyond: labels of what comes after a clip's end, left out.
+        beyond: labels after a clip's end, left out.
         identical: groups of one and the same image, dropped.
         undecided: groups of weight 0, or whose votes agree less than ``data.min_agreement``, dropped.
         filtered: (filter, groups that it left out) of each of ``data.filters``, not among the above.
@@ -212,21 +212,21 @@ def count(skipped: Iterable[Skipped]) -> Counts:
 
 
 def turn_scores(scores: tuple[float, ...]) -> tuple[float, ...]:
-    """Scores with their order turned round, ties unchanged; of a single image, liked becomes not liked."""
+    """Return the scores in reverse order, ties unchanged; of a single image, liked becomes not liked."""
     if len(scores) == 1:
         return (1.0 - scores[0],)
     return tuple(max(scores) + min(scores) - score for score in scores)  # of no scores, no scores
 
 
 def turn_labels(example: Example) -> Example:
-    """Return the example with its order turned round; its own inverse, ties unchanged."""
+    """Return the example with flipped labels, ties unchanged; flipping twice restores it."""
     scores, segments = turn_scores(example.scores), turn_segments(example.segments)
     votes = turn_scores(example.votes) if example.votes else ()
     return replace(example, scores=scores, segments=segments, turned=not example.turned, votes=votes)
 
 
 def turn_share(example: Example, share: float, seed: int) -> Example:
-    """Return the example, turned round if it falls into the share that is drawn by seed and content."""
+    """Return the example, with flipped labels if it is in the share that is drawn by seed and content."""
     if share <= 0:
         return example
     if share < 1:
@@ -240,17 +240,17 @@ def turn_share(example: Example, share: float, seed: int) -> Example:
 
 
 class Preferences:
-    """A preference set: an iterable of Examples that can be walked again, read as it is walked.
+    """A preference set: an iterable of Examples, read lazily, which may be iterated repeatedly.
 
     Attributes:
-        name: what the user called it.
+        name: as the user named it.
         total: the number of rows if it is known without reading, else None (a progress bar's length).
-        fingerprint: changes whenever the set may have changed; None if that cannot be told without reading
-            it.
-        counts: what the last complete pass found. Images are not opened by a pass, so ``unreadable`` holds
+        fingerprint: changes whenever the set may have changed; None if that is unknown without reading the
+            set.
+        counts: of the last complete pass. Images are not opened by a pass, so ``unreadable`` holds
             rows without a prompt or an image only; the counts of an encoded set are the final ones.
         schema: the name of the schema that the columns follow; "" for a folder.
-        notes: what a reader left unused, one sentence each.
+        notes: sentences on unused data.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class Preferences:
         schema: str = "",
         notes: Sequence[str] = (),
     ):
-        """``rows`` reads the set; ``each`` then makes of an example what is wanted of it, in any thread."""
+        """``rows`` reads the set; ``each`` then transforms an example, in any thread."""
         self.name = name
         self.total = total
         self.fingerprint = fingerprint
@@ -275,7 +275,7 @@ class Preferences:
         self._each = each
 
     def finish(self, row: Example | Skipped) -> Example | Skipped:
-        """Return a row of ``unfinished``, as it is wanted: the slow part, which may run ahead in threads."""
+        """Return a finished row of ``unfinished``: the slow part, which threads may run in advance."""
         return row if isinstance(row, Skipped) else self._each(row)
 
     def rows(self) -> Iterator[Example | Skipped]:

@@ -1,7 +1,7 @@
-"""Tables and the files that they name: local paths, fsspec URLs (``s3://``, ``gs://``, ``hf://``), the web.
+"""Tables and their files: local paths, fsspec URLs (``s3://``, ``gs://``, ``hf://``), web addresses.
 
-A relative path in a table is looked for under ``data.root``, else under the table's folder and the folders
-that its schema names; a file that is in none of them is an error that says where it was looked for.
+A relative path in a table is searched under ``data.root``, else under the table's folder and the folders of
+its schema; the error for a missing file names these folders.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ def _fsspec() -> Any:
 
 @contextmanager
 def remote(url: str) -> Iterator[None]:
-    """Turn what a remote filesystem raises into a UserError that names the URL.
+    """Turn errors of a remote filesystem into a UserError with the URL.
 
     Raises:
         UserError: the protocol's package is missing (it names it), access is refused, the network is down.
@@ -68,7 +68,7 @@ def remote(url: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise UserError(f"{url}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # each filesystem has errors of its own
+    except Exception as error:  # each filesystem has its own errors
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{url} cannot be read: {type(error).__name__}: {first}") from error
 
@@ -91,12 +91,12 @@ class Table:
 
     @property
     def folder(self) -> str:
-        """Where it lies."""
+        """The table's folder."""
         return self.place.rpartition("/")[0] if is_remote(self.place) else str(Path(self.place).parent)
 
     @property
     def mark(self) -> tuple[Any, ...]:
-        """What changes when the file does: name, size and time, or the remote's own mark."""
+        """A value that changes with the file: name, size and time, or the remote version."""
         if not is_remote(self.place):
             stat = Path(self.place).stat()
             return self.name, stat.st_size, stat.st_mtime_ns
@@ -124,7 +124,7 @@ class Table:
             file.close()
 
     def opener(self, roots: Sequence[str], root: str | None, downloads: Downloads) -> "Opener":
-        """Return what makes images of the cells of this table."""
+        """Return the opener of the images in this table's cells."""
         return Opener(self.folder, self.name, tuple(roots), root, downloads)
 
 
@@ -137,7 +137,7 @@ class Opener:
         table: its name, for messages; empty for rows that lie in no file.
         roots: folders that paths may be relative to, seen from ``folder``.
         root: ``data.root``, instead.
-        downloads: where what is fetched is kept.
+        downloads: of web addresses.
     """
 
     folder: str
@@ -203,5 +203,5 @@ def tables_of(path: str, suffixes: Sequence[str]) -> list[Table]:
 
 
 def _hidden(file: Path, root: Path) -> bool:
-    """Whether a name on the way begins with a dot: caches, and what macOS leaves beside files."""
+    """Return whether a part of the path begins with a dot: caches, and macOS's metadata files."""
     return any(part.startswith(".") for part in file.relative_to(root).parts)

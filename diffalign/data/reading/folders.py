@@ -4,8 +4,8 @@ missing.
 
 With ``data.frames`` the files are videos. The caption of ``cat.png`` or ``cat.mp4`` stands in ``cat.txt``,
 beside the winner, beside the loser, or in the folder itself. A file without its rival or its caption is an
-error that names it: a pair lost in silence is worse than a run that does not start. What else lies there is
-counted and named; hidden files (macOS's ``._`` ones too) are nothing.
+error that names it, since silently losing pairs is worse than a run that does not start. Other files are
+counted and named; hidden files (macOS's ``._`` ones too) are ignored.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,8 @@ LIKES = (("liked", 1.0), ("disliked", 0.0))
 
 
 def is_preference_folder(folder: Path) -> bool:
-    """Whether a folder looks like pairs of image or video files, complete or not, or like likes."""
+    """Return whether a folder looks like pairs of image or video files, complete or not, or like liked
+    ones."""
     sides = [side for pair in SIDES for side in pair] + [side for side, _ in LIKES]
     named = any((folder / side).is_dir() for side in sides)
     return named or any(
@@ -42,8 +43,8 @@ def read_folder(config: DataConfig) -> Preferences:
     """Read pairs or likes of a folder.
 
     Raises:
-        UserError: a file that stands alone, has no caption or has a name twice; a caption that is not UTF-8;
-            a setting of tables.
+        UserError: a file without rival or caption, or with the name of another; a caption that is not UTF-8;
+            a setting for tables.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
@@ -64,7 +65,7 @@ def read_folder(config: DataConfig) -> Preferences:
             yield Example(texts[stem], images, (1.0, 0.0), f"{root.name}/{stem}")
 
     used = {file for _, files in pairs for file in files}
-    for stem, (winner, loser, _) in pairs:  # a second caption that says the same is no loss
+    for stem, (winner, loser, _) in pairs:  # a second, equal caption may be dropped
         again = [place for place in _caption_places(root, stem, winner, loser) if place not in used]
         used |= {place for place in again if read_caption(place) == texts[stem]}
     total = min(len(pairs), config.limit or len(pairs))
@@ -72,7 +73,7 @@ def read_folder(config: DataConfig) -> Preferences:
 
 
 def _likes(root: Path, config: DataConfig) -> Preferences:
-    """Read ``liked/`` and ``disliked/`` side by side, by name, so that a limit takes of both."""
+    """Read ``liked/`` and ``disliked/`` alternately, by name, so that a limit takes some of both."""
     if paired := [side for pair in SIDES for side in pair if (root / side).is_dir()]:
         raise UserError(f"{root}: liked/ or disliked/ beside {paired[0]}/; which of them is meant?")
     videos = config.frames is not None
@@ -157,7 +158,7 @@ def _none(videos: bool, place: str) -> str:
 
 
 def _files(folder: Path, videos: bool) -> dict[str, Path]:
-    """Return image or video files by stem; hidden ones are none."""
+    """Return image or video files by stem, without hidden ones."""
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if file.suffix.lower() not in (VIDEOS if videos else IMAGES) or file.name.startswith("."):

@@ -10,7 +10,7 @@ from diffalign.errors import UserError
 from diffalign.utils.text import decode, parse_json
 
 Row = tuple[str, dict[str, Any]]
-"""Where a row is, for messages, and its fields by name."""
+"""A row's place, for messages, and its fields by name."""
 
 NEEDED = '{"prompt": ..., "chosen": ..., "rejected": ...}'
 

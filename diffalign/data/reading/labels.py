@@ -1,7 +1,6 @@
-"""Label columns of schemas: how each form of a label becomes scores and votes.
+"""Label columns of schemas: conversion of each form of a label to scores and votes.
 
-What a class reads is a Verdict, or None where the row has no label. What a single cell means is decided in
-``cells``.
+A class returns a Verdict, or None where the row has no label. Single cells are parsed in ``cells``.
 """
 
 import re
@@ -16,7 +15,7 @@ from diffalign.utils.text import parse_json
 
 @runtime_checkable
 class Label(Protocol):
-    """How the label of a row is read."""
+    """The reader of a row's label."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -25,7 +24,7 @@ class Label(Protocol):
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """The columns that it reads where they are there."""
+        """The columns that it reads if they exist."""
         ...
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
@@ -61,9 +60,9 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Scored:
-    """Two columns of numbers from 0 to 1; 0 and 0 is how Pick-a-Pic writes "not judged", equal is a tie.
+    """Two columns of numbers from 0 to 1; equal is a tie, and 0 and 0 is Pick-a-Pic's "not judged".
 
-    ``flag`` names a column that says whether there is a label.
+    ``flag`` is a column that is true where there is a label.
     """
 
     columns: tuple[str, str] = ("label_0", "label_1")
@@ -96,7 +95,7 @@ class BestUid:
     optional: tuple[str, ...] = ("has_label",)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
-        """Return who is the best; None where it is neither."""
+        """Return (1, 0) or (0, 1); None if it is neither."""
         if truth(row.get("has_label"), "has_label", where) is False:
             return None
         best, first, second = (row.get(name) for name in self.columns)
@@ -105,7 +104,7 @@ class BestUid:
 
 
 class OneColumn:
-    """A kind of label that stands in one column, ``column``, which each kind names."""
+    """A kind of label in one column, ``column``."""
 
     column: str
 
@@ -173,7 +172,7 @@ class Tally(OneColumn):
 
 @dataclass(frozen=True)
 class Choice(OneColumn):
-    """One cell that says which of two is better."""
+    """One cell with the better one of two."""
 
     column: str
     optional: tuple[str, ...] = ()
@@ -207,7 +206,7 @@ class Rating:
     """The mean of numeric columns of one image, ``low`` to ``high`` being their scale, higher is better.
 
     A row whose prompt has no other row is liked above the middle of the scale and disliked below it.
-    ``rank``: lower is better, and a single row says nothing.
+    ``rank``: lower is better, and a single row has no label.
     """
 
     columns: tuple[str, ...]
@@ -217,7 +216,7 @@ class Rating:
     optional: tuple[str, ...] = ()
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
-        """Return the mean of what is there; None where nothing is."""
+        """Return the mean of the existing numbers; None if there are none."""
         values = [number(cell(row, name), name, where) for name in self.columns]
         known = [value for value in values if value is not None]
         if not known:
@@ -228,8 +227,8 @@ class Rating:
 
 @dataclass(frozen=True)
 class Checklist(OneColumn):
-    """The share of a list of yes-or-no answers (0 or 1) about one image that are yes; a mask of 1 and 0 says
-    which were asked.
+    """The share of yes in a list of answers (1 or 0) about one image; a mask of 1 and 0 selects the answers
+    that count.
     """
 
     column: str = "meta_result"
@@ -253,7 +252,7 @@ class Checklist(OneColumn):
 
 @dataclass(frozen=True)
 class PerModel(OneColumn):
-    """An object of lists of ratings by model, whose images stand in columns of the models' names."""
+    """An object of lists of ratings by model; the images are in columns named after the models."""
 
     column: str = "HumanRatings"
     optional: tuple[str, ...] = ()
@@ -281,7 +280,7 @@ class Conversation(OneColumn):
     optional: tuple[str, ...] = ()
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
-        """Return what the answer prefers; None where it says neither."""
+        """Return the answer's preference; None if it has none."""
         told = re.findall(
             r"(?:image|video)\s*([12])\s+is\s+better", str(cell(last(row, self.column), "value")), re.I
         )

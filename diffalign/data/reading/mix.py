@@ -1,7 +1,7 @@
-"""Several preference sets as one (``data.mix``), each with a weight against that of ``data.path``, 1.
+"""Several preference sets as one (``data.mix``), each with a weight relative to that of ``data.path``, 1.
 
 A weight is the number of times that an epoch visits a row: 2 twice, 0.5 every second row, drawn by seed, set
-and row. What the copies share (images, prompts) is encoded once. The settings of the data section hold for
+and row. Images and prompts of copies are encoded once. The settings of the data section hold for
 every set; ``data.limit`` for each on its own.
 """
 
@@ -54,6 +54,6 @@ def _weight(entry: str) -> float:
 
 
 def _copies(weight: float, seed: int, name: str, number: int) -> int:
-    """Return how often a row comes: the weight rounded down, and once more for a share of the rows."""
+    """Return the number of copies of a row: the weight rounded down, and one more for a share of the rows."""
     whole = math.floor(weight)
     return whole + (derive(seed, "mix", name, number) < (weight - whole) * 2**63)

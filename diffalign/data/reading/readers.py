@@ -1,9 +1,8 @@
-"""One door to every preference format: ``read_preferences(config.data)``.
+"""Reading of every preference format: ``read_preferences(config.data)``.
 
-The format is read off the path: a folder of pairs or likes of image or video files, a parquet file, folder
-or glob, json, csv, webdataset shards, a Hugging Face image folder, a saved dataset, ``tiny:pairs`` and its
-like (the embedded sets), URLs of any of the tables; what is none of these and looks like a name is a hub
-dataset.
+The format follows from the path: a folder of pairs or likes of image or video files, a parquet file, folder
+or glob, json, csv, webdataset shards, a Hugging Face image folder, a saved dataset, an embedded set such as
+``tiny:pairs``, URLs of tables; any other name is a hub dataset.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from diffalign.data.reading.webdataset import read_webdataset
 from diffalign.errors import UserError, unknown
 from diffalign.media.videos import need_av
 
-TINY = 1  # version of the sets that are drawn: part of their fingerprint
+TINY = 1  # version of the generated sets: part of their fingerprint
 
 READERS: dict[str, Callable[[DataConfig], Preferences]] = {
     "parquet": read_parquet,
@@ -47,7 +46,8 @@ SUFFIXES = {
 def _local(config: DataConfig) -> DataConfig:
     """Return the settings with a local path.
 
-    Of an address of one file only that file is copied: what it names is read from its folder's address.
+    For an address of one file only that file is copied; files that it names are read from its folder's
+    address.
     """
     path = local_copy(config.path)
     if path == config.path or config.root or not Path(path).is_file():
@@ -58,8 +58,8 @@ def _local(config: DataConfig) -> DataConfig:
 def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
     """Return the preference set that ``config.path`` names.
 
-    Reads no more than the beginning (of json and csv every row's columns); rows come as it is iterated.
-    ``config.flip_labels`` of the labels, drawn by ``seed`` and content, are turned round.
+    Only the beginning is read now (of json and csv every row's columns); rows are read during iteration. A
+    share ``config.flip_labels`` of the labels, drawn by ``seed`` and content, is flipped.
 
     Raises:
         UserError: whatever is wrong with the path, the format or the settings.
@@ -92,7 +92,7 @@ def read_preferences(config: DataConfig, seed: int = 0) -> Preferences:
 
 
 def by_votes(example: Example, votes: str, min_agreement: float) -> Example | Skipped:
-    """Return the example with its votes as ``data.votes`` has it, or why it is left out.
+    """Return the example with its votes used as in ``data.votes``, or the reason why it is left out.
 
     "weight" makes |2 P - 1| of a pair's votes its weight; a tie keeps its weight, since it has no gradient.
     """
@@ -128,7 +128,7 @@ def detect_format(path: str) -> str:
     """Return the format that a path looks like.
 
     Raises:
-        UserError: there is nothing there and it cannot be a hub name, or the folder holds no preferences.
+        UserError: the path does not exist and is no hub name, or the folder has no preferences.
     """
     if is_remote(path):
         return _remote_format(path)
@@ -252,7 +252,7 @@ def _of_videos(config: DataConfig) -> list[tuple[str, bool, str]]:
 
 
 def _tiny(config: DataConfig) -> Preferences:
-    """Return the pairs that ship with the package, or a set that is drawn as it is read."""
+    """Return the pairs that are shipped with the package, or a set that is generated as it is read."""
     from diffalign.tiny import pairs_path
     from diffalign.tiny.sets import GROUPS, SETS, rows
 

@@ -1,4 +1,4 @@
-"""References to image and video files: bytes, a local path, or a file elsewhere; the name of a content."""
+"""References to image and video files: bytes, a local path, or a file elsewhere; digests of contents."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from diffalign.media.images import read_file
 
 
 class MissingFileError(OSError):
-    """A file that is not where it was looked for; the message names the places, for the user."""
+    """A file that was not found; the message names the searched places."""
 
 
 @runtime_checkable
@@ -32,9 +32,9 @@ class ImageRef:
     """An image or video file.
 
     Attributes:
-        source: its encoded bytes, or where they lie.
-        others: further local paths that it may lie at, tried in order.
-        root: what its path is relative to, for messages.
+        source: its encoded bytes, or their place.
+        others: further possible local paths, tried in order.
+        root: the folder that its path is relative to, for messages.
     """
 
     source: bytes | Path | Elsewhere = field(repr=False)

@@ -1,8 +1,8 @@
-"""Rows of tables as examples, by the schema that their columns follow (``schemas.SCHEMAS``).
+"""Rows of tables to examples, by the schema of their columns (``schemas.SCHEMAS``).
 
-``data.columns`` gives columns the names of roles (``prompt=caption``); roles are the names of the schemas of
-our own, and a mapped column wins over one of that name. What holds an input beside the prompt is refused: it
-is data of image editing, and training on it as text-to-image would be silent and wrong.
+``data.columns`` maps roles to columns (``prompt=caption``); roles are the column names of our own schemas,
+and a mapped column has precedence over one of that name. A set with an input besides the prompt is refused:
+it is data of image editing, and training on it as text-to-image would be silently wrong.
 """
 
 import re
@@ -30,14 +30,14 @@ ROLES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """A schema as one table follows it.
+    """The schema of one table.
 
     Attributes:
         schema: which.
         prompt: the prompt's column.
         label: how the label is read.
         mapped: (role, column) of ``data.columns``.
-        found: all columns of the table, to prototypes of what they hold ("" text, b"" bytes, 0 numbers).
+        found: all columns of the table, with prototypes of their values ("" text, b"" bytes, 0 numbers).
     """
 
     schema: Schema
@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def videos(self) -> bool:
-        """Whether the columns say that they hold videos."""
+        """Whether the columns hold videos."""
         return bool(self.schema.video)
 
     @property
@@ -100,13 +100,13 @@ def schema_of(
     mapped: Sequence[tuple[str, str]] = (),
     label: str = "",
 ) -> Layout:
-    """Return the layout that these columns follow.
+    """Return the layout of these columns.
 
     Args:
         columns: their names, or a row or prototypes of one by name, where nested fields can be seen.
         place: for messages.
         plain: an image and a prompt are enough.
-        rated: a list needs no scores, rewards will give them.
+        rated: a list needs no scores, since rewards give them.
         mapped: (role, column).
         label: ``data.label``: which of several labels.
 
@@ -155,7 +155,8 @@ def _label(schema: Schema, labels: Mapping[str, Label], wanted: str, place: str)
 
 
 def _has(found: Any, path: str) -> bool:
-    """Whether a dotted path leads somewhere; where prototypes do not show what is inside, the head counts."""
+    """Return whether a dotted path exists; where prototypes do not show nested fields, its first part
+    decides."""
     if isinstance(found, Mapping) and path in found:
         return True
     head, dot, _ = path.partition(".")
@@ -165,7 +166,7 @@ def _has(found: Any, path: str) -> bool:
 
 
 def _refuse_conditions(layout: Layout, place: str) -> None:
-    """UserError where a column beside the pair holds what the images were made from."""
+    """Raise a UserError where a column besides the pair holds the source of the images."""
     rivals = len(layout.schema.files.columns) > 1 or layout.schema.files.columns[0] in ("images", "videos")
     taken = {path for _, path in layout.mapped} | layout.used
     if sources := [name for name in source_columns(layout.found, rivals) if name not in taken]:
@@ -195,7 +196,7 @@ def _names(found: Collection[str]) -> str:
 def read_row(
     row: Mapping[str, Any], layout: Layout, where: str, image: Opener, rated: bool = False
 ) -> Example | Skipped:
-    """Return one row as an example, or why there is none.
+    """Return the example of a row, or the reason why there is none.
 
     A row of a schema that groups rows gives an example of one image with its rating (``rivals`` joins them).
     ``rated`` keeps a row without a label, since rewards will score it.
@@ -290,7 +291,7 @@ def rivals(
     Args:
         rows: (key, example).
         layout: of the rows; its label is a Rating or a Checklist.
-        everywhere: rows of a group may stand anywhere; else they follow each other, and nothing is held.
+        everywhere: rows of a group may be anywhere; else they are consecutive, and none are held in memory.
     """
     rating = layout.label
     assert isinstance(rating, Rating | Checklist)

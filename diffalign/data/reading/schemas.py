@@ -1,9 +1,9 @@
 """Published preference sets as a table of schemas: which columns hold the prompt, the files and the label.
 
-A schema says which columns there must be, where the images or videos are, how a label is read (ties and votes
-included) and which rows are rivals. A table of files is recognised by its columns, never by its name. The
-first schema of ``SCHEMAS`` that fits counts. Columns are those of the sets' cards and loading code (2026-11);
-what could not be checked against a copy says so.
+A schema states the required columns, the places of images or videos, the form of the label (ties and votes
+included) and which rows are rivals. A table is recognised by its columns, never by its name; the first
+matching schema of ``SCHEMAS`` is used. Columns are those of the sets' cards and loading code (2026-11);
+comments mark those that were not checked against a copy.
 """
 
 from collections.abc import Collection, Mapping
@@ -33,7 +33,7 @@ Values = list[tuple[str, Any]]
 
 
 class Files(Protocol):
-    """Where the images or videos of a row are."""
+    """The places of a row's images or videos."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -139,17 +139,17 @@ class Schema:
 
     Attributes:
         name: of the set or the tool whose layout it is.
-        files: where the images or videos are.
-        labels: how the label is read, by the name that ``data.label`` has for it; the first is the default.
-        prompt: columns of the prompt, the first that is there.
+        files: the places of images or videos.
+        labels: readers of the label, by the name for ``data.label``; the first is the default.
+        prompt: columns of the prompt; the first one present counts.
         group: rows of equal value in this column are rivals; "" compares rows of one prompt; None: a row is a
             group.
-        needs: further columns that must be there.
+        needs: further required columns.
         roots: folders that paths may be relative to, seen from the table's folder.
-        video: whether the files are videos; None where the columns do not tell.
+        video: whether the files are videos; None if the columns do not show it.
         within: a regular expression that finds the prompt in its column's text.
         condition: a column that must be empty, since it holds inputs beside the prompt.
-        extras: further columns that are read where they are there.
+        extras: further columns that are read if they exist.
         rated: only where rewards give the scores.
         plain: only where a caption and an image are enough.
         altered: the wrong caption of the one image.
@@ -209,7 +209,7 @@ _FEEDBACK = (
 )  # fmt: skip
 
 SCHEMAS: tuple[Schema, ...] = (
-    # names of our own and of trl: what data.columns maps to
+    # our own names and trl's: the roles of data.columns
     _pair("jpg_0", "jpg_1", Scored(), "Pick-a-Pic"),
     _pair("video_0", "video_1", Scored(), "pairs of videos", video=True),
     _pair("image_0", "image_1", Scored(), "pairs of images"),
@@ -282,8 +282,8 @@ SCHEMAS: tuple[Schema, ...] = (
 
 
 def media_columns(columns: Collection[str]) -> Columns | ListOf | None:
-    """Return the columns of the images or videos in a table of these columns, by the first schema whose files
-    are there; None where no schema's are. Labels do not count.
+    """Return the columns of images or videos among these columns, by the first schema whose files are
+    present; None if there is none. Labels are not considered.
     """
     for schema in SCHEMAS:
         files = schema.files

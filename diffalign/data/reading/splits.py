@@ -1,4 +1,4 @@
-"""Which files of a folder belong to a split, by their names, as the hub's loader has it.
+"""Splits of a folder's files by their names, as in the hub's loader.
 
 ``train-00000-of-00004.parquet`` is of the split ``train``; otherwise a word of a known split in the path
 below the folder, between anything but letters and digits, names it.
@@ -20,7 +20,7 @@ _SHARD = re.compile(r"^(\w[\w.]*?)-\d+-of-\d+")
 
 
 def split_of(name: str) -> str | None:
-    """Return the split of a file by its path below the folder, None where it tells none."""
+    """Return the split of a file by its path below the folder, None if it names none."""
     if shard := _SHARD.match(PurePath(name).name):
         return next((split for split, words in KNOWN.items() if shard.group(1) in words), shard.group(1))
     words = re.split(r"[^a-z0-9]+", name.lower())
@@ -28,9 +28,9 @@ def split_of(name: str) -> str | None:
 
 
 def of_split(tables: Sequence[Table], folder: str, split: str) -> tuple[list[Table], list[str]]:
-    """Return the tables of a split and a note on those that belong to none; "all" takes every one.
+    """Return the tables of a split and a note on those without a split; "all" takes every table.
 
-    A folder whose files tell no split has the one split ``train``.
+    A folder whose files name no split has one split, ``train``.
 
     Raises:
         UserError: the folder has no such split; it names those that there are.

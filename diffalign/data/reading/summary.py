@@ -1,4 +1,4 @@
-"""What a preference set holds: counts, sizes, labels, prompts, duplicates. What ``diffalign data`` shows."""
+"""Summary of a preference set for ``diffalign data``: counts, sizes, labels, prompts, duplicates."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _ORIENTATION = 0x0112  # EXIF tag; its values from 5 on exchange height and widt
 
 @dataclass(frozen=True)
 class Tokens:
-    """Prompts against a tokenizer.
+    """Lengths of prompts by one tokenizer.
 
     Attributes:
         name: of the tokenizer in its pipeline.
@@ -37,23 +37,23 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Summary:
-    """A preference set in numbers.
+    """The numbers of a preference set.
 
     Attributes:
-        name: as it was called.
-        schema: which one its columns follow.
-        notes: what is not used of it.
+        name: as the user named it.
+        schema: of its columns.
+        notes: on unused data.
         counts: groups by kind and rows that were dropped, unreadable and identical images included.
-        sizes: (width, height) of the images by how many have it, the most frequent first.
+        sizes: (width, height) of the images with counts, the most frequent first.
         aspects: images by shape: landscape, square, portrait.
-        first_better: of pairs with a winner, how many prefer the first image; and how many pairs there are.
+        first_better: number of pairs that prefer the first image, and of all pairs with a winner.
         margins: quantiles 0, 1/4, 1/2, 3/4 and 1 of the score differences of pairs with a winner; () without.
         votes: groups with votes, and the mean of their larger share; None without votes.
-        prompts: how many there are, and how many different ones.
+        prompts: number of prompts, and of different ones.
         words: median and largest number of words of a prompt.
-        tokens: of each tokenizer that was given.
+        tokens: of each given tokenizer.
         repeated_images: files that occur in several groups.
-        shared: different prompts that an evaluation set has as well, by its name.
+        shared: number of different prompts that an evaluation set also has, by its name.
         shown: the first groups, for a page.
     """
 
@@ -155,12 +155,12 @@ def summarise(
 
 
 def normal(prompt: str) -> str:
-    """Return a prompt as it is compared: case, spaces and the last full stop do not count."""
+    """Return a prompt in a form for comparison: case, spaces and the last full stop do not count."""
     return " ".join(prompt.casefold().split()).rstrip(".")
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, ...]:
-    """Return the quantiles 0, 1/4, 1/2, 3/4 and 1, each a value that occurs; () of none."""
+    """Return the quantiles 0, 1/4, 1/2, 3/4 and 1, each an occurring value; () for no values."""
     ordered = sorted(values)
     return tuple(ordered[round(share * (len(ordered) - 1))] for share in _MARGINS) if ordered else ()
 

@@ -1,7 +1,7 @@
 """Preference tables: parquet files, json lines, csv, hub datasets and folders of ``Dataset.save_to_disk``.
 
-Everything is read row by row: a set need not fit in memory (json is parsed file by file). Columns are checked
-before anything is encoded, in every file. pyarrow and datasets are imported when they are used.
+Tables are read row by row, so a set need not fit in memory (json is parsed file by file). The columns of
+every file are checked before anything is encoded. pyarrow and datasets are imported when they are used.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,12 +48,12 @@ def as_preferences(
 
     Args:
         config: of the data.
-        layout: of the first table, for the name of the schema and what it leaves unused.
+        layout: of the first table, for the name of the schema and the unused columns.
         rows: gives (place, cells, layout, opener) each.
         total: the number of rows, if it is known.
         fingerprint: of the files.
-        notes: what was left out.
-        everywhere: rows of a group may stand anywhere, and all rows are small enough to be held.
+        notes: on data that was left out.
+        everywhere: rows of a group may be anywhere, and all rows fit in memory.
         others: layouts of further tables or rows, for what they leave unused.
     """
     rated = config.rewards_as != "extra"
@@ -80,7 +80,7 @@ def as_preferences(
 
 
 def downloads_of(config: DataConfig) -> Downloads:
-    """Return where images given by web addresses are kept."""
+    """Return the store of images at web addresses."""
     folder = Path(config.downloads).expanduser() if config.downloads else None
     return Downloads(folder, config.max_downloads)
 
@@ -106,7 +106,7 @@ def read_parquet(config: DataConfig) -> Preferences:
     """Read parquet by path, glob, folder or URL; UserError for none, a corrupt one, or missing columns."""
     tables, notes = files_of(config, (".parquet",), "parquet")
     downloads = downloads_of(config)
-    layouts = [_parquet_layout(table, config) for table in tables]  # before anything long begins
+    layouts = [_parquet_layout(table, config) for table in tables]  # before anything slow begins
     total = sum(rows for _, rows in layouts)
     stats = [table.mark for table in tables]
 
@@ -204,7 +204,7 @@ def read_jsonl(config: DataConfig) -> Preferences:
 
 
 def _shape(value: Any) -> Any:
-    """Return what a row's layout depends on: the names of its fields, nested ones included."""
+    """Return the names of a row's fields, nested ones included, which its layout depends on."""
     if isinstance(value, Mapping):
         return tuple((name, _shape(one)) for name, one in sorted(value.items()))
     return (
@@ -232,7 +232,8 @@ def read_csv(config: DataConfig) -> Preferences:
 
 
 def read_hub(config: DataConfig) -> Preferences:
-    """Read a dataset of the Hugging Face hub, or what else ``datasets`` can load; else UserError."""
+    """Read a dataset of the Hugging Face hub, or another one that ``datasets`` can load; UserError if it
+    cannot."""
     return _of_dataset(_load_dataset(config), config)
 
 
@@ -252,7 +253,7 @@ def read_saved(config: DataConfig) -> Preferences:
 
 
 def _of_dataset(dataset: Any, config: DataConfig) -> Preferences:
-    # a stream without declared columns says them in its first row
+    # a stream without declared columns has them in its first row
     features = dataset.features
     columns = outline(features.arrow_schema) if features else dict(next(iter(dataset), {}))
     layout = layout_of(columns, f"dataset {config.path!r}, split {config.split!r}", config)

@@ -1,8 +1,8 @@
 """Webdataset shards: tar files whose members ``KEY.FIELD`` of one key make a row.
 
-``.json`` members are objects of fields, ``.txt`` and ``.cls`` texts; an ending that says only what a file is
-(``jpg_0.jpg``, ``caption.txt``) is not part of the field's name. A lone ``KEY.jpg`` is the field ``image``, a
-lone ``KEY.txt`` the caption. Shards are read in the order of their names, as streams.
+``.json`` members are objects of fields, ``.txt`` and ``.cls`` texts; a file's own ending (``jpg_0.jpg``,
+``caption.txt``) is not part of the field's name. A lone ``KEY.jpg`` is the field ``image``, a lone
+``KEY.txt`` the caption. Shards are read in the order of their names, as streams.
 """
 
 import tarfile
@@ -89,5 +89,5 @@ def _fields(end: str, content: bytes, where: str) -> dict[str, Any]:
 
 
 def _is_file(field: str) -> bool:
-    """Whether a field without a known ending is a file by its name, as ``jpg_0``."""
+    """Return whether a field without a known ending is a file by its name, such as ``jpg_0``."""
     return field.startswith(("jpg", "png", "webp", "image", "video", "chosen", "rejected", "path"))
