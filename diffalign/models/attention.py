@@ -2,9 +2,9 @@
 
 Diffusers' ``set_attention_backend`` does not reach the UNet processors, which call
 scaled_dot_product_attention directly. So each processor is wrapped: its call runs inside
-``torch.nn.attention.sdpa_kernel`` with one back-end allowed. That also holds in the recomputation of a
-checkpointed block, which does not pass through the network's own forward; the backward belongs to the kernel
-that ran forward. A back-end that cannot run is an error: nothing falls back in silence.
+``torch.nn.attention.sdpa_kernel`` with one back-end allowed. This also covers the recomputation of a
+checkpointed block, which does not call the network's own forward; the backward is that of the forward's
+kernel. A back-end that cannot run is an error: there is no silent fallback.
 """
 
 from collections.abc import Iterable
@@ -45,13 +45,13 @@ class OneBackend:
         freqs_cis: Any = None,
         **named: Any,
     ) -> Any:
-        """Return what the wrapped processor returns: a tensor, or two in joint attention of image and text.
+        """Return the wrapped processor's result: a tensor, or two in joint attention of image and text.
 
-        The optional names stand here because diffusers reads them off and drops what it does not find; they
-        are handed on only if they are there, since no processor knows them all.
+        The optional arguments are listed because diffusers inspects the signature and drops others; they are
+        passed on only if given, since no processor takes them all.
 
         Raises:
-            UserError: the back-end cannot run what is asked here: a mask, of which flash takes none on a GPU.
+            UserError: the back-end does not support this call, such as a mask with flash on a GPU.
         """
         optional = {
             "temb": temb,
@@ -73,14 +73,14 @@ class OneBackend:
 
 
 def set_attention(network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Make ``network`` attend with the back-end ``name`` only; ``auto`` leaves the choice to torch.
+    """Restrict the attention of ``network`` to the back-end ``name``; ``auto`` leaves the choice to torch.
 
     Args:
         device: where the network runs.
-        dtype: in which it runs: autocast's, if there is autocast.
+        dtype: of its computation: autocast's, if there is autocast.
 
     Raises:
-        UserError: an unknown name, or a back-end that cannot run there; the message says which can.
+        UserError: an unknown name, or a back-end that cannot run there; the message lists those that can.
     """
     if name == "auto":
         return
@@ -120,7 +120,7 @@ def available(device: torch.device | str, dtype: torch.dtype, dims: Iterable[int
 
 
 def why_not(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why a back-end cannot run, or None: found by running it and watching which kernel torch called."""
+    """Return why a back-end cannot run, or None: it is run, and the kernel that torch called is checked."""
     q, k, v = (
         torch.zeros(1, 2, 16, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
     )
@@ -142,7 +142,7 @@ class Calls(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the operator and run it."""
+        """Record the operator and run it."""
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 

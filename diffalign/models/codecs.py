@@ -1,9 +1,9 @@
-"""How pixels become latents and back: an autoencoder of images, one of images called frame by frame, or one
-of videos.
+"""Codecs between pixels and latents: an autoencoder of images, one of images called frame by frame, or one of
+videos.
 
-A codec says what a batch of latents looks like: (B, C, h, w) of images, (B, C, F, h, w) of videos, whatever
-order the network itself wants its axes in. Latents are in the scale that the network sees, (z - shift) scale
-of the autoencoder's own z.
+A codec defines the shape of latents: (B, C, h, w) of images, (B, C, F, h, w) of videos, whatever order of
+axes the network takes. Latents are in the scale that the network sees, (z - shift) scale of the autoencoder's
+own z.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Config = Mapping[str, Any]
 
 @runtime_checkable
 class Codec(Protocol):
-    """An autoencoder's shapes, and its two directions. ``config`` is the autoencoder's configuration."""
+    """An autoencoder's shapes, encoding and decoding. ``config`` is the autoencoder's configuration."""
 
     @property
     def video(self) -> bool:
@@ -30,7 +30,7 @@ class Codec(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether the autoencoder is kept in float32 whatever the run's dtype."""
+        """Whether the autoencoder is kept in float32, whatever the run's dtype."""
         ...
 
     def channels(self, config: Config) -> int:
@@ -42,7 +42,7 @@ class Codec(Protocol):
         ...
 
     def latent_frames(self, config: Config, frames: int) -> int:
-        """F of the latents of so many frames."""
+        """Return F of the latents of so many frames."""
         ...
 
     def usable_frames(self, config: Config, frames: int) -> int:
@@ -59,7 +59,7 @@ class Codec(Protocol):
         ...
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
-        """Return the frames of a latent frame, by which labels in seconds become labels of latents."""
+        """Return the frames of a latent frame, for labels in seconds."""
         ...
 
     def encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,13 +145,12 @@ class Images:
 
 @dataclass(frozen=True)
 class FrameByFrame:
-    """``AutoencoderKL`` of a video network that has no autoencoder of videos: every frame is an image.
+    """``AutoencoderKL`` of a video network without an autoencoder of videos: every frame is an image.
 
     Attributes:
-        at_once: frames that go through the autoencoder at once: they fill memory long before the network
-            does.
-        longest: frames that a network takes at most, by its configuration; None: any number.
-        most: the same of the network that the codec is fitted to.
+        at_once: frames in one call of the autoencoder, which needs more memory than the network.
+        longest: maximal number of frames of a network, by its configuration; None: any.
+        most: the same for the network that the codec is fitted to.
     """
 
     at_once: int = 8
@@ -177,7 +176,7 @@ class FrameByFrame:
         return frames if self.most is None else min(frames, self.most)
 
     def fitted(self, network_config: Config) -> "FrameByFrame":
-        """With the number of frames that the network takes at most."""
+        """Return the codec with the network's maximal number of frames."""
         return self if self.longest is None else replace(self, most=self.longest(network_config))
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
@@ -221,20 +220,21 @@ def _untold(vae: Any, count: int) -> None:
 
 @dataclass(frozen=True)
 class Videos:
-    """A causal autoencoder of videos: its first latent frame is the first frame, each further one ``stride``.
+    """A causal autoencoder of videos: its first latent frame is the first frame, each further one ``stride``
+    frames.
 
-    Where the network's patches are several latent frames deep, copies of the first one stand before it, so
-    that it and they fill a patch: CogVideoX 1.5 was trained so, and its pipeline drops what it makes there.
+    Where the network's patches span several latent frames, copies of the first one precede it to fill a
+    patch: CogVideoX 1.5 was trained so, and its pipeline drops these frames of its output.
 
     Attributes:
         width: channels of the latents by the configuration, whose names differ from class to class.
         space: pixels per latent along one side.
         stride: frames per latent frame after the first.
         moments: of an autoencoder, (shift, scale) from its own scale to the network's.
-        times: what a decoder of so many videos is told, (B,); None: it takes no time.
-        step: frames from one number that the autoencoder takes to the next; None: the stride.
+        times: (number of videos) -> times (B,) for the decoder; None: it takes no time.
+        step: difference between valid numbers of frames; None: the stride.
         depth: latent frames of one patch, by the network's configuration.
-        copies: of the first latent frame, before it; of the network that the codec is fitted to.
+        copies: number of copies of the first latent frame, by the network that the codec is fitted to.
         exact: whether the autoencoder is kept in float32.
     """
 
@@ -267,7 +267,7 @@ class Videos:
         return 1 + (frames - 1) // step * step if frames > 0 else 0
 
     def fitted(self, network_config: Config) -> "Videos":
-        """With as many copies as the network's patches are deeper than one."""
+        """Return the codec with the copies that fill the network's patches."""
         return replace(self, copies=self.depth(network_config) - 1)
 
     def frames_of(self, config: Config, latent_frame: int) -> range:
@@ -280,8 +280,8 @@ class Videos:
     ) -> tuple[Float[Tensor, "B C f h w"], Float[Tensor, "B C f h w"]]:
         """(mean, std) of the posterior in the network's scale.
 
-        A copy is of one and the same draw where the network is trained, and noise is drawn for each latent:
-        where there are copies, they and the first frame are its mean, std 0.
+        The network is trained with copies of one draw, but posterior noise is drawn for each latent: so where
+        there are copies, they and the first frame are the mean, with std 0.
         """
         mean, std = encoded(vae, pixels, self.moments(vae))
         if not self.copies:

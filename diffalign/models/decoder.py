@@ -1,4 +1,4 @@
-"""Tiny autoencoders (such as TAESD) that decode what is only looked at by a judge."""
+"""Tiny autoencoders (such as TAESD) for images that only judges use."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,8 @@ from diffalign.errors import UserError
 
 
 def load_decoder(source: str, device: torch.device | str, grad: bool = False) -> Callable[[Tensor], Tensor]:
-    """Latents (B, C, h, w) in the network's scale to pixels (B, 3, H, W) in [0, 1], float32.
+    """Return a function from latents (B, C, h, w) in the network's scale to pixels (B, 3, H, W) in [0, 1],
+    float32.
 
     Args:
         source: folder or hub id of a diffusers AutoencoderTiny of the same latent space.
@@ -22,7 +23,7 @@ def load_decoder(source: str, device: torch.device | str, grad: bool = False) ->
     """
     from diffusers import AutoencoderTiny
 
-    # Whatever the libraries raise for an absent, unreachable or broken checkpoint is for the user to mend.
+    # All errors of the libraries mean an absent, unreachable or broken checkpoint.
     try:
         loaded: Any = AutoencoderTiny.from_pretrained(source)
     except Exception as error:

@@ -1,6 +1,6 @@
 """Networks as denoisers: policy and reference are wrappers with one call. Torch only.
 
-Nothing here casts or rescales what the network says: losses read the raw prediction in float32 themselves.
+Predictions are neither cast nor rescaled here: losses convert the raw prediction to float32 themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ Call = Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
 
 @dataclass(frozen=True)
 class Negated:
-    """A call whose network says minus its target (EDM's preconditioning as the paper has it)."""
+    """A call of a network that predicts minus its target (EDM's preconditioning as in the paper)."""
 
     call: Call
 
@@ -37,15 +37,15 @@ class Negated:
 class NetworkDenoiser:
     """A network with its noising path.
 
-    Under a wrapper such as DistributedDataParallel, ``dataclasses.replace(denoiser, network=wrapped)`` sends
-    every call through it.
+    ``dataclasses.replace(denoiser, network=wrapped)`` calls the network through a wrapper such as
+    DistributedDataParallel.
 
     Attributes:
         network: the module to call.
-        path: maps t to what the network is told.
+        path: maps t to the network's time input.
         target: what it predicts.
         call: how to call it.
-        dtype: of its inputs; None leaves them as they come.
+        dtype: of its inputs; None leaves them unchanged.
         autocast: dtype to autocast to; None leaves that to the preparation of the network (the policy's
             trainer).
     """
@@ -61,7 +61,7 @@ class NetworkDenoiser:
         """Return the raw prediction, shaped like ``x_t``."""
         network = self.network
         if isinstance(network, DistributedDataParallel) and not torch.is_grad_enabled():
-            # Ranks may ask different numbers of times here (an inversion, a rollout): nothing must wait.
+            # Ranks may call different numbers of times here (an inversion, a rollout): no synchronisation.
             network = network.module
         with self._precision(x_t.device.type):
             return self.call(network, x_t.to(self.dtype or x_t.dtype), self.path.model_time(t), cond)
@@ -72,11 +72,10 @@ class NetworkDenoiser:
 
 @dataclass(frozen=True, eq=False)
 class AdaptersOff(Wrapper):
-    """The reference under LoRA: the same call of the same network, its adapters passed by.
+    """The reference under LoRA: the same call of the same network, with its adapters disabled.
 
-    Only a flag of each adapter layer is turned, and turned back whatever happens: ``requires_grad`` stays as
-    it is (peft's own switch freezes the adapters), so a policy forward made before and its backward made
-    after see nothing of it.
+    Only a flag of each adapter layer is set, and always reset: ``requires_grad`` does not change (peft's own
+    switch freezes the adapters), so a policy's forward before and its backward after are not affected.
 
     Attributes:
         network: the module that holds the adapters, unwrapped.
@@ -107,13 +106,13 @@ class OtherAdapter(Wrapper):
     """The same call of the same network through another set of adapters: a reference that moves, a second
     policy.
 
-    Like ``AdaptersOff`` it turns a flag of each layer and turns it back.
+    Like ``AdaptersOff`` it sets a flag of each layer and resets it.
 
     Attributes:
         network: the module that holds the adapters, unwrapped.
         adapter: the name of the other set.
-        trained: whether it is a policy, whose gradient is wanted. Gradient checkpointing is then forbidden: a
-            recomputation would see the first set.
+        trained: whether it is a policy with gradients. Gradient checkpointing is then forbidden: a
+            recomputation would use the first set.
     """
 
     network: nn.Module
@@ -155,7 +154,7 @@ class _Again(torch.autograd.Function):
 
 @contextmanager
 def adapter_on(network: nn.Module, adapter: str) -> Iterator[None]:
-    """Send every peft layer of ``network`` through one named set of adapters inside the context."""
+    """Activate one named set of adapters in every peft layer of ``network`` inside the context."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
@@ -171,7 +170,7 @@ def adapter_on(network: nn.Module, adapter: str) -> Iterator[None]:
 
 @contextmanager
 def adapters_off(network: nn.Module) -> Iterator[None]:
-    """Pass by every peft layer of ``network`` inside the context."""
+    """Disable the adapters of every peft layer of ``network`` inside the context."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]

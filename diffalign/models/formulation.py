@@ -1,8 +1,8 @@
-"""The formulation a model was trained in, noising path and prediction: of its scheduler, its file or the run.
+"""The formulation of a model (noising path and prediction), from its scheduler, its file or the run.
 
 A scheduler of a class or with a setting that is not understood is an error, since another formulation would
-otherwise train as the default one and end in noise. Single files name theirs in ``modelspec`` metadata
-(Stability AI's model metadata standard) or by empty tensors called ``v_pred`` and ``ztsnr``, as ComfyUI reads
+otherwise train as the default one and end in noise. Single files have theirs in ``modelspec`` metadata
+(Stability AI's model metadata standard) or as empty tensors called ``v_pred`` and ``ztsnr``, as ComfyUI reads
 them.
 """
 
@@ -56,21 +56,21 @@ ELSEWHERE = {
     "edm_mean": "EDM preconditioning (Playground 2.5), which is read from a diffusers folder alone",
     "edm_vpred.sigma_max": "v-prediction in continuous time (CosXL), which is not trained here",
 }
-"""Tensors by which single files of formulations that are not read from one are told."""
+"""Tensors that identify single files of unsupported formulations."""
 
 MODELSPEC = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-"""``modelspec.prediction_type`` in diffusers' words."""
+"""``modelspec.prediction_type`` by diffusers' ``prediction_type``."""
 
 
 @dataclass(frozen=True)
 class Formulation:
-    """What differs from the scheduler's own configuration.
+    """The differences from the scheduler's own configuration.
 
     Attributes:
         prediction: diffusers' ``prediction_type``; None: the scheduler's.
         zero_terminal_snr: whether the betas are rescaled (Lin et al. 2023, arXiv 2305.08891, algorithm 1);
             None: as in the scheduler.
-        source: where it stands, for the message; empty: nowhere.
+        source: its origin, for the message; empty: none.
     """
 
     prediction: str | None = None
@@ -79,7 +79,7 @@ class Formulation:
 
 
 def formulation_of_file(file: str, keys: list[str], metadata: Mapping[str, str]) -> Formulation:
-    """Return the formulation that a single-file checkpoint names.
+    """Return the formulation in a single-file checkpoint.
 
     Args:
         keys: names of its tensors.
@@ -114,12 +114,12 @@ def formulation_of_file(file: str, keys: list[str], metadata: Mapping[str, str])
 
 
 def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> None:
-    """Give the pipeline a scheduler of the formulation that its file or the run names; say so once.
+    """Give the pipeline a scheduler of its file's or the run's formulation, and log it once.
 
     ``model.prediction`` and ``model.zero_terminal_snr`` overrule the file, which overrules the scheduler.
 
     Raises:
-        UserError: a setting that does not go with the model's path.
+        UserError: a setting that the model's path does not have.
     """
     scheduler = pipeline.scheduler
     if config.prediction == "edm":
@@ -177,7 +177,7 @@ def check_trained(config: ModelConfig, scheduler: Any) -> None:
 
 
 def _with(scheduler: Any, changes: Mapping[str, Any]) -> Any:
-    """Return the scheduler with other settings; DDIM in its place where its class does not know them."""
+    """Return the scheduler with other settings; a DDIM scheduler if its class does not have them."""
     known = inspect.signature(type(scheduler).__init__).parameters
     if all(name in known for name in changes):
         return type(scheduler).from_config(scheduler.config, **changes)

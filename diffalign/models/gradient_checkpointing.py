@@ -1,7 +1,7 @@
-"""Gradient checkpointing, of what diffusers checkpoints and of what it leaves out.
+"""Gradient checkpointing, also of blocks that diffusers does not checkpoint.
 
-Its motion UNet keeps all that attention over time needs, most of what it keeps, and its 3D UNet has no
-checkpoints at all.
+Diffusers' motion UNet does not checkpoint attention over time, which needs most of the memory, and its 3D
+UNet has no checkpoints.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def enable_checkpointing(network: Any, function: Function | None = None) -> None
     """Checkpoint a network's blocks in place.
 
     Args:
-        function: calls a block in torch's stead, (block, *inputs).
+        function: calls a block in place of torch's checkpoint, (block, *inputs).
     """
     if network._supports_gradient_checkpointing:
         network.enable_gradient_checkpointing(function)
@@ -39,7 +39,7 @@ def enable_checkpointing(network: Any, function: Function | None = None) -> None
 
 
 def disable_checkpointing(network: Any) -> None:
-    """Take all checkpoints out again."""
+    """Remove all checkpoints."""
     if network._supports_gradient_checkpointing:
         network.disable_gradient_checkpointing()
     for block in _left_out(network):

@@ -1,4 +1,4 @@
-"""A loaded pipeline with what training asks of it: encode prompts and pixels, decode, denoise."""
+"""A loaded pipeline with the operations of training: encode prompts and pixels, decode, denoise."""
 
 import hashlib
 import json
@@ -42,10 +42,10 @@ class LoadedModel:
             the policy.
         path: the noising path of its scheduler.
         target: what its network predicts.
-        source: where it came from, for messages and the model card.
+        source: its origin, for messages and the model card.
         dtype: of the frozen weights.
-        truncated_prompts: how many prompts were too long for the tokenizer so far.
-        tiled: whether the VAE works by tiles, whose blended seams make other latents.
+        truncated_prompts: number of prompts so far that were too long for the tokenizer.
+        tiled: whether the VAE works by tiles, whose blended edges change the latents.
         trained_encoders: text encoders that are trained; prompts become tokens for them.
     """
 
@@ -67,7 +67,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
@@ -77,7 +77,7 @@ class LoadedModel:
 
     @property
     def codec(self) -> Codec:
-        """How its autoencoder is called, and how many frames its network takes."""
+        """The codec of its autoencoder, for the network's number of frames."""
         return self.family.codec.fitted(self.network_config)
 
     @property
@@ -87,7 +87,7 @@ class LoadedModel:
 
     @property
     def multiple(self) -> int:
-        """What the sides of an image must be multiples of, in pixels."""
+        """The number of pixels that the sides of an image must be multiples of."""
         return self.downscale * self.family.patch(self.network_config)
 
     @property
@@ -111,7 +111,7 @@ class LoadedModel:
         return self.codec.usable_frames(self.pipeline.vae.config, frames)
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of so many frames."""
+        """Return the number of latent frames of so many frames."""
         return self.codec.latent_frames(self.pipeline.vae.config, frames)
 
     def frames_of(self, latent_frame: int) -> range:

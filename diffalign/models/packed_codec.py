@@ -1,4 +1,4 @@
-"""The autoencoder of FLUX.2, whose latents the network sees as normalised patches of 2 x 2."""
+"""The autoencoder of FLUX.2, whose latents are normalised patches of 2 x 2."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def patches(latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D p q"]:
 
 
 def whole(packed: Float[Tensor, "B D p q"]) -> Float[Tensor, "B C h w"]:
-    """Return what ``patches`` has made its argument of."""
+    """Undo ``patches``."""
     split = packed.unflatten(1, (-1, SIDE, SIDE))  # B C 2 2 h/2 w/2
     return split.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
 

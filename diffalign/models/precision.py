@@ -1,4 +1,4 @@
-"""The precision that an autoencoder can be trusted in, and quiet around what advises against it."""
+"""The safe precision of an autoencoder, and a context that silences warnings."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def only_errors(*names: str) -> Iterator[None]:
-    """Loggers of these names say nothing below an error inside the context."""
+    """Silence loggers of these names below errors inside the context."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [log.level for log in loggers]
     for log in loggers:
@@ -33,7 +33,7 @@ def vae_precision(vae: Any) -> Iterator[Any]:
     if not upcast:
         yield vae
         return
-    with only_errors("diffusers"):  # it advises against casting
+    with only_errors("diffusers"):  # it warns about casting
         try:
             yield vae.to(torch.float32)
         finally:

@@ -1,4 +1,5 @@
-"""What ``model.path`` names: a hub id, a diffusers folder, a single-file checkpoint, or a tiny model."""
+"""Sources of models (``model.path``): a hub id, a diffusers folder, a single-file checkpoint, or a tiny
+model."""
 
 import os
 import re
@@ -19,14 +20,14 @@ ALLOWED = (
     + ", ".join(f"tiny:{name}" for name in TINY)
 )
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-"""Of a folder with a LoRA: as diffusers saves it, and as peft does."""
+"""File names of a LoRA in a folder: diffusers' and peft's."""
 
 
 def resolve(path: str) -> str:
-    """``model.path`` as a folder, a file or a hub id.
+    """Return ``model.path`` as a folder, a file or a hub id.
 
     Raises:
-        UserError: it is empty, an unknown tiny model, or looks like a local path and is not there.
+        UserError: it is empty, an unknown tiny model, or a local path that does not exist.
     """
     if not path:
         raise UserError(f"model.path is empty; {ALLOWED}")
@@ -62,7 +63,7 @@ def is_lora(path: str | Path) -> bool:
 
 
 def hub_kind(hub_id: str) -> str:
-    """Return what a repository of the hub holds: ``lora``, ``network`` (alone) or ``model``.
+    """Return the kind of a repository on the hub: ``lora``, ``network`` (alone) or ``model``.
 
     Raises:
         UserError: it cannot be reached and is not in the cache.
@@ -84,7 +85,7 @@ def hub_kind(hub_id: str) -> str:
 
 
 def fetch_lora(hub_id: str, field: str = "model") -> str:
-    """Return the folder of a LoRA on the hub, its weights and configuration fetched.
+    """Fetch weights and configuration of a LoRA on the hub, and return their folder.
 
     Raises:
         UserError: no hub id, or it cannot be reached and is not in the cache.
@@ -132,7 +133,7 @@ def sniff_family(file: str) -> FamilyCard:
 
 @contextmanager
 def user_errors(field: str, path: str) -> Iterator[None]:
-    """Turn what diffusers and the hub raise about bad input into one UserError that says what to do."""
+    """Turn errors of diffusers and the hub for bad input into one UserError with advice."""
     from huggingface_hub.errors import HfHubHTTPError
     from safetensors import SafetensorError
 

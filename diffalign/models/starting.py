@@ -1,7 +1,7 @@
 """The weights that training starts from: a base model with the adapters of earlier runs folded in.
 
 ``model.path`` may be a run directory or one of its checkpoints, and ``model.adapter`` names LoRAs or LoRA
-runs. Adapters are folded into the frozen weights, so that policy and reference start from them alike, and
+runs. Adapters are folded into the frozen weights, so that policy and reference both start from them, and
 another adapter is trained on top.
 """
 
@@ -47,8 +47,8 @@ def is_checkpoint(folder: str | Path) -> bool:
 def expanded(config: ModelConfig) -> ModelConfig:
     """Return the model section with a run in ``model.path`` replaced by the run's base and its adapter.
 
-    The run's own base, family, variant, revision, autoencoder, motion adapter and prediction are taken; what
-    is trained on it, and how, stays as it is here.
+    The run's base, family, variant, revision, autoencoder, motion adapter and prediction are used; the
+    settings of training are this section's.
 
     Raises:
         UserError: a run that has not finished, a checkpoint of another program, or of a whole network.
@@ -78,7 +78,7 @@ def expanded(config: ModelConfig) -> ModelConfig:
 
 
 def merge_adapters(model: LoadedModel, adapters: tuple[str, ...]) -> None:
-    """Fold LoRAs into the model's frozen weights, one after another, and say so.
+    """Fold LoRAs into the model's frozen weights, one after another, and log it.
 
     Args:
         adapters: a LoRA's folder, file or hub id, a run directory or a checkpoint, each.
@@ -127,7 +127,7 @@ def _merge(model: LoadedModel, path: str, spec: str) -> None:
 
 
 def _merged(network: Any) -> Any:
-    """Return the network with its peft layers folded into the layers that they stand on."""
+    """Return the network with its peft layers folded into their base layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in [*network.named_modules()]:
@@ -141,13 +141,13 @@ def _merged(network: Any) -> Any:
 
 
 def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
-    """Put what a checkpoint holds on the base model of its run: adapters, or the whole network in float32.
+    """Load a checkpoint into the base model of its run: adapters, or the whole network in float32.
 
     Returns:
-        The text encoders that have got adapters.
+        The text encoders that received adapters.
 
     Raises:
-        UserError: no run around it, or weights of another network.
+        UserError: it is in no run directory, or its weights are of another network.
     """
     run = run_of(folder)
     if run is None:
@@ -162,7 +162,7 @@ def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
         encoders = load_text_state(model, run.model, state)
         state = {name: value for name, value in state.items() if not is_text(name)}
     else:
-        with only_errors("diffusers"):  # it advises against casting
+        with only_errors("diffusers"):  # it warns about casting
             network.float()
         network.requires_grad_(True)
     load_trainable_state(model, state)

@@ -1,4 +1,4 @@
-"""An autoencoder of videos that is given images: Qwen-Image's, whose latents have one frame."""
+"""An autoencoder of videos for images: Qwen-Image's, whose latents have one frame."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

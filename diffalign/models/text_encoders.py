@@ -17,11 +17,11 @@ from diffalign.models.families.base import Family, rows
 from diffalign.types import Cond
 
 NOTHING = -1
-"""Token id of a prompt whose embedding is zeros: what SDXL's pipeline guides away from by default."""
+"""Token id of a prompt whose embedding is zeros: SDXL's default negative condition."""
 
 
 class TextConditioned(nn.Module):
-    """A network with the text encoders that are trained beside it, as one module to prepare and to call.
+    """A network and its trained text encoders, as one module.
 
     Attributes:
         network: the diffusion network.
@@ -31,7 +31,7 @@ class TextConditioned(nn.Module):
     def __init__(
         self, network: nn.Module, encoders: Mapping[str, nn.Module], family: Family, call: Call
     ) -> None:
-        """Hold the modules, which stay components of their pipeline, and how the network is called."""
+        """Hold the modules, which remain components of their pipeline, and the network's call."""
         super().__init__()
         self.network = network
         self.encoders = nn.ModuleDict(encoders)
@@ -43,7 +43,7 @@ class TextConditioned(nn.Module):
         return self._call(self.network, x_t, model_time, self.conditions(cond))
 
     def conditions(self, cond: Cond) -> dict[str, Tensor]:
-        """Return the family's conditions of a batch's, its tokens encoded."""
+        """Return the family's conditions, with the tokens of a batch's conditions encoded."""
         joined = {name: value for name, value in cond.items() if "." not in name}
         states: list[Tensor] = []
         for name in self._family.text_encoders:
@@ -68,7 +68,7 @@ def clip_layer(family: Family) -> int:
 
 
 def hidden_states(encoder: nn.Module, tokens: Tensor, layer: int) -> dict[str, Tensor]:
-    """Return what a CLIP text encoder makes of tokens, in float32.
+    """Return the output of a CLIP text encoder for tokens, in float32.
 
     Args:
         tokens: (B, tokens) ids; a row of ``NOTHING`` becomes zeros.
@@ -92,7 +92,7 @@ def encode_parts(
 ) -> dict[str, Tensor]:
     """Return the conditions of prompts by encoder: tokens (int32) of trained ones, embeddings of frozen ones.
 
-    Prompts are padded and cut as the stock pipeline does it.
+    Prompts are padded and truncated as in the stock pipeline.
     """
     parts: dict[str, Tensor] = {}
     for name in family.text_encoders:
@@ -117,7 +117,7 @@ def encode_parts(
 
 
 def negative_parts(pipeline: Any, family: Family, trained: Sequence[str], n: int) -> dict[str, Tensor]:
-    """Return the conditions that the stock pipeline guides away from by default, by encoder, (n, ...)."""
+    """Return the stock pipeline's default negative conditions by encoder, (n, ...)."""
     one = encode_parts(pipeline, family, trained, [""])
     if pipeline.config.get("force_zeros_for_empty_prompt"):
         one = {

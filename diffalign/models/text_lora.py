@@ -40,12 +40,12 @@ def trained_encoders(config: TextLoraConfig, family: Family) -> tuple[str, ...]:
 
 
 def begin_training_text(model: LoadedModel, config: ModelConfig) -> tuple[str, ...]:
-    """Make the model encode prompts to tokens for the encoders that a run trains; return their names.
+    """Switch the model to tokens for the text encoders that a run trains; return their names.
 
     Call it before anything is encoded: the key of a cache depends on it.
 
     Raises:
-        UserError: see ``trained_encoders``; or an encoder that is told where its padding is.
+        UserError: see ``trained_encoders``; or an encoder that takes an attention mask.
     """
     names = trained_encoders(config.text_encoder.lora, model.family)
     for name in names:
@@ -61,7 +61,7 @@ def begin_training_text(model: LoadedModel, config: ModelConfig) -> tuple[str, .
 def prepare_text_policy(
     model: LoadedModel, config: ModelConfig, seed: int
 ) -> tuple[TextConditioned, list[tuple[str, nn.Parameter]]]:
-    """Put adapters on the trained text encoders, in place.
+    """Add adapters to the trained text encoders, in place.
 
     Returns:
         The network with the encoders as one module, and names and float32 parameters to train besides the
@@ -98,7 +98,7 @@ def add_text_lora(
 ) -> list[tuple[str, nn.Parameter]]:
     """Add float32 adapters to text encoders; see ``prepare_text_policy``.
 
-    A last layer whose output the family does not read gets none: it would have no gradient.
+    A last layer whose output the family does not use gets none: it would have no gradient.
     """
     parameters: list[tuple[str, nn.Parameter]] = []
     for number, (name, encoder) in enumerate(encoders.items(), 1):
@@ -112,7 +112,7 @@ def add_text_lora(
 
 
 def _read_modules(encoder: nn.Module, targets: tuple[str, ...], layer: int) -> list[str]:
-    """Return the targeted modules whose output reaches what is read of an encoder."""
+    """Return the targeted modules that the used output of an encoder depends on."""
     last: int = encoder.config.num_hidden_layers - 1  # type: ignore[union-attr, assignment, operator]
     unread = layer == -2 and not hasattr(encoder, "text_projection")
     return [
@@ -125,7 +125,7 @@ def _read_modules(encoder: nn.Module, targets: tuple[str, ...], layer: int) -> l
 
 
 def load_text_state(model: LoadedModel, config: ModelConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """Put the text encoders' adapters of a checkpoint on the model; return the encoders that have got them.
+    """Load the text encoders' adapters of a checkpoint into the model; return these encoders.
 
     Args:
         config: of the run that the checkpoint is of.

@@ -25,7 +25,7 @@ def load_part(field: str, cls: Any, source: str, subfolder: str, dtype: torch.dt
         dtype: of the weights.
 
     Raises:
-        UserError: nothing there, unreachable, or weights are missing or of another shape.
+        UserError: it does not exist or is unreachable, or weights are missing or of another shape.
     """
     with user_errors(field, source):
         loaded: Any = cls.from_pretrained(source, subfolder=subfolder, dtype=dtype, output_loading_info=True)
@@ -39,7 +39,7 @@ def load_part(field: str, cls: Any, source: str, subfolder: str, dtype: torch.dt
     return network.eval().requires_grad_(False)
 
 
-def load_way_down(field: str, source: str, subfolder: str, dtype: torch.dtype) -> Any:
+def load_unet_encoder(field: str, source: str, subfolder: str, dtype: torch.dtype) -> Any:
     """Load a UNet2DConditionModel without its up blocks; see ``load_part``."""
     from diffusers import UNet2DConditionModel
 
@@ -56,14 +56,14 @@ def load_autoencoder(field: str, source: str) -> Any:
     return load_part(field, AutoencoderKL, source, "vae", torch.float32)
 
 
-def way_down(
+def encoder_features(
     unet: Any,
     x_t: Float[Tensor, "B C h w"],
     timestep: Float[Tensor, " B"],
     states: Float[Tensor, "B L D"],
     added: Mapping[str, Tensor],
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the network's features of latents on each level, before it halves them, and in the middle.
+    """Return the network's features of latents at each level, before downsampling, and in the middle.
 
     Args:
         unet: a UNet2DConditionModel, whose up blocks are not called.

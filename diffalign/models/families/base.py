@@ -1,4 +1,4 @@
-"""What a model family has to say for itself, and what families share in saying it."""
+"""The interface of model families, and its shared parts."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ from diffalign.types import Cond
 
 @runtime_checkable
 class Family(Protocol):
-    """How prompts become conditions and how the network is called. One module per family implements it."""
+    """The encoding of prompts and the call of the network. One module per family implements it."""
 
     @property
     def name(self) -> str:
@@ -164,10 +164,11 @@ def latent_shape(
 def flow_grid(
     scheduler: Any, steps: int, tokens: int, own_sigmas: bool = False, mu: float | None = None
 ) -> Float[Tensor, " S"]:
-    """Return (steps + 1,) descending float64 times of a diffusers flow scheduler, shift included, ended by 0.
+    """Return (steps + 1,) descending float64 times of a diffusers flow scheduler, with its shift; the last is
+    0.
 
     Args:
-        scheduler: the pipeline's; it is left as it is.
+        scheduler: the pipeline's; it is not changed.
         steps: of the sampler.
         tokens: that the network makes of the latents, which a dynamic shift depends on.
         own_sigmas: whether the pipeline hands the scheduler sigmas evenly spaced from 1 to 1 / steps, as
@@ -227,7 +228,7 @@ def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
 
 
 class Usual:
-    """Answers that many families share: a base for them, which replace what is otherwise with them."""
+    """A base of families with common defaults, which a family overrides where it differs."""
 
     keeps_length: ClassVar[bool] = False
 
@@ -261,7 +262,7 @@ class Usual:
 
 @dataclass(frozen=True)
 class ReadByT5(Usual, ABC):
-    """What families share whose prompts a T5 reads.
+    """A base of families whose prompts are encoded by a T5.
 
     Attributes:
         max_sequence_length: tokens of T5.
@@ -270,7 +271,7 @@ class ReadByT5(Usual, ABC):
     max_sequence_length: int = 512
 
     most_tokens: ClassVar[int | None] = None
-    """What the stock pipeline refuses to exceed; None: nothing."""
+    """Maximal number of tokens in the stock pipeline; None: no limit."""
 
     def configured(self, config: ModelConfig) -> Self:
         """With the run's number of T5 tokens.

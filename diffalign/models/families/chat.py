@@ -1,4 +1,4 @@
-"""What families share whose prompts a language model reads as a user's message in its chat template."""
+"""A base of families whose prompts a language model encodes as a user's message in its chat template."""
 
 from abc import ABC
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ReadByChat(ReadByT5, ABC):
     optional_encoders: tuple[str, ...] = ()
 
     thinking: ClassVar[bool] = True
-    """What the pipeline tells the template about thinking."""
+    """The pipeline's setting of the template for thinking."""
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """Return the language model's tokenizer; the tokens that its template leaves to the prompt."""

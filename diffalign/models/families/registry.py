@@ -1,7 +1,7 @@
 """The model families that diffalign knows, without importing torch: what `diffalign models` lists.
 
-A family is one module that says how its prompts are encoded and its network is called. Everything else
-(loading, adapters, attention, export) is the same for all of them and never asks for a family's name.
+A family is one module that encodes prompts and calls the network. Everything else (loading, adapters,
+attention, export) is common to all families and does not depend on their names.
 """
 
 import importlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FamilyCard:
-    """What a family is, and how its checkpoints are recognised.
+    """The facts on a family, and how its checkpoints are recognised.
 
     Attributes:
         name: configuration name (``model.family``).
@@ -29,12 +29,12 @@ class FamilyCard:
         single_file_key: start of a key that only this family's single-file checkpoints have, or several; ()
             where diffusers reads no single files.
         target: "module:object" of the family.
-        other_shapes: hub ids of networks of other shapes, each with the "module:object" that holds the
-            configurations which differ.
-        moves: the family whose models ``model.motion_adapter`` makes into this one's.
+        other_shapes: hub ids of networks of other shapes, each with the "module:object" of the differing
+            configurations.
+        moves: the family whose models become this one's with a ``model.motion_adapter``.
         recognised_by: (component, key, value) of configurations that tell its models from those of another
             family with the same pipeline class; of two cards that fit, the one with more of them wins.
-        refuses: components that some of its pipelines have and that cannot be trained here, each with why.
+        refuses: components that some of its pipelines have and that cannot be trained here, with the reason.
     """
 
     name: str

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.models.codecs import Images as Codec
 from diffalign.models.sources import user_errors
-from diffalign.models.unet_encoder import load_autoencoder, load_part, load_way_down, way_down
+from diffalign.models.unet_encoder import encoder_features, load_autoencoder, load_part, load_unet_encoder
 from diffalign.rewards.checkpoints import fetched, fill, read_plain
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.preprocess import Stretch
@@ -151,7 +151,7 @@ class LatentReward:
             sizes = torch.tensor([self.side, self.side, 0, 0, self.side, self.side], device=device)
             added = {"text_embeds": pooled[both], "time_ids": sizes.float().expand(2 * count, -1)}
         x_t = latents.to(device, self.unet.dtype).repeat(2, 1, 1, 1)
-        levels, middle = way_down(self.unet, x_t, timestep.to(device).repeat(2), states[both], added)
+        levels, middle = encoder_features(self.unet, x_t, timestep.to(device).repeat(2), states[both], added)
         looks = [level[:count].float().mean((2, 3)) for level in levels]
         conditional, unconditional = middle.float().mean((2, 3)).chunk(2)
         looks.append(unconditional + GUIDANCE * (conditional - unconditional))
@@ -185,7 +185,7 @@ def load(source: str | None, place: Place) -> LatentReward:
             f"unet/, text_encoder/ and {_HEADS}"
         )
     dtype = getattr(torch, place.dtype)
-    unet = load_way_down(_NAME, where, f"{inside}unet", dtype)
+    unet = load_unet_encoder(_NAME, where, f"{inside}unet", dtype)
     large = unet.config.addition_embed_type == "text_time"
     base = base or (_SDXL if large else _SD15)
     readers = _readers(where, inside, base, dtype, 2 if large else 1)
