@@ -82,6 +82,7 @@ class Batch(Generic[X]):
         state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network
             (x_t, t and conditions are equal), so it is called once; None: all differ.
         grid: of what was sampled: (T + 1,) descending times that it passed on its way, on the CPU.
+        beside: of what was sampled: real samples, which some methods learn from as well.
         value: of noise that a method samples from itself, by ``kernel`` along ``grid``: the result's reward.
     """
 
@@ -95,6 +96,7 @@ class Batch(Generic[X]):
     guidance: float = 1.0
     state: Int[Tensor, " B"] | None = None
     grid: Float[Tensor, " S"] | None = None
+    beside: "Batch[Tensor] | None" = None
     value: Value | None = None
 
     @property
@@ -111,7 +113,8 @@ class Batch(Generic[X]):
 
     def to(self, device: torch.device | str) -> "Batch[X]":
         """Return the batch with its data on ``device``; ``group`` and ``state`` stay where they are."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return moved if self.beside is None else replace(moved, beside=self.beside.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor], **others: Tensor | None) -> "Batch[X]":
         """Apply ``function`` to every tensor but ``group`` and ``state``, which ``others`` may replace."""

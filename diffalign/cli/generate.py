@@ -1,6 +1,7 @@
 """``diffalign generate``: K images or videos for each prompt of a file, resumable, in one or more
 processes."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--lora-scale", metavar="S,S,...", help="strengths of the LoRA, each into OUTPUT/scale-S, and a grid"
     )
+    _negative_options(parser)
     from diffalign.cli.model_arguments import (
         add_sampling_options,
         open_model,
@@ -48,12 +50,15 @@ def run(argv: Sequence[str]) -> int:
     rank, world = share()
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
+    from diffalign.runs.negative_branch import add_negative_branch
     from diffalign.runs.sweep import read_scales, sweep, write_grid
 
     run = trained_run([args.model], args)
     scales = None if args.lora_scale is None else read_scales(args.lora_scale)
     with advised("drawing", sampling_advice(args)):
         model = open_model(args.model, args.base, args)
+        if args.negative_model:
+            add_negative_branch(model, args.model, args.negative_model, args.base, args.negative_merge)
 
         def draw(folder: Path) -> "list[Sample]":
             return generate(
@@ -82,6 +87,23 @@ def run(argv: Sequence[str]) -> int:
     )
     print(f"score them: diffalign score {args.output} --rewards pickscore", file=sys.stderr)
     return 0
+
+
+def _negative_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a second network for the negative branch of guidance."""
+    parser.add_argument(
+        "--negative-model",
+        metavar="MODEL",
+        help="a run, LoRA or pipeline trained with data.flip_labels 1, which guidance guides away from "
+        "(Diffusion-NPO)",
+    )
+    parser.add_argument(
+        "--negative-merge",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="W",
+        help="what the model has learnt counts 1 - W times in the negative branch; default 0",
+    )
 
 
 DESCRIPTION = """\

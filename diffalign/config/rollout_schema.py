@@ -39,6 +39,11 @@ class RolloutConfig:
     form: Literal["sde", "cps", "dance"] = option(
         "sde", "noisy step of a flow model: Flow-GRPO's SDE or CPS, or DanceGRPO's"
     )
+    density: Literal["gaussian", "squared"] = option(
+        "gaussian",
+        "of a flow model: what stands for a step's log-density: the Gaussian's, or minus its squared error "
+        "without constants, as Flow-GRPO releases CPS (then with a smaller method.clip)",
+    )
     window: int | None = option(
         None, "steps that are random and learnt from, the others follow the ODE (MixGRPO); null: all", COUNT
     )
@@ -46,7 +51,22 @@ class RolloutConfig:
         25, "rounds after which the window moves along the trajectory; 0: it stays", COUNT_OR_ZERO
     )
     window_stride: int = option(1, "steps that the window moves by", COUNT)
+    window_order: Literal["moving", "random"] = option(
+        "moving", "random: each round draws the window's place anew (Flow-GRPO-Fast)"
+    )
+    window_within: int | None = option(
+        None, "of window_order random: the first steps that the window lies among; null: all", COUNT
+    )
     guidance: float = option(5.0, "scale of classifier-free guidance; 1: none", at_least(0))
+    teachers: tuple[str, ...] = option(
+        (),
+        "of diffusion_opd: LoRAs, runs or pipeline folders of the model's family; several with the prompts "
+        "that each teaches, a file of them first: ocr.txt=runs/ocr",
+        NAMES,
+    )
+    reference_guidance: float | None = option(
+        None, "of diffusion_opd: scale of guidance of the teachers; null: rollout.guidance", at_least(0)
+    )
     batch_size: int = option(8, "samples in one call of the network; with guidance each counts twice", BATCH)
     resolution: int | None = option(None, "pixels of the images; null: data.resolution", multiple(8))
     trained_steps: float = option(

@@ -11,6 +11,7 @@ elements, so that a beta means the same at every resolution.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -116,10 +117,28 @@ def transition(
             reference_mean, _ = kernel(reference, step.x_t, step.t, step.s, cond)
     mean, std = kernel(policy, step.x_t, step.t, step.s, cond)
     return StepLikelihood(
-        step_log_density(step.x_s, mean, std),
-        step_log_density(step.x_s, reference_mean, std),
+        log_density(kernel, step.x_s, mean, std),
+        log_density(kernel, step.x_s, reference_mean, std),
         step_kl(mean, reference_mean, std),
     )
+
+
+@runtime_checkable
+class OwnDensity(Protocol):
+    """A kernel that says itself what stands for the log-density of its steps."""
+
+    def log_density(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Return (B,) of steps to ``x`` (B, *d)."""
+        ...
+
+
+def log_density(kernel: Kernel, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return what stands for the log-density of a kernel's steps to ``x`` (B, *d), (B,): the kernel's own
+    where it has one, else ``step_log_density``.
+    """
+    if isinstance(kernel, OwnDensity):
+        return kernel.log_density(x, mean, std)
+    return step_log_density(x, mean, std)
 
 
 def step_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffalign.diffusion.likelihood import at_least_float32, step_log_density
+from diffalign.diffusion.likelihood import at_least_float32, log_density, step_log_density
 from diffalign.diffusion.noising import expand
 from diffalign.diffusion.paths import EDM, RectifiedFlow, VariancePreserving
 from diffalign.diffusion.randomness import normal
@@ -144,6 +144,7 @@ class Ancestral:
 
 
 FlowForm = Literal["sde", "cps", "dance"]
+FlowDensity = Literal["gaussian", "squared"]
 
 
 @dataclass(frozen=True)
@@ -162,16 +163,20 @@ class FlowSDE:
 
     ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly,
     std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps, however short a step is: more of them
-    are more noise. There a log-density is a bare squared error; here it is the Gaussian's, like everywhere.
+    are more noise. There a log-density is minus a bare squared error, mean (x_s - mean)^2 over the elements,
+    which is ``density`` "squared" here (DDRL has it for all steps, arXiv 2512.04332); ratios are then closer
+    to 1 by the factor 1 / (2 std^2), and so is the right clip.
 
     Attributes:
         level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps"; in form "dance" 0.3
             for images and 0.25 for videos.
         form: which step.
+        density: what stands for the log-density of a step: the Gaussian's, or minus its squared error.
     """
 
     level: float = 0.7
     form: FlowForm = "sde"
+    density: FlowDensity = "gaussian"
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= (1 if self.form == "cps" else math.inf):
@@ -207,6 +212,13 @@ class FlowSDE:
         noise = s - drift * (t - s) / (2 * t)
         return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()
 
+    def log_density(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Return what stands for the log-density of steps to ``x`` (B, *d), (B,); 0 where the std is 0."""
+        if self.density == "gaussian":
+            return step_log_density(x, mean, std)
+        squared = (at_least_float32(x) - at_least_float32(mean)) ** 2
+        return torch.where(std > 0, -squared, 0).flatten(1).mean(1)
+
     def length(self, t: Float[Tensor, " B"], s: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return the factor (B,) of the variance of the step from t to s beside the squared std that
         Flow-GRPO's code divides its KL by: t - s of an SDE, 1 in form "cps".
@@ -214,15 +226,19 @@ class FlowSDE:
         return torch.ones_like(t) if self.form == "cps" else t - s
 
 
-def kernel_for(path: Path, eta: float, form: FlowForm = "sde") -> StepKernel:
+def kernel_for(
+    path: Path, eta: float, form: FlowForm = "sde", density: FlowDensity = "gaussian"
+) -> StepKernel:
     """Return the kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's step in one of its
     forms; DDIM wherever it is 0.
 
     Raises:
-        UserError: a level that the form does not have, or a form of a path that is no flow.
+        UserError: a level that the form does not have, or a form or density of a path that is no flow.
     """
     if isinstance(path, RectifiedFlow):
-        return FlowSDE(eta, form) if eta else DDIM()
+        return FlowSDE(eta, form, density) if eta else DDIM()
+    if density != "gaussian":
+        raise UserError(f"rollout.density={density!r} on {type(path).__name__}; allowed there: gaussian")
     if form != "sde":
         raise UserError(f"rollout.form={form!r} on {type(path).__name__}; allowed there: sde")
     return DDIM(eta)
@@ -284,7 +300,7 @@ def trajectory(
         after, logp = mean, mean.new_zeros(len(x))
         if kernel.draws:
             after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
-            logp = step_log_density(after, mean, std)
+            logp = log_density(kernel, after, mean, std)
         steps.append(Transition(x, after.to(x.dtype), t, s, logp))
         x = steps[-1].x_s
     return steps

@@ -4,6 +4,7 @@
 2024, arXiv 2410.18013, equations 5 to 7), after LambdaLoss (Wang et al. 2018) with the ranks of the labels in
 place of the model's, so that weights are constants of the data.
 ``plackett_luce`` is the likelihood of an order (Plackett 1975, Luce 1959).
+``adaptive_temperature`` is ADPO's.
 """
 
 import math
@@ -53,7 +54,10 @@ def dcg_weights(
 
 
 def plackett_luce(
-    reward: Float[Tensor, " B *unit"], score: Float[Tensor, " B *unit"], group: Int[Tensor, " B"]
+    reward: Float[Tensor, " B *unit"],
+    score: Float[Tensor, " B *unit"],
+    group: Int[Tensor, " B"],
+    smoothing: float = 0.0,
 ) -> Float[Tensor, " B *unit"]:
     """-log of the probability that a sample is drawn first among itself and its rivals with lower scores.
 
@@ -65,10 +69,43 @@ def plackett_luce(
         reward: s.
         score: what orders the list, higher is better.
         group: whose rival each sample is.
+        smoothing: share of the label that is spread evenly over all who compete: the term becomes
+            log sum_{j >= k} exp(s_j) - (1 - smoothing) s_k - smoothing mean_{j >= k} s_j.
     """
     wide = (slice(None), slice(None)) + (None,) * (score.ndim - 1)
     index = torch.arange(len(group))
     same = (group[:, None] == group[None, :])[wide].to(score.device)
     own = (index[:, None] == index[None, :])[wide].to(score.device)
     among = ((same & (score[None, :] < score[:, None])) | own).to(reward.device)
-    return torch.where(among, reward[None, :], -torch.inf).logsumexp(1) - reward
+    label = reward
+    if smoothing:
+        mean = torch.where(among, reward[None, :], 0.0).sum(1) / among.sum(1)
+        label = (1 - smoothing) * reward + smoothing * mean
+    return torch.where(among, reward[None, :], -torch.inf).logsumexp(1) - label
+
+
+def adaptive_temperature(
+    tau: float,
+    entropy: Float[Tensor, " G *unit"],
+    reward: Float[Tensor, " G *unit"],
+    *,
+    uncertainty: float,
+    penalty: float,
+    bounds: tuple[float, float],
+) -> Float[Tensor, " G *unit"]:
+    """clip( tau (1 + uncertainty H + penalty (1 - H) (1 - R)), bounds ) of each list (ADPO, Wang 2025, arXiv
+    2510.18913, released code).
+
+    Args:
+        tau: the base.
+        entropy: H in [0, 1], how unsure the policy is.
+        reward: mean reward of each list; R is its place between the least and the greatest of them, and 1/2
+            where all are equal.
+        uncertainty: weight of H.
+        penalty: weight of sure lists that score badly.
+        bounds: smallest and largest.
+    """
+    least, most = reward.amin(0), reward.amax(0)
+    place = torch.where(most > least, (reward - least) / torch.where(most > least, most - least, 1.0), 0.5)
+    factor = 1 + uncertainty * entropy + penalty * (1 - entropy) * (1 - place)
+    return (tau * factor).clamp(*bounds)

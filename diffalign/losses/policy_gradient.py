@@ -84,3 +84,10 @@ def limited(log_ratio: Float[Tensor, " B"], clip: float) -> Float[Tensor, " B"]:
 def limits(clip: float) -> tuple[float, float]:
     """Return the interval of the log-ratio, (log(1 - clip), log(1 + clip))."""
     return math.log1p(-clip), math.log1p(clip)
+
+
+def kl_estimate(log_ratio: Float[Tensor, " *B"]) -> Float[Tensor, " *B"]:
+    """exp(-d) - 1 + d of d = log p - log q: an estimate of KL(p || q) from draws of p that is never negative
+    (Schulman 2020, "Approximating KL divergence", its third one; GRPO's).
+    """
+    return torch.expm1(-log_ratio) + log_ratio

@@ -36,6 +36,15 @@ def elbo_weight(t: Float[Tensor, " B"], level: float = 0.7) -> Float[Tensor, " B
     return (1 - t.clamp(max=0.99)) / (2 * level**2 * t)
 
 
+def group_softmax(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S B"]:
+    """For each value its share of exp(value) over its group (B,) in its row."""
+    index = group.to(values.device)
+    top = values.new_full((len(values), int(group.max()) + 1), -torch.inf)
+    top = top.scatter_reduce(1, index.expand_as(values), values, "amax")
+    weight = (values - top[:, index]).exp()
+    return weight / group_sums(weight, group)
+
+
 def group_sums(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S B"]:
     """For each value the sum over its group (B,) in its row."""
     count = int(group.max()) + 1

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffalign.diffusion.guidance import Guided
 from diffalign.diffusion.likelihood import at_least_float32, regression_target
 from diffalign.diffusion.noising import add_noise, rank_in_group
 from diffalign.diffusion.randomness import normal, uniform
@@ -112,6 +113,7 @@ class NoisedRows:
     Attributes:
         z: the states.
         cond: their conditions.
+        negative: what guidance guides away from, by name.
         prediction: the policy's, with gradient, at least float32.
         target: the prediction without an error.
         strata: S.
@@ -119,6 +121,7 @@ class NoisedRows:
 
     z: Noised
     cond: Cond
+    negative: Cond
     prediction: Tensor
     target: Tensor
     strata: int
@@ -128,8 +131,10 @@ class NoisedRows:
         return rows.unflatten(0, (self.strata, -1))
 
     @torch.no_grad()
-    def predicted_by(self, denoiser: Denoiser) -> Tensor:
-        """Return another denoiser's predictions of the rows, without gradient."""
+    def predicted_by(self, denoiser: Denoiser, guidance: float = 1.0) -> Tensor:
+        """Return another denoiser's predictions of the rows, guided by a scale, without gradient."""
+        if guidance != 1:
+            denoiser = Guided(denoiser, self.negative, guidance)
         return at_least_float32(denoiser(self.z.x_t, self.z.t, self.cond))
 
     def distance(self, other: Tensor) -> Tensor:
@@ -170,8 +175,11 @@ def noised_rows(
     eps = drawn[batch.group, :, 0 if shared else rank].transpose(0, 1).flatten(0, 1).to(batch.x)
     times = times_like(t, batch.group, batch.x).T.flatten()
     x0 = batch.x.repeat(strata, *(1 for _ in batch.x.shape[1:]))
-    cond = {name: v.repeat(strata, *(1 for _ in v.shape[1:])) for name, v in batch.cond.items()}
+    cond, negative = (
+        {name: v.repeat(strata, *(1 for _ in v.shape[1:])) for name, v in named.items()}
+        for named in (batch.cond, batch.negative)
+    )
     z = Noised(x0, eps, add_noise(policy, x0, eps, times), times)
     prediction = at_least_float32(policy(z.x_t, times, cond))
     target = at_least_float32(regression_target(policy.target, policy, z))
-    return NoisedRows(z, cond, prediction, target, strata)
+    return NoisedRows(z, cond, negative, prediction, target, strata)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffalign.diffusion.guidance import Guided
-from diffalign.diffusion.likelihood import OncePerState, StepLikelihood, step_log_density, transition
+from diffalign.diffusion.likelihood import OncePerState, StepLikelihood, log_density, transition
 from diffalign.errors import UserError
 from diffalign.losses.contrast import Contrast, contrast, difference, pareto
 from diffalign.losses.pairwise import PairwiseLoss
@@ -120,7 +120,7 @@ def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: 
         UserError: the batch is not of a rollout.
     """
     kernel, x = kernel_of(batch, card), batch.x
-    return step_log_density(x.x_s, *kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
+    return log_density(kernel, x.x_s, *kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
 
 
 class Redrawn(NamedTuple):

@@ -20,36 +20,41 @@ from diffalign.types import Cond, Denoiser
 
 @dataclass(frozen=True)
 class Trail:
-    """How fast it follows: trailing = d trailing + (1 - d) policy, d = min(limit, rate (step - start)), and 0
-    before ``start``.
+    """How fast it follows: trailing = d trailing + (1 - d) policy, d = min(limit, first + rate (step -
+    start)), and 0 before ``start``.
 
     So it is close to the policy at first and the slower the longer a run goes on. AWM and DGPO have limit
-    0.3, rate 0.001; DiffusionNFT 0.5, 0.001 or 0.999, 0.0075 from step 75.
+    0.3, rate 0.001; DiffusionNFT 0.5, 0.001 or 0.999, 0.0075 from step 75. With limit 0 it is a copy that is
+    made anew every ``every`` steps.
 
     Attributes:
         limit: of the decay.
         rate: by which it grows, per optimizer step.
         start: the step from which it grows.
         every: optimizer steps between moves; a round's, where it samples.
+        first: the decay at ``start``.
     """
 
     limit: float = 0.3
     rate: float = 0.001
     start: int = 0
     every: int = 1
+    first: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.limit < 1:
             raise UserError(f"method.trail.limit={self.limit}; allowed: 0 or more and less than 1")
-        if self.rate < 0 or self.start < 0 or self.every < 1:
+        if self.rate < 0 or self.start < 0 or self.every < 1 or not 0 <= self.first < 1:
             raise UserError(
-                f"method.trail: rate={self.rate}, start={self.start}, every={self.every}; allowed: 0 or "
-                "more, 0 or more, 1 or more"
+                f"method.trail: rate={self.rate}, start={self.start}, every={self.every}, "
+                f"first={self.first}; allowed: 0 or more, 0 or more, 1 or more, 0 or more and less than 1"
             )
 
     def mix(self, step: int) -> float:
         """Return 1 - d, the policy's share in the move after optimizer step ``step``."""
-        return 1 - min(self.limit, self.rate * max(0, step - self.start))
+        if step < self.start:
+            return 1.0
+        return 1 - min(self.limit, self.first + self.rate * (step - self.start))
 
 
 @runtime_checkable
@@ -64,6 +69,16 @@ class Trailing(Protocol):
     @property
     def trails(self) -> bool:
         """Whether the moving average is used; without it none is kept."""
+        ...
+
+
+@runtime_checkable
+class TrailingSampler(Trailing, Protocol):
+    """A method with a second moving average, which samples its rounds (``MethodCard.trailing`` "both")."""
+
+    @property
+    def sampler_trail(self) -> Trail:
+        """How fast that one follows."""
         ...
 
 

@@ -7,12 +7,14 @@ and r the reference's mean squared error,
     s_k = -(beta / 2) (m_k - r_k),    l_k = log sum_{j >= k} exp(s_j) - s_k,
     loss = sum over k of [ l_k + alpha (1 - exp(-l_k)) ],
 
-Plackett and Luce's model of drawing the best of what is left, position by position. A list of two with
-alpha 0 is Diffusion-DPO, with another alpha Poly-DPO. ``top`` keeps the first positions only, and
+and with ``smoothing`` e, l_k = log sum_{j >= k} exp(s_j) - (1 - e) s_k - e mean_{j >= k} s_j:
+
+this is Plackett and Luce's model of drawing the best of what is left, position by position. A list of two
+with alpha 0 is Diffusion-DPO, with another alpha Poly-DPO. ``top`` keeps the first positions only, and
 ``positions: mean`` divides by their number.
 
 The later versions of ADPO's released code (wk222/verlm) have this loss for language models: ``top: 3``,
-``positions: mean``, ``alpha: 1``, beside the label smoothing of 0.1 that is not here.
+``positions: mean``, ``alpha: 1``, ``smoothing: 0.1``.
 
 Ours: rivals with equal scores do not compete, so that no order among them is made up; a list of equal scores
 has weight 0. The paper builds its lists from the pairs of a prompt; which beta it uses is not known to us.
@@ -44,12 +46,14 @@ class DiffusionLPO(ScaledMethod):
         top: positions that count, from the best; null: all.
         positions: whether a list's loss is the sum or the mean over the positions that count.
         alpha: weight of the polynomial term of each position, at least -1.
+        smoothing: share of a position's label that is spread evenly over all that are left.
     """
 
     beta: float = 5000.0
     top: int | None = None
     positions: Literal["sum", "mean"] = "sum"
     alpha: float = 0.0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +61,8 @@ class DiffusionLPO(ScaledMethod):
             raise UserError(f"method.top={self.top}; allowed: 1 or more, or null for all positions")
         if not self.alpha >= -1:
             raise UserError(f"method.alpha={self.alpha}; allowed: -1 or more")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"method.smoothing={self.smoothing}; allowed: 0 or more and less than 1")
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -65,7 +71,7 @@ class DiffusionLPO(ScaledMethod):
         z = noisy(self, policy, reference, batch, generator)
         ratio = elbo(policy, reference, z, batch.cond, self.reduce).log_ratio
         score = batch.score.to(ratio)
-        terms = plackett_luce(self.beta * ratio, score, batch.group)
+        terms = plackett_luce(self.beta * ratio, score, batch.group, self.smoothing)
         if self.alpha:
             terms = terms + self.alpha * -torch.expm1(-terms)
         number = (batch.group.bincount() - 1).to(terms)  # the last of a list has nobody left to be before

@@ -16,6 +16,10 @@ passes t. As released, the rollout is the current policy's (synchronised after e
 has no gradient: that half of the batch is not run, which changes nothing but the time. It is fine-tuning on
 experts, each gated by m_E - r_E + |policy - reference|^2 on the rollout + margin > 0.
 
+With ``trail.every: M`` above 1 the rollout is that of a copy of the policy which is synchronised every M
+optimizer steps (the paper's schedule). Then m_P is the way that the policy has gone since, that half is run
+with gradient, and the loss pushes the policy away from what the copy does.
+
 Experts are single images that are liked, or the winners of larger groups (none where the best score is
 shared).
 
@@ -28,12 +32,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffalign.config.build import choice
 from diffalign.diffusion.likelihood import denoising_error
 from diffalign.diffusion.randomness import normal
 from diffalign.diffusion.solvers import dpm_solver
 from diffalign.errors import UserError
 from diffalign.methods._base import StateMethod
 from diffalign.methods._common import noisy
+from diffalign.methods._trailing import TRAILS, Trail, trailing_of
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.methods.sft import winners
 from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
@@ -48,14 +54,21 @@ class DRO(StateMethod):
         steps: of a whole rollout.
         time: which times are trained on, one per group, below 1.
         noising: how experts become noisy states.
+        trail: how the policy that is rolled out follows; ``every`` 1: it is the policy itself.
     """
 
     margin: float = 0.001
     steps: int = 20
+    trail: Trail = choice(TRAILS, Trail(limit=0.0))
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"method.steps={self.steps}; allowed: 1 or more")
+
+    @property
+    def trails(self) -> bool:
+        """Whether another policy than the trained one is rolled out."""
+        return self.trail.every > 1 or self.trail.limit > 0
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
@@ -65,19 +78,25 @@ class DRO(StateMethod):
         won = batch.select(best)
         expert = noisy(self, policy, reference, won, generator)
         noise = normal(generator, len(won.x), tuple(won.x.shape[1:])).to(won.x)
-        rolled = rollout(policy, noise, expert.t, won.cond, self.steps)
+        roller = trailing_of(reference, CARD) if self.trails else policy
+        rolled = rollout(roller, noise, expert.t, won.cond, self.steps)
         both = Noised(*(torch.cat([a, b]) for a, b in zip(expert, rolled, strict=True)))
         twice = {name: torch.cat([value, value]) for name, value in won.cond.items()}
         with torch.no_grad():
             held, drift = denoising_error(reference, both, twice, self.reduce).chunk(2)
-        ahead = denoising_error(policy, expert, won.cond, self.reduce) - held
-        losses, weight = torch.relu(ahead + drift + self.margin), good.to(ahead)
+        if self.trails:
+            ahead, moved = denoising_error(policy, both, twice, self.reduce).chunk(2)
+        else:
+            ahead, moved = denoising_error(policy, expert, won.cond, self.reduce), torch.zeros_like(held)
+        ahead = ahead - held
+        losses, weight = torch.relu(ahead - (moved - drift) + self.margin), good.to(ahead)
 
         def mean(values: Tensor) -> Tensor:
             return (values.detach() * weight).sum() / weight.sum().clamp(min=1)
 
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)
         metrics = {"loss": mean(losses), "gate": mean((losses > 0).to(losses)), "drift": mean(drift)}
+        metrics |= {"moved": mean(moved)} if self.trails else {}
         return Step(loss, {**metrics, "errors/chosen": mean(ahead)}, weight.sum())
 
 
@@ -96,6 +115,8 @@ CARD = MethodCard(
     year=2025,
     arxiv="2510.18353",
     data=DataKind.DEMONSTRATIONS,
-    cost="1 policy sample with gradient, about 10.5 without (the rollout), 2 reference samples",
+    cost="1 policy sample with gradient (2 where the rollout trails), about 10.5 without (the rollout), "
+    "2 reference samples",
     method=DRO,
+    trailing="beside",
 )

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from diffalign.diffusion.likelihood import step_kl, step_log_density
+from diffalign.diffusion.likelihood import log_density, step_kl
 from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import trusted
@@ -56,11 +56,12 @@ class FlowDPPO(RolloutMethod):
     ) -> Step:
         """Return the mean loss over all recorded steps."""
         advantage = advantage_of(batch, CARD)
-        if not isinstance(kernel_of(batch, CARD), FlowSDE):
+        kernel = kernel_of(batch, CARD)
+        if not isinstance(kernel, FlowSDE):
             raise UserError("method flow_dppo learns from noisy steps of a flow; allowed elsewhere: ddpo")
         new = redrawn(policy, batch, CARD, self.hold_negative)
         kl = step_kl(new.mean.detach(), new.drawn_mean, new.std)
-        logp = step_log_density(batch.x.x_s, new.mean, new.std)
+        logp = log_density(kernel, batch.x.x_s, new.mean, new.std)
         log_ratio = logp - batch.x.logp.to(logp)
         losses, masked = trusted(log_ratio, advantage.to(logp), kl, self.threshold)
         loss = losses.mean()

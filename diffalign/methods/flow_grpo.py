@@ -16,15 +16,20 @@ same. Of guided predictions only the conditional half has a gradient there (``ho
 arXiv 2508.04324, as UniRL has it with w = 2.25: weights of 1.6 to .5 over ten steps at level 0.7), so that
 the noisy steps, which settle the image, count more.
 
-Two more methods are settings of this one, with no KL:
+More methods are settings of this one, with no KL:
 
     DanceGRPO (Xue et al. 2025, arXiv 2505.07818): rollout.form dance, one noise a prompt, advantages against
         the std of the rivals alone (group), a random 0.6 of the steps (rollout.trained_steps)
     MixGRPO (Li et al. 2025, arXiv 2507.21802): rollout.window, steps outside of which are the ODE's
+    Flow-GRPO-Fast (the same authors' code, later): a window of 2 or 3 steps whose place each round draws
+        (rollout.window_order random, rollout.window_within 5 of 10 steps), no guidance, form cps at level 0.8
+        with rollout.density squared and clip 1e-5. Window 1 explores by a single step. Rivals that share
+        their noise are one state until the window begins, and sampled as one
 
 What differs from the released codes: the step to time 0 is the ODE's (they do not learn from it either); the
-density of "cps" is the Gaussian's, where the code has a bare squared error; steps of a group without any
-advantage are left out of the mean; no group statistics over equal prompts of one round.
+density of "cps" is the Gaussian's unless ``rollout.density`` is squared, the code's bare squared error; steps
+of a group without any advantage are left out of the mean; no group statistics over equal prompts of one
+round.
 """
 
 from dataclasses import dataclass

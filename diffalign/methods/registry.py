@@ -30,6 +30,7 @@ class DataKind(StrEnum):
     DEMONSTRATIONS = "demonstrations"
     ROLLOUTS = "rollouts"
     DIFFERENTIABLE = "prompts and a differentiable reward"
+    TEACHER = "prompts and a teacher"
 
 
 OFFLINE_ONLY = frozenset({DataKind.CAPTIONS, DataKind.PATCHED_PAIRS, DataKind.DEMONSTRATIONS})
@@ -56,9 +57,15 @@ class MethodCard:
         soft: whether it learns from the votes of a set as soft labels (``methods._common.pair_losses``);
             other methods learn from the majority.
         means: whether its rollouts record the mean of each step as it was drawn (``extra["drawn_mean"]``).
+        beside: whether it learns from real samples (``data.path``) beside what it draws.
+        by_reference: whether the last sample of each prompt must be the reference's; which are is in
+            ``extra["of_reference"]``, (B,) 1 or 0.
+        taught: whether it learns from a teacher's steps (``extra["reference_mean"]``) and from no score:
+            rewards are watched only, and steps that are no draws teach as well.
         trailing: the role of a moving average of the policy: "none"; a denoiser that the method compares the
-            policy with ("beside"); or one that samples the rounds as well ("sampler"). The method is then a
-            ``methods._trailing.Trailing``.
+            policy with ("beside"); one that samples the rounds as well ("sampler"); or two of them, the
+            second of which samples ("both"). The method is then a ``methods._trailing.Trailing``, or a
+            ``TrailingSampler``.
     """
 
     name: str
@@ -74,7 +81,10 @@ class MethodCard:
     whole: bool = False
     soft: bool = False
     means: bool = False
-    trailing: Literal["none", "beside", "sampler"] = "none"
+    beside: bool = False
+    by_reference: bool = False
+    taught: bool = False
+    trailing: Literal["none", "beside", "sampler", "both"] = "none"
 
     @property
     def dense(self) -> bool:

@@ -25,6 +25,7 @@ from diffalign.types import Denoiser
 ADAPTER = "default"
 REFERENCE = "reference"  # a second set, where the reference follows the policy
 SECOND = "second"  # a second trained set
+SAMPLER = "sampler"  # a set that follows and samples an online run's rounds
 
 
 def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> list[tuple[str, nn.Parameter]]:
@@ -110,18 +111,18 @@ def _other(name: str, adapter: str) -> str:
     return f"{before}.{adapter}{after}"
 
 
-def add_reference_adapter(network: Any, config: LoraConfig) -> dict[str, Tensor]:
-    """Add a second, frozen set of adapters, equal to the trained set as it is now and without dropout.
+def add_reference_adapter(network: Any, config: LoraConfig, adapter: str = REFERENCE) -> dict[str, Tensor]:
+    """Add a frozen set of adapters by a name, equal to the trained set as it is now and without dropout.
 
     Returns:
         Its tensors by the names of the trained parameters that they stand beside.
     """
-    add_lora(network, replace(config, dropout=0.0), adapter=REFERENCE)
+    add_lora(network, replace(config, dropout=0.0), adapter=adapter)
     activate(network, ADAPTER)  # trains this set again, and freezes the other
     every = dict(network.named_parameters())
     held = {}
     for name, parameter in trainable(network):
-        held[name] = every[_other(name, REFERENCE)].detach()
+        held[name] = every[_other(name, adapter)].detach()
         held[name].copy_(parameter.detach())
     return held
 
@@ -223,6 +224,7 @@ def following_reference(
     config: ModelConfig,
     autocast: torch.dtype | None = None,
     soft: bool = False,
+    adapter: str = REFERENCE,
 ) -> tuple[Denoiser, dict[str, Tensor]]:
     """Return a reference that will follow the policy, equal to it as it is now; see ``reference_denoiser``.
 
@@ -231,13 +233,14 @@ def following_reference(
     Args:
         soft: whether it will move by less than a copy; a copy of the network is then float32, since small
             moves round away in half precision.
+        adapter: name of the set of adapters.
 
     Returns:
         The denoiser, and what must be moved: its tensors by the names of the trained parameters.
     """
     if config.train == "lora":
-        return OtherAdapter(policy, model.network, REFERENCE), add_reference_adapter(
-            model.network, config.lora
+        return OtherAdapter(policy, model.network, adapter), add_reference_adapter(
+            model.network, config.lora, adapter
         )
     reference: Any = reference_denoiser(model, policy, config, autocast)
     if soft:

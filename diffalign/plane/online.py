@@ -15,19 +15,30 @@ from diffalign.diffusion.paths import path_from_config
 from diffalign.diffusion.samplers import grid_of, kernel_for
 from diffalign.methods import REGISTRY
 from diffalign.methods._reward_gradients import Differentiating
-from diffalign.methods._trailing import Followed, Trailing
-from diffalign.plane.plane import FLOW_SCHEDULER, LABELS, SCHEDULER, Plane, PlaneNetwork, denoiser_of
+from diffalign.plane.plane import (
+    FLOW_SCHEDULER,
+    LABELS,
+    SCHEDULER,
+    Plane,
+    PlaneNetwork,
+    data_batch,
+    denoiser_of,
+)
+from diffalign.plane.source import TensorSource
+from diffalign.plane.teacher import IdealTeacher
+from diffalign.plane.trailing import followers
+from diffalign.rollout.beside import WithData
 from diffalign.rollout.noise import NoiseSource
 from diffalign.rollout.rounds import Plan
-from diffalign.rollout.shapes import Setting, Window, drawn_steps
+from diffalign.rollout.setting import Setting, window_of
+from diffalign.rollout.shapes import drawn_steps
 from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.training.acceleration import accelerator_for
-from diffalign.training.hooks import Hook
 from diffalign.training.loop import train
-from diffalign.training.reference import RefreshReference
-from diffalign.types import Cond, Denoiser, Method
+from diffalign.types import Cond, Method
 
 PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
+TAU = 0.8  # temperature of the optimum that a teacher knows
 
 
 class PlaneRolloutModel:
@@ -99,24 +110,21 @@ def align_online(
     """
     network = copy.deepcopy(base)
     policy, setting = denoiser_of(network), plane_setting(rollout, base.flow)
-    reference: Denoiser = denoiser_of(base)
-    hooks: list[Hook] = []
-    kept: dict[str, Tensor] = {}
-    sampler: Denoiser = policy
+    behind = followers(method, base, denoiser_of)
     card = next((card for card in REGISTRY.values() if card.method is type(method)), None)
-    role = card.trailing if card else "none"
-    setting = replace(setting, means=card is not None and card.means)
-    if role != "none" and isinstance(method, Trailing) and method.trails:
-        trailing = copy.deepcopy(base).requires_grad_(False)
-        kept = {name: p.detach() for name, p in trailing.named_parameters()}
-        hooks = [RefreshReference(kept, method.trail.every, method.trail.mix)]
-        reference = Followed(reference, denoiser_of(trailing))
-        sampler = denoiser_of(trailing) if role == "sampler" else policy
+    reference = behind.reference
+    if card is not None:
+        setting = replace(setting, means=card.means, taught=card.taught, by_reference=card.by_reference)
+        if card.taught:
+            reference = IdealTeacher(policy.path, policy.target, -TAU if flipped else TAU)
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
+    sampler = behind.sampler or policy
     roles = SamplingRoles(sampler, reference if method.needs_reference else None, network)
-    source = _source(
+    source: OnlineSource | NoiseSource | WithData = _source(
         method, roles, plane, rollout, setting, batch_size=batch_size, seed=seed, flipped=flipped
     )
+    if card is not None and card.beside and isinstance(source, OnlineSource):
+        source = WithData(source, _real(plane, batch_size, seed))
     train(
         method=method,
         denoiser_of=lambda prepared: replace(policy, network=prepared),
@@ -127,10 +135,19 @@ def align_online(
         settings=settings,
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4),
         accelerator=accelerator_for(settings),
-        hooks=hooks,
-        kept=kept,
+        hooks=behind.hooks,
+        kept=behind.kept,
     )
     return network
+
+
+def _real(plane: Plane, batch_size: int, seed: int) -> TensorSource:
+    """Return points of the data, which methods are given beside what they sample."""
+    data = data_batch(plane, 4096, seed)
+    return TensorSource(
+        data.x[:, None], data.score[:, None], {name: v[:, None] for name, v in data.cond.items()},
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
 
 
 def _source(
@@ -172,9 +189,8 @@ def _source(
 def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:
     """How the plane is sampled: without guidance, on the grid of its path."""
     path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
-    window = rollout.window and Window(rollout.window, rollout.window_shift, rollout.window_stride)
     return Setting(
-        kernel_for(path, rollout.eta, rollout.form),
+        kernel_for(path, rollout.eta, rollout.form, rollout.density),
         grid_of(path, rollout.steps),
         1.0,
         rollout.samples,
@@ -182,7 +198,7 @@ def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:
         rollout.first_branch,
         rollout.inner_steps,
         rollout.estimate,
-        window=window or None,
+        window=window_of(rollout, 0),
     )
 
 
@@ -192,6 +208,7 @@ def plane_plan(rollout: RolloutConfig, batch_size: int, flow: bool = False) -> P
     if rollout.shape != "samples":
         path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
         first = rollout.first_branch if rollout.shape == "tree" else 0
-        draws = drawn_steps(plane_setting(rollout, flow), path, first)
+        setting = replace(plane_setting(rollout, flow), taught=not rollout.eta)
+        draws = drawn_steps(setting, path, first)
         slots = max(1, round(rollout.trained_steps * draws))
     return Plan(rollout.prompts_per_round, slots, batch_size, rollout.passes)

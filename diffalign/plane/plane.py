@@ -24,6 +24,7 @@ from diffalign.diffusion.samplers import sample
 from diffalign.methods.sft import SFT
 from diffalign.models.denoisers import NetworkDenoiser
 from diffalign.plane.source import TensorSource
+from diffalign.plane.trailing import followers
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.loop import train
 from diffalign.types import Batch, Cond, Denoiser, Method
@@ -220,10 +221,11 @@ def fit(
         return {name: by_group(value) for name, value in tensors.items()}
 
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
+    behind = followers(method, network if reference is None else reference, denoiser_of)
     state = train(
         method=method,
         denoiser_of=lambda prepared: replace(denoiser_of(network), network=prepared),
-        reference=denoiser_of(network if reference is None else reference),
+        reference=behind.reference,
         network=network,
         parameters=list(network.named_parameters()),
         source=TensorSource(
@@ -238,6 +240,8 @@ def fit(
         settings=settings,
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4, schedule=schedule),
         accelerator=accelerator_for(settings),
+        hooks=behind.hooks,
+        kept=behind.kept,
     )
     if state.interrupted:
         raise KeyboardInterrupt

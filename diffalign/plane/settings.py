@@ -14,31 +14,19 @@ from diffalign.losses.clipping import Clamp
 from diffalign.losses.divergences import ForwardKL
 from diffalign.losses.pairwise import BCO, EXO, IPO, NCA, SPPO, APODown, DiscoPOP, Hinge, Logistic, Poly
 from diffalign.losses.reference_free import Paper, Released
-from diffalign.methods._multi_time import Stratified
-from diffalign.methods.adjoint_dpm import AdjointDPM
-from diffalign.methods.adjoint_matching import AdjointMatching
+from diffalign.methods._trailing import Trail
 from diffalign.methods.adpo import ADPO
-from diffalign.methods.alignprop import AlignProp
 from diffalign.methods.aot import AOT
 from diffalign.methods.apo import APO
 from diffalign.methods.auto_beta import AutoBeta
-from diffalign.methods.awm import AWM
 from diffalign.methods.beta_dpo import BetaDPO
-from diffalign.methods.d3po import D3PO
-from diffalign.methods.ddpo import DDPO
 from diffalign.methods.densedpo import DenseDPO
-from diffalign.methods.dgpo import DGPO
 from diffalign.methods.diffusion_lpo import DiffusionLPO
-from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.dmpo import DMPO
 from diffalign.methods.dpo import DPO
-from diffalign.methods.draft import DRaFT
 from diffalign.methods.dro import DRO
 from diffalign.methods.dspo import DSPO
 from diffalign.methods.fdpo import FDPO
-from diffalign.methods.flow_dppo import FlowDPPO
-from diffalign.methods.flow_grpo import FlowGRPO
-from diffalign.methods.grpo_guard import GRPOGuard
 from diffalign.methods.inpo import InPO
 from diffalign.methods.inversion_dpo import InversionDPO
 from diffalign.methods.kto import KTO
@@ -46,15 +34,14 @@ from diffalign.methods.madpo import MADPO
 from diffalign.methods.mapo import MaPO
 from diffalign.methods.patchdpo import PatchDPO
 from diffalign.methods.rankdpo import RankDPO
-from diffalign.methods.refl import ReFL
 from diffalign.methods.sft import SFT
 from diffalign.methods.simpo import SimPO
 from diffalign.methods.smpo import SmPO
-from diffalign.methods.spo import SPO
 from diffalign.methods.tdpo import TDPO
 from diffalign.methods.tkto import TKTO
 from diffalign.plane.data import captions, experts, films, likes, lists, patched
-from diffalign.plane.rows import PlaneRow, of_flow, online, sampled
+from diffalign.plane.online_settings import ONLINE
+from diffalign.plane.rows import PlaneRow
 
 PLANE_METHODS: Mapping[str, PlaneRow] = {
     "dpo": PlaneRow(DPO(beta=100)),
@@ -89,6 +76,13 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "dro": PlaneRow(
         DRO(margin=0.05, steps=10), experts, groups=96, optimum=False, note="its goal is the experts"
     ),
+    "dro_unsynchronised": PlaneRow(
+        DRO(margin=0.05, steps=10, trail=Trail(limit=0.0, every=2)),
+        experts,
+        groups=96,
+        optimum=False,
+        note="the rollout is that of a copy of up to a step before; from an older one it is pushed too far",
+    ),
     "exo": PlaneRow(
         DPO(beta=50, loss=EXO(0.2)),
         steps=100,
@@ -108,6 +102,13 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         note="for winners worse than the model; here it only pushes losers away and must stop early",
     ),
     "dspo": PlaneRow(DSPO(beta=0.3, scale=100), steps=100),
+    "dspo_sdxl": PlaneRow(
+        DSPO(scale=100, form="sdxl"),
+        steps=100,
+        rate=1e-4,
+        optimum=False,
+        note="bounded, and nothing pulls on the data: it must stop early",
+    ),
     "dmpo": PlaneRow(DMPO(beta=50, alpha=0.2), steps=100, note="as exo"),
     "madpo": PlaneRow(MADPO(beta=100, reward_scale=3.3), steps=100),
     "fdpo": PlaneRow(FDPO(scale=200), steps=100),
@@ -159,152 +160,5 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
         rate=1e-4,
         note="our target; with the released one the gradient is 0 at the start",
     ),
-    "d3po": PlaneRow(
-        D3PO(beta=1, kl=0.1),
-        steps=200,
-        groups=96,
-        rate=1e-4,
-        optimum=False,
-        rollout=online("trajectories", 96, samples=4),
-        note="the clip alone does not hold it on the support: a small penalty does",
-    ),
-    "ddpo": PlaneRow(
-        DDPO(clip=1e-2),
-        steps=400,
-        groups=96,
-        optimum=False,
-        rollout=online("trajectories", 96, samples=4, advantage="prompt"),
-    ),
-    "spo": PlaneRow(
-        SPO(beta=1, kl=1),
-        steps=100,
-        groups=96,
-        rate=1e-4,
-        optimum=False,
-        rollout=online("tree", 96, samples=4),
-        note="judged by the height of clean estimates, at every noise level",
-    ),
-    "online_dpo": PlaneRow(
-        DPO(beta=300),
-        steps=60,
-        rate=2e-4,
-        rollout=online("samples", 192, eta=0.0, shared_noise=False, passes=3),
-    ),
-    "draft": PlaneRow(DRaFT(last=5, hold=0.5), steps=150, groups=96, rollout=sampled(96), optimum=False),
-    "draft_lv": PlaneRow(
-        DRaFT(copies=2, hold=0.02),
-        gain=0.1,
-        steps=150,
-        groups=96,
-        rate=2e-3,
-        rollout=sampled(96),
-        optimum=False,
-    ),
-    "alignprop": PlaneRow(AlignProp(hold=0.5), steps=150, groups=96, rollout=sampled(96), optimum=False),
-    "adjoint_dpm": PlaneRow(
-        AdjointDPM(hold=15.0),
-        steps=20,
-        groups=96,
-        rate=5e-5,
-        rollout=sampled(96, steps=10),
-        optimum=False,
-        note="all steps learn: ten times as fast as the last five, off the support after 40 steps",
-    ),
-    "adjoint_matching": PlaneRow(
-        AdjointMatching(beta=1.2), steps=60, groups=48, rate=6e-4, rollout=sampled(48, eta=1.0)
-    ),
-    "refl": PlaneRow(
-        ReFL(margin=9.0, scale=1.0, hold=5.0, low=0.5),
-        steps=100,
-        groups=96,
-        rollout=sampled(96),
-        optimum=False,
-        note="heights are below 3, so that the margin of 9 never binds",
-    ),
-    "flow_grpo": PlaneRow(
-        FlowGRPO(clip=1e-2),
-        steps=120,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.7),
-    ),
-    "flow_grpo_cps": PlaneRow(
-        FlowGRPO(clip=1e-2, kl_form="exact"),
-        steps=80,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.7, form="cps"),
-    ),
-    "dancegrpo": PlaneRow(
-        FlowGRPO(clip=1e-2, kl=None),
-        steps=54,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.3, form="dance", advantage="group", trained_steps=0.6),
-    ),
-    "mixgrpo": PlaneRow(
-        FlowGRPO(clip=1e-2, kl=None),
-        steps=48,
-        groups=96,
-        rate=1e-4,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.7, window=4, window_shift=2),
-        note="with four draws in place of nine each is to blame for more: it is fast, and must stop early",
-    ),
-    "tempflow": PlaneRow(
-        FlowGRPO(clip=1e-2, noise_weight=2.25),
-        steps=120,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.7),
-    ),
-    "grpo_guard": PlaneRow(
-        GRPOGuard(clip=2e-3),
-        steps=60,
-        groups=96,
-        rate=2e-4,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.7),
-    ),
-    "flow_dppo": PlaneRow(
-        FlowDPPO(threshold=1e-4),
-        steps=80,
-        groups=96,
-        rate=2e-4,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("trajectories", eta=0.7),
-    ),
-    "awm": PlaneRow(
-        AWM(kl=0.15, time=Stratified(strata=4)),
-        steps=30,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("samples", eta=0.0, shared_noise=False),
-    ),
-    "diffusion_nft": PlaneRow(
-        DiffusionNFT(kl=1.0),
-        steps=25,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("samples", eta=0.0, shared_noise=False),
-        note="the whole network is trained: it needs a penalty that adapters do not",
-    ),
-    "dgpo": PlaneRow(
-        DGPO(kl=1.0),
-        steps=25,
-        groups=96,
-        flow=True,
-        optimum=False,
-        rollout=of_flow("samples", eta=0.0, shared_noise=False, advantage="group_std"),
-        note="as diffusion_nft",
-    ),
+    **ONLINE,
 }

@@ -83,6 +83,8 @@ def judge_of(
     """
     if config.by == "people":
         return People()
+    if not config.rewards:
+        return InlineJudge((), ())
     rewards = all_weighted(config.rewards)
     if config.scoring == "process":
         for reward in rewards:

@@ -58,7 +58,9 @@ class RoundLog:
             for name in names
             if name not in ("round", "ties")
         ]
-        if not changes:
+        if not names:
             return "no round was learnt from"
+        if not changes:
+            return f"{self.figures['last/round']:.0f} rounds after the first, without a reward that watches"
         rounds = f"round {self.figures['first/round']:.0f} to {self.figures['last/round']:.0f}"
         return f"mean rewards of the samples, {rounds}: {', '.join(changes)}"

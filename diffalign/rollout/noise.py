@@ -8,7 +8,7 @@ from torch import Tensor
 from diffalign.diffusion.randomness import Streams, derive
 from diffalign.rollout.model import RolloutModel
 from diffalign.rollout.rounds import PromptOrder
-from diffalign.rollout.shapes import Setting
+from diffalign.rollout.setting import Setting
 from diffalign.rollout.source import Told
 from diffalign.types import Batch
 

@@ -110,6 +110,7 @@ class Round:
         kernel: of the transitions.
         guidance: scale that the transitions were drawn with.
         grid: (T + 1,) the sampler's times.
+        taught: whether a teacher gives a mean for every slot, whatever the scores.
     """
 
     x: Tensor | Transition
@@ -122,10 +123,13 @@ class Round:
     kernel: Kernel | None = None
     guidance: float = 1.0
     grid: Tensor | None = None
+    taught: bool = False
 
     @cached_property
     def useful(self) -> Tensor:
         """(N, S) whether a slot has a gradient: not all rivals are tied, or an advantage is not 0."""
+        if self.taught:
+            return torch.ones_like(self.order, dtype=torch.bool)
         if "advantage" in self.extra:
             return self.extra["advantage"].ne(0).any(-1)
         if self.score.ndim == 3:

@@ -15,92 +15,18 @@ on it, DanceGRPO scores the clean estimate there, and noise must not be on the s
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffalign.diffusion.guidance import Guided
-from diffalign.diffusion.likelihood import step_log_density
+from diffalign.diffusion.likelihood import log_density
 from diffalign.diffusion.randomness import normal
-from diffalign.diffusion.samplers import DDIM, FlowSDE, StepKernel, clean_and_noise
+from diffalign.diffusion.samplers import clean_and_noise
+from diffalign.rollout.setting import Divided, Setting
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
-
-
-@dataclass(frozen=True)
-class Window:
-    """The steps that are stochastic, by the number of the round.
-
-    It begins at the first step, moves on by ``stride`` steps every ``every`` rounds, and begins again where
-    it would leave the trajectory (the released code's ``roll_back``).
-
-    Attributes:
-        size: steps in it.
-        every: rounds between two moves; 0: it never moves.
-        stride: steps of a move.
-    """
-
-    size: int
-    every: int = 25
-    stride: int = 1
-
-    def steps(self, number: int, count: int) -> range:
-        """Return the stochastic steps of round ``number``, out of the first ``count`` steps."""
-        places = (count - self.size) // self.stride + 1
-        first = self.stride * (number // self.every % places) if self.every else 0
-        return range(first, first + self.size)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How to sample.
-
-    Attributes:
-        kernel: of each step.
-        times: (T + 1,) descending; the last one is the end of a sample.
-        guidance: scale of classifier-free guidance; 1 is none.
-        samples: K.
-        shared_noise: the rivals of a prompt start from one noise.
-        first_branch: of a tree: steps before the first branch.
-        inner_steps: of a tree: steps that each candidate takes before it is scored.
-        estimate: of a tree: which prediction the scored clean estimate is made of.
-        lowest: steps from times below are sampled, but not trained on.
-        window: the stochastic steps; None: all that may be.
-        round: number of the round, for the window.
-        means: record the mean of each step as it is drawn.
-        at_once: states in one network call; None: all.
-    """
-
-    kernel: StepKernel
-    times: Tensor
-    guidance: float = 1.0
-    samples: int = 2
-    shared_noise: bool = True
-    first_branch: int = 4
-    inner_steps: int = 0
-    estimate: str = "candidate"
-    lowest: float = 0.0
-    window: Window | None = None
-    round: int = 0
-    at_once: int | None = None
-    means: bool = False
-
-    @property
-    def may_draw(self) -> int:
-        """Number of leading steps that may be stochastic: of a flow all but the one to time 0."""
-        ends = isinstance(self.kernel, FlowSDE) and float(self.times[-1]) == 0
-        return len(self.times) - 1 - ends
-
-    def kernel_at(self, t: float) -> StepKernel:
-        """Return the kernel of the step from ``t``, a time of the grid: the ODE's where nothing is to be
-        drawn.
-        """
-        step = self.times.tolist().index(t)
-        window = range(self.may_draw)
-        if self.window is not None:
-            window = self.window.steps(self.round, self.may_draw)
-        return self.kernel if step in window else DDIM()
 
 
 @dataclass(frozen=True)
@@ -134,39 +60,45 @@ class Request:
 
     Attributes:
         policy: samples.
-        reference: whose means are recorded; None: none are.
+        reference: whose means are recorded, or a reference for each prompt; None: none are.
         cond: conditions, (n, ...).
         negative: what guidance guides away from, (n, ...).
         setting: how to sample.
     """
 
     policy: Denoiser
-    reference: Denoiser | None
+    reference: Denoiser | Divided | None
     cond: Cond
     negative: Cond
     setting: Setting
 
-    def estimates(self, who: Denoiser, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """(x0, eps) of ``who`` at states x (n, k, *d), each like x; the rivals may be one to all K."""
+    def estimates(
+        self, who: Denoiser, x: Tensor, t: float, guidance: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(x0, eps) of ``who`` at states x (n, k, *d), each like x; the rivals may be one to all K.
+
+        ``guidance`` is its scale; None: the setting's.
+        """
+        guidance = self.setting.guidance if guidance is None else guidance
         flat = x.flatten(0, 1)
         every = torch.arange(len(flat), device=flat.device)
         parts = [
-            self._of_some(who, flat, t, rows, x.shape[1])
+            self._of_some(who, flat, t, rows, x.shape[1], guidance)
             for rows in every.split(self.setting.at_once or max(1, len(flat)))
         ]
         x0, eps = (torch.cat(some) for some in zip(*parts, strict=True))
         return x0.reshape(x.shape), eps.reshape(x.shape)
 
     def _of_some(
-        self, who: Denoiser, flat: Tensor, t: float, rows: Tensor, rivals: int
+        self, who: Denoiser, flat: Tensor, t: float, rows: Tensor, rivals: int, guidance: float
     ) -> tuple[Tensor, Tensor]:
         """(x0, eps) of the ``rows`` of states (n * k, *d), in one call of the network."""
 
         def pick(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: v[rows // rivals] for name, v in cond.items()}
 
-        if self.setting.guidance != 1:
-            who = Guided(who, pick(self.negative), self.setting.guidance)
+        if guidance != 1:
+            who = Guided(who, pick(self.negative), guidance)
         x = flat[rows]
         return clean_and_noise(who, x, _time(t, x), pick(self.cond))
 
@@ -182,7 +114,24 @@ class Request:
         """Return the means of the reference's step from x (n, k, *d)."""
         if self.reference is None:
             return None
-        return self.after(*self.estimates(self.reference, x, t), t, s)[0]
+        if isinstance(self.reference, Divided):
+            return self._divided(self.reference, x, t, s)
+        guidance = self.setting.reference_guidance
+        return self.after(*self.estimates(self.reference, x, t, guidance), t, s)[0]
+
+    def _divided(self, reference: Divided, x: Tensor, t: float, s: float) -> Tensor:
+        """Where each prompt's reference would go from x (n, k, *d)."""
+        found = torch.empty_like(x)
+        for number, denoiser in enumerate(reference.denoisers):
+            rows = (reference.index == number).nonzero()[:, 0].to(x.device)
+            if not len(rows):
+                continue
+            cond, negative = ({k: v[rows] for k, v in c.items()} for c in (self.cond, self.negative))
+            own = replace(self, reference=denoiser, cond=cond, negative=negative)
+            mean = own.reference_mean(x[rows], t, s)
+            assert mean is not None
+            found[rows] = mean.to(found)
+        return found
 
 
 class Steps:
@@ -196,14 +145,15 @@ class Steps:
         self.shared: list[bool] = []
 
     def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
-        """Add one step x (n, 1 or K, *d) -> after (n, K, *d), unless it was deterministic or from too low a
-        time."""
-        if t < self._request.setting.lowest or not bool((std > 0).all()):
+        """Add one step x (n, 1 or K, *d) -> after (n, K, *d), unless it was deterministic and no teacher is
+        asked, or from too low a time."""
+        if t < self._request.setting.lowest or not self._request.setting.records(std):
             return
         wide = partial(_wide, rivals=self._rivals)
         self.shared.append(x.shape[1] == 1 and self._rivals > 1)
         mean, std, flat = wide(mean), wide(std), after.flatten(0, 1)
-        logp = step_log_density(flat, mean.flatten(0, 1), std.flatten(0, 1)).reshape(after.shape[:2])
+        logp = log_density(self._request.setting.kernel, flat, mean.flatten(0, 1), std.flatten(0, 1))
+        logp = logp.reshape(after.shape[:2])
         times = [torch.full(after.shape[:2], v, device=after.device, dtype=after.dtype) for v in (t, s)]
         self._rows.append((wide(x), after, *times, logp))
         if self._request.setting.means:
@@ -228,13 +178,28 @@ class Steps:
 
 @torch.no_grad()
 def samples(request: Request, shape: Sequence[int], random: Random) -> Sampled:
-    """K finished samples of each of n prompts; the reference is not called. See ``trajectories``."""
-    x, times = start(request, shape, random), request.setting.times.tolist()
+    """K finished samples of each of n prompts, the last one by the reference where the setting says so; else
+    it is not called. See ``trajectories``.
+    """
+    x, count = start(request, shape, random), request.setting.samples
+    if request.setting.by_reference:
+        assert request.reference is not None and not isinstance(request.reference, Divided)
+        own = replace(request, setting=replace(request.setting, samples=count - 1))
+        other = replace(request, policy=request.reference, setting=replace(request.setting, samples=1))
+        first = x if x.shape[1] == 1 else x[:, :-1]
+        x = torch.cat([_finished(own, first, random), _finished(other, x[:, -1:], random)], 1)[:, None]
+    else:
+        x = _finished(request, x, random)[:, None]
+    return Sampled(x, None, x, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1) > 0)
+
+
+def _finished(request: Request, x: Tensor, random: Random) -> Tensor:
+    """(n, K, *d) clean samples of the policy from noise x (n, 1 or K, *d)."""
+    times = request.setting.times.tolist()
     for t, s in itertools.pairwise(times[:-1]):
         x, _, _ = step(request, x, t, s, random)
     # where a variance-preserving grid ends a state still holds noise; the estimate does not
-    x = _wide(request.estimates(request.policy, x, times[-2])[0], request.setting.samples)[:, None]
-    return Sampled(x, None, x, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1) > 0)
+    return _wide(request.estimates(request.policy, x, times[-2])[0], request.setting.samples)
 
 
 @torch.no_grad()
@@ -255,11 +220,13 @@ def trajectories(request: Request, shape: Sequence[int], random: Random) -> Samp
 
 
 def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
-    """Return how many steps from number ``first`` on are stochastic, have a density and are trained on."""
+    """Return how many steps from number ``first`` on are trained on: stochastic ones, which have a density,
+    or all that a teacher is asked about.
+    """
     one = torch.zeros(1, 1)
     grid = [(t, s) for t, s in list(pairs(setting.times))[first:] if t >= setting.lowest]
     stds = [setting.kernel_at(t).after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid]
-    return sum(bool((std > 0).all()) for std in stds)
+    return sum(map(setting.records, stds))
 
 
 def step(

@@ -23,7 +23,8 @@ from diffalign.rollout.judges import Judge, combined
 from diffalign.rollout.labels import labelled
 from diffalign.rollout.model import RolloutModel
 from diffalign.rollout.rounds import Plan, PromptOrder, Round, best_and_worst, in_parts, only
-from diffalign.rollout.shapes import Request, Sampled, Setting, samples, trajectories
+from diffalign.rollout.setting import Setting, Teachers
+from diffalign.rollout.shapes import Request, Sampled, samples, trajectories
 from diffalign.rollout.store import NOWHERE, Part, RoundStore
 from diffalign.rollout.tree import tree
 from diffalign.types import Batch, Cond, Denoiser, Transition
@@ -34,12 +35,12 @@ SHAPES = {"samples": samples, "trajectories": trajectories, "tree": tree}
 
 @dataclass(frozen=True)
 class SamplingRoles:
-    """The policy (unwrapped), the reference whose means are recorded (None: not recorded), and the module
-    that is set to evaluation mode during sampling.
+    """The policy (unwrapped), the reference whose means are recorded (None: not recorded; or several, each
+    for some prompts), and the module that is set to evaluation mode during sampling.
     """
 
     policy: Denoiser
-    reference: Denoiser | None
+    reference: Denoiser | Teachers | None
     network: nn.Module
 
 
@@ -179,7 +180,10 @@ class OnlineSource:
             return {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}
 
         setting = replace(self._setting, round=number)
-        request = Request(self._roles.policy, self._roles.reference, pick(cond), pick(negative), setting)
+        who = self._roles.reference
+        prompts = self.prompts_of(number)
+        reference = who.of([prompts[row] for row in rows]) if isinstance(who, Teachers) else who
+        request = Request(self._roles.policy, reference, pick(cond), pick(negative), setting)
         random = Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows])
         return SHAPES[self._shape](request, self._model.shape, random)
 
@@ -187,6 +191,9 @@ class OnlineSource:
         """Return the tensors of a part without scores, and the future of its scores."""
         part = _as_part(sampled)
         n, j, k = sampled.judged.shape[:3]
+        if not self._judge.rewards:
+            part["scores"] = torch.zeros(n, j, k, 0)
+            return part, None
         pixels = self._model.decode(sampled.judged.flatten(0, 2))
         if self._config.by == "people":
             part["pixels"] = (pixels[:, :3] * 255).round().to(torch.uint8).reshape(n, j, k, *pixels.shape[1:])
@@ -233,6 +240,10 @@ class OnlineSource:
             pair, score = best_and_worst(score, self._config.threshold)
             x = Transition(*(only(value, pair) for value in x))
             extra = {name: only(value, pair) for name, value in extra.items()}
+        if self._setting.by_reference:
+            theirs = torch.zeros(score.shape[:3])
+            theirs[..., -1] = 1
+            extra["of_reference"] = theirs
         if self._config.advantage != "none":
             extra["advantage"] = self._advantages(number, prompts, score)
         if self._config.part:
@@ -253,6 +264,7 @@ class OnlineSource:
             kernel=self._setting.kernel if online else None,
             guidance=self._setting.guidance if online else 1.0,
             grid=self._setting.times,
+            taught=self._setting.taught,
         )
 
     def _advantages(self, number: int, prompts: list[str], score: Tensor) -> Tensor:

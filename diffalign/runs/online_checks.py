@@ -7,6 +7,7 @@ from diffalign.methods import REGISTRY
 from diffalign.methods.registry import OFFLINE_ONLY, DataKind, shape_of
 from diffalign.rollout.advantages import KINDS
 from diffalign.runs.reward_gradients import check_gradients
+from diffalign.runs.teachers import check_teachers
 
 
 def check_online(run: Run) -> list[str]:
@@ -17,13 +18,19 @@ def check_online(run: Run) -> list[str]:
     """
     config, name = run.rollout, run.method["type"]
     if not config.prompts:
-        if REGISTRY[name].rollout != "samples" or REGISTRY[name].advantages:
+        card = REGISTRY[name]
+        if card.rollout != "samples" or card.advantages or card.by_reference:
             raise UserError(
                 f"method {name} learns from rollouts, but rollout.prompts is empty; give a file of prompts, "
                 "tiny:train, or a built-in list"
             )
         return []
     shape = shape_of(name, config)
+    if REGISTRY[name].beside and not run.data.path:
+        raise UserError(
+            f"method {name} learns from real samples beside what it draws, and data.path is empty; "
+            "allowed: a set of preferences or of liked images"
+        )
     if run.data.frames is not None:
         raise UserError(
             f"data.frames={run.data.frames} with rollout.prompts: what a policy samples online are images; "
@@ -31,7 +38,9 @@ def check_online(run: Run) -> list[str]:
         )
     _check_data(run)
     prompts = read_prompts(config.prompts)
-    if config.by == "rewards" and not config.rewards:
+    check_teachers(run, prompts)
+    taught = REGISTRY[name].taught
+    if config.by == "rewards" and not config.rewards and not taught:
         raise UserError(
             "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
         )
@@ -50,7 +59,7 @@ def check_online(run: Run) -> list[str]:
             "rollout.estimate='none' scores the noisy candidates of a tree in this process, and nothing is "
             "decoded; allowed with it: rollout.shape tree, rollout.scoring inline, no rollout.decoder"
         )
-    if shape != "samples" and not config.eta:
+    if shape != "samples" and not config.eta and not taught:
         raise UserError(
             f"rollout.eta={config.eta}: steps without noise have no density; allowed with method {name}: "
             "more than 0"
@@ -63,7 +72,7 @@ def check_online(run: Run) -> list[str]:
     _check_window(config, shape)
     _check_scores(run, shape)
     _check_part(run)
-    if config.samples < 2 and config.advantage == "none":
+    if config.samples < 2 and config.advantage == "none" and not taught:
         raise UserError(f"rollout.samples={config.samples}: no rivals to compare; allowed: 2 or more")
     if config.by == "people" and (shape == "tree" or config.advantage != "none"):
         raise UserError(
@@ -123,6 +132,11 @@ def _check_part(run: Run) -> None:
 
 def _check_window(config: RolloutConfig, shape: str) -> None:
     """Check that a window has the same number of steps wherever it is."""
+    if config.window_within is not None and (config.window is None or config.window_order != "random"):
+        raise UserError(
+            f"rollout.window_within={config.window_within}, which only a window in order random reads; "
+            "allowed: null, or rollout.window and rollout.window_order random"
+        )
     if config.window is None:
         return
     if shape == "tree":
@@ -130,6 +144,11 @@ def _check_window(config: RolloutConfig, shape: str) -> None:
     if config.lowest_time:
         raise UserError(
             f"rollout.lowest_time={config.lowest_time} with rollout.window={config.window}; allowed: 0"
+        )
+    if config.window_within is not None and not config.window <= config.window_within < config.steps:
+        raise UserError(
+            f"rollout.window_within={config.window_within}; allowed: from rollout.window={config.window} to "
+            f"less than rollout.steps={config.steps}, or null"
         )
     if config.window >= config.steps:
         raise UserError(

@@ -16,10 +16,11 @@ from diffalign.config.schema import Run
 from diffalign.diffusion.noising import Forward
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
-from diffalign.methods._trailing import Followed, Trailing
+from diffalign.methods._trailing import Followed, Trailing, TrailingSampler
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import (
+    SAMPLER,
     SECOND,
     add_second_adapter,
     following_reference,
@@ -30,7 +31,8 @@ from diffalign.models.lora import (
 )
 from diffalign.models.text_encoders import call_conditioned
 from diffalign.models.text_lora import prepare_text_policy
-from diffalign.strategies._common import Wrapped
+from diffalign.runs.teachers import teachers_of
+from diffalign.strategies._common import Wrapped, innermost
 from diffalign.strategies.fast_slow import FastSlow, Twin
 from diffalign.training.exchange import Exchange
 from diffalign.training.hooks import Hook
@@ -52,6 +54,7 @@ class Roles:
         kept: tensors that hooks change and checkpoints keep, by name.
         hooks: update ``kept``.
         sampler: the denoiser that samples an online run's rounds; None: the policy.
+        teachers: of a method that learns from them, in the order of ``rollout.teachers``.
     """
 
     network: nn.Module
@@ -62,6 +65,7 @@ class Roles:
     kept: dict[str, Tensor]
     hooks: list[Hook]
     sampler: Denoiser | None = None
+    teachers: tuple[Denoiser, ...] = ()
 
 
 def check_roles(run: Run, method: Method[Any]) -> None:
@@ -76,13 +80,12 @@ def check_roles(run: Run, method: Method[Any]) -> None:
             f"training.reference_every={every}: method {run.method['type']} has no reference; "
             "allowed with it: 0"
         )
-    card = REGISTRY[run.method["type"]]
     _check_text(run, method)
     _check_sharding(run, method)
     _check_quantized(run)
-    if card.trailing != "none":
+    if _trailing(method) is not None:
         _refuse(
-            f"method {card.name}, which a moving average follows",
+            f"method {run.method['type']}, which a moving average follows",
             (("training.reference_every", every, 0), ("strategies", tuple(run.strategies), ())),
         )
     if _chase(method) is None:
@@ -144,7 +147,7 @@ def _check_quantized(run: Run) -> None:
 def _check_text(run: Run, method: Method[Any]) -> None:
     """Raise a UserError where text encoders are trained and the run is online, or has two sets of adapters or
     none."""
-    rank, card = run.model.text_encoder.lora.rank, REGISTRY[run.method["type"]]
+    rank = run.model.text_encoder.lora.rank
     if not rank:
         return
     whom = f"model.text_encoder.lora.rank={rank}"
@@ -153,8 +156,9 @@ def _check_text(run: Run, method: Method[Any]) -> None:
         ("training.reference_every", run.training.reference_every, 0),
         ("rollout.prompts", run.rollout.prompts, ""),
     )
-    if card.trailing != "none":
-        raise UserError(f"{whom} with method {card.name}, which a moving average follows; allowed: 0")
+    if _trailing(method) is not None:
+        name = run.method["type"]
+        raise UserError(f"{whom} with method {name}, which a moving average follows; allowed: 0")
     if _chase(method) is not None:
         raise UserError(f"{whom} with the strategy fast_slow; allowed: 0")
     _refuse(whom, settings)
@@ -211,13 +215,24 @@ def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch
     if chase is not None:
         return _two(run, model, policy, chase)
     single = lambda prepared: replace(policy, network=prepared)  # noqa: E731
-    role = REGISTRY[run.method["type"]].trailing
-    if role != "none" and isinstance(method, Trailing) and method.trails:
+    if REGISTRY[run.method["type"]].taught:
+        teachers = teachers_of(run, model, policy, autocast)
+        return Roles(network, parameters, single, teachers[0], None, {}, [], teachers=teachers)
+    trailed = _trailing(method)
+    if trailed is not None:
+        held = reference_denoiser(model, policy, run.model, autocast)
         trailing, kept = following_reference(model, policy, run.model, autocast, soft=True)
-        reference = Followed(reference_denoiser(model, policy, run.model, autocast), trailing)
-        hook = RefreshReference(kept, method.trail.every, method.trail.mix)
+        hooks: list[Hook] = [RefreshReference(kept, trailed.trail.every, trailed.trail.mix)]
+        role = REGISTRY[run.method["type"]].trailing
         sampler = trailing if role == "sampler" else None
-        return Roles(network, parameters, single, reference, None, kept, [hook], sampler)
+        if role == "both" and isinstance(trailed, TrailingSampler):
+            trail = trailed.sampler_trail
+            sampler, beside = following_reference(
+                model, policy, run.model, autocast, soft=True, adapter=SAMPLER
+            )
+            hooks.append(RefreshReference(beside, trail.every, trail.mix))
+            kept = kept | {f"{SAMPLER}/{name}": value for name, value in beside.items()}
+        return Roles(network, parameters, single, Followed(held, trailing), None, kept, hooks, sampler)
     every, mix = run.training.reference_every, run.training.reference_mix
     if not method.needs_reference:
         return Roles(network, parameters, single, policy, None, {}, [])
@@ -227,6 +242,12 @@ def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch
     moving, kept = following_reference(model, policy, run.model, autocast, soft=mix < 1)
     base = AdaptersOff(policy, model.network) if run.model.train == "lora" else None
     return Roles(network, parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
+
+
+def _trailing(method: Method[Any]) -> Trailing | None:
+    """Return the method without its strategies where a moving average of the policy is used."""
+    own = innermost(method)
+    return own if isinstance(own, Trailing) and own.trails else None
 
 
 def _chase(method: Method[Any]) -> FastSlow | None:

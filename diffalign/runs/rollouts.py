@@ -16,17 +16,19 @@ from diffalign.config.schema import Run
 from diffalign.diffusion.samplers import kernel_for
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
-from diffalign.methods._trailing import Trailing
+from diffalign.methods._trailing import Trailing, TrailingSampler
 from diffalign.methods.registry import shape_of
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
 from diffalign.rollout.judges import judge_of
 from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.rollout.rounds import Plan
-from diffalign.rollout.shapes import Setting, Window, drawn_steps
+from diffalign.rollout.setting import Setting, window_of
+from diffalign.rollout.shapes import drawn_steps
 from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.rollout.store import RoundStore
 from diffalign.runs.roles import Roles
+from diffalign.runs.teachers import taught_by
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Method, Reward
 from diffalign.types import Path as NoisingPath
@@ -99,7 +101,11 @@ def online_source(
     return OnlineSource(
         SamplingRoles(
             roles.sampler or roles.policy_of(roles.network),
-            roles.reference if method.needs_reference else None,
+            taught_by(run, roles.teachers)
+            if roles.teachers
+            else roles.reference
+            if method.needs_reference
+            else None,
             roles.network,
         ),
         PipelineRolloutModel(model, config.resolution or run.data.resolution, decoder=decoder or None),
@@ -134,9 +140,8 @@ def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
 def setting_of(run: Run, model: Sampled) -> Setting:
     """Return how a run samples with a model: at the times of its stock sampler."""
     config, side = run.rollout, run.rollout.resolution or run.data.resolution
-    window = config.window and Window(config.window, config.window_shift, config.window_stride)
     return Setting(
-        kernel_for(model.path, config.eta, config.form),
+        kernel_for(model.path, config.eta, config.form, config.density),
         model.grid(config.steps, model.latent_shape(side, side)),
         config.guidance,
         config.samples,
@@ -145,9 +150,12 @@ def setting_of(run: Run, model: Sampled) -> Setting:
         config.inner_steps,
         config.estimate,
         config.lowest_time,
-        window or None,
+        window_of(config, run.training.seed),
         at_once=config.batch_size,
         means=REGISTRY[run.method["type"]].means,
+        by_reference=REGISTRY[run.method["type"]].by_reference,
+        taught=REGISTRY[run.method["type"]].taught,
+        reference_guidance=config.reference_guidance,
     )
 
 
@@ -178,12 +186,18 @@ def _check_windows(run: Run, plan: Plan) -> None:
             f"{steps} optimizer steps of a round, whose steps are compared with the reference of its sampling"
         )
     method = build(run.method)
-    if REGISTRY[run.method["type"]].trailing == "sampler" and isinstance(method, Trailing):
-        every = method.trail.every
+    role = REGISTRY[run.method["type"]].trailing
+    trail, place = None, "trail"
+    if role == "sampler" and isinstance(method, Trailing):
+        trail = method.trail
+    elif role == "both" and isinstance(method, TrailingSampler):
+        trail, place = method.sampler_trail, "sampler_trail"
+    if trail is not None:
+        every = trail.every
         if every % steps:
             raise UserError(
-                f"method.trail.every={every}; allowed: a multiple of the {steps} optimizer steps of a round, "
-                "which the moving average has sampled: it must not move before they are taken"
+                f"method.{place}.every={every}; allowed: a multiple of the {steps} optimizer steps of a "
+                "round, which the moving average has sampled: it must not move before they are taken"
             )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,39 @@ import torch
 
 from diffalign.config.reward_schema import RewardRun
 from diffalign.config.schema import DataConfig, Run
-from diffalign.data import EncodedSet, PairSource, Preferences, encode_preferences, split_holdout
+from diffalign.data import (
+    EncodedSet,
+    PairSource,
+    Preferences,
+    encode_preferences,
+    read_preferences,
+    split_holdout,
+)
 from diffalign.data.batches.order import lengths, scarce
 from diffalign.data.batches.source import FixedBatches
 from diffalign.data.batches.streamed import StreamedSource
 from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import leave_out
-from diffalign.data.reading.examples import Counts, Example
-from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
-from diffalign.methods.registry import DataKind, shape_of
+from diffalign.methods.registry import shape_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.scoring.rater import RewardRater
+from diffalign.rollout.beside import WithData
 from diffalign.rollout.log import RoundLog
 from diffalign.rollout.noise import NoiseSource
 from diffalign.rollout.source import OnlineSource
+from diffalign.runs.labels import (
+    check_labels,
+    look_at_labels,
+    tell_of_maps,
+    tell_of_votes,
+    tell_unliked,
+)
 from diffalign.runs.memory_advice import when_encoding
 from diffalign.runs.resume import data_content, prompts_content
 from diffalign.runs.reward_gradients import gradient_source
@@ -60,7 +72,7 @@ class Setup:
         groups: preference groups that are trained on; None: an online source, which has no end.
     """
 
-    source: PairSource | StreamedSource | OnlineSource | NoiseSource
+    source: PairSource | StreamedSource | OnlineSource | NoiseSource | WithData
     roles: Roles
     hooks: Sequence[Hook]
     outcome: HeldOut | RoundLog
@@ -77,7 +89,7 @@ class Setup:
 
     def close(self) -> None:
         """Close the source."""
-        if isinstance(self.source, OnlineSource | StreamedSource):
+        if isinstance(self.source, OnlineSource | StreamedSource | WithData):
             self.source.close()
 
 
@@ -120,6 +132,7 @@ def offline(
     tell(f"data: {counts}")
     tell_unliked(run.method["type"], encoded.counts, tell)
     tell_of_votes(run, encoded, tell)
+    tell_of_maps(run, encoded, tell)
     check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
@@ -150,49 +163,6 @@ def offline(
     )
 
 
-def tell_unliked(method: str, counts: Counts, tell: Callable[[str], None]) -> None:
-    """Print how many single images a method of winners cannot use, since they are not liked."""
-    if REGISTRY[method].data is DataKind.WINNERS and counts.disliked:
-        tell(f"data: {method} learns from liked images: {counts.disliked:,} disliked ones have no gradient")
-
-
-def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Warn of votes that the method ignores."""
-    if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
-        tell(
-            f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
-            f"soft labels: {', '.join(name for name, card in REGISTRY.items() if card.soft)}"
-        )
-
-
-def look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:
-    """Check the kind of labels of the first row; where the method needs dense ones, of the rows up to the
-    first dense one (a set may have both kinds, and a global label then counts for all frames).
-    """
-    if run.data.frames is None or run.data.view not in ("auto", "pairs") or run.data.rewards_as != "extra":
-        return  # images, or labels that are recomputed
-    rows = (row for row in preferences.unfinished() if isinstance(row, Example))
-    if REGISTRY[run.method["type"]].dense:
-        check_labels(run, inner, any(row.segments for row in rows))
-    else:
-        check_labels(run, inner, any(row.segments for row in islice(rows, 1)))
-
-
-def check_labels(run: Run, inner: Method[Any], dense: bool) -> None:
-    """Raise a UserError where labels are dense and the method compares whole videos, or the reverse."""
-    name = run.method["type"]
-    if dense and isinstance(inner.reduce, PerSample):
-        raise UserError(
-            f"method.type={name!r} compares whole videos, but labels are dense; allowed: densedpo, or "
-            "data.view majority, which makes one label of a video's"
-        )
-    if REGISTRY[name].dense and not dense:
-        raise UserError(
-            f"method.type={name!r} compares videos segment by segment, but no label is dense; allowed: rows "
-            "with `segments` (`diffalign label-segments` makes them), or dpo"
-        )
-
-
 def online(
     run: Run,
     model: LoadedModel,
@@ -213,10 +183,14 @@ def online(
             f"rollout.prompts={run.rollout.prompts!r}, but {model.family.name} is a model of videos, which "
             "are not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
         )
+    real = None
+    if REGISTRY[run.method["type"]].beside:
+        real = encode(run, model, read_preferences(run.data, run.training.seed), accelerator)
+        tell(f"data: {real.counts.text}, beside what is sampled")
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward is loaded once for rollout and validation
     tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
-    source: OnlineSource | NoiseSource
+    source: OnlineSource | NoiseSource | WithData
     if shape_of(run.method["type"], run.rollout) == "gradients":
         model.free_encoders()
         source = gradient_source(run, model, accelerator, once, prompts)
@@ -226,11 +200,14 @@ def online(
             fresh=fresh, load=once, prompts=prompts, check=RoundScores(build(run.method), tell),
         )  # fmt: skip
         model.free_encoders()
+        if real is not None:
+            source = WithData(source, pair_source(run, real, model, accelerator, guided=False))
     log = RoundLog(source)
     trained = run.rollout.rewards if run.rollout.by == "rewards" else ()
     hooks: list[Hook] = [log, ValidationHook(run, model, trained, tell, once)]
     data = f"images sampled for prompts of {run.rollout.prompts}"
-    return Setup(source, roles, hooks, log, data, prompts_content(prompts))
+    content = prompts_content(prompts) + ("" if real is None else data_content(real))
+    return Setup(source, roles, hooks, log, data, content)
 
 
 def size(roles: Roles) -> int:

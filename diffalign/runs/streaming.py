@@ -15,21 +15,17 @@ from diffalign.methods._common import OfScores
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
-from diffalign.runs.memory_advice import when_encoding
-from diffalign.runs.resume import data_content
-from diffalign.runs.roles import assign_roles
-from diffalign.runs.setup import (
-    Setup,
-    cache_of,
-    check_frames,
+from diffalign.runs.labels import (
     check_labels,
-    diagnostics,
-    guided,
     look_at_labels,
-    size,
+    tell_of_maps,
     tell_of_votes,
     tell_unliked,
 )
+from diffalign.runs.memory_advice import when_encoding
+from diffalign.runs.resume import data_content
+from diffalign.runs.roles import assign_roles
+from diffalign.runs.setup import Setup, cache_of, check_frames, diagnostics, guided, size
 from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Method
@@ -117,6 +113,7 @@ def streamed(
         )
     check_labels(run, inner, source.held_out.dense)
     tell_of_votes(run, source.learned, tell)
+    tell_of_maps(run, source.learned, tell)
     model.network.to(accelerator.device)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     tell(

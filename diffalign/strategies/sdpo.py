@@ -24,6 +24,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.strategies._common import Scaled, Wrapped, by_group, check_rows, readable, residual, sides
+from diffalign.strategies.masked import MaskedReduce
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Method, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
@@ -71,6 +72,8 @@ class SDPO:
             if batch.num_groups == len(batch.group):
                 raise UserError("strategy sdpo: every group has one sample; allowed: pairs or lists")
             gradient = residual(policy, batch.x, x_t, t, prediction)
+            if isinstance(method.reduce, MaskedReduce):
+                gradient = method.reduce.over(gradient)
             rows, scale = losers(gradient, batch, self.mu, self.over == "batch")
             used.append(scale)
             return rows

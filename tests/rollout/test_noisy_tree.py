@@ -13,7 +13,8 @@ from diffalign.diffusion.samplers import DDIM
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.latent_reward import NoisyReward
 from diffalign.rollout.judges import judge_of
-from diffalign.rollout.shapes import Request, Setting
+from diffalign.rollout.setting import Setting
+from diffalign.rollout.shapes import Request
 from diffalign.rollout.tree import tree
 from diffalign.runs.align import align
 from diffalign.runs.online_checks import check_online

@@ -10,7 +10,8 @@ from diffalign.diffusion.likelihood import gaussian_log_density
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import DDIM, kernel_for, sample, timesteps
-from diffalign.rollout.shapes import Request, Setting, Window, drawn_steps, samples, trajectories
+from diffalign.rollout.setting import Setting, Window
+from diffalign.rollout.shapes import Request, drawn_steps, samples, trajectories
 from diffalign.rollout.tree import tree
 from tests.helpers import sd_path
 

@@ -14,7 +14,7 @@ from diffalign.config.schema import RolloutConfig
 from diffalign.diffusion.samplers import kernel_for, timesteps
 from diffalign.plane.plane import LABELS, PlaneNetwork, denoiser_of
 from diffalign.rollout.rounds import Plan
-from diffalign.rollout.shapes import Setting
+from diffalign.rollout.setting import Setting
 from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.rollout.store import NOWHERE, RoundStore
 

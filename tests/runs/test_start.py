@@ -14,10 +14,10 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
+from diffalign.runs.labels import tell_unliked
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
-from diffalign.runs.setup import tell_unliked
 from diffalign.training import acceleration, packages
 from diffalign.training.packages import check_packages
 from tests.training.toys import PlaneDenoiser, Trial, network

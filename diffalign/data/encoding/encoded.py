@@ -106,12 +106,16 @@ class EncodedSet(Sequence[Record]):
         return self._memory.get("text", self.shared.negative)
 
     def weights(self, record: Record, image: int, flipped: bool = False) -> Tensor:
-        """Return the weight map of an image, (1, H, W) of its latents' size: ones where it has none."""
+        """Return the weight map of an image, (1, H, W) of its latents' size, or of a video, (1, F, H, W), one
+        picture for all frames: ones where it has none.
+        """
         key = record.patches[image] if record.patches else None
+        latents = self.moments(record.images[image])[0]
         if key is None:
-            return torch.ones_like(self.moments(record.images[image])[0][:1])
+            return torch.ones_like(latents[:1])
         weights = self._memory.get("patches", key)["weights"]
-        return weights.flip(-1) if flipped else weights
+        weights = weights.flip(-1) if flipped else weights
+        return weights if latents.ndim == 3 else weights[:, None].expand(-1, latents.shape[1], -1, -1)
 
     @cached_property
     def extras(self) -> frozenset[str]:

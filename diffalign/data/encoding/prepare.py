@@ -128,8 +128,6 @@ def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
 
 
 def _videos(example: Example, config: DataConfig, writer: Writer) -> _Group:
-    if example.patches:
-        raise UserError(f"{example.where}: patches are weight maps of images, and the set is of videos")
     if config.filters.near is not None:
         raise UserError(
             f"data.filters.near is {config.filters.near}, but the set is of videos; allowed: null, or images"

@@ -39,6 +39,18 @@ def read_patches(value: Any, where: str, images: int, image: Opener) -> tuple[Im
     return tuple(image(one, f"{where}, column 'patches'") for one in each)
 
 
+def read_maps(patches: Any, mask: Any, where: str, images: int, image: Opener) -> tuple[ImageRef | None, ...]:
+    """Return the weight map of each image, or none at all: those of a column ``patches``, or the one of a
+    column ``mask`` for all images of the row; UserError for both, or another number of patches.
+    """
+    if mask is None:
+        return read_patches(patches, where, images, image)
+    if patches is not None:
+        raise UserError(f"{where}: the row has a mask and patches; allowed: one of the two columns")
+    reference = image(mask, f"{where}, column 'mask'")
+    return () if reference is None else (reference,) * images
+
+
 def read_weight(value: Any, where: str) -> float:
     """Return the weight of a group, 1 where none is given; UserError for what is below 0."""
     if value is None or value == "":

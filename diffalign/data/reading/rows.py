@@ -14,7 +14,7 @@ from typing import Any
 from diffalign.data.reading.cells import Verdict, cell, truth
 from diffalign.data.reading.dense import overall, read_seconds, read_segments
 from diffalign.data.reading.examples import Example, ImageRef, Skipped
-from diffalign.data.reading.extras import Opener, read_patches, read_rewards, read_weight
+from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_weight
 from diffalign.data.reading.labels import Checklist, Label, Rating
 from diffalign.data.reading.schemas import SCHEMAS, Schema
 from diffalign.data.reading.sources import source_columns
@@ -23,7 +23,7 @@ from diffalign.errors import UserError, close_to, unknown
 ROLES = (
     "prompt", "chosen", "rejected", "image", "images", "image_0", "image_1", "video", "videos", "video_0",
     "video_1", "label", "label_0", "label_1", "has_label", "scores", "ranks", "votes", "votes_0", "votes_1",
-    "confidence", "liked", "altered", "rewards", "patches", "weight", "segments", "segment_seconds",
+    "confidence", "liked", "altered", "rewards", "patches", "mask", "weight", "segments", "segment_seconds",
     "are_different",
 )  # fmt: skip
 
@@ -261,7 +261,7 @@ def _example(
         where,
         prompts,
         read_rewards(row.get("rewards"), where, len(images)),
-        read_patches(row.get("patches"), where, len(images), image),
+        read_maps(row.get("patches"), row.get("mask"), where, len(images), image),
         read_weight(row.get("weight"), where),
         segments=segments,
         segment_seconds=read_seconds(row.get("segment_seconds"), where),

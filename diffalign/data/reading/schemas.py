@@ -165,7 +165,9 @@ class Schema:
     video: bool | None = None
     within: str = ""
     condition: str = ""
-    extras: tuple[str, ...] = ("rewards", "patches", "weight", "segments", "segment_seconds", "are_different")
+    extras: tuple[str, ...] = (
+        "rewards", "patches", "mask", "weight", "segments", "segment_seconds", "are_different",
+    )  # fmt: skip
     rated: bool = False
     plain: bool = False
     altered: bool = False

@@ -306,11 +306,19 @@ def test_real_pairs_of_unequal_length_and_rate():
     assert list(cut()) == [[(37, 8.0)] * 2, [(29, 8.0)] * 2]
 
 
-def test_what_does_not_go_together(tmp_path, pairs):
-    maps = [{"prompt": "x", "videos": ["0.mp4", "1.mp4"], "scores": [1, 0], "patches": ["m.png", None]}]
+def test_a_mask_of_videos_is_one_picture_for_all_frames(tmp_path, pairs):
+    row = {"prompt": "x", "videos": ["0.mp4", "1.mp4"], "scores": [1, 0]}
     (tmp_path / "m.png").write_bytes(png(0))
-    with pytest.raises(UserError, match=r"m\.jsonl line 1: patches are weight maps of images"):
-        encode(write_jsonl(tmp_path / "m.jsonl", maps), tmp_path / "c", VideoModel())
+    path = write_jsonl(tmp_path / "m.jsonl", [{**row, "mask": "m.png"}, row])
+    encoded = encode(path, tmp_path / "c", VideoModel())
+    batch = next(fixed_batches(encoded, Family(), DataConfig(), 2))
+    maps = batch.extra["patches"]
+    assert maps.shape == (4, 1, *batch.x.shape[2:]) and maps.shape[2] > 1
+    assert torch.equal(maps[0], maps[1]) and torch.equal(maps[0, :, :1].expand_as(maps[0]), maps[0])
+    assert (maps[2:] == 1).all() and maps[0].min() < 1
+
+
+def test_what_does_not_go_together(tmp_path, pairs):
     for settings, message in (
         ({"height": None}, "data.height is null, but its fellow is 24"),
         ({"buckets": True}, "data.height is 16 with data.buckets"),

@@ -12,6 +12,7 @@ from diffalign.config.schema import DataConfig
 from diffalign.data import PairSource, encode_preferences, fixed_batches, read_preferences
 from diffalign.data.encoding.geometry import Cut
 from diffalign.data.encoding.patches import cut_map, pool, read_map
+from diffalign.errors import UserError
 from tests.data.conftest import Family, Model, png, write_jsonl
 
 RAMP = np.arange(16, dtype=np.float32).reshape(4, 4)
@@ -60,7 +61,8 @@ def entry(tmp_path):
 
 
 def encode(tmp_path, entries, model=None, **settings):
-    config = DataConfig(path=str(write_jsonl(tmp_path / "p.jsonl", entries)), resolution=16, **settings)
+    folder = tmp_path if (tmp_path / "0.png").is_file() else tmp_path.parent
+    config = DataConfig(path=str(write_jsonl(folder / "p.jsonl", entries)), resolution=16, **settings)
     preferences = read_preferences(config)
     return encode_preferences(model or Model(), preferences, config, tmp_path / "c", False)
 
@@ -73,6 +75,17 @@ def test_maps_have_the_latents_size_and_ones_where_there_is_none(tmp_path, entry
         assert batch.extra["patches"].shape == (4, 1, 2, 2) == (*batch.x.shape[:1], 1, *batch.x.shape[2:])
         assert batch.extra["patches"][0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
         assert (batch.extra["patches"][1:] == 1).all()
+
+
+def test_one_mask_is_the_map_of_all_images_of_a_row(tmp_path, entry):
+    encoded = encode(tmp_path, [{**entry, "mask": "m.npy"}, {**entry, "mask": None}])
+    batch = next(fixed_batches(encoded, Family(), DataConfig(), 2))
+    both = encode(tmp_path / "b", [{**entry, "patches": ["m.npy", "m.npy"]}, entry])
+    expected = next(fixed_batches(both, Family(), DataConfig(), 2))
+    assert torch.equal(batch.extra["patches"], expected.extra["patches"])
+    assert (batch.extra["patches"][2:] == 1).all() and batch.extra["patches"][0].max() > 1
+    with pytest.raises(UserError, match=r"p\.jsonl line 1: the row has a mask and patches; allowed: one"):
+        encode(tmp_path / "c", [{**entry, "mask": "m.npy", "patches": ["m.npy", None]}])
 
 
 def test_maps_are_written_while_their_latents_wait(tmp_path, entry):

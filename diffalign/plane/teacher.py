@@ -1,0 +1,52 @@
+"""The ideal teacher on the plane: the exact denoiser of a known optimum, without a network."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffalign.plane.plane import LABELS, Mixture, Plane
+from diffalign.types import Cond, Path, Target
+
+
+@dataclass(frozen=True)
+class IdealTeacher:
+    """The denoiser of ``Plane.optimum`` of a temperature; a negative one prefers low points.
+
+    Of a Gaussian mixture E[x0 | x_t] is known: mode k of mean m_k has x_t ~ N(alpha m_k, v) with v = alpha^2
+    std^2 + sigma^2, and given the mode E[x0 | x_t] = m_k + alpha std^2 / v (x_t - alpha m_k).
+
+    Attributes:
+        path: of the student.
+        target: what the student predicts, "eps" or "flow".
+        tau: temperature of the optimum.
+        plane: whose.
+    """
+
+    path: Path
+    target: Target
+    tau: float = 0.5
+    plane: Plane = Plane()
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """Return the exact prediction at points (B, 2)."""
+        alpha, sigma = (c[:, None].to(x_t) for c in self.path.coefficients(t))
+        x0 = torch.zeros_like(x_t)
+        for label in range(LABELS):
+            best = _optimum(self.plane, label, self.tau)
+            variance = alpha**2 * best.std**2 + sigma**2
+            off = x_t[:, None] - alpha[:, :, None] * best.means
+            share = (best.weights.log() - (off**2).sum(-1) / (2 * variance)).softmax(1)
+            given = best.means + (alpha * best.std**2 / variance)[:, :, None] * off
+            mean = (share[:, :, None] * given).sum(1)
+            x0 = torch.where((cond["label"] == label)[:, None], mean, x0)
+        # at sigma = 0 nothing is noise
+        eps = (x_t - alpha * x0) / sigma.clamp(min=torch.finfo(x_t.dtype).tiny)
+        return eps - x0 if self.target == "flow" else eps
+
+
+@lru_cache
+def _optimum(plane: Plane, label: int, tau: float) -> Mixture:
+    return plane.optimum(label, tau)
