@@ -276,7 +276,7 @@ def points(denoiser: Denoiser, count: int, seed: int, steps: int = 50) -> Tensor
 
 
 def measure(plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1) -> Measured:
-    """Sample ``count`` points (as many for each label) and hold them against the known optimum."""
+    """Sample ``count`` points (as many for each label) and compare them with the known optimum."""
     g = torch.Generator().manual_seed(seed + 1)
     x = points(denoiser, count // LABELS, seed)
     distances = []

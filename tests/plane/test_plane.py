@@ -20,39 +20,30 @@ from diffalign.plane.plane import (
     PlaneNetwork,
     align,
     data_batch,
-    denoiser_of,
     energy_distance,
-    measure,
 )
 from diffalign.plane.settings import PLANE_METHODS
-from tests.plane.conftest import PLANE
+from tests.plane.conftest import PLANE, after, figures, unchecked
 
 SEEDS = range(5)
-POINTS = 2400  # measured; the standard error of a mean reward is 0.018
-
-
-def run(row, start, data, seed=0, flipped=False):
-    batch = None if row.rollout else data(seed, flipped)
-    return measure(PLANE, denoiser_of(row.trained(start, batch, seed, flipped)), POINTS)
+ONLINE_SEEDS = range(3)  # a run that samples takes several times as long
+ROWS = {name: row for name, row in PLANE_METHODS.items() if not row.flow}
 
 
 @pytest.fixture
-def case(request, base, mislabelled, measured, data):
-    """(row, its base, the base's figures, the name of what must rise, its data by seed and flip)."""
-    row = PLANE_METHODS[request.param]
+def case(request, base, mislabelled, measured):
+    """(row, its base, the base's figures, the name of what must rise)."""
+    row = ROWS[request.param]
     about_captions = row.data is captions
     start = mislabelled if about_captions else base
-    return (
-        row,
-        start,
-        measured(start),
-        "fidelity" if about_captions else "reward",
-        lambda seed, flipped=False: data(row.data, seed, flipped),
-    )
+    return row, start, measured(start), "fidelity" if about_captions else "reward"
 
 
-every_row = pytest.mark.parametrize(
-    "case", [name for name, row in PLANE_METHODS.items() if not row.flow], indirect=True
+every_row = pytest.mark.parametrize("case", ROWS, indirect=True)
+every_run = pytest.mark.parametrize(
+    ("case", "seed"),
+    [(name, seed) for name, row in ROWS.items() for seed in (ONLINE_SEEDS if row.rollout else SEEDS)],
+    indirect=["case"],
 )
 
 
@@ -81,21 +72,20 @@ def test_the_mislabelled_base_follows_three_prompts_of_four(mislabelled, measure
     assert 0.65 < got.fidelity < 0.85 and got.off_support < 0.03
 
 
-@every_row
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_method_raises_the_reward_on_the_support(case, seed):
-    row, start, before, what, data = case
-    after = run(row, start, data, seed)
-    assert getattr(after, what) > getattr(before, what) + row.gain
-    assert after.off_support < 0.03
-    assert after.distance < 0.13 or not row.optimum
+@every_run
+def test_a_method_raises_the_reward_on_the_support(case, seed, data):
+    row, start, before, what = case
+    got = after(row, start, data, seed)
+    assert getattr(got, what) > getattr(before, what) + row.gain
+    assert got.off_support < 0.03
+    assert got.distance < 0.13 or not row.optimum
 
 
 @every_row
-def test_flipped_labels_lower_the_reward(case):
-    row, start, before, what, data = case
-    after = run(row, start, data, flipped=True)
-    assert getattr(after, what) < getattr(before, what) - row.gain or not row.falls
+def test_flipped_labels_lower_the_reward(case, data):
+    row, start, before, what = case
+    got = after(row, start, data, flipped=True)
+    assert getattr(got, what) < getattr(before, what) - row.gain or not row.falls
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -104,10 +94,11 @@ def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, measured, 
     support.
     """
     noisy = turned_round(data(preferences, seed), 0.1, seed)
-    plain, robust = (
-        measure(PLANE, denoiser_of(align(method, base, noisy, steps=250, seed=seed, rate=2e-4)), POINTS)
-        for method in (DPO(beta=100), DPO(beta=100, loss=Robust(0.1)))
-    )
+    with unchecked(repeated=seed > 0):
+        plain, robust = (
+            figures(align(method, base, noisy, steps=250, seed=seed, rate=2e-4))
+            for method in (DPO(beta=100), DPO(beta=100, loss=Robust(0.1)))
+        )
     assert robust.reward > plain.reward > measured(base).reward + 0.1
     assert robust.off_support < 0.03 and robust.distance < 0.13
 
@@ -121,10 +112,10 @@ def test_a_label_a_frame_says_more_than_one_by_majority(seed, base, measured, da
     wins = (dense.score.unflatten(0, (-1, 2)) == 1).sum(-1).float().flatten()
     majority = replace(dense, score=wins)
     ways = ((DenseDPO(beta=100, time=Uniform()), dense), (DPO(beta=400), majority))
-    by_frame, by_majority = (
-        measure(PLANE, denoiser_of(align(method, base, batch, steps=150, seed=seed, groups=48)), POINTS)
-        for method, batch in ways
-    )
+    with unchecked(repeated=seed > 0):
+        by_frame, by_majority = (
+            figures(align(method, base, batch, steps=150, seed=seed, groups=48)) for method, batch in ways
+        )
     assert by_frame.reward - 0.05 > by_majority.reward > measured(base).reward + 0.15
     assert by_frame.distance < by_majority.distance and by_frame.off_support < 0.03
 
@@ -156,10 +147,9 @@ def test_a_caption_is_right_for_the_half_that_its_point_is_in(data):
 
 def test_too_small_a_beta_leaves_the_support(base, data):
     """Over-optimisation, which images hide: the reward looks best where the samples are no data any more."""
-    after = measure(
-        PLANE, denoiser_of(align(DPO(beta=5), base, data(preferences, 0), steps=300, groups=256, rate=2e-4))
-    )
-    assert after.reward > 1.2 and after.off_support > 0.1
+    with unchecked():
+        got = figures(align(DPO(beta=5), base, data(preferences, 0), steps=300, groups=256, rate=2e-4))
+    assert got.reward > 1.2 and got.off_support > 0.1
 
 
 def test_half_a_training_is_not_measured():

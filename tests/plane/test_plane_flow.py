@@ -7,27 +7,21 @@ import pytest
 
 from diffalign.diffusion.likelihood import at_least_float32
 from diffalign.plane.data import captions
-from diffalign.plane.plane import denoiser_of, measure, points
+from diffalign.plane.plane import denoiser_of, points
 from diffalign.plane.settings import PLANE_METHODS
-from tests.plane.conftest import PLANE
+from tests.plane.conftest import after
 from tests.plane.flow import FLOW_CHANGES, FLOW_METHODS
 
 ROWS = {**FLOW_METHODS, **{name: row for name, row in PLANE_METHODS.items() if row.flow}}
-POINTS = 2400
 
 
 @pytest.fixture
-def case(request, flow_base, flow_mislabelled, measured, flow_data):
-    """(row, the base's figure of what must rise, its name, the figures after training with a seed)."""
+def case(request, flow_base, flow_mislabelled, measured):
+    """(row, its base, the base's figure of what must rise, its name)."""
     row = ROWS[request.param]
     start = flow_mislabelled if row.data is captions else flow_base
     what = "fidelity" if row.data is captions else "reward"
-
-    def run(seed=0, flipped=False):
-        batch = None if row.rollout else flow_data(row.data, seed, flipped)
-        return measure(PLANE, denoiser_of(row.trained(start, batch, seed, flipped)), POINTS)
-
-    return row, getattr(measured(start), what), what, run
+    return row, start, getattr(measured(start), what), what
 
 
 every_row = pytest.mark.parametrize("case", ROWS, indirect=True)
@@ -50,16 +44,16 @@ def test_a_flow_needs_few_steps(flow_base):
 
 
 @every_row
-def test_a_method_raises_the_reward_on_the_support(case):
-    row, before, what, run = case
+def test_a_method_raises_the_reward_on_the_support(case, flow_data):
+    row, start, before, what = case
     for seed in range(2 if row in PLANE_METHODS.values() else 1):
-        after = run(seed)
-        assert getattr(after, what) > before + row.gain
-        assert after.off_support < 0.03
-        assert after.distance < 0.13 or not row.optimum
+        got = after(row, start, flow_data, seed)
+        assert getattr(got, what) > before + row.gain
+        assert got.off_support < 0.03
+        assert got.distance < 0.13 or not row.optimum
 
 
 @every_row
-def test_opinions_turned_round_lower_the_reward(case):
-    row, before, what, run = case
-    assert getattr(run(flipped=True), what) < before - row.gain or not row.falls
+def test_opinions_turned_round_lower_the_reward(case, flow_data):
+    row, start, before, what = case
+    assert getattr(after(row, start, flow_data, flipped=True), what) < before - row.gain or not row.falls
