@@ -33,8 +33,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/typos
-	$(BIN)/mypy
-	$(BIN)/python -m tests.strict_types
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m tests.strict_types; strict=$$?; wait $$types && exit $$strict  # side by side
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
