@@ -56,12 +56,27 @@ def is_slow(file: str, times: Mapping[str, float]) -> bool:
     return not SLOW_WORDS.isdisjoint(Path(file).stem.split("_"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of a slow file."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test of a slow file; put slow files first where workers of pytest-xdist share them out.
+
+    With ``--dist loadfile --no-loadscope-reorder`` files are then taken the longest first, so that no worker
+    is left with a long one at the end.
+    """
     times = json.loads(TIMES.read_text())
     for item in items:
-        if is_slow(item.nodeid.partition("::")[0], times):
+        if is_slow(_file_of(item), times):
             item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: longest_first(_file_of(item), times))
+
+
+def longest_first(file: str, times: Mapping[str, float]) -> tuple[float, str]:
+    """Return the key that sorts files by their seconds, the most first; unmeasured ones come before."""
+    return -times.get(file, float("inf")), file
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -71,7 +86,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     finally:
-        _spent[item.nodeid.partition("::")[0]] += sum(os.times()[:4]) - begun
+        _spent[_file_of(item)] += sum(os.times()[:4]) - begun
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -116,6 +116,13 @@ def test_files_above_the_limit_are_slow_and_unmeasured_ones_by_their_names():
     assert 10 < fast < 160, "processor seconds of the fast tier, which two cores share"
 
 
+def test_workers_take_the_longest_files_first():
+    times = {"tests/a.py": 1.0, "tests/b.py": 50.0, "tests/c.py": 50.0}
+    files = ["tests/a.py", "tests/new.py", "tests/c.py", "tests/b.py"]
+    in_order = sorted(files, key=lambda file: conftest.longest_first(file, times))
+    assert in_order == ["tests/new.py", "tests/b.py", "tests/c.py", "tests/a.py"]
+
+
 def test_golden_vectors_ship_whole_and_small():
     files = sorted((ROOT / "tests" / "golden").glob("*.npz"))
     readme = (ROOT / "tests" / "golden" / "README.md").read_text()
