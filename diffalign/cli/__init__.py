@@ -30,6 +30,7 @@ COMMANDS = {
     "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "find pairs that are likely to lower their winner's likelihood, and filter them",
     "evaluate": "compare base and aligned models: rewards, win rates with intervals, a report",
+    "edit": "change what a model assumes of a word, in closed form and without training (TIME)",
     "export": "write an aligned model for diffusers, ComfyUI, A1111, kohya: LoRA, merged, one file",
     "push": "upload a run's result to the Hugging Face hub, with its model card",
     "estimate": "estimate memory, FLOPs and time of a run",

@@ -68,6 +68,13 @@ class Family(Protocol):
         """Whether guidance leaves each token's prediction as long as the prompt's own."""
         ...
 
+    @property
+    def token_order(self) -> tuple[str, ...]:
+        """Tokenizers whose tokens, each padded to its limit, stand one after the other in the text that
+        attention reads (``encoder_hidden_states``); () where a prompt's tokens stand elsewhere.
+        """
+        ...
+
     def configured(self, config: ModelConfig) -> "Family":
         """Return the family with the settings of a run's model section; itself where there are none."""
         ...
@@ -231,6 +238,7 @@ class Usual:
     """A base of families with common defaults, which a family overrides where it differs."""
 
     keeps_length: ClassVar[bool] = False
+    token_order: ClassVar[tuple[str, ...]] = ()
 
     def configured(self, config: ModelConfig) -> Self:
         """Itself."""

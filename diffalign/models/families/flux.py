@@ -71,6 +71,7 @@ class Flux(ReadByT5):
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    token_order: ClassVar[tuple[str, ...]] = ("tokenizer_2",)
     most_tokens: ClassVar[int | None] = 512
 
     @property

@@ -65,6 +65,7 @@ class StableDiffusion1(Usual):
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
 
+    token_order: ClassVar[tuple[str, ...]] = ("tokenizer",)
     clip_layer: ClassVar[int] = -1
     """The encoder's last hidden states, normed."""
 

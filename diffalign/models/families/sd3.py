@@ -116,6 +116,7 @@ class StableDiffusion3(ReadByT5):
     optional_encoders: tuple[str, ...] = ("text_encoder_3",)
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    token_order: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_3")
     most_tokens: ClassVar[int | None] = 512
 
     @property

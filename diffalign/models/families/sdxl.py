@@ -81,6 +81,7 @@ class StableDiffusionXL(Usual):
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    token_order: ClassVar[tuple[str, ...]] = ("tokenizer",)
     clip_layer: ClassVar[int] = -2
     """The encoders' last hidden states but one."""
 
