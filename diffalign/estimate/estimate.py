@@ -149,13 +149,13 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
     """Return the bytes by part while training."""
     lora, dtype = work.model.train == "lora", DTYPES[work.model.dtype]
     autocast = AUTOCAST[work.training.mixed_precision]
-    trained = 4 * counts.trainable_parameters
+    trained = 4 * counts.trainable_parameters * work.adapter_sets
     parts = {
         "frozen weights": counts.network_parameters * dtype.itemsize if lora else 0,
         "text encoders that are trained": counts.text_parameters * dtype.itemsize,
         "trained weights (float32)": trained,
         "gradients (float32)": trained,
-        f"optimizer state ({work.optimizer.type})": counts.optimizer_bytes,
+        f"optimizer state ({work.optimizer.type})": counts.optimizer_bytes * work.adapter_sets,
         "moving average": trained if work.training.ema_decay else 0,
         "reference copy": 0
         if lora or not work.needs_reference

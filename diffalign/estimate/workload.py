@@ -16,6 +16,7 @@ class Workload:
         rows: samples that a micro-batch shows the network with gradient, each time of one counted.
         needs_reference: whether the method asks a reference.
         online: whether samples are drawn and judged while training.
+        adapter_sets: sets of adapters that are trained; a method with assistants has more than one.
     """
 
     model: ModelConfig
@@ -27,3 +28,4 @@ class Workload:
     rows: int
     needs_reference: bool
     online: bool
+    adapter_sets: int = 1

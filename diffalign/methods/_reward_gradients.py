@@ -68,8 +68,8 @@ class Unrolled:
 
     def __init__(self, policy: Denoiser, reference: Denoiser | None, batch: Batch[Tensor]):
         """Hold a batch; ``reference`` None: no penalty is summed."""
-        if batch.grid is None or batch.value is None:
-            raise ValueError("a batch of a reward gradient needs its grid and its value")
+        if batch.grid is None:
+            raise ValueError("a batch that the policy samples itself needs its grid")
         self._batch = batch
         self._policy = guided(policy, batch)
         self._reference = None if reference is None else guided(reference, batch)

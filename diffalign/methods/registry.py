@@ -31,6 +31,7 @@ class DataKind(StrEnum):
     ROLLOUTS = "rollouts"
     DIFFERENTIABLE = "prompts and a differentiable reward"
     TEACHER = "prompts and a teacher"
+    TEACHER_AND_REWARD = "prompts, a teacher and a reward"
 
 
 OFFLINE_ONLY = frozenset({DataKind.CAPTIONS, DataKind.PATCHED_PAIRS, DataKind.DEMONSTRATIONS})
@@ -50,8 +51,8 @@ class MethodCard:
         cost: network samples per group and step, in words.
         method: the dataclass.
         rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
-            a "tree" of rival steps, or the "gradients" of a reward through its own sampling. The last three
-            have no offline form.
+            a "tree" of rival steps, the "gradients" of a reward through its own sampling, or its own sampling
+            by a "distillation". The last four have no offline form.
         advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
         whole: whether it must see all samples of a prompt at once; methods that compare always must.
         soft: whether it learns from the votes of a set as soft labels (``methods._common.pair_losses``);
@@ -62,6 +63,8 @@ class MethodCard:
             ``extra["of_reference"]``, (B,) 1 or 0.
         taught: whether it learns from a teacher's steps (``extra["reference_mean"]``) and from no score:
             rewards are watched only, and steps that are no draws teach as well.
+        assistants: names of trained networks that follow what the policy samples
+            (``methods._distillation``).
         trailing: the role of a moving average of the policy: "none"; a denoiser that the method compares the
             policy with ("beside"); one that samples the rounds as well ("sampler"); or two of them, the
             second of which samples ("both"). The method is then a ``methods._trailing.Trailing``, or a
@@ -76,7 +79,7 @@ class MethodCard:
     data: DataKind
     cost: str
     method: type
-    rollout: Literal["samples", "trajectories", "tree", "gradients"] = "samples"
+    rollout: Literal["samples", "trajectories", "tree", "gradients", "distillation"] = "samples"
     advantages: bool = False
     whole: bool = False
     soft: bool = False
@@ -84,6 +87,7 @@ class MethodCard:
     beside: bool = False
     by_reference: bool = False
     taught: bool = False
+    assistants: tuple[str, ...] = ()
     trailing: Literal["none", "beside", "sampler", "both"] = "none"
 
     @property
@@ -155,7 +159,7 @@ def shape_of(method: str, rollout: RolloutConfig) -> str:
     needed, named = REGISTRY[method].rollout, rollout.shape
     if named == "auto":
         return needed
-    if needed == "gradients":
+    if needed in ("gradients", "distillation"):
         raise UserError(f"rollout.shape={named!r} with method {method}, which samples itself; allowed: auto")
     if (needed == "samples") != (named == "samples"):
         raise UserError(

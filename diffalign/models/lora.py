@@ -90,19 +90,20 @@ def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADA
         set_magnitudes(network, adapter)
 
 
-def add_second_adapter(network: Any, config: LoraConfig, seed: int) -> dict[str, str]:
-    """Add a second trained set of adapters, which starts from other values; the first stays the active one.
+def add_second_adapter(network: Any, config: LoraConfig, seed: int, name: str = SECOND) -> dict[str, str]:
+    """Add a further trained set of adapters, which starts from other values; the first stays the active one.
 
     Returns:
-        The names of the first set's parameters, each with that of its fellow in the second.
+        The names of the first set's parameters, each with that of its fellow in the new set.
     """
-    first = [name for name, _ in trainable(network)]
-    add_lora(network, config, seed, SECOND)
-    second = [name for name, _ in trainable(network)]
+    before = [name for name, _ in trainable(network)]
+    first = [name for name in before if f".{ADAPTER}" in name]
+    add_lora(network, config, seed, name)
+    new = [name for name, _ in trainable(network)]
     activate(network, ADAPTER)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in {*first, *second})
-    return {name: _other(name, SECOND) for name in first}
+    for parameter_name, parameter in network.named_parameters():
+        parameter.requires_grad_(parameter_name in {*before, *new})
+    return {parameter_name: _other(parameter_name, name) for parameter_name in first}
 
 
 def _other(name: str, adapter: str) -> str:

@@ -1,7 +1,7 @@
 """The plane online: prompts are its labels, the judge is the height, the policy samples its own points."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +14,7 @@ from diffalign.config.schema import OptimizerConfig, RolloutConfig, TrainingConf
 from diffalign.diffusion.paths import path_from_config
 from diffalign.diffusion.samplers import grid_of, kernel_for
 from diffalign.methods import REGISTRY
+from diffalign.methods._distillation import Assisted, Distillation
 from diffalign.methods._reward_gradients import Differentiating
 from diffalign.plane.plane import (
     FLOW_SCHEDULER,
@@ -35,7 +36,7 @@ from diffalign.rollout.shapes import drawn_steps
 from diffalign.rollout.source import OnlineSource, SamplingRoles
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.loop import train
-from diffalign.types import Cond, Method
+from diffalign.types import Cond, Denoiser, Method
 
 PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
 TAU = 0.8  # temperature of the optimum that a teacher knows
@@ -117,6 +118,7 @@ def align_online(
         setting = replace(setting, means=card.means, taught=card.taught, by_reference=card.by_reference)
         if card.taught:
             reference = IdealTeacher(policy.path, policy.target, -TAU if flipped else TAU)
+    assistants = {name: copy.deepcopy(base) for name in (card.assistants if card else ())}
     settings = TrainingConfig(steps=steps, batch_size=batch_size, seed=seed)
     sampler = behind.sampler or policy
     roles = SamplingRoles(sampler, reference if method.needs_reference else None, network)
@@ -127,10 +129,10 @@ def align_online(
         source = WithData(source, _real(plane, batch_size, seed))
     train(
         method=method,
-        denoiser_of=lambda prepared: replace(policy, network=prepared),
+        denoiser_of=lambda prepared: _policy(replace(policy, network=prepared), assistants),
         reference=reference,
         network=network,
-        parameters=list(network.named_parameters()),
+        parameters=[*network.named_parameters(), *_of_assistants(assistants)],
         source=source,
         settings=settings,
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=1e-4),
@@ -150,6 +152,18 @@ def _real(plane: Plane, batch_size: int, seed: int) -> TensorSource:
     )  # fmt: skip
 
 
+def _policy(policy: Denoiser, assistants: Mapping[str, PlaneNetwork]) -> Denoiser:
+    """Return the policy, with assistants where the method has any."""
+    if not assistants:
+        return policy
+    return Assisted(policy, {name: denoiser_of(network) for name, network in assistants.items()})
+
+
+def _of_assistants(assistants: Mapping[str, PlaneNetwork]) -> list[tuple[str, Any]]:
+    """Return the parameters of assistants by name."""
+    return [(f"{name}.{n}", p) for name, network in assistants.items() for n, p in network.named_parameters()]
+
+
 def _source(
     method: Method[Any],
     roles: SamplingRoles,
@@ -163,7 +177,7 @@ def _source(
 ) -> OnlineSource | NoiseSource:
     """Return what a method learns from: rounds, or noise whose samples it differentiates the height of."""
     flow = isinstance(roles.network, PlaneNetwork) and roles.network.flow
-    if isinstance(method, Differentiating):
+    if isinstance(method, Differentiating | Distillation):
         sign = -1.0 if flipped else 1.0
         return NoiseSource(
             PlaneRolloutModel(),
@@ -171,6 +185,7 @@ def _source(
             PROMPTS,
             setting,
             groups=batch_size,
+            samples=setting.samples,
             seed=seed,
         )
     return OnlineSource(

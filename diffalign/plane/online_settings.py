@@ -12,8 +12,10 @@ from diffalign.methods.d3po import D3PO
 from diffalign.methods.ddpo import DDPO
 from diffalign.methods.ddrl import DDRL
 from diffalign.methods.dgpo import DGPO
+from diffalign.methods.diff_instruct import DiffInstruct
 from diffalign.methods.diffusion_nft import DiffusionNFT
 from diffalign.methods.diffusion_opd import DiffusionOPD
+from diffalign.methods.distillation_dpo import DistillationDPO
 from diffalign.methods.dpo import DPO
 from diffalign.methods.draft import DRaFT
 from diffalign.methods.flow_dppo import FlowDPPO
@@ -22,7 +24,7 @@ from diffalign.methods.grpo_guard import GRPOGuard
 from diffalign.methods.refl import ReFL
 from diffalign.methods.spo import SPO
 from diffalign.methods.xpo import XPO
-from diffalign.plane.rows import PlaneRow, of_flow, online, sampled
+from diffalign.plane.rows import PlaneRow, few_steps, of_flow, online, sampled
 
 ONLINE: Mapping[str, PlaneRow] = {
     "d3po": PlaneRow(
@@ -213,6 +215,26 @@ ONLINE: Mapping[str, PlaneRow] = {
         rate=1e-3,
         rollout=online("trajectories", 96, samples=1, eta=0.0, steps=10),
         note="its teacher is the exact denoiser of the optimum of a temperature, and there it must end",
+    ),
+    "distillation_dpo": PlaneRow(
+        DistillationDPO(assistants="crossed", losers=0.25, last=None, every=5),
+        steps=200,
+        groups=96,
+        rate=2e-4,
+        rollout=few_steps(2),
+        optimum=False,
+        note="with each side's own assistant, as published, it goes against the preference: see its page",
+    ),
+    "diff_instruct": PlaneRow(
+        DiffInstruct(last=None, every=5),
+        steps=200,
+        groups=96,
+        rate=2e-4,
+        rollout=few_steps(1),
+        optimum=False,
+        gain=-0.1,
+        falls=False,
+        note="it has no preference: the height stays where it was",
     ),
     "dgpo": PlaneRow(
         DGPO(kl=1.0),

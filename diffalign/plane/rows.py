@@ -96,6 +96,11 @@ def sampled(groups: int, **changes: Any) -> RolloutConfig:
     return online("samples", groups, **{"samples": 1, "eta": 0.0, **changes})
 
 
+def few_steps(samples: int) -> RolloutConfig:
+    """How a student of four steps samples the plane, so many points a prompt from noises of their own."""
+    return online("samples", 96, samples=samples, eta=0.0, steps=4, shared_noise=False)
+
+
 def of_flow(shape: str, **changes: Any) -> RolloutConfig:
     """How the flow version is sampled: ten steps, four points a prompt."""
     return online(shape, 96, **{"steps": 10, "samples": 4, "advantage": "group_batch", **changes})

@@ -1,4 +1,4 @@
-"""The source of methods that backpropagate a reward through their sampling: noise, prompts, the reward."""
+"""The source of methods that sample themselves, with gradient: noise, prompts and the reward."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,19 +17,20 @@ Rewarded = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 class NoiseSource:
-    """Endless micro-batches of one rank, each sample a group of its own; a ``types.Source``.
+    """Endless micro-batches of one rank, each prompt a group; a ``types.Source``.
 
-    Prompt and noise of a sample depend on (seed, position in the run) alone, as in rounds.
+    Prompt and noise of a group depend on (seed, position in the run) alone, as in rounds.
     """
 
     def __init__(
         self,
         model: RolloutModel,
-        reward: Rewarded,
+        reward: Rewarded | None,
         prompts: Sequence[str],
         setting: Setting,
         *,
         groups: int,
+        samples: int = 1,
         every: int = 1,
         rank: int = 0,
         world: int = 1,
@@ -39,10 +40,11 @@ class NoiseSource:
 
         Args:
             model: encodes prompts.
-            reward: of clean latents.
+            reward: of clean latents; None: nothing is rewarded.
             prompts: all of them; every epoch has an order of its own.
             setting: the sampler's kernel, times and guidance.
-            groups: samples of a micro-batch.
+            groups: prompts of a micro-batch.
+            samples: of a prompt.
             every: micro-batches between two logged rewards.
             rank: of this process.
             world: processes.
@@ -50,7 +52,8 @@ class NoiseSource:
         """
         self._model, self._reward, self._setting = model, reward, setting
         self._prompts = PromptOrder(prompts, seed)
-        self._groups, self._every, self._rank, self._world = groups, every, rank, world
+        self._groups, self._samples, self._every = groups, samples, every
+        self._rank, self._world = rank, world
         self._seed, self._micro_step = seed, 0
         self.told = Told()
 
@@ -69,33 +72,38 @@ class NoiseSource:
             self._micro_step += 1
 
     def _batch(self, positions: range) -> Batch[Tensor]:
-        prompts, setting, count = [self._prompts[p] for p in positions], self._setting, len(positions)
+        each, setting = [self._prompts[p] for p in positions], self._setting
+        prompts = [prompt for prompt in each for _ in range(self._samples)]
         with torch.no_grad():
             cond, negative = self._model.encode(prompts)
         random = Streams([derive(self._seed, "rollout/noise", position) for position in positions])
+        noise = random.normal(len(each), (self._samples, *self._model.shape)).flatten(0, 1)
+        self.told.images = (self._micro_step + 1) * len(prompts)
+        if self._reward is None:
+            self._tell(None)
 
         def value(latents: Tensor, rows: Tensor) -> Tensor:
+            assert self._reward is not None
             rewards = self._reward(latents, [prompts[row] for row in rows.tolist()])
             self._tell(rewards)
             return rewards
 
         return Batch(
-            random.normal(count, self._model.shape).to(self._model.device),
+            noise.to(self._model.device),
             {name: rows.to(self._model.device) for name, rows in cond.items()},
-            torch.arange(count),
-            torch.zeros(count),
+            torch.arange(len(each)).repeat_interleave(self._samples),
+            torch.zeros(len(prompts)),
             negative={name: rows.to(self._model.device) for name, rows in negative.items()},
             kernel=setting.kernel,
             guidance=setting.guidance,
             grid=setting.times,
-            value=value,
+            value=value if self._reward is not None else None,
         )
 
-    def _tell(self, rewards: Tensor) -> None:
+    def _tell(self, rewards: Tensor | None) -> None:
         """Log every so many micro-batches only: reading a value waits for the accelerator."""
         if self._micro_step % self._every == 0:
-            mean = float(rewards.detach().mean())
             number = self._micro_step // self._every
-            self.told.round = number
-            self.told.figures = {"rollout/round": float(number), "rollout/reward": mean}
-        self.told.images = (self._micro_step + 1) * self._groups
+            self.told.round, self.told.figures = number, {"rollout/round": float(number)}
+            if rewards is not None:
+                self.told.figures["rollout/reward"] = float(rewards.detach().mean())

@@ -16,6 +16,8 @@ def rivals_of(run: Run) -> int:
     shape = shape_of(run.method["type"], run.rollout) if run.rollout.prompts else "tree"
     if shape in ("tree", "gradients"):
         return 2 if shape == "tree" else 1
+    if shape == "distillation":
+        return run.rollout.samples
     return run.rollout.part or run.rollout.samples
 
 
@@ -58,4 +60,5 @@ def workload_of(run: Run) -> Workload:
         rows=rows_of(run),
         needs_reference=build(run.method).needs_reference,
         online=online,
+        adapter_sets=1 + len(REGISTRY[run.method["type"]].assistants),
     )

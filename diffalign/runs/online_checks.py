@@ -6,7 +6,7 @@ from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods.registry import OFFLINE_ONLY, DataKind, shape_of
 from diffalign.rollout.advantages import KINDS
-from diffalign.runs.reward_gradients import check_gradients
+from diffalign.runs.reward_gradients import check_distillation, check_gradients
 from diffalign.runs.teachers import check_teachers
 
 
@@ -38,6 +38,9 @@ def check_online(run: Run) -> list[str]:
         )
     _check_data(run)
     prompts = read_prompts(config.prompts)
+    if shape == "distillation":
+        check_distillation(run)
+        return prompts
     check_teachers(run, prompts)
     taught = REGISTRY[name].taught
     if config.by == "rewards" and not config.rewards and not taught:

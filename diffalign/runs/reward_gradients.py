@@ -1,4 +1,6 @@
-"""The assembly of runs that differentiate a reward: decoder and rewards inside the graph, and checks."""
+"""The assembly of runs whose policy samples itself with gradient: methods that differentiate a reward, with
+decoder and rewards inside the graph, and distillations, whose rewards only compare.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -8,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from diffalign.config.schema import Run
 from diffalign.errors import UserError
-from diffalign.methods import build
+from diffalign.methods import REGISTRY, build
 from diffalign.methods._reward_gradients import Differentiating
+from diffalign.methods.registry import DataKind, shape_of
 from diffalign.models.decoder import load_decoder
 from diffalign.models.loaded import LoadedModel
 from diffalign.rewards.registry import parse
@@ -58,14 +61,46 @@ def check_gradients(run: Run) -> None:
             )
 
 
-def gradient_source(
+def check_distillation(run: Run) -> None:
+    """Check what can be told of a run of a distillation before a model is loaded.
+
+    Raises:
+        UserError: rewards where none are read, or rollout settings that do not fit.
+    """
+    config, card = run.rollout, REGISTRY[run.method["type"]]
+    compares = card.data is DataKind.TEACHER_AND_REWARD
+    fixed = (
+        ("rollout.by", config.by, "rewards"),
+        ("rollout.samples", config.samples, 2 if compares else 1),
+        ("rollout.shared_noise", config.shared_noise, False),
+        ("rollout.eta", config.eta, 0),
+        ("rollout.advantage", config.advantage, "none"),
+        ("rollout.combine", config.combine, "sum"),
+        ("rollout.normalise", config.normalise, "none"),
+        ("rollout.scoring", config.scoring, "inline"),
+        ("rollout.estimate", config.estimate, "candidate"),
+        ("rollout.window", config.window, None),
+        ("strategies", tuple(run.strategies), ()),
+    )
+    for place, value, allowed in fixed:
+        if value != allowed:
+            raise UserError(
+                f"{place}={value!r} with method {card.name}, a distillation whose student samples itself "
+                f"without noise; allowed: {allowed!r}"
+            )
+    if compares != bool(config.rewards):
+        words = "one or more, which say who wins" if compares else "none: it has no preference"
+        raise UserError(f"rollout.rewards={list(config.rewards)} with method {card.name}; allowed: {words}")
+
+
+def noise_source(
     run: Run,
     model: LoadedModel,
     accelerator: Accelerator,
     load: Callable[[str, str], Reward],
     prompts: Sequence[str],
 ) -> NoiseSource:
-    """Return the source of a run of reward gradients.
+    """Return the source of a run whose policy samples itself.
 
     Args:
         run: the run.
@@ -73,15 +108,24 @@ def gradient_source(
         accelerator: of this process.
         load: a reward of a spec on a device.
         prompts: those of ``check_online``.
+
+    Raises:
+        UserError: a student that learns from some micro-batches only, in several processes.
     """
-    config = run.rollout
+    config, every = run.rollout, run.method.get("every", 1)
     side = config.resolution or run.data.resolution
+    if accelerator.num_processes > 1 and every > 1:
+        raise UserError(
+            f"method.every={every} with {accelerator.num_processes} processes, which wait for gradients of "
+            "every network; allowed: 1, or one process"
+        )
     return NoiseSource(
         PipelineRolloutModel(model, side),
-        differentiable(run, model, accelerator, load),
+        differentiable(run, model, accelerator, load) if config.rewards else None,
         prompts,
         setting_of(run, model),
         groups=run.training.batch_size,
+        samples=1 if shape_of(run.method["type"], config) == "gradients" else config.samples,
         every=run.logging.every * run.training.accumulation,
         rank=accelerator.process_index,
         world=accelerator.num_processes,

@@ -2,7 +2,7 @@
 
 Only this module decides how they share a network: adapters or full training; a reference that is the network
 without adapters, a copy, or a second set of adapters that follows; a moving average beside the reference; a
-second policy for fast-slow chasing.
+second policy for fast-slow chasing; assistants that follow what the policy samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from diffalign.config.schema import Run
 from diffalign.diffusion.noising import Forward
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
+from diffalign.methods._distillation import Assisted
 from diffalign.methods._trailing import Followed, Trailing, TrailingSampler
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel
@@ -88,10 +89,11 @@ def check_roles(run: Run, method: Method[Any]) -> None:
             f"method {run.method['type']}, which a moving average follows",
             (("training.reference_every", every, 0), ("strategies", tuple(run.strategies), ())),
         )
-    if _chase(method) is None:
+    assisted = bool(REGISTRY[run.method["type"]].assistants)
+    if _chase(method) is None and not assisted:
         return
     _refuse(
-        "the strategy fast_slow",
+        f"method {run.method['type']}, which has assistants" if assisted else "the strategy fast_slow",
         (
             ("model.train", run.model.train, "lora"),
             ("model.gradient_checkpointing", run.model.gradient_checkpointing, False),
@@ -156,9 +158,10 @@ def _check_text(run: Run, method: Method[Any]) -> None:
         ("training.reference_every", run.training.reference_every, 0),
         ("rollout.prompts", run.rollout.prompts, ""),
     )
-    if _trailing(method) is not None:
-        name = run.method["type"]
-        raise UserError(f"{whom} with method {name}, which a moving average follows; allowed: 0")
+    assisted = bool(REGISTRY[run.method["type"]].assistants)
+    if _trailing(method) is not None or assisted:
+        why = "which has assistants" if assisted else "which a moving average follows"
+        raise UserError(f"{whom} with method {run.method['type']}, {why}; allowed: 0")
     if _chase(method) is not None:
         raise UserError(f"{whom} with the strategy fast_slow; allowed: 0")
     _refuse(whom, settings)
@@ -214,6 +217,8 @@ def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch
     chase = _chase(method)
     if chase is not None:
         return _two(run, model, policy, chase)
+    if names := REGISTRY[run.method["type"]].assistants:
+        return _assisted(run, model, policy, names)
     single = lambda prepared: replace(policy, network=prepared)  # noqa: E731
     if REGISTRY[run.method["type"]].taught:
         teachers = teachers_of(run, model, policy, autocast)
@@ -253,6 +258,19 @@ def _trailing(method: Method[Any]) -> Trailing | None:
 def _chase(method: Method[Any]) -> FastSlow | None:
     strategy = method.strategy if isinstance(method, Wrapped) else None
     return strategy if isinstance(strategy, FastSlow) else None
+
+
+def _assisted(run: Run, model: LoadedModel, policy: NetworkDenoiser, names: Sequence[str]) -> Roles:
+    """Return the roles of a student with assistants: sets of adapters on one frozen base, the teacher."""
+    for number, name in enumerate(names, start=1):
+        add_second_adapter(model.network, run.model.lora, run.training.seed + number, name)
+
+    def student(prepared: nn.Module) -> Denoiser:
+        own = replace(policy, network=prepared)
+        return Assisted(own, {name: OtherAdapter(own, model.network, name, trained=True) for name in names})
+
+    teacher = AdaptersOff(policy, model.network)
+    return Roles(model.network, trainable(model.network), student, teacher, None, {}, [])
 
 
 def _two(run: Run, model: LoadedModel, policy: NetworkDenoiser, chase: FastSlow) -> Roles:

@@ -45,7 +45,7 @@ from diffalign.runs.labels import (
 )
 from diffalign.runs.memory_advice import when_encoding
 from diffalign.runs.resume import data_content, prompts_content
-from diffalign.runs.reward_gradients import gradient_source
+from diffalign.runs.reward_gradients import noise_source
 from diffalign.runs.roles import Roles, assign_roles
 from diffalign.runs.rollouts import online_source
 from diffalign.runs.scores import RoundScores, check_scores
@@ -191,9 +191,9 @@ def online(
     once = lru_cache(load_reward)  # a reward is loaded once for rollout and validation
     tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
     source: OnlineSource | NoiseSource | WithData
-    if shape_of(run.method["type"], run.rollout) == "gradients":
+    if shape_of(run.method["type"], run.rollout) in ("gradients", "distillation"):
         model.free_encoders()
-        source = gradient_source(run, model, accelerator, once, prompts)
+        source = noise_source(run, model, accelerator, once, prompts)
     else:
         source = online_source(
             run, model, roles, method, accelerator,
