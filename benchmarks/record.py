@@ -3,6 +3,9 @@
 A row is known by its name and carries what it was asked (``asked``: settings, prompts, budget). A row that
 was asked something else is stale and is made anew. While a process works on a row it holds the row's lock,
 which the system takes back if the process dies.
+
+Rows made under other versions of torch (``versions``) have means that differ from about the seventh digit on:
+whether a change of the code leaves a row as it is shows under one version, with the code before and after it.
 """
 
 import fcntl

@@ -1,8 +1,8 @@
 """What the plane's methods learn from: pairs, ranked lists, single likes, demonstrations, captions.
 
 All makers have one signature, ``(plane, base, count, seed, flipped) -> Batch``: ``count`` groups of equal
-size that stand side by side. ``flipped`` turns every opinion round, the second ones in ``extra`` included:
-the control, which must lower what is measured. ``negative`` is label 0, "anywhere", for guidance.
+size that stand side by side. ``flipped`` reverses every label, and the rewards in ``extra``: the control,
+which must lower what is measured. ``negative`` is label 0, "anywhere", for guidance.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def patched(
 
 
 def turned_round(batch: Batch[Tensor], share: float, seed: int) -> Batch[Tensor]:
-    """Pairs with a share of the labels turned round, second opinions as they were."""
+    """Return pairs with a share of the labels flipped; rewards are unchanged."""
     wrong = torch.rand(batch.num_groups, generator=torch.Generator().manual_seed(seed)) < share
     return replace(batch, score=torch.where(wrong[batch.group], 1 - batch.score, batch.score))
 

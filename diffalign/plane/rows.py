@@ -24,8 +24,8 @@ class PlaneRow:
             within a second of one core.
         rate: learning rate.
         optimum: whether the result must be near the KL-regularised optimum of its mean reward.
-        gain: that the measured quantity must rise by (and fall by, with labels turned round).
-        falls: whether labels turned round must lower it (False for what no opinion goes into).
+        gain: that the measured quantity must rise by (and fall by, with flipped labels).
+        falls: whether flipped labels must lower it (False for methods without labels).
         note: what is particular, for readers.
         rollout: of a method that learns from what it samples; it has no data.
         flow: whether it is of the flow version of the plane (``plane_flow`` has all the others there).
@@ -52,7 +52,7 @@ class PlaneRow:
         steps: int | None = None,
     ) -> PlaneNetwork:
         """Return a copy of ``base`` that has learnt from ``batch``, or online from what it samples itself
-        (then ``flipped`` turns the judge round; data are turned round already).
+        (then ``flipped`` negates the judge; data are flipped already).
         """
         steps, method = steps or self.steps, copy.deepcopy(self.method)  # a run's memory ends with it
         if self.rollout is None:

@@ -1,4 +1,4 @@
-"""Every method on the flow version of the plane: reward up on the support, down with opinions turned round.
+"""Every method on the flow version of the plane: reward up on the support, down with flipped labels.
 
 The methods of the noise schedule are run once each way (``plane_flow``), those that need a flow twice.
 """
@@ -54,6 +54,6 @@ def test_a_method_raises_the_reward_on_the_support(case, flow_data):
 
 
 @every_row
-def test_opinions_turned_round_lower_the_reward(case, flow_data):
+def test_flipped_labels_lower_the_reward(case, flow_data):
     row, start, before, what = case
     assert getattr(after(row, start, flow_data, flipped=True), what) < before - row.gain or not row.falls
