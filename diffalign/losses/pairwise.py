@@ -82,7 +82,7 @@ class Robust:
     """((1 - e) l(h) - e l(-h)) / (1 - 2 e) with l = -log sigmoid (Chowdhury et al. 2024, arXiv 2403.00409,
     equation 11).
 
-    An unbiased estimate of the clean loss when a share ``e`` of the labels is turned round. Not bounded
+    An unbiased estimate of the clean loss when a share ``e`` of the labels is flipped. Not bounded
     below.
     """
 

@@ -1,7 +1,7 @@
 """Utilities of single samples: losses of one reward at a time, unreduced.
 
 Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, section 4) maximises a utility h of the value v of a sample,
-its reward beta log p_policy / p_reference minus the batch's mean (``kl``), turned round (y = -1) where the
+its reward beta log p_policy / p_reference minus the batch's mean (``kl``), negated (y = -1) where the
 sample is undesirable. The loss is the mean of w_y (1 - h). ``value`` is in the unit of a logit.
 """
 

@@ -1,7 +1,7 @@
 """A second network for the negative branch of classifier-free guidance: Diffusion-NPO (Wang et al., ICLR
 2025, arXiv 2505.11245; released code).
 
-A model that was trained on preferences turned round knows what to avoid, so that the guided prediction is
+A model that was trained on flipped preferences has learnt what to avoid, so that the guided prediction is
 
     eps_neg(x, "") + g ( eps(x, c) - eps_neg(x, "") ).
 

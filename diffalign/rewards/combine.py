@@ -47,7 +47,7 @@ def combine(
 def towards_higher(
     scores: Float[Tensor, " *group K R"], weights: Sequence[float]
 ) -> Float[Tensor, " *group K R"]:
-    """Return the scores, those of a reward with a negative weight turned round: higher is better in every
+    """Return the scores, negated for rewards with a negative weight: higher is better in every
     column.
 
     Raises:

@@ -16,7 +16,7 @@ def add_negative_branch(
     Args:
         model: as it was opened by ``spec``.
         spec: what it was opened by.
-        negative: a LoRA, run or pipeline that was trained on preferences turned round.
+        negative: a LoRA, run or pipeline that was trained on flipped preferences.
         base: the model under LoRAs outside of their runs.
         merge_weight: see ``models.negative_branch.merged_weights``; what the model has learnt over its base
             counts 1 - merge_weight times in the negative branch.
