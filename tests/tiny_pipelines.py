@@ -362,20 +362,25 @@ def make_z_image(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def flux2_vae() -> AutoencoderKLFlux2:
+    """Its latents need normalising."""
+    autoencoder = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2.0)
+    return autoencoder
+
+
 def make_flux2_klein(folder: Path, seed: int = 0) -> Path:
     """Write a random Flux2KleinPipeline in ``folder``, whose latents need normalising."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = qwen_tokenizer()
-        autoencoder = AutoencoderKLFlux2(
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-        )
-        autoencoder.bn.running_mean.normal_()
-        autoencoder.bn.running_var.uniform_(0.5, 2.0)
         pipeline = Flux2KleinPipeline(
             transformer=Flux2Transformer2DModel(
                 in_channels=16,
@@ -388,7 +393,7 @@ def make_flux2_klein(folder: Path, seed: int = 0) -> Path:
                 guidance_embeds=False,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            vae=autoencoder,
+            vae=flux2_vae(),
             text_encoder=Qwen3ForCausalLM(qwen3_config(tok, layers=28)),
             tokenizer=tok,
         )
@@ -419,6 +424,10 @@ def qwen_vl_config(tok: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     )
 
 
+def qwen_image_vae() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
 def make_qwen_image(folder: Path, seed: int = 0) -> Path:
     """Write a random QwenImagePipeline in ``folder``."""
     with torch.random.fork_rng():
@@ -435,7 +444,7 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
                 axes_dims_rope=(2, 2, 4),
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
-            vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            vae=qwen_image_vae(),
             text_encoder=Qwen2_5_VLForConditionalGeneration(qwen_vl_config(tok)),
             tokenizer=tok,
         )

@@ -30,6 +30,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, UMT5Config, UMT5EncoderModel
 
+from tests.language_video_pipelines import make_hunyuan_video15, make_ltx2
 from tests.tiny_pipelines import WIDTH, scheduler, t5, t5_tokenizer, text_config, tokenizer, unet, vae
 
 
@@ -288,6 +289,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[int, int, int]]] = {
     "cogvideox_5b": (make_cogvideox_5b, (64, 48, 9)),
     "cogvideox_15": (make_cogvideox_15, (64, 48, 9)),
     "ltx": (make_ltx, (64, 96, 9)),
+    "ltx2": (make_ltx2, (64, 96, 9)),
+    "hunyuan_video15": (make_hunyuan_video15, (64, 96, 5)),
     "text_to_video": (make_text_to_video, (64, 80, 3)),
     "animatediff": (make_animatediff, (64, 80, 3)),
 }

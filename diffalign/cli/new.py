@@ -39,13 +39,13 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 PLANE, RULES, FAMILIES = (
     "diffalign/plane/settings.py",
     "diffalign/rewards/cards/rules.py",
-    "diffalign/models/families/registry.py",
+    "diffalign/models/families/image_cards.py",
 )
 
 EXAMPLES = """
 diffalign new method cpo
 diffalign new reward sharpness --title "Sharpness by the Laplacian"
-diffalign new family sana --root ~/diffalign
+diffalign new family auraflow --root ~/diffalign
 """
 
 
@@ -158,5 +158,5 @@ def edits(kind: str, words: Mapping[str, str]) -> dict[str, Edits]:
     elif kind == "reward":
         found[RULES] = Edits(Insertion(r"^\)\n", template("card_reward.txt", words)))
     else:
-        found[FAMILIES] = Edits(Insertion(r"^_CARDS = \(\n", template("card_family.txt", words), after=True))
+        found[FAMILIES] = Edits(Insertion(r"^IMAGES = \(\n", template("card_family.txt", words), after=True))
     return found

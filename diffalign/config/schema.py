@@ -134,8 +134,11 @@ class ModelConfig:
     max_sequence_length: int | None = option(
         None, "tokens of a T5 text encoder; null: the pipeline's default", between(1, 2**16)
     )
-    embedded_guidance: float = option(
-        3.5, "guidance scale given to a guidance-distilled network (FLUX.1-dev)", at_least(0)
+    embedded_guidance: float | None = option(
+        None,
+        "guidance scale given to a guidance-distilled network (FLUX.1-dev, FLUX.2-dev); null: the stock "
+        "pipeline's default, 3.5 and 4",
+        at_least(0),
     )
     vae_tiling: bool = option(False, "run the autoencoder by tiles: less memory, blended seams")
     dtype: Literal["float32", "bfloat16", "float16"] = option(

@@ -17,7 +17,8 @@ class Guided(Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
     It is negative + scale (positive - negative); both predictions come from one call of 2B samples. Where the
-    path says so (``guided_patch``), each token of it then has the length of the positive's.
+    path says so (``guided_patch``, ``guided_rows``), each token or row of it then has the length of the
+    positive's.
 
     Attributes:
         negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
@@ -43,6 +44,8 @@ class Guided(Wrapper):
 
     def _guided(self, negative: Tensor, positive: Tensor) -> Tensor:
         guided = negative + self.scale * (positive - negative)
+        if getattr(self.path, "guided_rows", False):
+            return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         patch = getattr(self.path, "guided_patch", None)
         return guided if patch is None else guided * (lengths(positive, patch) / lengths(guided, patch))
 

@@ -115,12 +115,14 @@ class RectifiedFlow:
             diffusers cut theirs off (Wan's UniPC says 999 at t = 1).
         guided_patch: latents along one side of a token whose guided prediction is given the length of the
             prompt's (Qwen-Image); None: guidance may change lengths.
+        guided_rows: whether each row of latents of a channel is given the length of the prompt's (Lumina 2).
     """
 
     scale: float = 1000.0
     line: TokenLine | None = None
     whole: bool = False
     guided_patch: int | None = None
+    guided_rows: bool = False
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return (1 - t, t), each (B,)."""

@@ -20,7 +20,7 @@ from diffalign.estimate.workload import Workload
 from diffalign.models.denoisers import adapters_off
 from diffalign.models.gradient_checkpointing import disable_checkpointing, enable_checkpointing
 from diffalign.models.loading import DTYPES
-from diffalign.models.lora import add_lora, trainable
+from diffalign.models.lora import add_lora, freeze_idle, trainable
 from diffalign.models.precision import AUTOCAST, only_errors
 from diffalign.models.text_encoders import TextConditioned, call_conditioned
 from diffalign.models.text_lora import add_text_lora, checkpoint_encoder, trained_encoders
@@ -106,6 +106,7 @@ def meta_network(model: ModelConfig, shapes: Shapes) -> tuple[Any, int]:
         if lora:
             network.requires_grad_(False)
             add_lora(network, model.lora)
+        freeze_idle(network, shapes.family)
     return network.train(), parameters
 
 

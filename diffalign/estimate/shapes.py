@@ -41,9 +41,18 @@ class Shapes:
         import transformers
 
         config = dict(self.configs[name])
-        encoder = getattr(transformers, config["architectures"][0])
-        module: nn.Module = encoder(encoder.config_class(**config))
-        return module
+        if "_class_name" in config:  # a part of diffusers, LTX-2's connectors
+            from diffusers.pipelines import ltx2
+
+            module: nn.Module = getattr(ltx2, config.pop("_class_name")).from_config(config)
+            return module
+        encoder = getattr(transformers, config["architectures"][0], None)
+        if encoder is None:  # Kolors' ChatGLM, which diffusers holds
+            from diffusers.pipelines import kolors
+
+            encoder = getattr(kolors, config["architectures"][0])
+        read: nn.Module = encoder(encoder.config_class(**config))
+        return read
 
     def encoder_parameters(self) -> int:
         """Return the number of parameters of the VAE and the text encoders together."""

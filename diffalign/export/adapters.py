@@ -35,7 +35,7 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
         UserError: it does not fit.
     """
     lora = uniform(lora)
-    if has_lora_loader(model.family.network_class):
+    if has_lora_loader(model.family):
         # diffusers warns of each text encoder that the LoRA does not change, which is intended
         with user_errors("LoRA", source), only_errors("diffusers"):
             model.pipeline.load_lora_weights(to_diffusers(lora))
@@ -70,7 +70,7 @@ def set_strength(model: LoadedModel, strength: float) -> None:
 def write_trained(model: LoadedModel, folder: Path) -> None:
     """Write the trained adapters so that no reader can apply another strength; see ``layouts``."""
     lora = live_lora(model)
-    if not has_lora_loader(model.family.network_class):
+    if not has_lora_loader(model.family):
         _write_as_peft(model.network, folder)
         return
     if train_layout(lora, model) == "kohya":

@@ -86,7 +86,7 @@ class Card:
     def loading(self, folder: str = "path/to/this/folder") -> list[str]:
         """Return the lines of Python that load ``folder`` with plain diffusers, and generate with it."""
         family, pipeline = get_family(self.family), FAMILIES[self.family].pipeline
-        by_peft = self.adapted and not has_lora_loader(family.network_class)
+        by_peft = self.adapted and not has_lora_loader(family)
         source = f'"{self.base_model}"' if self.adapted else f'"{folder}"'
         lines = [f"from diffusers import {pipeline}"]
         if self.adapted and self.base_model.startswith("tiny:"):

@@ -221,8 +221,8 @@ def _combined(
 def _write_lora(lora: Lora, model: LoadedModel, settings: Export, say: Callable[[str], None]) -> None:
     path = settings.path
     if settings.to == "diffusers":
-        kind = model.family.network_class
-        if not has_lora_loader(kind):
+        if not has_lora_loader(model.family):
+            kind = model.family.network_class
             raise UserError(
                 f"--to diffusers: diffusers has no LoRA loader for {kind}; allowed: --to comfyui or merged, "
                 "or the run's aligned/, which peft loads"

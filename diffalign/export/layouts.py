@@ -32,14 +32,21 @@ KOHYA = {"sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
 """Families that kohya's layout supports: the architecture's name in the ModelSpec metadata."""
 
 COMFYUI = {
+    "chroma": "chroma",
     "flux": "flux-1-dev",
+    "flux2": "flux-2-dev",
+    "flux2_klein": "flux-2-klein",
+    "kandinsky5": "kandinsky-5-image",
+    "krea2": "krea-2",
     "ltx": "ltx-video",
     "pixart": "pixart-sigma",
     "pixart_alpha": "pixart-alpha",
+    "qwen_image": "qwen-image",
     "sd3": "stable-diffusion-3",
     "wan": "wan-2.1",
+    "z_image": "z-image",
 }
-_ORIGINAL_NAMES = ("wan", "ltx")  # for these models ComfyUI reads the original names only
+_ORIGINAL_NAMES = ("wan", "ltx", "krea2")  # for these models ComfyUI reads the original names only
 
 
 def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
@@ -79,8 +86,9 @@ def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
 def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
     """Return a LoRA with ComfyUI's names of a flow model's modules, alpha included.
 
-    ComfyUI maps diffusers' names (``transformer.*``) for SD3, FLUX and PixArt, and the original names
-    (``diffusion_model.*``) for Wan and LTX; Stable Diffusion models get kohya's layout.
+    ComfyUI maps diffusers' names (``transformer.*``) for SD3, FLUX, Chroma, FLUX.2, Z-Image, Qwen-Image,
+    Kandinsky 5 and PixArt, and the original names (``diffusion_model.*``) for Wan, LTX and Krea 2; Stable
+    Diffusion models get kohya's layout.
 
     Raises:
         UserError: an unsupported family, DoRA, or a module without a name.

@@ -10,7 +10,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import RectifiedFlow, path_from_config
@@ -190,13 +190,15 @@ def _with(scheduler: Any, changes: Mapping[str, Any]) -> Any:
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes, **trailing)
 
 
-def path_of(scheduler: Any, patch: int | None, path: str, keeps_length: bool = False) -> tuple[Path, Target]:
+def path_of(
+    scheduler: Any, patch: int | None, path: str, keeps_length: Literal["token", "row"] | None = None
+) -> tuple[Path, Target]:
     """Return the noising path and the prediction of a diffusers scheduler.
 
     Args:
         patch: see ``path_from_config``.
         path: ``model.path``, for messages.
-        keeps_length: whether a flow's guided prediction is as long as the prompt's, token by token.
+        keeps_length: which parts of a flow's guided prediction are as long as the prompt's.
 
     Raises:
         UserError: a scheduler of a class or with a setting that is not understood.
@@ -212,5 +214,6 @@ def path_of(scheduler: Any, patch: int | None, path: str, keeps_length: bool = F
     except UserError as error:
         raise UserError(f"model.path={path!r}, its scheduler {name}: {error}") from error
     if keeps_length and isinstance(noising, RectifiedFlow):
-        noising = replace(noising, guided_patch=patch)
+        rows = keeps_length == "row"
+        noising = replace(noising, guided_patch=None if rows else patch, guided_rows=rows)
     return noising, target

@@ -1,7 +1,8 @@
 """Gradient checkpointing, also of blocks that diffusers does not checkpoint.
 
 Diffusers' motion UNet does not checkpoint attention over time, which needs most of the memory, and its 3D
-UNet has no checkpoints.
+UNet has no checkpoints. Its Chroma transformer calls a checkpointed single block without the mask of the
+text, and so trains another function: all its checkpoints are made here.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 Function = Callable[..., Any]
 
 LEFT_OUT = {
+    "ChromaTransformer2DModel": ("ChromaTransformerBlock", "ChromaSingleTransformerBlock"),
     "UNetMotionModel": ("AnimateDiffTransformer3D",),
     "UNet3DConditionModel": (
         "ResnetBlock2D",
@@ -25,6 +27,9 @@ LEFT_OUT = {
 }
 """By a network's class in diffusers, the classes of its blocks that are checkpointed here."""
 
+WRONG = ("ChromaTransformer2DModel",)
+"""Networks that compute something else with diffusers' own checkpoints, which stay off."""
+
 
 def enable_checkpointing(network: Any, function: Function | None = None) -> None:
     """Checkpoint a network's blocks in place.
@@ -32,7 +37,7 @@ def enable_checkpointing(network: Any, function: Function | None = None) -> None
     Args:
         function: calls a block in place of torch's checkpoint, (block, *inputs).
     """
-    if network._supports_gradient_checkpointing:
+    if _by_diffusers(network):
         network.enable_gradient_checkpointing(function)
     for block in _left_out(network):
         block.forward = partial(_call, block, function or partial(checkpoint, use_reentrant=False))
@@ -40,10 +45,14 @@ def enable_checkpointing(network: Any, function: Function | None = None) -> None
 
 def disable_checkpointing(network: Any) -> None:
     """Remove all checkpoints."""
-    if network._supports_gradient_checkpointing:
+    if _by_diffusers(network):
         network.disable_gradient_checkpointing()
     for block in _left_out(network):
         block.__dict__.pop("forward", None)
+
+
+def _by_diffusers(network: Any) -> bool:
+    return network._supports_gradient_checkpointing and type(network).__name__ not in WRONG
 
 
 def _left_out(network: nn.Module) -> list[nn.Module]:

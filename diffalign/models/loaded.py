@@ -150,7 +150,7 @@ class LoadedModel:
         the first one is warned about, and ``truncated_prompts`` counts them all.
         """
         name, limit = self.family.reader(self.pipeline)
-        tokenizer = getattr(self.pipeline, name)
+        tokenizer = text_tokenizer(getattr(self.pipeline, name))
         with only_errors("diffusers", "transformers"):  # their own warnings come per batch and quote padding
             lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
             result = (
@@ -236,6 +236,7 @@ class LoadedModel:
                 digest.update(part)
         for name, tokenizer in self.pipeline.components.items():
             if name.startswith("tokenizer") and tokenizer is not None:
+                tokenizer = text_tokenizer(tokenizer)
                 digest.update(f"{name} {tokenizer.model_max_length} {tokenizer.pad_token}".encode())
                 digest.update(stable_json(tokenizer.get_vocab()))
         return digest.hexdigest()[:32]
@@ -255,6 +256,14 @@ def no_bars() -> Iterator[None]:
     finally:
         for log in both:
             log.enable_progress_bar()
+
+
+def text_tokenizer(component: Any) -> Any:
+    """Return the tokenizer of a pipeline's component: itself, or that of a processor of texts and images."""
+    from transformers import ProcessorMixin
+
+    tokenizer: Any = getattr(component, "tokenizer", None) if isinstance(component, ProcessorMixin) else None
+    return component if tokenizer is None else tokenizer
 
 
 def plain_config(module: Any) -> Mapping[str, Any]:

@@ -95,6 +95,7 @@ def load(
     network = getattr(pipeline, family.network_name)
     told = Formulation() if index is not None else formulation_of_file(source, *keys_of(source))
     set_formulation(pipeline, config, told)
+    family.settle(pipeline)
     patch = family.patch(network.config)
     path, target = path_of(pipeline.scheduler, patch, config.path, family.keeps_length)
     _limit_tokenizers(pipeline)
@@ -210,7 +211,7 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
         missing = [
             name
             for name, value in index.items()
-            if isinstance(value, list) and len(value) == 2 and value[0] is not None
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
             if name not in ("safety_checker", "feature_extractor", "image_encoder")
             and not Path(source, name).is_dir()
         ]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
+from diffalign.models.families.base import Family
+from diffalign.models.families.registry import FAMILIES
 from diffalign.models.gradient_checkpointing import enable_checkpointing
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.precision import only_errors
@@ -48,12 +50,20 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
         with only_errors("diffusers"):  # it advises against casting
             network.float()
         network.requires_grad_(True)
+    freeze_idle(network, model.family)
     if config.gradient_checkpointing:
         enable_checkpointing(network)
     if config.compile:
         compile_network(network)
     network.train()
     return trainable(network)
+
+
+def freeze_idle(network: nn.Module, family: Family) -> None:
+    """Freeze the weights that the family makes no use of, adapters on them included."""
+    for name, parameter in network.named_parameters():
+        if any(part in name for part in family.idle):
+            parameter.requires_grad_(False)
 
 
 def add_lora(network: Any, config: LoraConfig, seed: int = 0, adapter: str = ADAPTER) -> None:
@@ -291,12 +301,14 @@ def load_trainable_state(model: LoadedModel, state: Mapping[str, Tensor]) -> Non
             parameter.copy_(state[name])
 
 
-def has_lora_loader(network_class: str) -> bool:
-    """Whether diffusers itself puts LoRAs on networks of this class of its; peft does on any."""
+def has_lora_loader(family: Family) -> bool:
+    """Whether the family's pipeline in diffusers loads LoRAs of its network; peft does on any."""
     import diffusers
     from diffusers.loaders import PeftAdapterMixin
 
-    return issubclass(getattr(diffusers, network_class), PeftAdapterMixin)
+    pipeline = getattr(diffusers, FAMILIES[family.name].pipeline)
+    takes = issubclass(getattr(diffusers, family.network_class), PeftAdapterMixin)
+    return takes and hasattr(pipeline, "load_lora_weights")
 
 
 def inject(network: Any, config: Any, adapter: str) -> None:

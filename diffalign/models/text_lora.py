@@ -25,7 +25,7 @@ def trained_encoders(config: TextLoraConfig, family: Family) -> tuple[str, ...]:
     """
     if not config.rank:
         return ()
-    if not hasattr(family, "clip_layer") or not has_lora_loader(family.network_class):
+    if not hasattr(family, "clip_layer") or not has_lora_loader(family):
         raise UserError(
             f"model.text_encoder.lora.rank={config.rank}: text encoders of {family.name} are not trained; "
             "allowed: 0, or a model of sd15, sd21, animatediff or sdxl"

@@ -183,15 +183,25 @@ def test_a_recipe_trains_a_tiny_model(name, runs, tmp_path):
 PARAMETERS = {  # of the published networks
     "sd15": 859_520_964,
     "sdxl": 2_567_463_684,
+    "sd21": 865_910_724,
+    "kolors": 2_579_458_820,
     "sd3": 2_243_171_520,  # 3.5 Medium
     "flux": 11_901_408_320,
     "qwen_image": 20_430_401_088,
     "flux2_klein": 3_875_544_576,  # 4B
     "z_image": 6_154_908_736,
+    "flux2": 32_223_281_152,
+    "chroma": 8_899_983_424,
+    "sana": 1_604_462_752,  # 1600M
+    "lumina2": 2_609_769_152,
+    "krea2": 12_820_073_036,
+    "kandinsky5": 6_022_080_576,  # Image Lite
     "pixart": 610_856_096,
     "wan": 1_418_996_800,  # 2.1, 1.3B
     "cogvideox": 1_693_783_872,  # 2b
     "ltx": 1_923_385_472,  # 0.9
+    "ltx2": 18_876_174_592,  # 19B
+    "hunyuan_video15": 8_326_608_160,
     "text_to_video": 1_411_233_860,
     "animatediff": 859_520_964 + 453_209_280,  # Stable Diffusion 1.5 and the motion modules
 }

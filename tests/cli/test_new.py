@@ -18,7 +18,7 @@ from tests import helpers
 from tests.helpers import ROOT
 
 EDITED = ("diffalign/plane/settings.py", "diffalign/rewards/cards/rules.py")
-EDITED += ("diffalign/models/families/registry.py", "CHANGELOG.md")
+EDITED += ("diffalign/models/families/image_cards.py", "CHANGELOG.md")
 
 
 class Outcomes:
@@ -92,7 +92,7 @@ def checkout(tmp_path, monkeypatch):
     before = set(sys.modules)
     yield Checkout(tmp_path, monkeypatch)
     for name in set(sys.modules) - before:
-        if name.rpartition(".")[2].removeprefix("test_") in ("square", "redness", "sana"):
+        if name.rpartition(".")[2].removeprefix("test_") in ("square", "redness", "auraflow"):
             del sys.modules[name]
 
 
@@ -175,35 +175,36 @@ def test_a_reward(checkout, capsys, monkeypatch):
 
 def test_a_family(checkout, capsys, monkeypatch):
     """Filled in, it answers for a tiny Stable Diffusion 1.x what the family of that model answers."""
-    test, places = new(checkout, "family", "sana", capsys)
+    test, places = new(checkout, "family", "auraflow", capsys)
     recognised = 'pipeline="StableDiffusionPipeline", recognised_by=(("unet", "cross_attention_dim", 16),)'
     checkout.fill(EDITED[2], ('pipeline="FILL IN"', recognised))
-    monkeypatch.setitem(FAMILIES, "sana", checkout.names(EDITED[2])["FAMILIES"]["sana"])
+    (named,) = (card for card in checkout.names(EDITED[2])["IMAGES"] if card.name == "auraflow")
+    monkeypatch.setitem(FAMILIES, "auraflow", named)
     found = checkout.tried(test)
-    assert {"failed"} == set(found.outcome.values()) and "FILL IN: a tiny pipeline of sana" in found.text
+    assert {"failed"} == set(found.outcome.values()) and "FILL IN: a tiny pipeline of auraflow" in found.text
     checkout.fill(
-        "diffalign/models/families/sana.py",
+        "diffalign/models/families/auraflow.py",
         (
             "from diffalign.types import Cond\n",
             "from diffalign.models.families.sd15 import SD15\nfrom diffalign.types import Cond\n",
         ),
         ('network_class: str = "FILL IN"', 'network_class: str = "UNet2DConditionModel"'),
         ('network_name: str = "transformer"', 'network_name: str = "unet"'),
-        ('raise NotImplementedError("FILL IN: the patch of sana")', "return SD15.patch(network_config)"),
+        ('raise NotImplementedError("FILL IN: the patch of auraflow")', "return SD15.patch(network_config)"),
         (
-            'raise NotImplementedError("FILL IN: how sana encodes prompts")',
+            'raise NotImplementedError("FILL IN: how auraflow encodes prompts")',
             "return SD15.encode_prompts(pipeline, prompts)",
         ),
         (
-            'raise NotImplementedError("FILL IN: the negative conditions of sana")',
+            'raise NotImplementedError("FILL IN: the negative conditions of auraflow")',
             "return SD15.negative(pipeline, n)",
         ),
         (
-            'raise NotImplementedError("FILL IN: how the network of sana is called")',
+            'raise NotImplementedError("FILL IN: how the network of auraflow is called")',
             "return SD15.call(network, x_t, model_time, cond)",
         ),
         (
-            'raise NotImplementedError("FILL IN: the shapes of the conditions of sana")',
+            'raise NotImplementedError("FILL IN: the shapes of the conditions of auraflow")',
             "return SD15.cond_shapes(configs)",
         ),
     )
@@ -216,8 +217,8 @@ def test_a_family(checkout, capsys, monkeypatch):
             "from tests.tiny_pipelines import make_sd15\n",
         ),
         (
-            'raise NotImplementedError("FILL IN: a tiny pipeline of sana, as tests/tiny_pipelines.py makes '
-            'others")',
+            'raise NotImplementedError("FILL IN: a tiny pipeline of auraflow, as tests/tiny_pipelines.py '
+            'makes others")',
             "return make_sd15(folder)",
         ),
         (
@@ -228,8 +229,8 @@ def test_a_family(checkout, capsys, monkeypatch):
             "    assert ours(model, noise, 4.0).numpy() == pytest.approx(expected.numpy(), abs=1e-4)",
         ),
     )
-    finish(checkout, test, places, "diffalign.models.families.sana")
-    assert get_family("sana").name == "sana" and FAMILIES["sana"].title == "Sana"
+    finish(checkout, test, places, "diffalign.models.families.auraflow")
+    assert get_family("auraflow").name == "auraflow" and FAMILIES["auraflow"].title == "Auraflow"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,13 @@ NETWORKS = {
     "Qwen/Qwen-Image": 20_430_401_088,
     "black-forest-labs/FLUX.2-klein-base-4B": 3_875_544_576,
     "black-forest-labs/FLUX.2-klein-base-9B": 9_078_581_248,
+    "black-forest-labs/FLUX.2-dev": 32_223_281_152,
+    "lodestones/Chroma1-HD": 8_899_983_424,
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": 1_604_462_752,
+    "Alpha-VLLM/Lumina-Image-2.0": 2_609_769_152,
+    "Kwai-Kolors/Kolors-diffusers": 2_579_458_820,
+    "krea/Krea-2-Raw": 12_820_073_036,
+    "Efficient-Large-Model/Sana_600M_1024px_diffusers": 591_747_872,
 }
 
 
@@ -102,12 +109,21 @@ def test_a_real_run_is_estimated(name: str) -> None:
         ("z_image", 83_819_683 + 4_022_468_096),
         ("flux2_klein", 84_046_115 + 4_022_468_096),
         ("qwen_image", 126_892_531 + 8_292_166_656),
+        ("flux2", 84_046_115 + 24_011_361_280),
+        ("chroma", 83_819_683 + 4_762_310_656),
+        ("sana", 312_250_275 + 2_614_341_888),
+        ("lumina2", 83_819_683 + 2_614_341_888),
+        ("kolors", 83_653_863 + 6_243_584_000),
+        ("krea2", 126_892_531 + 4_437_815_808),
+        ("kandinsky5", 83_819_683 + 8_292_166_656 + 123_060_480),
     ],
 )
 def test_real_encoders(name: str, parameters: int) -> None:
     """VAE 83,653,863, of 16 channels 83,819,683; CLIP ViT-L/14 text 123,060,480, with its projection
     123,650,304; OpenCLIP ViT-bigG/14 text 694,659,840; T5 XXL's encoder 4,762,310,656;
-    Qwen3-4B 4,022,468,096; Qwen2.5-VL-7B 8,292,166,656.
+    Qwen3-4B 4,022,468,096; Qwen2.5-VL-7B 8,292,166,656; Mistral Small 3 24,011,361,280; Gemma 2 2B
+    2,614,341,888; Qwen3-VL-4B 4,437,815,808; ChatGLM3-6B
+    6,243,584,000; DC-AE f32c32 of SANA 312,250,275.
     """
     family = get_family(name)
     assert Shapes(family, family.configs).encoder_parameters() == parameters
@@ -163,7 +179,13 @@ def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lor
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein", "qwen_image"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein", "qwen_image", "flux2", "chroma", "sana",
+        "lumina2", "krea2", "kandinsky5",
+    ],
+)  # fmt: skip
 def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
     """The same count over a real forward in memory."""
     config = ModelConfig(path=str(folders[name]), train="full", gradient_checkpointing=checkpointing)

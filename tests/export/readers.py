@@ -1,9 +1,10 @@
 """Independent readers of exported LoRAs, written from the key tables that the programs publish.
 
 kohya: kohya-ss/sd-scripts names a module ``lora_unet_`` or ``lora_te[12]_`` plus its path with underscores;
-SD1.5's paths are diffusers', SDXL's Stability's. ComfyUI (comfy/lora.py, comfy/utils.py at 09708ea):
-``transformer.`` plus diffusers' path for SD3, FLUX and PixArt, ``diffusion_model.`` plus the original path
-for Wan and LTX. A key that no table knows is one that the program would drop: an error here.
+SD1.5's paths are diffusers', SDXL's Stability's. ComfyUI (comfy/lora.py, comfy/utils.py at 09708ea; FLUX.2,
+Z-Image, Kandinsky 5 and Krea 2: of 2026): ``transformer.`` plus diffusers' path for SD3, FLUX, FLUX.2,
+Chroma, Z-Image, Qwen-Image, Kandinsky 5 and PixArt, ``diffusion_model.`` plus the original path for Wan,
+LTX and Krea 2. A key that no table knows is one that the program would drop: an error here.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import (
+    convert_krea2_transformer_checkpoint_to_diffusers,
     convert_ltx_transformer_checkpoint_to_diffusers,
     convert_wan_transformer_to_diffusers,
 )
@@ -43,6 +45,27 @@ SD3_BLOCK = (
 )
 FLUX_BLOCK = SD3_BLOCK[:8] + SD3_BLOCK[12:]
 FLUX_SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear")
+FLUX2_BLOCK = (
+    *SD3_BLOCK[:8],
+    "ff.linear_in",
+    "ff.linear_out",
+    "ff_context.linear_in",
+    "ff_context.linear_out",
+)
+FLUX2_SINGLE = ("attn.to_qkv_mlp_proj", "attn.to_out")
+FLUX_ENDS = ("proj_out", "x_embedder", "context_embedder", "norm_out.linear")
+CHROMA_BLOCK, CHROMA_SINGLE = FLUX_BLOCK[:-2], FLUX_SINGLE[:-1]
+Z_IMAGE_BLOCK = (
+    "attention.to_q",
+    "attention.to_k",
+    "attention.to_v",
+    "attention.to_out.0",
+    "feed_forward.w1",
+    "feed_forward.w2",
+    "feed_forward.w3",
+    "adaLN_modulation.0",
+)
+Z_IMAGE_ENDS = ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")
 PIXART_BLOCK = (
     "attn1.to_q",
     "attn1.to_k",
@@ -80,8 +103,9 @@ def merge_comfyui(state: dict[str, Tensor], network: Any, family: str) -> None:
     """Add a ComfyUI file to a flow model's weights."""
     stems: dict[str, Any] = {}
     modules = {name: m for name, m in network.named_modules() if getattr(m, "weight", None) is not None}
-    if family in ("wan", "ltx"):
+    if family in ("wan", "ltx", "krea2"):
         convert = {
+            "krea2": convert_krea2_transformer_checkpoint_to_diffusers,
             "wan": convert_wan_transformer_to_diffusers,
             "ltx": convert_ltx_transformer_checkpoint_to_diffusers,
         }[family]
@@ -90,24 +114,33 @@ def merge_comfyui(state: dict[str, Tensor], network: Any, family: str) -> None:
         }:
             assert stem.startswith("diffusion_model.")
             (name,) = convert({stem.removeprefix("diffusion_model.") + ".weight": torch.zeros(1)})
+            name = name.removeprefix("transformer.")
             stems[stem] = modules[name.removesuffix(".weight")]
     else:
+        double, single = "transformer_blocks", "single_transformer_blocks"
+        flux2 = [(double, FLUX2_BLOCK), (single, FLUX2_SINGLE)]
         blocks = {
-            "sd3": [("transformer_blocks", SD3_BLOCK)],
-            "flux": [("transformer_blocks", FLUX_BLOCK), ("single_transformer_blocks", FLUX_SINGLE)],
-            "pixart": [("transformer_blocks", PIXART_BLOCK)],
+            "sd3": [(double, SD3_BLOCK)],
+            "flux": [(double, FLUX_BLOCK), (single, FLUX_SINGLE)],
+            "flux2": flux2,
+            "flux2_klein": flux2,
+            "chroma": [(double, CHROMA_BLOCK), (single, CHROMA_SINGLE)],
+            "pixart": [(double, PIXART_BLOCK)],
+            "z_image": [(block, Z_IMAGE_BLOCK) for block in ("layers", "noise_refiner", "context_refiner")],
+            "qwen_image": [(double, (r".+",))],  # its modules have diffusers' own names there
+            "kandinsky5": [(f"{kind}_transformer_blocks", (r".+",)) for kind in ("text", "visual")],
         }[family]
+        ends = {  # single names beside the blocks
+            "flux": FLUX_ENDS, "flux2": FLUX_ENDS, "flux2_klein": FLUX_ENDS, "chroma": FLUX_ENDS[:-1],
+            "z_image": Z_IMAGE_ENDS, "qwen_image": ("proj_out", "img_in", "txt_in", "norm_out.linear"),
+        }.get(family, ())  # fmt: skip
         for name, module in modules.items():
-            for block, parts in blocks:
-                ends = (
-                    "proj_out",
-                    "x_embedder",
-                    "context_embedder",
-                )  # a map of single names beside the blocks
-                if name in ends and family == "flux":
-                    stems[f"transformer.{name}"] = module
-                if re.fullmatch(rf"{block}\.\d+\.({'|'.join(map(re.escape, parts))})", name):
-                    stems[f"transformer.{name}"] = module
+            known = [
+                rf"{block}\.\d+\.({'|'.join(p if p == '.+' else re.escape(p) for p in parts)})"
+                for block, parts in blocks
+            ]
+            if name in ends or any(re.fullmatch(pattern, name) for pattern in known):
+                stems[f"transformer.{name}"] = module
     merge(state, stems)
 
 

@@ -20,7 +20,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora import add_lora, trainable
 from diffalign.models.lora_formats import read_lora
-from tests import tiny_pipelines, video_pipelines
+from tests import flow_pipelines, kolors_pipeline, language_video_pipelines, tiny_pipelines, video_pipelines
 from tests.export.readers import merge_comfyui, merge_kohya
 from tests.models.inputs import conditions
 
@@ -44,6 +44,16 @@ UNET = (
     "time_embedding.linear_1",
 )
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FLUX2 = (
+    *ATTENTION,
+    "add_q_proj",
+    "to_add_out",
+    "to_qkv_mlp_proj",
+    "single_transformer_blocks.0.attn.to_out",
+    "ff.linear_in",
+    "norm_out.linear",
+)
+FLOW = ("diffusers", "comfyui", "merged")
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,46 @@ CASES = {
         (*ATTENTION, "add_q_proj", "proj_mlp", "proj_out", "norm.linear"),
         ("diffusers", "comfyui", "merged"),
     ),
+    "kolors": Case(kolors_pipeline.make_kolors, ATTENTION, ("diffusers", "merged")),
+    "flux2": Case(flow_pipelines.make_flux2, FLUX2, FLOW),
+    "flux2_klein": Case(tiny_pipelines.make_flux2_klein, FLUX2, FLOW),
+    "chroma": Case(
+        flow_pipelines.make_chroma,
+        (*ATTENTION, "add_q_proj", "proj_mlp", "proj_out", "ff_context.net.2"),
+        FLOW,
+    ),
+    "z_image": Case(
+        tiny_pipelines.make_z_image,
+        (*ATTENTION, "feed_forward.w2", "layers.0.adaLN_modulation.0", "cap_embedder.1", "t_embedder.mlp.0"),
+        FLOW,
+    ),
+    "qwen_image": Case(
+        tiny_pipelines.make_qwen_image,
+        (*ATTENTION, "add_q_proj", "to_add_out", "img_mlp.net.2", "img_mod.1", "proj_out"),
+        FLOW,
+    ),
+    "krea2": Case(
+        flow_pipelines.make_krea2,
+        (
+            *ATTENTION,
+            "to_gate",
+            "ff.down",
+            "img_in",
+            "time_mod_proj",
+            "txt_in.linear_1",
+            "final_layer.linear",
+        ),
+        FLOW,
+    ),
+    "kandinsky5": Case(
+        flow_pipelines.make_kandinsky5,
+        ("to_query", "to_key", "to_value", "self_attention.out_layer", "feed_forward.in_layer"),
+        FLOW,
+    ),
+    "lumina2": Case(
+        flow_pipelines.make_lumina2, (*ATTENTION, "feed_forward.linear_2"), ("diffusers", "merged")
+    ),
+    "sana": Case(flow_pipelines.make_sana, ATTENTION, ("diffusers", "merged")),
     "pixart": Case(tiny_pipelines.make_pixart, (*ATTENTION, "ff.net.2"), ("comfyui", "merged")),
     "animatediff": Case(video_pipelines.make_animatediff, ATTENTION, ("diffusers", "merged")),
     "wan": Case(
@@ -93,6 +143,14 @@ CASES = {
     ),
     "ltx": Case(
         video_pipelines.make_ltx, (*ATTENTION, "ff.net.2", "proj_in"), ("diffusers", "comfyui", "merged")
+    ),
+    "ltx2": Case(
+        language_video_pipelines.make_ltx2,
+        ("attn1.to_q", "attn1.to_v", "attn2.to_out.0", "ff.net.2"),
+        ("diffusers", "merged"),
+    ),
+    "hunyuan_video15": Case(
+        language_video_pipelines.make_hunyuan_video15, (*ATTENTION, "add_q_proj", "ff.net.2"), ("merged",)
     ),
     "cogvideox": Case(video_pipelines.make_cogvideox, ATTENTION, ("diffusers", "merged")),
     "text_to_video": Case(video_pipelines.make_text_to_video, ATTENTION, ("merged",)),

@@ -9,6 +9,15 @@ from diffalign.config.schema import ModelConfig
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
+from tests.flow_pipelines import (
+    make_chroma,
+    make_flux2,
+    make_kandinsky5,
+    make_krea2,
+    make_lumina2,
+    make_sana,
+)
+from tests.kolors_pipeline import make_kolors
 from tests.tiny_pipelines import (
     make_flux,
     make_flux2_klein,
@@ -32,6 +41,13 @@ MAKERS = {
     "z_image": make_z_image,
     "flux2_klein": make_flux2_klein,
     "qwen_image": make_qwen_image,
+    "flux2": make_flux2,
+    "chroma": make_chroma,
+    "sana": make_sana,
+    "lumina2": make_lumina2,
+    "krea2": make_krea2,
+    "kandinsky5": make_kandinsky5,
+    "kolors": make_kolors,
 }
 
 

@@ -42,7 +42,9 @@ def run(model: LoadedModel) -> tuple[Calls, Calls, torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["flash", "math"])
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein", "qwen_image"])
+@pytest.mark.parametrize(
+    "family", ["sdxl", "sd3", "flux", "pixart", "z_image", "flux2_klein", "qwen_image", "chroma", "lumina2"]
+)
 def test_the_chosen_kernel_runs_forward_backward_and_in_recomputation(
     folders: dict[str, Path], family: str, name: str, checkpointing: bool
 ) -> None:

@@ -13,30 +13,12 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.loading import load
 from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.types import Batch
-from tests.tiny_pipelines import (
-    make_flux,
-    make_flux2_klein,
-    make_pixart,
-    make_qwen_image,
-    make_sd3,
-    make_sd15,
-    make_sdxl,
-    make_z_image,
-)
+from tests.models.conftest import MAKERS
 from tests.video_pipelines import CASES
 
-FAMILIES = {
-    "sd15": (make_sd15, (32, 32)),
-    "sdxl": (make_sdxl, (32, 32)),
-    "sd3": (make_sd3, (32, 32)),
-    "flux": (make_flux, (32, 32)),
-    "pixart": (make_pixart, (32, 32)),
-    "z_image": (make_z_image, (32, 32)),
-    "flux2_klein": (make_flux2_klein, (32, 32)),
-    "qwen_image": (make_qwen_image, (32, 32)),
-    **CASES,
-}
+FAMILIES = {**{name: (make, (32, 32)) for name, make in MAKERS.items()}, **CASES}
 TARGETS = ("to_k", "to_q", "to_v")
+OTHER_TARGETS = {"kandinsky5": ("to_key", "to_query", "to_value")}
 
 
 def with_random_weights(network):
@@ -67,9 +49,8 @@ def first_step(model, config, size):
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_loss_starts_at_log_2(family, train, tmp_path):
     make, size = FAMILIES[family]
-    config = ModelConfig(
-        path=str(make(tmp_path / family)), train=train, lora=LoraConfig(rank=2, targets=TARGETS)
-    )
+    lora = LoraConfig(rank=2, targets=OTHER_TARGETS.get(family, TARGETS))
+    config = ModelConfig(path=str(make(tmp_path / family)), train=train, lora=lora)
     model = load(config)
     layers = with_random_weights(model.network)
     assert switch_off_dropout(model.network) == layers

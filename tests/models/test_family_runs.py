@@ -26,7 +26,11 @@ from diffalign.models.lora import has_lora_loader, load_trainable_state, prepare
 from diffalign.runs.align import align
 from tests.models.inputs import conditions, states_of
 
-TRAINED = ("sd3", "flux", "pixart", "pixart_alpha", "z_image", "flux2_klein", "qwen_image")
+TRAINED = (
+    "sd3", "flux", "pixart", "pixart_alpha", "z_image", "flux2_klein", "qwen_image", "flux2", "chroma",
+    "sana", "lumina2", "krea2", "kandinsky5", "kolors",
+)  # fmt: skip
+TARGETS = {"kandinsky5": ("to_query", "to_key", "to_value", "self_attention.out_layer")}
 
 
 def prediction(model: Any, network: nn.Module) -> Tensor:
@@ -52,7 +56,8 @@ def plainly(config: ModelConfig, aligned: Path, network: str, by_peft: bool) -> 
 def test_a_trained_family_is_loaded_by_plain_diffusers(
     folders: dict[str, Path], tmp_path: Path, name: str, train: Any
 ) -> None:
-    lora = LoraConfig(rank=2, alpha=8.0)  # a scale of 4: folding it into the factors is exact
+    # a scale of 4: folding it into the factors is exact
+    lora = LoraConfig(rank=2, alpha=8.0, targets=TARGETS.get(name, LoraConfig().targets))
     config = ModelConfig(path=str(folders[name]), train=train, lora=lora, gradient_checkpointing=True)
     run = Run(
         output=str(tmp_path / "run"),
@@ -72,7 +77,7 @@ def test_a_trained_family_is_loaded_by_plain_diffusers(
     load_trainable_state(model, load_file(result.output / "checkpoints" / "step-2" / "trainable.safetensors"))
     expected = prediction(model, model.network)
     assert float((expected - base).abs().max()) > 1e-3
-    by_peft = not has_lora_loader(model.family.network_class)
+    by_peft = not has_lora_loader(model.family)
     assert by_peft == name.startswith("pixart")
     network = plainly(config, result.aligned, model.family.network_name, by_peft)
     assert torch.equal(prediction(model, network), expected)

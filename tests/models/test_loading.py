@@ -57,11 +57,12 @@ def test_a_loaded_model_is_frozen_and_knows_its_latents(model: LoadedModel) -> N
     modules = [m for m in model.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     assert not any(p.requires_grad for m in modules for p in m.parameters())
     assert not any(m.training for m in modules)
-    flow = model.family.name in ("sd3", "flux", "z_image", "flux2_klein", "qwen_image")
-    packed = model.family.name == "flux2_klein"  # whose tiny autoencoder has 4 channels
-    patch = 1 if model.family.name in ("sd15", "sdxl") else 2
-    assert model.codec.channels(model.pipeline.vae.config) == (16 if flow else 4)
-    assert (model.downscale, model.multiple) == (16 if packed else 8, 8 * patch)
+    name = model.family.name
+    flow = name not in ("sd15", "sdxl", "kolors", "pixart", "pixart_alpha")
+    downscale = 32 if name == "sana" else 16 if name.startswith("flux2") else 8
+    patch = 1 if name in ("sd15", "sdxl", "kolors", "sana") or downscale == 16 else 2
+    assert model.codec.channels(model.pipeline.vae.config) == (16 if flow and name != "sana" else 4)
+    assert (model.downscale, model.multiple) == (downscale, downscale * patch)
     assert model.target == ("flow" if flow else "eps")
     assert isinstance(model.path, RectifiedFlow if flow else VariancePreserving)
     if isinstance(model.path, VariancePreserving):

@@ -92,7 +92,7 @@ def plain(base: Path, folder: Path, model: LoadedModel) -> Any:
     if (folder / "model_index.json").is_file():
         return getattr(DiffusionPipeline.from_pretrained(folder), name)
     pipeline = DiffusionPipeline.from_pretrained(base)
-    if not has_lora_loader(model.family.network_class):
+    if not has_lora_loader(model.family):
         return PeftModel.from_pretrained(getattr(pipeline, name), folder)
     pipeline.load_lora_weights(folder)
     return getattr(pipeline, name)
@@ -206,6 +206,8 @@ def test_an_estimate_is_of_the_model_that_is_loaded(videos: dict[str, Path], cas
         ("cogvideox", None, 1_693_783_872),
         ("cogvideox", "THUDM/CogVideoX-5b", 5_570_283_072),
         ("ltx", None, 1_923_385_472),
+        ("ltx2", None, 18_876_174_592),
+        ("hunyuan_video15", None, 8_326_608_160),
         ("text_to_video", None, 1_411_233_860),
         ("animatediff", None, 859_520_964 + 453_209_280),  # Stable Diffusion's UNet and the motion modules
     ],
@@ -221,6 +223,10 @@ def test_real_networks_build_without_weights(name: str, hub_id: str | None, para
     ("name", "parameters"),
     [
         ("wan", 126_892_531 + 5_680_910_336),  # UMT5-XXL's encoder
+        # Gemma 3 12B, and what packs its states
+        ("ltx2", 1_222_479_601 + 12_187_325_040 + 1_431_475_200),
+        # Qwen2.5-VL-7B's text part and ByT5 small with the tokens of glyphs
+        ("hunyuan_video15", 1_260_634_115 + 7_070_619_136 + 219_314_944),
         ("text_to_video", 83_653_863 + 340_387_840),  # CLIP ViT-H/14's text encoder without its last layer
     ],
 )

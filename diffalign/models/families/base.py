@@ -5,7 +5,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -64,8 +64,13 @@ class Family(Protocol):
         ...
 
     @property
-    def keeps_length(self) -> bool:
-        """Whether guidance leaves each token's prediction as long as the prompt's own."""
+    def keeps_length(self) -> Literal["token", "row"] | None:
+        """Which parts of a guided prediction are as long as the prompt's own; None: guidance changes all."""
+        ...
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Parts of the names of weights that ``call`` makes no use of, and which stay as they are."""
         ...
 
     @property
@@ -77,6 +82,10 @@ class Family(Protocol):
 
     def configured(self, config: ModelConfig) -> "Family":
         """Return the family with the settings of a run's model section; itself where there are none."""
+        ...
+
+    def settle(self, pipeline: Any) -> None:
+        """Put into a loaded pipeline's scheduler what the pipeline itself samples with in its stead."""
         ...
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
@@ -237,12 +246,16 @@ def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
 class Usual:
     """A base of families with common defaults, which a family overrides where it differs."""
 
-    keeps_length: ClassVar[bool] = False
+    keeps_length: ClassVar[Literal["token", "row"] | None] = None
     token_order: ClassVar[tuple[str, ...]] = ()
+    idle: ClassVar[tuple[str, ...]] = ()
 
     def configured(self, config: ModelConfig) -> Self:
         """Itself."""
         return self
+
+    def settle(self, pipeline: Any) -> None:
+        """Leave the scheduler alone."""
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
         """``in_channels``."""

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from diffalign.config.schema import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5, bare, flow_grid
+from diffalign.models.families.base import ReadByT5, bare
+from diffalign.models.families.flow import SIDE, Packed
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.types import Cond
-
-SIDE = 2  # of a patch; the network's own patch_size is of what is packed already
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "transformer": {  # FLUX.1-dev
@@ -53,7 +52,7 @@ SCHNELL: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Flux(ReadByT5):
+class Flux(Packed, ReadByT5):
     """The family ``flux``.
 
     Attributes:
@@ -85,25 +84,12 @@ class Flux(ReadByT5):
         Raises:
             UserError: more tokens than the pipeline reads.
         """
-        return replace(super().configured(config), embedded_guidance=config.embedded_guidance)
-
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """Return a quarter of ``in_channels``, which count those of 2 x 2 latents."""
-        return int(network_config["in_channels"]) // SIDE**2
-
-    def patch(self, network_config: Mapping[str, Any]) -> int:
-        """2."""
-        return SIDE
+        guidance = self.embedded_guidance if config.embedded_guidance is None else config.embedded_guidance
+        return replace(super().configured(config), embedded_guidance=guidance)
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """T5's tokenizer."""
         return "tokenizer_2", self.max_sequence_length
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Evenly spaced from 1 to 1 / steps, then shifted by the scheduler."""
-        return flow_grid(scheduler, steps, (shape[-2] // SIDE) * (shape[-1] // SIDE), own_sigmas=True)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, T5's tokens, 4096) and ``pooled_projections`` (B, 768), float32."""

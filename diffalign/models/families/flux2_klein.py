@@ -113,13 +113,17 @@ class Flux2Klein(ReadByChat):
         prediction: Tensor = network(
             hidden_states=x_t.flatten(2).transpose(1, 2),
             timestep=model_time / 1000,
-            guidance=None,
+            guidance=self.guidance(network, x_t),
             encoder_hidden_states=text,
             img_ids=places(height, width, 1, x_t.device).expand(count, -1, -1),
             txt_ids=places(1, 1, text.shape[1], x_t.device).expand(count, -1, -1),
             return_dict=False,
         )[0]
         return prediction.transpose(1, 2).unflatten(2, (height, width))
+
+    def guidance(self, network: nn.Module, x_t: Tensor) -> Tensor | None:
+        """None: klein has no guidance embedded."""
+        return None
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""

@@ -48,12 +48,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _moments(vae: Any) -> tuple[Tensor, Tensor]:
+def moments(vae: Any) -> tuple[Tensor, Tensor]:
+    """(shift, scale) from an autoencoder's own scale, by its buffers."""
     shape = (1, -1, 1, 1, 1)
     return vae.latents_mean.view(shape), vae.config.scaling_factor / vae.latents_std.view(shape)
 
 
-def _decoder_times(vae: Any, count: int) -> Tensor | None:
+def decoder_times(vae: Any, count: int) -> Tensor | None:
+    """Zeros (count,) where the decoder takes times."""
     return torch.zeros(count) if vae.config.timestep_conditioning else None
 
 
@@ -81,8 +83,8 @@ class LTXVideo(ReadByT5):
         stride=lambda config: int(
             config.get("temporal_compression_ratio") or config["patch_size_t"] * _halvings(config)
         ),
-        moments=_moments,
-        times=_decoder_times,
+        moments=moments,
+        times=decoder_times,
     )
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()

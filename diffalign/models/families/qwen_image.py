@@ -10,16 +10,15 @@ The template around a prompt is the pipeline's own; it drops the states of its f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec
-from diffalign.models.families.base import flow_grid
 from diffalign.models.families.chat import ReadByChat, lengths_of, padded
-from diffalign.models.families.flux import SIDE, pack, unpack
+from diffalign.models.families.flow import SIDE, Packed
+from diffalign.models.families.flux import pack, unpack
 from diffalign.models.still_codec import Stills
 from diffalign.types import Cond
 
@@ -59,7 +58,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class QwenImage(ReadByChat):
+class QwenImage(Packed, ReadByChat):
     """The family ``qwen_image``.
 
     Attributes:
@@ -73,32 +72,18 @@ class QwenImage(ReadByChat):
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 1024
-    keeps_length: ClassVar[bool] = True
+    keeps_length: ClassVar[Literal["token", "row"] | None] = "token"
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of Qwen-Image's components."""
         return CONFIGS
 
-    def latent_channels(self, network_config: Mapping[str, Any]) -> int:
-        """Return a quarter of ``in_channels``, which count those of 2 x 2 latents."""
-        return int(network_config["in_channels"]) // SIDE**2
-
-    def patch(self, network_config: Mapping[str, Any]) -> int:
-        """2."""
-        return SIDE
-
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """Qwen2.5-VL's tokenizer; the tokens that the template behind the prompt leaves to it."""
         template = pipeline.tokenizer(pipeline.prompt_template_encode.format("")).input_ids
         behind = len(template) - pipeline.prompt_template_encode_start_idx
         return "tokenizer", self.max_sequence_length - behind
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Evenly spaced from 1 to 1 / steps, then shifted by the scheduler."""
-        return flow_grid(scheduler, steps, (shape[-2] // SIDE) * (shape[-1] // SIDE), own_sigmas=True)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 3584) and ``encoder_attention_mask`` (B, tokens), 1 up to the

@@ -69,40 +69,18 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class StableDiffusionXL(Usual):
-    """The family ``sdxl``."""
-
-    name: str = "sdxl"
-    network_name: str = "unet"
-    network_class: str = "UNet2DConditionModel"
-    codec: Codec = Images()
-    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    token_order: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    clip_layer: ClassVar[int] = -2
-    """The encoders' last hidden states but one."""
-
-    @property
-    def configs(self) -> Mapping[str, Mapping[str, Any]]:
-        """Configurations of the real-size base model's components."""
-        return CONFIGS
+class ToldSizes(Usual):
+    """What UNets of Stable Diffusion XL's kind share: they are told sizes and one vector of the prompt."""
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """1: the UNet pads what its levels cannot halve."""
         return 1
 
-    def reader(self, pipeline: Any) -> tuple[str, int]:
-        """Return the first tokenizer and its full length."""
-        return "tokenizer", int(pipeline.tokenizer.model_max_length)
-
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-        """Return the outputs of both encoders in float32.
+        """Return the outputs of the encoders in float32.
 
-        ``encoder_hidden_states`` (B, tokens, 2048) are their penultimate layers side by side, ``text_embeds``
-        (B, 1280) the second one's projection.
+        ``encoder_hidden_states`` (B, tokens, 2048) are, in SDXL, the penultimate layers of both side by side,
+        ``text_embeds`` (B, 1280) the second one's projection.
         """
         states, _, pooled, _ = encode_as_the_pipeline_does(pipeline, prompts)
         return {"encoder_hidden_states": states.float(), "text_embeds": pooled.float()}
@@ -134,6 +112,32 @@ class StableDiffusionXL(Usual):
             return_dict=False,
         )[0]
         return prediction
+
+
+@dataclass(frozen=True)
+class StableDiffusionXL(ToldSizes):
+    """The family ``sdxl``."""
+
+    name: str = "sdxl"
+    network_name: str = "unet"
+    network_class: str = "UNet2DConditionModel"
+    codec: Codec = Images()
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    optional_encoders: tuple[str, ...] = ()
+    load_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    token_order: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    clip_layer: ClassVar[int] = -2
+    """The encoders' last hidden states but one."""
+
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Configurations of the real-size base model's components."""
+        return CONFIGS
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """Return the first tokenizer and its full length."""
+        return "tokenizer", int(pipeline.tokenizer.model_max_length)
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""

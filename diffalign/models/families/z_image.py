@@ -14,16 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import flow_grid
 from diffalign.models.families.chat import QWEN3_4B, ReadByChat, lengths_of, padded
+from diffalign.models.families.flow import SIDE, SpacedEvenly
 from diffalign.models.families.flux import CONFIGS as FLUX_CONFIGS
 from diffalign.types import Cond
-
-SIDE = 2  # of a patch
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "transformer": {
@@ -46,7 +43,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class ZImage(ReadByChat):
+class ZImage(SpacedEvenly, ReadByChat):
     """The family ``z_image``.
 
     Attributes:
@@ -69,12 +66,6 @@ class ZImage(ReadByChat):
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """2, the only one that the pipeline uses."""
         return SIDE
-
-    def grid(
-        self, scheduler: Any, network_config: Mapping[str, Any], steps: int, shape: tuple[int, ...]
-    ) -> Float[Tensor, " S"]:
-        """Evenly spaced from 1 to 1 / steps, then shifted by the scheduler."""
-        return flow_grid(scheduler, steps, (shape[-2] // SIDE) * (shape[-1] // SIDE), own_sigmas=True)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 2560), Qwen3's last but one, and ``encoder_attention_mask``

@@ -1,0 +1,40 @@
+"""The card of a family. No torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FamilyCard:
+    """The facts on a family, and how its checkpoints are recognised.
+
+    Attributes:
+        name: configuration name (``model.family``).
+        title: the name that the field uses.
+        pipeline: diffusers pipeline class, the ``_class_name`` of a folder's model_index.json.
+        resolution: pixels of the square that it was trained on.
+        example: a hub id of a base model.
+        same_shapes: hub ids whose networks have the built-in shapes, so that they can be estimated unseen.
+        single_file_key: start of a key that only this family's single-file checkpoints have, or several; ()
+            where diffusers reads no single files.
+        target: "module:object" of the family.
+        other_shapes: hub ids of networks of other shapes, each with the "module:object" of the differing
+            configurations.
+        moves: the family whose models become this one's with a ``model.motion_adapter``.
+        recognised_by: (component, key, value) of configurations that tell its models from those of another
+            family with the same pipeline class; of two cards that fit, the one with more of them wins.
+        refuses: components that some of its pipelines have and that cannot be trained here, with the reason.
+    """
+
+    name: str
+    title: str
+    pipeline: str
+    resolution: int
+    example: str
+    same_shapes: tuple[str, ...]
+    single_file_key: str | tuple[str, ...]
+    target: str
+    other_shapes: tuple[tuple[str, str], ...] = ()
+    moves: str | None = None
+    refuses: tuple[tuple[str, str], ...] = ()
+    recognised_by: tuple[tuple[str, str, Any], ...] = ()
