@@ -71,7 +71,6 @@ class Family(Protocol):
     @property
     def idle(self) -> tuple[str, ...]:
         """Parts of the names of weights that ``call`` makes no use of, and which stay as they are."""
-        ...
 
     @property
     def token_order(self) -> tuple[str, ...]:
@@ -86,7 +85,6 @@ class Family(Protocol):
 
     def settle(self, pipeline: Any) -> None:
         """Put into a loaded pipeline's scheduler what the pipeline itself samples with in its stead."""
-        ...
 
     def latent_channels(self, network_config: Mapping[str, Any]) -> int:
         """Channels of the latents that the network takes, before it packs them."""
