@@ -177,6 +177,12 @@ class DataConfig:
     posterior: Literal["sample", "mean"] = option(
         "sample", "latents of the autoencoder: drawn anew at each visit, or the mean"
     )
+    reference_bank: int = option(
+        0,
+        "draws of noise and time for each pair, taken in turn at random, so that the reference is asked once "
+        "about each and not at every visit; 0: fresh noise each time",
+        COUNT_OR_ZERO,
+    )
     cache_dir: str | None = option(
         None, "folder of the encoded set, or its address (`s3://bucket/cache`); null: OUTPUT/cache"
     )

@@ -72,6 +72,15 @@ class Streams:
         """
         return cls(derive_each(range(position, position + count), seed, purpose))
 
+    @classmethod
+    def of_groups(
+        cls, seed: int, position: int, count: int, draws: Sequence[int] | None, purpose: str = ""
+    ) -> "Streams":
+        """Streams of ``count`` groups: of the positions from ``position`` on, or of draws of a bank."""
+        if draws is None:
+            return cls.at(seed, position, count, purpose)
+        return cls([derive(seed, purpose, "bank", draw) for draw in draws])
+
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
         """Return (count, *shape) float32 from U[0, 1), row i from stream i; ``count`` must be the number of
         streams.

@@ -22,6 +22,7 @@ from diffalign.models.gradient_checkpointing import disable_checkpointing, enabl
 from diffalign.models.loading import DTYPES
 from diffalign.models.lora import add_lora, freeze_idle, trainable
 from diffalign.models.precision import AUTOCAST, only_errors
+from diffalign.models.quantization import quantizable, stored_bytes
 from diffalign.models.text_encoders import TextConditioned, call_conditioned
 from diffalign.models.text_lora import add_text_lora, checkpoint_encoder, trained_encoders
 
@@ -39,6 +40,8 @@ class Counts:
     backward_flops: int
     activations: int
     input_bytes: int
+    frozen_bytes: int
+    largest_layer: int
 
 
 def count(work: Workload, shapes: Shapes) -> Counts:
@@ -79,7 +82,28 @@ def count(work: Workload, shapes: Shapes) -> Counts:
         backward_flops=backward.total,
         activations=kept.bytes,
         input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
+        frozen_bytes=stored(network, work.model.quantize),
+        largest_layer=largest(network, work.model.quantize),
     )
+
+
+def stored(module: nn.Module, kind: str) -> int:
+    """Return the bytes of the frozen weights of a module that is quantised as ``kind`` says."""
+    whole = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
+    saved = (layer.weight.nbytes - stored_bytes(layer, kind) for layer in _quantised(module, kind))
+    return whole - sum(saved)
+
+
+def largest(module: nn.Module, kind: str) -> int:
+    """Return the bytes of the largest quantised layer, made whole while it computes; int8's is not."""
+    return max((layer.weight.nbytes for layer in _quantised(module, kind) if kind != "int8"), default=0)
+
+
+def _quantised(module: nn.Module, kind: str) -> list[nn.Linear]:
+    """Return the layers that are quantised: frozen ones, adapters being linear layers as well."""
+    if kind == "none":
+        return []
+    return [layer for _, layer in quantizable(module) if not layer.weight.requires_grad]
 
 
 def size_of(work: Workload, shapes: Shapes) -> tuple[int, int, int]:

@@ -14,15 +14,18 @@ An online run's memory is that of a gradient batch of its rounds: all samples of
 sampling and judging.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from diffalign.errors import UserError
-from diffalign.estimate.counting import Counts, count, size_of
+from diffalign.estimate.counting import Counts, count, size_of, stored
 from diffalign.estimate.shapes import shapes_of
 from diffalign.estimate.workload import Workload
 from diffalign.models.loading import DTYPES
-from diffalign.models.precision import AUTOCAST
+from diffalign.models.precision import AUTOCAST, only_errors
 
 GIB = 2**30
 
@@ -126,19 +129,19 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
     per_pair = 2 * (policy + backward + recomputation + reference)
     pairs_per_step = work.training.batch_size * work.training.accumulation
     speed = tflops * 1e12 * utilisation / per_pair if tflops is not None else None
-    encoders = shapes.encoder_parameters()
+    encoders = shapes.encoders()
     return Estimate(
         family=shapes.family.name,
         size=size_of(work, shapes),
         network_parameters=counts.network_parameters,
-        encoder_parameters=encoders,
+        encoder_parameters=sum(p.numel() for module in encoders.values() for p in module.parameters()),
         trainable_parameters=counts.trainable_parameters,
         forward_flops=forward,
         policy_flops=policy,
         backward_flops=backward,
         flops_per_pair=per_pair,
         memory=memory(work, counts),
-        encoder_memory=encoders * DTYPES[work.model.dtype].itemsize,
+        encoder_memory=encoder_bytes(work, encoders),
         pairs_per_step=pairs_per_step,
         pairs_per_second=speed,
         seconds=work.training.steps * pairs_per_step / speed if speed is not None else None,
@@ -151,7 +154,8 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
     autocast = AUTOCAST[work.training.mixed_precision]
     trained = 4 * counts.trainable_parameters * work.adapter_sets
     parts = {
-        "frozen weights": counts.network_parameters * dtype.itemsize if lora else 0,
+        "frozen weights": counts.frozen_bytes if lora else 0,
+        "largest layer, whole while it computes": counts.largest_layer,
         "text encoders that are trained": counts.text_parameters * dtype.itemsize,
         "trained weights (float32)": trained,
         "gradients (float32)": trained,
@@ -164,6 +168,17 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
         "latents and conditions": counts.input_bytes,
     }
     return {name: value for name, value in parts.items() if value}
+
+
+def encoder_bytes(work: Workload, encoders: Mapping[str, nn.Module]) -> int:
+    """Return the bytes of the encoders while the cache is filled, quantised as the run says."""
+    dtype, kind = DTYPES[work.model.dtype], work.model.text_encoder.quantize
+    total = 0
+    for name, module in encoders.items():
+        with only_errors("diffusers"):  # it advises against casting
+            module.to(dtype).requires_grad_(False)
+        total += stored(module, "none" if name == "vae" else kind)
+    return total
 
 
 def resolution(height: int, width: int, frames: int) -> str:

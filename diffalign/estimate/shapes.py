@@ -56,16 +56,20 @@ class Shapes:
 
     def encoder_parameters(self) -> int:
         """Return the number of parameters of the VAE and the text encoders together."""
+        return sum(p.numel() for module in self.encoders().values() for p in module.parameters())
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Return the VAE and the text encoders by name, on meta."""
         import diffusers
 
         vae = dict(self.configs["vae"])
         cls = getattr(diffusers, vae.pop("_class_name", "AutoencoderKL"))
         with torch.device("meta"):
-            modules = [cls.from_config(vae)]
+            modules: dict[str, nn.Module] = {"vae": cls.from_config(vae)}
             for name in (*self.family.text_encoders, *self.family.optional_encoders):
                 if name in self.configs:
-                    modules.append(self.text_encoder(name))
-        return sum(p.numel() for module in modules for p in module.parameters())
+                    modules[name] = self.text_encoder(name)
+        return modules
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         """Return (C, h, w) of an image of this size, (C, F, h, w) of a video; see ``family.latent_shape``."""

@@ -6,7 +6,7 @@ Predictions are neither cast nor rescaled here: losses convert the raw predictio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -91,14 +91,19 @@ class AdaptersOff(Wrapper):
         """
 
         def call(state: Tensor) -> Tensor:
-            with adapters_off(self.network):
+            with _passed_by(self._layers):
                 return self.denoiser(state, t, cond)
 
         if torch.is_grad_enabled() and x_t.requires_grad:
-            result: Tensor = _Again.apply(x_t, call, partial(adapters_off, self.network))
+            result: Tensor = _Again.apply(x_t, call, partial(_passed_by, self._layers))
             return result
         with torch.no_grad():
             return call(x_t)
+
+    @cached_property
+    def _layers(self) -> list[Any]:
+        """The adapter layers, looked for once: a walk over all modules in each call costs time."""
+        return adapter_layers(self.network)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +127,25 @@ class OtherAdapter(Wrapper):
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """Return the raw prediction through the other set, without gradient unless it is trained."""
         wanted = self.trained and torch.is_grad_enabled()
-        with torch.set_grad_enabled(wanted), adapter_on(self.network, self.adapter):
+        with torch.set_grad_enabled(wanted), _through(self._layers, self.adapter):
             return self.denoiser(x_t, t, cond)
+
+    @cached_property
+    def _layers(self) -> list[Any]:
+        """The adapter layers, looked for once."""
+        return adapter_layers(self.network)
+
+
+def adapter_layers(network: nn.Module) -> list[Any]:
+    """Return the peft layers of a network."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def adapters_off(network: nn.Module) -> AbstractContextManager[None]:
+    """Pass by every peft layer of ``network`` inside the context."""
+    return _passed_by(adapter_layers(network))
 
 
 class _Again(torch.autograd.Function):
@@ -153,11 +175,8 @@ class _Again(torch.autograd.Function):
 
 
 @contextmanager
-def adapter_on(network: nn.Module, adapter: str) -> Iterator[None]:
-    """Activate one named set of adapters in every peft layer of ``network`` inside the context."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+def _through(layers: list[Any], adapter: str) -> Iterator[None]:
+    """Send every layer through one named set of adapters inside the context."""
     before = [layer._active_adapter for layer in layers]
     try:
         for layer in layers:
@@ -169,11 +188,8 @@ def adapter_on(network: nn.Module, adapter: str) -> Iterator[None]:
 
 
 @contextmanager
-def adapters_off(network: nn.Module) -> Iterator[None]:
-    """Disable the adapters of every peft layer of ``network`` inside the context."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+def _passed_by(layers: list[Any]) -> Iterator[None]:
+    """Disable the adapters of every layer inside the context."""
     before = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:

@@ -29,6 +29,9 @@ REFERENCE = "reference"  # a second set, where the reference follows the policy
 SECOND = "second"  # a second trained set
 SAMPLER = "sampler"  # a set that follows and samples an online run's rounds
 
+GRAPHS = 64
+"""Graphs of one block's code that torch.compile may keep."""
+
 
 def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> list[tuple[str, nn.Parameter]]:
     """Make the model's network trainable in place: adapters or all of it, checkpointing, compilation.
@@ -181,11 +184,14 @@ def check_targets(network: nn.Module, targets: tuple[str, ...], where: str = "mo
 def compile_network(network: Any, backend: str = "inductor") -> None:
     """Compile in place: the repeated blocks where the network names them, which is quicker, or else all.
 
-    Weights and their names stay as they are.
+    Weights and their names stay as they are. Each block has one graph with its adapters and one with them
+    passed by, each for training, for evaluation and for a few sizes. Torch stops compiling a function after
+    8 graphs, in silence, so its limit is raised.
 
     Raises:
         UserError: nothing was compiled.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     if network._repeated_blocks:
         network.compile_repeated_blocks(fullgraph=False, backend=backend)
     else:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from diffalign.config.schema import Run
 from diffalign.diffusion.noising import Forward
+from diffalign.diffusion.reference_bank import Banked
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods._distillation import Assisted
 from diffalign.methods._trailing import Followed, Trailing, TrailingSampler
+from diffalign.methods.registry import DataKind
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import (
@@ -84,6 +86,7 @@ def check_roles(run: Run, method: Method[Any]) -> None:
     _check_text(run, method)
     _check_sharding(run, method)
     _check_quantized(run)
+    _check_bank(run, method)
     if _trailing(method) is not None:
         _refuse(
             f"method {run.method['type']}, which a moving average follows",
@@ -116,6 +119,8 @@ def _check_sharding(run: Run, method: Method[Any]) -> None:
         )
     if _chase(method) is not None:
         raise UserError(f"{whom} with the strategy fast_slow; allowed: none")
+    if REGISTRY[run.method["type"]].assistants:
+        raise UserError(f"{whom} with method {run.method['type']}, which has assistants; allowed: none")
     _refuse(
         whom,
         (
@@ -144,6 +149,29 @@ def _check_quantized(run: Run) -> None:
     if model.text_encoder.quantize != "none":
         whom = f"model.text_encoder.quantize={model.text_encoder.quantize}"
         _refuse(whom, (("model.text_encoder.lora.rank", model.text_encoder.lora.rank, 0),))
+
+
+def _check_bank(run: Run, method: Method[Any]) -> None:
+    """UserError where a reference's predictions cannot be kept: it moves, all processes must ask it together,
+    or it is asked about other states than the forward noising of pairs.
+    """
+    if not run.data.reference_bank:
+        return
+    whom, card = f"data.reference_bank={run.data.reference_bank}", REGISTRY[run.method["type"]]
+    kinds = (DataKind.PAIRS, DataKind.REWARDED_PAIRS, DataKind.SCORED_PAIRS)
+    if not method.needs_reference or card.data not in kinds or not isinstance(method.noising, Forward):
+        raise UserError(
+            f"{whom} with method {card.name}; allowed: 0, or a method of pairs that noises forward and has a "
+            "reference, such as dpo"
+        )
+    settings = (
+        ("training.reference_every", run.training.reference_every, 0),
+        ("training.shard", run.training.shard, "none"),
+        ("strategies", tuple(run.strategies), ()),
+        ("rollout.prompts", run.rollout.prompts, ""),
+        ("data.stream_block", run.data.stream_block, 0),
+    )
+    _refuse(whom, settings)
 
 
 def _check_text(run: Run, method: Method[Any]) -> None:
@@ -187,6 +215,8 @@ def assign_roles(
         sharding: how weights are spread over processes; None: each holds all.
     """
     roles = _assigned(run, model, method, autocast)
+    if run.data.reference_bank:
+        roles = replace(roles, reference=Banked(roles.reference))
     return roles if sharding is None else _spread(roles, sharding)
 
 

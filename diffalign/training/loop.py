@@ -177,7 +177,7 @@ def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter)
     for index in range(settings.accumulation):
         batch = _next(batches, groups)
         first = (state.micro_step * ranks + rank) * groups
-        generator = Streams.at(settings.seed, first, batch.num_groups, "method")
+        generator = Streams.of_groups(settings.seed, first, batch.num_groups, batch.draws, "method")
         # For dropout inside the network, the only randomness that is not an argument.
         seed_torch(derive(settings.seed, "torch", state.micro_step, rank), accelerator.device)
         last = index + 1 == settings.accumulation

@@ -21,7 +21,9 @@ from diffalign.config.schema import DataConfig
 from diffalign.data.batches.ahead import ahead
 from diffalign.data.batches.order import Order
 from diffalign.data.encoding.encoded import Bucket, EncodedSet, Record
-from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion import reference_bank
+from diffalign.diffusion.randomness import Streams, derive
+from diffalign.diffusion.reference_bank import sample_name
 from diffalign.errors import UserError
 from diffalign.types import Batch
 
@@ -42,13 +44,14 @@ class Visit:
     """A group at one position of the run: flip and dropout of the group, noise of each image.
 
     ``noise`` is one standard normal tensor an image, shaped like its latents, or None for the posterior's
-    mean.
+    mean. ``draw`` is the number of its draw of a bank (``reference_bank``), None without one.
     """
 
     record: Record
     flipped: bool = False
     dropped: bool = False
     noise: Sequence[Tensor] | None = None
+    draw: int | None = None
 
 
 def assemble(
@@ -81,6 +84,10 @@ def assemble(
     cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     sizes = [[cut.original for cut in cuts], corners, [cut.target for cut in cuts]]
     cond |= family.micro_conditions(*(torch.tensor(pairs, dtype=torch.float32) for pairs in sizes))
+    draws = [visit.draw for visit in visits if visit.draw is not None]
+    if draws:
+        names = [sample_name(v.draw or 0, i) for v in visits for i in range(len(v.record.images))]
+        cond[reference_bank.NAME] = torch.tensor(names)
     score = torch.tensor(scores, dtype=torch.float32)
     negative = encoded.negative_text() if guided else {}
     return Batch(
@@ -90,6 +97,7 @@ def assemble(
         score if encoded.dense else score[:, 0],
         {name: row.expand(len(latents), *row.shape) for name, row in negative.items()},
         _extra(encoded, visits),
+        draws=draws or None,
     )
 
 
@@ -174,9 +182,17 @@ class PairSource:
     def _record(self, position: int) -> Record:
         return self._encoded[self._order.at(position)]
 
+    def _draw(self, position: int) -> int | None:
+        """Return the draw of a bank that a position takes for its group; None without a bank."""
+        size = self._config.reference_bank
+        if not size:
+            return None
+        return self._order.at(position) * size + derive(self._seed, "data/bank", position) % size
+
     def _visit(self, position: int) -> Visit:
-        record = self._record(position)
-        draw = lambda purpose: Streams.at(self._seed, position, 1, purpose)  # noqa: E731
+        record, number = self._record(position), self._draw(position)
+        draws = None if number is None else [number]
+        draw = lambda purpose: Streams.of_groups(self._seed, position, 1, draws, purpose)  # noqa: E731
         flipped = self._config.flip and bool(draw("data/flip").uniform(1) < 0.5)
         dropped = bool(draw("data/prompt").uniform(1) < self._config.prompt_dropout)
         dropped = dropped and not record.texts  # two captions that are both dropped have nothing to compare
@@ -185,7 +201,7 @@ class PairSource:
             if self._config.posterior == "sample"
             else None
         )
-        return Visit(record, flipped, dropped, noise)
+        return Visit(record, flipped, dropped, noise, number)
 
 
 class FixedBatches(Sequence[Batch[Tensor]]):

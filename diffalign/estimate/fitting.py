@@ -1,0 +1,96 @@
+"""What makes a run fit a card: its options, one after another, until it does."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffalign.estimate.estimate import GIB, Estimate, estimate
+from diffalign.estimate.workload import Workload
+
+RESERVE, CONTEXT = 1.1, 0.6
+"""What a card needs beyond an estimate: the allocator's share, a factor, and CUDA's own context, in GiB."""
+
+_OF_TEXT = "--model.text_encoder.quantize int8"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A run on a card.
+
+    Attributes:
+        options: flags that the run was given, as they are typed; those of earlier tries included.
+        estimate: what it takes with them.
+        card: GiB of the card.
+    """
+
+    options: tuple[str, ...]
+    estimate: Estimate
+    card: float
+
+    @property
+    def needed(self) -> float:
+        """GiB that the card must have: of training or of caching, whichever takes more."""
+        peak = max(self.estimate.total_memory, self.estimate.encoder_memory)
+        return RESERVE * peak / GIB + CONTEXT
+
+    @property
+    def fits(self) -> bool:
+        """Whether the card has it."""
+        return self.needed <= self.card
+
+
+def fitting(work: Workload, card: float) -> Iterator[Fit]:
+    """Yield the run as it is and with one option more at a time, up to the first that fits ``card`` GiB.
+
+    Options come in the order of what they cost: nothing, time, rounding. None changes the step but by
+    rounding: a micro-batch of one pair has as much more accumulation.
+    """
+    tried = Fit((), estimate(work), card)
+    yield tried
+    for option, change in _changes(work):
+        if tried.fits:
+            return
+        if option == _OF_TEXT and tried.estimate.encoder_memory <= tried.estimate.total_memory:
+            continue  # filling the cache is not what takes most
+        work = change(work)
+        name = option.split()[0]
+        kept = tuple(other for other in tried.options if other.split()[0] != name)
+        tried = Fit((*kept, option), estimate(work), card)
+        yield tried
+
+
+def _changes(work: Workload) -> Iterator[tuple[str, Callable[[Workload], Workload]]]:
+    """Yield what the run does not have yet, as flags and as a change of the workload."""
+    model, training = work.model, work.training
+    if not model.gradient_checkpointing:
+        yield "--model.gradient_checkpointing true", _of_model(gradient_checkpointing=True)
+    if training.batch_size > 1 and not work.online:
+        yield f"--training.batch_size 1 --training.accumulation {_pairs(work)}", _one_pair
+    if training.mixed_precision == "no":
+        yield "--training.mixed_precision bf16", _half
+    if model.dtype == "float32":
+        yield "--model.dtype bfloat16", _of_model(dtype="bfloat16")
+    if model.text_encoder.quantize == "none" and not model.text_encoder.lora.rank:
+        text = replace(model.text_encoder, quantize="int8")
+        yield _OF_TEXT, _of_model(text_encoder=text)
+    if model.train == "lora" and model.quantize == "none" and not model.lora.dora and not model.compile:
+        for kind in ("int8", "nf4"):
+            yield f"--model.quantize {kind}", _of_model(quantize=kind)
+
+
+def _of_model(**fields: Any) -> Callable[[Workload], Workload]:
+    return lambda work: replace(work, model=replace(work.model, **fields))
+
+
+def _half(work: Workload) -> Workload:
+    return replace(work, training=replace(work.training, mixed_precision="bf16"))
+
+
+def _pairs(work: Workload) -> int:
+    return work.training.batch_size * work.training.accumulation
+
+
+def _one_pair(work: Workload) -> Workload:
+    """Return the workload with micro-batches of one pair and the same pairs a step."""
+    one = replace(work.training, batch_size=1, accumulation=_pairs(work))
+    return replace(work, rows=work.rows // work.training.batch_size, training=one)
