@@ -83,8 +83,7 @@ class Batch(Generic[X]):
             (x_t, t and conditions are equal), so it is called once; None: all differ.
         grid: of what was sampled: (T + 1,) descending times that it passed on its way, on the CPU.
         beside: of what was sampled: real samples, which some methods learn from as well.
-        draws: of noise from a bank, one number a group from which all its randomness follows; None: from its
-            position in the run.
+        draws: of noise from a bank, one number a group that all its randomness follows from.
         value: of noise that a method samples from itself, by ``kernel`` along ``grid``: the result's reward.
     """
 
