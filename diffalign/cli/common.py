@@ -3,11 +3,14 @@
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from diffalign.errors import UserError, unknown
 from diffalign.utils.devices import device_name as device_name
+from diffalign.utils.text import user_path
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -66,6 +69,40 @@ def side(text: str) -> int:
     return value
 
 
+def output_folder(text: str) -> str:
+    """Return the path of a folder to write into, for argparse; it may be there already."""
+    path = _writable(text, "a folder, new or there already")
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file; allowed: a folder, new or there already")
+    return str(path)
+
+
+def output_file(text: str) -> str:
+    """Return the path of a file to write, for argparse; it may be there already."""
+    path = _writable(text, "a file, new or there already")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; allowed: a file, new or there already")
+    return str(path)
+
+
+def _writable(text: str, allowed: str) -> Path:
+    """Return a path where something can be written, as far as can be told before it is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name; allowed: {allowed}")
+    try:
+        path = user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if path.is_symlink() and not path.exists():
+        raise argparse.ArgumentTypeError(f"{text!r} is a link to nothing; allowed: {allowed}")
+    above = next((place for place in (path, *path.parents) if place.exists()), path)
+    if above != path and not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(above)!r} is a file; allowed: {allowed}")
+    if not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(above)!r} cannot be written; allowed: {allowed}")
+    return path
+
+
 def names(text: str, what: str) -> list[str]:
     """Return the parts of ``a,b,c``.
 
@@ -107,6 +144,4 @@ def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
 
 def share() -> tuple[int, int]:
     """(rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1)."""
-    import os
-
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from diffalign.cli.common import make_parser, names, number, parse, print_json, table
+from diffalign.cli.common import make_parser, names, number, output_file, parse, print_json, table
 from diffalign.errors import UserError
 
 NO_LIMIT = 10**6
@@ -99,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="prompt sets to compare with: parti, hpdv2, a file, tiny:test, ...",
     )
-    parser.add_argument("--page", metavar="FILE", help="write the first rows as pictures into this HTML file")
+    parser.add_argument(
+        "--page",
+        type=output_file,
+        metavar="FILE",
+        help="write the first rows as pictures into this HTML file",
+    )
     parser.add_argument(
         "--rows", type=number(int, 0), default=10, metavar="N", help="of the page; default 10"
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffalign.cli.common import make_parser, number, parse, print_json, table
+from diffalign.cli.common import make_parser, number, output_folder, parse, print_json, table
 from diffalign.config.io import shipped_configs
 from diffalign.errors import unknown
 
@@ -14,7 +14,9 @@ from diffalign.errors import unknown
 def run(argv: Sequence[str]) -> int:
     """Run the demo, once or with several seeds, and print where the results are."""
     parser = make_parser("demo", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--output", default="runs/demo", metavar="FOLDER", help="default: runs/demo")
+    parser.add_argument(
+        "--output", type=output_folder, default="runs/demo", metavar="FOLDER", help="default: runs/demo"
+    )
     parser.add_argument(
         "--recipe", metavar="NAME", help="a tiny recipe, instead of --family and --method: tiny_sdxl_ipo, ..."
     )

@@ -1,7 +1,6 @@
 """``diffalign evaluate``: base against aligned models on the same prompts and noise."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from diffalign.cli.common import (
     make_parser,
     names,
     number,
+    output_folder,
     parse,
     print_json,
     share,
@@ -27,6 +27,7 @@ from diffalign.cli.model_arguments import (
 )
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
+from diffalign.utils.text import read_json_object
 
 if TYPE_CHECKING:
     from diffalign.evaluation.drawing.pipeline import Pipeline
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.evaluation.running import evaluate_models
 
     prompts = read_prompt_set(args.prompts, args.limit)
-    specs = names(args.aligned, "--aligned") if args.run is None else [args.run]
+    specs = names(args.runs or args.aligned, "--aligned") if args.run is None else [args.run]
     settings = sampling_settings(args, trained_run(specs, args))
     found = compared(args, settings)
     output = Path(args.output or args.run or "runs/evaluation")
@@ -115,7 +116,12 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--rewards", required=True, metavar="A,B", help="the first gives the verdict; see `diffalign rewards`"
     )
-    what.add_argument("--output", metavar="FOLDER", help="default: the run directory, or runs/evaluation")
+    what.add_argument(
+        "--output",
+        type=output_folder,
+        metavar="FOLDER",
+        help="default: the run directory, or runs/evaluation",
+    )
     what.add_argument("--json", action="store_true", help="print report.json")
     what.add_argument("--table", choices=("latex", "markdown", "csv"), help="print a table for a paper")
     add_sampling_options(parser)
@@ -221,7 +227,7 @@ def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "Run
         return RunFacts("unknown", settings=shared, title=title)
     run = read_run_directory(folder)
     file = folder / "summary.json"
-    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    summary = read_json_object(file) if file.is_file() else {}
     return RunFacts(
         method=str(run.method["type"]),
         train_seconds=summary.get("train_seconds"),

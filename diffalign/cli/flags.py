@@ -6,6 +6,7 @@ argparse cannot declare a dotted flag of a method (``--method.time.low 0.3``) wi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from diffalign.cli.aliases import ALIASES
 from diffalign.cli.presets import LATE, choose, defaults, late
@@ -94,8 +95,21 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     # An explicit field has precedence over what a late flag only implies: --validation_steps 50
     # --run_validation.
     run = apply_overrides(run, _as_flags(pairs))
+    if flags.config is not None and not any(word.startswith("--output=") for word in flags.overrides):
+        own = find_config(flags.config).absolute().parent
+        if _is_run(find_config(flags.config)) and own.resolve() != Path(run.output).resolve():
+            more = [
+                *more,
+                f"the run goes on in {own}, where its config.yaml lies; it was made in {run.output}",
+            ]
+            run = replace(run, output=str(own))
     validate(run, needs)
     return run, [*notes, *more]
+
+
+def _is_run(config: Path) -> bool:
+    """Whether a file is the record of a run, in the run's folder, which may have been moved or copied."""
+    return config.name == "config.yaml" and (config.parent / "checkpoints").is_dir()
 
 
 def _as_flags(pairs: Sequence[tuple[str, str]]) -> list[str]:

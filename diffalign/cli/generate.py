@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import count, make_parser, number, parse, share
+from diffalign.cli.common import count, make_parser, number, output_folder, parse, share
 from diffalign.utils.memory import advised
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def run(argv: Sequence[str]) -> int:
         help="txt, jsonl, tsv, csv, parquet; parti, drawbench, geneval, hpdv2; or tiny:test",
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
-    parser.add_argument("--output", default="images", metavar="FOLDER", help="default: images")
+    parser.add_argument(
+        "--output", type=output_folder, default="images", metavar="FOLDER", help="default: images"
+    )
     parser.add_argument(
         "--lora-scale", metavar="S,S,...", help="strengths of the LoRA, each into OUTPUT/scale-S, and a grid"
     )

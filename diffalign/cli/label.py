@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import device_name, make_parser, names, number, parse
+from diffalign.cli.common import device_name, make_parser, names, number, output_folder, parse
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ def run(argv: Sequence[str]) -> int:
         "`diffalign evaluate` (blind: base against aligned)",
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help="of the answers; default: SOURCE-labels; a round's own"
+        "--output",
+        type=output_folder,
+        metavar="FOLDER",
+        help="of the answers; default: SOURCE-labels; a round's own",
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N comparisons only")
     parser.add_argument(

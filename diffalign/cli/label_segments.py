@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import device_name, make_parser, names, number, parse
+from diffalign.cli.common import device_name, make_parser, names, number, output_file, parse
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("label-segments", DESCRIPTION, EXAMPLES)
     parser.add_argument("pairs", help="json lines of prompt and videos, such as pairs.jsonl of video-pairs")
     parser.add_argument("--by", required=True, choices=("file", "reward", "vlm"), help="who labels")
-    parser.add_argument("--output", metavar="FILE", help="default: labelled.jsonl beside the pairs")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="default: labelled.jsonl beside the pairs"
+    )
     parser.add_argument(
         "--seconds", type=number(float, 0.01), default=1.0, metavar="S", help="of a segment; default 1"
     )

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import make_parser, names, number, parse, print_json
+from diffalign.cli.common import make_parser, names, number, output_file, parse, print_json
 from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_unreadable
 from diffalign.errors import UserError
 
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     with _candidates(args, rewards) as (found, shelf):
         how: How = args.combine or ("rank" if len(found.rewards) > 1 else "sum")
         scoring = Scoring(tuple(reward.weight for reward in rewards), how, args.standardise)
-        made = make(found, rules, scoring, args.dedup, args.near)
+        made = make(found, rules, scoring, args.dedup, 8 if args.near is None else args.near)
         write(made, output, shelf)
     show_unreadable(made.unreadable)
     if args.json:
@@ -58,6 +58,12 @@ def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Ite
     source, near = Path(args.source), args.dedup == "near"
     with Shelf() as shelf:
         if is_score_table(source):
+            for name in ("prompts", "cache"):
+                if (value := getattr(args, name)) is not None:
+                    raise UserError(
+                        f"--{name} {value!r} is for images that are still to be scored; {args.source!r} has "
+                        "scores and prompts"
+                    )
             chosen = [reward.name for reward in rewards]
             yield from_table(source, chosen, shelf, limit=args.limit, near=near), shelf
             return
@@ -79,7 +85,11 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
         "source", help="a table made by `diffalign score`, or anything that it scores (with --rewards)"
     )
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help=".parquet (images), or .jsonl (paths)"
+        "--output",
+        type=output_file,
+        required=True,
+        metavar="FILE",
+        help=".parquet (images), or .jsonl (paths)",
     )
     parser.add_argument(
         "--rewards", metavar="A,B", help="rewards with weights, as 0.5*pickscore; default: all of the table"
@@ -116,7 +126,6 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     which.add_argument(
         "--near",
         type=number(int, 0, 255),
-        default=8,
         metavar="L",
         help="near: 16 x 16 thumbnails differ nowhere by more than L levels of 255; default 8",
     )
@@ -129,6 +138,8 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)  # raises before anything is scored
     if args.top != 1 and args.choose != "top-bottom":
         raise UserError(f"--top {args.top} is for --choose top-bottom, not {args.choose}")
+    if args.near is not None and args.dedup != "near":
+        raise UserError(f"--near {args.near} is for --dedup near, not {args.dedup}")
     if args.max_pairs and args.choose == "list":
         raise UserError(f"--max-pairs {args.max_pairs}: a prompt has one list; allowed without --choose list")
     return args

@@ -9,6 +9,7 @@ have it. Diffusers' SD 1.x script leaves it out: its 2500 is 5000 here, so its p
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 
 from diffalign.cli.aliases import ALIASES, SCHEDULES, Pairs
@@ -164,6 +165,8 @@ def defaults(name: str, run: Run, given: Collection[str]) -> tuple[Pairs, list[s
     family = family_of(run)
     xl = family == "sdxl" or (family is None and _like_xl(run))
     pairs = list({**preset.defaults, **(preset.xl if xl else preset.other)}.items())
+    if _has_no_splits(run.data.path):
+        pairs = [(target, value) for target, value in pairs if target != "data.split"]
     if xl and name == "salesforce" and "sdxl" not in given:
         pairs.append(("model.family", "sdxl"))
     shown = ", ".join(f"{target} {value}" for target, value in pairs)
@@ -173,6 +176,11 @@ def defaults(name: str, run: Run, given: Collection[str]) -> tuple[Pairs, list[s
         f"defaults of {preset.title} for {kind}{assumed}, unless set by a flag: {shown}",
         f"what still differs from {preset.title}: {'; '.join(preset.differs)}",
     ]
+
+
+def _has_no_splits(path: str) -> bool:
+    """Whether a set is a file of this disk, or an embedded one: the scripts' default is that of a hub set."""
+    return path.startswith("tiny:") or (bool(glob(path)) and not Path(path).is_dir())
 
 
 _EPOCHS = {"diffusers": "1", "trl": "3"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from diffalign.cli.common import count, make_parser, names, parse, print_json, table
+from diffalign.cli.common import count, make_parser, names, output_file, parse, print_json, table
 from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_unreadable
 
 
@@ -68,7 +68,10 @@ def _parser() -> ArgumentParser:
         help="for a folder whose images have no NAME.txt beside them: one prompt for all, or one each",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help=".jsonl or .parquet; default: scores.jsonl in, or beside, the source"
+        "--output",
+        type=output_file,
+        metavar="FILE",
+        help=".jsonl or .parquet; default: scores.jsonl in, or beside, the source",
     )
     add_scoring_options(parser, "score-cache.sqlite beside the output")
     parser.add_argument("--json", action="store_true", help="print the means as JSON")

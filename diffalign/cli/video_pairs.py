@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 
-from diffalign.cli.common import count, make_parser, number, parse, share, side
+from diffalign.cli.common import count, make_parser, number, output_folder, parse, share, side
 
 
 def run(argv: Sequence[str]) -> int:
@@ -46,7 +46,9 @@ def _parser() -> ArgumentParser:
         help="a folder of NAME.mp4 with NAME.txt, or a .jsonl file",
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N clips only")
-    parser.add_argument("--output", default="pairs", metavar="FOLDER", help="default: pairs")
+    parser.add_argument(
+        "--output", type=output_folder, default="pairs", metavar="FOLDER", help="default: pairs"
+    )
     shape = parser.add_argument_group("what a pair looks like")
     shape.add_argument("--height", type=side, required=True, metavar="PX", help="pixels, a multiple of 8")
     shape.add_argument("--width", type=side, required=True, metavar="PX", help="pixels, a multiple of 8")

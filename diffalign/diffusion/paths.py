@@ -221,6 +221,10 @@ def _edm(config: Mapping[str, Any]) -> tuple[EDM, Target]:
     return EDM(low, high, data, rho, schedule, prediction == "epsilon"), "v"
 
 
+MOST_STEPS = 1_000_000
+"""Training steps of a scheduler, at most."""
+
+
 def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tuple[Path, Target]:
     """Return the path and prediction target that a diffusers scheduler configuration describes.
 
@@ -245,7 +249,7 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
                 "prediction_type of a scheduler with use_flow_sigmas", prediction, ["flow_prediction"]
             )
         line = None if patch is None else token_line(config, patch)
-        return RectifiedFlow(float(config.get("num_train_timesteps", 1000)), line, not euler), "flow"
+        return RectifiedFlow(float(_steps(config)), line, not euler), "flow"
     if prediction not in TARGETS:
         raise unknown("prediction_type in the scheduler configuration", prediction, TARGETS)
     return VariancePreserving(alphas_cumprod_from_config(config)), TARGETS[prediction]
@@ -286,9 +290,39 @@ def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 
 def _betas(config: Mapping[str, Any], root: torch.dtype = torch.float32) -> Tensor:
-    """Return (N,) betas; ``root`` is the dtype that the ``scaled_linear`` schedule is made in."""
-    steps = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    """Return (N,) betas; ``root`` is the dtype that the ``scaled_linear`` schedule is made in.
+
+    Raises:
+        UserError: no steps, or betas that are not between 0 and 1.
+    """
+    betas = _table_of_betas(config, root)
+    if not len(betas):
+        raise UserError("no num_train_timesteps or trained_betas; allowed: from 1 on")
+    if not ((betas >= 0) & (betas <= 1)).all():  # NaN is neither
+        worst = betas[~((betas >= 0) & (betas <= 1))][0]
+        raise UserError(f"betas such as {worst:g} (beta_start, beta_end, trained_betas); allowed: 0 to 1")
+    return betas
+
+
+def _steps(config: Mapping[str, Any]) -> int:
+    """Return ``num_train_timesteps``; UserError where it is none."""
+    steps = config.get("num_train_timesteps", 1000)
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"num_train_timesteps={str(steps)[:40]}; allowed: 1 to {MOST_STEPS:,}")
+    return steps
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """Return a number of at least 0 of a scheduler's configuration; UserError where it is none."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{name}={str(value)[:40]}; allowed: a number from 0 to 1")
+    return float(value)
+
+
+def _table_of_betas(config: Mapping[str, Any], root: torch.dtype) -> Tensor:
+    steps = _steps(config)
+    start, end = (_number(config, name, value) for name, value in (("beta_start", 1e-4), ("beta_end", 0.02)))
     schedule = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float32)

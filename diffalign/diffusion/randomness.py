@@ -21,12 +21,12 @@ def derive(seed: int, *words: int | str) -> int:
     return _seed_of(_hashed(seed, *words))
 
 
-def derive_each(numbers: Iterable[int], seed: int, *words: int | str) -> list[int]:
-    """Return ``derive(seed, *words, number)`` of each number; the words are hashed once."""
+def derive_each(last: Iterable[int | str], seed: int, *words: int | str) -> list[int]:
+    """Return ``derive(seed, *words, one)`` of each last word; the other words are hashed once."""
     begun, seeds = _hashed(seed, *words, ""), []
-    for number in numbers:
+    for one in last:
         whole = begun.copy()
-        whole.update(str(number).encode())
+        whole.update(str(one).encode())
         seeds.append(_seed_of(whole))
     return seeds
 

@@ -1,6 +1,5 @@
 """The networks of a model from their configurations alone, without weights and without network access."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from diffalign.models.loading import find_family
 from diffalign.models.motion_adapter import motion_config
 from diffalign.models.sources import is_single_file, resolve, sniff_family
 from diffalign.models.starting import expanded
+from diffalign.utils.text import read_json_object
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,4 @@ def _moving(config: ModelConfig, shapes: Shapes) -> Shapes:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
-    return values
+    return read_json_object(file)

@@ -219,8 +219,13 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
             raise UserError(f"model.path={config.path!r}: component folder missing: {', '.join(missing)}")
         return index
     with user_errors("model.path", config.path):
-        hub: dict[str, Any] = DiffusionPipeline.load_config(source, revision=config.revision)
-        return hub
+        hub: Any = DiffusionPipeline.load_config(source, revision=config.revision)
+    if not isinstance(hub, dict):
+        raise UserError(
+            f"model.path={config.path!r}: its model_index.json holds a {type(hub).__name__}; allowed: a "
+            "mapping of components"
+        )
+    return hub
 
 
 def _has(config: ModelConfig, source: str, card: FamilyCard) -> bool:

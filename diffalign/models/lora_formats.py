@@ -7,7 +7,6 @@ metadata or the folder's ``adapter_config.json`` (rsLoRA: ``alpha / sqrt(rank)``
 ComfyUI, A1111 and kohya's scripts do.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora_names import file_text_name, modules_of, stems_of
 from diffalign.models.original_layout import Place
 from diffalign.models.sources import LORA_FILES, user_errors
+from diffalign.utils.text import parse_json, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def read_lora(path: str | Path, model: LoadedModel) -> tuple[Lora, str]:
         metadata = dict(handle.metadata() or {})
         state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     beside = file.parent / "adapter_config.json"
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    config = read_json_object(beside) if beside.is_file() else None
     return parse_lora(state, metadata, model, str(file), config)
 
 
@@ -201,7 +201,10 @@ class _Scales:
     def __init__(self, metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> None:
         self.by_component: dict[str, dict[str, Any]] = {}
         text = metadata.get("lora_adapter_metadata")
-        for key, value in (json.loads(text) if text else {}).items():
+        told = parse_json(text, "lora_adapter_metadata") if text else {}
+        if not isinstance(told, Mapping):
+            raise UserError(f"lora_adapter_metadata is {str(text)[:60]!r}; allowed: a JSON object")
+        for key, value in told.items():
             component, _, name = key.partition(".")
             self.by_component.setdefault(component, {})[name] = value
         self.config = dict(config or {})

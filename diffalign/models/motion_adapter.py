@@ -1,6 +1,5 @@
 """A Stable Diffusion 1.x and a motion adapter put together: AnimateDiff."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from diffalign.errors import UserError
 from diffalign.models.sources import HUB_ID, user_errors
+from diffalign.utils.text import read_json_object
 
 
 def load_motion(path: str, dtype: torch.dtype) -> Any:
@@ -69,10 +69,7 @@ def _adapter_config(path: str) -> dict[str, Any]:
         raise UserError(
             f"model.motion_adapter={path!r}: no config.json in it; allowed: a hub id, or a folder"
         )
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
+    config = read_json_object(file)
     if config.get("_class_name") != "MotionAdapter":
         raise UserError(
             f"model.motion_adapter={path!r} is a {config.get('_class_name')}, not a MotionAdapter"

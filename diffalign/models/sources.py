@@ -149,7 +149,8 @@ def user_errors(field: str, path: str) -> Iterator[None]:
         raise UserError(
             f"{field}={path!r} cannot be loaded: {first}" if local else _unreachable(field, path, error)
         ) from error
-    except (TypeError, AttributeError, KeyError) as error:  # a configuration with a value of another type
+    except (TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError) as error:
+        # a configuration with a value of another type or out of range
         first = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"{field}={path!r} cannot be loaded, is its configuration damaged? ({first})"

@@ -19,6 +19,7 @@ from typing import Any
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import Run
 from diffalign.data import Preferences, check_files, read_preferences
+from diffalign.data.reading.drop import rows_in
 from diffalign.diffusion.randomness import derive
 from diffalign.errors import UserError
 from diffalign.export.aligned import absent_components, save_aligned
@@ -109,6 +110,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         check_streaming(run, inner)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
     if preferences is not None:
+        if run.data.drop:
+            rows_in(run.data.drop)
         check_files(preferences, run.data, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else _silent

@@ -1,6 +1,5 @@
 """Runs, LoRAs and fine-tuned pipelines, as ``diffalign export`` and ``diffalign push`` take them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffalign.methods import REGISTRY
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
 from diffalign.runs.load_pipeline import named, read_run_directory, run_directory_of, with_dtype
+from diffalign.utils.text import read_json_object
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def figures(folder: Path) -> Mapping[str, Any]:
     file = folder / "summary.json"
     if not file.is_file():
         return {}
-    summary = json.loads(file.read_text(encoding="utf-8"))
+    summary = read_json_object(file)
     numbers = {"optimizer steps": summary.get("steps", 0), "data": summary.get("data", "")}
     return numbers | dict(summary.get("held_out", {}))
 

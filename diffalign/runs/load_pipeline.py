@@ -9,7 +9,8 @@ from diffalign.errors import UserError, unknown
 from diffalign.export.aligned import open_aligned
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
-from diffalign.models.sources import HUB_ID, fetch_lora, hub_kind, is_lora, resolve
+from diffalign.models.lora_formats import lora_file
+from diffalign.models.sources import HUB_ID, fetch_lora, hub_kind, is_lora, keys_of, resolve
 from diffalign.models.starting import is_checkpoint, load_checkpoint, run_of
 from diffalign.runs.validate import read_run
 from diffalign.utils.devices import DTYPES
@@ -73,12 +74,14 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
                 f"{spec!r} has no aligned/: the run has not finished; allowed: one of its checkpoints "
                 f"({path / 'checkpoints'}/step-N), or continue it with --resume latest"
             )
+        _check_readable(aligned)
         return Named(with_dtype(read_run_directory(path).model, dtype), aligned)
     kind = "hub" if base is not None and not path.exists() and HUB_ID.fullmatch(spec) else "local"
     content = hub_kind(spec) if kind == "hub" else _local_kind(path)
     if content == "lora":
         source = Path(fetch_lora(spec)) if kind == "hub" else path
         found = Named(_base_of(spec, base, dtype), source)
+        _check_readable(source)
     elif content == "network":
         if base is None:
             raise UserError(f"{spec!r} is a network alone; give the pipeline that it belongs to as --base")
@@ -89,6 +92,12 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
     if os.path.exists(source_of):
         find_family(found.model, source_of)
     return found
+
+
+def _check_readable(path: Path) -> None:
+    """UserError for a LoRA whose file is damaged, by its header: models before it may take hours to draw."""
+    if is_lora(path):
+        keys_of(str(lora_file(path)), "LoRA")
 
 
 def _local_kind(path: Path) -> str:

@@ -33,6 +33,7 @@ from diffalign.training.acceleration import Accelerator
 from diffalign.types import Method, Reward
 from diffalign.types import Path as NoisingPath
 from diffalign.utils.files import write_atomic
+from diffalign.utils.text import read_json_object
 
 
 @runtime_checkable
@@ -210,7 +211,7 @@ def _claim(run: Run, folder: Path, fresh: bool, facts: list[Any]) -> None:
     identity = json.dumps([_identity(run), facts], sort_keys=True, default=str)
     digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     mark = folder / "run.json"
-    same = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["settings"] == digest
+    same = mark.is_file() and read_json_object(mark).get("settings") == digest
     if fresh and folder.exists() and (run.overwrite or not same):
         if list(folder.glob("*round-*/labels*.jsonl")) and not run.overwrite:
             raise UserError(

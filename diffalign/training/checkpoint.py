@@ -34,6 +34,7 @@ from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.training import shard_files
 from diffalign.training.snapshot import Snapshot as Snapshot
+from diffalign.utils.text import read_json_object
 
 FORMAT = 1
 
@@ -284,13 +285,18 @@ def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], conten
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = read_json_object(path / "state.json")
+    except UserError as error:
         raise _Incomplete(f"state.json: {error}") from error
     if state.get("format") != FORMAT:
         raise UserError(
             f"checkpoint {path} has format {state.get('format')!r}; this diffalign reads {FORMAT}"
         )
+    kinds = {"step": int, "facts": dict, "fingerprint": dict, "files": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
+        raise _Incomplete(f"state.json: {wrong[0]} is {str(state.get(wrong[0]))[:40]!r}")
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in state["files"].values()):
+        raise _Incomplete("state.json: files lack their sizes and checksums")
     for name, (size, checksum) in state["files"].items():
         file = path / name
         if not file.is_file():

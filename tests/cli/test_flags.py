@@ -384,3 +384,11 @@ def test_bad_flags(argv, words):
     with pytest.raises(UserError) as caught:
         run_of(*argv)
     assert words in str(caught.value)
+
+
+def test_the_scripts_split_is_that_of_hub_sets(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("")
+    words = ("--flags", "diffusers", "--pretrained_model_name_or_path", "tiny:sd15", "--dataset_name")
+    assert run_of(*words, "kashif/pickascore").data.split == "validation"
+    assert run_of(*words, str(tmp_path / "pairs.jsonl")).data.split == "train"
+    assert run_of(*words, "tiny:pairs").data.split == "train"

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,22 @@ def test_rectified_flow_from_a_flow_scheduler():
 def test_unknown_names_are_named(change, words):
     with pytest.raises(UserError, match=words):
         path_from_config({**SD_SCHEDULER, **change})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0; allowed: 1 to"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps=many"),
+        ({"num_train_timesteps": 10**30}, "num_train_timesteps=1000"),
+        ({"beta_start": math.nan}, "beta_start=nan; allowed: a number from 0 to 1"),
+        ({"beta_end": -1.0}, "beta_end=-1"),
+        ({"beta_end": 1.5}, r"betas such as 1\.\d+.*; allowed: 0 to 1"),
+        ({"trained_betas": [0.1, math.nan]}, "betas such as nan"),
+        ({"trained_betas": []}, "no num_train_timesteps or trained_betas"),
+        ({"beta_schedule": "nosuch"}, "beta_schedule.*'nosuch'"),
+    ],
+)
+def test_tables_of_betas_that_are_none(changes, message):
+    with pytest.raises(UserError, match=message):
+        path_from_config({"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, **changes})

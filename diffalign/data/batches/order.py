@@ -8,15 +8,14 @@ Each stage of a curriculum has its own order.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
 from threading import Lock
 
 import numpy as np
+import pyarrow.compute as pc
 from torch import Tensor
 
 from diffalign.config.schema import CurriculumConfig, DataConfig
 from diffalign.data.encoding.columns import Columns
-from diffalign.data.encoding.records import Record
 from diffalign.diffusion.randomness import derive, permutation
 from diffalign.errors import UserError
 
@@ -32,7 +31,7 @@ class Order:
         self._members: list[np.ndarray] = [np.arange(len(records))]
         seeds = [seed]
         if config.curriculum.stages:
-            self._members = list(map(np.array, stages(records, config.curriculum)))
+            self._members = stages(records, config.curriculum)
             seeds = [derive(seed, "stage", number) for number in range(len(self._members))]
         self._shuffles = [
             _Shuffle(records.take(members), config.likes_share, window, own)
@@ -138,7 +137,7 @@ def scarce(records: Columns, window: int) -> str:
     )
 
 
-def stages(records: Iterable[Record], config: CurriculumConfig) -> list[list[int]]:
+def stages(records: Columns, config: CurriculumConfig) -> list[np.ndarray]:
     """Return the indices of each stage: groups whose gap reaches the stage's threshold.
 
     The thresholds decrease evenly from the widest gap to the narrowest that is used (Curriculum-DPO, Croitoru
@@ -147,40 +146,47 @@ def stages(records: Iterable[Record], config: CurriculumConfig) -> list[list[int
 
     Raises UserError if groups have no rivals or no reward, or if a stage would be empty.
     """
-    gaps = [gap(record, config) for record in records]
-    used = [value for value in gaps if value > 0 and value >= config.min_gap]
-    if not used:
+    found = gaps(records, config)
+    used = found[(found > 0) & (found >= config.min_gap)]
+    if not len(used):
         raise UserError(
             f"data.curriculum.min_gap is {config.min_gap}; allowed: at most the widest gap, "
-            f"{max(gaps, default=0.0):g}, and one above 0"
+            f"{found.max(initial=0.0):g}, and one above 0"
         )
-    widest, narrowest, n = max(used), min(used), config.stages
+    widest, narrowest, n = float(used.max()), float(used.min()), config.stages
     floors = [*(widest + (narrowest - widest) * stage / n for stage in range(1, n)), narrowest]
-    found: list[list[int]] = []
+    chosen: list[np.ndarray] = []
     for stage, floor in enumerate(floors):
         ceiling = floors[stage - 1] if stage and not config.cumulative else float("inf")
-        found.append([i for i, value in enumerate(gaps) if floor <= value < ceiling])
-        if not found[-1]:
+        chosen.append(np.flatnonzero((floor <= found) & (found < ceiling)))
+        if not len(chosen[-1]):
             raise UserError(
                 f"data.curriculum.stages is {n}, but stage {stage + 1} has no group: no gap from {floor:g} "
                 f"to {ceiling:g}; allowed: fewer stages, or data.curriculum.cumulative"
             )
-    return found
+    return chosen
 
 
-def gap(record: Record, config: CurriculumConfig) -> float:
-    """Return the gap between the best and the worst of a group, by score or by the mean of its rewards."""
-    if len(record.images) < 2:
+def gaps(records: Columns, config: CurriculumConfig) -> np.ndarray:
+    """Return (n,) the gap between the best and the worst of each group, by score or by the mean of its
+    rewards.
+    """
+    if len(alone := np.flatnonzero(records.sizes < 2)):
         raise UserError(
-            f"{record.where}: data.curriculum.stages is {config.stages}, but the image has no rival; "
-            f"allowed: 0 for single images"
+            f"{records[int(alone[0])].where}: data.curriculum.stages is {config.stages}, but the image has "
+            "no rival; allowed: 0 for single images"
         )
     if config.by == "score":
-        return max(record.scores) - min(record.scores)
-    if not record.rewards:
+        return records.spreads
+    counts = records.reward_counts
+    if len(missing := np.flatnonzero(counts == 0)):
         raise UserError(
-            f"{record.where}: data.curriculum.by is 'reward', but there is no reward; "
-            f"name one in data.rewards, or give the set a column rewards"
+            f"{records[int(missing[0])].where}: data.curriculum.by is 'reward', but there is no reward; "
+            "name one in data.rewards, or give the set a column rewards"
         )
-    means = [sum(row) / len(row) for row in record.rewards]
-    return 0.0 if record.is_tie else max(means) - min(means)
+    values = pc.list_flatten(pc.list_flatten(records.column("rewards"))).to_numpy()
+    of_images = np.repeat(counts, records.sizes)
+    means = np.add.reduceat(values, np.cumsum(of_images) - of_images) / of_images
+    starts = np.cumsum(records.sizes) - records.sizes
+    spread = np.maximum.reduceat(means, starts) - np.minimum.reduceat(means, starts)
+    return np.where(records.kinds == "tie", 0.0, spread)

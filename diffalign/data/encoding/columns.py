@@ -190,6 +190,12 @@ class Columns(Sequence[Record]):
         """(n,) float64: the score of each group's first image."""
         return self._pick(self._whole._extremes[2])
 
+    @property
+    def spreads(self) -> np.ndarray:
+        """(n,) float64: highest score of each group minus the lowest; 0 without scores."""
+        lowest, highest, _ = self._whole._extremes
+        return self._pick(highest - lowest)
+
     @cached_property
     def has_dense(self) -> np.ndarray:
         """(n,) bool: whether a group has labels in time."""

@@ -22,7 +22,7 @@ from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.records import SCHEMA, Bucket, EncodedImage, Record
 from diffalign.data.encoding.store import Memory, Store, Tensors
 from diffalign.data.reading.examples import Counts
-from diffalign.diffusion.randomness import derive
+from diffalign.diffusion.randomness import derive_each
 
 __all__ = ["Bucket", "EncodedImage", "EncodedSet", "Record", "Shared", "split_holdout"]
 
@@ -180,7 +180,7 @@ def split_holdout(
     if room:
         prompts, codes = encoded.records.prompts
         sizes = np.bincount(codes, minlength=len(prompts))
-        order = np.argsort([derive(seed, "holdout", prompt) for prompt in prompts], kind="stable")
+        order = np.argsort(derive_each(prompts, seed, "holdout"), kind="stable")
         chosen, taken = [], 0
         for number in order:
             if taken == room:

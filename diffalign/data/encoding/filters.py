@@ -18,6 +18,9 @@ from diffalign.data.encoding.hashing import distances
 from diffalign.data.encoding.shards import halves
 from diffalign.errors import UserError
 
+ROUNDS = 32
+"""Groups of one prompt up to which near duplicates are sought in all prompts at once."""
+
 
 def filtered(encoded: EncodedSet, config: FilterConfig) -> EncodedSet:
     """Return the groups that pass every filter.
@@ -136,19 +139,35 @@ def _no_near_duplicate(columns: Columns, distance: int) -> np.ndarray:
     starts, sizes = _starts(columns), columns.sizes
     order = np.lexsort((np.arange(len(codes)), sizes, codes))
     changes = np.flatnonzero(np.diff(codes[order]) | np.diff(sizes[order])) + 1
-    for rows in np.split(order, changes):
-        if len(rows) == 1:
-            continue
-        own = hashes[starts[rows, None] + np.arange(sizes[rows[0]])]
-        kept = [0]
-        for number in range(1, len(rows)):
-            close = distances(own[kept][:, :, None], own[number]) <= distance  # (kept, images, images)
-            one, other = np.any(close, axis=2), np.any(close, axis=1)
-            if np.any(np.all(one, axis=1) & np.all(other, axis=1)):
-                passes[rows[number]] = False
-            else:
-                kept.append(number)
+    firsts = np.concatenate([[0], changes])  # of each run of one prompt and one size, in the order
+    lengths = np.diff(np.append(firsts, len(order)))
+    for size in np.unique(sizes[order[firsts[lengths > 1]]]):
+        runs = np.flatnonzero((lengths > 1) & (sizes[order[firsts]] == size))
+        own = lambda rows: hashes[starts[rows, None] + np.arange(size)]  # noqa: B023, E731
+        short = runs[lengths[runs] <= ROUNDS]
+        for later in range(1, int(lengths[short].max(initial=0))):  # the same place of all short runs at once
+            there = firsts[short[lengths[short] > later]]
+            rows = order[there + later]
+            near = np.zeros(len(rows), bool)
+            for earlier in range(later):
+                other = order[there + earlier]
+                near |= passes[other] & _alike(own(other), own(rows), distance)
+            passes[rows[near]] = False
+        for run in runs[lengths[runs] > ROUNDS]:
+            rows = order[firsts[run] : firsts[run] + lengths[run]]
+            values, kept = own(rows), [0]
+            for number in range(1, len(rows)):
+                if _alike(values[kept], values[number], distance).any():
+                    passes[rows[number]] = False
+                else:
+                    kept.append(number)
     return passes
+
+
+def _alike(one: np.ndarray, other: np.ndarray, distance: int) -> np.ndarray:
+    """Return (...,) whether two groups are near duplicates, by the (..., K) hashes of their images."""
+    close = distances(one[..., :, None], other[..., None, :]) <= distance
+    return np.asarray(close.any(-1).all(-1) & close.any(-2).all(-1))
 
 
 def _rewards(columns: Columns) -> np.ndarray:

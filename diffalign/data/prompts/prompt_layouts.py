@@ -1,12 +1,12 @@
 """Layouts of published prompt sets that are not plain lists: a row of (place, fields) for each prompt."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffalign.data.prompts.prompt_files import COLUMNS, Row, column, file_rows
 from diffalign.errors import UserError
+from diffalign.utils.text import parse_json
 
 _FIELDS = ("prompt", "prompt_en", *COLUMNS)
 
@@ -69,10 +69,7 @@ def _lines(file: Path) -> Iterator[Row]:
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
-    try:
-        data = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not readable as json ({type(error).__name__})") from error
+    data = parse_json(_read(file), str(file))
     if isinstance(data, Mapping):
         entries = [(f"{file.name} entry {name!r}", entry) for name, entry in data.items()]
     elif isinstance(data, list):

@@ -5,7 +5,6 @@ against copies of the files; the addresses of the others on the hub and on GitHu
 local copy is always read: ``dpg:FILE`` and so on.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from diffalign.data.prompts.prompt_files import Row, file_rows
 from diffalign.data.prompts.prompt_layouts import any_rows, compbench_rows, dpg_rows, unique_rows
 from diffalign.errors import UserError
 from diffalign.utils.files import write_atomic
+from diffalign.utils.text import read_json
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 """HPDv2's, in the order of its table; one file each."""
@@ -117,10 +117,7 @@ def _styled(place: Path) -> Iterator[Row]:
     """HPDv2's: a file is a list of texts, its name the style; a folder holds the four of them."""
     files = [place / f"{style}.json" for style in STYLES] if place.is_dir() else [place]
     for file in files:
-        try:
-            prompts = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not readable as json ({type(error).__name__})") from error
+        prompts = read_json(file)
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(f"{file}: not a list of texts, as HPDv2's benchmark/{STYLES[0]}.json is")
         for number, prompt in enumerate(prompts):

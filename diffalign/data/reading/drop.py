@@ -4,10 +4,13 @@ Rows are named as in messages, such as ``pairs.parquet row 17``; ``diffalign dis
 file. Lines that are empty or begin with ``#`` are ignored.
 """
 
-from pathlib import Path
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from diffalign.data.encoding.encoded import EncodedSet
 from diffalign.errors import UserError
+from diffalign.utils.text import text_lines
 
 
 def leave_out(encoded: EncodedSet, file: str | None) -> EncodedSet:
@@ -18,18 +21,25 @@ def leave_out(encoded: EncodedSet, file: str | None) -> EncodedSet:
     """
     if file is None:
         return encoded
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.drop={file!r}: cannot be read ({error})") from error
-    names = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
-    kept = [i for i, record in enumerate(encoded) if record.where not in names]
+    names = rows_in(file)
+    places = encoded.records.column("where")
+    named = pc.is_in(places, value_set=pa.array(sorted(names), places.type))
+    kept = np.flatnonzero(~named.to_numpy()) if len(encoded) else np.zeros(0, np.int64)
     if names and len(kept) == len(encoded):
         example = encoded[0].where if len(encoded) else "nothing"
         raise UserError(
             f"data.drop={file!r}: none of its {len(names)} rows is in the training set, whose rows are named "
             f"like {example!r}"
         )
-    if not kept:
+    if not len(kept):
         raise UserError(f"data.drop={file!r} leaves no row of {len(encoded)} to train on")
     return encoded.subset(kept)
+
+
+def rows_in(file: str) -> set[str]:
+    """Return the rows that a file of ``data.drop`` names; UserError where it cannot be read."""
+    try:
+        lines = [line.strip() for _, line in text_lines(file)]
+    except UserError as error:
+        raise UserError(f"data.drop: {error}") from error
+    return {line for line in lines if line and not line.startswith("#")}

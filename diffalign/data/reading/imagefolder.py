@@ -49,7 +49,7 @@ def read_imagefolder(config: DataConfig) -> Preferences:
     """
     tables = metadata_of(Path(config.path).expanduser())
     notes: list[str] = []
-    if len(tables) > 1:
+    if len(tables) > 1 or config.split != "train":
         tables, notes = of_split(tables, str(Path(config.path).expanduser()), config.split)
     downloads = downloads_of(config)
     heads = [next(_rows(table), ("", {}))[1] for table in tables]

@@ -111,6 +111,10 @@ def by_votes(example: Example, votes: str, min_agreement: float) -> Example | Sk
 
 def _read(config: DataConfig) -> Preferences:
     if config.path.startswith("tiny:"):
+        if config.split not in ("train", "all"):
+            raise UserError(
+                f"data.split is {config.split!r}, but {config.path!r} has no splits; allowed: train, all"
+            )
         return _tiny(config)
     name = detect_format(config.path) if config.format == "auto" else config.format
     if name not in READERS:

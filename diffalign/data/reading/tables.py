@@ -97,9 +97,10 @@ def files_of(config: DataConfig, suffixes: Sequence[str], kind: str) -> tuple[li
             f"data.path {config.path!r}: no such file, or no {kind} file there; give a file, a glob such as "
             f"'pairs/*{suffixes[0]}' or a folder"
         )
-    if len(tables) > 1 and not any(sign in config.path for sign in "*?["):
-        return of_split(tables, config.path, config.split)
-    return tables, []
+    named = len(tables) == 1 or any(sign in config.path for sign in "*?[")
+    if named and config.split == "train":
+        return tables, []  # these files were asked for, whatever their names say
+    return of_split(tables, config.path, config.split)
 
 
 def read_parquet(config: DataConfig) -> Preferences:
@@ -249,6 +250,11 @@ def read_saved(config: DataConfig) -> Preferences:
         if config.split not in loaded:
             raise UserError(f"data.split is {config.split!r}; {config.path!r} has {', '.join(loaded)}")
         loaded = loaded[config.split]
+    elif config.split not in ("train", "all"):
+        raise UserError(
+            f"data.split is {config.split!r}, but {config.path!r} is one saved dataset without splits; "
+            "allowed: train, all"
+        )
     return _of_dataset(_undecoded(loaded), config)
 
 

@@ -4,7 +4,7 @@ Images are cut and scaled by ``preprocess.Crop``, with OpenAI's mean and std or 
 preprocessor_config.json.
 """
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from diffalign.rewards.checkpoints import check_whole, fill, is_hub_id, unloadab
 from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
+from diffalign.utils.text import read_json_object
 
 
 def unit(features: Tensor) -> Tensor:
@@ -229,14 +230,19 @@ def colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    config = json.loads(Path(file).read_text()) if file else {}
-    mean = tuple(config.get("image_mean", OPENAI_MEAN))
-    std = tuple(config.get("image_std", OPENAI_STD))
-    if len(mean) != 3 or len(std) != 3:
+    config = read_json_object(file) if file else {}
+    mean, std = config.get("image_mean", OPENAI_MEAN), config.get("image_std", OPENAI_STD)
+    if not all(_is_colour(value) for value in (mean, std)):
         raise UserError(
             f"reward {name!r}: preprocessor_config.json of {source!r} has not three means and stds"
         )
-    return mean, std
+    return tuple(mean), tuple(std)
+
+
+def _is_colour(value: Any) -> bool:
+    """Whether a value is three finite numbers."""
+    three = isinstance(value, list | tuple) and len(value) == 3
+    return three and all(isinstance(part, int | float) and math.isfinite(part) for part in value)
 
 
 def _check(name: str, source: str, kind: str) -> None:

@@ -11,7 +11,6 @@ from the weights and from med_config.json.
 What differs from the released code: an image becomes RGB before it is resized and cut rather than after.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from diffalign.rewards.checkpoints import fetched, fill, is_hub_id, read_state
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.preprocess import Crop
 from diffalign.rewards.registry import REGISTRY, Place
+from diffalign.utils.text import read_json_object
 
 LENGTH = 35
 """Tokens of a prompt, [CLS] and [SEP] among them; what follows is not read."""
@@ -146,7 +146,7 @@ def _files(path: str) -> tuple[Path, Path]:
 def _read_config(path: Path) -> dict[str, Any]:
     """Return what BlipTextConfig is told of the published BERT configuration."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_object(path)
         return {name: config[name] for name in _TOLD}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(

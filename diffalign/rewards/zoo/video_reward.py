@@ -11,7 +11,6 @@ model_config.json; their sum is the overall score. As a reward:
 * ``video_reward:FOLDER@BASE``: with the Qwen2-VL that it stands on from another place than its config says.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from diffalign.rewards.checkpoints import fetched, read_state, unloadable
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.zoo.instructions import template
 from diffalign.rewards.zoo.qwen import VIDEO, Qwen, linear, load_qwen, marked_tokenizer, renamed
+from diffalign.utils.text import read_json_object
 
 _NAME = "video_reward"
 _BASE = "Qwen/Qwen2-VL-2B-Instruct"
@@ -167,7 +167,7 @@ def _config(path: Path) -> dict[str, Any]:
     model.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_object(path)
         found = {
             "prompt_template_type": config["data_config"]["prompt_template_type"],
             "sample_type": config["data_config"].get("sample_type", "uniform"),

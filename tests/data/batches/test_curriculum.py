@@ -7,7 +7,7 @@ import torch
 
 from diffalign.config.schema import CurriculumConfig, DataConfig
 from diffalign.data import PairSource, encode_preferences, read_preferences
-from diffalign.data.batches.order import gap, stages
+from diffalign.data.batches.order import gaps, stages
 from diffalign.errors import UserError
 from tests.data.conftest import Family, Model, png, write_jsonl
 
@@ -27,6 +27,10 @@ def gapped(tmp_path):
     return encode_preferences(Model(), read_preferences(config), config, tmp_path / "c", False)
 
 
+def staged(records, config):
+    return [stage.tolist() for stage in stages(records, config)]
+
+
 def source(encoded, batch_size=2, accumulation=1, rank=0, world=1, seed=0, **settings):
     config = DataConfig(posterior="mean", curriculum=CurriculumConfig(**settings))
     return PairSource(
@@ -44,22 +48,22 @@ def prompts(source, first, count):
 
 
 def test_thresholds_fall_evenly_from_the_widest_gap_to_the_narrowest(gapped):
-    found = stages(gapped.records, CurriculumConfig(stages=3))  # 0.7, 0.4, 0.1
+    found = staged(gapped.records, CurriculumConfig(stages=3))  # 0.7, 0.4, 0.1
     assert found == [[1, 4, 7], [1, 3, 4, 5, 7], [0, 1, 3, 4, 5, 6, 7]]
-    apart = stages(gapped.records, CurriculumConfig(stages=3, cumulative=False))
+    apart = staged(gapped.records, CurriculumConfig(stages=3, cumulative=False))
     assert apart == [[1, 4, 7], [3, 5], [0, 6]]
 
 
 def test_small_gaps_and_ties_are_in_no_stage(gapped):
-    assert stages(gapped.records, CurriculumConfig(stages=1)) == [[0, 1, 3, 4, 5, 6, 7]]
-    assert stages(gapped.records, CurriculumConfig(stages=1, min_gap=0.5)) == [[1, 3, 4, 7]]
+    assert staged(gapped.records, CurriculumConfig(stages=1)) == [[0, 1, 3, 4, 5, 6, 7]]
+    assert staged(gapped.records, CurriculumConfig(stages=1, min_gap=0.5)) == [[1, 3, 4, 7]]
 
 
 def test_gaps_of_scores_and_of_mean_rewards(gapped):
     by_score, by_reward = CurriculumConfig(stages=1), CurriculumConfig(stages=1, by="reward")
-    assert [gap(record, by_score) for record in gapped] == GAPS
+    assert gaps(gapped.records, by_score).tolist() == GAPS
     expected = [0 if g == 0 else (1 - g) / 2 for g in GAPS]
-    assert [gap(record, by_reward) for record in gapped] == pytest.approx(expected)
+    assert gaps(gapped.records, by_reward).tolist() == pytest.approx(expected)
 
 
 def test_each_stage_shows_its_groups_for_its_steps_and_the_last_goes_on(gapped):
@@ -96,7 +100,7 @@ def test_no_stages_leave_the_order_as_it_was(gapped):
 
 def test_equal_gaps_make_one_set_of_all_stages(gapped):
     equal = gapped.holding(replace(record, scores=(1.0, 0.0)) for record in gapped)
-    assert stages(equal.records, CurriculumConfig(stages=4)) == [list(range(8))] * 4
+    assert staged(equal.records, CurriculumConfig(stages=4)) == [list(range(8))] * 4
 
 
 @pytest.mark.parametrize(

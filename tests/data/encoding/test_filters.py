@@ -6,10 +6,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from diffalign.config.schema import FilterConfig
+from diffalign.data.encoding import filters
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.content import content_digest
 from diffalign.data.encoding.filters import agreeing, agreement_split, margin
 from diffalign.data.encoding.hashing import dhash, distances
+from diffalign.data.encoding.records import Record
 from diffalign.errors import UserError
 from tests.data.conftest import png, row
 
@@ -164,3 +166,31 @@ def test_content_from_columns(encoded):
         known.add(content_digest(Columns.of([other, *others])))
     assert len(known) == 9
     assert content_digest(whole.take([3, 2, 4, 5])) not in known
+
+
+def test_near_duplicates_of_many_groups_as_the_definition_has_it(monkeypatch):
+    """Greedy, by rows: against a plain loop, in runs above and below the bound of the joint rounds."""
+    rng = np.random.default_rng(0)
+    words = [[int(v) for v in rng.integers(0, 8, 2)] for _ in range(300)]  # distances of at most 3 bits
+    prompts = [f"p{n}" for n in rng.integers(0, 30, 300)]
+    encoded = [
+        Record(p, "0" * 32, (), (1.0, 0.0), f"r {i}", hashes=tuple(w))
+        for i, (p, w) in enumerate(zip(prompts, words, strict=True))
+    ]
+    kept: list[int] = []
+    for i, (p, (a, b)) in enumerate(zip(prompts, words, strict=True)):
+        near = lambda x, y: bin(x ^ y).count("1") <= 1  # noqa: E731
+        alike = (
+            all(near(x, c) or near(x, d) for x in (a, b)) and all(near(x, a) or near(x, b) for x in (c, d))
+            for j in kept
+            if prompts[j] == p
+            for c, d in [words[j]]
+        )
+        if not any(alike):
+            kept.append(i)
+    assert 100 < len(kept) < 250
+    columns = Columns.of(encoded)
+    monkeypatch.setattr(Columns, "sizes", np.full(300, 2))  # the images themselves do not matter
+    for rounds in (32, 2):
+        monkeypatch.setattr(filters, "ROUNDS", rounds)
+        assert np.flatnonzero(filters._no_near_duplicate(columns, 1)).tolist() == kept

@@ -246,3 +246,22 @@ def test_a_limit_on_what_is_fetched(tmp_path, server):
     with pytest.raises(UserError, match=r"was not fetched: data\.max_downloads is 1"):
         encoded(of_urls(tmp_path, base), tmp_path, max_downloads=1)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "*.jsonl", "tiny:pairs"])
+def test_a_split_that_the_named_files_do_not_have_is_refused(tmp_path, name):
+    (tmp_path / "0.png").write_bytes(png(0))
+    (tmp_path / "1.png").write_bytes(png(1))
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "0.png", "rejected": "1.png"}])
+    path = name if name.startswith("tiny:") else tmp_path / name
+    with pytest.raises(UserError, match=r"data.split is 'test', but .* no splits; allowed: train, all"):
+        read(path, split="test")
+    assert len([*read(path, split="all", limit=1)]) == 1
+
+
+def test_files_that_are_named_are_read_whatever_their_names_say(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [row(0, prompt=split)])
+    assert [one.prompt for one in read(tmp_path / "test.parquet")] == ["test"]
+    assert [one.prompt for one in read(tmp_path / "*.parquet")] == ["test", "train"]
+    assert [one.prompt for one in read(tmp_path / "*.parquet", split="test")] == ["test"]

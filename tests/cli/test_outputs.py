@@ -1,0 +1,87 @@
+"""Places that commands write to: told before anything is loaded, and a moved run goes on where it lies."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from diffalign.cli import main
+from diffalign.cli.common import output_file, output_folder
+from diffalign.cli.flags import read_flags, resolve
+from diffalign.config.io import to_yaml
+from diffalign.config.schema import DataConfig, ModelConfig, Run
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    os.symlink(tmp_path / "loop", tmp_path / "loop")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        (output_folder, "file", "is a file; allowed: a folder"),
+        (output_file, "folder", "is a folder; allowed: a file"),
+        (output_folder, "file/below", "file' is a file; allowed: a folder"),
+        (output_folder, "loop", "is a link to nothing"),
+        (output_file, "x" * 300, "too long for a file name"),
+        (output_folder, "a\0b", "holds a null byte"),
+    ],
+)
+def test_where_nothing_can_be_written(kind, name, message, place):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        kind(str(place / name))
+
+
+@pytest.mark.parametrize("text", ["", "  ", "~nosuchuser/x"])
+def test_names_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is no name|no home folder"):
+        output_folder(text)
+
+
+def test_new_and_present_places(place):
+    assert output_folder(str(place / "a" / "b")) == str(place / "a" / "b")
+    assert output_folder(str(place / "folder")) == str(place / "folder")
+    assert output_file(str(place / "file")) == str(place / "file")
+    assert output_folder("~/x") == str(Path.home() / "x")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", "tiny:sd15", "--prompts", "tiny:test", "--output", "file"],
+        ["evaluate", "--run", "folder", "--prompts", "a", "--rewards", "jpeg", "--output", ""],
+        ["score", "folder", "--rewards", "jpeg", "--output", "folder"],
+        ["pairs", "folder", "--rewards", "jpeg", "--output", "folder"],
+        ["data", "tiny:pairs", "--page", "folder"],
+        ["demo", "--output", "file"],
+    ],
+)
+def test_commands_tell_it_first(argv, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main(argv) == 2
+    assert "; allowed: a f" in capsys.readouterr().err
+
+
+def test_near_without_its_kind_of_duplicates(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert main(["pairs", "folder", "--rewards", "jpeg", "--near", "5", "--output", "p.jsonl"]) == 2
+    assert "--near 5 is for --dedup near, not exact" in capsys.readouterr().err
+
+
+def test_a_moved_run_goes_on_where_it_lies(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    (new / "checkpoints").mkdir(parents=True)
+    run = Run(output=str(old), model=ModelConfig(path="tiny:sd15"), data=DataConfig(path="tiny:pairs"))
+    (new / "config.yaml").write_text(to_yaml(run))
+    found, notes = resolve(read_flags([str(new / "config.yaml"), "--resume", "latest"]))
+    assert found.output == str(new)
+    assert notes == [f"the run goes on in {new}, where its config.yaml lies; it was made in {old}"]
+    found, notes = resolve(read_flags([str(new / "config.yaml"), "--output", str(old)]))
+    assert (found.output, notes) == (str(old), [])
+    (new / "recipe.yaml").write_text(to_yaml(run))
+    assert resolve(read_flags([str(new / "recipe.yaml")]))[0].output == str(old)
