@@ -4,6 +4,7 @@ Tables are read row by row, so a set need not fit in memory (json is parsed file
 every file are checked before anything is encoded. pyarrow and datasets are imported when they are used.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -100,7 +101,15 @@ def files_of(config: DataConfig, suffixes: Sequence[str], kind: str) -> tuple[li
     named = len(tables) == 1 or any(sign in config.path for sign in "*?[")
     if named and config.split == "train":
         return tables, []  # these files were asked for, whatever their names say
-    return of_split(tables, config.path, config.split)
+    return of_split(tables, _fixed_part(tables[0].folder, config.path), config.split)
+
+
+def _fixed_part(folder: str, path: str) -> str:
+    """Return the folder below which the files of a folder or a glob, or a file, tell their split."""
+    before = re.split(r"[*?\[]", path)[0]
+    if before != path:
+        return before.rpartition("/")[0]
+    return path if folder.startswith(path.rstrip("/")) else folder
 
 
 def read_parquet(config: DataConfig) -> Preferences:

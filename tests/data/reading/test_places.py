@@ -265,3 +265,4 @@ def test_files_that_are_named_are_read_whatever_their_names_say(tmp_path):
     assert [one.prompt for one in read(tmp_path / "test.parquet")] == ["test"]
     assert [one.prompt for one in read(tmp_path / "*.parquet")] == ["test", "train"]
     assert [one.prompt for one in read(tmp_path / "*.parquet", split="test")] == ["test"]
+    assert [one.prompt for one in read(tmp_path / "test.parquet", split="test")] == ["test"]
