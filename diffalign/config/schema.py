@@ -189,6 +189,9 @@ class TrainingConfig:
     batch_size: int = option(1, "groups (pairs) of a micro-batch in each process", BATCH)
     accumulation: int = option(1, "micro-batches of an optimizer step", between(1, 10**6))
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast precision of the network")
+    float32_matmul: Literal["highest", "high", "medium"] = option(
+        "high", "float32 products on a GPU: highest, exact; high, TF32; medium, bfloat16 where torch has it"
+    )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not clipped", _CLIP)
     spike_factor: float = option(
         0.0, "skip a step whose gradient norm is this many times its running mean; 0: never", _SPIKE

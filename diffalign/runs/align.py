@@ -44,7 +44,7 @@ from diffalign.runs.setup import offline, online
 from diffalign.runs.streaming import check_streaming, streamed
 from diffalign.runs.validate import validate
 from diffalign.strategies import wrap
-from diffalign.training.acceleration import Accelerator, accelerator_for
+from diffalign.training.acceleration import Accelerator, accelerator_for, set_products
 from diffalign.training.checkpoint import Checkpoints
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
@@ -115,6 +115,8 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         check_files(preferences, run.data, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else _silent
+    if products := set_products(run.training.float32_matmul, accelerator.device.type):
+        tell(products)
     output = Path(run.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"output={run.output!r} is a file; allowed: a folder, new or of a run to resume")

@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator as Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -62,6 +63,21 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
             "allowed here: no, bf16"
         )
     return accelerator
+
+
+def set_products(precision: str, device: str) -> str:
+    """Set how float32 products are computed on a device, and return it in words; nothing changes on a CPU.
+
+    Args:
+        precision: ``training.float32_matmul``.
+        device: its type, such as "cuda".
+    """
+    if device == "cpu":
+        return ""
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"  # convolutions
+    kinds = {"highest": "exact", "high": "in TF32", "medium": "in bfloat16 or TF32"}
+    return f"float32 products and convolutions: {kinds[precision]} (training.float32_matmul {precision})"
 
 
 def prepare(accelerator: Accelerator, network: nn.Module) -> nn.Module:

@@ -219,7 +219,13 @@ def test_a_recipe_builds_at_its_real_size(name, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd15_dpo_lora_12gb", "sdxl_dpo_lora_12gb", "sdxl_dpo_lora_80gb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sd15_dpo_lora_12gb", "sdxl_dpo_lora_12gb", "sdxl_dpo_lora_80gb", "z_image_dpo_lora_12gb",
+        "qwen_image_dpo_lora_24gb",
+    ],
+)  # fmt: skip
 def test_a_recipe_fits_the_gpu_of_its_name(name, runs):
     needed = estimate(workload_of(runs[name])).total_memory
     assert needed < 0.8 * int(name.removesuffix("gb").rpartition("_")[2]) * 2**30

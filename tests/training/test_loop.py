@@ -11,7 +11,7 @@ import torch
 from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.methods.dpo import DPO
-from diffalign.training.acceleration import accelerator_for
+from diffalign.training.acceleration import accelerator_for, set_products
 from diffalign.training.guard import TrainingDiverged
 from diffalign.training.interruption import Interruption
 from diffalign.types import Step
@@ -259,3 +259,19 @@ def test_a_source_must_be_endless_and_give_no_more_groups_than_a_batch_holds():
         trial.run()
     with pytest.raises(ValueError, match=r"5 groups; training.batch_size is 4"):
         Trial(source=TensorSource(**pairs(), batch_size=5)).run()
+
+
+@pytest.mark.parametrize(
+    ("precision", "words", "convolutions"), [("highest", "exact", False), ("high", "TF32", True)]
+)
+def test_float32_products_are_as_the_run_says(precision, words, convolutions):
+    before, allowed = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        assert set_products(precision, "cpu") == ""
+        assert torch.get_float32_matmul_precision() == before
+        assert words in set_products(precision, "cuda")
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.cudnn.allow_tf32 is convolutions
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = allowed
