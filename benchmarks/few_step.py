@@ -36,7 +36,7 @@ from diffalign.utils.files import write_atomic
 
 PROMPTS = 384
 FEW, MANY = 4, 20
-COMMON = ("--method.every=3", "--training.steps=150", "--optimizer.learning_rate=0.0005")
+COMMON = ("--method.every=3", "--training.steps=90", "--optimizer.learning_rate=0.0005")
 
 
 @dataclass(frozen=True)

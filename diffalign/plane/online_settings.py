@@ -234,7 +234,8 @@ ONLINE: Mapping[str, PlaneRow] = {
         optimum=False,
         gain=-0.1,
         falls=False,
-        note="it has no preference: the height stays where it was",
+        sampling=4,
+        note="it has no preference: the height stays, and four steps come closer to the data than the base's",
     ),
     "dgpo": PlaneRow(
         DGPO(kl=1.0),

@@ -275,10 +275,12 @@ def points(denoiser: Denoiser, count: int, seed: int, steps: int = 50) -> Tensor
     )
 
 
-def measure(plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1) -> Measured:
-    """Sample ``count`` points (as many for each label) and compare them with the known optimum."""
+def measure(plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1, steps: int = 50) -> Measured:
+    """Sample ``count`` points (as many for each label) in ``steps`` steps and compare them with the known
+    optimum.
+    """
     g = torch.Generator().manual_seed(seed + 1)
-    x = points(denoiser, count // LABELS, seed)
+    x = points(denoiser, count // LABELS, seed, steps)
     distances = []
     for label in range(LABELS):
         tau = plane.temperature(label, plane.reward(x[label]).mean().item())

@@ -29,6 +29,8 @@ class PlaneRow:
         note: what is particular, for readers.
         rollout: of a method that learns from what it samples; it has no data.
         flow: whether it is of the flow version of the plane (``plane_flow`` has all the others there).
+        sampling: steps of the sampler in which the result is measured; of a student that knows a few only, so
+            many: it must then be nearer to the support than the base is in as many.
     """
 
     method: Method[Any]
@@ -42,6 +44,7 @@ class PlaneRow:
     note: str = ""
     rollout: RolloutConfig | None = None
     flow: bool = False
+    sampling: int = 50
 
     def trained(
         self,

@@ -41,10 +41,10 @@ def unchecked(repeated: bool = True) -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def figures(network: PlaneNetwork) -> Measured:
-    """Measure a network."""
+def figures(network: PlaneNetwork, steps: int = 50) -> Measured:
+    """Measure a network, sampled in so many steps."""
     with unchecked():
-        return measure(PLANE, denoiser_of(network), POINTS)
+        return measure(PLANE, denoiser_of(network), POINTS, steps=steps)
 
 
 def after(row: PlaneRow, start: PlaneNetwork, data: Any, seed: int = 0, flipped: bool = False) -> Measured:
@@ -52,7 +52,7 @@ def after(row: PlaneRow, start: PlaneNetwork, data: Any, seed: int = 0, flipped:
     batch = None if row.rollout else data(row.data, seed, flipped)
     with unchecked(repeated=seed > 0 or flipped):
         trained = row.trained(start, batch, seed, flipped)
-    return figures(trained)
+    return figures(trained, row.sampling)
 
 
 @pytest.fixture(scope="package")

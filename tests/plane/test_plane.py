@@ -36,7 +36,7 @@ def case(request, base, mislabelled, measured):
     row = ROWS[request.param]
     about_captions = row.data is captions
     start = mislabelled if about_captions else base
-    return row, start, measured(start), "fidelity" if about_captions else "reward"
+    return row, start, measured(start, row.sampling), "fidelity" if about_captions else "reward"
 
 
 every_row = pytest.mark.parametrize("case", ROWS, indirect=True)
@@ -63,12 +63,12 @@ def test_a_row_remembers_nothing_of_its_last_run(name, base, data):
 
 
 def test_the_base_is_the_data(base, measured):
-    got = measured(base)
+    got = measured(base, 50)
     assert abs(got.reward) < 0.1 and got.off_support < 0.03 and got.distance < 0.12 and got.fidelity > 0.97
 
 
 def test_the_mislabelled_base_follows_three_prompts_of_four(mislabelled, measured):
-    got = measured(mislabelled)
+    got = measured(mislabelled, 50)
     assert 0.65 < got.fidelity < 0.85 and got.off_support < 0.03
 
 
@@ -77,7 +77,7 @@ def test_a_method_raises_the_reward_on_the_support(case, seed, data):
     row, start, before, what = case
     got = after(row, start, data, seed)
     assert getattr(got, what) > getattr(before, what) + row.gain
-    assert got.off_support < 0.03
+    assert got.off_support < (0.03 if row.sampling == 50 else 0.75 * before.off_support)
     assert got.distance < 0.13 or not row.optimum
 
 
