@@ -90,10 +90,13 @@ def drawn_without_sound(pipeline: Any, case: str, noise: Tensor, guidance: float
     """Return LTX-2's samples with its switch between video and sound off, by classifier-free guidance."""
     height, width, frames = CASES[case][1]
     with pytest.MonkeyPatch.context() as patch:
-        forward = functools.partial(pipeline.transformer.forward)
-        patch.setattr(
-            pipeline.transformer, "forward", lambda **told: forward(**{**told, "isolate_modalities": True})
-        )
+        forward = pipeline.transformer.forward
+
+        @functools.wraps(forward)
+        def isolated(**told: Any) -> Any:
+            return forward(**{**told, "isolate_modalities": True})
+
+        patch.setattr(pipeline.transformer, "forward", isolated)
         plain = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
         result: Tensor = pipeline(
             PROMPTS, latents=pipeline._pack_latents(noise, 1, 1), num_inference_steps=STEPS, height=height,
@@ -202,7 +205,7 @@ def test_the_same_seed_gives_the_stock_pipelines_video(
     shown = drawn(stock, case, noise, guidance, "pt")
     assert shown.shape[2:] == (CASES[case][1][2], *CASES[case][1][:2])
     assert_close(video.decode(latents), shown, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(latents, ours(video, noise, 5.0 - guidance), atol=1e-2)
+    assert not torch.allclose(latents, ours(video, noise, 5.0 - guidance), rtol=0, atol=2e-4)
 
 
 def test_a_decoder_that_takes_a_time_is_told_the_stock_one(tmp_path: Path) -> None:
