@@ -1,8 +1,8 @@
 """Tiny pipelines of the real classes with random weights, written as folders that diffusers loads.
 
 For tests that need the right code paths and not a good model: `make_sdxl(folder)`, `make_sd15(folder)`,
-`make_sd3(folder)`, `make_flux(folder)`, `make_pixart(folder)`, `make_pixart_alpha(folder)`,
-`make_z_image(folder)`, `make_flux2_klein(folder)`, `make_qwen_image(folder)`.
+`make_sd3(folder)`, `make_flux(folder)`, `make_flux_kontext(folder)`, `make_pixart(folder)`,
+`make_pixart_alpha(folder)`, `make_z_image(folder)`, `make_flux2_klein(folder)`, `make_qwen_image(folder)`.
 """
 
 from pathlib import Path
@@ -18,11 +18,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -42,6 +44,9 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -237,10 +242,19 @@ def make_sd3(folder: Path, seed: int = 0, t5_too: bool = True, dynamic: bool = T
 
 def make_flux(folder: Path, seed: int = 0, guided: bool = True) -> Path:
     """Write a random FluxPipeline to ``folder``: dev, or schnell if it is not ``guided``."""
+    return _flux(folder, seed, guided, FluxPipeline)
+
+
+def make_flux_kontext(folder: Path, seed: int = 0) -> Path:
+    """Write a random FluxKontextPipeline to ``folder``."""
+    return _flux(folder, seed, True, FluxKontextPipeline)
+
+
+def _flux(folder: Path, seed: int, guided: bool, pipeline_class: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok, tok_2 = tokenizer(), t5_tokenizer()
-        pipeline = FluxPipeline(
+        pipeline = pipeline_class(
             transformer=FluxTransformer2DModel(
                 in_channels=64,
                 num_layers=1,
@@ -426,6 +440,44 @@ def qwen_vl_config(tok: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 
 def qwen_image_vae() -> AutoencoderKLQwenImage:
     return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+
+
+def make_qwen_image_edit(folder: Path, seed: int = 0) -> Path:
+    """Write a random QwenImageEditPlusPipeline in ``folder``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok = qwen_tokenizer()
+        tok.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *VISION]})
+        config = qwen_vl_config(tok)
+        start, image, end, video = tok.convert_tokens_to_ids(list(VISION))
+        config.vision_start_token_id, config.image_token_id = start, image
+        config.vision_end_token_id, config.video_token_id = end, video
+        pipeline = QwenImageEditPlusPipeline(
+            transformer=QwenImageTransformer2DModel(
+                in_channels=64,
+                out_channels=16,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=WIDTH,
+                axes_dims_rope=(2, 2, 4),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+            vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+            tokenizer=tok,
+            processor=Qwen2VLProcessor(
+                image_processor=Qwen2VLImageProcessor(min_pixels=28**2, max_pixels=384**2),
+                tokenizer=tok,
+                video_processor=Qwen2VLVideoProcessor(),
+                chat_template=CHAT,
+            ),
+        )
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def make_qwen_image(folder: Path, seed: int = 0) -> Path:

@@ -28,6 +28,9 @@ def run(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="txt, jsonl, tsv, csv, parquet; parti, drawbench, geneval, hpdv2; or tiny:test",
     )
+    parser.add_argument(
+        "--source", metavar="IMAGE", help="an image that every prompt edits; else that of its own row, if any"
+    )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     parser.add_argument(
         "--output", type=output_folder, default="images", metavar="FOLDER", help="default: images"
@@ -49,6 +52,8 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.data.prompts.prompt_sets import read_prompts
 
     prompts = read_prompts(args.prompts, args.limit)
+    if args.source is not None:
+        prompts = about(prompts, Path(args.source).expanduser())
     rank, world = share()
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
@@ -81,14 +86,21 @@ def run(argv: Sequence[str]) -> int:
     samples = [sample for some in drawn.values() for sample in some]
     if scales is not None and world == 1 and not all_videos([sample.source for sample in samples]):
         print(f"the strengths side by side: {write_grid(drawn, output / 'grid.png')}", file=sys.stderr)
+    _tell(samples, args.output, rank, world)
+    return 0
+
+
+def _tell(samples: "Sequence[Sample]", output: str, rank: int, world: int) -> None:
+    """Say what has been drawn, and how it is scored."""
+    from diffalign.media.files import all_videos
+
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
     kind = "video" if all_videos([sample.source for sample in samples]) else "image"
     print(
-        f"{count(len(samples), kind)}{of} in {args.output}; manifest*.jsonl lists prompts and files",
+        f"{count(len(samples), kind)}{of} in {output}; manifest*.jsonl lists prompts and files",
         file=sys.stderr,
     )
-    print(f"score them: diffalign score {args.output} --rewards pickscore", file=sys.stderr)
-    return 0
+    print(f"score them: diffalign score {output} --rewards pickscore", file=sys.stderr)
 
 
 def _negative_options(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +120,14 @@ def _negative_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def about(prompts: Sequence[str], source: Path) -> list[str]:
+    """Return the prompts as edits of one image; UserError where it cannot be read."""
+    from diffalign.media.sourced import SourcedPrompt
+
+    _ = SourcedPrompt("", source).image  # before a model is loaded
+    return [SourcedPrompt(str(prompt), source) for prompt in prompts]
+
+
 DESCRIPTION = """\
 Generate images, or with a video model mp4 files, for a prompt file. A sample depends on (seed, prompt,
 number) alone, not on batch size or processes. Samples in the output folder are not generated again. Under
@@ -117,6 +137,7 @@ EXAMPLES = """
 diffalign generate runs/mine --prompts prompts.txt --images-per-prompt 4 --output images/mine
 diffalign generate stabilityai/stable-diffusion-xl-base-1.0 --prompts prompts.txt --dtype bfloat16 --steps 30
 diffalign generate tiny:sdxl --prompts tiny:test --limit 64 --steps 20 --guidance 1 --batch-size 64
+diffalign generate black-forest-labs/FLUX.1-Kontext-dev --prompts edits.txt --source photo.png
 diffalign generate Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --frames 81 --dtype bfloat16
 diffalign generate style.safetensors --base tiny:sd15 --prompts prompts.txt --lora-scale 0,0.5,1
 torchrun --nproc-per-node 4 -m diffalign generate runs/mine --prompts prompts.txt

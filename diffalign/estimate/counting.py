@@ -53,9 +53,10 @@ def count(work: Workload, shapes: Shapes) -> Counts:
     )
     images, size = work.rows, size_of(work, shapes)
     network, parameters = meta_network(work.model, shapes)
+    latents = shapes.latent_shape(*size)
     with torch.device("meta"):
-        x_t = torch.zeros(images, *shapes.latent_shape(*size), dtype=dtype if lora else torch.float32)
-        cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes().items()}
+        x_t = torch.zeros(images, *latents, dtype=dtype if lora else torch.float32)
+        cond = {name: torch.zeros(images, *shape) for name, shape in shapes.cond_shapes(latents).items()}
         time = torch.zeros(images, dtype=torch.int64)
     encoders = meta_encoders(work.model, shapes)
     frozen = sum(p.numel() for e in encoders.values() for p in e.parameters() if not p.requires_grad)

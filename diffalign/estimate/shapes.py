@@ -76,9 +76,12 @@ class Shapes:
         network = self.configs[self.family.network_name]
         return latent_shape(self.family, self.configs["vae"], network, (height, width), frames)
 
-    def cond_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of one sample's conditions, without the batch axis."""
-        return self.family.cond_shapes(self.configs)
+    def cond_shapes(self, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one sample's conditions beside latents of this shape, without the batch axis;
+        the source's among them where the family's models are made for one.
+        """
+        shapes, taken = self.family.cond_shapes(self.configs), self.family.sources
+        return shapes if taken is None or not taken.usual else {**shapes, **taken.shapes(latents)}
 
 
 def shapes_of(config: ModelConfig) -> Shapes:

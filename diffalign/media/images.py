@@ -15,6 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 """Formats that are decoded. PIL starts other programs for some of the rest (Ghostscript for EPS)."""
 
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm",
+)  # fmt: skip
+
 UNREADABLE = (
     OSError,
     SyntaxError,

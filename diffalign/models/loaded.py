@@ -18,6 +18,7 @@ from diffalign.diffusion.samplers import timesteps
 from diffalign.models.codecs import Codec
 from diffalign.models.denoisers import Negated, NetworkDenoiser
 from diffalign.models.families.base import Family, latent_shape, present_encoders
+from diffalign.models.model_sources import ModelSources
 from diffalign.models.precision import only_errors
 from diffalign.models.text_encoders import encode_parts, negative_parts
 from diffalign.types import Path, Target
@@ -174,6 +175,12 @@ class LoadedModel:
         if self.trained_encoders:
             return negative_parts(self.pipeline, self.family, self.trained_encoders, n)
         return self.family.negative(self.pipeline, n)
+
+    @property
+    def sources(self) -> ModelSources | None:
+        """How it takes a source image; None: it takes none."""
+        taken = self.family.sources
+        return None if taken is None else ModelSources(self.pipeline, self.codec, taken)
 
     def micro_conditions(
         self,

@@ -8,6 +8,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from diffalign.data.encoding.geometry import cut_to
+from diffalign.data.encoding.images import cut_out, to_unit
+from diffalign.errors import UserError
+from diffalign.media.sourced import sources_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.types import Cond
 
@@ -67,7 +71,9 @@ class PipelineRolloutModel:
         self.shape = model.latent_shape(resolution, resolution)
         size = torch.tensor([[float(resolution), float(resolution)]])
         self._sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
+        self._side = resolution
         self._texts: OrderedDict[str, Rows] = OrderedDict()
+        self._seen: dict[str, Rows] = {}  # what guidance guides away from, of prompts read with their source
         self._bytes = 0
         self._negative: Rows | None = None
         self.encoded = 0  # prompts that went through the text encoders
@@ -87,10 +93,14 @@ class PipelineRolloutModel:
         cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
         cond |= {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._sizes.items()}
         negative = {k: v.expand(len(texts), *v.shape[1:]) for k, v in self._negative.items()}
+        if self._seen:
+            own = [self._seen[prompt] for prompt in prompts]
+            negative = {name: torch.stack([one[name] for one in own]) for name in own[0]}
         for prompt in dict.fromkeys(prompts):
             self._texts.move_to_end(prompt)
         while self._bytes > self._budget:
-            self._bytes -= _bytes(self._texts.popitem(last=False)[1])
+            prompt, rows = self._texts.popitem(last=False)
+            self._bytes -= _bytes(rows) + _bytes(self._seen.pop(prompt, {}))
         return cond, negative
 
     def _remember(self, prompts: Sequence[str]) -> None:
@@ -99,15 +109,47 @@ class PipelineRolloutModel:
         self._model.move_encoders(self._model.device, encoders)
         for start in range(0, len(prompts), self._batch):
             some = list(prompts[start : start + self._batch])
-            rows = {name: value.cpu() for name, value in self._model.encode_prompts(some).items()}
+            rows, seen = self._encoded(some)
             for i, prompt in enumerate(some):
                 # copies: a view would keep the whole batch in memory
                 self._texts[prompt] = {k: v[i].clone() for k, v in rows.items()}
                 self._bytes += _bytes(self._texts[prompt])
+                if seen:
+                    self._seen[prompt] = {k: v[i].clone() for k, v in seen.items()}
+                    self._bytes += _bytes(self._seen[prompt])
             self.encoded += len(some)
         if self._negative is None:
             self._negative = {name: value.cpu() for name, value in self._model.negative(1).items()}
         self._model.move_encoders("cpu", encoders)
+
+    def _encoded(self, prompts: list[str]) -> tuple[Rows, Rows]:
+        """(conditions, the empty prompt's where it is read with the sources) of some prompts, on the CPU.
+
+        Raises:
+            UserError: sources that the model does not take, or none where it needs them.
+        """
+        taken, sourced = self._model.sources, sources_of(prompts)
+        if not sourced:
+            if taken is not None and taken.needed:
+                raise UserError(
+                    f"rollout.prompts: {prompts[0]!r} has no source image, and {self._model.family.name} "
+                    "draws nothing without one; allowed: a prompt set with a column of it (source, path_src, "
+                    "...)"
+                )
+            return _on_cpu(self._model.encode_prompts(prompts)), {}
+        if taken is None:
+            raise UserError(
+                f"rollout.prompts: {prompts[0]!r} has a source image, and {self._model.family.name} takes "
+                "none; allowed: prompts without one, or a model that takes sources (`diffalign models`)"
+            )
+        size, pixels = taken.size((self._side, self._side)), []
+        for image in (prompt.image for prompt in sourced):
+            pixels.append(cut_out(image, cut_to((image.height, image.width), size)))
+        texts = [str(prompt) for prompt in prompts]
+        rows = taken.encode_prompts(texts, pixels) if taken.read else self._model.encode_prompts(texts)
+        rows |= taken.encode(to_unit(torch.stack(pixels)), 1)
+        seen = taken.encode_prompts([""] * len(pixels), pixels) if taken.read else {}
+        return _on_cpu(rows), _on_cpu(seen)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -122,6 +164,10 @@ class PipelineRolloutModel:
             yield
         finally:
             self._model.free_encoders()
+
+
+def _on_cpu(rows: Rows) -> Rows:
+    return {name: value.cpu() for name, value in rows.items()}
 
 
 def _bytes(rows: Rows) -> int:

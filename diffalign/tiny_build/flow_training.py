@@ -44,14 +44,16 @@ class Plan:
     seed: int = 0
     decay: float = 0.999
     every: float = 60.0  # seconds between checkpoints
+    muon: bool = True  # faster by the step; its bfloat16 is slow on processors without instructions for it
 
 
-def _optimizers(parts: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def _optimizers(parts: nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Muon (momentum made orthogonal) for the matrices of transformer blocks, which takes it 600 steps where
-    AdamW takes 1000; AdamW for the rest.
+    AdamW takes 1000; AdamW for the rest, or without ``muon`` for all.
     """
     named = [(name, p) for name, p in parts.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if p.ndim == 2 and "transformer" in name and "blocks" in name]
+    blocks = [(name, p) for name, p in named if muon and "transformer" in name and "blocks" in name]
+    matrices = [p for _, p in blocks if p.ndim == 2]
     others = [p for name, p in named if not any(p is matrix for matrix in matrices)]
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=rate, weight_decay=1e-3, betas=(0.9, 0.99))
@@ -69,7 +71,7 @@ def fit(parts: nn.Module, loss_of: Callable[[float], Tensor], plan: Plan, say: S
     torch.manual_seed(plan.seed + 1)
     average = deepcopy(parts).requires_grad_(False)
     weights = [p for p in parts.parameters() if p.requires_grad]
-    optimizers = _optimizers(parts, plan.rate)
+    optimizers = _optimizers(parts, plan.rate, plan.muon)
     step, passed, recent = 0, 0.0, 0.0
     if plan.keep is not None and plan.keep.exists():
         kept = torch.load(plan.keep, weights_only=True)

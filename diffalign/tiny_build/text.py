@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Collection
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -64,8 +65,13 @@ def t5_tokenizer() -> T5Tokenizer:
     """Return a tokenizer of the captions of moving shapes: every word is one piece, other text is spelt."""
     from diffalign.tiny.motions import split_captions
 
-    words = sorted({word for text in split_captions("train") for word in text.split()})
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *(("\u2581" + word, -1.0) for word in words)]
+    return word_tokenizer({word for text in split_captions("train") for word in text.split()})
+
+
+def word_tokenizer(words: Collection[str]) -> T5Tokenizer:
+    """Return a T5 tokenizer in which each of some words is one piece; other text is spelt."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [("\u2581" + word, -1.0) for word in sorted(words)]
     known = {piece for piece, _ in pieces}
     spelt = ["\u2581", *string.ascii_letters, *string.digits, *string.punctuation]
     pieces += [(letter, -10.0) for letter in spelt if letter not in known]

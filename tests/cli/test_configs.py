@@ -187,6 +187,7 @@ PARAMETERS = {  # of the published networks
     "kolors": 2_579_458_820,
     "sd3": 2_243_171_520,  # 3.5 Medium
     "flux": 11_901_408_320,
+    "flux_kontext": 11_901_408_320,
     "qwen_image": 20_430_401_088,
     "flux2_klein": 3_875_544_576,  # 4B
     "z_image": 6_154_908_736,

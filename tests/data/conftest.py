@@ -71,6 +71,7 @@ class Model:
     pipeline: None = None
     batches: list[tuple[int, ...]] = field(default_factory=list)
     fails_after: int | None = None
+    sources: None = None
 
     def encode_prompts(self, prompts):
         return self.family.encode_prompts(self.pipeline, prompts)

@@ -21,6 +21,7 @@ from tests.kolors_pipeline import make_kolors
 from tests.tiny_pipelines import (
     make_flux,
     make_flux2_klein,
+    make_flux_kontext,
     make_pixart,
     make_pixart_alpha,
     make_qwen_image,
@@ -36,6 +37,7 @@ MAKERS = {
     "sdxl": make_sdxl,
     "sd3": make_sd3,
     "flux": make_flux,
+    "flux_kontext": make_flux_kontext,
     "pixart": make_pixart,
     "pixart_alpha": make_pixart_alpha,
     "z_image": make_z_image,

@@ -40,7 +40,7 @@ def stock(model: LoadedModel, folder: Path) -> Any:
     return pipeline
 
 
-PACKING = ("flux", "chroma", "qwen_image", "krea2")
+PACKING = ("flux", "flux_kontext", "chroma", "qwen_image", "krea2")
 """Families whose pipelines take and give latents in a row."""
 
 NO_GUIDANCE = ("flux2",)
@@ -50,8 +50,9 @@ NO_GUIDANCE = ("flux2",)
 def told_guidance(model: LoadedModel, guidance: float) -> dict[str, Any]:
     """Return what the stock pipeline calls a guidance."""
     name = model.family.name
-    if name == "flux":  # whose guidance_scale is the embedded one
-        return {"guidance_scale": 3.5, "true_cfg_scale": guidance, "negative_prompt": ""}
+    if name in ("flux", "flux_kontext"):  # whose guidance_scale is the embedded one
+        sized = {"max_area": HEIGHT * WIDTH} if name == "flux_kontext" else {}
+        return {"guidance_scale": 3.5, "true_cfg_scale": guidance, "negative_prompt": "", **sized}
     if name == "flux2":
         return {"guidance_scale": 4.0}
     if name in ("z_image", "krea2"):  # which counts what is added to the prediction with the prompt
@@ -199,7 +200,7 @@ def test_a_dynamic_shift_grows_with_the_image(model: LoadedModel) -> None:
         pytest.skip("a shift that depends on the number of steps, or is stretched to an end of its own")
     high = 160 if model.family.name == "krea2" else 128  # its line ends at 6400 tokens
     for side, mu in ((32, 0.5), (high, 1.15)):
-        first = 1.0 if model.family.name in ("flux", "chroma", "krea2") else None
+        first = 1.0 if model.family.name in ("flux", "flux_kontext", "chroma", "krea2") else None
         grid = model.grid(4, (16, side, side))
         factor = torch.tensor(mu, dtype=torch.float64).exp()
         unshifted = grid / (factor - (factor - 1) * grid)

@@ -444,6 +444,7 @@ class Model:
 
     text_encoders: tuple[str, ...] = ("text_encoder",)
     device: torch.device = torch.device("cpu")
+    sources: None = None
     encoded: list[list[str]] = field(default_factory=list)
     negatives: int = 0
     decoded: list[int] = field(default_factory=list)

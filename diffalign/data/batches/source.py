@@ -67,20 +67,24 @@ def assemble(
     ``score`` is (B,), or (B, F), one a latent frame, in a set that has dense labels.
     All images of a group have the size conditions of its first one (as in the released codes): where winners
     and losers differ in size, their own sizes would reveal the winner. With ``own_sizes`` each image has its
-    own. With ``guided`` the batch has negative conditions; ``extra`` holds the set's data besides labels.
+    own. The source of a group is a condition of each of its images. With ``guided`` the batch has
+    negative conditions; ``extra`` holds the set's data besides labels.
     """
-    latents, texts, cuts, corners, group = [], [], [], [], []
+    latents, texts, negatives, cuts, corners, group = [], [], [], [], [], []
     scores: list[list[float]] = []
     for number, visit in enumerate(visits):
-        for index, image in enumerate(visit.record.images):
-            texts.append(encoded.empty_text() if visit.dropped else encoded.text(visit.record, index))
+        record, source = visit.record, encoded.source(visit.record, visit.flipped)
+        for index, image in enumerate(record.images):
+            text = encoded.empty_text(record) if visit.dropped else encoded.text(record, index)
+            texts.append({**text, **source})
+            negatives.append(encoded.negative_text(record) if guided else {})
             mean, std = encoded.moments(image, visit.flipped)
             latents.append(mean if visit.noise is None else mean + std * visit.noise[index])
-            cut = image.cut if own_sizes else visit.record.images[0].cut
+            cut = image.cut if own_sizes else record.images[0].cut
             cuts.append(cut)
             corners.append(cut.mirrored_corner if visit.flipped else cut.corner)
             group.append(number)
-            scores.append(encoded.scores(visit.record, index))
+            scores.append(encoded.scores(record, index))
     cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
     sizes = [[cut.original for cut in cuts], corners, [cut.target for cut in cuts]]
     cond |= family.micro_conditions(*(torch.tensor(pairs, dtype=torch.float32) for pairs in sizes))
@@ -89,13 +93,12 @@ def assemble(
         names = [sample_name(v.draw or 0, i) for v in visits for i in range(len(v.record.images))]
         cond[reference_bank.NAME] = torch.tensor(names)
     score = torch.tensor(scores, dtype=torch.float32)
-    negative = encoded.negative_text() if guided else {}
     return Batch(
         torch.stack(latents),
         cond,
         torch.tensor(group),
         score if encoded.dense else score[:, 0],
-        {name: row.expand(len(latents), *row.shape) for name, row in negative.items()},
+        {name: torch.stack([negative[name] for negative in negatives]) for name in negatives[0]},
         _extra(encoded, visits),
         draws=draws or None,
     )

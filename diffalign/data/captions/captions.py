@@ -48,6 +48,7 @@ class Captioned:
             pick(example.rewards),
             pick(example.patches),
             example.weight,
+            source=example.source,
         )
 
 

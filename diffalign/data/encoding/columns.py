@@ -227,6 +227,13 @@ class Columns(Sequence[Record]):
         return counts
 
     @cached_property
+    def has_source(self) -> np.ndarray:
+        """(n,) bool: whether a group has a source image."""
+        if self._rows is not None:
+            return self._pick(self._whole.has_source)
+        return pc.is_valid(self.table["source"]).to_numpy()
+
+    @cached_property
     def has_patches(self) -> bool:
         """Whether a group has a weight map."""
         if self._rows is not None:  # of a part: only its rows count
@@ -247,9 +254,10 @@ class Columns(Sequence[Record]):
 
     def keys(self) -> dict[str, np.ndarray]:
         """Return the keys that the whole table needs, by kind: (m, 2) each (``shards.halves``)."""
-        images = pc.list_flatten(self.table["images"])
+        images, source = pc.list_flatten(self.table["images"]), self.table["source"].drop_null()
         parts = {
-            "text": [self.table["text"], pc.list_flatten(self.table["texts"])],
+            "text": [self.table["text"], pc.list_flatten(self.table["texts"]), self.table["empty"]],
+            "sources": [pc.struct_field(source, "key"), pc.struct_field(source, "flipped")],
             "latents": [pc.struct_field(images, "key"), pc.struct_field(images, "flipped")],
             "patches": [pc.list_flatten(self.table["patches"])],
         }

@@ -13,7 +13,8 @@ LARGE = 2**16  # groups, from which on the content is computed from columns
 
 
 def content_digest(columns: Columns) -> bytes:
-    """Return a digest of 16 bytes of images, prompts, labels, rewards, weights and maps of groups, in order.
+    """Return a digest of 16 bytes of images, prompts, labels, rewards, weights, maps and sources of groups,
+    in order.
 
     It does not depend on the division of the table into record batches.
     """
@@ -33,6 +34,9 @@ def content_digest(columns: Columns) -> bytes:
             digest.update(_raw(pc.is_valid(column).to_numpy(), "u1"))
             digest.update(_raw(halves(column.drop_null()), "<u8"))
     digest.update(_raw(columns.weights, "<f8"))
+    if columns.has_source.any():  # else as it was before there were any
+        digest.update(_raw(columns.has_source, "u1"))
+        digest.update(_raw(halves(pc.struct_field(columns.column("source").drop_null(), "content")), "<u8"))
     return digest.digest()
 
 

@@ -92,7 +92,23 @@ def encode_preferences(
         store.refresh()
         encoded = merge(store, manifest, parts, shared, memory, rank)
         same_number(encoded.records)
+        all_or_none(encoded.records)
     return _useful(filtered(viewed(encoded, config), config.filters), preferences.name)
+
+
+def all_or_none(records: Columns) -> None:
+    """Check that every group has a source image, or none has: a batch is told of it or not.
+
+    Raises:
+        UserError: some have and some have not.
+    """
+    there = records.has_source
+    if there.any() and not there.all():
+        first, other = (records[int(np.argmax(there == has))].where for has in (True, False))
+        raise UserError(
+            f"{first} has a source image and {other} has none; allowed: a set whose rows all have one, or "
+            "none"
+        )
 
 
 @contextmanager
@@ -212,8 +228,14 @@ def _write(prepared: Prepared, writer: Writer) -> Record | Skipped:
         writer.images(prepared.pixels)
     except UnreadableError as error:
         return Skipped(str(error), prepared.record.where)
-    for prompt in (prepared.example.prompt, *prepared.example.prompts):
-        writer.text(prompt)
+    source = prepared.record.source
+    for key, pixels in prepared.source.items():
+        writer.source(key, pixels, max(1, source.cut.frames if source else 1))
+    prompts, read = (prepared.example.prompt, *prepared.example.prompts), None
+    if source is not None and prepared.record.empty is not None:
+        prompts, read = (*prompts, ""), (source.key, prepared.source[source.key])
+    for prompt in prompts:
+        writer.text(prompt, read)
     writer.maps(prepared.maps)
     return prepared.record
 

@@ -26,7 +26,7 @@ from diffalign.diffusion.randomness import derive_each
 
 __all__ = ["Bucket", "EncodedImage", "EncodedSet", "Record", "Shared", "split_holdout"]
 
-VERSION = 5
+VERSION = 6
 THOROUGH_BYTES, THOROUGH_ROWS = 2 * 2**30, 2**15  # up to this size all tensors are checked on opening
 
 
@@ -97,13 +97,24 @@ class EncodedSet(Sequence[Record]):
         text = self._memory.get("text", record.texts[image] if record.texts else record.text)
         return text if self._also is None else {**text, **self._also(record.prompt)}
 
-    def empty_text(self) -> Tensors:
+    def empty_text(self, record: Record) -> Tensors:
         """Return the embedding of the empty prompt, as ``text``."""
-        return self._memory.get("text", self.shared.empty)
+        return self._memory.get("text", record.empty or self.shared.empty)
 
-    def negative_text(self) -> Tensors:
-        """Return the embedding of the negative conditions, as ``text``."""
-        return self._memory.get("text", self.shared.negative)
+    def negative_text(self, record: Record) -> Tensors:
+        """Return the embedding of the negative conditions, as ``text``; of a prompt that is encoded together
+        with its source, that of the empty prompt with this source.
+        """
+        return self._memory.get("text", record.empty or self.shared.negative)
+
+    def source(self, record: Record, flipped: bool = False) -> Tensors:
+        """Return the conditions of a group's source by name, without a batch axis; none where it has none."""
+        if record.source is None:
+            return {}
+        key = record.source.flipped if flipped else record.source.key
+        if key is None:
+            raise ValueError("the set was encoded without flips")
+        return self._memory.get("sources", key)
 
     def weights(self, record: Record, image: int, flipped: bool = False) -> Tensor:
         """Return the weight map of an image, (1, H, W) of its latents' size, or of a video, (1, F, H, W), one

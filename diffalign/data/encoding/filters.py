@@ -105,9 +105,12 @@ def _smallest_sides(columns: Columns) -> np.ndarray:
 
 
 def _first_of_their_kind(columns: Columns) -> np.ndarray:
-    """Return which groups have another prompt or other image files than every earlier group."""
+    """Return which groups have another prompt, source or other image files than every earlier group."""
     passes = np.zeros(len(columns), bool)
     contents = _keys(pc.struct_field(pc.list_flatten(columns.column("images")), "content"))
+    sources = np.full(len(columns), bytes(16), "S16")
+    given = pc.struct_field(columns.column("source").drop_null(), "content")
+    sources[columns.has_source] = _keys(given)
     text, texts = _keys(columns.column("text")), _keys(pc.list_flatten(columns.column("texts")))
     own = pc.list_value_length(columns.column("texts")).to_numpy() if len(columns) else np.zeros(0, np.int64)
     starts, own_starts = _starts(columns), np.cumsum(own) - own
@@ -116,7 +119,8 @@ def _first_of_their_kind(columns: Columns) -> np.ndarray:
             rows = np.flatnonzero((columns.sizes == size) & (own == prompts))
             files = np.sort(contents[starts[rows, None] + np.arange(size)], axis=1)
             others = texts[own_starts[rows, None] + np.arange(prompts)]
-            whole = np.ascontiguousarray(np.concatenate([text[rows, None], others, files], axis=1))
+            parts = [text[rows, None], others, files, sources[rows, None]]
+            whole = np.ascontiguousarray(np.concatenate(parts, axis=1))
             names = whole.view(f"S{16 * whole.shape[1]}").reshape(-1)
             passes[rows[np.unique(names, return_index=True)[1]]] = True
     return passes

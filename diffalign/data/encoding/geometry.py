@@ -58,10 +58,14 @@ def cuts(sizes: Sequence[Size], config: DataConfig, content: str) -> tuple[Cut, 
     repeated encoding is the same.
     """
     target = bucket_of(sizes, config) if config.buckets else size_of(config)
-    place = (0.5, 0.5)
-    if config.crop == "random":
-        place = (derive(0, "crop", "top", content) / 2**63, derive(0, "crop", "left", content) / 2**63)
-    return tuple(_cut(size, target, place) for size in sizes)
+    return tuple(cut_to(size, target, place_of(config, content)) for size in sizes)
+
+
+def place_of(config: DataConfig, content: str) -> tuple[float, float]:
+    """Return where the crops of a group lie, 0 to 1 from the top and from the left; see ``cuts``."""
+    if config.crop != "random":
+        return 0.5, 0.5
+    return derive(0, "crop", "top", content) / 2**63, derive(0, "crop", "left", content) / 2**63
 
 
 def size_of(config: DataConfig) -> Size:
@@ -87,7 +91,8 @@ def clips(
     return tuple(replace(cut, frames=frames, fps=fps) for cut in cuts(sizes, config, content))
 
 
-def _cut(size: Size, target: Size, place: tuple[float, float]) -> Cut:
+def cut_to(size: Size, target: Size, place: tuple[float, float] = (0.5, 0.5)) -> Cut:
+    """Return how an image of ``size`` is made to cover ``target`` and cut at a relative place."""
     scale = max(target[0] / size[0], target[1] / size[1])
     resized = (max(target[0], round(size[0] * scale)), max(target[1], round(size[1] * scale)))
     corner = (round(place[0] * (resized[0] - target[0])), round(place[1] * (resized[1] - target[1])))

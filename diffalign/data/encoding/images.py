@@ -26,13 +26,17 @@ def image_size(content: bytes) -> Size:
     return (width, height) if turned else (height, width)
 
 
-def cut_out(image: Image.Image, cut: Cut) -> Tensor:
-    """Return the crop of an image: uint8 (3, H, W) of the cut's target size."""
+def cut_image(image: Image.Image, cut: Cut) -> Image.Image:
+    """Return the crop of an image, of the cut's target size."""
     (height, width), (top, left), target = cut.resized, cut.corner, cut.target
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    image = image.crop((left, top, left + target[1], top + target[0]))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return image.crop((left, top, left + target[1], top + target[0]))
+
+
+def cut_out(image: Image.Image, cut: Cut) -> Tensor:
+    """Return the crop of an image: uint8 (3, H, W) of the cut's target size."""
+    return torch.from_numpy(np.array(cut_image(image, cut))).permute(2, 0, 1).contiguous()
 
 
 def cut_clip(content: bytes, cut: Cut) -> Tensor:

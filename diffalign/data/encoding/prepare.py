@@ -1,14 +1,14 @@
 """Preparation of a row for encoding: its keys, missing pixels and maps, and its rewards."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from diffalign.config.schema import DataConfig
 from diffalign.data.encoding.encoded import EncodedImage, Record
-from diffalign.data.encoding.geometry import Cut, Size, clips, cuts
+from diffalign.data.encoding.geometry import Cut, Size, clips, cut_to, cuts, place_of
 from diffalign.data.encoding.hashing import dhash
 from diffalign.data.encoding.images import cut_clip, cut_out, image_size
 from diffalign.data.encoding.patches import cut_map, read_map
@@ -38,6 +38,7 @@ class Prepared:
             iteration, which may raise an UnreadableError.
         maps: (key, key of its image, weights) of the maps that are not in the store.
         contents: the image files, if rewards score them.
+        source: the pixels of the source, uint8 (3, H, W), by key, if they may be needed.
     """
 
     record: Record
@@ -45,6 +46,7 @@ class Prepared:
     pixels: Iterable[tuple[str, Tensor]]
     maps: Sequence[tuple[str, str, Tensor]]
     contents: Sequence[bytes]
+    source: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class UnreadableError(Exception):
@@ -73,11 +75,13 @@ def prepare(
     try:
         group = _videos(example, config, writer) if config.frames else _images(example, config, writer)
         keys, maps = _maps(example, group.images, writer)
+        source, pixels = _source(example, group, config, writer)
     except UnreadableError as error:
         return Skipped(str(error), example.where)
     if len(group.images) > 1 and not example.prompts and len({one.content for one in group.images}) == 1:
         return Skipped("its images are identical", example.where, "identical")
-    text, *own = (writer.text_key(prompt) for prompt in (example.prompt, *example.prompts))
+    seen = source.key if source is not None and reads(writer) else ""
+    text, *own = (writer.text_key(prompt, seen) for prompt in (example.prompt, *example.prompts))
     record = Record(
         example.prompt,
         text,
@@ -90,10 +94,59 @@ def prepare(
         example.weight,
         votes=example.votes,
         hashes=tuple(group.hashes),
+        source=source,
+        empty=writer.text_key("", seen) if seen else None,
     )
     if example.segments:
         record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))
-    return Prepared(record, example, group.pixels, maps, group.contents if rated else ())
+    return Prepared(record, example, group.pixels, maps, group.contents if rated else (), pixels)
+
+
+def reads(writer: Writer) -> bool:
+    """Whether the model's text encoder sees the source."""
+    return writer.model.sources is not None and writer.model.sources.read
+
+
+def _source(
+    example: Example, group: "_Group", config: DataConfig, writer: Writer
+) -> tuple[EncodedImage | None, dict[str, Tensor]]:
+    """Return the source of a group by its keys, and its pixels by them where they are not in the store.
+
+    Raises:
+        UserError: a source that the model does not take, or none where it needs one.
+    """
+    encoders = writer.model.sources
+    if example.source is None:
+        if encoders is not None and encoders.needed:
+            raise UserError(
+                f"{example.where}: no source image, and the model draws nothing without one; needed: a "
+                "column of it (data.columns source=COLUMN), or a model of another family"
+            )
+        return None, {}
+    if encoders is None:
+        raise UserError(
+            f"{example.where}: the row has a source image, an input beside the prompt, and the model takes "
+            "none: it would learn an edit as text-to-image; allowed: a model that takes sources (`diffalign "
+            "models` says which), or a set without them"
+        )
+    if encoders.read and config.flip:
+        raise UserError(
+            "data.flip is true, but the model's text encoder sees the source image, which would be flipped "
+            "without it; allowed: false"
+        )
+    with _named(example.source, "the source"):
+        content = example.source.read()
+        first, name = group.images[0].cut, digest(content)
+        place = place_of(config, "".join(image.content for image in group.images))
+        cut = replace(cut_to(image_size(content), encoders.size(first.target), place), frames=first.frames)
+        key = writer.source_key(name, cut, flipped=False)
+        flipped = writer.source_key(name, cut, flipped=True) if config.flip else None
+        missing = [one for one in (key, flipped) if one is not None and not writer.has_source(one)]
+        pixels = cut_out(decode(content), cut) if missing or encoders.read else None
+    if pixels is None:
+        return EncodedImage(key, flipped, cut, name), {}
+    both = {key: pixels} if flipped is None else {key: pixels, flipped: pixels.flip(-1)}
+    return EncodedImage(key, flipped, cut, name), both
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ SCHEMA = pa.schema(
         "dense": pa.large_string(),
         "votes": pa.list_(pa.float64()),
         "hashes": pa.list_(pa.uint64()),
+        "source": _IMAGE,
+        "empty": _KEY,
     }
 )
 
@@ -78,6 +80,8 @@ class Record:
     hashes: tuple[
         int, ...
     ] = ()  # perceptual hash of each image (``hashing.dhash``), where near ones are sought
+    source: EncodedImage | None = None  # what the images were made from; its key is of its conditions
+    empty: str | None = None  # key of the empty prompt read together with the source; None: the set's own
 
     @property
     def kind(self) -> Kind:
@@ -107,19 +111,14 @@ def row_of(record: Record) -> dict[str, Any]:
     def raw(key: str | None) -> bytes | None:
         return None if key is None else bytes.fromhex(key)
 
-    images = [
-        {
-            **asdict(image.cut),
-            "key": raw(image.key),
-            "flipped": raw(image.flipped),
-            "content": raw(image.content),
-        }
-        for image in record.images
-    ]
+    def cells(image: EncodedImage) -> dict[str, Any]:
+        keys = {name: raw(getattr(image, name)) for name in ("key", "flipped", "content")}
+        return {**asdict(image.cut), **keys}
+
     return {
         "prompt": record.prompt,
         "text": raw(record.text),
-        "images": images,
+        "images": list(map(cells, record.images)),
         "scores": record.scores,
         "where": record.where,
         "texts": list(map(raw, record.texts)),
@@ -129,6 +128,8 @@ def row_of(record: Record) -> dict[str, Any]:
         "dense": None if record.dense is None else json.dumps(asdict(record.dense)),
         "votes": record.votes,
         "hashes": record.hashes,
+        "source": None if record.source is None else cells(record.source),
+        "empty": raw(record.empty),
     }
 
 
@@ -138,25 +139,16 @@ def record_from(row: Mapping[str, Any]) -> Record:
     def name(raw: bytes | None) -> str | None:
         return None if raw is None else raw.hex()
 
+    def encoded(image: Mapping[str, Any]) -> EncodedImage:
+        parts = ("original", "resized", "corner", "target")
+        original, resized, corner, target = (tuple(image[part]) for part in parts)
+        cut = Cut(original, resized, corner, target, image["frames"], image["fps"])
+        return EncodedImage(image["key"].hex(), name(image["flipped"]), cut, image["content"].hex())
+
     return Record(
         prompt=row["prompt"],
         text=row["text"].hex(),
-        images=tuple(
-            EncodedImage(
-                key=image["key"].hex(),
-                flipped=name(image["flipped"]),
-                cut=Cut(
-                    tuple(image["original"]),
-                    tuple(image["resized"]),
-                    tuple(image["corner"]),
-                    tuple(image["target"]),
-                    image["frames"],
-                    image["fps"],
-                ),
-                content=image["content"].hex(),
-            )
-            for image in row["images"]
-        ),
+        images=tuple(map(encoded, row["images"])),
         scores=tuple(row["scores"]),
         where=row["where"],
         texts=tuple(raw.hex() for raw in row["texts"]),
@@ -166,6 +158,8 @@ def record_from(row: Mapping[str, Any]) -> Record:
         dense=None if row["dense"] is None else dense_from(json.loads(row["dense"])),
         votes=tuple(row["votes"]),
         hashes=tuple(row["hashes"]),
+        source=None if row["source"] is None else encoded(row["source"]),
+        empty=name(row["empty"]),
     )
 
 

@@ -144,6 +144,8 @@ class Stream:
                 if block.dense != other.dense
                 else "rewards, votes, weights or maps"
                 if block.extras != other.extras
+                else "their source image, which some have"
+                if len({*block.records.has_source, *other.records.has_source}) > 1
                 else ""
             )
             if what:

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffalign.data.encoding.geometry import Cut
+from diffalign.data.encoding.geometry import Cut, Size
 from diffalign.data.encoding.images import to_unit
 from diffalign.data.encoding.patches import pool
 from diffalign.data.encoding.store import Store
@@ -49,6 +49,38 @@ class Encoders(Protocol):
         """Return the frames that a latent frame is made of. For videos."""
         ...
 
+    @property
+    def sources(self) -> "SourceEncoders | None":
+        """How it takes the image that others were made from; None: it takes none."""
+        ...
+
+
+@runtime_checkable
+class SourceEncoders(Protocol):
+    """How a model takes a source image."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether it draws nothing without one."""
+        ...
+
+    @property
+    def read(self) -> bool:
+        """Whether its text encoder sees the source, so that a prompt is encoded together with it."""
+        ...
+
+    def size(self, target: Size) -> Size:
+        """Return the (height, width) that the source of images of this size is cut to."""
+        ...
+
+    def encode(self, pixels: Tensor, frames: int) -> dict[str, Tensor]:
+        """Conditions by name, one row a source, of (B, 3, H, W) in [-1, 1]; ``frames`` of a video, or 1."""
+        ...
+
+    def encode_prompts(self, prompts: list[str], pixels: list[Tensor]) -> dict[str, Tensor]:
+        """Text conditions by name of prompts read with their sources, uint8 (3, H, W) each."""
+        ...
+
 
 class Writer:
     """Collects missing inputs into batches of equal shape, encodes them and writes the records."""
@@ -61,7 +93,8 @@ class Writer:
         self._dtype = dtype
         self._identity = f"{VERSION} {model.fingerprint} {dtype}"
         self._pixels: dict[tuple[int, ...], dict[str, Tensor]] = {}
-        self._prompts: dict[str, str] = {}
+        self._prompts: dict[str, tuple[str, Tensor | None]] = {}
+        self._sources: dict[tuple[int, ...], dict[str, Tensor]] = {}  # by shape and frames
         self._there: set[str] = set()  # keys of latents found sound or written
         self._seen: set[str] = set()  # keys of texts that are stored or buffered
         self._files = self._bytes = self._last = 0
@@ -81,9 +114,14 @@ class Writer:
         geometry += [cut.frames, cut.fps] if cut.frames else []
         return digest(f"latents {self._identity} {content} {geometry}".encode())
 
-    def text_key(self, prompt: str) -> str:
-        """Return the key of a prompt's embedding."""
-        return digest(f"text {self._identity} {prompt}".encode())
+    def source_key(self, content: str, cut: Cut, flipped: bool) -> str:
+        """Return the key of a source's conditions, by the digest of its file."""
+        geometry = [cut.resized, cut.corner, cut.target, flipped, cut.frames]
+        return digest(f"source {self._identity} {content} {geometry}".encode())
+
+    def text_key(self, prompt: str, source: str = "") -> str:
+        """Return the key of a prompt's embedding; ``source`` is the key of what it is read together with."""
+        return digest(f"text {self._identity} {source and f'with {source} '}{prompt}".encode())
 
     def map_key(self, content: str, cut: Cut) -> str:
         """Return the key of a weight map, by the digest of its file."""
@@ -107,16 +145,33 @@ class Writer:
         mean = self._bytes / self._files if self._files else self._last
         return int(max(self._last, 2 * mean * (self.rows_left or 0)))
 
-    def text(self, prompt: str) -> str:
-        """Encode a prompt if needed; return its key."""
-        key = self.text_key(prompt)
+    def text(self, prompt: str, source: tuple[str, Tensor] | None = None) -> str:
+        """Encode a prompt if needed; return its key.
+
+        ``source`` is the (key, uint8 pixels (3, H, W)) of the image that it is read together with.
+        """
+        key = self.text_key(prompt, source[0] if source else "")
         if key not in self._seen:
             self._seen.add(key)
             if not self.store.has("text", key):
-                self._prompts[key] = prompt
+                self._prompts[key] = prompt, source[1] if source else None
         if len(self._prompts) >= self._batch_size:
             self._flush_prompts()
         return key
+
+    def has_source(self, key: str) -> bool:
+        """Whether the conditions of this source are in the store, sound, or on their way."""
+        return key in self._seen or self.store.has("sources", key)
+
+    def source(self, key: str, pixels: Tensor, frames: int) -> None:
+        """See to it that a source, uint8 (3, H, W), is encoded, as soon as there is a full batch."""
+        if self.has_source(key):
+            return
+        self._seen.add(key)
+        shape = (*pixels.shape, frames)
+        self._sources.setdefault(shape, {})[key] = pixels
+        if len(self._sources[shape]) >= self._batch_size:
+            self._flush_sources(self._sources.pop(shape), frames)
 
     def images(self, missing: Iterable[tuple[str, Tensor]]) -> None:
         """Buffer pixels, and encode them when a batch of their shape is full.
@@ -157,7 +212,9 @@ class Writer:
         self._flush_prompts()
         for waiting in self._pixels.values():
             self._flush_pixels(waiting)
-        self._pixels = {}
+        for shape, sources in self._sources.items():
+            self._flush_sources(sources, shape[-1])
+        self._pixels, self._sources = {}, {}
 
     def _flush_pixels(self, waiting: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -168,14 +225,32 @@ class Writer:
             self._write("latents", key, {"mean": row_mean, "std": row_std})
             self._there.add(key)
 
-    def _flush_prompts(self) -> None:
-        if not self._prompts:
-            return
+    def _flush_sources(self, waiting: dict[str, Tensor], frames: int) -> None:
+        encoders = self.model.sources
+        assert encoders is not None, "a source of a model that takes none has been refused"
         with torch.no_grad():
-            embeddings = self.model.encode_prompts(list(self._prompts.values()))
-        for row, key in enumerate(self._prompts):
+            conditions = encoders.encode(to_unit(torch.stack(list(waiting.values()))), frames)
+        for row, key in enumerate(waiting):
+            self._write("sources", key, {name: tensor[row] for name, tensor in conditions.items()})
+
+    def _flush_prompts(self) -> None:
+        waiting, self._prompts = self._prompts, {}
+        alone = {key: prompt for key, (prompt, pixels) in waiting.items() if pixels is None}
+        seeing = {key: (prompt, pixels) for key, (prompt, pixels) in waiting.items() if pixels is not None}
+        if alone:
+            with torch.no_grad():
+                self._write_texts(alone, self.model.encode_prompts(list(alone.values())))
+        if seeing:
+            encoders = self.model.sources
+            assert encoders is not None, "a source of a model that takes none has been refused"
+            prompts = [prompt for prompt, _ in seeing.values()]
+            pixels = [one for _, one in seeing.values()]
+            with torch.no_grad():
+                self._write_texts(seeing, encoders.encode_prompts(prompts, pixels))
+
+    def _write_texts(self, keys: Iterable[str], embeddings: dict[str, Tensor]) -> None:
+        for row, key in enumerate(keys):
             self._write("text", key, {name: tensor[row] for name, tensor in embeddings.items()})
-        self._prompts = {}
 
     def _write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
         stored = {

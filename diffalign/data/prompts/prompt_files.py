@@ -6,15 +6,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffalign.data.reading.files import Opener
 from diffalign.data.reading.json_files import json_rows
+from diffalign.data.reading.sources import SOURCE, SOURCES, is_video_column, source_columns
 from diffalign.errors import UserError
+from diffalign.media.sourced import SourcedPrompt
 from diffalign.utils.text import read_text, text_lines
 
-COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en")
+COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en", "instruction", "edit_instruction")
 """Names of the prompt's column or field, in any case; the first one present counts."""
 
 CATEGORIES = ("category", "categories")
 """Names of the category's column or field, likewise."""
+
+AXES = ("task_type", "instruction_language")
+"""Further columns that published sets have categories in."""
 
 FORMATS = ".txt, .jsonl, .json, .tsv, .csv, .parquet"
 
@@ -65,6 +71,29 @@ def column(fields: Collection[str], names: Collection[str]) -> str | None:
     return next((lower[name] for name in names if name in lower), None)
 
 
+def source_of(fields: Mapping[str, Any]) -> str | None:
+    """Return the field of the source image that the prompt is about, the first of ``SOURCES`` or else one
+    that is named like them and holds a file; None where there is none.
+    """
+    found = [name for name in source_columns(fields, rivals=False) if "mask" not in name.lower()]
+    return next((name for name in found if not is_video_column(name, fields)), None)
+
+
+def sourced(row: Row, folder: Path) -> str:
+    """Return a row's prompt, a ``SourcedPrompt`` where it is about an image; paths are relative to
+    ``folder``.
+
+    Raises:
+        UserError: a prompt or a source of another kind.
+    """
+    where, fields = row
+    text, name = prompt_of(row), source_of(fields)
+    if name is None:
+        return text
+    reference = Opener(str(folder), "")(fields[name], f"{where}, field {name!r}")
+    return text if reference is None else SourcedPrompt(text, reference.file)
+
+
 def _no_prompts(names: Collection[str], place: str) -> UserError:
     return UserError(
         f"{place}: no prompts; found {', '.join(names) or 'nothing'}; needed one of {', '.join(COLUMNS)}"
@@ -104,8 +133,8 @@ def _parquet(file: Path) -> Iterator[Row]:
         found = column(names, COLUMNS)
         if found is None:
             raise _no_prompts(names, str(file))
-        category = column(names, CATEGORIES)
-        rows = parquet.read(columns=[found, *([category] if category else [])]).to_pylist()
+        wanted = {found, *AXES, column(names, CATEGORIES), column(names, SOURCES), SOURCE}
+        rows = parquet.read(columns=[name for name in names if name in wanted]).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error
     for number, row in enumerate(rows):

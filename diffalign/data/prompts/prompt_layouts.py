@@ -51,6 +51,34 @@ def compbench_rows(place: Path) -> Iterator[Row]:
         yield from _lines(place)
 
 
+def gedit_rows(language: str, place: Path) -> Iterator[Row]:
+    """Yield GEdit-Bench's instructions in a language ("en", "cn"), of a parquet file or a folder of them."""
+    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    if not files:
+        raise UserError(f"{place}: no *.parquet in it; needed: the files of GEdit-Bench")
+    for file in files:
+        for where, fields in any_rows(file):
+            if fields.get("instruction_language", language) == language:
+                yield where, fields
+
+
+def imgedit_rows(place: Path) -> Iterator[Row]:
+    """Yield ImgEdit-Bench's instructions, objects by number whose ``id`` is the path of the source.
+
+    Sources are looked for beside the file, in ``singleturn`` and in ``Benchmark/singleturn``.
+    """
+    folders = [place.parent / name for name in ("singleturn", "Benchmark/singleturn", "")]
+    for where, fields in any_rows(place):
+        name = fields.get("id")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: id is {name!r}; allowed: the path of the source image")
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if found is None:
+            looked = " or ".join(str(folder / name) for folder in folders)
+            raise UserError(f"{where}: no source image; looked for {looked}")
+        yield where, {**fields, "source_image": str(found.resolve())}
+
+
 def _texts(folder: Path, pattern: str, whole: bool) -> Iterator[Row]:
     files = sorted(folder.glob(pattern))
     if not files:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from diffalign.data.prompts.prompt_files import CATEGORIES, FORMATS, Row, category_of, file_rows, prompt_of
+from diffalign.data.prompts.prompt_files import (
+    CATEGORIES,
+    FORMATS,
+    Row,
+    category_of,
+    file_rows,
+    prompt_of,
+    sourced,
+)
 from diffalign.data.prompts.prompt_lists import LISTS
 from diffalign.data.prompts.published_prompts import PUBLISHED, Published
 from diffalign.errors import UserError, unknown
@@ -25,7 +33,8 @@ class PromptSet:
     """Prompts in their order, with categories.
 
     Attributes:
-        prompts: (N,) none of them empty; one may occur twice.
+        prompts: (N,) none of them empty; one may occur twice. Those about a source image are
+            ``SourcedPrompt``s.
         categories: by axis (PartiPrompts: ``category`` and ``challenge``; DrawBench: ``category``; GenEval:
             ``tag``; HPDv2: ``style``; a file with such a column: ``category``), (N,) each; "" for a prompt
             that has none. Empty where the set has no categories.
@@ -42,7 +51,7 @@ def read_prompt_set(path: str, limit: int | None = None) -> PromptSet:
 
     - ``.txt`` has a prompt a line; ``.jsonl`` and ``.json`` objects with a field ``prompt``, ``caption`` or
       ``text``; ``.tsv``, ``.csv`` and ``.parquet`` a column of such a name. A field or column ``category`` or
-      ``categories`` is the axis ``category``.
+      ``categories`` is the axis ``category``; ``source``, ``path_src`` and so on hold a source image.
     - ``parti``, ``drawbench``, ``geneval``, ``hpdv2``: fetched and cached; ``parti:FILE`` (and so on): a
       copy.
     - ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the drawn scenes', ``tiny:motions/train`` and
@@ -67,7 +76,8 @@ def read_prompt_set(path: str, limit: int | None = None) -> PromptSet:
             f"or {next(iter(PUBLISHED))}:FILE (and so on), "
             f"or tiny:train, tiny:validation, tiny:test, tiny:motions/train (and so on), {', '.join(LISTS)}"
         )
-    return _gathered(file_rows(file), {"category": lambda row: category_of(row, CATEGORIES)}, path, limit)
+    axes = {"category": lambda row: category_of(row, CATEGORIES)}
+    return _gathered(file_rows(file), axes, path, limit, file.parent)
 
 
 def _published(published: Published, rows: Iterable[Row], limit: int | None) -> PromptSet:
@@ -80,14 +90,19 @@ def _axis(columns: tuple[str, ...]) -> Callable[[Row], str]:
 
 
 def _gathered(
-    rows: Iterable[Row], axes: Mapping[str, Callable[[Row], str]], place: str, limit: int | None
+    rows: Iterable[Row],
+    axes: Mapping[str, Callable[[Row], str]],
+    place: str,
+    limit: int | None,
+    folder: Path = Path(),
 ) -> PromptSet:
     kept = list(islice((row for row in rows if prompt_of(row)), limit))
     if not kept:
         raise UserError(f"{place}: no prompts in it")
     values_of = {axis: tuple(map(of, kept)) for axis, of in axes.items()}
     return PromptSet(
-        tuple(map(prompt_of, kept)), {axis: values for axis, values in values_of.items() if any(values)}
+        tuple(sourced(row, folder) for row in kept),
+        {axis: values for axis, values in values_of.items() if any(values)},
     )
 
 

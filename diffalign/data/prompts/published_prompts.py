@@ -7,10 +7,18 @@ local copy is always read: ``dpg:FILE`` and so on.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from diffalign.data.prompts.prompt_files import Row, file_rows
-from diffalign.data.prompts.prompt_layouts import any_rows, compbench_rows, dpg_rows, unique_rows
+from diffalign.data.prompts.prompt_layouts import (
+    any_rows,
+    compbench_rows,
+    dpg_rows,
+    gedit_rows,
+    imgedit_rows,
+    unique_rows,
+)
 from diffalign.errors import UserError
 from diffalign.utils.files import write_atomic
 from diffalign.utils.text import read_json
@@ -25,6 +33,7 @@ _COMPBENCH = f"{_RAW}/Karine-Huang/T2I-CompBench/main/examples/dataset"
 _PARTS = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
 _UNIGENBENCH = f"{_RAW}/CodeGoat24/UniGenBench/main/data/test_prompts_en.csv"
 _VBENCH = f"{_RAW}/Vchitect/VBench/master/vbench/VBench_full_info.json"
+_GEDIT = "stepfun-ai/GEdit-Bench"
 _SECONDS = 30  # timeout of a server
 
 
@@ -111,6 +120,10 @@ def _from_web(name: str, *urls: str) -> Callable[[], list[Path]]:
         return found
 
     return files
+
+
+def _by_hand() -> list[Path]:
+    raise OSError("not fetched")
 
 
 def _styled(place: Path) -> Iterator[Row]:
@@ -206,6 +219,25 @@ PUBLISHED: Mapping[str, Published] = {
             "meta_data.json of playgroundai/MJHQ-30K (objects by id)",
             _from_hub("playgroundai/MJHQ-30K", "meta_data.json"),
             any_rows,
+        ),
+        *(
+            Published(
+                name,
+                {"task": ("task_type",)},
+                f"data/*.parquet of {_GEDIT} (instruction, input_image_raw, task_type; "
+                f"instruction_language {language})",
+                _matching(_GEDIT, "data/*.parquet"),
+                partial(gedit_rows, language),
+            )
+            for name, language in (("gedit", "en"), ("gedit_cn", "cn"))
+        ),
+        Published(
+            "imgedit",
+            {"edit": ("edit_type",)},
+            "basic_edit.json of ImgEdit-Bench (prompt, id, edit_type) with the folder singleturn of its "
+            "images beside it, which is not fetched",
+            _by_hand,
+            imgedit_rows,
         ),
     )
 }

@@ -37,6 +37,7 @@ class Example:
         segment_seconds: of each segment; None: ``data.segment_seconds``.
         votes: K shares of the people who preferred each image, summing to 1, else none. Of a pair
             P(0 > 1) = votes[0].
+        source: the image that all of them were made from, by the prompt; None: they were made from nothing.
     """
 
     prompt: str
@@ -51,6 +52,7 @@ class Example:
     segments: Segments = ()
     segment_seconds: float | None = None
     votes: tuple[float, ...] = ()
+    source: ImageRef | None = None
 
     @property
     def is_tie(self) -> bool:

@@ -16,12 +16,11 @@ from diffalign.config.schema import DataConfig
 from diffalign.data.reading.examples import Example, ImageRef, Preferences, Skipped
 from diffalign.data.reading.splits import some
 from diffalign.errors import UserError
+from diffalign.media.images import IMAGE_SUFFIXES
 from diffalign.media.videos import MOVING_SUFFIXES
 from diffalign.utils.text import read_text
 
-IMAGES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm")
-)
+IMAGES = frozenset(IMAGE_SUFFIXES)
 VIDEOS = frozenset(MOVING_SUFFIXES)
 SIDES = (("w", "l"), ("chosen", "rejected"), ("win", "lose"))
 LIKES = (("liked", 1.0), ("disliked", 0.0))

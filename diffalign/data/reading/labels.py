@@ -34,19 +34,24 @@ class Label(Protocol):
 
 @dataclass(frozen=True)
 class Ordered:
-    """The first is preferred; ``confidence`` and ``votes`` name columns of P(0 > 1) and of two counts."""
+    """The first is preferred; ``confidence`` and ``votes`` name columns of P(0 > 1) and of two counts,
+    ``tie`` one that says whether neither is.
+    """
 
     confidence: str | None = None
     votes: str | None = None
+    tie: str | None = None
     columns: tuple[str, ...] = ()
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """The columns of confidence and votes."""
-        return tuple(name for name in (self.confidence, self.votes) if name)
+        """The columns of confidence, votes and ties."""
+        return tuple(name for name in (self.confidence, self.votes, self.tie) if name)
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
-        """Return (1, 0), with the share of votes where it agrees with the order."""
+        """Return (1, 0), with the share of votes where it agrees with the order; a tie where it is one."""
+        if self.tie and truth(cell(row, self.tie), self.tie, where):
+            return Verdict((0.5, 0.5))
         share = number(cell(row, self.confidence), self.confidence, where) if self.confidence else None
         counts = listed(cell(row, self.votes), self.votes, where) if self.votes and share is None else None
         if counts and self.votes and len(counts) == 2:

@@ -1,13 +1,13 @@
 """Rows of tables to examples, by the schema of their columns (``schemas.SCHEMAS``).
 
 ``data.columns`` maps roles to columns (``prompt=caption``); roles are the column names of our own schemas,
-and a mapped column has precedence over one of that name. A set with an input besides the prompt is refused:
-it is data of image editing, and training on it as text-to-image would be silently wrong.
+and a mapped column has precedence over one of that name. A column that holds an input besides the prompt is
+the source of its row, an image that is edited or continued: the model that trains on the row must take it.
 """
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,14 +17,14 @@ from diffalign.data.reading.examples import Example, ImageRef, Skipped
 from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_weight
 from diffalign.data.reading.labels import Checklist, Label, Rating
 from diffalign.data.reading.schemas import SCHEMAS, Schema
-from diffalign.data.reading.sources import source_columns
+from diffalign.data.reading.sources import SOURCE, source_column, source_image
 from diffalign.errors import UserError, close_to, unknown
 
 ROLES = (
     "prompt", "chosen", "rejected", "image", "images", "image_0", "image_1", "video", "videos", "video_0",
     "video_1", "label", "label_0", "label_1", "has_label", "scores", "ranks", "votes", "votes_0", "votes_1",
     "confidence", "liked", "altered", "rewards", "patches", "mask", "weight", "segments", "segment_seconds",
-    "are_different",
+    "are_different", SOURCE,
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class Layout:
         label: how the label is read.
         mapped: (role, column) of ``data.columns``.
         found: all columns of the table, with prototypes of their values ("" text, b"" bytes, 0 numbers).
+        source: the source image's column, or the path to it; "": rows have none.
     """
 
     schema: Schema
@@ -45,6 +46,7 @@ class Layout:
     label: Label
     mapped: tuple[tuple[str, str], ...]
     found: Mapping[str, Any]
+    source: str = ""
 
     @property
     def videos(self) -> bool:
@@ -55,10 +57,10 @@ class Layout:
     def used(self) -> set[str]:
         """Columns of the table that are read, at the top level."""
         group = (self.schema.group,) if self.schema.group else ()
-        condition = (self.schema.condition,) if self.schema.condition else ()
+        inputs = tuple(name for name in (self.schema.inputs, self.source) if name)
         altered = ("altered",) if self.schema.altered else ()
         names = {self.prompt, *self.schema.files.columns, *self.label.columns, *self.label.optional, *group}
-        names |= {*self.schema.extras, *self.schema.needs, *condition, *altered}
+        names |= {*self.schema.extras, *self.schema.needs, *inputs, *altered}
         roles = dict(self.mapped)
         tops = {roles.get(name, name) for name in names}
         tops = {name if name in self.found else name.partition(".")[0] for name in tops}
@@ -111,8 +113,8 @@ def schema_of(
         label: ``data.label``: which of several labels.
 
     Raises:
-        UserError: no schema fits (it names the columns found and needed), a mapped column is missing, or the
-            set is one of image editing.
+        UserError: no schema fits (it names the columns found and needed), a mapped column is missing, or it
+            cannot be told which column is the source.
     """
     found = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns, None)
     for role, path in mapped:
@@ -135,8 +137,13 @@ def schema_of(
         if not labels:
             continue
         layout = Layout(schema, prompt, _label(schema, labels, label, place), tuple(mapped), found)
-        _refuse_conditions(layout, place)
-        return layout
+        source = source_column(layout, named, place)
+        if source and group:
+            raise UserError(
+                f"{place}: {source!r} is a source image, and rows of {schema.name} are one image each; "
+                "allowed with a source: rows that hold all rivals"
+            )
+        return replace(layout, source=source)
     raise UserError(_none_fits(found, place, plain))
 
 
@@ -165,18 +172,6 @@ def _has(found: Any, path: str) -> bool:
     return found[head] is None or cell(found, path) is not None
 
 
-def _refuse_conditions(layout: Layout, place: str) -> None:
-    """Raise a UserError where a column besides the pair holds the source of the images."""
-    rivals = len(layout.schema.files.columns) > 1 or layout.schema.files.columns[0] in ("images", "videos")
-    taken = {path for _, path in layout.mapped} | layout.used
-    if sources := [name for name in source_columns(layout.found, rivals) if name not in taken]:
-        raise UserError(
-            f"{place}: column {sources[0]!r} holds an input beside the prompt: data of image editing, "
-            f"which text-to-image training would learn without its source; allowed: sets without it (if "
-            f"{sources[0]!r} is no input, leave it out of the table)"
-        )
-
-
 def _none_fits(found: Mapping[str, Any], place: str, plain: bool) -> str:
     names = sorted({schema.name for schema in SCHEMAS if not schema.plain and not schema.rated})
     return (
@@ -202,11 +197,12 @@ def read_row(
     ``rated`` keeps a row without a label, since rewards will score it.
 
     Raises:
-        UserError: a label, reward or weight that is none, or an input beside the prompt.
+        UserError: a label, reward or weight that is none, or several inputs beside the prompt.
     """
     schema, row = layout.schema, layout.named(row)
-    if schema.condition and cell(row, schema.condition):
-        raise UserError(f"{where}: {schema.condition} holds inputs beside the prompt: data of image editing")
+    source = source_image(layout, row, where, image) if layout.source or schema.inputs else None
+    if isinstance(source, Skipped):
+        return source
     if truth(row.get("are_different"), "are_different", where) is False:
         return Skipped("are_different is false", where, "identical")
     if read_weight(row.get("weight"), where) == 0:
@@ -236,7 +232,8 @@ def read_row(
         if not isinstance(row["altered"], str):
             return Skipped("no text in column 'altered'", where)
         images, prompts = images * 2, (prompt, row["altered"])
-    return _example(row, prompt, prompts, images, verdict=verdict, where=where, image=image, rated=rated)
+    example = _example(row, prompt, prompts, images, verdict=verdict, where=where, image=image, rated=rated)
+    return example if isinstance(example, Skipped) else replace(example, source=source)
 
 
 def _example(

@@ -28,7 +28,7 @@ from diffalign.data.reading.labels import (
 )
 from diffalign.errors import UserError
 
-PROMPTS = ("caption", "prompt", "original_prompt", "sentence", "text")
+PROMPTS = ("caption", "prompt", "original_prompt", "sentence", "text", "instruction", "edit_instruction")
 Values = list[tuple[str, Any]]
 
 
@@ -148,7 +148,7 @@ class Schema:
         roots: folders that paths may be relative to, seen from the table's folder.
         video: whether the files are videos; None if the columns do not show it.
         within: a regular expression that finds the prompt in its column's text.
-        condition: a column that must be empty, since it holds inputs beside the prompt.
+        inputs: a column that lists the inputs besides the prompt: none, or the source image.
         extras: further columns that are read if they exist.
         rated: only where rewards give the scores.
         plain: only where a caption and an image are enough.
@@ -164,7 +164,7 @@ class Schema:
     roots: tuple[str, ...] = ("",)
     video: bool | None = None
     within: str = ""
-    condition: str = ""
+    inputs: str = ""
     extras: tuple[str, ...] = (
         "rewards", "patches", "mask", "weight", "segments", "segment_seconds", "are_different",
     )  # fmt: skip
@@ -223,6 +223,8 @@ SCHEMAS: tuple[Schema, ...] = (
     _pair("video_0", "video_1", Choice("label"), "pairs of videos with a label", video=True),
     _pair("jpg_0", "jpg_1", BestUid(), "Pick-a-Pic"),
     _pair("chosen", "rejected", Ordered("confidence", "votes"), "chosen and rejected"),
+    _pair("path1", "path2", Ordered("confidence", "choice_dist", "tie_case"), "EditReward-Data",
+          needs=("path_src",)),
     _pair("path1", "path2", Ordered("confidence", "choice_dist"), "HPDv3"),
     Schema("ranked list", ListOf("images"), _one(Listed())),
     Schema("ranked list", ListOf("images"), _one(Listed("ranks", ranks=True))),
@@ -273,10 +275,10 @@ SCHEMAS: tuple[Schema, ...] = (
     # formats of other tools
     Schema("Flow-Factory (preferences)", Columns(
         ("supervision.chosen.media.0.path", "supervision.rejected.media.0.path")), prompt=("input.prompt",),
-        needs=("schema_version",), condition="input.media"),
+        needs=("schema_version",), inputs="input.media"),
     Schema("Flow-Factory (demonstrations)", Columns(("supervision.target.media.0.path",)),
            _one(Liked(always=True)), prompt=("input.prompt",), needs=("schema_version",),
-           condition="input.media"),
+           inputs="input.media"),
     # where nothing but a caption is needed
     Schema("captioned images", Columns(("image",)), _one(Liked(always=True)), plain=True),
     Schema("captioned videos", Columns(("video",)), _one(Liked(always=True)), plain=True, video=True),

@@ -1,19 +1,28 @@
 """Columns of an image that is edited or continued, told by their names and by what they hold."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from diffalign.data.reading.cells import cell
+from diffalign.data.reading.examples import ImageRef, Skipped
+from diffalign.data.reading.extras import Opener
 from diffalign.data.reading.folders import IMAGES
+from diffalign.data.reading.schemas import Schema
+from diffalign.errors import UserError
 from diffalign.media.videos import VIDEO_SUFFIXES
 
 SOURCES = (
-    "path_src", "source_image", "src_image", "image_src", "source_img", "src_img", "input_image",
-    "original_image",
+    "path_src", "input_image_raw", "source_image", "src_image", "image_src", "source_img", "src_img",
+    "input_image", "original_image",
     "condition_image", "conditioning_image", "control_image", "reference_image", "init_image", "prompt_asset",
     "source_video", "input_video", "first_frame",
 )  # fmt: skip
-"""Columns of an image that is edited or continued: data of conditional generation."""
+"""Columns of an image that is edited or continued: the source of a row."""
+
+SOURCE = "source"
+"""The role of the source."""
+
 SOURCE_WORDS = frozenset({
     "src", "source", "input", "original", "init", "condition", "conditioning", "control", "controlnet",
     "reference", "references", "ref", "mask", "masked", "edited", "start",
@@ -37,6 +46,13 @@ def source_columns(found: Mapping[str, Any], rivals: bool) -> list[str]:
     ]
 
 
+def is_video_column(name: str, found: Mapping[str, Any]) -> bool:
+    """Whether a column of sources holds videos, by its name or by the path in a cell."""
+    value = found.get(name)
+    value = value.get("path") if isinstance(value, Mapping) else value
+    return "video" in name or (isinstance(value, str) and value.lower().endswith(VIDEO_SUFFIXES))
+
+
 def _names_a_source(name: str) -> bool:
     """Whether a column's name says that images were made from what it holds."""
     return not SOURCE_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
@@ -49,3 +65,84 @@ def _holds_files(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_holds_files, value[:1]))
     return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(_MEDIA))
+
+
+class LayoutLike(Protocol):
+    """What is asked of a ``rows.Layout``."""
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of the columns."""
+        ...
+
+    @property
+    def mapped(self) -> Sequence[tuple[str, str]]:
+        """(role, column) of ``data.columns``."""
+        ...
+
+    @property
+    def found(self) -> Mapping[str, Any]:
+        """All columns of the table, with prototypes of their values."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """The source image's column, or the path to it."""
+        ...
+
+    @property
+    def used(self) -> set[str]:
+        """Columns that are read."""
+        ...
+
+
+def source_column(layout: LayoutLike, named: Mapping[str, Any], place: str) -> str:
+    """Return the column of the image that the rivals were made from, or the path to it; "": there is none.
+
+    Raises:
+        UserError: several columns may be it, or it is a video.
+    """
+    schema = layout.schema
+    if SOURCE in dict(layout.mapped):
+        return SOURCE
+    if schema.inputs and cell(named, f"{schema.inputs}.0.path") is not None:
+        return f"{schema.inputs}.0.path"
+    rivals = len(schema.files.columns) > 1 or schema.files.columns[0] in ("images", "videos")
+    taken = ({path for _, path in layout.mapped} | layout.used) - set(schema.needs)
+    found = [name for name in source_columns(layout.found, rivals) if name not in taken]
+    if refused := [name for name in found if is_video_column(name, layout.found) or "mask" in name.lower()]:
+        raise UserError(
+            f"{place}: column {refused[0]!r} holds a video or a mask beside the prompt; allowed: one source "
+            f"image (if {refused[0]!r} is no input, leave it out of the table, or name the source: "
+            "data.columns source=COLUMN)"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{place}: columns {' and '.join(map(repr, found))} may hold the source image, an input beside "
+            f"the prompt; name one: data.columns source={found[0]}"
+        )
+    return found[0] if found else ""
+
+
+def source_image(
+    layout: LayoutLike, row: Mapping[str, Any], where: str, image: Opener
+) -> ImageRef | Skipped | None:
+    """Return the source of a row, or why there is none; None where rows have none.
+
+    Raises:
+        UserError: several inputs, or what is no image.
+    """
+    column = layout.schema.inputs or layout.source
+    value = cell(row, column)
+    inputs = value if isinstance(value, list | tuple) else [value] if layout.source else []
+    if len(inputs) > 1 or (inputs and not layout.source):
+        raise UserError(
+            f"{where}: {column} holds {len(inputs)} inputs beside the prompt; allowed: one source image"
+        )
+    if not layout.source:
+        return None
+    one = inputs[0] if inputs else None
+    if layout.schema.inputs == column:
+        one = cell(row, layout.source)
+    reference = image(one, f"{where}, column {layout.source!r}")
+    return Skipped(f"no image in column {layout.source!r}", where) if reference is None else reference

@@ -70,6 +70,8 @@ def as_preferences(
         )
         yield from rivals(keyed, layout, everywhere)
 
+    if layout.source:
+        notes = [*notes, f"source images, which the others were made from, in column {layout.source!r}"]
     if unused := sorted({name for one in (layout, *others) for name in one.unused}):
         notes = [*notes, f"columns that are not used: {', '.join(unused)}"]
     marks = (

@@ -26,6 +26,12 @@ from diffalign.diffusion.randomness import derive
 from diffalign.errors import UserError
 from diffalign.evaluation.drawing.pipeline import Pipeline, fingerprint, modules
 from diffalign.evaluation.drawing.samples import Sample, write_manifest
+from diffalign.evaluation.drawing.sources import (
+    check_sources,
+    drawn_one_by_one,
+    source_arguments,
+    told_source,
+)
 from diffalign.media.files import Media, save_media
 from diffalign.media.videos import Video, need_av
 
@@ -115,10 +121,12 @@ def plan(
     ``by_position`` names files after the prompt's place (``0003-0.png``), the same whatever the weights.
 
     Raises:
-        UserError: no prompts, an empty prompt, or a setting that this pipeline does not take.
+        UserError: no prompts, an empty prompt, a setting or a source image that this pipeline does not take,
+            or none where it needs one.
     """
     call = _call(pipeline, settings)
     _check(prompts, images_per_prompt)
+    check_sources(pipeline, prompts)
     where = None if folder is None else Path(folder)
     named = where is not None and not by_position
     identity = json.dumps([call.facts, fingerprint(pipeline)], sort_keys=True) if named else ""
@@ -171,6 +179,7 @@ def draw(
     ``generate``."""
     call, where = planned.call, planned.folder
     size = (8 if call.fps is None else 1) if batch_size is None else batch_size
+    one_by_one = drawn_one_by_one(pipeline, [task.prompt for task in planned.tasks])
     _check_share(size, rank, world)
     tasks = planned.tasks[rank::world]
     if where is not None:
@@ -178,7 +187,8 @@ def draw(
             need_av()  # raises before anything is made
         where.mkdir(parents=True, exist_ok=True)
         facts = {"seed": planned.seed, **call.facts}
-        write_manifest(where, [{**asdict(task), "settings": facts} for task in tasks], rank, world)
+        rows = [{**asdict(task), **told_source(task.prompt), "settings": facts} for task in tasks]
+        write_manifest(where, rows, rank, world)
     todo = {task for task in tasks if where is None or not (where / task.file).is_file()}
     drawn: dict[_Task, Media] = {}
     pipeline.set_progress_bar_config(disable=True)
@@ -190,11 +200,12 @@ def draw(
             batch = [task for task in tasks[start : start + size] if task in todo]
             if not batch:
                 continue
-            for task, media in zip(batch, _draw(pipeline, batch, call), strict=True):
-                if where is None:
-                    drawn[task] = media
-                else:
-                    save_media(media, where / task.file)
+            for part in [[task] for task in batch] if one_by_one else [batch]:
+                for task, media in zip(part, _draw(pipeline, part, call), strict=True):
+                    if where is None:
+                        drawn[task] = media
+                    else:
+                        save_media(media, where / task.file)
             bar.update(len(batch))
     return replace(planned, tasks=tasks).samples(drawn)
 
@@ -240,6 +251,9 @@ def _call(pipeline: Pipeline, settings: SamplingSettings) -> _Call:
     if own_guidance and "guidance_scale" in given:  # Qwen-Image's, classifier-free
         given["true_cfg_scale"] = given.pop("guidance_scale")
         given.setdefault("negative_prompt", "")  # without which there is none
+    if "max_area" in accepted and "height" in given and "width" in given:
+        # of FLUX.1 Kontext, which otherwise draws a megapixel whatever size it is told
+        given |= {"max_area": given["height"] * given["width"], "_auto_resize": False}
     if rate is not None and fps is not None:
         given["frame_rate"] = fps
     return _Call(given, float(fps or FPS) if videos else None)
@@ -254,7 +268,7 @@ def _tasks(
         for _ in range(images_per_prompt):
             number = seen[prompt]
             seen[prompt] += 1
-            own = derive(seed, prompt, number)
+            own = derive(seed, prompt, *told_source(prompt).values(), number)
             name = hashlib.blake2b(f"{own}\x1f{identity}".encode(), digest_size=8).hexdigest()
             tasks.append(_Task(prompt, position, number, own, f"{name}-{number}.{suffix}"))
     return tasks
@@ -264,8 +278,10 @@ def _draw(pipeline: Pipeline, batch: list[_Task], call: _Call) -> list[Media]:
     arguments = dict(call.arguments)
     if "negative_prompt" in arguments:  # pipelines need one for each prompt
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(batch)
+    prompts = [task.prompt for task in batch]
+    arguments |= source_arguments(pipeline, prompts, arguments.get("height"), arguments.get("width"))
     output = pipeline(
-        prompt=[task.prompt for task in batch],
+        prompt=[str(prompt) for prompt in prompts],
         generator=[torch.Generator().manual_seed(task.seed) for task in batch],
         output_type="pil" if call.fps is None else "pt",
         **arguments,

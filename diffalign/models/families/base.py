@@ -16,6 +16,7 @@ from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import token_line
 from diffalign.errors import UserError
 from diffalign.models.codecs import Codec
+from diffalign.models.families.sources import SourceImages
 from diffalign.types import Cond
 
 
@@ -77,6 +78,11 @@ class Family(Protocol):
         """Tokenizers whose tokens, each padded to its limit, stand one after the other in the text that
         attention reads (``encoder_hidden_states``); () where a prompt's tokens stand elsewhere.
         """
+        ...
+
+    @property
+    def sources(self) -> SourceImages | None:
+        """How it takes a source image; None: it takes none."""
         ...
 
     def configured(self, config: ModelConfig) -> "Family":
@@ -247,6 +253,7 @@ class Usual:
     keeps_length: ClassVar[Literal["token", "row"] | None] = None
     token_order: ClassVar[tuple[str, ...]] = ()
     idle: ClassVar[tuple[str, ...]] = ()
+    sources: ClassVar[SourceImages | None] = None
 
     def configured(self, config: ModelConfig) -> Self:
         """Itself."""

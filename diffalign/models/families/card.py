@@ -1,7 +1,7 @@
 """The card of a family. No torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class FamilyCard:
         moves: the family whose models become this one's with a ``model.motion_adapter``.
         recognised_by: (component, key, value) of configurations that tell its models from those of another
             family with the same pipeline class; of two cards that fit, the one with more of them wins.
+        source: whether a source image besides the prompt is ``taken`` or ``needed``; "": it is refused.
         refuses: components that some of its pipelines have and that cannot be trained here, with the reason.
     """
 
@@ -38,3 +39,4 @@ class FamilyCard:
     moves: str | None = None
     refuses: tuple[tuple[str, str], ...] = ()
     recognised_by: tuple[tuple[str, str, Any], ...] = ()
+    source: Literal["", "taken", "needed"] = ""

@@ -25,6 +25,7 @@ from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import ReadByT5, bare
 from diffalign.models.families.flow import SIDE, Packed
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.families.sources import SOURCE
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -107,18 +108,22 @@ class Flux(Packed, ReadByT5):
         guidance = None
         if bare(network).config.guidance_embeds:
             guidance = torch.full((len(x_t),), self.embedded_guidance, device=x_t.device)
-        text = cond["encoder_hidden_states"].to(x_t.dtype)
+        text, packed, ids = cond["encoder_hidden_states"].to(x_t.dtype), pack(x_t), places(x_t)
+        tokens = packed.shape[1]
+        if SOURCE in cond:  # of Kontext, behind the noisy image
+            source = cond[SOURCE].to(x_t.dtype)
+            packed, ids = torch.cat([packed, pack(source)], 1), torch.cat([ids, places(source, 1)])
         prediction: Tensor = network(
-            hidden_states=pack(x_t),
+            hidden_states=packed,
             timestep=model_time / 1000,
             guidance=guidance,
             encoder_hidden_states=text,
             pooled_projections=cond["pooled_projections"].to(x_t.dtype),
-            img_ids=places(x_t),
+            img_ids=ids,
             txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
             return_dict=False,
         )[0]
-        return unpack(prediction, x_t.shape[-2:])
+        return unpack(prediction[:, :tokens], x_t.shape[-2:])
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""
@@ -142,11 +147,11 @@ def unpack(packed: Float[Tensor, "B N D"], size: tuple[int, ...]) -> Float[Tenso
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
-def places(latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "N 3"]:
-    """0, row and column of each patch, float32 always: bfloat16 cannot tell 257 from 256."""
+def places(latents: Float[Tensor, "B C h w"], number: int = 0) -> Float[Tensor, "N 3"]:
+    """Return the image's number, row and column of each patch, float32: bfloat16 cannot tell 257 from 256."""
     rows, columns = (torch.arange(side // SIDE, device=latents.device) for side in latents.shape[-2:])
     row, column = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([torch.zeros_like(row), row, column], dim=2).flatten(0, 1).float()
+    return torch.stack([torch.full_like(row, number), row, column], dim=2).flatten(0, 1).float()
 
 
 FLUX = Flux()

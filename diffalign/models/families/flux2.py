@@ -12,7 +12,7 @@ The prompt stands in a chat template behind the pipeline's system message; paddi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from diffalign.config.schema import ModelConfig
 from diffalign.models.families.base import bare
 from diffalign.models.families.flux2_klein import CONFIGS as KLEIN_CONFIGS
 from diffalign.models.families.flux2_klein import Flux2Klein
+from diffalign.models.families.sources import SourceImages
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "transformer": {  # the defaults of Flux2Transformer2DModel
@@ -73,6 +74,8 @@ class Flux2(Flux2Klein):
 
     name: str = "flux2"
     embedded_guidance: float = 4.0
+
+    sources: ClassVar[SourceImages | None] = None
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

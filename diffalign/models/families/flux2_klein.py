@@ -3,7 +3,9 @@ latents, rectified flow.
 
 Latents are what the network sees: 2 x 2 of the autoencoder's as the channels of one, normalised, (B, 128, h,
 w), see ``diffalign.models.packed_codec``. ``call`` only lays them in a row beside their places (time, row,
-column, number of the word). The network is told t, not 1000 t, and no guidance: the base models are guided
+column, number of the word). The latents of a source image to edit follow them at time 10, as the first
+reference image of the stock pipeline, and their prediction is dropped. The network is told t, not 1000 t, and
+no guidance: the base models are guided
 as usual, the distilled ones (``is_distilled``) are sampled with a guidance of 1, whatever the stock pipeline
 is told.
 
@@ -23,10 +25,12 @@ from diffalign.models.codecs import Codec
 from diffalign.models.families.base import flow_grid
 from diffalign.models.families.chat import QWEN3_4B, ReadByChat
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.families.sources import SOURCE, AsLatents, SourceImages
 from diffalign.models.packed_codec import NormalisedPatches
 from diffalign.types import Cond
 
 LAYERS = (9, 18, 27)  # of Qwen3, whose states are the channels of a token
+REFERENCE = 10  # the time of the first reference image
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "transformer": {  # klein 4B
@@ -86,6 +90,7 @@ class Flux2Klein(ReadByChat):
 
     most_tokens: ClassVar[int | None] = 512
     thinking: ClassVar[bool] = False
+    sources: ClassVar[SourceImages | None] = AsLatents()
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
@@ -110,16 +115,21 @@ class Flux2Klein(ReadByChat):
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """Return the transformer's raw prediction, (B, C, h, w)."""
         text, (count, _, height, width) = cond["encoder_hidden_states"].to(x_t.dtype), x_t.shape
+        shown, ids = [x_t], [places(height, width, 1, x_t.device)]
+        if SOURCE in cond:
+            shown.append(cond[SOURCE].to(x_t.dtype))
+            rows, columns = shown[1].shape[-2:]
+            ids.append(places(rows, columns, 1, x_t.device, REFERENCE))
         prediction: Tensor = network(
-            hidden_states=x_t.flatten(2).transpose(1, 2),
+            hidden_states=torch.cat([one.flatten(2).transpose(1, 2) for one in shown], 1),
             timestep=model_time / 1000,
             guidance=self.guidance(network, x_t),
             encoder_hidden_states=text,
-            img_ids=places(height, width, 1, x_t.device).expand(count, -1, -1),
+            img_ids=torch.cat(ids).expand(count, -1, -1),
             txt_ids=places(1, 1, text.shape[1], x_t.device).expand(count, -1, -1),
             return_dict=False,
         )[0]
-        return prediction.transpose(1, 2).unflatten(2, (height, width))
+        return prediction[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
     def guidance(self, network: nn.Module, x_t: Tensor) -> Tensor | None:
         """None: klein has no guidance embedded."""
@@ -131,9 +141,10 @@ class Flux2Klein(ReadByChat):
         return {"encoder_hidden_states": (self.max_sequence_length, width)}
 
 
-def places(height: int, width: int, words: int, device: torch.device) -> Int[Tensor, "N 4"]:
-    """Return (time 0, row, column, number of the word) of each token, rows after one another."""
-    ranges = (torch.arange(size, device=device) for size in (1, height, width, words))
+def places(height: int, width: int, words: int, device: torch.device, time: int = 0) -> Int[Tensor, "N 4"]:
+    """Return (time, row, column, number of the word) of each token, rows after one another."""
+    ranges = [torch.arange(size, device=device) for size in (1, height, width, words)]
+    ranges[0] = ranges[0] + time
     return torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).flatten(0, 3)
 
 

@@ -19,6 +19,7 @@ from diffalign.models.codecs import Codec
 from diffalign.models.families.chat import ReadByChat, lengths_of, padded
 from diffalign.models.families.flow import SIDE, Packed
 from diffalign.models.families.flux import pack, unpack
+from diffalign.models.families.sources import SOURCE
 from diffalign.models.still_codec import Stills
 from diffalign.types import Cond
 
@@ -104,15 +105,17 @@ class QwenImage(Packed, ReadByChat):
         mask, (height, width) = cond["encoder_attention_mask"], x_t.shape[-2:]
         lengths = lengths_of(mask)
         longest = max(lengths)
+        shown = [x_t, *([cond[SOURCE].to(x_t.dtype)] if SOURCE in cond else [])]
+        packed = [pack(one) for one in shown]
         prediction: Tensor = network(
-            hidden_states=pack(x_t),
+            hidden_states=torch.cat(packed, 1),
             timestep=model_time / 1000,
             encoder_hidden_states=cond["encoder_hidden_states"][:, :longest].to(x_t.dtype),
             encoder_hidden_states_mask=None if min(lengths) == longest else mask[:, :longest].bool(),
-            img_shapes=[[(1, height // SIDE, width // SIDE)]] * len(x_t),
+            img_shapes=[[(1, *(side // SIDE for side in one.shape[-2:])) for one in shown]] * len(x_t),
             return_dict=False,
         )[0]
-        return unpack(prediction, (height, width))
+        return unpack(prediction[:, : packed[0].shape[1]], (height, width))
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""

@@ -142,6 +142,11 @@ def _of_preferences(path: str, folder: Path, limit: int | None) -> list[Task]:
     write = _writer(folder)
     tasks: dict[str, Task] = {}
     for example in preferences.rows():
+        if isinstance(example, Example) and example.source is not None:
+            raise UserError(
+                f"{example.where}: a source image, which the page would not show; allowed: sets without "
+                "sources"
+            )
         if isinstance(example, Example) and len(example.images) > 1 and not example.prompts:
             media = tuple(write(image) for image in example.images)
             key = digest(example.prompt.encode(), *(file.name.encode() for file in media))[:16]

@@ -344,12 +344,14 @@ def test_pairs_in_csv(tmp_path):
     assert told(read(tmp_path / "p.csv")) == [("a cat, red", (1, 0), (), (2, 1))]
 
 
-# data of image editing
+# pairs that were made from a source image
 
 
 EDITS = {
     "EditReward": {"prompt": "make it red", "path_src": "0.png", "path1": "1.png", "path2": "2.png"},
+    "a source of our own": {"instruction": "x", "source": "0.png", "chosen": "1.png", "rejected": "2.png"},
     "a source beside the pair": {"prompt": "x", "image": "0.png", "chosen": "1.png", "rejected": "2.png"},
+    "a list of one source": {"prompt": "x", "images": ["0.png"], "chosen": "1.png", "rejected": "2.png"},
     "Rapidata's image to video": {
         "prompt": "x", "prompt_asset": "0.png", "file_name1": "1.png", "file_name2": "2.png",
         "weighted_results1_Preference": 1, "weighted_results2_Preference": 0,
@@ -361,10 +363,68 @@ EDITS = {
 }  # fmt: skip
 
 
+def source_of(example):
+    return example.source and Path(example.source.source).name
+
+
 @pytest.mark.parametrize("name", EDITS)
-def test_data_of_image_editing_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="image editing"):
-        told(as_json(tmp_path, [EDITS[name]], frames=1))
+def test_the_source_of_an_edit_is_read(tmp_path, name):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([EDITS[name]]))
+    (example,) = read(path, frames=1)
+    assert source_of(example) == "0.png"
+    assert [Path(image.source).name for image in example.images] == ["1.png", "2.png"]
+    assert example.scores == (1.0, 0.0)
+
+
+def test_a_source_in_parquet_and_by_a_column_of_its_own_name(tmp_path):
+    row = {
+        "caption": "a",
+        "chosen": A,
+        "rejected": B,
+        "before": {"bytes": C, "path": "c.png"},
+        "source": "web",
+    }
+    assert next(iter(parquet(tmp_path, [row]))).source is None  # text that says where a row comes from
+    (example,) = parquet(tmp_path, [row], columns=("source=before",))
+    assert example.source.read() == C
+    missing = parquet(tmp_path, [{**row, "before": None}, row], columns=("source=before",))
+    assert len(list(missing)) == 1 and "no image in column 'source'" in missing.counts.skipped[0]
+
+
+def test_a_tie_of_an_edit_is_a_tie(tmp_path):
+    rows = [{**EDITS["EditReward"], "tie_case": tie, "confidence": None} for tie in (True, False)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert [example.scores for example in read(tmp_path / "rows.json")] == [(0.5, 0.5), (1.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"path_src": "0.png"}, "columns 'path_src' and 'image' may hold the source"),
+        ({"image": ["0.png", "1.png"]}, "image holds 2 inputs beside the prompt"),
+        ({"input_video": "0.mp4"}, "column 'input_video' holds a video"),
+    ],
+)
+def test_a_source_that_cannot_be_told_is_an_error(tmp_path, more, message):
+    row = EDITS["a source beside the pair"] | more
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError, match=message):
+        list(read(tmp_path / "rows.json"))
+
+
+def test_several_inputs_of_flow_factory_are_an_error(tmp_path):
+    row = json.loads(json.dumps(EDITS["Flow-Factory with conditions"]))
+    row["input"]["media"].append({"type": "image", "path": "3.png"})
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError, match=r"input\.media holds 2 inputs"):
+        list(read(tmp_path / "rows.json"))
+
+
+def test_rows_of_one_image_each_have_no_source(tmp_path):
+    row = {"image": A, "prompt": "x", "prompt_id": "1", "rank": 1, "source_image": B}
+    with pytest.raises(UserError, match="'source_image' is a source image, and rows of ImageRewardDB"):
+        parquet(tmp_path, [row])
 
 
 def test_columns_that_are_not_used_are_named_once(tmp_path):

@@ -1,0 +1,143 @@
+"""Pre-training of a tiny FLUX.1 Kontext on edits of drawn scenes, some of which do something else.
+
+The source stands beside the picture as the pipeline has it: its packed latents follow those of the noisy
+picture, their places told apart by the first coordinate. Of the instructions a share is followed wrongly, so
+that the base is imperfect and pairs can teach it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+
+from diffalign.tiny.edits import mistaken, sample
+from diffalign.tiny.scenes import COLORS, SHAPES, SIZES, render
+from diffalign.tiny_build import autoencoder, flow_networks, flow_training, networks, text
+from diffalign.tiny_build.flow_training import Say
+
+BATCH, RATE = 32, 2e-3
+TOKENS = 10  # of T5: the longest instruction has 9
+WRONG = 0.35  # share of instructions that are followed wrongly
+SIDE = 2  # of a patch
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a tokenizer of the instructions: every word is one piece, other text is spelt."""
+    return text.word_tokenizer({"make", "turn", "the", "into", "a", *SIZES, *COLORS, *SHAPES})
+
+
+def t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """Return the text encoder of the tokens."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=networks.WIDTH,
+            d_kv=24,
+            d_ff=2 * networks.WIDTH,
+            num_layers=1,
+            num_heads=2,
+            dropout_rate=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def transformer(heads: int = 2) -> FluxTransformer2DModel:
+    """Return the velocity of packed latents (B, 16, 32); its output starts at zero."""
+    model = FluxTransformer2DModel(
+        in_channels=SIDE**2 * networks.LATENT[0],
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=heads,
+        joint_attention_dim=networks.WIDTH,
+        pooled_projection_dim=networks.WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+class Parts(nn.Module):
+    """Transformer and text encoders, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer, self.tokenizer_2 = text.tokenizer(tokens=flow_networks.SD3_TOKENS), t5_tokenizer()
+        config = networks.text_config(self.tokenizer)
+        config.max_position_embeddings, config.num_hidden_layers = flow_networks.SD3_TOKENS, 1
+        self.clip, self.t5 = CLIPTextModel(config), t5(self.tokenizer_2)
+        self.transformer = transformer()
+
+    def tokens(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids of CLIP (N, 16) and T5 (N, 10)."""
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        long = self.tokenizer_2(instructions, max_length=TOKENS, **options).input_ids
+        return self.tokenizer(instructions, **options).input_ids, long
+
+    def forward(self, x: Tensor, time: Tensor, source: Tensor, tokens: tuple[Tensor, Tensor]) -> Tensor:
+        """Velocity (B, 16, 32) of packed noisy latents beside those of their sources."""
+        places = [FluxKontextPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32) for _ in "xs"]
+        places[1][:, 0] = 1
+        prediction: Tensor = self.transformer(
+            hidden_states=torch.cat([x, source], 1),
+            timestep=time / 1000,
+            encoder_hidden_states=self.t5(tokens[1]).last_hidden_state,
+            pooled_projections=self.clip(tokens[0]).pooler_output,
+            img_ids=torch.cat(places),
+            txt_ids=torch.zeros(TOKENS, 3),
+            return_dict=False,
+        )[0]
+        return prediction[:, : x.shape[1]]
+
+
+def packed(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
+    """(N, 16, 32) scaled latents of uint8 pixels (N, 32, 32, 3), in patches as the pipeline packs them."""
+    mean = autoencoder.encode(vae, autoencoder.to_tensor(pixels))
+    scaled = (mean - vae.config.shift_factor) * vae.config.scaling_factor
+    result: Tensor = FluxKontextPipeline._pack_latents(scaled, *scaled.shape)
+    return result
+
+
+def train(
+    parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 4000
+) -> dict[str, float]:
+    """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
+    rng = np.random.default_rng(plan.seed)
+    edits = [sample(rng, "train") for _ in range(count)]
+    results = [mistaken(edit, rng) if rng.random() < WRONG else edit.target for edit in edits]
+    source, target = (
+        packed(vae, np.stack([np.asarray(render(scene)) for scene in scenes]))
+        for scenes in ([edit.source for edit in edits], results)
+    )
+    short, long = parts.tokens([edit.instruction for edit in edits])
+    say(f"kontext: {sum(p.numel() for p in parts.parameters()) / 1e6:.2f}M parameters, {count} edits encoded")
+
+    def loss(_: float) -> Tensor:
+        i = torch.randint(count, (BATCH,))
+        t = flow_training.times(BATCH, flow_networks.SHIFT)
+        tokens = short[i], long[i]
+        return flow_training.flow_loss(lambda x, time: parts(x, time, source[i], tokens), target[i], t)
+
+    figures = flow_training.fit(parts.train(), loss, plan, say)
+    parts.eval()
+    return figures
+
+
+def pipeline(parts: Parts, vae: AutoencoderKL) -> FluxKontextPipeline:
+    """Return the genuine diffusers pipeline of trained parts."""
+    return FluxKontextPipeline(
+        transformer=parts.transformer,
+        scheduler=flow_networks.flow_scheduler(),
+        vae=vae,
+        text_encoder=parts.clip,
+        tokenizer=parts.tokenizer,
+        text_encoder_2=parts.t5,
+        tokenizer_2=parts.tokenizer_2,
+    )
