@@ -16,12 +16,12 @@ from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import token_line
 from diffalign.errors import UserError
 from diffalign.models.codecs import Codec
-from diffalign.models.families.sources import SourceImages
+from diffalign.models.families.sources import NoSources, TakesSources
 from diffalign.types import Cond
 
 
 @runtime_checkable
-class Family(Protocol):
+class Family(TakesSources, Protocol):
     """The encoding of prompts and the call of the network. One module per family implements it."""
 
     @property
@@ -78,11 +78,6 @@ class Family(Protocol):
         """Tokenizers whose tokens, each padded to its limit, stand one after the other in the text that
         attention reads (``encoder_hidden_states``); () where a prompt's tokens stand elsewhere.
         """
-        ...
-
-    @property
-    def sources(self) -> SourceImages | None:
-        """How it takes a source image; None: it takes none."""
         ...
 
     def configured(self, config: ModelConfig) -> "Family":
@@ -169,16 +164,15 @@ def latent_shape(
             f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
             f"this {family.name}: sides of at most {most * multiple}, for which it has position embeddings"
         )
-    channels = codec.channels(vae_config)
-    sides = (size[0] // codec.downscale(vae_config), size[1] // codec.downscale(vae_config))
+    channels, (height, width) = codec.channels(vae_config), (s // codec.downscale(vae_config) for s in size)
     if not codec.video:
-        return (channels, *sides)
+        return (channels, height, width)
     if frames < 1 or codec.usable_frames(vae_config, frames) != frames:
         nearest = codec.usable_frames(vae_config, frames) or next(
             n for n in itertools.count(1) if codec.usable_frames(vae_config, n)
         )
         raise UserError(f"data.frames={frames}; allowed with {family.name}: such as {nearest}")
-    return (channels, codec.latent_frames(vae_config, frames), *sides)
+    return (channels, codec.latent_frames(vae_config, frames), height, width)
 
 
 def flow_grid(
@@ -247,13 +241,12 @@ def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
     return result
 
 
-class Usual:
+class Usual(NoSources):
     """A base of families with common defaults, which a family overrides where it differs."""
 
     keeps_length: ClassVar[Literal["token", "row"] | None] = None
     token_order: ClassVar[tuple[str, ...]] = ()
     idle: ClassVar[tuple[str, ...]] = ()
-    sources: ClassVar[SourceImages | None] = None
 
     def configured(self, config: ModelConfig) -> Self:
         """Itself."""

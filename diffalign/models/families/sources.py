@@ -6,7 +6,7 @@ training, rollouts and diagnostics need to know nothing of it. Families say what
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -64,6 +64,21 @@ class SourceImages(Protocol):
     def shapes(self, latents: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of one source's conditions beside latents of this shape."""
         ...
+
+
+class TakesSources(Protocol):
+    """What a family says of source images."""
+
+    @property
+    def sources(self) -> SourceImages | None:
+        """How it takes a source image; None: it takes none."""
+        ...
+
+
+class NoSources:
+    """A family that takes no source image."""
+
+    sources: ClassVar[SourceImages | None] = None
 
 
 @dataclass(frozen=True)
