@@ -45,7 +45,8 @@ class Guided(Wrapper):
     def _guided(self, negative: Tensor, positive: Tensor) -> Tensor:
         guided = negative + self.scale * (positive - negative)
         if getattr(self.path, "guided_rows", False):
-            return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+            ratio: Tensor = positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+            return guided * ratio
         patch = getattr(self.path, "guided_patch", None)
         return guided if patch is None else guided * (lengths(positive, patch) / lengths(guided, patch))
 

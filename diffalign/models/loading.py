@@ -14,7 +14,8 @@ from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
 from diffalign.models.families.base import Family
-from diffalign.models.families.registry import FAMILIES, FamilyCard, get_family, moved
+from diffalign.models.families.card import FamilyCard
+from diffalign.models.families.registry import FAMILIES, get_family, moved
 from diffalign.models.formulation import Formulation, formulation_of_file, path_of, set_formulation
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora_names import file_text_name, modules_of, stems_of
-from diffalign.models.original_layout import Place
+from diffalign.models.original_transformers import Place
 from diffalign.models.sources import LORA_FILES, user_errors
 from diffalign.utils.text import parse_json, read_json_object
 

@@ -6,7 +6,8 @@ Sources: comfy/lora.py (Comfy-Org/ComfyUI at 17358c8), diffusers/loaders/lora_co
 from torch import nn
 
 from diffalign.models.loaded import LoadedModel
-from diffalign.models.original_layout import Place, original_modules
+from diffalign.models.original_layout import original_modules
+from diffalign.models.original_transformers import Place
 
 
 def modules_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -77,13 +77,13 @@ def stored_bytes(layer: nn.Linear, kind: str) -> int:
 def _with_bitsandbytes(
     module: nn.Module, layers: dict[str, nn.Linear], kind: str, device: Any, compute: torch.dtype
 ) -> None:
-    import bitsandbytes
+    from bitsandbytes.nn import modules
 
     for name, layer in layers.items():
         weight, bias = layer.weight.data, layer.bias
         with torch.device("meta"):
             new: Any = (
-                bitsandbytes.nn.Linear4bit(
+                modules.Linear4bit(
                     layer.in_features,
                     layer.out_features,
                     bias is not None,
@@ -91,7 +91,7 @@ def _with_bitsandbytes(
                     quant_type="nf4",
                 )
                 if kind == "nf4"
-                else bitsandbytes.nn.Linear8bitLt(
+                else modules.Linear8bitLt(
                     layer.in_features,
                     layer.out_features,
                     bias is not None,
@@ -100,9 +100,9 @@ def _with_bitsandbytes(
                 )
             )
         if kind == "nf4":
-            new.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
+            new.weight = modules.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
         else:
-            new.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+            new.weight = modules.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         new.bias = bias
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, new.to(device).requires_grad_(False))

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from diffalign.errors import UserError, unknown
-from diffalign.models.families.registry import FAMILIES, FamilyCard
+from diffalign.models.families.card import FamilyCard
+from diffalign.models.families.registry import FAMILIES
 from diffalign.tiny import FAMILIES as TINY
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -22,10 +22,10 @@ FOLDER = "shards"
 
 def write(snapshot: Snapshot, folder: Path) -> None:
     """Write a snapshot's tensors; every process of the run must call it."""
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quiet():
-        checkpoint.save(_tensors(snapshot), checkpoint_id=folder)
+        save(_tensors(snapshot), checkpoint_id=folder)
 
 
 def filled(
@@ -109,7 +109,7 @@ def _tensors(snapshot: Snapshot) -> dict[str, Tensor]:
 
 def _stored(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Return shape and dtype of each tensor in a folder, by its name."""
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     metadata: Any = FileSystemReader(folder).read_metadata()
     return {
@@ -119,11 +119,11 @@ def _stored(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 
 
 def _read(target: dict[str, Tensor], folder: Path, alone: bool = False) -> None:
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     together = distributed.is_available() and distributed.is_initialized() and not alone
     with _quiet():
-        checkpoint.load(target, checkpoint_id=folder, no_dist=not together)
+        load(target, checkpoint_id=folder, no_dist=not together)
 
 
 @contextmanager

@@ -87,12 +87,14 @@ def _filters(config: FilterConfig) -> Iterator[tuple[str, Callable[[Columns], np
 
 def _of_prompts(columns: Columns, passes: Callable[[str], bool]) -> np.ndarray:
     prompts, codes = columns.prompts
-    return np.array([passes(prompt) for prompt in prompts], bool)[codes]
+    passed: np.ndarray = np.array([passes(prompt) for prompt in prompts], bool)[codes]
+    return passed
 
 
 def _starts(columns: Columns) -> np.ndarray:
     """Return (n,) the number of images before each group's."""
-    return np.cumsum(columns.sizes) - columns.sizes
+    ends: np.ndarray = np.cumsum(columns.sizes)
+    return np.asarray(ends - columns.sizes)
 
 
 def _smallest_sides(columns: Columns) -> np.ndarray:

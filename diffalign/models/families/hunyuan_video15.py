@@ -178,7 +178,8 @@ def _without_values(network: Any, x: Tensor, time: Tensor, told: Mapping[str, Te
         given = (hidden, text, temb, mask, rope)
         hidden, text = network._gradient_checkpointing_func(block, *given) if recomputed else block(*given)
     prediction: Tensor = network.proj_out(network.norm_out(hidden, temb))
-    return prediction.transpose(1, 2).unflatten(2, x.shape[2:])
+    video: Tensor = prediction.transpose(1, 2).unflatten(2, x.shape[2:])
+    return video
 
 
 HUNYUAN_VIDEO15 = HunyuanVideo15()

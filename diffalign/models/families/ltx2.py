@@ -144,7 +144,8 @@ class LTX2Video(SpacedEvenly, ReadByT5):
             isolate_modalities=True,
             return_dict=False,
         )[0]
-        return prediction.transpose(1, 2).unflatten(2, (frames, height, width))
+        video: Tensor = prediction.transpose(1, 2).unflatten(2, (frames, height, width))
+        return video
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""

@@ -57,7 +57,8 @@ class Moments:
         if not strength > 0:
             raise UserError(f"lambda={strength}; allowed: more than 0")
         one = torch.eye(len(self.gram), dtype=torch.float64)
-        return one + torch.linalg.solve(strength * one + self.gram, self.shift.T).T
+        change: Tensor = torch.linalg.solve(strength * one + self.gram, self.shift.T).T
+        return one + change
 
 
 def edited(weight: Float[Tensor, "D C"], bracket: Float[Tensor, "C C"]) -> Float[Tensor, "D C"]:
