@@ -29,6 +29,7 @@ COMMANDS = {
     "agreement": "accuracy of rewards on labelled preferences, and their agreement",
     "serve-rewards": "serve rewards to other processes and machines",
     "displacement": "find pairs that are likely to lower their winner's likelihood, and filter them",
+    "time-labels": "label pairs in intervals of time by what a run prefers (Semi-DPO)",
     "evaluate": "compare base and aligned models: rewards, win rates with intervals, a report",
     "edit": "change what a model assumes of a word, in closed form and without training (TIME)",
     "export": "write an aligned model for diffusers, ComfyUI, A1111, kohya: LoRA, merged, one file",

@@ -170,6 +170,9 @@ class DataConfig:
     drop: str | None = option(
         None, "file that lists rows to leave out, as `diffalign displacement` writes it"
     )
+    time_labels: str | None = option(
+        None, "file of labels of pairs in intervals of time, as `diffalign time-labels` writes it (semi_dpo)"
+    )
     holdout: float = option(
         0.05, "share of groups that are kept for diagnostics and never trained on", BELOW_ONE
     )

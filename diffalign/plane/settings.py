@@ -34,6 +34,7 @@ from diffalign.methods.madpo import MADPO
 from diffalign.methods.mapo import MaPO
 from diffalign.methods.patchdpo import PatchDPO
 from diffalign.methods.rankdpo import RankDPO
+from diffalign.methods.semi_dpo import SemiDPO
 from diffalign.methods.sft import SFT
 from diffalign.methods.simpo import SimPO
 from diffalign.methods.smpo import SmPO
@@ -124,6 +125,7 @@ PLANE_METHODS: Mapping[str, PlaneRow] = {
     "aot": PlaneRow(AOT(beta=600), steps=60, rate=2e-4, optimum=False, note="pairs are not its unit"),
     "auto_beta": PlaneRow(AutoBeta(low=100, high=300), steps=100),
     "poly": PlaneRow(DPO(beta=150, loss=Poly(0.5)), steps=100),
+    "semi_dpo": PlaneRow(SemiDPO(beta=150, loss_type="sce", sce_beta=0.1), steps=100),
     "beta_dpo": PlaneRow(
         BetaDPO(scale=1500, filter=0.1),
         steps=30,

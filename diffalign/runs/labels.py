@@ -40,6 +40,13 @@ def tell_of_maps(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> 
         )
 
 
+def tell_of_time_labels(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
+    """Warn of labels in intervals of time that the method ignores."""
+    there = "time_labels" in encoded.extras or run.data.time_labels is not None
+    if there and run.method["type"] != "semi_dpo":
+        tell(f"warning: the set has time_labels, and {run.method['type']} does not read them; semi_dpo does")
+
+
 def look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:
     """Check the kind of labels of the first row; where the method needs dense ones, of the rows up to the
     first dense one (a set may have both kinds, and a global label then counts for all frames).

@@ -49,6 +49,7 @@ PLACES = (
     "data.max_downloads",
     "data.streaming",
     "data.drop",
+    "data.time_labels",
     "data.altered.answers",
     "model.path",
     "model.revision",
@@ -61,6 +62,7 @@ PLACES = (
 _FILES = (
     "data.path",
     "data.drop",
+    "data.time_labels",
     "data.cache_dir",
     "data.root",
     "data.downloads",
@@ -270,7 +272,8 @@ def data_content(*sets: EncodedSet) -> str:
         for r in encoded:
             images = [image.content for image in r.images]
             labels = (r.scores, r.rewards, r.weight, r.patches, r.dense and r.dense.scores)
-            digest.update(repr((r.prompt, r.texts, images, labels)).encode(errors="surrogatepass"))
+            told = (r.prompt, r.texts, images, labels, *((r.time_labels,) if r.time_labels else ()))
+            digest.update(repr(told).encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

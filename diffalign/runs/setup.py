@@ -24,6 +24,7 @@ from diffalign.data.batches.streamed import StreamedSource
 from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import leave_out
+from diffalign.data.reading.time_labels import with_time_labels
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
 from diffalign.methods.registry import shape_of
@@ -40,6 +41,7 @@ from diffalign.runs.labels import (
     check_labels,
     look_at_labels,
     tell_of_maps,
+    tell_of_time_labels,
     tell_of_votes,
     tell_unliked,
 )
@@ -133,10 +135,11 @@ def offline(
     tell_unliked(run.method["type"], encoded.counts, tell)
     tell_of_votes(run, encoded, tell)
     tell_of_maps(run, encoded, tell)
+    tell_of_time_labels(run, encoded, tell)
     check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
-    learned = leave_out(learned, run.data.drop)
+    learned = with_time_labels(leave_out(learned, run.data.drop), run.data.time_labels)
     sharding = sharding_of(run.training, accelerator)
     if sharding is None:  # otherwise its parts alone go there
         model.network.to(accelerator.device)

@@ -46,6 +46,7 @@ def check_streaming(run: Run, method: Method[Any]) -> None:
         "data.filters.repeats": data.filters.repeats,
         "data.filters.near": data.filters.near is not None,
         "data.drop": data.drop is not None,
+        "data.time_labels": data.time_labels is not None,
         "data.workers": data.workers,
         "training.epochs": run.training.epochs is not None,
         "validation.every": run.validation.every,

@@ -48,6 +48,7 @@ FLOW_CHANGES: Mapping[str, dict[str, Any]] = {
     "aot": {"beta": 100.0},
     "auto_beta": {"low": 12.0, "high": 40.0},
     "poly": {"beta": 26.0, "steps": 60},
+    "semi_dpo": {"beta": 26.0, "steps": 60},
     "beta_dpo": {"scale": 350.0, "steps": 75},
     "diffusion_lpo": {"beta": 60.0, "steps": 60},
     "inpo": {"beta": 35.0, "noising": Inversion(steps=5, by="reference")},

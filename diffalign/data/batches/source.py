@@ -106,7 +106,8 @@ def assemble(
 
 def _extra(encoded: EncodedSet, visits: Sequence[Visit]) -> dict[str, Tensor]:
     """``reward`` (B,), or (B, R) of several; ``patches`` (B, 1, H, W); ``weight`` (B,), the group's;
-    ``votes`` (B,), the share of people who preferred the image, NaN in a group without votes.
+    ``votes`` (B,), the share of people who preferred the image, NaN in a group without votes; ``time_labels``
+    (B, A), 1 in a group without any.
     """
     extra: dict[str, Tensor] = {}
     images = [(visit, index) for visit in visits for index in range(len(visit.record.images))]
@@ -121,6 +122,10 @@ def _extra(encoded: EncodedSet, visits: Sequence[Visit]) -> dict[str, Tensor]:
     if "votes" in encoded.extras:
         votes = [visit.record.votes[index] if visit.record.votes else math.nan for visit, index in images]
         extra["votes"] = torch.tensor(votes, dtype=torch.float32)
+    if "time_labels" in encoded.extras:
+        everywhere = (1,) * encoded.records.intervals
+        labels = [visit.record.time_labels or everywhere for visit, _ in images]
+        extra["time_labels"] = torch.tensor(labels, dtype=torch.float32)
     return extra
 
 

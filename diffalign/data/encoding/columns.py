@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from diffalign.data.encoding.records import SCHEMA, Bucket, Record, batches_of, record_from
 from diffalign.data.encoding.shards import halves
+from diffalign.errors import UserError
 
 RELEASE_ROWS = 64  # after so many single rows the system may release the pages of the file
 
@@ -214,6 +215,19 @@ class Columns(Sequence[Record]):
         if self._rows is not None and not self._whole.has_votes:
             return False
         return bool((self._pick(_numbers(pc.list_value_length(self.table["votes"]))) > 0).any())
+
+    @cached_property
+    def intervals(self) -> int:
+        """Intervals of time that pairs have labels for, 0 where none has any.
+
+        Raises:
+            UserError: pairs with different numbers of them.
+        """
+        counts = self._pick(_numbers(pc.list_value_length(self.table["time_labels"])))
+        found = sorted(set(counts[counts > 0].tolist()))
+        if len(found) > 1:
+            raise UserError(f"pairs have {found} time_labels each; allowed: one number of them in a set")
+        return int(found[0]) if found else 0
 
     @cached_property
     def reward_counts(self) -> np.ndarray:

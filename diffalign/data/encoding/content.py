@@ -23,13 +23,15 @@ def content_digest(columns: Columns) -> bytes:
     digest.update(_raw(_files(columns), "<u8"))
     for name in ("prompt", "dense"):
         _strings(digest, columns.column(name))
-    for name in ("texts", "patches", "scores", "rewards"):
+    for name in ("texts", "patches", "scores", "rewards", "time_labels"):
         column = columns.column(name)
         while pa.types.is_list(column.type):
             digest.update(_raw(pc.list_value_length(column).to_numpy(), "<i8"))
             column = pc.list_flatten(column)
         if column.type == pa.float64():
             digest.update(_raw(column.to_numpy(), "<f8"))
+        elif column.type == pa.int8():
+            digest.update(_raw(column.to_numpy(), "i1"))
         else:
             digest.update(_raw(pc.is_valid(column).to_numpy(), "u1"))
             digest.update(_raw(halves(column.drop_null()), "<u8"))

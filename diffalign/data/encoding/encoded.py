@@ -26,7 +26,7 @@ from diffalign.diffusion.randomness import derive_each
 
 __all__ = ["Bucket", "EncodedImage", "EncodedSet", "Record", "Shared", "split_holdout"]
 
-VERSION = 6
+VERSION = 7
 THOROUGH_BYTES, THOROUGH_ROWS = 2 * 2**30, 2**15  # up to this size all tensors are checked on opening
 
 
@@ -131,7 +131,7 @@ class EncodedSet(Sequence[Record]):
     @cached_property
     def extras(self) -> frozenset[str]:
         """Names of the data besides labels in the batches of this set: some of ``reward``, ``patches``,
-        ``weight``, ``votes``.
+        ``weight``, ``votes``, ``time_labels``.
 
         They are those of the whole set, so that every batch on every rank has the same names.
         """
@@ -140,6 +140,7 @@ class EncodedSet(Sequence[Record]):
             "patches": self.records.has_patches,
             "weight": bool((self.records.weights != 1).any()),
             "votes": self.records.has_votes,
+            "time_labels": self.records.intervals > 0,
         }
         return frozenset(name for name, holds in there.items() if holds)
 

@@ -96,6 +96,7 @@ def prepare(
         hashes=tuple(group.hashes),
         source=source,
         empty=writer.text_key("", seen) if seen else None,
+        time_labels=example.time_labels,
     )
     if example.segments:
         record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         "hashes": pa.list_(pa.uint64()),
         "source": _IMAGE,
         "empty": _KEY,
+        "time_labels": pa.list_(pa.int8()),
     }
 )
 
@@ -82,6 +83,8 @@ class Record:
     ] = ()  # perceptual hash of each image (``hashing.dhash``), where near ones are sought
     source: EncodedImage | None = None  # what the images were made from; its key is of its conditions
     empty: str | None = None  # key of the empty prompt read together with the source; None: the set's own
+
+    time_labels: tuple[int, ...] = ()  # 1, -1 or 0 for each of equal intervals of time
 
     @property
     def kind(self) -> Kind:
@@ -130,6 +133,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "hashes": record.hashes,
         "source": None if record.source is None else cells(record.source),
         "empty": raw(record.empty),
+        "time_labels": record.time_labels,
     }
 
 
@@ -160,6 +164,7 @@ def record_from(row: Mapping[str, Any]) -> Record:
         hashes=tuple(row["hashes"]),
         source=None if row["source"] is None else encoded(row["source"]),
         empty=name(row["empty"]),
+        time_labels=tuple(row["time_labels"]),
     )
 
 

@@ -38,6 +38,8 @@ class Example:
         votes: K shares of the people who preferred each image, summing to 1, else none. Of a pair
             P(0 > 1) = votes[0].
         source: the image that all of them were made from, by the prompt; None: they were made from nothing.
+        time_labels: for each of equal intervals of time from 0 (data) to 1 whether the label holds there: 1,
+            -1 (turned round) or 0 (left out); else none, and it holds everywhere.
     """
 
     prompt: str
@@ -53,6 +55,7 @@ class Example:
     segment_seconds: float | None = None
     votes: tuple[float, ...] = ()
     source: ImageRef | None = None
+    time_labels: tuple[int, ...] = ()
 
     @property
     def is_tie(self) -> bool:

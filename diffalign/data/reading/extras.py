@@ -51,6 +51,16 @@ def read_maps(patches: Any, mask: Any, where: str, images: int, image: Opener) -
     return () if reference is None else (reference,) * images
 
 
+def read_time_labels(value: Any, where: str) -> tuple[int, ...]:
+    """Return the labels of a pair in intervals of time, or none; UserError for what is not -1, 0 or 1."""
+    if value is None:
+        return ()
+    each = list(value) if isinstance(value, list | tuple) else [value]
+    if not each or any(isinstance(one, bool) or one not in (-1, 0, 1) for one in each):
+        raise UserError(f"{where}: time_labels is {str(value)[:60]}; allowed: a list of 1, -1 and 0")
+    return tuple(int(one) for one in each)
+
+
 def read_weight(value: Any, where: str) -> float:
     """Return the weight of a group, 1 where none is given; UserError for what is below 0."""
     if value is None or value == "":

@@ -14,7 +14,7 @@ from typing import Any
 from diffalign.data.reading.cells import Verdict, cell, truth
 from diffalign.data.reading.dense import overall, read_seconds, read_segments
 from diffalign.data.reading.examples import Example, ImageRef, Skipped
-from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_weight
+from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_time_labels, read_weight
 from diffalign.data.reading.labels import Checklist, Label, Rating
 from diffalign.data.reading.schemas import SCHEMAS, Schema
 from diffalign.data.reading.sources import SOURCE, source_column, source_image
@@ -23,8 +23,8 @@ from diffalign.errors import UserError, close_to, unknown
 ROLES = (
     "prompt", "chosen", "rejected", "image", "images", "image_0", "image_1", "video", "videos", "video_0",
     "video_1", "label", "label_0", "label_1", "has_label", "scores", "ranks", "votes", "votes_0", "votes_1",
-    "confidence", "liked", "altered", "rewards", "patches", "mask", "weight", "segments", "segment_seconds",
-    "are_different", SOURCE,
+    "confidence", "liked", "altered", "rewards", "patches", "mask", "time_labels", "weight",
+    "segments", "segment_seconds", "are_different", SOURCE,
 )  # fmt: skip
 
 
@@ -263,6 +263,7 @@ def _example(
         segments=segments,
         segment_seconds=read_seconds(row.get("segment_seconds"), where),
         votes=verdict.votes if verdict else (),
+        time_labels=read_time_labels(row.get("time_labels"), where),
     )
 
 

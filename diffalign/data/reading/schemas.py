@@ -166,7 +166,7 @@ class Schema:
     within: str = ""
     inputs: str = ""
     extras: tuple[str, ...] = (
-        "rewards", "patches", "mask", "weight", "segments", "segment_seconds", "are_different",
+        "rewards", "patches", "mask", "time_labels", "weight", "segments", "segment_seconds", "are_different",
     )  # fmt: skip
     rated: bool = False
     plain: bool = False

@@ -199,8 +199,8 @@ def test_a_damaged_manifest_is_made_again(path, tmp_path):
     records = list(first)
     (manifest,) = (tmp_path / "c" / "manifests").glob("*.arrow")
     whole = manifest.read_bytes()
-    assert b"version" in whole and VERSION == 6
-    for content in (b"", b"{", whole[:-40], whole.replace(b"5", b"0", 1) if b"5" in whole else b""):
+    assert b"version" in whole and VERSION == 7
+    for content in (b"", b"{", whole[:-40], whole.replace(b"7", b"0", 1) if b"7" in whole else b""):
         manifest.unlink()  # a process may have the old file mapped
         manifest.write_bytes(content)
         model = Model()
