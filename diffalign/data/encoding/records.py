@@ -83,7 +83,6 @@ class Record:
     ] = ()  # perceptual hash of each image (``hashing.dhash``), where near ones are sought
     source: EncodedImage | None = None  # what the images were made from; its key is of its conditions
     empty: str | None = None  # key of the empty prompt read together with the source; None: the set's own
-
     time_labels: tuple[int, ...] = ()  # 1, -1 or 0 for each of equal intervals of time
 
     @property
