@@ -30,6 +30,11 @@ class Differentiating(RolloutMethod):
 
     eta: ClassVar[float] = 0.0
 
+    @property
+    def words(self) -> bool:
+        """Whether it asks for rewards under words before the prompt."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardGradient(Differentiating):

@@ -181,7 +181,7 @@ def _source(
         sign = -1.0 if flipped else 1.0
         return NoiseSource(
             PlaneRolloutModel(),
-            lambda points, prompts: sign * plane.reward(points),
+            lambda points, prompts: sign * worded(plane, points, prompts),
             PROMPTS,
             setting,
             groups=batch_size,
@@ -199,6 +199,12 @@ def _source(
         plan=plane_plan(rollout, batch_size, flow),
         seed=seed,
     )
+
+
+def worded(plane: Plane, points: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Return the heights of points (N, 2) under W N prompts, (W N,); minus the height under "low. label"."""
+    heights = plane.reward(points).repeat(len(prompts) // len(points))
+    return heights * torch.tensor([-1.0 if prompt.startswith("low. ") else 1.0 for prompt in prompts])
 
 
 def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:

@@ -23,6 +23,7 @@ from diffalign.methods.flow_grpo import FlowGRPO
 from diffalign.methods.grpo_guard import GRPOGuard
 from diffalign.methods.refl import ReFL
 from diffalign.methods.spo import SPO
+from diffalign.methods.srpo import SRPO
 from diffalign.methods.xpo import XPO
 from diffalign.plane.rows import PlaneRow, few_steps, of_flow, online, sampled
 
@@ -96,6 +97,14 @@ ONLINE: Mapping[str, PlaneRow] = {
     ),
     "adjoint_matching": PlaneRow(
         AdjointMatching(beta=1.2), steps=60, groups=48, rate=6e-4, rollout=sampled(48, eta=1.0)
+    ),
+    "srpo": PlaneRow(
+        SRPO(("high",), ("low",), high=0.8, low=0.3, margin=99.0, hold=4.0),
+        steps=40,
+        groups=96,
+        rollout=sampled(96),
+        optimum=False,
+        note="the height under the word low is minus the height; the margin never binds",
     ),
     "refl": PlaneRow(
         ReFL(margin=9.0, scale=1.0, hold=5.0, low=0.5),

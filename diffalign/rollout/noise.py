@@ -13,7 +13,9 @@ from diffalign.rollout.source import Told
 from diffalign.types import Batch
 
 Rewarded = Callable[[Tensor, Sequence[str]], Tensor]
-"""(clean latents (N, *d), their N prompts) -> (N,) rewards, with gradients to the latents."""
+"""(clean latents (N, *d), W N prompts: W times N) -> (W N,) rewards, with gradients to the latents, each of
+which has W prompts.
+"""
 
 
 class NoiseSource:
@@ -82,10 +84,16 @@ class NoiseSource:
         if self._reward is None:
             self._tell(None)
 
-        def value(latents: Tensor, rows: Tensor) -> Tensor:
+        def value(latents: Tensor, rows: Tensor, /, words: Sequence[Sequence[str]] = ()) -> Tensor:
             assert self._reward is not None
-            rewards = self._reward(latents, [prompts[row] for row in rows.tolist()])
-            self._tell(rewards)
+            own = [prompts[row] for row in rows.tolist()]
+            if not words:
+                rewards = self._reward(latents, own)
+                self._tell(rewards)
+                return rewards
+            said = [f"{word}. {prompt}" for column in words for word, prompt in zip(column, own, strict=True)]
+            rewards = self._reward(latents, said).reshape(len(words), len(own))
+            self._tell(rewards[0])
             return rewards
 
         return Batch(

@@ -59,6 +59,11 @@ def check_gradients(run: Run) -> None:
                 f"allowed with "
                 f"method {name}: rewards that `diffalign rewards` calls differentiable"
             )
+        if method.words and not card.reads_prompt:
+            raise UserError(
+                f"rollout.rewards has {reward.spec!r}, which ignores the prompt, with method {name}, which "
+                "compares rewards under words before the prompt; allowed: rewards that read it, or no words"
+            )
 
 
 def check_distillation(run: Run) -> None:
@@ -158,6 +163,7 @@ def differentiable(
                 pixels = checkpoint(decode, latents.float(), use_reentrant=False)
             else:
                 pixels = decode(latents.float())
+            pixels = pixels.repeat(len(prompts) // len(pixels), 1, 1, 1)  # decoded once for all their prompts
             scores = [weight * reward(pixels, prompts).to(device).float() for weight, reward in weighted]
         return torch.stack(scores).sum(0)
 

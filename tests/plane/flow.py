@@ -63,6 +63,7 @@ FLOW_CHANGES: Mapping[str, dict[str, Any]] = {
     "alignprop": {"hold": 0.1},
     "adjoint_dpm": {"hold": 0.2, "steps": 40, "rate": 1e-4},
     "refl": {"hold": 1.0, "low": 0.5},
+    "srpo": {"hold": 0.5},
 }
 FLOW_METHODS: Mapping[str, PlaneRow] = {
     name: on_flow(name, **FLOW_CHANGES.get(name, {})) for name, row in PLANE_METHODS.items() if not row.flow

@@ -51,6 +51,7 @@ def test_two_runs_of_two_steps_are_one_of_four(tmp_path):
     [
         ("adjoint_dpm", ["--method.solver=heun"]),
         ("adjoint_matching", ["--rollout.eta=1", "--training.max_grad_norm=0"]),
+        ("srpo", ["--method.positive=[large]", "--method.negative=[small]", "--method.margin=9"]),
     ],
 )
 def test_methods_that_go_back_by_themselves_train_adapters(tmp_path, method, flags):
