@@ -96,7 +96,8 @@ class SRPO(RewardGradient):
             [words[int(draw * len(words))] for draw in column.tolist()] if words else []
             for words, column in zip((self.positive, self.negative), draws[:, 1:].T, strict=True)
         ]
-        loss, held, rewards = torch.zeros(len(eps), device=eps.device), sampling.held, []
+        loss, held = torch.zeros(len(eps), device=eps.device), sampling.held
+        rewards: list[Tensor] = []
         for ends, k, words in (
             ((place + length, place), self.denoise, said),
             (
