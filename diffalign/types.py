@@ -52,16 +52,10 @@ Kernel = Callable[["Denoiser", Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tens
 ``diffusion.samplers``.
 """
 
-
-class Value(Protocol):
-    """Rewards of clean latents, with gradients to them."""
-
-    def __call__(self, latents: Tensor, rows: Tensor, /, words: Sequence[Sequence[str]] = ()) -> Tensor:
-        """Return (N,) rewards of latents (N, *d) whose rows of the batch are ``rows`` (N,).
-
-        With W columns of N ``words``, (W, N) rewards under the prompts "word. prompt", W of each latents.
-        """
-        ...
+Value = Callable[..., Tensor]
+"""(clean latents (N, *d), their rows of the batch (N,)) -> (N,) rewards, with gradients to the latents; with
+``words``, W sequences of N, (W, N) rewards under the prompts "word. prompt".
+"""
 
 
 @dataclass(frozen=True)
