@@ -54,8 +54,7 @@ Kernel = Callable[["Denoiser", Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tens
 
 Value = Callable[..., Tensor]
 """(clean latents (N, *d), their rows of the batch (N,)) -> (N,) rewards, with gradients to the latents; with
-``words``, W sequences of N, (W, N) rewards under the prompts "word. prompt".
-"""
+``words``, W sequences of N, (W, N) rewards under the prompts "word. prompt"."""
 
 
 @dataclass(frozen=True)
