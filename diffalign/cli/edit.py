@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         model = open_model(args.model, args.base, args)
         size = (args.height, args.width) if args.height and args.width else None
         say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-        outcome = edit_model(model, pairs, settings, output, drawing, size, say)
+        outcome = edit_model(model, pairs, settings, output, drawing=drawing, size=size, say=say)
     print(f"{output} is the edited pipeline: DiffusionPipeline.from_pretrained({str(output)!r})")
     if outcome.groups:
         from diffalign.evaluation.report.edit_page import summary

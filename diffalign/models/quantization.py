@@ -77,7 +77,9 @@ def stored_bytes(layer: nn.Linear, kind: str) -> int:
 def _with_bitsandbytes(
     module: nn.Module, layers: dict[str, nn.Linear], kind: str, device: Any, compute: torch.dtype
 ) -> None:
-    from bitsandbytes.nn import modules
+    import bitsandbytes
+
+    modules: Any = bitsandbytes.nn
 
     for name, layer in layers.items():
         weight, bias = layer.weight.data, layer.bias

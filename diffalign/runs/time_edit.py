@@ -73,6 +73,7 @@ def edit_model(
     pairs: Sequence[Pair],
     settings: EditSettings,
     output: Path,
+    *,
     drawing: Drawing | None = None,
     size: tuple[int, int] | None = None,
     say: Callable[[str], None] = lambda line: None,

@@ -32,7 +32,7 @@ def test_train_says_where_things_are_and_how_to_go_on(tmp_path, capsys):
 
 def test_the_lines_that_it_prints_load_the_result(world, tmp_path, capsys):
     assert main(["train", "good.yaml", "--output", str(tmp_path / "run"), "--max_train_steps", "1"]) == 0
-    said = capsys.readouterr().err.split("load it in diffusers:\n")[1].split("\n\nsee whether")[0]
+    said = capsys.readouterr().err.split("load it in diffusers:\n")[1].split("\n\nmeasure the gain")[0]
     lines = [line.strip() for line in said.splitlines()]
     assert lines[-1] == 'image = pipeline("a lighthouse at dusk").images[0]'
     # A process without diffalign: only the lines, from another folder than the checkout.

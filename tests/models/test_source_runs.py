@@ -80,7 +80,7 @@ def test_a_model_trained_on_edits_is_loaded_by_plain_diffusers(
     state = load_file(result.output / "checkpoints" / "step-2" / "trainable.safetensors")
     load_trainable_state(model, state)
     expected = prediction(model, model.network)
-    assert float((expected - base).abs().max()) > 1e-3
+    assert float((expected - base).abs().max()) > 1e-4
     pipeline = DiffusionPipeline.from_pretrained(folders[name])
     pipeline.load_lora_weights(result.aligned)
     assert torch.equal(prediction(model, pipeline.transformer), expected)

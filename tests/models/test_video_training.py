@@ -105,7 +105,7 @@ def test_two_steps_saved_and_loaded_by_plain_diffusers(
 ) -> None:
     config = ModelConfig(path=str(videos[case]), train=kind, lora=LORA)  # type: ignore[arg-type]
     model, losses = aligned(config, case)
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
     model.network.eval()
     x_t, t, cond = noisy(model, case)
     with listening(model.network) as told, torch.no_grad():

@@ -221,7 +221,7 @@ def test_a_launchers_plugin_that_runs_do_not_have_is_a_user_error(monkeypatch, v
         acceleration.accelerator_for(TrainingConfig())
 
 
-@pytest.mark.parametrize(("method", "told"), [("sft", ["12 disliked images"]), ("kto", [])])
+@pytest.mark.parametrize(("method", "told"), [("sft", ["12 disliked ones"]), ("kto", [])])
 def test_dislikes_that_teach_nothing_are_told(method, told):
     lines = []
     tell_unliked(method, Counts(liked=3, disliked=12), lines.append)

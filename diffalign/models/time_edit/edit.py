@@ -233,12 +233,12 @@ def _brackets(
     """Return the matrix of ``Moments.bracket`` by projection; projections with one input share one."""
     depends = any("add_" in projection.name.rpartition(".")[2] for projection in projections)
     states = settings.states if depends else 1
-    height, width = size or _size(model, depends)
+    size = size or _size(model, depends)
     moments: dict[str, Moments] = {}
     shared: dict[str, str] = {}
     for start in range(0, len(pairs), _AT_ONCE):
         some = pairs[start : start + _AT_ONCE]
-        for inputs in _inputs(model, projections, some, states, settings.seed, height, width):
+        for inputs in _inputs(model, projections, some, states=states, seed=settings.seed, size=size):
             shared = shared or _shared(inputs)
             for name in dict.fromkeys(shared.values()):
                 own = moments.setdefault(name, Moments.empty(inputs[name].shape[-1]))
@@ -273,17 +273,17 @@ def _inputs(
     model: LoadedModel,
     projections: Sequence[Projection],
     pairs: Sequence[Pair],
+    *,
     states: int,
     seed: int,
-    height: int,
-    width: int,
+    size: tuple[int, int],
 ) -> Iterator[dict[str, Tensor]]:
     """Yield, for each state, the inputs (2P, L, C) of the projections: of P source prompts and of their
-    destinations, at the same images and time.
+    destinations, at the same images, of ``size`` (height, width), and time.
     """
     denoiser, device, count = model.denoiser(), model.device, len(pairs)
-    shape = model.latent_shape(height, width)
-    area = torch.tensor([[float(height), float(width)]])
+    shape = model.latent_shape(*size)
+    area = torch.tensor([size], dtype=torch.float32)
     cond = model.encode_prompts([p.source for p in pairs] + [p.destination for p in pairs])
     sizes = model.micro_conditions(area, torch.zeros(1, 2), area)
     cond |= {name: value.expand(2 * count, *value.shape[1:]) for name, value in sizes.items()}

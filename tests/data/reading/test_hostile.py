@@ -26,29 +26,38 @@ def pair(tmp_path: Path) -> dict[str, Any]:
     return {"prompt": "a", "chosen": "0.png", "rejected": "1.png"}
 
 
+@pytest.mark.parametrize("name", ["control", "start_frame", "edited_from", "jpg_src"])
+def test_a_column_of_files_that_names_a_source_is_the_source_and_is_told(
+    pair: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    """Families without sources refuse such rows (``tests/models/test_source_runs.py``)."""
+    told = read(write_jsonl(tmp_path / "p.jsonl", [{**pair, name: "2.png"}]))
+    assert told.notes == (f"source images, which the others were made from, in column {name!r}",)
+    (example,) = told
+    assert example.source is not None and example.source.read() == png(2)
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("columns", "message"),
     [
-        ("control", "2.png"),
-        ("reference_images", ["2.png", "3.png"]),
-        ("mask", {"bytes": None, "path": "2.png"}),
-        ("start_frame", "2.png"),
-        ("edited_from", "2.png"),
-        ("source", "2.mp4"),
+        ({"reference_images": ["2.png", "3.png"]}, "reference_images holds 2 inputs beside the prompt"),
+        ({"source": "2.mp4"}, "column 'source' holds a video or a mask beside the prompt"),
+        ({"source_mask": "2.png"}, "column 'source_mask' holds a video or a mask beside the prompt"),
+        ({"control": "2.png", "start_frame": "3.png"}, "columns 'control' and 'start_frame' may hold"),
     ],
 )
-def test_a_column_of_files_that_names_a_source_is_refused(
-    pair: dict[str, Any], tmp_path: Path, name: str, value: Any
+def test_inputs_that_are_no_one_source_are_refused(
+    pair: dict[str, Any], tmp_path: Path, columns: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=f"column '{name}' holds an input beside the prompt"):
-        read(write_jsonl(tmp_path / "p.jsonl", [{**pair, name: value}]))
+    with pytest.raises(UserError, match=message):
+        list(read(write_jsonl(tmp_path / "p.jsonl", [{**pair, **columns}])))
 
 
-def test_a_source_of_bytes_is_refused_and_a_word_of_that_name_is_not(
+def test_a_source_of_bytes_is_read_and_a_word_of_that_name_is_not(
     pair: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="column 'jpg_src' holds an input"):
-        read(write_parquet(tmp_path / "p.parquet", [{**row(0), "jpg_src": png(2)}]))
+    (example,) = read(write_parquet(tmp_path / "p.parquet", [{**row(0), "jpg_src": png(2)}]))
+    assert example.source is not None and example.source.read() == png(2)
     told = read(write_jsonl(tmp_path / "p.jsonl", [{**pair, "source": "the web"}]))
     assert told.notes == ("columns that are not used: source",)
 
