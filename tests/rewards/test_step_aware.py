@@ -32,6 +32,7 @@ def fresh(clip_folder):
 @pytest.fixture
 def moved(clip_folder):
     """Return a model that depends on the time."""
+    torch.manual_seed(0)  # the new layers are drawn
     clip = from_clip(str(clip_folder), Place())
     generator = torch.Generator().manual_seed(1)
     for name, parameter in clip.model.named_parameters():
@@ -165,8 +166,8 @@ def test_the_gradient_is_that_of_finite_differences(moved, pixels):
 
     direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(3)).double()
     (gradient,) = torch.autograd.grad(score(image), image)
-    # scores are float32, so a step is large and the tolerance a thousandth
-    step = 1e-2
+    # scores are float32: a smaller step drowns in rounding, a larger one in curvature
+    step = 3e-3
     with torch.no_grad():
         slope = float(score(image + step * direction) - score(image - step * direction)) / (2 * step)
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=2e-2, abs=1e-3)
