@@ -102,7 +102,15 @@ def set_attention(network: Any, name: str, device: torch.device | str, dtype: to
 
 def head_dims(network: nn.Module) -> list[int]:
     """Widths of the attention heads in ``network``, sorted."""
-    return sorted({m.inner_dim // m.heads for m in _attentions(network)})
+    return sorted({_head_dim(m) for m in _attentions(network)})
+
+
+def _head_dim(attention: Any) -> int:
+    """Return the width of a head: of some classes only the number of heads is kept."""
+    if hasattr(attention, "inner_dim"):
+        return int(attention.inner_dim // attention.heads)
+    query = attention.to_q if hasattr(attention, "to_q") else attention.to_query
+    return int(query.out_features // attention.num_heads)
 
 
 def _attentions(network: nn.Module) -> list[Any]:
