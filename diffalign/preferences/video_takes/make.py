@@ -258,6 +258,6 @@ def _row(task: _Task, settings: PairSettings) -> dict[str, Any]:
     return {
         "prompt": task.clip.prompt,
         "videos" if videos else "images": [file.name for file in task.files],
-        "source": str(task.clip.path),
+        "made_from": str(task.clip.path),
         "eta": round(settings.eta_of(task.clip, task.number), 4),
     }

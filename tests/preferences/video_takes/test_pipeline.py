@@ -47,7 +47,7 @@ def test_two_takes_of_a_video(model, tmp_path):
     settings = PairSettings(32, 32, frames=16, steps=4, guidance=1.0, eta=(0.75, 0.75))
     made = make_pairs(model, [clip], settings, tmp_path / "pairs", progress=False)
     row = json.loads(made.path.read_text())
-    assert row["prompt"] == clip.prompt and row["eta"] == 0.75 and row["source"] == str(clip.path)
+    assert row["prompt"] == clip.prompt and row["eta"] == 0.75 and row["made_from"] == str(clip.path)
     one, two = (read_video(made.path.parent / name) for name in row["videos"])
     assert one.frames.shape == two.frames.shape == (13, 3, 32, 32)  # of 16 the model takes 13
     assert one.fps == motions.FPS and not torch.equal(one.frames, two.frames)
