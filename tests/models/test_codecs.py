@@ -43,7 +43,7 @@ def scale_of(model: LoadedModel) -> tuple[Tensor, Tensor]:
     if model.family.name == "wan":
         mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
         return mean.view(1, -1, 1, 1, 1), 1 / std.view(1, -1, 1, 1, 1)
-    if model.family.name == "ltx":
+    if model.family.name in ("ltx", "ltx2"):
         return vae.latents_mean.view(1, -1, 1, 1, 1), 1 / vae.latents_std.view(1, -1, 1, 1, 1)
     return zero, one * vae.config.scaling_factor
 
@@ -55,9 +55,10 @@ def test_pixels_are_encoded_as_the_stock_autoencoder_does(video: LoadedModel, ca
             each = [vae.encode(pixels[:, :, f]).latent_dist for f in range(pixels.shape[2])]
             mean = torch.stack([posterior.mean for posterior in each], dim=2)
             std = torch.stack([posterior.std for posterior in each], dim=2)
-        else:
-            posterior = vae.encode(pixels).latent_dist
-            mean, std = posterior.mean, posterior.std
+        else:  # one by one: HunyuanVideo 1.5's attention mask fits one video only
+            one_by_one = [vae.encode(one[None]).latent_dist for one in pixels]
+            mean = torch.cat([posterior.mean for posterior in one_by_one])
+            std = torch.cat([posterior.std for posterior in one_by_one])
     shift, scale = scale_of(video)
     if case == "cogvideox_15":
         mean = torch.cat([mean[:, :, :1], mean], dim=2)
