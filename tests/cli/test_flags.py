@@ -122,7 +122,8 @@ SD = ["--pretrained_model_name_or_path", "runwayml/stable-diffusion-v1-5", "--da
         ([*SD, "--sft"], {"method": {"type": "sft"}, "model.train": "full"}),
         ([*SD, "--rank=4", "--flags", "none"], {"data.split": "train", "data.flip": False}),
         (["tiny_sdxl_dpo", *SD, "--rank=4"], {"data.split": "train", "data.resolution": 32}),
-        (["tiny_sdxl_dpo", "--flags", "diffusers"], {"data.split": "validation", "data.resolution": 32}),
+        # An embedded set has no splits.
+        (["tiny_sdxl_dpo", "--flags", "diffusers"], {"data.split": "train", "data.resolution": 32}),
         (["--model.path", "tiny:sdxl", "--rank", "4"], {"data.split": "train", "data.resolution": 512}),
     ],
 )  # fmt: skip
