@@ -245,7 +245,7 @@ class Columns(Sequence[Record]):
         """(n,) bool: whether a group has a source image."""
         if self._rows is not None:
             return self._pick(self._whole.has_source)
-        return pc.is_valid(self.table["source"]).to_numpy()
+        return np.asarray(pc.is_valid(self.table["source"]).to_numpy())
 
     @cached_property
     def has_patches(self) -> bool:
