@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -168,6 +169,12 @@ def test_the_command_refuses(tmp_path, capsys):
 
 def test_a_list_of_other_rows_is_refused(tmp_path):
     class Encoded(list):
+        """A set whose records are a table of one column."""
+
+        @property
+        def records(self):
+            return pa.table({"where": [row.where for row in self]})
+
         def subset(self, indices):
             return Encoded(self[i] for i in indices)
 
@@ -182,5 +189,5 @@ def test_a_list_of_other_rows_is_refused(tmp_path):
     file.write_text("".join(f"a row {i}\n" for i in range(4)))
     with pytest.raises(UserError, match="leaves no row of 4"):
         leave_out(encoded, str(file))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"data\.drop: no such file"):
         leave_out(encoded, str(tmp_path / "nowhere"))

@@ -86,7 +86,7 @@ def test_mjhq_is_keyed_by_id(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[1, 2]", "entry 0: '1'"), ("3", "allowed: a list"), ("{", "not readable")]
+    ("text", "words"), [("[1, 2]", "entry 0: '1'"), ("3", "allowed: a list"), ("{", "not JSON")]
 )
 def test_other_layouts_are_refused(tmp_path, text, words):
     (tmp_path / "x.json").write_text(text)

@@ -140,7 +140,7 @@ def test_an_unreachable_hub_is_said(name, tmp_path, monkeypatch):
     [
         ("parti:{}", None, "no such file; it should be a copy of PartiPrompts.tsv of nateraw/parti-prompts"),
         ("hpdv2:{}", '{"prompt": "x"}', "not a list of texts, as HPDv2's benchmark/anime.json"),
-        ("hpdv2:{}", "[", "not readable as json"),
+        ("hpdv2:{}", "[", "not JSON"),
         ("geneval:{}", '{"tag": "x"}', "no prompts; found tag"),
         ("partis", None, "no such file; allowed: .*parti, drawbench, geneval, hpdv2, .*or parti:FILE"),
         ("parti:", None, "'parti:': no such file"),
