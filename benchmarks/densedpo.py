@@ -132,10 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    names = arguments.arms.split(",") if arguments.arms else [arm.name for arm in ARMS]
-    for name in names:
-        if name not in [arm.name for arm in ARMS]:
-            raise SystemExit(f"--arms {name}: allowed: {', '.join(arm.name for arm in ARMS)}")
+    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
     for seed in range(arguments.seeds):
         for arm in ARMS:
             if arm.name in names and make(arm, seed, arguments.prompts) is not None:

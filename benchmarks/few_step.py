@@ -14,23 +14,19 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 import torch
 
 from benchmarks import record
 from benchmarks.record import Row, lock, over_seeds, shown, verdict
-from benchmarks.tiny_world import NEVER, quiet
-from diffalign import tiny
+from benchmarks.tiny_world import NEVER, quiet, scores
 from diffalign.config.schema import ModelConfig, ValidationConfig
-from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
+from diffalign.evaluation.drawing.sampling import SamplingSettings
 from diffalign.export.aligned import load_aligned
 from diffalign.methods import build
 from diffalign.models.loading import load
-from diffalign.rewards import load as load_reward
 from diffalign.runs.align import align
-from diffalign.runs.demo import EVALUATION_SEED, REWARDS
+from diffalign.runs.demo import REWARDS
 from diffalign.runs.validate import read_run
 from diffalign.utils.files import write_atomic
 
@@ -76,27 +72,13 @@ def settings(steps: int) -> SamplingSettings:
     return SamplingSettings(num_inference_steps=steps, guidance_scale=1.0)
 
 
-@lru_cache
-def reward(name: str) -> Any:
-    """Return a reward, loaded once."""
-    return load_reward(name)
-
-
-def scores(pipeline: Any, prompts: int, steps: int) -> dict[str, list[float]]:
-    """Scores of a pipeline's images of the first test captions, by reward."""
-    texts = tiny.prompts("test", prompts)
-    samples = generate(pipeline, texts, settings(steps), seed=EVALUATION_SEED, batch_size=64, progress=False)
-    images = [s.image for s in samples]
-    return {name: [round(v, 4) for v in reward(name)(images, texts).tolist()] for name in REWARDS}
-
-
 def base(prompts: int) -> Row:
     """Return the row of the base, in few and in many steps."""
     asked = {"prompts": prompts, "steps": [FEW, MANY]}
     found = record.known("fewstep-base", asked)
     if found is None:
         pipeline = load(ModelConfig("tiny:sdxl")).pipeline
-        rows = {str(steps): scores(pipeline, prompts, steps) for steps in (FEW, MANY)}
+        rows = {str(steps): scores(pipeline, "test", prompts, settings(steps)) for steps in (FEW, MANY)}
         found = record.keep("fewstep-base", asked, {"scores": rows})
     return found
 
@@ -136,7 +118,7 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
         pipeline = load_aligned(run.model, result.aligned)
         pipeline.fuse_lora()
         row = {"arm": arm.name, "seed": seed, "seconds": round(seconds, 1), "verdict": result.verdict}
-        row["scores"] = scores(pipeline, prompts, FEW)
+        row["scores"] = scores(pipeline, "test", prompts, settings(FEW))
         shutil.rmtree(result.output)
         return record.keep(name, asked, row)
 
@@ -201,10 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    names = arguments.arms.split(",") if arguments.arms else [arm.name for arm in ARMS]
-    for name in names:
-        if name not in [arm.name for arm in ARMS]:
-            raise SystemExit(f"--arms {name}: allowed: {', '.join(arm.name for arm in ARMS)}")
+    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
     for seed in range(arguments.seeds):
         for arm in ARMS:
             if arm.name in names and make(arm, seed, arguments.prompts) is not None:

@@ -10,7 +10,6 @@ where the base, the aligned model and the known optimum of the same mean reward 
 
 import argparse
 import io
-import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from benchmarks import plane_world, record, tuning
+from benchmarks import methods, plane_world, record, tuning
 from benchmarks.record import Row, over_seeds
 from benchmarks.tables import TITLES
 from diffalign.plane.plane import LABELS, denoiser_of, points
@@ -196,9 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     only = parser.parse_args(argv).only
     matplotlib.use("agg")
     torch.set_num_threads(1)
-    rows = json.loads((record.HERE / "methods.json").read_text())["rows"]
-    whole = {row["name"]: row for row in record.rows("")}
-    rows = [row | {"gains": whole[row["name"]]["gains"]} for row in rows]
+    rows = methods.current()
     jobs: dict[str, Any] = {
         "ranks": lambda: save("ranks", ranks(rows)),
         "compute": lambda: save("compute", compute(rows)),

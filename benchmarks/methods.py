@@ -74,16 +74,21 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def current() -> list[Row]:
+    """Return the rows of the methods that there are, in the order of worlds, methods and seeds."""
+    rows = [row for world in WORLDS for row in record.rows(f"{world}-")]
+    order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
+    rows = [row for row in rows if (row["world"], row["method"]) in order]  # the others' are gone
+    rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
+    firsts = {(row["world"], row["method"]): row["asked"] for row in reversed(rows)}
+    # Rows of settings before a method was tuned are not averaged with those after.
+    return [row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]])]
+
+
 def write() -> None:
     """``methods.json`` and ``methods.md`` of all rows."""
     with record.lock("methods"):
-        rows = [row for world in WORLDS for row in record.rows(f"{world}-")]
-        order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
-        rows = [row for row in rows if (row["world"], row["method"]) in order]  # the others' are gone
-        rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
-        firsts = {(row["world"], row["method"]): row["asked"] for row in reversed(rows)}
-        # Rows of settings before a method was tuned are not averaged with those after.
-        rows = [row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]])]
+        rows = current()
         brief = [{k: v for k, v in row.items() if k != "gains"} for row in rows]
         write_atomic(record.HERE / "methods.json", json.dumps({"rows": brief}, indent=1) + "\n")
         write_atomic(record.HERE / "methods.md", text(rows))

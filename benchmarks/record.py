@@ -63,6 +63,15 @@ def keep(name: str, asked: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
     return plain(whole)
 
 
+def chosen(arms: str | None, every: Sequence[str]) -> Sequence[str]:
+    """Return the names of ``--arms``, comma-separated; all without it. SystemExit names an unknown one."""
+    names = arms.split(",") if arms else every
+    for name in names:
+        if name not in every:
+            raise SystemExit(f"--arms {name}: allowed: {', '.join(every)}")
+    return names
+
+
 def rows(prefix: str) -> list[Row]:
     """Every row whose name starts with ``prefix``, by name."""
     files = sorted((HERE / "rows").glob(f"{prefix}*.json"))
@@ -139,9 +148,7 @@ def over_seeds(gains: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     table = np.asarray(gains, dtype=np.float64)
     if table.ndim != 2 or not table.size:
         raise ValueError(f"gains must be (seeds, prompts), got shape {table.shape}")
-    seeds, prompts = table.shape
-    by_prompt = _resampled(prompts, seed) @ table.T
-    low, high = np.quantile((by_prompt * _resampled(seeds, seed + 1)).sum(1), [0.025, 0.975])
+    low, high = np.quantile(_draws(table, seed, 1), [0.025, 0.975])
     return Estimate(float(table.mean()), float(low), float(high))
 
 
@@ -171,7 +178,7 @@ def ranks(gains: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> list[tup
     return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _draws(gains: Sequence[Sequence[float]], seed: int, apart: int) -> Any:
+def _draws(gains: Any, seed: int, apart: int) -> Any:
     """Means (RESAMPLES,) of gains (S, P) over resampled prompts, the same for all, and seeds, its own."""
     table = np.asarray(gains, dtype=np.float64)
     seeds, prompts = table.shape

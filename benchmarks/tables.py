@@ -1,11 +1,8 @@
 """The leaderboard for people: rows to Markdown."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
-from benchmarks import record
 from benchmarks.record import Row, between, over_seeds, ranks, shown, verdict
 from benchmarks.tuning import at_edge, trials_of
 from diffalign.evaluation.measuring.statistics import holm
@@ -94,7 +91,7 @@ def _world(world: str, rows: list[Row], online: bool, tuned: bool) -> list[str]:
         lines += ["", *_compared(by_method)]
     failed = [some[0]["method"] for some in by_method if over_seeds([r["gains"] for r in some]).low <= 0]
     if world != "plane" and failed:
-        lines += ["", *_tried(failed)]
+        lines += ["", *_tried(world, failed)]
     return [*lines, ""]
 
 
@@ -157,16 +154,12 @@ def _other(rows: list[Row], name: str) -> str:
     return f"{sum(r['rewards'][name]['gain'][0] for r in rows) / len(rows):+.3f}"
 
 
-def _tried(methods: list[str]) -> list[str]:
-    """Return the notes of the tuning record on methods without a gain."""
-    path = record.HERE / "tuning.json"
-    trials: list[Mapping[str, Any]] = json.loads(path.read_text())["trials"] if path.exists() else []
+def _tried(world: str, methods: list[str]) -> list[str]:
+    """Return the notes of the tuning record on methods of a world without a gain."""
     lines = []
     for method in methods:
         tried = "; ".join(
-            f"{' '.join(t['flags']) or 'as shipped'}: {shown(t['gain'])}"
-            for t in trials
-            if t["method"] == method
+            f"{' '.join(t['flags']) or 'as shipped'}: {shown(t['gain'])}" for t in trials_of(world, method)
         )
         lines.append(
             f"- `{method}` has no interval above 0. Tried on validation prompts: {tried or 'nothing yet'}."

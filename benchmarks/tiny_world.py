@@ -22,7 +22,7 @@ from benchmarks.record import lock
 from diffalign import tiny
 from diffalign.config.schema import ModelConfig, Run, ValidationConfig
 from diffalign.evaluation.drawing.pipeline import fingerprint
-from diffalign.evaluation.drawing.sampling import generate
+from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.evaluation.measuring.image_statistics import diversities, thumbnail
 from diffalign.evaluation.measuring.statistics import compare
 from diffalign.export.aligned import load_aligned
@@ -133,10 +133,12 @@ def _reward(name: str) -> Any:
     return load_reward(name)
 
 
-def scores(pipeline: Any, split: str, prompts: int) -> dict[str, list[float]]:
+def scores(
+    pipeline: Any, split: str, prompts: int, settings: SamplingSettings = SAMPLING
+) -> dict[str, list[float]]:
     """Scores of a pipeline's images, by reward, in the order of the prompts."""
     texts = tiny.prompts(split, prompts)
-    samples = generate(pipeline, texts, SAMPLING, seed=EVALUATION_SEED, batch_size=64, progress=False)
+    samples = generate(pipeline, texts, settings, seed=EVALUATION_SEED, batch_size=64, progress=False)
     images = [s.image for s in samples]
     return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in REWARDS}
 

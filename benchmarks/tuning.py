@@ -67,10 +67,10 @@ def tune(method: str, world: str, say: Callable[[str], None]) -> None:
     """Run every trial of a method that is not in the record; processes started side by side wait for a trial
     that the next one depends on.
     """
-    for flags in trials(method, world, lambda flags: _found(method, world, flags)["gain"][0]):
+    for flags in trials(method, world, lambda flags: _known(method, world)[_digest(method, world, flags)]):
         name = _digest(method, world, flags)
         with record.lock(f"trial-{name}"):
-            if any(t["trial"] == name for t in tried()):
+            if name in _known(method, world):
                 continue
             run, asked = _asked(method, world, flags)
             made = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
@@ -82,11 +82,19 @@ def tune(method: str, world: str, say: Callable[[str], None]) -> None:
             say(f"{world} {method} {' '.join(flags) or '(as shipped)'}: {record.shown(trial['gain'])}")
 
 
+def _known(method: str, world: str) -> dict[str, float]:
+    """Return the mean gains of a method's trials in the record, by their names."""
+    return {t["trial"]: t["gain"][0] for t in trials_of(world, method)}
+
+
 def chosen(method: str, world: str) -> list[Trial]:
     """Return the trials of a method, the best first; empty while any is missing."""
+    known = {t["trial"]: t for t in trials_of(world, method)}
+    if len(known) < TRIALS:
+        return []
+    found = lambda flags: known[_digest(method, world, flags)]  # noqa: E731
     try:
-        flags = list(trials(method, world, lambda flags: _found(method, world, flags)["gain"][0]))
-        every = [_found(method, world, some) for some in flags]
+        every = [found(flags) for flags in trials(method, world, lambda flags: found(flags)["gain"][0])]
     except KeyError:
         return []
     return sorted(every, key=lambda trial: -trial["gain"][0])
@@ -136,19 +144,6 @@ def tried() -> list[Trial]:
     path = record.HERE / "tuning.json"
     found: list[Trial] = json.loads(path.read_text())["trials"] if path.exists() else []
     return found
-
-
-def _found(method: str, world: str, flags: Sequence[str]) -> Trial:
-    """Return a trial of the record.
-
-    Raises:
-        KeyError: it has not been made.
-    """
-    name = _digest(method, world, flags)
-    for trial in tried():
-        if trial["trial"] == name:
-            return trial
-    raise KeyError(name)
 
 
 def _asked(method: str, world: str, flags: Sequence[str]) -> tuple[Any, Any]:

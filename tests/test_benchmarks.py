@@ -191,7 +191,7 @@ def test_the_table(apart):
     rows = [row("tiny", "dpo", s, [0.1, 0.1]) for s in range(2)]
     rows += [row("tiny", "sft", s, [0.3, 0.3]) for s in range(2)] + [row("tiny", "ipo", 0, [-0.2, 0.2])]
     record.HERE.mkdir()
-    trial = {"method": "ipo", "flags": ["--method.beta=2"], "gain": [0.01, -0.1, 0.1]}
+    trial = {"world": "tiny", "method": "ipo", "flags": ["--method.beta=2"], "gain": [0.01, -0.1, 0.1]}
     (record.HERE / "tuning.json").write_text(json.dumps({"trials": [trial]}))
     lines = tables.text(rows).splitlines()
     body = [line for line in lines if line.startswith("| ") and "gain" not in line]
