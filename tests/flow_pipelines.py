@@ -14,7 +14,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2Pipeline,
-    Flux2Transformer2DModel,
     Kandinsky5T2IPipeline,
     Kandinsky5Transformer3DModel,
     Krea2Pipeline,
@@ -45,6 +44,7 @@ from transformers import (
 from tests.tiny_pipelines import (
     WIDTH,
     flow_vae,
+    flux2_transformer,
     flux2_vae,
     qwen_image_vae,
     qwen_tokenizer,
@@ -98,16 +98,7 @@ def make_flux2(folder: Path, seed: int = 0, guided: bool = True) -> Path:
         tok = qwen_tokenizer()
         tok.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
         pipeline = Flux2Pipeline(
-            transformer=Flux2Transformer2DModel(
-                in_channels=16,
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=8,
-                num_attention_heads=2,
-                joint_attention_dim=3 * WIDTH,
-                axes_dims_rope=(2, 2, 2, 2),
-                guidance_embeds=guided,
-            ),
+            transformer=flux2_transformer(guided),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=flux2_vae(),
             text_encoder=Mistral3ForConditionalGeneration(

@@ -390,22 +390,27 @@ def flux2_vae() -> AutoencoderKLFlux2:
     return autoencoder
 
 
+def flux2_transformer(guided: bool) -> Flux2Transformer2DModel:
+    """Return the network of FLUX.2 and, unguided, of klein."""
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=guided,
+    )
+
+
 def make_flux2_klein(folder: Path, seed: int = 0) -> Path:
     """Write a random Flux2KleinPipeline in ``folder``, whose latents need normalising."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = qwen_tokenizer()
         pipeline = Flux2KleinPipeline(
-            transformer=Flux2Transformer2DModel(
-                in_channels=16,
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=8,
-                num_attention_heads=2,
-                joint_attention_dim=3 * WIDTH,
-                axes_dims_rope=(2, 2, 2, 2),
-                guidance_embeds=False,
-            ),
+            transformer=flux2_transformer(guided=False),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=flux2_vae(),
             text_encoder=Qwen3ForCausalLM(qwen3_config(tok, layers=28)),
@@ -413,6 +418,19 @@ def make_flux2_klein(folder: Path, seed: int = 0) -> Path:
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def qwen_image_transformer() -> QwenImageTransformer2DModel:
+    """Return the network of Qwen-Image and of its edits."""
+    return QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
 
 
 def qwen_vl_config(tok: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
@@ -456,17 +474,9 @@ def make_qwen_image_edit(folder: Path, seed: int = 0) -> Path:
         config.vision_start_token_id, config.image_token_id = start, image
         config.vision_end_token_id, config.video_token_id = end, video
         pipeline = QwenImageEditPlusPipeline(
-            transformer=QwenImageTransformer2DModel(
-                in_channels=64,
-                out_channels=16,
-                num_layers=2,
-                attention_head_dim=8,
-                num_attention_heads=2,
-                joint_attention_dim=WIDTH,
-                axes_dims_rope=(2, 2, 4),
-            ),
+            transformer=qwen_image_transformer(),
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
-            vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            vae=qwen_image_vae(),
             text_encoder=Qwen2_5_VLForConditionalGeneration(config),
             tokenizer=tok,
             processor=Qwen2VLProcessor(
@@ -486,15 +496,7 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         tok = qwen_tokenizer()
         pipeline = QwenImagePipeline(
-            transformer=QwenImageTransformer2DModel(
-                in_channels=64,
-                out_channels=16,
-                num_layers=2,
-                attention_head_dim=8,
-                num_attention_heads=2,
-                joint_attention_dim=WIDTH,
-                axes_dims_rope=(2, 2, 4),
-            ),
+            transformer=qwen_image_transformer(),
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
             vae=qwen_image_vae(),
             text_encoder=Qwen2_5_VLForConditionalGeneration(qwen_vl_config(tok)),

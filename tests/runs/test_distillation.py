@@ -2,10 +2,7 @@
 fit.
 """
 
-from dataclasses import replace
-
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from diffalign.config.io import apply_overrides
@@ -17,6 +14,7 @@ from diffalign.runs.micro_batch import workload_of
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.roles import assign_roles, check_roles
 from diffalign.runs.validate import read_run
+from tests.runs.halves import silent, whole_as_halves
 
 SMALL = (
     "--validation.every=0",
@@ -31,21 +29,9 @@ def small(output, name="distillation_dpo", *flags):
     return apply_overrides(read_run(f"tiny_sdxl_{name}", [f"--output={output}"]), [*SMALL, *flags])
 
 
-def silent(line):
-    """Say nothing."""
-
-
 def test_two_runs_of_two_steps_are_one_of_four(tmp_path):
-    whole = align(small(tmp_path / "whole"), silent)
+    whole, one = whole_as_halves(tmp_path, small)
     assert "mean rewards of the samples" in whole.verdict
-    half = small(tmp_path / "half")
-    align(replace(half, training=replace(half.training, steps=2)), silent)
-    align(replace(half, resume="latest"), silent)
-    paths = (
-        tmp_path / name / "checkpoints" / "step-4" / "trainable.safetensors" for name in ("whole", "half")
-    )
-    one, other = (load_file(path) for path in paths)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     for adapter in ("default", "better", "worse"):
         assert any(bool(v.abs().sum() > 0) for name, v in one.items() if f"lora_B.{adapter}" in name), adapter
     student = load_file(tmp_path / "whole" / "aligned" / "pytorch_lora_weights.safetensors")

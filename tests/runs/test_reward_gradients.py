@@ -5,7 +5,6 @@ settings.
 from dataclasses import replace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from diffalign.config.io import apply_overrides
@@ -13,6 +12,7 @@ from diffalign.errors import UserError
 from diffalign.runs.align import align
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.validate import read_run
+from tests.runs.halves import silent, whole_as_halves
 
 
 def small(output, *flags):
@@ -27,22 +27,9 @@ def small(output, *flags):
     return apply_overrides(run, [part for flag in flags for part in [flag]])
 
 
-def silent(line):
-    """Say nothing."""
-
-
 def test_two_runs_of_two_steps_are_one_of_four(tmp_path):
-    whole = align(small(tmp_path / "whole"), silent)
+    whole, one = whole_as_halves(tmp_path, small)
     assert "mean rewards of the samples" in whole.verdict
-    half = small(tmp_path / "half")
-    align(replace(half, training=replace(half.training, steps=2)), silent)
-    align(replace(half, resume="latest"), silent)
-    paths = (
-        tmp_path / name / "checkpoints" / "step-4" / "trainable.safetensors" for name in ("whole", "half")
-    )
-    one, other = (load_file(path) for path in paths)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
     assert any(bool(value.abs().sum() > 0) for name, value in one.items() if "lora_B" in name)
 
 
