@@ -8,7 +8,7 @@ from typing import Any
 
 from diffalign.data.reading.files import Opener
 from diffalign.data.reading.json_files import json_rows
-from diffalign.data.reading.sources import SOURCE, SOURCES, is_video_column, source_columns
+from diffalign.data.reading.sources import SOURCE, SOURCES, holds_no_image, source_columns
 from diffalign.errors import UserError
 from diffalign.media.sourced import SourcedPrompt
 from diffalign.utils.text import read_text, text_lines
@@ -75,8 +75,8 @@ def source_of(fields: Mapping[str, Any]) -> str | None:
     """Return the field of the source image that the prompt is about, the first of ``SOURCES`` or else one
     that is named like them and holds a file; None where there is none.
     """
-    found = [name for name in source_columns(fields, rivals=False) if "mask" not in name.lower()]
-    return next((name for name in found if not is_video_column(name, fields)), None)
+    found = source_columns(fields, rivals=False)
+    return next((name for name in found if not holds_no_image(name, fields)), None)
 
 
 def sourced(row: Row, folder: Path) -> str:

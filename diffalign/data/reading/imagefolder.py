@@ -14,7 +14,7 @@ from diffalign.data.reading.csv_files import csv_rows
 from diffalign.data.reading.examples import Preferences
 from diffalign.data.reading.files import Opener, Table
 from diffalign.data.reading.json_files import json_rows
-from diffalign.data.reading.rows import Layout
+from diffalign.data.reading.layout import Layout
 from diffalign.data.reading.splits import of_split
 from diffalign.data.reading.tables import (
     as_preferences,

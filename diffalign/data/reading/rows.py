@@ -7,7 +7,7 @@ the source of its row, an image that is edited or continued: the model that trai
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from diffalign.data.reading.dense import overall, read_seconds, read_segments
 from diffalign.data.reading.examples import Example, ImageRef, Skipped
 from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_time_labels, read_weight
 from diffalign.data.reading.labels import Checklist, Label, Rating
+from diffalign.data.reading.layout import Layout
 from diffalign.data.reading.schemas import SCHEMAS, Schema
 from diffalign.data.reading.sources import SOURCE, source_column, source_image
 from diffalign.errors import UserError, close_to, unknown
@@ -26,59 +27,6 @@ ROLES = (
     "confidence", "liked", "altered", "rewards", "patches", "mask", "time_labels", "weight",
     "segments", "segment_seconds", "are_different", SOURCE,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The schema of one table.
-
-    Attributes:
-        schema: which.
-        prompt: the prompt's column.
-        label: how the label is read.
-        mapped: (role, column) of ``data.columns``.
-        found: all columns of the table, with prototypes of their values ("" text, b"" bytes, 0 numbers).
-        source: the source image's column, or the path to it; "": rows have none.
-    """
-
-    schema: Schema
-    prompt: str
-    label: Label
-    mapped: tuple[tuple[str, str], ...]
-    found: Mapping[str, Any]
-    source: str = ""
-
-    @property
-    def videos(self) -> bool:
-        """Whether the columns hold videos."""
-        return bool(self.schema.video)
-
-    @property
-    def used(self) -> set[str]:
-        """Columns of the table that are read, at the top level."""
-        group = (self.schema.group,) if self.schema.group else ()
-        inputs = tuple(name for name in (self.schema.inputs, self.source) if name)
-        altered = ("altered",) if self.schema.altered else ()
-        names = {self.prompt, *self.schema.files.columns, *self.label.columns, *self.label.optional, *group}
-        names |= {*self.schema.extras, *self.schema.needs, *inputs, *altered}
-        roles = dict(self.mapped)
-        tops = {roles.get(name, name) for name in names}
-        tops = {name if name in self.found else name.partition(".")[0] for name in tops}
-        if ratings := getattr(self.schema.files, "ratings", None):
-            of_models = self.found.get(ratings)
-            tops |= set(of_models) if isinstance(of_models, Mapping) else set(self.found)
-        return tops & set(self.found)
-
-    @property
-    def unused(self) -> list[str]:
-        """Columns that hold texts, files or nested values and are not read."""
-        used = self.used
-        carries = lambda value: isinstance(value, str | bytes | Mapping | list | tuple)  # noqa: E731
-        return sorted(name for name, value in self.found.items() if name not in used and carries(value))
-
-    def named(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the row with its columns under the names of their roles."""
-        return {**row, **{role: cell(row, path) for role, path in self.mapped}} if self.mapped else row
 
 
 def mapping_of(columns: Sequence[str]) -> tuple[tuple[str, str], ...]:

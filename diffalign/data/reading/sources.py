@@ -1,15 +1,15 @@
 """Columns of an image that is edited or continued, told by their names and by what they hold."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from diffalign.data.reading.cells import cell
 from diffalign.data.reading.examples import ImageRef, Skipped
 from diffalign.data.reading.extras import Opener
-from diffalign.data.reading.folders import IMAGES
-from diffalign.data.reading.schemas import Schema
+from diffalign.data.reading.layout import Layout
 from diffalign.errors import UserError
+from diffalign.media.images import IMAGE_SUFFIXES
 from diffalign.media.videos import VIDEO_SUFFIXES
 
 SOURCES = (
@@ -27,8 +27,9 @@ SOURCE_WORDS = frozenset({
     "src", "source", "input", "original", "init", "condition", "conditioning", "control", "controlnet",
     "reference", "references", "ref", "mask", "masked", "edited", "start",
 })  # fmt: skip
-"""Words in the names of such columns; they count only where the column holds files."""
-_MEDIA = (*IMAGES, *VIDEO_SUFFIXES)
+"""Words in the names of such columns; they count only where the column holds files. ``mask`` is among
+them so that a mask of another name than the role's is refused, and not left unused."""
+_MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
 def source_columns(found: Mapping[str, Any], rivals: bool) -> list[str]:
@@ -46,11 +47,14 @@ def source_columns(found: Mapping[str, Any], rivals: bool) -> list[str]:
     ]
 
 
-def is_video_column(name: str, found: Mapping[str, Any]) -> bool:
-    """Whether a column of sources holds videos, by its name or by the path in a cell."""
+def holds_no_image(name: str, found: Mapping[str, Any]) -> bool:
+    """Whether a column of ``source_columns`` holds a mask, by its name, or videos, by its name or by the path
+    in a cell.
+    """
     value = found.get(name)
     value = value.get("path") if isinstance(value, Mapping) else value
-    return "video" in name or (isinstance(value, str) and value.lower().endswith(VIDEO_SUFFIXES))
+    of_video = "video" in name or (isinstance(value, str) and value.lower().endswith(VIDEO_SUFFIXES))
+    return of_video or "mask" in name.lower()
 
 
 def _names_a_source(name: str) -> bool:
@@ -67,36 +71,7 @@ def _holds_files(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, str) and value.lower().endswith(_MEDIA))
 
 
-class LayoutLike(Protocol):
-    """What is asked of a ``rows.Layout``."""
-
-    @property
-    def schema(self) -> Schema:
-        """The schema of the columns."""
-        ...
-
-    @property
-    def mapped(self) -> Sequence[tuple[str, str]]:
-        """(role, column) of ``data.columns``."""
-        ...
-
-    @property
-    def found(self) -> Mapping[str, Any]:
-        """All columns of the table, with prototypes of their values."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """The source image's column, or the path to it."""
-        ...
-
-    @property
-    def used(self) -> set[str]:
-        """Columns that are read."""
-        ...
-
-
-def source_column(layout: LayoutLike, named: Mapping[str, Any], place: str) -> str:
+def source_column(layout: Layout, named: Mapping[str, Any], place: str) -> str:
     """Return the column of the image that the rivals were made from, or the path to it; "": there is none.
 
     Raises:
@@ -110,7 +85,7 @@ def source_column(layout: LayoutLike, named: Mapping[str, Any], place: str) -> s
     rivals = len(schema.files.columns) > 1 or schema.files.columns[0] in ("images", "videos")
     taken = ({path for _, path in layout.mapped} | layout.used) - set(schema.needs)
     found = [name for name in source_columns(layout.found, rivals) if name not in taken]
-    if refused := [name for name in found if is_video_column(name, layout.found) or "mask" in name.lower()]:
+    if refused := [name for name in found if holds_no_image(name, layout.found)]:
         raise UserError(
             f"{place}: column {refused[0]!r} holds a video or a mask beside the prompt; allowed: one source "
             f"image (if {refused[0]!r} is no input, leave it out of the table, or name the source: "
@@ -125,7 +100,7 @@ def source_column(layout: LayoutLike, named: Mapping[str, Any], place: str) -> s
 
 
 def source_image(
-    layout: LayoutLike, row: Mapping[str, Any], where: str, image: Opener
+    layout: Layout, row: Mapping[str, Any], where: str, image: Opener
 ) -> ImageRef | Skipped | None:
     """Return the source of a row, or why there is none; None where rows have none.
 
@@ -141,8 +116,6 @@ def source_image(
         )
     if not layout.source:
         return None
-    one = inputs[0] if inputs else None
-    if layout.schema.inputs == column:
-        one = cell(row, layout.source)
+    one = cell(row, layout.source) if layout.schema.inputs else inputs[0] if inputs else None
     reference = image(one, f"{where}, column {layout.source!r}")
     return Skipped(f"no image in column {layout.source!r}", where) if reference is None else reference

@@ -16,7 +16,8 @@ from diffalign.data.reading.downloads import Downloads
 from diffalign.data.reading.examples import Example, Preferences, Skipped, digest
 from diffalign.data.reading.files import Opener, Table, tables_of
 from diffalign.data.reading.json_files import json_rows
-from diffalign.data.reading.rows import Layout, mapping_of, read_row, rivals, schema_of
+from diffalign.data.reading.layout import Layout
+from diffalign.data.reading.rows import mapping_of, read_row, rivals, schema_of
 from diffalign.data.reading.splits import of_split
 from diffalign.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Any
 from diffalign.config.schema import DataConfig
 from diffalign.data.reading.examples import Preferences, digest
 from diffalign.data.reading.files import Opener, Table
-from diffalign.data.reading.rows import Layout
+from diffalign.data.reading.layout import Layout
 from diffalign.data.reading.tables import as_preferences, downloads_of, files_of, first_line, layout_of
 from diffalign.errors import UserError
 from diffalign.media.videos import VIDEO_SUFFIXES
@@ -30,7 +30,7 @@ def read_webdataset(config: DataConfig) -> Preferences:
     Raises:
         UserError: none, a damaged one, or no schema that the fields of its first row follow.
     """
-    tables, notes = files_of(config, (".tar", ".tgz", ".tar.gz"), "tar")
+    tables, notes = files_of(config, SUFFIXES, "tar")
     downloads = downloads_of(config)
     layouts: list[Layout] = []
     for table in tables:
