@@ -51,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
 def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "Labelled":
     """Return the labels of the pairs of a run's set, or of another one that its flags name."""
+    import numpy as np
     import torch
 
     from diffalign.data import fixed_batches, read_preferences
@@ -70,17 +71,18 @@ def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "
     if settings.model.train == "full":
         reference = load(settings.model, device).denoiser()
     encoded = encode(settings, model, read_preferences(settings.data, settings.training.seed), accelerator)
-    places = [i for i, record in enumerate(encoded) if len(record.images) == 2]
-    if not places:
+    places = np.flatnonzero(encoded.records.sizes == 2)
+    if not len(places):
         raise UserError("the set has no pairs; allowed: groups of two with a label")
     pairs, size, seed = encoded.subset(places), settings.training.batch_size, settings.training.seed
     names, trust, found = [], [], []
-    for bucket in sorted({record.bucket for record in pairs}):
-        part = pairs.subset(i for i, record in enumerate(pairs) if record.bucket == bucket)
+    buckets, codes = pairs.records.bucket_codes
+    for code in range(len(buckets)):
+        part = pairs.subset(np.flatnonzero(codes == code))
         batches = (b.to(device) for b in fixed_batches(part, model.family, settings.data, size, seed))
         found += list(confidences(policy, reference, batches, intervals, seed))
         trust.append(agreeing(part))
-        names += [record.where for record in part]
+        names += part.records.column("where").to_pylist()
     trusted = torch.cat(trust)
     labels = pseudo_labels(torch.cat(found), trusted, percentile)
     rows = [(w, tuple(map(int, row))) for w, row in zip(names, labels.tolist(), strict=True)]

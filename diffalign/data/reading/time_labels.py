@@ -3,10 +3,12 @@
 ``diffalign time-labels`` writes it: a line of JSON a pair, which names its row as messages do.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from diffalign.data.encoding.encoded import EncodedSet
+from diffalign.data.encoding.records import SCHEMA
 from diffalign.errors import UserError
 from diffalign.utils.text import json_lines
 
@@ -22,16 +24,16 @@ def with_time_labels(encoded: EncodedSet, file: str | None) -> EncodedSet:
     labels: dict[str, tuple[int, ...]] = {}
     for where, row in json_lines(Path(file), '{"where": ..., "time_labels": [1, -1, 0]}'):
         each = row.get("time_labels")
-        if not isinstance(row.get("where"), str) or not isinstance(each, list) or set(each) - {1, -1, 0}:
+        listed = isinstance(each, list) and all(label in (1, -1, 0) for label in each)
+        if not isinstance(row.get("where"), str) or not listed:
             raise UserError(f"{where}: allowed: a row's name and a list of 1, -1 and 0")
-        labels[row["where"]] = tuple(each)
+        labels[row["where"]] = tuple(map(int, each))
     if len({len(each) for each in labels.values()}) > 1:
         raise UserError(f"data.time_labels={file!r}: rows have different numbers of labels")
-    known = [record for record in encoded if record.where in labels]
-    if not known:
+    if not any(record.where in labels for record in encoded):
         raise UserError(f"data.time_labels={file!r}: none of its {len(labels)} rows is in the training set")
-    records = (
-        replace(record, time_labels=labels[record.where]) if record.where in labels else record
-        for record in encoded
-    )
-    return encoded.holding(records, encoded.dense)
+    rows = encoded.records
+    places, old = rows.column("where").to_pylist(), rows.column("time_labels").to_pylist()
+    cells = [labels.get(where, own) for where, own in zip(places, old, strict=True)]
+    column = pa.array(cells, SCHEMA.field("time_labels").type)
+    return encoded.holding(rows.with_column("time_labels", column), encoded.dense)
