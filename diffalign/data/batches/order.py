@@ -187,6 +187,5 @@ def gaps(records: Columns, config: CurriculumConfig) -> np.ndarray:
     values = pc.list_flatten(pc.list_flatten(records.column("rewards"))).to_numpy()
     of_images = np.repeat(counts, records.sizes)
     means = np.add.reduceat(values, np.cumsum(of_images) - of_images) / of_images
-    starts = np.cumsum(records.sizes) - records.sizes
-    spread = np.maximum.reduceat(means, starts) - np.minimum.reduceat(means, starts)
+    spread = np.maximum.reduceat(means, records.starts) - np.minimum.reduceat(means, records.starts)
     return np.where(records.kinds == "tie", 0.0, spread)

@@ -137,15 +137,19 @@ class Columns(Sequence[Record]):
         return _numbers(pc.list_value_length(self.table["images"]))
 
     @cached_property
+    def starts(self) -> np.ndarray:
+        """(n,) int: the number of images before each group's."""
+        return np.asarray(np.cumsum(self.sizes) - self.sizes)
+
+    @cached_property
     def buckets(self) -> np.ndarray:
         """(n, 3) int: the bucket of each group."""
         if self._rows is not None:
             return self._pick(self._whole.buckets)
         images = pc.list_flatten(self.table["images"])
-        first = np.cumsum(self.sizes) - self.sizes
         target = _numbers(pc.list_flatten(pc.struct_field(images, "target"))).reshape(-1, 2)
         frames = _numbers(pc.struct_field(images, "frames"))
-        return np.column_stack([target[first], frames[first]]).astype(np.int64).reshape(-1, 3)
+        return np.column_stack([target[self.starts], frames[self.starts]]).astype(np.int64).reshape(-1, 3)
 
     @cached_property
     def bucket_codes(self) -> tuple[list[Bucket], np.ndarray]:

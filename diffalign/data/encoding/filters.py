@@ -91,19 +91,13 @@ def _of_prompts(columns: Columns, passes: Callable[[str], bool]) -> np.ndarray:
     return passed
 
 
-def _starts(columns: Columns) -> np.ndarray:
-    """Return (n,) the number of images before each group's."""
-    ends: np.ndarray = np.cumsum(columns.sizes)
-    return np.asarray(ends - columns.sizes)
-
-
 def _smallest_sides(columns: Columns) -> np.ndarray:
     """Return (n,) the shortest side of each group's original images, in pixels."""
     if not len(columns):
         return np.zeros(0, np.int64)
     original = pc.struct_field(pc.list_flatten(columns.column("images")), "original")
     sides = pc.list_flatten(original).to_numpy().reshape(-1, 2).min(1)
-    return np.minimum.reduceat(sides, _starts(columns))
+    return np.minimum.reduceat(sides, columns.starts)
 
 
 def _first_of_their_kind(columns: Columns) -> np.ndarray:
@@ -115,7 +109,7 @@ def _first_of_their_kind(columns: Columns) -> np.ndarray:
     sources[columns.has_source] = _keys(given)
     text, texts = _keys(columns.column("text")), _keys(pc.list_flatten(columns.column("texts")))
     own = pc.list_value_length(columns.column("texts")).to_numpy() if len(columns) else np.zeros(0, np.int64)
-    starts, own_starts = _starts(columns), np.cumsum(own) - own
+    starts, own_starts = columns.starts, np.cumsum(own) - own
     for size in np.unique(columns.sizes):
         for prompts in np.unique(own[columns.sizes == size]):
             rows = np.flatnonzero((columns.sizes == size) & (own == prompts))
@@ -142,7 +136,7 @@ def _no_near_duplicate(columns: Columns, distance: int) -> np.ndarray:
     if not len(columns):
         return passes
     hashes = pc.list_flatten(columns.column("hashes")).to_numpy()
-    starts, sizes = _starts(columns), columns.sizes
+    starts, sizes = columns.starts, columns.sizes
     order = np.lexsort((np.arange(len(codes)), sizes, codes))
     changes = np.flatnonzero(np.diff(codes[order]) | np.diff(sizes[order])) + 1
     firsts = np.concatenate([[0], changes])  # of each run of one prompt and one size, in the order
@@ -202,7 +196,7 @@ def _ends(columns: Columns, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
         return rows, np.zeros((0, 0)), np.zeros((0, 0))
     part = columns.take(rows)
     scores = pc.list_flatten(part.column("scores")).to_numpy()
-    starts, group = _starts(part), np.repeat(np.arange(len(part)), part.sizes)
+    starts, group = part.starts, np.repeat(np.arange(len(part)), part.sizes)
     ends = []
     for extreme in (np.maximum, np.minimum):
         found = np.flatnonzero(scores == extreme.reduceat(scores, starts)[group])
@@ -249,7 +243,7 @@ def _nsfw(columns: Columns, number: int) -> np.ndarray:
         )
     if not len(columns):
         return np.zeros(0)
-    return np.maximum.reduceat(_rewards(columns)[:, number], _starts(columns))
+    return np.maximum.reduceat(_rewards(columns)[:, number], columns.starts)
 
 
 def _without(columns: Columns, number: int) -> Columns:
@@ -261,7 +255,7 @@ def _without(columns: Columns, number: int) -> Columns:
     if not count:
         bounds, rows = np.zeros(len(columns) + 1, np.int32), pa.array([], pa.list_(pa.float64()))
     else:
-        bounds = np.append(_starts(columns), images).astype(np.int32)
+        bounds = np.append(columns.starts, images).astype(np.int32)
         rows = pa.ListArray.from_arrays(
             np.arange(images + 1, dtype=np.int32) * count, pa.array(values.reshape(-1))
         )

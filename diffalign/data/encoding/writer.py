@@ -96,7 +96,7 @@ class Writer:
         self._prompts: dict[str, tuple[str, Tensor | None]] = {}
         self._sources: dict[tuple[int, ...], dict[str, Tensor]] = {}  # by shape and frames
         self._there: set[str] = set()  # keys of latents found sound or written
-        self._seen: set[str] = set()  # keys of texts that are stored or buffered
+        self._seen: set[str] = set()  # keys of texts and sources that are stored or buffered
         self._files = self._bytes = self._last = 0
         self._downscale = 0  # pixels a latent, along one side, once it is known
 
@@ -230,8 +230,7 @@ class Writer:
         assert encoders is not None, "a source of a model that takes none has been refused"
         with torch.no_grad():
             conditions = encoders.encode(to_unit(torch.stack(list(waiting.values()))), frames)
-        for row, key in enumerate(waiting):
-            self._write("sources", key, {name: tensor[row] for name, tensor in conditions.items()})
+        self._write_rows("sources", waiting, conditions)
 
     def _flush_prompts(self) -> None:
         waiting, self._prompts = self._prompts, {}
@@ -239,18 +238,18 @@ class Writer:
         seeing = {key: (prompt, pixels) for key, (prompt, pixels) in waiting.items() if pixels is not None}
         if alone:
             with torch.no_grad():
-                self._write_texts(alone, self.model.encode_prompts(list(alone.values())))
+                self._write_rows("text", alone, self.model.encode_prompts(list(alone.values())))
         if seeing:
             encoders = self.model.sources
             assert encoders is not None, "a source of a model that takes none has been refused"
             prompts = [prompt for prompt, _ in seeing.values()]
             pixels = [one for _, one in seeing.values()]
             with torch.no_grad():
-                self._write_texts(seeing, encoders.encode_prompts(prompts, pixels))
+                self._write_rows("text", seeing, encoders.encode_prompts(prompts, pixels))
 
-    def _write_texts(self, keys: Iterable[str], embeddings: dict[str, Tensor]) -> None:
+    def _write_rows(self, kind: str, keys: Iterable[str], conditions: dict[str, Tensor]) -> None:
         for row, key in enumerate(keys):
-            self._write("text", key, {name: tensor[row] for name, tensor in embeddings.items()})
+            self._write(kind, key, {name: tensor[row] for name, tensor in conditions.items()})
 
     def _write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
         stored = {
