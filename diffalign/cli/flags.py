@@ -77,7 +77,8 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     Raises:
         UserError: anything wrong with the config or a flag.
     """
-    data = read_yaml(find_config(flags.config)) if flags.config is not None else {}
+    file = None if flags.config is None else find_config(flags.config)
+    data = {} if file is None else read_yaml(file)
     where = flags.config or "the configuration"
     run = apply_overrides(from_dict(data, where), flags.overrides)
     preset, note = choose(flags.given, flags.script, flags.config)
@@ -95,9 +96,9 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     # An explicit field has precedence over what a late flag only implies: --validation_steps 50
     # --run_validation.
     run = apply_overrides(run, _as_flags(pairs))
-    if flags.config is not None and not any(word.startswith("--output=") for word in flags.overrides):
-        own = find_config(flags.config).absolute().parent
-        if _is_run(find_config(flags.config)) and own.resolve() != Path(run.output).resolve():
+    if file is not None and not any(word.startswith("--output=") for word in flags.overrides):
+        own = file.absolute().parent
+        if _is_run(file) and own.resolve() != Path(run.output).resolve():
             more = [
                 *more,
                 f"the run goes on in {own}, where its config.yaml lies; it was made in {run.output}",

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diffalign.errors import UserError
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, read_file, why_unreadable
 
 
 class SourcedPrompt(str):
@@ -33,7 +33,7 @@ class SourcedPrompt(str):
         if isinstance(self.source, bytes):
             return self.source
         try:
-            return self.source.read_bytes()
+            return read_file(self.source)
         except OSError as error:
             raise UserError(f"source image {str(self.source)!r}: {why_unreadable(error)}") from error
 

@@ -39,9 +39,10 @@ class EditGroup:
 
 def edit_page(title: str, facts: Sequence[tuple[str, str]], groups: Sequence[EditGroup], shown: int) -> str:
     """Return the page, with the first ``shown`` pairs of images of each group."""
+    rows = [list(row) for row in facts]
     parts = [
         f"<header><h1>{escape(title)}</h1></header>",
-        section("The edit", "Projections of the text, moved in closed form.", table(["", ""], _rows(facts))),
+        section("The edit", "Projections of the text, moved in closed form.", table(["", ""], rows)),
         section(
             "What changed",
             "Before and after from the same noise. Of edited prompts rewards read the destination prompt, so "
@@ -72,10 +73,6 @@ def summary(groups: Sequence[EditGroup]) -> tuple[list[str], list[list[str]]]:
             row += [f"{c.gain.value:+.3f} [{c.gain.low:+.3f}, {c.gain.high:+.3f}]"]
         rows.append(row)
     return head, rows
-
-
-def _rows(facts: Sequence[tuple[str, str]]) -> list[list[str]]:
-    return [list(row) for row in facts]
 
 
 def _figure(group: EditGroup, i: int) -> str:
