@@ -54,8 +54,11 @@ class Layout:
     def unused(self) -> list[str]:
         """Columns that hold texts, files or nested values and are not read."""
         used = self.used
-        carries = lambda value: isinstance(value, str | bytes | Mapping | list | tuple)  # noqa: E731
-        return sorted(name for name, value in self.found.items() if name not in used and carries(value))
+        return sorted(
+            name
+            for name, value in self.found.items()
+            if name not in used and isinstance(value, str | bytes | Mapping | list | tuple)
+        )
 
     def named(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the row with its columns under the names of their roles."""

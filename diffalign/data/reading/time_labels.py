@@ -24,8 +24,8 @@ def with_time_labels(encoded: EncodedSet, file: str | None) -> EncodedSet:
     labels: dict[str, tuple[int, ...]] = {}
     for where, row in json_lines(Path(file), '{"where": ..., "time_labels": [1, -1, 0]}'):
         each = row.get("time_labels")
-        listed = isinstance(each, list) and all(label in (1, -1, 0) for label in each)
-        if not isinstance(row.get("where"), str) or not listed:
+        named = isinstance(row.get("where"), str)
+        if not named or not isinstance(each, list) or any(label not in (1, -1, 0) for label in each):
             raise UserError(f"{where}: allowed: a row's name and a list of 1, -1 and 0")
         labels[row["where"]] = tuple(map(int, each))
     if len({len(each) for each in labels.values()}) > 1:
