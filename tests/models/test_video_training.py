@@ -57,6 +57,11 @@ def noisy(model: LoadedModel, case: str) -> tuple[Tensor, Tensor, dict[str, Tens
     return x_t, torch.tensor([0.3, 0.8]), model.encode_prompts(["a", "b"])
 
 
+# Weights that are mapped from a file lie at other addresses, and the address decides which kernel computes: outputs of
+# equal weights differ in their last digits, now and then.
+LOADED = 1e-5
+
+
 def aligned(config: ModelConfig, case: str) -> tuple[LoadedModel, list[float]]:
     """Return a model after two steps of DPO on one pair, and the losses of both."""
     model, losses = load(config), []
@@ -114,11 +119,11 @@ def test_two_steps_saved_and_loaded_by_plain_diffusers(
     base = load(ModelConfig(path=str(videos[case])))
     with torch.no_grad():
         back = replace(base, pipeline=load_aligned(config, tmp_path / "aligned")).denoiser()(x_t, t, cond)
-        assert torch.equal(back, ours)
+        assert_close(back, ours, rtol=0, atol=LOADED)
         assert not torch.allclose(base.denoiser()(x_t, t, cond), ours, atol=1e-3)
         network = plain(videos[case], tmp_path / "aligned", model).eval()
         theirs = as_told(network, model, told[0], x_t)
-    assert_close(theirs, ours, rtol=0, atol=0)
+    assert_close(theirs, ours, rtol=0, atol=LOADED)
 
 
 def as_told(network: Any, model: LoadedModel, told: dict[str, Tensor], x_t: Tensor) -> Tensor:
