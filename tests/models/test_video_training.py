@@ -57,8 +57,8 @@ def noisy(model: LoadedModel, case: str) -> tuple[Tensor, Tensor, dict[str, Tens
     return x_t, torch.tensor([0.3, 0.8]), model.encode_prompts(["a", "b"])
 
 
-# Weights that are mapped from a file lie at other addresses, and the address decides which kernel computes: outputs of
-# equal weights differ in their last digits, now and then.
+# Weights that are mapped from a file lie at other addresses, and the address decides which kernel
+# computes: outputs of equal weights differ in their last digits, now and then.
 LOADED = 1e-5
 
 
