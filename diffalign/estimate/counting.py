@@ -104,7 +104,7 @@ def _quantised(module: nn.Module, kind: str) -> list[nn.Linear]:
     """Return the layers that are quantised: frozen ones, adapters being linear layers as well."""
     if kind == "none":
         return []
-    return [layer for _, layer in quantizable(module) if not layer.weight.requires_grad]
+    return [layer for _, layer in quantizable(module, kind) if not layer.weight.requires_grad]
 
 
 def size_of(work: Workload, shapes: Shapes) -> tuple[int, int, int]:

@@ -34,13 +34,13 @@ def quantize(module: Any, kind: str, device: torch.device | str, compute: torch.
         How many weights are quantised.
 
     Raises:
-        UserError: an unknown kind, a package that is not installed, or a module whose blocks have no names.
+        UserError: an unknown kind, a package that is not installed, or a module without layers to quantise.
     """
     if kind not in KINDS:
         raise unknown(where, kind, ["none", *KINDS])
-    layers = dict(quantizable(module))
+    layers = dict(quantizable(module, kind))
     if not layers:
-        raise UserError(f"{where}={kind}: {type(module).__name__} names no blocks to quantise; allowed: none")
+        raise UserError(f"{where}={kind}: {type(module).__name__} has no layers to quantise; allowed: none")
     count = sum(layer.weight.numel() for layer in layers.values())
     try:
         _QUANTIZERS[kind](module, layers, kind, device, compute)
@@ -50,18 +50,20 @@ def quantize(module: Any, kind: str, device: torch.device | str, compute: torch.
     return count
 
 
-def quantizable(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def quantizable(module: nn.Module, kind: str) -> Iterator[tuple[str, nn.Linear]]:
     """Yield names and linear layers inside the blocks that a network repeats, by its own list of classes.
 
-    Of a text encoder these are the blocks that may not be split over devices.
+    Of a text encoder these are the blocks that may not be split over devices. ``nf4`` leaves out layers whose
+    rows are no whole number of its blocks of 64: bitsandbytes reads their scales wrongly on CPUs with AVX512.
     """
+    columns = _BLOCK if kind == "nf4" else 1
     blocks = set(
         getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None) or ()
     )
     for name, block in module.named_modules():
         if type(block).__name__ in blocks:
             for inner, layer in block.named_modules():
-                if isinstance(layer, nn.Linear):
+                if isinstance(layer, nn.Linear) and layer.in_features % columns == 0:
                     yield f"{name}.{inner}", layer
 
 
@@ -102,6 +104,9 @@ def _with_bitsandbytes(
                 )
             )
         if kind == "nf4":
+            # Else a CPU with AVX512-BF16 repacks the weight for good in the first forward without gradients,
+            # and the product with packed weights has no backward.
+            new.support_avx512bf16_for_cpu = False
             new.weight = modules.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
         else:
             new.weight = modules.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
