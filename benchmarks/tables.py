@@ -32,7 +32,8 @@ TUNED = (
     "Every method had the same number of trials on validation prompts (`benchmarks/tuning.py`: five "
     "strengths, then three learning rates; without a strength eight learning rates) and is trained with the "
     "best; then five seeds on the test prompts. Diversity: how much images of one caption differ, as a share "
-    "of the base's; a gain with a fall of it is a gain of sameness. Ranks are over resampled prompts and "
+    "of the base's; a gain with a fall of it is a gain of sameness. Drift: KL of the process of sampling to "
+    "the base's, nats an image. Ranks are over resampled prompts and "
     "seeds; a method whose interval *behind the first* reaches 0 is not shown to be worse than the first."
 )
 UNTUNED = (
@@ -72,7 +73,7 @@ def _world(world: str, rows: list[Row], online: bool, tuned: bool) -> list[str]:
     first = rows[0]
     others: tuple[str, ...] = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
     others += ("images",) if online else ()
-    others += ("diversity",) if tuned else ()
+    others += ("diversity", "drift") if tuned else ()
     about = "" if world == "plane" else ", tuned" if tuned else ", settings of the recipes"
     lines = [
         f"## {TITLES[world]}{': online' if online else ''}{about}",

@@ -15,12 +15,16 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import record
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
 from diffalign import tiny
 from diffalign.config.schema import ModelConfig, Run, ValidationConfig
+from diffalign.diffusion.likelihood import step_kl
+from diffalign.diffusion.randomness import Streams
+from diffalign.diffusion.samplers import Ancestral, trajectory
 from diffalign.evaluation.drawing.pipeline import fingerprint
 from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.evaluation.measuring.image_statistics import diversities, thumbnail
@@ -28,8 +32,10 @@ from diffalign.evaluation.measuring.statistics import compare
 from diffalign.export.aligned import load_aligned
 from diffalign.methods import build
 from diffalign.methods.registry import shape_of
+from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
+from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.runs.align import Result, align
 from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING
 from diffalign.runs.rollouts import plan_of, steps_of_a_round
@@ -46,6 +52,7 @@ HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
 COST_VERSION = 1
 DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # how much images of one caption differ; a seed of their own
 DIVERSITY_SEED = 1
+DRIFT_PROMPTS, DRIFT_STEPS, DRIFT_SEED = 64, 20, 2  # how far the process of sampling is from the base's
 
 
 def quiet(line: str) -> None:
@@ -167,6 +174,27 @@ def base_diversity(model: ModelConfig, split: str) -> float:
     return diversity(load(model).pipeline, split)
 
 
+@torch.no_grad()
+def drift(aligned: LoadedModel, base: LoadedModel, split: str) -> float:
+    """KL of the aligned model's process of sampling to the base's, nats an image, without guidance.
+
+    The process is the path's own Markov chain backwards (``Ancestral``), whose steps have the same noise in
+    both models: the KL is the sum of its steps' along trajectories of the aligned model (Fan et al. 2023,
+    DPOK, arXiv 2305.16381, lemma 4.2). It bounds the KL of the images from above.
+    """
+    inputs = PipelineRolloutModel(aligned, 32)
+    cond, _ = inputs.encode(tiny.prompts(split, DRIFT_PROMPTS))
+    streams = Streams.at(DRIFT_SEED, 0, DRIFT_PROMPTS)
+    x = streams.normal(DRIFT_PROMPTS, inputs.shape)
+    policy, reference = aligned.denoiser(), base.denoiser()
+    grid = aligned.grid(DRIFT_STEPS, inputs.shape)[:-1]  # the clean image is estimated, not drawn
+    total = torch.zeros(DRIFT_PROMPTS)
+    for step in trajectory(policy, kernel := Ancestral(), x, grid, cond, streams):
+        ours, theirs = (kernel(model, step.x_t, step.t, step.s, cond) for model in (policy, reference))
+        total += step_kl(ours[0], theirs[0], ours[1])
+    return float(total.mean()) * x[0].numel()
+
+
 def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Train for ``steps``, or for as many as the budget allows, and measure on the prompts of ``split``."""
     calls = cost(recipe)
@@ -205,6 +233,8 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
     if split == "test":
         spread = diversity(pipeline, split) / base_diversity(ModelConfig(recipe.model.path), split)
         figures["diversity"] = round(spread, 4)
+        start = load(ModelConfig(recipe.model.path))
+        figures["drift"] = round(drift(replace(start, pipeline=pipeline), start, split), 3)
     return {
         "rewards": table,
         "gains": [round(b - a, 4) for a, b in zip(before[primary], after[primary], strict=True)],

@@ -36,7 +36,10 @@ _spent: Counter[str] = Counter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--record-times``."""
+    """Add ``--record-times`` and ``--plane-seeds``."""
+    parser.addoption(
+        "--plane-seeds", type=int, default=1, help="seeds of every row of the plane (default: %(default)s)"
+    )
     parser.addoption(
         "--record-times", action="store_true", help="write processor seconds to tests/times.json"
     )

@@ -1,6 +1,7 @@
 """The harness of the leaderboard: counts, rows that resume, several writers, tables. No long training."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,11 +27,13 @@ from benchmarks.claims_list import Arm, Claim, Comparison
 from benchmarks.counting import Calls, counted
 from benchmarks.memory import Alive
 from diffalign.config.io import shipped_configs
+from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.randomness import Streams
 from diffalign.evaluation.measuring.statistics import bootstrap_mean
 from diffalign.methods import REGISTRY
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
+from diffalign.models.loading import load
 from diffalign.plane.plane import PlaneNetwork, denoiser_of
 from diffalign.plane.settings import PLANE_METHODS
 from diffalign.strategies import wrap
@@ -240,7 +243,8 @@ def test_tuned_methods_have_a_table_of_their_own(apart):
     ]
     (record.HERE / "tuning.json").write_text(json.dumps({"trials": trials}))
     random = np.random.default_rng(0)
-    more = {"trials": 3, "flags": ["--method.beta=4"], "figures": {"diversity": 0.9}}
+    told = {"diversity": 0.9, "drift": 1.5}
+    more = {"trials": 3, "flags": ["--method.beta=4"], "figures": told}
     rows = [row("tiny", "dpo", s, (0.1 + 0.1 * random.normal(size=50)).tolist(), **more) for s in range(3)]
     rows += [row("tiny", "ipo", s, (0.3 + 0.1 * random.normal(size=50)).tolist(), **more) for s in range(3)]
     said = tables.text([*rows, row("tiny", "sft", 0, [0.3, 0.3])])
@@ -395,3 +399,17 @@ def test_alive_follows_storages():
     assert alive.peak == 8000 and alive.now == 8000
     del w
     assert alive.now == 4000
+
+
+def test_drift_is_the_divergence_of_the_process_of_sampling(monkeypatch):
+    """Every prediction of the noise higher by 0.1: a step's KL is (SNR_s - SNR_t) / 2 |x0 - x0'|^2."""
+    monkeypatch.setattr(tiny_world, "DRIFT_PROMPTS", 2)
+    base, other = (load(ModelConfig("tiny:sdxl")) for _ in range(2))
+    assert tiny_world.drift(base, base, "test") == 0
+    with torch.no_grad():
+        other.network.conv_out.bias += 0.1
+    alpha, sigma = other.path.coefficients(other.grid(20, (4, 16, 16))[:-1])
+    snr = (alpha / sigma) ** 2
+    squared = (0.1 * sigma[:-1] / alpha[:-1]) ** 2 * math.prod(other.latent_shape(32, 32))
+    expected = float(((snr[1:] - snr[:-1]) / 2 * squared).sum())
+    assert tiny_world.drift(other, base, "test") == pytest.approx(expected, rel=1e-3)

@@ -1,7 +1,7 @@
 """The methods that the plane proves, each with its data and the settings that are right there.
 
-One row per method (and per loss of Diffusion-DPO that is worth a row). ``test_plane.py`` runs every row with
-five seeds, three where a run samples, and once with flipped labels; a name of the registry without a row
+One row per method (and per loss of Diffusion-DPO that is worth a row). ``tests/plane`` runs every row with
+one seed (``--plane-seeds 5``: with five) and once with flipped labels; a name of the registry without a row
 fails a test. To add one, tune beta and the like here (a run takes a second) and, where the method's optimum
 is not the KL-regularised one, say ``optimum=False`` and why in ``note``.
 """

@@ -30,6 +30,12 @@ PLANE = Plane()
 POINTS = 2400  # measured; the standard error of a mean reward is 0.018
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that take a ``seed`` with as many as ``--plane-seeds`` says."""
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--plane-seeds")))
+
+
 @contextmanager
 def unchecked(repeated: bool = True) -> Iterator[None]:
     """Switch the checks of shapes off for calls that are ``repeated``."""

@@ -25,8 +25,6 @@ from diffalign.plane.plane import (
 from diffalign.plane.settings import PLANE_METHODS
 from tests.plane.conftest import PLANE, after, figures, unchecked
 
-SEEDS = range(5)
-ONLINE_SEEDS = range(3)  # a run that samples takes several times as long
 ROWS = {name: row for name, row in PLANE_METHODS.items() if not row.flow}
 
 
@@ -40,11 +38,6 @@ def case(request, base, mislabelled, measured):
 
 
 every_row = pytest.mark.parametrize("case", ROWS, indirect=True)
-every_run = pytest.mark.parametrize(
-    ("case", "seed"),
-    [(name, seed) for name, row in ROWS.items() for seed in (ONLINE_SEEDS if row.rollout else SEEDS)],
-    indirect=["case"],
-)
 
 
 def test_every_method_has_a_row():
@@ -72,7 +65,7 @@ def test_the_mislabelled_base_follows_three_prompts_of_four(mislabelled, measure
     assert 0.65 < got.fidelity < 0.85 and got.off_support < 0.03
 
 
-@every_run
+@every_row
 def test_a_method_raises_the_reward_on_the_support(case, seed, data):
     row, start, before, what = case
     got = after(row, start, data, seed)
@@ -88,7 +81,6 @@ def test_flipped_labels_lower_the_reward(case, data):
     assert getattr(got, what) < getattr(before, what) - row.gain or not row.falls
 
 
-@pytest.mark.parametrize("seed", SEEDS)
 def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, measured, data):
     """With 10 % of the labels wrong, robust DPO gets further than plain DPO does, and stays on the
     support.
@@ -103,7 +95,6 @@ def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, measured, 
     assert robust.off_support < 0.03 and robust.distance < 0.13
 
 
-@pytest.mark.parametrize("seed", range(3))
 def test_a_label_a_frame_says_more_than_one_by_majority(seed, base, measured, data):
     """The same pairs of films and as many steps: DenseDPO gets further than DPO on who wins more frames, and
     is nearer to the optimum. DPO's error is a mean over four frames, so its beta is four times as large.
