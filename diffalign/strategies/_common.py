@@ -1,10 +1,10 @@
-"""What strategies share: a method inside a strategy, denoisers that scale gradients or listen, and who won.
+"""Parts that strategies share: the wrapped method, wrappers of denoisers, and the winners of a batch.
 
-A method asks its policy; a wrapper between the two sees every prediction and every gradient. So a
-strategy needs to know nothing of the method: ``Scaled`` leaves a prediction as it is and scales the gradient
-that flows back through each of its rows; ``Listening`` keeps predictions for a further loss, so that no
-network call happens twice. Both must know which row is whose, so the method has to ask about the batch's own
-samples, in their order: Inversion-DPO does so with ``guidance: 1`` and ``subset: 1``.
+A strategy wraps the policy that the method calls, so that it needs no knowledge of the method. ``Scaled``
+returns the prediction unchanged and scales the gradient of each of its rows; ``Recording`` stores the
+predictions for an additional loss, so that no network call is made twice. Both match the rows of a call to
+the samples of the batch, so the method must call the policy on the batch's own samples, in their order:
+Inversion-DPO does so with ``guidance: 1`` and ``subset: 1``.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ from diffalign.types import (
 
 @runtime_checkable
 class Strategy(Protocol):
-    """What composes with any method."""
+    """Change a method's training step without knowledge of the method."""
 
     @property
     def needs_reference(self) -> bool:
@@ -59,17 +59,17 @@ class Strategy(Protocol):
         batch: Batch[Any],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return one loss of ``method`` over one batch, changed as the strategy has it."""
+        """Return the step of ``method`` for one batch, modified by the strategy."""
         ...
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A method inside a strategy: a method again.
+    """A method inside a strategy; it satisfies ``types.Method`` itself.
 
     Attributes:
-        method: the method, which may be wrapped itself.
-        strategy: what stands around it.
+        method: the method, which may itself be ``Wrapped``.
+        strategy: the strategy that is applied to it.
     """
 
     method: Method[Any]
@@ -87,7 +87,7 @@ class Wrapped:
 
     @property
     def reduce(self) -> Reduce:
-        """The unit of the method."""
+        """The reduction from squared errors to units, as the method has it."""
         return self.method.reduce
 
     def at_times(self, times: TimeSampler) -> "Wrapped":
@@ -102,15 +102,15 @@ class Wrapped:
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Any], generator: Random | torch.Generator
     ) -> Step:
-        """One loss over one batch."""
+        """Return the step of the strategy for one batch."""
         return self.strategy(self.method, policy, reference, batch, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the method remembers; empty if it remembers nothing."""
+        """Return the method's state; empty for a method without state."""
         return self.inner.state_dict() if isinstance(self.inner, Stateful) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the method continue from ``state_dict``'s answer."""
+        """Restore the method's state from the result of ``state_dict``."""
         if isinstance(self.inner, Stateful):
             self.inner.load_state_dict(state)
 
@@ -122,9 +122,9 @@ def innermost(method: Method[Any]) -> Method[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Scaled(Wrapper):
-    """A denoiser whose gradient is scaled row by row while its predictions stay what they are.
+    """A denoiser whose gradient is scaled row by row; its predictions are unchanged.
 
-    Without gradient (an inversion, a diagnosis) it does nothing.
+    Calls under ``torch.no_grad`` (inversion, diagnostics) are passed through.
 
     Attributes:
         factors: (prediction without gradient, x_t, t) -> (B,) factors.
@@ -137,12 +137,12 @@ class Scaled(Wrapper):
         prediction = self.denoiser(x_t, t, cond)
         if not torch.is_grad_enabled():
             return prediction
-        held = prediction.detach()
-        return held + expand(self.factors(held, x_t, t), held) * (prediction - held)
+        value = prediction.detach()
+        return value + expand(self.factors(value, x_t, t), value) * (prediction - value)
 
 
 class Call(NamedTuple):
-    """The inputs and the prediction of a denoiser; ``graded``: whether it had a gradient."""
+    """One call of a denoiser: inputs, prediction, and whether gradients were enabled (``graded``)."""
 
     x_t: Tensor
     t: Tensor
@@ -152,11 +152,11 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Listening(Wrapper):
-    """A denoiser that remembers its calls.
+class Recording(Wrapper):
+    """A denoiser that records its calls.
 
     Attributes:
-        calls: all of them so far, in order.
+        calls: the calls so far, oldest first.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -172,40 +172,42 @@ class Listening(Wrapper):
         return [call for call in self.calls if call.graded and call.x_t.shape == batch.x.shape]
 
 
-def answer(held: Listening, call: Call) -> Tensor:
-    """Return a reference's prediction at a call of the policy, without gradient: a recorded one, or else
-    asked now.
+def reference_prediction(reference: Recording, call: Call) -> Tensor:
+    """Return the reference's prediction for the inputs of a policy call, (B, *d), without gradient.
+
+    A recorded prediction for the same inputs is reused; otherwise the reference is called.
     """
-    for other in held.calls:
-        if other.x_t is call.x_t and other.t is call.t and other.cond is call.cond:
-            return other.prediction.detach()
+    for recorded in reference.calls:
+        if recorded.x_t is call.x_t and recorded.t is call.t and recorded.cond is call.cond:
+            return recorded.prediction.detach()
     with torch.no_grad():
-        return held.denoiser(call.x_t, call.t, call.cond)
+        return reference.denoiser(call.x_t, call.t, call.cond)
 
 
 def residual(denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-    """Prediction minus target, (B, *d), in float32 at least; the noise is read off ``x_t`` and ``x0``.
+    """Return prediction minus target, (B, *d), in float32 or wider.
 
-    Up to the factor 2 / D it is the gradient of the mean squared error in output space.
+    The noise of the target is computed from ``x_t`` and ``x0``. The residual is D / 2 times the gradient of
+    the mean squared error (over D elements) with respect to the prediction.
     """
     x0, x_t = at_least_float32(x0), at_least_float32(x_t)
     alpha, sigma = denoiser.path.coefficients(t)
-    tiny = torch.finfo(sigma.dtype).tiny  # at sigma = 0 nothing is noise, and x_t - alpha x0 is 0
+    tiny = torch.finfo(sigma.dtype).tiny  # at sigma = 0 the numerator x_t - alpha x0 is 0 too
     eps = (x_t - expand(alpha, x0) * x0) / expand(sigma.clamp(min=tiny), x0)
     target = regression_target(denoiser.target, denoiser, Noised(x0, eps, x_t, t))
     return at_least_float32(prediction) - target
 
 
 def readable(method: Method[Any], name: str) -> Method[Any]:
-    """Return ``method``, whose targets can be read off its noisy states.
+    """Return ``method`` after a check that its targets can be computed from its noisy states.
 
     Raises:
-        UserError: its noising perturbs x_t by noise that is not in the target.
+        UserError: the method's noising perturbs x_t with noise that is not in the target.
     """
     if isinstance(method.noising, Forward) and method.noising.input_perturbation:
         raise UserError(
-            f"strategy {name} reads the target off x_t, which "
-            f"method.noising.input_perturbation={method.noising.input_perturbation} hides; allowed with it: 0"
+            f"strategy {name} computes the target from x_t, which "
+            f"method.noising.input_perturbation={method.noising.input_perturbation} changes; allowed: 0"
         )
     return method
 
@@ -214,32 +216,32 @@ def check_rows(batch: Batch[Tensor], x_t: Tensor, name: str) -> None:
     """Check that the rows of a policy call are the batch's samples.
 
     Raises:
-        UserError: they are others, so that nobody can tell whose gradient is whose.
+        UserError: the shapes differ, so that rows cannot be matched to samples.
     """
     if x_t.shape != batch.x.shape:
         raise UserError(
-            f"strategy {name}: the method asks the policy about {tuple(x_t.shape)} where the batch has "
-            f"{tuple(batch.x.shape)}; allowed: methods that ask about the batch's own samples, in their order"
+            f"strategy {name}: the method calls the policy on {tuple(x_t.shape)} where the batch has "
+            f"{tuple(batch.x.shape)}; allowed: methods that call it on the batch's samples, in their order"
         )
 
 
-def by_group(values: Tensor, group: Tensor, how: str = "sum") -> Tensor:
-    """Values (B, *n) gathered by group, (G, *n): "sum", "mean", "amax" or "amin" over the members."""
+def by_group(values: Tensor, group: Tensor, reduction: str = "sum") -> Tensor:
+    """Return values (B, *n) reduced within each group, (G, *n): "sum", "mean", "amax" or "amin"."""
     index = group.to(values.device).reshape((-1,) + (1,) * (values.ndim - 1)).expand_as(values)
     out = values.new_zeros((int(group.max()) + 1, *values.shape[1:]))
-    return out.scatter_reduce(0, index, values, how, include_self=False)
+    return out.scatter_reduce(0, index, values, reduction, include_self=False)
 
 
 def overall(score: Tensor) -> Tensor:
-    """Return (B,) one score a sample: the mean over units where labels are dense."""
+    """Return one score per sample, (B,): the mean over units where labels are dense."""
     return score.flatten(1).mean(1) if score.ndim > 1 else score
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Who is on which side, (B,) each: above or below the mean score of the group; a tie is on neither.
+    """Masks (B,) of the samples above (``better``) and below (``worse``) the mean score of their group.
 
-    For pairs these are winner and loser.
+    In a pair these are the winner and the loser; samples of a tied group are in neither.
     """
 
     better: Tensor
@@ -250,15 +252,15 @@ def sides(batch: Batch[Any]) -> Sides:
     """Return the two sides of every group of a batch."""
     score = overall(batch.score)
     group = batch.group.to(score.device)
-    middle, top, bottom = (by_group(score, group, how)[group] for how in ("mean", "amax", "amin"))
-    # Rounding of the mean must not make a winner of a tie.
+    middle, top, bottom = (by_group(score, group, reduction)[group] for reduction in ("mean", "amax", "amin"))
+    # In a tied group a rounding error of the mean must not create a winner.
     return Sides((score > middle) & (top > bottom), (score < middle) & (top > bottom))
 
 
 def best(batch: Batch[Any]) -> tuple[Tensor, Tensor]:
-    """Return (index, good), each (G,): the best sample of every group, and whether it is known to be good.
+    """Return (index, good), each (G,): the best sample of every group, and whether it is a certain winner.
 
-    It is where no rival shares its score; a sample without rivals is where it is liked.
+    ``good`` is true where no rival has the same score; for a group of one, where the sample is liked.
     """
     score, group = overall(batch.score), batch.group.to(batch.score.device)
     top = by_group(score, group, "amax")
@@ -270,18 +272,18 @@ def best(batch: Batch[Any]) -> tuple[Tensor, Tensor]:
     return first, good
 
 
-def told(batch: Batch[Any]) -> Tensor:
-    """Return (B,) whether a sample's group says anything: it has no rivals, or not all of them are tied."""
+def informative(batch: Batch[Any]) -> Tensor:
+    """Return a mask (B,) of the samples whose group has one member or at least two different scores."""
     score, group = overall(batch.score), batch.group.to(batch.score.device)
     alone = by_group(torch.ones_like(score), group) == 1
     return (alone | (by_group(score, group, "amax") > by_group(score, group, "amin")))[group]
 
 
 def with_term(step: Step, name: str, term: Tensor, weight: float) -> Step:
-    """Return ``step`` with ``weight * term`` added to its loss; ``loss`` is the sum, ``name`` the term.
+    """Return ``step`` with ``weight * term`` added to its loss; ``name`` logs the term.
 
-    The term is a mean over groups and takes the step's own weight, which is exact under any split wherever
-    each group has as many of the method's terms (pairs, ties included; likes).
+    The term is a mean over groups and is weighted by the step's weight across micro-batches. The sum is
+    independent of the split where all groups have the same number of the method's terms (pairs or likes).
     """
     loss = step.loss + weight * term
     metrics: Mapping[str, Tensor] = {**step.metrics, "loss": loss.detach(), name: term.detach()}
@@ -289,8 +291,6 @@ def with_term(step: Step, name: str, term: Tensor, weight: float) -> Step:
 
 
 def mean_where(values: Tensor, keep: Tensor) -> Tensor:
-    """Scalar mean of ``values`` (N,) where ``keep`` (N,) holds; 0, with a gradient path, where it nowhere
-    does.
-    """
+    """Return the mean of ``values`` (N,) where ``keep`` (N,) is true; 0, with gradient, if it never is."""
     weight = keep.to(values)
     return (values * weight).sum() / weight.sum().clamp(min=1)

@@ -1,12 +1,12 @@
-"""Anchor: both members of a pair are tied to the reference's predictions.
+"""Anchor: a penalty on the distance of the policy's predictions to the reference's, for both of a pair.
 
 SimpleTuner's ``anchor_alpha`` (released code):
 
     loss = method + (alpha / 2) [ |p_w - ref_w|^2 + |p_l - ref_l|^2 ],
 
-errors here as means over latent elements (SimpleTuner sums by default: its alpha is ours divided by their
-number). For a group of K it is alpha times the mean over its members. Predictions of policy and reference are
-those of the method's own forwards; a method without a reference costs one reference forward more.
+with errors averaged over latent elements (SimpleTuner sums by default: its alpha is ours divided by their
+number). For a group of K the term is alpha times the mean over its members. The predictions are those of the
+method's own network calls; for a method without a reference the term costs one reference call.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,25 @@ from torch import Tensor
 
 from diffalign.diffusion.likelihood import at_least_float32
 from diffalign.errors import UserError
-from diffalign.strategies._common import Listening, Wrapped, answer, mean_where, overall, told, with_term
+from diffalign.strategies._common import (
+    Recording,
+    Wrapped,
+    informative,
+    mean_where,
+    overall,
+    reference_prediction,
+    with_term,
+)
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Method, Random, Step
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """Add the distance to the reference's predictions.
+    """Add the squared distance to the reference's predictions.
 
     Attributes:
-        alpha: of the term.
+        alpha: weight of the anchor term, above 0.
     """
 
     alpha: float = 1.0
@@ -39,7 +47,7 @@ class Anchor:
             raise UserError(f"anchor.alpha={self.alpha}; allowed: more than 0")
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """Return ``method`` with the term added."""
+        """Return ``method`` with the anchor term added."""
         return Wrapped(method, self)
 
     def __call__(
@@ -50,17 +58,25 @@ class Anchor:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the sum of both losses; ``anchor`` is the term alone."""
-        heard, held = Listening(policy), Listening(reference)
-        step = method(heard, held, batch, generator)
+        """Return the method's loss plus the anchor term; metric ``anchor`` is the term.
+
+        Raises:
+            UserError: the method never calls the policy on the batch's own samples.
+        """
+        policy_calls, reference_calls = Recording(policy), Recording(reference)
+        step = method(policy_calls, reference_calls, batch, generator)
         distances = []
-        for call in heard.of(batch):
-            there = answer(held, call)
-            moved = at_least_float32(call.prediction) - at_least_float32(there)
-            distances.append(overall(method.reduce(moved**2)))
+        for call in policy_calls.of(batch):
+            target = reference_prediction(reference_calls, call)
+            difference = at_least_float32(call.prediction) - at_least_float32(target)
+            distances.append(overall(method.reduce(difference**2)))
         if not distances:
-            raise UserError("strategy anchor: the method never asks the policy about the batch's own samples")
-        return with_term(step, "anchor", mean_where(torch.stack(distances).mean(0), told(batch)), self.alpha)
+            raise UserError(
+                "strategy anchor: the method never calls the policy on the batch's own samples; allowed: "
+                "methods that do"
+            )
+        term = mean_where(torch.stack(distances).mean(0), informative(batch))
+        return with_term(step, "anchor", term, self.alpha)
 
 
 CARD = StrategyCard(

@@ -1,14 +1,14 @@
-"""Margin clamp: a loser that has been pushed far enough is pushed no further.
+"""Margin clamp: stop the gradient of a loser whose error is far enough above the reference's.
 
-A pairwise loss gains without end by raising the losers' errors, and with them all errors rise. With m the
-policy's and r the reference's mean squared error of a loser at its noisy state,
+A pairwise loss falls without bound as the losers' errors rise, and the winners' errors rise with them. With m
+the policy's and r the reference's mean squared error of a loser at its noisy state,
 
     no gradient through the loser where m > (1 + excess) r,
 
-and the value of the loss stays what it is. The bound is relative to r, so that one number means the same at
-all times and for all models. It is the ``stop`` of TDPO's clips for every method. The form is ours:
-SimpleTuner's script for music has a clamp of the margin after "unlearning" without bound had spoiled its
-sampler, of which no formula is known to us; a clamp of the whole margin would stop the winner too.
+and the value of the loss is unchanged. The bound is relative to r, so that one ``excess`` has the same
+meaning at all times and for all models. It is ``losses.clipping.Stop`` for every method. The form is ours:
+SimpleTuner's script for music clamps the margin for the same reason, without a published formula; a clamp of
+the margin would also stop the gradient of the winner.
 
 In groups of more than two, losers are the members below the group's mean score; ties are on neither side.
 """
@@ -25,13 +25,13 @@ from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
 from diffalign.strategies._common import (
     Call,
-    Listening,
+    Recording,
     Wrapped,
-    answer,
     check_rows,
     mean_where,
     overall,
     readable,
+    reference_prediction,
     residual,
     sides,
 )
@@ -44,14 +44,14 @@ class Stopping(Wrapper):
     """A denoiser without a gradient through losers whose error is too far above the reference's.
 
     Attributes:
-        held: the reference.
-        batch: who lost.
-        reduce: the unit of the method.
-        excess: see ``MarginClamp``.
-        stopped: (B,) of each call, which rows have no gradient.
+        reference: the reference network, with its recorded calls.
+        batch: the samples, of which groups and scores are read.
+        reduce: reduction from squared errors (B, *d) to units, as the method has it.
+        excess: as in ``MarginClamp``.
+        stopped: for each call a mask (B,) of the rows without gradient; appended to by every call.
     """
 
-    held: Listening
+    reference: Recording
     batch: Batch[Tensor]
     reduce: Reduce
     excess: float
@@ -63,23 +63,24 @@ class Stopping(Wrapper):
         if not torch.is_grad_enabled():
             return prediction
         check_rows(self.batch, x_t, "margin_clamp")
-        still = prediction.detach()
-        there = answer(self.held, Call(x_t, t, cond, still, True))
+        value = prediction.detach()
+        target = reference_prediction(self.reference, Call(x_t, t, cond, value, True))
+        # m and r: mean squared errors of the policy and of the reference, (B,)
         m, r = (
             overall(self.reduce(residual(self.denoiser, self.batch.x, x_t, t, p) ** 2))
-            for p in (still, there)
+            for p in (value, target)
         )
         stopped = sides(self.batch).worse.to(m.device) & (m > (1 + self.excess) * r)
         self.stopped.append(stopped)
-        return torch.where(expand(stopped, still), still, prediction)
+        return torch.where(expand(stopped, value), value, prediction)
 
 
 @dataclass(frozen=True)
 class MarginClamp:
-    """Stop losers whose error has risen enough.
+    """Stop the gradient of losers whose error has risen far enough.
 
     Attributes:
-        excess: share of the reference's error by which a loser's may be higher.
+        excess: largest relative rise of a loser's error over the reference's, at least 0: 0.1 is 10 percent.
     """
 
     excess: float = 0.1
@@ -91,10 +92,10 @@ class MarginClamp:
             raise UserError(f"margin_clamp.excess={self.excess}; allowed: 0 or more")
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """Return ``method`` with its losers stopped.
+        """Return ``method`` with a bound on its losers' errors.
 
         Raises:
-            UserError: its targets cannot be read off its noisy states.
+            UserError: the method's targets cannot be computed from its noisy states.
         """
         return Wrapped(readable(method, "margin_clamp"), self)
 
@@ -106,13 +107,16 @@ class MarginClamp:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the method's loss, unchanged in value; ``margin_clamp/stopped`` is the share of its losers
-        that have no gradient.
+        """Return the method's loss, unchanged in value.
+
+        Metric ``margin_clamp/stopped`` is the share of the losers without gradient.
+
+        Raises:
+            UserError: the method calls the policy on other samples than the batch's.
         """
-        held, stopped = Listening(reference), list[Tensor]()
-        step = method(
-            Stopping(policy, held, batch, method.reduce, self.excess, stopped), held, batch, generator
-        )
+        reference_calls, stopped = Recording(reference), list[Tensor]()
+        bounded = Stopping(policy, reference_calls, batch, method.reduce, self.excess, stopped)
+        step = method(bounded, reference_calls, batch, generator)
         if not stopped:
             return step
         share = torch.stack(stopped).to(torch.float32).mean(0)
@@ -127,6 +131,6 @@ CARD = StrategyCard(
     year=2026,
     arxiv="",
     composes="pairs and lists",
-    cost="nothing; 1 reference call where the method makes none before its policy's",
+    cost="nothing; 1 reference call where the method does not call the reference before the policy",
     strategy=MarginClamp,
 )

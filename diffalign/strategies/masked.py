@@ -1,19 +1,19 @@
-"""Masked pairs: errors count inside a mask only.
+"""Masked pairs: denoising errors are weighted by a mask over the latents.
 
-Try-on, in-painting and local edits differ inside a region; what lies outside tells nothing and still moves
-the loss. With w a map over the latents in [0, 1], C channels and D elements, the error of a sample is, as
-SimpleTuner's masked Flow-DPO has it (released code),
+Pairs of try-on, in-painting and local edits differ inside a region only; errors outside it carry no
+preference and would add noise to the loss. With w a map over the latents in [0, 1], C channels and D
+elements, the error of a sample is (SimpleTuner's masked Flow-DPO, released code)
 
     mean          sum( w e^2 ) / D
     masked_mean   sum( w e^2 ) / max(1, C sum(w))
 
 for policy and reference alike. SimpleTuner's default, the plain sum, is ``mean`` with a beta D times as
-large. Maps stand in ``batch.extra["patches"]``: the column ``mask`` of a row gives one map for all its
-images, ``patches`` one for each. A sample without a map has w = 1 everywhere, and its error is exactly what
-it is without this strategy; a set without any map is refused.
+large. The maps are ``batch.extra["patches"]``: the data column ``mask`` of a row gives one map for all images
+of the row, ``patches`` one for each. A sample without a map has w = 1 everywhere, so its error is the one
+without this strategy; a data set without any map is an error.
 
-It replaces the ``reduce`` of the method and of nothing else: strategies that stand before it in the list see
-masked errors too, those after it do not (SimpleTuner's anchor is not masked).
+The strategy replaces the ``reduce`` of the method. Strategies before it in the list use masked errors too,
+those after it do not (SimpleTuner's anchor is not masked).
 """
 
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -31,44 +31,45 @@ from diffalign.types import Batch, Denoiser, Method, Random, Reduce, Step
 
 @dataclass(frozen=True, eq=False)
 class MaskedReduce:
-    """Another reduction of squared errors that are weighted element by element.
+    """A reduction of squared errors that are first multiplied by a weight map.
 
     Attributes:
-        inner: the reduction.
-        weight: (B, 1, *spatial) of each sample.
+        inner: reduction of the weighted errors (B, *d) to units.
+        weight: weight map of each sample, (B, 1, *spatial).
     """
 
     inner: Reduce
     weight: Tensor
 
     def __call__(self, squared: Tensor) -> Tensor:
-        """Return the inner reduction of weighted squared errors (B, *d)."""
+        """Return the inner reduction of the weighted squared errors (B, *d), (B, *unit)."""
         return self.inner(self.over(squared))
 
     def over(self, values: Tensor) -> Tensor:
         """Return values (B, *d) times their weights.
 
         Raises:
-            UserError: they are not of the batch's own samples, or of another size than the maps.
+            UserError: the number of values or their spatial size differs from that of the maps.
         """
         weight = self.weight.to(values)
         if weight.shape[0] != values.shape[0] or weight.shape[2:] != values.shape[2:]:
             raise UserError(
                 f"strategy masked: maps of shape {tuple(weight.shape)} for errors of shape "
-                f"{tuple(values.shape)}; allowed: methods that ask about the batch's own samples, in their "
-                "order, and maps on their latents"
+                f"{tuple(values.shape)}; allowed: methods that call the policy on the batch's own samples, "
+                "in their order, and maps of the size of the latents"
             )
         return values * weight
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Count errors inside a mask.
+    """Weight denoising errors by a mask.
 
     Attributes:
-        reduction: what the sum is divided by, see the module.
-        mask_type: "mask": the map is the weight, at most 1; "segmentation": 1 wherever the map is above 0.
-        dilate: latents by which the region grows on every side.
+        reduction: divisor of the weighted sum: "mean" D, "masked_mean" C sum(w) (module docstring).
+        mask_type: "mask": the weight is the map, clamped to [0, 1]; "segmentation": it is 1 where the map is
+            above 0.
+        dilate: width, in latent cells, by which the region is extended on every side, at least 0.
     """
 
     reduction: Literal["mean", "masked_mean"] = "mean"
@@ -85,7 +86,7 @@ class Masked:
         """Return ``method`` with its errors masked.
 
         Raises:
-            UserError: it reduces no errors of its own, as methods of recorded steps.
+            UserError: the method compares no denoising errors (methods of recorded steps).
         """
         inner = innermost(method)
         if not is_dataclass(inner) or "reduce" not in {f.name for f in fields(inner)}:
@@ -103,7 +104,7 @@ class Masked:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the method's loss of masked errors; ``masked/share`` is the mean of the maps.
+        """Return the method's loss of masked errors; metric ``masked/share`` is the mean of the maps.
 
         Raises:
             UserError: the batch has no maps.
@@ -120,7 +121,7 @@ class Masked:
         return replace(step, metrics={**step.metrics, "masked/share": maps.mean()})
 
     def maps(self, batch: Batch[Any]) -> Tensor:
-        """Return (B, 1, *spatial) float32 in [0, 1].
+        """Return the maps of the batch, (B, 1, *spatial) float32 in [0, 1].
 
         Raises:
             UserError: the batch has no maps.
@@ -135,13 +136,13 @@ class Masked:
             maps = (maps > 0).to(maps)
         if self.dilate:
             size = 2 * self.dilate + 1
-            flat = maps.reshape(-1, 1, *maps.shape[-2:])  # of a video frame by frame
+            flat = maps.reshape(-1, 1, *maps.shape[-2:])  # frames of a video are dilated one by one
             maps = max_pool2d(flat, size, 1, self.dilate).reshape(maps.shape)
         return maps
 
 
 def reduced(method: Method[Any], reduce: Reduce) -> Method[Any]:
-    """Return a method, inside whatever strategies, with another ``reduce``."""
+    """Return ``method`` with another ``reduce``; strategies around it are kept."""
     if isinstance(method, Wrapped):
         return replace(method, method=reduced(method.method, reduce))
     changed: Method[Any] = replace(method, reduce=reduce)  # type: ignore[type-var]
@@ -154,7 +155,7 @@ CARD = StrategyCard(
     paper="SimpleTuner, masked Flow-DPO (released code)",
     year=2026,
     arxiv="",
-    composes="methods over noisy states; the data brings the maps",
+    composes="methods over noisy states; needs maps in the data",
     cost="nothing",
     strategy=Masked,
 )

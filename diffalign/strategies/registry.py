@@ -1,4 +1,4 @@
-"""Finds the strategies: every module of the package that has a ``CARD``. Listing names imports no torch."""
+"""Registry of the strategies: the modules of the package with a ``CARD``; listing them imports no torch."""
 
 import importlib
 import pkgutil
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StrategyCard:
-    """What a strategy is, for ``diffalign methods`` and the README.
+    """Metadata of a strategy, for ``diffalign methods`` and the README.
 
     Attributes:
-        name: module and configuration name.
-        title: the name that the field uses.
-        paper: authors, title.
-        year: of the paper.
-        arxiv: arXiv id; "" where there is none.
-        composes: with which methods.
-        cost: network samples per group and step on top of the method's, in words.
-        strategy: the dataclass.
-        outermost: whether it must reach two policies, and so stands last in a list.
+        name: module name and value of ``type`` in a configuration.
+        title: name of the strategy in the literature.
+        paper: authors and title.
+        year: year of publication.
+        arxiv: arXiv id; "" if there is none.
+        composes: methods that it can be combined with, in words.
+        cost: additional network samples per group and step, in words.
+        strategy: dataclass that implements it.
+        outermost: whether it must be the last of a list, because it trains two policies.
     """
 
     name: str
@@ -43,12 +43,12 @@ class StrategyCard:
 
     @property
     def source(self) -> str:
-        """Where to read on, in words."""
+        """The arXiv id, in words."""
         return f"arXiv {self.arxiv}" if self.arxiv else "no paper of its own"
 
 
 class _Registry(Mapping[str, StrategyCard]):
-    """Names by listing the package; a card by importing its module."""
+    """Mapping of names (modules of the package) to cards (imported on access)."""
 
     def __iter__(self) -> Iterator[str]:
         package = importlib.import_module("diffalign.strategies")
@@ -69,12 +69,12 @@ STRATEGIES: Mapping[str, StrategyCard] = _Registry()
 
 
 def check(values: Sequence[Mapping[str, Any]]) -> None:
-    """Names only, without torch: each entry has a ``type`` that exists, and none stands twice.
+    """Check, without torch, that each entry has a known ``type`` and that none is repeated.
 
     Raises:
-        UserError: otherwise.
+        UserError: an entry has no ``type``, an unknown one, or one that an earlier entry has.
     """
-    seen = set()
+    names = set()
     for i, entry in enumerate(values):
         if not isinstance(entry.get("type"), str):
             raise UserError(
@@ -83,17 +83,17 @@ def check(values: Sequence[Mapping[str, Any]]) -> None:
         name = entry["type"]
         if name not in set(STRATEGIES):
             raise unknown(f"strategy (strategies[{i}].type)", name, STRATEGIES)
-        if name in seen:
-            raise UserError(f"strategies[{i}].type={name!r} stands twice; allowed: each strategy once")
-        seen.add(name)
+        if name in names:
+            raise UserError(f"strategies[{i}].type={name!r} appears twice; allowed: each strategy once")
+        names.add(name)
 
 
 def build(values: Sequence[Mapping[str, Any]]) -> "list[Strategy]":
     """Return the strategies that a ``strategies`` section describes: ``[{"type": "sdpo", "mu": 0.9}]``.
 
     Raises:
-        UserError: an entry without ``type``, an unknown or repeated strategy, one that must stand last and
-            does not, or keys and values that do not fit.
+        UserError: an entry without ``type``, an unknown or repeated strategy, one that must be last and is
+            not, or keys and values that the strategy does not accept.
     """
     check(values)
     built: list[Strategy] = []
@@ -108,10 +108,10 @@ def build(values: Sequence[Mapping[str, Any]]) -> "list[Strategy]":
 
 
 def wrap(method: "Method[Any]", values: Sequence[Mapping[str, Any]]) -> "Method[Any]":
-    """Return ``method`` inside the strategies of a section, the first of them innermost.
+    """Return ``method`` wrapped by the strategies of a section, the first of them innermost.
 
     Raises:
-        UserError: as ``build``, or a strategy that this method cannot be put into.
+        UserError: as ``build``, or a strategy that cannot be combined with this method.
     """
     wrapped: Method[Any] = reduce(lambda inner, strategy: strategy.wrap(inner), build(values), method)
     return wrapped

@@ -1,19 +1,19 @@
-"""Diffusion-SDPO: the loser's gradient is scaled down until it cannot raise the winner's error.
+"""Diffusion-SDPO: scale the loser's gradient so that a step does not raise the winner's error.
 
 Fu et al. 2025, arXiv 2511.03317, and the released code (AIDC-AI/Diffusion-SDPO). With gA, gB the gradients of
 the winners' and the losers' mean squared errors in output space, the losers' gradient is multiplied by
 
     lambda = clip((1 - mu) |gA|^2 / (gA . gB), 0, 1)  where gA . gB > 0,  else 1,
 
-and the value of the loss stays what it is. A step along -(gA - lambda gB) then lowers the winners' error at
+and the value of the loss is unchanged. A step along -(gA - lambda gB) then lowers the winners' error at
 least mu times as fast as one along -gA alone, to first order and in output space. Published: mu 0.9 for SD
 1.5 and 0.6 for SDXL under Diffusion-DPO at beta 5000, 0.2 with DSPO, 0.9 with DMPO.
 
-What differs from the released code: it is a wrapper of the policy, so it needs no branch in any method; for
-groups larger than two the two sides are the members above and below the group's mean score, each side
-averaged within its group, and ties count on neither. The batch that lambda is over is the micro-batch of all
-processes together (two processes are one of twice the batch; there it is each process's own), not the
-accumulated one: ``over: pair`` has one lambda a group instead, which no split changes.
+Differences from the released code: the strategy wraps the policy, so that no method has a branch for it. In
+groups of more than two, the sides are the members above and below the group's mean score, each side averaged
+within its group; ties are on neither side. With ``over: batch`` lambda is computed over the micro-batches of
+all processes (the released code: of each process), not over the accumulated batch; ``over: pair`` computes
+one lambda per group, which does not depend on how a batch is split.
 """
 
 from dataclasses import dataclass, replace
@@ -32,11 +32,12 @@ from diffalign.utils.distributed import mean_over_ranks
 
 @dataclass(frozen=True)
 class SDPO:
-    """Scale losers' gradients.
+    """Scale the gradients of losers.
 
     Attributes:
-        mu: how much of the winners' own descent is kept at least; 0 only forbids that their error rises.
-        over: one lambda for the whole micro-batch of all processes, or one for each group.
+        mu: least share of the winners' own rate of descent that remains, in [0, 1]; at 0 their error may not
+            rise, to first order.
+        over: "batch": one lambda for the micro-batches of all processes; "pair": one for each group.
     """
 
     mu: float = 0.9
@@ -52,7 +53,7 @@ class SDPO:
         """Return ``method`` with its losers' gradients scaled.
 
         Raises:
-            UserError: its targets cannot be read off its noisy states.
+            UserError: the method's targets cannot be computed from its noisy states.
         """
         return Wrapped(readable(method, "sdpo"), self)
 
@@ -64,8 +65,12 @@ class SDPO:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the method's loss, unchanged in value; ``sdpo/lambda`` is the mean factor of its losers."""
-        used: list[Tensor] = []
+        """Return the method's loss, unchanged in value; metric ``sdpo/lambda`` is the mean factor.
+
+        Raises:
+            UserError: every group has one sample, or the method calls the policy on other samples.
+        """
+        scales: list[Tensor] = []
 
         def factors(prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
             check_rows(batch, x_t, "sdpo")
@@ -75,38 +80,45 @@ class SDPO:
             if isinstance(method.reduce, MaskedReduce):
                 gradient = method.reduce.over(gradient)
             rows, scale = losers(gradient, batch, self.mu, self.over == "batch")
-            used.append(scale)
+            scales.append(scale)
             return rows
 
         step = method(Scaled(policy, factors), reference, batch, generator)
-        if not used:
+        if not scales:
             return step
-        return replace(step, metrics={**step.metrics, "sdpo/lambda": torch.stack(used).mean()})
+        return replace(step, metrics={**step.metrics, "sdpo/lambda": torch.stack(scales).mean()})
 
 
-def losers(gradient: Tensor, batch: Batch[Tensor], mu: float, whole: bool = True) -> tuple[Tensor, Tensor]:
-    """Return (factors of the rows (B,), mean factor of the groups that have two sides).
+def losers(gradient: Tensor, batch: Batch[Tensor], mu: float, shared: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the factors of the rows, (B,), and their scalar mean over the groups that have two sides.
 
     Args:
-        gradient: (B, *d) of each sample's error in output space, up to one common factor.
-        batch: who is whose rival, and how good.
-        mu: see ``SDPO``.
-        whole: one lambda for all groups (of all processes: then a collective), else one for each.
+        gradient: (B, *d) gradient of each sample's error with respect to the prediction, up to a common
+            factor.
+        batch: the samples, of which groups and scores are read.
+        mu: as in ``SDPO``.
+        shared: one lambda for all groups of all processes (a collective operation), else one for each group.
     """
-    two, rows = sides(batch), gradient.flatten(1)
+    side_masks, rows = sides(batch), gradient.flatten(1)
     group = batch.group.to(rows.device)
     better, worse = (
         by_group(rows * side[:, None], group) / by_group(side.to(rows), group).clamp(min=1)[:, None]
-        for side in (two.better.to(rows.device), two.worse.to(rows.device))
+        for side in (side_masks.better.to(rows.device), side_masks.worse.to(rows.device))
     )
-    both = by_group((two.better | two.worse).to(rows), group, "amax")
-    own, cross = (better * better).sum(1), (better * worse).sum(1)
-    if whole:
-        own, cross = (mean_over_ranks(v, both).expand(len(both)) for v in (own, cross))
-    scale = torch.where(cross > 0, ((1 - mu) * own / cross.clamp(min=torch.finfo(cross.dtype).tiny)), 1.0)
+    both = by_group((side_masks.better | side_masks.worse).to(rows), group, "amax")
+    norm_squared, inner_product = (better * better).sum(1), (better * worse).sum(1)
+    if shared:
+        norm_squared, inner_product = (
+            mean_over_ranks(v, both).expand(len(both)) for v in (norm_squared, inner_product)
+        )
+    scale = torch.where(
+        inner_product > 0,
+        ((1 - mu) * norm_squared / inner_product.clamp(min=torch.finfo(inner_product.dtype).tiny)),
+        1.0,
+    )
     scale = scale.clamp(0, 1)
     mean = (scale * both).sum() / both.sum().clamp(min=1)
-    return torch.where(two.worse.to(rows.device), scale[group], 1.0), mean
+    return torch.where(side_masks.worse.to(rows.device), scale[group], 1.0), mean
 
 
 CARD = StrategyCard(

@@ -1,13 +1,12 @@
-"""SFT mix: the denoising loss of the winners beside the method's own, against the drift of both errors.
+"""SFT mix: add the winners' denoising loss, so that the errors of winners and losers do not both rise.
 
-JavisDiT++ adds 0.1 times the winners' error to Diffusion-DPO, SimpleTuner calls it ``sft_loss_weight``, and
-Reg-DPO (arXiv 2511.01450) has such a term for video:
+JavisDiT++ adds 0.1 times the winners' error to Diffusion-DPO, SimpleTuner has it as ``sft_loss_weight``, and
+Reg-DPO (arXiv 2511.01450) uses such a term for video:
 
     loss = method + weight * mean |p_w - target|^2.
 
-The states, times and predictions are the ones that the method has made, so it costs no further forward;
-only of a method that never asks the policy about the batch's own samples does it ask anew, one policy sample
-a group.
+The noisy states, times and predictions are those of the method, so the term costs no network call. Where the
+method never calls the policy on the batch's own samples, the term costs one policy sample per group.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from diffalign.diffusion.likelihood import denoising_error
 from diffalign.errors import UserError
 from diffalign.methods._common import OverStates, noisy
 from diffalign.strategies._common import (
-    Listening,
+    Recording,
     Wrapped,
     best,
     innermost,
@@ -39,8 +38,8 @@ class SFTMix:
     """Add the winners' denoising loss.
 
     Attributes:
-        weight: of the term. A method's gradient at the start is about beta / 4 of an error's, so 0.1 is a
-            light touch beside beta 1000.
+        weight: weight of the SFT term, above 0. At initialisation the gradient of Diffusion-DPO is about
+            beta / 4 times that of an error, so 0.1 is small beside beta 1000.
     """
 
     weight: float = 0.1
@@ -52,10 +51,10 @@ class SFTMix:
             raise UserError(f"sft.weight={self.weight}; allowed: more than 0")
 
     def wrap(self, method: Method[Any]) -> Wrapped:
-        """Return ``method`` with the term added.
+        """Return ``method`` with the SFT term added.
 
         Raises:
-            UserError: its targets cannot be read off its noisy states.
+            UserError: the method's targets cannot be computed from its noisy states.
         """
         return Wrapped(readable(method, "sft"), self)
 
@@ -67,13 +66,17 @@ class SFTMix:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the sum of both losses; ``sft`` is the term alone."""
-        heard = Listening(policy)
-        step = method(heard, reference, batch, generator)
-        index, told = best(batch)
-        heard_of = [residual(policy, batch.x, c.x_t, c.t, c.prediction)[index] for c in heard.of(batch)]
-        if heard_of:
-            errors = torch.stack([overall(method.reduce(r**2)) for r in heard_of]).mean(0)
+        """Return the method's loss plus the SFT term; metric ``sft`` is the term.
+
+        Raises:
+            UserError: the method has no noisy states of clean latents.
+        """
+        calls = Recording(policy)
+        step = method(calls, reference, batch, generator)
+        index, certain = best(batch)
+        residuals = [residual(policy, batch.x, c.x_t, c.t, c.prediction)[index] for c in calls.of(batch)]
+        if residuals:
+            errors = torch.stack([overall(method.reduce(r**2)) for r in residuals]).mean(0)
         else:
             inner = innermost(method)
             if not isinstance(inner, OverStates):
@@ -81,10 +84,10 @@ class SFTMix:
                     f"strategy sft: {type(inner).__name__} neither calls the policy on the batch's own "
                     "samples nor has a `time` and a `noising`; allowed: methods that do"
                 )
-            won = batch.select(index)
-            z = noisy(inner, policy, reference, won, generator)
-            errors = overall(denoising_error(policy, z, won.cond, method.reduce))
-        term = mean_where(errors, told)
+            winners = batch.select(index)
+            z = noisy(inner, policy, reference, winners, generator)
+            errors = overall(denoising_error(policy, z, winners.cond, method.reduce))
+        term = mean_where(errors, certain)
         return with_term(step, "sft", term, self.weight)
 
 
@@ -95,6 +98,6 @@ CARD = StrategyCard(
     year=2025,
     arxiv="",
     composes="pairs, lists and likes",
-    cost="nothing; 1 policy sample where the method never asks about the batch itself",
+    cost="nothing; 1 policy sample where the method never calls the policy on the batch",
     strategy=SFTMix,
 )

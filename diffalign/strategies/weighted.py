@@ -1,15 +1,16 @@
-"""Importance weights: some groups count more than others, by a number that the data brings.
+"""Importance weights: multiply the gradient of each group by a weight that is computed from a data column.
 
     gradient = sum_g w_g gradient_g / sum_g 1,    w_g = formula(batch.extra[source] of the group).
 
-``semantic`` is Sem-DPO's exp(-alpha distance) (arXiv 2507.20133), the distance being 1 - cosine similarity of
-the prompt and what was preferred; ``rare`` is the (scale / score)^power of VideoDPO's released code (arXiv
-2412.14167: scale 0.72), which lifts groups with a small score; ``given`` takes the number as it is.
+``semantic`` is Sem-DPO's exp(-alpha distance) (arXiv 2507.20133), with distance = 1 - cosine similarity of
+the prompt and the preferred sample; ``rare`` is the (scale / score)^power of VideoDPO's released code (arXiv
+2412.14167: scale 0.72), which raises the weight of groups with a small score; ``given`` uses the column
+itself.
 
-A group's weight multiplies the gradient of its rows, which is exactly the gradient of the mean of w_g loss_g
-for every loss that is a sum over groups; where groups meet inside a loss (KTO's estimate of the KL, sorted
-margins) that part is left as it is. The logged loss is the unweighted one, and weights are not normalised:
-their mean is logged. Sem-DPO's alpha is not known to us; 1 is ours.
+A group's weight multiplies the gradient of its rows. For a loss that is a sum over groups this is exactly the
+gradient of the mean of w_g loss_g; terms that combine groups (KTO's estimate of the KL, sorted margins) are
+not weighted. The logged loss is unweighted. Weights are not normalised; their mean is logged. Sem-DPO's alpha
+is not known to us; the default 1 is ours.
 """
 
 from collections.abc import Mapping
@@ -21,23 +22,23 @@ from torch import Tensor
 
 from diffalign.config.build import choice
 from diffalign.errors import UserError
-from diffalign.strategies._common import Scaled, Wrapped, best, by_group, check_rows, mean_where, told
+from diffalign.strategies._common import Scaled, Wrapped, best, by_group, check_rows, informative, mean_where
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Method, Random, Step
 
 
 @runtime_checkable
 class Formula(Protocol):
-    """From what the data says of a group to its weight."""
+    """Map the value of a group to its weight."""
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Return (G,) weights of (G,) values."""
+        """Return the weights (G,) of values (G,)."""
         ...
 
 
 @dataclass(frozen=True)
 class Given:
-    """The value is the weight."""
+    """Use the value as the weight."""
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return (G,) weights."""
@@ -46,7 +47,12 @@ class Given:
 
 @dataclass(frozen=True)
 class Semantic:
-    """exp(-alpha distance); of a ``similarity`` the distance is 1 - similarity."""
+    """Weight exp(-alpha distance), as in Sem-DPO.
+
+    Attributes:
+        alpha: rate of decay, above 0.
+        of: meaning of the value: a distance, or a similarity s whose distance is 1 - s.
+    """
 
     alpha: float = 1.0
     of: Literal["distance", "similarity"] = "distance"
@@ -62,7 +68,12 @@ class Semantic:
 
 @dataclass(frozen=True)
 class Rare:
-    """(scale / value)^power; values must be above 0."""
+    """Weight (scale / value)^power, as in VideoDPO's released code; values must be above 0.
+
+    Attributes:
+        scale: value whose weight is 1, above 0.
+        power: exponent.
+    """
 
     scale: float = 0.72
     power: float = 1.0
@@ -81,13 +92,13 @@ FORMULAS: Mapping[str, type[Formula]] = {"given": Given, "semantic": Semantic, "
 
 @dataclass(frozen=True)
 class Weighted:
-    """Weigh groups.
+    """Weight the gradients of groups.
 
     Attributes:
-        source: which of the batch's extras.
-        column: which number of it, where a sample has several.
-        member: a group's value is its best sample's, or the mean over its members.
-        formula: from the value to the weight.
+        source: name of the column, a key of ``Batch.extra``.
+        column: index of the number, where the column has several per sample; counted from 0.
+        member: "best": a group's value is that of its best sample; "mean": the mean over its members.
+        formula: function from a group's value to its weight.
     """
 
     source: str = "weight"
@@ -109,7 +120,7 @@ class Weighted:
         batch: Batch[Tensor],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the method's loss, unchanged in value; ``weighted/mean`` is the mean weight."""
+        """Return the method's loss, unchanged in value; metric ``weighted/mean`` is the mean weight."""
         weight = self.weights(batch)
         rows = weight[batch.group.to(weight.device)]
 
@@ -118,17 +129,17 @@ class Weighted:
             return rows.to(prediction.device)
 
         step = method(Scaled(policy, factors), reference, batch, generator)
-        return replace(step, metrics={**step.metrics, "weighted/mean": mean_where(rows, told(batch))})
+        return replace(step, metrics={**step.metrics, "weighted/mean": mean_where(rows, informative(batch))})
 
     def weights(self, batch: Batch[Any]) -> Tensor:
         """Return (G,) float32 weights of a batch's groups.
 
         Raises:
-            UserError: the batch has no such extra, or it has fewer columns.
+            UserError: ``Batch.extra`` has no such column, or it has fewer numbers per sample.
         """
         if self.source not in batch.extra:
-            there = ", ".join(batch.extra) or "none"
-            raise UserError(f"weighted.source={self.source!r}: the data has no such extra; it has: {there}")
+            names = ", ".join(batch.extra) or "none"
+            raise UserError(f"weighted.source={self.source!r}: the data has no such column; it has: {names}")
         values = batch.extra[self.source].float().reshape(len(batch.group), -1)
         if not 0 <= self.column < values.shape[1]:
             raise UserError(
@@ -146,7 +157,7 @@ CARD = StrategyCard(
     paper="Sem-DPO (exp(-alpha distance)); Liu et al., VideoDPO (released code's rarity weight)",
     year=2025,
     arxiv="2507.20133",
-    composes="all; the data brings the numbers",
+    composes="all; needs a column of the data",
     cost="nothing",
     strategy=Weighted,
 )

@@ -66,5 +66,5 @@ def test_what_it_refuses():
     path = sd_path()
     a = Affine(path, torch.tensor(0.1, requires_grad=True), torch.tensor(0.0))
     likes = Batch(double(4, 3, 2, 2), {}, torch.arange(2).repeat_interleave(2), torch.tensor([1.0, 0, 0, 1]))
-    with pytest.raises(UserError, match="margin_clamp: the method asks the policy about"):
+    with pytest.raises(UserError, match="margin_clamp: the method calls the policy on"):
         MarginClamp().wrap(SFT())(a, a, likes, torch.Generator())

@@ -172,7 +172,7 @@ def test_lists_have_two_sides_and_likes_are_refused():
     a = Affine(path, torch.tensor(0.1, requires_grad=True), torch.tensor(0.0))
     with pytest.raises(UserError, match="sdpo: every group has one sample"):
         SDPO().wrap(SFT())(a, a, likes, torch.Generator())
-    with pytest.raises(UserError, match=r"sdpo: the method asks the policy about \(4, 3, 2, 2\)"):
+    with pytest.raises(UserError, match=r"sdpo: the method calls the policy on \(4, 3, 2, 2\)"):
         SDPO().wrap(SFT())(a, a, pair_batch(), torch.Generator())
 
 
@@ -214,7 +214,7 @@ def test_anchor_is_the_distance_to_the_reference_of_both():
         reference = Counting(Affine(path, torch.tensor(0.1), torch.tensor(0.0)))
         policy = Affine(path, torch.tensor(0.3, requires_grad=True), torch.tensor(0.0))
         if asked is None:
-            with pytest.raises(UserError, match="anchor: the method never asks"):
+            with pytest.raises(UserError, match="anchor: the method never calls"):
                 Anchor().wrap(method)(policy, reference, batch, Streams.at(0, 0, 4))
         else:
             Anchor().wrap(method)(policy, reference, batch, Streams.at(0, 0, 4))
@@ -244,7 +244,7 @@ def test_formulas_of_weights():
     taken = lambda **fields: Weighted(source="reward", column=1, **fields).weights(batch).tolist()  # noqa: E731
     assert taken() == pytest.approx([0.2, 1.0]), "the winners'"
     assert taken(member="mean") == pytest.approx([0.3, 0.8])
-    with pytest.raises(UserError, match=r"weighted.source='weight': the data has no such extra; it has: rew"):
+    with pytest.raises(UserError, match=r"weighted.source='weight': the data has no such column; it has: r"):
         Weighted().weights(batch)
     with pytest.raises(UserError, match=r"weighted.column=2: 'reward' has 2 column"):
         Weighted(source="reward", column=2).weights(batch)
@@ -308,7 +308,7 @@ def test_sections_are_checked():
     ]
     for values, words in (
         ([{"type": "sdop"}], r"unknown strategy \(strategies\[0\].type\) 'sdop'; did you mean sdpo"),
-        ([{"type": "sft"}, {"type": "sft"}], r"strategies\[1\].type='sft' stands twice"),
+        ([{"type": "sft"}, {"type": "sft"}], r"strategies\[1\].type='sft' appears twice"),
         ([{"mu": 1}], r"strategies\[0\]=.*has no `type`"),
         ([{"type": "sdpo", "nu": 1}], r"unknown key in strategies\[0\].*'nu'.*did you mean mu"),
         ([{"type": "sdpo", "mu": 2}], "sdpo.mu=2.0; allowed: 0 to 1"),
@@ -397,5 +397,5 @@ def test_a_method_that_asks_about_other_rows_is_refused_by_name():
     batch, path = pair_batch(), sd_path()
     batch = replace(batch, cond={"text": double(8, 2)}, negative={"text": torch.zeros(8, 2).double()})
     a = Affine(path, torch.tensor(0.1, requires_grad=True), torch.tensor(0.0))
-    with pytest.raises(UserError, match="strategy sdpo: the method asks the policy about"):
+    with pytest.raises(UserError, match="strategy sdpo: the method calls the policy on"):
         SDPO().wrap(method)(a, a, batch, Streams.at(0, 0, 4))
