@@ -1,4 +1,4 @@
-"""Classifier-free guidance as a denoiser."""
+"""Classifier-free guidance as a wrapper of a denoiser."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,25 +16,26 @@ from diffalign.types import Cond
 class Guided(Wrapper):
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
-    It is negative + scale (positive - negative); both predictions come from one call of 2B samples. Where the
-    path says so (``guided_patch``, ``guided_rows``), each token or row of it then has the length of the
-    positive's.
+    The prediction is negative + scale (positive - negative); both come from one network call of 2B samples.
+    If the path has ``guided_patch`` or ``guided_rows``, each token or row is rescaled to the norm of the
+    positive prediction's.
 
     Attributes:
-        negative: what to guide away from, with one row or B rows; names that it lacks (sizes) are the
-            positive's.
-        scale: 1 is no guidance.
-        held: no gradient through the negative prediction, which then has a call of its own.
+        denoiser: the network.
+        negative: negative conditions by name, one row or B rows each; names that it lacks (sizes) are taken
+            from the positive conditions.
+        scale: guidance scale; 1 is no guidance.
+        detached: compute the negative prediction in a separate call without gradient.
     """
 
     negative: Mapping[str, Tensor]
     scale: float
-    held: bool = False
+    detached: bool = False
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """Return the guided prediction, shaped like ``x_t``."""
         rows = {k: self.negative[k].to(v).expand_as(v) if k in self.negative else v for k, v in cond.items()}
-        if self.held and torch.is_grad_enabled():
+        if self.detached and torch.is_grad_enabled():
             with torch.no_grad():
                 negative = self.denoiser(x_t, t, rows)
             return self._guided(negative, self.denoiser(x_t, t, cond))
@@ -52,6 +53,6 @@ class Guided(Wrapper):
 
 
 def lengths(prediction: Float[Tensor, "B C h w"], patch: int) -> Float[Tensor, "B 1 h w"]:
-    """Return the Euclidean length of each token, ``patch`` x ``patch`` latents, at each of its latents."""
+    """Return the Euclidean norm of each token (``patch`` x ``patch`` latents), repeated at its latents."""
     squares = avg_pool2d(prediction.square().sum(1, keepdim=True), patch) * patch**2
     return squares.sqrt().repeat_interleave(patch, 2).repeat_interleave(patch, 3)

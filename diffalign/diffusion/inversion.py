@@ -1,21 +1,19 @@
-"""DDIM inversion as a noising: the noisy state that the model itself would have come from, in place of a
-random one.
+"""DDIM inversion as a noising: compute the noisy state from which DDIM sampling leads to x0.
 
-DDIM's step (Song et al. 2020, arXiv 2010.02502, equation 12), read from less to more noise: from a state of
-level s to level t with the noise estimate e,
+DDIM's step (Song et al. 2020, arXiv 2010.02502, equation 12) in the direction of more noise, from a state of
+level s to level t > s with the noise estimate e, is
 
     x_t = alpha_t (x_s - sigma_s e) / alpha_s + sigma_t e;
 
-for rectified flow this is the Euler step of its ODE. Whoever trains on the state regresses the noise that it
+for rectified flow this is the Euler step of its ODE. The regression target on the state is the noise that it
 implies, tau = (x_t - alpha_t x0) / sigma_t. No gradient passes through an inversion.
 
-Two things differ between implementations, and published numbers depend on both. **The grid**: diffusers up
-to 0.20, which InPO and SmPO pin, tells the network the level that a step starts from (N = 10: -99, 1, ...,
-801; ``grid="source"``), later versions and null-text inversion the one it leads to (1, 101, ..., 901;
-``grid="destination"``). **Where it ends** (``mode``): released code stops on the grid and then speaks of the
-sampled time t, so the state's level is off by up to 100 steps of 1000 from what the network is told and from
-what tau is computed with (``"paper"``, which reproduces it); ``"exact"`` starts at level 0 and makes its last
-step land on t.
+Implementations differ in two choices that published numbers depend on. **The network's time** (``grid``):
+diffusers up to 0.20, which InPO and SmPO pin, passes the level that a step starts from (N = 10: -99, 1, ...,
+801; "source"); later versions and null-text inversion pass the level that it leads to (1, 101, ..., 901;
+"destination"). **The last step** (``mode``): released code stops on the grid and uses the sampled time t from
+then on, so that the state's level differs by up to 100 of 1000 steps from the time that the network and tau
+are computed with ("paper", which reproduces this); "exact" starts at level 0 and ends its last step at t.
 """
 
 from dataclasses import dataclass, replace
@@ -35,34 +33,34 @@ from diffalign.errors import UserError, unknown
 from diffalign.types import Cond, Denoiser, Noised, Path, Random, TimeSampler
 
 _NEAR = 1e-6
-"""Times closer than this are one: a float32 0.3 is the grid point 3 / 10."""
+"""Times closer than this are equal: a float32 0.3 is the grid point 3 / 10."""
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """x_t by inverting DDIM from x0, and the noise that x_t implies; every sample to its own time.
+    """Invert DDIM from x0 to x_t, and compute the noise that x_t implies; each sample has its own time.
 
     Attributes:
-        steps: N, of the whole grid from 0 to 1; a sample makes those below its time.
-        grid: which end of a step the network is told, "source" or "destination".
-        mode: "exact" lands on the sampled time; "paper" stops on the grid, as released.
+        steps: number N of steps of the grid from time 0 to 1, at least 1; a sample makes those below its
+            time.
+        grid: level of a step that is the network's time input, "source" or "destination".
+        mode: "exact": end at the sampled time; "paper": end on the grid, as in released code.
         offset: timestep of the first grid point (``steps_offset``): 1 in SD's schedulers, 0 in null-text
-            inversion. A variance-preserving path's alone.
-        eta: share of DDIM's posterior noise that is added after each step (InPO: 0.1), drawn for each sample
-            on its own; variance-preserving paths only.
-        renoise: how many times a step is made again from where it has led, told the same time; the step then
-            takes the mean of all its noise estimates (ReNoise, Garibi et al. 2024, arXiv 2403.14602; SmPO:
-            1).
-        fixed_point: up to how many iterations solve a step for the x_t from which DDIM leads back to x_s
-            exactly; 0 is the explicit step. Needs the destination grid.
-        tolerance: a sample's iterations end when no element of it moves by more.
+            inversion. Variance-preserving paths only.
+        eta: factor of the standard deviation of DDIM's posterior noise, which is added after each step (InPO:
+            0.1) independently for each sample; variance-preserving paths only.
+        renoise: number of times that a step is repeated with the noise estimate at its own result, at the
+            same time input; the step then uses the mean of all its estimates (ReNoise, Garibi et al. 2024,
+            arXiv 2403.14602; SmPO: 1).
+        fixed_point: most iterations that solve a step for the x_t from which DDIM leads to x_s exactly; 0 is
+            the explicit step. Needs the destination grid.
+        tolerance: largest change of an element of a sample at which its iterations end.
         guidance: scale of classifier-free guidance of the predictions; 1 is none.
-        by: whose predictions, "policy" or "reference".
-        cache: a folder that keeps the reference's trajectories, so that the same latents under the same
-            conditions are never inverted twice; null keeps none. It takes N latents of disk per image and
-            condition. Latents must be the same at every visit for that (``data.posterior: mean``), and a
-            folder belongs to one reference: another model, or a reference that is refreshed while training,
-            needs another one.
+        by: network that makes the predictions, "policy" or "reference".
+        cache: folder of the reference's trajectories, so that the same latents with the same conditions are
+            inverted once; null: no cache. It takes N latents of disk per image and condition. The latents of
+            an image must not change between visits (``data.posterior: mean``). A folder belongs to one
+            reference: use another one for another model, or for a reference that is refreshed in training.
     """
 
     steps: int = 10
@@ -92,7 +90,7 @@ class Inversion:
         if self.cache is not None and (self.by == "policy" or self.eta):
             raise UserError(
                 f"noising.cache={self.cache!r} with by={self.by}, eta={self.eta}; allowed: by=reference and "
-                "eta=0, since a policy changes and noise is new at every visit"
+                "eta=0, since the policy and the noise change between visits"
             )
 
     @torch.no_grad()
@@ -107,7 +105,7 @@ class Inversion:
     ) -> Noised:
         """Invert ``x0`` (B, *d) to times ``t`` (B,).
 
-        With ``eta``, one draw of (members, steps, *d) normals per group, whatever the times.
+        With ``eta`` it draws (members, steps, *d) normals per group, independent of the times.
 
         Raises:
             UserError: more steps than the path has, or ``eta`` on a path that is not variance-preserving.
@@ -134,25 +132,31 @@ _LEAST = {"steps": 1, "offset": 0, "eta": 0, "renoise": 0, "fixed_point": 0, "to
 
 
 class Route(NamedTuple):
-    """The steps of each sample, on the CPU.
+    """The inversion steps of each sample, on the CPU.
 
-    ``source``, ``destination`` and ``told`` are float64 times (B, K): of the levels that step k leads from
-    and to, and the one the network hears. ``length`` (B,) is how many steps a sample makes, ``whole`` (B,)
-    how many of them end on the grid.
+    Attributes:
+        source: (B, K) float64 times from which the steps start.
+        destination: (B, K) float64 times to which they lead.
+        model_time: (B, K) float64 time inputs of the network.
+        length: (B,) number of steps of a sample.
+        on_grid: (B,) number of those that end on the grid.
     """
 
     source: Tensor
     destination: Tensor
-    told: Tensor
+    model_time: Tensor
     length: Tensor
-    whole: Tensor
+    on_grid: Tensor
 
 
 def grid_of(inversion: Inversion, path: Path) -> tuple[Float[Tensor, " N"], float]:
-    """Return the N grid points, float64 times ascending, and their spacing.
+    """Return the N grid points (ascending float64 times) and their spacing.
 
-    A variance-preserving path of T training steps has offset + k (T // N), as diffusers' "leading" spacing;
-    any other k / N.
+    On a variance-preserving path of T training steps point k is (offset + k (T // N)) / T, as in diffusers'
+    "leading" spacing; on other paths it is k / N.
+
+    Raises:
+        UserError: N exceeds T.
     """
     k = torch.arange(inversion.steps, dtype=torch.float64)
     if not isinstance(path, VariancePreserving):
@@ -172,29 +176,29 @@ def route_to(inversion: Inversion, path: Path, t: Float[Tensor, " B"]) -> Route:
     if inversion.mode == "paper":
         entries = points - spacing if inversion.grid == "source" else points
         return along_grid(inversion, path, (entries < t[:, None] - _NEAR).sum(1))
-    # What the grid's first step would do, from level 0 to `offset`, the first exact step does on its way.
+    # The grid's first step, from level 0 to `offset`, is a part of the first exact step.
     points = torch.cat([points.new_zeros(1), points[1:]])
     t = t[:, None]
     count = (points < t - _NEAR).sum(1)
     source = points.expand(len(t), -1)
     destination = torch.minimum(torch.cat([points[1:], points.new_ones(1)]), t)
-    told = source if inversion.grid == "source" else destination
-    return Route(source, destination, told, count, (points[1:] <= t + _NEAR).sum(1))
+    model_time = source if inversion.grid == "source" else destination
+    return Route(source, destination, model_time, count, (points[1:] <= t + _NEAR).sum(1))
 
 
 def along_grid(inversion: Inversion, path: Path, count: Int[Tensor, " B"]) -> Route:
-    """Return the first ``count`` steps of the grid as released code makes them.
+    """Return the first ``count`` steps of the grid as in released code.
 
-    The first leads from level 0 to the first point; on the source grid the network hears a negative time
-    then (a variance-preserving path; elsewhere 0).
+    The first step leads from level 0 to the first point. On the source grid its time input is negative on a
+    variance-preserving path, and 0 on other paths.
     """
     points, spacing = grid_of(inversion, path)
     before = points - spacing
     source = before.clamp(min=0)
-    heard = before if isinstance(path, VariancePreserving) else source
-    told = heard if inversion.grid == "source" else points
+    start_time = before if isinstance(path, VariancePreserving) else source
+    model_time = start_time if inversion.grid == "source" else points
     rows = len(count)
-    return Route(source.expand(rows, -1), points.expand(rows, -1), told.expand(rows, -1), count, count)
+    return Route(source.expand(rows, -1), points.expand(rows, -1), model_time.expand(rows, -1), count, count)
 
 
 @torch.no_grad()
@@ -206,13 +210,14 @@ def walk(
     cond: Cond,
     noise: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the states of a route, each (B, *d) in float32 at least: ``x0``, then after every step.
+    """Return the states of a route, each (B, *d) in float32 or wider: ``x0``, then one after every step.
 
-    A sample that has arrived stays as it is and costs no further calls; nor does a step that the cache holds.
+    A sample that has made its steps is not changed and takes part in no further network call; steps that the
+    cache holds need no call either.
 
     Args:
-        inversion: how steps are made.
-        denoiser: whom to ask; ``Guided`` where predictions are guided.
+        inversion: settings of the steps.
+        denoiser: the network that makes the predictions; ``Guided`` if they are guided.
         x0: clean latents (B, *d).
         route: the steps of each sample.
         cond: conditions, every tensor (B, ...).
@@ -220,36 +225,41 @@ def walk(
     """
     x = at_least_float32(x0)
     cache = TrajectoryCache(inversion.cache, repr(replace(inversion, cache=None)), denoiser, x, cond)
-    seen = [min(len(known), whole) for known, whole in zip(cache.known, route.whole.tolist(), strict=True)]
+    cached = [
+        min(len(states), steps) for states, steps in zip(cache.known, route.on_grid.tolist(), strict=True)
+    ]
     count, states = route.length.tolist(), [x]
     for k in range(max(count, default=0)):
         x = x.clone()
-        for row in (row for row, steps in enumerate(seen) if k < steps):
+        for row in (row for row, steps in enumerate(cached) if k < steps):
             x[row] = cache.known[row][k].to(x)
-        here = [row for row, steps in enumerate(seen) if steps <= k < count[row]]
-        if here:
-            index = torch.tensor(here)
-            s, t, told = (times[index, k].to(x.device, x.dtype) for times in route[:3])
+        pending = [row for row, steps in enumerate(cached) if steps <= k < count[row]]
+        if pending:
+            index = torch.tensor(pending)
+            s, t, model_time = (times[index, k].to(x.device, x.dtype) for times in route[:3])
             selected, start = rows_of(denoiser, index, len(x)), x[index.to(x.device)]
-            some = {name: v[index.to(v.device)] for name, v in cond.items()}
+            pending_cond = {name: v[index.to(v.device)] for name, v in cond.items()}
             if inversion.fixed_point:
                 after = implicit_step(
-                    selected, start, s, t, some,
+                    selected, start, s, t, pending_cond,
                     iterations=inversion.fixed_point, tolerance=inversion.tolerance,
                 )  # fmt: skip
             else:
-                after = explicit_step(selected, start, s, t, told=told, cond=some, renoise=inversion.renoise)
+                after = explicit_step(
+                    selected, start, s, t,
+                    model_time=model_time, cond=pending_cond, renoise=inversion.renoise,
+                )  # fmt: skip
             if noise is not None:
                 std = expand(posterior_std(denoiser.path, s, t), after)
                 after = after + inversion.eta * std * noise[index, k].to(after)
             x[index.to(x.device)] = after
         states.append(x)
-    cache.keep(states, route.whole.tolist())
+    cache.write(states, route.on_grid.tolist())
     return states
 
 
 def implied_noise(path: Path, x0: Tensor, x_t: Tensor, t: Float[Tensor, " B"]) -> Tensor:
-    """tau = (x_t - alpha x0) / sigma, (B, *d); 0 where there is no noise."""
+    """Return tau = (x_t - alpha x0) / sigma, (B, *d); 0 where sigma is 0 and x_t is x0."""
     alpha, sigma = (expand(c, x_t) for c in path.coefficients(t))
     return (x_t - alpha * x0) / sigma.clamp(min=torch.finfo(sigma.dtype).tiny)
 
@@ -257,10 +267,10 @@ def implied_noise(path: Path, x0: Tensor, x_t: Tensor, t: Float[Tensor, " B"]) -
 def grid_states(
     inversion: Inversion, denoiser: Denoiser, x0: Tensor, cond: Cond, steps: Int[Tensor, " B K"], after: bool
 ) -> tuple[Tensor, Tensor]:
-    """States before (or ``after``) some ``steps`` of each sample's grid (0 .. N-1), as released.
+    """Return the states before (or ``after``) given ``steps`` (0 .. N-1) of each sample's grid, as released.
 
     Returns:
-        (x_t (B K, *d), t (B K,)): the states, samples slowest, and the grid points that those steps lead to.
+        x_t (B K, *d) and t (B K,): the states, sample by sample, and the grid points to which the steps lead.
     """
     reached = steps.cpu() + int(after)
     route = along_grid(inversion, denoiser.path, reached.amax(1))
@@ -273,9 +283,10 @@ def grid_states(
 def drawn_steps(
     time: TimeSampler, steps: int, subset: int | None, count: int, generator: Random | torch.Generator
 ) -> Int[Tensor, " count K"]:
-    """Which of a grid's ``steps`` each of ``count`` groups learns from: all, or ``subset`` drawn by ``time``.
+    """Return the grid steps that each of ``count`` groups uses: all, or ``subset`` drawn by ``time``.
 
-    Time t means step floor(t N). Draws are independent, so a mean over them is unbiased.
+    A time t selects step floor(t N). Draws are independent (with repetition), so a mean over them is
+    unbiased.
     """
     if subset is None:
         return torch.arange(steps).expand(count, -1)
@@ -284,13 +295,13 @@ def drawn_steps(
 
 
 def velocity_weight(denoiser: Denoiser, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Weight (B,) on a squared error of the network's target that makes it half a squared error of v.
+    """Return weights (B,) that turn a squared error of the network's target into half that of v.
 
-    For noise predictions it is 1 / (2 alpha^2), for v and flow 1 / 2: given x_t, an error of the noise is
-    alpha times one of v.
+    At a given x_t an error of the noise is alpha times, one of x0 sigma times that of v, so the weights are
+    1 / (2 alpha^2), 1 / (2 sigma^2), and 1 / 2 for v and flow.
     """
     alpha, sigma = denoiser.path.coefficients(t)
-    alpha = alpha.clamp(min=0.03)  # below SD's smallest; 0 at zero terminal SNR
+    alpha = alpha.clamp(min=0.03)  # less than SD's smallest alpha; alpha is 0 at zero terminal SNR
     if denoiser.target in ("v", "flow"):
         return torch.full_like(alpha, 0.5)
     return 0.5 / (alpha if denoiser.target == "eps" else sigma) ** 2

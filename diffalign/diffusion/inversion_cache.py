@@ -1,8 +1,8 @@
-"""A folder of inverted trajectories: what a reference has inverted once it need not invert again.
+"""Cache of inverted trajectories in a folder, so that a reference inverts a sample once.
 
-A trajectory is known by its content: a digest of the latents, of every condition of that sample (what
-guidance guides away from included) and of the inversion's settings. It is one file, written whole or not at
-all, so several processes may share a folder. Nothing is kept in memory between batches.
+A trajectory is identified by a digest of the latents, of all conditions of the sample (negative conditions of
+guidance included) and of the inversion's settings. Each is one file that is written atomically, so several
+processes may share a folder. Nothing is held in memory between batches.
 """
 
 import hashlib
@@ -18,26 +18,26 @@ from diffalign.utils.files import open_atomic
 
 
 class TrajectoryCache:
-    """The trajectories of one batch.
+    """The cached trajectories of one batch.
 
     Attributes:
-        known: for each sample what the folder has, the states (n, *d) after the first n steps of its grid; n
-            is 0 where it has none.
+        known: for each sample the cached states (n, *d) after the first n steps of its grid; n is 0 where
+            nothing is cached.
     """
 
     def __init__(self, folder: str | None, settings: str, denoiser: Denoiser, x0: Tensor, cond: Cond):
-        """Look the batch up.
+        """Read the batch's trajectories.
 
         Args:
-            folder: where trajectories are; None knows and keeps nothing.
-            settings: of the inversion, as text.
-            denoiser: who inverts: of it only what guidance guides away from is part of the digest.
+            folder: folder of the trajectories; None: no cache.
+            settings: settings of the inversion, as text.
+            denoiser: the network that inverts; only the negative conditions of ``Guided`` enter the digest.
             x0: clean latents (B, *d).
             cond: conditions, every tensor (B, ...).
         """
-        none = x0.new_zeros(0, *x0.shape[1:])
+        empty = x0.new_zeros(0, *x0.shape[1:])
         self._paths: list[Path] = []
-        self.known: Sequence[Tensor] = [none] * len(x0)
+        self.known: Sequence[Tensor] = [empty] * len(x0)
         if folder is None:
             return
         named = {"x0": x0, **{f"cond {name}": value for name, value in cond.items()}}
@@ -47,21 +47,21 @@ class TrajectoryCache:
         keys = _digests(settings, named, len(x0))
         self._paths = [Path(folder) / key[:2] / f"{key}.pt" for key in keys]
         self.known = [
-            torch.load(path, map_location=x0.device, weights_only=True) if path.is_file() else none
+            torch.load(path, map_location=x0.device, weights_only=True) if path.is_file() else empty
             for path in self._paths
         ]
 
-    def keep(self, states: Sequence[Tensor], whole: Sequence[int]) -> None:
-        """Write what is new: of sample b the ``states`` 1 to ``whole[b]``, each (B, *d)."""
+    def write(self, states: Sequence[Tensor], counts: Sequence[int]) -> None:
+        """Write new states: of sample b those of ``states`` (each (B, *d)) from 1 to ``counts[b]``."""
         for row, path in enumerate(self._paths):
-            if whole[row] > len(self.known[row]):
-                trajectory = torch.stack([state[row] for state in states[1 : whole[row] + 1]])
+            if counts[row] > len(self.known[row]):
+                trajectory = torch.stack([state[row] for state in states[1 : counts[row] + 1]])
                 with open_atomic(path) as file:
                     torch.save(trajectory.cpu(), file)
 
 
 def _digests(settings: str, named: dict[str, Tensor], count: int) -> list[str]:
-    """One digest per sample of everything in ``named``, every tensor (count, ...)."""
+    """Return one digest per sample of the tensors in ``named``, each (count, ...)."""
     host = {name: named[name].detach().cpu().reshape(count, -1).contiguous() for name in sorted(named)}
     keys = []
     for row in range(count):

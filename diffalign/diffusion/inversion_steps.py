@@ -1,4 +1,4 @@
-"""One step from less to more noise, explicit or exact, of samples that each have their own two levels."""
+"""One DDIM inversion step, explicit or implicit; each sample has its own levels s and t > s."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from diffalign.types import Cond, Denoiser, Path
 
 
 def rows_of(denoiser: Denoiser, index: Int[Tensor, " n"], count: int) -> Denoiser:
-    """Return the denoiser for some of the ``count`` samples: guidance has a negative condition for each."""
+    """Return the denoiser for rows ``index`` of ``count`` samples, with their negative conditions."""
     if not isinstance(denoiser, Guided):
         return denoiser
     negative = {
@@ -26,8 +26,8 @@ def rows_of(denoiser: Denoiser, index: Int[Tensor, " n"], count: int) -> Denoise
 
 
 @dataclass(frozen=True, eq=False)
-class _Told(Wrapper):
-    """A denoiser whose network is told ``time``, whatever the level of its input."""
+class _FixedTime(Wrapper):
+    """A denoiser whose time input is always ``time``, (B,)."""
 
     time: Tensor
 
@@ -36,20 +36,19 @@ class _Told(Wrapper):
 
 
 def explicit_step(
-    denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, *, told: Tensor, cond: Cond, renoise: int = 0
+    denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, *, model_time: Tensor, cond: Cond, renoise: int = 0
 ) -> Tensor:
-    """Return ``x`` (B, *d) of level s to level t > s by the noise estimate at ``x``, the network told
-    ``told``.
+    """Return x_t (B, *d) from ``x`` at level s, by the noise estimate at ``x`` and time input ``model_time``.
 
-    With ``renoise`` the step is made again that often from where it has led, told the same time, and takes
-    the mean of all noise estimates (ReNoise, Garibi et al. 2024, arXiv 2403.14602).
+    With ``renoise`` the noise is estimated again that many times at the step's own result, with the same time
+    input, and the step uses the mean of all estimates (ReNoise, Garibi et al. 2024, arXiv 2403.14602).
     """
-    conditioned = _Told(denoiser, told)
+    conditioned = _FixedTime(denoiser, model_time)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _levels(denoiser.path, x, s, t)
     total = eps = clean_and_noise(conditioned, x, s, cond)[1]
     for _ in range(renoise):
-        there = alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
-        eps = clean_and_noise(conditioned, there, t, cond)[1]
+        x_t = alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
+        eps = clean_and_noise(conditioned, x_t, t, cond)[1]
         total = total + eps
     eps = total / (renoise + 1)
     return alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
@@ -58,50 +57,49 @@ def explicit_step(
 def implicit_step(
     denoiser: Denoiser, x: Tensor, s: Tensor, t: Tensor, cond: Cond, *, iterations: int, tolerance: float
 ) -> Tensor:
-    """Return the x_t (B, *d) that DDIM's step from t to s takes to ``x``, by fixed-point iterations from
-    ``x``.
+    """Return the x_t (B, *d) that DDIM's step from t to s maps to ``x``, by fixed-point iterations.
 
-    A sample's iterations end when no element of it moves by more than ``tolerance``.
+    A sample's iterations end when none of its elements changes by more than ``tolerance``.
     """
-    y, going = x.clone(), torch.arange(len(x), device=x.device)
+    y, active = x.clone(), torch.arange(len(x), device=x.device)
     for _ in range(iterations):
-        some = {name: v[going.to(v.device)] for name, v in cond.items()}
-        selected = rows_of(denoiser, going, len(x))
+        active_cond = {name: v[active.to(v.device)] for name, v in cond.items()}
+        selected = rows_of(denoiser, active, len(x))
         if denoiser.target == "x0":
-            prediction = clean_and_noise(selected, y[going], t[going], some)[1]
+            prediction = clean_and_noise(selected, y[active], t[active], active_cond)[1]
         else:
-            prediction = at_least_float32(selected(y[going], t[going], some))
-        after = _undone(denoiser, x[going], s[going], t[going], prediction)
-        moved = (after - y[going]).abs().flatten(1).amax(1)
-        y[going] = after
-        going = going[moved > tolerance]
-        if not len(going):
+            prediction = at_least_float32(selected(y[active], t[active], active_cond))
+        after = _solve_for_x_t(denoiser, x[active], s[active], t[active], prediction)
+        change = (after - y[active]).abs().flatten(1).amax(1)
+        y[active] = after
+        active = active[change > tolerance]
+        if not len(active):
             break
     return y
 
 
-def _undone(denoiser: Denoiser, x_s: Tensor, s: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-    """x_t from x_s = alpha_s x0 + sigma_s eps, where (x0, eps) is what ``prediction`` at x_t says.
+def _solve_for_x_t(denoiser: Denoiser, x_s: Tensor, s: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+    """Return x_t from x_s = alpha_s x0 + sigma_s eps, with (x0, eps) the estimates of ``prediction`` at x_t.
 
-    Solved with the prediction held, in the form that the network predicts (the noise that it implies, for
-    x0): so held, it moves least from one iterate to the next, and nothing divides by alpha_t, which is 0 at
-    zero terminal SNR.
+    The equation is solved with the prediction held constant in the network's own target (for x0, in the noise
+    that it implies). This form has the smallest change between iterations, and does not divide by alpha_t,
+    which is 0 at zero terminal SNR.
     """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _levels(denoiser.path, x_s, s, t)
     if denoiser.target in ("eps", "x0"):
         return alpha_t / alpha_s * x_s + (sigma_t - sigma_s * alpha_t / alpha_s) * prediction
-    turn = (alpha_s * sigma_t - sigma_s * alpha_t) * prediction
+    term = (alpha_s * sigma_t - sigma_s * alpha_t) * prediction
     if denoiser.target == "flow":
-        return (x_s + turn) / (alpha_s + sigma_s)
-    return (x_s + turn) / (alpha_s * alpha_t + sigma_s * sigma_t)
+        return (x_s + term) / (alpha_s + sigma_s)
+    return (x_s + term) / (alpha_s * alpha_t + sigma_s * sigma_t)
 
 
 def _levels(path: Path, x: Tensor, *times: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
-    """Return (alpha, sigma) at each of ``times``, shaped to multiply ``x``."""
+    """Return (alpha, sigma) at each of ``times``, broadcastable against ``x``."""
     return [(expand(alpha, x), expand(sigma, x)) for alpha, sigma in map(path.coefficients, times)]
 
 
 def posterior_std(path: Path, s: Tensor, t: Tensor) -> Tensor:
-    """Std (B,) of DDIM's posterior q(x_s | x_t, x0) at eta 1."""
+    """Return the standard deviation (B,) of DDIM's posterior q(x_s | x_t, x0) at eta 1."""
     (alpha_s, sigma_s), (alpha_t, sigma_t) = path.coefficients(s), path.coefficients(t)
     return sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).clamp(min=0).sqrt()

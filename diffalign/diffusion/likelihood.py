@@ -1,13 +1,13 @@
-"""How much likelier is a sample under the policy than under the reference?
+"""Log-likelihoods of samples and of sampler steps under the policy and the reference.
 
 ``elbo``: the evidence lower bound turns log p(x0) into minus half the denoising error at a random time, with
 a constant weight over time (Wallace et al. 2023, arXiv 2311.12908, equation 14, whose T omega(lambda_t) is
 folded into beta). ``transition``: the exact Gaussian log-density of a recorded sampler step (Black et al.
 2023, arXiv 2305.13301).
 
-Errors are computed in float32 whatever the autocast: rounding a half-precision reference error puts noise of
-std 0.06 to 0.5 on the logit at beta 5000 before anything is learnt. Errors are means over the latent
-elements, so that a beta means the same at every resolution.
+Errors are computed in float32 under any autocast: rounding a reference error to half precision adds noise of
+standard deviation 0.06 to 0.5 to the initial logit at beta 5000. Errors are means over the latent elements,
+so that beta has the same meaning at all resolutions.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from diffalign.types import Cond, Denoiser, Kernel, Likelihood, Noised, Reduce, 
 
 @dataclass(frozen=True)
 class PerSample:
-    """One unit per sample: the mean over all latent axes."""
+    """Reduce to one unit per sample: the mean over all latent axes."""
 
     def __call__(self, squared: Float[Tensor, " B *d"]) -> Float[Tensor, " B"]:
-        """Return (B,) means."""
+        """Return the means, (B,)."""
         return squared.flatten(1).mean(1)
 
 
 def regression_target(target: Target, denoiser: Denoiser, z: Noised) -> Tensor:
-    """Return a perfect prediction for ``z``, (B, *d): eps, x0, alpha eps - sigma x0, or eps - x0."""
+    """Return the regression target for ``z``, (B, *d): eps, x0, alpha eps - sigma x0 (v), eps - x0 (flow)."""
     if target == "eps":
         return z.eps
     if target == "x0":
@@ -45,26 +45,27 @@ def regression_target(target: Target, denoiser: Denoiser, z: Noised) -> Tensor:
 
 
 def residual(denoiser: Denoiser, z: Noised, cond: Cond) -> Tensor:
-    """Return the prediction for ``z`` minus its target, (B, *d), in float32 (float64 if it predicts so)."""
+    """Return the prediction for ``z`` minus its target, (B, *d), in float32 (or the prediction's float64)."""
     prediction = at_least_float32(denoiser(z.x_t, z.t, cond))
     return prediction - at_least_float32(regression_target(denoiser.target, denoiser, z))
 
 
 def denoising_error(denoiser: Denoiser, z: Noised, cond: Cond, reduce: Reduce) -> Tensor:
-    """Mean squared error of the network on ``z``, (B, *unit), in float32 (float64 if the prediction is)."""
+    """Return the mean squared error on ``z``, (B, *unit), in float32 (or the prediction's float64)."""
     return reduce(residual(denoiser, z, cond) ** 2)
 
 
 def elbo(
     policy: Denoiser, reference: Denoiser, z: Noised, cond: Cond, reduce: Reduce = PerSample()
 ) -> Likelihood:
-    """-1/2 of the denoising error of both, (B, *unit): log p(x0) up to what cancels in the ratio.
+    """Return -1/2 times the denoising errors of policy and reference, (B, *unit): an estimate of log p(x0).
 
-    One policy forward over all samples, with gradient, and one reference forward without.
+    Terms that cancel in the log-ratio are left out (arXiv 2311.12908, equation 14). It makes one policy call
+    over all samples, with gradient, and one reference call without.
     """
     with torch.no_grad():
-        held = denoising_error(reference, z, cond, reduce)
-    return Likelihood(-0.5 * denoising_error(policy, z, cond, reduce), -0.5 * held)
+        reference_error = denoising_error(reference, z, cond, reduce)
+    return Likelihood(-0.5 * denoising_error(policy, z, cond, reduce), -0.5 * reference_error)
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,16 @@ class StepLikelihood(Likelihood):
 
 @dataclass(frozen=True, eq=False)
 class OncePerState(Wrapper):
-    """A denoiser that makes one forward for equal samples: rivals that share x_t.
+    """A denoiser that computes equal samples (rivals that share x_t) once.
 
     Attributes:
-        state: (B,) int64 on the CPU; equal ids have equal x_t, t and conditions.
+        state: (B,) int64 on the CPU; samples of one id have equal x_t, t and conditions.
     """
 
     state: Int[Tensor, " B"]
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """Return the prediction for all B, (B, *d), of one call for each different state."""
+        """Return the predictions of the batch, (B, *d), from one call over the distinct states."""
         _, inverse = self.state.unique(return_inverse=True)
         first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(
             0, inverse, torch.arange(len(inverse)), "amin"
@@ -102,15 +103,15 @@ def transition(
     kernel: Kernel,
     reference_mean: Tensor | None = None,
 ) -> StepLikelihood:
-    """Log-density of recorded steps under both, (B,): means over the latent elements, as in D3PO and DDPO.
+    """Return log-densities of recorded steps, (B,): means over the latent elements, as in D3PO and DDPO.
 
     Args:
-        policy: called with gradient.
-        reference: called without gradient, and not at all where its mean is known.
-        step: what was drawn.
+        policy: the policy, called with gradient.
+        reference: the reference, called without gradient, or not at all if ``reference_mean`` is given.
+        step: the recorded steps.
         cond: conditions, every tensor (B, ...).
-        kernel: the one that drew, so that a density can never disagree with the step that was made.
-        reference_mean: (B, *d) where the reference would have gone, known from the rollout.
+        kernel: the kernel that drew the steps.
+        reference_mean: (B, *d) mean of the reference's step, if the rollout has recorded it.
     """
     if reference_mean is None:
         with torch.no_grad():
@@ -125,16 +126,17 @@ def transition(
 
 @runtime_checkable
 class OwnDensity(Protocol):
-    """A kernel that says itself what stands for the log-density of its steps."""
+    """A kernel with its own definition of the log-density of a step."""
 
     def log_density(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Return (B,) of steps to ``x`` (B, *d)."""
+        """Return the log-densities (B,) of steps to ``x`` (B, *d)."""
         ...
 
 
 def log_density(kernel: Kernel, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return what stands for the log-density of a kernel's steps to ``x`` (B, *d), (B,): the kernel's own
-    where it has one, else ``step_log_density``.
+    """Return the log-densities (B,) of a kernel's steps to ``x`` (B, *d).
+
+    They are the kernel's own (``OwnDensity``) if it has one, else ``step_log_density``.
     """
     if isinstance(kernel, OwnDensity):
         return kernel.log_density(x, mean, std)
@@ -142,16 +144,15 @@ def log_density(kernel: Kernel, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def step_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return ``gaussian_log_density``, and 0 where the std is 0: a step without noise is no draw and has no
-    density.
-    """
+    """Return ``gaussian_log_density``, (B,); 0 where std is 0: a deterministic step has no density."""
     drawn = std.flatten(1).amax(1) > 0
     return torch.where(drawn, gaussian_log_density(x, mean, torch.where(std > 0, std, 1)), 0)
 
 
 def step_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
-    """KL of N(mean, std^2) to N(reference_mean, std^2), (B,), a mean over the latent elements; 0 where the
-    std is 0.
+    """Return KL(N(mean, std^2) || N(reference_mean, std^2)), (B,), a mean over the latent elements.
+
+    It is 0 where the std is 0.
     """
     mean, reference_mean, std = (at_least_float32(v) for v in (mean, reference_mean, std))
     squared = (mean - reference_mean) ** 2 / (2 * torch.where(std > 0, std, 1) ** 2)
@@ -159,7 +160,7 @@ def step_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
 
 
 def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log N(x; mean, std) as a mean over the latent elements, (B,); ``std`` broadcasts against ``x``."""
+    """Return log N(x; mean, std^2) as a mean over the latent elements, (B,); ``std`` broadcasts to ``x``."""
     x, mean, std = at_least_float32(x), at_least_float32(mean), at_least_float32(std)
     log_density = (
         -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi).to(x))
@@ -168,19 +169,19 @@ def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or in float64 where it is."""
+    """Return ``x`` in float32; float64 is kept."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass(frozen=True)
 class PerFrame:
-    """One unit per latent frame of a video: the mean over channels, height and width."""
+    """Reduce to one unit per latent frame of a video: the mean over channels, height and width."""
 
     def __call__(self, squared: Float[Tensor, " B *d"]) -> Float[Tensor, "B F"]:
-        """Return (B, F) means.
+        """Return the means, (B, F).
 
         Raises:
-            UserError: images, which have no frame axis.
+            UserError: the latents have no frame axis (images).
         """
         if squared.ndim != 5:
             raise UserError(

@@ -1,8 +1,8 @@
-"""Which noisy states a method looks at: clean latents to noisy ones.
+"""Forward noising: from clean latents to noisy states.
 
-``Forward`` is the forward process q(x_t | x0). Rivals share their noise (Diffusion-DPO, Wallace et al. 2023,
-arXiv 2311.12908, section 5.1 and released code): what differs between their errors is then the images, not
-the draw.
+``Forward`` samples the forward process q(x_t | x0). Rivals share their noise (Diffusion-DPO, Wallace et al.
+2023, arXiv 2311.12908, section 5.1 and released code), which lowers the variance of the difference of their
+errors.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from diffalign.types import Cond, Denoiser, Noised, Random
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """Return ``value`` (B,) with trailing axes of one, to multiply ``like`` (B, *d)."""
+    """Return ``value`` (B,) with trailing axes of length 1, to broadcast against ``like`` (B, *d)."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 
@@ -26,11 +26,11 @@ class Forward:
     """x_t = alpha(t) x0 + sigma(t) eps with eps ~ N(0, 1).
 
     Attributes:
-        shared: one draw of noise for all members of a group, else one for each sample.
-        noise_offset: std of an extra constant per channel in eps, which lets a model reach very dark and
-            very bright images (it is a part of the target).
-        input_perturbation: std of extra noise in x_t that is not in the target; drawn after sharing, hence
-            shared too.
+        shared: draw one noise for all members of a group; otherwise one for each sample.
+        noise_offset: standard deviation of a constant per channel that is added to eps (and so is part of the
+            target), at least 0; it helps with very dark and very bright images.
+        input_perturbation: standard deviation of noise that is added to eps in x_t but not in the target, at
+            least 0; shared within a group like eps.
     """
 
     shared: bool = True
@@ -54,15 +54,15 @@ class Forward:
         group: Tensor,
         generator: Random | torch.Generator,
     ) -> Noised:
-        """Noise ``x0`` (B, *d) to times ``t`` (B,); ``cond`` is not used."""
+        """Noise ``x0`` (B, *d) to times ``t`` (B,) on the path of ``denoiser``; ``cond`` is not used."""
         eps = self._draw(x0.shape[1:], x0, group, generator)
         if self.noise_offset:
             channel = x0.shape[1:2] + (1,) * (x0.ndim - 2)
             eps = eps + self.noise_offset * self._draw(channel, x0, group, generator)
-        seen = eps
+        perturbed = eps
         if self.input_perturbation:
-            seen = eps + self.input_perturbation * self._draw(x0.shape[1:], x0, group, generator)
-        return Noised(x0, eps, add_noise(denoiser, x0, seen, t), t)
+            perturbed = eps + self.input_perturbation * self._draw(x0.shape[1:], x0, group, generator)
+        return Noised(x0, eps, add_noise(denoiser, x0, perturbed, t), t)
 
     def _draw(
         self, shape: tuple[int, ...], like: Tensor, group: Tensor, generator: Random | torch.Generator
@@ -77,12 +77,12 @@ class Forward:
 
 
 def add_noise(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """alpha(t) x0 + sigma(t) eps on the denoiser's path, (B, *d)."""
+    """Return alpha(t) x0 + sigma(t) eps on the denoiser's path, (B, *d)."""
     alpha, sigma = denoiser.path.coefficients(t)
     return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
 
 def rank_in_group(group: Tensor) -> Tensor:
-    """Return (B,) int64: how many earlier samples of the batch are in the same group."""
+    """Return the number of earlier samples of the same group for each sample, (B,) int64."""
     same = (group[:, None] == group[None, :]).long()
     return torch.tril(same, diagonal=-1).sum(1)

@@ -1,9 +1,9 @@
-"""Noising paths x_t = alpha(t) x0 + sigma(t) eps, read off any diffusers scheduler configuration.
+"""Noising paths x_t = alpha(t) x0 + sigma(t) eps, as a diffusers scheduler configuration describes them.
 
 Variance-preserving paths (DDPM, Ho et al. 2020, arXiv 2006.11239) keep the float32 table that the model was
-trained with: a published number is reproduced from its own table, so nothing is recomputed in higher
-precision. Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal
-SNR: Lin et al. 2023, arXiv 2305.08891, Algorithm 1. EDM: Karras et al. 2022, arXiv 2206.00364, table 1.
+trained with; the table is not recomputed in higher precision, so that published numbers are reproduced.
+Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal SNR: Lin et al.
+2023, arXiv 2305.08891, Algorithm 1. EDM: Karras et al. 2022, arXiv 2206.00364, table 1.
 """
 
 import itertools
@@ -32,7 +32,7 @@ class VariancePreserving:
     """alpha^2 + sigma^2 = 1, with alpha^2 the cumulative product of 1 - beta.
 
     Attributes:
-        alphas_cumprod: (N,), the table of the N training steps; index i is time i / N.
+        alphas_cumprod: (N,) table of the N training steps; index i is time i / N.
     """
 
     alphas_cumprod: Float[Tensor, " N"]
@@ -54,7 +54,7 @@ class VariancePreserving:
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
         """Return the integer timestep 0 .. N-1 that the network was trained with, (B,) int64.
 
-        A negative time, which released DDIM inversions start from, is told as it is.
+        A negative time, from which released DDIM inversions start, is not clamped.
         """
         return (t * self.steps).round().long().clamp(max=self.steps - 1)
 
@@ -65,12 +65,12 @@ class VariancePreserving:
 
 @dataclass(frozen=True)
 class TokenLine:
-    """The line that a dynamic shift is on: exp(mu) with mu through two points.
+    """Dynamic time shift exp(mu), with mu linear in the number of tokens.
 
     Attributes:
-        patch: latents along one side of a token; frames are tokens of their own.
-        tokens: numbers of tokens.
-        mu: there; the defaults are those of diffusers' FLUX and SD3.5 pipelines.
+        patch: latent cells along one side of a token; a token lies in one frame.
+        tokens: two numbers of tokens, through which the line is given.
+        mu: values of mu at ``tokens``; the defaults are those of diffusers' FLUX and SD3.5 pipelines.
     """
 
     patch: int = 2
@@ -80,11 +80,12 @@ class TokenLine:
     def __post_init__(self) -> None:
         if self.patch < 1 or self.tokens[0] == self.tokens[1]:
             raise UserError(
-                f"time.line: patch={self.patch}, tokens={self.tokens}; allowed: 1 or more, and two numbers"
+                f"time.line: patch={self.patch}, tokens={self.tokens}; allowed: a patch of 1 or more, "
+                "and two different numbers of tokens"
             )
 
     def at(self, count: float) -> float:
-        """mu of so many tokens."""
+        """Return mu for ``count`` tokens."""
         slope = (self.mu[1] - self.mu[0]) / (self.tokens[1] - self.tokens[0])
         return self.mu[0] + slope * (count - self.tokens[0])
 
@@ -106,21 +107,21 @@ def token_line(config: Mapping[str, Any], patch: int) -> TokenLine:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """alpha = 1 - t, sigma = t; the network is told ``scale`` t.
+    """Rectified flow: alpha = 1 - t, sigma = t; the network's time input is ``scale`` t.
 
     Attributes:
-        scale: what t = 1 is called by the network (1000 for SD3, 1 for FLUX's transformer).
-        line: of the model's dynamic shift; None where no model is known.
-        whole: whether the network is told whole numbers below ``scale``, as the multistep schedulers of
-            diffusers cut theirs off (Wan's UniPC says 999 at t = 1).
-        guided_patch: latents along one side of a token whose guided prediction is given the length of the
-            prompt's (Qwen-Image); None: guidance may change lengths.
-        guided_rows: whether each row of latents of a channel is given the length of the prompt's (Lumina 2).
+        scale: the network's time input at t = 1 (1000 for SD3, 1 for FLUX's transformer).
+        line: the model's dynamic shift; None if the model is not known.
+        integer_times: whether the time input is rounded down to an integer below ``scale``, as the multistep
+            schedulers of diffusers do (Wan's UniPC has 999 at t = 1).
+        guided_patch: latent cells along one side of a token; guidance rescales each token of a prediction to
+            the norm of the conditional prediction (Qwen-Image). None: no rescaling.
+        guided_rows: the same rescaling for each row of latents of a channel (Lumina 2).
     """
 
     scale: float = 1000.0
     line: TokenLine | None = None
-    whole: bool = False
+    integer_times: bool = False
     guided_patch: int | None = None
     guided_rows: bool = False
 
@@ -129,10 +130,10 @@ class RectifiedFlow:
         return 1 - t, t
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """Return ``scale`` t, (B,); cut off to whole numbers where the schedulers do."""
-        if not self.whole:
+        """Return ``scale`` t, (B,); int64, rounded down, with ``integer_times``."""
+        if not self.integer_times:
             return t * self.scale
-        # a time that float32 has rounded to just below a whole number is that number
+        # 1e-4 undoes a rounding of float32 to just below an integer
         return (t.double() * self.scale + 1e-4).floor().clamp(max=self.scale - 1).long()
 
     def to(self, device: torch.device | str) -> "RectifiedFlow":
@@ -148,13 +149,18 @@ class EDM:
     c_in (x0 + sigma eps) is alpha y0 + s eps with alpha = sigma_data / r, s = sigma / r. Equation 7,
     D = c_skip x + c_out F, is then y0 = alpha x_t - s v with F = v for c_out = -sigma sigma_data / r
     (``v_prediction`` in diffusers) and F = -v for the paper's c_out (``epsilon``); the paper's weight lambda
-    makes the loss that of F. The network is told c_noise = ln(sigma) / 4.
+    makes the loss that of F. The network's time input is c_noise = ln(sigma) / 4.
 
     Time t in [0, 1] runs from ``sigma_min`` to ``sigma_max`` along equation 5 (``karras``) or log-linearly
     (``exponential``): uniform times are the scheduler's own table, as EDMEulerScheduler makes it.
 
     Attributes:
-        negated: whether the network says -v.
+        sigma_min: smallest noise level, above 0.
+        sigma_max: largest noise level.
+        sigma_data: standard deviation of the latents, above 0.
+        rho: exponent of equation 5, above 0.
+        schedule: "karras" or "exponential".
+        negated: whether the network predicts -v.
     """
 
     sigma_min: float = 0.002
@@ -185,7 +191,7 @@ class EDM:
         return self.sigma(t).log() / 4
 
     def grid(self, steps: int) -> Float[Tensor, " S"]:
-        """Return (steps + 1,) descending float64 times, evenly spaced, as the scheduler's are."""
+        """Return (steps + 1,) descending, evenly spaced float64 times, as the scheduler's are."""
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
     def to(self, device: torch.device | str) -> "EDM":
@@ -197,7 +203,7 @@ def _edm(config: Mapping[str, Any]) -> tuple[EDM, Target]:
     """Return the path of an EDM scheduler's configuration.
 
     Raises:
-        UserError: a prediction or a schedule that diffusers' preconditioning does not have.
+        UserError: unknown prediction type or sigma schedule, or numbers out of range.
     """
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
@@ -222,16 +228,18 @@ def _edm(config: Mapping[str, Any]) -> tuple[EDM, Target]:
 
 
 MOST_STEPS = 1_000_000
-"""Training steps of a scheduler, at most."""
+"""Largest accepted number of training steps of a scheduler."""
 
 
 def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tuple[Path, Target]:
     """Return the path and prediction target that a diffusers scheduler configuration describes.
 
     Args:
-        patch: latents along one side of the network's tokens, for a flow's line; None: it has none.
+        config: the scheduler configuration.
+        patch: latent cells along one side of the network's tokens, for the dynamic shift of a flow; None: the
+            path has no ``line``.
 
-    A network of an ``EDM`` path may say -v for the target v: see its ``negated``.
+    The network of an ``EDM`` path may predict -v for the target v: see ``EDM.negated``.
 
     Raises:
         UserError: unknown beta schedule, prediction type or kind of timesteps.
@@ -243,7 +251,7 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
     if timestep_type != "discrete":  # the network is given log sigma (Stable Video Diffusion, CosXL)
         raise unknown("timestep_type in the scheduler configuration", timestep_type, ["discrete"])
     euler = "beta_schedule" not in config and ("shift" in config or "use_dynamic_shifting" in config)
-    if euler or config.get("use_flow_sigmas"):  # Wan's multistep schedulers keep their betas beside them
+    if euler or config.get("use_flow_sigmas"):  # Wan's multistep schedulers have beta_schedule too
         if not euler and prediction != "flow_prediction":
             raise unknown(
                 "prediction_type of a scheduler with use_flow_sigmas", prediction, ["flow_prediction"]
@@ -256,8 +264,9 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
 
 
 def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """Return (N,) table of a diffusers scheduler configuration, equal bit for bit to the scheduler's own:
-    float32, but float64 of CogVideoX's schedulers, whose configurations always name an ``snr_shift_scale``.
+    """Return the table (N,) of a diffusers scheduler configuration, bitwise equal to the scheduler's own.
+
+    It is float32; float64 for CogVideoX's schedulers, whose configurations have ``snr_shift_scale``.
     """
     if "snr_shift_scale" in config:
         return _shifted_alphas_cumprod(config)
@@ -268,8 +277,10 @@ def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]
 
 
 def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """CogVideoX's table: the usual one, its signal-to-noise ratio divided by ``snr_shift_scale``, then its
-    last step made pure noise.
+    """Return CogVideoX's table, (N,) float64.
+
+    The signal-to-noise ratio of the usual table is divided by ``snr_shift_scale``; with
+    ``rescale_betas_zero_snr`` the table is then rescaled to end in pure noise.
     """
     scale = float(config["snr_shift_scale"])
     table = torch.cumprod(1.0 - _betas(config, root=torch.float64), dim=0)
@@ -281,7 +292,7 @@ def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
 
 
 def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Return (N,) betas that end in pure noise: sqrt(alphas_cumprod) shifted and scaled to end at 0."""
+    """Return betas (N,) with zero terminal SNR: sqrt(alphas_cumprod) is shifted and scaled to end at 0."""
     root = (1.0 - betas).cumprod(0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
@@ -290,22 +301,22 @@ def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 
 def _betas(config: Mapping[str, Any], root: torch.dtype = torch.float32) -> Tensor:
-    """Return (N,) betas; ``root`` is the dtype that the ``scaled_linear`` schedule is made in.
+    """Return betas (N,); ``root`` is the dtype in which ``scaled_linear`` is computed.
 
     Raises:
-        UserError: no steps, or betas that are not between 0 and 1.
+        UserError: no training steps, or betas that are not in [0, 1].
     """
     betas = _table_of_betas(config, root)
     if not len(betas):
-        raise UserError("no num_train_timesteps or trained_betas; allowed: from 1 on")
-    if not ((betas >= 0) & (betas <= 1)).all():  # NaN is neither
+        raise UserError("no num_train_timesteps or trained_betas; allowed: 1 or more")
+    if not ((betas >= 0) & (betas <= 1)).all():  # also true for NaN
         worst = betas[~((betas >= 0) & (betas <= 1))][0]
         raise UserError(f"betas such as {worst:g} (beta_start, beta_end, trained_betas); allowed: 0 to 1")
     return betas
 
 
 def _steps(config: Mapping[str, Any]) -> int:
-    """Return ``num_train_timesteps``; UserError where it is none."""
+    """Return ``num_train_timesteps``; raise UserError if it is not an integer in the allowed range."""
     steps = config.get("num_train_timesteps", 1000)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise UserError(f"num_train_timesteps={str(steps)[:40]}; allowed: 1 to {MOST_STEPS:,}")
@@ -313,7 +324,7 @@ def _steps(config: Mapping[str, Any]) -> int:
 
 
 def _number(config: Mapping[str, Any], name: str, default: float) -> float:
-    """Return a number of at least 0 of a scheduler's configuration; UserError where it is none."""
+    """Return a number of a scheduler configuration; raise UserError if it is not finite and at least 0."""
     value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise UserError(f"{name}={str(value)[:40]}; allowed: a number from 0 to 1")

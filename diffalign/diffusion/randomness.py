@@ -1,10 +1,10 @@
-"""Randomness as an argument: a draw depends on (seed, position in the run) and on nothing else.
+"""Randomness as an argument: a draw depends on the seed and the position in the run only.
 
 Every group (pair, list, single sample) of a run has a global position: group g of micro-step m on rank r of
-W ranks, with G groups a micro-batch, stands at ``(m W + r) G + g``. It has streams of its own, seeded from
-(seed, purpose, position). So ranks never share noise, 8 micro-batches of 1 draw what 1 micro-batch of 8
-draws, two processes draw what one process of twice the batch draws, and a resumed run needs no generator
-state: its position says everything.
+W ranks, with G groups a micro-batch, has position ``(m W + r) G + g``. Each group has its own streams, seeded
+from (seed, purpose, position). Hence ranks never share noise; 8 micro-batches of 1 have the draws of 1
+micro-batch of 8; two processes have the draws of one process with twice the batch; and a resumed run needs
+no generator state.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from diffalign.types import Random
 
 
 def derive(seed: int, *words: int | str) -> int:
-    """Return a 63-bit seed from a seed and words; the same on every machine and in every process."""
+    """Return a 63-bit seed derived from a seed and words, equal on all machines and in all processes."""
     return _seed_of(_hashed(seed, *words))
 
 
 def derive_each(last: Iterable[int | str], seed: int, *words: int | str) -> list[int]:
-    """Return ``derive(seed, *words, one)`` of each last word; the other words are hashed once."""
-    begun, seeds = _hashed(seed, *words, ""), []
-    for one in last:
-        whole = begun.copy()
-        whole.update(str(one).encode())
-        seeds.append(_seed_of(whole))
+    """Return ``derive(seed, *words, word)`` for each word of ``last``; the other words are hashed once."""
+    prefix, seeds = _hashed(seed, *words, ""), []
+    for word in last:
+        digest = prefix.copy()
+        digest.update(str(word).encode())
+        seeds.append(_seed_of(digest))
     return seeds
 
 
@@ -41,15 +41,15 @@ def _seed_of(hashed: "hashlib.blake2b") -> int:
 
 
 def permutation(count: int, seed: int, *words: int | str) -> Tensor:
-    """Return (count,) int64: the permutation that a seed and words stand for."""
+    """Return the permutation of 0 .. count - 1 derived from a seed and words, (count,) int64."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, *words)))
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
     """Seed torch's own generators of the CPU and of ``device``.
 
-    ``torch.manual_seed`` also notes the call, with its stack trace, for each kind of accelerator that is not
-    in use, which takes milliseconds; this is called at every step.
+    It replaces ``torch.manual_seed``, which also queues the call, with its stack trace, for accelerators that
+    are not initialised: that takes milliseconds at every step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
@@ -59,7 +59,8 @@ def seed_torch(seed: int, device: torch.device) -> None:
 class Streams:
     """One independent random stream per group; a ``types.Random``.
 
-    Draws are made on the CPU: they are small beside a network call, and then the same on every accelerator.
+    Draws are made on the CPU, so that they are equal on all accelerators; their cost is small beside a
+    network call.
     """
 
     def __init__(self, seeds: Sequence[int]):
@@ -67,8 +68,9 @@ class Streams:
 
     @classmethod
     def at(cls, seed: int, position: int, count: int, purpose: str = "") -> "Streams":
-        """Streams of the ``count`` groups from the global ``position`` on, for one purpose ("method",
-        "dropout", ...).
+        """Return the streams of ``count`` groups from the global ``position`` on.
+
+        ``purpose`` ("method", "dropout", ...) separates independent uses of the same position.
         """
         return cls(derive_each(range(position, position + count), seed, purpose))
 
@@ -76,7 +78,7 @@ class Streams:
     def of_groups(
         cls, seed: int, position: int, count: int, draws: Sequence[int] | None, purpose: str = ""
     ) -> "Streams":
-        """Streams of ``count`` groups: of the positions from ``position`` on, or of draws of a bank."""
+        """Return the streams of ``count`` groups, seeded by position, or by ``draws`` of a bank if given."""
         if draws is None:
             return cls.at(seed, position, count, purpose)
         return cls([derive(seed, purpose, "bank", draw) for draw in draws])
@@ -102,20 +104,20 @@ class Streams:
     def _of(self, count: int) -> list[torch.Generator]:
         if count != len(self._generators):
             raise ValueError(
-                f"{count} rows from {len(self._generators)} streams: there is one stream per group"
+                f"{count} rows from {len(self._generators)} streams; allowed: one row per stream (group)"
             )
         return self._generators
 
 
 def uniform(source: Random | torch.Generator, count: int, shape: Sequence[int] = ()) -> Tensor:
-    """Return (count, *shape) draws from U[0, 1) of streams or of one plain generator."""
+    """Return (count, *shape) draws from U[0, 1) of a ``Random`` or of a torch generator."""
     if isinstance(source, torch.Generator):
         return torch.rand((count, *shape), generator=source, device=source.device)
     return source.uniform(count, shape)
 
 
 def normal(source: Random | torch.Generator, count: int, shape: Sequence[int] = ()) -> Tensor:
-    """Return (count, *shape) draws from N(0, 1) of streams or of one plain generator."""
+    """Return (count, *shape) draws from N(0, 1) of a ``Random`` or of a torch generator."""
     if isinstance(source, torch.Generator):
         return torch.randn((count, *shape), generator=source, device=source.device)
     return source.normal(count, shape)

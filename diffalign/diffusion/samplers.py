@@ -1,10 +1,10 @@
-"""Transition kernels, and a loop that draws from them.
+"""Transition kernels of samplers, and a loop that samples with them.
 
 DDIM with noise (Song et al. 2020, arXiv 2010.02502, equations 12 and 16) in terms of a path's alpha and
 sigma: with eta = 0 it is the deterministic step of any path (for rectified flow, the Euler step of its ODE);
-with eta = 1 on a variance-preserving path it is ancestral sampling. The step of an SDE for flow models
-(Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, section 4.2). ``likelihood.transition`` scores steps with the
-very kernel that drew them.
+with eta = 1 on a variance-preserving path it is ancestral sampling. ``FlowSDE`` is the SDE step for flow
+models (Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, section 4.2). ``likelihood.transition`` scores steps
+with the kernel that drew them.
 """
 
 import itertools
@@ -28,14 +28,14 @@ from diffalign.types import Cond, Denoiser, Path, Random, Transition
 def clean_and_noise(
     denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond
 ) -> tuple[Tensor, Tensor]:
-    """Return the network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, whatever it predicts."""
+    """Return the network's estimates (x0, eps) at ``x_t``, each (B, *d) float32, for any target."""
     return estimates_of(denoiser, denoiser(x_t, t, cond), x_t, t)
 
 
 def estimates_of(
     denoiser: Denoiser, prediction: Tensor, x_t: Tensor, t: Float[Tensor, " B"]
 ) -> tuple[Tensor, Tensor]:
-    """Return the estimates (x0, eps), each (B, *d) float32, that a ``prediction`` at ``x_t`` means."""
+    """Return the estimates (x0, eps), each (B, *d) float32, that a ``prediction`` at ``x_t`` implies."""
     prediction = at_least_float32(prediction)
     alpha, sigma = (expand(c, x_t) for c in denoiser.path.coefficients(t))
     x_t = at_least_float32(x_t)
@@ -50,11 +50,11 @@ def estimates_of(
 
 @runtime_checkable
 class StepKernel(Protocol):
-    """A kernel of this module: a ``types.Kernel`` that can also go on from estimates that are known."""
+    """A kernel of this module: a ``types.Kernel`` that also accepts given estimates (``after``)."""
 
     @property
     def draws(self) -> bool:
-        """Whether its steps have noise, and so a density."""
+        """Whether steps are stochastic, and so have a density."""
         ...
 
     def __call__(
@@ -66,16 +66,20 @@ class StepKernel(Protocol):
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """Return the step where the network's estimates (x0, eps) of the state are known."""
+        """Return (mean, std) of the step from given estimates (x0, eps) of the state at ``t``."""
         ...
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2), std = eta sigma_s / sigma_t sqrt(1
-    - a_t / a_s).
+    """DDIM's step (arXiv 2010.02502, equations 12 and 16).
 
-    ``a`` is alpha squared. Noise needs a variance-preserving path; eta = 0 works on any.
+        p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2),
+        std = eta sigma_s / sigma_t sqrt(1 - alpha_t^2 / alpha_s^2).
+
+    Attributes:
+        eta: noise of the step, 0 (deterministic, any path) to 1 (ancestral); above 0 the path must be
+            variance-preserving.
     """
 
     eta: float = 0.0
@@ -94,7 +98,7 @@ class DDIM:
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """Return the step where the network's estimates (x0, eps) of the state are known.
+        """Return (mean, std) of the step from given estimates (x0, eps) of the state at ``t``.
 
         Raises:
             UserError: eta > 0 on a path that is not variance-preserving.
@@ -111,19 +115,20 @@ class DDIM:
 
 @dataclass(frozen=True)
 class Ancestral:
-    """The step of the path's own Markov chain backwards, q(x_s | x_t, x0) at the network's estimate of x0:
+    """The posterior step q(x_s | x_t, x0) of the path's Markov chain, at the network's estimate of x0:
 
         std = sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2),
         mean = alpha_s x0 + alpha_t sigma_s^2 / (alpha_s sigma_t) eps.
 
-    On a variance-preserving path it is DDIM with eta = 1. It is the memoryless schedule of Adjoint Matching
-    (Domingo-Enrich et al. 2024, arXiv 2409.08861, section 4.3) on every path: of a flow, std^2 / (t - s)
-    nears the paper's 2 t / (1 - t) for short steps, and a step from pure noise forgets it.
+    On a variance-preserving path it is DDIM with eta = 1. On every path it is the memoryless schedule of
+    Adjoint Matching (Domingo-Enrich et al. 2024, arXiv 2409.08861, section 4.3): on a flow std^2 / (t - s)
+    tends to the paper's 2 t / (1 - t) for short steps, and the result of a step from pure noise is
+    independent of that noise.
     """
 
     @property
     def draws(self) -> bool:
-        """Its steps have noise, but for one to time 0 of a flow."""
+        """True: steps are stochastic, except the step to time 0 of a flow."""
         return True
 
     def __call__(
@@ -135,7 +140,7 @@ class Ancestral:
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """Return the step where the network's estimates (x0, eps) of the state are known."""
+        """Return (mean, std) of the step from given estimates (x0, eps) of the state at ``t``."""
         alpha_t, sigma_t = (expand(c, x0) for c in path.coefficients(t))
         alpha_s, sigma_s = (expand(c, x0) for c in path.coefficients(s))
         carried = alpha_t * sigma_s / alpha_s
@@ -149,29 +154,29 @@ FlowDensity = Literal["gaussian", "squared"]
 
 @dataclass(frozen=True)
 class FlowSDE:
-    """The noisy step of a rectified flow: of an SDE whose marginals are those of its ODE.
+    """The stochastic step of a rectified flow, of an SDE with the marginals of its ODE.
 
-    With g = level sqrt(t / (1 - t)) the SDE's mean, x + (v + g^2 / (2 t) (x + (1 - t) v)) (s - t), is in
-    terms of the network's estimates
+    With g = level sqrt(t / (1 - t)) the SDE's mean x + (v + g^2 / (2 t) (x + (1 - t) v)) (s - t) (Flow-GRPO,
+    arXiv 2505.05470, section 4.2), written with the network's estimates, gives
 
         p(x_s | x_t) = N((1 - s) x0 + (s - level^2 (t - s) / (2 (1 - t))) eps, g^2 (t - s)).
 
-    At t = 1 the denominators 1 - t take the next time of the grid, which is s itself: a step from pure noise
-    starts at the grid's first time, so what a kernel sees is enough. A step to 0 has noise.
+    At t = 1 the denominator 1 - t is replaced by 1 - s, as in the released code. A step to 0 is stochastic.
 
-    ``form`` "dance" (DanceGRPO, Xue et al. 2025, arXiv 2505.07818) is the same with a constant g = level.
+    ``form`` "dance" (DanceGRPO, Xue et al. 2025, arXiv 2505.07818) is the same step with a constant g =
+    level.
 
-    ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly,
-    std = s sin(level pi / 2), mean (1 - s) x0 + sqrt(s^2 - std^2) eps, however short a step is: more of them
-    are more noise. There a log-density is minus a bare squared error, mean (x_s - mean)^2 over the elements,
-    which is ``density`` "squared" here (DDRL has it for all steps, arXiv 2512.04332); ratios are then closer
-    to 1 by the factor 1 / (2 std^2), and so is the right clip.
+    ``form`` "cps" (coefficients-preserving, Flow-GRPO's later step) keeps the path's amount of noise exactly:
+    std = s sin(level pi / 2) and mean (1 - s) x0 + sqrt(s^2 - std^2) eps for any length of the step, so more
+    steps add more noise. Its released log-density is minus the mean squared error, mean (x_s - mean)^2 over
+    the elements: ``density`` "squared" here (DDRL has it for all steps, arXiv 2512.04332). Log-ratios are
+    then smaller by the factor 2 std^2, and so is a suitable clip.
 
     Attributes:
-        level: how noisy: 0 is the ODE, 0.7 the published value; up to 1 in form "cps"; in form "dance" 0.3
-            for images and 0.25 for videos.
-        form: which step.
-        density: what stands for the log-density of a step: the Gaussian's, or minus its squared error.
+        level: amount of noise, at least 0: 0 is the ODE, 0.7 the published value; at most 1 in form "cps"; in
+            form "dance" 0.3 for images and 0.25 for videos.
+        form: formula of the step: "sde", "cps" or "dance".
+        density: definition of a step's log-density: "gaussian", or "squared", minus the mean squared error.
     """
 
     level: float = 0.7
@@ -197,7 +202,7 @@ class FlowSDE:
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor]:
-        """Return the step where the network's estimates (x0, eps) of the state are known.
+        """Return (mean, std) of the step from given estimates (x0, eps) of the state at ``t``.
 
         Raises:
             UserError: the path is not a rectified flow.
@@ -213,15 +218,16 @@ class FlowSDE:
         return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()
 
     def log_density(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Return what stands for the log-density of steps to ``x`` (B, *d), (B,); 0 where the std is 0."""
+        """Return the log-density of steps to ``x`` (B, *d) by ``density``, (B,); 0 where std is 0."""
         if self.density == "gaussian":
             return step_log_density(x, mean, std)
         squared = (at_least_float32(x) - at_least_float32(mean)) ** 2
         return torch.where(std > 0, -squared, 0).flatten(1).mean(1)
 
     def length(self, t: Float[Tensor, " B"], s: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """Return the factor (B,) of the variance of the step from t to s beside the squared std that
-        Flow-GRPO's code divides its KL by: t - s of an SDE, 1 in form "cps".
+        """Return the step's variance (B,) divided by the squared std that Flow-GRPO divides its KL by.
+
+        It is t - s for an SDE and 1 in form "cps".
         """
         return torch.ones_like(t) if self.form == "cps" else t - s
 
@@ -229,11 +235,13 @@ class FlowSDE:
 def kernel_for(
     path: Path, eta: float, form: FlowForm = "sde", density: FlowDensity = "gaussian"
 ) -> StepKernel:
-    """Return the kernel of noise ``eta`` on a path: DDIM's eta, or the level of a flow's step in one of its
-    forms; DDIM wherever it is 0.
+    """Return the kernel with noise ``eta`` on a path.
+
+    On a flow it is ``FlowSDE`` with ``eta`` as its level, on other paths DDIM; with eta 0 always DDIM.
 
     Raises:
-        UserError: a level that the form does not have, or a form or density of a path that is no flow.
+        UserError: a level outside the form's range, or a ``form`` or ``density`` on a path that is not a
+            flow.
     """
     if isinstance(path, RectifiedFlow):
         return FlowSDE(eta, form, density) if eta else DDIM()
@@ -245,21 +253,22 @@ def kernel_for(
 
 
 def grid_of(path: Path, steps: int) -> Float[Tensor, " S"]:
-    """Return (steps + 1,) descending float64 times: DDIM's leading grid; a flow's and EDM's even steps
-    from 1 to 0.
-    """
+    """Return (steps + 1,) descending float64 times: DDIM's leading grid; for flows and EDM, even ones."""
     if isinstance(path, VariancePreserving):
         return timesteps(steps, path.steps)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
 def timesteps(steps: int, train_steps: int = 1000, spacing: str = "leading") -> Float[Tensor, " S"]:
-    """Return (steps + 1,) descending float64 times of a grid of DDIM's, ended by 0.
+    """Return (steps + 1,) descending float64 times of a DDIM grid that ends at 0.
 
-    For 20 steps over 1000: 951, 901, ..., 51, 1, 0, "leading" with offset 1, as SD pipelines and D3PO use it;
-    999, 949, ..., 49, 0 if "trailing", which a model whose last step is pure noise needs (Lin et al. 2023,
-    arXiv 2305.08891); 999, 949, ..., 50, 0 if "linspace", as DPM-Solver has it (DDIM's own would end with a
-    step from 0 to 0, which changes nothing and has no density).
+    For 20 steps of 1000 the timesteps are: "leading" (offset 1, SD pipelines and D3PO) 951, 901, ..., 51, 1,
+    0; "trailing", needed by models whose last step is pure noise (Lin et al. 2023, arXiv 2305.08891), 999,
+    949, ..., 49, 0; "linspace", as in DPM-Solver, 999, 949, ..., 50, 0 (DDIM's own would end with a step from
+    0 to 0, which changes nothing and has no density).
+
+    Raises:
+        UserError: ``steps`` is out of range, or the spacing is unknown.
     """
     if not 1 <= steps <= train_steps:
         raise UserError(f"sampling steps={steps}; allowed: 1 to {train_steps}")
@@ -284,17 +293,16 @@ def trajectory(
     cond: Cond,
     generator: Random | torch.Generator,
 ) -> list[Transition]:
-    """Every step from pure noise ``x`` (B, *d) down ``times`` (descending), with the log-density it was
-    drawn under.
+    """Sample from pure noise ``x`` (B, *d) along descending ``times``; return all steps with log-densities.
 
-    A step of std 0 is no draw and has no density: its ``logp`` is 0.
+    A step of std 0 is deterministic and has no density: its ``logp`` is 0.
     """
     steps = []
     grid = torch.as_tensor(times, dtype=torch.float64)
-    for now, then in itertools.pairwise(grid):
+    for time, next_time in itertools.pairwise(grid):
         t, s = (
             torch.full((len(x),), float(v), device=x.device, dtype=torch.float64).to(x.dtype)
-            for v in (now, then)
+            for v in (time, next_time)
         )
         mean, std = kernel(denoiser, x, t, s, cond)
         after, logp = mean, mean.new_zeros(len(x))
@@ -315,11 +323,10 @@ def sample(
     steps: int = 50,
     eta: float = 0.0,
 ) -> Tensor:
-    """Clean samples (B, *d) from noise ``x`` on ``grid_of``: the trajectory, then the network's x0 estimate
-    at its last noisy state.
+    """Return clean samples (B, *d) from noise ``x``: the network's x0 estimate at the last noisy state.
 
-    The last step of the grid lands on training step 0, which still holds noise of std sigma(0); the estimate
-    does not.
+    The states follow ``grid_of``. Its last time, training step 0, still has noise of std sigma(0), which the
+    estimate removes.
     """
     path = denoiser.path
     last = trajectory(denoiser, kernel_for(path, eta), x, grid_of(path, steps)[:-1], cond, generator)[-1]

@@ -1,13 +1,13 @@
-"""DPM-Solver++(2M), a second-order solver that needs half as many steps as DDIM, with a time per sample.
+"""DPM-Solver++(2M), a second-order solver that needs half as many steps as DDIM, with times per sample.
 
 Lu et al. 2022, arXiv 2211.01095, Algorithm 2. With D the network's estimate of x0, lambda = log(alpha /
 sigma) and h = lambda_s - lambda_t, the step from t to s is
 
     x_s = (sigma_s / sigma_t) x_t - alpha_s (exp(-h) - 1) (D_t + (D_t - D_u) h / (2 h_before)),
 
-u the time before t and h_before = lambda_t - lambda_u; the first step has D_t alone. It works on every path
-whose times lie strictly between 0 and 1. diffusers' scheduler takes the coefficients of a batch from one row
-of its table; here every sample has its own, so rollouts may be perturbed in time sample by sample.
+with u the time before t and h_before = lambda_t - lambda_u; the first step has D_t only. Times must lie
+strictly between 0 and 1, on any path. diffusers' scheduler uses one row of its table for a whole batch; here
+each sample has its own times, so that the times of a rollout can be perturbed per sample.
 """
 
 import torch
@@ -22,12 +22,12 @@ from diffalign.types import Cond, Denoiser, Noised, Path
 def dpm_solver_step(
     path: Path, now: Noised, s: Float[Tensor, " B"], before: Noised | None = None
 ) -> Float[Tensor, " B *d"]:
-    """x_s of the step from ``now.t`` to s < now.t.
+    """Return x_s, (B, *d), of the step from ``now.t`` to s < now.t (arXiv 2211.01095, Algorithm 2).
 
     Args:
-        path: what alpha and sigma are.
-        now: the state, its ``x0`` being the network's estimate there.
-        s: (B,) where to.
+        path: the noising path, which has alpha and sigma.
+        now: the state; its ``x0`` is the network's estimate.
+        s: (B,) times after the step.
         before: the state one step earlier; None makes a first-order step.
     """
     alpha_t, sigma_t, log_t = _at(path, now.t, now.x_t)
@@ -48,39 +48,40 @@ def dpm_solver(
     stop: Int[Tensor, " B"],
     cond: Cond,
 ) -> Noised:
-    """Each sample's state at its own last step, without gradient and with no network call beyond it.
+    """Solve the ODE for each sample to its own last time, without gradient.
+
+    A sample that has reached its last time takes part in no further network call.
 
     Args:
-        denoiser: the network that rolls out.
+        denoiser: the network.
         x: noise at each sample's first time.
-        times: descending along S, each column a sample's own.
-        stop: (B,) which row of ``times`` a sample stops at, on the CPU; rows beyond it are not read.
+        times: descending along S; column b holds the times of sample b.
+        stop: (B,) row of ``times`` at which a sample stops, on the CPU; later rows are not read.
         cond: conditions, every tensor (B, ...).
 
     Returns:
-        ``x_t`` and ``t`` there, with the network's estimates of ``x0`` and ``eps``: what it predicts at
-        ``x_t`` is the regression target of this state.
+        The last states ``x_t`` at ``t``, with the network's estimates of ``x0`` and ``eps`` at them.
     """
-    path, before, alive = denoiser.path, None, torch.arange(len(x))
-    ended: list[tuple[Tensor, Noised]] = []
+    path, before, active = denoiser.path, None, torch.arange(len(x))
+    finished: list[tuple[Tensor, Noised]] = []
     for row in range(int(stop.max()) + 1):
-        t = times[row, alive.to(times.device)]
-        now = Noised(*clean_and_noise(denoiser, x, t, _rows(cond, alive)), x, t)
-        last = stop[alive] == row
-        ended.append((alive[last], _pick(now, last)))
-        alive, now = alive[~last], _pick(now, ~last)
+        t = times[row, active.to(times.device)]
+        now = Noised(*clean_and_noise(denoiser, x, t, _rows(cond, active)), x, t)
+        last = stop[active] == row
+        finished.append((active[last], _pick(now, last)))
+        active, now = active[~last], _pick(now, ~last)
         if before is not None:
             before = _pick(before, ~last)
-        if len(alive):
-            x = dpm_solver_step(path, now, times[row + 1, alive.to(times.device)], before)
+        if len(active):
+            x = dpm_solver_step(path, now, times[row + 1, active.to(times.device)], before)
             before = now
-    order = torch.cat([index for index, _ in ended]).argsort()
-    joined = Noised(*(torch.cat(parts) for parts in zip(*(state for _, state in ended), strict=True)))
+    order = torch.cat([index for index, _ in finished]).argsort()
+    joined = Noised(*(torch.cat(parts) for parts in zip(*(state for _, state in finished), strict=True)))
     return _pick(joined, order)
 
 
 def _at(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (alpha, sigma, log(alpha / sigma)) at t, each to multiply ``like``."""
+    """Return (alpha, sigma, log(alpha / sigma)) at t, each broadcastable against ``like``."""
     alpha, sigma = (expand(c, like) for c in path.coefficients(t))
     return alpha, sigma, alpha.log() - sigma.log()
 

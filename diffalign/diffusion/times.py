@@ -1,20 +1,20 @@
-"""Which times are trained on: one per group, shared by rivals.
+"""Distributions of the training time: one time per group, shared by rivals.
 
-Draws are quantised to the model's own training steps (``steps``), because published recipes draw an integer
-timestep; ``steps=None`` leaves them continuous. What that means depends on the path, so whoever draws says
-on which path and for which latents (``fitted``):
+Draws are quantised to the model's training steps (``steps``), because published recipes draw an integer
+timestep; ``steps=None`` leaves them continuous. The quantisation and a dynamic shift depend on the path and
+on the size of the latents, so a sampler is adapted to both before use (``fitted``):
 
-    variance-preserving   floor(t N) / N, in 0 .. N-1 over N; a shift comes first
-    flow                  a row of the scheduler's table, 1 .. N over N, and the shift of that: t is in (0, 1]
+    variance-preserving   floor(t N) / N, in {0 .. N-1} / N; a shift is applied first
+    flow                  a row of the scheduler's table, {1 .. N} / N, shifted: t is in (0, 1]
 
-The table is the one that FlowMatchEulerDiscreteScheduler makes in its constructor, in float32, from the
-noisiest time down: diffusers' training scripts and Flow-GRPO's look it up at floor(N u), so that their u is
-1 - t here. (``set_timesteps`` of the same object would shift its ends a second time; diffusers #13243.)
+The table is that of FlowMatchEulerDiscreteScheduler's constructor, in float32, in descending order of noise.
+The training scripts of diffusers and of Flow-GRPO read row floor(N u), so their u is 1 - t here.
+(``set_timesteps`` of the same object shifts the ends a second time; diffusers #13243.)
 
-A shift s maps t to s t / (1 + (s - 1) t), which spends more draws on high noise for larger images (SD3,
-Esser et al. 2024, arXiv 2403.03206, section 5.3.2). ``shift: dynamic`` takes s = exp(mu), mu on a line over
-the number of tokens, as FLUX, SD3.5 and LTX are sampled. ``line: null`` takes the model's own (FLUX's where
-the path knows none).
+A shift s > 1 maps t to s t / (1 + (s - 1) t) and so moves draws to higher noise, for larger images (SD3,
+Esser et al. 2024, arXiv 2403.03206, section 5.3.2). ``shift: dynamic`` has s = exp(mu) with mu linear in the
+number of tokens, as in the pipelines of FLUX, SD3.5 and LTX. ``line: null`` takes the line of the model's
+path, or FLUX's if the path has none.
 """
 
 import math
@@ -32,28 +32,28 @@ from diffalign.errors import UserError
 from diffalign.types import Path, Random, TimeSampler
 
 Shift = Literal["dynamic"] | float
-"""A factor, or "dynamic": by the number of the latents' tokens."""
+"""A factor above 0, or "dynamic": computed from the number of tokens of the latents."""
 
 
 @runtime_checkable
 class Fitting(Protocol):
-    """A time sampler whose draws depend on the path, or on the latents' size."""
+    """A time sampler whose draws depend on the path or on the size of the latents."""
 
     def on(self, path: Path, shape: Sequence[int]) -> TimeSampler:
-        """Return the sampler for latents of ``shape`` (without the batch axis) on a path."""
+        """Return the sampler for latents of ``shape`` (without the batch axis) on ``path``."""
         ...
 
 
 def fitted(sampler: TimeSampler, path: Path, shape: Sequence[int]) -> TimeSampler:
-    """Return ``sampler`` for latents of ``shape`` on ``path``; one that does not care stays as it is."""
+    """Return ``sampler`` for latents of ``shape`` on ``path``; one that depends on neither is returned."""
     return sampler.on(path, shape) if isinstance(sampler, Fitting) else sampler
 
 
 def shifted(t: Tensor, shift: Shift) -> Tensor:
-    """s t / (1 + (s - 1) t), shaped like ``t``; ``t`` itself for a shift of 1.
+    """Return s t / (1 + (s - 1) t), shaped like ``t``; ``t`` itself for a shift of 1.
 
     Raises:
-        UserError: a dynamic shift of latents that nobody has named.
+        UserError: the shift is "dynamic", whose factor is not known without the latents' shape.
     """
     if isinstance(shift, str):
         raise UserError(f"time.shift={shift!r} without latents; allowed here: a number")
@@ -61,7 +61,7 @@ def shifted(t: Tensor, shift: Shift) -> Tensor:
 
 
 def table_row(u: Float[Tensor, " B"], steps: int, shift: Shift = 1.0) -> Float[Tensor, " B"]:
-    """Row floor(N u) of the table of a flow scheduler's constructor, (B,) float64: u = 0 is the noisiest."""
+    """Return row floor(N u) of a flow scheduler's table, (B,) float64; u = 0 is the highest noise."""
     row = (steps - (u * steps).floor().clamp(0, steps - 1)).float() / steps
     return shifted(row, shift).double()
 
@@ -75,7 +75,7 @@ def _check(steps: int | None, shift: Shift) -> None:
 
 @dataclass(frozen=True)
 class _OnFlow:
-    """Continuous draws, looked up in a flow scheduler's table."""
+    """A time sampler on a flow: continuous draws, then the row of the scheduler's table."""
 
     draw: "Uniform | LogitNormal | Mode"
     steps: int | None
@@ -87,8 +87,8 @@ class _OnFlow:
 
 
 def _factor(draw: "Uniform | LogitNormal | Mode | Listed", path: Path, shape: Sequence[int]) -> float:
-    own = path.line if isinstance(path, RectifiedFlow) else None
-    return (draw.line or own or TokenLine()).factor(shape)
+    model_line = path.line if isinstance(path, RectifiedFlow) else None
+    return (draw.line or model_line or TokenLine()).factor(shape)
 
 
 def _on(draw: "Uniform | LogitNormal | Mode", path: Path, shape: Sequence[int]) -> TimeSampler:
@@ -98,8 +98,9 @@ def _on(draw: "Uniform | LogitNormal | Mode", path: Path, shape: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Uniform:
-    """t ~ U[low, high): over integer timesteps ceil(low N) .. ceil(high N) - 1 when ``steps`` is N; on a flow
-    t ~ U(low, high].
+    """Times t ~ U[low, high); on a flow t ~ U(low, high].
+
+    With ``steps`` N they are uniform over the integer timesteps ceil(low N) .. ceil(high N) - 1.
 
     The default over 1000 steps is Diffusion-DPO's t ~ U{0 .. 999} (Wallace et al. 2023, arXiv 2311.12908).
     """
@@ -137,9 +138,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """t = sigmoid(mean + std n), n ~ N(0, 1) (SD3, Esser et al. 2024, arXiv 2403.03206, section 3.1), then
-    time-shifted.
-    """
+    """Times t = sigmoid(mean + std n), n ~ N(0, 1), then shifted (SD3, arXiv 2403.03206, section 3.1)."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -166,9 +165,11 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class Mode:
-    """t = 1 - u - s (cos(pi u / 2)^2 - 1 + u), u ~ U[0, 1), with s the ``scale`` (SD3, arXiv 2403.03206,
-    section 3.1): more draws in the middle and, unlike logit-normal ones, some at the very ends. SD3's
-    ablation has s = 1.29; 0 is uniform. The map is monotone for -1 <= s <= 2 / (pi - 2).
+    """Times t = 1 - u - s (cos(pi u / 2)^2 - 1 + u), u ~ U[0, 1), with s the ``scale``.
+
+    Source: SD3, arXiv 2403.03206, section 3.1. More draws lie in the middle; unlike for the logit-normal, the
+    density is above 0 at the ends. SD3's ablation has s = 1.29; s = 0 is uniform. The map is monotone for
+    -1 <= s <= 2 / (pi - 2).
     """
 
     scale: float = 1.29
@@ -198,10 +199,10 @@ class Mode:
 
 @dataclass(frozen=True)
 class Listed:
-    """Times drawn from a list with equal probability: for distilled models, which know only a few steps.
+    """Times drawn from a list with equal probability, for distilled models that sample in a few fixed steps.
 
-    SDXL-Turbo's released DPO recipe is ``Listed((0.249, 0.499, 0.749, 0.999))``. A shift is applied to them;
-    a list that is taken from a shifted schedule has none.
+    SDXL-Turbo's released DPO recipe is ``Listed((0.249, 0.499, 0.749, 0.999))``. The shift is applied to
+    the listed times; leave it at 1 for times of a schedule that is already shifted.
     """
 
     times: tuple[float, ...]
@@ -224,5 +225,5 @@ class Listed:
 
 
 def _ceil(value: float) -> int:
-    # 0.3 * 1000 is 299.99999999999994 or 300 depending on the factor: a hair must not add a timestep.
+    # round: 0.3 * 1000 may be 299.99999999999994 or 300.00000000000006, which must not add a timestep.
     return int(-(-round(value, 9) // 1))

@@ -1,4 +1,4 @@
-"""The base of denoisers around a denoiser."""
+"""Base class of denoisers that wrap another denoiser."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,10 @@ from diffalign.types import Cond, Denoiser, Path, Target
 
 @dataclass(frozen=True, eq=False)
 class Wrapper:
-    """A denoiser around another one, on the same path and with the same target. Abstract: a subclass says
-    what a call does.
+    """A denoiser that wraps another one and has its path and target; subclasses define the call.
 
     Attributes:
-        denoiser: any denoiser.
+        denoiser: the wrapped denoiser.
     """
 
     denoiser: Denoiser

@@ -122,8 +122,9 @@ def test_golden_fixed_point():
     ):  # the n-th iterate of each step, from the exact state before it
         for k in range(10):
             one = along_grid(inversion, sd_path(), torch.full((len(x0),), k + 1))
-            last = one._replace(**{name: getattr(one, name)[:, k : k + 1] for name in ("source", "told")})
-            last = last._replace(destination=one.destination[:, k : k + 1], length=torch.ones(2).long())
+            names = ("source", "destination", "model_time")
+            last = one._replace(**{name: getattr(one, name)[:, k : k + 1] for name in names})
+            last = last._replace(length=torch.ones(2).long())
             got = walk(replace(inversion, fixed_point=n), toy(), exact[k], last, {})[-1]
             np.testing.assert_allclose(
                 got.numpy(), f["fixedpoint_N10/iterates"][k, n - 1], atol=1e-12, err_msg=f"{k} {n}"
@@ -176,7 +177,7 @@ def test_exact_mode_lands_on_t(grid, offset):
         n = int(route.length[row])
         points = [0.0] + [(offset + 100 * k) / 1000 for k in range(1, 10)]
         assert n == sum(p < at - 1e-9 for p in points)
-        assert int(route.whole[row]) == sum(p <= at + 1e-9 for p in points[1:])
+        assert int(route.on_grid[row]) == sum(p <= at + 1e-9 for p in points[1:])
         if n:
             assert route.source[row, 0] == 0 and route.destination[row, n - 1].item() == pytest.approx(at)
             assert route.destination[row, : n - 1].tolist() == pytest.approx(points[1:n])

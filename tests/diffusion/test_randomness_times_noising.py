@@ -68,7 +68,7 @@ def test_torch_is_seeded_as_by_its_own_function():
 
 
 def test_one_row_per_stream():
-    with pytest.raises(ValueError, match="3 rows from 2 streams: there is one stream per group"):
+    with pytest.raises(ValueError, match="3 rows from 2 streams; allowed: one row per stream"):
         Streams([1, 2]).uniform(3)
 
 

@@ -64,7 +64,7 @@ def test_without_a_bank_it_is_asked_every_time():
     kept, x, t = Banked(reference), torch.ones(2, 3), torch.full((2,), 0.5)
     for times in (1, 2):
         kept(x, t, {"c": torch.zeros(2, 1)})
-        assert reference.asked == 2 * times and not kept.kept
+        assert reference.asked == 2 * times and not kept.predictions
 
 
 def test_another_state_of_a_draw_is_an_error():
@@ -72,7 +72,7 @@ def test_another_state_of_a_draw_is_an_error():
     kept, t = Banked(reference), torch.full((1,), 0.5)
     cond = {"c": torch.zeros(1, 1), NAME: torch.tensor([7])}
     kept(torch.ones(1, 3), t, cond)
-    with pytest.raises(UserError, match=r"data.reference_bank.*other states of the same draw"):
+    with pytest.raises(UserError, match=r"data.reference_bank.*different noisy states of one draw"):
         kept(2 * torch.ones(1, 3), t, cond)
 
 

@@ -16,7 +16,7 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.inpo import InPO
 from diffalign.methods.sft import SFT
 from diffalign.strategies import STRATEGIES, build, wrap
-from diffalign.strategies._common import Scaled, Wrapped, best, residual, sides, told
+from diffalign.strategies._common import Scaled, Wrapped, best, informative, residual, sides
 from diffalign.strategies.anchor import Anchor
 from diffalign.strategies.sdpo import SDPO
 from diffalign.strategies.sft import SFTMix
@@ -165,7 +165,7 @@ def test_lists_have_two_sides_and_likes_are_refused():
     assert two.worse.tolist() == [True, True, True, False, False, False, False, False]
     index, known = best(batch)
     assert index.tolist() == [3, 4, 7] and known.tolist() == [True, False, True]
-    assert told(batch).tolist() == [True] * 4 + [False] * 3 + [True]
+    assert informative(batch).tolist() == [True] * 4 + [False] * 3 + [True]
     assert best(replace(batch, score=score - 1))[1].tolist() == [True, False, False], "an undesirable like"
     path = sd_path()
     likes = Batch(double(2, 3, 2, 2), {}, torch.arange(2), torch.ones(2))
@@ -317,7 +317,7 @@ def test_sections_are_checked():
     ):
         with pytest.raises(UserError, match=words):
             build(values)
-    with pytest.raises(UserError, match=r"sdpo reads the target off x_t, which method.noising.input_pert"):
+    with pytest.raises(UserError, match=r"sdpo computes the target from x_t, which method.noising.input_p"):
         wrap(DPO(noising=Forward(input_perturbation=0.1)), [{"type": "sdpo"}])
 
 
