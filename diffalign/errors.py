@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints them in one line and exits with status 2."""
+"""Errors that a user can correct; the command line prints one line and exits with status 2."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,8 +9,9 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
-    """Return a UserError for a name that is not in a set: ``unknown method 'dop'; did you mean dpo? (allowed:
-    dpo, sft)``.
+    """Return the UserError for a name that is not in ``allowed``.
+
+    Example: ``unknown method 'dop'; did you mean dpo? allowed: dpo, sft``.
     """
     names = sorted(set(allowed))
     close = close_to(str(name), names)
@@ -19,12 +20,13 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
 
 
 def close_to(name: str, names: Iterable[str]) -> list[str]:
-    """At most three names that ``name`` may have been meant for, the likeliest first."""
+    """Return at most three of ``names`` that are similar to ``name``, the most similar first."""
     close = get_close_matches(name, list(names), n=3, cutoff=0.5)
     return sorted(close, key=lambda other: sorted(other) != sorted(name))  # swapped letters come first
 
 
 class Paused(Exception):
-    """A source ends the run cleanly, to be continued with ``--resume latest``; the message says what it waits
-    for.
+    """Raised by a source to end the run cleanly until something external happens.
+
+    The run continues with ``--resume latest``; the message says what it waits for.
     """

@@ -1,12 +1,12 @@
-"""The nouns of diffalign: what travels between data, models, methods and training.
+"""The types of diffalign: what data, models, methods and training pass to each other.
 
 Axes, here and in every docstring: B samples, G groups, P pairs, S units (segments, patches, steps), ``*d``
 the latent axes (C H W for an image, C F H W for a video, 2 for the plane).
 
-Time ``t`` is a float in [0, 1]: 0 is data, 1 is noise. A variance-preserving path of N training steps looks
-its own table up at the exact index ``round(t * N)``; a flow path uses ``t`` itself as sigma.
+Time ``t`` is a float in [0, 1]: 0 is data, 1 is noise. A variance-preserving path of N training steps reads
+its table at index ``round(t * N)``; on a flow path sigma is ``t``.
 
-This module imports torch (and jaxtyping's annotations) only, so everything else may import it.
+This module imports torch and jaxtyping only, so that every other module may import it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ eps - x0.
 
 
 class Noised(NamedTuple):
-    """Clean latents and the noisy state that a noising made of them: each (B, *d), ``t`` (B,)."""
+    """Clean latents x0, their noise eps and the noisy state x_t, each (B, *d), at times ``t`` (B,)."""
 
     x0: Tensor
     eps: Tensor
@@ -36,7 +36,7 @@ class Noised(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One recorded sampler step x_t -> x_s with s < t, and the log-density under which it was drawn, (B,)."""
+    """Recorded sampler steps x_t -> x_s with s < t, and their log-density ``logp`` (B,) when drawn."""
 
     x_t: Tensor
     x_s: Tensor
@@ -53,38 +53,40 @@ Kernel = Callable[["Denoiser", Tensor, Tensor, Tensor, Cond], tuple[Tensor, Tens
 """
 
 Value = Callable[..., Tensor]
-"""(clean latents (N, *d), their rows of the batch (N,)) -> (N,) rewards, with gradients to the latents; with
-``words``, W sequences of N, (W, N) rewards under the prompts "word. prompt"."""
+"""A differentiable reward: (clean latents (N, *d), their rows of the batch (N,)) -> rewards (N,).
+
+With ``words``, W sequences of N words, it returns the rewards (W, N) under the prompts "word. prompt".
+"""
 
 
 @dataclass(frozen=True)
 class Batch(Generic[X]):
-    """Samples, who their rivals are, and how good they are.
+    """Samples with their conditions, groups of rivals and scores.
 
-    Pairs are groups of two, single likes groups of one, ranked lists groups of K; dense labels have one
-    score column per segment. Nothing is "chosen" or "rejected" by its position, and equal scores are a tie.
+    A pair is a group of two, a single like a group of one, a ranked list a group of K; dense labels have one
+    score column per segment. The order within a group has no meaning; equal scores are a tie.
 
     Attributes:
         x: clean latents (B, *d), or recorded transitions.
         cond: conditions of the network, every tensor (B, ...).
-        group: (B,) int64, rivals share an id; ids are 0 .. G-1. Structure rather than data: keep it on the
-            CPU, so that reading it never waits for the accelerator.
+        group: (B,) int64 group ids 0 .. G-1, equal for rivals. On the CPU, so that reading them does not wait
+            for the accelerator.
         score: (B, *unit), higher is better.
-        negative: what classifier-free guidance guides away from, every tensor (B, ...); names that it lacks
-            are cond's. Empty where nothing is guided.
-        extra: what only some methods ask for, by name, every tensor (B, ...): ``reward`` (a second opinion
-            beside the label), ``patches`` (weight maps), ``votes`` (the share of people who preferred the
-            sample to its rivals, NaN where nobody voted); of transitions ``reference_mean`` (B, *d, where the
-            reference would have gone, known from the rollout), ``drawn_mean`` (B, *d, the mean of the step as
-            it was drawn) and ``advantage`` (B,).
-        kernel: of transitions: what drew them, and therefore what scores them.
-        guidance: of transitions: the scale of the classifier-free guidance that they were drawn under.
-        state: of transitions, (B,) int64 on the CPU like ``group``: samples of one id are one to the network
-            (x_t, t and conditions are equal), so it is called once; None: all differ.
-        grid: of what was sampled: (T + 1,) descending times that it passed on its way, on the CPU.
-        beside: of what was sampled: real samples, which some methods learn from as well.
-        draws: of noise from a bank, one number a group that all its randomness follows from.
-        value: of noise that a method samples from itself, by ``kernel`` along ``grid``: the result's reward.
+        negative: negative conditions of classifier-free guidance, every tensor (B, ...); names that it lacks
+            are taken from ``cond``. Empty without guidance.
+        extra: data of single methods by name, every tensor (B, ...): ``reward`` (scores of reward models
+            beside the label), ``patches`` (weight maps), ``votes`` (share of people who preferred the sample
+            to its rivals, NaN without votes); of transitions ``reference_mean`` (B, *d, mean of the
+            reference's step, recorded in the rollout), ``drawn_mean`` (B, *d, mean of the step as drawn) and
+            ``advantage`` (B,).
+        kernel: kernel that drew the transitions, and that scores them.
+        guidance: guidance scale under which the transitions were drawn.
+        state: (B,) int64 ids on the CPU; transitions of one id have equal x_t, t and conditions, and the
+            network is called once for them. None: all differ.
+        grid: (T + 1,) descending sampling times of rollout samples, on the CPU.
+        beside: real samples beside the rollout samples, for methods that use both.
+        draws: one number per group that determines its random draws (noise bank); None: no bank.
+        value: reward of samples that the method draws itself, by ``kernel`` along ``grid`` from noise ``x``.
     """
 
     x: X
@@ -103,23 +105,23 @@ class Batch(Generic[X]):
 
     @property
     def num_groups(self) -> int:
-        """G, the number of groups."""
+        """The number G of groups."""
         return int(self.group.max()) + 1 if self.group.numel() else 0
 
     def select(self, index: Tensor) -> "Batch[X]":
-        """Return some samples, each a group of its own, in the order of ``index`` (N,)."""
+        """Return the samples ``index`` (N,), in that order, each in its own group."""
         state = None if self.state is None else self.state[index.cpu()]
         return self._map(
             lambda tensor: tensor[index.to(tensor.device)], group=torch.arange(len(index)), state=state
         )
 
     def to(self, device: torch.device | str) -> "Batch[X]":
-        """Return the batch with its data on ``device``; ``group`` and ``state`` stay where they are."""
+        """Return the batch with its data on ``device``; ``group`` and ``state`` stay on the CPU."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         return moved if self.beside is None else replace(moved, beside=self.beside.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor], **others: Tensor | None) -> "Batch[X]":
-        """Apply ``function`` to every tensor but ``group`` and ``state``, which ``others`` may replace."""
+        """Apply ``function`` to every tensor except ``group`` and ``state``; ``others`` replaces fields."""
         named = lambda tensors: {name: function(value) for name, value in tensors.items()}  # noqa: E731
         return replace(
             self,
@@ -134,26 +136,26 @@ class Batch(Generic[X]):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-likelihood estimates of the same samples, (B, *unit): under the policy and under the reference."""
+    """Log-likelihood estimates of the same samples under the policy and the reference, each (B, *unit)."""
 
     policy: Tensor
     reference: Tensor
 
     @property
     def log_ratio(self) -> Tensor:
-        """log p_policy - log p_reference, (B, *unit): how much likelier training has made each sample."""
+        """The log-ratio log p_policy - log p_reference of each sample, (B, *unit)."""
         return self.policy - self.reference
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a method returns for one batch.
+    """Result of a method for one batch.
 
     Attributes:
-        loss: scalar to minimise, the mean over ``weight`` terms.
+        loss: scalar to minimise, a mean over ``weight`` terms.
         metrics: detached scalars to log, each a mean over the same terms.
-        weight: how many terms the mean is over (a tie counts none). The trainer weights micro-batches and
-            ranks by it, so that splitting a batch in any way gives the same gradient.
+        weight: number of terms of the mean; a tie is none. The training loop weights micro-batches and ranks
+            by it, so that the gradient does not depend on how a batch is split.
     """
 
     loss: Tensor
@@ -163,11 +165,10 @@ class Step:
 
 @runtime_checkable
 class Random(Protocol):
-    """Where randomness comes from: it is an argument everywhere, and never global.
+    """A source of random numbers; it is an argument everywhere, never global state.
 
     ``diffusion.randomness.Streams`` has one independent stream per group, so that a group's draws do not
-    depend on the batch, rank or micro-step that it landed in; a plain ``torch.Generator`` is accepted
-    wherever a Random is.
+    depend on its batch, rank or micro-step. Wherever a Random is accepted, so is a ``torch.Generator``.
     """
 
     def uniform(self, count: int, shape: Sequence[int] = ()) -> Tensor:
@@ -181,31 +182,29 @@ class Random(Protocol):
 
 @runtime_checkable
 class Path(Protocol):
-    """x_t = alpha(t) x0 + sigma(t) eps."""
+    """A noising path x_t = alpha(t) x0 + sigma(t) eps."""
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return (alpha, sigma) at ``t``, each (B,), in t's dtype."""
         ...
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:
-        """Return the time that the network gets: exact integer timesteps, or sigma times its scale, (B,)."""
+        """Return the network's time input, (B,): exact integer timesteps, or sigma times a scale."""
         ...
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network and what is needed to read its output. Policy, reference, EMA and guidance all have this
-    shape.
-    """
+    """A network with its path and prediction target: the policy, the reference, an EMA, a guided network."""
 
     @property
     def path(self) -> Path:
-        """The noising path that the network was trained on."""
+        """The noising path of the network's training."""
         ...
 
     @property
     def target(self) -> Target:
-        """What the network predicts."""
+        """The target that the network predicts."""
         ...
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
@@ -215,28 +214,28 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class TimeSampler(Protocol):
-    """Draws times: one per group."""
+    """A distribution of training times, one draw per group."""
 
     def __call__(self, count: int, generator: "Random | torch.Generator") -> Float[Tensor, " count"]:
-        """Return (count,) times in [0, 1] on the CPU."""
+        """Return times in [0, 1], (count,), on the CPU."""
         ...
 
 
 @runtime_checkable
 class Noising(Protocol):
-    """Makes noisy states of clean latents: forward noising, or DDIM inversion (which asks the denoiser).
+    """A map from clean latents to noisy states: forward noising, or DDIM inversion (which calls a network).
 
-    The caller passes the denoiser that ``by`` names, guided by ``guidance``.
+    The caller passes the denoiser that ``by`` names, guided with scale ``guidance``.
     """
 
     @property
     def by(self) -> Literal["policy", "reference"]:
-        """Whose predictions it wants."""
+        """The role of the network whose predictions it uses."""
         ...
 
     @property
     def guidance(self) -> float:
-        """Scale of classifier-free guidance of those predictions; 1 is none."""
+        """Classifier-free guidance scale of those predictions; 1 is none."""
         ...
 
     def __call__(
@@ -248,71 +247,72 @@ class Noising(Protocol):
         group: Tensor,
         generator: "Random | torch.Generator",
     ) -> Noised:
-        """Noise ``x0`` (B, *d) to times ``t`` (B,)."""
+        """Return the noisy states of ``x0`` (B, *d) at times ``t`` (B,)."""
         ...
 
 
 @runtime_checkable
 class Reduce(Protocol):
-    """Squared errors (B, *d) to one number per unit, (B, *unit)."""
+    """A reduction of squared errors (B, *d) to one number per unit, (B, *unit)."""
 
     def __call__(self, squared: Tensor) -> Tensor:
-        """Return the mean over whatever makes up a unit."""
+        """Return the mean of ``squared`` (B, *d) over the elements of each unit, (B, *unit)."""
         ...
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images, or videos where its card says so: higher is better."""
+    """A score of images, or of videos if its card says so; higher is better."""
 
     def __call__(self, images: Any, prompts: Sequence[str], /) -> Float[Tensor, " B *unit"]:
-        """Return (B,) float32 scores of B images (PIL images, or pixels (B, 3, H, W) in [0, 1]) or
-        ``Video``s.
+        """Return float32 scores (B,) of B images or ``Video``s.
+
+        Images are PIL images, or pixels (B, 3, H, W) in [0, 1].
         """
         ...
 
 
 @runtime_checkable
 class Source(Protocol[X]):
-    """Where batches come from. Offline it reads a cache, online it samples: the trainer cannot tell."""
+    """A source of batches: offline it reads a cache, online it samples with the policy."""
 
     def __iter__(self) -> "Iterator[Batch[X]]":
-        """Endless micro-batches of this rank, from where ``seek`` has put it."""
+        """Return an endless iterator of this rank's micro-batches, from the position of ``seek``."""
         ...
 
     def seek(self, micro_step: int) -> None:
-        """Continue as if ``micro_step`` micro-batches had been drawn: what makes a resumed run see the
-        same data.
-        """
+        """Continue as if ``micro_step`` micro-batches had been drawn: a resumed run has the same data."""
         ...
 
 
 @runtime_checkable
 class Method(Protocol[X]):
-    """A preference-optimisation method: the twenty lines in which two papers differ.
+    """A preference-optimisation method, the contract of ``diffalign.methods``.
 
-    This is the whole contract: training, strategies, held-out diagnostics and the assembly of a run read no
-    other attribute. A method that remembers something is ``Stateful`` as well.
+    Training, strategies, held-out diagnostics and the assembly of a run read no other attribute. A method
+    with state is ``Stateful`` as well.
     """
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the method calls its reference; without one no reference network is kept."""
+        """Whether the method calls the reference; otherwise no reference network is kept in memory."""
         ...
 
     @property
     def noising(self) -> Noising | None:
-        """How clean latents become noisy states; None: the method has no ``Noising`` (recorded steps)."""
+        """The map from clean latents to noisy states; None for methods of recorded steps."""
         ...
 
     @property
     def reduce(self) -> Reduce:
-        """What counts as one unit of a sample."""
+        """The reduction of squared errors to units of a sample."""
         ...
 
     def at_times(self, times: TimeSampler) -> "Method[X]":
-        """Return the method with its times drawn by ``times``, which held-out diagnostics measure a bin of
-        times with; a method of recorded steps has no choice of times and returns itself.
+        """Return the method with its times drawn by ``times``.
+
+        Held-out diagnostics measure single bins of times with it. A method of recorded steps, which draws no
+        times, returns itself.
         """
         ...
 
@@ -323,18 +323,18 @@ class Method(Protocol[X]):
         batch: Batch[X],
         generator: "Random | torch.Generator",
     ) -> Step:
-        """One loss over one batch."""
+        """Return the loss and metrics of one batch."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A method that remembers something from step to step: checkpoints keep it, the same on every rank."""
+    """A method with state, which checkpoints store; it is equal on all ranks."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs, as JSON can hold it."""
+        """Return the state as values that JSON can represent."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` gave."""
+        """Restore the state from the result of ``state_dict``."""
         ...

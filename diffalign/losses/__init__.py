@@ -1,1 +1,1 @@
-"""Losses over likelihood ratios: functions of tensors, unreduced, torch only."""
+"""Losses of likelihood ratios: unreduced functions of tensors that import torch only."""

@@ -1,8 +1,8 @@
-"""How far a loser may be pushed away: limits on the log-ratio of negative samples. All of them are ours.
+"""Limits on the log-ratio of negative samples; all of them are ours.
 
-The paper of text preference optimisation (arXiv 2509.25771) says that a clipping of the negative term
-stabilises training; its formula has not been published, so these are stand-ins. ``policy`` and ``reference``
-are log-likelihood estimates, minus half the denoising errors m and r; limits are in units of those errors.
+The paper of text preference optimisation (arXiv 2509.25771) reports that clipping the negative term
+stabilises training, without a formula. ``policy`` and ``reference`` are log-likelihood estimates, minus half
+the denoising errors m and r; limits are in units of those errors.
 """
 
 from collections.abc import Mapping
@@ -15,25 +15,29 @@ from torch import Tensor
 
 @runtime_checkable
 class Clip(Protocol):
-    """The log-ratio of negative samples, limited."""
+    """A limit on the log-ratio of negative samples."""
 
     def __call__(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Log-ratios of log-likelihoods (B, *unit), same shape."""
+        """Return limited log-ratios of log-likelihoods (B, *unit), same shape."""
         ...
 
 
 @dataclass(frozen=True)
 class Unlimited:
-    """The log-ratio as it is."""
+    """No limit."""
 
     def __call__(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Log-ratios (B, *unit)."""
+        """Return log-ratios (B, *unit) of log-likelihoods of that shape."""
         return policy - reference
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """r - m clamped to [-limit, limit] (ours): beyond it a negative has no gradient."""
+    """Clamp r - m to [-limit, limit] (ours); outside a negative sample has no gradient.
+
+    Attributes:
+        limit: bound of the difference of mean squared errors, above 0.
+    """
 
     limit: float = 1e-3
 
@@ -42,13 +46,17 @@ class Clamp:
             raise ValueError(f"clip.limit={self.limit}; allowed: more than 0")
 
     def __call__(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Log-ratios (B, *unit)."""
+        """Return log-ratios (B, *unit) of log-likelihoods of that shape."""
         return (policy - reference).clamp(-self.limit / 2, self.limit / 2)
 
 
 @dataclass(frozen=True)
 class Stop:
-    """No gradient once m > (1 + excess) r (ours): the value stays, so the logit is that of the method."""
+    """Stop the gradient where m > (1 + excess) r (ours); values are unchanged.
+
+    Attributes:
+        excess: largest relative rise of the policy's error over the reference's, at least 0.
+    """
 
     excess: float = 0.1
 
@@ -57,7 +65,7 @@ class Stop:
             raise ValueError(f"clip.excess={self.excess}; allowed: 0 or more")
 
     def __call__(self, policy: Tensor, reference: Tensor) -> Tensor:
-        """Log-ratios (B, *unit)."""
+        """Return log-ratios (B, *unit) of log-likelihoods of that shape."""
         ratio = policy - reference
         return torch.where(-policy > (1 + self.excess) * -reference, ratio.detach(), ratio)
 

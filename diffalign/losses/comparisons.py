@@ -1,4 +1,4 @@
-"""Won comparisons among the rivals of a group, which need no scale of the scores, only their order."""
+"""Numbers of won comparisons among rivals: they depend on the order of scores, not on their scale."""
 
 import torch
 from jaxtyping import Float
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def beaten(scores: Float[Tensor, " *group K R"], ties: float = 0.0) -> Float[Tensor, " *group K R"]:
-    """Return how many of its K - 1 rivals each one beats, for each of R scores, in float64.
+    """Return the number of the K - 1 rivals that each sample beats, for each of R scores, in float64.
 
     Args:
         scores: (..., K, R), higher is better.
-        ties: what an equal rival counts.
+        ties: count of a rival with an equal score, for example 1/2.
     """
     columns = scores.double().transpose(-1, -2).contiguous()
     order = columns.sort(-1).values

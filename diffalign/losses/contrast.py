@@ -1,8 +1,7 @@
-"""From likelihood ratios of samples to margins of pairs, whatever the groups look like.
+"""From likelihood ratios of samples to margins of pairs, for groups of any size.
 
-Every two members of a group are a pair, and the one with the higher score is the better one. A tie is a pair
-of weight 0: it is masked, not dropped, so that shapes are the same on every rank, and it never counts as
-"image 0 wins".
+Every two members of a group are a pair; the one with the higher score is the better one. A tie is a pair of
+weight 0: it is masked, not dropped, so that shapes are equal on all ranks.
 """
 
 from collections.abc import Callable
@@ -16,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Contrast:
-    """Pairs of rivals, better one first.
+    """Pairs of rivals, each with a better and a worse sample.
 
     Attributes:
         chosen: (P, *unit) log-ratio of the better sample.
         rejected: (P, *unit) log-ratio of the worse sample.
         gap: (P, *unit) score of the better minus that of the worse, 0 for a tie.
         weight: (P, *unit) 1, or 0 for a tie.
-        better: (P, *unit) index of the better sample in the batch; of the first one for a tie.
+        better: (P, *unit) index of the better sample in the batch; for a tie the first sample of the pair.
         worse: (P, *unit) index of the worse sample.
     """
 
@@ -36,34 +35,35 @@ class Contrast:
 
     @property
     def margin(self) -> Tensor:
-        """(P, *unit): how much further the better sample has moved ahead, in log-likelihood."""
+        """The difference of the log-ratios of the better and the worse sample, (P, *unit)."""
         return self.chosen - self.rejected
 
     @property
     def count(self) -> Tensor:
-        """Scalar: the number of pairs (and units) that are no tie."""
+        """The number of pairs (times units) that are no tie, a scalar."""
         return self.weight.sum()
 
     def mean(self, values: Float[Tensor, " P *unit"]) -> Tensor:
-        """Scalar mean of ``values`` over what is no tie; 0, with a gradient path, when everything is."""
+        """Return the scalar mean of ``values`` without ties; 0, with gradient, if all are ties."""
         return (values * self.weight).sum() / self.weight.sum().clamp(min=1)
 
     def mean_per_pair(self, values: Float[Tensor, " P *unit"]) -> Float[Tensor, " P"]:
-        """Return (P,) means of ``values`` over the units of each pair that are no tie; 0 where all are."""
+        """Return the means (P,) of ``values`` over the units of each pair without ties; 0 if all are ties."""
         weight = self.weight.flatten(1)
         return (values.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def per_pair(c: Contrast, how: Literal["sum", "mean"]) -> Contrast:
-    """One comparison a pair of its dense ones: log-ratios, each unit's on the side that it is on, added up or
-    averaged over the units that are no tie. A pair of nothing but ties is a tie.
+def per_pair(c: Contrast, reduction: Literal["sum", "mean"]) -> Contrast:
+    """Return one comparison per pair from its dense ones.
 
-    ``better`` and ``worse`` are those of the pair's first unit: who is on which side differs by unit.
+    The log-ratios of each side are summed or averaged over the units that are no tie; the better side of each
+    unit is that of its own label. A pair with ties only is a tie. ``better`` and ``worse`` are those of the
+    pair's first unit.
     """
     units = c.weight.flatten(1).sum(1)
 
     def pooled(v: Tensor) -> Tensor:
-        return c.mean_per_pair(v) * (units if how == "sum" else 1)
+        return c.mean_per_pair(v) * (units if reduction == "sum" else 1)
 
     return Contrast(
         chosen=pooled(c.chosen),
@@ -84,17 +84,18 @@ def pairs_of(group: Int[Tensor, " B"]) -> tuple[Int[Tensor, " P"], Int[Tensor, "
 
 
 def difference(first: Tensor, second: Tensor) -> Tensor:
-    """By how much the first scores are higher: the usual lead."""
+    """Return the first scores minus the second ones, the default lead."""
     return first - second
 
 
 def pareto(first: Float[Tensor, "P R"], second: Float[Tensor, "P R"]) -> Float[Tensor, " P"]:
-    """Return 1 where the first sample is at least as good by all R rewards and better by one, -1 where the
-    second is, else 0: a tie (D3PO's rule for several rewards).
+    """Return 1, -1 or 0 (a tie) for each pair by Pareto dominance (D3PO's rule for several rewards), (P,).
+
+    A sample dominates if it is at least as good by all R rewards and better by one.
     """
-    ahead = (first >= second).all(1) & (first > second).any(1)
-    behind = (second >= first).all(1) & (second > first).any(1)
-    return ahead.to(first) - behind.to(first)
+    first_wins = (first >= second).all(1) & (first > second).any(1)
+    second_wins = (second >= first).all(1) & (second > first).any(1)
+    return first_wins.to(first) - second_wins.to(first)
 
 
 def contrast(
@@ -103,14 +104,15 @@ def contrast(
     group: Int[Tensor, " B"],
     lead_of: Callable[[Tensor, Tensor], Tensor] = difference,
 ) -> Contrast:
-    """All pairs of rivals of a batch.
+    """Return all pairs of rivals of a batch.
 
     Args:
         log_ratio: (B, *unit) log p_policy - log p_reference.
-        score: (B, *scores) higher is better: (B, *unit), where units may disagree about who wins (dense
-            labels), or what ``lead_of`` reads, (B, R) for ``pareto``.
-        group: (B,) who is whose rival, on the CPU.
-        lead_of: scores of two rivals (P, ...) to who leads, (P, *unit): above 0 the first, 0 a tie.
+        score: higher is better: (B, *unit), whose winner may differ by unit (dense labels), or the shape that
+            ``lead_of`` reads, (B, R) for ``pareto``.
+        group: (B,) group ids, equal for rivals, on the CPU.
+        lead_of: function from the scores of the first and second rivals, (P, ...), to their lead (P, *unit):
+            above 0 where the first is better, 0 for a tie.
     """
     first, second = (index.to(log_ratio.device) for index in pairs_of(group))
     lead = lead_of(score[first], score[second]).to(log_ratio)

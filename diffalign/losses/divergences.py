@@ -1,9 +1,9 @@
 """Derivatives f'(u) of the divergences of f-DPO, as functions of log u, u = p_policy / p_reference.
 
 Wang et al. 2023, "Beyond Reverse KL", arXiv 2309.16240, table 1, without constants (they cancel in a pair).
-Regularised by an f-divergence, the reward that a policy stands for is beta f'(u): the log-ratio itself for
-the reverse KL. So ``log u`` has to be in units of log-likelihood (a method's ``scale`` makes it so), and
-exponents are clamped at 80, where float32 ends.
+The implicit reward of a policy that is regularised by an f-divergence is beta f'(u); for the reverse KL f'(u)
+is the log-ratio. ``log u`` must be in units of log-likelihood, which a method's ``scale`` ensures. Exponents
+are clamped at 80, near the limit of float32.
 """
 
 from collections.abc import Mapping
@@ -19,45 +19,46 @@ _LARGEST = 80.0
 
 @runtime_checkable
 class Divergence(Protocol):
-    """f' of the ratio, element by element."""
+    """The derivative f' of a divergence, as a function of the log-ratio, elementwise."""
 
     def __call__(self, log_u: Tensor) -> Tensor:
-        """f'(u) of log u (any shape), up to a constant, same shape."""
+        """Return f'(u) of log u (any shape), up to a constant, same shape."""
         ...
 
 
 @dataclass(frozen=True)
 class ReverseKL:
-    """f(u) = u log u: f' = log u. Plain DPO."""
+    """Reverse KL, f(u) = u log u with f' = log u: DPO."""
 
     def __call__(self, log_u: Tensor) -> Tensor:
-        """f'(u) of log u (any shape), same shape."""
+        """Return f'(u) of log u (any shape), same shape."""
         return log_u
 
 
 @dataclass(frozen=True)
 class ForwardKL:
-    """f(u) = -log u: f' = -1 / u."""
+    """Forward KL, f(u) = -log u with f' = -1 / u."""
 
     def __call__(self, log_u: Tensor) -> Tensor:
-        """f'(u) of log u (any shape), same shape."""
+        """Return f'(u) of log u (any shape), same shape."""
         return -torch.exp((-log_u).clamp(max=_LARGEST))
 
 
 @dataclass(frozen=True)
 class JensenShannon:
-    """f(u) = u log u - (1 + u) log((1 + u) / 2): f' = log(2 u / (1 + u)), bounded above by log 2."""
+    """Jensen-Shannon, f(u) = u log u - (1 + u) log((1 + u) / 2) with f' = log(2 u / (1 + u)) < log 2."""
 
     def __call__(self, log_u: Tensor) -> Tensor:
-        """f'(u) of log u (any shape), same shape."""
+        """Return f'(u) of log u (any shape), same shape."""
         return logsigmoid(log_u) + torch.log(torch.tensor(2.0).to(log_u))
 
 
 @dataclass(frozen=True)
 class Alpha:
-    """f' = -u^-alpha / alpha: reverse KL as alpha goes to 0 (exactly at 0), forward KL at 1.
+    """Alpha divergence, f' = -u^-alpha / alpha: the reverse KL at 0, the forward KL at 1.
 
-    TRL's coefficient is 1 - alpha.
+    Attributes:
+        alpha: order of the divergence, in [0, 1]; TRL's coefficient is 1 - alpha.
     """
 
     alpha: float = 0.5
@@ -67,7 +68,7 @@ class Alpha:
             raise ValueError(f"divergence.alpha={self.alpha}; allowed: 0 <= alpha <= 1")
 
     def __call__(self, log_u: Tensor) -> Tensor:
-        """f'(u) of log u (any shape), same shape."""
+        """Return f'(u) of log u (any shape), same shape."""
         if not self.alpha:
             return log_u
         return -torch.exp((-self.alpha * log_u).clamp(max=_LARGEST)) / self.alpha

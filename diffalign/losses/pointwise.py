@@ -1,8 +1,8 @@
-"""Utilities of single samples: losses of one reward at a time, unreduced.
+"""Utilities of single samples, unreduced.
 
 Diffusion-KTO (Li et al. 2024, arXiv 2404.04465, section 4) maximises a utility h of the value v of a sample,
-its reward beta log p_policy / p_reference minus the batch's mean (``kl``), negated (y = -1) where the
-sample is undesirable. The loss is the mean of w_y (1 - h). ``value`` is in the unit of a logit.
+its reward beta log p_policy / p_reference minus the batch's mean (``kl``); y is 1 for a desirable and -1 for
+an undesirable sample. The loss is the mean of w_y (1 - h). ``value`` is in units of a logit.
 """
 
 from collections.abc import Mapping
@@ -16,46 +16,50 @@ from torch.nn.functional import logsigmoid
 
 @runtime_checkable
 class Utility(Protocol):
-    """How good it is that a sample has some value."""
+    """The utility h of a sample's value."""
 
     def __call__(self, value: Tensor, sign: Tensor) -> Tensor:
-        """h of values (B, *unit), ``sign`` 1 for desirable and -1 for undesirable samples; same shape."""
+        """Return h of values (B, *unit), same shape; ``sign`` is y, 1 (desirable) or -1 (undesirable)."""
         ...
 
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """sigmoid(y v), Kahneman and Tversky's value function: averse to risk in gains, seeking it in losses.
+    """sigmoid(y v), Kahneman and Tversky's value function: risk-averse in gains, risk-seeking in losses.
 
-    Bounded on both sides, so that neither an outlier nor a wrong label pulls for ever.
+    It is bounded on both sides, so that the gradient of an outlier or a wrong label vanishes.
     """
 
     def __call__(self, value: Tensor, sign: Tensor) -> Tensor:
-        """Utilities (B, *unit)."""
+        """Return the utilities (B, *unit)."""
         return torch.sigmoid(sign * value)
 
 
 @dataclass(frozen=True)
 class LossAverse:
-    """log sigmoid(y v), concave: what is bad hurts in proportion."""
+    """log sigmoid(y v), concave: the gradient of a bad sample does not vanish."""
 
     def __call__(self, value: Tensor, sign: Tensor) -> Tensor:
-        """Utilities (B, *unit)."""
+        """Return the utilities (B, *unit)."""
         return logsigmoid(sign * value)
 
 
 @dataclass(frozen=True)
 class RiskSeeking1:
-    """-y log sigmoid(-v), convex in the value: the further a sample has come, the harder it is pulled."""
+    """-y log sigmoid(-v), convex in the value of desirable samples: the gradient grows with the value."""
 
     def __call__(self, value: Tensor, sign: Tensor) -> Tensor:
-        """Utilities (B, *unit)."""
+        """Return the utilities (B, *unit)."""
         return -sign * logsigmoid(-value)
 
 
 @dataclass(frozen=True)
 class RiskSeeking2:
-    """y exp(v / softness) - 1, the exponential one; 100 is the released softness."""
+    """y exp(v / softness) - 1, exponential.
+
+    Attributes:
+        softness: scale of the value, above 0; 100 in the released code.
+    """
 
     softness: float = 100.0
 
@@ -64,7 +68,7 @@ class RiskSeeking2:
             raise ValueError(f"utility.softness={self.softness}; allowed: more than 0")
 
     def __call__(self, value: Tensor, sign: Tensor) -> Tensor:
-        """Utilities (B, *unit)."""
+        """Return the utilities (B, *unit)."""
         return sign * torch.exp(value / self.softness) - 1
 
 
@@ -73,7 +77,7 @@ class RiskSeeking3:
     """-log sigmoid(-y v), convex in y v."""
 
     def __call__(self, value: Tensor, sign: Tensor) -> Tensor:
-        """Utilities (B, *unit)."""
+        """Return the utilities (B, *unit)."""
         return -logsigmoid(-sign * value)
 
 

@@ -1,9 +1,11 @@
-"""The loss of a reward model: the cross-entropy of a labelled choice between two scored samples.
+"""Loss of a reward model: the cross-entropy of a labelled choice between two scored samples.
 
 PickScore's and SPO's criterion (Kirstain et al. 2023, arXiv 2305.01569, equation 2; Liang et al. 2024, arXiv
 2406.04314, equation 8): with p = softmax of the two scores and labels l that sum to 1,
 
-    loss = -l_0 log p_0 - l_1 log p_1, and for a tie (l_0 = l_1 = 1/2) log 1/2 more: a perfect tie costs 0.
+    loss = -l_0 log p_0 - l_1 log p_1 - [l_0 = l_1] log 2,
+
+so that the minimum for a tie (l_0 = l_1 = 1/2) is 0.
 """
 
 import math
@@ -20,13 +22,13 @@ def labelled_choice(
     label_first: Float[Tensor, " P"],
     label_second: Float[Tensor, " P"],
 ) -> Float[Tensor, " P"]:
-    """Losses of P pairs of scores, unreduced.
+    """Return the losses of P pairs of scores, unreduced, (P,).
 
     Args:
         first: scores of the first samples.
         second: scores of the second samples.
-        label_first: share of the preference that the first has: 1, 0, or 1/2 for a tie.
-        label_second: share of the second.
+        label_first: label of the first samples: 1, 0, or 1/2 for a tie.
+        label_second: label of the second samples, 1 - ``label_first``.
     """
     gap = first - second
     losses = -label_first * logsigmoid(gap) - label_second * logsigmoid(-gap)
@@ -34,9 +36,9 @@ def labelled_choice(
 
 
 def weighted_mean(values: Float[Tensor, " P"], weight: Float[Tensor, " P"]) -> Tensor:
-    """Scalar sum of ``values`` times ``weight`` over that of ``weight``; 0, with a gradient path, for none.
+    """Return sum(values weight) / sum(weight), a scalar; 0, with gradient, if all weights are 0.
 
-    SPO's weight of an example is 1 / the number of examples of its prompt.
+    SPO's weight of an example is 1 / (number of examples of its prompt).
     """
     total = weight.sum()
     return (values * weight).sum() / torch.where(total > 0, total, 1)

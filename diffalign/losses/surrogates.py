@@ -1,4 +1,4 @@
-"""Stand-ins of a log-density that are made of a squared error: what AWM weighs by advantages.
+"""Surrogates of a log-density from a squared denoising error, which AWM weights by advantages.
 
 Xue et al. 2025, "Advantage Weighted Matching", arXiv 2509.25050, and its released code.
 """
@@ -12,13 +12,18 @@ from torch import Tensor
 Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
 
 
-def stand_in(
+def surrogate_log_density(
     error: Float[Tensor, " B"], t: Float[Tensor, " B"], weighting: Weighting, power: float = 0.25
 ) -> Float[Tensor, " B"]:
-    """Minus a weighted mean squared ``error`` m at times ``t``, (B,).
+    """Return minus a weighted mean squared ``error`` m at times ``t``, (B,).
 
-    uniform -m; t -m t; t2 -m t^2; huber -(sqrt(m + 1e-10) - 1e-5) t; ghuber -((m + 1e-10)^p - 1e-10^p) t / p
-    with p = ``power``.
+    By ``weighting``, with p = ``power``:
+
+        uniform  -m
+        t        -m t
+        t2       -m t^2
+        huber    -(sqrt(m + 1e-10) - 1e-5) t
+        ghuber   -((m + 1e-10)^p - 1e-10^p) t / p
     """
     if weighting == "uniform":
         return -error
@@ -30,14 +35,15 @@ def stand_in(
 
 
 def elbo_weight(t: Float[Tensor, " B"], level: float = 0.7) -> Float[Tensor, " B"]:
-    """Return 1 / (2 g^2) with g = level sqrt(t / (1 - min(t, 0.99))), (B,): makes a difference of velocities
-    that of the steps of Flow-GRPO's SDE.
+    """Return 1 / (2 g^2) with g = level sqrt(t / (1 - min(t, 0.99))), (B,).
+
+    It weights a squared difference of velocities like the KL of Flow-GRPO's SDE with noise g.
     """
     return (1 - t.clamp(max=0.99)) / (2 * level**2 * t)
 
 
 def group_softmax(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S B"]:
-    """For each value its share of exp(value) over its group (B,) in its row."""
+    """Return the softmax of each row of ``values`` within the groups (B,)."""
     index = group.to(values.device)
     top = values.new_full((len(values), int(group.max()) + 1), -torch.inf)
     top = top.scatter_reduce(1, index.expand_as(values), values, "amax")
@@ -46,7 +52,7 @@ def group_softmax(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, 
 
 
 def group_sums(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S B"]:
-    """For each value the sum over its group (B,) in its row."""
+    """Return for each value the sum of its row over its group (B,)."""
     count = int(group.max()) + 1
     sums = torch.zeros(len(values), count, dtype=values.dtype, device=values.device)
     return sums.index_add(1, group.to(values.device), values)[:, group.to(values.device)]

@@ -30,7 +30,7 @@ from torch import Tensor
 from diffalign.config.build import choice
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import ppo
-from diffalign.losses.surrogates import Weighting, elbo_weight, stand_in
+from diffalign.losses.surrogates import Weighting, elbo_weight, surrogate_log_density
 from diffalign.methods._base import RolloutMethod
 from diffalign.methods._multi_time import Stratified, detached_step, noised_rows
 from diffalign.methods._steps import advantage_of, check_advantage_clip
@@ -44,7 +44,7 @@ class AWM(RolloutMethod):
     """Samples with advantages, likelihoods by the denoising error.
 
     Attributes:
-        weighting: what stands for a log-density, see ``losses.surrogates.stand_in``.
+        weighting: what stands for a log-density, see ``losses.surrogates.surrogate_log_density``.
         power: of "ghuber".
         order: ratios of each time ("exp_first") or of the mean over times ("sum_first").
         clip: c, up to 1.
@@ -93,10 +93,10 @@ class AWM(RolloutMethod):
         advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         rows = noised_rows(self.time, policy, batch, generator, shared=False)
         ema = rows.predicted_by(trailing_of(reference, CARD)) if self.trails else rows.prediction.detach()
-        logp = stand_in(rows.error(rows.prediction), rows.z.t, self.weighting, self.power)
+        logp = surrogate_log_density(rows.error(rows.prediction), rows.z.t, self.weighting, self.power)
         old = logp.detach()
         if self.old == "trailing":
-            old = stand_in(rows.error(ema), rows.z.t, self.weighting, self.power)
+            old = surrogate_log_density(rows.error(ema), rows.z.t, self.weighting, self.power)
         gain = rows.by_time(logp - old)
         gain = gain if self.order == "exp_first" else gain.mean(0, keepdim=True)
         scaled = (advantage / self.advantage_clip).to(gain).expand_as(gain)

@@ -13,7 +13,7 @@ from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import DDIM, FlowSDE
 from diffalign.errors import UserError
-from diffalign.losses.surrogates import elbo_weight, stand_in
+from diffalign.losses.surrogates import elbo_weight, surrogate_log_density
 from diffalign.methods import build
 from diffalign.methods._multi_time import Stratified, noised_rows
 from diffalign.methods._trailing import Followed, Trail
@@ -356,7 +356,10 @@ def test_awms_stand_ins_and_noising_against_the_reference_implementation():
     ):
         if f"logp_{theirs}" in f:
             torch.testing.assert_close(
-                stand_in(error, t, name), torch.from_numpy(f[f"logp_{theirs}"]), atol=1e-10, rtol=0
+                surrogate_log_density(error, t, name),
+                torch.from_numpy(f[f"logp_{theirs}"]),
+                atol=1e-10,
+                rtol=0,
             )
     std = torch.from_numpy(f["std_dev_t"]).flatten()
     torch.testing.assert_close(elbo_weight(t), 1 / (2 * std**2))
