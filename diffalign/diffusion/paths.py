@@ -155,11 +155,7 @@ class EDM:
     (``exponential``): uniform times are the scheduler's own table, as EDMEulerScheduler makes it.
 
     Attributes:
-        sigma_min: smallest noise level, above 0.
-        sigma_max: largest noise level.
         sigma_data: standard deviation of the latents, above 0.
-        rho: exponent of equation 5, above 0.
-        schedule: "karras" or "exponential".
         negated: whether the network predicts -v.
     """
 
@@ -264,10 +260,7 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
 
 
 def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """Return the table (N,) of a diffusers scheduler configuration, bitwise equal to the scheduler's own.
-
-    It is float32; float64 for CogVideoX's schedulers, whose configurations have ``snr_shift_scale``.
-    """
+    """Return a scheduler configuration's own table, (N,) float32; float64 with ``snr_shift_scale``."""
     if "snr_shift_scale" in config:
         return _shifted_alphas_cumprod(config)
     betas = _betas(config)
@@ -277,11 +270,7 @@ def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]
 
 
 def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """Return CogVideoX's table, (N,) float64.
-
-    The signal-to-noise ratio of the usual table is divided by ``snr_shift_scale``; with
-    ``rescale_betas_zero_snr`` the table is then rescaled to end in pure noise.
-    """
+    """Return CogVideoX's table, (N,) float64: the usual one with its SNR divided by ``snr_shift_scale``."""
     scale = float(config["snr_shift_scale"])
     table = torch.cumprod(1.0 - _betas(config, root=torch.float64), dim=0)
     table = table / (scale + (1 - scale) * table)
