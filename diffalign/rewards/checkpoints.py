@@ -1,7 +1,7 @@
-"""Published weights of rewards: fetched from the hub, read as plain tensors, and held against a network.
+"""Fetch published reward weights from the hub, read them as plain tensors, and load them into a network.
 
-Whatever is wrong with them - not there, unreachable, another model's - is a UserError that names the reward,
-the file and what to do.
+Every failure (file missing, hub unreachable, weights of another model) is a UserError that names the reward,
+the file and the remedy.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,16 @@ from diffalign.errors import UserError
 
 
 def fetched(name: str, repository: str, filename: str, given: str = "FILE") -> Path:
-    """Return a file of a hub repository, from the local cache if it is there.
+    """Return the local path of a file of a hub repository, downloading it if the cache does not have it.
 
-    ``given`` is how the reward ``name`` is told of a downloaded copy, for the message.
+    Args:
+        name: the reward's name, for messages.
+        repository: hub id.
+        filename: path of the file inside the repository.
+        given: what follows ``name:`` in a spec that names a downloaded copy, for the message.
 
     Raises:
-        UserError: it is not here and the hub cannot be reached, or has no such file.
+        UserError: the file is not cached, and the hub cannot be reached or has no such file.
     """
     from huggingface_hub import hf_hub_download
 
@@ -34,13 +38,13 @@ def fetched(name: str, repository: str, filename: str, given: str = "FILE") -> P
 
 
 def unloadable(name: str, what: str, error: Exception, given: str) -> UserError:
-    """Return what to tell the user of something that transformers could not load.
+    """Return the UserError for a checkpoint or tokenizer that transformers could not load.
 
     Args:
-        name: of the reward that asks.
-        what: could not be loaded, and from where.
-        error: that it raised.
-        given: how the reward takes a downloaded folder.
+        name: the reward's name.
+        what: what could not be loaded, and from where.
+        error: the exception that transformers raised.
+        given: how a spec names a downloaded folder, such as "instead" or "as NAME:FOLDER".
     """
     reason = " ".join(str(error).split())[:300]
     return UserError(
@@ -49,8 +53,12 @@ def unloadable(name: str, what: str, error: Exception, given: str) -> UserError:
     )
 
 
-def check_whole(name: str, source: str, kind: str, loading: Mapping[str, Any]) -> None:
-    """UserError naming the first weight that transformers' loading info says was missing, or did not fit."""
+def check_complete(name: str, source: str, kind: str, loading: Mapping[str, Any]) -> None:
+    """Check transformers' loading info (``output_loading_info``).
+
+    Raises:
+        UserError: a weight was missing or of another shape; it names the first.
+    """
     missing = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if missing:
         raise UserError(
@@ -60,17 +68,18 @@ def check_whole(name: str, source: str, kind: str, loading: Mapping[str, Any]) -
 
 
 def is_hub_id(place: str) -> bool:
-    """Whether a place is nothing on this machine and may be ``owner/name`` on the hub."""
+    """Return whether ``place`` has the form ``owner/name`` and is no path of this machine."""
     path = Path(place)
     return not (path.exists() or path.is_absolute() or place.startswith(".")) and place.count("/") == 1
 
 
 def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
-    """Return the table of weights in a safetensors or torch file, on the CPU; a dict under ``state_dict`` is
-    opened.
+    """Return the state dict in a safetensors or torch file, on the CPU.
+
+    If the file holds a mapping with the key ``state_dict``, that entry is returned.
 
     Raises:
-        UserError: no such file, or no table of plain tensors (nothing else is unpickled).
+        UserError: no such file, or its content is no mapping of tensors (nothing else is unpickled).
     """
     state = read_plain(name, path)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
@@ -83,10 +92,11 @@ def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
 
 
 def read_plain(name: str, path: Path | str) -> Any:
-    """Whatever a safetensors or torch file holds, tensors on the CPU.
+    """Return the content of a safetensors or torch file, tensors on the CPU.
 
     Raises:
-        UserError: no such file, or more in it than tensors, numbers, words and containers of them.
+        UserError: no such file, or it holds objects other than tensors, numbers, strings and containers of
+            them.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,21 +114,20 @@ def read_plain(name: str, path: Path | str) -> Any:
 
 
 def fill(name: str, network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Put weights into a network whose names and shapes they must be, all of them; dtypes are the weights'.
+    """Load a state dict into a network; names and shapes must match exactly, dtypes become the state dict's.
 
-    The network may be on the meta device; buffers that no checkpoint has are the caller's to fill.
+    The network may be on the meta device. The caller fills buffers that no checkpoint holds.
 
     Raises:
-        UserError: a weight is missing, left over or of another shape; the first is named.
+        UserError: a weight is missing, unexpected or of another shape; it names the first.
     """
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    actual = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    differing = sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key))
     if differing:
         key = differing[0]
-        there, needed = found.get(key, "none"), expected.get(key, "none")
         raise UserError(
             f"reward {name!r}: {source!r} is another model's checkpoint: {len(differing)} weights differ, "
-            f"first {key} (it has {there}, expected is {needed})"
+            f"first {key} (it has {actual.get(key, 'none')}, expected is {expected.get(key, 'none')})"
         )
     network.load_state_dict(dict(state), assign=True)

@@ -1,7 +1,7 @@
-"""Several scores become one: by a weighted sum, by ranks, or by won comparisons among the rivals of a prompt.
+"""Combine the scores of several rewards into one: weighted sum, ranks, or won comparisons within a group.
 
-Sums need a common scale (`standardised`, or weights that make one); ranks and wins need none, since they look
-at one reward at a time and only at the order of the rivals.
+A sum needs rewards of a common scale (`standardised`, or weights that make one). Ranks and wins need none:
+they use only the order of the rivals under each reward.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ How = Literal["sum", "rank", "wins"]
 def combine(
     scores: Float[Tensor, " *group K R"], weights: Sequence[float], how: How
 ) -> Float[Tensor, " *group K"]:
-    """One score of R.
+    """Combine R rewards into one score a sample.
 
-    "sum" is the weighted sum. "rank" is Borda's count as a share, (rivals that are worse + half of those that
-    are equal) / (K - 1): 0 for the last, 1 for the first, 1/2 on average. "wins" is the share of won
-    comparisons, strictly greater wins (Syn-Pic, Karthik et al. 2024, arXiv 2410.18013; with equal weights
-    ``data.encoding.rating.wins``): unlike "rank" it gives equal scores nothing instead of a half. Both are
-    means over rewards weighted by |weight|. A negative weight reverses a reward in all of them.
+    "sum" is the weighted sum. "rank" is Borda's count as a share, (number of worse rivals + half the number
+    of equal ones) / (K - 1): 0 for the last, 1 for the first, 1/2 on average. "wins" is the share of
+    comparisons won with a strictly greater score (Syn-Pic, Karthik et al. 2024, arXiv 2410.18013; with equal
+    weights ``data.encoding.rating.wins``): a tie counts 0, where "rank" counts it 1/2. "rank" and "wins" are
+    means over rewards weighted by |weight|. A negative weight reverses a reward in all three.
 
     Args:
-        scores: (..., K, R), K rivals; computed in float64, given back in their own dtype.
-        weights: R.
-        how: to combine.
+        scores: (..., K, R), K rivals, R rewards; computed in float64, returned in their own dtype.
+        weights: R weights.
+        how: the rule.
 
     Raises:
-        ValueError: another number of weights than of rewards.
+        ValueError: the number of weights is not R.
     """
     factors = _factors(scores, weights)
     values = scores.double()
@@ -47,18 +47,18 @@ def combine(
 def towards_higher(
     scores: Float[Tensor, " *group K R"], weights: Sequence[float]
 ) -> Float[Tensor, " *group K R"]:
-    """Return the scores, negated for rewards with a negative weight: higher is better in every
-    column.
+    """Return the scores, negated for rewards with a negative weight, so that higher is better in each column.
 
     Raises:
-        ValueError: another number of weights than of rewards.
+        ValueError: the number of weights is not R.
     """
     return (scores.double() * _factors(scores, weights).sign()).to(scores.dtype)
 
 
 def standardised(scores: Float[Tensor, " *group R"]) -> Float[Tensor, " *group R"]:
-    """Each of the R last columns to mean 0 and std 1 (dividing by their number), in float64; one that is the
-    same everywhere to 0, exactly.
+    """Scale each reward to mean 0 and population std 1 over all samples, in float64.
+
+    A reward that is constant becomes exactly 0.
     """
     values = scores.double()
     columns = values.flatten(0, -2)
@@ -68,10 +68,10 @@ def standardised(scores: Float[Tensor, " *group R"]) -> Float[Tensor, " *group R
 
 
 def standardised_in_groups(scores: Float[Tensor, " *group K R"]) -> Float[Tensor, " *group K R"]:
-    """Return each reward of K rivals scaled to mean 0 and std 1 (dividing by K), in float64; of rivals that
-    are all equal 0, exactly.
+    """Scale each reward to mean 0 and population std 1 within its group of K rivals, in float64.
 
-    The std is at least 1e-6 (Flow-Factory's GDPO): rounding errors of a reward above that count in full.
+    Rivals with equal scores become exactly 0. The std is clamped to at least 1e-6 (as in Flow-Factory's
+    GDPO), so that differences far below it, such as rounding errors, are not magnified to unit size.
     """
     values = scores.double()
     same = (values == values[..., :1, :]).all(-2, keepdim=True)

@@ -1,14 +1,14 @@
-"""Several rewards as one, as a file says: ``ensemble:quality.yaml`` stands wherever a reward is named.
+"""Ensemble reward: a weighted sum of rewards listed in a YAML file, named by the spec ``ensemble:FILE.yaml``.
 
     members:
       - {reward: pickscore, weight: 0.5, mean: 21.2, std: 1.3}
       - {reward: "aesthetic_v2:/models/head.pth", weight: 0.3, divide: 10}
       - {reward: jpeg, weight: -0.001}
 
-Each member is a spec of ``diffalign rewards`` and gives weight x (score - mean) / std; ``divide`` is a std
-without a mean, and neither leaves the score as it is. The weighted sum is the score of one image: to combine
-rewards by what they say of an image's rivals, see ``rewards.combine``. An ensemble is named after its file,
-and the score cache keeps its members' scores and not its own, so that new weights cost nothing.
+Each member is a reward spec and contributes weight x (score - mean) / std. ``divide`` sets the std alone; the
+defaults are mean 0 and std 1. The sum uses one image at a time; ``rewards.combine`` has the rules that
+compare an image with its rivals. An ensemble is named after its file. The score cache stores the members'
+scores, not the sum, so changing a weight needs no new scoring.
 """
 
 import math
@@ -34,7 +34,7 @@ _FIELDS = ("reward", "weight", "mean", "std", "divide")
 
 @dataclass(frozen=True)
 class Member:
-    """A reward's spec and what is made of its score: weight x (score - mean) / std."""
+    """One member of an ensemble: a reward spec and the constants of weight x (score - mean) / std."""
 
     spec: str
     weight: float = 1.0
@@ -43,10 +43,10 @@ class Member:
 
 
 def read_members(source: str | None) -> tuple[Member, ...]:
-    """Return the members that a file names.
+    """Return the members that the file ``source`` lists.
 
     Raises:
-        UserError: no file, or one that is no ensemble; it names the member and what is allowed.
+        UserError: no such file, or a malformed one; it names the member and what is allowed.
     """
     if source is None:
         raise UserError("reward 'ensemble' needs a file of its members; write ensemble:FILE.yaml")
@@ -102,8 +102,9 @@ def _number(value: Any, name: str, where: str) -> float:
 
 
 def total(members: Sequence[Member], columns: Sequence[Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
-    """Return the members' scores as one, (B,) float32 on the CPU, summed in float64 (rewards differ in
-    device).
+    """Return the weighted sum of the members' scores, (B,) float32 on the CPU.
+
+    The sum is computed in float64, on the CPU because members may run on different devices.
     """
     parts = [
         member.weight * (column.cpu().double() - member.mean) / member.std
@@ -114,28 +115,33 @@ def total(members: Sequence[Member], columns: Sequence[Float[Tensor, " B"]]) -> 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A reward made of others: ``members`` say how, ``rewards`` are they in the same order."""
+    """A weighted sum of rewards.
+
+    Attributes:
+        members: weights and normalisation, one entry a reward.
+        rewards: the loaded rewards, in the order of ``members``.
+    """
 
     members: tuple[Member, ...]
     rewards: tuple[Reward, ...]
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32."""
+        """Return scores (B,), float32."""
         return total(self.members, [reward(images, prompts) for reward in self.rewards])
 
 
 @dataclass(frozen=True)
 class TimedEnsemble:
-    """An ensemble with members that know time; those that do not score the clean estimate as an image."""
+    """An ensemble with at least one ``TimedReward``; the other members ignore the time."""
 
     ensemble: Ensemble
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32 scores of finished images."""
+        """Return scores (B,) of finished images, float32."""
         return self.ensemble(images, prompts)
 
     def at(self, images: Any, prompts: Sequence[str], t: Tensor) -> Float[Tensor, " B"]:
-        """(B,) float32 scores of clean estimates that were made at times ``t`` (B,) in [0, 1]."""
+        """Return scores (B,), float32, of clean estimates made at times ``t`` (B,) in [0, 1]."""
         columns = [
             reward.at(images, prompts, t) if isinstance(reward, TimedReward) else reward(images, prompts)
             for reward in self.ensemble.rewards
@@ -144,11 +150,13 @@ class TimedEnsemble:
 
 
 def ensemble_of(name: str, members: Sequence[Member], rewards: Sequence[Reward]) -> Reward:
-    """Return the members as one reward: of videos where one of them watches videos, of times where one knows
-    them.
+    """Return the members as one reward.
+
+    It is a ``VideoReward`` if a member is, a ``TimedEnsemble`` if a member is a ``TimedReward``, else an
+    ``Ensemble``.
 
     Raises:
-        UserError: one watches videos and another knows times.
+        UserError: the members include both kinds.
     """
     videos = any(isinstance(reward, VideoReward) for reward in rewards)
     timed = any(isinstance(reward, TimedReward) for reward in rewards)
@@ -163,7 +171,7 @@ def ensemble_of(name: str, members: Sequence[Member], rewards: Sequence[Reward])
 
 
 def make(source: str | None, place: Place) -> Reward:
-    """Return the ensemble of a file; UserError as ``read_members`` and ``rewards.load`` say."""
+    """Return the ensemble of a file; raises as ``read_members`` and ``rewards.load`` do."""
     members = read_members(source)
     rewards = [load(member.spec, place.device, place.dtype, place.batch_size) for member in members]
     return ensemble_of(Path(str(source)).stem, members, rewards)

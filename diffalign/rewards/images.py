@@ -1,4 +1,4 @@
-"""Images as rewards take them: PIL images, or pixels (B, 3, H, W) in [0, 1]."""
+"""The image inputs of rewards: PIL images, or pixels (B, 3, H, W) in [0, 1]."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,10 +16,16 @@ Images = Sequence[Image.Image] | Tensor
 def in_batches(
     score: Callable[[Images, list[str]], Tensor], images: Images, prompts: Sequence[str], batch_size: int
 ) -> Tensor:
-    """(B,) float32 scores, ``batch_size`` images at a time; never squeezed, (0,) for no images.
+    """Return scores (B,), float32, computed on ``batch_size`` images at a time; (0,) for no images.
 
-    ``score`` maps some images and their prompts to (b,) scores. ValueError if counts or shapes do not fit, or
-    for videos.
+    Args:
+        score: maps a batch of b images and their prompts to scores (b,).
+        images: B images.
+        prompts: B prompts.
+        batch_size: images a call of ``score``.
+
+    Raises:
+        ValueError: counts or shapes do not match, or ``images`` holds videos.
     """
     if not isinstance(images, Tensor) and any(isinstance(image, Video) for image in images):
         raise ValueError(
@@ -45,7 +51,7 @@ def in_batches(
 
 
 def to_pil(images: Images) -> list[Image.Image]:
-    """RGB PIL images; pixels are rounded to 8 bits, as saving them would."""
+    """Return RGB PIL images; pixels are rounded to 8 bits, as they would be when saved to a file."""
     if not isinstance(images, Tensor):
         return [image.convert("RGB") for image in images]
     array = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """Where a reward runs: a torch device, a dtype name, and how many images it takes at once."""
+    """Where and how a reward runs.
+
+    Attributes:
+        device: a torch device.
+        dtype: name of the network's dtype: float32, bfloat16 or float16.
+        batch_size: images a forward pass.
+    """
 
     device: str = "cpu"
     dtype: str = "float32"

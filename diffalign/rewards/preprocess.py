@@ -1,9 +1,9 @@
-"""Images as the networks of rewards take them: cut, scaled and normalised, in PIL and plain torch.
+"""Image pre-processing of reward networks: crop, resize and normalise, in PIL and plain torch.
 
-Done here, so that neither torchvision nor a processor's defaults can change a score. PIL images take the
-exact path, which is that of the published code; pixels given as a tensor take a differentiable one: bicubic
-and antialiased (without antialiasing the score is another one), in float32, clamped to [0, 1]. ``Letterbox``
-is the one whose published code itself works on tensors, so there the two are one.
+It is implemented here so that neither torchvision nor a processor's defaults can change a score. PIL images
+take the exact path, that of the published code. Tensors take a differentiable path: bicubic with antialiasing
+(without it the scores differ), in float32, clamped to [0, 1]. ``Letterbox`` has one path for both, since its
+published code resizes tensors.
 """
 
 import math
@@ -24,7 +24,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resized(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) with the short side at ``size`` and the long side rounded down, as processors do."""
+    """Return (height, width): the short side is ``size``, the long side rounded down, as processors do."""
     short, long = min(height, width), max(height, width)
     other = int(size * long / short)
     return (size, other) if height <= width else (other, size)
@@ -38,7 +38,7 @@ def as_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
 def scaled(
     pixels: Num[Tensor, "B 3 H W"], height: int, width: int, antialias: bool = True
 ) -> Float[Tensor, "B 3 height width"]:
-    """Bicubic, float32, not clamped; pixels of that size are left as they are."""
+    """Resize bicubically to (height, width) in float32, unclamped; pixels of that size are unchanged."""
     pixels = pixels.float()
     if (height, width) == tuple(pixels.shape[2:]):
         return pixels
@@ -47,17 +47,18 @@ def scaled(
 
 @dataclass(frozen=True)
 class Crop:
-    """Short side to ``size``, centre crop, then (x - mean) / std by channel: CLIP's and BLIP's.
+    """Resize the short side to ``size``, crop the centre, normalise: the pre-processing of CLIP and BLIP.
 
-    The PIL path is bit-identical to transformers' PIL processor of CLIP. The tensor path differs from it by
-    the 8-bit rounding alone.
+    The PIL path is bit-identical to transformers' PIL processor of CLIP. The tensor path differs from it only
+    by the rounding to 8 bits.
 
     Attributes:
-        size: pixels of the square's side.
-        mean: of pixels, by channel.
-        std: likewise.
-        to_even: where the centre lies between two pixels, whether the cut begins at the even one of them, as
-            torchvision's does, or at the first, as transformers' does.
+        size: side of the square, in pixels.
+        mean: mean of pixels in [0, 1], by channel.
+        std: standard deviation of pixels in [0, 1], by channel.
+        to_even: rounding of a crop offset that ends in 1/2: to the even neighbour, as torchvision does, or
+            (False) down, as transformers does.
+        antialias: whether to resize with antialiasing. False takes the tensor path for PIL images too.
     """
 
     size: int
@@ -67,19 +68,17 @@ class Crop:
     antialias: bool = True
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
-        tensor.
-        """
+        """Return the normalised network input, float32 on ``device``; differentiable for tensors."""
         return normalised(self.crops(images, device), self.mean, self.std)
 
     def crops(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """Return the same in [0, 1], not yet normalised."""
+        """Return the crops in [0, 1], before normalisation."""
         return _either(images, device, self.pil, self.pixels)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
-        """Crops in [0, 1] of PIL images; the exact path."""
+        """Return crops in [0, 1] of PIL images: the exact path."""
         rows = []
-        for image in images if not self.antialias else ():  # PIL always antialiases: as pixels
+        for image in images if not self.antialias else ():  # PIL always antialiases, so resize as a tensor
             rows.append(self.pixels(as_tensor(image.convert("RGB"))[None])[0])
         for image in images if self.antialias else ():
             height, width = resized(image.height, image.width, self.size)
@@ -89,26 +88,31 @@ class Crop:
         return torch.stack(rows)
 
     def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
-        """Crops in [0, 1] of pixels in [0, 1]; differentiable."""
+        """Return crops in [0, 1] of pixels in [0, 1]; differentiable."""
         height, width = resized(pixels.shape[2], pixels.shape[3], self.size)
         top, left = self._corner(height, width)
-        whole = scaled(pixels, height, width, self.antialias).clamp(0, 1)
-        return whole[:, :, top : top + self.size, left : left + self.size]
+        image = scaled(pixels, height, width, self.antialias).clamp(0, 1)
+        return image[:, :, top : top + self.size, left : left + self.size]
 
     def _corner(self, height: int, width: int) -> tuple[int, int]:
-        """(top, left) of the cut."""
-        cut = round if self.to_even else math.floor
-        return cut((height - self.size) / 2), cut((width - self.size) / 2)
+        """Return (top, left) of the crop."""
+        rounded = round if self.to_even else math.floor
+        return rounded((height - self.size) / 2), rounded((width - self.size) / 2)
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Long side to ``size``, black beside or above and below, then (x - mean) / std by channel: HPS v2's.
+    """Resize the long side to ``size``, pad to a square with black, normalise: the pre-processing of HPS v2.
 
-    The published code makes a tensor of the 8-bit image first and resizes that, without clamping what bicubic
-    overshoots (tgxs002/HPSv2, light augmentation); so PIL images and pixels take one path here, and an image
-    scores exactly as its pixels. ``antialias`` False is what torchvision did to tensors when the published
-    numbers were made (before 0.17).
+    The published code converts the 8-bit image to a tensor and resizes that without clamping bicubic
+    overshoot (tgxs002/HPSv2, light augmentation). So PIL images and tensors share one path, and an image
+    scores exactly as its pixels.
+
+    Attributes:
+        size: side of the square, in pixels.
+        mean: mean of pixels in [0, 1], by channel.
+        std: standard deviation of pixels in [0, 1], by channel.
+        antialias: False resizes as torchvision before 0.17 did, with which the published numbers were made.
     """
 
     size: int
@@ -117,17 +121,15 @@ class Letterbox:
     antialias: bool = True
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
-        tensor.
-        """
+        """Return the normalised network input, float32 on ``device``; differentiable for tensors."""
         return normalised(_either(images, device, self.pil, self.pixels), self.mean, self.std)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
-        """Squares in about [0, 1] of PIL images; the exact path."""
+        """Return squares of PIL images, in [0, 1] up to bicubic overshoot."""
         return torch.cat([self.pixels(as_tensor(image)[None]) for image in images])
 
     def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
-        """Squares in about [0, 1] of pixels in [0, 1]; differentiable."""
+        """Return squares of pixels in [0, 1], in [0, 1] up to bicubic overshoot; differentiable."""
         factor = self.size / max(pixels.shape[2:])
         height, width = (max(1, round(side * factor)) for side in pixels.shape[2:])
         top, left = (self.size - height) // 2, (self.size - width) // 2
@@ -137,10 +139,10 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Both sides to ``size`` whatever the aspect, then (x - mean) / std by channel: SigLIP's.
+    """Resize both sides to ``size`` regardless of the aspect ratio, normalise: the pre-processing of SigLIP.
 
-    The PIL path is bit-identical to transformers' PIL processor of SigLIP. The tensor path differs from it by
-    the 8-bit rounding alone.
+    The PIL path is bit-identical to transformers' PIL processor of SigLIP. The tensor path differs from it
+    only by the rounding to 8 bits.
     """
 
     size: int
@@ -148,20 +150,18 @@ class Stretch:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "B 3 size size"]:
-        """Return what the network takes, float32 on ``device``; gradients flow to pixels given as a
-        tensor.
-        """
+        """Return the normalised network input, float32 on ``device``; differentiable for tensors."""
         return normalised(_either(images, device, self.pil, self.pixels), self.mean, self.std)
 
     def pil(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 size size"]:
-        """Squares in [0, 1] of PIL images; the exact path."""
+        """Return squares in [0, 1] of PIL images: the exact path."""
         size = (self.size, self.size)
         return torch.stack(
             [as_tensor(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in images]
         )
 
     def pixels(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 size size"]:
-        """Squares in [0, 1] of pixels in [0, 1]; differentiable."""
+        """Return squares in [0, 1] of pixels in [0, 1]; differentiable."""
         return scaled(pixels, self.size, self.size).clamp(0, 1)
 
 
@@ -171,13 +171,11 @@ def _either(
     pil: Callable[[Sequence[Image.Image]], Tensor],
     pixels: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return what ``pixels`` makes of a tensor on ``device``, or ``pil`` of PIL images, then on
-    ``device``.
-    """
+    """Apply ``pixels`` to a tensor or ``pil`` to PIL images; the result is on ``device``."""
     return pixels(images.to(device)) if isinstance(images, Tensor) else pil(images).to(device)
 
 
 def normalised(pixels: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(pixels - mean) / std by channel."""
-    middle = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels - middle) / torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
+    """Return (pixels - mean) / std by channel."""
+    centre = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels - centre) / torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)

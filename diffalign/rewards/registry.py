@@ -1,13 +1,16 @@
-"""What rewards there are. Importing this module imports no torch: the command line lists rewards from it.
+"""The registry of rewards. Importing it does not import torch, so that the command line can list rewards.
 
-A spec names a reward: a name of ``REGISTRY``, or ``name:source`` where the source is a local file
-or folder, or a hub id, that replaces the card's own checkpoint: ``pickscore:/models/PickScore_v1``,
-``aesthetic_v2:/models/head.pth``. The aesthetic heads take a backbone as well:
-``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``, and some take options, as their cards say:
-``clipscore:scale=1``, ``mps:/models/mps.safetensors@threshold=0.3``. A spec that starts with ``http://`` or
-``https://`` is a reward behind an address, as ``diffalign serve-rewards`` serves them;
-``ensemble:FILE.yaml`` is several rewards as one (``rewards.ensemble``), named after its file.
-``my_module:MyReward`` is a reward of one's own, by its Python import path (``rewards.imported``).
+A spec names a reward:
+
+* a name of ``REGISTRY``: ``pickscore``;
+* ``name:source``, where a local file or folder, or a hub id, replaces the checkpoint of the card:
+  ``pickscore:/models/PickScore_v1``, ``aesthetic_v2:/models/head.pth``;
+* with a backbone or options after ``@``, as the card says:
+  ``aesthetic_v2:/models/head.pth@/models/clip-vit-large-patch14``, ``clipscore:scale=1``,
+  ``mps:/models/mps.safetensors@threshold=0.3``;
+* an ``http://`` or ``https://`` address: a reward served by ``diffalign serve-rewards``;
+* ``ensemble:FILE.yaml``: a weighted sum of rewards (``rewards.ensemble``), named after its file;
+* ``my_module:MyReward``: a reward from user code, by its Python import path (``rewards.imported``).
 
 A new reward is a module with a factory ``(source: str | None, place: Place) -> Reward`` and a card in
 ``rewards.cards``.
@@ -36,8 +39,10 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse(spec: str) -> tuple[RewardCard, str | None]:
-    """Return the card and the source of ``name``, ``name:source`` or an address; UserError for a name that
-    there is not.
+    """Return the card of a spec and its source (None if the spec has none).
+
+    Raises:
+        UserError: an unknown name, or nothing after the colon.
     """
     if spec.startswith(("http://", "https://")):
         return _remote(spec), spec
@@ -53,7 +58,7 @@ def parse(spec: str) -> tuple[RewardCard, str | None]:
 
 
 def _remote(url: str) -> RewardCard:
-    """Return the card of a reward behind an address, named by the last part of its path."""
+    """Return the card of a remote reward, named by the last part of the address's path."""
     try:
         parts = urlsplit(url)
         known = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -75,15 +80,20 @@ def _remote(url: str) -> RewardCard:
 
 
 def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 16) -> "Reward":
-    """Return the reward that a spec names, ready to be called: ``reward(images, prompts) -> (B,) float32``.
+    """Load the reward that a spec names; call it as ``reward(images, prompts) -> (B,) float32``.
 
-    ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]; they are scored ``batch_size`` at a time.
-    A reward of videos is a ``VideoReward`` and takes B ``Video``s; ``rewards.videos.takes_videos`` makes
-    any reward take them.
-    ``dtype`` is that of the reward's network: float32, bfloat16 or float16.
+    ``images`` are B PIL images, or pixels (B, 3, H, W) in [0, 1]. A video reward is a ``VideoReward`` and
+    takes B ``Video``s; ``rewards.videos.takes_videos`` adapts an image reward to videos.
+
+    Args:
+        spec: see the module docstring.
+        device: torch device of the network.
+        dtype: dtype of the network: float32, bfloat16 or float16.
+        batch_size: images a forward pass.
 
     Raises:
-        UserError: no such reward, or its weights are missing, unreachable or of another kind.
+        UserError: no such reward, an unknown dtype, or weights that are missing, unreachable or of another
+            model.
     """
     card, source = parse(spec)
     if dtype not in _DTYPES:
@@ -101,10 +111,12 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
 
 
 def usual_range(spec: str) -> tuple[float, float] | None:
-    """Return the usual smallest and largest score of a spec; None where its card does not know them.
+    """Return the usual lowest and highest score of a spec; None if its card states none.
 
-    A cosine's option ``scale`` is taken into account: ``pickscore:scale=1`` gives 0.17 to 0.24. UserError as
-    ``parse``, or for a scale that is no number.
+    The option ``scale`` of cosine rewards is taken into account: ``pickscore:scale=1`` gives (0.17, 0.24).
+
+    Raises:
+        UserError: as ``parse``, or ``scale`` is no number.
     """
     card, source = parse(spec)
     if card.low is None or card.high is None:
@@ -119,13 +131,13 @@ def usual_range(spec: str) -> tuple[float, float] | None:
 
 
 def takes_pixels(spec: str) -> bool:
-    """Return whether a spec has its card's ``pixels_option``: a rollout hands it pixels, not 8-bit images."""
+    """Return whether a spec sets its card's ``pixels_option``: a rollout passes pixels, not 8-bit images."""
     card, source = parse(spec)
     return bool(card.pixels_option) and card.pixels_option in (source or "").split("@")
 
 
 def no_source(name: str, source: str | None) -> None:
-    """UserError if a reward without weights of its own was given a source."""
+    """Raise a UserError if the spec of a reward without weights has a source."""
     if source is not None:
         raise UserError(
             f"reward {name!r} has no weights, so {source!r} after the colon means nothing; write {name!r}"

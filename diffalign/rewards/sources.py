@@ -1,6 +1,7 @@
-"""What a spec says after its colon: places, ``FILE`` or ``FILE@BACKBONE``, and options, ``name=value``.
+"""Parse the source of a spec (the text after its colon): places and options.
 
-All are joined by ``@``: ``mps:/models/mps.safetensors@threshold=0.3``. Options need no place before them:
+A place is a file, a folder or a hub id (``FILE``, ``FILE@BACKBONE``); an option is ``name=value``. They are
+joined by ``@``: ``mps:/models/mps.safetensors@threshold=0.3``. Options may stand alone:
 ``hpsv2:antialias=no``.
 """
 
@@ -18,12 +19,12 @@ _YES, _NO = ("yes", "true", "on"), ("no", "false", "off")
 def places_and_options(
     name: str, source: str | None, places: int, options: Collection[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the places of a source, filled up with "" to ``places`` of them, and its options by name.
+    """Split a source into its places, padded with "" to ``places`` of them, and its options by name.
 
     Raises:
-        UserError: too many places, or an option that there is not.
+        UserError: too many places, or an unknown option.
     """
-    found: list[str] = []
+    named: list[str] = []
     values: dict[str, str] = {}
     for part in (source or "").split("@"):
         key, equals, value = part.partition("=")
@@ -32,17 +33,17 @@ def places_and_options(
         elif equals and re.fullmatch(r"\w+", key) and not Path(part).exists():
             raise unknown(f"option of the reward {name!r}:", key, options)
         else:
-            found.append(part)
-    if len(found) > places:
-        raise UserError(f"reward {name!r}: {source!r} names {len(found)} places; allowed are {places}")
-    return found + [""] * (places - len(found)), values
+            named.append(part)
+    if len(named) > places:
+        raise UserError(f"reward {name!r}: {source!r} names {len(named)} places; allowed are {places}")
+    return named + [""] * (places - len(named)), values
 
 
 def yes_or_no(name: str, option: str, value: str) -> bool:
-    """Return the value of an option that is on or off.
+    """Parse the value of a yes/no option.
 
     Raises:
-        UserError: it is neither yes nor no.
+        UserError: the value is neither yes nor no (true, false, on and off are accepted as well).
     """
     if value.lower() not in _YES + _NO:
         raise UserError(f"reward {name!r}: {option}={value} must be yes or no")
@@ -50,23 +51,24 @@ def yes_or_no(name: str, option: str, value: str) -> bool:
 
 
 def number(name: str, option: str, value: str) -> float:
-    """Return the value of an option that is a number.
+    """Parse the value of a numeric option.
 
     Raises:
-        UserError: it is no finite number.
+        UserError: the value is no finite number.
     """
     try:
-        found = float(value)
+        parsed = float(value)
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
+        parsed = math.nan
+    if not math.isfinite(parsed):
         raise UserError(f"reward {name!r}: {option}={value} must be a number")
-    return found
+    return parsed
 
 
 def file_of(name: str, place: str, filename: str) -> Path:
-    """Return a file of weights: ``place`` itself, ``filename`` in it if it is a folder, or fetched from that
-    hub id.
+    """Return the path of a weights file.
+
+    ``place`` is the file itself, a folder that holds ``filename``, or a hub id to fetch ``filename`` from.
 
     Raises:
         UserError: the hub cannot be reached, or has no such file.

@@ -1,7 +1,8 @@
-"""Rewards as a rollout names them: a spec of ``diffalign rewards``, with an optional weight before it.
+"""Weighted reward specs of a rollout: a spec (see ``rewards.registry``) with an optional weight before it.
 
-``pickscore``, ``0.5*pickscore``, ``-1*jpeg``, ``pickscore:/models/PickScore_v1``, ``http://host:8765/judge``.
-Imports no torch: configurations are checked by it.
+Examples: ``pickscore``, ``0.5*pickscore``, ``-1*jpeg``, ``pickscore:/models/PickScore_v1``,
+``http://host:8765/judge``. Importing this module does not import torch, since configurations are checked with
+it.
 """
 
 import math
@@ -14,7 +15,13 @@ from diffalign.rewards.registry import parse
 
 @dataclass(frozen=True)
 class Weighted:
-    """A reward's name in logs and tables, the spec that ``rewards.load`` takes, and its weight."""
+    """A reward with a weight.
+
+    Attributes:
+        name: the reward's name in logs and tables.
+        spec: what ``rewards.load`` takes.
+        weight: factor of its score; finite and not 0.
+    """
 
     name: str
     spec: str
@@ -22,7 +29,7 @@ class Weighted:
 
 
 def weighted(text: str) -> Weighted:
-    """Return the reward and the weight of ``0.5*pickscore``; without a star the weight is 1.
+    """Parse ``WEIGHT*SPEC``, such as ``0.5*pickscore``; without a star the weight is 1.
 
     Raises:
         UserError: no such reward, or a weight that is 0 or no finite number.
@@ -40,7 +47,11 @@ def weighted(text: str) -> Weighted:
 
 
 def all_weighted(texts: Sequence[str]) -> tuple[Weighted, ...]:
-    """``weighted`` of each; UserError if there is none, or one name twice."""
+    """Parse every entry of ``rollout.rewards`` with ``weighted``.
+
+    Raises:
+        UserError: the list is empty, or two entries have one name.
+    """
     rewards = tuple(map(weighted, texts))
     if not rewards:
         raise UserError("rollout.rewards is empty; give at least one of `diffalign rewards`")

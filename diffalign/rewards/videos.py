@@ -1,8 +1,7 @@
-"""Rewards of videos: those of whole videos, and rewards of images on some of their frames.
+"""Video rewards, and image rewards applied to frames of videos.
 
-``takes_videos(load(spec))`` scores B ``Video``s whatever the spec names. A reward of images gives the mean of
-its scores of ``FRAMES`` frames, the middles of as many equal parts: it sees what the video shows and not how
-it moves.
+``takes_videos(load(spec))`` scores B ``Video``s for any spec. An image reward scores ``FRAMES`` frames (the
+middles of as many equal parts of the video) and returns the mean, which does not measure motion.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ FRAMES = 8
 
 
 def needs_videos(name: str) -> UserError:
-    """Return what to say where a reward of videos is given images."""
+    """Return the error for a video reward that was given images."""
     return UserError(
         f"reward {name!r} judges videos, and these are images; allowed: a reward of images (`diffalign "
         "rewards` says which are)"
@@ -31,18 +30,22 @@ def needs_videos(name: str) -> UserError:
 
 @dataclass(frozen=True)
 class VideoReward:
-    """A reward that watches videos: what ``rewards.load`` gives for a card that says so.
+    """A reward of videos; ``rewards.load`` returns one for a card with ``video=True``.
 
     Attributes:
-        name: of the card.
-        score: B videos and their prompts to (B,) scores.
+        name: name of the card.
+        score: maps B videos and their prompts to scores (B,).
     """
 
     name: str
     score: Callable[[Sequence[Video], Sequence[str]], Tensor]
 
     def __call__(self, videos: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32; UserError for what is no video."""
+        """Return scores (B,), float32.
+
+        Raises:
+            UserError: an item of ``videos`` is no ``Video``.
+        """
         if isinstance(videos, Tensor) or not all(isinstance(video, Video) for video in videos):
             raise needs_videos(self.name)
         return self.score(videos, prompts).float()
@@ -50,30 +53,30 @@ class VideoReward:
 
 @dataclass(frozen=True)
 class MeanOverFrames:
-    """A reward of images as one of videos.
+    """An image reward applied to videos: the mean of its scores over frames.
 
     Attributes:
-        reward: of images.
-        frames: at most so many of a video, evenly spaced.
+        reward: the image reward.
+        frames: largest number of frames of a video that are scored, evenly spaced.
     """
 
     reward: Reward
     frames: int = FRAMES
 
     def __call__(self, videos: Sequence[Video], prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32: the mean over frames."""
-        images, words, counts = [], [], []
+        """Return scores (B,), float32: means over frames."""
+        images, frame_prompts, counts = [], [], []
         for video, prompt in zip(videos, prompts, strict=True):
             indices = evenly_spaced(len(video.frames), self.frames)
             images += [frame_image(video, index) for index in indices]
-            words += [prompt] * len(indices)
+            frame_prompts += [prompt] * len(indices)
             counts.append(len(indices))
         if not images:
             return torch.zeros(0)
-        scores = self.reward(images, words).float()
+        scores = self.reward(images, frame_prompts).float()
         return torch.stack([part.mean() for part in scores.split(counts)])
 
 
 def takes_videos(reward: Reward, frames: int = FRAMES) -> Reward:
-    """Return the reward as one of videos; ``frames`` is for rewards of images."""
+    """Return a reward of videos: ``reward`` itself, or an image reward's mean over ``frames`` frames."""
     return reward if isinstance(reward, VideoReward | MeanOverFrames) else MeanOverFrames(reward, frames)

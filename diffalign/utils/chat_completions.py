@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible chat endpoint, and a file that keeps its answers.
+"""A client of OpenAI-compatible chat endpoints, and a file that stores the answers.
 
 POST <url>/chat/completions    {"model": ..., "messages": [{"role": "user", "content": ...}]}
 """
@@ -12,35 +12,40 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from diffalign.errors import UserError
-from diffalign.utils.http import Asker, Patience
+from diffalign.utils.http import JsonClient, Patience
 
 T = TypeVar("T")
 Content = str | Sequence[dict[str, Any]]
-"""Of a message: text, or parts of text and images."""
+"""Content of a message: text, or a list of text and image parts."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What answers have cost, in tokens."""
+    """Token counts of answers.
+
+    Attributes:
+        read: prompt tokens.
+        written: completion tokens.
+    """
 
     read: int = 0
     written: int = 0
 
     def __add__(self, other: "Tokens") -> "Tokens":
-        """Both together."""
+        """Return the sums of both counts."""
         return Tokens(self.read + other.read, self.written + other.written)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model and its endpoint.
+    """A model at an OpenAI-compatible endpoint.
 
     Attributes:
-        url: without /chat/completions.
-        model: its name there.
-        key: name of the environment variable that holds the key, if the endpoint wants one.
-        patience: with it.
-        temperature: at which it answers; None: its own.
+        url: address without /chat/completions.
+        model: the model's name at the endpoint.
+        key: name of the environment variable that holds the API key; it is sent if the variable is set.
+        patience: timeout and retries.
+        temperature: sampling temperature; None leaves the endpoint's default.
     """
 
     url: str
@@ -50,53 +55,57 @@ class Endpoint:
     temperature: float | None = None
 
     def complete(self, content: Content, read: Callable[[str], T]) -> tuple[T, Tokens]:
-        """Return what ``read`` makes of the answer to one message, and its tokens.
+        """Send one user message; return ``read`` of the answer's text, and the token counts.
 
-        ``read`` raises ``utils.http.UnusableError`` for an answer that is worth another try.
+        ``read`` raises ``utils.http.UnusableError`` for an answer that cannot be used; the request is then
+        retried.
 
         Raises:
-            http.NoAnswerError: no try gave one.
+            http.NoAnswerError: no try gave a usable answer.
         """
         key = os.environ.get(self.key)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         address = self.url.rstrip("/") + "/chat/completions"
-        question: dict[str, Any] = {
+        payload: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
         }
         if self.temperature is not None:
-            question["temperature"] = self.temperature
-        ask = Asker(address, "chat completion", self.patience, headers)
-        return ask(question, lambda answer: (read(_text(answer)), _tokens(answer)))
+            payload["temperature"] = self.temperature
+        client = JsonClient(address, "chat completion", self.patience, headers)
+        return client.post(payload, lambda response: (read(_text(response)), _tokens(response)))
 
 
 def check_endpoint(url: str, model: str, where: str, needed_for: str) -> None:
-    """UserError for an address that is none, or no model's name; ``where`` is before the settings' names."""
+    """Check the address and the model name of an endpoint; ``where`` precedes the setting in messages.
+
+    Raises:
+        UserError: the model's name is empty, or the address is not http or https.
+    """
     if not model:
         raise UserError(f"{where}model is empty; needed for {needed_for}: the model's name")
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{where}url is {url!r}; allowed: an http:// or https:// address")
 
 
-def _text(answer: Any) -> str:
-    text = answer["choices"][0]["message"]["content"]
+def _text(response: Any) -> str:
+    text = response["choices"][0]["message"]["content"]
     if not isinstance(text, str):
         raise TypeError("no text")
     return text
 
 
-def _tokens(answer: Any) -> Tokens:
-    """As the endpoint counts them; some do not."""
-    usage = answer.get("usage") or {}
+def _tokens(response: Any) -> Tokens:
+    """Return the endpoint's token counts; 0 where it reports none."""
+    usage = response.get("usage") or {}
     return Tokens(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
 
 
 class Answers:
-    """A file of json lines that grows by a line an answer, so that no request is made twice; thread-safe.
+    """A jsonl file of answers, one line each, so that no request is repeated after a restart; thread-safe.
 
     Attributes:
-        rows: what it held when it was opened. Lines that an interruption has cut are left out, and asked
-            again.
+        rows: the answers that the file held when it was opened, without lines cut off by an interruption.
     """
 
     def __init__(self, path: Path | str):
@@ -107,7 +116,7 @@ class Answers:
         self.rows = [row for row in map(_parsed, text.split("\n")) if isinstance(row, dict)]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write one line at once."""
+        """Append one line and flush it."""
         with self._lock:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:

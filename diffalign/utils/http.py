@@ -1,7 +1,7 @@
-"""JSON over HTTP with retries, by urllib alone.
+"""A client for JSON over HTTP with retries, on urllib alone.
 
-What may pass (a busy or restarting server, a lost connection, an answer that cannot be used) is tried again,
-waiting twice as long each time or as long as the server says; what will not (a wrong key) is not.
+Transient failures (a busy or restarting server, a lost connection, an unusable response) are retried with
+exponential backoff, or after the server's Retry-After. Permanent ones (a wrong key) are not.
 """
 
 import json
@@ -16,19 +16,19 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 T = TypeVar("T")
 
-_MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses worth another try
-_HERE = ("localhost", "127.0.0.1", "::1")  # never reached through a proxy
+_TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses that are retried
+_LOCAL = ("localhost", "127.0.0.1", "::1")  # hosts that are never reached through a proxy
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait and how often to try.
+    """Timeout and retries of a request.
 
     Attributes:
-        timeout: seconds that an answer may take.
-        retries: further tries after a failure that may pass.
+        timeout: seconds to wait for a response.
+        retries: further tries after a transient failure.
         pause: seconds before the second try; each further wait is twice as long.
-        longest: seconds between two tries, at most.
+        longest: longest wait between two tries, in seconds.
     """
 
     timeout: float = 60.0
@@ -36,21 +36,24 @@ class Patience:
     pause: float = 1.0
     longest: float = 60.0
 
-    def wait(self, attempt: int, asked_for: float) -> float:
-        """Seconds before try number ``attempt`` (1: the second), at least those that the server named."""
-        return min(max(self.pause * 2 ** (attempt - 1), asked_for), self.longest)
+    def wait(self, attempt: int, retry_after: float) -> float:
+        """Return the seconds to wait before retry number ``attempt``, counted from 1.
+
+        It is at least ``retry_after``, the server's wish, and at most ``longest``.
+        """
+        return min(max(self.pause * 2 ** (attempt - 1), retry_after), self.longest)
 
 
 class UnusableError(ValueError):
-    """An answer that is no use, and why: worth another try."""
+    """A response that cannot be used, and the reason; the request is retried."""
 
 
 class NoAnswerError(Exception):
-    """No try gave an answer.
+    """No try gave a usable response.
 
     Attributes:
-        problem: what was wrong with the last one.
-        tries: how many there were.
+        problem: the reason of the last failure.
+        tries: number of tries.
     """
 
     def __init__(self, problem: str, tries: int):
@@ -60,14 +63,14 @@ class NoAnswerError(Exception):
 
 
 @dataclass(frozen=True)
-class Asker:
-    """Where questions go.
+class JsonClient:
+    """A client that posts JSON to one address.
 
     Attributes:
         url: the address.
-        what: an answer's name, for messages: "an answer that is no <what>".
-        patience: with it.
-        headers: sent with every question.
+        what: noun for a response, for messages: "an answer that is no <what>".
+        patience: timeout and retries.
+        headers: headers of every request.
     """
 
     url: str
@@ -75,25 +78,25 @@ class Asker:
     patience: Patience = Patience()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def __call__(self, question: Any, read: Callable[[Any], T]) -> T:
-        """Return what ``read`` makes of the answer's JSON.
+    def post(self, payload: Any, read: Callable[[Any], T]) -> T:
+        """Post ``payload`` as JSON and return ``read`` of the response's JSON.
 
-        ``read`` raises UnusableError for an answer that is no use, or what a JSON of another shape makes it
-        raise (ValueError, LookupError, TypeError).
+        ``read`` raises UnusableError for a response that cannot be used. A ValueError, LookupError or
+        TypeError, as JSON of another structure causes, has the same effect: the request is retried.
 
         Raises:
-            NoAnswerError: no try gave one.
+            NoAnswerError: no try gave a usable response.
         """
-        body, problem, asked_for = json.dumps(question).encode(), "", 0.0
+        body, problem, retry_after = json.dumps(payload).encode(), "", 0.0
         for attempt in range(self.patience.retries + 1):
             if attempt:
-                sleep(self.patience.wait(attempt, asked_for))
+                sleep(self.patience.wait(attempt, retry_after))
             try:
-                return read(self._answer(body))
+                return read(self._send(body))
             except HTTPError as error:
                 problem = f"status {error.code}: {_reason(error)}"
-                asked_for = _seconds(error.headers.get("Retry-After"))
-                if error.code not in _MAY_PASS:
+                retry_after = _seconds(error.headers.get("Retry-After"))
+                if error.code not in _TRANSIENT:
                     break
             except URLError as error:
                 problem = str(error.reason)
@@ -105,9 +108,9 @@ class Asker:
                 )
         raise NoAnswerError(problem, attempt + 1)
 
-    def _answer(self, body: bytes) -> Any:
-        here = urlsplit(self.url).hostname in _HERE
-        opener = build_opener(ProxyHandler({})) if here else build_opener()
+    def _send(self, body: bytes) -> Any:
+        local = urlsplit(self.url).hostname in _LOCAL
+        opener = build_opener(ProxyHandler({})) if local else build_opener()
         request = Request(self.url, body, {"Content-Type": "application/json", **self.headers})
         with opener.open(request, timeout=self.patience.timeout) as response:
             return json.load(response)
@@ -124,7 +127,7 @@ def _reason(error: HTTPError) -> str:
 
 
 def _seconds(text: str | None) -> float:
-    """Of a ``Retry-After``; dates count as nothing."""
+    """Return the seconds of a ``Retry-After`` header; 0 if it is missing or a date."""
     try:
         return max(0.0, float(text or 0))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The cards of all rewards, by what they stand on. Importing them imports no torch."""
+"""The cards of all rewards, one module for each kind of network. Importing them does not import torch."""
 
 from diffalign.rewards.cards import blip, clips, embedded, ensembles, language, latents, rules
 from diffalign.rewards.cards.card import RewardCard

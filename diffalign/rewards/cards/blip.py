@@ -1,4 +1,4 @@
-"""Rewards over a BLIP, which reads the prompt while it looks at the image."""
+"""Cards of rewards on BLIP, whose text encoder cross-attends to the image."""
 
 from diffalign.rewards.cards.card import RewardCard
 

@@ -1,35 +1,37 @@
-"""The card of a reward: what users and other code must know before it is loaded."""
+"""The card of a reward: its metadata, available without loading it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class RewardCard:
-    """A reward as ``diffalign rewards`` describes it, and where its code is.
+    """The metadata of a reward, as ``diffalign rewards`` prints it, and the location of its factory.
 
     Attributes:
-        name: how a spec names it.
-        title: one line.
-        low: usual smallest score, in the reward's own units; None: not known.
-        high: usual largest score.
-        scale_note: what else is known of the scores.
-        factor: of the cosine in the scores, where the option ``scale`` replaces it; None: no such option.
-        licence: of the weights.
-        size: of the download.
-        checkpoint: hub id or file that is loaded when a spec has no source.
-        target: ``module:factory``.
-        notes: what it measures, what to beware of, where it comes from.
-        pixels_option: the option of a spec with which a rollout hands over decoded pixels instead of 8-bit
-            images; empty: there is none.
-        source: what a spec must say after its colon, in capitals or as an example; empty: nothing.
-        differentiable: gradients flow to pixels given as a tensor.
-        cached: scores are worth keeping on disk; False where computing is as cheap as looking up.
-        video: judges videos (``diffalign.media.videos.Video``) and no images.
-        reads_prompt: False where the prompt changes nothing.
-        per_prompt: scores are for comparing images of one prompt; between prompts they say little.
-        needs: what to install besides, as pip is told; empty: nothing.
-        of_others: its source is a file that names other rewards (``rewards.ensemble``), which gives it its
-            name and whose members' scores are kept instead of its own.
+        name: the name in a spec.
+        title: description in one line.
+        low: usual lowest score, in the reward's own units; None if unknown.
+        high: usual highest score, in the same units; None if unknown.
+        scale_note: further notes on the range of scores.
+        factor: the published factor of the cosine, which the option ``scale`` of a spec replaces; None if the
+            reward has no such option.
+        licence: licence of the weights.
+        size: size of the download.
+        checkpoint: hub id or file that is loaded if a spec has no source.
+        target: the factory, ``module:function``.
+        notes: what the reward measures, its caveats and its paper.
+        pixels_option: the option of a spec that makes a rollout pass decoded pixels instead of 8-bit images;
+            empty if there is none.
+        source: the source that a spec must have, in capitals or as an example; empty if none is needed.
+        differentiable: whether gradients flow to a tensor of pixels.
+        cached: whether scores are cached on disk; False where computing costs no more than a look-up, or the
+            reward may change unnoticed.
+        video: whether it scores videos (``diffalign.media.videos.Video``) instead of images.
+        reads_prompt: whether the score depends on the prompt.
+        per_prompt: whether scores are comparable only between images of one prompt.
+        needs: requirement to install with pip; empty if there is none.
+        of_others: whether its source is a file that lists other rewards (``rewards.ensemble``). Such a reward
+            is named after the file, and the cache stores its members' scores.
     """
 
     name: str
@@ -55,7 +57,7 @@ class RewardCard:
 
     @property
     def range(self) -> str:
-        """The usual scores in words: ``17 to 24 (SD1.5 about 20.5)``."""
+        """The usual range of scores as text: ``17 to 24 (SD1.5 about 20.5)``."""
         if self.low is None or self.high is None:
             return self.scale_note or "unknown"
         return f"{self.low:g} to {self.high:g}" + (f" ({self.scale_note})" if self.scale_note else "")

@@ -1,4 +1,4 @@
-"""Rewards over a CLIP: what people preferred, what fits the prompt, what is handsome."""
+"""Cards of rewards on CLIP: human preference, prompt agreement, aesthetics."""
 
 from diffalign.rewards.cards.card import RewardCard
 

@@ -1,4 +1,4 @@
-"""Rewards of the embedded world: they run anywhere, on its own images and videos."""
+"""Cards of the built-in rewards for the synthetic images and videos of ``diffalign.tiny``."""
 
 from diffalign.rewards.cards.card import RewardCard
 

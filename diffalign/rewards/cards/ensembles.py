@@ -1,4 +1,4 @@
-"""Rewards made of other rewards."""
+"""Cards of rewards that combine other rewards."""
 
 from diffalign.rewards.cards.card import RewardCard
 

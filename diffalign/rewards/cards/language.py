@@ -1,4 +1,4 @@
-"""Rewards over models that see and read: what they say of an image or a video and its prompt."""
+"""Cards of rewards on vision-language models."""
 
 from diffalign.rewards.cards.card import RewardCard
 

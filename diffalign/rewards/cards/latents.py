@@ -1,4 +1,4 @@
-"""Rewards over a diffusion model: they judge latents, noisy ones as well."""
+"""Cards of rewards on a diffusion model, which score latents, noisy ones included."""
 
 from diffalign.rewards.cards.card import RewardCard
 

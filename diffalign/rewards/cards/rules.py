@@ -1,4 +1,4 @@
-"""Rewards that count: files, letters, things."""
+"""Cards of rule-based rewards: file size, legible text, detected objects."""
 
 from diffalign.rewards.cards.card import RewardCard
 

@@ -1,1 +1,1 @@
-"""Scoring of files and records with rewards, and the cache of scores."""
+"""Score files and table rows with rewards; cache the scores."""

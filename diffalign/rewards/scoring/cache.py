@@ -1,8 +1,8 @@
-"""Scores on disk, so that an image is never scored twice by the same reward for the same prompt.
+"""A cache of scores on disk, so that a reward scores each pair of image and prompt once.
 
-One SQLite file: safe with several processes, and a crash loses nothing that was written. The key is a digest
-of the image's encoded bytes, the prompt and the reward's identity (its spec, and the size and time of the
-local files behind it).
+The cache is one SQLite file: several processes may use it, and a crash loses no committed score. The key is a
+digest of the image's encoded bytes, the prompt and the reward's identity (its spec, and the sizes and
+modification times of its local files).
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from diffalign.errors import UserError
 from diffalign.rewards.registry import parse
 
-_KEYS_PER_QUERY = 500  # keys a query: SQLite bounds the number of variables
+_KEYS_PER_QUERY = 500  # SQLite bounds the number of variables of a query
 
 
 def image_key(data: bytes) -> str:
@@ -24,24 +24,26 @@ def image_key(data: bytes) -> str:
 
 
 def reward_key(spec: str) -> str:
-    """Return what a score depends on besides image and prompt: the spec, and the files behind a local source.
+    """Return a digest of all that a score depends on besides image and prompt.
 
-    Of an ensemble: what its members depend on, and what it makes of their scores. UserError for a file that
-    is none.
+    It covers the spec and the sizes and modification times of local files; for an ensemble, the keys of its
+    members and their weights and normalisation.
+
+    Raises:
+        UserError: the spec or its ensemble file is invalid.
     """
     card, source = parse(spec)
     if card.of_others:
         from diffalign.rewards.ensemble import read_members
 
-        behind = [text for m in read_members(source) for text in (repr(m), reward_key(m.spec))]
-        return _digest(behind)
+        return _digest([text for m in read_members(source) for text in (repr(m), reward_key(m.spec))])
     parts = [card.name, source or card.checkpoint]
-    for path in (Path(place) for place in (source or "").split("@") if place):  # "" would be the folder here
+    for path in (Path(place) for place in (source or "").split("@") if place):  # "" is the working folder
         files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
         for file in files:
             if file.is_file():
-                facts = file.stat()
-                parts.append(f"{file}:{facts.st_size}:{facts.st_mtime_ns}")
+                status = file.stat()
+                parts.append(f"{file}:{status.st_size}:{status.st_mtime_ns}")
     return _digest(parts)
 
 
@@ -50,7 +52,11 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 class ScoreCache:
-    """The scores in one file; made if it is not there. UserError if the file is something else."""
+    """The scores in one SQLite file, which is created if it does not exist.
+
+    Raises:
+        UserError: the file is no score cache, or cannot be opened.
+    """
 
     def __init__(self, path: Path | str):
         self._path = Path(path)
@@ -62,22 +68,26 @@ class ScoreCache:
 
     @staticmethod
     def key(image: str, prompt: str, reward: str) -> str:
-        """Return the key of one score, from ``image_key`` and ``reward_key``."""
+        """Return the key of one score; ``image`` is an ``image_key``, ``reward`` a ``reward_key``."""
         return _digest((image, reward, prompt))
 
     def get(self, keys: Sequence[str]) -> dict[str, float]:
-        """Return the scores that are known, by key."""
-        found: dict[str, float] = {}
+        """Return the cached scores among ``keys``, by key."""
+        cached: dict[str, float] = {}
         with self._opened() as database:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 part = list(keys[start : start + _KEYS_PER_QUERY])
                 marks = ",".join("?" * len(part))
-                found.update(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
-        # what is no finite number was never written by `put`: it is scored anew
-        return {key: score for key, score in found.items() if _is_finite(score)}
+                cached.update(database.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
+        # `put` writes finite numbers only; any other value is damage, and is scored again
+        return {key: score for key, score in cached.items() if _is_finite(score)}
 
     def put(self, scores: Mapping[str, float]) -> None:
-        """Write scores by key, all or none of them; ValueError for one that is no finite number."""
+        """Write scores by key in one transaction.
+
+        Raises:
+            ValueError: a score is no finite number; nothing is written.
+        """
         bad = [score for score in scores.values() if not _is_finite(score)]
         if bad:
             raise ValueError(f"the score {bad[0]!r} is no finite number")
@@ -92,11 +102,11 @@ class ScoreCache:
 
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[sqlite3.Connection]:
-    """Open an SQLite file, made if it is not there; commit at the end, or nothing after an error.
+    """Open an SQLite file, creating it if needed; commit on exit, roll back after an error.
 
     Raises:
-        UserError: ``path`` cannot be opened or written, or is damaged or another kind of file than ``what``
-            says; it names the file and the remedy.
+        UserError: ``path`` cannot be opened or written, is damaged, or is not ``what`` (a noun for messages);
+            it names the file and the remedy.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,15 @@
-"""Images or videos and their prompts, read from what people have.
+"""Read images or videos and their prompts for scoring.
 
-* a folder of images or videos, each with its prompt in ``NAME.txt`` beside it (or one list of prompts for all
-of them, in the order of the names), or a folder with a ``manifest*.jsonl`` as sampling writes it;
-* a folder of pairs or likes (``w/`` + ``l/`` and the like), as ``data.reading.folders`` reads it;
+Accepted inputs:
+
+* a folder of images or videos, each with its prompt in ``NAME.txt`` beside it, or with prompts passed
+  separately in the order of the names;
+* a folder with a ``manifest*.jsonl``, as sampling writes it;
+* a folder of pairs or likes (such as ``w/`` and ``l/``), as ``data.reading.folders`` reads it;
 * a run directory (its ``samples/`` folders);
-* a parquet or a jsonl file with a prompt and the columns of images or videos that training reads
-(``data.reading.schemas``), such as ``jpg_0`` and ``jpg_1``, ``image`` or ``videos``: encoded files (parquet
-only), or paths relative to the table.
+* a parquet or jsonl file with a prompt column and the image or video columns that training reads
+  (``data.reading.schemas``), such as ``jpg_0`` and ``jpg_1``, ``image`` or ``videos``: encoded files (parquet
+  only), or paths relative to the table.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,7 +30,7 @@ _NEEDED = (
     "needed: image or video, images or videos (a list), chosen and rejected, jpg_0 and jpg_1 as Pick-a-Pic "
     "has it, or the columns of another published set"
 )
-_ROWS = 64  # of a parquet file, held at once
+_ROWS = 64  # rows of a parquet file in memory at once
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class Item:
     """One image or video to score.
 
     Attributes:
-        prompt: its prompt.
-        image: a file, or encoded bytes.
-        row: what the output row that it belongs to says of it (file, row number, prompt); equal rows become
-            one.
-        suffix: of the score's name in that row: ``_0`` and ``_1`` for the images of a pair, else empty.
-        of_videos: whether it lies among videos, where an animated GIF is one.
-        where: place, for messages.
+        prompt: the prompt.
+        image: path of a file, or its encoded bytes.
+        row: name and value of the identifying columns of its output row (file, row number, prompt). Items
+            with equal values share a row.
+        suffix: suffix of the score's column in that row: ``_0`` and ``_1`` for the images of a pair, else
+            empty.
+        of_videos: whether the input holds videos; an animated GIF then counts as a video.
     """
 
     prompt: str
@@ -52,17 +55,17 @@ class Item:
 
     @property
     def where(self) -> str:
-        """The place, for messages: ``pairs.parquet row 3 jpg_0``."""
-        words = [
+        """The item's location, for messages: ``pairs.parquet row 3 image_0``."""
+        parts = [
             f"{value}" if name == "file" else f"{name} {value}"
             for name, value in self.row
             if name != "prompt"
         ]
-        return " ".join(words) + (f" image{self.suffix}" if self.suffix else "")
+        return " ".join(parts) + (f" image{self.suffix}" if self.suffix else "")
 
     @property
     def is_video(self) -> bool:
-        """Whether the file's name, or the bytes' beginning, is that of a video."""
+        """Whether the file's suffix, or the first bytes of the data, are those of a video."""
         if isinstance(self.image, Path):
             return self.image.suffix.lower() in (MOVING_SUFFIXES if self.of_videos else VIDEO_SUFFIXES)
         return begins_as_video(self.image)
@@ -73,13 +76,15 @@ class Item:
 
 
 def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterator[Item]:
-    """Return the items of a folder, run directory, parquet or jsonl file; see the module.
+    """Yield the items of a folder, run directory, parquet or jsonl file; the module docstring lists layouts.
 
-    ``prompts`` is for a folder without captions: one for all images, or one for each in the order of the
-    names.
+    Args:
+        path: the input.
+        prompts: for a folder without captions: one prompt for all images, or one each, in the order of the
+            names.
 
     Raises:
-        UserError: nothing there, nothing to score, an image without a prompt, or a file of another layout.
+        UserError: no such input, no images or videos, an image without a prompt, or an unknown layout.
     """
     path = Path(path)
     if path.is_dir():
@@ -131,19 +136,19 @@ def _folder(folder: Path, prompts: Sequence[str] | None) -> Iterator[Item]:
         raise UserError(
             f"{len(prompts)} prompts for the {len(files)} {kind} of {str(folder)!r}: give one, or one each"
         )
-    told = [_caption(file) for file in files] if prompts is None else list(prompts)
-    if len(told) == 1:
-        told *= len(files)
-    for file, prompt in zip(files, told, strict=True):
+    captions = [_caption(file) for file in files] if prompts is None else list(prompts)
+    if len(captions) == 1:
+        captions *= len(files)
+    for file, prompt in zip(files, captions, strict=True):
         yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)), of_videos=videos)
 
 
 def _preferences(folder: Path) -> Iterator[Item]:
-    """Yield the images or videos of a folder of pairs or likes, as training reads it."""
+    """Yield the images or videos of a folder of pairs or likes, in the layout that training reads."""
     videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in folder.rglob("*"))
     for example in read_folder(DataConfig(path=str(folder), frames=1 if videos else None)):
         for image in example.images:
-            assert isinstance(image.source, Path)  # a folder's are files
+            assert isinstance(image.source, Path)  # read_folder gives paths
             row = (("file", str(image.source)), ("prompt", example.prompt))
             yield Item(example.prompt, image.source, row, of_videos=videos)
 
@@ -176,7 +181,7 @@ def _manifest(folder: Path) -> Iterator[Item]:
     rows.sort(key=lambda one: (one[0].get("position", 0), one[0].get("number", 0)))
     for row, prompt in rows:
         file = folder / str(row.get("file", ""))
-        if file.is_file():  # a run that was interrupted lists more than it has drawn
+        if file.is_file():  # the manifest of an interrupted run lists samples that were not drawn
             yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)))
 
 
@@ -186,16 +191,16 @@ def _jsonl(path: Path) -> Iterator[Item]:
 
 
 def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Iterator[Item]:
-    """Return the items of a table's row."""
+    """Yield the items of a table's row; ``where`` is its location, for messages."""
     prompt, files = _prompt(row, where), _files(row, where)
     identity = (("file", str(table)), ("row", number), ("prompt", prompt))
     named = any(name.startswith("video") for name, _ in files.values())
     videos = named or any(Path(str(file)).suffix.lower() in VIDEO_SUFFIXES for _, file in files.values())
     for suffix, (name, value) in files.items():
-        if isinstance(value, Mapping):  # as datasets writes images
+        if isinstance(value, Mapping):  # the image struct of the `datasets` library
             value = value.get("bytes") or value.get("path")
         if value is None and table.suffix == ".parquet":
-            value = b""  # an empty cell is an unreadable image
+            value = b""  # an empty cell counts as an unreadable image
         if not isinstance(value, bytes | str):
             raise UserError(f"{where} has no path in the field {name!r}; {_NEEDED}")
         value = table.parent / value if isinstance(value, str) else value
@@ -203,12 +208,12 @@ def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Ite
 
 
 def has_media(columns: Collection[str]) -> bool:
-    """Whether these columns of a table hold images or videos."""
+    """Return whether a table with these columns holds images or videos."""
     return media_columns(columns) is not None
 
 
 def _files(row: Mapping[str, Any], where: str) -> dict[str, tuple[str, Any]]:
-    """Return the images or videos of a table's row, by the suffix of the scores' names: column and cell."""
+    """Return the (column, cell) of each image or video of a row, by the suffix of its score's column."""
     files = media_columns(row)
     if files is None:
         raise UserError(f"{where} has no image or video; it has {', '.join(row)}; {_NEEDED}")

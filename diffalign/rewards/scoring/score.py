@@ -1,7 +1,7 @@
-"""Score what there is - folders, parquet, jsonl, the samples of a run - with any rewards, and write a table.
+"""Score items (folders, parquet, jsonl, samples of a run) with any rewards, and write a table.
 
-Every image or video that a reward has seen before, with the same prompt, comes from the cache; what cannot be
-read is skipped with its place named. The table is written atomically, as jsonl or parquet by its name.
+Scores of a known image and prompt come from the cache. Unreadable files are skipped and reported by their
+location. The table is written atomically, as jsonl or parquet by its suffix.
 """
 
 import json
@@ -28,21 +28,21 @@ from diffalign.rewards.videos import FRAMES, takes_videos
 from diffalign.types import Reward
 from diffalign.utils.files import open_atomic, write_atomic
 
-_CHUNK = 64  # images that are open at once
-_VIDEOS = 4  # videos
+_CHUNK = 64  # images in memory at once
+_VIDEOS = 4  # videos in memory at once
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A reward under its name in the table.
+    """A loaded reward, its name in the table and its key in the cache.
 
     Attributes:
-        name: of the reward.
-        reward: to ask.
-        key: its identity in the cache; None if a look-up is no cheaper.
-        at_once: images that are scored, and whose scores are stored, together.
-        parts: of an ensemble its members, which are scored, and stored, instead of it.
-        members: what an ensemble makes of their scores.
+        name: name of the score's column.
+        reward: the reward.
+        key: the reward's part of cache keys; None if its scores are not cached.
+        at_once: images a call of the reward; their scores are stored after each call.
+        parts: scorers of an ensemble's members, which are scored and cached instead of the ensemble.
+        members: weights and normalisation of an ensemble's members.
     """
 
     name: str
@@ -54,13 +54,19 @@ class Scorer:
 
     @property
     def is_cached(self) -> bool:
-        """Whether any of its scores are kept."""
+        """Whether its scores, or those of a member, are cached."""
         return self.key is not None or any(part.is_cached for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An item, the digest of its file (``cache.image_key``), and its score by each of the scorers."""
+    """An item with its scores.
+
+    Attributes:
+        item: the item.
+        content: digest of its file (``cache.image_key``).
+        scores: one score a scorer.
+    """
 
     item: Item
     content: str
@@ -69,20 +75,25 @@ class Scored:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An item that is no image or video, or a damaged one, and why."""
+    """An item that could not be decoded, and the reason."""
 
     item: Item
     why: str
 
     @property
     def text(self) -> str:
-        """Place and reason."""
+        """Location and reason."""
         return f"{self.item.where}: {self.why}"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The table, one dict a row (file, prompt, scores by reward name), and the unreadable images' places."""
+    """A table of scores.
+
+    Attributes:
+        rows: one dict a row: file, prompt, and scores by reward name.
+        unreadable: location and reason of each unreadable item.
+    """
 
     rows: tuple[dict[str, Any], ...]
     unreadable: tuple[str, ...]
@@ -91,7 +102,11 @@ class Scores:
 def make_scorers(
     specs: Sequence[str], device: str = "cpu", dtype: str = "float32", batch_size: int = 16
 ) -> list[Scorer]:
-    """Scorers of reward specs (see ``rewards.load``), by the specs' names; UserError if one occurs twice."""
+    """Load a scorer for each reward spec (see ``rewards.load``).
+
+    Raises:
+        UserError: two specs have the same name, or a reward cannot be loaded.
+    """
     names = [parse(spec)[0].name for spec in specs]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -106,8 +121,8 @@ def _scorer(spec: str, device: str, dtype: str, batch_size: int) -> Scorer:
     if card.of_others:
         members = read_members(source)
         parts = tuple(_scorer(member.spec, device, dtype, batch_size) for member in members)
-        whole = ensemble_of(card.name, members, [part.reward for part in parts])
-        return Scorer(card.name, whole, None, batch_size, parts, members)
+        ensemble = ensemble_of(card.name, members, [part.reward for part in parts])
+        return Scorer(card.name, ensemble, None, batch_size, parts, members)
     key = reward_key(spec) + dtype if card.cached else None
     return Scorer(card.name, load(spec, device, dtype, batch_size), key, batch_size)
 
@@ -115,10 +130,10 @@ def _scorer(spec: str, device: str, dtype: str, batch_size: int) -> Scorer:
 def score(
     items: Iterable[Item], scorers: Sequence[Scorer], cache: ScoreCache | None = None, progress: bool = True
 ) -> Scores:
-    """Score items (see ``rewards.scoring.items.read_items``) with every scorer, as a table.
+    """Score items (see ``rewards.scoring.items.read_items``) with every scorer and return the table.
 
     Raises:
-        UserError: as ``each_scored`` says, or not one item can be read.
+        UserError: as ``each_scored``, or no item is readable.
     """
     rows: dict[tuple[tuple[str, str | int], ...], dict[str, Any]] = {}
     unreadable: list[Unreadable] = []
@@ -135,7 +150,7 @@ def score(
 
 
 def none_readable(unreadable: Sequence[Unreadable]) -> str:
-    """Return the message for a set of which nothing could be read."""
+    """Return the error message for an input without a readable item."""
     first = unreadable[0]
     kind = "videos" if first.item.is_video else "images"
     return f"none of the {len(unreadable)} {kind} can be read; the first: {first.text}"
@@ -144,12 +159,13 @@ def none_readable(unreadable: Sequence[Unreadable]) -> str:
 def each_scored(
     items: Iterable[Item], scorers: Sequence[Scorer], cache: ScoreCache | None = None, progress: bool = True
 ) -> Iterator[Scored | Unreadable]:
-    """Every item with its scores, in the order of the items; some are open at a time, and the cache has the
-    scores of all items before an interruption.
+    """Yield each item with its scores, in the order of the items.
+
+    Items are decoded in chunks of 64 images or 4 videos. Each chunk's scores are cached before it is yielded,
+    so an interrupted call loses at most one chunk.
 
     Raises:
-        UserError: no items, no scorers, a prompt that a reward cannot read, or a score that is no finite
-            number.
+        UserError: no items, no scorers, a prompt that a reward cannot read, or a score that is not finite.
     """
     if not scorers:
         raise UserError("nothing to score by: give at least one reward")
@@ -158,75 +174,79 @@ def each_scored(
     if not first:
         raise UserError("nothing to score: no images")
     source, videos = chain(first, source), first[0].is_video
-    whole = _whole(scorers)
+    all_frames = _need_all_frames(scorers)
     with tqdm(desc="scoring", unit="video" if videos else "image", disable=not progress) as bar:
         while chunk := list(islice(source, _VIDEOS if videos else _CHUNK)):
-            seen = [_tried(item, videos, whole) for item in chunk]
-            opened = [one for one in seen if not isinstance(one, Unreadable)]
+            entries = [_try_to_open(item, videos, all_frames) for item in chunk]
+            opened = [entry for entry in entries if not isinstance(entry, Unreadable)]
             columns = [_score_chunk(opened, scorer, cache) for scorer in scorers]
             rows = iter(zip(*columns, strict=True))
-            for one in seen:
-                yield one if isinstance(one, Unreadable) else Scored(one[0], one[1], next(rows))
+            for entry in entries:
+                yield entry if isinstance(entry, Unreadable) else Scored(entry[0], entry[1], next(rows))
             bar.update(len(chunk))
 
 
-_Opened = tuple[Item, str, Image.Image | Video]
+_Opened = tuple[Item, str, Image.Image | Video]  # the item, its image key, the decoded content
 
 
-def _whole(scorers: Iterable[Scorer]) -> bool:
-    """Whether one of them wants all frames of videos, and not just those that rewards of images see."""
+def _need_all_frames(scorers: Iterable[Scorer]) -> bool:
+    """Return whether a scorer is a video reward; image rewards use a few frames of a video only."""
     return any(takes_videos(scorer.reward) is scorer.reward for scorer in scorers)
 
 
-def _tried(item: Item, videos: bool, whole: bool) -> _Opened | Unreadable:
-    """Return an item opened, where it can be; UserError for an image among videos, or the other way round."""
+def _try_to_open(item: Item, videos: bool, all_frames: bool) -> _Opened | Unreadable:
+    """Decode an item, or return why it is unreadable.
+
+    Raises:
+        UserError: an image among videos or a video among images, or PyAV is not installed.
+    """
     if item.is_video != videos:
         raise UserError(f"{item.where}: images and videos are scored apart, and here are both")
     if videos:
         need_av()
     try:
-        return _open(item, whole)
-    except UNREADABLE as error:  # of videos a UserError, which is a ValueError
+        return _open(item, all_frames)
+    except UNREADABLE as error:  # includes the UserError of an unreadable video, a ValueError
         return Unreadable(item, why_unreadable(error))
 
 
-def _open(item: Item, whole: bool) -> _Opened:
-    """One of UNREADABLE is raised for what is no image or video."""
+def _open(item: Item, all_frames: bool) -> _Opened:
+    """Decode an item; raises one of UNREADABLE if it is no image or video."""
     data = item.read()
     if not item.is_video:
         return item, image_key(data), decode(data)
-    if whole:
+    if all_frames:
         return item, image_key(data), read_video(data)
     frames = read_frames(data, channels_first, some=lambda count: evenly_spaced(count, FRAMES))
     return item, image_key(data), Video(frames, probe(data).fps)
 
 
 def score_column(items: Sequence[Item], scorer: Scorer, cache: ScoreCache | None = None) -> list[float]:
-    """Return the scores of readable items by one scorer, what the cache knows from there."""
-    return _score_chunk([_open(item, _whole([scorer])) for item in items], scorer, cache)
+    """Return one scorer's scores of readable items, from the cache where it has them."""
+    return _score_chunk([_open(item, _need_all_frames([scorer])) for item in items], scorer, cache)
 
 
 def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | None) -> list[float]:
-    """Return the scores of images, or of videos."""
+    """Return one scorer's scores of decoded images, or of decoded videos."""
     if not opened:
         return []
     if scorer.parts:
         columns = [torch.tensor(_score_chunk(opened, part, cache)) for part in scorer.parts]
         return total(scorer.members, columns).tolist()
-    ask, identity = scorer.reward, scorer.key
+    reward, identity = scorer.reward, scorer.key
     if opened[0][0].is_video:
-        ask = takes_videos(scorer.reward)
+        reward = takes_videos(scorer.reward)
         identity = (
-            f"{scorer.key} of {FRAMES} frames" if scorer.key and ask is not scorer.reward else scorer.key
+            f"{scorer.key} of {FRAMES} frames" if scorer.key and reward is not scorer.reward else scorer.key
         )
     if cache is None or identity is None:
-        return _evaluate(opened, scorer.name, ask)
+        return _evaluate(opened, scorer.name, reward)
     keys = [cache.key(key, item.prompt, identity) for item, key, _ in opened]
     known = cache.get(keys)
-    # One image of several equal ones is enough.
-    new = iter({key: one for key, one in zip(keys, opened, strict=True) if key not in known}.items())
-    while some := dict(islice(new, scorer.at_once)):
-        scores = dict(zip(some, _evaluate(list(some.values()), scorer.name, ask), strict=True))
+    # equal images of one prompt have one key and are scored once
+    new = iter({key: entry for key, entry in zip(keys, opened, strict=True) if key not in known}.items())
+    while batch := dict(islice(new, scorer.at_once)):
+        scores = dict(zip(batch, _evaluate(list(batch.values()), scorer.name, reward), strict=True))
         cache.put(scores)
         known |= scores
     return [known[key] for key in keys]
@@ -236,12 +256,13 @@ def _evaluate(opened: Sequence[_Opened], name: str, reward: Reward) -> list[floa
     """Return the scores of a reward, without gradients.
 
     Raises:
-        UserError: a score that is no finite number, or what the reward refuses, with the place.
+        UserError: a score is not finite, or the reward refuses an input; it names the location.
     """
     first, last = opened[0][0].where, opened[-1][0].where
+    prompts = [item.prompt for item, _, _ in opened]
     try:
         with torch.no_grad():
-            scores = reward([one for _, _, one in opened], [item.prompt for item, _, _ in opened]).tolist()
+            scores = reward([content for _, _, content in opened], prompts).tolist()
     except UserError as error:
         raise UserError(f"{first}: {error}" if first == last else f"{first} to {last}: {error}") from error
     for (item, _, _), value in zip(opened, scores, strict=True):
@@ -251,7 +272,11 @@ def _evaluate(opened: Sequence[_Opened], name: str, reward: Reward) -> list[floa
 
 
 def check_table(path: Path | str) -> Path:
-    """Return the path of a table to be written; UserError if its suffix is of none that can be."""
+    """Return the path of a table to write.
+
+    Raises:
+        UserError: its suffix is neither .jsonl nor .parquet.
+    """
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"cannot write {str(path)!r}: the name must end in .jsonl or .parquet")

@@ -1,1 +1,1 @@
-"""Rewards over HTTP: server and client."""
+"""The server and the client of rewards over HTTP."""

@@ -1,11 +1,13 @@
-"""A reward behind an address, ``http://host:8765/judge``: ``diffalign serve-rewards``, or whoever answers so.
+"""The client of a remote reward, such as ``http://host:8765/judge``.
+
+The server is ``diffalign serve-rewards`` or any other that implements this protocol:
 
     POST <address>    {"images": [base64 of a PNG, ...], "prompts": [text, ...]}
-    answer            {"scores": [number, ...]}: one finite number an image; else {"error": text}
+    response          {"scores": [number, ...]}: one finite number an image; else {"error": text}
 
-A question about clean estimates made at noisy times also has "t": [time in [0, 1], ...]; rewards that know no
-time ignore it. Nothing is ever unpickled. The PNGs have 8 bits a channel: images are made RGB, and pixels
-given as a tensor are rounded as ``images.to_pil`` does, so a score is that of the saved image.
+A request about clean estimates made at noisy times also has "t": [time in [0, 1], ...]; a reward that is no
+``TimedReward`` ignores it. Nothing is unpickled. Images are sent as 8-bit RGB PNGs; a tensor of pixels is
+rounded as ``images.to_pil`` does, so its score is that of the saved image.
 """
 
 import base64
@@ -21,21 +23,21 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import Place
-from diffalign.utils.http import Asker, NoAnswerError, Patience, UnusableError
+from diffalign.utils.http import JsonClient, NoAnswerError, Patience, UnusableError
 
-_LONGEST = 10.0  # seconds between two tries
+_LONGEST = 10.0  # seconds between two tries, at most
 _LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
 class RemoteReward:
-    """A ``TimedReward`` that asks a server.
+    """A ``TimedReward`` whose scores a server computes.
 
     Attributes:
-        url: where questions go.
-        batch_size: images a question.
-        timeout: seconds that an answer may take.
-        retries: further tries after a failure that may pass.
+        url: address of the reward.
+        batch_size: images a request.
+        timeout: seconds to wait for a response.
+        retries: further tries after a transient failure.
         pause: seconds before the second try; each further wait is twice as long.
     """
 
@@ -46,11 +48,15 @@ class RemoteReward:
     pause: float = 0.5
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; UserError naming url and prompt if no try gives scores."""
+        """Return scores (B,), float32.
+
+        Raises:
+            UserError: no try returned scores; it names the address and the prompts.
+        """
         return in_batches(self._scores, images, prompts, self.batch_size)
 
     def at(self, images: Images, prompts: Sequence[str], t: Tensor) -> Tensor:
-        """(B,) float32 scores of clean estimates made at times ``t`` (B,) in [0, 1]; errors as above."""
+        """Return scores (B,), float32, of clean estimates made at times ``t`` (B,) in [0, 1]."""
         size = self.batch_size
         starts = range(0, len(prompts), size)
         parts = [
@@ -59,15 +65,15 @@ class RemoteReward:
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def _scores(self, images: Images, prompts: list[str], t: Tensor | None = None) -> Tensor:
-        question: dict[str, Any] = {"images": [_encoded(i) for i in to_pil(images)], "prompts": prompts}
+        payload: dict[str, Any] = {"images": [_encoded(i) for i in to_pil(images)], "prompts": prompts}
         if t is not None:
-            question["t"] = t.tolist()
-        return torch.tensor(self._ask(question, prompts), dtype=torch.float32)
+            payload["t"] = t.tolist()
+        return torch.tensor(self._post(payload, prompts), dtype=torch.float32)
 
-    def _ask(self, question: dict[str, Any], prompts: list[str]) -> list[float]:
-        ask = Asker(self.url, "scores", Patience(self.timeout, self.retries, self.pause, _LONGEST))
+    def _post(self, payload: dict[str, Any], prompts: list[str]) -> list[float]:
+        client = JsonClient(self.url, "scores", Patience(self.timeout, self.retries, self.pause, _LONGEST))
         try:
-            return ask(question, lambda answer: _finite(answer["scores"], prompts))
+            return client.post(payload, lambda response: _finite(response["scores"], prompts))
         except NoAnswerError as error:
             tries = f"{error.tries} {'try' if error.tries == 1 else 'tries'}"
             raise UserError(
@@ -76,13 +82,13 @@ class RemoteReward:
 
 
 def load(source: str | None, place: Place) -> RemoteReward:
-    """Return the reward behind an address; no request is made yet."""
+    """Return the reward at an address; this sends no request."""
     assert source is not None  # registry.parse gives one
     return RemoteReward(source, place.batch_size)
 
 
 def shortened(prompts: Sequence[str]) -> str:
-    """Prompts for a message, each once, at most three of them."""
+    """Return distinct prompts for a message, at most three of them, and the number of others."""
     different = list(dict.fromkeys(prompts))
     rest = f" and {len(different) - 3} more" if len(different) > 3 else ""
     return f"the prompt{'s' * (len(different) > 1)} {', '.join(map(repr, different[:3]))}{rest}"

@@ -1,14 +1,14 @@
-"""Rewards over HTTP and JSON, for ``remote.RemoteReward`` or any other client, by the standard library.
+"""The server of rewards over HTTP and JSON, for ``remote.RemoteReward`` or any other client.
 
     GET /          {"rewards": [{"name", "title", "range", "licence", "notes", "timed", "path"}, ...]}
     GET /health    {"status": "ok"}
     POST /NAME     {"images": [base64 of a PNG, ...], "prompts": [text, ...], "t": [time in [0, 1], ...]}
                    {"scores": [number, ...]}, one for each image, in their order; "t" may be left out
 
-An error is {"error": text}: 400 for a malformed request, 404 for an unknown name,
-411 and 413 for its length, 422 where the reward refuses a prompt; 500 where the reward fails,
-or gives a score that is no finite number. Several questions may come at once; each reward answers one at a
-time. There is no password: whoever reaches the port may ask, so the default is this machine alone.
+An error is {"error": text} with status 400 for a malformed request, 404 for an unknown name, 411 for a
+missing and 413 for an excessive length, 422 if the reward refuses a prompt, and 500 if the reward fails or
+gives a score that is not finite. Requests are accepted concurrently; each reward processes one at a time.
+There is no authentication, so the server listens on this machine alone by default.
 """
 
 import base64
@@ -34,39 +34,49 @@ from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.types import Reward
 
 MAX_BYTES = 256 * 2**20
-"""Of a question."""
+"""Largest request, in bytes."""
 MAX_IMAGES = 1024
-"""In a question."""
+"""Largest number of images of a request."""
 MAX_PIXELS = 64 * 10**6
-"""Of an image: a small file may hold a huge one."""
+"""Largest image, in pixels: a small file may decode to a huge image."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A reward, its card, and the lock that keeps its network from two calls at once."""
+    """A reward on the server.
+
+    Attributes:
+        card: its card.
+        reward: the reward.
+        lock: held during a call, so that its network runs one call at a time.
+    """
 
     card: RewardCard
     reward: Reward
     lock: Lock = field(default_factory=Lock)
 
     def scores(self, images: list[Image.Image], prompts: list[str], t: Tensor | None) -> list[float]:
-        """One score an image; ``t`` is for rewards that know time."""
+        """Return one score an image; only a ``TimedReward`` uses the times ``t``."""
         with self.lock, torch.inference_mode():
             if t is not None and isinstance(self.reward, TimedReward):
-                found = self.reward.at(images, prompts, t)
+                scores = self.reward.at(images, prompts, t)
             else:
-                found = self.reward(images, prompts)
-        return [float(score) for score in found]
+                scores = self.reward(images, prompts)
+        return [float(score) for score in scores]
 
 
 class RewardServer(ThreadingHTTPServer):
-    """Serves rewards until ``shutdown``; ``address`` says where."""
+    """An HTTP server of rewards; ``serve_forever`` runs it until ``shutdown``."""
 
-    daemon_threads = True  # whoever is still asking does not keep the process alive
+    daemon_threads = True  # a request in progress does not keep the process alive
     request_queue_size = 64
 
     def __init__(self, rewards: Mapping[str, Served], host: str = "127.0.0.1", port: int = 8765):
-        """``rewards`` by name; port 0 picks a free one. UserError if the port cannot be had."""
+        """Bind the server to ``host`` and ``port``; ``rewards`` are by name, port 0 picks a free one.
+
+        Raises:
+            UserError: the address cannot be bound.
+        """
         self.rewards = dict(rewards)
         try:
             super().__init__((host, port), _Handler)
@@ -76,22 +86,22 @@ class RewardServer(ThreadingHTTPServer):
             ) from error
 
     def server_bind(self) -> None:
-        """As TCPServer has it: HTTPServer also asks the network for this machine's name."""
+        """Bind as TCPServer does: HTTPServer's version also resolves the machine's host name."""
         TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that leaves early."""
+        """Ignore a client that closes its connection early."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
-        """``http://127.0.0.1:8765``."""
+        """The server's address, such as ``http://127.0.0.1:8765``."""
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
 
 
 class _Refused(Exception):
-    """A question that is answered by an error."""
+    """A request that gets an error response with the HTTP status ``status``."""
 
     def __init__(self, status: int, problem: str):
         super().__init__(problem)
@@ -99,43 +109,43 @@ class _Refused(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = 120  # seconds between two pieces of a question
+    timeout = 120  # seconds of silence within a request
     server_version = "diffalign"
     server: RewardServer
 
     def do_GET(self) -> None:
-        """Answer with the list of rewards, or whether the server is up."""
+        """Respond with the list of rewards, or the server's health."""
         if self.path == "/health":
-            self._say(200, {"status": "ok"})
+            self._send(200, {"status": "ok"})
         elif self.path == "/":
-            self._say(200, {"rewards": [_described(name, s) for name, s in self.server.rewards.items()]})
+            self._send(200, {"rewards": [_described(name, s) for name, s in self.server.rewards.items()]})
         else:
-            self._say(404, {"error": f"GET {self.path}; allowed: GET /, GET /health, POST /NAME"})
+            self._send(404, {"error": f"GET {self.path}; allowed: GET /, GET /health, POST /NAME"})
 
     def do_POST(self) -> None:
-        """Answer with the scores."""
+        """Respond with the scores."""
         try:
-            question = self._question()  # read before anything is refused, or the client cannot hear why
+            payload = self._payload()  # read first: a client that is still sending cannot receive an error
             name = self.path.strip("/")
             if name not in self.server.rewards:
                 raise _Refused(404, str(unknown("reward", name, self.server.rewards)))
-            self._say(200, {"scores": _answered(self.server.rewards[name], name, question)})
+            self._send(200, {"scores": _scores(self.server.rewards[name], name, payload)})
         except _Refused as refused:
-            self._say(refused.status, {"error": str(refused)})
+            self._send(refused.status, {"error": str(refused)})
 
-    def _question(self) -> Any:
+    def _payload(self) -> Any:
         text = self.headers.get("Content-Length", "")
         if not text.isdecimal():
-            raise _Refused(411, f"Content-Length is {text!r}; allowed: the bytes of the question")
+            raise _Refused(411, f"Content-Length is {text!r}; allowed: the bytes of the request")
         if int(text) > MAX_BYTES:
-            raise _Refused(413, f"a question of {text} bytes; allowed: at most {MAX_BYTES}")
+            raise _Refused(413, f"a request of {text} bytes; allowed: at most {MAX_BYTES}")
         try:
             return json.loads(self.rfile.read(int(text)))
         except (ValueError, RecursionError) as error:
-            raise _Refused(400, f"the question is not JSON: {error}") from error
+            raise _Refused(400, f"the request is not JSON: {error}") from error
 
-    def _say(self, status: int, answer: Mapping[str, Any]) -> None:
-        body = json.dumps(answer).encode()
+    def _send(self, status: int, response: Mapping[str, Any]) -> None:
+        body = json.dumps(response).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -143,14 +153,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line a question."""
+        """Do not log requests."""
 
 
-def _answered(served: Served, name: str, question: Any) -> list[float]:
-    """Return the scores that answer a question; _Refused if there are none."""
-    if not isinstance(question, dict):
-        raise _Refused(400, 'the question is no object; allowed: {"images": [...], "prompts": [...]}')
-    images, prompts = question.get("images"), question.get("prompts")
+def _scores(served: Served, name: str, payload: Any) -> list[float]:
+    """Return the scores of a request; _Refused if it is malformed or the reward fails."""
+    if not isinstance(payload, dict):
+        raise _Refused(400, 'the request is no object; allowed: {"images": [...], "prompts": [...]}')
+    images, prompts = payload.get("images"), payload.get("prompts")
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise _Refused(400, "prompts is no list of texts")
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
@@ -160,13 +170,13 @@ def _answered(served: Served, name: str, question: Any) -> list[float]:
             400,
             f"{len(images)} images and {len(prompts)} prompts; allowed: as many, at most {MAX_IMAGES}",
         )
-    t = _times(question.get("t"), len(images))
+    t = _times(payload.get("t"), len(images))
     decoded = [_image(i, text) for i, text in enumerate(images)]
     try:
         scores = served.scores(decoded, prompts, t)
-    except UserError as error:  # another try would not help
+    except UserError as error:  # the request itself is at fault: a retry would not help
         raise _Refused(422, str(error)) from error
-    except Exception as error:  # whatever it was, the server goes on
+    except Exception as error:  # any failure of a reward: the server keeps running
         raise _Refused(500, f"reward {name!r} failed: {type(error).__name__}: {error}") from error
     if len(scores) != len(images):
         raise _Refused(500, f"reward {name!r} gave {len(scores)} scores for {len(images)} images")
@@ -176,13 +186,13 @@ def _answered(served: Served, name: str, question: Any) -> list[float]:
     return scores
 
 
-def _times(given: Any, count: int) -> Tensor | None:
-    if given is None:
+def _times(value: Any, count: int) -> Tensor | None:
+    if value is None:
         return None
-    numbers = isinstance(given, list) and all(type(t) in (int, float) and 0 <= t <= 1 for t in given)
-    if not numbers or len(given) != count:
+    numbers = isinstance(value, list) and all(type(t) in (int, float) and 0 <= t <= 1 for t in value)
+    if not numbers or len(value) != count:
         raise _Refused(400, f"t is not {count} numbers in [0, 1], one for each image")
-    return torch.tensor(given, dtype=torch.float64).float()
+    return torch.tensor(value, dtype=torch.float64).float()
 
 
 def _image(index: int, text: str) -> Image.Image:
