@@ -233,9 +233,9 @@ def test_colours_are_those_of_the_nearest_texts(clip_folder):
     things = [thing("cup", box=(x, 10, x + 15, 40)) for x in range(0, 60, 6)] + [thing("cow", box=LEFT)]
     expected = []
     for t in things:
-        crop = clip.images([image.crop(t.box)])[0]
+        crop = clip.image_embeddings([image.crop(t.box)])[0]
         rests = (f" {t.label}", f"-colored {t.label}", " object")
-        texts = {c: clip.texts([f"a photo of a {c}{rest}" for rest in rests]) for c in COLOURS}
+        texts = {c: clip.text_embeddings([f"a photo of a {c}{rest}" for rest in rests]) for c in COLOURS}
         near = {
             c: torch.nn.functional.cosine_similarity(crop, e.mean(0), dim=0).item() for c, e in texts.items()
         }

@@ -9,7 +9,7 @@ from transformers import CLIPModel
 from diffalign import rewards
 from diffalign.errors import UserError
 from diffalign.rewards.zoo.cross_model import rotated
-from diffalign.rewards.zoo.mps import CRITERIA, about
+from diffalign.rewards.zoo.mps import CRITERIA, relevant_tokens
 from tests.rewards import conformance
 from tests.rewards.conformance import conforms, covers, pictures
 from tests.rewards.conftest import make_clip
@@ -137,12 +137,15 @@ def test_bfloat16_keeps_the_order(weights, clip_folder):
 def test_words_are_weighed_within_their_own_prompt():
     criteria = torch.eye(2)
     words = torch.tensor([[[1.0, 0.0], [0.2, 0.0], [0.0, 0.4]], [[100.0, 0.0], [0.5, 0.0], [-1.0, -1.0]]])
-    assert about(words, criteria, 0.3).tolist() == [[True, False, True], [True, False, False]]
-    assert about(words, criteria, 0.01).tolist() == [[True, True, True], [True, False, False]]
+    assert relevant_tokens(words, criteria, 0.3).tolist() == [[True, False, True], [True, False, False]]
+    assert relevant_tokens(words, criteria, 0.01).tolist() == [[True, True, True], [True, False, False]]
     for row in (0, 1):
-        assert torch.equal(about(words[row : row + 1], criteria, 0.3)[0], about(words, criteria, 0.3)[row])
+        assert torch.equal(
+            relevant_tokens(words[row : row + 1], criteria, 0.3)[0],
+            relevant_tokens(words, criteria, 0.3)[row],
+        )
     # a largest similarity below 0 turns all signs round, so that every word is kept, as published
-    assert about(-words[:1] - 2, criteria, 0.3).all()
+    assert relevant_tokens(-words[:1] - 2, criteria, 0.3).all()
 
 
 def test_rotation_is_that_of_complex_numbers():

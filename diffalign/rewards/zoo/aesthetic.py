@@ -1,9 +1,9 @@
-"""Aesthetic predictors that are heads over unit CLIP image embeddings, all of OpenAI's CLIP (quick GELU).
+"""Aesthetic predictors: heads on unit image embeddings of OpenAI's CLIP (quick GELU).
 
 v2 (christophschuhmann/improved-aesthetic-predictor): Linear 768-1024-128-64-16-1 with dropout and **no**
-activation, so the score is affine in the embedding and its gradient one fixed direction; its reluMSE file has
-a ReLU between any two. v1 (LAION-AI/aesthetic-predictor): one Linear. Simulacra
-(crowsonkb/simulacra-aesthetic-models): one Linear of the embedding times the square root of its length.
+activation, so the score is affine in the embedding and its gradient has one fixed direction; the reluMSE file
+has a ReLU between consecutive layers. v1 (LAION-AI/aesthetic-predictor): one Linear. Simulacra
+(crowsonkb/simulacra-aesthetic-models): one Linear of the embedding times the square root of its width.
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ _LAYOUTS = {
         "five layers under scoring_head.",
     ),
 }
-"""What the layers are called in each published file, in their order; whose it is, and what it is."""
+"""Layer names of each published file, in order -> the reward it belongs to, and the file's name."""
 
 
 @dataclass(frozen=True)
 class Aesthetic:
-    """A head over the unit image embeddings of a CLIP; prompts are not read."""
+    """A head on the unit image embeddings of a CLIP; prompts are ignored."""
 
     clip: Clip
     head: nn.Module
@@ -51,19 +51,19 @@ class Aesthetic:
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
-        return score_embeddings(self.head, self.clip.images(images))
+        return score_embeddings(self.head, self.clip.image_embeddings(images))
 
 
 def score_embeddings(head: nn.Module, embeddings: Tensor) -> Tensor:
-    """(B,) float32 scores of unit CLIP embeddings (B, D)."""
+    """Return scores (B,), float32, of unit CLIP embeddings (B, D)."""
     return head(embeddings.float()).squeeze(-1)
 
 
 def load_head(path: str | Path, name: str) -> nn.Sequential:
-    """Return a head of the reward ``name``, its layout told by its keys; frozen, float32.
+    """Load the head of the reward ``name``, frozen, in float32; the keys of the file determine its layout.
 
     Raises:
-        UserError: no such file, not a head, or one of another reward.
+        UserError: no such file, no known layout, or the head of another reward.
     """
     state = read_state(name, path)
     for layers in _LAYOUTS:
@@ -81,7 +81,7 @@ def load_head(path: str | Path, name: str) -> nn.Sequential:
     for layer in layers:
         weight, bias = state[f"{layer}weight"].float(), state[f"{layer}bias"].float()
         if layers == _SIMULACRA:
-            weight = weight * weight.shape[1] ** 0.5  # it was fitted to embeddings of that length
+            weight = weight * weight.shape[1] ** 0.5  # trained on embeddings scaled to length sqrt(D)
         linear = nn.Linear(weight.shape[1], weight.shape[0])
         linear.load_state_dict({"weight": weight, "bias": bias})
         modules += [nn.ReLU(), linear] if modules and layers == _RELU else [linear]
@@ -89,18 +89,18 @@ def load_head(path: str | Path, name: str) -> nn.Sequential:
 
 
 def load_v2(source: str | None, place: Place) -> Aesthetic:
-    """Version 2: ``source`` is HEAD or HEAD@BACKBONE; without one the head comes from the hub."""
+    """Load version 2; ``source`` is HEAD or HEAD@BACKBONE, None takes the head from the hub."""
     head, _, backbone = (source or str(_hub_head())).partition("@")
     return _build("aesthetic_v2", head, backbone or _BACKBONES["vit_l_14"], place)
 
 
 def load_v1(source: str | None, place: Place) -> Aesthetic:
-    """Version 1: ``source`` is HEAD or HEAD@BACKBONE; the backbone is read off the head's file name."""
+    """Load version 1; ``source`` is HEAD or HEAD@BACKBONE, else the head's file name tells the backbone."""
     return _by_file_name("aesthetic_v1", source, place)
 
 
 def load_simulacra(source: str | None, place: Place) -> Aesthetic:
-    """Simulacra's: ``source`` is HEAD or HEAD@BACKBONE; the backbone is read off the head's file name."""
+    """Load Simulacra; ``source`` is HEAD or HEAD@BACKBONE, else the head's file name tells the backbone."""
     return _by_file_name("simulacra", source, place)
 
 
@@ -125,7 +125,7 @@ def _build(name: str, path: str, backbone: str, place: Place) -> Aesthetic:
 
 
 def check_width(name: str, path: str, head: nn.Sequential, backbone: str, width: int) -> None:
-    """UserError if a head does not take the ``width`` numbers that its backbone makes."""
+    """Raise a UserError if a head's input width is not ``width``, that of its backbone's embeddings."""
     expected = next(head.parameters()).shape[1]
     if width != expected:
         raise UserError(

@@ -1,8 +1,8 @@
-"""Aesthetic predictor v2.5 (github.com/discus0434/aesthetic-predictor-v2-5): a head over SigLIP.
+"""Aesthetic predictor v2.5 (github.com/discus0434/aesthetic-predictor-v2-5): a head on SigLIP.
 
-Linear 1152-1024-128-64-16-1 with dropout and no activation, over the unit pooled output of
-google/siglip-so400m-patch14-384; images are stretched to the square. Code and head of that repository are
-AGPL-3.0: nothing of it is here, and the head must be fetched by whoever accepts its licence.
+Linear 1152-1024-128-64-16-1 with dropout and no activation, on the unit pooled output of
+google/siglip-so400m-patch14-384; images are stretched to a square. Code and head of that repository are
+AGPL-3.0. None of it is included here; users who accept the licence download the head themselves.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.preprocess import Stretch
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.zoo.aesthetic import check_width, load_head, score_embeddings
-from diffalign.rewards.zoo.clip import load_whole, unit
+from diffalign.rewards.zoo.clip import load_pretrained, unit
 
 _NAME = "aesthetic_v2_5"
 _BACKBONE = "google/siglip-so400m-patch14-384"
@@ -24,7 +24,7 @@ _BACKBONE = "google/siglip-so400m-patch14-384"
 
 @dataclass(frozen=True)
 class SiglipAesthetic:
-    """A head over the unit pooled outputs of SigLIP's vision tower; prompts are not read."""
+    """A head on the unit pooled outputs of SigLIP's vision tower; prompts are ignored."""
 
     vision: Any
     head: nn.Module
@@ -41,10 +41,12 @@ class SiglipAesthetic:
 
 
 def load(source: str | None, place: Place) -> SiglipAesthetic:
-    """``source`` is HEAD or HEAD@BACKBONE, where BACKBONE is a folder or hub id of a whole or half SigLIP.
+    """Load the predictor; ``source`` is HEAD or HEAD@BACKBONE.
+
+    BACKBONE is a folder or hub id of a SigLIP, or of its vision tower alone.
 
     Raises:
-        UserError: no head given, nothing there, or head and backbone do not belong together.
+        UserError: no head given, a missing file, or a head and a backbone of different widths.
     """
     from transformers import SiglipVisionModel
 
@@ -53,6 +55,6 @@ def load(source: str | None, place: Place) -> SiglipAesthetic:
     path, _, backbone = source.partition("@")
     backbone = backbone or _BACKBONE
     head = load_head(path, _NAME).to(place.device)
-    vision = load_whole(_NAME, backbone, place, SiglipVisionModel)
+    vision = load_pretrained(_NAME, backbone, place, SiglipVisionModel)
     check_width(_NAME, path, head, backbone, vision.config.hidden_size)
     return SiglipAesthetic(vision, head, place.batch_size)

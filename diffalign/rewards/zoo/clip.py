@@ -1,7 +1,7 @@
-"""A CLIP with its pre-processing, the backbone of most rewards, on transformers' CLIPModel alone.
+"""CLIP with its pre-processing, the backbone of most rewards, as transformers' CLIPModel.
 
-Images are cut and scaled by ``preprocess.Crop``, with OpenAI's mean and std or those of the checkpoint's
-preprocessor_config.json.
+``preprocess.Crop`` crops and resizes images. Mean and std are those of the checkpoint's
+preprocessor_config.json, OpenAI's if it has none.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import check_whole, fill, is_hub_id, unloadable
+from diffalign.rewards.checkpoints import check_complete, fill, is_hub_id, unloadable
 from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
@@ -23,24 +23,24 @@ from diffalign.utils.text import read_json_object
 
 
 def unit(features: Tensor) -> Tensor:
-    """Features (B, D) as float32 of length one."""
+    """Return features (B, D) normalised to unit length, float32."""
     return F.normalize(features.float(), dim=-1)
 
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-"""Where the architecture and the tokenizer are of rewards that began as this model."""
+"""Hub id with the architecture and the tokenizer of rewards fine-tuned from this model."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A frozen transformers CLIPModel, its tokenizer, and how images become what it takes.
+    """A frozen CLIPModel of transformers with its tokenizer and pre-processing.
 
     Attributes:
-        model: a CLIPModel, or what has its parts.
-        tokenizer: transformers', that goes with it.
-        mean: of pixels, by channel.
-        std: likewise.
-        square: what makes squares of images, given size, mean and std; see ``preprocess``.
+        model: a CLIPModel, or a module with its parts.
+        tokenizer: its tokenizer, of transformers.
+        mean: mean of pixels in [0, 1], by channel.
+        std: standard deviation of pixels in [0, 1], by channel.
+        square: a pre-processing class of ``preprocess``, called with size, mean and std.
     """
 
     model: Any
@@ -51,45 +51,43 @@ class Clip:
 
     @property
     def size(self) -> int:
-        """Pixels of the square that the vision tower takes."""
+        """The side of the vision tower's square input, in pixels."""
         return self.model.config.vision_config.image_size
 
     @property
     def width(self) -> int:
-        """D, the length of the shared embeddings."""
+        """D, the width of the shared embeddings."""
         return self.model.config.projection_dim
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, but for the scale of the cosine."""
+        """The dtype of the weights; ``logit_scale`` alone is always float32."""
         return self.model.visual_projection.weight.dtype
 
-    def images(self, images: Images) -> Tensor:
-        """Return unit image embeddings (B, D), float32; gradients flow to pixels given as a tensor."""
+    def image_embeddings(self, images: Images) -> Tensor:
+        """Return unit image embeddings (B, D), float32; differentiable for a tensor of pixels."""
         return unit(self.model.get_image_features(pixel_values=self.inputs(images)).pooler_output)
 
     def inputs(self, images: Images) -> Tensor:
-        """Return what the vision tower takes, (B, 3, size, size) in its dtype; differentiable for a
-        tensor.
-        """
+        """Return the vision tower's input, (B, 3, size, size) in its dtype; differentiable for tensors."""
         square = self.square(self.size, self.mean, self.std)
         return square(images, self.model.device).to(self.dtype)
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Return unit text embeddings (B, D), float32; prompts are cut at the model's number of tokens."""
-        return self.sentences(self.tokens(prompts))
+    def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """Return unit text embeddings (B, D), float32; prompts are truncated to the model's context."""
+        return self.embeddings_of(self.tokens(prompts))
 
-    def sentences(self, ids: Tensor) -> Tensor:
+    def embeddings_of(self, ids: Tensor) -> Tensor:
         """Return unit text embeddings (B, D), float32, of token ids (B, L)."""
         with torch.no_grad():
             output = self.model.get_text_features(input_ids=ids.to(self.model.device))
         return unit(output.pooler_output)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, L), int64, padded and cut to the model's number of tokens.
+        """Return token ids (B, L), int64, padded and truncated to the model's context length L.
 
         Raises:
-            UserError: a prompt holds a mark of the tokenizer, such as <|endoftext|>, where reading would end.
+            UserError: a prompt holds a special token such as <|endoftext|>, at which the model would stop.
         """
         refuse_marks(prompts, (self.tokenizer.bos_token, self.tokenizer.eos_token))
         length = self.model.config.text_config.max_position_embeddings
@@ -105,48 +103,52 @@ class Clip:
 
 
 def refuse_marks(prompts: Sequence[str], marks: Sequence[str | None]) -> None:
-    """UserError if a prompt holds one of a tokenizer's own marks: it would be read as one, not as text."""
+    """Raise a UserError if a prompt holds one of the special tokens ``marks``, which is not read as text."""
     for prompt in prompts:
-        held = [mark for mark in marks if mark and mark.lower() in prompt.lower()]
-        if held:
-            raise UserError(
-                f"the prompt {prompt!r} holds {held[0]}, which is a mark of the tokenizer and no text; leave "
-                "it out"
-            )
+        for mark in marks:
+            if mark and mark.lower() in prompt.lower():
+                raise UserError(
+                    f"the prompt {prompt!r} holds {mark}, which is a mark of the tokenizer and no text; "
+                    "leave it out"
+                )
 
 
 def load_clip(name: str, source: str, place: Place, tokenizer: str | None = None) -> Clip:
-    """Return the CLIP in a folder or on the hub, frozen, in eval mode. ``name`` is the reward that asks.
+    """Load a CLIP, frozen, in eval mode.
 
-    ``tokenizer`` is where the tokenizer is if ``source`` is not a folder that has one; None: at ``source``.
+    Args:
+        name: the reward's name, for messages.
+        source: a folder or a hub id.
+        place: device and dtype.
+        tokenizer: folder or hub id of the tokenizer if ``source`` is not a folder that holds one; None:
+            ``source``.
 
     Raises:
-        UserError: nothing there, the hub cannot be reached, or it is not a whole CLIP.
+        UserError: no such checkpoint, the hub cannot be reached, or it is not a complete CLIP.
     """
     from transformers import CLIPModel
 
-    # read in float32, for the scale's sake
-    model = placed(load_whole(name, source, replace(place, dtype="float32"), CLIPModel), place)
-    own = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
-    words = load_tokenizer(name, source if own or tokenizer is None else tokenizer)
-    return Clip(model, words, *colours(name, source))
+    # float32 first, so that logit_scale is not rounded
+    model = placed(load_pretrained(name, source, replace(place, dtype="float32"), CLIPModel), place)
+    has_one = Path(source, "tokenizer_config.json").is_file() or Path(source, "tokenizer.json").is_file()
+    text_tokenizer = load_tokenizer(name, source if has_one or tokenizer is None else tokenizer)
+    return Clip(model, text_tokenizer, *pixel_statistics(name, source))
 
 
-def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
-    """Return a model of transformers in a folder or on the hub, frozen, in eval mode, where and as ``place``
-    says.
+def load_pretrained(name: str, source: str, place: Place, kind: Any) -> Any:
+    """Load a model of transformers, frozen, in eval mode.
 
     Args:
-        name: of the reward that asks.
+        name: the reward's name, for messages.
         source: a folder or a hub id.
-        place: where it runs.
-        kind: its class.
+        place: device and dtype.
+        kind: the model's class.
 
     Raises:
-        UserError: nothing there, the hub cannot be reached, or weights are missing.
+        UserError: no such checkpoint, the hub cannot be reached, or weights are missing.
     """
     _check(name, source, kind.__name__)
-    # Whatever the libraries raise for an absent, unreachable or broken checkpoint is for the user to mend.
+    # the libraries raise many types for an absent, unreachable or broken checkpoint
     try:
         loaded: Any = kind.from_pretrained(
             source, dtype=getattr(torch, place.dtype), output_loading_info=True
@@ -154,14 +156,14 @@ def load_whole(name: str, source: str, place: Place, kind: Any) -> Any:
     except Exception as error:
         raise _unloadable(name, source, error, kind.__name__) from error
     model, loading = loaded
-    check_whole(name, source, kind.__name__, loading)
+    check_complete(name, source, kind.__name__, loading)
     return model.to(place.device).eval().requires_grad_(False)
 
 
 def placed(model: Any, place: Place) -> Any:
-    """Return a CLIPModel, or what has its ``logit_scale``, frozen, in eval mode, where and as ``place`` says.
+    """Move a CLIPModel (or a module with its ``logit_scale``) to ``place``, frozen, in eval mode.
 
-    That one number stays float32: bfloat16 moves exp(4.6052) = 100 to 98.9.
+    ``logit_scale`` stays float32: bfloat16 would change exp(4.6052) = 100 to 98.9.
     """
     logit_scale = model.logit_scale.detach().float()
     model.to(place.device, getattr(torch, place.dtype))
@@ -170,7 +172,7 @@ def placed(model: Any, place: Place) -> Any:
 
 
 def read_config(name: str, architecture: str) -> Any:
-    """Return the CLIPConfig in a folder or on the hub.
+    """Load the CLIPConfig of a folder or hub id.
 
     Raises:
         UserError: there is none, or the hub cannot be reached.
@@ -181,7 +183,7 @@ def read_config(name: str, architecture: str) -> Any:
 
 
 def empty_clip(config: Any) -> Any:
-    """Return a CLIPModel of a CLIPConfig, without memory for its weights."""
+    """Return a CLIPModel of a CLIPConfig on the meta device."""
     from transformers import CLIPModel
 
     with torch.device("meta"):
@@ -189,21 +191,21 @@ def empty_clip(config: Any) -> Any:
 
 
 def filled(name: str, model: Any, state: Mapping[str, Tensor], source: str) -> Any:
-    """Return an empty CLIPModel, or what has its towers, with its weights; dtypes are theirs.
+    """Load weights into a CLIPModel (or a module with its towers) on the meta device, keeping their dtypes.
 
     Raises:
         UserError: weights of another model.
     """
     fill(name, model, state, source)
     for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
-        # no part of a checkpoint, so nothing has filled it
+        # a non-persistent buffer, which no checkpoint holds
         positions = embeddings.position_ids.shape[-1]
         embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
     return model
 
 
 def load_tokenizer(name: str, source: str) -> Any:
-    """Return the tokenizer in a folder or on the hub.
+    """Load the tokenizer of a folder or hub id.
 
     Raises:
         UserError: there is none, or the hub cannot be reached.
@@ -216,12 +218,16 @@ def load_tokenizer(name: str, source: str) -> Any:
 def _pretrained(kind: Any, name: str, source: str) -> Any:
     try:
         return kind.from_pretrained(source)
-    except Exception as error:  # whatever it is, the user is to mend it
+    except Exception as error:  # hub, file and format errors, of many types
         raise _unloadable(name, source, error) from error
 
 
-def colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the checkpoint's preprocessor_config.json, OpenAI's if it has none."""
+def pixel_statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std by channel of the checkpoint's preprocessor_config.json, OpenAI's if it has none.
+
+    Raises:
+        UserError: an entry is not three finite numbers.
+    """
     from transformers.utils import cached_file
 
     file = cached_file(
@@ -232,15 +238,15 @@ def colours(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...
     )
     config = read_json_object(file) if file else {}
     mean, std = config.get("image_mean", OPENAI_MEAN), config.get("image_std", OPENAI_STD)
-    if not all(_is_colour(value) for value in (mean, std)):
+    if not all(_is_triple(value) for value in (mean, std)):
         raise UserError(
             f"reward {name!r}: preprocessor_config.json of {source!r} has not three means and stds"
         )
     return tuple(mean), tuple(std)
 
 
-def _is_colour(value: Any) -> bool:
-    """Whether a value is three finite numbers."""
+def _is_triple(value: Any) -> bool:
+    """Return whether a value is three finite numbers."""
     three = isinstance(value, list | tuple) and len(value) == 3
     return three and all(isinstance(part, int | float) and math.isfinite(part) for part in value)
 

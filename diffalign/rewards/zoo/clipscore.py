@@ -1,7 +1,8 @@
-"""CLIPScore (Hessel et al. 2021, arXiv 2104.08718): how well an image fits its prompt.
+"""CLIPScore (Hessel et al. 2021, arXiv 2104.08718): agreement of an image with its prompt.
 
-scale x cos(text, image), optionally with a prefix before the prompt, and cut at 0. Without options it is 100
-cos of OpenAI's ViT-L/14, not cut, for what is cut has no gradient. The published variants:
+The score is scale x cos(text, image), optionally with a prefix before the prompt and clamped at 0. The
+default is 100 cos of OpenAI's ViT-L/14 without clamping, since a clamped score has no gradient. Published
+variants:
 
 | as in | spec |
 |---|---|
@@ -27,7 +28,15 @@ _NAME = "clipscore"
 
 @dataclass(frozen=True)
 class ClipScore:
-    """``scale`` times the cosine of a CLIP; ``clamp`` cuts it at 0."""
+    """The reward.
+
+    Attributes:
+        clip: the CLIP.
+        scale: factor of the cosine.
+        prefix: text before each prompt, joined by a space.
+        clamp: whether negative cosines become 0.
+        batch_size: images a forward pass.
+    """
 
     clip: Clip
     scale: float = 100.0
@@ -41,15 +50,15 @@ class ClipScore:
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         texts = [f"{self.prefix} {prompt}" for prompt in prompts] if self.prefix else prompts
-        cosine = (self.clip.texts(texts) * self.clip.images(images)).sum(-1)
+        cosine = (self.clip.text_embeddings(texts) * self.clip.image_embeddings(images)).sum(-1)
         return self.scale * (cosine.clamp_min(0) if self.clamp else cosine)
 
 
 def load(source: str | None, place: Place) -> ClipScore:
-    """CLIPScore of OpenAI's ViT-L/14, or of the CLIP in a folder or on the hub, with options.
+    """Load CLIPScore of OpenAI's ViT-L/14, or of the CLIP at ``source``, with the options in ``source``.
 
     Raises:
-        UserError: no CLIP there, an option that there is not, or a value that it cannot have.
+        UserError: no CLIP there, an unknown option, or an invalid value.
     """
     (clip,), options = places_and_options(_NAME, source, 1, ["scale", "prefix", "clamp"])
     scale = number(_NAME, "scale", options.get("scale", "100"))

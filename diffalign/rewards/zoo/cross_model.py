@@ -1,8 +1,7 @@
-"""MPS's cross model: image tokens that look at the tokens of a prompt.
+"""The cross model of MPS: image tokens cross-attend to the tokens of a prompt.
 
-Zhang et al. 2024, arXiv 2405.14705, section 4; the blocks are PaLM's (arXiv 2204.02311): attention with many
-queries and one head of keys and values, a gated feed-forward beside it, no bias. Sizes are those of the
-weights.
+Zhang et al. 2024, arXiv 2405.14705, section 4. The blocks are those of PaLM (arXiv 2204.02311): multi-query
+attention in parallel with a gated feed-forward, without biases. Sizes are read from the weights.
 """
 
 import re
@@ -17,7 +16,7 @@ _MAX_PERIOD = 10000
 
 
 def rotated(x: Float[Tensor, " *b L d"]) -> Float[Tensor, " *b L d"]:
-    """Rotary position embedding (arXiv 2104.09864) in float32: a position turns pairs x_j, x_{j + d/2}."""
+    """Apply rotary position embedding (arXiv 2104.09864) in float32; it rotates pairs x_j, x_{j + d/2}."""
     length, width = x.shape[-2:]
     rates = _MAX_PERIOD ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
     angles = torch.arange(length, device=x.device, dtype=torch.float32)[:, None] * rates
@@ -34,18 +33,28 @@ class _Gate(nn.Module):
         return value * F.silu(gate)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, kept: Tensor | None = None) -> Tensor:
-    """(B, L, heads x d) queries, one head (B, M, d) of keys and values, kept (B, M) -> (B, L, heads x d)."""
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Multi-query attention.
+
+    Args:
+        queries: (B, L, heads x d).
+        keys: (B, M, d), one head.
+        values: (B, M, d), one head.
+        mask: (B, M), true for keys that are attended to; None: all.
+
+    Returns:
+        (B, L, heads x d).
+    """
     batch, length, width = queries.shape
     heads = queries.view(batch, length, -1, keys.shape[-1]).transpose(1, 2)
     keys, values = (x[:, None].expand(-1, heads.shape[1], -1, -1) for x in (keys, values))
-    mask = None if kept is None else kept[:, None, None]
-    seen = F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask)
-    return seen.transpose(1, 2).reshape(batch, length, width)
+    attn_mask = None if mask is None else mask[:, None, None]
+    output = F.scaled_dot_product_attention(heads, keys, values, attn_mask=attn_mask)
+    return output.transpose(1, 2).reshape(batch, length, width)
 
 
 class Across(nn.Module):
-    """Attention to the prompt and, beside it, a feed-forward."""
+    """Cross-attention to the prompt, in parallel with a feed-forward."""
 
     def __init__(self, width: int, inner: int, head: int, hidden: int):
         super().__init__()
@@ -57,16 +66,16 @@ class Across(nn.Module):
             nn.Linear(width, 2 * hidden, bias=False), _Gate(), nn.Linear(hidden, width, bias=False)
         )
 
-    def forward(self, x: Tensor, words: Tensor, kept: Tensor) -> Tensor:
-        """x (B, L, D) and what it adds to itself."""
+    def forward(self, x: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return x (B, L, D) plus the outputs of both branches."""
         h = self.norm(x)
-        keys, values = self.to_kv(words).chunk(2, dim=-1)
-        seen = _attend(self.to_q(h), keys, values, kept)
-        return x + self.to_out(seen) + self.ff(h)
+        keys, values = self.to_kv(text_tokens).chunk(2, dim=-1)
+        attended = _attend(self.to_q(h), keys, values, mask)
+        return x + self.to_out(attended) + self.ff(h)
 
 
 class Within(nn.Module):
-    """Attention of the image to itself, with rotary positions, and beside it a feed-forward."""
+    """Self-attention of the image with rotary positions, in parallel with a feed-forward."""
 
     def __init__(self, width: int, inner: int, head: int, hidden: int):
         super().__init__()
@@ -77,57 +86,64 @@ class Within(nn.Module):
         self.ff_out = nn.Sequential(_Gate(), nn.Linear(hidden, width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D) and what it adds to itself."""
-        queries, keys, values, wide = self.fused_attn_ff_proj(self.norm(x)).split(self.parts, dim=-1)
+        """Return x (B, L, D) plus the outputs of both branches."""
+        queries, keys, values, hidden = self.fused_attn_ff_proj(self.norm(x)).split(self.parts, dim=-1)
         heads = queries.unflatten(-1, (-1, keys.shape[-1]))
-        turned = rotated(heads.transpose(1, 2)).transpose(1, 2).flatten(2)
-        return x + self.attn_out(_attend(turned, rotated(keys), values)) + self.ff_out(wide)
+        queries = rotated(heads.transpose(1, 2)).transpose(1, 2).flatten(2)
+        return x + self.attn_out(_attend(queries, rotated(keys), values)) + self.ff_out(hidden)
 
 
 class CrossLayer(nn.Module):
-    """The image looks at the prompt, then at itself."""
+    """Cross-attention to the prompt, then self-attention."""
 
     def __init__(self, width: int, inner: int, head: int, hidden: int):
         super().__init__()
         self.across = Across(width, inner, head, hidden)
         self.within = Within(width, inner, head, hidden)
 
-    def forward(self, looks: Tensor, words: Tensor, kept: Tensor) -> Tensor:
-        """Image tokens (B, L, D)."""
-        return self.within(self.across(looks, words, kept))
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return image tokens (B, L, D)."""
+        return self.within(self.across(image_tokens, text_tokens, mask))
 
 
 class CrossModel(nn.Module):
-    """Layers over image tokens."""
+    """A stack of ``CrossLayer``s.
+
+    Args of the constructor: number of layers, width D of tokens, width of all query heads, width of a head,
+    and hidden width of the feed-forwards.
+    """
 
     def __init__(self, layers: int, width: int, inner: int, head: int, hidden: int):
         super().__init__()
         self.layers = nn.ModuleList([CrossLayer(width, inner, head, hidden) for _ in range(layers)])
 
     def forward(
-        self, looks: Float[Tensor, "B L D"], words: Float[Tensor, "B M D"], kept: Bool[Tensor, "B M"]
+        self,
+        image_tokens: Float[Tensor, "B L D"],
+        text_tokens: Float[Tensor, "B M D"],
+        mask: Bool[Tensor, "B M"],
     ) -> Float[Tensor, "B L D"]:
-        """Image tokens that have looked at those tokens of the prompt which are kept."""
+        """Return the image tokens after all layers; ``mask`` is true for text tokens that are attended to."""
         for layer in self.layers:
-            looks = layer(looks, words, kept)
-        return looks
+            image_tokens = layer(image_tokens, text_tokens, mask)
+        return image_tokens
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the published weights, less the prefix ``mps.cross_model.``, under the names of ``CrossModel``.
+    """Rename the published weights (without the prefix ``mps.cross_model.``) to those of ``CrossModel``.
 
-    The rates of the rotary embedding are left out, for they are no weights, and biases of norms that are not
-    there are 0, as they always are in the published class.
+    The frequencies of the rotary embedding are dropped, since they are computed. Missing biases of norms are
+    0, as in the published class.
     """
     named: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key.endswith("inv_freq"):
             continue
-        found = re.fullmatch(r"layers\.(\d+)\.([01])\.fn\.(.+)", key)
-        if found is None:
-            named[key] = tensor  # a name that fits nowhere, and is refused as such
+        match = re.fullmatch(r"layers\.(\d+)\.([01])\.fn\.(.+)", key)
+        if match is None:
+            named[key] = tensor  # an unknown name, which `fill` refuses
             continue
-        number, which, rest = found.groups()
+        number, which, rest = match.groups()
         named[f"layers.{number}.{('across', 'within')[int(which)]}.{rest}"] = tensor
     for key, tensor in list(named.items()):
         if key.endswith(".norm.weight"):
@@ -136,10 +152,10 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def empty_cross_model(state: Mapping[str, Tensor]) -> CrossModel:
-    """Return a CrossModel of the sizes of such weights, without memory for its own.
+    """Return a CrossModel on the meta device, with the sizes of these weights.
 
     Raises:
-        KeyError: the first layer is not among them.
+        KeyError: the weights have no first layer.
     """
     layers = 1 + max((int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)), default=0)
     inner, width = state["layers.0.across.to_q.weight"].shape

@@ -1,13 +1,14 @@
-"""GenEval's rules (Ghosh et al. 2023, arXiv 2310.11513) over a detector: counts, colours, positions.
+"""GenEval's rules (Ghosh et al. 2023, arXiv 2310.11513) on a detector: counts, colours, positions.
 
-**Not the official number.** The rules, thresholds and classes are GenEval's, and the prompt says what an
-image must show (`geneval_prompts`); but the detector is another training of the same kind of network, because
-the original runs in mmdetection alone. Compare scores of this reward with each other only.
+**Not the official number.** Rules, thresholds and classes are GenEval's, and requirements are parsed from the
+prompt (`geneval_prompts`). The detector has other weights of the same architecture, because the original runs
+in mmdetection only. Compare scores of this reward with each other only.
 
-Two scores. ``geneval`` is the graded one that Flow-GRPO (arXiv 2505.05470) trains on: the mean over what is
-required of 1 - |required - found| / required, of exact counts and of colours; a relation is 1 or 0.
-Where a relation fails, its released code adds a 1 after the 0; here it is the 0 alone. ``geneval_correct``
-is the benchmark's own: 1 if everything is there (more of it too, unless the prompt counts), else 0.
+There are two scores. ``geneval`` is the graded one that Flow-GRPO (arXiv 2505.05470) trains on: the mean over
+requirements of 1 - |required - detected| / required, for counts and for colours; a relation gives 1 or 0.
+Where a relation fails, Flow-GRPO's released code appends a 1 after the 0; here it appends the 0 only.
+``geneval_correct`` is the benchmark's own: 1 if everything required is detected (surplus objects are allowed
+unless the prompt counts), else 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,11 @@ from diffalign.rewards.zoo.clip import Clip, load_clip, unit
 from diffalign.rewards.zoo.detectors import Detection, Detector, load_mask2former
 from diffalign.rewards.zoo.geneval_prompts import COLOURS, OBJECTS, Clause, Requirement, read_requirement
 
-THRESHOLD = 0.3  # how sure the detector must be
-COUNTING_THRESHOLD = 0.9  # where the prompt counts
-MOST = 16  # things of a name
-SLACK = 0.1  # of both sizes, by which two things may be apart without a relation
-GREY = (0x99, 0x99, 0x99)  # around an object whose colour is classified
+THRESHOLD = 0.3  # detector score above which an object counts
+COUNTING_THRESHOLD = 0.9  # the same for prompts that state a number
+MOST = 16  # objects a class, at most
+SLACK = 0.1  # share of both sizes that is subtracted from an offset before it counts as a relation
+GREY = (0x99, 0x99, 0x99)  # background of an object whose colour is classified
 COLOUR_TEXTS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}",
                 "a photo of a {colour} object")  # fmt: skip
 
@@ -40,45 +41,45 @@ _OTHER_NAMES = {
     "cellphone": "cell phone", "doughnut": "donut", "hairdryer": "hair drier",
 }  # fmt: skip
 LABELS = {name.replace(" ", ""): name for name in OBJECTS} | _OTHER_NAMES
-"""GenEval's names of COCO's classes, by how checkpoints spell them."""
+"""GenEval's names of COCO's classes, by the spelling of checkpoints."""
 
 
 @runtime_checkable
 class Colours(Protocol):
-    """Names colours."""
+    """Classifies the colours of objects."""
 
     def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
-        """Return the colour of each of these things in an RGB image, one of ``COLOURS``."""
+        """Return the colour of each object in an RGB image, one of ``COLOURS``."""
         ...
 
 
 @dataclass(frozen=True)
 class ClipColours:
-    """The colour whose texts a CLIP finds nearest to a thing cut out of its surroundings."""
+    """Zero-shot colour classification by CLIP, on crops with the background removed."""
 
     clip: Clip
-    _texts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # of names so far
+    _texts: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # cache by class name
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
-        """Return the colour of each thing, one of ``COLOURS``."""
+        """Return the colour of each object, one of ``COLOURS``."""
         if not things:
             return []
-        crops = self.clip.images([cut_out(image, thing) for thing in things])
-        texts = torch.stack([self._of(thing.label) for thing in things])
+        crops = self.clip.image_embeddings([cut_out(image, thing) for thing in things])
+        texts = torch.stack([self._colour_embeddings(thing.label) for thing in things])
         return [COLOURS[i] for i in torch.einsum("nd,ncd->nc", crops, texts).argmax(1).tolist()]
 
-    def _of(self, name: str) -> Tensor:
-        """(10, D): for each colour the unit mean of its texts' unit embeddings."""
+    def _colour_embeddings(self, name: str) -> Tensor:
+        """Return (10, D): for each colour, the normalised mean of its texts' unit embeddings."""
         if name not in self._texts:
             texts = [text.format(colour=colour, name=name) for colour in COLOURS for text in COLOUR_TEXTS]
-            embeddings = self.clip.texts(texts)
+            embeddings = self.clip.text_embeddings(texts)
             self._texts[name] = unit(embeddings.view(len(COLOURS), len(COLOUR_TEXTS), -1).mean(1))
         return self._texts[name]
 
 
 def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
-    """Return the thing's box, grey where its mask is not; at least one pixel."""
+    """Return the crop of an object's box, at least one pixel, with the background outside its mask grey."""
     if thing.mask is not None:
         grey = Image.new("RGB", image.size, GREY)
         image = Image.composite(image, grey, Image.fromarray(thing.mask))
@@ -86,8 +87,8 @@ def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
     return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
-def seen(detections: Sequence[Detection], requirement: Requirement) -> dict[str, list[Detection]]:
-    """Return the detections that count, by name, the surest first."""
+def counted(detections: Sequence[Detection], requirement: Requirement) -> dict[str, list[Detection]]:
+    """Return the detections above the threshold, by class, the highest score first, at most ``MOST`` each."""
     threshold = COUNTING_THRESHOLD if requirement.tag == "counting" else THRESHOLD
     by_name: dict[str, list[Detection]] = {}
     for thing in sorted(detections, key=lambda thing: -thing.score):
@@ -97,10 +98,10 @@ def seen(detections: Sequence[Detection], requirement: Requirement) -> dict[str,
 
 
 def relations(thing: Detection, other: Detection) -> set[str]:
-    """Where a thing is, seen from another one: none, one or two of ``geneval_prompts.RELATIONS``.
+    """Return the relations of ``thing`` to ``other``: none, one or two of ``geneval_prompts.RELATIONS``.
 
-    The offset of the centres, shortened along each axis by a tenth of both sizes, must be more than half of
-    the whole offset's length along that axis.
+    A relation holds along an axis if the offset of the centres along it, shortened by a tenth of both sizes,
+    is more than half of the length of the offset.
     """
     boxes = np.array([thing.box, other.box]).reshape(2, 2, 2)
     offset = boxes[0].mean(0) - boxes[1].mean(0)
@@ -109,65 +110,76 @@ def relations(thing: Detection, other: Detection) -> set[str]:
     if (np.abs(short) < 1e-3).all():
         return set()
     x, y = short / np.linalg.norm(offset)
-    held = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
-    return {name for name, holds in held.items() if holds}
+    holds = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
+    return {name for name, holding in holds.items() if holding}
 
 
 def graded(
-    image: Image.Image, requirement: Requirement, found: Mapping[str, Sequence[Detection]], colours: Colours
+    image: Image.Image,
+    requirement: Requirement,
+    detections: Mapping[str, Sequence[Detection]],
+    colours: Colours,
 ) -> float:
-    """Return the mean of what the clauses are worth, at most 1; below 0 where there is far too much."""
-    worths: list[float] = []
-    right: list[Sequence[Detection]] = []  # of each clause, the things that fulfil it, or none
+    """Return the mean credit of the requirements, at most 1; below 0 if far too many objects are detected."""
+    credits: list[float] = []
+    satisfying: list[Sequence[Detection]] = []  # the objects that satisfy each clause, or none
     for clause in requirement.include:
-        things = found.get(clause.name, ())
-        worths.append(_share(clause.count, len(things)))
-        fulfilled = len(things) == clause.count
-        if not fulfilled and (clause.colour or clause.position):
-            worths.append(0.0)
-        if fulfilled and clause.colour:
+        things = detections.get(clause.name, ())
+        credits.append(_credit(clause.count, len(things)))
+        satisfied = len(things) == clause.count
+        if not satisfied and (clause.colour or clause.position):
+            credits.append(0.0)
+        if satisfied and clause.colour:
             coloured = colours(image, things).count(clause.colour)
-            worths.append(_share(clause.count, coloured))
-            fulfilled = coloured == clause.count
-        if fulfilled and clause.position:
-            fulfilled = _placed(things, clause, right)
-            worths.append(float(fulfilled))
-        right.append(things if fulfilled else ())
-    return sum(worths) / len(worths)
+            credits.append(_credit(clause.count, coloured))
+            satisfied = coloured == clause.count
+        if satisfied and clause.position:
+            satisfied = _in_position(things, clause, satisfying)
+            credits.append(float(satisfied))
+        satisfying.append(things if satisfied else ())
+    return sum(credits) / len(credits)
 
 
 def correct(
-    image: Image.Image, requirement: Requirement, found: Mapping[str, Sequence[Detection]], colours: Colours
+    image: Image.Image,
+    requirement: Requirement,
+    detections: Mapping[str, Sequence[Detection]],
+    colours: Colours,
 ) -> float:
-    """1 if all clauses hold for the surest things, as many as each wants, and nothing excluded is there."""
-    right: list[Sequence[Detection]] = []
+    """Return 1 if all clauses hold and no exclusion applies, else 0.
+
+    Each clause is checked on as many objects of its class as it requires, those of the highest scores.
+    """
+    satisfying: list[Sequence[Detection]] = []
     for clause in requirement.include:
-        things = found.get(clause.name, ())[: clause.count]
+        things = detections.get(clause.name, ())[: clause.count]
         if len(things) < clause.count:
             return 0.0
         if clause.colour and colours(image, things).count(clause.colour) < clause.count:
             return 0.0
-        if clause.position and not _placed(things, clause, right):
+        if clause.position and not _in_position(things, clause, satisfying):
             return 0.0
-        right.append(things)
-    return float(all(len(found.get(clause.name, ())) < clause.count for clause in requirement.exclude))
+        satisfying.append(things)
+    return float(all(len(detections.get(clause.name, ())) < clause.count for clause in requirement.exclude))
 
 
-def _share(required: int, found: int) -> float:
-    return 1 - abs(required - found) / required
+def _credit(required: int, detected: int) -> float:
+    return 1 - abs(required - detected) / required
 
 
-def _placed(things: Sequence[Detection], clause: Clause, right: Sequence[Sequence[Detection]]) -> bool:
-    """Whether all things are where the clause wants them, seen from all that fulfil an earlier clause."""
+def _in_position(
+    things: Sequence[Detection], clause: Clause, satisfying: Sequence[Sequence[Detection]]
+) -> bool:
+    """Return whether all objects have the clause's relation to all objects of its target clause."""
     assert clause.position is not None
     relation, target = clause.position
-    others = right[target]
+    others = satisfying[target]
     return bool(others) and all(relation in relations(thing, other) for thing in things for other in others)
 
 
 @dataclass(frozen=True)
 class GenEval:
-    """GenEval's rules over any detector and any namer of colours."""
+    """GenEval's rules with any detector and any colour classifier."""
 
     detector: Detector
     colours: Colours
@@ -175,8 +187,12 @@ class GenEval:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; pixels (B, 3, H, W) are rounded to 8 bits. UserError for a prompt of another kind."""
-        for prompt in prompts:  # before any work is done
+        """Return scores (B,), float32; pixels (B, 3, H, W) are rounded to 8 bits.
+
+        Raises:
+            UserError: a prompt does not follow GenEval's templates.
+        """
+        for prompt in prompts:  # fail before the detector runs
             read_requirement(prompt)
         return in_batches(self._score, images, prompts, self.batch_size)
 
@@ -186,23 +202,25 @@ class GenEval:
     def _one(self, image: Image.Image, prompt: str) -> float:
         requirement = read_requirement(prompt)
         rule = graded if self.score == "graded" else correct
-        return rule(image, requirement, seen(self.detector(image), requirement), self.colours)
+        return rule(image, requirement, counted(self.detector(image), requirement), self.colours)
 
 
 def load(source: str | None, place: Place) -> GenEval:
-    """Return GenEval's graded score. ``source`` is DETECTOR, DETECTOR@CLIP or @CLIP, folders or hub ids; what
-    is not said is the card's Mask2Former and OpenAI's CLIP L/14.
+    """Load GenEval's graded score.
+
+    ``source`` is DETECTOR, DETECTOR@CLIP or @CLIP (folders or hub ids). The defaults are the card's
+    Mask2Former and OpenAI's CLIP L/14.
     """
     return _load("geneval", source, place)
 
 
 def load_correct(source: str | None, place: Place) -> GenEval:
-    """Return the same for the benchmark's own 0 or 1."""
+    """Load the benchmark's own score, 0 or 1; ``source`` as for ``load``."""
     return replace(_load("geneval_correct", source, place), score="correct")
 
 
 def _load(name: str, source: str | None, place: Place) -> GenEval:
     detector, _, clip = (source or "").partition("@")
-    found = load_mask2former(name, detector or REGISTRY[name].checkpoint, place, LABELS)
+    mask2former = load_mask2former(name, detector or REGISTRY[name].checkpoint, place, LABELS)
     colours = ClipColours(load_clip(name, clip or _CLIP, place))
-    return GenEval(replace(found, least=THRESHOLD), colours, batch_size=place.batch_size)
+    return GenEval(replace(mask2former, least=THRESHOLD), colours, batch_size=place.batch_size)

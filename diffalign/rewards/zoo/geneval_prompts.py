@@ -1,4 +1,4 @@
-"""GenEval's prompts (Ghosh et al. 2023, arXiv 2310.11513): six templates, and what an image must show.
+"""Parse GenEval's prompts (Ghosh et al. 2023, arXiv 2310.11513) into requirements. There are six templates:
 
     a photo of a bench                          single_object
     a photo of a bench and a sports ball        two_object
@@ -7,8 +7,8 @@
     a photo of a dog right of a teddy bear      position
     a photo of a purple cup and a black apple   color_attr
 
-Every one of the 553 published prompts says in this way what its published metadata says, so that the prompt
-is all that a score needs. The names, articles and plurals (``computer mouses``) are the benchmark's own.
+For all 553 published prompts the parsed requirement equals the published metadata, so a score needs only the
+prompt. Names, articles and plurals (``computer mouses``) are the benchmark's own.
 """
 
 import re
@@ -28,23 +28,24 @@ OBJECTS = (
     "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
     "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-"""COCO's 80 classes in COCO's order, three of them under clearer names."""
+"""COCO's 80 classes in COCO's order, three of them renamed for clarity."""
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-"""The published prompts count to four."""
+"""Number words; the published prompts go up to four."""
 
 
 @dataclass(frozen=True)
 class Clause:
-    """So many things of a name, of a colour if one is matched, and where they are.
+    """A number of objects of one class, with an optional colour and position.
 
     Attributes:
-        name: one of ``OBJECTS``.
-        count: how many.
-        colour: one of ``COLOURS``.
-        position: one of ``RELATIONS``, and the place in ``Requirement.include`` of the clause it relates to.
+        name: class, one of ``OBJECTS``.
+        count: number of objects.
+        colour: one of ``COLOURS``; None: any.
+        position: one of ``RELATIONS``, and the index in ``Requirement.include`` of the clause that it relates
+            to; None: anywhere.
     """
 
     name: str
@@ -55,7 +56,13 @@ class Clause:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What an image must show (all of ``include``) and must not (any of ``exclude``); ``tag`` is the task."""
+    """The requirement of a prompt.
+
+    Attributes:
+        tag: GenEval's task.
+        include: clauses that must all hold.
+        exclude: clauses of which none may hold.
+    """
 
     tag: str
     include: tuple[Clause, ...]
@@ -83,10 +90,10 @@ _PATTERNS = {tag: re.compile(rf"a photo of {template}") for tag, template in _TE
 
 @lru_cache(maxsize=4096)
 def read_requirement(prompt: str) -> Requirement:
-    """Return what an image of this prompt must show.
+    """Parse a prompt of GenEval into its requirement.
 
     Raises:
-        UserError: the prompt is not of GenEval's templates, or names one thing twice.
+        UserError: the prompt follows none of the templates, or names one class twice.
     """
     text = prompt.strip().lower().removesuffix(".")
     matches = ((tag, pattern.fullmatch(text)) for tag, pattern in _PATTERNS.items())
@@ -110,7 +117,7 @@ def _requirement(tag: str, matched: dict[str, str]) -> Requirement:
     if tag == "counting":
         name, count = _PLURALS[matched["a"]], NUMBERS[matched["number"]]
         return Requirement(tag, (Clause(name, count),), (Clause(name, count + 1),))
-    if tag == "position":  # the second thing is the one that the first relates to
+    if tag == "position":  # clause 0 is the object that the first-named one relates to
         second = Clause(matched["a"], position=(matched["relation"], 0))
         return Requirement(tag, (Clause(matched["b"]), second))
     first = Clause(matched["a"], colour=matched.get("colour_a"))

@@ -1,13 +1,12 @@
 """HPS v2 and v2.1 (Wu et al., "Human Preference Score v2", arXiv 2306.09341; github.com/tgxs002/HPSv2).
 
-A CLIP ViT-H/14 fitted to people's choices: the score is the cosine itself, without the logit scale, and no
-prompt template. The published files are open_clip's, and nothing else of that package is needed but its
-tokenizer, which mends encodings and HTML before it splits words. Images are letterboxed and not cropped.
+A CLIP ViT-H/14 fine-tuned on human choices. The score is the cosine without the logit scale; there is no
+prompt template. The published files have open_clip's layout. Of that package only the tokenizer is needed,
+which repairs encodings and HTML before it splits words. Images are letterboxed, not cropped.
 
-A source is a file in that layout, a folder that has it under its published name, or a hub id; ``FILE@CLIP``
-takes the sizes from the config.json of a folder or hub id instead of from the weights.
-``antialias=no`` resizes as torchvision did when the published numbers were made (which upstream does not say,
-but its requirements do).
+A source is a file in that layout, a folder that holds it under its published name, or a hub id; ``FILE@CLIP``
+reads the sizes from the config.json of a folder or hub id instead of from the weights. ``antialias=no``
+resizes as the torchvision of the published numbers did (upstream's requirements pin that version).
 """
 
 from collections.abc import Sequence
@@ -41,14 +40,16 @@ class Hps:
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         length = self.clip.model.config.text_config.max_position_embeddings
         ids = token_ids(self.clip.tokenizer, prompts, length)
-        return (self.clip.sentences(ids) * self.clip.images(images)).sum(-1)
+        return (self.clip.embeddings_of(ids) * self.clip.image_embeddings(images)).sum(-1)
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
-    """Ids (B, length), int64, of open_clip's tokenizer: cut with its end mark last, padded with 0.
+    """Return ids (B, length), int64, of open_clip's tokenizer; truncated prompts keep the end token.
+
+    Shorter prompts are padded with 0.
 
     Raises:
-        UserError: a prompt holds one of the two marks, where reading would end.
+        UserError: a prompt holds the start or end token, at which the model would stop.
     """
     ids = tokenizer(list(prompts), context_length=length)
     for mark in tokenizer.all_special_ids:
@@ -61,12 +62,12 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
 
 
 def load_v2(source: str | None, place: Place) -> Hps:
-    """HPS v2 from the hub, or a file of its layout."""
+    """Load HPS v2 from the hub, or from a file of its layout."""
     return _load("hpsv2", source, place)
 
 
 def load_v2_1(source: str | None, place: Place) -> Hps:
-    """HPS v2.1 from the hub, or a file of its layout."""
+    """Load HPS v2.1 from the hub, or from a file of its layout."""
     return _load("hpsv2_1", source, place)
 
 

@@ -1,9 +1,9 @@
 """HPSv3 (Ma et al., "HPSv3: Towards Wide-Spectrum Human Preference Score", arXiv 2508.03789).
 
-Qwen2-VL-7B reads the image and an instruction with the prompt; at the added token ``<|Reward|>`` a head of
-three linear layers gives the mean and the spread of a score, of which the mean is taken. The published
-differentiable path scales bilinearly without antialiasing; ours is bicubic and antialiased, and so is within
-8-bit rounding of the exact one.
+Qwen2-VL-7B reads the image and an instruction with the prompt. At the added token ``<|Reward|>`` a head of
+three linear layers predicts the mean and the spread of a score; the mean is the reward. The published
+differentiable path resizes bilinearly without antialiasing. Ours is bicubic with antialiasing, so it equals
+the exact path up to 8-bit rounding.
 """
 
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ from diffalign.rewards.zoo.qwen import IMAGE, Qwen, linear, load_qwen
 _NAME = "hpsv3"
 _MARK = "<|Reward|>"
 _BASE = "Qwen/Qwen2-VL-7B-Instruct"
-_PIXELS = 256 * 28 * 28  # of a scaled image, at least and at most
+_PIXELS = 256 * 28 * 28  # smallest and largest number of pixels of a resized image
 _HEAD = {f"rm_head.{layer}.{kind}" for layer in (0, 3, 5) for kind in ("weight", "bias")}
 
 
 @dataclass(frozen=True)
 class HPSv3:
-    """A Qwen2-VL read at one token, and a head over what it says there."""
+    """A Qwen2-VL, and a head on its hidden state at one token."""
 
     qwen: Qwen
     head: nn.Module
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one.
+        """Return scores (B,), float32; PIL images take the exact path, tensors the differentiable one.
 
         Raises:
-            UserError: an empty prompt, one that holds a token of the format, or an image with one side more
-                than 200 times the other.
+            UserError: an empty prompt, a prompt with a special token of the model, or an image whose aspect
+                ratio exceeds 200.
         """
         self.qwen.check(prompts)
         return in_batches(self._score, images, prompts, self.batch_size)
@@ -51,11 +51,13 @@ class HPSv3:
 
 
 def load(source: str | None, place: Place) -> HPSv3:
-    """HPSv3 from the hub, or FILE or FILE@BASE: a safetensors file in its layout, and the folder or hub id of
-    the Qwen2-VL whose architecture and tokenizer are its own.
+    """Load HPSv3 from the hub, or from ``source``: FILE or FILE@BASE.
+
+    FILE is a safetensors file in its layout; BASE is the folder or hub id of the Qwen2-VL with its
+    architecture and tokenizer.
 
     Raises:
-        UserError: a file or the hub cannot be reached, or it is another model's.
+        UserError: a missing file, the hub cannot be reached, or weights of another model.
     """
     path, _, base = (source or "").partition("@")
     if not path:

@@ -1,14 +1,13 @@
-"""ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977; THUDM/ImageReward): a BLIP that reads the prompt while
-it looks at the image, and a linear head.
+"""ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977; THUDM/ImageReward): BLIP with a scalar head.
 
-A ViT makes patches of the image; a BERT that attends to them in every layer reads the prompt, at most 35
-tokens; its first state goes through five layers without activations, and the score is that in standard
-deviations from the mean of the data that it was trained on.
+A ViT encodes the image. A BERT with cross-attention to the patches in every layer reads at most 35 tokens of
+the prompt. Its first hidden state passes five linear layers without activations. The score is that value,
+standardised by mean and std over the training data.
 
-The networks are transformers' BlipVisionModel and BlipTextModel under the names of ImageReward.pt. Sizes come
-from the weights and from med_config.json.
+The networks are transformers' BlipVisionModel and BlipTextModel; weights are renamed from ImageReward.pt.
+Sizes are read from the weights and from med_config.json.
 
-What differs from the released code: an image becomes RGB before it is resized and cut rather than after.
+What differs from the released code: images are converted to RGB before resizing and cropping, not after.
 """
 
 import math
@@ -29,17 +28,17 @@ from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.utils.text import read_json_object
 
 LENGTH = 35
-"""Tokens of a prompt, [CLS] and [SEP] among them; what follows is not read."""
+"""Tokens of a prompt, [CLS] and [SEP] included; longer prompts are truncated."""
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of raw scores over the training data, as the released code has them."""
+"""Mean and std of raw scores over the training data, from the released code."""
 
 _NAME = "image_reward"
 _WEIGHTS, _CONFIG = "ImageReward.pt", "med_config.json"
 _TOKENIZER = "google-bert/bert-base-uncased"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _MARKS = ["[DEC]", "[ENC]"]  # BLIP's own tokens, after those of BERT
-_TOLD = (
+_CONFIG_KEYS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -49,8 +48,8 @@ _TOLD = (
     "hidden_act",
     "layer_norm_eps",
 )
-_HEAD_WIDTH = 64  # of every published ViT of BLIP's
-_MLP = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # numbers between are dropouts
+_HEAD_WIDTH = 64  # width of an attention head, in all published ViTs of BLIP
+_MLP = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # the indices between are dropouts
 _RENAMED = {
     r"^cls_token$": "embeddings.class_embedding",
     r"^pos_embed$": "embeddings.position_embedding",
@@ -71,8 +70,8 @@ class ImageReward:
         vision: a BlipVisionModel.
         text: a BlipTextModel with cross-attention.
         head: linear layers in float32.
-        tokenizer: BERT's, with BLIP's tokens.
-        batch_size: images at once.
+        tokenizer: BERT's tokenizer with BLIP's tokens.
+        batch_size: images a forward pass.
     """
 
     vision: Any
@@ -89,36 +88,36 @@ class ImageReward:
         device = self.vision.device
         crop = Crop(self.vision.config.image_size, to_even=True)
         patches = self.vision(crop(images, device).to(self.vision.dtype)).last_hidden_state
-        words = self.tokenizer(
+        tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(device)
         states = self.text(
-            input_ids=words.input_ids,
-            attention_mask=words.attention_mask,
-            encoder_hidden_states=patches,  # all of them, so that they need no mask
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=patches,  # without padding, so that they need no mask
         ).last_hidden_state
         return (self.head(states[:, 0].float()).squeeze(-1) - MEAN) / STD
 
 
 def load(source: str | None, place: Place) -> ImageReward:
-    """ImageReward v1.0 from the hub, or a model of its format.
+    """Load ImageReward v1.0 from the hub, or a model of its format.
 
     Args:
-        source: a folder or a hub id with ImageReward.pt and med_config.json, or a file with med_config.json
-            beside it; each with ``@TOKENIZER`` where BERT's tokenizer is in another folder or hub id.
-        place: where it runs.
+        source: a folder or hub id with ImageReward.pt and med_config.json, or a file with med_config.json
+            beside it; each optionally with ``@TOKENIZER``, the folder or hub id of BERT's tokenizer.
+        place: device and dtype.
 
     Raises:
-        UserError: nothing there, the hub cannot be reached, or weights or tokenizer of another model.
+        UserError: a missing file, the hub cannot be reached, or weights or tokenizer of another model.
     """
-    path, _, words = (source or REGISTRY[_NAME].checkpoint).partition("@")
+    path, _, tokenizer_source = (source or REGISTRY[_NAME].checkpoint).partition("@")
     weights, config = _files(path)
-    if not words:
-        own = any((weights.parent / name).is_file() for name in _TOKENIZER_FILES)
-        words = str(weights.parent) if own else _TOKENIZER
+    if not tokenizer_source:
+        beside = any((weights.parent / name).is_file() for name in _TOKENIZER_FILES)
+        tokenizer_source = str(weights.parent) if beside else _TOKENIZER
     state = read_state(_NAME, weights)
     vision, text, head = _networks(state, _read_config(config), str(weights))
-    tokenizer = _load_tokenizer(words, text.config.vocab_size)
+    tokenizer = _load_tokenizer(tokenizer_source, text.config.vocab_size)
     for network in (vision, text):
         network.to(place.device, getattr(torch, place.dtype)).eval().requires_grad_(False)
     head.to(place.device, torch.float32).eval().requires_grad_(False)
@@ -126,14 +125,14 @@ def load(source: str | None, place: Place) -> ImageReward:
 
 
 def _files(path: str) -> tuple[Path, Path]:
-    """Weights and configuration, in a folder, beside each other, or fetched."""
-    here = Path(path)
-    if here.is_dir():
-        weights = here / _WEIGHTS
+    """Return the paths of weights and configuration for a folder, a weights file or a hub id."""
+    local = Path(path)
+    if local.is_dir():
+        weights = local / _WEIGHTS
     elif is_hub_id(path):
         return fetched(_NAME, path, _WEIGHTS, "FOLDER"), fetched(_NAME, path, _CONFIG, "FOLDER")
     else:
-        weights = here
+        weights = local
     for file in (weights, weights.parent / _CONFIG):
         if not file.is_file():
             raise UserError(
@@ -144,10 +143,10 @@ def _files(path: str) -> tuple[Path, Path]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return what BlipTextConfig is told of the published BERT configuration."""
+    """Return the arguments of BlipTextConfig that the published BERT configuration states."""
     try:
         config = read_json_object(path)
-        return {name: config[name] for name in _TOLD}
+        return {name: config[name] for name in _CONFIG_KEYS}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"reward {_NAME!r}: {str(path)!r} is no configuration of BLIP's BERT ({type(error).__name__}: "
@@ -158,28 +157,29 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _networks(
     state: Mapping[str, Tensor], config: Mapping[str, Any], source: str
 ) -> tuple[Any, Any, nn.Module]:
-    """Vision, text and head with their weights, on the CPU in the weights' dtype."""
+    """Return vision model, text model and head with their weights, on the CPU in the weights' dtype."""
     from transformers.models.blip import BlipTextConfig, BlipTextModel, BlipVisionModel
 
-    # projections for BLIP's pre-training are in the file as well, and have no part in the score
-    looks = {_renamed(name): value for name, value in _under(state, "blip.visual_encoder.").items()}
-    words = _under(state, "blip.text_encoder.")
-    words.pop("embeddings.position_ids", None)
-    look = _vision_config(looks, source)
-    read = BlipTextConfig(**config, encoder_hidden_size=look.hidden_size, is_decoder=True)
-    head, width = nn.Sequential(), read.hidden_size
+    # the file also holds projections of BLIP's pre-training, which the score does not use
+    vision_state = {_renamed(name): value for name, value in _under(state, "blip.visual_encoder.").items()}
+    text_state = _under(state, "blip.text_encoder.")
+    text_state.pop("embeddings.position_ids", None)
+    vision_config = _vision_config(vision_state, source)
+    text_config = BlipTextConfig(**config, encoder_hidden_size=vision_config.hidden_size, is_decoder=True)
+    head, width = nn.Sequential(), text_config.hidden_size
     with torch.device("meta"):
-        vision: Any = BlipVisionModel(look)
-        text: Any = BlipTextModel(read, add_pooling_layer=False)  # a decoder by its layers, not by its mask
+        vision: Any = BlipVisionModel(vision_config)
+        # is_decoder adds cross-attention; attention is bidirectional all the same
+        text: Any = BlipTextModel(text_config, add_pooling_layer=False)
         for number, size in _MLP.items():
             head.add_module(number, nn.Linear(width, size))
             width = size
-    fill(_NAME, vision, looks, source)
-    fill(_NAME, text, words, source)
+    fill(_NAME, vision, vision_state, source)
+    fill(_NAME, text, text_state, source)
     fill(_NAME, head, _under(state, "mlp.layers."), source)
-    # no part of a checkpoint, so nothing has filled it
-    places = torch.arange(read.max_position_embeddings)[None]
-    text.embeddings.register_buffer("position_ids", places, persistent=False)
+    # a non-persistent buffer, which no checkpoint holds
+    positions = torch.arange(text_config.max_position_embeddings)[None]
+    text.embeddings.register_buffer("position_ids", positions, persistent=False)
     return vision, text, head
 
 
@@ -194,7 +194,7 @@ def _renamed(name: str) -> str:
 
 
 def _vision_config(state: Mapping[str, Tensor], source: str) -> Any:
-    """BlipVisionConfig of weights that have transformers' names."""
+    """Return the BlipVisionConfig of weights under transformers' names."""
     from transformers.models.blip import BlipVisionConfig
 
     try:
@@ -220,7 +220,7 @@ def _vision_config(state: Mapping[str, Tensor], source: str) -> Any:
 
 
 def _load_tokenizer(source: str, tokens: int) -> Any:
-    """BERT's tokenizer with BLIP's tokens, ``tokens`` of them together."""
+    """Load BERT's tokenizer and add BLIP's tokens; UserError if the vocabulary has not ``tokens`` entries."""
     from transformers import BertTokenizer
 
     try:

@@ -1,4 +1,4 @@
-"""What language models behind rewards are told: the texts of their training, and which prompts fit."""
+"""Instruction templates of rewards on language models, and checks of the prompts that go into them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,24 +10,25 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template(name: str) -> str:
-    """Return the text that a published checkpoint was trained with, ``{text_prompt}`` where the prompt goes.
+    """Return the instruction that a published checkpoint was trained with.
 
-    Trailing spaces and blank lines are part of it.
+    ``{text_prompt}`` stands for the prompt. Trailing spaces and blank lines are part of the text.
     """
     return (_TEMPLATES / f"{name}.txt").read_bytes().decode()
 
 
 def reserved(tokenizer: Any) -> list[str]:
-    """Return the tokens of a tokenizer that are no words but its model's format.
+    """Return the special tokens of a tokenizer.
 
-    Not all that were added are: some tokenizers add blanks and tags that prompts may well hold.
+    Added tokens that are not special are left out: some tokenizers add blanks and tags that a prompt may
+        hold.
     """
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return sorted({*added, *tokenizer.all_special_tokens})
 
 
 def refuse_unreadable(name: str, prompts: Sequence[str], tokens: Iterable[str]) -> None:
-    """UserError for an empty prompt, and for one that holds any of these tokens; ``name`` is the reward's."""
+    """Raise a UserError for an empty prompt or one that holds one of ``tokens``; ``name`` is the reward."""
     for prompt in prompts:
         if not prompt.strip():
             raise UserError(f"reward {name!r}: an empty prompt; it judges by the prompt")

@@ -1,8 +1,8 @@
-"""How well an image compresses: DDPO's tasks (arXiv 2305.13301, section 5.1).
+"""JPEG compressibility and incompressibility, the tasks of DDPO (arXiv 2305.13301, section 5.1).
 
-Kilobytes (1000 bytes) of the JPEG at quality 95 with Pillow's default 4:2:0 subsampling. The size depends a
-little on the libjpeg at hand (about 1 %). Flow-GRPO and DiffusionNFT divide by 500 on top; here it is plain
-kilobytes (an ensemble with the weight 0.002 gives theirs).
+The score is the size of the JPEG in kilobytes (1000 bytes) at quality 95, with Pillow's default 4:2:0
+subsampling. It varies by about 1 % between versions of libjpeg. Flow-GRPO and DiffusionNFT also divide by
+500; an ensemble with weight 0.002 reproduces theirs.
 """
 
 import io
@@ -18,7 +18,7 @@ from diffalign.rewards.registry import Place, no_source
 
 
 def jpeg_kilobytes(image: Image.Image, quality: int = 95) -> float:
-    """Size of the image as JPEG, in units of 1000 bytes."""
+    """Return the size of the image as JPEG, in kilobytes of 1000 bytes."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=quality)
     return buffer.tell() / 1000
@@ -26,7 +26,7 @@ def jpeg_kilobytes(image: Image.Image, quality: int = 95) -> float:
 
 @dataclass(frozen=True)
 class JpegSize:
-    """``sign`` times the kilobytes of the JPEG."""
+    """The size of the JPEG in kilobytes, times ``sign``."""
 
     sign: int
     batch_size: int = 16
@@ -40,12 +40,12 @@ class JpegSize:
 
 
 def compressibility(source: str | None, place: Place) -> JpegSize:
-    """Small files score high: minus the kilobytes."""
+    """Return the reward of compressibility: minus the kilobytes."""
     no_source("jpeg", source)
     return JpegSize(-1, place.batch_size)
 
 
 def incompressibility(source: str | None, place: Place) -> JpegSize:
-    """Large files score high: plus the kilobytes."""
+    """Return the reward of incompressibility: the kilobytes."""
     no_source("jpeg_incompressibility", source)
     return JpegSize(1, place.batch_size)

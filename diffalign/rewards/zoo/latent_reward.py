@@ -1,16 +1,18 @@
-"""LPO's latent reward model: scores noisy latents by the encoder half of the diffusion model itself.
+"""LPO's latent reward model: scores noisy latents with the encoder half of the diffusion model's UNet.
 
-Zhang et al. 2025, arXiv 2502.01051, section 3 (Kwai-Kolors/LPO, models casiatao/LRM). The UNet is shown
-latents with the prompt and without; the means over space of what each level makes of them stand side by side,
-those of the middle guided, u + 7.5 (c - u), the others with the prompt; one matrix makes an embedding of it,
-and the score is exp(logit_scale) cos(text, image). No image is decoded, and gradients flow to latents.
+Zhang et al. 2025, arXiv 2502.01051, section 3 (Kwai-Kolors/LPO, models casiatao/LRM). The UNet runs with the
+prompt (c) and without (u). The image features are the spatial means of each level's output with the prompt,
+and of the middle block's guided output u + 7.5 (c - u), concatenated. A linear projection makes the image
+embedding; the score is exp(logit_scale) cos(text, image). No image is decoded; gradients flow to the latents.
 
 A source is ``sd15`` or ``sdxl`` (published), or a downloaded folder of one (unet/, text_encoder/,
-text_encoder_2/ of an SDXL, state_dict.pt). Tokenizers and autoencoder are those of the base model, from the
+state_dict.pt, and text_encoder_2/ for SDXL). Tokenizers and autoencoder are those of the base model, from the
 hub or as ``FOLDER@BASE``.
 
-What differs from the released code: a finished image is the mean of what the autoencoder makes of it, at
-timestep 0 and without noise, where theirs is a draw with noise; and it is resized bicubically.
+What differs from the released code: a finished image is encoded as the mean of the autoencoder's
+    distribution,
+at timestep 0 without noise, where the released code draws a sample and adds noise; and it is resized
+bicubically.
 """
 
 from collections.abc import Sequence
@@ -46,11 +48,11 @@ class NoisyReward(Protocol):
     """A Reward that also scores noisy latents."""
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 scores of finished images."""
+        """Return scores (B,), float32, of finished images."""
         ...
 
     def of_latents(self, latents: Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
-        """(B,) float32 scores of latents (B, *d) that were drawn from times ``t`` (B,) in [0, 1]."""
+        """Return scores (B,), float32, of latents (B, *d) that were drawn at times ``t`` (B,) in [0, 1]."""
         ...
 
 
@@ -63,7 +65,7 @@ class Reader:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Any:
-        """All that the encoder says of prompts, which are cut at the tokenizer's length."""
+        """Return the encoder's output with all hidden states; prompts are truncated to its context."""
         length = self.tokenizer.model_max_length
         ids = self.tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -73,16 +75,16 @@ class Reader:
 
 @dataclass(frozen=True)
 class LatentReward:
-    """A NoisyReward. It is no ``TimedReward``, for that judges clean estimates.
+    """A ``NoisyReward``. It is no ``TimedReward``, which scores clean estimates.
 
     Attributes:
         unet: the encoder half of a UNet2DConditionModel.
-        vae: the autoencoder that makes latents of finished images.
-        readers: one of a Stable Diffusion 1 or 2, two of an SDXL.
-        visual: features of the UNet to the embedding, float32.
-        textual: pooled text to the embedding, float32; of an SDXL it is one already.
+        vae: the autoencoder that encodes finished images.
+        readers: text encoders: one for Stable Diffusion 1 and 2, two for SDXL.
+        visual: projection of the UNet's features to the embedding, float32.
+        textual: projection of the pooled text to the embedding, float32; the identity for SDXL.
         scale: exp(logit_scale).
-        batch_size: images at once; the network sees each twice.
+        batch_size: images a forward pass; the UNet runs on twice as many latents.
     """
 
     unet: Any
@@ -94,28 +96,29 @@ class LatentReward:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 scores of finished images: those of their latents at time 0.
+        """Return scores (B,), float32, of finished images: those of their latents at time 0.
 
         PIL images take the exact path, pixels (B, 3, H, W) in [0, 1] the differentiable one.
         """
         return in_batches(
-            lambda some, texts: self._score(self.encode(some), texts, torch.zeros(len(texts))),
+            lambda batch, texts: self._score(self.encode(batch), texts, torch.zeros(len(texts))),
             images, prompts, self.batch_size,
         )  # fmt: skip
 
     def of_latents(
         self, latents: Float[Tensor, "B C h w"], prompts: Sequence[str], t: Float[Tensor, " B"]
     ) -> Tensor:
-        """(B,) float32 scores of noisy latents, differentiable in them.
+        """Return scores (B,), float32, of noisy latents; differentiable in them.
 
         Args:
-            latents: in the network's scale, of any size; the model was trained on ``side`` pixels square.
-            prompts: B.
-            t: (B,) times in [0, 1]. Of a sampler's step from t to s the published code shows the model x_s
-                and tells it t, the time that they were drawn from.
+            latents: (B, C, h, w) in the network's scale, of any size; the model was trained on images of
+                ``side`` pixels square.
+            prompts: B prompts.
+            t: (B,) times in [0, 1]. For a sampler's step from t to s the published code passes x_s with the
+                time t, from which x_s was drawn.
 
         Raises:
-            ValueError: counts that do not fit, another number of channels, a time outside [0, 1].
+            ValueError: counts do not match, another number of channels, or a time outside [0, 1].
         """
         channels = self.unet.config.in_channels
         if not len(latents) == len(prompts) == len(t) or latents.ndim != 4 or latents.shape[1] != channels:
@@ -133,44 +136,44 @@ class LatentReward:
 
     @property
     def side(self) -> int:
-        """Pixels of the square that it was trained on."""
+        """The side of the square images that the model was trained on, in pixels."""
         return self.unet.config.sample_size * Codec().downscale(self.vae.config)
 
     def encode(self, images: Images) -> Float[Tensor, "B C h w"]:
-        """Latents of finished images in the network's scale, float32; gradients flow to pixels."""
+        """Return latents of finished images in the network's scale, float32; differentiable for tensors."""
         return Codec().encode(self.vae, Stretch(self.side)(images, self.vae.device))[0]
 
     def _score(self, latents: Tensor, prompts: list[str], timestep: Tensor) -> Tensor:
         count, device = len(prompts), self.unet.device
-        different = list(dict.fromkeys(prompts))  # a rollout judges many candidates of a few prompts
-        states, pooled = self._read([*different, ""])
-        owner = torch.tensor([different.index(prompt) for prompt in prompts], device=device)
-        both = torch.cat([owner, torch.full_like(owner, len(different))])
+        distinct = list(dict.fromkeys(prompts))  # a rollout scores many candidates of a few prompts
+        states, pooled = self._read([*distinct, ""])
+        owner = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
+        both = torch.cat([owner, torch.full_like(owner, len(distinct))])  # with the prompt, then without
         added = {}
         if len(self.readers) > 1:
             sizes = torch.tensor([self.side, self.side, 0, 0, self.side, self.side], device=device)
             added = {"text_embeds": pooled[both], "time_ids": sizes.float().expand(2 * count, -1)}
         x_t = latents.to(device, self.unet.dtype).repeat(2, 1, 1, 1)
         levels, middle = encoder_features(self.unet, x_t, timestep.to(device).repeat(2), states[both], added)
-        looks = [level[:count].float().mean((2, 3)) for level in levels]
+        features = [level[:count].float().mean((2, 3)) for level in levels]
         conditional, unconditional = middle.float().mean((2, 3)).chunk(2)
-        looks.append(unconditional + GUIDANCE * (conditional - unconditional))
-        look, word = self.visual(torch.cat(looks, 1)), self.textual(pooled[owner].float())
-        return self.scale * (unit(look) * unit(word)).sum(-1)
+        features.append(unconditional + GUIDANCE * (conditional - unconditional))
+        image, text = self.visual(torch.cat(features, 1)), self.textual(pooled[owner].float())
+        return self.scale * (unit(image) * unit(text)).sum(-1)
 
     def _read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Return what the UNet is told of prompts, (B, L, D), and pooled (B, E)."""
+        """Return the text conditioning of the UNet, (B, L, D), and the pooled text (B, E)."""
         outputs = [reader(prompts) for reader in self.readers]
         if len(outputs) == 1:
             return outputs[0].last_hidden_state, outputs[0].pooler_output
-        return torch.cat([one.hidden_states[-2] for one in outputs], -1), outputs[1].text_embeds
+        return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs[1].text_embeds
 
 
 def load(source: str | None, place: Place) -> LatentReward:
-    """Return a published latent reward model, or a downloaded folder.
+    """Load a published latent reward model, or a downloaded folder.
 
     Raises:
-        UserError: no source, nothing there, the hub cannot be reached, or weights of another model.
+        UserError: no source, a missing file, the hub cannot be reached, or weights of another model.
     """
     path, _, base = (source or "").partition("@")
     if path in _PUBLISHED:
@@ -197,7 +200,7 @@ def load(source: str | None, place: Place) -> LatentReward:
 
 
 def _readers(where: str, inside: str, base: str, dtype: torch.dtype, count: int) -> tuple[Reader, ...]:
-    """Return the model's own text encoders with the tokenizers of its base."""
+    """Load the model's own text encoders with the tokenizers of its base model."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     readers = []
@@ -205,7 +208,7 @@ def _readers(where: str, inside: str, base: str, dtype: torch.dtype, count: int)
         encoder = load_part(_NAME, cls, where, f"{inside}text_encoder{suffix}", dtype)
         with user_errors(_NAME, base):
             tokenizer = CLIPTokenizer.from_pretrained(base, subfolder=f"tokenizer{suffix}")
-        if len(tokenizer) != encoder.config.vocab_size:  # an empty folder makes a tokenizer, too
+        if len(tokenizer) != encoder.config.vocab_size:  # from_pretrained accepts even an empty folder
             raise UserError(
                 f"{_NAME}={where!r}: its text_encoder{suffix} knows {encoder.config.vocab_size} tokens, but "
                 f"tokenizer{suffix} of {base!r} has {len(tokenizer)}; give its base as {_NAME}:FOLDER@BASE"
@@ -215,23 +218,24 @@ def _readers(where: str, inside: str, base: str, dtype: torch.dtype, count: int)
 
 
 def _heads(path: Path, unet: Any, readers: Sequence[Reader]) -> tuple[nn.Module, nn.Module, float]:
-    """Both projections in float32, and exp(logit_scale)."""
+    """Load both projections in float32, and exp(logit_scale)."""
     stored = read_plain(_NAME, path)
-    words, large = readers[-1].encoder.config, len(readers) > 1
+    text_config, large = readers[-1].encoder.config, len(readers) > 1
     try:
-        look, scale = stored["visual_projection"]["weight"], torch.as_tensor(stored["logit_scale"])
-        word = None if large else stored["text_projection"]["weight"]
+        image_weight = stored["visual_projection"]["weight"]
+        scale = torch.as_tensor(stored["logit_scale"])
+        text_weight = None if large else stored["text_projection"]["weight"]
     except (TypeError, KeyError, IndexError) as error:
         raise UserError(
             f"reward {_NAME!r}: {str(path)!r} is another model's checkpoint: no visual_projection, "
             f"logit_scale and, of one text encoder, text_projection ({type(error).__name__}: {error})"
         ) from error
     channels = unet.block_out_channels
-    width = words.projection_dim if word is None else len(word)
-    visual = _linear(sum(channels) + channels[-1], width, look, f"visual_projection of {path}")
-    if word is None:
+    width = text_config.projection_dim if text_weight is None else len(text_weight)
+    visual = _linear(sum(channels) + channels[-1], width, image_weight, f"visual_projection of {path}")
+    if text_weight is None:
         return visual, nn.Identity(), float(scale.float().exp())
-    textual = _linear(words.hidden_size, width, word, f"text_projection of {path}")
+    textual = _linear(text_config.hidden_size, width, text_weight, f"text_projection of {path}")
     return visual, textual, float(scale.float().exp())
 
 

@@ -1,12 +1,12 @@
-"""Whether an image shows the text that its prompt quotes, as Flow-GRPO scores it (arXiv 2505.05470).
+"""OCR reward: how much of the text that the prompt quotes is legible in the image (Flow-GRPO, 2505.05470).
 
-The text is what stands between the first pair of straight double quotes: ``a sign that says "Open"``. Both
-it and what is read are compared without spaces and in lower case. The reward is 1 - distance / length: the
-distance is 0 where the text occurs in what is read, else Levenshtein's, at most the text's length. So it is
-1 for the whole text and 0 for none of it.
+The target text stands between the first pair of straight double quotes: ``a sign that says "Open"``. Target
+and recognised text are compared in lower case without spaces. The reward is 1 - distance / length, where the
+distance is 0 if the recognised text contains the target, else their Levenshtein distance, at most the length.
+So the reward is 1 for the complete text and 0 for none of it.
 
-Read by RapidOCR (PaddleOCR's networks on ONNX runtime, on the CPU; the weights come with its wheel): scores
-are near those of PaddleOCR itself, which Flow-GRPO used, but not the same.
+RapidOCR recognises the text (PaddleOCR's networks on ONNX runtime, on the CPU; its wheel has the weights).
+Scores are close to those of PaddleOCR itself, which Flow-GRPO used, but not equal.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from diffalign.rewards.registry import REGISTRY, Place, no_source
 
 @runtime_checkable
 class Recogniser(Protocol):
-    """Reads."""
+    """Recognises text in images."""
 
     def __call__(self, image: Image.Image) -> Sequence[str]:
         """Return the lines of text in an RGB image, from the top."""
@@ -33,10 +33,10 @@ class Recogniser(Protocol):
 
 
 def quoted(prompt: str) -> str:
-    """Return the text in the first pair of straight double quotes, without spaces, in lower case.
+    """Return the text in the prompt's first pair of straight double quotes, in lower case without spaces.
 
     Raises:
-        UserError: there is no such pair, or nothing in it.
+        UserError: there is no such pair, or it is empty.
     """
     parts = prompt.split('"', 2)
     if len(parts) < 3:
@@ -51,15 +51,18 @@ def quoted(prompt: str) -> str:
 
 
 def agreement(text: str, lines: Sequence[str]) -> float:
-    """1 if ``text`` (as ``quoted`` gives it) is in the joined lines, down to 0 for nothing alike."""
-    read = _bare("".join(lines))
-    if text in read:
+    """Return the agreement of a target text (from ``quoted``) with recognised lines, in [0, 1].
+
+    It is 1 if the joined lines contain the text.
+    """
+    recognised = _bare("".join(lines))
+    if text in recognised:
         return 1.0
-    return 1 - min(levenshtein(text, read), len(text)) / len(text)
+    return 1 - min(levenshtein(text, recognised), len(text)) / len(text)
 
 
 def levenshtein(one: str, other: str) -> int:
-    """How many characters must be put in, taken out or changed to make one text the other."""
+    """Return the Levenshtein distance: insertions, deletions and substitutions of characters."""
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):
         before, row[0] = row[0], i
@@ -74,14 +77,18 @@ def _bare(text: str) -> str:
 
 @dataclass(frozen=True)
 class Ocr:
-    """How much of the quoted text a recogniser reads."""
+    """The reward with any recogniser."""
 
     recogniser: Recogniser
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 in [0, 1]; pixels (B, 3, H, W) are rounded to 8 bits. UserError as ``quoted`` says."""
-        for prompt in prompts:  # before anything is read
+        """Return scores (B,) in [0, 1], float32; pixels (B, 3, H, W) are rounded to 8 bits.
+
+        Raises:
+            UserError: a prompt quotes no text.
+        """
+        for prompt in prompts:  # fail before the recogniser runs
             quoted(prompt)
         return in_batches(self._score, images, prompts, self.batch_size)
 
@@ -92,23 +99,25 @@ class Ocr:
 
 @dataclass(frozen=True)
 class Rapid:
-    """RapidOCR: lines that it is at least half sure of."""
+    """RapidOCR; it returns lines with a confidence of at least 1/2."""
 
     engine: Any
 
     def __call__(self, image: Image.Image) -> Sequence[str]:
-        """Return the lines, from the top and from the left."""
-        bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])  # as OpenCV has them
+        """Return the lines, from top to bottom and left to right."""
+        bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])  # OpenCV's order of channels
         return self.engine(bgr).txts or ()
 
 
 def load(source: str | None, place: Place) -> Ocr:
-    """Return the reward with RapidOCR, on the CPU with torch's number of threads; UserError if it is not
-    there.
+    """Load the reward with RapidOCR, on the CPU with torch's number of threads.
+
+    Raises:
+        UserError: RapidOCR or ONNX runtime is not installed, or a source is given.
     """
     no_source("ocr", source)
     try:
-        import onnxruntime  # noqa: F401  (RapidOCR asks for it too late, and in its own words)
+        import onnxruntime  # noqa: F401  (RapidOCR imports it later, with another error message)
         from rapidocr import RapidOCR
     except ImportError as error:
         raise UserError(

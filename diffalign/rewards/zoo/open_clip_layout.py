@@ -1,8 +1,8 @@
-"""Checkpoints of OpenCLIP (open_clip.model.CLIP) as transformers' CLIPModel, so that one network serves all.
+"""Load checkpoints of OpenCLIP (open_clip.model.CLIP) as transformers' CLIPModel.
 
-Names are mapped and the fused projections of queries, keys and values cut in three; sizes are read off the
-weights. Two things are not in the weights: the width of a head of attention (64, but for the vision towers of
-ViT-H, ViT-g, ViT-bigG) and the activation (GELU; OpenAI's own weights want quick GELU).
+Names are mapped, the fused projections of queries, keys and values are split, and sizes are read from the
+weights. Two settings are not in the weights: the width of an attention head (64, except for the vision towers
+of ViT-H, ViT-g and ViT-bigG) and the activation (GELU; OpenAI's own weights need quick GELU).
 """
 
 import math
@@ -18,9 +18,9 @@ from diffalign.rewards.zoo.clip import empty_clip, filled
 _HEADS = {1280: 80, 1408: 88, 1664: 104}
 """Width of a head by the width of a vision tower, as in OpenCLIP's model configurations."""
 
-_LEGACY_EOS = 2  # tells CLIPTextModel to read the text at its highest token id, which is where OpenCLIP reads
+_LEGACY_EOS = 2  # makes CLIPTextModel pool at the highest token id, as OpenCLIP does
 
-_PLAIN = {
+_DIRECT = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -28,10 +28,10 @@ _PLAIN = {
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
 }
-_TURNED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+_TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 _NORMS = {
     "ln_final": "text_model.final_layer_norm",
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # so it is spelt
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # spelt thus in transformers
     "visual.ln_post": "vision_model.post_layernorm",
 }
 _IN_LAYER = {
@@ -45,23 +45,23 @@ _LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight
 
 
 def to_clip_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return the weights of an open_clip CLIP under the names of transformers' CLIPModel.
+    """Rename the weights of an open_clip CLIP to the names of transformers' CLIPModel.
 
     Args:
-        name: of the reward that asks.
-        state: with the flat names (``transformer.resblocks.0...``, ``visual.proj``) of open_clip's CLIP.
-        source: where it is from, for the message.
+        name: the reward's name, for messages.
+        state: weights under open_clip's names (``transformer.resblocks.0...``, ``visual.proj``).
+        source: file or hub id of the weights, for messages.
 
     Raises:
-        UserError: a name that such a model does not have.
+        UserError: a name that open_clip's CLIP does not have.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         norm, _, kind = key.rpartition(".")
-        if key in _PLAIN:
-            renamed[_PLAIN[key]] = tensor
-        elif key in _TURNED:
-            renamed[_TURNED[key]] = tensor.T.contiguous()
+        if key in _DIRECT:
+            renamed[_DIRECT[key]] = tensor
+        elif key in _TRANSPOSED:
+            renamed[_TRANSPOSED[key]] = tensor.T.contiguous()
         elif norm in _NORMS:
             renamed[f"{_NORMS[norm]}.{kind}"] = tensor
         elif layer := _LAYER.fullmatch(key):
@@ -74,7 +74,7 @@ def to_clip_state(name: str, state: Mapping[str, Tensor], source: str) -> dict[s
 
 
 def _layer(match: re.Match[str], tensor: Tensor) -> dict[str, Tensor]:
-    """Return the weights under their names in CLIPModel of one weight of a transformer's layer."""
+    """Return CLIPModel's names and tensors for one weight of a transformer layer (three for a fused one)."""
     visual, number, part, kind = match.groups()
     layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}."
     if part != "attn.in_proj":
@@ -84,20 +84,20 @@ def _layer(match: re.Match[str], tensor: Tensor) -> dict[str, Tensor]:
 
 
 def clip_config(name: str, state: Mapping[str, Tensor], source: str, activation: str = "gelu") -> Any:
-    """Return the CLIPConfig of weights that have transformers' names; eps is 1e-5, as everywhere in OpenCLIP.
+    """Derive the CLIPConfig from weights under transformers' names; layer norms have eps 1e-5, as OpenCLIP's.
 
     Raises:
-        UserError: the weights that tell the sizes are not there, or are of another shape.
+        UserError: the weights that determine the sizes are missing or of another shape.
     """
     from transformers import CLIPConfig
 
     try:
-        words, text_width = state["text_model.embeddings.token_embedding.weight"].shape
+        vocabulary, text_width = state["text_model.embeddings.token_embedding.weight"].shape
         width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
         patches = len(state["vision_model.embeddings.position_embedding.weight"]) - 1
         text = {
             **_tower(state, "text_model", text_width, 64),
-            "vocab_size": words,
+            "vocab_size": vocabulary,
             "max_position_embeddings": len(state["text_model.embeddings.position_embedding.weight"]),
             "eos_token_id": _LEGACY_EOS,
         }
@@ -119,9 +119,7 @@ def clip_config(name: str, state: Mapping[str, Tensor], source: str, activation:
 
 
 def _tower(state: Mapping[str, Tensor], tower: str, width: int, head: int) -> dict[str, int]:
-    """Return the sizes that both towers have; ``head`` is the width of a head, where it goes into
-    ``width``.
-    """
+    """Return the configuration entries common to both towers; ``head`` is the width of an attention head."""
     pattern = re.compile(rf"{tower}\.encoder\.layers\.(\d+)\.")
     numbers = [int(match[1]) for key in state if (match := pattern.match(key))]
     return {
@@ -138,11 +136,11 @@ def load_open_clip(
     """Return a CLIPModel with the weights of an open_clip CLIP, on the CPU in their dtype.
 
     Args:
-        name: of the reward that asks.
-        state: with open_clip's names.
-        source: where the weights are from, for messages.
-        config: a CLIPConfig; None: read off the weights.
-        activation: ``gelu``, or ``quick_gelu`` of OpenAI's weights; a config has its own.
+        name: the reward's name, for messages.
+        state: weights under open_clip's names.
+        source: file or hub id of the weights, for messages.
+        config: a CLIPConfig; None derives it from the weights.
+        activation: ``gelu``, or ``quick_gelu`` for OpenAI's weights; ignored if ``config`` is given.
 
     Raises:
         UserError: weights of another model.

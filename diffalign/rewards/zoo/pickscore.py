@@ -1,8 +1,8 @@
 """PickScore v1 (Kirstain et al., "Pick-a-Pic", arXiv 2305.01569, section 4), and the tiny CLIP in its format.
 
-s(x, y) = exp(logit_scale) cos(text(y), image(x)), no prompt template. The probability that one of several
-images of a prompt is preferred is the softmax of their scores. ``pickscore:scale=1`` gives the plain cosine,
-which is what SmPO's released code smooths labels by (arXiv 2506.02698).
+s(x, y) = exp(logit_scale) cos(text(y), image(x)), without a prompt template. The softmax of the scores of
+several images of a prompt is the probability that each is preferred. ``pickscore:scale=1`` gives the plain
+cosine, with which SmPO's released code smooths labels (arXiv 2506.02698).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from diffalign.rewards.zoo.clip import VIT_H, Clip, load_clip
 
 @dataclass(frozen=True)
 class PickScore:
-    """Scaled cosine of a CLIP; ``scale`` None is the model's own, exp(logit_scale)."""
+    """The scaled cosine of a CLIP; ``scale`` None takes the model's own, exp(logit_scale)."""
 
     clip: Clip
     batch_size: int = 16
@@ -30,24 +30,24 @@ class PickScore:
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         scale = self.clip.scale if self.scale is None else self.scale
-        return scale * (self.clip.texts(prompts) * self.clip.images(images)).sum(-1)
+        return scale * (self.clip.text_embeddings(prompts) * self.clip.image_embeddings(images)).sum(-1)
 
 
 def load(source: str | None, place: Place) -> PickScore:
-    """PickScore v1 from the hub, or a model of its format from a folder or hub id, with the option ``scale``.
+    """Load PickScore v1 from the hub, or a model of its format at ``source``; the option is ``scale``.
 
     Raises:
-        UserError: no CLIP there, an option that there is not, or a scale that is no number.
+        UserError: no CLIP there, an unknown option, or a scale that is no number.
     """
     (model,), options = places_and_options("pickscore", source, 1, ["scale"])
     scale = number("pickscore", "scale", options["scale"]) if "scale" in options else None
-    # the model's own repository has no tokenizer
+    # PickScore's repository holds no tokenizer
     clip = load_clip("pickscore", model or REGISTRY["pickscore"].checkpoint, place, tokenizer=VIT_H)
     return PickScore(clip, place.batch_size, scale)
 
 
 def tiny_clip(source: str | None, place: Place) -> PickScore:
-    """Return the tiny CLIP that ships with diffalign, or another folder of its format."""
+    """Load the tiny CLIP that ships with diffalign, or another folder of its format."""
     from diffalign import tiny
 
     return PickScore(load_clip("tiny_clip", source or str(tiny.clip_path()), place), place.batch_size)

@@ -1,12 +1,13 @@
-"""Qwen2-VL as the network under a reward: one picture or video and a text, read at a few marked tokens.
+"""Qwen2-VL as the backbone of rewards: hidden states at marked tokens of a text with one image or video.
 
-The published rewards on Qwen2-VL give the language model embeddings and no positions, so it counts tokens
-from 0 on all three axes: plain one-dimensional positions, where transformers' own forward of today computes
-those of a picture from rows and columns (other hidden states, and other scores). Rows of a batch are padded
-on the right, where no token of a causal model looks, so a batch is what its rows are one by one.
+The published rewards on Qwen2-VL pass embeddings without positions to the language model, which then counts
+tokens from 0 on all three axes. So positions are one-dimensional here. The forward of current transformers
+derives an image's positions from rows and columns, which gives other hidden states and other scores. Rows of
+a batch are padded on the right, to which a causal model does not attend, so a row's result does not depend on
+the batch.
 
-Weights load in both layouts that have been published: `visual.*` and `model.layers.*` of transformers before
-4.52, `model.visual.*` and `model.language_model.*` since.
+Both published weight layouts load: `visual.*` and `model.layers.*` of transformers before 4.52,
+`model.visual.*` and `model.language_model.*` since.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from diffalign.rewards.zoo.instructions import refuse_unreadable, reserved
 from diffalign.rewards.zoo.qwen_pixels import Cut, Pixels
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
-# Qwen2-VL's chat template of one message, ready for the answer
+# Qwen2-VL's chat template for one user message, up to the start of the answer
 _CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|>{place}<|vision_end|>{text}<|im_end|>\n"
@@ -37,10 +38,10 @@ class Qwen:
     """A frozen Qwen2-VL without its head over the vocabulary, and its tokenizer.
 
     Attributes:
-        name: of the reward, for messages.
+        name: the reward's name, for messages.
         model: transformers' Qwen2VLModel.
-        tokenizer: with the tokens that the reward has added.
-        marks: ids of the tokens at which it is read, in the order in which they stand in the text.
+        tokenizer: its tokenizer, with the reward's added tokens.
+        marks: ids of the tokens whose hidden states are returned, in their order in the text.
     """
 
     name: str
@@ -49,29 +50,29 @@ class Qwen:
     marks: tuple[int, ...]
 
     def pixels(self, smallest: int, largest: int) -> Pixels:
-        """How pictures are cut for this vision tower; see ``Pixels``."""
+        """Return the pre-processing for this vision tower; ``smallest`` and ``largest`` are in pixels."""
         tower = self.model.config.vision_config
         return Pixels(
             smallest, largest, tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size
         )
 
     def check(self, prompts: Sequence[str]) -> None:
-        """UserError for an empty prompt, and for one that holds a token of the format itself."""
+        """Raise a UserError for an empty prompt, or one that holds a special token of the model."""
         refuse_unreadable(self.name, prompts, reserved(self.tokenizer))
 
     def read(self, cut: Cut, texts: Sequence[str], place: str) -> Float[Tensor, "B K D"]:
-        """Last hidden states, float32, at the K marks of each row; gradients flow to the patches.
+        """Return the last hidden states, float32, at the K marks of each row; differentiable in the patches.
 
         Args:
-            cut: a picture or video for each row.
-            texts: what the user says after the picture, with every mark once and in order.
-            place: IMAGE or VIDEO.
+            cut: patches of B images or videos.
+            texts: B user messages that follow the image; each holds every mark once, in order.
+            place: the placeholder token, IMAGE or VIDEO.
         """
-        ids, spot = self._tokens(cut, texts, place)
+        ids, is_visual = self._tokens(cut, texts, place)
         model = self.model
         embedded = model.get_input_embeddings()(ids)
-        seen = model.visual(cut.patches.to(model.device, model.dtype), grid_thw=cut.grids.to(model.device))
-        embedded = embedded.masked_scatter(spot[..., None], seen.pooler_output.to(embedded.dtype))
+        visual = model.visual(cut.patches.to(model.device, model.dtype), grid_thw=cut.grids.to(model.device))
+        embedded = embedded.masked_scatter(is_visual[..., None], visual.pooler_output.to(embedded.dtype))
         positions = torch.arange(ids.shape[1], device=ids.device).view(1, 1, -1).expand(3, len(ids), -1)
         states = model.language_model(inputs_embeds=embedded, position_ids=positions, use_cache=False)
         at = self._marked(ids)
@@ -80,7 +81,7 @@ class Qwen:
     def _tokens(
         self, cut: Cut, texts: Sequence[str], place: str
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """Token ids, padded on the right, and where the picture's tokens are."""
+        """Return token ids, padded on the right, and a mask of the image's tokens."""
         counts = (cut.grids.prod(1) // self.model.config.vision_config.spatial_merge_size**2).tolist()
         rows = [
             self.tokenizer(
@@ -95,30 +96,29 @@ class Qwen:
         return ids, ids == self.tokenizer.convert_tokens_to_ids(place)
 
     def _marked(self, ids: Int[Tensor, "B L"]) -> Int[Tensor, "B K"]:
-        """Where the marks are in each row: once each, in order."""
+        """Return the positions of the marks in each row."""
         marks = torch.tensor(self.marks, device=ids.device)
-        found = torch.isin(ids, marks)
-        once = (found.sum(1) == len(marks)).all() and torch.equal(ids[found], marks.repeat(len(ids)))
+        is_mark = torch.isin(ids, marks)
+        once = (is_mark.sum(1) == len(marks)).all() and torch.equal(ids[is_mark], marks.repeat(len(ids)))
         assert once, f"reward {self.name!r}: its marks are not in the text once each and in order"
-        return found.nonzero()[:, 1].view(len(ids), len(marks))
+        return is_mark.nonzero()[:, 1].view(len(ids), len(marks))
 
 
 def load_qwen(
     name: str, state: Mapping[str, Tensor], source: str, base: str, marks: Sequence[str], place: Place
 ) -> Qwen:
-    """Return a Qwen2-VL with these weights, its architecture and tokenizer those of a folder or hub id
-    ``base``.
+    """Return a Qwen2-VL with the given weights.
 
     Args:
-        name: of the reward.
+        name: the reward's name, for messages.
         state: weights in either published layout, without the reward's head.
-        source: where they come from, for messages.
-        base: its config.json and tokenizer.
-        marks: tokens that the reward has added to the vocabulary, in order.
-        place: where it runs.
+        source: file or hub id of the weights, for messages.
+        base: folder or hub id with config.json and tokenizer.
+        marks: tokens that the reward adds to the vocabulary, in order.
+        place: device and dtype.
 
     Raises:
-        UserError: no Qwen2-VL at ``base``, the hub cannot be reached, or weights that are another model's.
+        UserError: no Qwen2-VL at ``base``, the hub cannot be reached, or weights of another model.
     """
     config = _config(name, base)
     tokenizer = marked_tokenizer(name, base, marks)
@@ -135,27 +135,31 @@ def load_qwen(
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of either layout by the names of Qwen2VLModel; the vocabulary's head is dropped."""
+    """Rename weights of either layout to Qwen2VLModel's names; ``lm_head`` is dropped."""
     prefixes = {
         "model.visual.": "visual.",
         "model.language_model.": "language_model.",
         "model.": "language_model.",
     }
-    found = {}
+    named = {}
     for key, tensor in state.items():
         old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
         if not key.startswith("lm_head."):
-            found[prefixes.get(old, "") + key.removeprefix(old)] = tensor
-    return found
+            named[prefixes.get(old, "") + key.removeprefix(old)] = tensor
+    return named
 
 
 def marked_tokenizer(name: str, base: str, marks: Sequence[str]) -> Any:
-    """Return the tokenizer of a folder or hub id, with a reward's own tokens added at its end."""
+    """Load the tokenizer of a folder or hub id and append a reward's own tokens.
+
+    Raises:
+        UserError: there is no tokenizer, or the hub cannot be reached.
+    """
     from transformers import AddedToken, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base)
-    except Exception as error:  # hub, file and format errors are all for the user to mend
+    except Exception as error:  # hub, file and format errors, of many types
         raise unloadable(name, f"a tokenizer of {base!r}", error, "instead") from error
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks], True)
     return tokenizer
@@ -176,7 +180,7 @@ def _config(name: str, base: str) -> Any:
 
 
 def _filled(name: str, config: Any, state: Mapping[str, Tensor], source: str, place: Place) -> Any:
-    """Return a frozen Qwen2VLModel, made without memory of its own for weights that a file already has."""
+    """Return a frozen Qwen2VLModel with these weights; the meta device avoids allocating them twice."""
     from transformers import Qwen2VLModel
 
     with torch.device("meta"):
@@ -185,7 +189,7 @@ def _filled(name: str, config: Any, state: Mapping[str, Tensor], source: str, pl
     fill(name, model, {key: tensor.to(dtype) for key, tensor in state.items()}, source)
     for path, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            # rotary frequencies: no part of a checkpoint, and float32 whatever the weights are
+            # rotary frequencies: no checkpoint holds them, and they stay float32
             model.set_submodule(path, type(module)(module.config))
     return model.to(place.device).eval().requires_grad_(False)
 

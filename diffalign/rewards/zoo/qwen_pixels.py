@@ -1,8 +1,8 @@
-"""Pixels as Qwen2-VL's vision tower takes them (Wang et al., arXiv 2409.12191; transformers'
-Qwen2VLImageProcessor), in plain torch.
+"""Pre-processing of Qwen2-VL's vision tower in plain torch.
 
-A picture of any shape is scaled, nearly keeping its aspect, to sides that are multiples of 28, and cut into
-14 x 14 patches; two by two patches become one token. Frames go in pairs: a picture is a pair of equal frames.
+Wang et al., arXiv 2409.12191; transformers' Qwen2VLImageProcessor. An image of any shape is resized, nearly
+keeping its aspect ratio, to sides that are multiples of 28, and split into 14 x 14 patches; 2 x 2 patches
+become one token. Frames are grouped in pairs: an image is a pair of equal frames.
 """
 
 import math
@@ -18,16 +18,16 @@ from diffalign.errors import UserError
 from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, as_tensor, normalised, scaled
 
-_RATIO = 200  # of the sides, at most
+_RATIO = 200  # largest aspect ratio
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What one or several pictures or videos become.
+    """Patches of B images or videos.
 
     Attributes:
-        patches: (N, 3 T p p), normalised, float32; those of each picture in turn.
-        grids: (B, 3) int64: pairs of frames, rows and columns of patches.
+        patches: (N, 3 T p p), normalised, float32, of all images in turn.
+        grids: (B, 3) int64: number of frame pairs, rows and columns of patches of each image.
     """
 
     patches: Float[Tensor, "N C"]
@@ -36,13 +36,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How pictures are scaled and cut.
+    """Resizing and patch extraction.
 
     Attributes:
-        smallest: pixels of a scaled picture, at least (where both sides allow it).
-        largest: at most.
-        patch: pixels of a patch's side.
-        merge: patches of a token's side.
+        smallest: smallest number of pixels of a resized image.
+        largest: largest number of pixels of a resized image.
+        patch: side of a patch, in pixels.
+        merge: side of a token, in patches.
         pair: frames of a patch.
     """
 
@@ -53,11 +53,14 @@ class Pixels:
     pair: int = 2
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the scaled picture; UserError for one that is too long and narrow.
+        """Return (height, width) of the resized image.
 
-        In floating point and in this order of operations, as the published code does it: whether a side that
-        would fit exactly is rounded down to the next multiple depends on the last bit (a square of 1024
-        becomes 448, one of 768 becomes 420).
+        The operations and their order are those of the published code, since the last bit of the floating
+        point result decides whether an exact multiple is rounded down (a square of 1024 becomes 448, one of
+        768 becomes 420).
+
+        Raises:
+            UserError: the aspect ratio exceeds 200.
         """
         if max(height, width) > _RATIO * min(height, width):
             raise UserError(
@@ -74,7 +77,9 @@ class Pixels:
         return new[0], new[1]
 
     def images(self, images: Images) -> Cut:
-        """PIL images by the exact path (PIL's bicubic), pixels (B, 3, H, W) in [0, 1] by a differentiable one
+        """Return the patches of images.
+
+        PIL images are resized by PIL (the exact path), pixels (B, 3, H, W) in [0, 1] differentiably
         (antialiased bicubic, clamped).
         """
         if isinstance(images, Tensor):
@@ -87,12 +92,15 @@ class Pixels:
         return as_tensor(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
     def frames(self, frames: UInt8[Tensor, "F 3 H W"]) -> Float[Tensor, "F 3 h w"]:
-        """Frames of a video, scaled (antialiased bicubic, rounded to 8 bits), in [0, 1]."""
+        """Resize the frames of a video (antialiased bicubic, rounded to 8 bits); the result is in [0, 1]."""
         height, width = self.size(frames.shape[2], frames.shape[3])
         return scaled(frames, height, width).clamp(0, 255).round() / 255
 
     def cut(self, pictures: Sequence[Float[Tensor, "_ 3 _ _"]]) -> Cut:
-        """Scaled pictures in [0, 1] as normalised patches; a single frame is taken twice, others are even."""
+        """Split resized images or videos in [0, 1] into normalised patches.
+
+        A single frame is doubled; other numbers of frames must be even.
+        """
         rows, grids = [], []
         for picture in pictures:
             frames = normalised(picture.float(), OPENAI_MEAN, OPENAI_STD)
@@ -106,7 +114,7 @@ class Pixels:
                 time, self.pair, 3, high // self.merge, self.merge, self.patch,
                 wide // self.merge, self.merge, self.patch,
             )  # fmt: skip
-            # tokens in reading order, in each its patches, in each patch channel, frame, row, column
+            # order: tokens row by row, patches of a token, then channel, frame, row and column of a patch
             ordered = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
             rows.append(ordered.reshape(time * high * wide, 3 * self.pair * self.patch**2))
             grids.append([time, high, wide])

@@ -1,14 +1,14 @@
-"""The step-aware preference model of SPO: a reward that also judges clean estimates made at noisy times.
+"""The step-aware preference model of SPO: a reward that also scores clean estimates made at noisy times.
 
-Liang et al. 2024, arXiv 2406.04314, section 3.2. Score = exp(logit_scale) cos(image, text) as PickScore,
-from which the published ones were trained; ``timed_clip`` is the network. A finished image is one of time 0.
+Liang et al. 2024, arXiv 2406.04314, section 3.2. Score = exp(logit_scale) cos(image, text), as for PickScore,
+from which the published models were fine-tuned; ``timed_clip`` is the network. A finished image has time 0.
 
-A source is ``sd15`` or ``sdxl`` (published), ``tiny`` (of the embedded SDXL), a folder that ``diffalign
-train-reward`` made, or a downloaded ``.bin``: ``FILE@CLIP`` names where its architecture and tokenizer are
-(LAION's ViT-H/14 if left out).
+A source is ``sd15`` or ``sdxl`` (published), ``tiny`` (for the built-in SDXL), a folder written by
+``diffalign train-reward``, or a downloaded ``.bin``: ``FILE@CLIP``, where CLIP is the folder or hub id of its
+architecture and tokenizer (default: LAION's ViT-H/14).
 
-What differs from the released code: images are resized as by our other CLIPs, antialiased and then clamped,
-where the released code does not antialias.
+What differs from the released code: images are resized with antialiasing and clamped, as for the other CLIP
+rewards; the released code does not antialias (option ``antialias=no``).
 """
 
 import json
@@ -31,18 +31,18 @@ from diffalign.rewards.sources import places_and_options, yes_or_no
 from diffalign.rewards.zoo.clip import (
     VIT_H,
     Clip,
-    colours,
     empty_clip,
     filled,
     load_clip,
     load_tokenizer,
+    pixel_statistics,
     placed,
     read_config,
 )
 from diffalign.rewards.zoo.timed_clip import TimedClip
 
 WEIGHTS = "step_aware.safetensors"
-"""Weights in a folder of ours: a name that CLIPModel does not read, for it would leave out the times."""
+"""File name of our weights; CLIPModel does not load this name, since it would drop the time embedding."""
 
 TIMESTEPS = 1000
 _NAME = "step_aware"
@@ -57,16 +57,16 @@ class TimedReward(Protocol):
     """A Reward that also scores clean estimates made at noisy times."""
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 scores of finished images: those at t = 0."""
+        """Return scores (B,), float32, of finished images: those at t = 0."""
         ...
 
     def at(self, images: Any, prompts: Sequence[str], t: Tensor) -> Tensor:
-        """(B,) float32 scores of clean estimates that were made at times ``t`` (B,) in [0, 1]."""
+        """Return scores (B,), float32, of clean estimates made at times ``t`` (B,) in [0, 1]."""
         ...
 
 
 def timesteps(t: Float[Tensor, " B"]) -> Tensor:
-    """Return what the model is told of times in [0, 1]: round(1000 t), (B,) float32.
+    """Return the model's timesteps of times in [0, 1]: round(1000 t), (B,) float32.
 
     Raises:
         ValueError: a time outside [0, 1].
@@ -78,51 +78,51 @@ def timesteps(t: Float[Tensor, " B"]) -> Tensor:
 
 @dataclass(frozen=True)
 class StepAware:
-    """A TimedReward. ``clip`` holds a TimedClip, its tokenizer and its pre-processing."""
+    """A ``TimedReward``; ``clip`` holds a ``TimedClip``, its tokenizer and its pre-processing."""
 
     clip: Clip
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 scores of finished images; those at t = 0."""
+        """Return scores (B,), float32, of finished images: those at t = 0."""
         return self.at(images, prompts, torch.zeros(len(prompts)))
 
     def at(self, images: Images, prompts: Sequence[str], t: Float[Tensor, " B"]) -> Tensor:
-        """(B,) float32 scores of clean estimates made at ``t`` (B,) in [0, 1].
+        """Return scores (B,), float32, of clean estimates made at ``t`` (B,) in [0, 1].
 
         PIL images take the exact path, pixels (B, 3, H, W) in [0, 1] the differentiable one.
 
         Raises:
-            ValueError: counts or shapes that do not fit, a time outside [0, 1].
+            ValueError: counts or shapes do not match, or a time outside [0, 1].
         """
         if t.shape != (len(prompts),):
             raise ValueError(f"times of shape {tuple(t.shape)} for {len(prompts)} images; one each is needed")
         pieces = iter(timesteps(t).split(self.batch_size))
         return in_batches(
-            lambda some, texts: self._score(some, texts, next(pieces)), images, prompts, self.batch_size
+            lambda batch, texts: self._score(batch, texts, next(pieces)), images, prompts, self.batch_size
         )
 
     def _score(self, images: Images, prompts: list[str], timestep: Tensor) -> Tensor:
         model = self.clip.model
-        different = list(dict.fromkeys(prompts))  # a rollout judges many images of a few prompts
-        owner = torch.tensor([different.index(prompt) for prompt in prompts])
-        ids = self.clip.tokens(different)
+        distinct = list(dict.fromkeys(prompts))  # a rollout scores many images of a few prompts
+        owner = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        ids = self.clip.tokens(distinct)
         return model(self.clip.inputs(images), *(x.to(model.device) for x in (timestep, ids, owner)))
 
 
 def from_clip(source: str, place: Place) -> Clip:
-    """Return a TimedClip that scores as the CLIP in a folder or on the hub, frozen, with its tokenizer.
+    """Return a TimedClip with the scores of the CLIP at ``source`` (a folder or hub id), and its tokenizer.
 
     Raises:
-        UserError: nothing there, or it is not a whole CLIP.
+        UserError: no such checkpoint, or it is not a complete CLIP.
     """
-    own_words = not Path(source).exists() and source != REGISTRY["pickscore"].checkpoint
-    clip = load_clip(_NAME, source, place, tokenizer=None if own_words else VIT_H)
+    has_tokenizer = not Path(source).exists() and source != REGISTRY["pickscore"].checkpoint
+    clip = load_clip(_NAME, source, place, tokenizer=None if has_tokenizer else VIT_H)
     return replace(clip, model=placed(TimedClip(clip.model), place))
 
 
 def save(clip: Clip, folder: Path) -> None:
-    """Write a TimedClip, its tokenizer and pre-processing into ``folder``, which exists."""
+    """Write a TimedClip, its tokenizer and its pre-processing into the existing ``folder``."""
     from safetensors.torch import save_file
 
     model = clip.model
@@ -130,15 +130,15 @@ def save(clip: Clip, folder: Path) -> None:
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     model.config.save_pretrained(folder)
     clip.tokenizer.save_pretrained(folder)
-    colours = {"image_mean": list(clip.mean), "image_std": list(clip.std), "size": clip.size}
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours, indent=2), encoding="utf-8")
+    settings = {"image_mean": list(clip.mean), "image_std": list(clip.std), "size": clip.size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def load(source: str | None, place: Place) -> StepAware:
-    """Return a published step-aware model, a folder of ours, or a file in the published format.
+    """Load a published step-aware model, a folder of ``diffalign train-reward``, or a file as published.
 
     Raises:
-        UserError: no source, nothing there, or weights of another model.
+        UserError: no source, a missing file, or weights of another model.
     """
     if source is None:
         raise UserError(
@@ -167,13 +167,14 @@ def load(source: str | None, place: Place) -> StepAware:
     with torch.device("meta"):
         empty = TimedClip(empty_clip(read_config(_NAME, architecture)))
     model = placed(filled(_NAME, empty, state, path), place)
-    words = load_tokenizer(_NAME, architecture)
+    tokenizer = load_tokenizer(_NAME, architecture)
     square = partial(Crop, antialias=antialias)
-    clip = Clip(model.eval().requires_grad_(False), words, *colours(_NAME, architecture), square)
+    statistics = pixel_statistics(_NAME, architecture)
+    clip = Clip(model.eval().requires_grad_(False), tokenizer, *statistics, square)
     return StepAware(clip, place.batch_size)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Weights by the names of TimedClip: without prefix and old buffers."""
+    """Read weights under TimedClip's names, without the prefix ``model.`` and old buffers."""
     named = {key.removeprefix("model."): tensor for key, tensor in read_state(_NAME, path).items()}
     return {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}

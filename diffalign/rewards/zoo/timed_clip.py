@@ -1,14 +1,14 @@
-"""A CLIP whose vision tower knows the time: the network of SPO's step-aware preference model.
+"""A CLIP with a time-conditioned vision tower: the network of SPO's step-aware preference model.
 
 Liang et al. 2024, arXiv 2406.04314, section 3.2, with the names of RockeyCoss/SPO's checkpoints. The time
-reaches every layer: c = MLP(sinusoid(timestep)), and from SiLU(c) each layer makes shift, scale and gate of
-its attention, then of its MLP (DiT's adaLN, Peebles and Xie 2022, arXiv 2212.09748):
+embedding is c = MLP(sinusoid(timestep)). From SiLU(c) each layer computes shift, scale and gate of its
+attention and of its MLP (DiT's adaLN, Peebles and Xie 2022, arXiv 2212.09748):
 
     h = h + gate attention(LN(h) (1 + scale) + shift),    h = h + gate mlp(LN(h) (1 + scale) + shift),
 
-and behind the last LayerNorm the class token becomes token (1 + scale) + shift. The text tower knows no
-time. At the start all modulations are 0 but the gates, which are 1: the CLIP that it was made of, to the bit
-(the released constructor leaves ones in every bias until another function mends it).
+and after the last LayerNorm the class token becomes token (1 + scale) + shift. The text tower is not
+conditioned. Shifts and scales are initialised to 0 and gates to 1, so that the initial network equals the
+CLIP to the bit (the released constructor sets every bias to one, which another function corrects).
 """
 
 import math
@@ -25,10 +25,10 @@ FREQUENCIES = 256
 
 
 def sinusoid(timestep: Real[Tensor, " B"], width: int = FREQUENCIES) -> Tensor:
-    """(B, width): cosines, then sines, of timestep 10000^(-i / (width / 2)); float32, or t's float64.
+    """Return (B, width): cosines, then sines, of timestep x 10000^(-i / (width / 2)).
 
-    Frequencies are rounded to float32 in the published order of operations: at timestep 1000 another rounding
-    is another 1e-4 in what the network was trained on.
+    The result is float32, or float64 for a float64 ``timestep``. Frequencies are rounded to float32 in the
+    published order of operations: at timestep 1000 another rounding changes the embedding by 1e-4.
     """
     half = torch.arange(width // 2, dtype=torch.float32, device=timestep.device)
     frequencies = torch.exp(-math.log(10000) * half / (width // 2))
@@ -37,7 +37,7 @@ def sinusoid(timestep: Real[Tensor, " B"], width: int = FREQUENCIES) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Integer timesteps (B,) to (B, width): the sinusoid through Linear, SiLU, Linear."""
+    """Maps integer timesteps (B,) to embeddings (B, width): sinusoid, Linear, SiLU, Linear."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -56,10 +56,10 @@ class TimeEmbedding(nn.Module):
 
 
 class TimedLayer(nn.Module):
-    """A CLIP encoder layer whose two branches are shifted, scaled and gated by the time.
+    """A CLIP encoder layer with adaLN modulation of its attention and its MLP.
 
-    Args of the constructor are the layer's own parts: ``self_attn(hidden_states=, attention_mask=)`` gives a
-    tuple whose first is (B, N, D), ``mlp`` and the norms map (B, N, D) to itself.
+    Args of the constructor are the parts of a CLIP layer: ``self_attn(hidden_states=, attention_mask=)``
+    returns a tuple whose first entry is (B, N, D); ``mlp`` and the norms map (B, N, D) to (B, N, D).
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class TimedLayer(nn.Module):
         self.adaLN_modulation = _modulation(width, 6)
 
     def forward(self, h: Float[Tensor, " B N D"], c: Float[Tensor, " B D"]) -> Tensor:
-        """(B, N, D)."""
+        """Return hidden states (B, N, D)."""
         parts = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = parts
-        looked = self.layer_norm1(h) * (1 + scale) + shift
-        h = h + gate * self.self_attn(hidden_states=looked, attention_mask=None)[0]
+        modulated = self.layer_norm1(h) * (1 + scale) + shift
+        h = h + gate * self.self_attn(hidden_states=modulated, attention_mask=None)[0]
         return h + gate_mlp * self.mlp(self.layer_norm2(h) * (1 + scale_mlp) + shift_mlp)
 
 
@@ -88,7 +88,7 @@ class _Layers(nn.Module):
 
 
 class TimedVision(nn.Module):
-    """The vision tower of a CLIP with time; it takes over the parts of ``vision``, under the same names."""
+    """A time-conditioned vision tower; it reuses the modules of the CLIP tower ``vision`` and their names."""
 
     def __init__(self, vision: Any, width: int):
         super().__init__()
@@ -96,8 +96,8 @@ class TimedVision(nn.Module):
         self.pre_layrnorm = vision.pre_layrnorm
         self.encoder = _Layers(
             [
-                TimedLayer(old.self_attn, old.layer_norm1, old.mlp, old.layer_norm2, width)
-                for old in vision.encoder.layers
+                TimedLayer(layer.self_attn, layer.layer_norm1, layer.mlp, layer.layer_norm2, width)
+                for layer in vision.encoder.layers
             ]
         )
         self.post_layernorm = vision.post_layernorm
@@ -113,7 +113,7 @@ class TimedVision(nn.Module):
 
 
 def _modulation(width: int, parts: int) -> nn.Sequential:
-    """SiLU and a Linear to ``parts`` of ``width`` that says 0 whatever the time, and 1 for the gates."""
+    """Return SiLU and a Linear to ``parts`` x ``width``, initialised to output 0, and 1 for the gates."""
     linear = nn.Linear(width, parts * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -123,9 +123,9 @@ def _modulation(width: int, parts: int) -> nn.Sequential:
 
 
 class TimedClip(nn.Module):
-    """A CLIPModel whose vision tower knows the time; it takes over the parts of ``clip``.
+    """A CLIPModel with a time-conditioned vision tower; it reuses the modules of ``clip``.
 
-    Its state dict is the published one less the prefix ``model.``. A fresh one scores as ``clip`` does.
+    Its state dict is the published one without the prefix ``model.``. A new one has the scores of ``clip``.
     """
 
     def __init__(self, clip: Any):
@@ -141,25 +141,23 @@ class TimedClip(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of its weights."""
         return self.logit_scale.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """The dtype of its weights."""
         return self.visual_projection.weight.dtype
 
-    def words(self, ids: Tensor) -> Tensor:
+    def text_embeddings(self, ids: Tensor) -> Tensor:
         """Return unit text embeddings (G, D), float32, of token ids (G, L)."""
         return unit(self.text_projection(self.text_model(input_ids=ids).pooler_output))
 
-    def looks(self, pixels: Float[Tensor, " B 3 H W"], timestep: Real[Tensor, " B"]) -> Tensor:
-        """Return unit image embeddings (B, D), float32, of normalised pixels that were estimated at
-        ``timestep``.
-        """
+    def image_embeddings(self, pixels: Float[Tensor, " B 3 H W"], timestep: Real[Tensor, " B"]) -> Tensor:
+        """Return unit image embeddings (B, D), float32, of normalised pixels estimated at ``timestep``."""
         return unit(self.visual_projection(self.vision_model(pixels, self.t_embedder(timestep))))
 
     def forward(self, pixels: Tensor, timestep: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
-        """(B,) float32 scores; image i is of the prompt ``ids[owner[i]]`` (G, L)."""
-        words, looks = self.words(ids), self.looks(pixels, timestep)
-        return self.logit_scale.float().exp() * (words[owner] * looks).sum(-1)
+        """Return scores (B,), float32; the prompt of image i is row ``owner[i]`` of ``ids`` (G, L)."""
+        texts, images = self.text_embeddings(ids), self.image_embeddings(pixels, timestep)
+        return self.logit_scale.float().exp() * (texts[owner] * images).sum(-1)

@@ -1,4 +1,4 @@
-"""The judges of drawn scenes and of moving shapes (diffalign.tiny.judge, motion_judge) as rewards."""
+"""Rewards on the rule-based judges of drawn scenes and moving shapes (diffalign.tiny.judge, motion_judge)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,18 @@ from diffalign.tiny import motion_judge
 
 @dataclass(frozen=True)
 class SceneJudge:
-    """A rule ``(image, prompt) -> float`` that reads drawn scenes."""
+    """A reward on a rule ``(image, prompt) -> float`` for drawn scenes."""
 
     name: str
     rule: Callable[[Image.Image, str], float]
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 in [0, 1]; UserError naming the prompt if the judge cannot read it."""
+        """Return scores (B,) in [0, 1], float32.
+
+        Raises:
+            UserError: the judge cannot parse a prompt; it names the prompt.
+        """
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
@@ -45,26 +49,30 @@ class SceneJudge:
 
 
 def judge(source: str | None, place: Place) -> SceneJudge:
-    """Fraction of the caption's statements that hold."""
+    """Return the reward of agreement: the fraction of the caption's statements that hold."""
     no_source("judge", source)
     return SceneJudge("judge", judges.judge, place.batch_size)
 
 
 def taste(source: str | None, place: Place) -> SceneJudge:
-    """How vivid the scene is."""
+    """Return the reward of colour vividness, which ignores the caption."""
     no_source("taste", source)
     return SceneJudge("taste", judges.taste, place.batch_size)
 
 
 @dataclass(frozen=True)
 class MotionJudge:
-    """A rule ``(frames, prompt, fps) -> float`` that reads moving shapes, called for each video."""
+    """A reward on a rule ``(frames, prompt, fps) -> float`` for moving shapes."""
 
     name: str
     rule: Callable[[np.ndarray, str, float], float]
 
     def __call__(self, videos: Sequence[Video], prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; UserError naming the prompt if the judge cannot read it."""
+        """Return scores (B,), float32.
+
+        Raises:
+            UserError: the judge cannot parse a prompt; it names the prompt.
+        """
         if len(videos) != len(prompts):
             raise ValueError(f"{len(videos)} videos but {len(prompts)} prompts: there must be one each")
         return torch.tensor([self._one(v, p) for v, p in zip(videos, prompts, strict=True)])
@@ -80,18 +88,18 @@ class MotionJudge:
 
 
 def video_content(source: str | None, place: Place) -> MotionJudge:
-    """Return the reward of number, colours and shapes in every frame."""
+    """Return the reward of number, colours and shapes in all frames."""
     no_source("video_content", source)
     return MotionJudge("video_content", motion_judge.content)
 
 
 def video_motion(source: str | None, place: Place) -> MotionJudge:
-    """Direction, speed and evenness."""
+    """Return the reward of direction, speed and evenness of motion."""
     no_source("video_motion", source)
     return MotionJudge("video_motion", motion_judge.motion)
 
 
 def video_dynamics(source: str | None, place: Place) -> MotionJudge:
-    """Pixels a second."""
+    """Return the reward of speed, in pixels a second."""
     no_source("video_dynamics", source)
     return MotionJudge("video_dynamics", motion_judge.dynamics)

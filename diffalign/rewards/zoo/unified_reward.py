@@ -1,9 +1,10 @@
-"""UnifiedReward (Wang et al., "Unified Reward Model for Multimodal Understanding and Generation", arXiv
-2503.05236) behind an OpenAI-compatible endpoint, such as vLLM or SGLang serves: asked for points.
+"""UnifiedReward at an OpenAI-compatible endpoint, such as one of vLLM or SGLang.
 
-The question, the size of the image and the way points are read are flow_grpo's: 512 x 512, temperature 0,
-a score from 1 to 5 divided by 5, and 0 for an answer without one. Its question begins with ``<image>``, which
-LLaVA's template wants in the text; chat endpoints put the image in place themselves, so it is left out.
+Wang et al., "Unified Reward Model for Multimodal Understanding and Generation", arXiv 2503.05236. The
+question, the image size (512 x 512), the temperature (0) and the parsing of answers are those of flow_grpo: a
+score from 1 to 5 is divided by 5, and an answer without one counts 0. flow_grpo's question begins with
+``<image>``, which LLaVA's template expects in the text. It is left out here, since chat endpoints place the
+image themselves.
 """
 
 import base64
@@ -28,21 +29,21 @@ from diffalign.utils.http import NoAnswerError
 _NAME = "unified_reward"
 _SIDE = 512  # pixels
 _SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
-_RESERVED = ("<image>", "<|")  # how vision-language models' own tokens begin
+_RESERVED = ("<image>", "<|")  # beginnings of vision-language models' special tokens
 
 
 @dataclass(frozen=True)
 class UnifiedReward:
-    """A model behind an endpoint; ``batch_size`` requests run at once."""
+    """The reward at an endpoint; ``batch_size`` requests run concurrently."""
 
     endpoint: Endpoint
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32: 0.2 to 1, or 0 where the answer has no score.
+        """Return scores (B,), float32: 0.2 to 1, or 0 where the answer has no score.
 
         Raises:
-            UserError: no answer, an empty prompt, or one that holds a token of such models' formats.
+            UserError: no answer, an empty prompt, or a prompt with a special token.
         """
         refuse_unreadable(_NAME, prompts, _RESERVED)
         return in_batches(self._score, images, prompts, self.batch_size)
@@ -64,9 +65,9 @@ class UnifiedReward:
 
 
 def points(answer: str) -> float:
-    """Return the score in an answer, of 1; 0 if there is none."""
-    found = _SCORE.search(answer)
-    return float(found[1]) / 5 if found else 0.0
+    """Return the score in an answer, divided by 5; 0 if there is none."""
+    match = _SCORE.search(answer)
+    return float(match[1]) / 5 if match else 0.0
 
 
 def data_url(image: Image.Image) -> str:
@@ -77,12 +78,12 @@ def data_url(image: Image.Image) -> str:
 
 
 def load(source: str | None, place: Place) -> UnifiedReward:
-    """Return the reward of ADDRESS@MODEL (an endpoint without /chat/completions); no request is made yet.
+    """Return the reward of ADDRESS@MODEL (an address without /chat/completions); this sends no request.
 
-    The environment variable OPENAI_API_KEY is sent if it is set.
+    If the environment variable OPENAI_API_KEY is set, requests send it.
 
     Raises:
-        UserError: no source, an address that is none, or no model.
+        UserError: no source, an invalid address, or no model.
     """
     url, at, model = (source or "").rpartition("@")
     if not at:

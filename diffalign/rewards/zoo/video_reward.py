@@ -1,14 +1,14 @@
 """VideoReward of VideoAlign (Liu et al., "Improving Video Generation with Human Feedback", arXiv 2501.13918).
 
-Qwen2-VL-2B watches the video, two frames a second, and reads an instruction with the prompt; at the added
-tokens ``<|VQ_reward|>``, ``<|MQ_reward|>`` and ``<|TA_reward|>`` a linear head says how good looks, motion
-and agreement with the prompt are. Each is normalised by the mean and spread in the checkpoint's
-model_config.json; their sum is the overall score. As a reward:
+Qwen2-VL-2B reads the video at two frames a second, and an instruction with the prompt. At the added tokens
+``<|VQ_reward|>``, ``<|MQ_reward|>`` and ``<|TA_reward|>`` a linear head predicts visual quality, motion
+quality and text alignment. Each is standardised by the mean and std in the checkpoint's model_config.json;
+their sum is the overall score. Specs:
 
 * ``video_reward``: the sum; ``video_reward_vq``, ``video_reward_mq``, ``video_reward_ta``: one of the three;
 * ``video_reward:FOLDER``: a download of the hub repository, with model_config.json and ``checkpoint-STEP``
   folders, each with ``model.pth``, or with ``adapter_model.safetensors`` and ``non_lora_state_dict.pth``;
-* ``video_reward:FOLDER@BASE``: with the Qwen2-VL that it stands on from another place than its config says.
+* ``video_reward:FOLDER@BASE``: with the base Qwen2-VL from a folder or hub id BASE.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,27 +30,27 @@ from diffalign.utils.text import read_json_object
 
 _NAME = "video_reward"
 _BASE = "Qwen/Qwen2-VL-2B-Instruct"
-_CHECKPOINT = "checkpoint-11352"  # of the published repository
+_CHECKPOINT = "checkpoint-11352"  # the folder in the published repository
 DIMENSIONS = ("VQ", "MQ", "TA")
 _MARKS = tuple(f"<|{dimension}_reward|>" for dimension in DIMENSIONS)
-_LEAST_PIXELS = 128 * 28 * 28  # of a scaled frame
+_LEAST_PIXELS = 128 * 28 * 28  # smallest number of pixels of a resized frame
 _LEAST_FRAMES, _MOST_FRAMES, _EVEN = 4, 768, 2
 _EMBEDDINGS = "language_model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class VideoAlign:
-    """A Qwen2-VL read at three tokens, a head, and what is made of its three numbers.
+    """The reward: a Qwen2-VL, a head on its hidden states at three tokens, and a weighted sum.
 
     Attributes:
         qwen: the network.
-        head: of 1 output, taken at each token, or of 3, of which the first token gives the first and so on.
-        mean: (3,) of what the head says on its authors' data.
-        std: likewise.
-        share: (3,), how much each counts in the score.
-        fps: frames a second that it looks at.
-        largest: pixels of a frame, at most.
-        batch_size: videos at once.
+        head: linear head with 1 output, applied at each token, or with 3, of which token i gives output i.
+        mean: (3,), mean of the head's outputs on its authors' data.
+        std: (3,), standard deviation of the head's outputs on its authors' data.
+        share: (3,), weight of each dimension in the score.
+        fps: frames a second that the network reads.
+        largest: largest number of pixels of a resized frame.
+        batch_size: videos a forward pass.
     """
 
     qwen: Qwen
@@ -63,10 +63,10 @@ class VideoAlign:
     batch_size: int = 16
 
     def __call__(self, videos: Sequence[Video], prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32.
+        """Return scores (B,), float32.
 
         Raises:
-            UserError: an empty prompt or one that holds a token of the format, or a video of a single frame.
+            UserError: an empty prompt, a prompt with a special token, or a video of a single frame.
         """
         if len(videos) != len(prompts):
             raise ValueError(f"{len(videos)} videos but {len(prompts)} prompts: there must be one each")
@@ -79,10 +79,10 @@ class VideoAlign:
 
     @torch.no_grad()
     def dimensions(self, videos: Sequence[Video], prompts: Sequence[str]) -> Float[Tensor, "B 3"]:
-        """Visual quality, motion quality and text alignment, normalised."""
+        """Return standardised visual quality, motion quality and text alignment."""
         pixels = self.qwen.pixels(_LEAST_PIXELS, self.largest)
-        watched = [v.frames[frame_indices(len(v.frames), v.fps, self.fps)] for v in videos]
-        cut = pixels.cut([pixels.frames(frames) for frames in watched])
+        sampled = [v.frames[frame_indices(len(v.frames), v.fps, self.fps)] for v in videos]
+        cut = pixels.cut([pixels.frames(frames) for frames in sampled])
         instruction = template(_NAME)
         texts = [instruction.format(text_prompt=prompt) for prompt in prompts]
         raw = self.head(self.qwen.read(cut, texts, VIDEO))
@@ -93,41 +93,42 @@ class VideoAlign:
         return self.dimensions(videos, prompts) @ self.share
 
 
-def frame_indices(count: int, fps: float, wanted: float) -> list[int]:
-    """Which frames of a video are watched: evenly from the first to the last, an even number, at ``wanted``
-    frames a second but at least 4 and at most 768 of them, or all.
+def frame_indices(count: int, fps: float, target_fps: float) -> list[int]:
+    """Return the indices of the frames that are read: an even number, evenly spaced from first to last.
+
+    Their number follows from ``target_fps`` frames a second, within 4 and 768, and is at most ``count``.
 
     Raises:
-        UserError: a single frame.
+        UserError: the video has a single frame.
     """
     if count < _EVEN:
         raise UserError(f"reward {_NAME!r}: a video of {count} frames; it must have at least {_EVEN}")
     most = min(_MOST_FRAMES, count) // _EVEN * _EVEN
-    number = round(min(max(count / fps * wanted, _LEAST_FRAMES), most) / _EVEN) * _EVEN
+    number = round(min(max(count / fps * target_fps, _LEAST_FRAMES), most) / _EVEN) * _EVEN
     return torch.linspace(0, count - 1, number).round().long().tolist()
 
 
 def load(source: str | None, place: Place) -> VideoAlign:
-    """Return the sum of the three dimensions."""
+    """Load the reward of the sum of the three dimensions."""
     return _load(source, place, DIMENSIONS)
 
 
 def load_visual_quality(source: str | None, place: Place) -> VideoAlign:
-    """VQ alone."""
+    """Load the reward of visual quality alone."""
     return _load(source, place, ("VQ",))
 
 
 def load_motion_quality(source: str | None, place: Place) -> VideoAlign:
-    """MQ alone."""
+    """Load the reward of motion quality alone."""
     return _load(source, place, ("MQ",))
 
 
 def load_text_alignment(source: str | None, place: Place) -> VideoAlign:
-    """TA alone."""
+    """Load the reward of text alignment alone."""
     return _load(source, place, ("TA",))
 
 
-def _load(source: str | None, place: Place, wanted: Sequence[str]) -> VideoAlign:
+def _load(source: str | None, place: Place, dimensions: Sequence[str]) -> VideoAlign:
     folder, _, base = (source or "").partition("@")
     if folder:
         config, checkpoint = _config(Path(folder) / "model_config.json"), _latest(Path(folder))
@@ -139,10 +140,10 @@ def _load(source: str | None, place: Place, wanted: Sequence[str]) -> VideoAlign
     state = _weights(checkpoint, base, _lora_scale(config))
     weight = state.pop("rm_head.weight", None)
     if weight is None or len(weight) not in (1, len(DIMENSIONS)):
-        found = "none" if weight is None else f"one of {len(weight)} outputs"
+        actual = "none" if weight is None else f"one of {len(weight)} outputs"
         raise UserError(
             f"reward {_NAME!r}: {str(checkpoint)!r} needs a head (rm_head.weight) of 1 or 3 outputs; it has "
-            f"{found}"
+            f"{actual}"
         )
     qwen = load_qwen(_NAME, state, str(checkpoint), base, _MARKS, place)
     data, norms = config["data_config"], config.get("inference_config") or {}
@@ -155,7 +156,7 @@ def _load(source: str | None, place: Place, wanted: Sequence[str]) -> VideoAlign
         linear(weight).to(place.device),
         mean=row(lambda name: norms.get(f"{name}_mean", 0)),
         std=row(lambda name: norms.get(f"{name}_std", 1)),
-        share=row(lambda name: name in wanted),
+        share=row(lambda name: name in dimensions),
         fps=float(data["fps"]),
         largest=int(data["max_frame_pixels"]),
         batch_size=place.batch_size,
@@ -163,12 +164,14 @@ def _load(source: str | None, place: Place, wanted: Sequence[str]) -> VideoAlign
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Return the training settings beside a checkpoint; UserError for those of another kind of VideoAlign
-    model.
+    """Read the training settings beside a checkpoint.
+
+    Raises:
+        UserError: the file is missing or malformed, or a setting differs from the published model's.
     """
     try:
         config = read_json_object(path)
-        found = {
+        settings = {
             "prompt_template_type": config["data_config"]["prompt_template_type"],
             "sample_type": config["data_config"].get("sample_type", "uniform"),
             "num_frames": config["data_config"].get("num_frames"),
@@ -179,26 +182,26 @@ def _config(path: Path) -> dict[str, Any]:
             f"reward {_NAME!r}: {str(path)!r} is not there or not VideoAlign's model_config.json "
             f"({type(error).__name__}: {error}); give the folder that holds it"
         ) from error
-    known = {
+    supported = {
         "prompt_template_type": "detailed_special",
         "sample_type": "uniform",
         "num_frames": None,
         "use_special_tokens": True,
     }
-    for setting, value in known.items():
-        if found[setting] != value:
+    for name, value in supported.items():
+        if settings[name] != value:
             raise UserError(
-                f"reward {_NAME!r}: {str(path)!r} has {setting} {found[setting]!r}; known is {value!r}"
+                f"reward {_NAME!r}: {str(path)!r} has {name} {settings[name]!r}; known is {value!r}"
             )
     return config
 
 
 def _latest(folder: Path) -> Path:
     """Return the ``checkpoint-STEP`` folder with the highest step."""
-    found = [(step, path) for path in folder.glob("checkpoint-*") if (step := path.name[11:]).isdigit()]
-    if not found:
+    checkpoints = [(step, path) for path in folder.glob("checkpoint-*") if (step := path.name[11:]).isdigit()]
+    if not checkpoints:
         raise UserError(f"reward {_NAME!r}: there is no checkpoint-STEP folder in {str(folder)!r}")
-    return max(found, key=lambda pair: int(pair[0]))[1]
+    return max(checkpoints, key=lambda pair: int(pair[0]))[1]
 
 
 def _lora_scale(config: Mapping[str, Any]) -> float:
@@ -208,10 +211,10 @@ def _lora_scale(config: Mapping[str, Any]) -> float:
 
 
 def _weights(checkpoint: Path, base: str, scale: float) -> dict[str, Tensor]:
-    """All weights with the LoRA merged, its head included, and as many embeddings as there are tokens."""
-    whole = checkpoint / "model.pth"
-    if whole.is_file():
-        return merged(_named(read_state(_NAME, whole)), scale)
+    """Return all weights, the head included, with the LoRA merged and embeddings cut to the vocabulary."""
+    full = checkpoint / "model.pth"
+    if full.is_file():
+        return merged(_named(read_state(_NAME, full)), scale)
     state = _base_weights(base)
     for file in ("adapter_model.safetensors", "non_lora_state_dict.pth"):
         state |= _named(read_state(_NAME, checkpoint / file))
@@ -221,7 +224,7 @@ def _weights(checkpoint: Path, base: str, scale: float) -> dict[str, Tensor]:
 
 
 def _base_weights(base: str) -> dict[str, Tensor]:
-    """Return the weights of a plain Qwen2-VL."""
+    """Return the weights of the base Qwen2-VL."""
     from transformers import Qwen2VLForConditionalGeneration
 
     try:
@@ -232,7 +235,7 @@ def _base_weights(base: str) -> dict[str, Tensor]:
 
 
 def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by plain names, without what peft has put around them."""
+    """Return the weights without peft's prefixes and infixes, under Qwen2VLModel's names."""
     return renamed(
         {
             key.removeprefix("base_model.model.")
@@ -244,10 +247,10 @@ def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """W + scale B A, in float32, for the weights W that have a LoRA beside them; the others as they are.
+    """Merge LoRAs into their weights: W + scale B A, in float32; other weights are unchanged.
 
     Raises:
-        UserError: a LoRA of a weight that is not there or of another shape.
+        UserError: the weight of a LoRA is missing or of another shape.
     """
     result = {key: tensor for key, tensor in state.items() if ".lora_" not in key}
     for key, first in state.items():

@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible endpoint, with a question of one's own, as a file says.
+"""A vision-language model at an OpenAI-compatible endpoint with a custom question: ``vlm_judge:FILE.yaml``.
 
     url: http://localhost:8000/v1
     model: Qwen/Qwen2.5-VL-7B-Instruct
@@ -6,14 +6,14 @@
     low: 1
     high: 10
 
-is ``vlm_judge:FILE.yaml``. The last number of the answer, from ``low`` to ``high``, is the score, brought to
-[0, 1]. With ``criteria: {composition: 0.5, prompt: 1}`` (a rubric) the answer must have a line
-``composition: 7`` for each, and the score is their mean by these weights. A question without a usable answer
-is repeated, and is an error in the end: never a score.
+The score is the last number of the answer, scaled from [``low``, ``high``] to [0, 1]. With
+``criteria: {composition: 0.5, prompt: 1}`` (a rubric) the answer must have a line such as ``composition: 7``
+for each criterion, and the score is their weighted mean. A request without a usable answer is retried, and
+then is an error; it never becomes a score.
 
-``PairwiseJudge`` compares two images of a prompt, each pair in both orders, since such models prefer a place:
-what one order says and the other does not is a tie. Its question has ``A`` and ``B`` for the images and is
-answered by a last line ``A``, ``B`` or ``tie``.
+``PairwiseJudge`` compares two images of a prompt in both orders, since such models are biased towards a
+position; if the two orders disagree, the pair is a tie. Its question calls the images ``A`` and ``B``, and
+the last line of the answer must be ``A``, ``B`` or ``tie``.
 """
 
 import re
@@ -46,15 +46,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """What a file says: the endpoint, the question, and how an answer is read.
+    """The settings of a file: the endpoint, the question, and the range of answers.
 
     Attributes:
-        name: of the file, for messages.
-        endpoint: the model behind its address.
+        name: name of the file, for messages.
+        endpoint: the model at its address.
         prompt: the question; ``{prompt}`` stands for the image's prompt.
-        low, high: of the points in an answer.
-        criteria: weights by name; empty: one number.
-        side: pixels of the long side of what is sent.
+        low: lowest number of points in an answer.
+        high: highest number of points in an answer.
+        criteria: weights of a rubric's criteria, by name; None or empty: the answer has one number.
+        side: longest side of a sent image, in pixels.
     """
 
     name: str
@@ -66,7 +67,11 @@ class Question:
     side: int = 768
 
     def ask(self, images: Sequence[Image.Image], prompt: str, read: Callable[[str], T]) -> T:
-        """Return what ``read`` makes of the answer about these images; UserError if there is none."""
+        """Ask the question about these images and return ``read`` of the answer.
+
+        Raises:
+            UserError: no try gave a usable answer.
+        """
         content = [
             {"type": "image_url", "image_url": {"url": data_url(within(image, self.side))}}
             for image in images
@@ -83,32 +88,36 @@ class Question:
 
 @dataclass(frozen=True)
 class VLMJudge:
-    """Points, or a rubric's mean, in [0, 1]; ``batch_size`` requests run at once."""
+    """The reward: points or a rubric's mean, in [0, 1]; ``batch_size`` requests run concurrently."""
 
     question: Question
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32 in [0, 1]; UserError naming the prompt whose image gets no usable answer."""
+        """Return scores (B,) in [0, 1], float32.
+
+        Raises:
+            UserError: an image got no usable answer; it names the prompt.
+        """
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
         question = self.question
         read = lambda answer: points(answer, question.low, question.high, question.criteria or {})  # noqa: E731
         with ThreadPoolExecutor(self.batch_size) as pool:
-            one = lambda image, prompt: question.ask([image], prompt, read)  # noqa: E731
-            return torch.tensor(list(pool.map(one, to_pil(images), prompts)))
+            score = lambda image, prompt: question.ask([image], prompt, read)  # noqa: E731
+            return torch.tensor(list(pool.map(score, to_pil(images), prompts)))
 
 
 @dataclass(frozen=True)
 class PairwiseJudge:
-    """The better of two images, judged in both orders; ``batch_size`` requests run at once."""
+    """A judge of pairs that asks in both orders; ``batch_size`` requests run concurrently."""
 
     question: Question
     batch_size: int = 16
 
     def compare(self, first: Images, second: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """Return (B,) float32: 1 where the first image wins in both orders, 0 where the second, else 0.5.
+        """Return (B,) float32: 1 if the first image wins in both orders, 0 if the second does, else 0.5.
 
         Raises:
             ValueError: not as many images as prompts.
@@ -120,20 +129,20 @@ class PairwiseJudge:
         questions = [([x, y], p) for x, y, p in zip(a, b, prompts, strict=True)]
         questions += [([y, x], p) for x, y, p in zip(a, b, prompts, strict=True)]
         with ThreadPoolExecutor(self.batch_size) as pool:
-            answers = list(pool.map(lambda one: self.question.ask(one[0], one[1], winner), questions))
-        there, back = torch.tensor(answers).reshape(2, -1)
-        return torch.where(there + back == 1, there, torch.full_like(there, 0.5))
+            answers = list(pool.map(lambda pair: self.question.ask(*pair, winner), questions))
+        forward, swapped = torch.tensor(answers).reshape(2, -1)
+        return torch.where(forward + swapped == 1, forward, torch.full_like(forward, 0.5))
 
 
 def points(answer: str, low: float, high: float, criteria: Mapping[str, float]) -> float:
-    """Return an answer's points in [0, 1], the mean by weight of ``criteria`` if there are any.
+    """Return an answer's points scaled to [0, 1]; with ``criteria``, their weighted mean.
 
     Raises:
-        UnusableError: a number is missing, or outside low to high.
+        UnusableError: a number is missing, or outside [low, high].
     """
     if not criteria:
-        found = _NUMBER.findall(answer)
-        return _share(found[-1] if found else None, "a number", low, high)
+        numbers = _NUMBER.findall(answer)
+        return _share(numbers[-1] if numbers else None, "a number", low, high)
     total = 0.0
     for name, weight in criteria.items():
         match = re.search(rf"(?im)^\W*{re.escape(name)}\W*[:=]\W*?(-?\d+(?:\.\d+)?)", answer)
@@ -150,7 +159,11 @@ def _share(text: str | None, what: str, low: float, high: float) -> float:
 
 
 def winner(answer: str) -> float:
-    """Return 1 for A, 0 for B, 0.5 for a tie, by the last line; UnusableError for anything else."""
+    """Return the verdict of an answer's last line: 1 for A, 0 for B, 0.5 for a tie.
+
+    Raises:
+        UnusableError: the last line is none of them.
+    """
     lines = [line for line in answer.lower().splitlines() if line.strip()]
     word = re.sub(r"^.*(?::|image|is)\s", "", lines[-1].strip()).strip(" .*`'\"") if lines else ""
     if word not in _VERDICTS:
@@ -159,7 +172,7 @@ def winner(answer: str) -> float:
 
 
 def read_question(source: str | None) -> Question:
-    """Return the question of a file.
+    """Read the settings of a file.
 
     Raises:
         UserError: no file, or a field that is missing, unknown or of another kind.
@@ -208,10 +221,10 @@ def _number(file: Path, name: str, value: Any) -> float:
 
 
 def load(source: str | None, place: Place) -> VLMJudge:
-    """Return the judge of a file; no request is made yet. UserError as ``read_question``."""
+    """Return the judge of a file; this sends no request. Raises as ``read_question`` does."""
     return VLMJudge(read_question(source), place.batch_size)
 
 
 def load_pairwise(source: str, batch_size: int = 16) -> PairwiseJudge:
-    """Return the pairwise judge of a file. UserError as ``read_question``."""
+    """Return the pairwise judge of a file; this sends no request. Raises as ``read_question`` does."""
     return PairwiseJudge(read_question(source), batch_size)

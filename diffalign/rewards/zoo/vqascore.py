@@ -1,11 +1,10 @@
-"""VQAScore (Lin et al., "Evaluating Text-to-Visual Generation with Image-to-Text Generation", arXiv
-2404.01291) with any vision-language model of transformers: the probability that it answers "Yes" to whether
-the image shows the prompt.
+"""VQAScore: the probability that a vision-language model answers "Yes" to whether the image shows the prompt.
 
-The model's own processor cuts the image and its own chat template asks: images by its PIL version, pixels
-given as a tensor by its torch version, which is differentiable but does not clamp what bicubic overshoots. A
-tokenizer may write the answer with a space before it or in several tokens, so the answer is written where it
-would stand, and its tokens' probabilities are multiplied.
+Lin et al., "Evaluating Text-to-Visual Generation with Image-to-Text Generation", arXiv 2404.01291, with any
+vision-language model of transformers. The model's own chat template and processor make the input: PIL images
+go through the processor's PIL backend, tensors through its torch backend, which is differentiable but does
+not clamp bicubic overshoot. A tokenizer may write the answer with a leading space or as several tokens, so
+the answer is appended to the text, and the probabilities of its tokens are multiplied.
 """
 
 import inspect
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import check_whole, unloadable
+from diffalign.rewards.checkpoints import check_complete, unloadable
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.zoo.instructions import refuse_unreadable, reserved
@@ -31,17 +30,17 @@ _ANSWER = "Yes"
 
 @dataclass(frozen=True)
 class VQAScore:
-    """A frozen vision-language model, its processor, and how its answer is written.
+    """A frozen vision-language model, its processors, and the tokens of its answer.
 
     Attributes:
-        model: of AutoModelForImageTextToText.
-        processor: its own, of PIL images, padding on the right: there no token of a causal model looks, and
-            positions are those of the text alone.
-        soft: the same of pixels, in torch; None if the model has no such processor, and then pixels are
-            rounded to 8 bits, as saving them would, and have no gradient.
-        answer: what follows a question, with the space that the chat template leaves to it.
-        tokens: the answer's, at least one.
-        batch_size: images at once.
+        model: a model of AutoModelForImageTextToText.
+        processor: its processor for PIL images. It pads on the right, to which a causal model does not
+            attend, so padding does not shift positions.
+        soft: its differentiable processor for tensors; None if the model has none. Tensors are then rounded
+            to 8 bits and have no gradient.
+        answer: the text of the answer, with a leading space if the chat template leaves it out.
+        tokens: token ids of the answer, at least one.
+        batch_size: images a forward pass.
     """
 
     model: Any
@@ -52,10 +51,10 @@ class VQAScore:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """(B,) float32 in [0, 1]; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one.
+        """Return scores (B,) in [0, 1], float32; tensors (B, 3, H, W) take the differentiable path.
 
         Raises:
-            UserError: an empty prompt, or one that holds a token of the model's format.
+            UserError: an empty prompt, or one that holds a special token of the model.
         """
         refuse_unreadable(_NAME, prompts, reserved(self.processor.tokenizer))
         return in_batches(self._score, images, prompts, self.batch_size)
@@ -63,57 +62,55 @@ class VQAScore:
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
         texts = [chat_text(self.processor, prompt) + self.answer for prompt in prompts]
         bos = self.processor.tokenizer.bos_token
-        how = {
+        options = {
             "padding": True,
             "return_tensors": "pt",
-            "add_special_tokens": bos is None or not texts[0].startswith(bos),  # some templates have it
+            "add_special_tokens": bos is None or not texts[0].startswith(bos),  # some templates write it
         }
         if isinstance(images, Tensor) and self.soft is not None:
             pictures = [[picture] for picture in images.float().to(self.model.device)]
-            inputs = self.soft(text=texts, images=pictures, do_rescale=False, **how)
+            inputs = self.soft(text=texts, images=pictures, do_rescale=False, **options)
         else:
-            inputs = self.processor(text=texts, images=[[image] for image in to_pil(images)], **how)
+            inputs = self.processor(text=texts, images=[[image] for image in to_pil(images)], **options)
         inputs = inputs.to(self.model.device, self.model.dtype)
         positions = torch.arange(inputs.input_ids.shape[1], device=self.model.device)
         last = (inputs.attention_mask * positions).argmax(1)
-        where = last[:, None] + torch.arange(1 - len(self.tokens), 1, device=last.device)
-        answers = inputs.input_ids.gather(1, where)
+        at = last[:, None] + torch.arange(1 - len(self.tokens), 1, device=last.device)
+        answers = inputs.input_ids.gather(1, at)
         if not (answers == torch.tensor(self.tokens, device=last.device)).all():
             raise UserError(
                 f"reward {_NAME!r}: the processor of this model writes something after {self.answer!r}, so "
                 "its probability cannot be read; take another model"
             )
-        scores = self._logits(inputs, where - 1).float().log_softmax(-1)
+        scores = self._logits(inputs, at - 1).float().log_softmax(-1)
         return scores.gather(2, answers[..., None])[..., 0].sum(1).exp()
 
-    def _logits(self, inputs: Any, where: Tensor) -> Float[Tensor, "B K V"]:
-        """Return what the model says at positions (B, K); no others are computed where it can leave
-        them out.
-        """
-        rows = torch.arange(len(where), device=where.device)[:, None]
+    def _logits(self, inputs: Any, positions: Tensor) -> Float[Tensor, "B K V"]:
+        """Return the logits at ``positions`` (B, K); others are not computed if the model supports that."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
         if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            return self.model(**inputs).logits[rows, where]
-        kept, at = where.unique(return_inverse=True)
-        return self.model(**inputs, logits_to_keep=kept).logits[rows, at]
+            return self.model(**inputs).logits[rows, positions]
+        distinct, index = positions.unique(return_inverse=True)
+        return self.model(**inputs, logits_to_keep=distinct).logits[rows, index]
 
 
 def chat_text(processor: Any, prompt: str) -> str:
-    """Return the question about an image as the model's chat template puts it, ready for the answer."""
+    """Return the question in the model's chat template, up to the start of the answer."""
     question = {"type": "text", "text": _QUESTION.format(prompt)}
     message = {"role": "user", "content": [{"type": "image"}, question]}
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
 
 def load(source: str | None, place: Place) -> VQAScore:
-    """Any vision-language model of transformers, from a folder or the hub; without a source the card's.
+    """Load a vision-language model of transformers from a folder or hub id (default: the card's checkpoint).
 
     Raises:
-        UserError: nothing there, the hub cannot be reached, or a model that gives no such answers.
+        UserError: no such model, the hub cannot be reached, or the model is not causal.
     """
     from transformers import AutoModelForImageTextToText
 
     source = source or REGISTRY[_NAME].checkpoint
-    # Whatever the libraries raise for an absent, unreachable or other model is for the user to mend.
+    # the libraries raise many types for an absent, unreachable or unsuitable model
     try:
         processor, soft = _processors(source)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -122,7 +119,7 @@ def load(source: str | None, place: Place) -> VQAScore:
     except Exception as error:
         raise unloadable(_NAME, f"the vision-language model of {source!r}", error, "instead") from error
     model, loading = loaded
-    check_whole(_NAME, source, "vision-language model", loading)
+    check_complete(_NAME, source, "vision-language model", loading)
     if model.config.is_encoder_decoder:
         raise UserError(f"reward {_NAME!r}: {source!r} encodes and decodes; needed is a causal model")
     answer, tokens = _answer(processor, source)
@@ -131,7 +128,7 @@ def load(source: str | None, place: Place) -> VQAScore:
 
 
 def _processors(source: str) -> tuple[Any, Any]:
-    """Return the model's processor of PIL images, and that of pixels if there is one."""
+    """Return the model's processor for PIL images, and the one for tensors if there is one."""
     from transformers import AutoImageProcessor, AutoProcessor
 
     processor: Any = AutoProcessor.from_pretrained(source)
@@ -148,18 +145,18 @@ def _processors(source: str) -> tuple[Any, Any]:
 
 
 def _answer(processor: Any, source: str) -> tuple[str, tuple[int, ...]]:
-    """How "Yes" is written after a question, and its tokens."""
+    """Return the text of "Yes" after a question, with a leading space if needed, and its tokens."""
     try:
         question = chat_text(processor, "a")
-    except Exception as error:  # no template, or one of another kind: each raises its own
+    except Exception as error:  # a missing or unsuitable template, of many types
         raise unloadable(_NAME, f"the chat template of {source!r}", error, "instead") from error
-    words = processor.tokenizer
-    before = words(question, add_special_tokens=False).input_ids
-    ends_in_format = bool(before) and words.convert_ids_to_tokens(before[-1]) in reserved(words)
+    tokenizer = processor.tokenizer
+    before = tokenizer(question, add_special_tokens=False).input_ids
+    ends_in_format = bool(before) and tokenizer.convert_ids_to_tokens(before[-1]) in reserved(tokenizer)
     answer = _ANSWER if ends_in_format or question[-1:].isspace() else f" {_ANSWER}"
-    after = words(question + answer, add_special_tokens=False).input_ids
+    after = tokenizer(question + answer, add_special_tokens=False).input_ids
     tokens = tuple(after[len(before) :])
-    if after[: len(before)] != before or not tokens or words.decode(tokens).strip() != _ANSWER:
+    if after[: len(before)] != before or not tokens or tokenizer.decode(tokens).strip() != _ANSWER:
         raise UserError(
             f"reward {_NAME!r}: the tokenizer of {source!r} does not write {answer!r} apart from the question"
         )
