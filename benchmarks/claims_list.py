@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffalign.config.io import shipped_configs
 from diffalign.methods.dpo import DPO
-from diffalign.plane.data import Maker, lists, preferences, turned_round
+from diffalign.plane.data import Maker, lists, preferences, with_flipped_labels
 from diffalign.plane.plane import Plane
 from diffalign.plane.settings import PLANE_METHODS, PlaneRow
 from diffalign.strategies import wrap
@@ -124,7 +124,7 @@ def flipped(share: float) -> Maker:
     """Pairs with a share of the labels turned round; the reward model's scores stay right."""
 
     def maker(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
-        return turned_round(preferences(plane, base, seed=seed), share, seed)
+        return with_flipped_labels(preferences(plane, base, seed=seed), share, seed)
 
     maker.__name__ = f"preferences_{share:g}_turned_round"
     return maker
@@ -135,7 +135,7 @@ def flipped_unrated(share: float) -> Maker:
     """Return the same without the reward model's scores."""
 
     def maker(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
-        return replace(turned_round(preferences(plane, base, seed=seed), share, seed), extra={})
+        return replace(with_flipped_labels(preferences(plane, base, seed=seed), share, seed), extra={})
 
     maker.__name__ = f"preferences_{share:g}_turned_round_unrated"
     return maker

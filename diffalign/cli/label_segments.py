@@ -112,7 +112,7 @@ def _labeller(
     answers = Answers(args.answers or target.with_suffix(f".{args.by}-answers.jsonl"))
     if args.by == "vlm":
         by_model = _model(args, answers)
-        return by_model, lambda: by_model.spent.text(by_model.asking)
+        return by_model, lambda: by_model.usage.text(by_model.settings)
     from diffalign.preferences.segments.by_reward import ByReward
     from diffalign.rewards import load
     from diffalign.rewards.registry import parse as parse_spec
@@ -129,7 +129,7 @@ def _labeller(
 
 
 def _model(args: argparse.Namespace, answers: "Answers") -> "ByModel":
-    from diffalign.preferences.segments.by_model import QUESTION, Asking, ByModel
+    from diffalign.preferences.segments.by_model import QUESTION, ByModel, QuestionSettings
     from diffalign.utils.chat_completions import Endpoint, check_endpoint
     from diffalign.utils.http import Patience
 
@@ -137,9 +137,9 @@ def _model(args: argparse.Namespace, answers: "Answers") -> "ByModel":
     if args.question and not Path(args.question).is_file():
         raise UserError(f"--question {args.question!r}: no such file; allowed: a text file")
     question = Path(args.question).read_text(encoding="utf-8") if args.question else QUESTION
-    asking = Asking(args.seconds, args.fps, args.side, question, args.price_in, args.price_out)
+    settings = QuestionSettings(args.seconds, args.fps, args.side, question, args.price_in, args.price_out)
     endpoint = Endpoint(args.url, args.model, args.key, Patience(args.timeout, args.retries))
-    return ByModel(endpoint, answers, asking)
+    return ByModel(endpoint, answers, settings)
 
 
 DESCRIPTION = """\

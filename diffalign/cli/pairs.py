@@ -13,7 +13,7 @@ from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_
 from diffalign.errors import UserError
 
 if TYPE_CHECKING:
-    from diffalign.preferences.from_scores.candidates import Found, Shelf
+    from diffalign.preferences.from_scores.candidates import Candidates, MediaStore
     from diffalign.rewards.combine import How
     from diffalign.rewards.specs import Weighted
 
@@ -32,11 +32,11 @@ def run(argv: Sequence[str]) -> int:
 
     rewards = [weighted(text) for text in names(args.rewards, "--rewards")] if args.rewards else []
     rules = Rules(args.choose, args.top, args.margin, args.tie, args.ties == "keep", args.max_pairs)
-    with _candidates(args, rewards) as (found, shelf):
+    with _candidates(args, rewards) as (found, store):
         how: How = args.combine or ("rank" if len(found.rewards) > 1 else "sum")
         scoring = Scoring(tuple(reward.weight for reward in rewards), how, args.standardise)
         made = make(found, rules, scoring, args.dedup, 8 if args.near is None else args.near)
-        write(made, output, shelf)
+        write(made, output, store)
     show_unreadable(made.unreadable)
     if args.json:
         print_json({**made.counts, "rewards": list(made.rewards), "combine": how, "output": str(output)})
@@ -49,14 +49,21 @@ def run(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Iterator[tuple[Found, Shelf]]":
+def _candidates(
+    args: argparse.Namespace, rewards: "Sequence[Weighted]"
+) -> "Iterator[tuple[Candidates, MediaStore]]":
     """Yield the scored images or videos, from a table of scores or after scoring them."""
     from diffalign.data.prompts.prompt_sets import read_prompts
-    from diffalign.preferences.from_scores.candidates import Shelf, from_table, is_score_table, scored_now
+    from diffalign.preferences.from_scores.candidates import (
+        MediaStore,
+        from_table,
+        is_score_table,
+        scored_now,
+    )
     from diffalign.rewards.scoring.items import read_items
 
     source, near = Path(args.source), args.dedup == "near"
-    with Shelf() as shelf:
+    with MediaStore() as store:
         if is_score_table(source):
             for name in ("prompts", "cache"):
                 if (value := getattr(args, name)) is not None:
@@ -65,7 +72,7 @@ def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Ite
                         "scores and prompts"
                     )
             chosen = [reward.name for reward in rewards]
-            yield from_table(source, chosen, shelf, limit=args.limit, near=near), shelf
+            yield from_table(source, chosen, store, limit=args.limit, near=near), store
             return
         if not rewards:
             raise UserError(
@@ -74,8 +81,8 @@ def _candidates(args: argparse.Namespace, rewards: "Sequence[Weighted]") -> "Ite
         items = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
         cache = beside(source, "score-cache.sqlite")
         with scorers_of(args, [reward.spec for reward in rewards], cache) as (scorers, kept):
-            found = scored_now(items, scorers, kept, shelf, near=near)
-        yield found, shelf
+            found = scored_now(items, scorers, kept, store, near=near)
+        yield found, store
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:

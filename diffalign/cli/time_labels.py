@@ -11,7 +11,7 @@ from diffalign.errors import UserError
 
 if TYPE_CHECKING:
     from diffalign.config.schema import Run
-    from diffalign.preferences.time_labels import Labelled
+    from diffalign.preferences.time_labels import TimeLabels
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "Labelled":
+def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "TimeLabels":
     """Return the labels of the pairs of a run's set, or of another one that its flags name."""
     import numpy as np
     import torch
@@ -57,7 +57,7 @@ def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "
     from diffalign.data import fixed_batches, read_preferences
     from diffalign.models.denoisers import AdaptersOff
     from diffalign.models.loading import load
-    from diffalign.preferences.time_labels import Labelled, agreeing, confidences, pseudo_labels
+    from diffalign.preferences.time_labels import TimeLabels, agreeing, confidences, pseudo_labels
     from diffalign.runs.load_pipeline import open_model
     from diffalign.runs.setup import encode
     from diffalign.training.acceleration import accelerator_for
@@ -86,7 +86,7 @@ def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "
     trusted = torch.cat(trust)
     labels = pseudo_labels(torch.cat(found), trusted, percentile)
     rows = [(w, tuple(map(int, row))) for w, row in zip(names, labels.tolist(), strict=True)]
-    return Labelled(rows, int(trusted.sum()))
+    return TimeLabels(rows, int(trusted.sum()))
 
 
 DESCRIPTION = """\

@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, read from YAML and flags. Importing it imports no torch."""
+"""The configuration: frozen dataclasses, read from YAML and flags. Importing it does not import torch."""
 
 from diffalign.config.reward_schema import RewardConfig, RewardRun
 from diffalign.config.schema import (

@@ -1,7 +1,7 @@
-"""From plain mappings (YAML, flags) to frozen dataclasses, with strict keys and types. Pure Python.
+"""Build frozen dataclasses from mappings (YAML, flags), with strict keys and types. Pure Python.
 
-A field that can hold one of several dataclasses says so in its metadata (``choice``); the mapping's ``type``
-picks one.
+A field that holds one of several dataclasses has a table of them in its metadata (``choice``); the mapping's
+``type`` selects one.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ def choice(table: Mapping[str, type], default: Any) -> Any:
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str, start: T | None = None) -> T:
-    """Return an instance of the dataclass ``cls`` from a mapping.
+    """Build an instance of the dataclass ``cls`` from a mapping.
 
     Args:
         cls: the dataclass.
         values: field values; nested mappings become nested dataclasses.
-        where: dotted place of the mapping, for messages ("method.loss"); "" at the top.
-        start: an instance whose values stand for keys that ``values`` lacks; None takes the class's defaults.
+        where: dotted name of the mapping, for messages ("method.loss"); "" at the top.
+        start: instance whose values are used for missing keys; None: the class's defaults.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type, or one that the class refuses.
+        UserError: an unknown key, a value of the wrong type, or a value that the class refuses.
     """
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -48,15 +48,15 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, start: T | None =
         return cls(**arguments)
     except UserError:
         raise
-    except (TypeError, ValueError) as error:  # a class that imports torch only raises plain ValueErrors
+    except (TypeError, ValueError) as error:  # classes of methods and losses raise ValueError
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """Return the plain mapping that builds an equal instance: every field of a dataclass by name.
+    """Return the mapping from which ``build`` makes an equal instance: all fields by name.
 
-    Fields that no mapping can give are left out: state (``compare=False``), and dataclasses where the field
-    is not annotated as one and has no ``choice``.
+    Fields that a mapping cannot set are left out: state (``compare=False``), and dataclasses in a field that
+    is not annotated as a dataclass and has no ``choice``.
     """
     hints = get_type_hints(type(value))
     plain = {}
@@ -75,12 +75,12 @@ def describe(value: Any) -> dict[str, Any]:
 
 
 def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = None) -> T:
-    """Return an instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
+    """Build an instance of the class that ``value`` names: ``"ipo"`` or ``{"type": "ipo", "tau": 1}``.
 
-    A mapping without ``type`` changes ``default``, where there is one: what it lacks stays as it is there.
+    A mapping without ``type`` overrides fields of ``default``, if there is one.
 
     Raises:
-        UserError: the name is not in ``table``, or the rest does not fit the class.
+        UserError: the name is not in ``table``, or the other keys do not match the class.
     """
     if isinstance(value, str):
         value = {"type": value}
@@ -94,11 +94,10 @@ def pick(table: Mapping[str, type[T]], value: Any, where: str, default: Any = No
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as the type ``kind``; only what loses nothing is converted (3 to 3.0, "1e-5" to 1e-5, a list
-    to a tuple).
+    """Convert ``value`` to the type ``kind`` without loss: 3 to 3.0, "1e-5" to 1e-5, a list to a tuple.
 
     Raises:
-        UserError: it does not fit.
+        UserError: the value has another type.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -106,9 +105,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        *words, last = (a for a in arguments if a is not type(None))  # at most some words, then a kind
-        named = [word for kind in words for word in get_args(kind)]
-        return value if isinstance(value, str) and value in named else convert(value, last, where)
+        *literals, last = (a for a in arguments if a is not type(None))  # Literal["auto"] | float
+        words = [word for literal in literals for word in get_args(literal)]
+        return value if isinstance(value, str) and value in words else convert(value, last, where)
     if origin is Literal:
         if value not in arguments:
             raise unknown(where, value, [str(a) for a in arguments])

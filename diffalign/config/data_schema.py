@@ -1,4 +1,4 @@
-"""The ``data`` section: preferences, and how images and videos become latents. No torch."""
+"""The ``data`` section: the preference set, its filters, and the encoding to latents. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ from diffalign.config.fields import (
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """A curriculum over groups: those whose best and worst score differ the most come first."""
+    """A curriculum over groups, in descending order of the difference of best and worst score."""
 
     stages: int = option(0, "number of stages; 0: no curriculum, every group from the start", COUNT_OR_ZERO)
     steps: int = option(500, "optimizer steps of a stage; the last stage goes on to the end", COUNT)
@@ -34,7 +34,7 @@ class CurriculumConfig:
 
 @dataclass(frozen=True)
 class AlteredConfig:
-    """How the caption of an image is made wrong (data.view captions)."""
+    """How a wrong caption of an image is made (data.view captions)."""
 
     by: Literal["swap", "llm"] = option(
         "swap", "exchange a word offline, or ask an OpenAI-compatible chat endpoint"
@@ -56,7 +56,7 @@ class AlteredConfig:
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Groups of a set that are left out, each kind counted in the run's report."""
+    """Filters of groups; the run's report counts the groups that each one removes."""
 
     words: tuple[str, ...] = option((), "leave out prompts that contain one of these, in any case", NAMES)
     min_prompt: int = option(0, "characters that a prompt has at least", COUNT_OR_ZERO)
@@ -88,7 +88,7 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Preferences, and how images or videos become latents."""
+    """The preference set, and the encoding of its images or videos to latents."""
 
     path: str = option(
         "",

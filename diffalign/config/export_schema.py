@@ -1,4 +1,4 @@
-"""The ``export`` section of a run: what leaves it when it has finished."""
+"""The ``export`` section: what a run publishes when it has finished."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _REPOSITORY: Rule = (
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """The result on the Hugging Face hub; the token is the client's (`hf auth login`), never a setting."""
+    """Upload of the result to the Hugging Face hub, with the client's token (`hf auth login`)."""
 
     push_to_hub: str | None = option(None, "repository ORG/NAME to push aligned/ to at the end", _REPOSITORY)
     private: bool = option(False, "make a new repository private")

@@ -1,7 +1,7 @@
-"""Fields of a configuration: a default, its help text, and the values that are allowed. Pure Python.
+"""Fields of a configuration: default, help text and allowed values. Pure Python.
 
-``option`` keeps all three in the field's metadata, so that the command line's help and the check of ranges
-are read from the field itself.
+``option`` stores help text and rule in the field's metadata, from which the command line's help and the check
+of ranges are made.
 """
 
 import dataclasses
@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 Rule = tuple[Callable[[Any], bool], str]
-"""Whether a value is allowed, and the words for what is."""
+"""A predicate of allowed values, and their description for messages."""
 
 
-def option(default: Any, text: str, rule: Rule | None = None, whole: bool = False) -> Any:
-    """Return a dataclass field with a help text and a rule for its values, which None passes.
+def option(default: Any, text: str, rule: Rule | None = None, with_commas: bool = False) -> Any:
+    """Return a dataclass field with a help text and a rule for its values; None always passes.
 
-    ``whole``: its texts may hold commas, so that a flag's text is one entry of the list.
+    ``with_commas``: the entries of a list may hold commas, so a flag's text is one entry.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "rule": rule, "whole": whole})
+    metadata = {"help": text, "rule": rule, "with_commas": with_commas}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def mapping_option(factory: Callable[[], Any], text: str) -> Any:
-    """Return a dataclass field whose default is made anew for each instance, with a help text."""
+    """Return a dataclass field with a default factory and a help text."""
     return dataclasses.field(default_factory=factory, metadata={"help": text, "rule": None})
 
 
@@ -31,7 +32,7 @@ def section(cls: type) -> Any:
 
 
 def options(cls: Any, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]", Any]]:
-    """Yield (dotted name, field, type) for every option of a tree of dataclasses, sections walked into."""
+    """Yield (dotted name, field, type) for every option of a tree of dataclasses and its nested sections."""
     kinds = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = kinds[field.name]
@@ -47,7 +48,7 @@ def rules_of(cls: Any) -> Mapping[str, Rule]:
 
 
 def at_least(low: float) -> Rule:
-    """Return the rule for numbers from ``low`` on."""
+    """Return the rule for numbers of at least ``low``."""
     return (lambda v: v >= low), f"{low:g} or more"
 
 

@@ -1,4 +1,4 @@
-"""Configuration files: where recipes are, and what a YAML file holds over its ``base``. No torch."""
+"""Find and read configuration files, with the values of their ``base`` files. Imports no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from diffalign.utils.yaml_reader import read_yaml_file
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:
-    """Return the recipes that come with diffalign, by name: of the wheel, or ``configs/`` of a checkout.
+    """Return the paths of the recipes that ship with diffalign (in the wheel, or ``configs/``), by name.
 
-    ``kind`` is the folder in it of another command than ``train``.
+    ``kind`` is the subfolder of a command other than ``train``.
     """
     package = Path(__file__).parents[1]
     folder = package / "_configs"
@@ -22,12 +22,13 @@ def shipped_configs(kind: str = "") -> dict[str, Path]:
 
 
 def find_config(path: str | Path, kind: str = "") -> Path:
-    """Return the file of ``path``: itself, or a recipe as ``name``, ``name.yaml``, ``configs/name.yaml``.
+    """Return the path of a configuration file, or of a shipped recipe.
 
-    ``kind`` is as for ``shipped_configs``.
+    A recipe is named as ``name``, ``name.yaml`` or ``configs/name.yaml``; ``kind`` is as for
+    ``shipped_configs``.
 
     Raises:
-        UserError: there is neither; the nearest recipes are named.
+        UserError: there is no such file or recipe; it names the most similar recipes.
     """
     file = user_path(path, "config")
     if file.is_file():
@@ -47,10 +48,10 @@ def find_config(path: str | Path, kind: str = "") -> Path:
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the mapping in a YAML file, over that of its ``base``.
+    """Return the mapping in a YAML file, merged over that of its ``base``.
 
     Raises:
-        UserError: unreadable, not YAML, no mapping, a key given twice, or a base that includes itself.
+        UserError: the file is unreadable, not YAML, no mapping, has a key twice, or includes itself as base.
     """
     path = path.resolve()
     if path in seen:
@@ -74,13 +75,13 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of one nested mapping over those of another; another ``type`` starts anew."""
+    """Merge the nested mapping ``over`` into ``base``; an inner mapping with another ``type`` replaces it."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
         merged[key] = value
         if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            # Another method (or loss) starts from its own defaults, not from the fields of the old one.
+            # another method (or loss) starts from its own defaults, not from the old one's fields
             same = value.get("type", inner.get("type")) == inner.get("type")
             merged[key] = merge(inner, value) if same else value
     return merged

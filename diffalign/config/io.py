@@ -1,8 +1,8 @@
-"""Reads and writes the ``Run`` tree: YAML gives values, dotted flags override, mistakes are named. No torch.
+"""Read and write the ``Run`` tree: values from YAML, overrides from dotted flags. Imports no torch.
 
-What a file may say beyond the fields of ``Run``: ``base: other.yaml`` (relative to the file) starts from
-another file. The ``method`` section is checked against its dataclass when training starts
-(``diffalign.methods.build``), since that needs torch; here only the method's name is.
+Beside the fields of ``Run`` a file may have ``base: other.yaml`` (relative to the file), whose values it
+overrides. The ``method`` section is checked against the method's dataclass when training starts
+(``diffalign.methods.build``), since that needs torch.
 """
 
 import dataclasses
@@ -34,34 +34,34 @@ __all__ = [
 Tree = TypeVar("Tree")
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-"""A number that YAML 1.1 reads as a text because it lacks the dot or the sign: 1e-5."""
+"""Numbers that YAML 1.1 reads as strings because they lack the dot or the sign: 1e-5."""
 
 
 def from_dict(data: Mapping[str, Any], where: str = "the configuration") -> Run:
-    """Return the run that a nested mapping describes (not yet validated; see ``validate``).
+    """Build a run from a nested mapping, without checking ranges (see ``ranges.check_ranges``).
 
     Raises:
-        UserError: an unknown key, with its dotted place and the nearest names, or a value of the wrong type.
+        UserError: an unknown key (it names similar ones), or a value of the wrong type.
     """
     return tree_from(Run, data, where)
 
 
 def tree_from(cls: type[Tree], data: Mapping[str, Any], where: str) -> Tree:
-    """``from_dict`` for any tree of frozen dataclasses: ``Run``, or what another command is made of."""
+    """Build a tree of frozen dataclasses, as ``from_dict`` does; ``where`` names the mapping in messages."""
     _check_keys(data, cls, "", where, cls)
     try:
-        return build(cls, _as_meant(data), "")
+        return build(cls, _repaired(data), "")
     except UserError as error:
         raise UserError(f"{error} (in {where})") from error
 
 
 def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
-    """``run`` with dotted flags: ``["--model.lora.rank", "32", "--training.steps=10"]``; later ones win.
+    """Apply dotted flags to a run: ``["--model.lora.rank", "32", "--training.steps=10"]``; the last one wins.
 
-    ``--method NAME`` takes another method with its own defaults; ``--method.beta 5`` sets a field of it.
+    ``--method NAME`` selects another method with its own defaults; ``--method.beta 5`` sets a field of it.
 
     Raises:
-        UserError: an unknown field, a flag without its value, or a value of the wrong type.
+        UserError: an unknown field, a flag without a value, or a value of the wrong type.
     """
     names, data = list(args), to_dict(run)
     while names:
@@ -75,20 +75,20 @@ def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
             if bare and kind is not bool:
                 raise UserError(f"--{name} needs a value")
             text = "true" if bare else names.pop(0)
-        set_value(data, name, parse_text(text, kind, name in _whole(type(run))))
+        set_value(data, name, parse_text(text, kind, name in _with_commas(type(run))))
         run = tree_from(type(run), data, f"flag --{name}")
         data = to_dict(run)
     return run
 
 
 def to_dict(run: Any) -> dict[str, Any]:
-    """Return the run as nested plain dicts and lists, every field of it."""
+    """Return all fields of the run as nested dicts and lists."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(run))
     return plain
 
 
 def to_yaml(run: Any) -> str:
-    """Return the run as YAML that ``read_run`` reads back to an equal tree."""
+    """Return the run as YAML, from which an equal tree is built."""
     return yaml.safe_dump(to_dict(run), sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -112,10 +112,10 @@ def field_kind(dotted: str, tree: Any = Run) -> Any:
     return cls
 
 
-def parse_text(text: str, kind: Any, whole: bool = False) -> Any:
-    """Return the value that a flag's text stands for, for a field of type ``kind``.
+def parse_text(text: str, kind: Any, with_commas: bool = False) -> Any:
+    """Parse a flag's text for a field of type ``kind``.
 
-    ``whole``: the text of a list of texts is one entry, whatever commas it holds, unless it is a YAML list.
+    ``with_commas``: for a list of strings, a text that is no YAML list is one entry, commas included.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -126,7 +126,7 @@ def parse_text(text: str, kind: Any, whole: bool = False) -> Any:
         return text
     if origin is not None and issubclass(origin, Mapping) and not text.lstrip().startswith("{"):
         return {"type": text}
-    if origin is tuple and whole and not _is_yaml_list(text):
+    if origin is tuple and with_commas and not _is_yaml_list(text):
         return [text] if text else []
     if origin is tuple and not text.lstrip().startswith("["):
         return [
@@ -137,35 +137,35 @@ def parse_text(text: str, kind: Any, whole: bool = False) -> Any:
     return _read(text)
 
 
-def _whole(tree: Any) -> frozenset[str]:
-    """Dotted names of the lists whose texts may hold commas."""
-    return frozenset(name for name, field, _ in options(tree) if field.metadata.get("whole"))
+def _with_commas(tree: Any) -> frozenset[str]:
+    """Return the dotted names of the lists whose entries may hold commas."""
+    return frozenset(name for name, field, _ in options(tree) if field.metadata.get("with_commas"))
 
 
 def _is_yaml_list(text: str) -> bool:
-    """Whether a text is a list in YAML: "[a, b]", but not the prompt "[a] beside (b)"."""
+    """Return whether a text is a list in YAML: "[a, b]", but not the prompt "[a] beside (b)"."""
     return text.lstrip().startswith("[") and isinstance(_read(text), list)
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether the parts of ``a,b`` are names: of a list of texts, or of things that have a type."""
+    """Return whether entries of this type are written as names: strings, or mappings with a ``type``."""
     return kind is str or (get_origin(kind) is not None and issubclass(get_origin(kind), Mapping))
 
 
 def set_value(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put ``value`` at a dotted place of a nested dict; a name in place of a mapping becomes its ``type``."""
+    """Set ``value`` at a dotted name of a nested dict; a string in a mapping's place becomes its ``type``."""
     *parents, last = dotted.split(".")
     for part in parents:
         inner = data.get(part, {})
         data[part] = dict(inner) if isinstance(inner, Mapping) else {"type": inner}
         data = data[part]
     if last == "type" and dotted.startswith("method.") and data.get("type", value) != value:
-        data.clear()  # another loss or method starts from its own defaults
+        data.clear()  # another method or loss starts from its own defaults
     data[last] = value
 
 
 def dotted_names(cls: Any = Run, prefix: str = "") -> Iterator[str]:
-    """Every leaf of the tree: ``output``, ``model.lora.rank``, ..."""
+    """Yield the dotted name of every leaf of the tree: ``output``, ``model.lora.rank``, ..."""
     for name, kind in get_type_hints(cls).items():
         if dataclasses.is_dataclass(kind):
             yield from dotted_names(kind, f"{prefix}{name}.")
@@ -184,7 +184,7 @@ def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str, tree
 
 
 def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str, tree: Any) -> UserError:
-    """Names siblings spelt alike, and the same name in other sections (training.betas is optimizer's)."""
+    """Return the error for an unknown key, with similar siblings and equal names in other sections."""
     leaf = dotted.rpartition(".")[2]
     near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
     elsewhere = [name for name in dotted_names(tree) if name.rpartition(".")[2] == leaf]
@@ -195,21 +195,21 @@ def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: s
     return UserError(f"unknown key {dotted!r} in {where}; {hint}{place}{', '.join(siblings) or 'nothing'}")
 
 
-def _as_meant(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Mend what YAML 1.1 misreads: ``no`` is a precision, ``1e-5`` in a method is a number."""
-    meant = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
-    training = meant.get("training")
+def _repaired(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Correct values that YAML 1.1 misreads: the precision ``no``, and ``1e-5`` in a method."""
+    repaired = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+    training = repaired.get("training")
     if isinstance(training, dict) and training.get("mixed_precision") is False:
         training["mixed_precision"] = "no"
-    if "method" in meant:
-        meant["method"] = _numbers(_named(meant["method"]))
-    if isinstance(meant.get("strategies"), list | tuple):
-        meant["strategies"] = [_numbers(_named(entry)) for entry in meant["strategies"]]
-    return meant
+    if "method" in repaired:
+        repaired["method"] = _numbers(_named(repaired["method"]))
+    if isinstance(repaired.get("strategies"), list | tuple):
+        repaired["strategies"] = [_numbers(_named(entry)) for entry in repaired["strategies"]]
+    return repaired
 
 
 def _named(value: Any) -> Any:
-    """Return a bare name as the mapping that it stands for."""
+    """Return the mapping ``{"type": name}`` for a bare name."""
     return {"type": value} if isinstance(value, str) else value
 
 
@@ -222,7 +222,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _read(text: str) -> Any:
-    """Return the value of a flag as YAML reads it, or the text itself where it is no YAML."""
+    """Parse a flag's text as YAML; return the text itself if it is no YAML."""
     try:
         return parse_yaml(text, text[:60])
     except UserError as error:

@@ -1,7 +1,4 @@
-"""Check values of a run beyond their types: the ranges that their fields state, and ``data`` against itself.
-
-No torch.
-"""
+"""Check the values of a run: ranges of fields, and the consistency of ``data``. Imports no torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,14 +18,14 @@ _EXAMPLES = {
 
 
 def check_ranges(run: Any, needs: Sequence[str] = ()) -> None:
-    """Check a tree of dataclasses against the rules in its fields, and ``data`` against itself.
+    """Check a tree of dataclasses against the rules of its fields, and the consistency of ``data``.
 
     Args:
-        run: the tree; None passes where a field may be None.
-        needs: dotted fields that must not be empty, such as ``data.path``.
+        run: the tree.
+        needs: dotted names of fields that must not be empty, such as ``data.path``.
 
     Raises:
-        UserError: the first value that is not allowed, with its dotted place and what is.
+        UserError: a value is not allowed; it names the first one and the allowed values.
     """
     for dotted in needs:
         if not get(run, dotted):
@@ -42,7 +39,7 @@ def check_ranges(run: Any, needs: Sequence[str] = ()) -> None:
 
 
 def get(run: Any, dotted: str) -> Any:
-    """Return the value at a dotted place: ``get(run, "model.lora.rank")``."""
+    """Return the value at a dotted name: ``get(run, "model.lora.rank")``."""
     return reduce(getattr, dotted.split("."), run)
 
 
@@ -56,7 +53,7 @@ def _check_data(run: Any) -> None:
 
 
 def _finite(value: Any) -> bool:
-    """Whether every number in a value is finite, and every whole number fits into 64 bits."""
+    """Return whether every number in a value is finite, and every integer fits into 64 bits."""
     if isinstance(value, Mapping):
         return all(map(_finite, value.values()))
     if isinstance(value, tuple | list):

@@ -1,6 +1,6 @@
-"""The tree of ``diffalign train-reward``: a reward model trained on preferences. No torch.
+"""The configuration of ``diffalign train-reward``, which trains a reward model. Imports no torch.
 
-Its sections are those of ``diffalign.config.schema`` where they mean the same; ``reward`` is its own.
+It shares sections with ``diffalign.config.schema``; the section ``reward`` is its own.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _TIMES: Rule = (lambda v: bool(v) and all(0 <= t < 1 for t in v)), "times from 0
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The step-aware preference model, and the clean estimates that it is shown."""
+    """The step-aware preference model, and the clean estimates that it is trained on."""
 
     start: str = option(
         "yuvalkirstain/PickScore_v1",
@@ -45,7 +45,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class RewardRun:
-    """Everything that the training of a reward is made of."""
+    """The configuration of the training of a reward model."""
 
     output: str = option("runs/reward", "the run directory", FOLDER)
     resume: str | None = option(None, "continue exactly from a checkpoint: latest, or its folder")

@@ -1,4 +1,4 @@
-"""The ``rollout`` section: what the policy samples in a round of an online run, and its judges. No torch."""
+"""The ``rollout`` section: sampling of a round of an online run, and its judges. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ from diffalign.config.fields import (
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Online training: samples of a round and their judges; without prompts a run is offline."""
+    """Online training: the samples of a round and their judges; a run without prompts is offline."""
 
     prompts: str = option("", "file of prompts, tiny:train, or a built-in list; empty: the run is offline")
     shape: Literal["auto", "samples", "trajectories", "tree"] = option(

@@ -1,9 +1,9 @@
-"""A run as a tree of frozen dataclasses: the only place where a default stands.
+"""The configuration of a run: a tree of frozen dataclasses, which alone define the defaults.
 
-A YAML file gives values, dotted flags (``--model.lora.rank 32``) override them, and the resolved tree is
-written into the run directory as ``config.yaml``, which loads again. ``diffalign.config.io`` reads and
-writes it. Each field carries its help text and its range (``config.fields.option``). This module imports
-nothing heavy: the command line's help is made from it.
+A YAML file sets values, dotted flags (``--model.lora.rank 32``) override them, and the resolved tree is
+written to ``config.yaml`` in the run directory, from which it loads again. ``diffalign.config.io`` reads and
+writes it. Each field has a help text and a range (``config.fields.option``). This module imports no heavy
+package, since the command line's help is made from it.
 
 The ``method`` section is a mapping whose ``type`` names a method (``diffalign methods`` lists them); the
 other keys are the fields of that method's dataclass. ``strategies`` is a list of such mappings, whose types
@@ -91,7 +91,7 @@ class TextLoraConfig:
 
 
 Quantized = Literal["none", "nf4", "int8", "torchao_int8", "torchao_float8"]
-"""How frozen weights are stored; see ``diffalign.models.quantization``."""
+"""Storage formats of frozen weights; see ``diffalign.models.quantization``."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The diffusion model, and which of its weights are trained."""
+    """The diffusion model and the choice of its trained weights."""
 
     path: str = option(
         "",
@@ -182,7 +182,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The loop."""
+    """The training loop."""
 
     steps: int = option(1000, "optimizer steps", COUNT)
     epochs: float | None = option(None, "passes over the training groups, in place of steps", POSITIVE)
@@ -219,7 +219,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What is written down, and how often (in optimizer steps)."""
+    """Logged metrics, their trackers, and intervals in optimizer steps."""
 
     every: int = option(10, "optimizer steps between two rows of metrics", COUNT)
     trackers: tuple[str, ...] = option(("tensorboard",), "any of tensorboard, wandb, trackio")
@@ -250,7 +250,7 @@ class ValidationConfig:
         (),
         'a prompt, a list of prompts as YAML (\'["a cat", "a dog"]\'), or a file of prompts',
         NAMES,
-        whole=True,
+        with_commas=True,
     )
     images_per_prompt: int = option(1, "images or videos of each prompt", between(1, 2**16))
     sampling_steps: int = option(25, "steps of the sampler", between(1, 10**5))
@@ -268,7 +268,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run is made of."""
+    """The configuration of a run."""
 
     output: str = option("runs/diffalign", "the run directory", FOLDER)
     resume: str | None = option(None, "continue exactly from a checkpoint: latest, or its folder")
@@ -294,6 +294,6 @@ class Run:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the run is trained at; with buckets, of the square of equal area."""
+        """The training size (height, width) in pixels; with buckets, the square of equal area."""
         side = (self.rollout.resolution if self.rollout.prompts else None) or self.data.resolution
         return self.data.height or side, self.data.width or side

@@ -22,7 +22,7 @@ from diffalign.models.lora import ADAPTER
 from diffalign.models.lora_formats import Lora, read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.sources import LORA_FILES, holds_lora, is_lora
-from diffalign.utils.files import whole_folder
+from diffalign.utils.files import atomic_folder
 
 
 def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None:
@@ -34,7 +34,7 @@ def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole_folder(Path(folder)) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         if is_adapted(model):
             write_trained(model, temporary)
         else:
@@ -127,6 +127,6 @@ def save_merged(
     model = load(base)
     factors, _ = read_lora_of(Path(lora), model)
     merge_into(model, [(factors, strength)])
-    with whole_folder(Path(folder)) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         model.pipeline.save_pretrained(temporary)
         (temporary / "README.md").write_text(card_text, encoding="utf-8")

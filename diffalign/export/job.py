@@ -21,7 +21,7 @@ from diffalign.models.lora_formats import Lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.lora_names import modules_of
 from diffalign.models.sources import is_lora
-from diffalign.utils.files import whole_folder
+from diffalign.utils.files import atomic_folder
 
 FORMATS = ("diffusers", "kohya", "comfyui", "merged", "single-file")
 FILES = ("kohya", "comfyui", "single-file")
@@ -89,7 +89,7 @@ def export(
             size = write_single_file(model, settings.path, DTYPES[base.dtype], settings.title)
             say(f"{settings.path}: {size / 2**30:.2f} GiB, {base.dtype}")
         else:
-            with whole_folder(settings.path) as folder:
+            with atomic_folder(settings.path) as folder:
                 model.pipeline.save_pretrained(folder)
                 _write_card(settings, folder)
             say(f"{settings.path}: a whole pipeline, {base.dtype}")
@@ -227,7 +227,7 @@ def _write_lora(lora: Lora, model: LoadedModel, settings: Export, say: Callable[
                 f"--to diffusers: diffusers has no LoRA loader for {kind}; allowed: --to comfyui or merged, "
                 "or the run's aligned/, which peft loads"
             )
-        with whole_folder(path) as folder:
+        with atomic_folder(path) as folder:
             write_diffusers(lora, model, folder)
             _write_card(settings, folder)
     else:

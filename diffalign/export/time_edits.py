@@ -18,7 +18,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.time_edit.edit import restore
-from diffalign.utils.files import whole_folder
+from diffalign.utils.files import atomic_folder
 from diffalign.utils.text import read_json
 
 FOLDER = "time_edits"
@@ -66,7 +66,7 @@ def save_edited(model: LoadedModel, edits: Sequence[Edited], folder: Path) -> No
     Raises:
         UserError: the folder cannot be written.
     """
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         model.pipeline.save_pretrained(temporary)
         if edits:
             (temporary / FOLDER).mkdir()

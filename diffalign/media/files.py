@@ -1,4 +1,4 @@
-"""Images and videos in memory, or as files that are opened when needed."""
+"""Images and videos in memory or in files that are opened on demand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,18 @@ MediaLike = Media | Path
 
 
 def is_video(source: MediaLike | str) -> bool:
-    """Return whether it is a video, or a file with the suffix of one."""
+    """Return whether ``source`` is a video, or a file with a video's suffix."""
     if isinstance(source, Path | str):
         return Path(source).suffix.lower() in VIDEO_SUFFIXES
     return isinstance(source, Video)
 
 
 def all_videos(sources: Sequence[MediaLike]) -> bool:
-    """Whether these are videos; UserError if some are and others are not."""
+    """Return whether all sources are videos.
+
+    Raises:
+        UserError: some are videos and others are images.
+    """
     videos = [is_video(source) for source in sources]
     if any(videos) and not all(videos):
         raise UserError(
@@ -33,7 +37,11 @@ def all_videos(sources: Sequence[MediaLike]) -> bool:
 
 
 def open_image(source: Image.Image | Path | str) -> Image.Image:
-    """Return an RGB image from an image or a file; UserError naming a file that cannot be read."""
+    """Return an image, or the image in a file, in RGB.
+
+    Raises:
+        UserError: the file cannot be read; it names the file.
+    """
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     try:
@@ -43,7 +51,11 @@ def open_image(source: Image.Image | Path | str) -> Image.Image:
 
 
 def open_media(source: MediaLike | str) -> Media:
-    """Return the image, in RGB, or the video; UserError naming a file that cannot be read."""
+    """Return an image in RGB or a video, reading it if ``source`` is a file.
+
+    Raises:
+        UserError: the file cannot be read; it names the file.
+    """
     if isinstance(source, Video):
         return source
     if isinstance(source, Path | str) and is_video(source):
@@ -64,7 +76,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def save_media(media: Media, path: Path) -> None:
-    """Write a PNG of an image, an mp4 of a video, atomically."""
+    """Write an image as PNG or a video as mp4, atomically."""
     if isinstance(media, Video):
         write_video(media, path)
     else:

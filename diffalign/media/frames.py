@@ -1,4 +1,4 @@
-"""Frames of a video: evenly spaced indices, and one frame as an image."""
+"""Choose evenly spaced frames of a video; convert a frame to an image."""
 
 from PIL import Image
 
@@ -6,10 +6,12 @@ from diffalign.media.videos import Video
 
 
 def evenly_spaced(count: int, number: int) -> list[int]:
-    """Return the middles of ``number`` equal parts of ``count`` frames; all of them where they are fewer.
+    """Return the indices of ``number`` evenly spaced frames of ``count``: the middles of equal parts.
+
+    If ``count`` is smaller than ``number``, all indices are returned.
 
     Raises:
-        ValueError: fewer than one of either.
+        ValueError: ``count`` or ``number`` is below 1.
     """
     if count < 1 or number < 1:
         raise ValueError(f"{number} of {count} frames: there must be at least one of each")

@@ -1,4 +1,4 @@
-"""Image files to RGB pixels, from an allow-list of formats."""
+"""Decode image files of an allow-list of formats into RGB images."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
-"""Formats that are decoded. PIL starts other programs for some of the rest (Ghostscript for EPS)."""
+"""Formats that are decoded. For some others PIL starts external programs (Ghostscript for EPS)."""
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm",
@@ -28,13 +28,13 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What PIL raises for files that are no image, or damaged ones."""
+"""The exceptions that PIL raises for files that are damaged or no images."""
 
 _EIGHT, _SIXTEEN, _THIRTY_TWO = 2**8 - 1, 2**16 - 1, 2**32 - 1  # largest values of unsigned integers
 
 
 def why_unreadable(error: BaseException) -> str:
-    """Return what is wrong with a file, for the user, of one of UNREADABLE."""
+    """Return the reason why a file is unreadable, as text for the user; ``error`` is one of UNREADABLE."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image in one of the formats {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
@@ -44,20 +44,22 @@ def why_unreadable(error: BaseException) -> str:
 
 @contextmanager
 def opened(source: bytes | Path | str) -> Iterator[Image.Image]:
-    """Open an image file of one of ``FORMATS``, by its content whatever its name; pixels are decoded later.
+    """Open an image file of one of ``FORMATS``, recognised by its content; pixels are decoded lazily.
 
     Raises:
-        one of UNREADABLE: it is none, or of another format.
+        one of UNREADABLE: the file is no image, or of another format.
     """
     Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # a build of PIL may lack some
+    formats = [name for name in FORMATS if name in Image.OPEN]  # builds of PIL may lack formats
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
         yield image
 
 
 def read_file(path: Path | str) -> bytes:
-    """Return the bytes of a file; OSError where it cannot be read, or is a device or a pipe, which may not
-    end.
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is a device or a pipe, whose content may be endless.
     """
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -66,14 +68,14 @@ def read_file(path: Path | str) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe waits for its writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe without a writer blocks
 
 
 def decode(content: bytes) -> Image.Image:
-    """Return the image of a file in RGB, turned as its EXIF orientation says.
+    """Decode an encoded image to RGB and apply its EXIF orientation.
 
     Raises:
-        one of UNREADABLE: it is none, or damaged.
+        one of UNREADABLE: it is no image, or damaged.
     """
     with opened(content) as image:
         image.load()
@@ -81,10 +83,10 @@ def decode(content: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB; transparency is laid over white.
+    """Convert an image of any mode to RGB; transparent images are composited over white.
 
     Raises:
-        ValueError: a grey image of 32 bits or of floats whose range is that of no picture.
+        ValueError: a grey image of 32 bits or of floats whose range of values is not recognised.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_eight_bits(np.asarray(image), image.mode))
@@ -95,10 +97,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Return deep greys (H, W) as uint8; PIL's own conversion clips them at 255.
+    """Scale grey values (H, W) of more than 8 bits to uint8; PIL's own conversion clips them at 255.
 
-    16-bit greys are read at their full range. The range of 32-bit integers and of floats is not in the file:
-    it is the smallest of 8, 16 and 32 bits (of floats also 0 to 1) that holds all values.
+    16-bit greys use their full range. For 32-bit integers and floats the file does not state the range. It is
+    taken to be the smallest of 8, 16 and 32 bits (for floats also 0 to 1) that contains all values.
     """
     if not np.isfinite(values).all():
         raise ValueError("grey values that are not finite")
@@ -111,14 +113,15 @@ def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def averaged(image: Image.Image, side: int) -> np.ndarray:
-    """Return an RGB image as (side, side, 3) uint8, each value the mean over a field: images are compared by
-    it, since size and encoding hardly show.
+    """Downscale an image to (side, side, 3) uint8 by means over boxes.
+
+    The result hardly depends on the image's size and encoding, so near duplicates are compared by it.
     """
     return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX))
 
 
 def within(image: Image.Image, side: int) -> Image.Image:
-    """Return a copy of at most ``side`` pixels a side, of the same proportions; it is never enlarged."""
+    """Return a copy of at most ``side`` pixels a side with the same aspect ratio, never enlarged."""
     image = image.copy()
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image

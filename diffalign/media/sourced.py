@@ -1,4 +1,4 @@
-"""Prompts about a source image: an instruction to edit it, or a text by which to continue it."""
+"""Prompts with a source image: edit instructions, or texts that guide a continuation of the image."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -13,23 +13,23 @@ from diffalign.media.images import UNREADABLE, decode, read_file, why_unreadable
 
 
 class SourcedPrompt(str):
-    """A prompt that knows its source image; wherever prompts go, it goes with them.
+    """A prompt with a source image; as a ``str`` it passes wherever prompts pass.
 
-    Two are equal where text and image are, and none is equal to a plain text: what is counted, seeded or
-    remembered by prompt is so by prompt and source.
+    Two are equal if their texts and images are equal, and none equals a plain string. So code that counts,
+    seeds or caches by prompt does so by prompt and source.
     """
 
     source: bytes | Path
 
     def __new__(cls, text: str, source: bytes | Path) -> "SourcedPrompt":
-        """Return the prompt ``text`` about the image in a file, or in encoded bytes."""
-        made = super().__new__(cls, text)
-        made.source = source
-        return made
+        """Return the prompt ``text`` for a source image, given as a path or as encoded bytes."""
+        prompt = super().__new__(cls, text)
+        prompt.source = source
+        return prompt
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes of the image; UserError where the file cannot be read."""
+        """The encoded image; UserError if the file cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
         try:
@@ -39,12 +39,12 @@ class SourcedPrompt(str):
 
     @cached_property
     def digest(self) -> str:
-        """What tells its image from others."""
+        """A digest of the encoded image."""
         return blake2b(self.content, digest_size=16).hexdigest()
 
     @property
     def image(self) -> Image.Image:
-        """The image, RGB; UserError where it cannot be read."""
+        """The image in RGB; UserError if it cannot be decoded."""
         try:
             return decode(self.content)
         except UNREADABLE as error:
@@ -61,22 +61,22 @@ class SourcedPrompt(str):
         return hash((str(self), self.digest))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For other processes: text and source."""
+        """Pickle as text and source."""
         return SourcedPrompt, (str(self), self.source)
 
 
 def sources_of(prompts: Iterable[str]) -> list[SourcedPrompt]:
-    """Return the prompts that have a source.
+    """Return the prompts with a source: all of them, or none.
 
     Raises:
-        UserError: some have and some have not.
+        UserError: some prompts have a source and others have none.
     """
     prompts = list(prompts)
-    found = [prompt for prompt in prompts if isinstance(prompt, SourcedPrompt)]
-    if found and len(found) < len(prompts):
-        plain = next(prompt for prompt in prompts if not isinstance(prompt, SourcedPrompt))
+    sourced = [prompt for prompt in prompts if isinstance(prompt, SourcedPrompt)]
+    if sourced and len(sourced) < len(prompts):
+        without = next(prompt for prompt in prompts if not isinstance(prompt, SourcedPrompt))
         raise UserError(
-            f"{len(found)} of {len(prompts)} prompts have a source image, and {plain!r} has none; allowed: a "
-            "source for each, or none"
+            f"{len(sourced)} of {len(prompts)} prompts have a source image, and {without!r} has none; "
+            "allowed: a source for each, or none"
         )
-    return found
+    return sourced

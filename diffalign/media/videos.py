@@ -1,9 +1,10 @@
-"""Video files to frames and back, by PyAV (the extra ``diffalign[video]``).
+"""Read and write video files with PyAV (the extra ``diffalign[video]``).
 
-Frames are found by presentation time, so that constant and variable frame rates are read alike: frame k of a
-video read at some rate is the one shown nearest to k / rate seconds after the first. Only whole frames count:
-126 frames at 24 a second (5.25 s) are 105 at 20. What a container says about rotation is applied,
-transparency is laid over white, animated GIFs are videos.
+Frames are selected by presentation time, for constant and variable frame rates alike: frame k of a video read
+at a given rate is the one nearest to k / rate seconds after the first. Durations are rounded down to whole
+frames: 126 frames at 24 a second (5.25 s) are 105 at 20. A container's rotation is applied, transparent
+    frames
+are composited over white, and animated GIFs count as videos.
 """
 
 import math
@@ -29,16 +30,16 @@ Source = Path | str | bytes
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """Suffixes of files that are always videos."""
 MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".gif")
-"""Suffixes of videos where a set is one of videos: GIF is also a format of images."""
+"""Suffixes of videos in a set of videos; elsewhere a GIF is an image."""
 
-_QUALITY = "16"  # of x264: constant rate factor, without visible loss
-_SLACK = 1e-3  # of a frame: rates such as 30000 / 1001 are no round numbers
-_TIE = 1e-6  # seconds: of two frames that are equally near the earlier one is taken
+_QUALITY = "16"  # constant rate factor of x264, without visible loss
+_SLACK = 1e-3  # tolerance in frames, since rates such as 30000 / 1001 are not exact
+_TIE = 1e-6  # tolerance in seconds; of two equally near frames the earlier one is taken
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames of one size.
+    """A video in memory.
 
     Attributes:
         frames: (F, 3, H, W) uint8.
@@ -51,13 +52,13 @@ class Video:
 
 @dataclass(frozen=True)
 class Probe:
-    """Size, length and rate of a video file, known without decoding it.
+    """Size, length and frame rate of a video file, read without decoding all of it.
 
     Attributes:
-        frames: their number.
-        fps: frames a second, the average where it varies.
-        height: of a frame as displayed, in pixels.
-        width: likewise.
+        frames: number of frames.
+        fps: frames a second; the average for a variable rate.
+        height: height of a frame as displayed, in pixels.
+        width: width of a frame as displayed, in pixels.
     """
 
     frames: int
@@ -71,14 +72,14 @@ class Probe:
         return self.frames / self.fps
 
     def length(self, fps: float | None = None, start: float = 0.0) -> int:
-        """Frames that ``read_video`` finds from ``start`` seconds on at another rate; 0 if it is shorter."""
+        """Return the number of frames at the rate ``fps`` from ``start`` seconds on; 0 beyond the end."""
         left = self.seconds - start
         return max(1, math.floor(left * (fps or self.fps) + _SLACK)) if left > 0 else 0
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A stream's frames: their number, rate, time of the first (seconds), rotation in quarter turns."""
+class _Stream:
+    """A stream: number of frames, rate, time of the first frame in seconds, rotation in quarter turns."""
 
     frames: int
     fps: float
@@ -87,12 +88,16 @@ class _Shown:
 
 
 def begins_as_video(content: bytes) -> bool:
-    """Whether a file's first bytes are a video's: mp4 and mov, Matroska and WebM, AVI."""
+    """Return whether a file's first bytes are those of a video: mp4 and mov, Matroska and WebM, AVI."""
     return content[4:8] == b"ftyp" or content[:4] == b"\x1aE\xdf\xa3" or content[8:12] == b"AVI "
 
 
 def need_av() -> Any:
-    """Import PyAV; UserError that says how to install it."""
+    """Import PyAV.
+
+    Raises:
+        UserError: it is not installed; the message has the command.
+    """
     try:
         import av
     except ImportError as error:
@@ -101,29 +106,29 @@ def need_av() -> Any:
 
 
 def probe(source: Source) -> Probe:
-    """Return what a video file (a path, or its bytes) holds.
+    """Return size, length and frame rate of a video file (a path, or its bytes).
 
     Raises:
-        UserError: no video, or one that ends early; PyAV is missing.
+        UserError: it is no video, or truncated; or PyAV is not installed.
     """
-    shown, (height, width) = _look(source)
-    return Probe(shown.frames, shown.fps, height, width)
+    info, (height, width) = _inspect(source)
+    return Probe(info.frames, info.fps, height, width)
 
 
 def read_video(
     source: Source, fps: float | None = None, frames: int | None = None, start: float = 0.0
 ) -> Video:
-    """Return the frames of a video file, of a path or of its bytes.
+    """Read a video file (a path, or its bytes).
 
     Args:
         source: the file.
-        fps: frames a second of the result; None: as it was filmed.
-        frames: at most so many; None: all.
-        start: seconds after the first frame to begin at.
+        fps: frames a second of the result; None: the file's rate.
+        frames: largest number of frames; None: all.
+        start: time of the first frame to read, in seconds after the file's first frame.
 
     Raises:
-        UserError: no video, one that ends early or is damaged, or that is over before ``start``; it names the
-            path. PyAV is missing.
+        UserError: it is no video, truncated or damaged, or ends before ``start``; it names the path. Or PyAV
+            is not installed.
     """
     rate = fps or probe(source).fps
     pixels = read_frames(source, channels_first, rate, frames, start)
@@ -132,35 +137,46 @@ def read_video(
 
 def read_frames(
     source: Source,
-    each: Callable[[np.ndarray], Tensor],
+    convert: Callable[[np.ndarray], Tensor],
     fps: float | None = None,
     frames: int | None = None,
     start: float = 0.0,
-    some: Callable[[int], list[int]] | None = None,
+    choose: Callable[[int], list[int]] | None = None,
 ) -> Tensor:
-    """As ``read_video``, the frames alone: ``each`` makes a tensor of one (H, W, 3) uint8 as it is decoded,
-    so that large videos that are to be small never lie in memory whole; ``some`` says, given how many frames
-    there are, the places of those to read, ascending.
+    """Read frames of a video file and stack their conversions.
+
+    Args:
+        source: the file: a path, or its bytes.
+        convert: maps a decoded frame (H, W, 3) uint8 to a tensor. It runs on each frame as it is decoded, so
+            a large video that is to be downscaled is never in memory as a whole.
+        fps: frames a second; None: the file's rate.
+        frames: largest number of frames; None: all.
+        start: time of the first frame to read, in seconds after the file's first frame.
+        choose: maps the number of frames to the indices of those to read, ascending; None: all.
+
+    Raises:
+        UserError: as ``read_video``.
     """
-    shown, size = _look(source)
-    wanted = Probe(shown.frames, shown.fps, *size).length(fps, start)
-    if not wanted:
-        seconds = shown.frames / shown.fps
+    info, size = _inspect(source)
+    count = Probe(info.frames, info.fps, *size).length(fps, start)
+    if not count:
+        seconds = info.frames / info.fps
         raise UserError(f"{_name(source)} is {seconds:.2f} s long; nothing to read from {start:g} s on")
-    wanted = min(wanted, frames or wanted)
-    chosen = range(wanted) if some is None else some(wanted)
-    times = [start + number / (fps or shown.fps) for number in chosen]
+    count = min(count, frames or count)
+    indices = range(count) if choose is None else choose(count)
+    times = [start + index / (fps or info.fps) for index in indices]
     with _opened(source) as (container, stream):
-        return torch.stack([each(_pixels(f, shown.turns)) for f in _nearest(container, stream, shown, times)])
+        decoded = _nearest(container, stream, info, times)
+        return torch.stack([convert(_pixels(frame, info.turns)) for frame in decoded])
 
 
 def write_video(video: Video, path: Path | str) -> None:
-    """Write a video as H.264 in mp4 (yuv420p, which every player shows), whole or not at all.
+    """Write a video as H.264 in mp4 (yuv420p, which all players support), atomically.
 
-    Sides of an odd number of pixels, which the format does not have, get their last row or column twice.
+    The format needs even sides; an odd side is extended by repeating its last row or column.
 
     Raises:
-        UserError: no frames; PyAV is missing.
+        UserError: the video has no frames, or PyAV is not installed.
     """
     av = need_av()
     if not len(video.frames):
@@ -168,7 +184,7 @@ def write_video(video: Video, path: Path | str) -> None:
     frames = video.frames.detach().cpu()
     frames = torch.cat([frames, frames[..., -1:, :]], dim=-2) if frames.shape[-2] % 2 else frames
     frames = torch.cat([frames, frames[..., -1:]], dim=-1) if frames.shape[-1] % 2 else frames
-    options = {"movflags": "+faststart"}  # the index in front, for browsers; libav wants a file's name for it
+    options = {"movflags": "+faststart"}  # index first, for browsers; libav needs a file name for it
     with open_atomic(Path(path)) as file, av.open(file.name, "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=_fraction(video.fps), options={"crf": _QUALITY})
         stream.height, stream.width = frames.shape[-2:]
@@ -179,8 +195,10 @@ def write_video(video: Video, path: Path | str) -> None:
 
 
 def _without_rest(frame: Any) -> Any:
-    """Return the frame in yuv420p, with zeros in what its memory has beside the picture: the encoder reads
-    there, where sides are no multiples of 16, and would make another file each time.
+    """Convert a frame to yuv420p and zero the padding of its planes.
+
+    Where sides are no multiples of 16 the encoder reads the padding, whose random content would make files
+    differ between calls.
     """
     frame = frame.reformat(format="yuv420p")
     for plane in frame.planes:
@@ -195,7 +213,7 @@ def _fraction(fps: float) -> Fraction:
 
 
 def channels_first(frame: np.ndarray) -> Tensor:
-    """Return (3, H, W) of (H, W, 3), the layout of ``read_video``."""
+    """Convert a frame (H, W, 3) to a tensor (3, H, W), the layout of ``Video.frames``."""
     return torch.from_numpy(frame).permute(2, 0, 1)
 
 
@@ -215,7 +233,7 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
         with av.open(BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
             if not container.streams.video:
                 raise UserError(f"{_name(source)}: no video in it")
-            if container.format.name.endswith("_pipe"):  # libav's way to read pictures
+            if container.format.name.endswith("_pipe"):  # libav's demuxers of still images
                 raise UserError(f"{_name(source)}: a picture, not a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
@@ -225,8 +243,8 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
         raise UserError(f"{_name(source)}: no whole video ({why})") from error
 
 
-def _look(source: Source) -> tuple[_Shown, tuple[int, int]]:
-    """Return what the packets say, without decoding more than the first frame; and the size as displayed."""
+def _inspect(source: Source) -> tuple[_Stream, tuple[int, int]]:
+    """Return the stream's properties and its (height, width) as displayed, decoding the first frame only."""
     with _opened(source) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None:
@@ -238,7 +256,7 @@ def _look(source: Source) -> tuple[_Shown, tuple[int, int]]:
         shown = [packet for packet in packets if not packet.is_discard]
         times = sorted((_time(packet), float((packet.duration or 0) * packet.time_base)) for packet in shown)
         seconds = times[-1][0] + times[-1][1] - times[0][0]
-        if not times[-1][1]:  # the last frame is shown as long as the others
+        if not times[-1][1]:  # no duration: the last frame lasts as long as the others on average
             seconds *= len(times) / max(1, len(times) - 1)
         declared = float(stream.average_rate or 0)
         fits = declared > 0 and abs(declared * seconds - len(times)) < 0.1  # clocks are coarse
@@ -250,9 +268,9 @@ def _look(source: Source) -> tuple[_Shown, tuple[int, int]]:
             raise UserError(f"{_name(source)}: the video ends early, after {len(packets)}{of} frames")
         if stream.codec.name == "gif" and not _content(source).rstrip(b"\0").endswith(b";"):
             raise UserError(f"{_name(source)}: the animation ends early, after {len(packets)} frames")
-        if seconds + 2 / fps < (there := _declared_seconds(stream)):
-            raise UserError(f"{_name(source)}: the video ends early, after {seconds:.2f} of {there:.2f} s")
-        return _Shown(len(times), fps, times[0][0], turns), size
+        if seconds + 2 / fps < (total := _declared_seconds(stream)):
+            raise UserError(f"{_name(source)}: the video ends early, after {seconds:.2f} of {total:.2f} s")
+        return _Stream(len(times), fps, times[0][0], turns), size
 
 
 def _time(item: Any) -> float:
@@ -266,28 +284,28 @@ def _declared_seconds(stream: Any) -> float:
     return float(hours) * 3600 + float(minutes) * 60 + float(seconds)
 
 
-def _nearest(container: Any, stream: Any, shown: _Shown, times: list[float]) -> Iterator[Any]:
-    """Yield, for each time (ascending, seconds after the first frame), the frame nearest to it."""
-    at, before, last = 0, -math.inf, None
+def _nearest(container: Any, stream: Any, info: _Stream, times: list[float]) -> Iterator[Any]:
+    """Yield the nearest frame to each time (ascending, in seconds after the first frame)."""
+    index, previous_time, previous = 0, -math.inf, None
     for frame in container.decode(stream):
-        now = _time(frame) - shown.first
-        while last is not None and times[at] <= (before + now) / 2 + _TIE:
-            yield last
-            at += 1
-            if at == len(times):
+        time = _time(frame) - info.first
+        while previous is not None and times[index] <= (previous_time + time) / 2 + _TIE:
+            yield previous
+            index += 1
+            if index == len(times):
                 return
-        before, last = now, frame
-    for _ in times[at:]:
-        yield last
+        previous_time, previous = time, frame
+    for _ in times[index:]:
+        yield previous
 
 
 def _pixels(frame: Any, turns: int) -> np.ndarray:
-    """(H, W, 3) uint8 as displayed."""
+    """Return a frame's pixels as displayed, (H, W, 3) uint8."""
     if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
         rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
         alpha = rgba[..., 3:]
         pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     else:
         pixels = frame.to_ndarray(format="rgb24")
-    turned: np.ndarray = np.ascontiguousarray(np.rot90(pixels, turns))
-    return turned
+    rotated: np.ndarray = np.ascontiguousarray(np.rot90(pixels, turns))
+    return rotated

@@ -1,1 +1,1 @@
-"""A two-dimensional laboratory with a known optimum, on which every method is proven in seconds."""
+"""A two-dimensional test problem with a known optimum, on which every method is tested in seconds."""

@@ -1,8 +1,8 @@
-"""What the plane's methods learn from: pairs, ranked lists, single likes, demonstrations, captions.
+"""Training data on the plane: pairs, ranked lists, single likes, demonstrations, captions.
 
-All makers have one signature, ``(plane, base, count, seed, flipped) -> Batch``: ``count`` groups of equal
-size that stand side by side. ``flipped`` reverses every label, and the rewards in ``extra``: the control,
-which must lower what is measured. ``negative`` is label 0, "anywhere", for guidance.
+All makers have the signature ``(plane, base, count, seed, flipped) -> Batch`` and return ``count`` groups of
+equal size with contiguous members. ``flipped`` reverses every label, and the rewards in ``extra``: a control,
+which must lower the measured quantity. ``negative`` is label 0, "anywhere", for guidance.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,18 @@ from diffalign.types import Batch, Denoiser
 Maker = Callable[..., Batch[Tensor]]
 """(plane, base, count, seed, flipped) -> Batch; every argument but the first two has a default."""
 
-TEMPERATURE = 0.3  # of Bradley-Terry: P(a over b) = sigmoid((height(a) - height(b)) / 0.3)
+TEMPERATURE = 0.3  # Bradley-Terry: P(a over b) = sigmoid((height(a) - height(b)) / 0.3)
 RIVALS = 4  # members of a ranked list
-BEST = 0.1  # share of the data that is expert
-FRAMES = 4  # of a film
+BEST = 0.1  # share of the data that counts as demonstrations
+FRAMES = 4  # frames of a film
 
 
 def preferences(
     plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Pairs drawn from the base, scored 1 and 0 by Bradley-Terry on the height; ``extra["reward"]`` is the
-    height.
+    """Sample pairs from the base and label them 1 and 0 by Bradley-Terry on the height.
+
+    ``extra["reward"]`` is the height.
     """
     g = torch.Generator().manual_seed(seed)
     label, x = _drawn(base, count, 2, g)
@@ -42,7 +43,7 @@ def preferences(
 def lists(
     plane: Plane, base: Denoiser, count: int = 2048, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Return groups of four drawn from the base, scored by their heights (also ``extra["reward"]``)."""
+    """Sample groups of four from the base, scored by their heights (also in ``extra["reward"]``)."""
     g = torch.Generator().manual_seed(seed)
     label, x = _drawn(base, count, RIVALS, g)
     height = _signed(plane.reward(x), flipped)
@@ -52,8 +53,9 @@ def lists(
 def films(
     plane: Plane, base: Denoiser, count: int = 1024, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Pairs of films, (B, 2, 4, 1, 1): four points each that know nothing of each other, drawn from the base
-    under one label. Every frame is scored as in ``preferences``, (B, 4).
+    """Sample pairs of films, x (B, 2, 4, 1, 1): four independent points of the base under one label.
+
+    Every frame is labelled as in ``preferences``: score (B, 4).
     """
     g = torch.Generator().manual_seed(seed)
     label, x = _drawn(base, count, 2 * FRAMES, g)
@@ -68,8 +70,9 @@ def films(
 def likes(
     plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Single samples of the base, liked (1) with probability sigmoid(height / 0.3), else not (0); no two are
-    rivals. The mean height is 0.
+    """Sample single points from the base, liked (1) with probability sigmoid(height / 0.3), else not (0).
+
+    Each is a group of its own. The mean height is 0.
     """
     g = torch.Generator().manual_seed(seed)
     label, x = _drawn(base, count, 1, g)
@@ -81,8 +84,9 @@ def likes(
 def experts(
     plane: Plane, base: Denoiser, count: int = 2048, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Demonstrations: the best tenth of the data of each label (the worst if ``flipped``), each a group of
-    its own with score 1. The base makes no forward.
+    """Return demonstrations: the best tenth of the data of each label (the worst if ``flipped``).
+
+    Each is a group of its own with score 1. The base is not used.
     """
     g = torch.Generator().manual_seed(seed)
     label = torch.arange(count) % LABELS
@@ -98,8 +102,9 @@ def experts(
 def captions(
     plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Points of the data, each twice: with the right one of the labels "left" and "right" (score 1) and with
-    the wrong one (0). The base makes no forward.
+    """Return points of the data, each twice: with its label, "left" or "right" (1), and with the other (0).
+
+    The base is not used.
     """
     g = torch.Generator().manual_seed(seed)
     right = torch.randint(1, LABELS, (count,), generator=g)
@@ -112,21 +117,19 @@ def captions(
 def patched(
     plane: Plane, base: Denoiser, count: int = 4096, seed: int = 0, flipped: bool = False
 ) -> Batch[Tensor]:
-    """Return the pairs of ``preferences`` with weight maps of one value: a better sample counts 0.9, a worse
-    one 0.1.
-    """
+    """Return the pairs of ``preferences`` with one-patch weight maps: 0.9 for the better, else 0.1."""
     batch = preferences(plane, base, count, seed, flipped)
     return replace(batch, extra={**batch.extra, "patches": torch.full((len(batch.x), 1), 0.1)})
 
 
-def turned_round(batch: Batch[Tensor], share: float, seed: int) -> Batch[Tensor]:
-    """Return pairs with a share of the labels flipped; rewards are unchanged."""
+def with_flipped_labels(batch: Batch[Tensor], share: float, seed: int) -> Batch[Tensor]:
+    """Return pairs with a random share of the labels flipped; rewards are unchanged."""
     wrong = torch.rand(batch.num_groups, generator=torch.Generator().manual_seed(seed)) < share
     return replace(batch, score=torch.where(wrong[batch.group], 1 - batch.score, batch.score))
 
 
 def _drawn(base: Denoiser, count: int, size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Labels (count * size,), equal within a group, and samples of the base (count * size, 2)."""
+    """Draw labels (count * size,), equal within a group, and samples of the base (count * size, 2)."""
     label = torch.randint(LABELS, (count,), generator=g).repeat_interleave(size)
     return label, sample(base, torch.randn(len(label), 2, generator=g), {"label": label}, g)
 

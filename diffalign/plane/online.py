@@ -1,4 +1,4 @@
-"""The plane online: prompts are its labels, the judge is the height, the policy samples its own points."""
+"""Online training on the plane: prompts are its labels, the reward is the height of sampled points."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ from diffalign.training.loop import train
 from diffalign.types import Cond, Denoiser, Method
 
 PROMPTS = ("anywhere", "left", "right")  # the labels 0, 1, 2
-TAU = 0.8  # temperature of the optimum that a teacher knows
+TAU = 0.8  # temperature of the optimum that the teacher samples
 
 
 class PlaneRolloutModel:
@@ -49,39 +49,39 @@ class PlaneRolloutModel:
     device = torch.device("cpu")
 
     def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
-        """Labels (B,), guided away from "anywhere"."""
+        """Return labels (B,), and the negative label "anywhere" (B,)."""
         label = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
         return {"label": label}, {"label": torch.zeros_like(label)}
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Points (B, 2) as they are."""
+        """Return points (B, 2) unchanged."""
         return latents
 
     def opened(self) -> nullcontext[None]:
-        """Nothing to open."""
+        """Return an empty context."""
         return nullcontext()
 
 
 class Height:
-    """A ``rollout.judges.Judge``: the height of points, at whatever time they were estimated."""
+    """A ``rollout.judges.Judge``: the height of points, independent of the time of the estimate."""
 
     rewards = ("height",)
     weights = (1.0,)
 
     def __init__(self, plane: Plane, flipped: bool = False):
-        """Return ``flipped`` prefers low points: the control."""
+        """Take the plane; ``flipped`` negates the height, as a control."""
         self._plane, self._sign = plane, -1.0 if flipped else 1.0
         self.judged = 0
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> "Future[Tensor]":
-        """Return (B, 1) at once."""
+        """Return a finished future of scores (B, 1)."""
         self.judged += len(images)
         done: Future[Tensor] = Future()
         done.set_result(self._sign * self._plane.reward(images)[:, None])
         return done
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no resource to release."""
 
 
 def align_online(
@@ -96,18 +96,19 @@ def align_online(
     rate: float = 4e-4,
     flipped: bool = False,
 ) -> PlaneNetwork:
-    """Return a copy of ``base`` aligned by what it samples itself, with the base as its reference.
+    """Return a copy of ``base`` that is trained online on its own samples, with the base as reference.
 
     Args:
-        method: what learns.
-        base: where it starts.
-        plane: whose height is the reward.
-        rollout: how to sample, its shape named; guidance is 1, times are those of ``rollout.steps``.
+        method: the method.
+        base: the initial network.
+        plane: the plane whose height is the reward.
+        rollout: the sampling, with a shape other than "auto"; guidance is 1, times are those of
+            ``rollout.steps``.
         steps: optimizer steps.
         batch_size: groups a step.
-        seed: of everything.
+        seed: seed of all randomness.
         rate: learning rate.
-        flipped: the lower the better.
+        flipped: whether the reward is minus the height, as a control.
     """
     network = copy.deepcopy(base)
     policy, setting = denoiser_of(network), plane_setting(rollout, base.flow)
@@ -144,7 +145,7 @@ def align_online(
 
 
 def _real(plane: Plane, batch_size: int, seed: int) -> TensorSource:
-    """Return points of the data, which methods are given beside what they sample."""
+    """Return a source of points of the data, for methods that also learn from data."""
     data = data_batch(plane, 4096, seed)
     return TensorSource(
         data.x[:, None], data.score[:, None], {name: v[:, None] for name, v in data.cond.items()},
@@ -153,14 +154,14 @@ def _real(plane: Plane, batch_size: int, seed: int) -> TensorSource:
 
 
 def _policy(policy: Denoiser, assistants: Mapping[str, PlaneNetwork]) -> Denoiser:
-    """Return the policy, with assistants where the method has any."""
+    """Return the policy, with its assistants if the method has any."""
     if not assistants:
         return policy
     return Assisted(policy, {name: denoiser_of(network) for name, network in assistants.items()})
 
 
 def _of_assistants(assistants: Mapping[str, PlaneNetwork]) -> list[tuple[str, Any]]:
-    """Return the parameters of assistants by name."""
+    """Return the parameters of the assistants with their names."""
     return [(f"{name}.{n}", p) for name, network in assistants.items() for n, p in network.named_parameters()]
 
 
@@ -175,7 +176,7 @@ def _source(
     seed: int,
     flipped: bool,
 ) -> OnlineSource | NoiseSource:
-    """Return what a method learns from: rounds, or noise whose samples it differentiates the height of."""
+    """Return a method's source: rounds of samples, or noise for methods that differentiate the reward."""
     flow = isinstance(roles.network, PlaneNetwork) and roles.network.flow
     if isinstance(method, Differentiating | Distillation):
         sign = -1.0 if flipped else 1.0
@@ -202,13 +203,13 @@ def _source(
 
 
 def worded(plane: Plane, points: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Return the heights of points (N, 2) under W N prompts, (W N,); minus the height under "low. label"."""
+    """Return rewards (W N,) of points (N, 2) under W N prompts: heights, negated for prompts "low. label"."""
     heights = plane.reward(points).repeat(len(prompts) // len(points))
     return heights * torch.tensor([-1.0 if prompt.startswith("low. ") else 1.0 for prompt in prompts])
 
 
 def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:
-    """How the plane is sampled: without guidance, on the grid of its path."""
+    """Return the sampling setting of the plane: no guidance, the grid of its path."""
     path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)
     return Setting(
         kernel_for(path, rollout.eta, rollout.form, rollout.density),
@@ -224,7 +225,7 @@ def plane_setting(rollout: RolloutConfig, flow: bool = False) -> Setting:
 
 
 def plane_plan(rollout: RolloutConfig, batch_size: int, flow: bool = False) -> Plan:
-    """Who learns what when."""
+    """Return the plan of a round: its groups, slots, batch size and passes."""
     slots = 1
     if rollout.shape != "samples":
         path, _ = path_from_config(FLOW_SCHEDULER if flow else SCHEDULER)

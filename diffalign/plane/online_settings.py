@@ -1,4 +1,4 @@
-"""The rows of methods that learn from what they sample; ``diffalign.plane.settings`` has all of them."""
+"""The rows of online methods; ``diffalign.plane.settings`` has all rows."""
 
 from collections.abc import Mapping
 

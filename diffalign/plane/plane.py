@@ -1,12 +1,12 @@
-"""The plane: a world of two dimensions where alignment takes two seconds and its optimum is known.
+"""The plane: a two-dimensional problem on which alignment takes two seconds and the optimum is known.
 
-Eight Gaussian modes stand on a ring, a label says which arc of it ("the prompt": 0 anywhere, 1 the left
-half, 2 the right), and the reward is the height of a point. Latents are (B, 2) and go through the very code
-that images go through, on SD's noise schedule or, in a flow version, as a rectified flow.
+The data are eight Gaussian modes on a ring. The label (the "prompt") selects an arc of it: 0 all, 1 the left
+half, 2 the right half. The reward is the height of a point. Latents are (B, 2) and use the same code as
+images, on SD's noise schedule or, in a flow version, as a rectified flow.
 
-With the reward linear, the KL-regularised optimum p*(x | c) ~ p(x | c) exp(reward(x) / tau) is a Gaussian
-mixture again (``Plane.optimum``), so three things that images hide can be read off: the gain, the mass that
-has left the support (the over-optimisation), and the distance to the best that is possible at the same gain.
+Since the reward is linear, the KL-regularised optimum p*(x | c) ~ p(x | c) exp(reward(x) / tau) is again a
+Gaussian mixture (``Plane.optimum``). So three quantities can be measured that images do not allow: the gain
+in reward, the mass off the support (over-optimisation), and the distance to the optimum of the same reward.
 """
 
 import copy
@@ -41,14 +41,20 @@ LABELS = 3
 
 @dataclass(frozen=True)
 class Mixture:
-    """Gaussian modes of equal width: weights (K,), means (K, 2)."""
+    """A Gaussian mixture of K isotropic modes.
+
+    Attributes:
+        weights: (K,), summing to 1.
+        means: (K, 2).
+        std: standard deviation of every mode.
+    """
 
     weights: Tensor
     means: Tensor
     std: float
 
     def points(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return (count, 2) draws."""
+        """Draw points (count, 2)."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         return self.means[mode] + self.std * torch.randn(count, 2, generator=generator)
 
@@ -66,24 +72,23 @@ class Plane:
     std: float = 0.12
 
     def data(self, label: int) -> Mixture:
-        """p(x | label): all modes, those on the left, or those on the right."""
+        """Return p(x | label): all modes, those on the left, or those on the right."""
         angle = (torch.arange(self.modes) + 0.5) * (2 * math.pi / self.modes)
         means = self.radius * torch.stack([angle.cos(), angle.sin()], 1)
         side = (torch.ones(self.modes), (means[:, 0] < 0).float(), (means[:, 0] > 0).float())[label]
         return Mixture(side / side.sum(), means, self.std)
 
     def optimum(self, label: int, tau: float) -> Mixture:
-        """p(x | label) exp(height / tau), normalised: modes weighted by exp(y / tau), each shifted up by
-        std^2 / tau.
+        """Return p(x | label) exp(height / tau), normalised.
+
+        Mode weights are multiplied by exp(y / tau), and means are shifted up by std^2 / tau.
         """
         data = self.data(label)
         weights = (data.weights.log() + data.means[:, 1] / tau).softmax(0)
         return Mixture(weights, data.means + torch.tensor([0.0, self.std**2 / tau]), self.std)
 
     def temperature(self, label: int, reward: float) -> float:
-        """Return the tau whose optimum has that mean reward (by bisection); infinite at or below the data's
-        own.
-        """
+        """Return the tau whose optimum has this mean reward, by bisection; infinity up to the data's mean."""
         if reward <= self.data(label).mean_reward():
             return math.inf
         low, high = 1e-3, 1e3
@@ -94,16 +99,16 @@ class Plane:
         return math.sqrt(low * high)
 
     def reward(self, x: Tensor) -> Tensor:
-        """Height of points (B, 2), (B,)."""
+        """Return the heights (B,) of points (B, 2)."""
         return x[:, 1]
 
     def off_support(self, x: Tensor) -> float:
-        """Share of points (B, 2) more than 0.4 from the ring, where the data has 0.1 %."""
+        """Return the share of points (B, 2) more than 0.4 away from the ring; for the data it is 0.1 %."""
         return ((x.norm(dim=1) - self.radius).abs() > 0.4).float().mean().item()
 
 
 class PlaneNetwork(nn.Module):
-    """An MLP of (x, sinusoidal features of time, label) to (B, 2): the noise, or a velocity (``flow``)."""
+    """An MLP from x, sinusoidal features of time and label to (B, 2): the noise, or a velocity (``flow``)."""
 
     def __init__(self, width: int = 128, frequencies: int = 16, flow: bool = False):
         super().__init__()
@@ -125,7 +130,7 @@ class PlaneNetwork(nn.Module):
         self.out = nn.Linear(width, 2)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """x (B, 2), time (B,) in 0 .. 1000, label (B,) int64."""
+        """Return the prediction (B, 2) for x (B, 2), time (B,) in [0, 1000] and label (B,), int64."""
         phase = time[:, None].to(x.dtype) * self.frequencies
         return self.out(self.layers(torch.cat([x, phase.sin(), phase.cos(), self.label(label)], 1)))
 
@@ -137,7 +142,7 @@ def denoiser_of(network: PlaneNetwork) -> NetworkDenoiser:
 
 
 def _call(network: nn.Module, x_t: Tensor, time: Tensor, cond: Cond) -> Tensor:
-    """Points (B, 2), or films (B, 2, F, 1, 1), whose frames are F points of one label."""
+    """Call the network on points (B, 2), or on films (B, 2, F, 1, 1) as B F points."""
     if x_t.ndim == 2:
         out: Tensor = network(x_t, time, cond["label"])
         return out
@@ -148,10 +153,9 @@ def _call(network: nn.Module, x_t: Tensor, time: Tensor, cond: Cond) -> Tensor:
 
 
 def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) -> Batch[Tensor]:
-    """Return ``count`` labelled points of the data, each a liked group of its own: what a base model is
-    trained on.
+    """Return ``count`` labelled points of the data, each a group of its own with score 1, to train a base.
 
-    A share ``mislabelled`` of the points of the two halves is told to be of the other half.
+    A share ``mislabelled`` of the points of each half has the label of the other half.
     """
     g = torch.Generator().manual_seed(seed)
     label = torch.randint(LABELS, (count,), generator=g)
@@ -161,7 +165,7 @@ def data_batch(plane: Plane, count: int, seed: int, mislabelled: float = 0.0) ->
 
 
 def pretrain(plane: Plane, seed: int = 0, steps: int = 2500, flow: bool = False) -> PlaneNetwork:
-    """Return a base model of the plane's data: ten seconds of one core."""
+    """Train a base model on the plane's data; this takes ten seconds on one core."""
     torch.manual_seed(seed)
     network = PlaneNetwork(flow=flow)
     fit(
@@ -187,8 +191,16 @@ def align(
     groups: int = 192,
     rate: float = 4e-4,
 ) -> PlaneNetwork:
-    """Return a copy of ``base`` aligned by a method on ``groups`` groups a step, with the base as its
-    reference: a second of one core.
+    """Return a copy of ``base`` trained by a method, with the base as reference; a second on one core.
+
+    Args:
+        method: the method.
+        base: the base model.
+        data: groups of equal size.
+        steps: optimizer steps.
+        seed: seed of all randomness.
+        groups: groups a step.
+        rate: learning rate.
     """
     network = copy.deepcopy(base)
     fit(method, network, data, reference=base, steps=steps, batch_size=groups, rate=rate, seed=seed)
@@ -207,11 +219,12 @@ def fit(
     schedule: Literal["constant", "linear", "cosine"] = "constant",
     seed: int = 0,
 ) -> None:
-    """Train ``network`` in place by the loop that trains images, on groups of equal size that stand side
-    by side.
+    """Train ``network`` in place with the loop that trains image models.
+
+    The groups of ``data`` have equal size, with contiguous members.
 
     Raises:
-        KeyboardInterrupt: a signal has ended the training early; half a training is nothing to measure.
+        KeyboardInterrupt: a signal ended the training early, so its result must not be measured.
     """
 
     def by_group(tensor: Tensor) -> Tensor:
@@ -248,15 +261,15 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a model on the plane does.
+class PlaneResult:
+    """Measurements of a model on the plane.
 
     Attributes:
         reward: mean height of its samples.
         off_support: share of samples off the ring.
-        distance: mean distance over labels (square root of the energy distance) to the optimum of the same
-            mean reward; two equal distributions give about 0.02 at this sample size.
-        fidelity: share of the samples of "left" and "right" that are on that side.
+        distance: square root of the energy distance to the optimum of the same mean reward, averaged over
+            labels; two equal distributions give about 0.02 at this sample size.
+        fidelity: share of the samples of "left" and "right" that are on their side.
     """
 
     reward: float
@@ -267,7 +280,7 @@ class Measured:
 
 @torch.no_grad()
 def points(denoiser: Denoiser, count: int, seed: int, steps: int = 50) -> Tensor:
-    """Return (LABELS, count, 2) samples of a model, as many for each label."""
+    """Return samples (LABELS, count, 2) of a model, ``count`` for each label."""
     g = torch.Generator().manual_seed(seed)
     label = torch.arange(LABELS).repeat_interleave(count)
     return sample(denoiser, torch.randn(len(label), 2, generator=g), {"label": label}, g, steps).reshape(
@@ -275,10 +288,10 @@ def points(denoiser: Denoiser, count: int, seed: int, steps: int = 50) -> Tensor
     )
 
 
-def measure(plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1, steps: int = 50) -> Measured:
-    """Sample ``count`` points (as many for each label) in ``steps`` steps and compare them with the known
-    optimum.
-    """
+def measure(
+    plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1, steps: int = 50
+) -> PlaneResult:
+    """Sample ``count`` points, equally many a label, in ``steps`` steps; compare them with the optimum."""
     g = torch.Generator().manual_seed(seed + 1)
     x = points(denoiser, count // LABELS, seed, steps)
     distances = []
@@ -286,19 +299,20 @@ def measure(plane: Plane, denoiser: Denoiser, count: int = 3000, seed: int = 1, 
         tau = plane.temperature(label, plane.reward(x[label]).mean().item())
         best = plane.data(label) if math.isinf(tau) else plane.optimum(label, tau)
         distances.append(energy_distance(x[label], best.points(count // LABELS, g)))
-    every = x.flatten(0, 1)
-    right = torch.cat([x[1, :, 0] < 0, x[2, :, 0] > 0]).float()
-    return Measured(
-        plane.reward(every).mean().item(),
-        plane.off_support(every),
+    all_points = x.flatten(0, 1)
+    on_side = torch.cat([x[1, :, 0] < 0, x[2, :, 0] > 0]).float()
+    return PlaneResult(
+        plane.reward(all_points).mean().item(),
+        plane.off_support(all_points),
         sum(distances) / LABELS,
-        right.mean().item(),
+        on_side.mean().item(),
     )
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """sqrt(2 E|a - b| - E|a - a'| - E|b - b'|) of two samples (N, 2), unbiased within, never below 0
-    (Szekely 2003).
+    """Return sqrt(2 E|a - b| - E|a - a'| - E|b - b'|) of two samples (N, 2) (Szekely 2003).
+
+    The terms within a sample are unbiased; a negative estimate of the square becomes 0.
     """
 
     def within(x: Tensor) -> Tensor:

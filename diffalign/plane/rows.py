@@ -1,4 +1,4 @@
-"""The row of a method on the plane: its settings, its data, and what the result must be."""
+"""A row of the plane: a method with its settings, its data, and the required result."""
 
 import copy
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ class PlaneRow:
     """One method on the plane.
 
     Attributes:
-        method: with the settings that suit the plane.
-        data: what it learns from, a maker of ``diffalign.plane.data``. Of ``captions`` the gain is of
-            prompt fidelity, on a base that was trained with wrong labels; of all others it is of the height.
-        steps: optimizer steps of ``groups`` groups.
-        groups: groups a step; fewer for lists and for what asks the network often, so that a run stays
-            within a second of one core.
+        method: the method, with settings tuned for the plane.
+        data: maker of its training data, from ``diffalign.plane.data``. With ``captions`` the measured
+            quantity is prompt fidelity, on a base trained with wrong labels; else it is the height.
+        steps: optimizer steps.
+        groups: groups a step; fewer for lists and for methods with many network calls, so that a run takes
+            about a second on one core.
         rate: learning rate.
         optimum: whether the result must be near the KL-regularised optimum of its mean reward.
-        gain: that the measured quantity must rise by (and fall by, with flipped labels).
+        gain: amount by which the measured quantity must rise, and fall with flipped labels.
         falls: whether flipped labels must lower it (False for methods without labels).
-        note: what is particular, for readers.
-        rollout: of a method that learns from what it samples; it has no data.
-        flow: whether it is of the flow version of the plane (``plane_flow`` has all the others there).
-        sampling: steps of the sampler in which the result is measured; of a student that knows a few only, so
-            many: it must then be nearer to the support than the base is in as many.
+        note: remarks for readers.
+        rollout: sampling of an online method, which has no data; None: offline.
+        flow: whether the method needs the flow version of the plane.
+        sampling: steps of the sampler for the measurement. A few-step student is measured at its own number
+            of steps, and must then be nearer to the support than the base at that number.
     """
 
     method: Method[Any]
@@ -54,10 +54,11 @@ class PlaneRow:
         flipped: bool = False,
         steps: int | None = None,
     ) -> PlaneNetwork:
-        """Return a copy of ``base`` that has learnt from ``batch``, or online from what it samples itself
-        (then ``flipped`` negates the judge; data are flipped already).
+        """Return a copy of ``base`` trained on ``batch``, or online on its own samples.
+
+        ``flipped`` negates the reward of an online method; an offline ``batch`` is flipped by its maker.
         """
-        steps, method = steps or self.steps, copy.deepcopy(self.method)  # a run's memory ends with it
+        steps, method = steps or self.steps, copy.deepcopy(self.method)  # a method's state is a run's own
         if self.rollout is None:
             assert batch is not None
             return align(method, base, batch, steps=steps, seed=seed, groups=self.groups, rate=self.rate)
@@ -75,13 +76,13 @@ class PlaneRow:
 
     @property
     def round_steps(self) -> int:
-        """Optimizer steps that one round is learnt for; 1 offline."""
+        """The number of optimizer steps on each round; 1 offline."""
         if self.rollout is None:
             return 1
         return plane_plan(self.rollout, self.groups, self.flow).micro_steps
 
     def sampled(self, steps: int) -> dict[str, int]:
-        """Points that so many steps have sampled."""
+        """Return the number of points sampled in ``steps`` optimizer steps as {"images": n}; {} offline."""
         if self.rollout is None:
             return {}
         rounds = -(-steps // self.round_steps)
@@ -89,21 +90,21 @@ class PlaneRow:
 
 
 def online(shape: str, groups: int, **changes: Any) -> RolloutConfig:
-    """How the plane is sampled: all of a round's points at once, 20 steps."""
-    whole = {"prompts_per_round": groups, "batch_size": 4000, "steps": 20, **changes}
-    return RolloutConfig(shape=shape, **whole)  # type: ignore[arg-type]
+    """Return a rollout on the plane: 20 steps, all of a round's points in one batch."""
+    fields = {"prompts_per_round": groups, "batch_size": 4000, "steps": 20, **changes}
+    return RolloutConfig(shape=shape, **fields)  # type: ignore[arg-type]
 
 
 def sampled(groups: int, **changes: Any) -> RolloutConfig:
-    """How a method of reward gradients samples the plane: 20 steps of the ODE."""
+    """Return a rollout for methods with reward gradients: 20 steps of the ODE."""
     return online("samples", groups, **{"samples": 1, "eta": 0.0, **changes})
 
 
 def few_steps(samples: int) -> RolloutConfig:
-    """How a student of four steps samples the plane, so many points a prompt from noises of their own."""
+    """Return a rollout for four-step students: ``samples`` points a prompt, each from its own noise."""
     return online("samples", 96, samples=samples, eta=0.0, steps=4, shared_noise=False)
 
 
 def of_flow(shape: str, **changes: Any) -> RolloutConfig:
-    """How the flow version is sampled: ten steps, four points a prompt."""
+    """Return a rollout on the flow version: ten steps, four points a prompt."""
     return online(shape, 96, **{"steps": 10, "samples": 4, "advantage": "group_batch", **changes})

@@ -1,9 +1,9 @@
-"""The methods that the plane proves, each with its data and the settings that are right there.
+"""The rows of the plane: every method with data and settings that suit it.
 
-One row per method (and per loss of Diffusion-DPO that is worth a row). ``tests/plane`` runs every row with
-one seed (``--plane-seeds 5``: with five) and once with flipped labels; a name of the registry without a row
-fails a test. To add one, tune beta and the like here (a run takes a second) and, where the method's optimum
-is not the KL-regularised one, say ``optimum=False`` and why in ``note``.
+There is one row a method, and one for some losses of Diffusion-DPO. ``tests/plane`` trains every row with one
+seed (``--plane-seeds 5``: with five) and once with flipped labels; a method of the registry without a row
+fails a test. To add a row, tune beta and other settings here (a run takes a second). If the method's optimum
+is not the KL-regularised one, set ``optimum=False`` and give the reason in ``note``.
 """
 
 from collections.abc import Mapping

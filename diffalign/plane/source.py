@@ -1,4 +1,4 @@
-"""A source over tensors in memory: for the plane, for tests, for any set that fits."""
+"""A source over tensors in memory, for the plane, tests and small sets."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -13,10 +13,10 @@ from diffalign.types import Batch
 
 
 class TensorSource:
-    """Endless batches of groups of K rivals, shuffled anew in each epoch by (seed, epoch).
+    """Endless batches of groups of K rivals, shuffled in each epoch by (seed, epoch).
 
-    Group g of micro-step m on rank r of W ranks with G groups a micro-batch is number ``(m W + r) G + g`` of
-    the run's one order, so that any split over micro-steps and ranks visits the same groups.
+    With W ranks and G groups a micro-batch, group g of micro-step m on rank r is number ``(m W + r) G + g``
+    of one global order, so any split over micro-steps and ranks visits the same groups.
     """
 
     def __init__(
@@ -38,12 +38,15 @@ class TensorSource:
             x: (N, K, *d) clean latents.
             score: (N, K, *unit), higher is better.
             cond: conditions, each (N, K, ...).
-            negative: what guidance guides away from, each (N, K, ...).
-            extra: what only some methods ask for, each (N, K, ...).
+            negative: negative conditions of guidance, each (N, K, ...).
+            extra: tensors that only some methods need, each (N, K, ...).
             batch_size: groups a micro-batch.
-            rank: of this process.
-            world: how many processes there are.
-            seed: of the order.
+            rank: rank of this process.
+            world: number of processes.
+            seed: seed of the order.
+
+        Raises:
+            UserError: the set is empty.
         """
         if not len(x):
             raise UserError("the set is empty: there is nothing to train on")
@@ -60,18 +63,18 @@ class TensorSource:
         self._order = order
 
     def seek(self, micro_step: int) -> None:
-        """Continue as if ``micro_step`` micro-batches had been drawn."""
+        """Continue iteration at micro-step ``micro_step``."""
         self._micro_step = micro_step
 
     def __iter__(self) -> Iterator[Batch[Tensor]]:
-        """Endless micro-batches, from where ``seek`` has put it."""
+        """Yield micro-batches without end, from the position that ``seek`` set."""
         while True:
             batch = self.batch(self._micro_step)
             self._micro_step += 1
             yield batch
 
     def batch(self, micro_step: int) -> Batch[Tensor]:
-        """Return the micro-batch of one micro-step: x (G K, *d), rivals side by side."""
+        """Return the micro-batch of one micro-step: x (G K, *d), with contiguous rivals."""
         count = len(self._x)
         first = (micro_step * self._world + self._rank) * self._groups
         end = first + self._groups

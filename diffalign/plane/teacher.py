@@ -13,16 +13,16 @@ from diffalign.types import Cond, Path, Target
 
 @dataclass(frozen=True)
 class IdealTeacher:
-    """The denoiser of ``Plane.optimum`` of a temperature; a negative one prefers low points.
+    """The exact denoiser of ``Plane.optimum`` at a temperature.
 
-    Of a Gaussian mixture E[x0 | x_t] is known: mode k of mean m_k has x_t ~ N(alpha m_k, v) with v = alpha^2
-    std^2 + sigma^2, and given the mode E[x0 | x_t] = m_k + alpha std^2 / v (x_t - alpha m_k).
+    For a Gaussian mixture E[x0 | x_t] is known: under mode k with mean m_k, x_t ~ N(alpha m_k, v) with
+    v = alpha^2 std^2 + sigma^2, and E[x0 | x_t, k] = m_k + alpha std^2 / v (x_t - alpha m_k).
 
     Attributes:
-        path: of the student.
-        target: what the student predicts, "eps" or "flow".
-        tau: temperature of the optimum.
-        plane: whose.
+        path: path of the student.
+        target: prediction target of the student, "eps" or "flow".
+        tau: temperature of the optimum; a negative one prefers low points.
+        plane: the plane.
     """
 
     path: Path
@@ -37,12 +37,12 @@ class IdealTeacher:
         for label in range(LABELS):
             best = _optimum(self.plane, label, self.tau)
             variance = alpha**2 * best.std**2 + sigma**2
-            off = x_t[:, None] - alpha[:, :, None] * best.means
-            share = (best.weights.log() - (off**2).sum(-1) / (2 * variance)).softmax(1)
-            given = best.means + (alpha * best.std**2 / variance)[:, :, None] * off
-            mean = (share[:, :, None] * given).sum(1)
+            offset = x_t[:, None] - alpha[:, :, None] * best.means  # x_t - alpha m_k
+            posterior = (best.weights.log() - (offset**2).sum(-1) / (2 * variance)).softmax(1)  # p(k | x_t)
+            x0_given_mode = best.means + (alpha * best.std**2 / variance)[:, :, None] * offset
+            mean = (posterior[:, :, None] * x0_given_mode).sum(1)
             x0 = torch.where((cond["label"] == label)[:, None], mean, x0)
-        # at sigma = 0 nothing is noise
+        # avoids a division by 0 at sigma = 0
         eps = (x_t - alpha * x0) / sigma.clamp(min=torch.finfo(x_t.dtype).tiny)
         return eps - x0 if self.target == "flow" else eps
 

@@ -1,4 +1,4 @@
-"""What follows a policy on the plane: the moving averages that a method compares with or samples by."""
+"""Moving averages of a policy on the plane, for methods that compare with one or sample from one."""
 
 import copy
 from collections.abc import Callable
@@ -18,13 +18,13 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Followers:
-    """The reference of a run, what samples its rounds (None: the policy), and what moves both.
+    """The reference and the sampler of a run, and the hooks that update them.
 
     Attributes:
-        reference: the base, which knows the policy that trails where there is one.
-        sampler: see above.
-        kept: tensors that the hooks change, by name.
-        hooks: what changes them.
+        reference: the base model, together with the trailing policy if the method uses one.
+        sampler: the model that samples rounds; None: the policy.
+        kept: tensors that the hooks update, by name, for checkpoints.
+        hooks: hooks that update them.
     """
 
     reference: Denoiser
@@ -34,8 +34,12 @@ class Followers:
 
 
 def followers(method: Method[Any], base: N, denoiser_of: Callable[[N], Denoiser]) -> Followers:
-    """Return what follows the policy of a method that starts from ``base``, a network that ``denoiser_of``
-    makes a denoiser of.
+    """Return reference, sampler and hooks for a method that starts from ``base``.
+
+    Args:
+        method: the method.
+        base: the initial network.
+        denoiser_of: makes a denoiser of a network.
     """
     card = next((card for card in REGISTRY.values() if card.method is type(method)), None)
     reference, role = denoiser_of(base), card.trailing if card else "none"

@@ -1,1 +1,1 @@
-"""Making preferences: pairs and lists from scores, labels of segments, two takes of a video."""
+"""Make preference data: pairs and lists from scores, human labels, segment labels, takes of a video."""

@@ -1,16 +1,17 @@
-"""Pseudo-labels of pairs in intervals of time (Semi-DPO, arXiv 2604.24952, released code).
+"""Pseudo-labels of pairs by interval of time (Semi-DPO, arXiv 2604.24952, released code).
 
-A trained model is a classifier of pairs: at a time t, with one noise for the pair,
+A trained model classifies pairs. With r and m the denoising errors of the reference and the model at a time
+t, with the same noise for winner and loser,
 
     c = (r_w - m_w) - (r_l - m_l)
 
-is above 0 where the model, against its base, prefers the labelled winner. It is computed at the middle of
-each of A equal intervals of time, with one noise for all of them. Per interval the pairs with the largest
-|c| are labelled by its sign, 1 or -1, and the others 0. Pairs on which the reward models of the set all
-agree with the label are trusted: 1 everywhere.
+is positive where the model, relative to its base, prefers the labelled winner. c is computed at the middle of
+each of A equal intervals of time, with the same noise in all of them. In each interval the pairs with the
+largest |c| are labelled by its sign, 1 or -1, and the others 0. Pairs on which all reward models of the set
+agree with the label are trusted: their labels are 1 in every interval.
 
-What differs from the released code: one percentile for all intervals, where it is stricter at times at which
-the model's accuracy on trusted pairs is below 70 %.
+What differs from the released code: one percentile for all intervals, where the release uses a stricter one
+at times at which the model's accuracy on trusted pairs is below 70 %.
 """
 
 import json
@@ -35,14 +36,14 @@ from diffalign.utils.files import write_atomic
 def confidences(
     policy: Denoiser, reference: Denoiser, batches: Iterable[Batch[Tensor]], intervals: int, seed: int = 0
 ) -> Iterator[Float[Tensor, "P A"]]:
-    """Yield c of every pair of each batch at the middle of each interval; 0 for a tie.
+    """Yield c of every pair of each batch at the middle of each interval, (P, A); 0 for a tie.
 
     Args:
         policy: the trained model.
-        reference: what it started from.
-        batches: of pairs.
-        intervals: A.
-        seed: of the noise.
+        reference: its base model.
+        batches: batches of pairs.
+        intervals: A, the number of intervals of [0, 1].
+        seed: seed of the noise.
     """
     for number, batch in enumerate(batches):
         streams = Streams.at(seed, number << 32, batch.num_groups, "time labels")
@@ -62,40 +63,40 @@ def pseudo_labels(
     """Return labels 1, -1 and 0 of pairs.
 
     Args:
-        confidence: c of each pair and interval.
-        trusted: (P,) pairs whose label holds everywhere; they do not count for the percentile.
-        percentile: of |c| in each interval, from which a pair is labelled there.
+        confidence: (P, A), c of each pair in each interval.
+        trusted: (P,), true for pairs whose labels are 1 everywhere; they do not enter the percentile.
+        percentile: percentile of |c| in an interval, in [0, 100], from which on a pair is labelled there.
     """
-    open_ = confidence[~trusted]
+    untrusted = confidence[~trusted]
     labels = torch.ones_like(confidence)
-    if len(open_):
-        limit = open_.abs().quantile(percentile / 100, dim=0)
-        sure = (open_.abs() >= limit) & (open_ != 0)
-        labels[~trusted] = torch.where(sure, open_.sign(), 0.0)
+    if len(untrusted):
+        limit = untrusted.abs().quantile(percentile / 100, dim=0)
+        confident = (untrusted.abs() >= limit) & (untrusted != 0)
+        labels[~trusted] = torch.where(confident, untrusted.sign(), 0.0)
     return labels
 
 
 def agreeing(encoded: EncodedSet) -> Tensor:
-    """Return (P,) whether all of several reward models of a pair rank it as its label does."""
-    found = []
+    """Return (P,), true for pairs with several rewards that all rank the labelled winner higher."""
+    agree = []
     for record in encoded:
         best = max(range(len(record.scores)), key=record.scores.__getitem__)
         rivals = [row for i, row in enumerate(record.rewards) if i != best]
         several = bool(record.rewards) and len(record.rewards[0]) > 1
         wins = several and all(
-            mine > theirs for row in rivals for mine, theirs in zip(record.rewards[best], row, strict=True)
+            winner > loser for row in rivals for winner, loser in zip(record.rewards[best], row, strict=True)
         )
-        found.append(wins)
-    return torch.tensor(found)
+        agree.append(wins)
+    return torch.tensor(agree)
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The labels of a set.
+class TimeLabels:
+    """The pseudo-labels of a preference set.
 
     Attributes:
-        rows: (row of the set, its labels).
-        trusted: pairs whose label holds everywhere.
+        rows: location of each pair in the set, and its A labels.
+        trusted: number of trusted pairs.
     """
 
     rows: Sequence[tuple[str, tuple[int, ...]]]
@@ -103,15 +104,16 @@ class Labelled:
 
     @property
     def text(self) -> str:
-        """Counts by interval."""
+        """The counts of labels in each interval, as text."""
         lines = [f"{len(self.rows)} pairs, {self.trusted} trusted everywhere; of all, by interval of time:"]
         for place, column in enumerate(zip(*(labels for _, labels in self.rows), strict=True)):
             low, high = place / len(self.rows[0][1]), (place + 1) / len(self.rows[0][1])
-            kept, turned, out = column.count(1), column.count(-1), column.count(0)
-            lines.append(f"  {low:.2f} to {high:.2f}: {kept} kept, {turned} turned round, {out} left out")
+            same, flipped, unlabelled = column.count(1), column.count(-1), column.count(0)
+            counts = f"{same} kept, {flipped} turned round, {unlabelled} left out"
+            lines.append(f"  {low:.2f} to {high:.2f}: {counts}")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
-        """Write a line of JSON a pair, which ``data.time_labels`` reads."""
+        """Write one JSON line a pair, in the format of ``data.time_labels``."""
         lines = [json.dumps({"where": where, "time_labels": list(labels)}) for where, labels in self.rows]
         write_atomic(path, "".join(f"{line}\n" for line in lines))

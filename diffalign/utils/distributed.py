@@ -1,4 +1,4 @@
-"""What processes tell each other beside gradients: means (a KL estimate, a running scale) and scores."""
+"""Collectives other than those of gradients: means (a KL estimate, a running scale), gathers, barriers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch import Tensor, distributed
 
 
 def mean_over_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Scalar mean of ``values`` (B,) over all processes, weighted by ``weight`` (B,), without gradient.
+    """Return the weighted mean of ``values`` (B,) over all processes, a scalar without gradient.
 
-    A collective: every process must call it, whatever its batch holds. Without any weight it is 0. Where
-    gradients are off (held-out batches, of which processes may hold unequally many) it is this process's own.
+    This is a collective: every process must call it. If all weights are 0, the mean is 0. Where gradients are
+    disabled (held-out batches, whose number may differ between processes) the mean is local to the process.
     """
     weight = torch.ones_like(values) if weight is None else weight
     sums = torch.stack([(values * weight).sum(), weight.sum()]).detach().double()
@@ -23,20 +23,22 @@ def mean_over_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def gathered(value: Any) -> list[Any]:
-    """``value`` of every process, in the order of their ranks; a collective. Values travel pickled, between
-    processes of one run only.
+    """Return the ``value`` of every process, in the order of ranks; a collective.
+
+    Values are pickled, and exchanged between the processes of one run only.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
 def joined(world: int) -> Iterator[Callable[[], object]]:
-    """While entered, a function that waits until all ``world`` processes of a torchrun have called it, days
-    if need be: some draw more slowly than others.
+    """Yield a barrier of the ``world`` processes of a torchrun, starting a process group if there is none.
+
+    The timeout is 30 days, since processes may sample at very different speeds.
     """
     if world == 1:
         yield lambda: None

@@ -1,6 +1,4 @@
-"""Files and folders that are either whole or not there: written under a temporary name beside, then
-renamed.
-"""
+"""Atomic files and folders: written under a temporary name in the same folder, then renamed."""
 
 import os
 import shutil
@@ -16,8 +14,9 @@ from diffalign.errors import UserError
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes its place when closed and leaves nothing if that fails; its folder is
-    made.
+    """Open a temporary file that replaces ``path`` on a clean exit, and is deleted after an error.
+
+    The parent folder is created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
@@ -31,15 +30,14 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a whole file (text as UTF-8) or nothing, making its folder."""
+    """Write a file atomically (text as UTF-8), creating its folder."""
     with open_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder`` that takes its place when all went well, and vanishes
-    otherwise.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces ``folder`` on a clean exit, and is deleted after an error.
 
     Raises:
         UserError: ``folder`` cannot be written.
@@ -52,7 +50,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     try:
-        temporary.chmod(0o755)  # mkdtemp keeps others out
+        temporary.chmod(0o755)  # mkdtemp's mode is 0700
         yield temporary
         replace_folder(temporary, folder)
     except BaseException:
@@ -61,7 +59,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename ``new`` to ``folder``; what stood there is moved aside first and removed last."""
+    """Rename ``new`` to ``folder``; an existing ``folder`` is moved aside first and deleted last."""
     if not folder.exists():
         os.replace(new, folder)
         return

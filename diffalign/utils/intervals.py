@@ -1,14 +1,14 @@
-"""Values with 95 % intervals, and Wilson's interval of a proportion (Wilson 1927)."""
+"""Values with 95 % confidence intervals; Wilson's interval of a proportion (Wilson 1927)."""
 
 import math
 from dataclasses import dataclass
 
-Z95 = 1.959963984540054  # the normal quantile of 0.975
+Z95 = 1.959963984540054  # the 0.975 quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval."""
+    """A value with its 95 % confidence interval [low, high]."""
 
     value: float
     low: float
@@ -16,12 +16,16 @@ class Estimate:
 
     @property
     def interval(self) -> list[float]:
-        """[low, high], as report.json has it."""
+        """The interval as a list [low, high], for report.json."""
         return [self.low, self.high]
 
 
 def wilson(successes: int | float, trials: int, z: float = Z95) -> Estimate:
-    """Return a proportion with Wilson's score interval; half successes (ties) are allowed."""
+    """Return a proportion with Wilson's score interval; half successes (ties) are allowed.
+
+    Raises:
+        ValueError: no trials, or ``successes`` outside [0, trials].
+    """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
             f"{successes} successes of {trials} trials: need 0 <= successes <= trials and trials >= 1"

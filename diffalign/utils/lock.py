@@ -1,4 +1,4 @@
-"""A lock on a folder: one process at a time may write it."""
+"""Locks on folders, so that one process at a time writes to a folder."""
 
 import os
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from diffalign.errors import UserError
 
-_BEYOND = 1 << 30  # bytes
+_BEYOND = 1 << 30  # byte that is locked on Windows, far beyond the end of the file
 
 
 @contextmanager
 def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Hold the lock of ``folder``, which is made, while entered.
+    """Hold the lock of ``folder`` inside the context; the folder is created if needed.
 
-    The operating system gives the lock back when the process ends, however it ends; the file stays.
+    The operating system releases the lock when the process ends, also after a crash; the lock file stays.
 
     Raises:
-        UserError: another process holds it; the message names that process.
+        UserError: another process holds the lock (the message names it), or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,10 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed, and return whether the lock was free.
+    """Lock an open file until it is closed; return whether the lock was free.
 
-    A file system without locks counts as free. Windows locks a byte far beyond the end, since nobody
-    there can read or write what is locked.
+    On a file system without locks it counts as free. On Windows the lock is on a byte far beyond the end of
+    the file, since locked bytes cannot be read there.
     """
     try:
         import fcntl

@@ -1,7 +1,7 @@
-"""Out of memory is no bug: it ends with what was being done, how much was in use, and what would help.
+"""Turn out-of-memory errors into messages with the activity, the peak so far and advice.
 
-The advice names options of the run that are not set yet, those that save the most first. How much a run needs
-can be known before: `diffalign estimate`.
+The advice lists options of the run that are not set yet, in descending order of the memory that they save.
+`diffalign estimate` predicts what a run needs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     pass
 
 GIB = 2**30
-# What torch says on the CPU (two allocators), and what CUDA's libraries say that torch does not translate.
+# Messages of torch on the CPU (two allocators), and of CUDA libraries whose errors torch does not convert.
 _WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-# Where nothing is known of the run.
+# Advice where the run's settings are unknown.
 ANYWHERE = (
     "--model.gradient_checkpointing true",
     "--training.batch_size 1 with a larger --training.accumulation",
@@ -30,16 +30,16 @@ ANYWHERE = (
 
 
 class OutOfMemory(UserError):
-    """What was being done needs more memory than there is; the message says what would help."""
+    """The process ran out of memory; the message has advice."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that this process has had in use at once.
+    """Peak memory of this process.
 
     Attributes:
-        bytes: how much; 0 where the system does not tell.
-        of: which memory.
+        bytes: size in bytes; 0 if the system does not report it.
+        of: kind of memory, "GPU memory" or "main memory".
     """
 
     bytes: int
@@ -47,17 +47,17 @@ class Peak:
 
     @property
     def gib(self) -> float:
-        """In units of 2^30 bytes."""
+        """The size in units of 2^30 bytes."""
         return self.bytes / GIB
 
     @property
     def text(self) -> str:
-        """``3.21 GiB of GPU memory``."""
+        """Size and kind as text: ``3.21 GiB of GPU memory``."""
         return f"{self.gib:.2f} GiB of {self.of}"
 
 
 def peak_memory() -> Peak:
-    """Return the peak so far: of tensors on the GPU where one is in use, else of the whole process."""
+    """Return the peak so far: of tensors on the GPU if one is in use, else of the process's main memory."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -73,7 +73,7 @@ def peak_memory() -> Peak:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory: Python's, torch's of the GPU or of the CPU."""
+    """Return whether an error is an out-of-memory error of Python, of torch on the GPU or on the CPU."""
     if isinstance(error, UserError):
         return False
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -82,7 +82,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, doing: str, advice: Sequence[str]) -> str:
-    """Return the message of an error."""
+    """Return the message of an out-of-memory error; ``doing`` names the activity, such as "training"."""
     peak = peak_memory()
     so_far = f", after a peak of {peak.text}" if peak.bytes else ""
     why = " ".join(str(error).split()).split(". ")[0][:160]
@@ -97,7 +97,7 @@ def explained(error: BaseException, doing: str, advice: Sequence[str]) -> str:
 
 @contextmanager
 def advised(doing: str, advice: Sequence[str]) -> Iterator[None]:
-    """Inside it running out of memory is an OutOfMemory that says what was being done and what would help."""
+    """Convert out-of-memory errors inside the context into ``OutOfMemory`` with activity and advice."""
     try:
         yield
     except Exception as error:

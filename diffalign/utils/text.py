@@ -1,9 +1,9 @@
-"""Read text, JSON and JSON lines: one reader each, with bounds, for every file that a user may give.
+"""Read text, JSON and JSON lines from user files, with bounds on size and nesting.
 
-Every reader refuses with a UserError that names the file and the line: another encoding than UTF-8 (UTF-16
-and UTF-32 are read where a byte-order mark says so), null bytes, half a surrogate pair, integers of hundreds
-of digits and nesting without end. A byte-order mark is no part of the text. YAML has ``utils.yaml_reader``.
-Importing this module imports no torch.
+Every reader raises a UserError that names the file and the line for: an encoding other than UTF-8 (UTF-16 and
+UTF-32 are read if the file has a byte-order mark), null bytes, unpaired surrogates, integers of more than
+``DIGITS`` digits, and nesting deeper than ``DEPTH``. Byte-order marks are removed. ``utils.yaml_reader``
+reads YAML. Importing this module does not import torch.
 """
 
 import codecs
@@ -18,15 +18,15 @@ from typing import Any
 from diffalign.errors import UserError
 
 TEXT_BYTES = 2**30
-"""Bytes of a text or a JSON file, at most, and of one JSON line."""
+"""Largest size in bytes of a text file, a JSON file, or one line of a JSON-lines file."""
 DEPTH = 100
-"""Levels of nesting, at most."""
+"""Largest number of levels of nesting."""
 DIGITS = 300
-"""Digits of an integer, at most: more fit into no float."""
+"""Largest number of digits of an integer; a float's range ends at 309."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: it begins with the same two bytes
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -35,10 +35,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
-    """Return the path that a user wrote, with ``~`` and ``~name`` expanded.
+    """Return a path with ``~`` and ``~name`` expanded; ``what`` names the path in messages.
 
     Raises:
-        UserError: it holds a null byte, a part is longer than file systems allow, or there is no such user.
+        UserError: it holds a null byte, a part is longer than file systems allow, or the user is unknown.
     """
     text = os.fspath(path)
     if "\0" in text:
@@ -56,10 +56,10 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> str:
 
     Args:
         path: the file.
-        limit: bytes, at most.
+        limit: largest size in bytes.
 
     Raises:
-        UserError: the file cannot be read, is larger, or is not UTF-8 text; the line is named.
+        UserError: the file cannot be read, is larger, or is not UTF-8 text; it names the line.
     """
     file = user_path(path)
     try:
@@ -74,10 +74,10 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> str:
 
 
 def decode(content: bytes, where: str) -> str:
-    """Return bytes as text, without a byte-order mark; ``where`` names them in messages.
+    """Decode bytes as text without a byte-order mark; ``where`` is their location, for messages.
 
     Raises:
-        UserError: they are not UTF-8 (or what their byte-order mark says), or hold null bytes.
+        UserError: they are not UTF-8 (or the encoding of their byte-order mark), or hold null bytes.
     """
     mark, encoding = next((m for m in _MARKS if content.startswith(m[0])), (b"", "utf-8"))
     try:
@@ -96,7 +96,7 @@ def decode(content: bytes, where: str) -> str:
 
 
 def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
-    """Yield ("FILE line N", line without its end) for every line of a text file, empty ones too.
+    """Yield ("FILE line N", line without its end) for every line of a text file, empty lines included.
 
     Raises:
         UserError: as ``read_text``.
@@ -110,10 +110,10 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Return the value of a JSON text; ``where`` names it in messages.
+    """Parse a JSON text; ``where`` is its location, for messages.
 
     Raises:
-        UserError: it is not JSON, or it goes beyond the bounds of this module.
+        UserError: it is not JSON, or exceeds a bound of this module.
     """
     try:
         value = json.loads(text, parse_int=_integer, object_pairs_hook=_object)
@@ -138,7 +138,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the value of a JSON file.
+    """Read a JSON file.
 
     Raises:
         UserError: as ``read_text`` and ``parse_json``.
@@ -147,10 +147,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Raises:
-        UserError: as ``read_json``, or the file holds another kind of value.
+        UserError: as ``read_json``, or the value is no object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
@@ -161,15 +161,15 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
 def json_lines(
     path: str | os.PathLike[str], example: str = "", cut: bool = False
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("FILE line N", object) for every line of a JSON-lines file that is not empty, one at a time.
+    """Yield ("FILE line N", object) for every non-empty line of a JSON-lines file.
 
     Args:
         path: the file.
-        example: of an object, for the message about a line that holds another kind of value.
-        cut: leave out a last line that is not JSON: a process that was killed has written half of it.
+        example: an example of an object, for the message about a line with another kind of value.
+        cut: whether to skip a last line that is not JSON, as a killed process leaves it.
 
     Raises:
-        UserError: the file cannot be read, or a line is not UTF-8, not JSON, or no object; the line is named.
+        UserError: the file cannot be read, or a line is not UTF-8, not JSON, or no object; it names the line.
     """
     file, pending = user_path(path), None
     for number, content in _byte_lines(file):
@@ -183,7 +183,7 @@ def json_lines(
             error = UserError(str(error).replace(f"{where} line 1:", f"{where}:"))
             if not cut:
                 raise error from None
-            pending = error  # an error only if another line follows
+            pending = error  # raised only if another line follows
             continue
         if not line:
             continue
@@ -193,17 +193,18 @@ def json_lines(
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a log of JSON lines in order; [] where there is no file. A last line cut off by a
-    crash is left out.
+    """Return the objects of a JSON-lines log in order, without a last line cut off by a crash.
+
+    A missing file gives [].
 
     Raises:
-        UserError: another line is not a JSON object; the line is named.
+        UserError: another line is not a JSON object; it names the line.
     """
     return [row for _, row in json_lines(path, cut=True)] if path.exists() else []
 
 
 def _byte_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, bytes) of each line; a file with the mark of UTF-16 or UTF-32 is read whole."""
+    """Yield (number, bytes) of each line; a UTF-16 or UTF-32 file is read at once."""
     try:
         with file.open("rb") as stream:
             start = stream.read(4)
@@ -228,28 +229,28 @@ def _integer(digits: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these fields; ValueError for a name that is given twice: one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Return the object of these fields; ValueError for a duplicate name, since a value would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is given twice in one object")
-    return found
+    return value
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, names included."""
+    """Yield every string in a JSON value, names of fields included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)
         if isinstance(value, dict):
             yield from _texts(list(value.values()))
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    """Whether a value is nested deeper than so many levels."""
+    """Return whether a value is nested deeper than ``levels``."""
     for _ in range(levels):
         if isinstance(value, dict):
             value = list(value.values())
@@ -257,9 +258,9 @@ def _deeper(value: Any, levels: int) -> bool:
             return False
         value = [
             inner
-            for one in value
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for item in value
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
         ]
         if not value:
             return False

@@ -1,6 +1,6 @@
-"""Read YAML, with bounds: nesting, the length of integers, and anchors that refer to themselves or multiply.
+"""Read YAML with bounds on nesting, integers and anchors (recursive, or expanding to many values).
 
-Importing this module imports no torch.
+Importing this module does not import torch.
 """
 
 import os
@@ -12,16 +12,16 @@ from diffalign.errors import UserError
 from diffalign.utils.text import DEPTH, DIGITS, read_text
 
 YAML_BYTES = 2**20
-"""Bytes of a YAML text, at most."""
+"""Largest size of a YAML text, in bytes."""
 NODES = 100_000
-"""Values of a YAML text once its anchors are written out, at most."""
+"""Largest number of values of a YAML text with its anchors expanded."""
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a YAML text; ``where`` names it in messages.
+    """Parse a YAML text; ``where`` is its location, for messages.
 
     Raises:
-        UserError: it is not YAML, a mapping has a key twice, or it goes beyond the bounds of this module.
+        UserError: it is not YAML, a mapping has a key twice, or it exceeds a bound of this module.
     """
     if len(text) > YAML_BYTES:
         raise UserError(f"{where}: larger than {YAML_BYTES:,} bytes, which is no YAML file of settings")
@@ -40,12 +40,12 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}: nested too deeply; allowed: {DEPTH} levels") from error
     except UserError:
         raise
-    except (ValueError, OverflowError, TypeError) as error:  # of dates and numbers that there are not
+    except (ValueError, OverflowError, TypeError) as error:  # invalid dates and numbers
         raise UserError(f"{where}: not valid YAML: {error}") from error
 
 
 def read_yaml_file(path: str | os.PathLike[str]) -> Any:
-    """Return the value of a YAML file.
+    """Read a YAML file.
 
     Raises:
         UserError: as ``read_text`` and ``parse_yaml``.
@@ -54,11 +54,11 @@ def read_yaml_file(path: str | os.PathLike[str]) -> Any:
 
 
 def _measure(node: yaml.Node, where: str, above: tuple[yaml.Node, ...], sizes: dict[int, int]) -> int:
-    """Return number of values below a YAML node, each anchor counted wherever it is referred to."""
+    """Return the number of values of a YAML node; an anchor counts at each reference to it."""
     if id(node) in sizes:
         return sizes[id(node)]
     place = f"{where} line {node.start_mark.line + 1}"
-    if any(node is one for one in above):
+    if any(node is ancestor for ancestor in above):
         raise UserError(f"{place}: an anchor that refers to itself")
     if len(above) >= DEPTH:
         raise UserError(f"{place}: nested too deeply; allowed: {DEPTH} levels")

@@ -15,9 +15,9 @@ import torch
 
 from diffalign.methods.sft import SFT
 from diffalign.plane.plane import (
-    Measured,
     Plane,
     PlaneNetwork,
+    PlaneResult,
     align,
     data_batch,
     denoiser_of,
@@ -47,13 +47,13 @@ def unchecked(repeated: bool = True) -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def figures(network: PlaneNetwork, steps: int = 50) -> Measured:
+def figures(network: PlaneNetwork, steps: int = 50) -> PlaneResult:
     """Measure a network, sampled in so many steps."""
     with unchecked():
         return measure(PLANE, denoiser_of(network), POINTS, steps=steps)
 
 
-def after(row: PlaneRow, start: PlaneNetwork, data: Any, seed: int = 0, flipped: bool = False) -> Measured:
+def after(row: PlaneRow, start: PlaneNetwork, data: Any, seed: int = 0, flipped: bool = False) -> PlaneResult:
     """Train a row from ``start`` on what ``data(maker, seed, flipped)`` gives, and measure the result."""
     batch = None if row.rollout else data(row.data, seed, flipped)
     with unchecked(repeated=seed > 0 or flipped):

@@ -14,7 +14,7 @@ from diffalign.methods import REGISTRY
 from diffalign.methods.densedpo import DenseDPO
 from diffalign.methods.dpo import DPO
 from diffalign.methods.sft import SFT
-from diffalign.plane.data import captions, experts, films, likes, lists, preferences, turned_round
+from diffalign.plane.data import captions, experts, films, likes, lists, preferences, with_flipped_labels
 from diffalign.plane.plane import (
     LABELS,
     PlaneNetwork,
@@ -85,7 +85,7 @@ def test_robust_undoes_the_label_noise_that_it_is_told_of(seed, base, measured, 
     """With 10 % of the labels wrong, robust DPO gets further than plain DPO does, and stays on the
     support.
     """
-    noisy = turned_round(data(preferences, seed), 0.1, seed)
+    noisy = with_flipped_labels(data(preferences, seed), 0.1, seed)
     with unchecked(repeated=seed > 0):
         plain, robust = (
             figures(align(method, base, noisy, steps=250, seed=seed, rate=2e-4))

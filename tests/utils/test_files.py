@@ -3,17 +3,17 @@ from pathlib import Path
 import pytest
 
 from diffalign.errors import UserError
-from diffalign.utils.files import whole_folder
+from diffalign.utils.files import atomic_folder
 
 
 def write(folder: Path, text: str) -> None:
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "a").write_text(text)
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "aligned"
-    with whole_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         (temporary / "a").write_text("1")
         assert not target.exists()
     assert (target / "a").read_text() == "1"
@@ -28,7 +28,7 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
 def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "aligned"
     write(target, "1")
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as temporary:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as temporary:  # noqa: PT012
         (temporary / "a").write_text("2")
         raise KeyboardInterrupt
     assert (target / "a").read_text() == "1"

@@ -1,1 +1,1 @@
-"""Preference pairs and ranked lists from scores, and the files that hold them."""
+"""Make preference pairs and ranked lists from scores, and write them to files."""

@@ -1,6 +1,6 @@
-"""Scored images or videos, of which pairs are made: scored now, or read off a table of ``diffalign score``.
+"""Candidates of pairs: images or videos with scores, computed here or read from a ``diffalign score`` table.
 
-Embedded images are put aside on disk while the source is read, so that it need not fit in memory.
+Embedded images are copied to a temporary file while the source is read, so that it need not fit in memory.
 """
 
 import math
@@ -21,33 +21,33 @@ from diffalign.rewards.scoring.score import Scorer, Unreadable, each_scored, non
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Offset and length of a file's bytes in the temporary file."""
+class Stored:
+    """The place of an encoded image in a ``MediaStore``: offset and length in bytes."""
 
     offset: int
     length: int
 
 
-class Shelf:
-    """Encoded files in one temporary file on disk, which closing deletes."""
+class MediaStore:
+    """Encoded images in one temporary file, which is deleted on closing."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
 
-    def __enter__(self) -> "Shelf":
+    def __enter__(self) -> "MediaStore":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def keep(self, data: bytes) -> Kept:
-        """Append bytes; return their place."""
+    def add(self, data: bytes) -> Stored:
+        """Append bytes and return their place."""
         offset = self._file.seek(0, 2)
         self._file.write(data)
-        return Kept(offset, len(data))
+        return Stored(offset, len(data))
 
-    def read(self, media: Kept | Path) -> bytes:
-        """Return what was put aside, or a file's content; OSError if that cannot be read."""
+    def read(self, media: Stored | Path) -> bytes:
+        """Return stored bytes, or the content of a file; OSError if the file cannot be read."""
         if isinstance(media, Path):
             return read_file(media)
         self._file.seek(media.offset)
@@ -56,19 +56,19 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image or video.
+    """One image or video with its scores.
 
     Attributes:
         prompt: its prompt; candidates of one prompt are rivals.
-        media: its file, or where it lies on the shelf.
+        media: its file, or its place in the store.
         content: digest of the encoded bytes.
-        scores: R, one a reward.
-        is_video: what it is.
-        small: what near duplicates are found by, where they are looked for.
+        scores: R scores, one a reward.
+        is_video: whether it is a video.
+        small: thumbnail for the search of near duplicates; None if they are not searched.
     """
 
     prompt: str
-    media: Path | Kept
+    media: Path | Stored
     content: str
     scores: tuple[float, ...]
     is_video: bool = False
@@ -76,8 +76,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Candidates in the order of the source, the names of their R rewards, and what could not be read."""
+class Candidates:
+    """The candidates of a source.
+
+    Attributes:
+        candidates: in the order of the source.
+        rewards: names of the R rewards.
+        unreadable: location and reason of each unreadable item.
+    """
 
     candidates: tuple[Candidate, ...]
     rewards: tuple[str, ...]
@@ -88,30 +94,39 @@ def scored_now(
     items: Iterable[Item],
     scorers: Sequence[Scorer],
     cache: ScoreCache | None,
-    shelf: Shelf,
+    store: MediaStore,
     *,
     near: bool = False,
     progress: bool = True,
-) -> Found:
-    """Candidates of what ``rewards.scoring.items.read_items`` gives; ``near``: with thumbnails.
+) -> Candidates:
+    """Score items and return them as candidates.
+
+    Args:
+        items: see ``rewards.scoring.items.read_items``.
+        scorers: rewards to score with.
+        cache: cache of scores; None: none.
+        store: receives embedded images.
+        near: whether to compute thumbnails for the search of near duplicates.
+        progress: whether to show a progress bar.
 
     Raises:
-        UserError: nothing to score, nothing that can be read, or what a reward refuses.
+        UserError: no items, no readable item, or an input that a reward refuses.
     """
     candidates, unreadable = [], []
-    for one in each_scored(items, scorers, cache, progress):
-        if isinstance(one, Unreadable):
-            unreadable.append(one)
+    for entry in each_scored(items, scorers, cache, progress):
+        if isinstance(entry, Unreadable):
+            unreadable.append(entry)
         else:
-            candidates.append(_candidate(one.item, one.item.read(), one.content, one.scores, shelf, near))
+            data = entry.item.read()
+            candidates.append(_candidate(entry.item, data, entry.content, entry.scores, store, near))
     if not candidates:
         raise UserError(none_readable(unreadable))
     names = tuple(scorer.name for scorer in scorers)
-    return Found(tuple(candidates), names, tuple(one.text for one in unreadable))
+    return Candidates(tuple(candidates), names, tuple(entry.text for entry in unreadable))
 
 
 def is_score_table(path: Path) -> bool:
-    """Return whether a file is a table of ``diffalign score``, and no set of images."""
+    """Return whether a file is a table of ``diffalign score`` (files, prompts and scores without images)."""
     if path.suffix == ".jsonl" and path.is_file():
         first = next(iter(_rows(path)), {})
         columns: Sequence[str] = list(first)
@@ -123,62 +138,62 @@ def is_score_table(path: Path) -> bool:
 
 
 def from_table(
-    path: Path, rewards: Sequence[str], shelf: Shelf, *, limit: int | None = None, near: bool = False
-) -> Found:
-    """Candidates of a table of scores, whose images lie where they lay.
+    path: Path, rewards: Sequence[str], store: MediaStore, *, limit: int | None = None, near: bool = False
+) -> Candidates:
+    """Read candidates from a table of scores; the table's image files must still exist.
 
     Args:
         path: the table.
-        rewards: names of those to use; none: all that the table has.
-        shelf: for embedded images.
-        limit: the first so many images only.
-        near: with thumbnails.
+        rewards: names of the rewards to use; empty: all of the table.
+        store: receives embedded images.
+        limit: largest number of images, from the first on; None: all.
+        near: whether to compute thumbnails for the search of near duplicates.
 
     Raises:
-        UserError: no such scores, a source that is gone or has changed, or nothing that can be read.
+        UserError: missing scores, a source that is missing or has changed, or no readable image.
     """
     entries: list[tuple[Candidate, Mapping[str, float], str]] = []
     unreadable: list[str] = []
     for row, item in islice(_with_items(path), limit):
         try:
             data = item.read()
-            if not item.is_video:  # it may have been damaged since it was scored
+            if not item.is_video:  # the file may have been damaged since it was scored
                 decode(data)
-            one = _candidate(item, data, image_key(data), (), shelf, near)
+            candidate = _candidate(item, data, image_key(data), (), store, near)
         except UNREADABLE as error:
             unreadable.append(f"{item.where}: {why_unreadable(error)}")
         else:
-            entries.append((one, _scores(row, item.suffix), item.where))
-    there = list(dict.fromkeys(name for _, scores, _ in entries for name in scores))
-    if entries and not there:
+            entries.append((candidate, _scores(row, item.suffix), item.where))
+    available = list(dict.fromkeys(name for _, scores, _ in entries for name in scores))
+    if entries and not available:
         raise UserError(f"{path}: no scores in it; `diffalign score` writes such tables")
-    names = tuple(rewards or there)
+    names = tuple(rewards or available)
     candidates = []
-    for one, scores, where in entries:
+    for candidate, scores, where in entries:
         if missing := [name for name in names if name not in scores]:
-            if missing[0] not in there:
-                raise unknown(f"reward of {path}", missing[0], there)
+            if missing[0] not in available:
+                raise unknown(f"reward of {path}", missing[0], available)
             unreadable.append(f"{where}: no finite score by {missing[0]}")
         else:
-            candidates.append(replace(one, scores=tuple(scores[name] for name in names)))
+            candidates.append(replace(candidate, scores=tuple(scores[name] for name in names)))
     if not candidates:
         raise UserError(
             f"{path}: no image with a score in it" + (f"; the first: {unreadable[0]}" if unreadable else "")
         )
-    return Found(tuple(candidates), names, tuple(unreadable))
+    return Candidates(tuple(candidates), names, tuple(unreadable))
 
 
 def _candidate(
-    item: Item, data: bytes, content: str, scores: tuple[float, ...], shelf: Shelf, near: bool
+    item: Item, data: bytes, content: str, scores: tuple[float, ...], store: MediaStore, near: bool
 ) -> Candidate:
-    """Return the content; one of UNREADABLE is raised where a thumbnail is needed of what is no image."""
+    """Return the candidate of an item; raises one of UNREADABLE if a thumbnail cannot be computed."""
     small = thumbnail(data) if near and not item.is_video else None
-    media = item.image if isinstance(item.image, Path) else shelf.keep(data)
+    media = item.image if isinstance(item.image, Path) else store.add(data)
     return Candidate(item.prompt, media, content, scores, item.is_video, small)
 
 
 def _scores(row: Mapping[str, Any], suffix: str) -> dict[str, float]:
-    """Return the finite scores by reward of the image of this suffix."""
+    """Return the finite scores by reward, from the columns with this suffix."""
     return {
         column.removesuffix(suffix): value
         for column, value in row.items()
@@ -187,7 +202,7 @@ def _scores(row: Mapping[str, Any], suffix: str) -> dict[str, float]:
 
 
 def _with_items(path: Path) -> Iterator[tuple[Mapping[str, Any], Item]]:
-    """Return the rows of a table of scores, and the images of each."""
+    """Yield each row of a table of scores with each of its images."""
     tables: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in _rows(path):
         file, number = row.get("file"), row.get("row")
@@ -195,25 +210,25 @@ def _with_items(path: Path) -> Iterator[tuple[Mapping[str, Any], Item]]:
             raise UserError(f"{path}: a row without file and prompt; `diffalign score` writes them")
         if number is None:
             identity = (("file", file), ("prompt", row["prompt"]))
-            yield row, Item(row["prompt"], _placed(file, path), identity)
+            yield row, Item(row["prompt"], _located(file, path), identity)
         else:
             tables.setdefault(file, {})[number] = row
     for file, rows in tables.items():
-        for item in read_items(_placed(file, path)):
-            found = rows.get(int(dict(item.row)["row"]))
-            if found is not None and found["prompt"] != item.prompt:
+        for item in read_items(_located(file, path)):
+            match = rows.get(int(dict(item.row)["row"]))
+            if match is not None and match["prompt"] != item.prompt:
                 raise UserError(
-                    f"{item.where}: the prompt is {item.prompt!r}, but {path} says {found['prompt']!r}; the "
+                    f"{item.where}: the prompt is {item.prompt!r}, but {path} says {match['prompt']!r}; the "
                     "file has changed since it was scored: score it again"
                 )
-            if found is not None:
-                yield found, item
+            if match is not None:
+                yield match, item
 
 
-def _placed(file: str, table: Path) -> Path:
-    """Return a file of a table, as it says or beside it."""
-    there = [place for place in (Path(file), table.parent / file) if place.exists()]
-    return there[0] if there else Path(file)
+def _located(file: str, table: Path) -> Path:
+    """Return a path of a table's row: as written if it exists, else relative to the table."""
+    existing = [place for place in (Path(file), table.parent / file) if place.exists()]
+    return existing[0] if existing else Path(file)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rules on scores: which rivals of a prompt are compared, and which of them are a tie."""
+"""Choose comparisons from scores: which rivals of a prompt are compared, and which comparisons are ties."""
 
 import heapq
 from collections import Counter
@@ -13,16 +13,16 @@ Why = Literal["ties", "close", "beyond"]
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules by which comparisons are chosen.
+    """Rules for the choice of comparisons.
 
     Attributes:
-        choose: the best against the worst; each of the ``top`` best against each of the ``top`` worst; every
-            two; or all as one ranked list.
-        top: how many are best, and how many worst; fewer where there are not twice as many.
-        margin: scores of a pair (best and worst of a list) must differ by this or more.
-        tie: those that differ by at most this are a tie, whatever the margin.
-        keep_ties: whether ties are kept, and labelled so, or dropped.
-        most: pairs of a prompt, those with the largest differences.
+        choose: "best-worst": the best against the worst; "top-bottom": each of the ``top`` best against each
+            of the ``top`` worst; "all": every two rivals; "list": all rivals as one ranked list.
+        top: number of best and of worst rivals, at most half of the rivals.
+        margin: smallest difference of the scores of a pair, or of the best and the worst of a list.
+        tie: largest difference of scores that is a tie; it takes precedence over the margin.
+        keep_ties: whether ties are written, labelled as ties, or dropped.
+        most: largest number of pairs of a prompt, those with the largest differences; None: all.
     """
 
     choose: Choice = "best-worst"
@@ -35,8 +35,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rivals by their places, ascending, and their labels: 1 and 0, or 0.5 twice, for a pair; for a list the
-    scores, or 0.5 each for a tie.
+    """A comparison of rivals.
+
+    Attributes:
+        places: indices of the rivals in their group, ascending.
+        labels: one label a rival. Pair: 1 and 0, or 0.5 twice for a tie. List: the scores, or 0.5 each for a
+            tie.
     """
 
     places: tuple[int, ...]
@@ -49,30 +53,33 @@ class Comparison:
 
 
 def choose(scores: Sequence[float], rules: Rules) -> tuple[list[Comparison], Counter[Why]]:
-    """Return the comparisons of one prompt's rivals in the order of their places, and how many were dropped
-    and why.
+    """Return the comparisons among one prompt's rivals, by their places, and the counts of dropped ones.
 
-    "ties" for ties, "close" for differences below the margin, "beyond" for pairs beyond the most. Of equal
-    scores the earlier is the better one. Fewer than two rivals give nothing.
+    The reasons are "ties", "close" (difference below the margin) and "beyond" (more pairs than ``most``). Of
+    equal scores the earlier one counts as better. Fewer than two rivals give no comparison.
+
+    Args:
+        scores: one score a rival.
+        rules: the rules.
     """
     dropped: Counter[Why] = Counter()
     if len(scores) < 2:
         return [], dropped
     if rules.choose == "list":
-        return list(_kept([tuple(range(len(scores)))], scores, rules, dropped)), dropped
-    kept = _kept(_pairs(scores, rules), scores, rules, dropped)
+        return list(_accepted([tuple(range(len(scores)))], scores, rules, dropped)), dropped
+    accepted = _accepted(_pairs(scores, rules), scores, rules, dropped)
     if rules.most is None:
-        return sorted(kept, key=lambda pair: pair.places), dropped
-    seen: Counter[str] = Counter()
+        return sorted(accepted, key=lambda pair: pair.places), dropped
+    total: Counter[str] = Counter()
     largest = heapq.nsmallest(
-        rules.most, _counted(kept, seen), key=lambda pair: (-_spread(pair.places, scores), pair.places)
+        rules.most, _counted(accepted, total), key=lambda pair: (-_spread(pair.places, scores), pair.places)
     )
-    dropped["beyond"] = seen["pairs"] - len(largest)
+    dropped["beyond"] = total["pairs"] - len(largest)
     return sorted(largest, key=lambda pair: pair.places), dropped
 
 
 def _pairs(scores: Sequence[float], rules: Rules) -> Iterable[tuple[int, ...]]:
-    """Return the pairs of places, ascending, that are looked at."""
+    """Return the pairs of places, each ascending, that ``rules.choose`` considers."""
     if rules.choose == "all":
         return combinations(range(len(scores)), 2)
     order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
@@ -80,9 +87,10 @@ def _pairs(scores: Sequence[float], rules: Rules) -> Iterable[tuple[int, ...]]:
     return (tuple(sorted(pair)) for pair in product(order[:top], order[-top:]))
 
 
-def _kept(
+def _accepted(
     groups: Iterable[tuple[int, ...]], scores: Sequence[float], rules: Rules, dropped: Counter[Why]
 ) -> Iterator[Comparison]:
+    """Yield the comparisons that pass the rules on ties and margin; count the others in ``dropped``."""
     for places in groups:
         spread = _spread(places, scores)
         if spread <= rules.tie:
@@ -97,16 +105,16 @@ def _kept(
 
 
 def _labels(places: tuple[int, ...], scores: Sequence[float], rules: Rules) -> tuple[float, ...]:
-    own = tuple(scores[place] for place in places)
-    return own if rules.choose == "list" else tuple(float(score == max(own)) for score in own)
+    rivals = tuple(scores[place] for place in places)
+    return rivals if rules.choose == "list" else tuple(float(score == max(rivals)) for score in rivals)
 
 
 def _spread(places: tuple[int, ...], scores: Sequence[float]) -> float:
-    own = [scores[place] for place in places]
-    return max(own) - min(own)
+    rivals = [scores[place] for place in places]
+    return max(rivals) - min(rivals)
 
 
-def _counted(pairs: Iterator[Comparison], seen: Counter[str]) -> Iterator[Comparison]:
+def _counted(pairs: Iterator[Comparison], total: Counter[str]) -> Iterator[Comparison]:
     for pair in pairs:
-        seen["pairs"] += 1
+        total["pairs"] += 1
         yield pair

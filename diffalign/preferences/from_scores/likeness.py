@@ -1,8 +1,8 @@
-"""Duplicate images: equal bytes, or thumbnails that hardly differ.
+"""Find duplicate images: equal bytes, or thumbnails with small differences.
 
-Of generated images of 512 x 512, a JPEG of quality 40 and a copy with a quarter of the side differ from the
-original by at most 4 levels of 255 in every value, and other images of the same prompt by 120 or more in
-some. Unlike hashes of brightness the thumbnail keeps colours apart.
+For generated images of 512 x 512, the thumbnails of a JPEG of quality 40 and of a copy with a quarter of the
+side differ from the original's by at most 4 of 255 levels in every value; those of other images of the prompt
+differ by 120 or more in some value. Unlike hashes of brightness, thumbnails distinguish colours.
 """
 
 from collections.abc import Sequence
@@ -15,31 +15,34 @@ from diffalign.media.images import averaged, decode
 SIDE = 16
 
 Thumbnail = Int16[np.ndarray, "768"]
-"""The red, green and blue of 16 x 16 fields, 0 to 255."""
+"""Mean red, green and blue of 16 x 16 boxes, in [0, 255], flattened."""
 
 
 def thumbnail(data: bytes) -> Thumbnail:
-    """Return the thumbnail of an encoded image: each value the mean over a field, so that size and encoding
-    hardly show. One of ``media.images.UNREADABLE`` is raised if it is none.
+    """Return the thumbnail of an encoded image (see ``media.images.averaged``).
+
+    Raises:
+        one of ``media.images.UNREADABLE``: it is no image.
     """
     return averaged(decode(data), SIDE).astype(np.int16).reshape(-1)
 
 
 def distinct(contents: Sequence[str]) -> list[int]:
-    """Return the first of each group of equal contents, in order."""
+    """Return the index of the first of each group of equal contents, ascending."""
     first: dict[str, int] = {}
     for index, content in enumerate(contents):
         first.setdefault(content, index)
     return list(first.values())
 
 
-def unlike(thumbnails: Sequence[Thumbnail], levels: int) -> list[int]:
-    """Those that differ from every earlier one that is kept by more than ``levels`` (of 255) in some value,
-    in order.
+def dissimilar(thumbnails: Sequence[Thumbnail], levels: int) -> list[int]:
+    """Return the indices of thumbnails that are no near duplicates of an earlier returned one, ascending.
+
+    Two are near duplicates if all values differ by at most ``levels`` (of 255).
     """
-    kept: list[int] = []
-    for index, one in enumerate(thumbnails):
-        others = np.array([thumbnails[other] for other in kept])
-        if not kept or (np.abs(others - one).max(1) > levels).all():
-            kept.append(index)
-    return kept
+    distinct_ones: list[int] = []
+    for index, candidate in enumerate(thumbnails):
+        others = np.array([thumbnails[other] for other in distinct_ones])
+        if not distinct_ones or (np.abs(others - candidate).max(1) > levels).all():
+            distinct_ones.append(index)
+    return distinct_ones

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from diffalign.errors import UserError
-from diffalign.preferences.from_scores.candidates import Candidate, Found
+from diffalign.preferences.from_scores.candidates import Candidate, Candidates
 from diffalign.preferences.from_scores.choose import Comparison, Rules, choose
-from diffalign.preferences.from_scores.likeness import distinct, unlike
+from diffalign.preferences.from_scores.likeness import dissimilar, distinct
 from diffalign.rewards.combine import How, combine, standardised
 
 Dedup = Literal["none", "exact", "near"]
@@ -18,8 +18,12 @@ Dedup = Literal["none", "exact", "near"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How R scores become one: weights (none: 1 each), ``rewards.combine``'s way, and whether each reward is
-    first taken to mean 0 and std 1 over all candidates.
+    """How R scores of a candidate are combined into one.
+
+    Attributes:
+        weights: weights of the rewards; empty: 1 each.
+        how: the rule of ``rewards.combine``.
+        standardise: whether each reward is first scaled to mean 0 and std 1 over all candidates.
     """
 
     weights: tuple[float, ...] = ()
@@ -29,26 +33,26 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Group:
-    """A comparison and its rivals, in the order of its places."""
+    """A comparison with its rivals, in the order of its places."""
 
     rivals: tuple[Candidate, ...]
     comparison: Comparison
 
 
 @dataclass(frozen=True)
-class Made:
-    """Comparisons, and counts of what was dropped.
+class Comparisons:
+    """All comparisons of a source, and counts of what was dropped.
 
     Attributes:
-        groups: the comparisons, prompts in the order in which they first appear.
+        groups: the comparisons, with prompts in the order of their first appearance.
         rewards: names of the R rewards.
-        lists: whether they are ranked lists.
-        images: scored images or videos there were.
-        prompts: of them.
-        alone: prompts without two different images.
-        duplicates: images left out because an earlier one of the prompt is the same.
-        dropped: comparisons by reason: see ``choose``.
-        unreadable: "place: why" of each.
+        lists: whether the comparisons are ranked lists.
+        images: number of scored images or videos.
+        prompts: number of prompts.
+        alone: number of prompts with fewer than two distinct images.
+        duplicates: number of images dropped as duplicates of an earlier one of the prompt.
+        dropped: number of dropped comparisons by reason, see ``choose``.
+        unreadable: location and reason of each unreadable image.
     """
 
     groups: tuple[Group, ...] = field(repr=False)
@@ -68,11 +72,11 @@ class Made:
 
     @property
     def text(self) -> str:
-        """Two lines: counts of what was made, and of what was dropped."""
+        """Counts of comparisons and of what was dropped, in two lines."""
         what = "list" if self.lists else "pair"
-        made = f"{_some(len(self.groups), what)} of {_some(self.images, 'image')}"
-        made += f" of {_some(self.prompts, 'prompt')}"
-        made += f"; {_some(self.ties, 'tie')} among them" if self.ties else ""
+        made = f"{_counted(len(self.groups), what)} of {_counted(self.images, 'image')}"
+        made += f" of {_counted(self.prompts, 'prompt')}"
+        made += f"; {_counted(self.ties, 'tie')} among them" if self.ties else ""
         reasons = (
             (len(self.unreadable), "unreadable image", ""),
             (self.duplicates, "duplicate image", ""),
@@ -81,12 +85,12 @@ class Made:
             (self.dropped["close"], what, " below the margin"),
             (self.dropped["beyond"], what, " beyond the most of a prompt"),
         )
-        gone = [_some(number, one) + rest for number, one, rest in reasons if number]
-        return f"{made}\ndropped: {', '.join(gone) or 'nothing'}"
+        dropped = [_counted(number, noun) + rest for number, noun, rest in reasons if number]
+        return f"{made}\ndropped: {', '.join(dropped) or 'nothing'}"
 
     @property
     def counts(self) -> dict[str, int]:
-        """The numbers of ``text``, for JSON."""
+        """The counts of ``text``, for JSON."""
         return {
             "made": len(self.groups),
             "ties_kept": self.ties,
@@ -102,72 +106,72 @@ class Made:
 
 
 def make(
-    found: Found,
+    source: Candidates,
     rules: Rules,
     scoring: Scoring | None = None,
     dedup: Dedup = "exact",
     levels: int = 8,
-) -> Made:
-    """Return the comparisons among the candidates of each prompt; the same candidates always give the same.
+) -> Comparisons:
+    """Choose comparisons among the candidates of each prompt; the result is deterministic.
 
     Args:
-        found: candidates.
+        source: the candidates.
         rules: which rivals are compared.
-        scoring: of several rewards; None: the sum.
-        dedup: images of a prompt that are left out: none, those whose bytes an earlier one has, or also those
-            whose thumbnails differ from an earlier one's by at most ``levels`` (``likeness.unlike``).
-        levels: of 255.
+        scoring: how several rewards are combined; None: their sum.
+        dedup: which images of a prompt are dropped: "none"; "exact": those with the bytes of an earlier one;
+            "near": also those that ``likeness.dissimilar`` drops.
+        levels: threshold of near duplicates, of 255 levels.
 
     Raises:
-        UserError: videos, of which there are no thumbnails.
+        UserError: "near" with videos, which have no thumbnails.
     """
     scoring = scoring or Scoring()
-    weights = scoring.weights or (1.0,) * len(found.rewards)
-    scores = torch.tensor([one.scores for one in found.candidates], dtype=torch.float64)
+    weights = scoring.weights or (1.0,) * len(source.rewards)
+    scores = torch.tensor([candidate.scores for candidate in source.candidates], dtype=torch.float64)
     scores = standardised(scores) if scoring.standardise else scores
     members: dict[str, list[int]] = {}
-    for index, candidate in enumerate(found.candidates):
+    for index, candidate in enumerate(source.candidates):
         members.setdefault(candidate.prompt, []).append(index)
     groups: list[Group] = []
     dropped: Counter[str] = Counter()
     alone = duplicates = 0
     for indices in members.values():
-        places = _deduplicated([found.candidates[index] for index in indices], dedup, levels)
+        places = _deduplicated([source.candidates[index] for index in indices], dedup, levels)
         rivals = [indices[place] for place in places]
         duplicates += len(indices) - len(rivals)
         alone += len(rivals) < 2
-        one = combine(scores[rivals], weights, scoring.how).tolist()
-        chosen, why = choose(one, rules)
-        dropped.update(why)
+        combined = combine(scores[rivals], weights, scoring.how).tolist()
+        chosen, reasons = choose(combined, rules)
+        dropped.update(reasons)
         groups += [
-            Group(tuple(found.candidates[rivals[place]] for place in comparison.places), comparison)
+            Group(tuple(source.candidates[rivals[place]] for place in comparison.places), comparison)
             for comparison in chosen
         ]
-    return Made(
+    return Comparisons(
         tuple(groups),
-        found.rewards,
+        source.rewards,
         rules.choose == "list",
-        len(found.candidates),
+        len(source.candidates),
         len(members),
         alone,
         duplicates,
         dropped,
-        found.unreadable,
+        source.unreadable,
     )
 
 
 def _deduplicated(rivals: Sequence[Candidate], dedup: Dedup, levels: int) -> list[int]:
-    """Return the places that are left."""
+    """Return the places of the rivals without duplicates."""
     if dedup == "none":
         return list(range(len(rivals)))
-    places = distinct([one.content for one in rivals])
+    places = distinct([rival.content for rival in rivals])
     if dedup == "exact":
         return places
     thumbnails = [rivals[place].small for place in places]
     if any(small is None for small in thumbnails):
         raise UserError("near duplicates are looked for among images only; allowed of videos: exact, none")
-    return [places[i] for i in unlike([small for small in thumbnails if small is not None], levels)]
+    return [places[i] for i in dissimilar([small for small in thumbnails if small is not None], levels)]
 
 
-def _some(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,1 +1,1 @@
-"""Labels by people in a browser: tasks to compare, answers kept as they come, and the page that asks."""
+"""Human labels in a browser: comparison tasks, the store of answers, and the page's server."""

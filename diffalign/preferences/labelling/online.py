@@ -1,4 +1,4 @@
-"""The human of an online run: the page of the round that waits."""
+"""Human labels for an online run: serve the page of the round that waits for labels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,16 @@ from diffalign.preferences.labelling.store import AnswerStore, write_round
 from diffalign.preferences.labelling.tasks import read_tasks
 
 
-def label_round(run: Path, port: int, say: Callable[[str], None]) -> bool:
-    """Serve the newest round of a run until all of it is labelled; return whether it is.
+def label_round(run: Path, port: int, announce: Callable[[str], None]) -> bool:
+    """Serve the newest round of a run until it is fully labelled or interrupted; return whether it is.
 
     Args:
         run: the run directory.
-        port: of the page, 0 for a free one.
-        say: gets the address.
+        port: port of the page, 0 for a free one.
+        announce: receives the page's address.
 
     Raises:
-        UserError: no round waits, or the page cannot be served.
+        UserError: the run has no round, or the page cannot be served.
     """
     rounds = sorted((run / "rollouts").glob("round-*"))
     if not rounds:
@@ -27,5 +27,5 @@ def label_round(run: Path, port: int, say: Callable[[str], None]) -> bool:
     store = AnswerStore(tasks, rounds[-1], write_round)
     session = Session(store, f"{run.name}: {rounds[-1].name}", ends=True)
     if session.done < len(tasks):
-        serve(session, "127.0.0.1", port, say)
+        serve(session, "127.0.0.1", port, announce)
     return session.done == len(tasks)

@@ -1,6 +1,4 @@
-"""What labelling starts from and ends in: evaluations compared blind, divided rewards first, words at the
-end.
-"""
+"""Inputs and results of labelling: blind comparisons of evaluations, order by disagreement, the summary."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from diffalign.rewards import load
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Return whether a folder is what ``diffalign evaluate`` has written."""
+    """Return whether a folder is an output of ``diffalign evaluate``."""
     return (folder / "images" / BASE).is_dir() and (folder / "report.json").is_file()
 
 
@@ -24,12 +22,12 @@ def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> li
     """Return the blind comparisons of an evaluation: the base against one aligned model.
 
     Args:
-        folder: of the evaluation.
-        aligned: the model's folder under ``images``; None: the only one.
-        limit: the first so many.
+        folder: the evaluation's folder.
+        aligned: name of the aligned model's folder under ``images``; None: the only one.
+        limit: largest number of comparisons; None: all.
 
     Raises:
-        UserError: no such model, or several and none is named.
+        UserError: no such model, or several models and ``aligned`` is None.
     """
     models = sorted(f.name for f in (folder / "images").iterdir() if f.is_dir() and f.name != BASE)
     if aligned is None and len(models) != 1:
@@ -43,22 +41,30 @@ def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> li
 
 
 def disagreement_of(specs: Sequence[str], device: str) -> Callable[[Task], float]:
-    """Return what says how divided some rewards are about a task: 0 where all prefer one image, 1 where
-    votes are spread evenly.
+    """Return a measure of the rewards' disagreement on a task.
+
+    It is 0 if all rewards prefer one image, and 1 if their votes are spread evenly.
     """
     rewards = [load(spec, device) for spec in specs]
 
-    def divided(task: Task) -> float:
+    def disagreement(task: Task) -> float:
         media = [open_media(file) for file in task.media]
         best = [int(reward(media, [task.prompt] * len(media)).argmax()) for reward in rewards]
         most = max(best.count(place) for place in best) / len(best)
         return (1 - most) / (1 - 1 / min(len(media), len(best)))
 
-    return divided
+    return disagreement
 
 
 def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
-    """Return what to know at the end: counts, agreement, and the next command."""
+    """Return the summary of a session: counts, agreement, and the next command.
+
+    Args:
+        session: the session.
+        output: folder of the answers.
+        of_round: whether the tasks are a round of an online run.
+        blind: whether the tasks compare two models blind.
+    """
     store = session.store
     lines = [f"{session.done} of {len(store.tasks)} compared, by {len(store.counts())} people"]
     if agreement := store.agreement():
@@ -67,12 +73,11 @@ def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
             f"{agreement.high:.1%}"
         )
     if blind:
-        for name, found in read_people(output.parent).items():
-            rate = found.win_rate
+        for name, result in read_people(output.parent).items():
+            rate = result.win_rate
             lines.append(
                 f"{name} wins {rate.value:.1%} against the base, 95 % interval {rate.low:.1%} to "
-                f"{rate.high:.1%}: "
-                f"{found.outcome}"
+                f"{rate.high:.1%}: {result.outcome}"
             )
         lines.append("the same `diffalign evaluate` command again puts it into the report")
     elif of_round:

@@ -1,7 +1,7 @@
-"""The labelling page's server: Starlette behind uvicorn, one page, five routes, nothing from elsewhere.
+"""The server of the labelling page: Starlette on uvicorn, one page, five routes, no external resources.
 
-On this machine alone by default. Bound elsewhere it asks for a token, which the address that is printed
-holds. A request from another site's page is refused by its Origin.
+By default it listens on this machine alone. On another address it requires a token, which the printed address
+contains. Requests with the Origin of another site are refused.
 """
 
 import secrets
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.html")
 LEASE = 300.0
-"""Seconds for which a task that one person sees is not shown to another."""
+"""Seconds during which a task shown to one person is not shown to another."""
 COOKIE = "diffalign-token"
 
 
 @dataclass
 class Session:
-    """The tasks of a page, their answers, and which person sees which task.
+    """The state of a labelling page: tasks, answers, and which person is looking at which task.
 
     Attributes:
         store: tasks and answers.
-        title: of the page.
-        votes: people who are to answer each task.
-        blind: the media stand in an order that depends on the person and the task.
-        token: that a browser must bring; empty: none.
-        ends: the server stops when every task has its votes.
-        stop: what stops it, once it runs.
+        title: title of the page.
+        votes: number of answers, of different people, that each task needs.
+        blind: whether the order of a task's media depends on the person and the task.
+        token: token that a browser must send; empty: none is needed.
+        ends: whether the server stops when every task has its votes.
+        stop: function that stops the running server.
     """
 
     store: AnswerStore
@@ -55,36 +55,36 @@ class Session:
     _looking: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def shown(self, task: Task, by: str) -> list[int]:
-        """Return the order in which a person sees a task's media: places in ``task.media``."""
+        """Return the order in which person ``by`` sees a task's media, as indices into ``task.media``."""
         places = list(range(len(task.media)))
         if self.blind:
             places.sort(key=lambda place: digest(by.encode(), task.key.encode(), str(place).encode()))
         return places
 
     def next_for(self, by: str, count: int = 2) -> list[Task]:
-        """Return the next tasks of a person: those that lack votes, first those that nobody looks at."""
+        """Return the next tasks of person ``by``: tasks that need votes, those that nobody looks at first."""
         answered, now = self.store.answered(by), time.monotonic()
         free: list[Task] = []
         leased: list[Task] = []
         for task in self.store.tasks.values():
             if task.key in answered or self.store.votes(task.key) >= self.votes:
                 continue
-            who, since = self._looking.get(task.key, (by, 0.0))
-            (free if who == by or now - since > LEASE else leased).append(task)
+            person, since = self._looking.get(task.key, (by, 0.0))
+            (free if person == by or now - since > LEASE else leased).append(task)
             if len(free) == count:
                 break
-        found = (free + leased)[:count]
-        if found:
-            self._looking[found[0].key] = (by, now)
-        return found
+        tasks = (free + leased)[:count]
+        if tasks:
+            self._looking[tasks[0].key] = (by, now)
+        return tasks
 
     @property
     def done(self) -> int:
-        """How many tasks have their votes."""
+        """The number of tasks that have all their votes."""
         return sum(self.store.votes(key) >= self.votes for key in self.store.tasks)
 
     def state(self, by: str) -> dict[str, Any]:
-        """Return what the page shows a person."""
+        """Return the content of the page for person ``by``, for JSON."""
         tasks = self.next_for(by) if by else []
         agreement = self.store.agreement()
         return {
@@ -103,10 +103,10 @@ class Session:
         return {"key": task.key, "prompt": task.prompt, "media": media, "video": task.video}
 
     def answer(self, by: str, key: str, choice: Any) -> None:
-        """Keep what a person chose: the place on the page, `TIE` or `SKIP`.
+        """Store the choice of person ``by``: a position on the page, `TIE` or `SKIP`.
 
         Raises:
-            UserError: no such task, no name, or a choice that it does not have.
+            UserError: an unknown task, an invalid name, or an invalid choice.
         """
         task = self.store.tasks.get(key)
         if task is None:
@@ -124,7 +124,7 @@ class Session:
 
 
 def application(session: Session) -> "Starlette":
-    """Return the application of a session."""
+    """Return the ASGI application of a session."""
     from starlette.applications import Starlette
     from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
@@ -133,8 +133,8 @@ def application(session: Session) -> "Starlette":
         origin = request.headers.get("origin")
         if origin and urlsplit(origin).netloc != request.headers.get("host"):
             return JSONResponse({"error": f"a request of {origin}; allowed: this page's"}, 403)
-        given = request.query_params.get("token") or request.cookies.get(COOKIE) or ""
-        if session.token and not secrets.compare_digest(given, session.token):
+        token = request.query_params.get("token") or request.cookies.get(COOKIE) or ""
+        if session.token and not secrets.compare_digest(token, session.token):
             return JSONResponse({"error": "no token; open the address that diffalign label has printed"}, 401)
         return None
 
@@ -190,23 +190,24 @@ def application(session: Session) -> "Starlette":
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine alone."""
+    """Return whether a host name or address is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def serve(session: Session, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve a session until it is interrupted, or until it is done where it ``ends``.
+def serve(session: Session, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serve a session until it is interrupted, or, with ``session.ends``, until every task has its votes.
 
     Args:
-        host: to listen at; other hosts than this machine need a token.
-        port: 0 picks a free one.
-        say: gets the address, once it answers.
+        session: the session; a token is generated if ``host`` is not this machine alone and it has none.
+        host: address to listen on.
+        port: port to listen on; 0 picks a free one.
+        announce: receives the page's address, once the port is open.
 
     Raises:
-        UserError: the port cannot be had, or starlette and uvicorn are not installed.
+        UserError: the address cannot be bound, or starlette or uvicorn is not installed.
     """
     try:
         import uvicorn
@@ -226,6 +227,6 @@ def serve(session: Session, host: str, port: int, say: Callable[[str], None]) ->
     address = f"http://{host}:{listener.getsockname()[1]}/"
     server = uvicorn.Server(uvicorn.Config(application(session), log_level="warning"))
     session.stop = lambda: setattr(server, "should_exit", True)
-    say(f"{address}?token={session.token}" if session.token else address)
-    with listener, suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises what ended it
+    announce(f"{address}?token={session.token}" if session.token else address)
+    with listener, suppress(KeyboardInterrupt):  # uvicorn shuts down cleanly, then raises the interrupt
         server.run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""Answers of people: an append-only file that survives a kill at any moment, and the labels made of it."""
+"""Human answers: an append-only file that survives a kill at any moment, and labels derived from it."""
 
 import json
 import os
@@ -28,15 +28,22 @@ TIE, SKIP = "tie", "skip"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a person says of a task: the place of the best, `TIE` or `SKIP`."""
+    """A person's answer to a task.
+
+    Attributes:
+        task: key of the task.
+        by: name of the person.
+        choice: index of the best in ``Task.media``, `TIE` or `SKIP`.
+    """
 
     task: str
     by: str
     choice: int | str
 
     def scores(self, count: int) -> list[float] | None:
-        """Return the scores of K images: 1 for the best, 0 for the others, equal ones for a tie; None:
-        skipped.
+        """Return scores of K = ``count`` images: 1 for the best and 0 for the others, or 0.5 each for a tie.
+
+        A skipped task gives None.
         """
         if self.choice == SKIP:
             return None
@@ -46,11 +53,11 @@ class Answer:
 
 
 class AnswerStore:
-    """The answers to some tasks: the newest of each person and task counts.
+    """The answers to a list of tasks; the newest answer of each person to each task counts.
 
-    Every answer is a line of ``answers.jsonl``, written and synced before the page hears that it is kept; a
-    line that a kill has cut is dropped when the file is opened. What is made of the answers is written anew,
-    atomically, after each of them.
+    Every answer is a line of ``answers.jsonl``, which is synced to disk before the page confirms it. A last
+    line cut off by a kill is dropped when the file is opened. The derived labels are rewritten atomically
+    after each answer.
     """
 
     def __init__(
@@ -59,18 +66,18 @@ class AnswerStore:
         """Open the store.
 
         Args:
-            tasks: all of them.
-            folder: where ``answers.jsonl`` lies.
-            write: what is made of the answers; None: `write_labels`, which ``diffalign train`` reads.
+            tasks: all tasks.
+            folder: folder of ``answers.jsonl``.
+            write: function that writes the derived labels; None: `write_labels`, for ``diffalign train``.
 
         Raises:
-            UserError: the file of answers has a line that is none, or a task that is not among these.
+            UserError: the file of answers has a malformed line, or an answer to an unknown task.
         """
         self.tasks = {task.key: task for task in tasks}
         self.folder, self._write, self._lock = folder, write or write_labels, Lock()
         self._file = folder / ANSWERS
         self._given: dict[str, dict[str, Answer]] = defaultdict(dict)  # by task, then by person
-        self._order: dict[str, list[str]] = defaultdict(list)  # of each person's tasks, the newest last
+        self._order: dict[str, list[str]] = defaultdict(list)  # each person's answered tasks, newest last
         self.dropped = self._read()
         self._write(self)
 
@@ -80,18 +87,17 @@ class AnswerStore:
         if not self._file.exists():
             return 0
         content = self._file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:  # the process was killed while it wrote
-            write_atomic(self._file, whole)
+        complete = content[: content.rfind(b"\n") + 1]
+        if complete != content:  # the process was killed during a write
+            write_atomic(self._file, complete)
         for where, row in json_lines(self._file):
             if row.get("task") not in self.tasks:
                 raise UserError(
-                    f"{where}: task {row.get('task')!r} is not among the {len(self.tasks)} tasks; "
-                    f"allowed: the "
-                    "set that was labelled before, or another --output"
+                    f"{where}: task {row.get('task')!r} is not among the {len(self.tasks)} tasks; allowed: "
+                    "the set that was labelled before, or another --output"
                 )
             self._apply(row)
-        return int(whole != content)
+        return int(complete != content)
 
     def _apply(self, row: Mapping[str, Any]) -> None:
         task, by = row["task"], row["by"]
@@ -104,11 +110,11 @@ class AnswerStore:
         self._order[by].append(task)
 
     def add(self, answer: Answer) -> None:
-        """Keep an answer; it is on the disk when this returns."""
+        """Store an answer; it is on disk when this returns."""
         self._append({"task": answer.task, "by": answer.by, "choice": answer.choice})
 
     def undo(self, by: str) -> str | None:
-        """Take a person's newest answer back; return its task, or None where there is none."""
+        """Revoke the newest answer of person ``by``; return its task, or None if there is none."""
         with self._lock:
             newest = self._order[by][-1] if self._order[by] else None
         if newest is not None:
@@ -126,23 +132,23 @@ class AnswerStore:
             self._write(self)
 
     def answer(self, task: str, by: str) -> Answer | None:
-        """Return a person's answer to a task, None where there is none."""
+        """Return the answer of person ``by`` to a task, or None if there is none."""
         return self._given[task].get(by)
 
     def answered(self, by: str) -> set[str]:
-        """Return the tasks that a person has answered or skipped."""
+        """Return the keys of the tasks that person ``by`` has answered or skipped."""
         return set(self._order[by])
 
     def votes(self, task: str) -> int:
-        """Return how many people have answered a task, skips left out."""
+        """Return the number of answers to a task, without skips."""
         return sum(answer.choice != SKIP for answer in self._given[task].values())
 
     def counts(self) -> Counter[str]:
-        """Return how many answers each person has given."""
+        """Return the number of answers of each person."""
         return Counter(by for given in self._given.values() for by in given)
 
     def scores(self, task: Task) -> list[float] | None:
-        """Return the mean of people's scores of a task's media, None where nobody has answered it."""
+        """Return the mean scores of a task's media over people, or None if nobody has answered it."""
         count = len(task.media)
         given = [s for a in self._given[task.key].values() if (s := a.scores(count)) is not None]
         if not given:
@@ -150,8 +156,9 @@ class AnswerStore:
         return [sum(column) / len(given) for column in zip(*given, strict=True)]
 
     def agreement(self) -> Estimate | None:
-        """Return how often two people who answered one task chose the same, with Wilson's interval; None
-        where no task has two answers.
+        """Return the share of equal choices among pairs of people who answered the same task.
+
+        It has Wilson's 95 % interval. None if no task has two answers.
         """
         same = pairs = 0
         for given in self._given.values():
@@ -162,7 +169,7 @@ class AnswerStore:
 
 
 def write_labels(store: AnswerStore) -> None:
-    """Write ``labels.jsonl``: a line for each answered task, in the schema of ranked lists."""
+    """Write ``labels.jsonl``: one line for each answered task, in the schema of ranked lists."""
     rows = []
     for task in store.tasks.values():
         scores = store.scores(task)
@@ -174,7 +181,7 @@ def write_labels(store: AnswerStore) -> None:
 
 
 def write_round(store: AnswerStore) -> None:
-    """Write a file a person, as rounds of online runs have them (``rollout.labels``)."""
+    """Write one file for each person, in the format of rounds of online runs (``rollout.labels``)."""
     for by in store.counts():
         rows = []
         for task in store.tasks.values():
@@ -201,11 +208,9 @@ def write_blind(store: AnswerStore) -> None:
 
 
 def file_name(person: str) -> str:
-    """Return a name for a file from a person's, without what file systems refuse; different people, different
-    files.
-    """
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", person)[:40]
-    return plain if plain == person else f"{plain}-{digest(person.encode())[:8]}"
+    """Return a file name for a person's name without unsafe characters; distinct names stay distinct."""
+    safe = re.sub(r"[^A-Za-z0-9_-]", "_", person)[:40]
+    return safe if safe == person else f"{safe}-{digest(person.encode())[:8]}"
 
 
 def _relative(file: Path, folder: Path) -> str:

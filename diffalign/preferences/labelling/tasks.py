@@ -1,5 +1,6 @@
-"""Tasks: which images or videos of a prompt are compared, from a folder of samples, a preference set, a round
-of an online run, or two models' samples.
+"""Comparison tasks for people.
+
+They are read from a folder of samples, a preference set, a round of an online run, or two models' samples.
 """
 
 import json
@@ -19,18 +20,18 @@ from diffalign.utils.files import write_atomic
 from diffalign.utils.text import json_lines
 
 MOST = 9
-"""Images that a task shows: there is a key for each."""
+"""Largest number of images of a task: the page has a key for each."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One comparison.
+    """One comparison of images or videos of a prompt.
 
     Attributes:
-        key: its name in the file of answers; the same task has it in every session.
-        prompt: what the images were made for.
+        key: identifier in the file of answers, stable between sessions.
+        prompt: the prompt.
         media: K files, 2 to `MOST`, in the order of the scores.
-        models: what drew each of them, where that is known: a blind comparison of models; else empty.
+        models: in a blind comparison of models, the model that drew each of them; else empty.
     """
 
     key: str
@@ -48,14 +49,13 @@ def read_tasks(path: str, output: Path, limit: int | None = None) -> list[Task]:
     """Read the tasks of a folder of samples, of a round of an online run, or of a preference set.
 
     Args:
-        path: what ``diffalign generate`` has written, with several images of a prompt;
-        ``rollouts/round-NNNN``
-            of a run that waits for people; or anything that ``data.path`` may be.
-        output: where images that are not files yet are written.
-        limit: the first so many tasks.
+        path: an output of ``diffalign generate`` with several images of each prompt; ``rollouts/round-NNNN``
+            of a run that waits for labels; or any value of ``data.path``.
+        output: folder to write embedded images to.
+        limit: largest number of tasks; None: all.
 
     Raises:
-        UserError: nothing to compare in it, or more than `MOST` images of one prompt.
+        UserError: nothing to compare, or more than `MOST` images of one prompt.
     """
     folder = Path(path).expanduser()
     if is_round(folder):
@@ -75,19 +75,19 @@ def read_tasks(path: str, output: Path, limit: int | None = None) -> list[Task]:
 
 
 def is_round(folder: Path) -> bool:
-    """Return whether a folder is a round of an online run that people judge."""
+    """Return whether a folder is a round of an online run with human judges."""
     return (folder / TEMPLATE).is_file() and folder.name.rpartition("-")[0].endswith("round")
 
 
 def blind_tasks(folders: dict[str, Path], limit: int | None = None) -> list[Task]:
-    """Pair the samples of two models: the same prompt, drawn from the same noise.
+    """Pair the samples of two models of the same prompt and noise.
 
     Args:
-        folders: of samples, by the model's name: two of them.
-        limit: the first so many pairs.
+        folders: two folders of samples, by the model's name.
+        limit: largest number of pairs; None: all.
 
     Raises:
-        UserError: no sample that both models have drawn.
+        UserError: the models have no prompt and number in common.
     """
     by_model = {
         name: {(s.prompt, s.position, s.number): s for s in read_samples(folder)}
@@ -137,7 +137,7 @@ def _of_samples(samples: Sequence[Sample], path: str) -> list[Task]:
 
 
 def _of_preferences(path: str, folder: Path, limit: int | None) -> list[Task]:
-    """Return the groups of a set as tasks: labels are not shown, rows without one are as good."""
+    """Return the groups of a preference set as tasks; labels are neither shown nor needed."""
     preferences = read_preferences(DataConfig(path=path, limit=limit), seed=0)
     write = _writer(folder)
     tasks: dict[str, Task] = {}
@@ -155,7 +155,7 @@ def _of_preferences(path: str, folder: Path, limit: int | None) -> list[Task]:
 
 
 def _writer(folder: Path) -> Callable[[ImageRef], Path]:
-    """Return what gives an image's file; bytes are written once, under their digest."""
+    """Return a function that gives an image's file; embedded images are written once, under their digest."""
 
     def write(image: ImageRef) -> Path:
         if isinstance(image.source, Path):
@@ -178,7 +178,7 @@ _MAGIC = (
 
 
 def suffix(content: bytes) -> str:
-    """Return the suffix of an image's or a video's file, by its first bytes."""
+    """Return the file suffix of an encoded image or video, by its first bytes."""
     if content[4:8] == b"ftyp":
         return ".mp4"
     return next((name for magic, name in _MAGIC if content.startswith(magic)), ".img")
@@ -190,8 +190,13 @@ def in_order(
     """Return tasks in the order in which they are shown.
 
     Args:
-        order: ``given``; ``random``, by a digest of seed and key; ``disagreement``, the most divided first.
-        disagreement: of a task, 0 where rewards agree, 1 where they are divided evenly.
+        tasks: the tasks.
+        order: ``given``; ``random``, by a digest of seed and key; ``disagreement``, the largest first.
+        seed: seed of the random order.
+        disagreement: disagreement of rewards on a task, in [0, 1] (``results.disagreement_of``).
+
+    Raises:
+        UserError: the order is ``disagreement`` and there is no such function.
     """
     tasks = list(tasks)
     if order == "random":
@@ -204,7 +209,7 @@ def in_order(
 
 
 def write_index(tasks: Sequence[Task], file: Path) -> None:
-    """Write the prompts and files of the tasks, for other readers of the answers."""
+    """Write the prompts and files of the tasks as JSON lines, for other programs that read the answers."""
     rows = [
         {"task": t.key, "prompt": t.prompt, "media": [str(m) for m in t.media], "models": list(t.models)}
         for t in tasks

@@ -1,12 +1,12 @@
-"""Human labels: a table with a row for each judged segment.
+"""Segment labels from a file of human labels: a table with one row for each label of a segment.
 
     pair,segment,label              video_0,video_1,segment,label
     0,0,first                       a-0.mp4,a-1.mp4,0,tie
 
-Csv or json lines. A pair is named by its number in the file of pairs, from 0, or by its two files, in either
-order: as the file of pairs has them, or where they lie from the table, or by their bare names where these
-differ and one pair alone has them. Segments count from 0. Several people may judge a segment: the majority
-counts, a draw is a tie.
+The table is csv or json lines. A pair is identified by its number in the file of pairs, from 0, or by its two
+files in either order: by the paths in the file of pairs, by paths relative to the table, or by file names if
+these differ and belong to one pair only. Segments are counted from 0. If several people label a segment, the
+majority counts; a draw is a tie.
 """
 
 import csv
@@ -24,24 +24,28 @@ WORDS: Mapping[str, Label] = {
     **dict.fromkeys(("second", "b", "1", "right", "video_1"), "second"),
     **dict.fromkeys(("tie", "same", "equal", "0.5"), "tie"),
 }
-"""Words of a label, in any case."""
+"""Accepted words of a label, in any case."""
 
-_TURNED: Mapping[Label, Label] = {"first": "second", "second": "first", "tie": "tie"}
+_SWAPPED: Mapping[Label, Label] = {"first": "second", "second": "first", "tie": "tie"}
 
 
 class ByFile:
-    """Labels of a table. A segment without a row has none."""
+    """A labeller that reads a table; segments without a row have no label."""
 
     def __init__(self, path: str, pairs: Sequence[Pair]):
-        """Read the table; UserError naming the row for a pair or a label that there is not."""
+        """Read the table.
+
+        Raises:
+            UserError: a row has an unknown pair, an unknown label or no segment; it names the row.
+        """
         self._where: dict[tuple[int, int], str] = {}
         self._votes: dict[tuple[int, int], Counter[Label]] = defaultdict(Counter)
         self._number = {id(pair): number for number, pair in enumerate(pairs)}
         names = _Names(pairs, Path(path).expanduser().parent)
         for where, row in _rows(path):
-            number, turned = _pair_of(row, where, names, len(pairs))
-            label, place = _label(row, where), (number, _whole(row, "segment", where))
-            self._votes[place][_TURNED[label] if turned else label] += 1
+            number, swapped = _pair_of(row, where, names, len(pairs))
+            label, place = _label(row, where), (number, _integer(row, "segment", where))
+            self._votes[place][_SWAPPED[label] if swapped else label] += 1
             self._where.setdefault(place, where)
 
     @property
@@ -50,10 +54,14 @@ class ByFile:
         return "people"
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """Return a label a segment; UserError naming the row for a segment that the pair does not have."""
+        """Return one label a segment.
+
+        Raises:
+            UserError: a row has a segment beyond ``count``; it names the row.
+        """
         number = self._number[id(pair)]
-        for (of, segment), where in self._where.items():
-            if of == number and segment >= count:
+        for (labelled, segment), where in self._where.items():
+            if labelled == number and segment >= count:
                 raise UserError(
                     f"{where}: segment is {segment}; allowed: 0 to {count - 1} ({pair.where} is "
                     f"{pair.length:.2f} s long)"
@@ -65,10 +73,10 @@ _Key = tuple[str, str]
 
 
 class _Names:
-    """The pairs by the names of their two files."""
+    """An index of pairs by the names of their two files."""
 
     def __init__(self, pairs: Sequence[Pair], folder: Path):
-        """``folder`` is the table's."""
+        """Index ``pairs``; relative paths of the table start from ``folder``."""
         self._folder = folder
         self._written, self._places, self._bare = (defaultdict[_Key, list[int]](list) for _ in range(3))
         for number, pair in enumerate(pairs):
@@ -78,30 +86,32 @@ class _Names:
             if first.name != second.name:
                 self._bare[first.name, second.name].append(number)
 
-    def find(self, given: Sequence[Path], where: str) -> tuple[int, bool]:
-        """Return (number of the pair, whether it is named the other way round); UserError for none or
-        several.
+    def find(self, files: Sequence[Path], where: str) -> tuple[int, bool]:
+        """Return the number of the pair of these two files, and whether they are in the other order.
+
+        Raises:
+            UserError: no pair has these files, or several have.
         """
-        written, place = _key(given), _key((self._folder / path.expanduser()).resolve() for path in given)
+        written, place = _key(files), _key((self._folder / path.expanduser()).resolve() for path in files)
         for names, key in ((self._written, written), (self._places, place)):
-            for turned, either in ((False, key), (True, key[::-1])):
-                if found := names.get(either, []):
-                    return self._only(found, given, where), turned
-        bare = (given[0].name, given[1].name)
-        straight, turned_round = (self._bare.get(key, []) for key in (bare, bare[::-1]))
-        return self._only(straight + turned_round, given, where), not straight
+            for swapped, either in ((False, key), (True, key[::-1])):
+                if matches := names.get(either, []):
+                    return self._only(matches, files, where), swapped
+        bare = (files[0].name, files[1].name)
+        in_order, in_reverse = (self._bare.get(key, []) for key in (bare, bare[::-1]))
+        return self._only(in_order + in_reverse, files, where), not in_order
 
     @staticmethod
-    def _only(found: Sequence[int], given: Sequence[Path], where: str) -> int:
-        both = " and ".join(map(str, given))
-        if not found:
+    def _only(matches: Sequence[int], files: Sequence[Path], where: str) -> int:
+        both = " and ".join(map(str, files))
+        if not matches:
             raise UserError(f"{where}: no pair of {both}")
-        if len(found) > 1:
+        if len(matches) > 1:
             raise UserError(
-                f"{where}: {both} are pairs {', '.join(map(str, found))}; allowed: the pair's number, or "
+                f"{where}: {both} are pairs {', '.join(map(str, matches))}; allowed: the pair's number, or "
                 "paths that are one pair's alone"
             )
-        return found[0]
+        return matches[0]
 
 
 def _key(paths: Iterable[Path]) -> _Key:
@@ -129,9 +139,9 @@ def _rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _pair_of(row: Mapping[str, Any], where: str, names: _Names, pairs: int) -> tuple[int, bool]:
-    """Return (number of the pair, whether the row has it the other way round)."""
+    """Return the number of a row's pair, and whether the row has its files in the other order."""
     if row.get("pair") not in (None, ""):
-        number = _whole(row, "pair", where)
+        number = _integer(row, "pair", where)
         if number >= pairs:
             raise UserError(f"{where}: pair is {number}; allowed: 0 to {pairs - 1}")
         return number, False
@@ -140,7 +150,7 @@ def _pair_of(row: Mapping[str, Any], where: str, names: _Names, pairs: int) -> t
     return names.find([Path(str(row[name])) for name in ("video_0", "video_1")], where)
 
 
-def _whole(row: Mapping[str, Any], name: str, where: str) -> int:
+def _integer(row: Mapping[str, Any], name: str, where: str) -> int:
     text = str(row.get(name, "")).strip()
     if not text.isdecimal():
         raise UserError(f"{where}: {name} is {row.get(name)!r}; allowed: a whole number from 0 on")

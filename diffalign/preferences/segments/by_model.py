@@ -1,9 +1,9 @@
-"""A vision-language model behind an OpenAI-compatible endpoint as a judge of segments, in both orders.
+"""Segment labels from a vision-language model at an OpenAI-compatible endpoint, asked in both orders.
 
-DenseDPO's recipe: the frames of a segment of both videos, 8 a second, and the question which of them has
-fewer artefacts. Models favour a place, so each segment is judged in both orders; answers that contradict each
-other, or that cannot be read, are a tie. Every answer is kept as it comes, with its tokens, so that nothing
-is asked twice: not after an interruption, and not when one of the videos comes in another pair's file.
+DenseDPO's recipe: the model gets the frames of a segment of both videos, 8 a second, and the question which
+video has fewer artefacts. Models are biased towards a position, so each segment is judged in both orders;
+contradicting or unreadable answers are a tie. Every answer is stored at once, with its token counts, so that
+no request is repeated after an interruption, or for the same two videos in another file of pairs.
 """
 
 import base64
@@ -39,16 +39,16 @@ _WORDS = re.compile(r"\b(first|second|tie)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuestionSettings:
     """Settings of the questions to the model.
 
     Attributes:
-        seconds: of a segment.
-        fps: frames a second that it is shown; fewer where a video has fewer.
-        side: pixels of a frame's longer side, at most.
-        question: the text after the frames; ``{prompt}`` in it becomes the videos' prompt.
-        price_in: of a million tokens read.
-        price_out: of a million tokens written.
+        seconds: length of a segment, in seconds.
+        fps: frames a second that are sent, at most the video's own rate.
+        side: longest side of a sent frame, in pixels.
+        question: the text after the frames; ``{prompt}`` stands for the videos' prompt.
+        price_in: price of a million prompt tokens.
+        price_out: price of a million completion tokens.
     """
 
     seconds: float = 1.0
@@ -67,14 +67,14 @@ class Asking:
 
 
 @dataclass
-class Spent:
-    """Counts of questions, and their cost.
+class Usage:
+    """Counts of requests and their tokens.
 
     Attributes:
-        asked: questions of this run.
-        known: answers that were there already.
-        unread: answers, of both kinds, that could not be read.
-        tokens: of the questions that this run asked.
+        asked: number of requests of this run.
+        known: number of answers that were stored already.
+        unread: number of new and stored answers without a verdict.
+        tokens: token counts of this run's requests.
     """
 
     asked: int = 0
@@ -82,10 +82,10 @@ class Spent:
     unread: int = 0
     tokens: Tokens = Tokens()
 
-    def text(self, asking: Asking) -> str:
-        """One line."""
-        cost = (self.tokens.read * asking.price_in + self.tokens.written * asking.price_out) / 1e6
-        price = f", cost {cost:.4f}" if asking.price_in or asking.price_out else ""
+    def text(self, settings: QuestionSettings) -> str:
+        """Return counts and cost in one line."""
+        cost = (self.tokens.read * settings.price_in + self.tokens.written * settings.price_out) / 1e6
+        price = f", cost {cost:.4f}" if settings.price_in or settings.price_out else ""
         return (
             f"{self.asked} questions asked, {self.known} answers known, {self.unread} unreadable; "
             f"{self.tokens.read} tokens read, {self.tokens.written} written{price}"
@@ -94,25 +94,25 @@ class Spent:
 
 @dataclass(frozen=True)
 class ByModel:
-    """Labels of a vision-language model; threads may share it.
+    """A labeller that asks a vision-language model; thread-safe.
 
     Attributes:
-        endpoint: where it is.
+        endpoint: the model.
         answers: its stored answers.
-        asking: settings of the questions.
-        spent: what that has cost.
+        settings: settings of the questions.
+        usage: counts of requests and tokens.
     """
 
     endpoint: Endpoint
     answers: Answers
-    asking: Asking = Asking()
-    spent: Spent = field(default_factory=Spent)
+    settings: QuestionSettings = QuestionSettings()
+    usage: Usage = field(default_factory=Usage)
     _known: dict[str, str] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        kept = (row for row in self.answers.rows if {"key", "answer"} <= row.keys())
-        self._known.update((row["key"], row["answer"]) for row in kept)
+        stored = (row for row in self.answers.rows if {"key", "answer"} <= row.keys())
+        self._known.update((row["key"], row["answer"]) for row in stored)
 
     @property
     def by(self) -> str:
@@ -120,34 +120,40 @@ class ByModel:
         return self.endpoint.model
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """Return a label a segment; UserError naming pair and segment if no try gives an answer."""
-        keys = [(self._key(pair, s, turned=False), self._key(pair, s, turned=True)) for s in range(count)]
+        """Return one label a segment.
+
+        Raises:
+            UserError: no try gave an answer; it names pair and segment.
+        """
+        keys = [(self._key(pair, s, swapped=False), self._key(pair, s, swapped=True)) for s in range(count)]
         parts: list[list[Video]] = []
         if any(key not in self._known for both in keys for key in both):
-            how = self.asking
-            parts = [cut(pair, video, how.seconds, count, how.fps, how.side) for video in (0, 1)]
+            settings = self.settings
+            parts = [
+                cut(pair, video, settings.seconds, count, settings.fps, settings.side) for video in (0, 1)
+            ]
         labels = []
-        for segment, (straight, turned) in enumerate(keys):
-            shown = [videos[segment] for videos in parts]
+        for segment, (in_order, swapped) in enumerate(keys):
+            videos = [segments[segment] for segments in parts]
             answers = [
-                self._answer(straight, pair, segment, shown),
-                self._answer(turned, pair, segment, shown[::-1]),
+                self._answer(in_order, pair, segment, videos),
+                self._answer(swapped, pair, segment, videos[::-1]),
             ]
             labels.append(agreed(*map(verdict, answers)))
         return labels
 
-    def _key(self, pair: Pair, segment: int, turned: bool) -> str:
-        asking = self.asking
-        how = f"{asking.seconds} {asking.fps} {asking.side} {segment} {turned}"
-        parts = (self.endpoint.model, asking.question, pair.prompt, pair.content, how)
+    def _key(self, pair: Pair, segment: int, swapped: bool) -> str:
+        settings = self.settings
+        variant = f"{settings.seconds} {settings.fps} {settings.side} {segment} {swapped}"
+        parts = (self.endpoint.model, settings.question, pair.prompt, pair.content, variant)
         return digest(*(part.encode() for part in parts))
 
-    def _answer(self, key: str, pair: Pair, segment: int, shown: Sequence[Video]) -> str:
-        """Return what the model says of a segment, shown in this order."""
+    def _answer(self, key: str, pair: Pair, segment: int, videos: Sequence[Video]) -> str:
+        """Return the model's answer about a segment with the videos in this order, stored or new."""
         known = key in self._known
         if not known:
             try:
-                text, tokens = self.endpoint.complete(self._message(pair.prompt, shown), str.strip)
+                text, tokens = self.endpoint.complete(self._message(pair.prompt, videos), str.strip)
             except NoAnswerError as error:
                 raise UserError(
                     f"{pair.where}, segment {segment}: no answer from {self.endpoint.url} (model "
@@ -158,25 +164,26 @@ class ByModel:
             self.answers.add({**row, "segment": segment, "read": tokens.read, "written": tokens.written})
             self._known[key] = text
         with self._lock:
-            self.spent.asked += not known
-            self.spent.known += known
-            self.spent.unread += verdict(self._known[key]) is None
-            self.spent.tokens += Tokens() if known else tokens
+            self.usage.asked += not known
+            self.usage.known += known
+            self.usage.unread += verdict(self._known[key]) is None
+            self.usage.tokens += Tokens() if known else tokens
         return self._known[key]
 
-    def _message(self, prompt: str, shown: Sequence[Video]) -> list[dict[str, Any]]:
+    def _message(self, prompt: str, videos: Sequence[Video]) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = []
-        for number, video in enumerate(shown, 1):
+        for number, video in enumerate(videos, 1):
             content.append({"type": "text", "text": f"Video {number}:"})
             urls = [_data_url(frame_image(video, i)) for i in range(len(video.frames))]
             content += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        question = self.asking.question.replace("{prompt}", prompt)
+        question = self.settings.question.replace("{prompt}", prompt)
         return [*content, {"type": "text", "text": question}]
 
 
 def verdict(answer: str) -> Label:
-    """Return the word on the last line, or the only one of the three in the whole answer; None if there is
-    none.
+    """Return the verdict of an answer, or None if it has none.
+
+    It is the only verdict word on the last line, or else the only one in the whole answer.
     """
     lines = [line for line in answer.splitlines() if line.strip()]
     for text in (lines[-1:], lines):
@@ -187,13 +194,13 @@ def verdict(answer: str) -> Label:
     return None
 
 
-def agreed(straight: Label, turned: Label) -> Label:
-    """Return the label of answers in both orders: what both say of the same video, otherwise a tie."""
-    return straight if (straight, turned) in (("first", "second"), ("second", "first")) else "tie"
+def agreed(in_order: Label, swapped: Label) -> Label:
+    """Return the label from the verdicts in both orders: the video that both prefer, else a tie."""
+    return in_order if (in_order, swapped) in (("first", "second"), ("second", "first")) else "tie"
 
 
 def _data_url(image: Image.Image) -> str:
-    """Return a JPEG of high quality: PNGs of real frames are ten times as large."""
+    """Return an image as a JPEG of quality 95 in a data URL; PNGs of real frames are ten times as large."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=95)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,8 +1,8 @@
-"""Any rewards as a judge of segments: each votes for the video that it scores higher there.
+"""Segment labels from rewards: each reward votes for the video whose segment it scores higher.
 
-A reward of videos sees a segment's frames as a video; one of images gives the mean over some of its frames
-(``rewards.videos``). Scores that differ by at most a margin are a tie; with several rewards the majority
-of votes counts.
+A video reward scores a segment's frames as a video; an image reward scores some of its frames and averages
+(``rewards.videos``). Scores that differ by at most a margin are a tie. With several rewards the majority of
+votes counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,15 @@ from diffalign.utils.chat_completions import Answers
 
 @dataclass(frozen=True)
 class ByReward:
-    """Votes of rewards.
+    """A labeller on rewards.
 
     Attributes:
-        rewards: by name.
-        margin: scores must differ by more than this.
-        seconds: of a segment.
-        answers: keeps scores, so that another margin costs nothing; None: none are kept.
-        identity: what says, by its name, which reward a score is of; scores of others are not kept.
+        rewards: the rewards, by name.
+        margin: difference of scores that a vote must exceed.
+        seconds: length of a segment, in seconds.
+        answers: file that stores scores, so that another margin needs no new scoring; None: none are stored.
+        identity: identity of each reward, by name, for the keys of stored scores; scores of rewards without
+            one are not stored.
     """
 
     rewards: Mapping[str, Reward]
@@ -38,8 +39,9 @@ class ByReward:
     def __post_init__(self) -> None:
         if not self.margin >= 0:
             raise UserError(f"--margin {self.margin}; allowed: 0 or more")
-        kept = (row for row in (self.answers.rows if self.answers else ()) if {"key", "scores"} <= row.keys())
-        self._known.update((row["key"], row["scores"]) for row in kept)
+        rows = self.answers.rows if self.answers else ()
+        stored = (row for row in rows if {"key", "scores"} <= row.keys())
+        self._known.update((row["key"], row["scores"]) for row in stored)
 
     @property
     def by(self) -> str:
@@ -47,16 +49,16 @@ class ByReward:
         return ", ".join(self.rewards)
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """Return a label a segment."""
+        """Return one label a segment."""
         scores = [self._scores(name, pair, count) for name in self.rewards]
-        return [self._vote([(one[0][s], one[1][s]) for one in scores]) for s in range(count)]
+        return [self._vote([(first[s], second[s]) for first, second in scores]) for s in range(count)]
 
     def _vote(self, scores: Sequence[tuple[float, float]]) -> Label:
         lead = sum((a - b > self.margin) - (b - a > self.margin) for a, b in scores)
         return "first" if lead > 0 else "second" if lead < 0 else "tie"
 
     def _scores(self, name: str, pair: Pair, count: int) -> list[list[float]]:
-        """Return (2, S) scores of both videos' segments by one reward."""
+        """Return one reward's scores (2, S) of both videos' segments."""
         parts = (self.identity.get(name, ""), pair.content, pair.prompt, f"{self.seconds} {count}")
         key = digest(*(part.encode() for part in parts))
         if key in self._known and name in self.identity:

@@ -1,4 +1,4 @@
-"""Label pairs with any labeller."""
+"""Label the segments of pairs with any labeller, and write the labelled pairs."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,23 +27,23 @@ class Labeller(Protocol):
 
     @property
     def by(self) -> str:
-        """The name that labelled rows carry."""
+        """The labeller's name, which is written to labelled rows."""
         ...
 
     def __call__(self, pair: Pair, count: int) -> list[Label]:
-        """Return a label for each of a pair's ``count`` segments."""
+        """Return one label for each of a pair's ``count`` segments."""
         ...
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelCounts:
     """Counts of labelled pairs and segments.
 
     Attributes:
-        kept: pairs that were written.
-        undecided: pairs that were left out, too few of their segments having a winner.
-        labels: of the segments of all pairs.
-        unreadable: "line: why" of pairs that were left out, one of their videos being none.
+        kept: number of written pairs.
+        undecided: number of pairs left out because too few of their segments have a winner.
+        labels: counts of labels over the segments of all pairs.
+        unreadable: location and reason of each pair left out because a video cannot be read.
     """
 
     kept: int
@@ -53,7 +53,7 @@ class Labelled:
 
     @property
     def text(self) -> str:
-        """One line."""
+        """The counts in one line."""
         counts = {name: self.labels[name] for name in ("first", "second", "tie")}
         text = ", ".join(f"{number} {name}" for name, number in counts.items())
         text += f", {self.labels[None]} without label" if self.labels[None] else ""
@@ -72,30 +72,31 @@ def label_pairs(
     workers: int = 1,
     progress: bool = True,
     note: Callable[[], str] | None = None,
-) -> Labelled:
+) -> LabelCounts:
     """Label every pair and write ``target``, in the order of the pairs.
 
+    Pairs with an unreadable video are left out and reported.
+
     Args:
-        pairs: of ``read_pairs``.
-        labeller: asked by ``workers`` threads.
+        pairs: see ``read_pairs``.
+        labeller: the labeller; ``workers`` threads call it.
         source: the file of the pairs.
-        target: gets their rows with ``segments``, ``segment_seconds`` and the majority as ``scores``.
-        seconds: of a segment.
-        min_decided: pairs are left out unless a larger share of their segments has a winner; the paper trains
-            on those above 0.2.
-        workers: pairs that are labelled at once.
-        progress: whether there is a bar.
-        note: what the bar shows at its end.
+        target: file to write: the rows with ``segments``, ``segment_seconds`` and the majority as ``scores``.
+        seconds: length of a segment, in seconds.
+        min_decided: share of segments with a winner that a written pair must exceed; 0 writes all. The paper
+            trains on pairs above 0.2.
+        workers: number of pairs that are labelled concurrently.
+        progress: whether to show a progress bar.
+        note: returns text for the end of the progress bar.
 
     Raises:
-        UserError: a setting out of range, no pair that can be read, PyAV is missing, or what the labeller
-            raises. Single pairs whose videos cannot be read are left out and named.
+        UserError: a setting out of range, no readable pair, PyAV is not installed, or the labeller's error.
     """
     if not seconds > 0 or not 0 <= min_decided < 1:
         raise UserError(
             f"segments of {seconds} seconds, at least {min_decided} decided; allowed: above 0; 0 to below 1"
         )
-    need_av()  # otherwise every video would be unreadable
+    need_av()  # else every video would count as unreadable
     counted, rows, undecided = Counter[Label](), [], 0
     unreadable: list[str] = []
     bar = tqdm(total=len(pairs), desc="labels", unit="pair", disable=not progress)
@@ -116,8 +117,8 @@ def label_pairs(
                 bar.set_postfix_str(note() if note else "")
                 bar.update()
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error: what is being asked ends, nothing begins
+            pool.shutdown(cancel_futures=True)  # after an error, pending pairs are not started
     if unreadable and len(unreadable) == len(pairs):
         raise UserError(f"{source}: none of {len(pairs)} pairs can be read; the first: {unreadable[0]}")
     write_rows(rows, source, target)
-    return Labelled(len(rows), undecided, counted, tuple(unreadable))
+    return LabelCounts(len(rows), undecided, counted, tuple(unreadable))

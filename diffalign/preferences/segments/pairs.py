@@ -1,7 +1,8 @@
-"""Pairs of videos cut into segments, and their json lines with labels.
+"""Pairs of videos, their segments, and JSON lines of pairs with labels.
 
-A segment is ``seconds`` long, 1 as published. Two videos of unequal length have the segments of the shorter
-one; a last stretch counts from half a segment on (81 frames at 16 a second are 5 segments, not 6).
+A segment is ``seconds`` long (1 in the paper). The shorter video of a pair determines the number of segments;
+a remainder counts as a segment if it is at least half as long (81 frames at 16 a second are 5 segments, not
+6).
 """
 
 import json
@@ -26,7 +27,7 @@ from diffalign.media.videos import Probe, Video, channels_first, probe, read_fra
 from diffalign.utils.files import write_atomic
 
 Label = Literal["first", "second", "tie"] | None
-"""The better of the two videos in a segment; None without a label."""
+"""The better of two videos in a segment; None: no label."""
 
 _SCORES: Mapping[Label, tuple[float | None, float | None]] = {
     "first": (1.0, 0.0),
@@ -34,11 +35,11 @@ _SCORES: Mapping[Label, tuple[float | None, float | None]] = {
     "tie": (0.5, 0.5),
     None: (None, None),
 }
-_SLACK = 1e-6  # of a segment: rates such as 30000 / 1001 are no round numbers
+_SLACK = 1e-6  # tolerance in segments, since rates such as 30000 / 1001 are not exact
 
 
 class UnreadableError(UserError):
-    """A file that is no whole video: its pair is left out, and the others go on."""
+    """A file that is no complete video; its pair is left out and the others are labelled."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Pair:
     """Two videos of one prompt.
 
     Attributes:
-        row: what the json line says.
-        where: the line, for messages.
-        prompt: of both.
-        paths: where they lie.
+        row: the object of the JSON line.
+        where: location of the line, for messages.
+        prompt: prompt of both videos.
+        paths: paths of both videos.
     """
 
     row: Mapping[str, Any]
@@ -59,18 +60,18 @@ class Pair:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The two files as the row has them."""
+        """The two files as written in the row."""
         first, second = _named(self.row)
         return str(first), str(second)
 
     @cached_property
     def content(self) -> str:
-        """A digest of both files: the pair's name in files of answers, wherever it lies."""
+        """A digest of both files, which identifies the pair in files of answers."""
         return digest(*(path.read_bytes() for path in self.paths))
 
     @cached_property
     def length(self) -> float:
-        """Seconds of the shorter video; UnreadableError for a file that is no video."""
+        """The length of the shorter video in seconds; UnreadableError if a file is no video."""
         return min(_probe(path).seconds for path in self.paths)
 
     def segments(self, seconds: float) -> int:
@@ -79,11 +80,10 @@ class Pair:
 
 
 def read_pairs(path: str) -> list[Pair]:
-    """Return the rows ``{"prompt": ..., "videos": [a, b]}`` of a file, as ``diffalign video-pairs`` writes
-    them.
+    """Read the rows ``{"prompt": ..., "videos": [a, b]}`` of a file of ``diffalign video-pairs``.
 
     Raises:
-        UserError: no such file, a row of another kind, or a video that is not there.
+        UserError: no such file, a malformed row, or a missing video.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -112,25 +112,32 @@ def _named(row: Mapping[str, Any]) -> Any:
 def cut(
     pair: Pair, video: int, seconds: float, count: int, fps: float | None = None, side: int | None = None
 ) -> list[Video]:
-    """Return the ``count`` segments of a pair's first (0) or second video, at its own frame rate, or ``fps``
-    where that is lower; frames are made smaller as they are read where they have more than ``side`` pixels a
-    side.
+    """Return the segments of one video of a pair.
 
-    A frame belongs to the segment that it is shown in, and to the last one beyond that, up to the end of the
-    shorter video.
+    A frame belongs to the segment of its time; frames after the last segment, up to the end of the shorter
+    video, belong to the last one.
+
+    Args:
+        pair: the pair.
+        video: 0 for the first video, 1 for the second.
+        seconds: length of a segment, in seconds.
+        count: number of segments.
+        fps: frames a second of the result, at most the video's own rate; None: its own rate.
+        side: longest side of a frame in pixels; larger frames are downscaled as they are read. None: any.
 
     Raises:
-        UnreadableError: a damaged video.
-        UserError: segments that are too short for a frame.
+        UnreadableError: the video is damaged.
+        UserError: segments are shorter than a frame.
     """
     path = pair.paths[video]
-    own = _probe(path).fps
-    rate = min(own, fps or own)
-    each = channels_first if side is None else lambda frame: _small(frame, side)
+    native = _probe(path).fps
+    rate = min(native, fps or native)
+    convert = channels_first if side is None else lambda frame: _downscaled(frame, side)
     with _reading():
-        frames = read_frames(path, each, rate, max(1, round(pair.length * rate)))
-    at = [min(count - 1, math.floor(frame / rate / seconds + _SLACK)) for frame in range(len(frames))]
-    sizes = Counter(at)
+        frames = read_frames(path, convert, rate, max(1, round(pair.length * rate)))
+    sizes = Counter(
+        min(count - 1, math.floor(frame / rate / seconds + _SLACK)) for frame in range(len(frames))
+    )
     if len(sizes) < count:
         raise UserError(f"{path}: {rate:g} frames a second; allowed: segments of at least {1 / rate:g} s")
     parts = frames.split([sizes[segment] for segment in range(count)])
@@ -150,16 +157,14 @@ def _reading() -> Iterator[None]:
         raise UnreadableError(str(error)) from error
 
 
-def _small(frame: np.ndarray, side: int) -> Tensor:
+def _downscaled(frame: np.ndarray, side: int) -> Tensor:
     image = Image.fromarray(frame)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return channels_first(np.array(image))
 
 
 def with_labels(pair: Pair, labels: Sequence[Label], seconds: float, by: str) -> dict[str, Any]:
-    """Return the pair's json with dense labels, and the global one that they vote for: shares of segments
-    won.
-    """
+    """Return the pair's row with dense labels, and global ``scores``: each video's share of won segments."""
     scores = [_SCORES[label] for label in labels]
     votes = Counter(labels)
     return {
@@ -177,15 +182,15 @@ def decided(labels: Sequence[Label]) -> float:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], source: str, target: Path) -> None:
-    """Write json lines atomically; paths of videos are made to hold from where ``target`` lies."""
-    there, here = Path(source).expanduser().resolve().parent, target.resolve().parent
-    moved = (row if here == there else _moved(row, there) for row in rows)
+    """Write JSON lines atomically; paths become absolute if the folders of the two files differ."""
+    old, new = Path(source).expanduser().resolve().parent, target.resolve().parent
+    moved = (row if new == old else _with_absolute_paths(row, old) for row in rows)
     write_atomic(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in moved))
 
 
-def _moved(row: Mapping[str, Any], there: Path) -> dict[str, Any]:
+def _with_absolute_paths(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     def absolute(name: str) -> str:
-        return str(there / Path(name).expanduser())
+        return str(folder / Path(name).expanduser())
 
     row = {**row, **{key: absolute(row[key]) for key in ("video_0", "video_1") if key in row}}
     return {**row, "videos": [absolute(name) for name in row["videos"]]} if "videos" in row else row

@@ -1,4 +1,4 @@
-"""The real clips that pairs are made from: files with captions."""
+"""Read the real clips that pairs are made from: files with captions."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from diffalign.media.videos import MOVING_SUFFIXES
 VIDEOS = frozenset(MOVING_SUFFIXES)
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 FIELDS = ("video", "image", "path")
-"""Names of the file's field in json lines, the first that is there."""
+"""Names of the path's field in JSON lines; the first present one is used."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Clip:
     """A file and its caption.
 
     Attributes:
-        name: its path below where it was listed: what its pairs' noise is derived from.
+        name: its path in the listing, from which the noise of its pairs is derived.
         prompt: its caption.
-        path: where it lies.
+        path: path of the file.
     """
 
     name: str
@@ -30,34 +30,38 @@ class Clip:
 
 
 def read_clips(source: str, limit: int | None = None) -> list[Clip]:
-    """Return the clips of a folder (``NAME.mp4`` with its caption in ``NAME.txt``, in folders below as well)
-    or of json lines (``{"prompt": ..., "video": path}``, paths relative to the file), at most ``limit``.
+    """Return the clips of a folder or of JSON lines.
+
+    Args:
+        source: a folder of ``NAME.mp4`` with captions in ``NAME.txt``, subfolders included; or a file of
+            ``{"prompt": ..., "video": path}`` with paths relative to it.
+        limit: largest number of clips; None: all.
 
     Raises:
-        UserError: nothing there, a clip without a caption, or a row without a file.
+        UserError: no such source, no clips, a clip without a caption, or a row without a file.
     """
     place = Path(source).expanduser()
     if place.is_dir():
-        found = list(_of_folder(place))
+        clips = list(_of_folder(place))
     elif place.is_file() and place.suffix in (".jsonl", ".json"):
-        found = list(_of_rows(place))
+        clips = list(_of_rows(place))
     else:
         raise UserError(
             f"--videos {source!r}: nothing to read there; allowed: a folder of NAME.mp4 with NAME.txt, or a "
             ".jsonl file of prompt and video"
         )
-    if not found:
+    if not clips:
         raise UserError(f"--videos {source!r}: no clips in it; allowed: {', '.join(sorted(VIDEOS | IMAGES))}")
-    return found[:limit]
+    return clips[:limit]
 
 
 def _of_folder(folder: Path) -> Iterator[Clip]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in VIDEOS | IMAGES)
-    bare = [file.name for file in files if not file.with_suffix(".txt").is_file()]
-    if bare:
+    uncaptioned = [file.name for file in files if not file.with_suffix(".txt").is_file()]
+    if uncaptioned:
         raise UserError(
-            f"{folder}: no caption for {_some(bare)}; needed: {Path(bare[0]).stem}.txt beside it, and "
-            "so for each clip"
+            f"{folder}: no caption for {_shortened(uncaptioned)}; needed: {Path(uncaptioned[0]).stem}.txt "
+            "beside it, and so for each clip"
         )
     for file in files:
         caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
@@ -76,6 +80,6 @@ def _of_rows(file: Path) -> Iterator[Clip]:
         yield Clip(path, prompt, clip)
 
 
-def _some(names: Iterable[str]) -> str:
+def _shortened(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,8 +1,8 @@
-"""From a clip's latents to another take of it: partial noising, then the model's own deterministic sampler.
+"""Make a take of a clip: noise its latents partially, then denoise with the model's deterministic sampler.
 
-DenseDPO's algorithm 2 prints the sampler's step as x <- x + v dt, although its v regresses eps - x0; noise is
-taken away by x <- x - v dt, which is what is done here. On a rectified flow that is Euler's method, on a
-variance-preserving path DDIM.
+DenseDPO's algorithm 2 prints the sampler's step as x <- x + v dt, although its v regresses eps - x0. Noise is
+removed by x <- x - v dt, which is used here: Euler's method on a rectified flow, DDIM on a
+variance-preserving path.
 """
 
 import itertools
@@ -18,18 +18,19 @@ from diffalign.types import Cond, Denoiser
 
 
 def steps_left(eta: float, steps: int) -> int:
-    """n = round(eta N), at least 1: how many of a sampler's N steps denoise what was noised to eta."""
+    """Return n = round(eta N), at least 1: the number of a sampler's N steps from noise level eta to 0."""
     return max(1, round(eta * steps))
 
 
 def even_times(eta: float, steps: int) -> Float[Tensor, " n"]:
-    """(n + 1,) descending float64 times n / N, ..., 1 / N, 0: the paper's, which knows no timestep shift."""
+    """Return times (n + 1,), float64: n / N, ..., 1 / N, 0, as in the paper, without a timestep shift."""
     return torch.arange(steps_left(eta, steps), -1, -1, dtype=torch.float64) / steps
 
 
 def model_times(eta: float, steps: int, grid: Callable[[int], Float[Tensor, " S"]]) -> Float[Tensor, " n"]:
-    """(n + 1,) the last n steps of the model's own grid of N, shift included: under a shift they start at a
-    time above eta.
+    """Return times (n + 1,) of the last n steps of the model's own grid of N steps, timestep shift included.
+
+    With a shift they start at a time above eta.
     """
     return grid(steps)[-steps_left(eta, steps) - 1 :]
 
@@ -37,7 +38,7 @@ def model_times(eta: float, steps: int, grid: Callable[[int], Float[Tensor, " S"
 def noised(
     denoiser: Denoiser, x0: Float[Tensor, " B *d"], eps: Float[Tensor, " B *d"], times: Float[Tensor, " S"]
 ) -> Float[Tensor, " B *d"]:
-    """Return the states that takes of ``x0`` start from: alpha x0 + sigma eps at ``times[0]``."""
+    """Return the initial states of takes of ``x0``: alpha x0 + sigma eps at ``times[0]``."""
     return add_noise(denoiser, x0, eps, _at(times[0], x0))
 
 
@@ -45,10 +46,10 @@ def noised(
 def denoised(
     denoiser: Denoiser, x: Float[Tensor, " B *d"], times: Float[Tensor, " S"], cond: Cond
 ) -> Float[Tensor, " B *d"]:
-    """Clean latents of states ``x`` at ``times[0]``, by the deterministic steps down ``times`` (ended by 0).
+    """Denoise states ``x`` from ``times[0]`` to 0 by deterministic steps along ``times``, which ends with 0.
 
-    The last step is the network's clean estimate at the last noisy time: Euler's step to 0 on a flow, and on
-    a variance-preserving path the sample without what noise its first training step still holds.
+    The last step returns the network's clean estimate at the last noisy time. On a flow this equals Euler's
+    step to 0; on a variance-preserving path it also removes the noise of the first training timestep.
     """
     kernel = DDIM()
     for now, then in itertools.pairwise(times[:-1]):
@@ -57,5 +58,5 @@ def denoised(
 
 
 def _at(time: Tensor, x: Tensor) -> Tensor:
-    """Return the same time for every sample, (B,), in x's precision."""
+    """Return one time for every sample, (B,), in the dtype of ``x``."""
     return torch.full((len(x),), float(time), device=x.device, dtype=torch.float64).to(x.dtype)

@@ -1,8 +1,8 @@
-"""Pairs of takes on disk: two videos a clip and one json line, in any number of processes, resumable.
+"""Write pairs of takes to disk, two videos and one JSON line each, in any number of processes, resumably.
 
-A pair depends on (seed, clip's name, number) alone. Its files' names say what they were made from - clip,
-prompt, settings and the model's weights - so that an interrupted run continues, and files of other settings
-are never taken for it. One clip is in memory at a time, and one of its takes on the accelerator.
+A pair depends only on (seed, clip's name, number). File names hold a digest of clip, prompt, settings and the
+model's weights, so that an interrupted run continues and files of other settings are not reused. One clip is
+in memory at a time, and one of its takes on the accelerator.
 """
 
 import json
@@ -35,27 +35,27 @@ from diffalign.types import Cond, Denoiser
 from diffalign.utils.files import write_atomic
 
 PAIRS = "pairs.jsonl"
-_ENCODED = 32  # clips whose prompts are encoded at once, the text encoders being on the accelerator meanwhile
+_ENCODED = 32  # prompts that are encoded each time the text encoders are moved to the accelerator
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """Settings by which pairs are made.
+    """Settings of the pairs.
 
     Attributes:
-        height: pixels, a multiple of what the model takes.
-        width: likewise.
-        frames: of a video, at most; fewer where a clip is shorter or the model takes only some numbers; None:
-            as many as the clip has.
-        fps: frames a second that clips are read at, and pairs are written with; None: each clip's own.
-        eta: how far clips are noised, drawn from this range once for each pair; (1, 1) makes two independent
-            samples of the caption.
-        steps: N of the sampler; round(eta N) of them are taken.
-        guidance: scale of classifier-free guidance; 1 is none.
-        grid: "even" times k / N, as published, or the "model"'s own with its timestep shift; "auto" is even
-            below eta 1, and the model's at 1. Variance-preserving models always have their own.
-        seed: of eta and noise.
-        pairs: of each clip.
+        height: height in pixels, of a size that the model supports.
+        width: width in pixels, of a size that the model supports.
+        frames: largest number of frames of a video; fewer if the clip is shorter or the model supports only
+            some numbers. None: all of the clip.
+        fps: frames a second of clips as read and of videos as written; None: each clip's own rate.
+        eta: range of the noise level in (0, 1], from which one level is drawn for each pair; (1, 1) makes two
+            independent samples of the caption.
+        steps: N, number of steps of the sampler from noise; a take uses round(eta N) of them.
+        guidance: scale of classifier-free guidance; 1 disables it.
+        grid: "even": times k / N, as published; "model": the model's own, with its timestep shift; "auto":
+            even if eta is below 1, else the model's. Variance-preserving models always use their own.
+        seed: seed of eta and noise.
+        pairs: number of pairs of each clip.
     """
 
     height: int
@@ -77,19 +77,19 @@ class PairSettings:
                 raise UserError(f"{name} is {getattr(self, name)}; allowed: at least 1")
 
     def eta_of(self, clip: Clip, number: int) -> float:
-        """Draw eta from U[low, high), one value for both members of a pair."""
+        """Draw eta from U[low, high), one value for both takes of a pair."""
         low, high = self.eta
         return low + (high - low) * derive(self.seed, "eta", clip.name, number) / 2**63
 
 
 @dataclass(frozen=True)
-class Made:
-    """Counts of what a process has made.
+class PairCounts:
+    """The result of a process.
 
     Attributes:
-        pairs: how many of its pairs there are now, those of earlier runs included.
-        unreadable: "file: why" of clips that gave none.
-        path: the json lines of all pairs.
+        pairs: number of its pairs that exist, those of earlier runs included.
+        unreadable: name and reason of each unreadable clip.
+        path: file of JSON lines of all pairs.
     """
 
     pairs: int
@@ -117,26 +117,34 @@ def make_pairs(
     rank: int = 0,
     world: int = 1,
     progress: bool = True,
-) -> Made:
-    """Two takes of each clip and ``pairs.jsonl`` (``prompt``, ``videos`` or ``images``, ``source``, ``eta``),
-    which has no labels yet. Process ``rank`` of ``world`` makes every world-th pair.
+) -> PairCounts:
+    """Write the takes of each clip, and ``pairs.jsonl`` without labels.
+
+    Rows of ``pairs.jsonl`` have ``prompt``, ``videos`` or ``images``, ``made_from`` and ``eta``.
+
+    Args:
+        model: the model.
+        clips: the clips.
+        settings: the settings.
+        folder: output folder.
+        rank: number of this process, which makes the pairs rank, rank + world, ...
+        world: number of processes.
+        progress: whether to show a progress bar.
 
     Raises:
-        UserError: a size that the model does not take, no clip that can be read (where there are several
-            processes each knows of its own alone, and names those), or PyAV is missing for videos.
+        UserError: a size that the model does not support, no readable clip (checked in a single process
+            only), or PyAV is not installed for a video model.
     """
     if model.codec.video:
         need_av()
-    model.latent_shape(settings.height, settings.width)  # a wrong size costs nothing yet
-    where = Path(folder)
-    where.mkdir(parents=True, exist_ok=True)
-    every = _tasks(model, clips, settings, where)
-    mine = every[rank::world]
-    todo = [task for task in mine if not task.done]
+    model.latent_shape(settings.height, settings.width)  # refuses a wrong size before any work
+    output = Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    tasks = _tasks(model, clips, settings, output)
+    own = tasks[rank::world]
+    todo = [task for task in own if not task.done]
     unreadable: list[str] = []
-    bar = tqdm(
-        total=len(mine), initial=len(mine) - len(todo), desc="pairs", unit="pair", disable=not progress
-    )
+    bar = tqdm(total=len(own), initial=len(own) - len(todo), desc="pairs", unit="pair", disable=not progress)
     with bar:
         for task, cond, negative in _encoded(model, todo, settings):
             try:
@@ -149,17 +157,17 @@ def make_pairs(
             ):
                 _save(take, fps, file)
             bar.update()
-    _list(every, settings, where / PAIRS)
-    done = sum(task.done for task in mine)
+    _list(tasks, settings, output / PAIRS)
+    done = sum(task.done for task in own)
     if unreadable and not done and world == 1:
         raise UserError(f"no pair was made of {len(clips)} clips; the first: {unreadable[0]}")
-    return Made(done, tuple(dict.fromkeys(unreadable)), where / PAIRS)
+    return PairCounts(done, tuple(dict.fromkeys(unreadable)), output / PAIRS)
 
 
 def takes(
     model: LoadedModel, pixels: Tensor, cond: Cond, negative: Cond, task: _Task, settings: PairSettings
 ) -> Iterator[Tensor]:
-    """Pixels in [0, 1] of both takes, (1, 3, F, H, W) or (1, 3, H, W), one after the other."""
+    """Yield the pixels of both takes in [0, 1], (1, 3, F, H, W) or (1, 3, H, W)."""
     model.move_encoders(model.device, ("vae",))
     clean = model.encode_pixels(pixels)[0].to(model.device)
     eta = settings.eta_of(task.clip, task.number)
@@ -175,7 +183,7 @@ def takes(
 
 
 def times_of(model: LoadedModel, settings: PairSettings, eta: float, shape: tuple[int, ...]) -> Tensor:
-    """(n + 1,) times that latents of this shape are noised to and denoised along."""
+    """Return the times (n + 1,) along which noised latents of this shape are denoised."""
     even = settings.grid == "even" or (settings.grid == "auto" and eta < 1)
     if even and model.target == "flow":
         return even_times(eta, settings.steps)
@@ -183,9 +191,13 @@ def times_of(model: LoadedModel, settings: PairSettings, eta: float, shape: tupl
 
 
 def read_pixels(path: Path, model: LoadedModel, settings: PairSettings) -> tuple[Tensor, float]:
-    """(pixels (1, 3, F, H, W) or (1, 3, H, W) in [-1, 1], frames a second) of a clip, cut to the settings.
+    """Read a clip at the size and rate of the settings.
 
-    One of ``UNREADABLE`` or a UserError is raised for a file that is none, or too short.
+    Returns:
+        Pixels (1, 3, F, H, W) or (1, 3, H, W) in [-1, 1], and frames a second (0 for an image).
+
+    Raises:
+        one of ``UNREADABLE``, or UserError: the file is no image or video, or too short.
     """
     config = DataConfig(
         height=settings.height, width=settings.width, frames=settings.frames, fps=settings.fps
@@ -204,34 +216,35 @@ def read_pixels(path: Path, model: LoadedModel, settings: PairSettings) -> tuple
 def _encoded(
     model: LoadedModel, tasks: Sequence[_Task], settings: PairSettings
 ) -> Iterator[tuple[_Task, Cond, Cond]]:
-    """Each task with its conditions and what guidance guides away from; text encoders are beside the network
-    for as long as they are asked.
+    """Yield each task with its conditions and the negative conditions of guidance.
+
+    Text encoders are on the accelerator only while they encode a block of prompts.
     """
     size = torch.tensor([[float(settings.height), float(settings.width)]])
     sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
     for start in range(0, len(tasks), _ENCODED):
-        some = tasks[start : start + _ENCODED]
+        block = tasks[start : start + _ENCODED]
         model.move_encoders(model.device, model.text_encoders)
-        texts = [model.encode_prompts([task.clip.prompt]) for task in some]
+        texts = [model.encode_prompts([task.clip.prompt]) for task in block]
         negative = model.negative(1)
         model.move_encoders("cpu", model.text_encoders)
 
-        def there(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def on_device(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: value.to(model.device) for name, value in rows.items()}
 
-        for task, text in zip(some, texts, strict=True):
-            yield task, there({**text, **sizes}), there(negative)
+        for task, text in zip(block, texts, strict=True):
+            yield task, on_device({**text, **sizes}), on_device(negative)
 
 
 def _tasks(model: LoadedModel, clips: Sequence[Clip], settings: PairSettings, folder: Path) -> list[_Task]:
-    facts = {name: value for name, value in asdict(settings).items() if name != "pairs"}
-    identity = json.dumps([facts, fingerprint(model.pipeline)], sort_keys=True)
+    values = {name: value for name, value in asdict(settings).items() if name != "pairs"}
+    identity = json.dumps([values, fingerprint(model.pipeline)], sort_keys=True)
     suffix = ".mp4" if model.codec.video else ".png"
     tasks = []
     for clip in clips:
         for number in range(settings.pairs):
-            made_of = "\x1f".join((identity, clip.name, clip.prompt, str(number)))
-            name = f"{clip.path.stem}-{blake2b(made_of.encode(), digest_size=6).hexdigest()}"
+            key = "\x1f".join((identity, clip.name, clip.prompt, str(number)))
+            name = f"{clip.path.stem}-{blake2b(key.encode(), digest_size=6).hexdigest()}"
             tasks.append(_Task(clip, number, (folder / f"{name}-0{suffix}", folder / f"{name}-1{suffix}")))
     return tasks
 
@@ -245,7 +258,7 @@ def _save(take: Tensor, fps: float, file: Path) -> None:
 
 
 def _list(tasks: Sequence[_Task], settings: PairSettings, path: Path) -> None:
-    """Write the rows of all pairs that are there; again, where another process has made more meanwhile."""
+    """Write the rows of all existing pairs; repeat if other processes have finished more in the meantime."""
     listed = -1
     while listed < (now := sum(task.done for task in tasks)):
         rows = [_row(task, settings) for task in tasks if task.done]

@@ -217,7 +217,7 @@ def _open(item: Item, all_frames: bool) -> _Opened:
         return item, image_key(data), decode(data)
     if all_frames:
         return item, image_key(data), read_video(data)
-    frames = read_frames(data, channels_first, some=lambda count: evenly_spaced(count, FRAMES))
+    frames = read_frames(data, channels_first, choose=lambda count: evenly_spaced(count, FRAMES))
     return item, image_key(data), Video(frames, probe(data).fps)
 
 

@@ -129,7 +129,7 @@ class PairwiseJudge:
         questions = [([x, y], p) for x, y, p in zip(a, b, prompts, strict=True)]
         questions += [([y, x], p) for x, y, p in zip(a, b, prompts, strict=True)]
         with ThreadPoolExecutor(self.batch_size) as pool:
-            answers = list(pool.map(lambda pair: self.question.ask(*pair, winner), questions))
+            answers = list(pool.map(lambda pair: self.question.ask(pair[0], pair[1], winner), questions))
         forward, swapped = torch.tensor(answers).reshape(2, -1)
         return torch.where(forward + swapped == 1, forward, torch.full_like(forward, 0.5))
 

@@ -43,7 +43,7 @@ from diffalign.training.checkpoint import Checkpoints, fingerprint
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.state import TrainState
-from diffalign.utils.files import whole_folder, write_atomic
+from diffalign.utils.files import atomic_folder, write_atomic
 
 # What may differ between a run and its continuation: it changes where things are kept, and no number.
 _FREE = ("data.cache_dir", "data.workers", "data.prefetch", "data.cache_batch_size")
@@ -244,7 +244,7 @@ def _held_out(
 def _leave(result: RewardResult, run: RewardRun, clip: Clip, state: TrainState, encoded: EncodedSet) -> None:
     """Write the reward's folder and the summary."""
     if result.reward is not None:
-        with state.averaged_weights(), whole_folder(result.reward) as folder:
+        with state.averaged_weights(), atomic_folder(result.reward) as folder:
             step_aware.save(clip, folder)
     summary = {
         "start": run.reward.start,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffalign.preferences.from_scores.choose import Comparison, Rules, choose
-from diffalign.preferences.from_scores.likeness import distinct, unlike
+from diffalign.preferences.from_scores.likeness import dissimilar, distinct
 
 SCORES = [2.0, 5.0, 1.0, 5.0, 3.5]
 
@@ -78,5 +78,5 @@ def test_equal_contents_and_like_thumbnails():
     base = np.full(768, 100, dtype=np.int16)
     other = base.copy()
     other[5] = 109
-    assert unlike([base, base + 8, other, base - 9], 8) == [0, 2, 3]
-    assert unlike([base, other], 9) == [0] and unlike([], 8) == []
+    assert dissimilar([base, base + 8, other, base - 9], 8) == [0, 2, 3]
+    assert dissimilar([base, other], 9) == [0] and dissimilar([], 8) == []

@@ -20,7 +20,7 @@ from diffalign.data.reading.dense import dense_of
 from diffalign.errors import UserError
 from diffalign.media.videos import Video, write_video
 from diffalign.preferences.segments.by_file import ByFile
-from diffalign.preferences.segments.by_model import Asking, ByModel, agreed, verdict
+from diffalign.preferences.segments.by_model import ByModel, QuestionSettings, agreed, verdict
 from diffalign.preferences.segments.by_reward import ByReward
 from diffalign.preferences.segments.label import label_pairs
 from diffalign.preferences.segments.pairs import cut, decided, read_pairs, with_labels
@@ -340,14 +340,14 @@ def model():
 
 def by_model(server, file, **asking):
     endpoint = Endpoint(server.url, "m", patience=Patience(5.0, 2, 0.001))
-    return ByModel(endpoint, Answers(file), Asking(**asking))
+    return ByModel(endpoint, Answers(file), QuestionSettings(**asking))
 
 
 def test_both_orders_are_asked_and_agree(pairs, model, tmp_path):
     server = model()
     labeller = by_model(server, tmp_path / "a.jsonl", price_in=2.0, price_out=8.0)
     assert labeller(pairs[0], 5) == TRUE
-    assert len(server.asked) == 10 == labeller.spent.asked and labeller.spent.tokens == Tokens(10000, 500)
+    assert len(server.asked) == 10 == labeller.usage.asked and labeller.usage.tokens == Tokens(10000, 500)
     first = server.asked[0]["messages"][0]["content"]
     assert Counter(part["type"] for part in first) == {
         "text": 3,
@@ -355,7 +355,7 @@ def test_both_orders_are_asked_and_agree(pairs, model, tmp_path):
     }  # 4 frames a second are there
     assert "grey one" in first[-1]["text"] and "TIE" in first[-1]["text"]
     assert {Model.brighter(body) for body in server.asked[:2]} == {1, 2}
-    text = labeller.spent.text(labeller.asking)
+    text = labeller.usage.text(labeller.settings)
     assert text == (
         "10 questions asked, 0 answers known, 0 unreadable; 10000 tokens read, 500 written, cost 0.0240"
     )
@@ -374,7 +374,7 @@ def test_frames_are_taken_at_a_rate_and_made_small(pairs, model, tmp_path):
 def test_a_model_that_does_not_look_gives_ties(pairs, model, tmp_path, says):
     labeller = by_model(model(says), tmp_path / "a.jsonl")
     assert labeller(pairs[0], 5) == ["tie"] * 5
-    assert labeller.spent.unread == (10 if says == "no idea" else 0)
+    assert labeller.usage.unread == (10 if says == "no idea" else 0)
 
 
 def test_nothing_is_asked_twice(pairs, model, tmp_path):
@@ -384,7 +384,7 @@ def test_nothing_is_asked_twice(pairs, model, tmp_path):
     file.write_text("\n".join(text.splitlines()[:7]) + '\n{"key": "cut o')  # seven answers and a half
     again = by_model(server, file)
     assert again(pairs[0], 5) == TRUE and len(server.asked) == 10 + 3
-    assert (again.spent.asked, again.spent.known, again.spent.tokens) == (3, 7, Tokens(3000, 150))
+    assert (again.usage.asked, again.usage.known, again.usage.tokens) == (3, 7, Tokens(3000, 150))
     assert by_model(server, file)(pairs[0], 5) == TRUE and len(server.asked) == 13
     by_model(server, file, side=100)(pairs[0], 1)  # another question
     assert len(server.asked) == 15
@@ -432,7 +432,7 @@ def test_agreement_is_about_the_same_video():
 
 def test_bad_ways_to_ask():
     with pytest.raises(UserError, match="fps 0"):
-        Asking(fps=0)
+        QuestionSettings(fps=0)
 
 
 # the whole
