@@ -55,7 +55,7 @@ from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
-from diffalign.training.sharding import sharding_of, words_of
+from diffalign.training.sharding import sharding_of, sharding_summary
 from diffalign.types import Denoiser, Method
 from diffalign.utils.memory import advised
 
@@ -145,7 +145,7 @@ def offline(
         model.network.to(accelerator.device)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision], sharding)
     if run.training.shard != "none":
-        tell(words_of(sharding, run.training, roles.network))
+        tell(sharding_summary(sharding, run.training, roles.network))
     groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
     tell(f"training {size(roles):,} parameters on {groups}, {len(held_out)} held out")
     step = run.training.batch_size * run.training.accumulation * accelerator.num_processes

@@ -1,8 +1,8 @@
-"""The training loop, which knows neither methods, models nor data.
+"""The training loop, which is independent of methods, models and data.
 
-``step = method(policy, reference, batch, generator)`` is all that it asks of them.
+Its interface to them is ``step = method(policy, reference, batch, generator)``.
 
-``loop.train`` runs it; ``hooks`` log, checkpoint and validate; ``checkpoint``, ``metrics``, ``guard``,
-``ema``, ``optimizers`` and ``diagnostics`` are what it is made of. This package alone imports accelerate's
-training machinery.
+``loop.train`` is the loop; ``hooks`` log, checkpoint and validate; ``checkpoint``, ``metrics``, ``guard``,
+``ema``, ``optimizers`` and ``diagnostics`` are its parts. Only this package imports accelerate's training
+functions.
 """

@@ -1,4 +1,4 @@
-"""The accelerator: one process or many, which device, which precision."""
+"""The accelerator of a run: processes, device and precision."""
 
 import os
 from datetime import timedelta
@@ -17,36 +17,33 @@ _PLUGINS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (ZeRO)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""What a launcher may ask for that runs do not do, by its variable."""
+"""Plugins of launchers that runs do not support, by environment variable."""
 
-# What one rank does alone (validation images, a slow judge) the others wait for.
+# Timeout of collectives: other ranks wait while one makes validation images or calls a slow reward.
 PATIENCE = timedelta(hours=2)
 
 
 def accelerator_for(settings: TrainingConfig) -> Accelerator:
-    """Return the accelerator of a run; processes come from the launcher (``torchrun`` or ``accelerate
-    launch``).
+    """Return the accelerator of a run; the launcher (``torchrun``, ``accelerate launch``) starts processes.
 
-    Accumulation is the loop's own, so accelerate's stays at one. Buffers are not broadcast at each forward:
-    the networks have no running statistics, and a collective inside a forward would hang whatever only one
-    rank runs, such as validation.
+    The loop does its own accumulation, so accelerate's is 1. Buffers are not broadcast at each forward: the
+    networks have no running statistics, and a collective inside a forward would block code that runs on one
+    rank only, such as validation.
 
-    FSDP that the launcher asks for has become ``training.shard`` by now (``runs.launcher``), and weights are
-    spread by ``training.sharding``, on the CPU as on GPUs; so the plugin itself is not made.
+    FSDP settings of the launcher have been converted to ``training.shard`` (``runs.launcher``), and
+    ``training.sharding`` shards the weights, so accelerate's FSDP plugin is not created.
 
     Raises:
-        UserError: float16 asked for where there is no accelerator, or a launcher's plugin that runs do not
-            have.
+        UserError: float16 on the CPU, or a launcher's plugin that runs do not support.
     """
     for variable, plugin in _PLUGINS.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
-                f"the launcher asks for {plugin} ({variable}), which runs do not have; allowed: a launch "
-                "without it, and training.shard full or hybrid, which spread weights and moments (FSDP2)"
+                f"the launcher requests {plugin} ({variable}), which runs do not support; allowed: a launch "
+                "without it, and training.shard full or hybrid, which shard weights and moments (FSDP2)"
             )
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # transformers, too, would load weights on one process only
-    # accelerate keeps the first precision of a process for ever; a second run in the same process may want
-    # another.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # otherwise transformers loads weights on one process only
+    # accelerate keeps the precision of the first run of a process; a later run may have another one.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.mixed_precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -66,11 +63,11 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
 
 
 def set_products(precision: str, device: str) -> str:
-    """Set how float32 products are computed on a device, and return it in words; nothing changes on a CPU.
+    """Set the precision of float32 products on a device and return a description; a no-op on the CPU.
 
     Args:
-        precision: ``training.float32_matmul``.
-        device: its type, such as "cuda".
+        precision: value of ``training.float32_matmul``.
+        device: type of the device, such as "cuda".
     """
     if device == "cpu":
         return ""
@@ -81,8 +78,9 @@ def set_products(precision: str, device: str) -> str:
 
 
 def prepare(accelerator: Accelerator, network: nn.Module) -> nn.Module:
-    """Return the network as training calls it: under autocast, and with its gradients synchronised, by
-    DistributedDataParallel or, where its weights are spread over the processes, by FSDP2 itself.
+    """Return the network with autocast and with synchronised gradients.
+
+    DistributedDataParallel synchronises them, or FSDP2 if the weights are sharded.
     """
     if any(map(is_sharded, network.parameters())):
         prepared: nn.Module = accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)

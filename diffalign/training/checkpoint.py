@@ -1,16 +1,16 @@
-"""Checkpoints: ``<folder>/step-N`` with everything that resuming needs and nothing of what is frozen.
+"""Checkpoints: folders ``<folder>/step-N`` with the state that resuming needs, without frozen weights.
 
-    trainable.safetensors  what is trained
-    ema.safetensors        its moving average, where there is one
-    kept.safetensors       what else changes (a reference that follows the policy), where there is any
-    optimizer.pt           the optimizer's state
-    state.json             counters, guard, meter, scaler, the run's settings; size and checksum of the others
+    trainable.safetensors  trained parameters
+    ema.safetensors        their moving average, if there is one
+    kept.safetensors       other tensors that change (a reference that is updated), if there are any
+    optimizer.pt           state of the optimizer
+    state.json             counters, guard, meter, scaler, settings; sizes and checksums of the other files
 
-A run whose weights are spread over processes (``training.shard``) has the tensors of all of these in
-``shards/``, a file a process, which any number of processes reads; ``optimizer.pt`` then holds no moments.
+If weights are sharded over processes (``training.shard``), all tensors are in ``shards/``, one file per
+process, which any number of processes can read; ``optimizer.pt`` then holds no moments.
 
 A folder is written under a temporary name, flushed to the disk and renamed, so ``step-N`` is complete or
-absent; the oldest beyond the limit are removed only after that.
+absent. The oldest folders beyond the limit are removed afterwards.
 """
 
 import json
@@ -40,11 +40,11 @@ FORMAT = 1
 
 
 class _Incomplete(Exception):
-    """A checkpoint that cannot be read; says which file and why."""
+    """A checkpoint cannot be read; the message has the file and the reason."""
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two fingerprints, one sentence a setting."""
+    """Return the differences of two fingerprints, one sentence per setting."""
     return [
         f"{key} is {saved.get(key, 'unset')!r} in the checkpoint and {current.get(key, 'unset')!r} now"
         for key in sorted(saved.keys() | current.keys())
@@ -57,11 +57,11 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
-        folder: ``<output>/checkpoints``.
-        limit: how many are kept; 0 keeps all.
-        fingerprint: the settings that must be the same on resume, made by ``fingerprint``.
-        compare: (saved fingerprint, this run's) -> what forbids resuming, in sentences.
-        content: digests of data and model, kept in every checkpoint; filled in once they are known.
+        folder: folder ``<output>/checkpoints``.
+        limit: largest number of checkpoints; 0: no limit.
+        fingerprint: settings that must be equal on resume (function ``fingerprint``).
+        compare: (saved fingerprint, this run's) -> differences that forbid resuming, in sentences.
+        content: digests of data and model, saved in every checkpoint; filled in once they are known.
     """
 
     folder: Path
@@ -71,19 +71,19 @@ class Checkpoints:
     content: dict[str, str] = field(default_factory=dict)
 
     def steps(self) -> list[int]:
-        """Return the steps that there are checkpoints of, in order, complete or not."""
+        """Return the steps of all checkpoints in ascending order, complete or not."""
         names = [p.name for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
         numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
     def start(self, resume: str | None) -> Snapshot | None:
-        """Return where a run begins: the checkpoint that ``resume`` names (see ``load``), or None for afresh.
+        """Return the checkpoint that ``resume`` names (see ``load``), or None for a fresh run.
 
-        "latest" without any checkpoint is a first start, so that one command line serves the first start and
-        every restart.
+        "latest" without any checkpoint is a fresh run, so that one command line works for the first start and
+        for restarts.
 
         Raises:
-            UserError: as ``load``; or a fresh run would mix with the checkpoints of an earlier one.
+            UserError: as ``load``; or a fresh run whose folder has checkpoints of an earlier run.
         """
         if resume == "latest" and not self.steps():
             return None
@@ -97,16 +97,16 @@ class Checkpoints:
         return None
 
     def save(self, snapshot: Snapshot, accelerator: Accelerator | None = None) -> Path:
-        """Write ``step-N``, then remove the oldest beyond the limit.
+        """Write ``step-N``, then remove the oldest checkpoints beyond the limit.
 
-        For one process only; of a snapshot whose tensors are spread, for all of them (a collective).
+        One process calls it; for a snapshot with sharded tensors all do (a collective operation).
 
         Args:
-            snapshot: what is written.
-            accelerator: of the processes; None: there is one.
+            snapshot: the snapshot.
+            accelerator: accelerator of the run; None: there is one process.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; what was there before is untouched.
+            UserError: the disk is full or the folder cannot be written; earlier checkpoints are intact.
         """
         final = self.folder / f"step-{snapshot.step}"
         partial = self.folder / f".step-{snapshot.step}.partial"
@@ -124,7 +124,7 @@ class Checkpoints:
             wait()
             if first:
                 _write(partial, snapshot, _plain(self.fingerprint), self.content)
-                # of a run that was resumed from before it: the same to the bit
+                # an older step-N of a run that was resumed from before it holds the same values
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(partial, final)
                 _flush(self.folder)
@@ -141,16 +141,18 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"step-{step}")
 
     def clear(self) -> None:
-        """Remove all of them. For one process only."""
+        """Remove all checkpoints; one process calls it."""
         for step in self.steps():
             shutil.rmtree(self.folder / f"step-{step}")
 
     def load(self, which: str) -> Snapshot:
-        """Return a checkpoint: "latest" is the newest complete one, otherwise a folder or the name of one
-        (``step-500``).
+        """Return a checkpoint.
+
+        Args:
+            which: "latest" for the newest complete one, the name of one (``step-500``), or a folder.
 
         Raises:
-            UserError: there is none, it is damaged, or it was made with other settings.
+            UserError: there is no such checkpoint, it is damaged, or its settings differ.
         """
         if which == "latest":
             return self._load_latest()
@@ -198,9 +200,9 @@ class Checkpoints:
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
-    """Return what a checkpoint's run exports, by name, whole and on the CPU.
+    """Return the weights that a checkpoint's run exports, by name, unsharded, on the CPU.
 
-    That is the moving average where there is one, else what is trained.
+    They are the moving average if there is one, otherwise the trained parameters.
 
     Raises:
         OSError: a file is missing or cannot be read.
@@ -213,7 +215,7 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
 
 
 TRAINED = ("ema.safetensors", "trainable.safetensors")
-"""Files of a checkpoint with what is trained; averaged weights come first, as in ``aligned/``."""
+"""Files of a checkpoint with trained parameters; averaged ones come first, as in ``aligned/``."""
 
 
 def fingerprint(
@@ -223,13 +225,13 @@ def fingerprint(
     ignore: Iterable[str] = (),
     **sections: Any,
 ) -> dict[str, Any]:
-    """Return the settings that a resumed run must share, as dotted keys.
+    """Return the settings that must be equal on resume, by dotted key.
 
     Args:
-        training: the loop's section. ``training.steps`` and ``training.epochs`` may change where the learning
+        training: section of the loop. ``training.steps`` and ``training.epochs`` may change if the learning
             rate does not depend on them.
-        optimizer: the optimizer's section.
-        processes: how many ranks there are.
+        optimizer: section of the optimizer.
+        processes: number of ranks.
         ignore: dotted keys that may change (``data.cache_dir``, ``data.workers``, ...).
         **sections: further dataclasses or mappings by name: ``method``, ``model``, ``data``.
     """
@@ -241,7 +243,7 @@ def fingerprint(
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a tree of dataclasses and mappings as dotted keys."""
+    """Return a tree of dataclasses and mappings as a mapping by dotted key."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if not isinstance(value, Mapping):
@@ -253,14 +255,14 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back: tuples become lists, so that saved and current values compare."""
+    """Return values as JSON returns them (tuples become lists), to compare them with saved ones."""
     return json.loads(json.dumps(dict(values), default=str))
 
 
 def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], content: Mapping[str, str]) -> None:
     optimizer = dict(snapshot.optimizer)
     if snapshot.sharded:
-        optimizer["state"] = {}  # stands in the shards
+        optimizer["state"] = {}  # the shards hold it
     else:
         save_file(_on_cpu(snapshot.trainable), folder / "trainable.safetensors")
         if snapshot.ema:
@@ -321,7 +323,7 @@ def _checksum(path: Path) -> int:
 
 
 def _flush(path: Path) -> None:
-    """Put a file or folder on the disk; Windows opens no folder, and its renames need no such call."""
+    """Flush a file or folder to the disk; not for folders on Windows, where they cannot be opened."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""The exponential moving average of what is trained, in float32.
+"""Exponential moving average of the trained parameters, in float32.
 
-After each step that was taken, average = decay * average + (1 - decay) * parameter, from the initial
-parameters on.
+After each applied step, average = decay * average + (1 - decay) * parameter, starting from the initial
+parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +28,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the parameters as they are."""
+        """Update the average with the current parameters."""
         new = [local(p.detach()).float() for p in self._parameters.values()]
         torch._foreach_lerp_([local(average) for average in self._average.values()], new, 1.0 - self.decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """While entered, the parameters hold the average: for validation and for saving."""
+        """Context in which the parameters hold the average, for validation and for saving."""
         trained = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._write(self._average)
         try:
@@ -43,11 +43,11 @@ class Ema:
             self._write(trained)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the average by name, float32."""
+        """Return the average by name, in float32."""
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the average from a checkpoint."""
         for name, average in self._average.items():
             average.copy_(placed_like(state[name], average))
 

@@ -1,4 +1,4 @@
-"""Two sets of trained parameters that exchange places when the second does better (fast-slow LoRA)."""
+"""Exchange of two sets of trained parameters if the second has the lower loss (fast-slow LoRA)."""
 
 from collections.abc import Mapping
 
@@ -9,22 +9,22 @@ from diffalign.training.state import TrainState
 
 
 class Exchange:
-    """The hook that exchanges two sets of parameters, with their moments and moving averages.
+    """Hook that exchanges two sets of parameters, with their moments and moving averages.
 
-    The first set is the one that is measured and exported, so it is always the better one of the last window.
-    ``tally`` (3,) holds running sums of the first's loss, the second's loss and their terms; it must be the
-    same on every rank and travels in the checkpoint.
+    The first set is evaluated and exported; after an exchange it is the better one of the last window.
+    ``tally`` (3,) holds running sums of the first set's loss, the second set's loss and the number of terms;
+    it is equal on all ranks and saved in checkpoints.
     """
 
     def __init__(self, pairs: Mapping[str, str], tally: Tensor, every: int):
-        """Name the parameters of the first set, and for each its fellow in the second."""
+        """Set the pairs of names (first set: second set), the tally and the interval in optimizer steps."""
         self._pairs, self._tally, self._every = dict(pairs), tally, every
 
     def on_start(self, state: TrainState) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def on_step(self, state: TrainState) -> None:
-        """Compare when it is due: exchange where the second set has had the lower mean loss."""
+        """Every ``every`` steps, exchange the sets if the second has the lower mean loss; reset the tally."""
         if state.step % self._every:
             return
         first, second, terms = self._tally.tolist()
@@ -35,22 +35,22 @@ class Exchange:
         state.log({"fast_slow/exchanged": float(better)})
 
     def on_end(self, state: TrainState) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
     @torch.no_grad()
     def _exchange(self, state: TrainState) -> None:
         parameters, moments = dict(state.parameters), state.optimizer.state
         averages = state.ema.state_dict() if state.ema is not None else {}
-        for one, other in self._pairs.items():
-            a, b = parameters[one], parameters[other]
+        for first_name, second_name in self._pairs.items():
+            a, b = parameters[first_name], parameters[second_name]
             _swap(a, b)
             if averages:
-                _swap(averages[one], averages[other])
+                _swap(averages[first_name], averages[second_name])
             if a in moments and b in moments:
                 moments[a], moments[b] = moments[b], moments[a]
 
 
 def _swap(a: Tensor, b: Tensor) -> None:
-    held = a.clone()
+    value = a.clone()
     a.copy_(b)
-    b.copy_(held)
+    b.copy_(value)

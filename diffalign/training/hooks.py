@@ -1,8 +1,8 @@
-"""What happens around steps: logging, progress, checkpoints, and whatever a caller wants every N steps.
+"""Hooks of the loop: logging, progress, checkpoints, and functions that are called every N steps.
 
-Hooks run on every rank and in their order; ``standard_hooks`` gives the usual ones. Hooks that add values to
-a step's record (``state.log``) stand before ``Logging``; ``SaveCheckpoints`` stands last, so that what it
-saves has been logged.
+Hooks run on all ranks, in their order; ``standard_hooks`` returns the usual ones. Hooks that add values to a
+step's record (``state.log``) must come before ``Logging``, and ``SaveCheckpoints`` must come last, so that a
+checkpoint is saved after its step is logged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,60 +23,59 @@ from diffalign.utils.memory import peak_memory
 
 @runtime_checkable
 class Hook(Protocol):
-    """Called by the loop."""
+    """An object that the loop calls around steps."""
 
     def on_start(self, state: TrainState) -> None:
-        """Before the first step, after a resumed run has been restored."""
+        """Run before the first step, after a resumed run is restored."""
         ...
 
     def on_step(self, state: TrainState) -> None:
-        """After each optimizer step, ``state.step`` counting it."""
+        """Run after each optimizer step; ``state.step`` includes it."""
         ...
 
     def on_end(self, state: TrainState) -> None:
-        """After the last step, also of an interrupted run; not after an error."""
+        """Run after the last step, also of an interrupted run, but not after an error."""
         ...
 
 
 @dataclass(frozen=True)
 class Every:
-    """Calls ``function(state)`` every ``steps`` optimizer steps (0: never), on all ranks."""
+    """Hook that calls ``function(state)`` every ``steps`` optimizer steps (0: never), on all ranks."""
 
     steps: int
     function: Callable[[TrainState], None]
 
     def on_start(self, state: TrainState) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def on_step(self, state: TrainState) -> None:
-        """Call the function when it is due."""
+        """Call the function every ``steps`` steps."""
         if self.steps and state.step % self.steps == 0:
             self.function(state)
 
     def on_end(self, state: TrainState) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
 
 class UpdateEma:
-    """Moves the average after each step that was taken; the loop puts it first where the run keeps one."""
+    """Hook that updates the moving average after each applied step; the loop adds it before other hooks."""
 
     def on_start(self, state: TrainState) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def on_step(self, state: TrainState) -> None:
-        """Follow the parameters."""
+        """Update the average if the step was applied."""
         if state.applied and state.ema is not None:
             state.ema.update()
 
     def on_end(self, state: TrainState) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
 
 class Logging:
-    """Writes averages every ``config.every`` steps to ``<folder>/metrics.jsonl`` and the trackers, on the
-    first rank.
+    """Hook that writes means every ``config.every`` steps to ``metrics.jsonl`` and the trackers, on rank 0.
 
-    The last step of a run is always written; what an interrupted run had not yet written stays in its
+    The last step of a run is always written; metrics that an interrupted run has not written are saved in its
     checkpoint.
     """
 
@@ -90,7 +89,7 @@ class Logging:
         self._since = (0, 0.0)  # samples and seconds at the last record
 
     def on_start(self, state: TrainState) -> None:
-        """Open the file and the trackers where the run starts."""
+        """Open the file and the trackers at the start step."""
         self._since = (state.samples, state.seconds)
         if state.accelerator.is_main_process:
             self._file = MetricsFile(self._folder / "metrics.jsonl", state.start_step)
@@ -99,7 +98,7 @@ class Logging:
             )
 
     def on_step(self, state: TrainState) -> None:
-        """Write the step's record when one is due, or when a hook has logged something."""
+        """Write the step's record every ``config.every`` steps, or if a hook has logged values."""
         values: dict[str, float] = {}
         if state.step % self._config.every == 0 or state.step == state.settings.steps:
             values = state.averages()
@@ -111,7 +110,7 @@ class Logging:
         self._show(state.step, state.take_media())
 
     def on_end(self, state: TrainState) -> None:
-        """Write what hooks logged at the end, and close."""
+        """Write the values that hooks logged at the end, and close the file and the trackers."""
         self._write(state.step, state.take_logged())
         self._show(state.step, state.take_media())
         if self._file is not None:
@@ -131,13 +130,13 @@ class Logging:
 
 
 class Progress:
-    """One line with steps, rate, time left and loss, on the first rank's standard error."""
+    """Hook that shows steps, rate, remaining time and loss in one line on rank 0's standard error."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """Draw the line."""
+        """Show the line."""
         if state.accelerator.is_main_process:
             self._bar = tqdm(
                 total=state.settings.steps,
@@ -149,7 +148,7 @@ class Progress:
             )
 
     def on_step(self, state: TrainState) -> None:
-        """Move it on."""
+        """Update the line."""
         if self._bar is not None:
             skipped = f", skipped {state.skipped_steps}" if state.skipped_steps else ""
             if state.loss is not None:
@@ -157,13 +156,13 @@ class Progress:
             self._bar.update(1)
 
     def on_end(self, state: TrainState) -> None:
-        """Leave it standing."""
+        """Close the line."""
         if self._bar is not None:
             self._bar.close()
 
 
 class SaveCheckpoints:
-    """Saves every ``every`` steps (0: only at the end) and at the end, an interrupted one included."""
+    """Hook that saves every ``every`` steps (0: never) and at the end, also of an interrupted run."""
 
     def __init__(self, checkpoints: Checkpoints, every: int):
         if every < 0:
@@ -172,16 +171,16 @@ class SaveCheckpoints:
         self._saved: int | None = None
 
     def on_start(self, state: TrainState) -> None:
-        """Note the checkpoint that was resumed from, which needs no second copy; a fresh run has none."""
+        """Record the step of the checkpoint that was resumed from, which is not saved again."""
         self._saved = state.start_step or None
 
     def on_step(self, state: TrainState) -> None:
-        """Save when it is due."""
+        """Save every ``every`` steps."""
         if self._every and state.step % self._every == 0:
             self._save(state)
 
     def on_end(self, state: TrainState) -> None:
-        """Save the end."""
+        """Save the last step."""
         if self._saved != state.step:
             self._save(state)
 
@@ -201,9 +200,7 @@ def standard_hooks(
     extra: Sequence[Hook] = (),
     run_config: Mapping[str, Any] | None = None,
 ) -> list[Hook]:
-    """Return ``extra`` hooks (validation, diagnostics), then logging, progress and checkpoints, in the order
-    that they need.
-    """
+    """Return ``extra`` hooks (validation, diagnostics), followed by logging, progress and checkpoints."""
     return [
         *extra,
         Logging(folder, logging, run_config),

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, with a checkpoint, instead of inside one without."""
+"""Handling of Ctrl-C and SIGTERM: the run ends after the current step with a checkpoint."""
 
 import os
 import signal
@@ -7,13 +7,14 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# A launcher repeats the terminal's Ctrl-C to its processes at once: that is still the first request.
+# A launcher forwards the terminal's Ctrl-C to its processes; within this time it is the same request.
 SAME_REQUEST_SECONDS = 0.5
 
 
 class Interruption:
-    """While entered, the first SIGINT or SIGTERM only sets ``requested``; a later SIGINT raises
-    KeyboardInterrupt.
+    """Context in which the first SIGINT or SIGTERM sets ``requested``.
+
+    A later SIGINT raises KeyboardInterrupt.
 
     Outside the main thread, where Python delivers no signals, it does nothing.
     """

@@ -1,10 +1,10 @@
-"""The loop. It owns nothing but the loop: ``step = method(policy, reference, batch, generator)``.
+"""The training loop around ``step = method(policy, reference, batch, generator)``.
 
-A step's loss is a mean over ``step.weight`` terms. Each micro-batch sends ``loss * weight`` backward, and
-before clipping the gradient is divided by the weight of the whole window, summed over micro-batches and
-ranks. So the update is that of the mean over all terms however the batch was split, ragged ties included.
-Gradients are synchronised once a step, in the last backward, and the host waits for the device once a step,
-to read weight, loss and gradient norm together.
+The loss of a step is a mean over ``step.weight`` terms. Each micro-batch backpropagates ``loss * weight``,
+and before clipping the gradient is divided by the total weight of the window (micro-batches and ranks). The
+update is that of the mean over all terms, independently of how the batch is split and of the number of ties
+per micro-batch. Gradients are synchronised once per step, in the last backward, and the host synchronises
+with the device once per step, to read weight, loss and gradient norm.
 """
 
 import math
@@ -32,8 +32,8 @@ from diffalign.training.snapshot import Snapshot
 from diffalign.training.state import TrainState
 from diffalign.types import Batch, Denoiser, Method, Source
 
-# float16 loss scaling halves at each overflow and starts at 2^16; down here the gradients themselves are not
-# finite.
+# float16 loss scaling starts at 2^16 and halves at each overflow; at this scale the gradients themselves are
+# not finite.
 _LOWEST_LOSS_SCALE = 2.0**-10
 
 
@@ -55,30 +55,29 @@ def train(
     """Train ``parameters`` of ``network`` for ``settings.steps`` optimizer steps.
 
     Args:
-        method: what one batch demands.
-        denoiser_of: wraps the prepared network (under several processes, the one that synchronises gradients)
-            into the policy that the method calls.
-        reference: what the policy is compared with; it may share ``network`` (adapters off).
+        method: the method, which computes loss and metrics of a batch.
+        denoiser_of: function from the prepared network (the one that synchronises gradients) to the policy.
+        reference: the reference; it may share ``network`` (with adapters off).
         network: the module that is trained, on any device.
-        parameters: what the optimizer moves, by name; the rest of ``network`` should not require gradients.
-        source: micro-batches of ``settings.batch_size`` groups, for this rank.
-        settings: the loop.
-        optimizer: the optimizer and its schedule.
+        parameters: trained parameters by name; other parameters of ``network`` should not require gradients.
+        source: source of this rank's micro-batches of ``settings.batch_size`` groups.
+        settings: settings of the loop.
+        optimizer: settings of the optimizer and its schedule.
         accelerator: from ``acceleration.accelerator_for``.
-        hooks: called before the first step, after each step and at the end, in this order.
-        resume: where to continue from, a ``Checkpoints.load``.
-        kept: tensors that hooks change and checkpoints keep, by name.
+        hooks: called in this order before the first step, after each step and at the end.
+        resume: snapshot to continue from (``Checkpoints.load``); None: a fresh run.
+        kept: further tensors that hooks change (a reference that is updated), saved in checkpoints, by name.
 
     Returns:
-        The final state; ``interrupted`` tells whether SIGINT or SIGTERM ended it early.
+        The final state; ``interrupted`` is true if a signal or the source ended the run early.
 
     Raises:
-        TrainingDiverged: the loss or the gradient is not finite; names the step and its metrics.
-        UserError: settings out of range, or a snapshot of other tensors.
+        TrainingDiverged: the loss or the gradient is not finite; the message has the step and its metrics.
+        UserError: settings are out of range, or a snapshot has other tensors.
     """
     _check(settings, parameters)
     training_before = network.training
-    prepared = prepare(accelerator, network)  # the only place
+    prepared = prepare(accelerator, network)
     try:
         state = _begin(
             method, denoiser_of(prepared), reference, prepared, parameters,
@@ -106,7 +105,7 @@ def train(
                 hook.on_end(state)
         return state
     finally:
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # gives the network its own forward back
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # restores the network's forward
         network.train(training_before)
 
 
@@ -158,7 +157,7 @@ def _begin(
 
 
 def _step(state: TrainState, batches: Iterator[Batch[Any]], interruption: Interruption) -> None:
-    """One optimizer step: accumulate a window, then update."""
+    """Make one optimizer step: accumulate a window, then update."""
     started = time.perf_counter()
     window = Meter(state.accelerator.device)
     sums = _accumulate(state, batches, window)
@@ -170,7 +169,7 @@ def _step(state: TrainState, batches: Iterator[Batch[Any]], interruption: Interr
 
 
 def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter) -> Tensor:
-    """Forward and backward over one window; (2,) this rank's total weight and weighted loss."""
+    """Run forward and backward over one window; return this rank's total weight and weighted loss, (2,)."""
     accelerator, settings = state.accelerator, state.settings
     ranks, rank, groups = accelerator.num_processes, accelerator.process_index, settings.batch_size
     sums = []
@@ -178,7 +177,7 @@ def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter)
         batch = _next(batches, groups)
         first = (state.micro_step * ranks + rank) * groups
         generator = Streams.of_groups(settings.seed, first, batch.num_groups, batch.draws, "method")
-        # For dropout inside the network, the only randomness that is not an argument.
+        # Dropout inside the network is the only randomness that is not an argument.
         seed_torch(derive(settings.seed, "torch", state.micro_step, rank), accelerator.device)
         last = index + 1 == settings.accumulation
         with nullcontext() if last else accelerator.no_sync(state.network):
@@ -196,24 +195,24 @@ def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter)
 def _next(batches: Iterator[Batch[Any]], groups: int) -> Batch[Any]:
     batch = next(batches, None)
     if batch is None:
-        raise ValueError("the source ended; a training source is endless")
+        raise ValueError("the source ended; allowed: an endless source")
     if not 1 <= batch.num_groups <= groups:
         raise ValueError(f"the source gave {batch.num_groups} groups; training.batch_size is {groups}")
     return batch
 
 
 def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interruption) -> None:
-    """Normalise, clip and apply the window's gradient, unless something forbids it; on every rank alike."""
+    """Normalise, clip and apply the window's gradient, or skip the step; equal on all ranks."""
     accelerator, scaler = state.accelerator, state.accelerator.scaler
     if scaler is not None:
         scaler.unscale_(state.optimizer)
     gradients = [p.grad for _, p in state.parameters if p.grad is not None]
     norm = total_norm(gradients)
-    here = torch.cat([sums, sums.new_tensor([float(interruption.requested)])])
-    shared = accelerator.reduce(here, reduction="sum")
-    total, loss, requests, raw_norm = torch.cat([shared, norm.reshape(1).to(shared)]).tolist()
+    local_sums = torch.cat([sums, sums.new_tensor([float(interruption.requested)])])
+    global_sums = accelerator.reduce(local_sums, reduction="sum")
+    total, loss, requests, raw_norm = torch.cat([global_sums, norm.reshape(1).to(global_sums)]).tolist()
 
-    # Ranks' gradients were averaged, so this is the mean over all terms of all ranks.
+    # Gradients are averaged over ranks; this factor makes them those of the mean over all terms of all ranks.
     scale = accelerator.num_processes / total if total > 0 else 0.0
     grad_norm = raw_norm * scale
     state.interrupted, state.applied = requests > 0, False

@@ -1,4 +1,4 @@
-"""Weight-averaged metrics that stay on the device until they are logged, and the file they are logged to."""
+"""Weighted means of metrics, which stay on the device until they are logged, and the metrics file."""
 
 import json
 import math
@@ -18,8 +18,8 @@ from diffalign.utils.text import read_json_lines
 class Meter:
     """Weighted sums of named scalars, in float32 on one device.
 
-    Adding never waits for the device; ``averages`` waits once and sums over all processes, in the order of
-    their ranks. A metric of weight 0 (a batch of ties) counts nothing, whatever its value.
+    Adding does not synchronise with the device; ``averages`` synchronises once and sums over all processes in
+    the order of their ranks. A metric of weight 0 (a batch of ties) is ignored, also if it is not finite.
     """
 
     def __init__(self, device: torch.device | str):
@@ -27,19 +27,19 @@ class Meter:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float) -> None:
-        """Add scalars that are each a mean over ``weight`` terms."""
+        """Add scalars, each of which is a mean over ``weight`` terms."""
         w = self._scalar(weight)
         for name, value in metrics.items():
             v = self._scalar(value)
             self._accumulate(name, torch.where(w > 0, v * w, torch.zeros_like(w)), w)
 
     def merge(self, other: "Meter", prefix: str = "") -> None:
-        """Add everything that another meter holds, its names behind ``prefix``."""
+        """Add the sums of another meter, with ``prefix`` before their names."""
         for name, (total, weight) in other._sums.items():
             self._accumulate(prefix + name, total, weight)
 
     def averages(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over everything added on all ranks, the same on each. A collective: all must call it."""
+        """Return the means over all ranks, equal on all ranks (a collective operation)."""
         totals: dict[str, tuple[float, float]] = {}
         for rank in self.of_all_ranks(accelerator):
             for name, (total, weight) in rank.items():
@@ -48,17 +48,17 @@ class Meter:
         return {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
 
     def of_all_ranks(self, accelerator: Accelerator) -> list[dict[str, tuple[float, float]]]:
-        """Return ``state_dict`` of each rank, in the order of ranks, on every rank. A collective."""
-        here = [self.state_dict()]
-        # Objects rather than one stacked tensor: a rank without held-out batches has no names at all.
-        return gather_object(here) if accelerator.num_processes > 1 else here
+        """Return the ``state_dict`` of each rank, in the order of ranks (a collective operation)."""
+        own_state = [self.state_dict()]
+        # Objects instead of a stacked tensor: a rank without held-out batches has no names.
+        return gather_object(own_state) if accelerator.num_processes > 1 else own_state
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Reset all sums."""
         self._sums = {}
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
-        """Return (sum, weight) by name."""
+        """Return (weighted sum, weight) by name."""
         names = sorted(self._sums)
         if not names:
             return {}
@@ -66,14 +66,14 @@ class Meter:
         return {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
 
     def load_state_dict(self, state: Mapping[str, Iterable[float]]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the sums from a checkpoint."""
         for name, (total, weight) in state.items():
             self._sums[name] = (self._scalar(total), self._scalar(weight))
 
     def load_of_ranks(self, states: Sequence[Mapping[str, Iterable[float]]], rank: int, ranks: int) -> None:
-        """Continue from a checkpoint's ``of_all_ranks``: one's own, or all by the first of other ranks."""
-        own = states[rank : rank + 1] if len(states) == ranks else states if rank == 0 else ()
-        for state in own:
+        """Restore from a checkpoint's ``of_all_ranks``; rank 0 takes all if the number of ranks differs."""
+        selected = states[rank : rank + 1] if len(states) == ranks else states if rank == 0 else ()
+        for state in selected:
             other = Meter(self._device)
             other.load_state_dict(state)
             self.merge(other)
@@ -89,22 +89,20 @@ class Meter:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one line ``{"step": N, ...}`` a record, flushed at once.
+    """The file ``metrics.jsonl``, one line ``{"step": N, ...}`` per record, flushed after each.
 
-    Opening it for a run that starts after step N drops what an interrupted run wrote beyond N, and a line
-    that it left half-written; a fresh run (N = 0) starts with an empty file.
+    Opening it for a run that resumes after step N removes later records and an incomplete last line; a fresh
+    run (N = 0) starts with an empty file.
     """
 
     def __init__(self, path: Path, start_step: int):
         self.path = Path(path)
-        kept = [json.dumps(r) + "\n" for r in read_json_lines(self.path) if 0 < r["step"] <= start_step]
-        write_atomic(self.path, "".join(kept))
+        lines = [json.dumps(r) + "\n" for r in read_json_lines(self.path) if 0 < r["step"] <= start_step]
+        write_atomic(self.path, "".join(lines))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one record; what is not a finite number is written as null, which every JSON reader
-        takes.
-        """
+        """Append one record; numbers that are not finite are written as null, which is valid JSON."""
         record: dict[str, Any] = {"step": step}
         record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(record) + "\n")

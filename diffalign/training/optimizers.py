@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules.
 
-Adafactor as the published SDXL Diffusion-DPO run sets it: no parameter scaling, no relative step, update
-clipping at 1 (SalesforceAIResearch/DiffusionDPO train.py). AdamW uses torch's fused kernel where there is
+Adafactor has the settings of the published SDXL Diffusion-DPO run: no parameter scaling, no relative step,
+update clipping at 1 (SalesforceAIResearch/DiffusionDPO train.py). AdamW uses torch's fused kernel if there is
 one.
 """
 
@@ -23,7 +23,7 @@ _FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 def build(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """Return the optimizer over trainable parameters, at ``learning_rate`` until a schedule sets another.
+    """Return the optimizer of the trainable parameters, with ``learning_rate`` as its initial rate.
 
     Raises:
         UserError: an unknown type, or a type whose package is not installed.
@@ -59,8 +59,9 @@ def build(
 
 
 def base_learning_rate(config: OptimizerConfig, settings: TrainingConfig, processes: int) -> float:
-    """Return the peak learning rate; ``scale_lr`` multiplies by the global batch size in groups, as the
-    published scripts do.
+    """Return the peak learning rate.
+
+    ``scale_lr`` multiplies it by the global batch size in groups, as in the published scripts.
     """
     scale = settings.batch_size * settings.accumulation * processes if config.scale_lr else 1
     return config.learning_rate * scale
@@ -68,12 +69,19 @@ def base_learning_rate(config: OptimizerConfig, settings: TrainingConfig, proces
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of optimizer step ``step`` (from 0): linear warm-up, then constant or falling to
-    zero: linear, cosine, cosine over ``cycles`` periods, or (1 - progress)^``power``.
+    """Learning rate by optimizer step: linear warm-up, then constant or falling to zero.
 
-    Steps are optimizer steps of the whole run, whatever the number of processes. The first step already
-    moves, at ``peak / warmup``, where the usual schedulers spend it at zero. A pure function, so a checkpoint
-    keeps none of it.
+    Steps are optimizer steps of the run, independent of the number of processes. The first step has the rate
+    ``peak / warmup`` (common schedulers have 0). It is a pure function of the step, without state.
+
+    Attributes:
+        kind: shape after the warm-up, with progress p in [0, 1): "constant"; "linear", 1 - p; "cosine";
+            "cosine_with_restarts", over ``cycles`` periods; or "polynomial", (1 - p)^``power``.
+        peak: rate after the warm-up.
+        warmup: number of warm-up steps, at least 0.
+        steps: number of steps of the run.
+        cycles: number of periods of "cosine_with_restarts".
+        power: exponent of "polynomial".
     """
 
     kind: str
@@ -90,7 +98,7 @@ class Schedule:
             raise UserError(f"optimizer.warmup_steps={self.warmup}; allowed: 0 or more")
 
     def __call__(self, step: int) -> float:
-        """Return the learning rate of one step."""
+        """Return the learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)

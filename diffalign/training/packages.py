@@ -1,4 +1,4 @@
-"""Packages that trackers and optimizers need: looked for before anything long begins, imported when used."""
+"""Packages that trackers, optimizers and quantised weights need; they are checked before a run starts."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -24,15 +24,15 @@ def missing(setting: str, package: str) -> UserError:
 def check_packages(
     trackers: Sequence[str], optimizer: str, quantized: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Check that the packages of the named trackers and of the optimizer are there.
+    """Check that the packages of trackers, optimizer and quantised weights are installed.
 
     Args:
-        trackers: by name.
-        optimizer: its type.
-        quantized: how weights are quantised, by the setting that says so.
+        trackers: names of the trackers.
+        optimizer: type of the optimizer.
+        quantized: kind of quantisation by the name of its setting.
 
     Raises:
-        UserError: the first one that is not installed, with the setting that needs it.
+        UserError: a package is not installed; the message has the setting that needs it.
     """
     needed = [(f"logging.trackers={name}", OF_TRACKERS.get(name)) for name in trackers]
     needed.append((f"optimizer.type={optimizer}", OF_OPTIMIZERS.get(optimizer)))

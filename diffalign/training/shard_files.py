@@ -1,5 +1,6 @@
-"""Spread tensors on the disk: each process writes its own part (``torch.distributed.checkpoint``), and any
-number of processes, one among them, reads what it needs of all parts.
+"""Files of sharded tensors (``torch.distributed.checkpoint``).
+
+Each process writes its own part; any number of processes, also a single one, can read the tensors.
 
 Tensors are named ``trainable/NAME``, ``ema/NAME``, ``kept/NAME`` and ``optimizer/NUMBER/KEY``.
 """
@@ -21,7 +22,7 @@ FOLDER = "shards"
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
-    """Write a snapshot's tensors; every process of the run must call it."""
+    """Write a snapshot's tensors (a collective operation)."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quiet():
@@ -34,12 +35,12 @@ def filled(
     kept: Mapping[str, Tensor],
     ema: Mapping[str, Tensor],
 ) -> Snapshot:
-    """Return a snapshot whose tensors are read from ``snapshot.shards``, each spread as this run's are.
+    """Return a snapshot with the tensors of ``snapshot.shards``, sharded like those of this run.
 
-    Every process of the run must call it. Names that the files lack are left out, for the caller to refuse.
+    It is a collective operation. Names that the files lack are left out; the caller reports them.
 
     Raises:
-        UserError: a tensor has another shape in the files than here.
+        UserError: the shape of a tensor differs between files and run.
     """
     assert snapshot.shards is not None
     stored = _stored(snapshot.shards)
@@ -80,20 +81,20 @@ def filled(
 
 
 def read(folder: Path, kind: str) -> dict[str, Tensor]:
-    """Return the tensors of one kind ("trainable", "ema"), whole and on the CPU; one process reads alone."""
-    own = {key: at for key, at in _stored(folder).items() if key.startswith(f"{kind}/")}
-    target = {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in own.items()}
+    """Return the tensors of one kind ("trainable", "ema"), unsharded, on the CPU; not a collective."""
+    stored = {key: at for key, at in _stored(folder).items() if key.startswith(f"{kind}/")}
+    target = {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in stored.items()}
     _read(target, folder, alone=True)
     return {key.partition("/")[2]: tensor for key, tensor in target.items()}
 
 
 def kinds(folder: Path) -> set[str]:
-    """Return the kinds of tensors that a folder holds."""
+    """Return the kinds of tensors ("trainable", "ema", ...) that a folder holds."""
     return {key.partition("/")[0] for key in _stored(folder)}
 
 
 def _tensors(snapshot: Snapshot) -> dict[str, Tensor]:
-    found = {
+    tensors_by_name = {
         f"{kind}/{name}": tensor.detach()
         for kind, tensors in (
             ("trainable", snapshot.trainable),
@@ -103,12 +104,12 @@ def _tensors(snapshot: Snapshot) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
     }
     for number, state in snapshot.optimizer["state"].items():
-        found |= {f"optimizer/{number}/{key}": value for key, value in state.items()}
-    return found
+        tensors_by_name |= {f"optimizer/{number}/{key}": value for key, value in state.items()}
+    return tensors_by_name
 
 
 def _stored(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Return shape and dtype of each tensor in a folder, by its name."""
+    """Return the shape and dtype of each tensor in a folder, by name."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     metadata: Any = FileSystemReader(folder).read_metadata()
@@ -128,7 +129,7 @@ def _read(target: dict[str, Tensor], folder: Path, alone: bool = False) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's words on reading without a process group, which is meant."""
+    """Suppress torch's warning on reading without a process group, which is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
         yield

@@ -1,12 +1,13 @@
-"""Weights spread over processes by FSDP2 (torch's ``fully_shard``): each holds a part, and gathers a block's
-whole weights while it computes it.
+"""Weights sharded over processes by FSDP2 (torch's ``fully_shard``).
+
+Each process holds a part of the weights and gathers those of a block while it computes the block.
 
 Zhao et al. 2023, arXiv 2304.11277; Rajbhandari et al. 2020 (ZeRO), arXiv 1910.02054. Frozen and trained
-weights, gradients and the optimizer's moments are all spread. One path for the CPU (gloo) and for GPUs
-(nccl): the mesh says which.
+weights, gradients and the optimizer's moments are sharded. The code is the same for the CPU (gloo) and for
+GPUs (nccl); the mesh has the device.
 
-``hybrid`` (HSDP) spreads over the processes of one node and keeps a copy a node, so that only gradients, and
-no weights, go between nodes.
+``hybrid`` (HSDP) shards over the processes of one node and replicates over nodes, so that only gradients are
+sent between nodes.
 """
 
 import os
@@ -26,27 +27,27 @@ from diffalign.errors import UserError
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the weights of a run are spread.
+    """Sharding of the weights of a run.
 
     Attributes:
-        mesh: of the processes: one axis, or (nodes, processes of a node).
+        mesh: device mesh of the processes: one axis, or (nodes, processes of a node).
         reshard: whether a block's gathered weights are freed after its forward and gathered again for its
-            backward (ZeRO-3); False keeps them until the backward (ZeRO-2).
+            backward (ZeRO-3); otherwise they are held until the backward (ZeRO-2).
     """
 
     mesh: Any
     reshard: bool = True
 
     def shard(self, network: nn.Module, trained: bool) -> dict[int, nn.Parameter]:
-        """Spread a module's weights in place, a unit for each repeated block, and move them to the mesh.
+        """Shard a module's weights in place, one unit per repeated block, and move them to the mesh.
 
         Args:
             network: the module.
-            trained: whether it has a backward. What has none frees its gathered weights after each forward,
-                since it would otherwise never see that they have been moved.
+            trained: whether it has a backward pass. A module without one always frees its gathered weights
+                after a forward; otherwise later updates of its parts would have no effect.
 
         Returns:
-            The new parameters by the address (``data_ptr``) of the old ones' data.
+            The new parameters by the address (``data_ptr``) of the old parameters' data.
         """
         from torch.distributed.fsdp import fully_shard
 
@@ -62,10 +63,10 @@ class Sharding:
 
 
 def sharding_of(settings: TrainingConfig, accelerator: Accelerator) -> Sharding | None:
-    """Return how a run's weights are spread; None where each process holds all of them.
+    """Return the sharding of a run; None if each process holds all weights.
 
     Raises:
-        UserError: ``hybrid`` with processes that do not fill nodes of one size.
+        UserError: ``hybrid``, and the processes do not fill nodes of equal size.
     """
     world = accelerator.num_processes
     if settings.shard == "none" or world == 1:
@@ -85,69 +86,70 @@ def sharding_of(settings: TrainingConfig, accelerator: Accelerator) -> Sharding 
     return Sharding(mesh, settings.reshard)
 
 
-def words_of(sharding: Sharding | None, settings: TrainingConfig, network: nn.Module) -> str:
-    """Return how a run's weights lie over its processes, in one line."""
+def sharding_summary(sharding: Sharding | None, settings: TrainingConfig, network: nn.Module) -> str:
+    """Return a one-line description of the sharding of a run's weights."""
     if sharding is None:
-        return f"training.shard={settings.shard} with one process: nothing is spread"
+        return f"training.shard={settings.shard} with one process: nothing is sharded"
     blocks, names = block_classes(network), (type(m).__name__.removeprefix("FSDP") for m in network.modules())
     counts = Counter(name for name in names if name in blocks)
     units = ", ".join(f"{count} x {name}" for name, count in counts.items())
-    here = sum(local(p).numel() * p.element_size() for p in network.parameters())
+    size = sum(local(p).numel() * p.element_size() for p in network.parameters())
     shape = " x ".join(map(str, sharding.mesh.shape))
     return (
-        f"weights spread over {shape} processes ({settings.shard}), {here / 2**30:.3g} GiB on each; gathered "
-        f"a block at a time: {units or 'the whole network, which names no blocks'}"
+        f"weights sharded over {shape} processes ({settings.shard}), {size / 2**30:.3g} GiB on each; "
+        f"gathered block by block: {units or 'the whole network, which declares no blocks'}"
     )
 
 
 def block_classes(network: nn.Module) -> frozenset[str]:
-    """Return the names of the classes of a network's blocks, as diffusers and transformers tell them."""
-    found: set[str] = set()
+    """Return the class names of a network's repeated blocks, as diffusers and transformers declare them."""
+    class_names: set[str] = set()
     for module in network.modules():
         for attribute in ("_repeated_blocks", "_no_split_modules"):
-            found |= set(getattr(module, attribute, None) or ())
-    return frozenset(found)
+            class_names |= set(getattr(module, attribute, None) or ())
+    return frozenset(class_names)
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is spread over processes."""
+    """Return whether a tensor is sharded over processes."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a spread tensor, sharing its memory; any other tensor as it is."""
+    """Return this process's part of a sharded tensor, sharing its memory; other tensors as they are."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a spread tensor gathered, the same on every process (a collective); any other as it is."""
+def gathered_tensor(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor gathered on all processes (a collective); other tensors are returned as is."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every process has whole, spread as ``like`` is and on its device."""
+    """Return a tensor that is equal on all processes, sharded like ``like`` and on its device."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
-    there = tensor.to(like.device)
-    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
+    on_device = tensor.to(like.device)
+    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Return the 2-norm of all gradients together, a scalar that is the same on every process."""
-    return whole(torch.nn.utils.get_total_norm(list(gradients)))
+    """Return the 2-norm of all gradients, a scalar that is equal on all processes."""
+    return gathered_tensor(torch.nn.utils.get_total_norm(list(gradients)))
 
 
 def free_gathered(network: nn.Module) -> None:
-    """Free the gathered weights of a spread network: what has changed their parts must be seen when they are
-    next gathered. Nothing happens to a network that is not spread.
+    """Free the gathered weights of a sharded network, so that the next gathering uses changed parts.
+
+    It does nothing for a network that is not sharded.
     """
     from torch.distributed.fsdp import FSDPModule
 
@@ -158,35 +160,36 @@ def free_gathered(network: nn.Module) -> None:
 
 @contextmanager
 def assembled(network: nn.Module, keep: bool) -> Iterator[None]:
-    """While entered, a spread network's trained weights are whole on the CPU and its classes its own again.
+    """Within the context, a sharded network has its trained weights gathered on the CPU and its own classes.
 
-    So it can be written; frozen weights stay spread. Entering is a collective. Nothing happens to a network
-    that is not spread.
+    It can then be saved; frozen weights stay sharded. Entering is a collective operation. It does nothing for
+    a network that is not sharded.
 
     Args:
-        keep: whether this process wants the weights; others only help to gather them.
+        network: the network.
+        keep: whether this process stores the gathered weights; others only take part in gathering.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    spread = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    if not spread:
+    sharded_modules = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    if not sharded_modules:
         yield
         return
     free_gathered(network)
     changed: list[tuple[dict[str, Any], str, nn.Parameter]] = []
-    done: dict[int, nn.Parameter] = {}
+    by_id: dict[int, nn.Parameter] = {}
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad or not is_sharded(parameter):
                 continue
-            if id(parameter) not in done:
-                gathered = whole(parameter.detach())
-                done[id(parameter)] = nn.Parameter(gathered.cpu() if keep else gathered.new_empty(0))
+            if id(parameter) not in by_id:
+                gathered = gathered_tensor(parameter.detach())
+                by_id[id(parameter)] = nn.Parameter(gathered.cpu() if keep else gathered.new_empty(0))
             changed.append((module._parameters, name, parameter))
-    classes = [(module, type(module)) for module in spread]
+    classes = [(module, type(module)) for module in sharded_modules]
     try:
         for holder, name, parameter in changed:
-            holder[name] = done[id(parameter)]
+            holder[name] = by_id[id(parameter)]
         for module, cls in classes:
             module.__class__ = cls.__bases__[1]
         yield

@@ -1,4 +1,4 @@
-"""A run at one step: what a checkpoint holds."""
+"""State of a run at one step, the content of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,17 @@ from diffalign.training.sharding import is_sharded
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at one step: tensors by name, the optimizer's state, and ``facts`` that JSON can hold.
+    """State of a run at one step.
 
-    ``content`` holds digests by name of what the run was made of (data, model); empty where none were kept.
-    ``shards`` is the folder that the tensors are still to be read from, each process its part; None: they are
-    here.
+    Attributes:
+        step: optimizer step.
+        trainable: trained parameters by name.
+        ema: their moving average by name; empty if there is none.
+        optimizer: state of the optimizer.
+        facts: counters and other state that JSON can represent.
+        kept: other tensors that change, by name (``TrainState.kept``).
+        content: digests of data and model by name; empty if they were not saved.
+        shards: folder from which each process reads its part of the tensors; None: the tensors are loaded.
     """
 
     step: int
@@ -30,5 +36,5 @@ class Snapshot:
 
     @property
     def sharded(self) -> bool:
-        """Whether its tensors are spread over processes, so that each must write its own."""
+        """Whether tensors are sharded over processes, each of which writes its part."""
         return any(map(is_sharded, self.trainable.values()))

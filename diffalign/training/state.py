@@ -1,4 +1,4 @@
-"""Where a run stands: what hooks see and what a checkpoint keeps."""
+"""State of a run in progress, which hooks read and checkpoints save."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,21 +29,31 @@ class TrainState:
     """One run in progress.
 
     Attributes:
-        network: the prepared module, the one that forwards must go through while training.
-        parameters: what is trained, by name.
-        kept: what hooks change besides, by name (a reference that follows the policy).
-        step: optimizer steps done, those without an update included.
-        micro_step: micro-batches drawn on each rank.
-        samples: samples seen, over all ranks.
-        skipped_steps: steps that the gradient guard skipped.
-        empty_steps: steps without an update because every term had weight 0.
-        overflow_steps: steps that float16's loss scaling skipped.
-        seconds: time spent training, hooks not counted; a resumed run goes on counting.
-        start_step: the step that this process started from.
-        loss: mean loss of the last step over all ranks; None when it had no terms.
+        method: the method.
+        policy: the trained network as a denoiser.
+        reference: the reference network as a denoiser.
+        network: the prepared module, which training calls must use.
+        parameters: trained parameters, by name.
+        optimizer: the optimizer.
+        schedule: learning rate by optimizer step.
+        settings: settings of the loop.
+        accelerator: processes, device and precision.
+        guard: guard against spikes of the gradient norm.
+        meter: metrics since the last record.
+        ema: moving average of the parameters; None: there is none.
+        kept: further tensors that hooks change (a reference that is updated), by name.
+        step: number of optimizer steps, including those without an update.
+        micro_step: number of micro-batches on each rank.
+        samples: number of training samples on all ranks.
+        skipped_steps: number of steps that the gradient guard skipped.
+        empty_steps: number of steps without an update because all terms had weight 0.
+        overflow_steps: number of steps that float16's loss scaling skipped.
+        seconds: training time without hooks, in seconds, including that before a resume.
+        start_step: step from which this process started.
+        loss: mean loss of the last step over all ranks; None if it had no terms.
         applied: whether the last step changed the parameters.
-        interrupted: whether a signal has asked the run to end, or its source has.
-        paused: what the source waits for, in words.
+        interrupted: whether a signal or the source has ended the run.
+        paused: what the source waits for, in words; "" if it does not.
     """
 
     method: Method[Any]
@@ -75,27 +85,25 @@ class TrainState:
     _media: dict[str, Path] = field(default_factory=dict)
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Have values written with this step's record, whether or not the step is one that is logged."""
+        """Add values to this step's record, which is then written even between logging steps."""
         self._extra |= values
 
     def log_media(self, files: Mapping[str, Path]) -> None:
-        """Have image and video files shown by the trackers with this step's record, by name."""
+        """Add image and video files, by name, for the trackers to show with this step's record."""
         self._media |= files
 
     def take_media(self) -> dict[str, Path]:
-        """Return what ``log_media`` was given since the last call."""
+        """Return and reset the files of ``log_media``."""
         media, self._media = self._media, {}
         return media
 
     def take_logged(self) -> dict[str, float]:
-        """Return what ``log`` was given since the last call."""
+        """Return and reset the values of ``log``."""
         extra, self._extra = self._extra, {}
         return extra
 
     def averages(self) -> dict[str, float]:
-        """Averages over all ranks since the last call, and the counters that belong beside them. A
-        collective.
-        """
+        """Return means over all ranks since the last call, and the counters (a collective operation)."""
         values = self.meter.averages(self.accelerator)
         self.meter.clear()
         values["learning_rate"] = self.schedule(max(0, self.step - 1))
@@ -107,7 +115,7 @@ class TrainState:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """While entered, the parameters hold their moving average where there is one: for saving."""
+        """Context in which the parameters hold their moving average, if there is one."""
         if self.ema is None:
             yield
             return
@@ -118,8 +126,9 @@ class TrainState:
 
     @contextmanager
     def whole_weights(self) -> Iterator[bool]:
-        """While entered, the averaged weights are whole where they are trained; gives whether this process is
-        to write them. A collective where weights are spread over processes.
+        """Context in which the trained, averaged weights are unsharded; yields whether this process writes.
+
+        It is a collective operation if weights are sharded.
         """
         writes = self.accelerator.is_main_process
         network = self.accelerator.unwrap_model(self.network)
@@ -128,10 +137,10 @@ class TrainState:
 
     @contextmanager
     def evaluating(self, averaged: bool = True) -> Iterator[None]:
-        """While entered: no gradients, no dropout, averaged weights: for measuring and for validation images.
+        """Context for evaluation: no gradients, no dropout, averaged weights.
 
         Args:
-            averaged: False leaves the parameters as they are.
+            averaged: whether the parameters hold their moving average.
         """
         training = self.network.training
         self.network.eval()
@@ -142,7 +151,7 @@ class TrainState:
             self.network.train(training)
 
     def snapshot(self) -> Snapshot:
-        """Everything that resuming needs, the same on every rank; tensors are not copied. A collective."""
+        """Return the snapshot that resuming needs; tensors are not copied (a collective operation)."""
         scaler = self.accelerator.scaler
         return Snapshot(
             step=self.step,
@@ -162,10 +171,10 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot.
+        """Restore the state from a snapshot.
 
         Raises:
-            UserError: its trainable tensors are not those of this run.
+            UserError: the snapshot's tensors are not those of this run.
         """
         trained = dict(self.parameters)
         if snapshot.shards is not None:
@@ -196,7 +205,7 @@ class TrainState:
 
 
 def _placed(optimizer: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Return an optimizer's state whose moments lie where the parameters do: spread, or whole."""
+    """Return an optimizer's state with its moments sharded like the parameters."""
     state = {
         number: {
             key: placed_like(value, parameters[number])
@@ -209,9 +218,9 @@ def _placed(optimizer: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[
     return {**optimizer, "state": state}
 
 
-def _check_same_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def _check_same_tensors(expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     shapes = (
-        {name: tuple(t.shape) for name, t in own.items()},
+        {name: tuple(t.shape) for name, t in expected.items()},
         {name: tuple(t.shape) for name, t in saved.items()},
     )
     differing = sorted(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))

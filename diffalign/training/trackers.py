@@ -1,4 +1,4 @@
-"""Dashboards by name: tensorboard, wandb, trackio. Each takes scalars, images and videos by step."""
+"""Trackers (dashboards) by name: tensorboard, wandb, trackio; for scalars, images and videos by step."""
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,25 +12,23 @@ from diffalign.media.videos import VIDEO_SUFFIXES
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where scalars are shown."""
+    """A dashboard of a run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show scalars of one optimizer step."""
         ...
 
     def log_media(self, step: int, files: Mapping[str, Path]) -> None:
-        """Show images and videos of one optimizer step, by name; a name is one picture over the steps."""
+        """Show images and videos of one optimizer step, by name; a name is one series over the steps."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending values and close."""
         ...
 
 
 class TensorBoard:
-    """Event files under ``<folder>/tensorboard``; a resumed run takes back what was logged after its
-    checkpoint.
-    """
+    """Event files in ``<folder>/tensorboard``; a resumed run removes values after its checkpoint."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], start_step: int):
         try:
@@ -48,7 +46,7 @@ class TensorBoard:
         self._writer.flush()
 
     def log_media(self, step: int, files: Mapping[str, Path]) -> None:
-        """Add each image; of a video its middle frame, since event files of videos need another package."""
+        """Add each image, and the middle frame of each video (videos would need another package)."""
         import numpy as np
 
         for name, file in files.items():
@@ -94,9 +92,7 @@ class WandB:
 
 
 class Trackio:
-    """A trackio run (local first), named after the run's folder and its id; a resumed run continues the same
-    one.
-    """
+    """A trackio run, named after the run's folder and its id; a resumed run continues the same one."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], start_step: int):
         try:
@@ -141,14 +137,14 @@ def open_trackers(
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise the UserError for a name that no tracker has, before anything long has begun."""
+    """Raise UserError for a name that is not a tracker."""
     for name in names:
         if name not in TRACKERS:
             raise unknown("tracker (logging.trackers)", name, TRACKERS)
 
 
 def _wrapped(package: Any, file: Path) -> Any:
-    """Return a file as a dashboard's own image or video."""
+    """Return a file as the dashboard's image or video object."""
     return (package.Video if file.suffix.lower() in VIDEO_SUFFIXES else package.Image)(str(file))
 
 
@@ -157,7 +153,7 @@ def _missing(package: str) -> UserError:
 
 
 def _run_id(folder: Path, start_step: int) -> str:
-    """Return the id of this run on a dashboard: kept in the run's folder, new for a fresh run."""
+    """Return the run's id on a dashboard, which is stored in its folder; a fresh run gets a new one."""
     path = folder / "tracker_id"
     if start_step == 0 or not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

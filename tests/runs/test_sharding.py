@@ -19,7 +19,7 @@ from diffalign.runs.launcher import with_launcher
 from diffalign.runs.roles import check_roles
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.checkpoint import read_trained
-from diffalign.training.sharding import block_classes, local, placed_like, sharding_of, whole
+from diffalign.training.sharding import block_classes, gathered_tensor, local, placed_like, sharding_of
 from tests.helpers import in_two_processes
 from tests.runs.shard_worker import STEPS, recipe, variant
 from tests.training.toys import network
@@ -59,7 +59,7 @@ def test_each_process_holds_half_and_says_so(two):
     lines = (two / "lines-0.txt").read_text()
     assert (two / "lines-1.txt").read_text() == ""  # one process speaks
     held = re.findall(
-        r"weights spread over ([\dx ]+) processes \((\w+)\), ([\d.]+) GiB on each.*ResnetBlock2D", lines
+        r"weights sharded over ([\dx ]+) processes \((\w+)\), ([\d.]+) GiB on each.*ResnetBlock2D", lines
     )
     assert [(shape, kind) for shape, kind, _ in held] == [("2", "full"), ("2", "full"), ("2 x 1", "hybrid")]
     half, whole_ = float(held[0][2]), float(held[2][2])  # a copy on each "node" of one process
@@ -113,7 +113,11 @@ def test_one_process_spreads_nothing():
     settings = TrainingConfig(shard="full")
     assert sharding_of(settings, accelerator_for(settings)) is None
     tensor = torch.ones(2)
-    assert whole(tensor) is tensor and local(tensor) is tensor and placed_like(tensor, tensor) is tensor
+    assert (
+        gathered_tensor(tensor) is tensor
+        and local(tensor) is tensor
+        and placed_like(tensor, tensor) is tensor
+    )
 
 
 def test_blocks_are_those_that_the_network_names():
