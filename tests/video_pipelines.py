@@ -79,6 +79,11 @@ def make_wan(folder: Path, seed: int = 0, two_experts: bool = False) -> Path:
     return _saved(pipeline, folder)
 
 
+def make_wan_a14b(folder: Path, seed: int = 0) -> Path:
+    """Write a random WanPipeline of 2.2's A14B form."""
+    return make_wan(folder, seed, two_experts=True)
+
+
 def make_wan_ti2v(folder: Path, seed: int = 0) -> Path:
     """Write a random WanPipeline of 2.2's 5B form: 16 x 16 pixels a latent, a time for each token."""
     with torch.random.fork_rng():
@@ -285,6 +290,7 @@ def make_animatediff(folder: Path, seed: int = 0) -> Path:
 CASES: dict[str, tuple[Callable[[Path], Path], tuple[int, int, int]]] = {
     "wan": (make_wan, (32, 48, 5)),
     "wan_ti2v": (make_wan_ti2v, (32, 64, 5)),
+    "wan_a14b": (make_wan_a14b, (32, 48, 5)),
     "cogvideox": (make_cogvideox, (64, 96, 9)),
     "cogvideox_5b": (make_cogvideox_5b, (64, 48, 9)),
     "cogvideox_15": (make_cogvideox_15, (64, 48, 9)),

@@ -49,7 +49,6 @@ def describe(card: Any) -> list[str]:
         f"trained at: {card.resolution} px",
         f"known checkpoints: {', '.join(known)}" if known else "",
         f"single files: {'read' if card.single_file_key else 'not read'}",
-        *(f"cannot be trained with {component}: {why}" for component, why in card.refuses),
         f"recipes: {', '.join(recipes) or 'none of its own'}",
         "example:",
         f"  diffalign train --model.path {card.example} --data.path pairs.parquet --output runs/{card.name}",

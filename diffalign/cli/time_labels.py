@@ -66,6 +66,8 @@ def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "
     accelerator = accelerator_for(settings.training)
     device = str(accelerator.device)
     model = open_model(spec, None, device)
+    if model.split:
+        raise UserError(f"{spec!r} is one of two experts, which knows only its times; allowed: one network")
     policy = model.denoiser()
     reference: Denoiser = AdaptersOff(policy, model.network)
     if settings.model.train == "full":

@@ -125,6 +125,9 @@ class ModelConfig:
     network: str | None = option(
         None, "hub id or folder of another network (unet/ or transformer/), in place of the pipeline's"
     )
+    expert: Literal["high", "low"] | None = option(
+        None, "of a model of two experts (Wan 2.2 A14B), the one to train: of high or of low noise"
+    )
     adapter: tuple[str, ...] = option(
         (), "LoRAs (folder, file or hub id) or runs that training starts from, folded into the frozen weights"
     )

@@ -112,11 +112,10 @@ class RectifiedFlow:
     Attributes:
         scale: the network's time input at t = 1 (1000 for SD3, 1 for FLUX's transformer).
         line: the model's dynamic shift; None if the model is not known.
-        integer_times: whether the time input is rounded down to an integer below ``scale``, as the multistep
-            schedulers of diffusers do (Wan's UniPC has 999 at t = 1).
-        guided_patch: latent cells along one side of a token; guidance rescales each token of a prediction to
-            the norm of the conditional prediction (Qwen-Image). None: no rescaling.
+        integer_times: whether the time input is rounded down to an integer below ``scale`` (Wan's UniPC).
+        guided_patch: latent cells along a token's side; guided tokens get the conditional norm (Qwen-Image).
         guided_rows: the same rescaling for each row of latents of a channel (Lumina 2).
+        span: the times, from and to, at which the model calls the network (``spans.py``).
     """
 
     scale: float = 1000.0
@@ -124,6 +123,7 @@ class RectifiedFlow:
     integer_times: bool = False
     guided_patch: int | None = None
     guided_rows: bool = False
+    span: tuple[float, float] = (0.0, 1.0)
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return (1 - t, t), each (B,)."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from diffalign.diffusion.paths import RectifiedFlow, TokenLine
 from diffalign.diffusion.randomness import normal, uniform
+from diffalign.diffusion.spans import ALL, asked, span_of
 from diffalign.errors import UserError
 from diffalign.types import Path, Random, TimeSampler
 
@@ -45,8 +46,69 @@ class Fitting(Protocol):
 
 
 def fitted(sampler: TimeSampler, path: Path, shape: Sequence[int]) -> TimeSampler:
-    """Return ``sampler`` for latents of ``shape`` on ``path``; one that depends on neither is returned."""
-    return sampler.on(path, shape) if isinstance(sampler, Fitting) else sampler
+    """Return ``sampler`` for latents of ``shape`` on ``path``; one that depends on neither is returned.
+
+    For a network that is called at some times only (``RectifiedFlow.span``), draws are conditioned on them.
+
+    Raises:
+        UserError: a configured range or list with times at which the network is not called.
+    """
+    fitting = sampler.on(path, shape) if isinstance(sampler, Fitting) else sampler
+    low, high = span_of(path)
+    if (low, high) == ALL:
+        return fitting
+    chosen = _chosen(fitting)
+    if chosen and not low <= min(chosen) <= max(chosen) <= high:
+        raise UserError(
+            f"method.time gives times {min(chosen):g} to {max(chosen):g}, and the expert that is trained "
+            f"(model.expert) is asked at {low:g} to {high:g}; allowed: times within, or all (low 0, high 1), "
+            "of which the expert's are drawn"
+        )
+    return Within(fitting, path)
+
+
+def _chosen(sampler: TimeSampler) -> tuple[float, ...]:
+    """Return the ends of the times that a configuration names; () where it names no range."""
+    shift = sampler.shift if isinstance(sampler, _OnFlow | Listed) else 1.0
+    draw = sampler.draw if isinstance(sampler, _OnFlow) else sampler
+    if isinstance(draw, Listed):
+        named = draw.times
+    elif isinstance(draw, Uniform) and (draw.low, draw.high) != (0.0, 1.0):
+        named = (draw.low, draw.high)
+    else:
+        return ()
+    return tuple(shifted(torch.tensor(named, dtype=torch.float64), shift).tolist())
+
+
+@dataclass(frozen=True)
+class Within:
+    """A time sampler conditioned on the times at which the path's network is called, by rejection.
+
+    Attributes:
+        sampler: the unconditioned sampler.
+        path: its ``span`` is the condition.
+    """
+
+    sampler: TimeSampler
+    path: Path
+
+    def __call__(self, count: int, generator: Random | torch.Generator) -> Float[Tensor, " count"]:
+        """Return (count,) float64 times.
+
+        Raises:
+            UserError: none of 10000 draws of some group is within.
+        """
+        t = self.sampler(count, generator)
+        for _ in range(10000):
+            within = asked(self.path, t)
+            if bool(within.all()):
+                return t
+            t = torch.where(within, t, self.sampler(count, generator))
+        low, high = span_of(self.path)
+        raise UserError(
+            f"method.time draws no time from {low:g} to {high:g}, at which the expert that is trained "
+            "(model.expert) is asked; allowed: another shift or mean"
+        )
 
 
 def shifted(t: Tensor, shift: Shift) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
+from diffalign.models.experts import FIRST
 from diffalign.models.families.base import Family, latent_shape
 from diffalign.models.families.registry import FAMILIES, built_in, get_family, known_shapes, moved
 from diffalign.models.loading import find_family
@@ -96,9 +97,8 @@ def shapes_of(config: ModelConfig) -> Shapes:
         name = moved(stored, config.motion_adapter).name
         if config.family not in ("auto", name):
             raise UserError(f"model.family={config.family!r}, but {config.path!r} is {name}; set auto")
-        return _moving(
-            config, Shapes(get_family(name).configured(config), built_in(stored.name, config.path))
-        )
+        family = get_family(name).configured(config)
+        return _moving(config, Shapes(family, _named(family, built_in(stored.name, config.path))))
     source = resolve(config.path)
     if os.path.isdir(source):
         family = get_family(find_family(config, source).name).configured(config)
@@ -108,7 +108,7 @@ def shapes_of(config: ModelConfig) -> Shapes:
         return _moving(config, Shapes(family, configs))
     if is_single_file(source):
         family = get_family(sniff_family(source).name).configured(config)
-        return Shapes(family, family.configs)
+        return Shapes(family, _named(family, family.configs))
     if config.family == "auto":
         raise UserError(
             f"model.path={config.path!r}: its shapes are not known without downloading it; allowed: a local "
@@ -116,7 +116,12 @@ def shapes_of(config: ModelConfig) -> Shapes:
             "has that family's usual shapes"
         )
     family = get_family(config.family).configured(config)
-    return Shapes(family, family.configs)
+    return Shapes(family, _named(family, family.configs))
+
+
+def _named(family: Family, configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Return built-in configurations with that of the first expert for either, which are alike."""
+    return {family.network_name: configs[FIRST], **configs} if FIRST in configs else configs
 
 
 def _moving(config: ModelConfig, shapes: Shapes) -> Shapes:

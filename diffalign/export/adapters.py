@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.export.combine import folded, uniform
 from diffalign.export.layouts import kohya_state, lora_metadata, to_diffusers, train_layout
+from diffalign.models.experts import FIRST, FOLDERS, SECOND
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import ADAPTER, has_lora_loader, inject
 from diffalign.models.lora_formats import Factors, Lora
@@ -21,7 +22,7 @@ from diffalign.utils.files import write_atomic
 def live_lora(model: LoadedModel, adapter: str = ADAPTER) -> Lora:
     """Return the factors of the adapters on a pipeline's network and text encoders."""
     lora: Lora = {}
-    for component in (model.family.network_name, *model.text_encoders):
+    for component in (*model.networks, *model.text_encoders):
         modules = _live_factors(getattr(model.pipeline, component), adapter)
         if modules:
             lora[component] = modules
@@ -38,9 +39,26 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
     if has_lora_loader(model.family):
         # diffusers warns of each text encoder that the LoRA does not change, which is intended
         with user_errors("LoRA", source), only_errors("diffusers"):
-            model.pipeline.load_lora_weights(to_diffusers(lora))
+            for part, told in by_file(lora, model).values():
+                model.pipeline.load_lora_weights(to_diffusers(part), **told)
         return
     _inject(model.network, lora[model.family.network_name], source)
+
+
+def attach_carried(model: LoadedModel) -> None:
+    """Attach what an earlier run trained of the other one of two experts, where that is loaded."""
+    if model.carried and len(model.networks) > 1:
+        put_on(model, model.carried, "the other expert's LoRA")
+
+
+def by_file(lora: Lora, model: LoadedModel) -> dict[str, tuple[Lora, dict[str, Any]]]:
+    """Return the parts of a LoRA that are a file of their own by folder, each with what diffusers' loader is
+    told besides: the whole LoRA and nothing, or of two experts one each, named as the first.
+    """
+    if not model.split:
+        return {"": (lora, {})}
+    told: dict[str, dict[str, Any]] = {FIRST: {}, SECOND: {"load_into_transformer_2": True}}
+    return {FOLDERS[name]: ({FIRST: lora[name]}, told[name]) for name in FOLDERS if name in lora}
 
 
 def set_strength(model: LoadedModel, strength: float) -> None:
@@ -53,7 +71,7 @@ def set_strength(model: LoadedModel, strength: float) -> None:
 
     layers = [
         layer
-        for component in (model.family.network_name, *model.text_encoders)
+        for component in (*model.networks, *model.text_encoders)
         for layer in getattr(model.pipeline, component).modules()
         if isinstance(layer, LoraLayer)
     ]
@@ -69,7 +87,7 @@ def set_strength(model: LoadedModel, strength: float) -> None:
 
 def write_trained(model: LoadedModel, folder: Path) -> None:
     """Write the trained adapters so that no reader can apply another strength; see ``layouts``."""
-    lora = live_lora(model)
+    lora = model.carried | live_lora(model)
     if not has_lora_loader(model.family):
         _write_as_peft(model.network, folder)
         return
@@ -80,14 +98,22 @@ def write_trained(model: LoadedModel, folder: Path) -> None:
 
 
 def write_diffusers(lora: Lora, model: LoadedModel, folder: Path) -> None:
-    """Write ``pytorch_lora_weights.safetensors`` in diffusers' layout with the scale folded in.
+    """Write ``pytorch_lora_weights.safetensors`` in diffusers' layout with the scale folded in, one for each
+    of two experts.
 
     The metadata says alpha = rank; it keeps the adapters' other settings.
     """
+    for where, (part, _) in by_file(lora, model).items():
+        (folder / where).mkdir(exist_ok=True)
+        _write_diffusers_file(part, model, folder / where)
+
+
+def _write_diffusers_file(lora: Lora, model: LoadedModel, folder: Path) -> None:
     entries: dict[str, Any] = {}
     for component, modules in uniform(lora).items():
         first = next(iter(modules.values()))
-        values = _peft_settings(getattr(model.pipeline, component))
+        own = component in model.networks or component == FIRST  # a file of either expert names the first
+        values = _peft_settings(model.network if own else getattr(model.pipeline, component))
         values |= {
             "r": first.rank,
             "lora_alpha": first.rank,

@@ -90,7 +90,7 @@ def read_lora_of(lora: Path, model: LoadedModel) -> tuple[Lora, str]:
     if lora.is_dir() and not holds_lora(lora) and not list(lora.glob("*.safetensors")):
         raise UserError(f"{lora}: no {LORA_FILES[0]} in it; allowed: the aligned/ folder of a LoRA run")
     factors, words = read_lora(lora, model)
-    if not factors.get(model.family.network_name):
+    if not any(factors.get(name) for name in model.networks):
         raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")
     return factors, words
 

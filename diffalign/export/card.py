@@ -8,7 +8,7 @@ import yaml
 
 from diffalign.models.families.registry import FAMILIES, get_family
 from diffalign.models.lora import has_lora_loader
-from diffalign.models.sources import HUB_ID, SINGLE_FILE
+from diffalign.models.sources import HUB_ID, LORA_FILES, SINGLE_FILE
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Card:
         widget: prompts and the files of their pictures in the repository, shown on the hub's page.
         started: LoRAs that were folded into the base before training (``model.adapter``).
         absent: components that the pipeline is loaded without; diffusers needs them as None.
+        experts: folders of a LoRA of two experts, those that it changes.
     """
 
     base_model: str
@@ -44,6 +45,7 @@ class Card:
     started: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     widget: tuple[tuple[str, str], ...] = ()
+    experts: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return the text of README.md."""
@@ -55,6 +57,7 @@ class Card:
             f"{kind} `{self.base_model}`, trained with {self.method} by diffalign. {self.note}".rstrip()
             + "\n",
             *([_started(self.started)] if self.adapted and self.started else []),
+            *([_of_experts(self.experts)] if self.adapted and self.experts else []),
             "\n".join(["## Use\n\n```python", *self.loading(), "```\n"]),
         ]
         if self.numbers:
@@ -109,7 +112,7 @@ class Card:
         if by_peft:
             lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "{folder}")')
         elif self.adapted:
-            lines.append(f'pipeline.load_lora_weights("{folder}")')
+            lines += [f'pipeline.load_lora_weights("{folder}"{told})' for told in _told(self.experts)]
         result = "video = pipeline({}).frames[0]" if self._video else "image = pipeline({}).images[0]"
         return [*lines, result.format('"a lighthouse at dusk"')]
 
@@ -135,6 +138,21 @@ def _started(adapters: tuple[str, ...]) -> str:
         f"It was trained on the base with {names} folded in: load that first, at strength 1, then this LoRA "
         "on top. `diffalign export` writes both as one (any `--to`).\n"
     )
+
+
+def _of_experts(folders: tuple[str, ...]) -> str:
+    """Return the sentence on which of two experts are changed, and which is not."""
+    words = {"high_noise": "high noise (`transformer`)", "low_noise": "low noise (`transformer_2`)"}
+    changed = " and ".join(f"that for {words[name]}" for name in folders)
+    rest = "" if len(folders) == len(words) else " The other one is the base's."
+    return f"The base is two experts; these adapters change {changed}.{rest}\n"
+
+
+def _told(folders: tuple[str, ...]) -> list[str]:
+    """Return the further arguments of each call of diffusers' loader."""
+    into = {"high_noise": "", "low_noise": ", load_into_transformer_2=True"}
+    name = f'weight_name="{LORA_FILES[0]}"'
+    return [f', subfolder="{folder}", {name}{into[folder]}' for folder in folders] or [""]
 
 
 def _number(value: float | int | str) -> str:

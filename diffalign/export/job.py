@@ -9,11 +9,12 @@ import torch
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
-from diffalign.export.adapters import save, write_diffusers
+from diffalign.export.adapters import by_file, save, write_diffusers
 from diffalign.export.aligned import read_lora_of
 from diffalign.export.combine import extracted, has_dora, mix, reduced
 from diffalign.export.layouts import comfyui_state, dropped_by_diffusers, kohya_state, lora_metadata
 from diffalign.export.single_file import write_single_file
+from diffalign.models.experts import changing
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
 from diffalign.models.lora import has_lora_loader
@@ -21,6 +22,7 @@ from diffalign.models.lora_formats import Lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.lora_names import modules_of
 from diffalign.models.sources import is_lora
+from diffalign.models.starting import other_part
 from diffalign.utils.files import atomic_folder
 
 FORMATS = ("diffusers", "kohya", "comfyui", "merged", "single-file")
@@ -101,6 +103,8 @@ def export(
     for path, weight in ([] if whole else [(source, settings.strength)]) + started + list(others):
         lora, words = read_lora_of(path, model)
         say(f"{path}: {words}")
+        if (path, weight) in started:  # what it has of the other expert is in the source, too
+            lora = {name: part for name, part in lora.items() if name not in other_part(lora, model)}
         loras.append((lora, weight))
     _write_lora(_combined(loras, model, settings, say), model, settings, say)
     return settings.path
@@ -159,7 +163,7 @@ def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[P
         UserError: one of them is no LoRA here.
     """
     found = []
-    for spec in base.adapter:
+    for spec in changing(base.adapter, base.expert):
         path = Path(spec).expanduser()
         path = path / "aligned" if (path / "aligned").is_dir() else path
         if not is_lora(path):
@@ -231,12 +235,24 @@ def _write_lora(lora: Lora, model: LoadedModel, settings: Export, say: Callable[
             write_diffusers(lora, model, folder)
             _write_card(settings, folder)
     else:
-        state = (kohya_state if settings.to == "kohya" else comfyui_state)(lora, model)
-        if settings.to == "kohya" and (dropped := dropped_by_diffusers(state, lora, model)):
-            say(
-                f"diffusers' own reader of this layout overlooks {len(dropped)} modules, such as {dropped[0]}"
-            )
-        save(state, path, lora_metadata(lora, model, settings.title))
+        for where, (part, _) in by_file(lora, model).items():
+            file = path.with_stem(f"{path.stem}_{where}") if where else path
+            if where and file.is_file() and not settings.overwrite:
+                raise UserError(f"{file} is there already; allowed: another --output, or --overwrite")
+            _write_lora_file(part, model, settings, file, say)
+        return
+    count = sum(len(modules) for modules in lora.values())
+    say(f"{path}: a LoRA of {count} modules in the layout of {settings.to}")
+
+
+def _write_lora_file(
+    lora: Lora, model: LoadedModel, settings: Export, path: Path, say: Callable[[str], None]
+) -> None:
+    """Write one file in kohya's or ComfyUI's layout, of two experts that of one."""
+    state = (kohya_state if settings.to == "kohya" else comfyui_state)(lora, model)
+    if settings.to == "kohya" and (dropped := dropped_by_diffusers(state, lora, model)):
+        say(f"diffusers' own reader of this layout overlooks {len(dropped)} modules, such as {dropped[0]}")
+    save(state, path, lora_metadata(lora, model, settings.title))
     count = sum(len(modules) for modules in lora.values())
     say(f"{path}: a LoRA of {count} modules in the layout of {settings.to}")
 

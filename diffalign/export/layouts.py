@@ -23,6 +23,7 @@ from torch import Tensor
 from diffalign.diffusion.paths import EDM
 from diffalign.errors import UserError
 from diffalign.export.combine import has_dora, uniform
+from diffalign.models.experts import FIRST
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora_formats import Lora, diffusers_state
 from diffalign.models.lora_names import file_text_name, modules_of
@@ -104,7 +105,7 @@ def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
     result = {}
     for component, modules in uniform(lora).items():
         for module, factors in modules.items():
-            if component != model.family.network_name or module not in known:
+            if component not in (model.family.network_name, FIRST) or module not in known:
                 raise UserError(
                     f"--to comfyui: ComfyUI has no name for {component}.{module}; allowed: --to diffusers or "
                     "merged"

@@ -5,7 +5,7 @@ Predictions are neither cast nor rescaled here: losses convert the raw predictio
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from diffalign.diffusion.paths import RectifiedFlow
+from diffalign.diffusion.spans import ALL, asked
 from diffalign.diffusion.wrapper import Wrapper
 from diffalign.types import Cond, Path, Target
 
@@ -68,6 +70,39 @@ class NetworkDenoiser:
 
     def _precision(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, self.autocast) if self.autocast is not None else nullcontext()
+
+
+@dataclass(frozen=True, eq=False)
+class Experts(Wrapper):
+    """A network at the times at which the model asks it, and another one at the others.
+
+    Attributes:
+        denoiser: calls the first; its path says which times are its own.
+        other: calls the second.
+    """
+
+    other: NetworkDenoiser
+
+    @property
+    def path(self) -> Path:
+        """The path, with all times."""
+        path = self.denoiser.path
+        return replace(path, span=ALL) if isinstance(path, RectifiedFlow) else path
+
+    def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
+        """Return the raw predictions, each of the network whose time it is."""
+        own = asked(self.denoiser.path, t)
+        if bool(own.all()):
+            return self.denoiser(x_t, t, cond)
+        if not bool(own.any()):
+            return self.other(x_t, t, cond)
+        first, second = (
+            denoiser(x_t[rows], t[rows], {name: value[rows.to(value.device)] for name, value in cond.items()})
+            for denoiser, rows in ((self.denoiser, own), (self.other, ~own))
+        )
+        result = first.new_empty(x_t.shape)
+        result[own], result[~own] = first, second.to(first)
+        return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from diffalign.diffusion.paths import EDM, VariancePreserving
 from diffalign.diffusion.samplers import timesteps
+from diffalign.diffusion.spans import ALL, span_of
 from diffalign.models.codecs import Codec
-from diffalign.models.denoisers import Negated, NetworkDenoiser
+from diffalign.models.denoisers import Experts, Negated, NetworkDenoiser
+from diffalign.models.experts import FIRST, SECOND
 from diffalign.models.families.base import Family, latent_shape, present_encoders
 from diffalign.models.model_sources import ModelSources
 from diffalign.models.precision import only_errors
 from diffalign.models.text_encoders import encode_parts, negative_parts
-from diffalign.types import Path, Target
+from diffalign.types import Denoiser, Path, Target
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class LoadedModel:
         truncated_prompts: number of prompts so far that were too long for the tokenizer.
         tiled: whether the VAE works by tiles, whose blended edges change the latents.
         trained_encoders: text encoders that are trained; prompts become tokens for them.
+        carried: the LoRA of the expert that is not trained, by module (``lora_formats.Factors``): of an
+            earlier run, saved with this one's.
     """
 
     family: Family
@@ -59,6 +63,20 @@ class LoadedModel:
     truncated_prompts: int = 0
     tiled: bool = False
     trained_encoders: tuple[str, ...] = ()
+    carried: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The loaded networks by component: that which is trained, and then the other one of two experts."""
+        own = self.family.network_name
+        names = [own, *(name for name in (FIRST, SECOND) if name != own)] if own in (FIRST, SECOND) else [own]
+        found = {name: getattr(self.pipeline, name, None) for name in names}
+        return {name: network for name, network in found.items() if network is not None}
+
+    @property
+    def split(self) -> bool:
+        """Whether the network is one of two experts."""
+        return span_of(self.path) != ALL
 
     @property
     def network(self) -> nn.Module:
@@ -137,6 +155,11 @@ class LoadedModel:
         negated = isinstance(self.path, EDM) and self.path.negated
         call = Negated(self.family.call) if negated else self.family.call
         return NetworkDenoiser(self.network, self.path, self.target, call, dtype=self.dtype)
+
+    def sampler(self) -> Denoiser:
+        """Return the denoiser of the whole model: of two experts each at its times, where both are loaded."""
+        own, others = self.denoiser(), list(self.networks.values())[1:]
+        return Experts(own, replace(own, network=others[0])) if others else own
 
     @property
     def data_std(self) -> float:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import set_attention
+from diffalign.models.checks import check_components, check_vae, check_variant, limit_tokenizers
+from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
 from diffalign.models.families.base import Family
 from diffalign.models.families.card import FamilyCard
 from diffalign.models.families.registry import FAMILIES, get_family, moved
@@ -42,10 +43,15 @@ def load(
     device: torch.device | str = "cpu",
     compute: torch.dtype | None = None,
     network_device: torch.device | str | None = None,
+    *,
+    trained: bool = False,
+    alone: bool = False,
 ) -> LoadedModel:
     """Load a pipeline, frozen and in evaluation mode, on ``device``.
 
     Args:
+        trained: whether it will be trained: of two experts ``config.expert`` must name one.
+        alone: whether the other expert is left out.
         network_device: where its network lies until it is trained; None: on ``device`` too.
         compute: dtype in which the network will run (autocast's, if training autocasts); None:
             ``config.dtype``. The attention back-end is proven in it.
@@ -65,8 +71,50 @@ def load(
     index = None if is_single_file(source) else _model_index(config, source)
     card = _found(config, source, index)
     family = get_family(card.name).configured(config)
+    split = check_expert(config, index, trained)
+    arguments = _arguments(config, family, dtype, without_other=split and alone)
+    # transformers warns of an image processor that only the safety checker would use
+    with no_bars() if os.path.exists(source) else nullcontext(), only_errors("transformers"):
+        if index is None:
+            pipeline = _from_single_file(config, card, arguments)
+        else:
+            pipeline = _from_pretrained(config, source, index, card, arguments)
+    if config.motion_adapter is not None:
+        set_in_motion(pipeline)
+    drop_adapter(pipeline)
+    check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
+    check_vae(config, pipeline, family)
+    place(pipeline, family, config, device, network_device)
+    if config.vae_tiling:
+        pipeline.vae.enable_tiling()
+        pipeline.vae.enable_slicing()
+    network = getattr(pipeline, family.network_name)
+    told = Formulation() if index is not None else formulation_of_file(source, *keys_of(source))
+    set_formulation(pipeline, config, told)
+    family.settle(pipeline)
+    patch = family.patch(network.config)
+    path, target = path_of(pipeline.scheduler, patch, config.path, family.keeps_length)
+    path = spanned(path, pipeline, family.network_name)
+    limit_tokenizers(pipeline)
+    model = LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
+    for part in model.networks.values():
+        set_attention(part, config.attention, device, compute or dtype)
+    merge_adapters(model, config.adapter)
+    if config.quantize != "none":
+        quantize_network(
+            model, config, device if network_device is None else network_device, compute or dtype
+        )
+    return model
+
+
+def _arguments(
+    config: ModelConfig, family: Family, dtype: torch.dtype, without_other: bool
+) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained``: dtypes, components given by the configuration, and None
+    for the other expert where it is left out.
+    """
     vae_dtype = torch.float32 if family.codec.exact else dtype
-    arguments = {
+    arguments: dict[str, Any] = {
         "dtype": dtype if vae_dtype == dtype else {"default": dtype, "vae": vae_dtype},
         **family.load_arguments,
     }
@@ -78,36 +126,9 @@ def load(
         arguments[family.network_name] = load_network(config.network, family, dtype)
     if config.motion_adapter is not None:
         arguments["motion_adapter"] = load_motion(config.motion_adapter, dtype)
-    # transformers warns of an image processor that only the safety checker would use
-    with no_bars() if os.path.exists(source) else nullcontext(), only_errors("transformers"):
-        if index is None:
-            pipeline = _from_single_file(config, card, arguments)
-        else:
-            pipeline = _from_pretrained(config, source, index, card, arguments)
-    if config.motion_adapter is not None:
-        set_in_motion(pipeline)
-    drop_adapter(pipeline)
-    _check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
-    _check_vae(config, pipeline, family)
-    place(pipeline, family, config, device, network_device)
-    if config.vae_tiling:
-        pipeline.vae.enable_tiling()
-        pipeline.vae.enable_slicing()
-    network = getattr(pipeline, family.network_name)
-    told = Formulation() if index is not None else formulation_of_file(source, *keys_of(source))
-    set_formulation(pipeline, config, told)
-    family.settle(pipeline)
-    patch = family.patch(network.config)
-    path, target = path_of(pipeline.scheduler, patch, config.path, family.keeps_length)
-    _limit_tokenizers(pipeline)
-    set_attention(network, config.attention, device, compute or dtype)
-    model = LoadedModel(family, pipeline, path, target, config.path, dtype, tiled=config.vae_tiling)
-    merge_adapters(model, config.adapter)
-    if config.quantize != "none":
-        quantize_network(
-            model, config, device if network_device is None else network_device, compute or dtype
-        )
-    return model
+    if without_other:
+        arguments[SECOND if family.network_name == FIRST else FIRST] = None
+    return arguments
 
 
 def find_family(config: ModelConfig, source: str) -> FamilyCard:
@@ -248,19 +269,11 @@ def _family_of_class(config: ModelConfig, source: str, index: dict[str, Any]) ->
     if len(cards) > 1 and not decided:
         cards = [card for card in cards if _has(config, source, card)]
     if cards:
-        card = max(decided or cards, key=lambda c: len(c.recognised_by))
-        _refuse(config, card, index)
-        return card
+        return max(decided or cards, key=lambda c: len(c.recognised_by))
     raise UserError(
         f"model.path={config.path!r} is a {name}; allowed: "
         + ", ".join(f"{card.pipeline} ({card.name})" for card in FAMILIES.values())
     )
-
-
-def _refuse(config: ModelConfig, card: FamilyCard, index: dict[str, Any]) -> None:
-    for component, why in card.refuses:
-        if (index.get(component) or [None])[0] is not None:
-            raise UserError(f"model.path={config.path!r} has a {component}: {why}")
 
 
 def _from_single_file(config: ModelConfig, card: FamilyCard, arguments: dict[str, Any]) -> Any:
@@ -285,51 +298,9 @@ def _from_pretrained(
 
     with user_errors("model.path", config.path):
         if config.variant is not None and os.path.isdir(source):
-            _check_variant(config, Path(source))
+            check_variant(config, Path(source))
         # diffusers wants to be told of what a pipeline was saved without, such as SD3's T5
         absent = {name: None for name, value in index.items() if value == [None, None]}
         return getattr(diffusers, card.pipeline).from_pretrained(
             source, revision=config.revision, variant=config.variant, **{**absent, **arguments}
-        )
-
-
-def _check_variant(config: ModelConfig, folder: Path) -> None:
-    """Diffusers falls back to other weights where a variant is missing; here that is an error."""
-    names = [f.name for f in folder.rglob("*.safetensors")] + [f.name for f in folder.rglob("*.bin")]
-    if not any(f".{config.variant}." in name or f".{config.variant}-" in name for name in names):
-        variants = {m.group(1) for n in names if (m := re.search(r"model\.([A-Za-z]\w*)[.-]", n))} - {
-            "safetensors",
-            "bin",
-        }
-        raise UserError(
-            f"model.variant={config.variant!r}: {config.path} has no such weights; "
-            f"allowed: {', '.join(sorted(variants) or ['none, leave model.variant out'])}"
-        )
-
-
-def _limit_tokenizers(pipeline: Any) -> None:
-    """Give tokenizers saved without ``model_max_length`` the number of positions of their text encoder."""
-    for name, tokenizer in pipeline.components.items():
-        if not name.startswith("tokenizer") or getattr(tokenizer, "model_max_length", 0) < 10**9:
-            continue
-        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
-        positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-        if positions:
-            tokenizer.model_max_length = positions
-            logger.warning("%s has no model_max_length: %d, its text encoder's positions", name, positions)
-
-
-def _check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if getattr(pipeline, name) is None]
-    if missing:
-        raise UserError(f"model.path={path!r}: the pipeline has no {', '.join(missing)}")
-
-
-def _check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
-    latent = family.codec.channels(pipeline.vae.config)
-    wanted = family.latent_channels(getattr(pipeline, family.network_name).config)
-    if latent != wanted:
-        where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
-        raise UserError(
-            f"{where}: the VAE has {latent} latent channels, the {family.network_name} takes {wanted}"
         )

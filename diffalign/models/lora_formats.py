@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.models.experts import lora_folders
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora_names import file_text_name, modules_of, stems_of
 from diffalign.models.original_transformers import Place
@@ -98,7 +99,8 @@ def read_lora(path: str | Path, model: LoadedModel) -> tuple[Lora, str]:
     """Read a LoRA in any known layout.
 
     Args:
-        path: a .safetensors file, or a folder with one (diffusers' or peft's).
+        path: a .safetensors file, or a folder with one (diffusers' or peft's), or with one folder an expert
+            (``models/experts.py``). A file of one expert is read for the one that is trained.
         model: the model that it is for; its modules say what names are valid.
 
     Returns:
@@ -107,9 +109,26 @@ def read_lora(path: str | Path, model: LoadedModel) -> tuple[Lora, str]:
     Raises:
         UserError: unreadable, of another kind of adapter, or with a tensor that has no module in the model.
     """
+    parts = lora_folders(Path(path).expanduser())
+    if not parts:
+        return _read_file(lora_file(path), model)
+    if not model.split:
+        raise UserError(
+            f"{path} is a LoRA of two experts, and {model.source} has one network; allowed: a LoRA"
+        )
+    lora: Lora = {}
+    words = []
+    for component, folder in parts.items():
+        one, said = _read_file(lora_file(folder), model)
+        lora[component] = one.get(model.family.network_name, {})
+        words.append(f"{folder.name}: {said}")
+    return lora, "; ".join(words)
+
+
+def _read_file(file: Path, model: LoadedModel) -> tuple[Lora, str]:
+    """Read one file as a LoRA of the model; see ``read_lora``."""
     from safetensors import safe_open
 
-    file = lora_file(path)
     with user_errors("LoRA", str(file)), safe_open(file, framework="pt") as handle:
         metadata = dict(handle.metadata() or {})
         state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118

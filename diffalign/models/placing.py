@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from diffalign.config.schema import ModelConfig
+from diffalign.models.experts import FIRST, SECOND
 from diffalign.models.families.base import Family, present_encoders
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.quantization import quantize
@@ -24,9 +25,10 @@ def place(
 
     A network that will be quantised stays on the CPU: adapters are folded into its whole weights first.
     """
-    for name in (family.network_name, "vae", *present_encoders(family, pipeline)):
+    networks = {family.network_name} | {n for n in (FIRST, SECOND) if getattr(pipeline, n, None) is not None}
+    for name in (*networks, "vae", *present_encoders(family, pipeline)):
         part = getattr(pipeline, name).eval().requires_grad_(False)
-        if name == family.network_name:
+        if name in networks:
             there = device if network_device is None else network_device
             part.to("cpu" if config.quantize != "none" else there)
         elif name != "vae" and config.text_encoder.quantize != "none":
@@ -39,10 +41,10 @@ def place(
 def quantize_network(
     model: LoadedModel, config: ModelConfig, device: torch.device | str, compute: torch.dtype
 ) -> None:
-    """Quantise the network in place, put it on ``device``, and say how much of it is quantised."""
-    total = sum(p.numel() for p in model.network.parameters())
-    count = quantize(model.network, config.quantize, device, compute, "model.quantize")
-    name = model.family.network_name
-    logger.warning(
-        "model.quantize=%s: %s of the %s's %s weights", config.quantize, f"{count:,}", name, f"{total:,}"
-    )
+    """Quantise the networks in place, put them on ``device``, and say how much of each is quantised."""
+    for name, network in model.networks.items():
+        total = sum(p.numel() for p in network.parameters())
+        count = quantize(network, config.quantize, device, compute, "model.quantize")
+        logger.warning(
+            "model.quantize=%s: %s of the %s's %s weights", config.quantize, f"{count:,}", name, f"{total:,}"
+        )

@@ -22,6 +22,8 @@ ALLOWED = (
 )
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """File names of a LoRA in a folder: diffusers' and peft's."""
+EXPERT_FOLDERS = ("high_noise", "low_noise")
+"""Folders of a LoRA of a model of two experts, a LoRA's folder for each."""
 
 
 def resolve(path: str) -> str:
@@ -50,8 +52,8 @@ def resolve(path: str) -> str:
 
 
 def holds_lora(folder: str | Path) -> bool:
-    """Whether a folder has the file of a LoRA."""
-    return any(Path(folder, name).is_file() for name in LORA_FILES)
+    """Whether a folder has the file of a LoRA, or one for each expert."""
+    return any(Path(folder, where, name).is_file() for where in ("", *EXPERT_FOLDERS) for name in LORA_FILES)
 
 
 def is_lora(path: str | Path) -> bool:
@@ -80,7 +82,7 @@ def hub_kind(hub_id: str) -> str:
             files = {str(file.relative_to(folder)) for file in folder.rglob("*")}
     if "model_index.json" in files:
         return "model"
-    if files & set(LORA_FILES):
+    if files & {str(Path(where, name)) for where in ("", *EXPERT_FOLDERS) for name in LORA_FILES}:
         return "lora"
     return "network" if files & {"config.json", "unet/config.json", "transformer/config.json"} else "model"
 

@@ -18,9 +18,10 @@ from diffalign.config.files import read_yaml
 from diffalign.config.io import from_dict
 from diffalign.config.schema import ModelConfig, Run
 from diffalign.errors import UserError
+from diffalign.models.experts import EXPERTS, changing
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import ADAPTER, add_lora, load_trainable_state
-from diffalign.models.lora_formats import read_lora
+from diffalign.models.lora_formats import Lora, read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import fetch_lora, is_lora, user_errors
@@ -80,6 +81,8 @@ def expanded(config: ModelConfig) -> ModelConfig:
 def merge_adapters(model: LoadedModel, adapters: tuple[str, ...]) -> None:
     """Fold LoRAs into the model's frozen weights, one after another, and log it.
 
+    What is for the other one of two experts is kept beside it (``LoadedModel.carried``).
+
     Args:
         adapters: a LoRA's folder, file or hub id, a run directory or a checkpoint, each.
 
@@ -87,6 +90,9 @@ def merge_adapters(model: LoadedModel, adapters: tuple[str, ...]) -> None:
         UserError: nothing of that kind, or an adapter of another network.
     """
     for spec in adapters:
+        if spec not in changing((spec,), expert_of(model)):
+            _carry(model, spec)
+            continue
         before = torch.stack([p.detach().double().sum().cpu() for p in model.network.parameters()])
         _merge(model, os.path.expanduser(spec), spec)
         model.network.requires_grad_(False).eval()
@@ -102,8 +108,34 @@ def merge_adapters(model: LoadedModel, adapters: tuple[str, ...]) -> None:
         )
 
 
+def expert_of(model: LoadedModel) -> str | None:
+    """Return ``model.expert`` of a loaded model."""
+    own = model.family.network_name
+    return next((name for name, part in EXPERTS.items() if model.split and part == own), None)
+
+
+def _carry(model: LoadedModel, spec: str) -> None:
+    """Keep the LoRA of the other expert; it replaces that of an earlier adapter, which it was made with."""
+    path = Path(spec).expanduser()
+    factors, words = read_lora(path / "aligned" if run_of(path) is not None else path, model)
+    model.carried.update(other_part(factors, model))
+    logger.warning("model.adapter=%r: %s, of the other expert: saved with what is trained", spec, words)
+
+
+def other_part(factors: Lora, model: LoadedModel) -> Lora:
+    """Return the part of a LoRA that is of the other one of two experts."""
+    own = model.family.network_name
+    return {name: part for name, part in factors.items() if name in EXPERTS.values() and name != own}
+
+
 def _merge(model: LoadedModel, path: str, spec: str) -> None:
     if is_checkpoint(path):
+        run = run_of(path)
+        if run is not None and run.model.expert != expert_of(model):
+            raise UserError(
+                f"model.adapter={spec!r} is a checkpoint of model.expert={run.model.expert!r}, and here it "
+                f"is {expert_of(model)!r}; allowed: a finished run, whose aligned/ is carried over"
+            )
         encoders = load_checkpoint(model, path)
         for component in (model.family.network_name, *encoders):
             setattr(model.pipeline, component, _merged(getattr(model.pipeline, component)))
@@ -123,7 +155,9 @@ def _merge(model: LoadedModel, path: str, spec: str) -> None:
             f"model.adapter={spec!r} has nothing for the {model.family.network_name} of {model.source}"
         )
     logger.warning("model.adapter=%r: %s", spec, words)
-    merge_into(model, [(factors, 1.0)])
+    other = other_part(factors, model)
+    model.carried.update(other)
+    merge_into(model, [({name: part for name, part in factors.items() if name not in other}, 1.0)])
 
 
 def _merged(network: Any) -> Any:

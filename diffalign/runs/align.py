@@ -19,13 +19,19 @@ from typing import Any
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import Run
 from diffalign.data import Preferences, check_files, read_preferences
+from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import rows_in
 from diffalign.diffusion.randomness import derive
+from diffalign.diffusion.spans import span_of
+from diffalign.diffusion.times import fitted
 from diffalign.errors import UserError
+from diffalign.export.adapters import attach_carried
 from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY, build
+from diffalign.methods._common import OverStates
 from diffalign.models.dropout import switch_off_dropout
+from diffalign.models.experts import FOLDERS, changing
 from diffalign.models.formulation import check_trained
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
@@ -50,6 +56,7 @@ from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.packages import check_packages
 from diffalign.training.state import TrainState
+from diffalign.types import Method
 from diffalign.utils.files import write_atomic
 from diffalign.utils.lock import locked
 from diffalign.utils.memory import Peak, advised, peak_memory
@@ -143,12 +150,7 @@ def _aligned(
     if run.resume is not None and snapshot is None:
         tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
 
-    # offline the encoders have the accelerator to themselves until all is encoded
-    resting, compute = None if prompts else "cpu", AUTOCAST[run.training.mixed_precision]
-    with advised("loading the model", when_loading(run)):
-        model = load(run.model, accelerator.device, compute, resting)
-    check_trained(run.model, model.pipeline.scheduler)
-    tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
+    model = _loaded(run, inner, accelerator, tell, online=bool(prompts))
     if encoders := begin_training_text(model, run.model):
         tell(
             f"text: {' and '.join(encoders)} trained with LoRA; the cache holds tokens in place of embeddings"
@@ -203,6 +205,26 @@ def _aligned(
         _publish(run, tell)
     accelerator.wait_for_everyone()
     return replace(result, loading=tuple(card.loading(str(output / "aligned"))))
+
+
+def _loaded(
+    run: Run, inner: Method[Any], accelerator: Accelerator, tell: Callable[[str], None], *, online: bool
+) -> LoadedModel:
+    """Load the model that is trained; of two experts one, unless samples are drawn, which take both."""
+    # offline the encoders have the accelerator to themselves until all is encoded
+    resting, compute = None if online else "cpu", AUTOCAST[run.training.mixed_precision]
+    with advised("loading the model", when_loading(run)):
+        alone = not run.validation.every
+        model = load(run.model, accelerator.device, compute, resting, trained=True, alone=alone)
+    check_trained(run.model, model.pipeline.scheduler)
+    tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
+    if model.split:
+        low, high = span_of(model.path)
+        tell(f"expert: {run.model.expert} noise, {model.family.network_name}, times {low:g} to {high:g}")
+        attach_carried(model)
+        if isinstance(inner, OverStates):  # raises before anything is encoded
+            fitted(inner.time, model.path, model.latent_shape(*size_of(run.data), run.data.frames or 1))
+    return model
 
 
 def _publish(run: Run, tell: Callable[[str], None]) -> None:
@@ -289,7 +311,10 @@ def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, f
     numbers |= {f"{kind}{name}": value for name, value in held_out.items()}
     return Card(
         base_model=base.path,
-        started=base.adapter,
+        started=changing(base.adapter, base.expert),
+        experts=tuple(FOLDERS[n] for n in FOLDERS if n in {model.family.network_name, *model.carried})
+        if model.split
+        else (),
         family=model.family.name,
         adapted=run.model.train == "lora",
         method=REGISTRY[run.method["type"]].title,

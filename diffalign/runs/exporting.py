@@ -9,6 +9,7 @@ from diffalign.config.schema import ModelConfig, Run
 from diffalign.errors import UserError
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY
+from diffalign.models.experts import lora_folders
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
 from diffalign.runs.load_pipeline import named, read_run_directory, run_directory_of, with_dtype
@@ -53,6 +54,7 @@ class Exportable:
             method=method,
             numbers=figures(self.folder),
             settings=asdict(self.run) if self.run else {},
+            experts=tuple(part.name for part in lora_folders(self.source).values()),
         )
         return card.text()
 

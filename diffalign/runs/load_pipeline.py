@@ -6,7 +6,9 @@ from pathlib import Path
 
 from diffalign.config.schema import ModelConfig, Run
 from diffalign.errors import UserError, unknown
+from diffalign.export.adapters import attach_carried
 from diffalign.export.aligned import open_aligned
+from diffalign.models.experts import lora_folders
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
 from diffalign.models.lora_formats import lora_file
@@ -96,8 +98,8 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
 
 def _check_readable(path: Path) -> None:
     """UserError for a LoRA whose file is damaged, by its header: models before it may take hours to draw."""
-    if is_lora(path):
-        keys_of(str(lora_file(path)), "LoRA")
+    for folder in list(lora_folders(path).values()) or [path] * is_lora(path):
+        keys_of(str(lora_file(folder)), "LoRA")
 
 
 def _local_kind(path: Path) -> str:
@@ -118,6 +120,7 @@ def open_named(found: Named, device: str) -> LoadedModel:
     if is_checkpoint(found.aligned):
         model = load(found.model, device)
         load_checkpoint(model, found.aligned)
+        attach_carried(model)
         model.network.to(device)
         return model
     return open_aligned(found.model, found.aligned, device)

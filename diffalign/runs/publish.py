@@ -13,6 +13,7 @@ from diffalign.evaluation.drawing.samples import read_samples
 from diffalign.export.card import Card
 from diffalign.export.hub import base_license, check_repo, push_folder
 from diffalign.methods import REGISTRY
+from diffalign.models.experts import changing, lora_folders
 from diffalign.models.starting import expanded
 from diffalign.runs.exporting import exportable, figures
 
@@ -54,7 +55,8 @@ def push(
         pictures = _pictures(found.folder, folder / "images")
         card = Card(
             base_model=base_config.path,
-            started=base_config.adapter,
+            started=changing(base_config.adapter, base_config.expert),
+            experts=tuple(part.name for part in lora_folders(found.source).values()),
             family=found.family,
             adapted=adapted,
             method=REGISTRY[found.run.method["type"]].title if found.run else "preference alignment",

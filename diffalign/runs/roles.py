@@ -86,6 +86,7 @@ def check_roles(run: Run, method: Method[Any]) -> None:
     _check_text(run, method)
     _check_sharding(run, method)
     _check_quantized(run)
+    _check_expert(run, method)
     _check_bank(run, method)
     if _trailing(method) is not None:
         _refuse(
@@ -149,6 +150,19 @@ def _check_quantized(run: Run) -> None:
     if model.text_encoder.quantize != "none":
         whom = f"model.text_encoder.quantize={model.text_encoder.quantize}"
         _refuse(whom, (("model.text_encoder.lora.rank", model.text_encoder.lora.rank, 0),))
+
+
+def _check_expert(run: Run, method: Method[Any]) -> None:
+    """UserError for what one of two experts does not have: states along all times, or a whole pipeline."""
+    if run.model.expert is None:
+        return
+    whom = f"model.expert={run.model.expert}"
+    if not isinstance(method.noising, Forward):
+        raise UserError(
+            f"{whom} with method {run.method['type']}, whose noisy states are at other times than the "
+            "expert's, too; allowed: a method that noises forward, such as dpo"
+        )
+    _refuse(whom, (("model.train", run.model.train, "lora"), ("rollout.prompts", run.rollout.prompts, "")))
 
 
 def _check_bank(run: Run, method: Method[Any]) -> None:

@@ -25,6 +25,7 @@ from diffalign.data.encoding.folder import Folder
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import leave_out
 from diffalign.data.reading.time_labels import with_time_labels
+from diffalign.diffusion.spans import span_of
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
 from diffalign.methods.registry import shape_of
@@ -279,6 +280,7 @@ def diagnostics(
         run.logging.diagnostics_every,
         run.logging.diagnostics_bins,
         seed=seed,
+        span=span_of(model.path),
         method=method,
         reference=reference,
         groups=len(held_out),

@@ -46,11 +46,11 @@ def t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     )
 
 
-def transformer(heads: int = 2) -> FluxTransformer2DModel:
+def transformer(heads: int = 3) -> FluxTransformer2DModel:
     """Return the velocity of packed latents (B, 16, 32); its output starts at zero."""
     model = FluxTransformer2DModel(
         in_channels=SIDE**2 * networks.LATENT[0],
-        num_layers=1,
+        num_layers=2,
         num_single_layers=2,
         attention_head_dim=32,
         num_attention_heads=heads,
@@ -106,7 +106,7 @@ def packed(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
 
 
 def train(
-    parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 4000
+    parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 12000
 ) -> dict[str, float]:
     """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
     rng = np.random.default_rng(plan.seed)

@@ -8,6 +8,7 @@ a higher one on the loser.
 A bin evaluates the method with its times drawn from that bin, and records the method's metrics.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,6 +44,7 @@ class HeldOut:
         bins: int = 5,
         *,
         seed: int = 0,
+        span: tuple[float, float] = (0.0, 1.0),
         times: Callable[[float, float], TimeSampler] = Uniform,
         method: Method[Any] | None = None,
         reference: Denoiser | None = None,
@@ -53,8 +55,9 @@ class HeldOut:
         Args:
             batches: held-out batches, equal on all ranks; the sequence may load them on access.
             every: optimizer steps between evaluations; 0: only at the end.
-            bins: number of equal parts of [0, 1], at least 1.
+            bins: number of equal parts of ``span``, at least 1.
             seed: seed of noise and times.
+            span: times that are evaluated, from and to.
             times: function from the two ends of a bin to the time sampler of the bin.
             method: method that is evaluated; None: the run's.
             reference: network that the policy is compared with; None: the run's reference.
@@ -65,7 +68,9 @@ class HeldOut:
         self._batches, self._every, self._seed = batches, every, seed
         # Results of a pair in different bins are correlated, so each pair counts once.
         self._groups = sum(batch.num_groups for batch in batches) if groups is None else groups
-        self._bins = [(i / bins, (i + 1) / bins) for i in range(bins)]
+        start, end = span
+        ends = [*(start + (end - start) * i / bins for i in range(bins)), end]
+        self._bins = list(itertools.pairwise(ends))
         self._method, self._reference = method, reference
         self._samplers = [times(low, high) for low, high in self._bins]
         self.history: list[tuple[int, dict[str, float]]] = []

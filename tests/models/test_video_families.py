@@ -45,7 +45,8 @@ def video(case: str, videos: dict[str, Path]) -> LoadedModel:
         model = load(ModelConfig(path=str(videos[case])))
     if model.family.name == "wan":
         model.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-        model.path = RectifiedFlow()
+        assert isinstance(model.path, RectifiedFlow)
+        model.path = RectifiedFlow(span=model.path.span)
     return model
 
 
@@ -114,7 +115,7 @@ def drawn_without_sound(pipeline: Any, case: str, noise: Tensor, guidance: float
 
 
 def ours(model: LoadedModel, noise: Tensor, guidance: float) -> Tensor:
-    denoiser: Any = model.denoiser()
+    denoiser: Any = model.sampler()
     if guidance != 1:
         denoiser = Guided(denoiser, model.negative(len(PROMPTS)), guidance)
     times, cond = model.grid(STEPS, tuple(noise.shape[1:])), model.encode_prompts(PROMPTS)
@@ -266,20 +267,6 @@ def test_a_dynamic_shift_is_the_one_that_the_stock_pipeline_samples_by(
     assert math.log(t / (1 - t)) == pytest.approx(told[0], abs=1e-6)
 
 
-def test_two_experts_are_refused_and_one_alone_is_not(tmp_path: Path) -> None:
-    folder = made.make_wan(tmp_path / "a14b", two_experts=True)
-    for ask in (load, shapes_of):
-        with pytest.raises(UserError, match=r"has a transformer_2: it is two experts.*low: 0.875"):
-            ask(ModelConfig(path=str(folder)))  # type: ignore[operator]
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.register_modules(transformer=pipeline.transformer_2, transformer_2=None)
-    pipeline.register_to_config(boundary_ratio=None)
-    pipeline.save_pretrained(tmp_path / "low")
-    low = load(ModelConfig(path=str(tmp_path / "low")))
-    given = dict(pipeline.transformer.named_parameters())
-    assert all(torch.equal(p, given[name]) for name, p in low.network.named_parameters())
-
-
 def test_what_belongs_to_sound_is_not_trained(videos: dict[str, Path]) -> None:
     """And every other weight of LTX-2 has a gradient."""
     for train in ("lora", "full"):
@@ -343,7 +330,10 @@ def test_animatediff_takes_as_many_frames_as_its_adapter_has_positions(videos: d
 
 def test_a_card_names_its_pipeline(video: LoadedModel, case: str) -> None:
     assert type(video.pipeline).__name__ == FAMILIES[video.family.name].pipeline
-    assert case in (video.family.name, *(f"{video.family.name}_{form}" for form in ("ti2v", "5b", "15")))
+    assert case in (
+        video.family.name,
+        *(f"{video.family.name}_{form}" for form in ("ti2v", "a14b", "5b", "15")),
+    )
 
 
 def test_tiles_are_switched_on_and_make_other_caches(case: str, videos: dict[str, Path]) -> None:

@@ -99,7 +99,8 @@ def plain(base: Path, folder: Path, model: LoadedModel) -> Any:
     pipeline = DiffusionPipeline.from_pretrained(base)
     if not has_lora_loader(model.family):
         return PeftModel.from_pretrained(getattr(pipeline, name), folder)
-    pipeline.load_lora_weights(folder)
+    expert = {"subfolder": "high_noise", "weight_name": "pytorch_lora_weights.safetensors"}
+    pipeline.load_lora_weights(folder, **(expert if model.split else {}))
     return getattr(pipeline, name)
 
 
@@ -207,6 +208,7 @@ def test_an_estimate_is_of_the_model_that_is_loaded(videos: dict[str, Path], cas
     [
         ("wan", None, 1_418_996_800),
         ("wan", "Wan-AI/Wan2.1-T2V-14B-Diffusers", 14_288_491_584),
+        ("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", 14_288_491_584),  # of each expert
         ("wan", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 4_999_787_712),
         ("cogvideox", None, 1_693_783_872),
         ("cogvideox", "THUDM/CogVideoX-5b", 5_570_283_072),

@@ -24,7 +24,6 @@ class FamilyCard:
         recognised_by: (component, key, value) of configurations that tell its models from those of another
             family with the same pipeline class; of two cards that fit, the one with more of them wins.
         source: whether a source image besides the prompt is ``taken`` or ``needed``; "": it is refused.
-        refuses: components that some of its pipelines have and that cannot be trained here, with the reason.
     """
 
     name: str
@@ -37,6 +36,5 @@ class FamilyCard:
     target: str
     other_shapes: tuple[tuple[str, str], ...] = ()
     moves: str | None = None
-    refuses: tuple[tuple[str, str], ...] = ()
     recognised_by: tuple[tuple[str, str, Any], ...] = ()
     source: Literal["", "taken", "needed"] = ""

@@ -86,16 +86,8 @@ VIDEOS = (
         target="diffalign.models.families.wan:WAN",
         other_shapes=(
             ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "diffalign.models.families.wan:LARGE"),
+            ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "diffalign.models.families.wan:LARGE"),
             ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "diffalign.models.families.wan:TI2V"),
-        ),
-        refuses=(
-            (
-                "transformer_2",
-                "it is two experts, for high and for low noise, and one network is trained here. Allowed: "
-                "the models of one transformer (Wan 2.1, Wan 2.2 TI2V-5B), or a folder that holds one expert "
-                "alone as its transformer, trained at that expert's times (method time: {type: uniform, "
-                "steps: null, low: 0.875} for A14B's high-noise expert, high: 0.875 for the other)",
-            ),
         ),
     ),
 )

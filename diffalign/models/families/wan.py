@@ -6,19 +6,21 @@ UMT5's states beyond a prompt's end are zeros, and the transformer attends to th
 every token its own time (``expand_timesteps``), so that an image can be given as a first frame; without one
 all times are equal, so the network is told one here, which is the same and makes its time embedding once.
 
-The 14B of 2.2 is two transformers, one above a noise level and one below (its ``boundary_ratio``), and its
-pipelines are refused: one network here would be asked at times that it has never seen. Either expert trains
-right as the ``transformer`` of a folder of its own, at its own times; the refusal says how.
+The A14B of 2.2 is two transformers (``models/experts.py``): ``transformer`` from the time
+``boundary_ratio`` of the pipeline's configuration on, ``transformer_2`` below it. ``model.expert`` says which
+one is trained.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffalign.config.schema import ModelConfig
 from diffalign.models.codecs import Codec, Videos
+from diffalign.models.experts import EXPERTS, FIRST
 from diffalign.models.families.base import ReadByT5, encoded_by_t5, flow_grid
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.types import Cond
@@ -55,7 +57,7 @@ LARGE: Mapping[str, Mapping[str, Any]] = {
         "num_layers": 40,
     },
 }
-"""What differs in Wan2.1-T2V-14B."""
+"""What differs in Wan2.1-T2V-14B, and in each expert of Wan2.2-T2V-A14B."""
 
 TI2V: Mapping[str, Mapping[str, Any]] = {
     "transformer": {
@@ -86,11 +88,12 @@ class WanVideo(ReadByT5):
 
     Attributes:
         max_sequence_length: tokens of UMT5.
+        network_name: the transformer that is trained, of two where there are two.
     """
 
     max_sequence_length: int = 512
     name: str = "wan"
-    network_name: str = "transformer"
+    network_name: str = FIRST
     network_class: str = "WanTransformer3DModel"
     codec: Codec = Videos(
         width=lambda config: int(config.get("z_dim", 16)),
@@ -106,6 +109,10 @@ class WanVideo(ReadByT5):
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of Wan2.1-T2V-1.3B's components."""
         return CONFIGS
+
+    def configured(self, config: ModelConfig) -> Self:
+        """With the run's number of tokens, and its expert."""
+        return replace(super().configured(config), network_name=EXPERTS[config.expert or "high"])
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """Return the side of ``patch_size``, which is one latent frame deep."""
@@ -135,7 +142,7 @@ class WanVideo(ReadByT5):
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""
-        return {"encoder_hidden_states": (self.max_sequence_length, configs["transformer"]["text_dim"])}
+        return {"encoder_hidden_states": (self.max_sequence_length, configs[self.network_name]["text_dim"])}
 
 
 WAN = WanVideo()

@@ -172,7 +172,7 @@ def takes(
     clean = model.encode_pixels(pixels)[0].to(model.device)
     eta = settings.eta_of(task.clip, task.number)
     times = times_of(model, settings, eta, tuple(clean.shape[1:]))
-    denoiser: Denoiser = model.denoiser()
+    denoiser: Denoiser = model.sampler()
     if settings.guidance != 1:
         denoiser = Guided(denoiser, negative, settings.guidance)
     for member in (0, 1):

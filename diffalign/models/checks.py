@@ -1,0 +1,56 @@
+"""Checks of a checkpoint and of the pipeline that was loaded from it."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from diffalign.config.schema import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.families.base import Family
+
+logger = logging.getLogger(__name__)
+
+
+def check_variant(config: ModelConfig, folder: Path) -> None:
+    """UserError for a variant that a folder does not have, where diffusers would load other weights."""
+    names = [f.name for f in folder.rglob("*.safetensors")] + [f.name for f in folder.rglob("*.bin")]
+    if not any(f".{config.variant}." in name or f".{config.variant}-" in name for name in names):
+        variants = {m.group(1) for n in names if (m := re.search(r"model\.([A-Za-z]\w*)[.-]", n))} - {
+            "safetensors",
+            "bin",
+        }
+        raise UserError(
+            f"model.variant={config.variant!r}: {config.path} has no such weights; "
+            f"allowed: {', '.join(sorted(variants) or ['none, leave model.variant out'])}"
+        )
+
+
+def limit_tokenizers(pipeline: Any) -> None:
+    """Give tokenizers saved without ``model_max_length`` the number of positions of their text encoder."""
+    for name, tokenizer in pipeline.components.items():
+        if not name.startswith("tokenizer") or getattr(tokenizer, "model_max_length", 0) < 10**9:
+            continue
+        encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"), None)
+        positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        if positions:
+            tokenizer.model_max_length = positions
+            logger.warning("%s has no model_max_length: %d, its text encoder's positions", name, positions)
+
+
+def check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:
+    """UserError for components that a pipeline lacks."""
+    missing = [name for name in names if getattr(pipeline, name) is None]
+    if missing:
+        raise UserError(f"model.path={path!r}: the pipeline has no {', '.join(missing)}")
+
+
+def check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
+    """UserError for an autoencoder of another width than the network's latents."""
+    latent = family.codec.channels(pipeline.vae.config)
+    wanted = family.latent_channels(getattr(pipeline, family.network_name).config)
+    if latent != wanted:
+        where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
+        raise UserError(
+            f"{where}: the VAE has {latent} latent channels, the {family.network_name} takes {wanted}"
+        )
