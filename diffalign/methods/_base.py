@@ -1,7 +1,6 @@
-"""Frozen bases of methods: fields and checks that many methods share, no loss. Abstract: a method adds
-``__call__``.
+"""Frozen base classes of methods: shared fields and checks; a method adds ``__call__``.
 
-Their fields are keywords, so a method's own fields come first in its constructor and in listings
+Their fields are keyword-only, so that a method's own fields come first in its constructor and in listings
 (``own_first``).
 """
 
@@ -23,7 +22,7 @@ NOISINGS: Mapping[str, type] = {"forward": Forward, "inversion": Inversion}
 
 
 def check_positive(method: object, *names: str) -> None:
-    """Raise the UserError for the first field of ``names`` that is not more than 0."""
+    """Raise UserError if a field of ``names`` is not more than 0."""
     for name in names:
         if not getattr(method, name) > 0:
             raise UserError(f"method.{name}={getattr(method, name)}; allowed: more than 0")
@@ -31,12 +30,12 @@ def check_positive(method: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StateMethod:
-    """A method over noisy states of clean latents.
+    """A method that trains on noisy states of clean latents.
 
     Attributes:
-        time: which times are trained on, one per group.
-        noising: how latents become noisy states.
-        reduce: what counts as one unit of a sample.
+        time: distribution of the training times, one draw per group.
+        noising: map from clean latents to noisy states.
+        reduce: reduction of squared errors (B, *d) to units of a sample.
     """
 
     time: TimeSampler = choice(TIMES, Uniform())
@@ -52,10 +51,10 @@ class StateMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledMethod(StateMethod):
-    """A method over noisy states with a ``beta`` above 0, which makes rewards of log-ratios.
+    """A method on noisy states whose rewards are ``beta`` times log-ratios, with ``beta`` above 0.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with Diffusion-DPO's 1/2.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
     """
 
     beta: float = 5000.0
@@ -66,10 +65,10 @@ class ScaledMethod(StateMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class PairMethod(ScaledMethod):
-    """A method of pairs of rivals.
+    """A method of pairs of rivals with a pairwise loss.
 
     Attributes:
-        loss: what a pair demands of its logit.
+        loss: pairwise loss of the rewards of two rivals.
     """
 
     loss: PairwiseLoss = choice(LOSSES, Logistic())
@@ -77,8 +76,9 @@ class PairMethod(ScaledMethod):
 
 @dataclass(frozen=True)
 class RolloutMethod:
-    """A method of rollouts: it learns from recorded steps, or chooses the times of its samples itself, so
-    that it has no ``Noising`` and no choice of times.
+    """A method of rollouts, without ``Noising`` and without a distribution of times.
+
+    It trains on recorded steps, or draws the times of finished samples itself.
     """
 
     noising: ClassVar[None] = None
@@ -90,6 +90,6 @@ class RolloutMethod:
 
 
 def own_first(method: type) -> list[Field[Any]]:
-    """Return the fields of a method, those of the bases of this module last."""
+    """Return the fields of a method, with those of ``StateMethod`` last."""
     shared = {f.name for f in fields(StateMethod)}
     return sorted(fields(method), key=lambda f: f.name in shared)

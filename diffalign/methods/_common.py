@@ -1,6 +1,4 @@
-"""What several methods share: component tables for configurations, the way from a batch to compared rivals,
-and metrics under their usual names.
-"""
+"""Functions that several methods share: from a batch to compared rivals, losses of pairs, and metrics."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,24 +15,24 @@ from diffalign.losses.pairwise import PairwiseLoss
 from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Reduce, Step, TimeSampler
 
 LIKED = 0.5
-"""A single sample is liked above this score, disliked below it, and neither at it."""
+"""Score above which a single sample is liked and below which it is disliked."""
 
 OverTime = Literal["constant", "alpha_squared"]
-"""What an error weighs at time t: the same everywhere, or alpha(t)^2, which measures the error of a velocity
-(a flow's, or v) in noise: |eps error|^2 = alpha^2 |v error|^2.
+"""Weight of an error at time t: 1, or alpha(t)^2, which converts a squared error of a velocity to one of the
+noise: |eps error|^2 = alpha^2 |v error|^2.
 """
 
 
 @dataclass(frozen=True)
 class ScoreRange:
-    """The range of the scores that a method reads, which a run checks before it trains.
+    """Range of the scores that a method reads, which a run checks before training.
 
     Attributes:
-        low: smallest allowed.
-        high: largest allowed.
-        rewards: whether it reads the reward of an image where there is one, else its label's score.
-        tolerated: share of scores that may lie outside; a warning counts them.
-        advice: how to bring scores into the range.
+        low: smallest allowed score.
+        high: largest allowed score.
+        rewards: whether the method reads ``extra["reward"]`` if the data has it, else the label's score.
+        tolerated: share of scores that may lie outside, in [0, 1]; a warning counts them.
+        advice: text for the user on how to bring scores into the range.
     """
 
     low: float
@@ -46,43 +44,41 @@ class ScoreRange:
 
 @runtime_checkable
 class OfScores(Protocol):
-    """A method whose formula reads scores as numbers, not only their order."""
+    """A method whose formula depends on the values of scores, not only on their order."""
 
     @property
     def score_range(self) -> "ScoreRange":
-        """What the scores must be."""
+        """The allowed range of the scores."""
         ...
 
 
 @runtime_checkable
 class OverStates(Protocol):
-    """A method that looks at noisy states: what ``noisy`` and ``compare`` read off it."""
+    """The attributes of a method on noisy states that ``noisy`` and ``compare`` read."""
 
     @property
     def time(self) -> TimeSampler:
-        """Which times are trained on, one per group."""
+        """The distribution of the training times, one draw per group."""
         ...
 
     @property
     def noising(self) -> Noising:
-        """How latents become noisy states."""
+        """The map from clean latents to noisy states."""
         ...
 
     @property
     def reduce(self) -> Reduce:
-        """What counts as one unit of a sample."""
+        """The reduction of squared errors to units of a sample."""
         ...
 
 
 def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
-    """Return times per group (G,) as times per sample (B,), on x's device and in its precision (float32 at
-    least).
-    """
+    """Return times per group (G,) as times per sample (B,), on x's device, in float32 or x's wider dtype."""
     return t[group.to(t.device)].to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 def guided(denoiser: Denoiser, batch: Batch[Tensor], scale: float) -> Denoiser:
-    """Return the denoiser, guided away from what the batch names as negative unless ``scale`` is 1."""
+    """Return the denoiser with guidance against the batch's negative conditions; itself for a scale of 1."""
     return denoiser if scale == 1 else Guided(denoiser, batch.negative, scale)
 
 
@@ -93,7 +89,7 @@ def noisy(
     batch: Batch[Tensor],
     generator: Random | torch.Generator,
 ) -> Noised:
-    """Return the noisy states of a batch: one time per group, by the denoiser that the noising names."""
+    """Return the noisy states of a batch, with one time per group, made by the method's noising."""
     time = fitted(method.time, policy.path, batch.x.shape[1:])
     t = times_like(time(batch.num_groups, generator), batch.group, batch.x)
     role = reference if method.noising.by == "reference" else policy
@@ -109,7 +105,7 @@ def compare(
     generator: Random | torch.Generator,
     over_time: OverTime = "constant",
 ) -> Contrast:
-    """Every two rivals of a batch by how much likelier training has made them, estimated by the ELBO."""
+    """Return the pairs of rivals of a batch, with log-ratios estimated by the ELBO."""
     z = noisy(method, policy, reference, batch, generator)
     log_ratio = elbo(policy, reference, z, batch.cond, method.reduce).log_ratio
     if over_time == "alpha_squared":
@@ -121,44 +117,45 @@ def compare(
 def pair_losses(
     loss: PairwiseLoss, chosen: Tensor, rejected: Tensor, c: Contrast, batch: Batch[Any]
 ) -> Tensor:
-    """Return the losses (P, *unit) of the rewards of the better and the worse, under the labels as given.
+    """Return the losses (P, *unit) of the rewards of the better and the worse samples.
 
-    Where the batch has ``votes``, P = v_w / (v_w + v_l) of them for the better sample, the label is soft:
-    P l(h) + (1 - P) l(-h), the expectation of the loss over the voters. Of the logistic loss this is the
-    cross-entropy of DPO's Bradley-Terry model with a soft label (Rafailov et al. 2023, arXiv 2305.18290,
-    equation 7). A pair without votes keeps its hard label.
+    With ``votes`` in the batch, labels are soft: with P = v_w / (v_w + v_l) the share of votes for the better
+    sample, the loss is P l(h) + (1 - P) l(-h), its expectation over the voters. For the logistic loss this is
+    the cross-entropy of DPO's Bradley-Terry model with a soft label (Rafailov et al. 2023, arXiv 2305.18290,
+    equation 7). A pair without votes has a hard label.
     """
     hard = loss(chosen, rejected)
     if "votes" not in batch.extra:
         return hard
-    won, lost = (batch.extra["votes"].to(hard)[index] for index in (c.better, c.worse))
-    share = (won / (won + lost)).nan_to_num(nan=1.0)
+    votes_better, votes_worse = (batch.extra["votes"].to(hard)[index] for index in (c.better, c.worse))
+    share = (votes_better / (votes_better + votes_worse)).nan_to_num(nan=1.0)
     return share * hard + (1 - share) * loss(rejected, chosen)
 
 
 def preference_step(c: Contrast, losses: Tensor, scale: float | Tensor) -> Step:
-    """Return the mean of ``losses`` (P, *unit) over what is no tie, with its metrics; ``scale`` makes rewards
-    of log-ratios.
+    """Return the step with the mean of ``losses`` (P, *unit) without ties, and the preference metrics.
+
+    ``scale`` is the factor from log-ratios to the rewards of the metrics.
     """
     loss = c.mean(losses)
     return Step(loss, {"loss": loss.detach(), **preference_metrics(c, scale)}, c.count)
 
 
 def preference_metrics(c: Contrast, scale: float | Tensor) -> dict[str, Tensor]:
-    """Detached means over what is no tie, named as dashboards know them.
+    """Return detached means over the pairs that are not tied, under the names that DPO trainers use.
 
-    ``rewards/*`` are ``scale`` times the log-ratio; an exactly equal prediction counts half in
-    ``rewards/accuracies``. ``errors/*`` are policy minus reference denoising error: a winner's must not
-    rise, however good the margin looks.
+    ``rewards/*`` are ``scale`` times the log-ratio; a margin of exactly 0 counts half in
+    ``rewards/accuracies``. ``errors/*`` are the denoising error of the policy minus that of the reference; if
+    ``errors/chosen`` rises, the policy gets worse on winners even if the margin grows.
     """
     margin = c.margin.detach()
-    right = (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)
+    correct = (margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)
     chosen, rejected = c.mean(c.chosen.detach()), c.mean(c.rejected.detach())
     return {
         "rewards/chosen": scale * chosen,
         "rewards/rejected": scale * rejected,
         "rewards/margins": scale * (chosen - rejected),
-        "rewards/accuracies": c.mean(right),
+        "rewards/accuracies": c.mean(correct),
         "errors/chosen": -2 * chosen,
         "errors/rejected": -2 * rejected,
     }

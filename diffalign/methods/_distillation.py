@@ -1,11 +1,10 @@
-"""Students of few steps, and the assistants that follow what they sample.
+"""Score distillation into students of few steps, with assistant networks.
 
-A student is the policy: it samples itself, and a score says where its samples should move. That score is the
-difference of the frozen base (the teacher, a run's reference) and of an assistant, a second trained network
-that is fitted to the student's samples by plain denoising, so that it knows the density that they have.
-``diffalign.runs.roles`` makes assistants of a card's names as further sets of adapters on the same frozen
-base, so that memory is that of one network. Student and assistants have one optimizer: each loss reaches the
-parameters of its own network only.
+The student is the policy. Its samples are moved along the difference of two scores: that of the frozen base
+(the teacher, the run's reference) and that of an assistant, a second trained network that is fitted to the
+student's samples by denoising and so models their density. ``diffalign.runs.roles`` makes the assistants that
+a card names as additional adapters on the same frozen base, so that memory is that of one network. Student
+and assistants share one optimizer; each loss has gradients to its own network only.
 """
 
 from collections.abc import Mapping
@@ -32,11 +31,11 @@ from diffalign.types import Batch, Cond, Denoiser, Random, TimeSampler
 
 @dataclass(frozen=True, eq=False)
 class Assisted(Wrapper):
-    """The student as a denoiser, with the networks that follow it.
+    """The student as a denoiser, with its assistants as an attribute.
 
     Attributes:
         denoiser: the student.
-        assistants: by the names of the method's card.
+        assistants: assistant networks by the names of the method's card.
     """
 
     assistants: Mapping[str, Denoiser]
@@ -47,10 +46,10 @@ class Assisted(Wrapper):
 
 
 def assistant_of(policy: Denoiser, name: str) -> Denoiser:
-    """Return an assistant of the student.
+    """Return the student's assistant of a name.
 
     Raises:
-        UserError: the policy has none of that name.
+        UserError: the policy has no assistant of that name.
     """
     if isinstance(policy, Assisted) and name in policy.assistants:
         return policy.assistants[name]
@@ -59,22 +58,23 @@ def assistant_of(policy: Denoiser, name: str) -> Denoiser:
 
 @dataclass
 class Turn:
-    """How many micro-batches a distillation has seen."""
+    """Number of micro-batches of a distillation so far."""
 
     calls: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(RolloutMethod):
-    """A method that distils the frozen base into a student of as many steps as the run samples with.
+    """Base of methods that distil the frozen base into a student with the sampling steps of the run.
 
     Attributes:
-        guidance: scale of the teacher's classifier-free guidance; the student learns what it gives. 1: none.
-        last: steps of the student's sampling that carry gradient; null: all.
-        every: micro-batches of which the student learns from one and the assistants from all, so that they
-            know what it samples (the two time scales of DMD2, arXiv 2405.14867). More than 1 needs one
+        guidance: scale of the teacher's classifier-free guidance, at least 0; 1 is none.
+        last: number of the student's last sampling steps with gradient, at least 1; null: all.
+        every: the student is trained on every ``every``-th micro-batch, the assistants on all, so that they
+            follow the student's density (the two time scales of DMD2, arXiv 2405.14867). Above 1 it needs one
             process.
-        time: at which times samples are noised and the scores compared.
+        time: distribution of the times at which the scores are compared.
+        turn: count of micro-batches; copies made by ``dataclasses.replace`` share it.
     """
 
     guidance: float = 1.0
@@ -93,26 +93,26 @@ class Distillation(RolloutMethod):
 
     @property
     def needs_reference(self) -> bool:
-        """Yes: it is the teacher."""
+        """True: the reference is the teacher."""
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of micro-batches seen."""
+        """Return the number of micro-batches so far."""
         return {"calls": self.turn.calls}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer."""
+        """Restore the state from the result of ``state_dict``."""
         self.turn.calls = int(state["calls"])
 
     def learns(self) -> bool:
-        """Return whether the student learns from this micro-batch, and count it; always without gradients."""
+        """Count a micro-batch; return whether the student is trained on it (true without gradients)."""
         if not torch.is_grad_enabled():
             return True
         self.turn.calls += 1
         return self.turn.calls % self.every == 0
 
     def sampled(self, policy: Denoiser, batch: Batch[Tensor], learns: bool = True) -> Tensor:
-        """Return the student's samples (B, *d) of the batch's noise, with gradient if it learns."""
+        """Return the student's samples (B, *d) of the batch's noise, with gradient if ``learns``."""
         sampling = Unrolled(policy, None, batch)
         first = 0 if self.last is None else max(0, sampling.steps - self.last)
         if not learns:
@@ -121,19 +121,20 @@ class Distillation(RolloutMethod):
         return sampling.run(carries.expand(-1, len(batch.x)).to(batch.x.device))
 
     def teacher(self, reference: Denoiser, batch: Batch[Tensor]) -> Denoiser:
-        """Return the frozen base under the teacher's guidance of the samples of ``batch``."""
+        """Return the frozen base with the teacher's guidance for the samples of ``batch``."""
         return reference if self.guidance == 1 else Guided(reference, batch.negative, self.guidance)
 
     def times(self, policy: Denoiser, x: Tensor, generator: Random | torch.Generator) -> Tensor:
-        """Return times (B,) of B samples, one draw each."""
-        drawn = fitted(self.time, policy.path, x.shape[1:])(len(x), generator)
-        return drawn.to(x)
+        """Return times (B,), one draw for each sample."""
+        draws = fitted(self.time, policy.path, x.shape[1:])(len(x), generator)
+        return draws.to(x)
 
     def followed(
         self, assistant: Denoiser, x: Tensor, cond: Cond, generator: Random | torch.Generator
     ) -> Float[Tensor, " B"]:
-        """Return the assistant's denoising error (B,) of the student's samples (B, *d), with times and noise
-        of its own.
+        """Return the assistant's denoising errors (B,) on the student's samples (B, *d).
+
+        Times and noise are drawn independently of those of the student's loss.
         """
         x0 = x.detach()
         t = self.times(assistant, x0, generator)
@@ -143,8 +144,8 @@ class Distillation(RolloutMethod):
 
 
 def noise_of(denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-    """Return the noise that a denoiser finds in ``x_t``, (B, *d), whatever it predicts."""
+    """Return a denoiser's estimate of the noise in ``x_t``, (B, *d), for any target."""
     if torch.is_grad_enabled():
-        # Calls without gradient leave casts of weights in autocast's cache, which would cut the graph.
+        # Calls without gradient leave detached casts of weights in autocast's cache.
         torch.clear_autocast_cache()
     return at_least_float32(estimates_of(denoiser, denoiser(x_t, t, cond), x_t, t)[1])

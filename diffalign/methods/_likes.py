@@ -1,6 +1,4 @@
-"""What the methods of single likes share (Diffusion-KTO on images, TKTO on captions): from log-ratios and
-labels to a step.
-"""
+"""Functions that the methods of single likes share (Diffusion-KTO on images, TKTO on captions)."""
 
 from typing import Literal, Protocol, runtime_checkable
 
@@ -14,41 +12,41 @@ from diffalign.types import Batch, Cond, Denoiser, Likelihood, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
 
 KL = Literal["mean", "class_means", "mismatched"]
-"""What the value of a like is measured from: see ``methods.kto``."""
+"""Estimate of the reference point of values: see ``methods.kto``."""
 
 
 @runtime_checkable
 class OfLikes(OverStates, Protocol):
-    """A method of single likes: what this module reads off it."""
+    """The attributes of a method of single likes that this module reads."""
 
     @property
     def beta(self) -> float:
-        """Makes rewards of log-ratios."""
+        """The factor from log-ratios to rewards."""
         ...
 
     @property
     def utility(self) -> Utility:
-        """Of a sample's value."""
+        """The utility of a sample's value."""
         ...
 
     @property
     def kl(self) -> KL:
-        """What a value is measured from."""
+        """The estimate of the reference point of values."""
         ...
 
     @property
     def desirable_weight(self) -> float:
-        """Weight of desirable samples."""
+        """The weight of desirable samples."""
         ...
 
     @property
     def undesirable_weight(self) -> float:
-        """Weight of undesirable ones."""
+        """The weight of undesirable samples."""
         ...
 
     @property
     def whole_batch(self) -> bool:
-        """One sigmoid of the mean value, in place of the mean of utilities."""
+        """Whether the loss is the sigmoid of the mean value instead of the mean of utilities."""
         ...
 
 
@@ -59,7 +57,7 @@ def likelihoods(
     batch: Batch[Tensor],
     generator: Random | torch.Generator,
 ) -> tuple[Likelihood, Tensor]:
-    """Return (likelihoods, log-ratios without gradient that ``method.kl`` is a mean of), each (B, *unit)."""
+    """Return the likelihoods, and the detached log-ratios whose mean is the reference point, (B, *unit)."""
     z = noisy(method, policy, reference, batch, generator)
     ll = elbo(policy, reference, z, batch.cond, method.reduce)
     if method.kl != "mismatched":
@@ -69,31 +67,31 @@ def likelihoods(
 
 
 def other_prompts(batch: Batch[Tensor]) -> Cond:
-    """Each sample's conditions replaced by those of the next group's first member, round the batch."""
+    """Return conditions in which each sample has those of the next group's first member (cyclically)."""
     first = torch.stack([(batch.group == g).nonzero()[0, 0] for g in range(batch.num_groups)])
     index = first[(batch.group + 1) % batch.num_groups]
     return {name: value[index.to(value.device)] for name, value in batch.cond.items()}
 
 
-def likes_step(method: OfLikes, ratios: Tensor, others: Tensor, score: Tensor) -> Step:
-    """Return the mean of w_y (1 - h) over samples that are liked (score above 1/2) or disliked (below).
+def likes_step(method: OfLikes, ratios: Tensor, offsets: Tensor, score: Tensor) -> Step:
+    """Return the step of the mean of w_y (1 - h) over liked (score above 1/2) and disliked (below) samples.
 
     Args:
-        method: utility, weights and offset.
-        ratios: (B, *unit) log-ratios.
-        others: (B, *unit) log-ratios that the offset is a mean of.
-        score: (B, *unit).
+        method: settings of utility, weights and reference point.
+        ratios: (B, *unit) log-ratios, with gradient.
+        offsets: (B, *unit) log-ratios whose mean is the reference point.
+        score: (B, *unit) scores.
     """
     sign = (score - LIKED).sign().to(ratios)
     liked, disliked, counted = (sign > 0).to(ratios), (sign < 0).to(ratios), sign.abs()
     terms = counted.sum()
-    kl = _offset(method, method.beta * others, liked, disliked)
+    kl = _offset(method, method.beta * offsets, liked, disliked)
     value = method.beta * ratios - kl
     weight = method.desirable_weight * liked + method.undesirable_weight * disliked
     if method.whole_batch:
         signed = weight * sign * value
         mean = signed.sum() / terms.clamp(min=1)
-        # the value is that of all ranks, the gradient this rank's share of it
+        # the value is the mean over all ranks, the gradient is this rank's share of it
         loss = 1 - torch.sigmoid(mean_over_ranks(signed, counted) + mean - mean.detach())
     else:
         loss = (weight * (1 - method.utility(value, sign))).sum() / terms.clamp(min=1)
@@ -109,11 +107,11 @@ def _offset(method: OfLikes, rewards: Tensor, liked: Tensor, disliked: Tensor) -
 
 
 def _metrics(
-    beta: float, ratios: Tensor, right: Tensor, liked: Tensor, disliked: Tensor
+    beta: float, ratios: Tensor, signed_value: Tensor, liked: Tensor, disliked: Tensor
 ) -> dict[str, Tensor]:
-    """Means over the batch's likes ("chosen") and dislikes ("rejected"), 0 where it has none."""
-    chosen, rejected = ((ratios * which).sum() / which.sum().clamp(min=1) for which in (liked, disliked))
-    hits = (right > 0).to(right) + 0.5 * (right == 0).to(right)
+    """Return means over the batch's likes ("chosen") and dislikes ("rejected"); 0 if it has none."""
+    chosen, rejected = ((ratios * mask).sum() / mask.sum().clamp(min=1) for mask in (liked, disliked))
+    hits = (signed_value > 0).to(signed_value) + 0.5 * (signed_value == 0).to(signed_value)
     counted = liked + disliked
     return {
         "rewards/chosen": beta * chosen,

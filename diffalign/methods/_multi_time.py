@@ -1,7 +1,7 @@
-"""What online methods without log-densities share: samples with advantages, noised again at several times.
+"""Finished samples noised at several times, for online methods without log-densities.
 
-AWM, DiffusionNFT and DGPO look at finished samples by the forward process, so that any sampler may have made
-them. Each sample is noised at S times at once; rows are S B, times slowest, samples fastest.
+AWM, CRD, DiffusionNFT and DGPO use the forward process only, so that any sampler may have made the samples.
+Each sample is noised at S times; the S B rows are ordered by time, then by sample.
 """
 
 from collections.abc import Mapping
@@ -26,22 +26,24 @@ _KINDS = ("discrete", "discrete_wo_init", "logit_normal", "uniform")
 
 @dataclass(frozen=True)
 class Stratified:
-    """S times a group, one in each of S equal parts of what may be drawn (AWM, Xue et al. 2025, arXiv
-    2509.25050, released code).
+    """Stratified times: S per group, one in each of S equal parts of the distribution ``over``.
 
-    discrete           times of the sampler's own steps 0 .. int(fraction T) - 1 of T, which the batch knows
-    discrete_wo_init   the same without step 0, pure noise
-    logit_normal       sigmoid of a normal's quantiles, shifted, at least 0.01
+    Source: AWM, Xue et al. 2025, arXiv 2509.25050, released code.
+
+    discrete           times of the sampler's steps 0 .. int(fraction T) - 1 of T (``Batch.grid``)
+    discrete_wo_init   the same without step 0, which is pure noise
+    logit_normal       sigmoid of normal quantiles, shifted, at least 0.01
     uniform            low to 1, shifted
 
-    What differs from the released code: there all groups of a minibatch have one draw, here each its own.
+    Differences from the released code: each group has its own draw, there all groups of a
+    minibatch share one.
 
     Attributes:
-        over: of the above.
-        strata: S; null: every one of the discrete steps.
-        fraction: share of the steps that are trained on, from the noisiest.
-        shift: of times that are not discrete.
-        low: of uniform ones.
+        over: distribution of the times, one of the above.
+        strata: number S of times, at least 1; null: all of the discrete steps.
+        fraction: share of the discrete steps that is trained on, from the noisiest, in (0, 1].
+        shift: time shift of "logit_normal" and "uniform" times, above 0.
+        low: smallest "uniform" time before the shift, in [0, 1).
     """
 
     over: Literal["discrete", "discrete_wo_init", "logit_normal", "uniform"] = "discrete_wo_init"
@@ -67,10 +69,10 @@ class Stratified:
     def __call__(
         self, count: int, generator: Random | torch.Generator, grid: Tensor | None
     ) -> Float[Tensor, "count S"]:
-        """Return (count, S) float64 times; ``grid`` (T + 1,): the times of the sampler.
+        """Return float64 times (count, S); ``grid`` (T + 1,) are the times of the sampler.
 
         Raises:
-            UserError: discrete times of samples that no sampler has made, or more strata than steps.
+            UserError: discrete times without a ``grid``, or more strata than steps.
         """
         if not self.over.startswith("discrete"):
             assert self.strata is not None
@@ -82,7 +84,7 @@ class Stratified:
             return shifted(torch.special.ndtri(part).sigmoid(), self.shift).clamp(min=0.01)
         if grid is None:
             raise UserError(
-                f"time.over={self.over!r} of samples that no sampler has made; allowed: logit_normal, uniform"
+                f"time.over={self.over!r} of samples without sampling times; allowed: logit_normal, uniform"
             )
         first = 0 if self.over == "discrete" else 1
         edges = self._edges(first, int((len(grid) - 1) * self.fraction))
@@ -96,12 +98,12 @@ class Stratified:
         return max(1, int(steps * self.fraction) - (self.over == "discrete_wo_init"))
 
     def _edges(self, first: int, last: int) -> Tensor:
-        """Return (S + 1,) where the parts of the steps ``first`` to ``last`` - 1 begin and end."""
+        """Return the bounds (S + 1,) of the parts of the steps ``first`` to ``last`` - 1."""
         strata = last - first if self.strata is None else self.strata
         if not 0 < strata <= last - first:
             raise UserError(
                 f"time.strata={self.strata} over the steps {first} to {last - 1} of the sampler; allowed: at "
-                "most one a step"
+                "most the number of steps"
             )
         return first + (last - first) * torch.arange(strata + 1) // strata
 
@@ -111,12 +113,12 @@ class NoisedRows:
     """S B rows of noisy states with the policy's predictions.
 
     Attributes:
-        z: the states.
-        cond: their conditions.
-        negative: what guidance guides away from, by name.
-        prediction: the policy's, with gradient, at least float32.
-        target: the prediction without an error.
-        strata: S.
+        z: noisy states.
+        cond: conditions of the rows, every tensor (S B, ...).
+        negative: negative conditions of guidance, every tensor (S B, ...).
+        prediction: the policy's predictions (S B, *d), with gradient, in float32 or wider.
+        target: regression targets (S B, *d).
+        strata: number S of times.
     """
 
     z: Noised
@@ -132,17 +134,17 @@ class NoisedRows:
 
     @torch.no_grad()
     def predicted_by(self, denoiser: Denoiser, guidance: float = 1.0) -> Tensor:
-        """Return another denoiser's predictions of the rows, guided by a scale, without gradient."""
+        """Return another denoiser's predictions (S B, *d), with a guidance scale, without gradient."""
         if guidance != 1:
             denoiser = Guided(denoiser, self.negative, guidance)
         return at_least_float32(denoiser(self.z.x_t, self.z.t, self.cond))
 
     def distance(self, other: Tensor) -> Tensor:
-        """Return the mean squared difference (S B,) of the policy's prediction and ``other``."""
+        """Return the mean squared difference (S B,) of the policy's prediction and another, (S B, *d)."""
         return _mean_square(self.prediction - other)
 
     def error(self, prediction: Tensor) -> Tensor:
-        """Return the mean squared error (S B,) of a prediction."""
+        """Return the mean squared error (S B,) of a prediction (S B, *d)."""
         return _mean_square(prediction - self.target)
 
 
@@ -151,7 +153,7 @@ def _mean_square(difference: Tensor) -> Tensor:
 
 
 def detached_step(metrics: Mapping[str, Tensor], batch: Batch[Any]) -> Step:
-    """Return a step whose loss is the metric of that name and whose weight is the number of samples."""
+    """Return the step with ``metrics["loss"]`` as its loss and the number of samples as its weight."""
     loss = metrics["loss"]
     return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
 
@@ -162,17 +164,17 @@ def noised_rows(
     """Return the samples of a batch noised at several times, with the policy's predictions.
 
     Args:
-        time: which times; rivals have the same.
-        policy: called once, with gradient.
+        time: distribution of the S times of a group.
+        policy: the policy, called once, with gradient.
         batch: finished samples.
-        generator: of times and noise.
-        shared: whether rivals share their noise at a time, or every row has its own.
+        generator: source of times and noise.
+        shared: whether rivals share their noise at a time.
     """
     t = time(batch.num_groups, generator, batch.grid)
     strata, rank = t.shape[1], rank_in_group(batch.group)
     members = 1 if shared else int(rank.max()) + 1
-    drawn = normal(generator, batch.num_groups, (strata, members, *batch.x.shape[1:])).cpu()
-    eps = drawn[batch.group, :, 0 if shared else rank].transpose(0, 1).flatten(0, 1).to(batch.x)
+    noise = normal(generator, batch.num_groups, (strata, members, *batch.x.shape[1:])).cpu()
+    eps = noise[batch.group, :, 0 if shared else rank].transpose(0, 1).flatten(0, 1).to(batch.x)
     times = times_like(t, batch.group, batch.x).T.flatten()
     x0 = batch.x.repeat(strata, *(1 for _ in batch.x.shape[1:]))
     cond, negative = (

@@ -1,7 +1,7 @@
-"""What methods of reward gradients share: sampling inside the graph, and the penalty that holds the policy.
+"""Functions that methods of reward gradients share: differentiable sampling, and a penalty.
 
-A batch is noise (B, *d) with the sampler's ``grid`` and ``kernel`` and a differentiable reward, ``value``.
-The method samples with the policy and gives the gradient of the reward of what comes out.
+A batch holds noise (B, *d), the sampler's ``grid`` and ``kernel``, and a differentiable reward ``value``. The
+method samples with the policy and maximises the reward of the samples by its gradient.
 """
 
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ from diffalign.types import Batch, Denoiser, Step
 
 @dataclass(frozen=True)
 class Differentiating(RolloutMethod):
-    """A method that learns from the gradient of a reward of what it samples itself.
+    """A method that samples itself and uses the gradient of the reward of its samples.
 
     Attributes:
-        eta: noise of the sampling that it needs, as ``rollout.eta`` has it.
+        eta: noise of the sampling that it needs, as in ``rollout.eta``.
     """
 
     eta: ClassVar[float] = 0.0
 
     @property
     def words(self) -> bool:
-        """Whether it asks for rewards under words before the prompt."""
+        """Whether it evaluates rewards of prompts with a word in front."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardGradient(Differentiating):
-    """A method that differentiates a reward through its own sampling.
+    """A method that backpropagates a reward through its own sampling.
 
     Attributes:
-        hold: weight of the squared difference between the predictions of policy and reference at the steps
-            that carry gradient, in units of the reward. The guard against over-optimisation; 0: none, and no
-            reference is called.
+        hold: weight, in units of the reward, of the mean squared difference between the predictions of policy
+            and reference at the steps with gradient; at least 0. It limits over-optimisation of the reward;
+            at 0 the reference is not called.
     """
 
     hold: float = 1.0
@@ -54,34 +54,35 @@ class RewardGradient(Differentiating):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the penalty asks the reference."""
+        """Whether the loss has the penalty, which calls the reference."""
         return self.hold > 0
 
 
 def guided(denoiser: Denoiser, batch: Batch[Tensor]) -> Denoiser:
-    """Return the denoiser under the guidance that the batch is sampled with."""
+    """Return the denoiser with the guidance of the batch's sampling."""
     return denoiser if batch.guidance == 1 else Guided(denoiser, batch.negative, batch.guidance)
 
 
 class Unrolled:
-    """One sampling of a batch by the policy, from time 1 to 0, whose steps carry gradient where it is wanted.
+    """One sampling of a batch by the policy along its grid, with gradient through chosen steps.
 
     Attributes:
-        states: x_t before each step, detached, (T, B, *d) as a list.
-        held: (B,) sums over the steps with gradient of the squared difference to the reference's predictions.
+        states: x_t before each step, detached: T tensors (B, *d).
+        penalty: (B,) sums, over the steps with gradient, of the mean squared difference to the reference's
+            predictions.
     """
 
     def __init__(self, policy: Denoiser, reference: Denoiser | None, batch: Batch[Tensor]):
-        """Hold a batch; ``reference`` None: no penalty is summed."""
+        """Prepare the sampling; without a ``reference`` the penalty stays 0."""
         if batch.grid is None:
-            raise ValueError("a batch that the policy samples itself needs its grid")
+            raise ValueError("a batch that the method samples itself needs a grid")
         self._batch = batch
         self._policy = guided(policy, batch)
         self._reference = None if reference is None else guided(reference, batch)
         self._kernel = batch.kernel if isinstance(batch.kernel, StepKernel) else DDIM()
         self.times = batch.grid
         self.states: list[Tensor] = []
-        self.held = torch.zeros(len(batch.x), device=batch.x.device)
+        self.penalty = torch.zeros(len(batch.x), device=batch.x.device)
 
     @property
     def steps(self) -> int:
@@ -89,11 +90,11 @@ class Unrolled:
         return len(self.times) - 1
 
     def run(self, carries: Bool[Tensor, "T B"]) -> Tensor:
-        """Sample to the end; return the clean latents (B, *d).
+        """Sample to the last time; return the clean latents (B, *d).
 
         Args:
-            carries: which steps of which samples carry gradient. The latents that enter a sample's first such
-                step are constants; a step that does not carry gradient passes none on.
+            carries: mask of the steps with gradient of each sample. The latents before a sample's first such
+                step are constants; a step outside the mask stops the gradient.
         """
         x = self._batch.x
         for step in range(self.steps):
@@ -101,24 +102,25 @@ class Unrolled:
             with torch.set_grad_enabled(bool(carries[step].any())):
                 after, distance = self.step(x, step)
             if bool(carries[step].any()):
-                self.held = self.held + distance * carries[step]
+                self.penalty = self.penalty + distance * carries[step]
                 after = torch.where(expand(carries[step], after), after, after.detach())
             x = after
         return x
 
     def step(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return the mean of the sampler's step from a state (B, *d), and ``predicted``'s distance, (B,)."""
+        """Return the mean of the sampler's step from a state (B, *d), and ``predicted``'s distance (B,)."""
         t, s = (self.times[step + i].to(x).expand(len(x)) for i in (0, 1))
         clean, noise, distance = self.predicted(x, t)
         return self._kernel.after(self._policy.path, clean, noise, t, s)[0], distance
 
     def predicted(self, x: Tensor, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the policy's estimates of the clean latents and the noise of states (B, *d), each at its own
-        time, and the mean squared difference of its predictions to the reference's, (B,), 0 without gradient
-        or reference.
+        """Return the policy's estimates of clean latents and noise for states (B, *d) at times (B,).
+
+        The third result is the mean squared difference (B,) of its predictions to the reference's; 0 without
+        gradient or without reference.
         """
         if torch.is_grad_enabled():
-            # Steps without gradient leave casts of weights in autocast's cache, which would cut the graph.
+            # Steps without gradient leave detached casts of weights in autocast's cache.
             torch.clear_autocast_cache()
         prediction = self._policy(x, t, self._batch.cond)
         clean, noise = estimates_of(self._policy, prediction, x, t)
@@ -129,15 +131,15 @@ class Unrolled:
         return clean, noise, at_least_float32(prediction - reference).square().flatten(1).mean(1)
 
 
-def gradient_step(rewards: Tensor, loss: Tensor, held: Tensor, hold: float) -> Step:
-    """Return the step of B samples.
+def gradient_step(rewards: Tensor, loss: Tensor, penalty: Tensor, hold: float) -> Step:
+    """Return the step of B samples with loss plus penalty.
 
     Args:
-        rewards: (B,), for the log.
-        loss: (B,), what is minimised of each.
-        held: (B,) penalties.
-        hold: their weight.
+        rewards: (B,) rewards, for the metrics.
+        loss: (B,) losses.
+        penalty: (B,) penalties to the reference.
+        hold: weight of the penalties.
     """
-    whole = at_least_float32(loss) + hold * held
-    metrics = {"reward": rewards.detach().float().mean(), "held": held.detach().mean()}
-    return Step(whole.mean(), metrics, torch.tensor(float(len(loss)), device=loss.device))
+    total = at_least_float32(loss) + hold * penalty
+    metrics = {"reward": rewards.detach().float().mean(), "held": penalty.detach().mean()}
+    return Step(total.mean(), metrics, torch.tensor(float(len(loss)), device=loss.device))

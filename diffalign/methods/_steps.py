@@ -1,9 +1,8 @@
-"""What methods over recorded sampler steps share: from a batch of transitions to log-densities, and from
-rivals among them to a step.
+"""Functions that methods of recorded sampler steps share: log-densities, clipped losses and pairs of steps.
 
-A batch of transitions knows what drew it (``kernel``, ``guidance``), so a density is always scored by what
-made the draw. Policy and reference make one forward for samples with equal inputs (``batch.state``), and the
-reference makes none where the rollout stored its answer (``reference_mean``).
+A batch of transitions holds the kernel and the guidance scale that drew it, so that densities are those of
+the draw. Policy and reference are called once for samples with equal inputs (``batch.state``); the reference
+is not called if the rollout has recorded its means (``reference_mean``).
 """
 
 from dataclasses import dataclass
@@ -24,21 +23,21 @@ from diffalign.types import Batch, Denoiser, Kernel, Step, Transition
 
 @runtime_checkable
 class OverSteps(Protocol):
-    """A method that compares rival steps: what ``rivals`` reads off it."""
+    """The attributes of a method of rival steps that ``rivals`` reads."""
 
     @property
     def beta(self) -> float:
-        """Makes rewards of log-ratios."""
+        """The factor from log-ratios to rewards."""
         ...
 
     @property
     def clip(self) -> float:
-        """How far from 1 the ratio of the two densities may be."""
+        """Half the width of the interval around 1 to which the ratio of the densities is clipped."""
         ...
 
     @property
     def kl(self) -> float:
-        """Weight of the KL to the reference."""
+        """The weight of the KL to the reference."""
         ...
 
 
@@ -49,7 +48,7 @@ def check_clip(clip: float) -> None:
 
 
 def check_preference(method: OverSteps) -> None:
-    """Raise UserError where beta, clip or kl of a method of rival steps are out of range."""
+    """Raise UserError if beta, clip or kl of a method of rival steps is out of range."""
     if not method.beta > 0:
         raise UserError(f"method.beta={method.beta}; allowed: more than 0")
     check_clip(method.clip)
@@ -61,7 +60,7 @@ def kernel_of(batch: Batch[Transition], card: MethodCard) -> Kernel:
     """Return the kernel that drew the batch.
 
     Raises:
-        UserError: the batch holds no recorded steps: it is not of a rollout.
+        UserError: the batch holds no recorded steps.
     """
     if isinstance(batch.x, Transition) and batch.kernel is not None:
         return batch.kernel
@@ -72,10 +71,10 @@ def kernel_of(batch: Batch[Transition], card: MethodCard) -> Kernel:
 
 
 def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
-    """Return the advantages (B,) of what was sampled.
+    """Return the advantages (B,) of a rollout's samples or steps.
 
     Raises:
-        UserError: the batch is not of a rollout, or of one without advantages.
+        UserError: the batch is not of a rollout, or the rollout has no advantages.
     """
     if card.rollout != "samples":
         kernel_of(batch, card)
@@ -87,45 +86,53 @@ def advantage_of(batch: Batch[Any], card: MethodCard) -> Tensor:
     )
 
 
-def as_drawn(denoiser: Denoiser, batch: Batch[Transition], held: bool = False) -> Denoiser:
-    """Return the denoiser, guided as when the batch was drawn, with one forward for each different state;
-    ``held``: no gradient through what it is guided away from.
+def as_drawn(denoiser: Denoiser, batch: Batch[Transition], detached: bool = False) -> Denoiser:
+    """Return the denoiser with the guidance of the rollout and one network call per distinct state.
+
+    ``detached`` stops the gradient through the negative prediction.
     """
-    if batch.state is None or batch.guidance == 1 or held:
+    if batch.state is None or batch.guidance == 1 or detached:
         once = denoiser if batch.state is None else OncePerState(denoiser, batch.state)
-        return once if batch.guidance == 1 else Guided(once, batch.negative, batch.guidance, held)
-    # Guidance asks about all samples twice, so that there are twice as many states.
+        return once if batch.guidance == 1 else Guided(once, batch.negative, batch.guidance, detached)
+    # Guidance calls the network on 2B samples, so that there are twice as many states.
     both = torch.cat([batch.state, batch.state + batch.state.max() + 1])
     return Guided(OncePerState(denoiser, both), batch.negative, batch.guidance)
 
 
 def likelihood(
-    policy: Denoiser, reference: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False
+    policy: Denoiser, reference: Denoiser, batch: Batch[Transition], card: MethodCard, detached: bool = False
 ) -> StepLikelihood:
-    """Log-densities (B,) of the recorded steps under both, and the KL of the policy's to the reference's; see
-    ``as_drawn`` for ``held``.
+    """Return the log-densities (B,) of the recorded steps under both networks, and the KL of their steps.
+
+    ``detached`` is that of ``as_drawn``.
 
     Raises:
         UserError: the batch is not of a rollout.
     """
-    kernel, known = kernel_of(batch, card), batch.extra.get("reference_mean")
-    guided = as_drawn(reference, batch) if known is None else reference  # which is not called then
-    return transition(as_drawn(policy, batch, held), guided, batch.x, batch.cond, kernel, known)
+    kernel, mean = kernel_of(batch, card), batch.extra.get("reference_mean")
+    guided = as_drawn(reference, batch) if mean is None else reference  # not called if its mean is recorded
+    return transition(as_drawn(policy, batch, detached), guided, batch.x, batch.cond, kernel, mean)
 
 
-def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False) -> Tensor:
-    """Log-density (B,) of the recorded steps under the policy alone; see ``as_drawn`` for ``held``.
+def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, detached: bool = False) -> Tensor:
+    """Return the log-densities (B,) of the recorded steps under the policy.
+
+    ``detached`` is that of ``as_drawn``.
 
     Raises:
         UserError: the batch is not of a rollout.
     """
     kernel, x = kernel_of(batch, card), batch.x
-    return log_density(kernel, x.x_s, *kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond))
+    return log_density(kernel, x.x_s, *kernel(as_drawn(policy, batch, detached), x.x_t, x.t, x.s, batch.cond))
 
 
 class Redrawn(NamedTuple):
-    """Recorded steps as the policy would draw them now: ``mean`` (B, *d) with gradient and ``std``
-    (B, 1, ...); and ``drawn_mean`` (B, *d), the mean that they were drawn with.
+    """Means of recorded steps under the policy and when drawn.
+
+    Attributes:
+        mean: (B, *d) means of the policy's steps, with gradient.
+        std: (B, 1, ...) standard deviations of the steps.
+        drawn_mean: (B, *d) means with which the steps were drawn.
     """
 
     mean: Tensor
@@ -133,9 +140,10 @@ class Redrawn(NamedTuple):
     drawn_mean: Tensor
 
 
-def redrawn(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: bool = False) -> Redrawn:
-    """Return the policy's means of recorded steps beside those that they were drawn with; see ``as_drawn``
-    for ``held``.
+def redrawn(policy: Denoiser, batch: Batch[Transition], card: MethodCard, detached: bool = False) -> Redrawn:
+    """Return the means of recorded steps under the policy and when drawn.
+
+    ``detached`` is that of ``as_drawn``.
 
     Raises:
         UserError: the batch is not of a rollout, or its rollout did not record the means.
@@ -146,43 +154,39 @@ def redrawn(policy: Denoiser, batch: Batch[Transition], card: MethodCard, held: 
             f"method {card.name} learns from the means of steps as they were drawn, and this batch has none; "
             "allowed with it: rounds that were sampled for this method"
         )
-    mean, std = kernel(as_drawn(policy, batch, held), x.x_t, x.t, x.s, batch.cond)
+    mean, std = kernel(as_drawn(policy, batch, detached), x.x_t, x.t, x.s, batch.cond)
     return Redrawn(mean, std, batch.extra["drawn_mean"].to(mean))
 
 
 @runtime_checkable
 class OfAdvantages(Protocol):
-    """A method of recorded steps with advantages: what ``surrogate`` reads off it."""
+    """The attributes of a method of steps with advantages that ``surrogate`` reads."""
 
     @property
     def clip(self) -> float:
-        """How far from 1 the ratio of policy and sampling policy is rewarded."""
+        """Half the width of the interval around 1 to which the ratio to the sampling policy is clipped."""
         ...
 
     @property
     def advantage_clip(self) -> float:
-        """Advantages further from 0 count as this."""
+        """The largest absolute advantage."""
         ...
 
 
 def check_advantages(method: OfAdvantages) -> None:
-    """Raise UserError where clip or advantage_clip are out of range."""
+    """Raise UserError if clip or advantage_clip is out of range."""
     check_clip(method.clip)
     check_advantage_clip(method.advantage_clip)
 
 
 def check_kl(kl: float | None) -> None:
-    """Check the weight of a method's KL.
-
-    Raises:
-        UserError: it is negative.
-    """
+    """Raise UserError if the weight of a method's KL is negative."""
     if kl is not None and not kl >= 0:
         raise UserError(f"method.kl={kl}; allowed: 0 or more, or null for no reference")
 
 
 def check_advantage_clip(value: float) -> None:
-    """Raise UserError unless it is above 0."""
+    """Raise UserError unless the bound of advantages is above 0."""
     if not value > 0:
         raise UserError(f"method.advantage_clip={value}; allowed: more than 0")
 
@@ -194,8 +198,14 @@ def surrogate(
     card: MethodCard,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Return (mean clipped loss of the recorded steps, metrics, weight), with log-densities ``logp`` (B,)
-    under the policy; ``weights`` (B,) multiply the clipped losses.
+    """Return the mean clipped loss of the recorded steps (PPO), its metrics and the step's weight.
+
+    Args:
+        method: bounds of ratio and advantage.
+        logp: (B,) log-densities under the policy, with gradient.
+        batch: the recorded steps.
+        card: card of the method, for messages.
+        weights: (B,) factors of the clipped losses.
 
     Raises:
         UserError: the batch has no advantages.
@@ -215,18 +225,18 @@ def surrogate(
 def advantage_weight(advantage: Tensor) -> Tensor:
     """Return the weight of a mean over recorded steps with advantages (B,).
 
-    Sources leave out groups without advantage; one that stands in for a batch of them counts nothing.
+    It is their number, or 0 if all advantages are 0 (a source pads an empty batch with such steps).
     """
     return advantage.ne(0).any() * float(len(advantage))
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """Rival steps of a batch.
+    """Pairs of rival steps of a batch.
 
     Attributes:
-        limited: pairs by their log-ratios inside the clip.
-        raw: (B,) log-ratios as they are, without gradient.
+        limited: pairs with clipped log-ratios.
+        raw: (B,) log-ratios before the clip, without gradient.
         kl: (B,) KL of the policy to the reference.
     """
 
@@ -235,14 +245,14 @@ class Rivals:
     kl: Tensor
 
     def mean_of_both(self, values: Tensor) -> Tensor:
-        """Scalar mean of ``values`` (B,) over the members of pairs that are no tie."""
+        """Return the scalar mean of ``values`` (B,) over the members of pairs that are not tied."""
         return self.limited.mean((values[self.limited.better] + values[self.limited.worse]) / 2)
 
 
 def rivals(
     method: OverSteps, policy: Denoiser, reference: Denoiser, batch: Batch[Transition], card: MethodCard
 ) -> Rivals:
-    """Every two rivals of a batch by their scores (B,), or by Pareto where there are several, (B, R)."""
+    """Return the pairs of rival steps, ordered by scores (B,), or by Pareto dominance of scores (B, R)."""
     ll = likelihood(policy, reference, batch, card)
     lead = difference if batch.score.ndim == 1 else pareto
     pairs = contrast(limited(ll.log_ratio, method.clip), batch.score, batch.group, lead)
@@ -257,12 +267,11 @@ def preference(
     batch: Batch[Transition],
     card: MethodCard,
 ) -> Step:
-    """Return the mean of ``loss`` over pairs of rival steps that are no tie, with the penalty and its
-    metrics.
+    """Return the mean of ``loss`` over pairs of rival steps that are not tied, plus the KL penalty.
 
-    ``rewards/*`` are beta times what the loss sees, the log-ratio inside the clip; ``log_ratios/*`` are as
-    they are, and decide ``rewards/accuracies`` (equal ones count half). ``kl`` and ``clipped`` (the share of
-    log-ratios outside) are means over the members of the pairs.
+    Metrics ``rewards/*`` are beta times the clipped log-ratio. ``log_ratios/*`` are not clipped, and
+    ``rewards/accuracies`` is computed from them (equal ones count half). ``kl`` and ``clipped`` (the share of
+    log-ratios outside the clip) are means over the members of the pairs.
 
     Raises:
         UserError: the batch is not of a rollout.
@@ -274,13 +283,13 @@ def preference(
         value = value + method.kl * kl
     low, high = limits(method.clip)
     chosen, rejected = r.raw[pairs.better], r.raw[pairs.worse]
-    right = (chosen > rejected).to(r.raw) + 0.5 * (chosen == rejected).to(r.raw)
+    correct = (chosen > rejected).to(r.raw) + 0.5 * (chosen == rejected).to(r.raw)
     metrics = {
         "loss": value,
         "rewards/chosen": method.beta * pairs.mean(pairs.chosen),
         "rewards/rejected": method.beta * pairs.mean(pairs.rejected),
         "rewards/margins": method.beta * pairs.mean(pairs.margin),
-        "rewards/accuracies": pairs.mean(right),
+        "rewards/accuracies": pairs.mean(correct),
         "log_ratios/chosen": pairs.mean(chosen),
         "log_ratios/rejected": pairs.mean(rejected),
         "kl": kl,

@@ -1,8 +1,7 @@
-"""A policy that trails: a moving average of the one that is trained, which a method is held against or which
-samples for it.
+"""Moving averages of the policy that a method compares the policy with, or that sample its rounds.
 
-``diffalign.runs.roles`` makes it and a hook moves it. A method gets it as its reference: the frozen base,
-which knows the trailing policy.
+``diffalign.runs.roles`` makes the average and a hook updates it. The method receives it inside its reference:
+a ``Followed`` is the frozen base with the moving average as an attribute.
 """
 
 from collections.abc import Mapping
@@ -20,19 +19,19 @@ from diffalign.types import Cond, Denoiser
 
 @dataclass(frozen=True)
 class Trail:
-    """How fast it follows: trailing = d trailing + (1 - d) policy, d = min(limit, first + rate (step -
-    start)), and 0 before ``start``.
+    """Schedule of the decay d of a moving average, average = d average + (1 - d) policy.
 
-    So it is close to the policy at first and the slower the longer a run goes on. AWM and DGPO have limit
-    0.3, rate 0.001; DiffusionNFT 0.5, 0.001 or 0.999, 0.0075 from step 75. With limit 0 it is a copy that is
-    made anew every ``every`` steps.
+    d = min(limit, first + rate (step - start)), and 0 before ``start``: the average is close to the policy at
+    first and changes more slowly later. AWM and DGPO have limit 0.3, rate 0.001; DiffusionNFT has 0.5, 0.001
+    or 0.999, 0.0075 from step 75. With limit 0 the average is a copy that is updated every ``every`` steps.
 
     Attributes:
-        limit: of the decay.
-        rate: by which it grows, per optimizer step.
-        start: the step from which it grows.
-        every: optimizer steps between moves; a round's, where it samples.
-        first: the decay at ``start``.
+        limit: largest decay, in [0, 1).
+        rate: increase of the decay per optimizer step, at least 0.
+        start: optimizer step from which the decay increases, at least 0.
+        every: optimizer steps between updates, at least 1; set it to those of a round for an average that
+            samples the rounds.
+        first: decay at ``start``, in [0, 1).
     """
 
     limit: float = 0.3
@@ -51,7 +50,7 @@ class Trail:
             )
 
     def mix(self, step: int) -> float:
-        """Return 1 - d, the policy's share in the move after optimizer step ``step``."""
+        """Return 1 - d, the policy's weight in the update after optimizer step ``step``."""
         if step < self.start:
             return 1.0
         return 1 - min(self.limit, self.first + self.rate * (step - self.start))
@@ -59,16 +58,16 @@ class Trail:
 
 @runtime_checkable
 class Trailing(Protocol):
-    """A method that a moving average of the policy belongs to (``MethodCard.trailing``)."""
+    """A method with a moving average of the policy (``MethodCard.trailing``)."""
 
     @property
     def trail(self) -> Trail:
-        """How fast the moving average follows."""
+        """The schedule of the moving average's decay."""
         ...
 
     @property
     def trails(self) -> bool:
-        """Whether the moving average is used; without it none is kept."""
+        """Whether the moving average is used; otherwise none is kept in memory."""
         ...
 
 
@@ -78,7 +77,7 @@ class TrailingSampler(Trailing, Protocol):
 
     @property
     def sampler_trail(self) -> Trail:
-        """How fast that one follows."""
+        """The schedule of the second moving average's decay."""
         ...
 
 
@@ -87,10 +86,10 @@ TRAILS: Mapping[str, type] = {"linear": Trail}
 
 @dataclass(frozen=True, eq=False)
 class Followed(Wrapper):
-    """The base as a denoiser, with the policy that trails.
+    """The frozen base as a denoiser, with the moving average of the policy as an attribute.
 
     Attributes:
-        denoiser: the base, frozen.
+        denoiser: the frozen base.
         trailing: the moving average, called without gradient.
     """
 
@@ -102,11 +101,14 @@ class Followed(Wrapper):
 
 
 def trailing_of(reference: Denoiser, card: MethodCard) -> Denoiser:
-    """Return the policy that trails.
+    """Return the moving average of the policy.
 
     Raises:
-        UserError: nobody does.
+        UserError: the reference has none.
     """
     if isinstance(reference, Followed):
         return reference.trailing
-    raise UserError(f"method {card.name} wants a policy that trails, and its reference is a plain one")
+    raise UserError(
+        f"method {card.name} needs a moving average of the policy, and its reference has none; allowed: "
+        "a `Followed` reference, which a run makes"
+    )

@@ -1,23 +1,23 @@
 """AdjointDPM. Pan et al. 2023, "AdjointDPM: Adjoint Sensitivity Method for Gradient Backpropagation of
 Diffusion Probabilistic Models", arXiv 2307.10711.
 
-The reward r of the end of the policy's probability-flow ODE is maximised by its own gradient, which the
-adjoint ODE gives in constant memory (``diffusion.adjoint``):
+The reward r of the solution of the policy's probability-flow ODE is maximised by its gradient, which the
+adjoint ODE computes in constant memory (``diffusion.adjoint``):
 
     loss = -r( x_0(theta) ),    dL/dtheta = -int a^T d eps/dtheta drho,    da/drho = -a^T d eps/dy,
 
-in y = x / alpha and rho = sigma / alpha, where the linear part of the ODE is integrated exactly; of a flow in
-x and t. All steps carry gradient, as in DRaFT with ``last: null``, and one network call's activations are
-held at a time. ``backward`` says how: ``integrated`` (the paper) keeps nothing, ``kept`` (the released code)
-the states of the way there, ``exact`` differentiates the steps of the solver and equals DRaFT's gradient.
-The first two differ from it by the solver's error.
+in y = x / alpha and rho = sigma / alpha, where the linear part of the ODE is integrated exactly; on a flow in
+x and t. All steps have gradient, as in DRaFT with ``last: null``, and the activations of one network call are
+in memory at a time. ``backward`` selects the states of the adjoint: ``integrated`` (the paper) stores none,
+``kept`` (the released code) stores those of the forward solve, ``exact`` differentiates the steps of the
+solver and equals DRaFT's gradient. The first two differ from it by the solver's error.
 
-What differs from the released code (HanshuYAN/AdjointDPM): it optimises the initial noise or the text
+Differences from the released code (HanshuYAN/AdjointDPM): it optimises the initial noise or the text
 embedding of one image and leaves the weights, which the paper describes, to the reader; here the weights are
 trained over prompts (``diffusion.adjoint.probability_flow`` gives gradients to noise and conditions as well).
 It decodes y where x = alpha y is meant. Its midpoint stages take the nearest time of the grid; our
-second-order solver, ``heun``, has its stages on the grid. There is a penalty on the distance to the
-reference (``hold``).
+second-order solver, ``heun``, has its stages on the grid. The loss has a penalty on the distance to
+the reference (``hold``).
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class AdjointDPM(RewardGradient):
-    """The gradient of a reward at the end of the probability-flow ODE by the adjoint ODE.
+    """Maximise the reward of the probability-flow ODE's solution by the adjoint ODE.
 
     Attributes:
         solver: "euler", the DDIM step, or "heun", of second order with two network calls a step.
@@ -56,14 +56,18 @@ class AdjointDPM(RewardGradient):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return minus the mean reward; B samples, of ``batch.x`` noise (B, *d); nothing is drawn."""
+        """Return the step whose loss is minus the mean reward of B samples from noise ``batch.x`` (B, *d).
+
+        Raises:
+            UserError: the run's sampler is stochastic.
+        """
         if batch.grid is None or batch.value is None:
             raise ValueError("a batch of a reward gradient needs its grid and its value")
         if batch.kernel is not None and batch.kernel != DDIM():
             raise UserError(
                 f"method adjoint_dpm with sampler {batch.kernel}: it solves an ODE; allowed: rollout.eta 0"
             )
-        x0, held = probability_flow(
+        x0, penalty = probability_flow(
             guided(policy, batch),
             batch.x,
             batch.grid,
@@ -73,16 +77,16 @@ class AdjointDPM(RewardGradient):
             cost=distance_to(guided(reference, batch), batch) if self.hold else None,
         )
         reward = batch.value(x0, torch.arange(len(x0), device=x0.device))
-        return gradient_step(reward, -reward, held, self.hold)
+        return gradient_step(reward, -reward, penalty, self.hold)
 
 
 def distance_to(reference: Denoiser, batch: Batch[Tensor]) -> Cost:
-    """Return the mean squared difference of a prediction to the reference's, which has no gradient."""
+    """Return the cost: the mean squared difference (B,) of a prediction to the reference's."""
 
     def distance(x: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
         with torch.no_grad():
-            held = reference(x, t, batch.cond)
-        return at_least_float32(prediction - held).square().flatten(1).mean(1)
+            target = reference(x, t, batch.cond)
+        return at_least_float32(prediction - target).square().flatten(1).mean(1)
 
     return distance
 

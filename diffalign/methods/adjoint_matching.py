@@ -2,27 +2,27 @@
 Models with Memoryless Stochastic Optimal Control", arXiv 2409.08861.
 
 The target is p(x) ~ p_reference(x) exp(r(x) / beta). The policy samples x_0, ..., x_T (here from noise to
-data) by steps of the memoryless noise schedule without gradient; the lean adjoint goes back through the
-reference's steps alone, as vector-Jacobian products of their means,
+data) by steps of the memoryless noise schedule, without gradient. The lean adjoint is computed backwards
+through the reference's steps, by vector-Jacobian products of their means,
 
     a_T = -grad r(x_T) / beta,    a_k = (d mean_reference(x_k) / dx)^T a_{k+1},
 
-and with everything constant but the policy's mean, summed over the latent elements,
+and with all but the policy's mean constant, summed over the latent elements,
 
     loss = mean over chosen k of | (mean_policy(x_k) - mean_reference(x_k)) / std_k + std_k a_k |^2.
 
 At the optimum the policy's control is -std a. beta is one over the paper's lambda. The memoryless schedule
-is the path's own chain (``samplers.Ancestral``): DDIM with eta 1, and of a flow its posterior steps.
+is the path's Markov chain (``samplers.Ancestral``): DDIM with eta 1, or the posterior steps of a flow.
 
-Steps whose loss is unusual are left out: those whose root is not below a running mean of the ``quantile`` of
-the batches' roots. Guidance is that of the sampling only, as released: the policy and the reference that are
-matched are unguided, which gave the authors the best results and is not covered by the theory.
+Steps with unusually large losses are left out: those whose root is not below a running mean of the
+``quantile`` of the batches' roots. Guidance applies to the sampling only, as released: policy and reference
+are matched without guidance, which gave the authors the best results but is not covered by the theory.
 
-What differs from the released code (microsoft/soc-fine-tuning-sd): the steps are drawn for each sample, not
-for the batch; of several processes the mean of their quantiles counts; there is no smoothing of the reward's
-gradient and no buffer; a step without noise (the last one of a flow) is not chosen. Of flows the paper takes
-Euler-Maruyama steps with an offset in the schedule, which is infinite at pure noise; posterior steps need
-none.
+Differences from the released code (microsoft/soc-fine-tuning-sd): the steps are drawn for each sample, not
+for the batch; with several processes the mean of their quantiles is used; there is no smoothing of the
+reward's gradient and no buffer; a step without noise (the last one of a flow) is not chosen. On flows the
+paper makes Euler-Maruyama steps with an offset in the schedule, which is infinite at pure noise; posterior
+steps need no offset.
 """
 
 import math
@@ -49,13 +49,13 @@ KERNEL = Ancestral()
 
 
 class Threshold:
-    """The running mean of a quantile, a float64 scalar; NaN until there is one."""
+    """Running mean of a quantile, a float64 scalar; NaN before the first update."""
 
     def __init__(self) -> None:
         self.value = torch.full((), torch.nan, dtype=torch.float64)
 
     def update(self, roots: Tensor, quantile: float, decay: float) -> Tensor:
-        """Take in a batch's roots (N,), those of all processes, and return the mean. A collective."""
+        """Update with the roots (N,) of a batch on all processes (a collective); return the running mean."""
         new = mean_over_ranks(roots.float().quantile(quantile)[None]).double()
         old = self.value.to(new.device)
         self.value = torch.where(old.isnan(), new, decay * old + (1 - decay) * new)
@@ -64,16 +64,16 @@ class Threshold:
 
 @dataclass(frozen=True)
 class AdjointMatching(Differentiating):
-    """Regression of the policy's control onto the lean adjoint of the reference.
+    """Regress the policy's control onto the lean adjoint of the reference.
 
     Attributes:
-        beta: weight of the KL to the reference: the target is p_reference exp(r / beta).
-        trained: steps of a sampling that are learnt from, of each sample.
-        early: share of the steps, from noise on, that the first half of them is drawn from; the other half is
-            drawn from the rest.
-        quantile: which quantile of a batch's roots bounds what counts; 1: all counts.
-        decay: of its running mean.
-        threshold: the state; copies made by ``dataclasses.replace`` share it.
+        beta: weight of the KL to the reference, above 0: the target is p_reference exp(r / beta).
+        trained: number of sampling steps of each sample in the loss, at least 1.
+        early: share of the steps, from noise on, from which the first half of them is drawn, in [0, 1]; the
+            other half is drawn from the later steps.
+        quantile: quantile of a batch's roots above which steps are left out, in (0, 1]; 1: none is.
+        decay: decay of the quantile's running mean, in [0, 1).
+        threshold: running mean of the quantile; copies made by ``dataclasses.replace`` share it.
     """
 
     beta: float = 0.01
@@ -100,8 +100,9 @@ class AdjointMatching(Differentiating):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over the chosen steps of B samples, of ``batch.x`` noise (B, *d). A collective
-        while gradients are taken.
+        """Return the mean loss over the chosen steps of B samples from noise ``batch.x`` (B, *d).
+
+        With ``quantile`` below 1 it is a collective operation.
         """
         if batch.grid is None or batch.value is None:
             raise ValueError("a batch of a reward gradient needs its grid and its value")
@@ -109,9 +110,9 @@ class AdjointMatching(Differentiating):
         end = states[-1].requires_grad_()
         reward = batch.value(end, torch.arange(len(end), device=end.device))
         (to_end,) = torch.autograd.grad(reward.sum(), end)
-        back = lean_adjoint(reference, states, batch.grid, batch.cond, -to_end / self.beta)
-        chosen = self.chosen(back.stds > 0, batch.num_groups, generator)[batch.group]
-        losses, control = matched(policy, states, batch.grid, batch.cond, back, chosen)
+        adjoint = lean_adjoint(reference, states, batch.grid, batch.cond, -to_end / self.beta)
+        chosen = self.chosen(adjoint.stds > 0, batch.num_groups, generator)[batch.group]
+        losses, control = matched(policy, states, batch.grid, batch.cond, adjoint, chosen)
         roots = losses.detach().sqrt()
         keep = torch.ones_like(roots)
         if self.quantile < 1:
@@ -127,34 +128,38 @@ class AdjointMatching(Differentiating):
     def chosen(
         self, noisy: Tensor, groups: int, generator: Random | torch.Generator
     ) -> Int[Tensor, "groups M"]:
-        """Return the numbers of the steps that each group learns from, without repetition.
+        """Return the indices of each group's steps in the loss, without repetition.
 
         Args:
-            noisy: (T,), which steps have noise.
-            groups: number of them.
-            generator: of the draws.
+            noisy: (T,) mask of the steps with noise.
+            groups: number of groups.
+            generator: source of the draws.
         """
         steps = noisy.nonzero()[:, 0].cpu()
         first = math.ceil(self.early * len(steps))
-        some = min(self.trained // 2, first)
-        more = min(self.trained - some, len(steps) - first)
-        some = min(self.trained - more, first)  # what the rest lacks comes from the first part
+        early_count = min(self.trained // 2, first)
+        late_count = min(self.trained - early_count, len(steps) - first)
+        # the early part supplies what the late part lacks
+        early_count = min(self.trained - late_count, first)
         order = uniform(generator, groups, (len(steps),)).cpu()
-        places = [order[:, :first].argsort(1)[:, :some], first + order[:, first:].argsort(1)[:, :more]]
+        places = [
+            order[:, :first].argsort(1)[:, :early_count],
+            first + order[:, first:].argsort(1)[:, :late_count],
+        ]
         return steps[torch.cat(places, 1)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running mean; empty while there is none."""
+        """Return the running mean; empty before the first update."""
         return {} if self.threshold.value.isnan() else {"threshold": self.threshold.value.item()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer."""
+        """Restore the state from the result of ``state_dict``."""
         if "threshold" in state:
             self.threshold.value = torch.tensor(state["threshold"], dtype=torch.float64)
 
 
 class LeanAdjoint(NamedTuple):
-    """The way back: adjoints a_0 .. a_T, the reference's means of the T steps (each (B, *d)), stds (T,)."""
+    """Lean adjoints a_0 .. a_T and the reference's means of T steps, each (B, *d), and their stds (T,)."""
 
     adjoints: list[Tensor]
     means: list[Tensor]
@@ -179,7 +184,7 @@ def sampled(policy: Denoiser, batch: Batch[Tensor], generator: Random | torch.Ge
 def lean_adjoint(
     reference: Denoiser, states: list[Tensor], times: Float[Tensor, " S"], cond: Cond, terminal: Tensor
 ) -> LeanAdjoint:
-    """Return the way back from ``terminal`` (B, *d) through the reference's steps at ``states``."""
+    """Return the lean adjoint with a_T = ``terminal`` (B, *d) through the reference's steps at ``states``."""
     adjoints = [terminal]
     means: list[Tensor] = []
     stds: list[Tensor] = []
@@ -188,7 +193,7 @@ def lean_adjoint(
             x = states[step].detach().requires_grad_()
             t, s = times_of(times, step, x)
             mean, std = KERNEL(reference, x, t, s, cond)
-            # the product is linear: of size one it stays within half precision's range
+            # the product is linear in the adjoint: scaled to size 1 it fits half precision
             size = adjoints[0].abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
             (a,) = torch.autograd.grad(mean, x, (adjoints[0] / size).to(mean))
         adjoints.insert(0, a * size)
@@ -202,12 +207,12 @@ def matched(
     states: list[Tensor],
     times: Float[Tensor, " S"],
     cond: Cond,
-    back: LeanAdjoint,
+    adjoint: LeanAdjoint,
     chosen: Int[Tensor, "B M"],
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses (B, M) at the chosen steps, and half the squared control, the KL of each step.
+    """Return the losses (B, M) at the chosen steps, and half the squared control (B, M), the KL of each step.
 
-    The policy is asked once, for B M samples.
+    The policy is called once, on B M samples.
     """
     count = chosen.shape[1]
     rows = torch.arange(len(chosen)).repeat_interleave(count)
@@ -216,11 +221,11 @@ def matched(
     def at(tensors: list[Tensor]) -> Tensor:
         return torch.stack([tensors[k][i] for k, i in zip(steps.tolist(), rows.tolist(), strict=True)])
 
-    x, mean, a = at(states), at(back.means), at(back.adjoints)
+    x, mean, a = at(states), at(adjoint.means), at(adjoint.adjoints)
     t, s = (times[steps + i].to(x) for i in (0, 1))
-    held = {name: value[rows.to(value.device)] for name, value in cond.items()}
-    std = expand(back.stds[steps.to(back.stds.device)], x)
-    clean, noise = estimates_of(policy, policy(x, t, held), x, t)
+    row_cond = {name: value[rows.to(value.device)] for name, value in cond.items()}
+    std = expand(adjoint.stds[steps.to(adjoint.stds.device)], x)
+    clean, noise = estimates_of(policy, policy(x, t, row_cond), x, t)
     control = (KERNEL.after(policy.path, clean, noise, t, s)[0] - mean) / std
     loss = (control + std * a).square().flatten(1).sum(1)
     return loss.reshape(-1, count), control.square().flatten(1).sum(1).reshape(-1, count) / 2

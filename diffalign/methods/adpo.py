@@ -1,28 +1,28 @@
 """ADPO, anchored listwise form. Wang 2025, "ADPO: Anchored Direct Preference Optimization", arXiv 2510.18913;
 the author's code (wk222/verlm).
 
-For the K rivals of a group, with scores standardised within the group to z_i,
+For the K rivals of a group, with z_i the scores standardised within the group,
 
     q = softmax(z / beta_reward),   p = softmax(log_ratio / tau),   log_ratio = -(scale / 2) (m - r),
     loss = -sum_i q_i log p_i,      gradient (p - q) / tau.
 
-The reference anchors the list: only differences from it are matched to the scores. Two rivals and a one-hot q
-are DPO with beta = scale / tau. The author's language runs use tau .8, beta_reward .5 and lists of 8.
+The reference anchors the list: only log-ratios to it are matched to the scores. With two rivals and a one-hot
+q it is DPO with beta = scale / tau. The author's language runs use tau .8, beta_reward .5 and lists of 8.
 
-``temperature: adaptive`` gives each list a temperature of its own, held constant in the gradient: with H in
-[0, 1] the policy's uncertainty and R in [0, 1] how well the list's prompt fares, its mean score between the
-least (0) and the greatest (1) of the batch's prompts,
+``temperature: adaptive`` computes a temperature for each list, without gradient: with H in [0, 1] the
+normalised entropy of the policy's list and R in [0, 1] the list's mean score, rescaled by the smallest (0)
+and the largest (1) of the batch,
 
     tau_list = clip( tau (1 + uncertainty H + penalty (1 - H) (1 - R)), low, high ):
 
-where the policy is unsure, or sure of what scores badly, it is held less tightly. ``by_reward: false``, and a
-batch of equal mean scores, have R = 1/2. ``anchor_kl`` adds its weight times the mean over the samples of
-exp(-d) - 1 + d with d = scale log_ratio, an estimate of the KL to the reference.
+so that lists with a high entropy, or with a low entropy and a low score, have a larger temperature. With
+``by_reward: false``, or equal mean scores in the batch, R = 1/2. ``anchor_kl`` adds its weight times the mean
+over the samples of exp(-d) - 1 + d with d = scale log_ratio, an estimate of the KL to the reference.
 
-Standardising divides by the unbiased standard deviation, as the code does. Ours: the transposition to
-denoising errors; a group of equal scores has weight 0 (the code pulls it to the uniform list); H is the
-entropy of the list p over log K, where language models have that of their tokens over log 32000. "The batch"
-is this process's micro-batch. The Plackett-Luce loss of later versions is ``diffusion_lpo``.
+Scores are divided by the unbiased standard deviation, as in the code. Ours: the transfer to denoising errors;
+a group of equal scores has weight 0 (there the target is the uniform list); H is the entropy of the list p
+over log K (for language models that of the tokens over log 32000). "The batch" is this process's micro-batch.
+The Plackett-Luce loss of later versions is ``diffusion_lpo``.
 """
 
 from dataclasses import dataclass
@@ -45,19 +45,19 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class ADPO(StateMethod):
-    """Lists against a softmax of their scores.
+    """Cross-entropy of the policy's list distribution to a softmax of the scores.
 
     Attributes:
-        scale: makes log-ratios, in units of a mean squared error with Diffusion-DPO's 1/2.
-        tau: temperature of the policy's list.
-        beta_reward: temperature of the standardised scores.
-        temperature: "fixed", or "adaptive" to uncertainty and reward, see the module.
-        uncertainty: how much an unsure list raises it.
-        penalty: how much a sure list that scores badly raises it.
-        low: smallest adaptive temperature.
-        high: largest one.
-        by_reward: whether it looks at the scores.
-        anchor_kl: weight of the estimate of the KL to the reference.
+        scale: factor from half a difference of mean squared errors to a log-ratio, above 0.
+        tau: temperature of the policy's list, above 0.
+        beta_reward: temperature of the standardised scores, above 0.
+        temperature: "fixed", or "adaptive" to entropy and reward, see the module.
+        uncertainty: weight of the entropy in the adaptive temperature, at least 0.
+        penalty: weight of low entropy with a low reward in the adaptive temperature, at least 0.
+        low: smallest adaptive temperature, above 0.
+        high: largest adaptive temperature.
+        by_reward: whether the adaptive temperature depends on the scores.
+        anchor_kl: weight of the estimate of the KL to the reference, at least 0.
     """
 
     scale: float = 2000.0
@@ -100,8 +100,8 @@ class ADPO(StateMethod):
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)
         metrics = preference_metrics(contrast(ratio, batch.score, batch.group), self.scale)
         if self.anchor_kl:
-            told = weight[batch.group.to(weight.device)]
-            metrics["anchor_kl"] = (kl_estimate(reward) * told).sum() / told.sum().clamp(min=1)
+            counted = weight[batch.group.to(weight.device)]
+            metrics["anchor_kl"] = (kl_estimate(reward) * counted).sum() / counted.sum().clamp(min=1)
             loss = loss + self.anchor_kl * metrics["anchor_kl"]
         if self.temperature == "adaptive":
             metrics["tau"] = (tau * weight).sum() / weight.sum().clamp(min=1)
@@ -109,7 +109,7 @@ class ADPO(StateMethod):
         return Step(loss, {"loss": loss.detach(), **metrics}, weight.sum())
 
     def temperatures(self, reward: Tensor, score: Tensor, group: Tensor) -> Tensor:
-        """Return tau (G, *unit) of each list from rewards (B, *unit), without gradient, and scores."""
+        """Return the temperature (G, *unit) of each list from detached rewards (B, *unit) and scores."""
         member = _members(group, reward)
         log_p = torch.where(member, reward / self.tau, -torch.inf).log_softmax(1).masked_fill(~member, 0.0)
         p = torch.where(member, log_p.exp(), 0.0)
@@ -127,21 +127,22 @@ class ADPO(StateMethod):
 
 
 def _members(group: Tensor, like: Tensor) -> Tensor:
-    """Return (G, B, *1): whether a sample belongs to a group, on the device of ``like`` (B, *unit)."""
+    """Return the mask (G, B, *1) of the samples of each group, on the device of ``like`` (B, *unit)."""
     rows = group[None, :] == torch.arange(int(group.max()) + 1)[:, None]
     return expand(rows.to(like.device), like[None])
 
 
 def standardised(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (B, *unit) minus their group's mean over its unbiased standard deviation, and (G, *unit) 1
-    where a group has any spread, else 0.
+    """Return scores standardised within groups, (B, *unit), and 1 for groups that are not tied, (G, *unit).
+
+    Standardised scores are (score - mean) / unbiased standard deviation; groups of equal scores have 0.
     """
     member, index = _members(group, score).to(score), group.to(score.device)
     count = member.sum(1)
-    apart = score - (((member * score).sum(1)) / count)[index]
-    std = ((member * apart**2).sum(1) / (count - 1).clamp(min=1)).sqrt()
+    centred = score - (((member * score).sum(1)) / count)[index]
+    std = ((member * centred**2).sum(1) / (count - 1).clamp(min=1)).sqrt()
     spread = (std > 1e-8).to(score)
-    return apart / torch.where(spread > 0, std, 1.0)[index], spread
+    return centred / torch.where(spread > 0, std, 1.0)[index], spread
 
 
 CARD = MethodCard(

@@ -1,17 +1,17 @@
 """AlignProp. Prabhudesai et al. 2023, "Aligning Text-to-Image Diffusion Models with Reward Backpropagation",
 arXiv 2310.03739.
 
-DRaFT with a random truncation: the reward is backpropagated through the sampler from a random step b on
+DRaFT with a random truncation. The reward is backpropagated through the sampler from a random step b on
 (section 4, "randomized truncated backpropagation through time"),
 
-    loss = -r( x_0(theta) ),    b = round(T N(centre, spread)), drawn again until 1 <= b < T.
+    loss = -r( x_0(theta) ),    b = round(T N(centre, spread)), redrawn until 1 <= b < T.
 
 As released, centre .84 and spread .1 (42 and 5 of 50 steps): the mean depth is 8 steps of 50.
 
-What differs from the released code (mihirp1998/AlignProp): b is drawn for each group, where it is one of each
-process; steps before b are run without gradient, where they are run with it and their predictions detached;
-the reward itself is maximised, where the code has |r - 10| of the aesthetic score or 1 - HPS, times .01; DDIM
-has eta 0, where the code has 1; there is a penalty on the distance to the reference (``hold``).
+Differences from the released code (mihirp1998/AlignProp): b is drawn per group (there per process); steps
+before b run without gradient (there with gradient and detached predictions); the reward itself is maximised
+(there |r - 10| of the aesthetic score or 1 - HPS, times .01, is minimised); DDIM has eta 0 (there 1); the
+loss has a penalty on the distance to the reference (``hold``).
 """
 
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 
 TRIES = 16
-"""Draws of which the first that is a step counts; the centre where none is."""
+"""Number of draws of b, of which the first in range is used; if none is, the centre is."""
 
 
 @dataclass(frozen=True)
 class AlignProp(RewardGradient):
-    """Backpropagation of a reward through a random number of last steps.
+    """Backpropagate a reward through a random number of last steps.
 
     Attributes:
-        centre: mean of the first step that carries gradient, as a share of all.
-        spread: its standard deviation.
+        centre: mean of the first step with gradient, as a share of all steps, in (0, 1).
+        spread: standard deviation of that step, as a share of all steps, at least 0.
     """
 
     centre: float = 0.84
@@ -51,23 +51,23 @@ class AlignProp(RewardGradient):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return minus the mean reward; B samples, of ``batch.x`` noise (B, *d)."""
+        """Return the step whose loss is minus the mean reward of B samples from noise ``batch.x`` (B, *d)."""
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         first = self.first_steps(batch.num_groups, sampling.steps, generator)[batch.group]
         carries = torch.arange(sampling.steps)[:, None] >= first
         x0 = sampling.run(carries.to(batch.x.device))
         assert batch.value is not None
         reward = batch.value(x0, torch.arange(len(x0), device=x0.device))
-        return gradient_step(reward, -reward, sampling.held, self.hold)
+        return gradient_step(reward, -reward, sampling.penalty, self.hold)
 
     def first_steps(self, groups: int, steps: int, generator: Random | torch.Generator) -> Tensor:
         """Return the first step with gradient of each group, (groups,) int64 from 1 to ``steps`` - 1."""
         draws = self.centre * steps + self.spread * steps * normal(generator, groups, (TRIES,)).cpu()
-        whole = draws.round().long()
-        fits = (whole >= 1) & (whole < steps)
-        chosen = whole.gather(1, fits.int().argmax(1, keepdim=True))[:, 0]
+        candidates = draws.round().long()
+        valid = (candidates >= 1) & (candidates < steps)
+        chosen = candidates.gather(1, valid.int().argmax(1, keepdim=True))[:, 0]
         middle = min(max(1, round(self.centre * steps)), max(1, steps - 1))
-        return torch.where(fits.any(1), chosen, torch.full_like(chosen, middle))
+        return torch.where(valid.any(1), chosen, torch.full_like(chosen, middle))
 
 
 CARD = MethodCard(

@@ -1,19 +1,19 @@
 """AOT. Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal Transport", arXiv
 2406.05882, on diffusion likelihoods.
 
-The objective: the winners' distribution dominates the losers' (first-order stochastic dominance),
-quantile by quantile, instead of each winner its own loser. In one dimension the optimal transport between two
-samples pairs them in order, so both are sorted before they are compared, over the pairs of a batch:
+The objective is that the distribution of winners dominates that of losers (first-order stochastic dominance):
+quantiles are compared instead of the members of each pair. In one dimension the optimal transport between two
+samples pairs them in order, so both are sorted over the pairs of a batch before they are compared:
 
     paired:    u = log p(x_w) - log p(x_l) of the policy against the same of the reference,
     unpaired:  u = log-ratio of the winners against log-ratio of the losers,
     loss = mean_i l(beta (u_(i) - v_(i))),    l(h) = -log sigmoid(h), optionally with smoothed labels.
 
-It compares distributions over the micro-batch, so unlike every other method here its loss depends on how a
-batch is split: use micro-batches of many pairs. A micro-batch of one pair is DPO. Pairs at different times
-share one distribution. TRL names these ``aot`` and ``aot_unpaired``.
+The distributions are those of the micro-batch, so, unlike for other methods here, the loss depends on how a
+batch is split: use micro-batches of many pairs. A micro-batch of one pair gives DPO. Pairs at different times
+share one distribution. TRL's names are ``aot`` and ``aot_unpaired``.
 
-Ours: the transposition to denoising errors; ties leave before the sort.
+Ours: the transfer to denoising errors; ties are removed before the sort.
 """
 
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class AOT(PairMethod):
-    """Sorted margins against sorted margins.
+    """Pairwise loss of sorted margins.
 
     Attributes:
-        beta: scale of the logit, in units of a mean squared error with Diffusion-DPO's 1/2.
-        paired: sort margins of pairs under policy and reference, else winners and losers apart.
-        loss: what two quantiles demand; ``{"type": "logistic", "label_smoothing": 0.1}`` smooths labels.
-        reduce: what counts as one unit of a sample; units are pooled.
+        beta: scale of the logit, a factor of half a difference of mean squared errors.
+        paired: sort the margins of pairs under policy and reference; otherwise winners and losers separately.
+        loss: pairwise loss of two quantiles; ``{"type": "logistic", "label_smoothing": 0.1}`` smooths labels.
+        reduce: reduction of squared errors to units; units are pooled.
     """
 
     beta: float = 5000.0
@@ -46,7 +46,7 @@ class AOT(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all quantiles of the pairs that are no tie."""
+        """Return the mean loss over all quantiles of the pairs that are not tied."""
         z = noisy(self, policy, reference, batch, generator)
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
         pairs = lambda x: contrast(x, batch.score, batch.group)  # noqa: E731
@@ -60,7 +60,7 @@ class AOT(PairMethod):
 
 
 def ascending(values: Tensor, weight: Tensor) -> Tensor:
-    """All ``values`` (P, *unit) in ascending order, (P * units,), those of weight 0 behind the others."""
+    """Return ``values`` (P, *unit) in ascending order, (P * units,), with those of weight 0 last."""
     order = values.detach().masked_fill(weight == 0, torch.inf).flatten().argsort(stable=True)
     return values.flatten()[order]
 

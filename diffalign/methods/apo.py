@@ -4,13 +4,13 @@
 With c and r = -(beta / 2) (m - m_reference) of the chosen and the rejected sample and sig the logistic
 function,
 
-    zero:  1 - sig(c) + sig(r)        winners better than what the model makes: winner up, loser down
-    down:  sig(c) + 1 - sig(c - r)    winners worse than it: both down, the loser further.
+    zero:  1 - sig(c) + sig(r)        winners better than the model's samples: raises c, lowers r
+    down:  sig(c) + 1 - sig(c - r)    winners worse than them: lowers both, r more than c.
 
-DPO fixes the difference c - r only; these also say which way each of the two goes. The losses are bounded, so
-a pair that is far off in either direction has no pull.
+DPO determines the difference c - r only; these losses also determine the sign of each change. They are
+bounded, so the gradient of a pair with a large reward of either sign vanishes.
 
-Ours: the transposition to denoising errors. Both losses are also ``loss`` settings of ``dpo``.
+Ours: the transfer to denoising errors. Both losses are also ``loss`` settings of ``dpo``.
 """
 
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class APO(ScaledMethod):
-    """Anchored pairs.
+    """APO on pairs of rivals.
 
     Attributes:
-        beta: scale of the rewards, in units of a mean squared error with the paper's 1/2.
-        variant: "zero" where winners are better than the model's own images, "down" where they are worse.
+        beta: scale of the rewards, a factor of half a difference of mean squared errors.
+        variant: "zero" for winners that are better than the model's own images, "down" for worse ones.
     """
 
     beta: float = 2000.0
@@ -41,7 +41,7 @@ class APO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are not tied."""
         c = compare(self, policy, reference, batch, generator)
         loss = APOZero() if self.variant == "zero" else APODown()
         losses = pair_losses(loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)

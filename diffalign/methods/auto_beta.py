@@ -1,19 +1,19 @@
-"""Diffusion-DPO with a beta that finds itself: SimpleTuner's ``auto_beta`` (bghira/SimpleTuner, the Flow-DPO
-distiller; no paper).
+"""Diffusion-DPO with an adaptive beta: SimpleTuner's ``auto_beta`` (the Flow-DPO distiller of
+bghira/SimpleTuner; no paper).
 
     loss = -log sigmoid(beta d),    d = -1/2 [(m_w - r_w) - (m_l - r_l)],
     beta = log((1 - target) / target) / EMA(mean |d|),   kept within [low, high].
 
-The gradient of a pair is beta sigmoid(-beta d): a pair of average margin that is the right way round keeps a
-share ``target`` of its pull, however large errors are in the model at hand. SimpleTuner writes it with twice
-d and half of beta. Its sums over latent elements and clamps [.001, 1] are, at 512 px in 16 channels (65,536
-elements), the means and clamps here.
+The gradient of a pair is beta sigmoid(-beta d), so that a correctly ordered pair with an average margin keeps
+a share ``target`` of its gradient, independently of the size of the model's errors. SimpleTuner writes it
+with twice d and half of beta. Its sums over latent elements and clamps [.001, 1] correspond, at 512 px with
+16 channels (65,536 elements), to the means and clamps here.
 
-Beta falls as margins grow, so the pull never ends by itself: ``low`` is what holds the policy near the
-reference, and a run without a floor leaves the support. The average is a mean over all processes, moves once
-per micro-batch while gradients are taken (measuring leaves it alone), and is a part of a checkpoint. What
-differs: a mean of exactly 0 (nothing has moved yet, or only ties) is not averaged in; SimpleTuner starts from
-it and then holds beta at its highest for long.
+Beta falls as margins grow, so the gradient does not vanish by itself: ``low`` bounds the distance to the
+reference, and without it a run can diverge. The running mean is taken over all processes, is updated once per
+micro-batch with gradients (not in evaluation), and is saved in checkpoints. Difference from SimpleTuner: a
+mean of exactly 0 (before the first update of the policy, or with ties only) is skipped; SimpleTuner starts
+from it, which keeps beta at its maximum for long.
 """
 
 import math
@@ -35,13 +35,13 @@ from diffalign.utils.distributed import mean_over_ranks
 
 
 class Running:
-    """The running mean of |d|, a float64 scalar; 0 until there is one."""
+    """Running mean of |d|, a float64 scalar; 0 before the first update."""
 
     def __init__(self) -> None:
         self.value = torch.zeros((), dtype=torch.float64)
 
     def update(self, mean: Tensor, decay: float) -> None:
-        """Take in one mean, without waiting for the device; 0 says nothing."""
+        """Update with one mean, without synchronising with the device; a mean of 0 is skipped."""
         mean, old = mean.double(), self.value.to(mean.device)
         new = torch.where(old > 0, decay * old + (1 - decay) * mean, mean)
         self.value = torch.where(mean > 0, new, old)
@@ -49,15 +49,15 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoBeta(StateMethod):
-    """Pairs of rivals, beta from the size of their margins.
+    """Diffusion-DPO with a beta that adapts to the size of the margins.
 
     Attributes:
-        target: share of its gradient that a pair of average margin keeps, below 1/2.
-        decay: of the running mean.
-        low: least beta, in units of a mean squared error with Diffusion-DPO's 1/2.
-        high: largest beta; also the first, while nothing has moved.
-        loss: what a pair demands of its logit.
-        running: the state; copies made by ``dataclasses.replace`` share it.
+        target: share of its gradient that a pair with an average margin keeps, in (0, 1/2).
+        decay: decay of the running mean, in [0, 1).
+        low: smallest beta, above 0, a factor of half a difference of mean squared errors.
+        high: largest beta, and the one before the policy has changed.
+        loss: pairwise loss of the rewards of two rivals.
+        running: running mean of |d|; copies made by ``dataclasses.replace`` share it.
     """
 
     target: float = 0.2
@@ -78,8 +78,9 @@ class AutoBeta(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie. A collective while gradients are
-        taken.
+        """Return the mean loss over all pairs of rivals that are not tied.
+
+        With gradients enabled it is a collective operation.
         """
         c = compare(self, policy, reference, batch, generator)
         if torch.is_grad_enabled():
@@ -95,7 +96,7 @@ class AutoBeta(StateMethod):
         return {"margin": self.running.value.item()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer."""
+        """Restore the state from the result of ``state_dict``."""
         self.running.value = torch.tensor(state["margin"], dtype=torch.float64)
 
 

@@ -1,24 +1,24 @@
 """Advantage weighted matching. Xue et al. 2025, "Advantage Weighted Matching: Aligning RL with Pretraining in
 Diffusion Models", arXiv 2509.25050 (with the released code).
 
-Policy gradient with the training objective itself in place of a log-density: finished samples are noised
-again, at S stratified times each, and with m the policy's mean squared error, l(m, t) minus a weighted error
+Policy gradient with the pre-training objective in place of a log-density. Finished samples are noised at S
+stratified times each. With m the policy's mean squared error, l(m, t) minus a weighted error
 (``losses.surrogates``) and A the sample's advantage,
 
     A = clip(A, -a, a) / a,    rho = exp(l - l_old),
     loss = max( -A rho, -A clip(rho, 1 - c, 1 + c) ) + kl w |v - v_base|^2 + ema_kl w |v - v_ema|^2,
 
-a mean over samples and times, |.|^2 a mean over the latent elements, v_ema of a fast moving average of the
-policy. ``order: sum_first`` averages l over the times before the exponential. As released there is one
-optimizer step a round, so l_old is l without gradient, rho = 1, and the gradient is that of -A l;
-``old: trailing`` takes l_old of the moving average. w is 1, or that of the steps of Flow-GRPO's SDE ("elbo").
-Without the division by a the learning rate is a times as high.
+averaged over samples and times, where |.|^2 is a mean over the latent elements and v_ema the prediction of a
+fast moving average of the policy. ``order: sum_first`` averages l over the times before the exponential. As
+released there is one optimizer step a round, so l_old is l without gradient, rho = 1, and the gradient is
+that of -A l; ``old: trailing`` takes l_old of the moving average. w is 1, or the weight of Flow-GRPO's SDE
+("elbo"). The division of A by a corresponds to a learning rate that is a times smaller.
 
-It works on any path: there v is whatever the network predicts. Group statistics are Flow-GRPO's
+On any path v is the network's own prediction target. Group statistics are Flow-GRPO's
 (``rollout.advantage: group_batch``).
 
-What differs from the released code: errors are float32, not float64, where the network's answers are;
-``elbo`` and each group's own times and noise see ``methods._multi_time``.
+Differences from the released code: errors of float32 predictions are float32, not float64; each group has
+its own times and noise (``methods._multi_time``).
 """
 
 from dataclasses import dataclass
@@ -41,21 +41,22 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class AWM(RolloutMethod):
-    """Samples with advantages, likelihoods by the denoising error.
+    """AWM on samples with advantages, with likelihoods estimated by the denoising error.
 
     Attributes:
-        weighting: what stands for a log-density, see ``losses.surrogates.surrogate_log_density``.
-        power: of "ghuber".
+        weighting: weighting of the error in l, see ``losses.surrogates.surrogate_log_density``.
+        power: exponent p of "ghuber", above 0.
         order: ratios of each time ("exp_first") or of the mean over times ("sum_first").
-        clip: c, up to 1.
-        advantage_clip: a; advantages further from 0 count as this, and are divided by it.
-        kl: weight of the squared difference to the base.
-        kl_weight: w of it.
-        ema_kl: weight of that to the moving average.
-        ema_kl_weight: w of it.
-        old: whose l_old is.
-        time: the S times.
-        trail: how the moving average follows.
+        clip: c, half the width of the interval around 1 to which the ratio is clipped, in (0, 1].
+        advantage_clip: a, largest absolute advantage, above 0; advantages are clamped to it and divided by
+            it.
+        kl: weight of the squared difference to the base, at least 0.
+        kl_weight: its weight w over time: "uniform" or "elbo".
+        ema_kl: weight of the squared difference to the moving average, at least 0.
+        ema_kl_weight: its weight w over time: "uniform" or "elbo".
+        old: network of l_old: the "current" policy, without gradient, or the "trailing" moving average.
+        time: the S stratified times of a sample.
+        trail: schedule of the moving average's decay.
     """
 
     weighting: Weighting = "ghuber"
@@ -89,10 +90,15 @@ class AWM(RolloutMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all samples and times."""
+        """Return the mean loss over all samples and times.
+
+        Raises:
+            UserError: the batch has no advantages.
+        """
         advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         rows = noised_rows(self.time, policy, batch, generator, shared=False)
         ema = rows.predicted_by(trailing_of(reference, CARD)) if self.trails else rows.prediction.detach()
+        # l and l_old (S B,); rho = exp(l - l_old) of each time or of the mean over times
         logp = surrogate_log_density(rows.error(rows.prediction), rows.z.t, self.weighting, self.power)
         old = logp.detach()
         if self.old == "trailing":

@@ -5,18 +5,17 @@ With the gap of a pair g = -(scale / 2) [(m_w - r_w) - (m_l - r_l)], and M and S
 the standard deviation of the gaps,
 
     selected    a share 1 - filter of the pairs, drawn without replacement by exp(-((g - M) / S)^2 / 2),
-    beta_used = max( low, beta (1 + sensitivity (mean of the selected gaps - M)) ),    held constant,
+    beta_used = max( low, beta (1 + sensitivity (mean of the selected gaps - M)) ),    without gradient,
     loss      = mean over the selected of -log sigmoid(beta_used g).
 
-A batch of large gaps gets a larger beta, and pairs with an unusual gap are left out. ``scale`` turns errors
-into log-ratios of about 1, the unit in which ``sensitivity`` has a meaning: scale times beta is the beta of
-``dpo``.
+A batch with large gaps has a larger beta, and pairs with unusual gaps are left out. ``scale`` converts errors
+to log-ratios of about 1, the unit of ``sensitivity``; scale times beta is the beta of ``dpo``.
 
-M and S are statistics of all processes; each process selects among the pairs of its micro-batch, by random
-numbers of their groups, so that batches of several pairs are needed for a selection. While gradients are
-off nothing is left out and M and S stay. What differs from the released code: M and S begin with the first
-batch's, where the code begins with 0 and so selects outliers for many steps; S is of all gaps, where the
-code averages the unbiased deviations; at least one pair is selected.
+M and S are computed over all processes; each process selects among the pairs of its micro-batch, by random
+numbers of their groups, so a selection needs micro-batches of several pairs. Without gradients (evaluation)
+no pair is left out, and M and S are not updated. Differences from the released code: M and S start with those
+of the first batch (there with 0, which selects outliers for many steps); S is the deviation of all gaps
+(there the mean of unbiased deviations); at least one pair is selected.
 """
 
 from collections.abc import Mapping
@@ -37,16 +36,14 @@ from diffalign.utils.distributed import mean_over_ranks
 
 
 class Gaps:
-    """Running mean and standard deviation of the gaps, float64 scalars; NaN until there are any."""
+    """Running mean and standard deviation of the gaps, float64 scalars; NaN before the first update."""
 
     def __init__(self) -> None:
         self.mean = torch.full((), torch.nan, dtype=torch.float64)
         self.std = torch.full((), torch.nan, dtype=torch.float64)
 
     def update(self, gap: Tensor, weight: Tensor, decay: float) -> None:
-        """Take in the gaps (P,) of a batch, those of all processes; equal gaps (all 0, before anything has
-        moved) say nothing.
-        """
+        """Update with the gaps (P,) of all processes; equal gaps (all 0 at initialisation) are skipped."""
         mean = mean_over_ranks(gap, weight).double()
         variance = mean_over_ranks((gap - mean.to(gap)) ** 2, weight).double()
         for name, new in (("mean", mean), ("std", variance.sqrt())):
@@ -57,16 +54,16 @@ class Gaps:
 
 @dataclass(frozen=True, kw_only=True)
 class BetaDPO(PairMethod):
-    """Pairs of rivals, beta by the batch, outliers left out.
+    """Diffusion-DPO with a beta per batch and without outliers.
 
     Attributes:
-        scale: makes log-ratios, in units of a mean squared error with Diffusion-DPO's 1/2.
-        beta: beta of a batch of usual gaps, beside ``scale``.
-        sensitivity: by how much beta follows the mean gap of a batch (the paper's alpha).
-        filter: share of the pairs that is left out.
-        decay: of the running mean and deviation.
-        low: least beta.
-        gaps: the state; copies made by ``dataclasses.replace`` share it.
+        scale: factor from half a difference of mean squared errors to a log-ratio, above 0.
+        beta: beta of a batch whose mean gap is the running mean, above 0.
+        sensitivity: relative change of beta per unit of the mean gap (the paper's alpha), at least 0.
+        filter: share of the pairs that is left out, in [0, 1).
+        decay: decay of the running mean and deviation, in [0, 1).
+        low: smallest beta, above 0.
+        gaps: running statistics of the gaps; copies made by ``dataclasses.replace`` share it.
     """
 
     scale: float = 50000.0
@@ -88,8 +85,9 @@ class BetaDPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over the selected pairs that are no tie. A collective while gradients are
-        taken.
+        """Return the mean loss over the selected pairs that are not tied.
+
+        With gradients enabled it is a collective operation.
         """
         c = compare(self, policy, reference, batch, generator)
         gap = self.scale * c.margin.detach()
@@ -104,7 +102,7 @@ class BetaDPO(PairMethod):
         return Step(step.loss, {**step.metrics, "beta": beta}, step.weight)
 
     def beta_of(self, gap: Tensor, weight: Tensor) -> Tensor:
-        """Return beta_used, a scalar, of gaps (P,) with weight 1 where they count."""
+        """Return beta_used, a scalar, from gaps (P,) with weights (P,), 1 for selected pairs."""
         usual = self.gaps.mean.to(gap).nan_to_num(0.0)
         off = torch.where(mean_over_ranks(weight) > 0, mean_over_ranks(gap, weight) - usual, 0.0)
         return (self.beta * (1 + self.sensitivity * off)).clamp(min=self.low)
@@ -112,31 +110,31 @@ class BetaDPO(PairMethod):
     def selected(
         self, gap: Tensor, c: Contrast, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Tensor:
-        """Return 1 for the pairs (P,) that are selected, else 0; among what is no tie.
+        """Return 1 for selected pairs and 0 for others, (P,); ties are never selected.
 
-        The largest of log-weights plus Gumbel noise are a draw without replacement.
+        The largest log-weights plus Gumbel noise are a draw without replacement (the Gumbel top-k trick).
         """
         group = batch.group[pairs_of(batch.group)[0]]
-        place = torch.arange(len(group)) - torch.searchsorted(group, group)  # pairs stand group by group
-        width = int(place.max()) + 1 if len(group) else 1
-        drawn = uniform(generator, batch.num_groups, (width,)).cpu().double()[group, place].to(gap.device)
+        position = torch.arange(len(group)) - torch.searchsorted(group, group)  # pairs are sorted by group
+        width = int(position.max()) + 1 if len(group) else 1
+        draws = uniform(generator, batch.num_groups, (width,)).cpu().double()[group, position].to(gap.device)
         std = self.gaps.std.to(gap).clamp(min=torch.finfo(gap.dtype).tiny)
         log_weight = (-(((gap - self.gaps.mean.to(gap)) / std) ** 2) / 2).nan_to_num(0.0)
         tiny = torch.finfo(torch.float64).tiny
-        gumbel = -((-drawn.clamp(min=tiny).log()).clamp(min=tiny).log())
+        gumbel = -((-draws.clamp(min=tiny).log()).clamp(min=tiny).log())
         key = torch.where(c.weight > 0, log_weight.clamp(min=-1e6).double() + gumbel, -torch.inf)
         count = (c.count * (1 - self.filter) + 1e-6).floor().clamp(min=1)
-        place_of = key.argsort(descending=True).argsort()
-        return (place_of < count).to(c.weight)
+        rank = key.argsort(descending=True).argsort()
+        return (rank < count).to(c.weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running mean and deviation; empty while there are none."""
+        """Return the running mean and deviation; empty before the first update."""
         if self.gaps.mean.isnan():
             return {}
         return {"mean": self.gaps.mean.item(), "std": self.gaps.std.item()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``'s answer."""
+        """Restore the state from the result of ``state_dict``."""
         for name, value in state.items():
             setattr(self.gaps, name, torch.tensor(value, dtype=torch.float64))
 

@@ -1,30 +1,30 @@
-"""CRD, centered reward distillation. arXiv 2603.14128 (2026; after Flow-Factory's port, the authors' code
-was not at hand).
+"""CRD, centered reward distillation. arXiv 2603.14128 (2026; after Flow-Factory's port; the authors' code
+was not available).
 
-The KL-regularised optimum makes the reward of a sample an implicit reward of the policy up to a constant of
-its prompt, which drops out where both are centred within the prompt. By the forward process, without
-log-densities: with e the squared error of a prediction at a time t, v_old that of a moving average of the
-policy, and
+At the KL-regularised optimum the reward of a sample equals an implicit reward of the policy up to a constant
+of its prompt, which cancels if both are centred within the prompt. The implicit reward is estimated by the
+forward process, without log-densities. With e the squared error of a prediction at a time t, v_old that of a
+moving average of the policy, and
 
     w = sg( mean |v - target| ), at least 1e-5,    r = -mean( e_theta / w_theta - e_old / w_old ),
     R = clip(A, -a, a) / (2 a) + 1/2,
 
-over the samples of a prompt (at one time, with their own noise) with weights q that sum to 1,
+and, over the samples of a prompt (at one time, each with its own noise), weights q that sum to 1,
 
     R_c = R - sum q R,    r_c = r - sg( sum q r ),
     loss = (a / beta) mean( (beta r_c - R_c)^2 ),  or the binary cross-entropy of beta r_c to sigmoid(R_c),
            + kl mean( (f + (1 - f) R) mean (v - v_ref)^2 ),    f = kl_floor / kl.
 
-q is uniform, or with a temperature T (``weight_temp``) the mean of two losses, whose q are softmax(R / T)
-and softmax(-R / T). v_ref is the base under guidance ``kl_guidance``, to which good samples are held more
-tightly.
+q is uniform; with a temperature T (``weight_temp``) the loss is the mean of two, with q = softmax(R / T) and
+q = softmax(-R / T). v_ref is the prediction of the base with guidance ``kl_guidance``; its weight grows with
+R.
 
-v_old is the first moving average (``trail``); a second one (``sampler_trail``) samples the rounds, so that
-they move slowly. Set ``sampler_trail.every`` to the optimizer steps of a round.
+v_old is the prediction of the first moving average (``trail``); a second one (``sampler_trail``), which
+changes more slowly, samples the rounds. Set ``sampler_trail.every`` to the optimizer steps of a round.
 
-What differs from the port: it centres over the micro-batch of whatever prompts (``centre: batch``), where the
-prompts' constants do not cancel, here a prompt's samples are centred, at one time of theirs; its hard weights
-(temperature 0) come out uniform there, and are not here.
+Differences from the port: there rewards are centred over a micro-batch of any prompts (``centre: batch``),
+where the prompts' constants do not cancel; here over the samples of a prompt, at one time. Its hard weights
+(temperature 0) are uniform in effect and are not supported here.
 """
 
 from dataclasses import dataclass
@@ -47,20 +47,20 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class CRD(RolloutMethod):
-    """Samples with advantages, whose implicit rewards are fitted to centred rewards.
+    """Regression of implicit rewards onto centred rewards, for samples with advantages.
 
     Attributes:
-        beta: what makes rewards of implicit ones.
-        advantage_clip: a.
-        loss_type: squared difference, or binary cross-entropy.
-        weight_temp: T; null: uniform weights.
-        centre: within each prompt, or over all samples of the micro-batch.
-        kl: weight of the squared difference to the base.
-        kl_floor: weight of it that the worst samples have.
-        kl_guidance: scale of classifier-free guidance of the base there; 1: none.
-        time: the times that a sample is trained on.
-        trail: how v_old follows.
-        sampler_trail: how the policy that samples the rounds follows.
+        beta: factor from implicit rewards to rewards, above 0.
+        advantage_clip: a, largest absolute advantage, above 0.
+        loss_type: "mse", or "bce" (binary cross-entropy).
+        weight_temp: temperature T of the weights q, above 0; null: uniform weights.
+        centre: centre rewards within each "prompt", or over the micro-batch ("batch").
+        kl: weight of the squared difference to the base, at least 0.
+        kl_floor: that weight for the samples with R = 0, at most ``kl``.
+        kl_guidance: guidance scale of the base in that term; 1 is none.
+        time: the S stratified times of a sample.
+        trail: schedule of the decay of v_old's moving average.
+        sampler_trail: schedule of the decay of the moving average that samples the rounds.
     """
 
     beta: float = 1.0
@@ -114,7 +114,7 @@ class CRD(RolloutMethod):
         return detached_step({"loss": loss, **metrics}, batch)
 
     def _fit(self, implicit: Tensor, reward: Tensor, group: Tensor) -> Tensor:
-        """Mean loss of implicit rewards (S, B), with gradient, against rewards (B,)."""
+        """Return the mean loss of implicit rewards (S, B), with gradient, against rewards (B,)."""
         group = group if self.centre == "prompt" else torch.zeros_like(group)
         reward = reward.expand_as(implicit)
         pools = [torch.zeros_like(reward)]
@@ -133,9 +133,9 @@ class CRD(RolloutMethod):
 
 
 def scaled_error(rows: NoisedRows, prediction: Tensor) -> Tensor:
-    """Return the mean squared error (S B,) over the mean absolute one, which has no gradient."""
-    off = (prediction - rows.target).flatten(1)
-    return (off**2).mean(1) / off.detach().abs().mean(1).clamp(min=1e-5)
+    """Return the mean squared error (S B,) over the detached mean absolute error (e / w above)."""
+    error = (prediction - rows.target).flatten(1)
+    return (error**2).mean(1) / error.detach().abs().mean(1).clamp(min=1e-5)
 
 
 CARD = MethodCard(

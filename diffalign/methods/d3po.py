@@ -1,25 +1,25 @@
 """D3PO. Yang et al. 2023, "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model",
 arXiv 2311.13231.
 
-Two images of a prompt are drawn by the policy, from one noise, by DDIM with eta = 1; the winner of
-the comparison of the finished images wins each of their steps (section 4, and the released code). With log p
+The policy samples two images of a prompt from one noise by DDIM with eta = 1. The preference between the
+finished images is the label of each pair of their steps (section 4, and the released code). With log p
 the Gaussian log-density of the recorded step x_t -> x_s, a mean over the latent elements,
 
     rho = clip(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 - c, 1 + c),
     loss = l( beta (log rho_w - log rho_l) ),    l(h) = -log sigmoid(h),
 
-a mean over pairs and steps. Densities are those of the guided networks, with gradient through both halves.
-Several rewards are compared by Pareto: one of two rivals wins if it is at least as good by all and better by
-one (a score per reward; elsewhere a score is one number).
+averaged over pairs and steps. Densities are those of the guided networks, with gradient through both
+predictions of guidance. Several rewards are compared by Pareto dominance: a rival wins if it is at least as
+good by all and better by one.
 
-A loss near log 2 is no failure: with beta 0.1 and c 0.1 it lies between 0.683 and 0.703. Read the judge's
-scores instead. Outside the clip a step has no gradient, not even towards the right side; ``clipped`` is
-their share. The step before the last (t = 51 of 20) weighs errors some forty times as much as the others,
+With beta 0.1 and c 0.1 the loss lies between 0.683 and 0.703, so it does not measure progress; the judge's
+scores do. Outside the clip a step has no gradient in either direction; ``clipped`` is the share of such
+steps. The step before the last (t = 51 of 20 steps) weights errors about forty times as much as the others
 and reaches the clip first.
 
-What differs from the paper: its formula has no clip, the released code has. What differs from that code:
-ties count nothing in the mean (log 2 there); gradients are synchronised between processes, which the
-released adapters are not; one reference prediction of a step serves all its pairs, or that of the rollout.
+Difference from the paper: its formula has no clip, the released code has. Differences from that code: ties
+have weight 0 (there log 2 is averaged in); gradients are synchronised between processes (there those of the
+adapters are not); the reference is called once per step for all pairs, or its means are those of the rollout.
 ``kl`` and other pairwise losses are ours.
 """
 
@@ -38,13 +38,14 @@ from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 @dataclass(frozen=True)
 class D3PO(RolloutMethod):
-    """Pairs of rival steps of whole trajectories, exact log-densities.
+    """D3PO on pairs of steps of two trajectories, with exact log-densities.
 
     Attributes:
-        beta: what makes a reward of a log-ratio.
-        clip: how far from 1 the ratio of policy and reference may be.
-        loss: what a pair demands of its logit.
-        kl: weight of the KL of the policy's steps to the reference's; at 0 it is only logged.
+        beta: factor from a log-ratio to a reward, above 0.
+        clip: c, half the width of the interval around 1 to which the ratio of policy and reference is
+            clipped, in (0, 1).
+        loss: pairwise loss of the rewards of two rivals.
+        kl: weight of the KL of the policy's steps to the reference's, at least 0; at 0 it is logged only.
     """
 
     beta: float = 0.1
@@ -64,7 +65,7 @@ class D3PO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the mean loss over all pairs of rival steps that are no tie."""
+        """Return the mean loss over all pairs of rival steps that are not tied."""
         return preference(self, self.loss, policy, reference, batch, CARD)
 
 

@@ -1,22 +1,22 @@
 """DDPO. Black et al. 2023, "Training Diffusion Models with Reinforcement Learning", arXiv 2305.13301.
 
-The importance-sampling variant (section 4.3, DDPO-IS, and the released code): the policy draws images by DDIM
-with eta = 1, and each recorded step x_t -> x_s of an image is an action with the image's advantage A, its
-reward against those of its prompt in units of their standard deviation. With log p a mean over the latent
-elements and r = exp(log p_theta(x_s | x_t) - log p_drawn(x_s | x_t)),
+The importance-sampling variant (section 4.3, DDPO-IS, and the released code): the policy samples images by
+DDIM with eta = 1, and each recorded step x_t -> x_s of an image is an action with the image's advantage A,
+its reward standardised over the images of its prompt. With log p a mean over the latent elements and r =
+exp(log p_theta(x_s | x_t) - log p_drawn(x_s | x_t)),
 
     A = clip(A, -a, a),    loss = max( -A r, -A clip(r, 1 - c, 1 + c) ).
 
-The baseline of the preference methods: it needs rewards that are numbers, not only comparisons. c is as
-small as 1e-4 because log-densities are means over elements, not sums.
+It is the policy-gradient baseline of the preference methods and needs numeric rewards, not only comparisons.
+c is as small as 1e-4 because log-densities are means over elements, not sums.
 
 ``kl`` adds a penalty on the exact KL of the policy's steps to the reference's, as Flow-GRPO does (Liu et al.
-2025, arXiv 2505.05470); its code divides by the variance without the step's length, so that its weight b is
-b / (t - s) here. At 0 the KL is only logged; ``kl: null`` does without any reference, as the released DDPO.
+2025, arXiv 2505.05470); its code divides by the variance without the step's length, so that its weight b is b
+/ (t - s) here. At 0 the KL is logged only; with ``kl: null`` there is no reference, as in the released DDPO.
 
-What differs from the released code: a step whose group has no advantage at all is left out of the mean, where
-the released mean counts its 0. The density under which a step was drawn is the one that sampling has
-kept, in float32.
+Differences from the released code: steps of a group whose advantages are all 0 are left out of the mean
+(there they are averaged in as 0). The density under which a step was drawn is recorded in the rollout, in
+float32.
 """
 
 from dataclasses import dataclass
@@ -38,13 +38,14 @@ from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 @dataclass(frozen=True)
 class DDPO(RolloutMethod):
-    """Single steps of whole trajectories with advantages, exact log-densities.
+    """DDPO on the steps of trajectories with advantages, with exact log-densities.
 
     Attributes:
-        clip: how far from 1 the ratio of policy and sampling policy is rewarded.
-        advantage_clip: advantages further from 0 count as this.
-        kl: weight of the KL of the policy's steps to the reference's; 0: logged only; null: no reference,
-            which saves the rollout half of its network samples.
+        clip: c, half the width of the interval around 1 to which the ratio of policy and sampling policy is
+            clipped, in (0, 1).
+        advantage_clip: a, largest absolute advantage, above 0; larger ones are clamped.
+        kl: weight of the KL of the policy's steps to the reference's, at least 0; 0: logged only; null: no
+            reference, which halves the network samples of the rollout.
     """
 
     clip: float = 1e-4
@@ -67,8 +68,12 @@ class DDPO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the mean loss over all recorded steps."""
-        advantage_of(batch, CARD)  # before any forward
+        """Return the mean loss over all recorded steps.
+
+        Raises:
+            UserError: the batch is not of a rollout with advantages.
+        """
+        advantage_of(batch, CARD)  # raises before any network call
         ll = None if self.kl is None else likelihood(policy, reference, batch, CARD)
         logp = density(policy, batch, CARD) if ll is None else ll.policy
         loss, metrics, weight = surrogate(self, logp, batch, CARD)

@@ -1,22 +1,22 @@
 """DDRL, data-regularised reinforcement learning. arXiv 2512.04332 (2025), with the released code (cosmos-rl).
 
-A policy gradient that is held by the data and not by a reference: in place of the KL of the policy to its
-base, which the policy's own samples estimate, the KL of the data to the policy, the denoising loss on real
-samples, which nothing that the reward likes can lower. With mu and mu_old the means of the policy's step
-and of the step x as drawn, D latent elements and the advantage A,
+A policy gradient that is regularised by data instead of by a reference: in place of the KL of the policy to
+its base, estimated from the policy's samples, it has the KL of the data to the policy, which is the denoising
+loss on real samples and does not depend on the reward. With mu and mu_old the means of the policy's step and
+of the step x as drawn, D latent elements and the advantage A,
 
     rho  = exp( mean( (x - mu_old)^2 - (x - mu)^2 ) ),    A = clip(A, -a, a),
     loss = mean max( -A rho, -A clip(rho, 1 - c, 1 + c) ) + data_beta mean |prediction - target|^2 + kl KL.
 
-The ratio is of bare squared errors, without 1 / (2 std^2), as released. ``exp_reward`` takes -exp(-A) for
-A, which is the gradient of the paper's objective and always below 0: every sample is pushed down, the worst
-most, and the data must carry the mass. KL is that of the policy's steps to the base's, for which a run then
-keeps a reference.
+The ratio is one of squared errors without the factor 1 / (2 std^2), as released. ``exp_reward`` replaces A by
+-exp(-A), the gradient of the paper's objective, which is always below 0: the likelihood of every sample is
+lowered, that of the worst most, and the data term must raise the likelihood of good samples. KL is that of
+the policy's steps to the base's; with ``kl`` above 0 a run keeps a reference.
 
-The data are ``data.path``, beside ``rollout.prompts``: the winners of its groups, liked images of singles.
-They are noised to the times of the recorded steps, each with fresh noise; what differs from the released
-code, which takes the rollout's own noise for it, and trains on data at all steps of a trajectory in turn. A
-group of samples without any advantage is left out, also under ``exp_reward``.
+The data are ``data.path``, beside ``rollout.prompts``: the winners of groups, and liked single images. They
+are noised to the times of the recorded steps, each with fresh noise. Differences from the released code:
+there the noise is the rollout's, and data are trained on at all steps of a trajectory in turn. A group whose
+advantages are all 0 is left out, also with ``exp_reward``.
 """
 
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ from diffalign.types import Batch, Denoiser, Noised, Random, Step, Transition
 
 @dataclass(frozen=True)
 class DDRL(RolloutMethod):
-    """Single steps of whole trajectories with advantages, and real samples beside them.
+    """DDRL on the steps of trajectories with advantages, and on real samples.
 
     Attributes:
-        clip: how far from 1 the ratio is rewarded.
-        advantage_clip: advantages further from 0 count as this.
-        data_beta: weight of the denoising loss on data.
-        exp_reward: take -exp(-A) for A.
-        kl: weight of the KL of the policy's steps to the base's; 0: there is no reference.
-        hold_negative: no gradient through what guidance guides away from.
+        clip: c, half the width of the interval around 1 to which the ratio is clipped, in (0, 1).
+        advantage_clip: a, largest absolute advantage, above 0; larger ones are clamped.
+        data_beta: weight of the denoising loss on data, above 0.
+        exp_reward: whether A is replaced by -exp(-A).
+        kl: weight of the KL of the policy's steps to the base's, at least 0; 0: no reference.
+        hold_negative: whether to stop the gradient through the negative prediction of guidance.
     """
 
     clip: float = 1e-4
@@ -105,20 +105,20 @@ class DDRL(RolloutMethod):
     def data_loss(
         self, policy: Denoiser, batch: Batch[Transition], generator: Random | torch.Generator
     ) -> Tensor:
-        """Scalar: the mean denoising error on the good samples beside a batch, at the times of its steps.
+        """Return the mean denoising error of a batch's real samples at the times of its steps, a scalar.
 
         Raises:
             UserError: the batch has no data beside it.
         """
         if batch.beside is None:
             raise UserError(
-                "method ddrl learns from real samples beside what it draws, and this batch has none; "
+                "method ddrl is trained on real samples beside its rollouts, and this batch has none; "
                 "allowed with it: data.path, beside rollout.prompts"
             )
         best, good = winners(batch.beside.score, batch.beside.group)
         data = batch.beside.select(best)
         t = batch.x.t[torch.arange(len(best), device=batch.x.t.device) % len(batch.x.t)]
-        each = -(-len(best) // batch.num_groups)  # a stream is a group's of what was sampled
+        each = -(-len(best) // batch.num_groups)  # streams belong to the groups of the rollout
         drawn = normal(generator, batch.num_groups, (each, *data.x.shape[1:]))
         eps = drawn.flatten(0, 1)[: len(best)].to(data.x)
         z = Noised(data.x, eps, add_noise(policy, data.x, eps, t.to(data.x)), t)

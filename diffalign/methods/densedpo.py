@@ -2,23 +2,23 @@
 Models", arXiv 2506.03517.
 
 Diffusion-DPO with a label for each part of a video. With m the policy's and r the reference's mean squared
-error over channels, height and width of latent frame f, l_f in {-1, 0, 1} who is better there,
+error over channels, height and width of latent frame f, and l_f in {-1, 0, 1} the label of the frame,
 
     inside_f = -(beta / 2) l_f [(m_0f - r_0f) - (m_1f - r_1f)],    loss = mean_f -log sigmoid(inside_f),
 
-the mean being over all frames of the batch with l_f != 0 (``average: frames``): the paper's pseudo-code
-(appendix E), which was run. The paper states two more: a mean within each pair first ("averaged over all
+where the mean is over all frames of the batch with l_f != 0 (``average: frames``), as in the paper's
+pseudo-code (appendix E). The paper states two more forms: a mean within each pair first ("averaged over all
 non-tie tokens within a training video pair", ``videos``), and equation 7, one sigmoid around the sum over a
-pair's frames (``sum``; ``mean`` divides by how many are decided, and beta is Diffusion-DPO's again).
+pair's frames (``sum``; ``mean`` divides by the number of labelled frames, so that beta is Diffusion-DPO's).
 
 No code was released. One noise and one time are shared by the pair, as in the pseudo-code, and t is
-logit-normal. A frame that is a tie weighs nothing; a pair of nothing but ties, to which equation 7 gives log
-2 and no gradient, weighs nothing either. A batch's scores are (B, F), a column a latent frame:
-``diffalign.data`` makes them of labels in seconds.
+logit-normal. Tied frames have weight 0, and so have pairs with tied frames only (equation 7 gives them log 2
+without gradient). A batch's scores are (B, F), one column per latent frame: ``diffalign.data`` computes them
+from labels in seconds.
 
-The paper's baselines are settings. VanillaDPO is ``dpo`` on two videos drawn independently
-(``diffalign video-pairs --eta 1``) with one label a pair; StructuralDPO is ``dpo`` on guided pairs
-(``diffalign video-pairs``) with one label a pair. ``data.view: majority`` makes one label of dense ones.
+The paper's baselines are settings of ``dpo``. VanillaDPO is ``dpo`` on two videos drawn independently
+(``diffalign video-pairs --eta 1``) with one label per pair; StructuralDPO is ``dpo`` on guided pairs
+(``diffalign video-pairs``) with one label per pair. ``data.view: majority`` makes one label of dense ones.
 """
 
 from dataclasses import dataclass
@@ -40,16 +40,16 @@ from diffalign.types import Batch, Denoiser, Random, Reduce, Step, TimeSampler
 
 @dataclass(frozen=True, kw_only=True)
 class DenseDPO(PairMethod):
-    """Pairs of videos, compared frame by frame.
+    """Diffusion-DPO on pairs of videos, frame by frame.
 
     Attributes:
         beta: weight of the KL to the reference, in units of a frame's mean squared error with the 1/2.
-        average: over what: all decided frames of the batch, or those of each pair first ("videos"); or the
-            logits of a pair's frames become one, their "sum" or "mean".
-        loss: what a frame (or a pair) demands of its logit.
-        over_time: beta at time t: the same everywhere, or beta alpha(t)^2.
-        time: which times are trained on, one per pair.
-        reduce: what counts as one unit of a sample.
+        average: mean of the losses over all labelled frames of the batch ("frames"), or over those of each
+            pair first ("videos"); or one loss of the "sum" or "mean" of the logits of a pair's frames.
+        loss: pairwise loss of a frame (or of a pair).
+        over_time: weight of beta at time t: "constant", or "alpha_squared" for beta alpha(t)^2.
+        time: distribution of the training times, one draw per pair.
+        reduce: reduction of squared errors (B, *d) to units of a sample.
     """
 
     beta: float = 500.0
@@ -61,7 +61,7 @@ class DenseDPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over what is no tie.
+        """Return the mean loss over frames (or pairs) that are not tied.
 
         Raises:
             UserError: the batch holds images, or has no label for each latent frame.
@@ -77,7 +77,7 @@ class DenseDPO(PairMethod):
 
 
 def check_dense(batch: Batch[Tensor]) -> None:
-    """UserError unless the batch holds videos with a score for each latent frame."""
+    """Raise UserError unless the batch holds videos with a score for each latent frame."""
     x, score = tuple(batch.x.shape), tuple(batch.score.shape)
     if len(x) != 5:
         raise UserError(
@@ -86,7 +86,7 @@ def check_dense(batch: Batch[Tensor]) -> None:
     if score != (x[0], x[2]):
         raise UserError(
             f"densedpo: scores of shape {score} for {x[2]} latent frames; allowed: dense labels, "
-            f"{(x[0], x[2])} (`diffalign label-segments` makes them; with one label a pair use dpo)"
+            f"{(x[0], x[2])} (`diffalign label-segments` makes them; with one label per pair use dpo)"
         )
 
 

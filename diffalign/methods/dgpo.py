@@ -1,20 +1,21 @@
 """DGPO. Luo et al. 2025, "Reinforcing Diffusion Models by Direct Group Preference Optimization", arXiv
-2510.08425 (with the released code).
+2510.08425 (and the released code).
 
-Diffusion-DPO for a group of K samples of one prompt: the good ones (advantage A above 0) against the bad
-ones, at one time and with one noise. With m the policy's and r the reference's mean squared error,
+Diffusion-DPO for a group of K samples of one prompt: samples with a positive advantage A are compared with
+those with a negative one, at one time and with one noise. With m the policy's and r the reference's mean
+squared error,
 
     w = sg sigmoid( sum over the group of beta A (m - r) / K ),    loss = mean( w A m ),
 
-A = clip(A, -a, a) against the std of the rivals (``rollout.advantage: group_std``), so that the group's A
-sum to 0 and what the ELBO leaves out cancels. No steps of an SDE are needed.
+where A = clip(A, -a, a) is standardised over the rivals (``rollout.advantage: group_std``), so that the
+group's A sum to 0 and terms that the ELBO omits cancel. No steps of an SDE are needed.
 
 The reference is a fast moving average of the policy (``reference: trailing``, TDM-R1's), or the base. With
 ``clip`` a sample whose ratio exp(m_ema - m) has left 1 -+ clip in the direction of its advantage has no
-gradient, as in PPO. ``kl`` weighs the squared difference to the base.
+gradient, as in PPO. ``kl`` weights the squared difference to the base.
 
-What differs from the released code: each group has its own times, where a round has one draw of them; in its
-later phase the moving average also samples, here the policy always does.
+Differences from the released code: each group has its own times (there a round has one draw); there the
+moving average also samples in a later phase, here the policy always does.
 """
 
 from dataclasses import dataclass
@@ -36,17 +37,17 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class DGPO(RolloutMethod):
-    """Groups of samples with advantages, compared by their denoising errors.
+    """DGPO on groups of samples with advantages.
 
     Attributes:
-        beta: how sharp the group's weight is.
-        reference: whose error r is.
-        clip: see the module; null: none.
-        advantage_clip: a.
-        kl: weight of the squared difference to the base.
+        beta: factor of the argument of the group's weight, above 0.
+        reference: network of the error r: the "trailing" moving average, or the "base".
+        clip: half the width of the interval around 1 for the ratio exp(m_ema - m), in (0, 1); null: none.
+        advantage_clip: a, largest absolute advantage, above 0.
+        kl: weight of the squared difference to the base, at least 0.
         shared_noise: whether the samples of a group share their noise at a time.
-        time: the times that a sample is trained on.
-        trail: how the moving average follows.
+        time: the S stratified times of a sample.
+        trail: schedule of the moving average's decay.
     """
 
     beta: float = 100.0

@@ -1,19 +1,19 @@
 """Diff-Instruct. Luo et al. 2023, "Diff-Instruct: A Universal Approach for Transferring Knowledge From
 Pre-trained Diffusion Models", arXiv 2305.18455.
 
-Plain score distillation: the student's samples x are moved so that their density approaches the teacher's,
-at every noise level (the integral KL divergence, equation 3.3 there):
+Score distillation: the student's samples x are moved so that their density approaches the teacher's at every
+noise level (the integral KL divergence, equation 3.3):
 
     student:   mean( sg( eps_T(x_t) - eps_A(x_t) ) x ),      x_t = alpha x + sigma eps
     assistant: | eps - eps_A( alpha sg(x) + sigma eps ) |^2
 
-T is the frozen base, under ``guidance`` if the student is to need none, and A an assistant that follows the
-student's density. It is the control of Distillation-DPO, and what DMD (arXiv 2311.18828) has without its
-regression loss.
+T is the frozen base, with ``guidance`` if the student shall work without guidance, and A an assistant that is
+fitted to the student's density. It is the baseline of Distillation-DPO, and DMD (arXiv 2311.18828) without
+its regression loss.
 
-What differs from the released code: the student has as many steps as the run samples with (one there), and
-gradient flows through the ``last`` of them; the weight over noise levels is that of a difference of predicted
-noises; student and assistant take one step each, together.
+Differences from the released code: the student has the sampling steps of the run (there one), and gradients
+pass through the ``last`` of them; the weight over noise levels is that of a difference of predicted noises;
+student and assistant make one optimizer step each, together.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class DiffInstruct(Distillation):
-    """Score distillation of the base into a student of few steps."""
+    """Distil the scores of the base into a student of few steps."""
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the losses of student and assistant over B samples, of ``batch.x`` noise (B, *d)."""
+        """Return the losses of student and assistant, summed, of B samples from noise ``batch.x`` (B, *d)."""
         assistant, teacher = assistant_of(policy, "assistant"), self.teacher(reference, batch)
         learns = self.learns()
         x = self.sampled(policy, batch, learns)
@@ -44,13 +44,13 @@ class DiffInstruct(Distillation):
             t = self.times(policy, x, generator)
             eps = normal(generator, len(x), x.shape[1:]).to(x)
             x_t = add_noise(policy, x.detach(), eps, t)
-            goal, own = (noise_of(d, x_t, t, batch.cond) for d in (teacher, assistant))
-        student = along_scores(x, goal, own).mean()
+            teacher_noise, assistant_noise = (noise_of(d, x_t, t, batch.cond) for d in (teacher, assistant))
+        student = along_scores(x, teacher_noise, assistant_noise).mean()
         error = self.followed(assistant, x, batch.cond, generator).mean()
         metrics = {
             "distillation/student": student.detach(),
             "distillation/assistant": error.detach(),
-            "distillation/distance": (goal - own).square().mean(),
+            "distillation/distance": (teacher_noise - assistant_noise).square().mean(),
         }
         loss = student + error if learns else error
         return Step(loss, metrics, torch.tensor(float(len(x)), device=x.device))

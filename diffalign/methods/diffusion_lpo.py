@@ -1,23 +1,24 @@
 """Diffusion-LPO. Bai et al. 2025, "Towards Better Optimization For Listwise Preference in Diffusion Models",
 arXiv 2510.01540: Diffusion-DPO for ranked lists by the likelihood of the whole order (no public code).
 
-For a list ordered by its scores, best first, at one time and with one noise, with rewards of m the policy's
-and r the reference's mean squared error,
+For a list ordered by its scores, best first, at one time and with one noise, with m the policy's and r the
+reference's mean squared error,
 
     s_k = -(beta / 2) (m_k - r_k),    l_k = log sum_{j >= k} exp(s_j) - s_k,
     loss = sum over k of [ l_k + alpha (1 - exp(-l_k)) ],
 
-and with ``smoothing`` e, l_k = log sum_{j >= k} exp(s_j) - (1 - e) s_k - e mean_{j >= k} s_j:
+and with ``smoothing`` e, l_k = log sum_{j >= k} exp(s_j) - (1 - e) s_k - e mean_{j >= k} s_j.
 
-this is Plackett and Luce's model of drawing the best of what is left, position by position. A list of two
-with alpha 0 is Diffusion-DPO, with another alpha Poly-DPO. ``top`` keeps the first positions only, and
-``positions: mean`` divides by their number.
+This is the Plackett-Luce model, which draws the best of the remaining members position by position. A list of
+two with alpha 0 gives Diffusion-DPO, with another alpha Poly-DPO. ``top`` restricts the sum to the first
+positions, and ``positions: mean`` divides by their number.
 
 The later versions of ADPO's released code (wk222/verlm) have this loss for language models: ``top: 3``,
 ``positions: mean``, ``alpha: 1``, ``smoothing: 0.1``.
 
-Ours: rivals with equal scores do not compete, so that no order among them is made up; a list of equal scores
-has weight 0. The paper builds its lists from the pairs of a prompt; which beta it uses is not known to us.
+Ours: rivals with equal scores are left out of each other's sums, since their order is unknown; a list of
+    equal
+scores has weight 0. The paper builds its lists from the pairs of a prompt; its beta is not known to us.
 """
 
 from dataclasses import dataclass
@@ -39,14 +40,14 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionLPO(ScaledMethod):
-    """Lists by the likelihood of their order.
+    """Negative log-likelihood of the order of ranked lists.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with a 1/2.
-        top: positions that count, from the best; null: all.
-        positions: whether a list's loss is the sum or the mean over the positions that count.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        top: number of positions in the loss, from the best, at least 1; null: all.
+        positions: whether a list's loss is the "sum" or the "mean" over its positions.
         alpha: weight of the polynomial term of each position, at least -1.
-        smoothing: share of a position's label that is spread evenly over all that are left.
+        smoothing: share of a position's label that is spread over the remaining members, in [0, 1).
     """
 
     beta: float = 5000.0
@@ -67,14 +68,14 @@ class DiffusionLPO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean over the lists that are no tie."""
+        """Return the mean loss over the lists that are not tied."""
         z = noisy(self, policy, reference, batch, generator)
         ratio = elbo(policy, reference, z, batch.cond, self.reduce).log_ratio
         score = batch.score.to(ratio)
         terms = plackett_luce(self.beta * ratio, score, batch.group, self.smoothing)
         if self.alpha:
             terms = terms + self.alpha * -torch.expm1(-terms)
-        number = (batch.group.bincount() - 1).to(terms)  # the last of a list has nobody left to be before
+        number = (batch.group.bincount() - 1).to(terms)  # the last position of a list has no term
         if self.top is not None:
             terms = torch.where(positions(score, batch.group) <= self.top, terms, 0.0)
             number = number.clamp(max=self.top)

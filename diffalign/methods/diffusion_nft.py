@@ -1,9 +1,9 @@
 """DiffusionNFT. Zheng et al. 2025, "DiffusionNFT: Online Diffusion Reinforcement with Forward Process",
-arXiv 2509.16117 (equations 5 to 7, with the released code).
+arXiv 2509.16117 (equations 5 to 7, and the released code).
 
-Neither log-densities nor policy gradients: a sample of reward share r in [0, 1] is fitted with weight r by
-the policy pushed from the old one, and with weight 1 - r by its mirror image. With v_old of the policy that
-sampled and b a guidance strength,
+It uses neither log-densities nor policy gradients. A sample with a reward share r in [0, 1] is fitted with
+weight r by a positive policy v+, and with weight 1 - r by a negative policy v-, the reflection of v+ at the
+old policy. With v_old the prediction of the policy that sampled and b a guidance strength,
 
     v+ = b v + (1 - b) v_old,    v- = (1 + b) v_old - b v,    x0+- = x_t - t v+-,
     L+- = mean( (x0+- - x0)^2 ) / w+-,    w+- = sg( mean |x0+- - x0| ), at least 1e-5,
@@ -11,11 +11,11 @@ sampled and b a guidance strength,
     loss = a mean( (r L+ + (1 - r) L-) / b ) + kl mean( (v - v_base)^2 ).
 
 v_old is a moving average of the policy (``trail``), which also samples the rounds; set ``trail.every`` to the
-optimizer steps of a round, so that it moves between them. Every sample is trained on at each of the
-sampler's steps but the last.
+optimizer steps of a round, so that it is updated between rounds. Each sample is trained on at all times of
+the sampler except the last.
 
-It works on any path: x0+- are the clean estimates that the mixed predictions mean. What differs from the
-released code: the sampler is the ODE's first-order one, where the release has a second-order solver.
+It works on any path: x0+- are the clean estimates of the mixed predictions. What differs from the
+released code: the sampler of the ODE is of first order (there of second order).
 """
 
 from dataclasses import dataclass
@@ -37,16 +37,16 @@ from diffalign.types import Batch, Denoiser, Noised, Random, Step
 
 @dataclass(frozen=True)
 class DiffusionNFT(RolloutMethod):
-    """Samples with advantages, fitted and mirrored.
+    """DiffusionNFT on samples with advantages.
 
     Attributes:
-        beta: b.
-        advantage_clip: a.
-        mode: which advantages count: "all"; the positive or negative ones only (others are 0, r = 1/2); 1 for
-            positive ones and 0 for others ("one_only"); or their signs ("binary").
-        kl: weight of the squared difference to the base.
-        time: the times that a sample is trained on.
-        trail: how v_old follows.
+        beta: guidance strength b, above 0.
+        advantage_clip: a, largest absolute advantage, above 0.
+        mode: transformation of advantages: "all", none; "positive_only" or "negative_only", others become 0
+            (r = 1/2); "one_only", 1 for positive ones and 0 for others; "binary", their signs.
+        kl: weight of the squared difference to the base, at least 0.
+        time: the S stratified times of a sample.
+        trail: schedule of the decay of v_old's moving average.
     """
 
     beta: float = 1.0
@@ -87,21 +87,21 @@ class DiffusionNFT(RolloutMethod):
         return detached_step(metrics, batch)
 
     def share(self, advantage: Tensor) -> Tensor:
-        """r (B,) of advantages (B,)."""
+        """Return the reward shares r (B,) of advantages (B,)."""
         a = advantage.clamp(-self.advantage_clip, self.advantage_clip)
-        kept = {
+        transformed = {
             "all": a,
             "positive_only": a.clamp(min=0),
             "negative_only": a.clamp(max=0),
             "one_only": (a > 0).to(a),
             "binary": a.sign(),
         }[self.mode]
-        return (kept / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
+        return (transformed / (2 * self.advantage_clip) + 0.5).clamp(0, 1)
 
     def _error(self, policy: Denoiser, z: Noised, prediction: Tensor) -> Tensor:
         """Return L of a prediction, (S B,)."""
-        off = (estimates_of(policy, prediction, z.x_t, z.t)[0] - z.x0).flatten(1)
-        return (off**2).mean(1) / off.detach().abs().mean(1).clamp(min=1e-5)
+        error = (estimates_of(policy, prediction, z.x_t, z.t)[0] - z.x0).flatten(1)
+        return (error**2).mean(1) / error.detach().abs().mean(1).clamp(min=1e-5)
 
 
 CARD = MethodCard(

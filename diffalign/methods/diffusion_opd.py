@@ -1,22 +1,22 @@
-"""DiffusionOPD, on-policy distillation. arXiv 2605.15055 (2026; with UniRL's and verl-omni's code, the
-official code was not at hand).
+"""DiffusionOPD, on-policy distillation. arXiv 2605.15055 (2026; after UniRL's and verl-omni's code; the
+official code was not available).
 
-The student draws its own trajectories and a frozen teacher says, at each state that they passed, where it
-would have gone. With mu_S and mu_T the means of both steps from a state, S the step's std and l its length,
-the loss of a recorded step is a mean over the latent elements of
+The student samples its own trajectories, and a frozen teacher makes a step from each of their states. With
+mu_S and mu_T the means of the student's and the teacher's step from a state, S the step's std and l its
+length, the loss of a recorded step is a mean over the latent elements of
 
     ode    (mu_S - mu_T)^2 / 2              on ODE steps l^2 |v_S - v_T|^2 / 2: long steps count more
     kl     (mu_S - mu_T)^2 / (2 S^2)        the KL of the two steps
     verl   (mu_S - mu_T)^2 l / (2 S^2)      verl-omni's: its std leaves out the step's length
 
-States are constants: no gradient flows through the rollout. There is no reward; ``rollout.rewards`` are
-watched only. With ``rollout.eta: 0`` the trajectories are the ODE's and every step is learnt from, in form
-"ode".
+States are constants: no gradient passes through the rollout. There is no reward; ``rollout.rewards`` are
+logged only. With ``rollout.eta: 0`` the trajectories are those of the ODE, and all steps are trained on with
+form "ode".
 
 ``rollout.teachers`` names the teachers: LoRAs, runs or pipelines of the student's family, one for all
-prompts, or one for each file of prompts (``ocr.txt=runs/ocr``), so that a student learns from several of
-them at once. Each answers under ``rollout.reference_guidance``, and its answers are recorded in the
-rollout. What differs from UniRL's recipe: a batch may mix the prompts of several teachers.
+prompts, or one for each file of prompts (``ocr.txt=runs/ocr``), so that a student can have several. The
+teachers have guidance scale ``rollout.reference_guidance``, and the means of their steps are recorded in the
+rollout. Difference from UniRL's recipe: a batch may mix the prompts of several teachers.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ from diffalign.types import Batch, Denoiser, Kernel, Random, Step, Transition
 
 @dataclass(frozen=True)
 class DiffusionOPD(RolloutMethod):
-    """Steps of the student's own trajectories, drawn towards a teacher's.
+    """Distil a teacher's steps from the states of the student's own trajectories.
 
     Attributes:
-        form: what the squared difference of two steps is divided by, see the module.
-        hold_negative: no gradient through what guidance guides away from.
+        form: scale of the squared difference of two steps, see the module.
+        hold_negative: whether to stop the gradient through the negative prediction of guidance.
     """
 
     form: Literal["ode", "kl", "verl"] = "ode"
@@ -58,18 +58,18 @@ class DiffusionOPD(RolloutMethod):
         """Return the mean loss over all recorded steps; the teacher's steps are those that were recorded.
 
         Raises:
-            UserError: the batch is not of a rollout with a teacher, or the form divides by what its steps
-                do not have.
+            UserError: the batch is not of a rollout with a teacher, or the form needs a std of the steps that
+                is 0.
         """
         kernel, x = kernel_of(batch, CARD), batch.x
         if "reference_mean" not in batch.extra:
             raise UserError(
-                "method diffusion_opd learns from a teacher's steps, and this batch has none; allowed with "
+                "method diffusion_opd is trained on a teacher's steps, and this batch has none; allowed with "
                 "it: rounds that were sampled for this method"
             )
         mean, std = kernel(as_drawn(policy, batch, self.hold_negative), x.x_t, x.t, x.s, batch.cond)
-        mean, taught = at_least_float32(mean), at_least_float32(batch.extra["reference_mean"].to(mean))
-        squared = (mean - taught) ** 2
+        mean, teacher_mean = at_least_float32(mean), at_least_float32(batch.extra["reference_mean"].to(mean))
+        squared = (mean - teacher_mean) ** 2
         losses = (squared / self._scale(kernel, std, x).to(squared)).flatten(1).mean(1) / 2
         loss = losses.mean()
         metrics = {"loss": loss, "distance": squared.mean().sqrt()}
@@ -78,7 +78,7 @@ class DiffusionOPD(RolloutMethod):
         )
 
     def _scale(self, kernel: Kernel, std: torch.Tensor, x: Transition) -> torch.Tensor:
-        """Return what a squared difference is divided by, beside 2, (B, 1, ...)."""
+        """Return the divisor (B, 1, ...) of a squared difference, without the factor 2."""
         if self.form == "ode":
             return torch.ones_like(std)
         if not bool((std > 0).all()):

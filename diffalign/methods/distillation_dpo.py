@@ -1,33 +1,33 @@
 """Distillation-DPO. Zhao et al. 2025, "Diffusion Distillation With Direct Preference Optimization For
 Efficient 3D LiDAR Scene Completion", arXiv 2504.11447.
 
-A teacher of many steps is distilled into a student of few, and a preference that need not be differentiable
-takes part: of two samples of one condition the better is x_w, the worse x_l, and each side has an assistant
-(B of winners, W of losers) that follows its density. With one time and one noise for both,
+A teacher of many steps is distilled into a student of few steps, with a preference that need not be
+differentiable: of two samples of one condition the better is x_w, the worse x_l. Two assistants are fitted to
+their densities, B to that of winners, W to that of losers. With one time and one noise for both samples,
 
     student:    mean( sg(eps_T - eps_B) x_w ) - c mean( sg(eps_T - eps_W) x_l )
     assistants: | eps - eps_B( alpha sg(x_w) + sigma eps ) |^2, and the same of W on x_l,
 
-times and noises of the assistants their own. So winners are drawn towards the teacher and losers pushed away
-from it. Samples of a tie teach nothing.
+with separate times and noises for the assistants. Winners move towards the teacher and losers away from it.
+Ties have weight 0.
 
 The released loss multiplies the detached difference by x_t - x, the noise alone, in place of x: its gradient
-to the student is exactly 0. This is the intended one, with x; both are in the tests' golden vectors.
+to the student is exactly 0. The loss here has x, as intended; the tests' golden vectors have both.
 
-``assistants: crossed`` (ours) holds each sample against the other side's assistant: eps_W for x_w, eps_B for
-x_l. With the published rule and assistants that know their densities exactly, the mean motion of samples at
-a place where a sample wins with probability p, from a student of density q, is along
+``assistants: crossed`` (ours) compares each sample with the other side's assistant: eps_W for x_w, eps_B for
+x_l. With the published rule and exact assistants, the mean motion of samples at a point where a sample wins
+with probability p, for a student of density q, is along
 
     (2 p - 1) grad log(teacher / q) - 2 grad p,
 
-against the preference: a winner that its own assistant is subtracted from loses what made it win. Crossed,
-the second term is + (p / (1 - p) + (1 - p) / p) grad p. The plane shows both (docs/methods).
+whose second term opposes the preference. With crossed assistants it is + (p / (1 - p) + (1 - p) / p) grad p.
+The 2-D plane shows both.
 
-What differs from the released code besides: noise is added as alpha x + sigma eps (theirs, of point clouds,
-is x + sigma eps); both samples have noises of their own (``scale: 1.1`` is theirs: the second starts from the
-first one's noise times 1.1); student and assistants take one step each, together, on the same samples (theirs
-alternate); the optimizer is the run's (SGD with rate 1e-5 and norms clipped at 0.05 there, which alone bounds
-the losers' term).
+Further differences from the released code: noise is added as alpha x + sigma eps (there, for point clouds, x
++ sigma eps); the two samples have independent noises (there, and with ``scale: 1.1``, the second starts from
+the first one's noise times 1.1); student and assistants make one optimizer step each, together, on the same
+samples (there they alternate); the optimizer is the run's (there SGD with rate 1e-5 and norms clipped at
+0.05, which is the only bound of the losers' term).
 """
 
 from dataclasses import dataclass, replace
@@ -49,12 +49,13 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class DistillationDPO(Distillation):
-    """Score distillation that draws winners to the teacher and pushes losers away.
+    """Distil scores with winners moved towards the teacher and losers away from it.
 
     Attributes:
-        losers: c, weight of the losers' term.
-        assistants: which assistant a sample is held against: its own side's, as published, or the other's.
-        scale: of the second sample's noise, which is then the first one's times this; null: its own noise.
+        losers: weight c of the losers' term, at least 0.
+        assistants: assistant that a sample is compared with: its own side's ("own", as published), or that of
+            the other side ("crossed").
+        scale: factor from the first sample's noise to the second one's, above 0; null: independent noises.
     """
 
     losers: float = 1.0
@@ -73,7 +74,7 @@ class DistillationDPO(Distillation):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the losses of student and assistants over P pairs of ``batch.x`` noise (2P, *d)."""
+        """Return the losses of student and assistants, summed, of P pairs from noise ``batch.x`` (2P, *d)."""
         better, worse = (assistant_of(policy, name) for name in ("better", "worse"))
         batch = self._scaled(batch)
         learns = self.learns()
@@ -84,18 +85,18 @@ class DistillationDPO(Distillation):
         pairs = contrast(scores, scores, batch.group)
         sides = [batch.select(index) for index in (pairs.better, pairs.worse)]
         samples = [x[index] for index in (pairs.better, pairs.worse)]
-        held = [better, worse] if self.assistants == "own" else [worse, better]
+        compared = [better, worse] if self.assistants == "own" else [worse, better]
         with torch.no_grad():
             t = self.times(policy, samples[0], generator)
             eps = normal(generator, len(t), x.shape[1:]).to(x)
         terms, distances = [], []
-        for side, sample, assistant in zip(sides, samples, held, strict=True):
+        for side, sample, assistant in zip(sides, samples, compared, strict=True):
             with torch.no_grad():
                 x_t = add_noise(policy, sample.detach(), eps, t)
-                goal = noise_of(self.teacher(reference, side), x_t, t, side.cond)
-                own = noise_of(assistant, x_t, t, side.cond)
-            terms.append(along_scores(sample, goal, own))
-            distances.append((goal - own).square().flatten(1).mean(1))
+                teacher_noise = noise_of(self.teacher(reference, side), x_t, t, side.cond)
+                assistant_noise = noise_of(assistant, x_t, t, side.cond)
+            terms.append(along_scores(sample, teacher_noise, assistant_noise))
+            distances.append((teacher_noise - assistant_noise).square().flatten(1).mean(1))
         student = pairs.mean(terms[0] - self.losers * terms[1])
         errors = [
             pairs.mean(self.followed(assistant, sample, side.cond, generator))
@@ -113,7 +114,7 @@ class DistillationDPO(Distillation):
         return Step(loss + student if learns else loss, metrics, pairs.count)
 
     def _scaled(self, batch: Batch[Tensor]) -> Batch[Tensor]:
-        """Return the batch with the noise of the second sample of each pair made of the first one's."""
+        """Return the batch with the noise of each pair's second sample computed from the first one's."""
         if self.scale is None:
             return batch
         x = batch.x.reshape(batch.num_groups, 2, *batch.x.shape[1:])

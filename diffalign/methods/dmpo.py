@@ -5,11 +5,11 @@ With Diffusion-DPO's logit h = -(beta / 2) [(m_w - r_w) - (m_l - r_l)], p = sigm
 
     loss = KL(p || q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)),
 
-the reverse of the divergence that DPO's cross-entropy takes, which seeks one mode instead of covering all.
-Its gradient is p (1 - p) (h - log(q / (1 - q))): the pull ends at a finite logit (log 99 at alpha .01), and a
-pair that the policy has firmly the wrong way round is left alone.
+which is the reverse of the divergence in DPO's cross-entropy, and mode-seeking. Its gradient is p (1 - p) (h
+- log(q / (1 - q))): the optimal logit is finite (log 99 at alpha .01), and the gradient vanishes for a pair
+whose loser the policy strongly prefers.
 
-What differs from the released code: ties have weight 0. Its launchers set alpha .01; its default of 0 is 1e-6
+Differences from the released code: ties have weight 0. Its launchers set alpha .01; its default of 0 is 1e-6
 after the clamp, as here.
 """
 
@@ -28,11 +28,11 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class DMPO(ScaledMethod):
-    """Reverse KL of the preference from its label.
+    """Reverse KL of the policy's preference to the label.
 
     Attributes:
-        beta: scale of the logit, in units of a mean squared error with the paper's 1/2.
-        alpha: probability that a label is wrong; at least 1e-6 is used.
+        beta: scale of the logit, a factor of half a difference of mean squared errors.
+        alpha: probability that a label is wrong, in [0, 0.5); values below 1e-6 are raised to it.
     """
 
     beta: float = 2000.0
@@ -46,7 +46,7 @@ class DMPO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are not tied."""
         c = compare(self, policy, reference, batch, generator)
         loss = ReverseKL(self.alpha)
         losses = pair_losses(loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)

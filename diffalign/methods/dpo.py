@@ -6,21 +6,21 @@ with m the policy's and r the reference's mean squared denoising error,
 
     loss = l( -(beta / 2) [(m_w - r_w) - (m_l - r_l)] ),    l(h) = -log sigmoid(h).
 
-Other pairwise losses l (IPO, hinge, robust, smoothed labels) are its ``loss`` field.
+Other pairwise losses l (IPO, hinge, robust, smoothed labels) are values of the field ``loss``.
 
-What differs from the released code: ties have no gradient instead of being dropped or won by the first
-image, errors are float32 under half precision, and any prediction target works. The released SD 1.5 script
+Differences from the released code: ties have no gradient (there they are dropped, or the first image
+wins), errors are float32 under half precision, and any prediction target works. The released SD 1.5 script
 of diffusers leaves out the 1/2, so its ``beta_dpo 2500`` is ``beta: 5000`` here.
 
 Step-Video-T2V's Video-DPO (Ma et al. 2025, arXiv 2502.10248, section 4.4) is this loss on a flow model, time
-and noise shared by the pair as here; its finding is a matter of settings: where the logit is negative and
-beta 5000, gradients explode and force a learning rate of 1e-8, so it lowers beta and raises the rate (neither
-value is stated).
+and noise shared by the pair as here; its finding concerns the settings: with beta 5000 the gradients of pairs
+with a negative logit are so large that the learning rate must be 1e-8, so it lowers beta and raises the rate
+(neither value is stated).
 
 On a flow model with t logit-normal or uniform this is Flow-DPO (Liu et al. 2025, "Improving Video Generation
 with Human Feedback", arXiv 2501.13918), m being the error of the velocity. Its equation 6 has beta_t = beta
 (1 - t)^2, ``over_time: alpha_squared``; its experiments found a constant beta better, the default. JavisDiT++
-adds 0.1 times the winner's error: the strategy ``sft``.
+adds 0.1 times the winner's error, which is the strategy ``sft``.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(PairMethod):
-    """Pairs of rivals, likelihoods by the ELBO.
+    """Diffusion-DPO on pairs of rivals, with likelihoods estimated by the ELBO.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
-        over_time: beta at time t: the same everywhere, or beta alpha(t)^2.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        over_time: weight of beta at time t: "constant", or "alpha_squared" for beta alpha(t)^2.
     """
 
     beta: float = 5000.0
@@ -49,7 +49,7 @@ class DPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are not tied."""
         c = compare(self, policy, reference, batch, generator, self.over_time)
         losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
         return preference_step(c, losses, self.beta)

@@ -1,22 +1,21 @@
 """DRaFT. Clark et al. 2023, "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", arXiv
 2309.17400.
 
-The reward r of what the policy samples is maximised by its own gradient, backpropagated through the last K
-steps of the sampler (section 3):
+The reward r of the policy's samples is maximised by its gradient, backpropagated through the last K steps of
+the sampler (section 3):
 
-    loss = -r( x_0(theta) ),    the latents that enter step T - K being constants.
+    loss = -r( x_0(theta) ),    with the latents before step T - K held constant.
 
-``last: null`` is DRaFT (all steps), a number DRaFT-K. With ``copies: n`` it is DRaFT-LV: K is 1, the result
-is noised again n times to the last step's time and denoised once each, and the loss is the mean over the
+``last: null`` is DRaFT (all steps), a number DRaFT-K. With ``copies: n`` it is DRaFT-LV: K is 1, the sample
+is noised n times to the last step's time and denoised by one step each, and the loss is the mean over the
 n + 1 results, so that one rollout gives n + 1 gradients.
 
-Loss and images are the same for every K; gradients differ. With K = T the gradient is that of the whole
-sampler.
+The loss and the samples do not depend on K; the gradient does. With K = T it is that of the whole sampler.
 
-No official code. What differs from the ports: there is a penalty on the distance to the reference
-(``hold``), on by default, since nothing else stops the reward from being exploited; DRaFT-LV counts the
-sample that was not noised again among its terms, as the flow ports do. Gradient checkpointing of the
-network and of the decoder (``model.gradient_checkpointing``) makes large K fit.
+No official code. Differences from the ports: the loss has a penalty on the distance to the reference
+(``hold``), on by default, since nothing else limits over-optimisation of the reward; DRaFT-LV includes the
+original sample in its mean, as the ports to flow models do. Gradient checkpointing of the network and of the
+decoder (``model.gradient_checkpointing``) makes large K fit.
 """
 
 from dataclasses import dataclass
@@ -34,11 +33,11 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class DRaFT(RewardGradient):
-    """Backpropagation of a reward through the last steps of the sampler.
+    """Backpropagate a reward through the last steps of the sampler.
 
     Attributes:
-        last: K, steps that carry gradient; None: all.
-        copies: n of DRaFT-LV; more than 0 needs ``last`` 1.
+        last: number K of steps with gradient, at least 1; null: all.
+        copies: number n of noised copies (DRaFT-LV), at least 0; above 0 it needs ``last`` 1.
     """
 
     last: int | None = 1
@@ -56,7 +55,7 @@ class DRaFT(RewardGradient):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return minus the mean reward; B samples, of ``batch.x`` noise (B, *d)."""
+        """Return the step whose loss is minus the mean reward of B samples from noise ``batch.x`` (B, *d)."""
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         first = 0 if self.last is None else max(0, sampling.steps - self.last)
         carries = torch.arange(sampling.steps)[:, None] >= first
@@ -67,10 +66,10 @@ class DRaFT(RewardGradient):
         t = sampling.times[-2].to(x0).expand(len(x0))
         for _ in range(self.copies):
             eps = normal(generator, batch.num_groups, x0.shape[1:])[batch.group].to(x0)
-            again = add_noise(policy, x0.detach(), eps, t)
-            rewards.append(batch.value(sampling.step(again, sampling.steps - 1)[0], rows))
+            noised = add_noise(policy, x0.detach(), eps, t)
+            rewards.append(batch.value(sampling.step(noised, sampling.steps - 1)[0], rows))
         reward = torch.stack(rewards).mean(0)
-        return gradient_step(reward, -reward, sampling.held, self.hold)
+        return gradient_step(reward, -reward, sampling.penalty, self.hold)
 
 
 CARD = MethodCard(

@@ -1,30 +1,29 @@
 """Diffusion-DRO. Wu et al. 2025, "Ranking-based Preference Optimization for Diffusion Models from Implicit
 User Feedback", arXiv 2510.18353.
 
-Learns from expert demonstrations alone: an expert image must be likelier, against the reference, than what
-the policy itself does in a rollout. With m the policy's and r the reference's mean squared denoising error,
-at one time t shared by both, on the expert x_t (E) and on the rollout's x_t (P), whose target is what the
-policy predicts there,
+The data are expert demonstrations only. An expert image must be more likely, relative to the reference, than
+the policy's own rollout. With m the policy's and r the reference's mean squared denoising error at one time
+t, on the expert's x_t (E) and on the rollout's x_t (P), whose target is the prediction of the policy that
+made the rollout,
 
     loss = mean( max( (m_E - r_E) - (m_P - r_P) + margin, 0 ) ).
 
-There is no beta: the reference only says when an expert has been learnt well enough. Up to the factor
-``margin`` it is Diffusion-DPO with a hinge and ``beta: 2 / margin``.
+There is no beta; the reference determines when an expert has a low enough error. Up to the factor ``margin``
+it is Diffusion-DPO with a hinge loss and ``beta: 2 / margin``.
 
-The rollout has ``steps`` steps of DPM-Solver++(2M) without guidance, perturbed in time so that a sample
-passes t. As released, the rollout is the current policy's (synchronised after every update), so m_P is 0 and
-has no gradient: that half of the batch is not run, which changes nothing but the time. It is fine-tuning on
-experts, each gated by m_E - r_E + |policy - reference|^2 on the rollout + margin > 0.
+The rollout has ``steps`` steps of DPM-Solver++(2M) without guidance, with times shifted per sample so that t
+is one of them. As released, the rollout is the current policy's (synchronised after every update), so m_P is
+0 without gradient and is not computed. The method is then fine-tuning on experts, with a sample included if
+m_E - r_E + |policy - reference|^2 (on the rollout) + margin > 0.
 
 With ``trail.every: M`` above 1 the rollout is that of a copy of the policy which is synchronised every M
-optimizer steps (the paper's schedule). Then m_P is the way that the policy has gone since, that half is run
-with gradient, and the loss pushes the policy away from what the copy does.
+optimizer steps (the paper's schedule). m_P is then the squared difference between policy and copy, is
+computed with gradient, and the loss increases it.
 
-Experts are single images that are liked, or the winners of larger groups (none where the best score is
-shared).
+Experts are single liked images, or the winners of larger groups (none if the best score is shared).
 
-What differs from the released code: each sample is rolled out on its own times (there, sample 0's serve
-all); it stops at the step that is used, where 20 of 20 steps were run for one; errors are float32.
+Differences from the released code: each sample is rolled out on its own times (there on those of
+sample 0); the rollout stops at the step that is used (there all 20 steps are run); errors are float32.
 """
 
 from dataclasses import dataclass
@@ -47,14 +46,14 @@ from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class DRO(StateMethod):
-    """Expert demonstrations against the policy's own rollouts.
+    """Ranking loss of expert demonstrations against the policy's own rollouts.
 
     Attributes:
-        margin: how much further than the rollout an expert must have come, in mean squared error.
-        steps: of a whole rollout.
-        time: which times are trained on, one per group, below 1.
-        noising: how experts become noisy states.
-        trail: how the policy that is rolled out follows; ``every`` 1: it is the policy itself.
+        margin: margin of the ranking, in mean squared error.
+        steps: number of steps of a complete rollout, at least 1.
+        time: distribution of the training times, one draw per group, below 1.
+        noising: map from experts to noisy states.
+        trail: schedule of the policy that is rolled out; with ``every`` 1 it is the trained policy.
     """
 
     margin: float = 0.001
@@ -67,7 +66,7 @@ class DRO(StateMethod):
 
     @property
     def trails(self) -> bool:
-        """Whether another policy than the trained one is rolled out."""
+        """Whether a moving average or copy of the policy is rolled out."""
         return self.trail.every > 1 or self.trail.limit > 0
 
     def __call__(
@@ -75,34 +74,36 @@ class DRO(StateMethod):
     ) -> Step:
         """Return the mean gated loss over one expert per group."""
         best, good = winners(batch.score, batch.group)
-        won = batch.select(best)
-        expert = noisy(self, policy, reference, won, generator)
-        noise = normal(generator, len(won.x), tuple(won.x.shape[1:])).to(won.x)
+        winning = batch.select(best)
+        expert = noisy(self, policy, reference, winning, generator)
+        noise = normal(generator, len(winning.x), tuple(winning.x.shape[1:])).to(winning.x)
         roller = trailing_of(reference, CARD) if self.trails else policy
-        rolled = rollout(roller, noise, expert.t, won.cond, self.steps)
+        rolled = rollout(roller, noise, expert.t, winning.cond, self.steps)
         both = Noised(*(torch.cat([a, b]) for a, b in zip(expert, rolled, strict=True)))
-        twice = {name: torch.cat([value, value]) for name, value in won.cond.items()}
+        twice = {name: torch.cat([value, value]) for name, value in winning.cond.items()}
         with torch.no_grad():
-            held, drift = denoising_error(reference, both, twice, self.reduce).chunk(2)
+            r_expert, r_rollout = denoising_error(reference, both, twice, self.reduce).chunk(2)
         if self.trails:
-            ahead, moved = denoising_error(policy, both, twice, self.reduce).chunk(2)
+            m_expert, m_rollout = denoising_error(policy, both, twice, self.reduce).chunk(2)
         else:
-            ahead, moved = denoising_error(policy, expert, won.cond, self.reduce), torch.zeros_like(held)
-        ahead = ahead - held
-        losses, weight = torch.relu(ahead - (moved - drift) + self.margin), good.to(ahead)
+            m_expert = denoising_error(policy, expert, winning.cond, self.reduce)
+            m_rollout = torch.zeros_like(r_expert)
+        difference = m_expert - r_expert
+        losses = torch.relu(difference - (m_rollout - r_rollout) + self.margin)
+        weight = good.to(difference)
 
         def mean(values: Tensor) -> Tensor:
             return (values.detach() * weight).sum() / weight.sum().clamp(min=1)
 
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)
-        metrics = {"loss": mean(losses), "gate": mean((losses > 0).to(losses)), "drift": mean(drift)}
-        metrics |= {"moved": mean(moved)} if self.trails else {}
-        return Step(loss, {**metrics, "errors/chosen": mean(ahead)}, weight.sum())
+        metrics = {"loss": mean(losses), "gate": mean((losses > 0).to(losses)), "drift": mean(r_rollout)}
+        metrics |= {"moved": mean(m_rollout)} if self.trails else {}
+        return Step(loss, {**metrics, "errors/chosen": mean(difference)}, weight.sum())
 
 
 def rollout(policy: Denoiser, noise: Tensor, t: Tensor, cond: Cond, steps: int) -> Noised:
-    """Where a rollout of ``steps`` equal steps from ``noise`` (B, *d) that passes t (B,) is at t."""
-    # Rows above t: the grid is t + k / steps below 1. A thousandth of a step is rounding.
+    """Return the state at t (B,) of a rollout from ``noise`` (B, *d) with ``steps`` equal steps through t."""
+    # `above`: number of grid points t + k / steps, k >= 1, below 1; 1e-3 steps allow for rounding.
     above = (((1 - t) * steps - 1e-3).ceil() - 1).clamp(min=0)
     rows = torch.arange(int(above.max()) + 1, device=t.device)[:, None]
     return dpm_solver(policy, noise, t + (above - rows) / steps, above.long().cpu(), cond)

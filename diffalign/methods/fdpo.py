@@ -1,16 +1,16 @@
 """f-DPO. Wang et al. 2023, "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse
 Divergence Constraints", arXiv 2309.16240, equation 9, on diffusion likelihoods.
 
-A policy regularised by an f-divergence stands for the reward beta f'(u), u = p_policy / p_reference:
+The implicit reward of a policy regularised by an f-divergence is beta f'(u) with u = p_policy / p_reference:
 
     loss = l(beta (f'(u_w) - f'(u_l))),    log u = -(scale / 2) (m - r),    l(h) = -log sigmoid(h).
 
-``scale`` turns a difference of mean errors into log-likelihood, where the non-linear f' means what the paper
-says; ``beta`` is the paper's own. With the reverse KL (f' = log u) only their product counts and the method
-is Diffusion-DPO of beta = scale * beta. Forward KL and alpha are steep where u is small, so a loser need fall
-only a little and a falling winner costs much; Jensen-Shannon is flat where u is large.
+``scale`` converts a difference of mean errors to log-likelihood, the unit of the non-linear f'; ``beta`` is
+that of the paper. With the reverse KL (f' = log u) only their product matters, and the method is
+Diffusion-DPO with beta = scale * beta. f' of the forward KL and of alpha is steep where u is small, which
+penalises a fall of the winner's likelihood; f' of Jensen-Shannon is flat where u is large.
 
-Ours: the transposition to denoising errors, hence the value of ``scale``. Ties have weight 0.
+Ours: the transfer to denoising errors and the value of ``scale``. Ties have weight 0.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class FDPO(StateMethod):
-    """Pairs under an f-divergence.
+    """DPO with an f-divergence.
 
     Attributes:
-        scale: makes log-ratios: log u = scale times minus half the difference of mean squared errors.
-        beta: the paper's weight of the divergence; rewards are beta f'(u).
-        divergence: what keeps the policy near the reference.
-        loss: what a pair demands of its rewards.
+        scale: factor from errors to log-ratios, above 0: log u = -(scale / 2) (m - r).
+        beta: weight of the divergence, above 0; rewards are beta f'(u).
+        divergence: the f-divergence to the reference, through its derivative f'.
+        loss: pairwise loss of the rewards of two rivals.
     """
 
     scale: float = 5000.0
@@ -49,7 +49,7 @@ class FDPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie; ``rewards/*`` are beta f'(u)."""
+        """Return the mean loss over all pairs of rivals that are not tied; ``rewards/*`` are beta f'(u)."""
         c = compare(self, policy, reference, batch, generator)
         chosen, rejected = (self.beta * self.divergence(self.scale * x) for x in (c.chosen, c.rejected))
         losses = pair_losses(self.loss, chosen, rejected, c, batch)

@@ -1,5 +1,5 @@
 """Flow-DPPO. Ping et al. 2026, "Flow-DPPO: Divergence Proximal Policy Optimization for Flow Matching Models",
-arXiv 2606.11025 (with the released code, UniRL; verl-omni agrees with it).
+arXiv 2606.11025 (after the released code, UniRL; verl-omni's is the same).
 
 For a recorded step with the means mu of the policy's step and mu_old of the step as drawn, its std S and the
 advantage A,
@@ -8,10 +8,9 @@ advantage A,
     rho  = exp(log p - log p_old),
     loss = -A rho,  without gradient where D >= threshold and A (rho - 1) > 0, there 0.
 
-A step that has moved too far loses its gradient only where it would move further; what brings it back keeps
-it. While the policy is the one that sampled, D is 0, nothing is masked, and the loss is Flow-GRPO's without a
-clip. Advantages are not clipped. UniRL's optional KL to the reference is not here. The rollout records mu_old
-beside each step.
+A step beyond the threshold loses its gradient only if the gradient would increase D. While the policy equals
+the sampling policy, D is 0, nothing is masked, and the loss is Flow-GRPO's without a clip. Advantages are not
+clipped. UniRL's optional KL to the reference is not implemented. The rollout records mu_old of each step.
 """
 
 from dataclasses import dataclass
@@ -31,11 +30,11 @@ from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 @dataclass(frozen=True)
 class FlowDPPO(RolloutMethod):
-    """Single steps of whole trajectories of a flow with advantages, masked by their divergence.
+    """Flow-DPPO on the steps of a flow's trajectories with advantages, masked by their divergence.
 
     Attributes:
-        threshold: the divergence per latent element from which a step may not move further.
-        hold_negative: no gradient through what guidance guides away from.
+        threshold: KL per latent element from which a step may not move further, above 0.
+        hold_negative: whether to stop the gradient through the negative prediction of guidance.
     """
 
     threshold: float = 1e-5
@@ -58,7 +57,9 @@ class FlowDPPO(RolloutMethod):
         advantage = advantage_of(batch, CARD)
         kernel = kernel_of(batch, CARD)
         if not isinstance(kernel, FlowSDE):
-            raise UserError("method flow_dppo learns from noisy steps of a flow; allowed elsewhere: ddpo")
+            raise UserError(
+                "method flow_dppo is trained on stochastic steps of a flow; allowed elsewhere: ddpo"
+            )
         new = redrawn(policy, batch, CARD, self.hold_negative)
         kl = step_kl(new.mean.detach(), new.drawn_mean, new.std)
         logp = log_density(kernel, batch.x.x_s, new.mean, new.std)

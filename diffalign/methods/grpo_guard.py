@@ -1,21 +1,20 @@
 """GRPO-Guard. Wang et al. 2025, "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via
-Regulated Clipping", arXiv 2510.22319 (as verl-omni has it; the official code was not at hand).
+Regulated Clipping", arXiv 2510.22319 (after verl-omni; the official code was not available).
 
-Flow-GRPO's ratio of densities has a mean below 1 that differs from step to step, so that its clip hardly
-binds for positive advantages. Here the log-ratio is freed of its bias and brought to one spread at all steps:
-with mu and mu_old the means of the policy's step and of the step as drawn, S the step's std, z the noise that
-was drawn and b = mean( (mu - mu_old)^2 ) / (2 S^2),
+Flow-GRPO's ratio of densities has a mean below 1 that differs between steps, so that its clip is rarely
+active for positive advantages. Here the bias of the log-ratio is removed and its spread is equal at all
+steps: with mu and mu_old the means of the policy's step and of the step as drawn, S the step's std, z the
+noise that was drawn and b = mean( (mu - mu_old)^2 ) / (2 S^2),
 
     log rho = S (log p - log p_old + b) = mean( z (mu - mu_old) ),    mean 0 over z,
     loss    = max( -A rho, -A clip(rho, 1 - c, 1 + c) ) / (t - s),    A = clip(A, -a, a).
 
-The right-hand form is what is computed: it is exact, and has no difference of large numbers. Its gradient at
-the start is z / D, S times that of Flow-GRPO, which is why published clips are as small as 2e-6. Dividing by
-the length t - s of the step evens out the steps' gradients; Flow-Factory leaves it out (``per_length:
-false``).
+The right-hand form is computed: it is exact, without a difference of large numbers. Its initial gradient is z
+/ D, S times that of Flow-GRPO, so that published clips are as small as 2e-6. The division by the length t - s
+of the step equalises the gradients of the steps; Flow-Factory omits it (``per_length: false``).
 
-Each step has its own std and length, where the public ports take the mean of a batch. The rollout records
-mu_old beside each step. There is no KL. It is for steps of an SDE, not for ``rollout.form: cps``.
+Each step has its own std and length (in the public ports the means over a batch). The rollout records mu_old
+of each step. There is no KL. The method needs steps of an SDE, not those of ``rollout.form: cps``.
 """
 
 from dataclasses import dataclass
@@ -34,13 +33,13 @@ from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 @dataclass(frozen=True)
 class GRPOGuard(RolloutMethod):
-    """Single steps of whole trajectories of a flow with advantages, ratios of equal mean and spread.
+    """GRPO-Guard on the steps of a flow's trajectories with advantages.
 
     Attributes:
-        clip: how far from 1 the regulated ratio is rewarded.
-        advantage_clip: advantages further from 0 count as this.
+        clip: c, half the width of the interval around 1 to which the regulated ratio is clipped, in (0, 1).
+        advantage_clip: a, largest absolute advantage, above 0; larger ones are clamped.
         per_length: divide the loss of a step by its length in time.
-        hold_negative: no gradient through what guidance guides away from.
+        hold_negative: whether to stop the gradient through the negative prediction of guidance.
     """
 
     clip: float = 2e-6
@@ -60,12 +59,16 @@ class GRPOGuard(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the mean loss over all recorded steps."""
+        """Return the mean loss over all recorded steps.
+
+        Raises:
+            UserError: the batch is not of a flow's SDE rollout with advantages and recorded means.
+        """
         advantage = advantage_of(batch, CARD).clamp(-self.advantage_clip, self.advantage_clip)
         kernel = kernel_of(batch, CARD)
         if not isinstance(kernel, FlowSDE) or kernel.form == "cps":
             raise UserError(
-                "method grpo_guard learns from the steps of a flow's SDE; allowed with it: a flow model and "
+                "method grpo_guard is trained on steps of a flow's SDE; allowed with it: a flow model and "
                 "rollout.form sde or dance"
             )
         new = redrawn(policy, batch, CARD, self.hold_negative)

@@ -1,18 +1,19 @@
 """DDIM-InPO. Lu et al. 2025, "InPO: Inversion Preference Optimization with Reparametrized DDIM for Efficient
 Diffusion Model Alignment", arXiv 2503.18454.
 
-The implicit reward sits on the pair (x0, x_t), and x_t is estimated by inversion of x0 instead of drawn: the
-loss is Diffusion-DPO's (Wallace et al. 2023, arXiv 2311.12908, equation 14) with the noise replaced by what
-the inverted state implies, tau = (x_t - alpha_t x0) / sigma_t. With m the policy's and r the reference's mean
-squared error against tau,
+The implicit reward is one of the pair (x0, x_t), and x_t is computed by inversion of x0 instead of drawn. The
+loss is Diffusion-DPO's (Wallace et al. 2023, arXiv 2311.12908, equation 14) with the noise replaced by that
+which the inverted state implies, tau = (x_t - alpha_t x0) / sigma_t. With m the policy's and r the
+reference's mean squared error against tau,
 
     loss = -log sigmoid( -(beta / 2) [(m_w - r_w) - (m_l - r_l)] ).
 
-As released (JaydenLyh/InPO, train.py): the policy itself inverts, without gradient, 10 grid steps that tell
-the network the time a step starts from, a tenth of DDIM's posterior noise after each, beta 2000 on SD 1.5
-from a fine-tuned start and 5000 on SDXL. Its inversion ends on the grid, up to 99 steps from the time the
-network is told; ``noising: {type: inversion, mode: exact, eta: 0.1}`` ends where it should. The released code
-is right for one pair a process only, and its table is half precision; here each pair has its own time.
+As released (JaydenLyh/InPO, train.py): the policy inverts, without gradient, in 10 grid steps whose time
+input is the time at which a step starts, with DDIM's posterior noise times 0.1 after each; beta is 2000 on SD
+1.5 from a fine-tuned start and 5000 on SDXL. That inversion ends on the grid, up to 99 timesteps from the
+sampled time; ``noising: {type: inversion, mode: exact, eta: 0.1}`` ends at the sampled time. The released
+code is correct for one pair per process only, and its table is half precision; here each pair has its own
+time.
 """
 
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class InPO(PairMethod):
     """Diffusion-DPO on inverted states.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
-        noising: how latents are inverted.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        noising: DDIM inversion that maps clean latents to noisy states.
     """
 
     beta: float = 2000.0
@@ -43,7 +44,7 @@ class InPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are not tied."""
         c = compare(self, policy, reference, batch, generator)
         losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
         return preference_step(c, losses, self.beta)

@@ -1,39 +1,40 @@
 r"""Inversion-DPO. Li et al. 2025, "Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models",
-arXiv 2507.11554; and a variant of ours that learns.
+arXiv 2507.11554; and a variant of ours whose initial gradient is not 0.
 
 **The released loss** (MIGHTYEZ/Inversion-DPO, train_ddim.py). The reference inverts winner and loser in N
-guided DDIM steps; x_k is the state before step k, whose network is told the time t_k that the step leads to.
-With w_k = 1 / (2 abar(t_k)) and mean squared errors,
+guided DDIM steps; x_k is the state before step k, and t_k, the time to which the step leads, is the network's
+time input. With w_k = 1 / (2 abar(t_k)) and mean squared errors,
 
     D = sum_k w_k |eps_theta(x_k, t_k) - eps_ref(x_k, t_k)|^2,
     loss = -log sigmoid( s (beta / 2) (D_w - D_l) / N ).
 
-The code has s = +1 (``sign="released"``: winners are driven away from the reference and losers to it), the
-figure of the paper s = -1 (``sign="figure"``). Either way D and its gradient are exactly 0 where the policy
-is the reference, so training starts on a stationary point that only rounding errors leave
-(``target="reference"``).
+The code has s = +1 (``sign="released"``: winners move away from the reference and losers towards it), the
+figure of the paper s = -1 (``sign="figure"``). In both cases D and its gradient are exactly 0 where the
+policy equals the reference, so that training starts at a stationary point which it leaves by rounding errors
+only (``target="reference"``).
 
-**Ours** (``target="clean"``) goes back to what the inversion is for. Diffusion-DPO (Wallace et al. 2023,
-arXiv 2311.12908, equations 10 to 14) needs noisy states of x0 and, for want of the model's own posterior
-p(x_1..T | x0), takes them from the forward process q. What it gains at a step is, averaged over
-q(x_t-1 | x_t, x0),
+**Ours** (``target="clean"``) uses the inverted states in Diffusion-DPO's loss. Diffusion-DPO (Wallace et al.
+2023, arXiv 2311.12908, equations 10 to 14) needs noisy states of x0 and draws them from the forward process q
+in place of the model's posterior p(x_1..T | x0). The log-ratio of a step, averaged over q(x_t-1 | x_t, x0),
+is
 
     log p_theta(x_t-1 | x_t) - log p_ref(x_t-1 | x_t)  =  KL(q || p_ref) - KL(q || p_theta)
         =  -c_t ( |eps_theta(x_t, t) - tau|^2 - |eps_ref(x_t, t) - tau|^2 ),
     tau = (x_t - alpha_t x0) / sigma_t,
 
-and that holds for *any* x_t: q(x_t-1 | x_t, x0) is a Gaussian whose mean is linear in x_t and x0, hence in
-the noise tau that the state implies. Only where x_t comes from is an approximation. Here it is the
-reference's deterministic inversion of x0, the states that sampling with the reference passes on its way to
-x0, instead of a draw from q. With D = sum_k w_k ( |eps_theta - tau|^2 - |eps_ref - tau|^2 ) at the state
-*after* step k, whose level is the t_k that the network is told, and s = -1, the loss is Diffusion-DPO's on
-inverted states (c_t replaced by w_k, as there by a constant). Its gradient at the start is not 0, since tau
-depends on x0 and the whole trajectory, eps_ref on its last state only. (The noise of the last step alone
-would not do: it is eps_ref itself when the inversion is exact, and the gradient 0 again.)
+which holds for *any* x_t: q(x_t-1 | x_t, x0) is a Gaussian whose mean is linear in x_t and x0, and so in the
+noise tau that the state implies. Only the distribution of x_t is an approximation. Here x_t is the
+reference's deterministic inversion of x0, a state from which sampling with the reference leads to x0, instead
+of a draw from q. With D = sum_k w_k ( |eps_theta - tau|^2 - |eps_ref - tau|^2 ) at the state *after* step k,
+whose level is the time input t_k, and s = -1, the loss is Diffusion-DPO's on inverted states (with w_k in
+place of c_t, where Diffusion-DPO has a constant). Its initial gradient is not 0, since tau depends on x0 and
+the whole trajectory, eps_ref on its last state only. (With the noise of the last step as target the gradient
+would be 0 again: for an exact inversion that noise is eps_ref.)
 
-The steps k may be a random subset: D / N is then the mean over ``subset`` draws, which is unbiased. Released
-code trains on all N and keeps their N graphs, and is right for one pair a process only; here a group has its
-own draws. 1 / (2 abar) on an error of the noise is 1 / 2 on one of v or flow: other targets are weighted so.
+The steps k may be a random subset: D / N is then the mean over ``subset`` draws, which is unbiased. The
+released code trains on all N steps with N graphs in memory, and is correct for one pair per process only;
+here each group has its own draws. The weight 1 / (2 abar) of an error of the noise corresponds to 1 / 2 for v
+and flow.
 """
 
 from dataclasses import dataclass, replace
@@ -64,20 +65,20 @@ from diffalign.types import Batch, Denoiser, Noised, Random, Reduce, Step, TimeS
 
 @dataclass(frozen=True)
 class InversionDPO:
-    """Pairs of rivals on the reference's deterministic trajectories.
+    """Diffusion-DPO on the reference's deterministic inversion trajectories.
 
     Attributes:
         beta: weight of the KL to the reference, in units of a weighted mean squared error with the 1/2.
-        steps: N, of the inversion's grid.
+        steps: number N of steps of the inversion's grid, at least 1.
         guidance: scale of classifier-free guidance, in the inversion and in both errors; 1 is none.
-        target: what predictions are held against: "clean", the noise that a state implies (ours), or
-            "reference", the reference's prediction (released; its gradient is 0 at the start).
-        sign: "figure" has winners fitted, "released" has them driven away.
-        subset: K, how many of the N steps a group is trained on, each drawn by ``time``; null is all of them.
-        loss: what a pair demands of its logit.
-        time: where the K steps are drawn: time t means step floor(t N).
-        reduce: what counts as one unit of a sample.
-        cache: a folder for the reference's trajectories, see ``Inversion``; null keeps none.
+        target: target of the errors: "clean", the noise that a state implies (ours), or "reference", the
+            reference's prediction (released; its initial gradient is 0).
+        sign: sign s of the logit: "figure" lowers the winners' errors, "released" raises them.
+        subset: number K of the N steps that a group is trained on, each drawn by ``time``; null: all.
+        loss: pairwise loss of the rewards of two rivals.
+        time: distribution of the K steps; time t selects step floor(t N).
+        reduce: reduction of squared errors (B, *d) to units of a sample.
+        cache: folder of the reference's trajectories, see ``Inversion``; null: no cache.
     """
 
     beta: float = 2000.0
@@ -106,7 +107,7 @@ class InversionDPO:
 
     @property
     def noising(self) -> Inversion:
-        """Null-text inversion by the reference: guided, told the time that a step leads to, from step 0."""
+        """Null-text inversion by the reference: guided, on the destination grid, with offset 0."""
         return Inversion(
             self.steps, "destination", "paper", 0, guidance=self.guidance, by="reference", cache=self.cache
         )
@@ -114,17 +115,21 @@ class InversionDPO:
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie."""
+        """Return the mean loss over all pairs of rivals that are not tied."""
         k = drawn_steps(self.time, self.steps, self.subset, batch.num_groups, generator)[batch.group]
-        many = batch.select(torch.arange(len(k)).repeat_interleave(k.shape[1]))
+        repeated = batch.select(torch.arange(len(k)).repeat_interleave(k.shape[1]))
         denoiser, after = guided(reference, batch, self.guidance), self.target == "clean"
         x_t, t = grid_states(self.noising, denoiser, batch.x, batch.cond, k, after)
-        z = Noised(many.x, implied_noise(policy.path, many.x, x_t, t), x_t, t)
+        z = Noised(repeated.x, implied_noise(policy.path, repeated.x, x_t, t), x_t, t)
         with torch.no_grad():
-            held = at_least_float32(guided(reference, many, self.guidance)(x_t, t, many.cond))
-        predicted = at_least_float32(guided(policy, many, self.guidance)(x_t, t, many.cond))
-        target = regression_target(policy.target, policy, z) if after else held
-        gain = 0.5 * (self.reduce((held - target) ** 2) - self.reduce((predicted - target) ** 2))
+            reference_prediction = at_least_float32(
+                guided(reference, repeated, self.guidance)(x_t, t, repeated.cond)
+            )
+        predicted = at_least_float32(guided(policy, repeated, self.guidance)(x_t, t, repeated.cond))
+        target = regression_target(policy.target, policy, z) if after else reference_prediction
+        gain = 0.5 * (
+            self.reduce((reference_prediction - target) ** 2) - self.reduce((predicted - target) ** 2)
+        )
         gain = (expand(velocity_weight(policy, t), gain) * gain).unflatten(0, k.shape).mean(1)
         c = contrast(gain if self.sign == "figure" else -gain, batch.score, batch.group)
         losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)

@@ -5,20 +5,19 @@ squared denoising error of a sample, each with its own time and noise,
 
     v = (beta / 2) (r - m) - kl,    loss = mean( w_y (1 - h(v, y)) ),    h = sigmoid(y v) by default,
 
-y = 1 for a desirable sample (score above 1/2), -1 for an undesirable one (below); a score of 1/2 says nothing
-and counts nothing. A ranked list is as many likes as it has members.
+with y = 1 for a desirable sample (score above 1/2) and -1 for an undesirable one (below); a score of 1/2 has
+weight 0. The members of a ranked list are single likes.
 
-The unit of beta is that of every method here, a log-ratio being (r - m) / 2. The released code has no 1/2:
+As in all methods here, a log-ratio is (r - m) / 2. The released code has no 1/2:
 its ``beta_dpo`` B is ``beta: 2 B`` here (the paper's 5000 is 10000; the script's default 1000 is 2000).
 
-``kl`` is the point against which gains and losses are felt, without gradient, over the micro-batches of all
-ranks (not over an accumulation window, so a large ``batch_size`` serves it better than accumulation):
-"mean" is max(0, mean reward), the paper's; "class_means" the middle of the mean rewards of both classes
-(``bce_offset`` sigmoid); "mismatched" the mean reward of these images under another group's prompt
-(``bce_offset`` original: one more forward of both networks). Neither of the last two is clamped.
-``whole_batch`` is the formula that the released ``kto_gp`` intends: 1 - sigmoid of the mean of w_y y v, one
-utility for all samples. Its code averages v itself, without label and weight, so its value is
-1 - sigmoid(mean v) and dislikes push as likes do; that is not reproduced.
+``kl`` is the reference point of the value, without gradient, over the micro-batches of all ranks. It is not
+computed over an accumulation window, so prefer a large ``batch_size`` to accumulation. "mean" is max(0, mean
+reward), as in the paper; "class_means" the mean of the mean rewards of both classes (``bce_offset`` sigmoid);
+"mismatched" the mean reward of the images with another group's prompt (``bce_offset`` original; it costs one
+more call of both networks). The last two are not clamped. ``whole_batch`` is the formula that the released
+``kto_gp`` intends: 1 - sigmoid of the mean of w_y y v. The released code averages v without label and weight,
+so its value is 1 - sigmoid(mean v), and dislikes have the gradient of likes; that is not reproduced.
 """
 
 from dataclasses import dataclass
@@ -37,17 +36,18 @@ from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(ScaledMethod):
-    """Single likes and dislikes, likelihoods by the ELBO.
+    """Diffusion-KTO on single likes and dislikes, with likelihoods estimated by the ELBO.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with a 1/2: twice the
-            released code's.
-        utility: of a sample's value.
-        kl: what a value is measured from.
-        desirable_weight: w_y of desirable samples (lambda_d).
-        undesirable_weight: w_y of undesirable ones (lambda_u).
-        whole_batch: one sigmoid of the mean value, in place of the mean of utilities.
-        noising: how latents become noisy states; noise of its own for each sample.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors: twice
+            the released code's.
+        utility: utility h of a sample's value.
+        kl: estimate of the reference point of values: "mean", "class_means" or "mismatched"
+            (``methods.kto``).
+        desirable_weight: weight w_y of desirable samples (lambda_d).
+        undesirable_weight: weight w_y of undesirable samples (lambda_u).
+        whole_batch: take the sigmoid of the batch's mean value instead of the mean of utilities.
+        noising: map from clean latents to noisy states; each sample has its own noise.
     """
 
     beta: float = 10000.0
@@ -62,8 +62,8 @@ class KTO(ScaledMethod):
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """Return the mean loss over all samples that are liked or disliked."""
-        ll, others = likelihoods(self, policy, reference, batch, generator)
-        return likes_step(self, ll.log_ratio, others, batch.score)
+        ll, offsets = likelihoods(self, policy, reference, batch, generator)
+        return likes_step(self, ll.log_ratio, offsets, batch.score)
 
 
 CARD = MethodCard(

@@ -6,14 +6,14 @@ With h the margin of a reward model, chosen minus rejected, and Diffusion-DPO's 
     loss = w(h) (-log sigmoid(logit)),    w = sigmoid(c h) / sigmoid(h) for h > -tau, else 1,
     c = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) exp(sharpness (|h| - tau))).
 
-c(tau) = 1. Easy pairs (h > tau) are damped, hard ones (0 < h < tau) amplified, by up to 1.21 with c_max 2,
-and pairs that the reward model contradicts (-tau < h < 0) damped, down to .06 at h = -3 with the run's tau of
-6.9. Mind that w climbs steeply back to 1 as h goes to -tau and stays 1 below it: the worst contradictions
-count in full.
+c(tau) = 1. Easy pairs (h > tau) have weights below 1, hard ones (0 < h < tau) above 1, up to 1.21 with c_max
+2. Pairs that the reward model contradicts (-tau < h < 0) have weights below 1, down to .06 at h = -3 with the
+run's tau of 6.9. Note that w rises steeply to 1 as h tends to -tau and is 1 below it: the strongest
+contradictions have full weight.
 
-h is the difference of ``batch.extra["reward"]`` where there is one (the mean of several), else of the scores;
-labels of 1 and 0 are no margins and weight all pairs alike. ``reward_scale`` turns it into the log-odds that
-the formula wants. Ours: the transposition to denoising errors.
+h is the difference of ``batch.extra["reward"]`` if the data has it (the mean of several), otherwise of the
+scores; with labels of 1 and 0 all pairs have equal weights. ``reward_scale`` converts it to log-odds. Ours:
+the transfer to denoising errors.
 """
 
 from dataclasses import dataclass
@@ -35,11 +35,11 @@ class MADPO(PairMethod):
 
     Attributes:
         beta: weight of the KL to the reference, as in ``dpo``.
-        c_max: how much hard pairs are amplified, at least 1.
-        c_min: how much easy pairs are damped, below 1.
-        sharpness: how fast the one turns into the other (the paper's lambda).
-        tau: margin at which the weight is 1, in log-odds.
-        reward_scale: log-odds per unit of the reward.
+        c_max: largest coefficient c, of hard pairs, at least 1.
+        c_min: smallest coefficient c, of easy pairs, in [0, 1).
+        sharpness: rate of the transition from c_max to c_min (the paper's lambda), above 0.
+        tau: margin at which the weight is 1, in log-odds, above 0.
+        reward_scale: log-odds per unit of the reward, above 0.
     """
 
     beta: float = 5000.0
@@ -59,23 +59,23 @@ class MADPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean of weighted losses over all pairs of rivals that are no tie."""
+        """Return the mean of weighted losses over all pairs of rivals that are not tied."""
         c = compare(self, policy, reference, batch, generator)
         losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
         return preference_step(c, self.weights(self.reward_scale * margins(c, batch)) * losses, self.beta)
 
     def coefficients(self, h: Tensor) -> Tensor:
-        """c of margins (P, *unit), same shape: largest at 0, 1 at tau, c_min far out."""
-        turn = (self.c_max - 1) / (1 - self.c_min) * torch.exp(self.sharpness * (h.abs() - self.tau))
-        return self.c_min + (self.c_max - self.c_min) / (1 + turn)
+        """Return c of margins (P, *unit), same shape: largest at 0, 1 at tau, tending to c_min."""
+        transition = (self.c_max - 1) / (1 - self.c_min) * torch.exp(self.sharpness * (h.abs() - self.tau))
+        return self.c_min + (self.c_max - self.c_min) / (1 + transition)
 
     def weights(self, h: Tensor) -> Tensor:
-        """w of margins (P, *unit), same shape."""
+        """Return the weights w of margins (P, *unit), same shape."""
         return torch.where(h > -self.tau, (self.coefficients(h) * h).sigmoid() / h.sigmoid(), 1.0)
 
 
 def margins(c: Contrast, batch: Batch[Tensor]) -> Tensor:
-    """Return (P, *unit): how much better the second opinion, or else the score, finds the chosen sample."""
+    """Return the reward margins (P, *unit) of pairs; differences of scores if the data has no rewards."""
     if "reward" not in batch.extra:
         return c.gap
     reward = batch.extra["reward"].to(c.gap).reshape(len(batch.group), -1).mean(1)

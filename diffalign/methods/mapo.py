@@ -1,15 +1,16 @@
 """MaPO. Hong et al. 2024, "Margin-aware Preference Optimization for Aligning Diffusion Models without
 Reference", arXiv 2406.06424.
 
-Without a reference: with m the mean squared denoising errors of a pair at one time and noise,
+There is no reference. With m the policy's mean squared denoising errors of a pair at one time and noise,
 
     loss = m_w - beta log sigmoid( T (phi(m_w) - phi(m_l)) ),    phi(x) = snr x / (exp(snr x) - 1),
 
-beta 0.1, snr 0.5, T 1000, as released (``form: released``). The text of the AAAI version has another loss,
-``form: paper``; ``form: orpo`` is the odds-ratio idea on errors, with its sign put right
-(``losses.reference_free``). The forms' beta weighs preference against fine-tuning and is no KL weight.
+with beta 0.1, snr 0.5 and T 1000 as released (``form: released``). The text of the AAAI version has another
+loss, ``form: paper``; ``form: orpo`` is ORPO with denoising errors and a corrected sign
+(``losses.reference_free``). The forms' beta weights the preference term against fine-tuning; it is no weight
+of a KL.
 
-What differs from the released code: phi and its gradient are exact down to an error of 0, and errors are
+Differences from the released code: phi and its gradient are exact down to an error of 0, and errors are
 float32 under half precision.
 """
 
@@ -31,10 +32,10 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class MaPO(StateMethod):
-    """Pairs of rivals by the policy's own errors.
+    """MaPO on pairs of rivals, without a reference.
 
     Attributes:
-        form: the loss of two errors.
+        form: loss of the two denoising errors of a pair.
     """
 
     form: ErrorLoss = choice(FORMS, Released())
@@ -44,17 +45,17 @@ class MaPO(StateMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie; ``reference`` is not called."""
+        """Return the mean loss over all pairs of rivals that are not tied; ``reference`` is not called."""
         z = noisy(self, policy, reference, batch, generator)
         errors = denoising_error(policy, z, batch.cond, self.reduce)
         c = contrast(-errors, batch.score, batch.group)
         loss = c.mean(self.form(-c.chosen, -c.rejected))
         logit = self.form.logit(-c.chosen, -c.rejected).detach()
-        right = (logit > 0).to(logit) + 0.5 * (logit == 0).to(logit)
+        correct = (logit > 0).to(logit) + 0.5 * (logit == 0).to(logit)
         metrics = {
             "loss": loss.detach(),
             "rewards/margins": c.mean(logit),
-            "rewards/accuracies": c.mean(right),
+            "rewards/accuracies": c.mean(correct),
             "denoising/chosen": -c.mean(c.chosen.detach()),
             "denoising/rejected": -c.mean(c.rejected.detach()),
         }

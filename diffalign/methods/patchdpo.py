@@ -1,15 +1,15 @@
 """PatchDPO. Huang et al. 2025, "PatchDPO: Patch-level DPO for Finetuning-free Personalized Image Generation",
 CVPR 2025, arXiv 2412.03177.
 
-No DPO loss in spite of its name: no reference, no sigmoid, no negative sign. With w a weight map over the
-latent's patches,
+In spite of its name it has no DPO loss: no reference, no sigmoid and no negative term. With w a weight map
+over the latent's patches,
 
     loss = mean( w (eps_hat - eps)^2 ),    w = 1 - map for reference images, map for generated ones.
 
 A pair is a reference image of the subject (score 1) and a generated one (score 0), at the same time and with
-the same noise. Maps stand in ``batch.extra["patches"]``, (B, 1, *spatial), and are made beforehand: a
-generated image's map says how good each patch is (the paper: its best cosine similarity with any patch of
-the reference), so that good patches are fitted and bad ones left alone.
+the same noise. Maps are ``batch.extra["patches"]``, (B, 1, *spatial), computed before training: the map of a
+generated image is the quality of each patch (in the paper its largest cosine similarity with a patch of the
+reference), so that bad patches have a small weight.
 
 The released code trains the adapter modules of an IP-Adapter-Plus on SDXL; any network can be trained here.
 """
@@ -30,10 +30,10 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class PatchDPO(StateMethod):
-    """Denoising errors weighted patch by patch.
+    """Denoising loss with a weight per patch.
 
     Attributes:
-        noising: how latents become noisy states; the members of a pair share the noise.
+        noising: map from clean latents to noisy states; the members of a pair share the noise.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -44,7 +44,7 @@ class PatchDPO(StateMethod):
         """Return the weighted mean error of the policy over all samples; ``reference`` is not called.
 
         Raises:
-            UserError: the batch has no maps, or maps that do not lie on its latents.
+            UserError: the batch has no maps, or maps of another size than its latents.
         """
         weights = patch_weights(batch)
         z = noisy(self, policy, reference, batch, generator)
@@ -54,13 +54,13 @@ class PatchDPO(StateMethod):
 
 
 def patch_weights(batch: Batch[Tensor]) -> Tensor:
-    """Return (B, 1, *spatial): 1 - map where the score is above 1/2 (reference images), else the map."""
+    """Return weights (B, 1, *spatial): 1 - map for reference images (score above 1/2), otherwise the map."""
     maps = batch.extra.get("patches")
     expected = (len(batch.x), 1, *batch.x.shape[2:])
     if maps is None or tuple(maps.shape) != expected:
-        found = "no maps" if maps is None else f"maps of shape {tuple(maps.shape)}"
+        given = "no maps" if maps is None else f"maps of shape {tuple(maps.shape)}"
         raise UserError(
-            f"patchdpo: the data has {found}; allowed: weight maps in [0, 1] with each image, {expected}"
+            f"patchdpo: the data has {given}; allowed: weight maps in [0, 1] with each image, {expected}"
         )
     is_reference = batch.score.reshape(-1, *(1,) * (maps.ndim - 1)) > 0.5
     return torch.where(is_reference, 1 - maps, maps)

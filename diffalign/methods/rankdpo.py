@@ -1,16 +1,16 @@
 """RankDPO. Karthik et al. 2024, "Scalable Ranked Preference Optimization for Text-to-Image Generation", arXiv
 2410.18013.
 
-Equations 5 to 7: of a list of K images with scores phi in [0, 1] (fractions of wins), one time per prompt
-and one noise per image, with s_i = m_i - r_i,
+Equations 5 to 7: for a list of K images with scores phi in [0, 1] (fractions of wins), one time per prompt
+and one noise per image, with s_i = m_i - r_i the difference of the policy's and the reference's errors,
 
     loss = -sum over pairs (i better than j) of W_ij log sigmoid( -(beta / 2) (s_i - s_j) ),
     W_ij = |G_i - G_j| |1 / D_i - 1 / D_j|,   G = 2^phi - 1,   D = log(1 + tau), tau the rank by phi.
 
-The loss is a sum over a list's pairs and a mean over lists. The paper's errors have no 1/2 before its beta
-B, which it does not state: B with errors averaged over the D latent elements is ``beta: 2 B`` here, B with
-errors summed is ``beta: 2 D B``. The printed discount has a natural logarithm; ``log_base: 2`` is DCG's.
-Equal scores have weight 0; a list of ties counts nothing. There is no public code.
+The loss is a sum over a list's pairs and a mean over lists. The paper has no factor 1/2 and does not state
+its beta B: B with errors averaged over the D latent elements is ``beta: 2 B`` here, with summed errors
+``beta: 2 D B``. The printed discount has a natural logarithm; ``log_base: 2`` is DCG's.
+Equal scores have weight 0, and so has a list of ties. There is no public code.
 
 ``pipelines/make_ranked_lists.py`` is the paper's data path, Syn-Pic.
 """
@@ -34,12 +34,12 @@ from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class RankDPO(PairMethod):
-    """Ranked lists, pairs weighted by the gain that swapping them would cost.
+    """Ranked lists, with pairs weighted by the change of the gain if they are swapped.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with a 1/2.
-        log_base: of the discount.
-        noising: how latents become noisy states; noise of its own for each image.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        log_base: base of the discount's logarithm, above 1.
+        noising: map from clean latents to noisy states; each image has its own noise.
     """
 
     beta: float = 5000.0
@@ -53,7 +53,7 @@ class RankDPO(PairMethod):
 
     @property
     def score_range(self) -> ScoreRange:
-        """phi in [0, 1]."""
+        """Scores phi must be in [0, 1]."""
         advice = "shares of won comparisons (data.rewards_as wins), or scores divided by their range"
         return ScoreRange(0.0, 1.0, rewards=False, tolerated=0.0, advice=advice)
 

@@ -1,17 +1,17 @@
 """ReFL. Xu et al. 2023, "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image
 Generation", arXiv 2304.05977, algorithm 1.
 
-The policy samples without gradient to a late step j, drawn uniformly, predicts the clean latents there in one
-call with gradient, and that prediction is rewarded:
+The policy samples without gradient to a late step j, drawn uniformly, and predicts the clean latents there in
+one call with gradient. The loss of that prediction is
 
     loss = scale relu(margin - r( x0_hat(x_j, t_j) )),    j ~ U{ceil(low T), ..., T - 1}.
 
 Rewards of ``margin`` and more have no gradient. As released: scale .001, margin 2 (ImageReward has mean 0 and
 standard deviation 1), T = 40 steps and low .75.
 
-What differs from the released code (THUDM/ImageReward, ReFL.py): each group has its own step and noise,
-where a seeded run has the same on every process; guidance may be used; there is a penalty on the distance
-to the reference (``hold``), where the paper mixes in a pre-training loss that the code lacks.
+Differences from the released code (THUDM/ImageReward, ReFL.py): each group has its own step and noise (there
+a seeded run has the same on every process); guidance may be used; the loss has a penalty on the distance to
+the reference (``hold``) in place of the paper's pre-training loss, which the code lacks.
 """
 
 import math
@@ -30,12 +30,12 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True)
 class ReFL(RewardGradient):
-    """Reward of one late prediction.
+    """Maximise the reward of one late prediction.
 
     Attributes:
-        low: share of the steps before which no prediction is rewarded.
-        margin: reward above which nothing is learnt.
-        scale: of the loss.
+        low: first rewarded step as a share of all steps, in [0, 1).
+        margin: reward from which the gradient is 0.
+        scale: factor of the loss, above 0.
     """
 
     low: float = 0.75
@@ -52,7 +52,7 @@ class ReFL(RewardGradient):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss of B samples, of ``batch.x`` noise (B, *d)."""
+        """Return the mean loss of B samples from noise ``batch.x`` (B, *d)."""
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         first = min(math.ceil(self.low * sampling.steps), sampling.steps - 1)
         draws = uniform(generator, batch.num_groups)[batch.group]
@@ -66,7 +66,7 @@ class ReFL(RewardGradient):
         clean, _, distance = sampling.predicted(x_t, t)
         reward = batch.value(clean, rows)
         loss = self.scale * (self.margin - reward).relu()
-        # the penalty is in units of the reward, as the loss is of the scaled one
+        # `hold` is in units of the reward, the loss in units of the scaled reward
         return gradient_step(reward, loss, distance, self.hold * self.scale)
 
 

@@ -1,4 +1,4 @@
-"""Finds the methods: every module of this package that has a ``CARD``. Listing the names imports no torch."""
+"""Registry of the methods: the modules of the package with a ``CARD``; listing them imports no torch."""
 
 import importlib
 import pkgutil
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DataKind(StrEnum):
-    """What a method learns from. The value is the sentence that listings show; code compares members."""
+    """Kind of the training data of a method. Values are the text of listings; code compares members."""
 
     PAIRS = "pairs"
     WINNERS = "pairs (winners only)"
@@ -35,40 +35,40 @@ class DataKind(StrEnum):
 
 
 OFFLINE_ONLY = frozenset({DataKind.CAPTIONS, DataKind.PATCHED_PAIRS, DataKind.DEMONSTRATIONS})
-"""What no rollout gives."""
+"""Kinds of data that rollouts cannot supply."""
 
 
 @dataclass(frozen=True)
 class MethodCard:
-    """What a method is, for ``diffalign methods`` and the README.
+    """Metadata of a method, for ``diffalign methods``, the README and the assembly of a run.
 
     Attributes:
-        name: module and configuration name.
-        title: the name that the field uses.
-        paper: authors, title and year.
+        name: module name and value of ``method.type``.
+        title: name of the method in the literature.
+        paper: authors and title.
+        year: year of publication.
         arxiv: arXiv id, or "openreview:" and the forum's id for a paper that is not on arXiv.
-        data: what it learns from.
+        data: kind of its training data.
         cost: network samples per group and step, in words.
-        method: the dataclass.
-        rollout: what it learns from when a run is online: finished "samples", the steps of "trajectories", or
-            a "tree" of rival steps, the "gradients" of a reward through its own sampling, or its own sampling
-            by a "distillation". The last four have no offline form.
-        advantages: whether it learns from advantages (rollout.advantage) in place of comparisons.
-        whole: whether it must see all samples of a prompt at once; methods that compare always must.
-        soft: whether it learns from the votes of a set as soft labels (``methods._common.pair_losses``);
-            other methods learn from the majority.
-        means: whether its rollouts record the mean of each step as it was drawn (``extra["drawn_mean"]``).
-        beside: whether it learns from real samples (``data.path``) beside what it draws.
-        by_reference: whether the last sample of each prompt must be the reference's; which are is in
-            ``extra["of_reference"]``, (B,) 1 or 0.
-        taught: whether it learns from a teacher's steps (``extra["reference_mean"]``) and from no score:
-            rewards are watched only, and steps that are no draws teach as well.
-        assistants: names of trained networks that follow what the policy samples
+        method: dataclass that implements it.
+        rollout: online training data: finished "samples", the steps of "trajectories", a "tree" of rival
+            steps, the "gradients" of a reward through the method's own sampling, or a "distillation" through
+            the method's own sampling. The last four have no offline form.
+        advantages: whether it uses advantages (rollout.advantage) instead of comparisons.
+        whole: whether a batch must hold all samples of a prompt; it always does for methods that compare.
+        soft: whether votes of the data are used as soft labels (``methods._common.pair_losses``); other
+            methods use the majority.
+        means: whether its rollouts record the mean of each step when drawn (``extra["drawn_mean"]``).
+        beside: whether it uses real samples (``data.path``) beside its rollouts.
+        by_reference: whether the last sample of each prompt is drawn by the reference;
+            ``extra["of_reference"]``, (B,), is 1 for those and 0 for others.
+        taught: whether it uses a teacher's steps (``extra["reference_mean"]``) and no score: rewards are
+            logged only, and deterministic steps are trained on too.
+        assistants: names of trained networks that are fitted to the policy's samples
             (``methods._distillation``).
-        trailing: the role of a moving average of the policy: "none"; a denoiser that the method compares the
-            policy with ("beside"); one that samples the rounds as well ("sampler"); or two of them, the
-            second of which samples ("both"). The method is then a ``methods._trailing.Trailing``, or a
-            ``TrailingSampler``.
+        trailing: moving averages of the policy: "none"; one that the method compares the policy with
+            ("beside"); one that also samples the rounds ("sampler"); or two, the second of which samples
+            ("both"). The method is then a ``methods._trailing.Trailing``, or a ``TrailingSampler``.
     """
 
     name: str
@@ -92,18 +92,18 @@ class MethodCard:
 
     @property
     def dense(self) -> bool:
-        """Whether the method compares videos segment by segment, and so needs a label for each."""
+        """Whether the method compares videos segment by segment and needs a label for each segment."""
         return self.data is DataKind.DENSE_PAIRS
 
     @property
     def source(self) -> str:
-        """Where the paper is, in words."""
+        """The arXiv or OpenReview id of the paper, in words."""
         forum = self.arxiv.removeprefix("openreview:")
         return f"arXiv {self.arxiv}" if forum == self.arxiv else f"OpenReview {forum}"
 
     @property
     def url(self) -> str:
-        """Where the paper is."""
+        """The address of the paper."""
         forum = self.arxiv.removeprefix("openreview:")
         if forum == self.arxiv:
             return f"https://arxiv.org/abs/{self.arxiv}"
@@ -111,7 +111,7 @@ class MethodCard:
 
 
 class _Registry(Mapping[str, MethodCard]):
-    """Names by listing the package; a card by importing its module."""
+    """Mapping of names (modules of the package) to cards (imported on access)."""
 
     def __iter__(self) -> Iterator[str]:
         package = importlib.import_module("diffalign.methods")
@@ -135,11 +135,10 @@ REGISTRY: Mapping[str, MethodCard] = _Registry()
 
 
 def build(values: Mapping[str, Any]) -> "Method[Any]":
-    """Return the method that a ``method`` section describes: ``{"type": "dpo", "beta": 5000, "loss":
-    "ipo"}``.
+    """Return the method of a ``method`` section, such as ``{"type": "dpo", "beta": 5000, "loss": "ipo"}``.
 
     Raises:
-        UserError: no ``type``, an unknown method, or keys and values that do not fit it.
+        UserError: no ``type``, an unknown method, or keys and values that the method does not accept.
     """
     if "type" not in values:
         raise UserError(f"method={dict(values)!r} has no `type`; allowed: {', '.join(REGISTRY)}")
@@ -151,10 +150,10 @@ def build(values: Mapping[str, Any]) -> "Method[Any]":
 
 
 def shape_of(method: str, rollout: RolloutConfig) -> str:
-    """Return what a round is made of: what the method ``method`` learns from, unless the section names it.
+    """Return the shape of a round: ``rollout.shape``, or with "auto" that of the method's card.
 
     Raises:
-        UserError: the section names what the method cannot learn from.
+        UserError: ``rollout.shape`` is one that the method cannot be trained on.
     """
     needed, named = REGISTRY[method].rollout, rollout.shape
     if named == "auto":
@@ -163,7 +162,7 @@ def shape_of(method: str, rollout: RolloutConfig) -> str:
         raise UserError(f"rollout.shape={named!r} with method {method}, which samples itself; allowed: auto")
     if (needed == "samples") != (named == "samples"):
         raise UserError(
-            f"rollout.shape={named!r} with method {method}, which learns from {needed}; allowed: "
+            f"rollout.shape={named!r} with method {method}, which is trained on {needed}; allowed: "
             + ("samples" if needed == "samples" else "trajectories, tree")
         )
     return named

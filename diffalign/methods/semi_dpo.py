@@ -1,10 +1,10 @@
 """Semi-DPO (ICLR 2026), arXiv 2604.24952, with the released code (L-CodingSpace/Semi-DPO).
 
-Only where several reward models agree with the label is it trusted (``data.filters.agree``, about a fifth of
-Pick-a-Pic v2): Diffusion-DPO on those pairs gives a first model. That model then labels the other pairs
-itself, anew at each of A equal intervals of time: +1 keeps the label, -1 turns it round, 0 leaves the pair
-out there (``diffalign time-labels``). Training continues with them, and the next model labels again. With z
-the logit of Diffusion-DPO and y the pair's label at its time,
+Labels are trusted only if several reward models agree with them (``data.filters.agree``, about a fifth of
+Pick-a-Pic v2). A first model is trained on those pairs with Diffusion-DPO. It then labels the other pairs
+separately in each of A equal intervals of time: +1 keeps the label, -1 reverses it, 0 leaves the pair out in
+that interval (``diffalign time-labels``). Training continues with these labels, and the next model labels
+again. With z the logit of Diffusion-DPO and y the pair's label at its time,
 
     loss = sum of l(y z) over the pairs with y != 0 / their number,    t uniform in the labelled intervals,
 
@@ -15,10 +15,10 @@ the logit of Diffusion-DPO and y the pair's label at its time,
     sce      l(z) = -log p + sce_beta (-log_zero) (1 - p),    which is Poly-DPO with alpha 3
 
 Pairs without labels (no column or file ``time_labels``, as in iteration 0) have +1 everywhere. The reference
-is the model that training starts from; the released runs take that of the iteration before for SD 1.5, the
-base for SDXL. The released logit has no 1/2: its beta 2500 is 5000 here.
+is the initial model; the released runs take that of the iteration before for SD 1.5, and the base for SDXL.
+The released logit has no 1/2: its beta 2500 is 5000 here.
 
-What differs from the released code: the mean is over the labelled pairs of all micro-batches and processes.
+Differences from the released code: the mean is over the labelled pairs of all micro-batches and processes.
 """
 
 from dataclasses import dataclass, replace
@@ -40,26 +40,30 @@ from diffalign.types import Batch, Denoiser, Random, Step, TimeSampler
 
 @dataclass(frozen=True)
 class Given:
-    """A time sampler that gives times which are known, (G,)."""
+    """A time sampler that returns given times.
+
+    Attributes:
+        t: (G,) times.
+    """
 
     t: Tensor
 
     def __call__(self, count: int, generator: Random | torch.Generator) -> Tensor:
-        """Return the times."""
+        """Return the given times (G,)."""
         return self.t
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemiDPO(ScaledMethod):
-    """Pairs with a label for each interval of time.
+    """Diffusion-DPO with a label for each interval of time.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with Diffusion-DPO's 1/2.
-        loss_type: l, see the module.
-        gce_q: q.
-        sce_beta: weight of the second term of "sce".
-        log_zero: what stands for log 0 there, below 0.
-        within_labels: draw times in the labelled intervals of each pair; false: by ``time``.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        loss_type: loss l of the logit, see the module.
+        gce_q: exponent q of "gce", in (0, 1].
+        sce_beta: weight of the second term of "sce", at least 0.
+        log_zero: value in place of log 0 in "sce", below 0.
+        within_labels: draw times in the labelled intervals of each pair; otherwise from ``time``.
     """
 
     beta: float = 5000.0
@@ -85,7 +89,7 @@ class SemiDPO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over the pairs that are labelled at their times and no tie.
+        """Return the mean loss over the pairs that are labelled at their times and not tied.
 
         Raises:
             UserError: loss type "gce" without the rewards of several models.
@@ -99,12 +103,12 @@ class SemiDPO(ScaledMethod):
         c = contrast(ratio, batch.score, batch.group)
         if labels is not None:
             intervals = labels.shape[1]
-            place = (z.t * intervals).long().clamp(0, intervals - 1).to(labels.device)
-            c = relabelled(c, labels.gather(1, place[:, None])[:, 0].to(ratio)[c.better])
+            index = (z.t * intervals).long().clamp(0, intervals - 1).to(labels.device)
+            c = relabelled(c, labels.gather(1, index[:, None])[:, 0].to(ratio)[c.better])
         return preference_step(c, self.losses(self.beta * c.margin, c, batch), self.beta)
 
     def losses(self, logit: Tensor, c: Contrast, batch: Batch[Tensor]) -> Tensor:
-        """Return l of logits (P,)."""
+        """Return the losses l of logits (P,)."""
         plain = -logsigmoid(logit)
         if self.loss_type == "hinge":
             return torch.relu(1 - logit)
@@ -127,33 +131,33 @@ class SemiDPO(ScaledMethod):
         rewards = batch.extra.get("reward")
         if rewards is None or rewards.ndim < 2:
             raise UserError(
-                "method.loss_type='gce' reads which of several reward models contradict a label, and the "
+                "method.loss_type='gce' needs the share of reward models that contradict a label, and the "
                 "data has no column `rewards` with several; allowed: such a column, data.rewards, or another "
                 "loss_type"
             )
         return (rewards[c.better] < rewards[c.worse]).float().mean(1)
 
     def _times(self, labels: Tensor, batch: Batch[Tensor], generator: Random | torch.Generator) -> Tensor:
-        """Draw times (G,), each uniform over the labelled intervals of its group; over all where none is."""
+        """Draw times (G,), uniform over the labelled intervals of each group, or over all if it has none."""
         first = torch.stack([(batch.group == g).nonzero()[0, 0] for g in range(batch.num_groups)])
-        some = labels[first.to(labels.device)].cpu() != 0
-        some = some | ~some.any(1, keepdim=True)
+        labelled = labels[first.to(labels.device)].cpu() != 0
+        labelled = labelled | ~labelled.any(1, keepdim=True)
         u = uniform(generator, batch.num_groups, (2,)).double().cpu()
-        place = (u[:, :1] * some.sum(1, keepdim=True)).floor()
-        chosen = (some.cumsum(1) > place).double().argmax(1)
+        index = (u[:, :1] * labelled.sum(1, keepdim=True)).floor()
+        chosen = (labelled.cumsum(1) > index).double().argmax(1)
         return (chosen + u[:, 1]) / labels.shape[1]
 
 
 def relabelled(c: Contrast, label: Tensor) -> Contrast:
-    """Return pairs with better and worse exchanged where ``label`` (P,) is -1, of weight 0 where it is 0."""
-    turned = label < 0
+    """Return pairs with better and worse exchanged where ``label`` (P,) is -1, and weight 0 where it is 0."""
+    reversed_label = label < 0
     return replace(
         c,
-        chosen=torch.where(turned, c.rejected, c.chosen),
-        rejected=torch.where(turned, c.chosen, c.rejected),
+        chosen=torch.where(reversed_label, c.rejected, c.chosen),
+        rejected=torch.where(reversed_label, c.chosen, c.rejected),
         weight=c.weight * label.abs(),
-        better=torch.where(turned, c.worse, c.better),
-        worse=torch.where(turned, c.better, c.worse),
+        better=torch.where(reversed_label, c.worse, c.better),
+        worse=torch.where(reversed_label, c.better, c.worse),
     )
 
 

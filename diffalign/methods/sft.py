@@ -1,9 +1,8 @@
-"""Supervised fine-tuning on the winners: the control that every comparison with a preference method needs.
+"""Supervised fine-tuning on the winners, the baseline of preference methods.
 
 The ordinary denoising loss (Ho et al. 2020, arXiv 2006.11239, equation 14) on the best-scored member of each
-group; the "SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. What the losers are it never sees. A
-group whose best score is shared (a tie) says nothing about what is good and has weight 0; so has a single
-image that is not liked.
+group; the "SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. Losers are not used. A group
+whose best score is shared (a tie) has weight 0, and so has a single image that is not liked.
 """
 
 from dataclasses import dataclass
@@ -21,10 +20,7 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(StateMethod):
-    """Denoising loss on winners.
-
-    Attributes:
-    """
+    """Minimise the denoising loss of winners."""
 
     needs_reference: ClassVar[bool] = False
 
@@ -33,24 +29,26 @@ class SFT(StateMethod):
     ) -> Step:
         """Return the mean error of the policy on one winner per group; ``reference`` is not called."""
         best, good = winners(batch.score, batch.group)
-        won = batch.select(best)
-        z = noisy(self, policy, reference, won, generator)
-        errors = denoising_error(policy, z, won.cond, self.reduce)
+        winning = batch.select(best)
+        z = noisy(self, policy, reference, winning, generator)
+        errors = denoising_error(policy, z, winning.cond, self.reduce)
         weight = good.to(errors)
         loss = (errors * weight).sum() / weight.sum().clamp(min=1)
         return Step(loss, {"loss": loss.detach()}, weight.sum())
 
 
 def winners(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (index, good), each (G,): the best-scored sample of each group, and whether it is known to be
-    good: no rival shares its score, and a sample without rivals is liked (a score above 1/2, as in ``kto``).
+    """Return (index, good), each (G,): the best sample of each group, and whether it is a certain winner.
+
+    ``good`` is true if no rival has the same score; for a group of one, if the sample is liked (a score above
+    1/2, as in ``kto``).
     """
     group, count = group.to(score.device), int(group.max()) + 1
     lowest = score.new_full((count,), -torch.inf)
     is_best = score == lowest.scatter_reduce(0, group, score, "amax")[group]
-    place = torch.arange(len(score), device=score.device)
-    last = place.new_full((count,), len(score) - 1)
-    best = last.scatter_reduce(0, group, place.where(is_best, last[0]), "amin")
+    index = torch.arange(len(score), device=score.device)
+    last = index.new_full((count,), len(score) - 1)
+    best = last.scatter_reduce(0, group, index.where(is_best, last[0]), "amin")
     alone, rivals = group[is_best].bincount(minlength=count) == 1, group.bincount(minlength=count) > 1
     return best, alone & (rivals | (score[best] > LIKED))
 

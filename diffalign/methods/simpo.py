@@ -3,14 +3,15 @@ Reward", arXiv 2405.14734, equation 6.
 
     loss = l( (beta / 2) (m_l - m_w) - gamma ),    l(h) = -log sigmoid(h),
 
-with m the policy's mean squared denoising errors: no reference, which saves its memory and its forward
-passes, and a margin ``gamma`` that the winner must lead by. ``gamma`` is in units of the logit, so the
+with m the policy's mean squared denoising errors. There is no reference, which saves its memory and its
+forward passes, and ``gamma`` is the target margin. ``gamma`` is in units of the logit, so the
 paper's gamma / beta of .5 at beta 2 is gamma 1. A mean over latent elements is the paper's length
 normalisation.
 
-Ours: the transposition to denoising errors. Without a reference nothing tells how much of a gap the images
-themselves bring (a plain loser is easier to denoise than a rich winner), so ``gamma`` must be large against
-the scaled gap's spread, or small pairs drop out; and nothing holds the policy back but early stopping.
+Ours: the transfer to denoising errors. Without a reference, the part of a gap that is due to the images (a
+plain loser is easier to denoise than a detailed winner) is not removed, so ``gamma`` must be large compared
+with the spread of scaled gaps; otherwise pairs whose gap exceeds it have little gradient. Only early stopping
+limits the distance to the initial model.
 """
 
 from dataclasses import dataclass
@@ -30,11 +31,11 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class SimPO(PairMethod):
-    """Pairs without a reference.
+    """SimPO on pairs, without a reference.
 
     Attributes:
-        beta: scale of the logit, in units of a mean squared error with Diffusion-DPO's 1/2.
-        gamma: target margin, in units of the logit.
+        beta: scale of the logit, a factor of half a difference of mean squared errors.
+        gamma: target margin in units of the logit, at least 0.
     """
 
     beta: float = 2000.0
@@ -50,7 +51,7 @@ class SimPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of rivals that are no tie; ``reference`` is not called."""
+        """Return the mean loss over all pairs of rivals that are not tied; ``reference`` is not called."""
         z = noisy(self, policy, reference, batch, generator)
         likelihood = -0.5 * denoising_error(policy, z, batch.cond, self.reduce)
         c = contrast(likelihood, batch.score, batch.group)
@@ -59,12 +60,12 @@ class SimPO(PairMethod):
 
 
 def _metrics(c: Contrast) -> dict[str, Tensor]:
-    """Not named ``rewards/*`` and ``errors/*``: those are against a reference, and start at 0 and 1/2."""
-    chosen, rejected, ahead = (x.detach() for x in (c.chosen, c.rejected, c.margin))
+    """Return metrics of denoising errors; ``rewards/*`` and ``errors/*`` would be relative to a reference."""
+    chosen, rejected, margin = (x.detach() for x in (c.chosen, c.rejected, c.margin))
     return {
         "denoising/chosen": -2 * c.mean(chosen),
         "denoising/rejected": -2 * c.mean(rejected),
-        "denoising/accuracies": c.mean((ahead > 0).to(ahead) + 0.5 * (ahead == 0).to(ahead)),
+        "denoising/accuracies": c.mean((margin > 0).to(margin) + 0.5 * (margin == 0).to(margin)),
     }
 
 

@@ -1,22 +1,23 @@
 """SmPO-Diffusion. Lu et al. 2025, "Smoothed Preference Optimization via ReNoise Inversion for Aligning
 Diffusion Models with Varied Human Preferences", arXiv 2506.02698.
 
-A pair's label is smoothed by a reward model: with its scores r of winner and loser brought to [0, 1] by the
+A reward model smooths the label of a pair: with its scores r of winner and loser rescaled to [0, 1] by the
 published extremes of PickScore on Pick-a-Pic,
 
     p = exp(r_w) / (exp(r_w) + exp(r_l)),    r = (score - low) / (high - low).
 
-Averaging likelihoods, p~(w) ~ p(w)^a p(l)^(gamma - a) with a / gamma = p, multiplies DPO's logit by
-2 a - gamma, so with m the policy's and r the reference's mean squared error on inverted states (as in InPO)
+The smoothed likelihood p~(w) ~ p(w)^a p(l)^(gamma - a) with a / gamma = p multiplies DPO's logit by 2 a -
+gamma. With m the policy's and r the reference's mean squared error on inverted states (as in InPO)
 
     loss = -log sigmoid( -(beta / 2) gamma (2 p - 1) [(m_w - r_w) - (m_l - r_l)] ).
 
-The winner is whom the reward model prefers: 2 p - 1 is never negative. The human label says only which pairs
-are ties and have no weight; equal scores have weight gamma 0: a constant loss of log 2, as released.
+The winner is the sample that the reward model prefers, so 2 p - 1 is never negative. The human label
+determines only which pairs are tied and have weight 0; pairs with equal rewards have a constant loss of log
+2, as released.
 
 As released (JaydenLyh/SmPO, train.py): the policy inverts in 5 grid steps, each averaged with one ReNoise
-iteration that tells the network the same time twice; no added noise. The paper's text has 9 steps. Scores are
-PickScore's cosine, without its logit scale. The released code is right for one pair a process only.
+iteration at the same time input, without added noise. The paper's text has 9 steps. Scores are
+PickScore's cosine, without its logit scale. The released code is correct for one pair per process only.
 """
 
 from dataclasses import dataclass, replace
@@ -38,17 +39,16 @@ from diffalign.types import Batch, Denoiser, Noising, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class SmPO(ScaledMethod):
-    """Pairs with labels smoothed by reward scores, on inverted states.
+    """Diffusion-DPO with labels smoothed by rewards, on inverted states.
 
     Scores are the batch's ``extra["reward"]`` (B,); without it, its ``score``.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
-        gamma: how strongly a sure preference counts.
-        low: the reward model's smallest score, in the scale of the rewards that it is given; the default is
-            PickScore's cosine.
-        high: its largest.
-        noising: how latents are inverted.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        gamma: factor of the logit of a certain preference, above 0.
+        low: smallest score of the reward model; the default is that of PickScore's cosine.
+        high: largest score of the reward model, above ``low``.
+        noising: DDIM inversion that maps clean latents to noisy states.
     """
 
     beta: float = 2000.0
@@ -66,7 +66,7 @@ class SmPO(ScaledMethod):
 
     @property
     def score_range(self) -> ScoreRange:
-        """A span of ``low`` to ``high`` beyond either: further out every preference is certain."""
+        """The range from ``low`` to ``high``, extended by its length on both sides."""
         span = self.high - self.low
         advice = (
             "a reward in data.rewards (online: rollout.rewards) whose extremes are method.low and "
@@ -77,10 +77,10 @@ class SmPO(ScaledMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs that are no tie to the human.
+        """Return the mean loss over all pairs that are not tied by the human label.
 
         Raises:
-            UserError: ``extra["reward"]`` holds several opinions.
+            UserError: ``extra["reward"]`` holds several scores per sample.
         """
         reward = batch.extra.get("reward", batch.score)
         if reward.shape != batch.score.shape:

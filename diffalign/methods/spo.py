@@ -1,23 +1,23 @@
 """SPO. Liang et al. 2024, "Aesthetic Post-Training Diffusion Models from Generic Preferences with
 Step-by-step Preference Optimization", arXiv 2406.04314.
 
-At each step the policy draws several candidates from one state x_t, a step-aware judge compares their clean
-estimates, and the best and the worst of them are a pair (section 3, and the released code). The loss is
+At each step the policy draws several candidates from one state x_t; a step-aware reward model scores their
+clean estimates, and the best and the worst of them are a pair (section 3, and the released code). The loss is
 D3PO's, with beta 10:
 
     rho = clip(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 - c, 1 + c),
     loss = l( beta (log rho_w - log rho_l) ),    l(h) = -log sigmoid(h).
 
-Winner and loser share x_t, so that one forward of policy and reference serves both. Where candidates take
-several steps of their own before they are judged (``rollout.inner_steps``, the released SDXL run) only the
-first of a pair's steps shares its state.
+Winner and loser share x_t, so that policy and reference are called once for both. If candidates make several
+steps before they are scored (``rollout.inner_steps``, the released SDXL run), only the first of them shares
+its state.
 
-The loss lies between 0.126 and 2.133 and stays around log 2 in a healthy run; two rivals clipped on the same
-side give log 2 and no gradient. Read the judge's scores instead.
+The loss lies between 0.126 and 2.133 and stays near log 2 in a successful run; two rivals clipped on the same
+side have loss log 2 and no gradient. It does not measure progress; the judge's scores do.
 
-What differs from the released code: one forward of each network where it makes two; ties are
-told by the source and count nothing; ``training.max_grad_norm`` does what it says, where the released code
-clips an iterator that is used up. ``kl`` is ours.
+Differences from the released code: one call of each network per pair (there two); ties have weight 0;
+gradients are clipped at ``training.max_grad_norm`` (the released code clips an exhausted iterator, so
+nothing). ``kl`` is ours.
 """
 
 from dataclasses import dataclass
@@ -34,12 +34,13 @@ from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
 @dataclass(frozen=True)
 class SPO(RolloutMethod):
-    """Pairs of rival steps from one state, exact log-densities.
+    """SPO on pairs of rival steps from one state, with exact log-densities.
 
     Attributes:
-        beta: what makes a reward of a log-ratio.
-        clip: how far from 1 the ratio of policy and reference may be.
-        kl: weight of the KL of the policy's steps to the reference's; at 0 it is only logged.
+        beta: factor from a log-ratio to a reward, above 0.
+        clip: c, half the width of the interval around 1 to which the ratio of policy and reference is
+            clipped, in (0, 1).
+        kl: weight of the KL of the policy's steps to the reference's, at least 0; at 0 it is logged only.
     """
 
     beta: float = 10.0
@@ -58,7 +59,7 @@ class SPO(RolloutMethod):
         batch: Batch[Transition],
         generator: Random | torch.Generator,
     ) -> Step:
-        """Return the mean loss over all pairs of rival steps that are no tie."""
+        """Return the mean loss over all pairs of rival steps that are not tied."""
         return preference(self, Logistic(), policy, reference, batch, CARD)
 
 

@@ -1,27 +1,28 @@
 """SRPO and Direct-Align. Shen et al. 2025, "Directly Aligning the Full Diffusion Trajectory with Fine-Grained
 Human Preference", arXiv 2509.06942.
 
-The policy samples x_0 from noise eps without gradient. Its sample is noised again by the same eps to a time t
-of the first part of the path, the policy takes one step with gradient from t to s, and since eps is known,
-the clean latents are recovered without its help:
+The policy samples x_0 from noise eps without gradient. The sample is noised with the same eps to a time t at
+high noise, the policy makes one step with gradient from t to s, and since eps is known, the clean latents are
+recovered in closed form:
 
     y = alpha_s x0_hat(x_t) + sigma_s eps_hat(x_t),    x0' = (y - sigma_s eps) / alpha_s.
 
-A perfect prediction gives x_0 whatever t and s are. The reward of x0' is relative to words before the prompt,
+A perfect prediction gives x_0 for all t and s. The reward of x0' is relative to words before the prompt,
 
     S = (1 + k) r(x0', "a. prompt") - r(x0', "b. prompt"),    loss = relu(margin - S) / 2,
 
-summed over two branches: a step to less noise with a positive and b negative words, and a step to more noise
-(inversion), whose gradient has the other sign, with a negative and b positive. k is linear in the place on
-the path: ``denoise`` from its clean to its noisy end, ``inversion`` likewise.
+summed over two branches: a step to less noise, with a positive and b negative words, and a step to more noise
+(inversion), whose gradient has the opposite sign, with a negative and b positive words. k is linear in the
+point on the path, from its clean to its noisy end: ``denoise`` in the first branch, ``inversion`` in the
+second.
 
-``positive`` and ``negative`` empty: Direct-Align alone, S = r in the first branch and -r in the second.
+With ``positive`` and ``negative`` empty it is Direct-Align: S = r in the first branch and -r in the second.
 
-What differs from the released code (Tencent-Hunyuan/SRPO, fastvideo/SRPO.py): it is written in alpha and
-sigma, so that noise schedules have it too; every sample has its own noise, place and words, where all
-processes share one noise and words follow the number of the step; the guidance of the gradient step is that
-of the sampling; the two branches are of one place; there is a penalty on the distance to the reference
-(``hold``), where the code has none and its authors advise to stop after some tens of steps.
+Differences from the released code (Tencent-Hunyuan/SRPO, fastvideo/SRPO.py): it is written in alpha and
+sigma, so that it also works on variance-preserving paths; every sample has its own noise, point and words
+(there all processes share one noise, and words follow the number of the step); the guidance of the gradient
+step is that of the sampling; the two branches use one point; the loss has a penalty on the distance to the
+reference (``hold``), where the code has none and its authors advise to stop after some tens of steps.
 """
 
 from collections.abc import Sequence
@@ -40,22 +41,22 @@ from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Path, Random, Step
 
 POINTS, EDGE = 1000, 5
-"""Places between the two times, and how many at each end no step is drawn from."""
+"""Number of points between ``low`` and ``high``, and the number at each end that is never drawn."""
 
 
 @dataclass(frozen=True)
 class SRPO(RewardGradient):
-    """One-step recovery of a noised sample, rewarded relative to words.
+    """Maximise the reward, relative to words, of a noised sample that one step recovers.
 
     Attributes:
-        positive: words of which one stands before the prompt; drawn for each group.
-        negative: words that the reward is relative to.
-        high: time of the noisy end of the places.
-        low: time of their clean end.
-        reach: longest step as a share of the places.
-        margin: S above which nothing is learnt.
+        positive: positive words, of which each group draws one.
+        negative: negative words, of which each group draws one.
+        high: time of the noisy end of the points, below 1.
+        low: time of their clean end, above 0.
+        reach: longest step as a share of the points, in (0, 1].
+        margin: relative reward S from which the gradient is 0.
         denoise: k of the first branch at the clean and at the noisy end.
-        inversion: k of the second branch there.
+        inversion: k of the second branch at the clean and at the noisy end.
     """
 
     positive: tuple[str, ...] = ("Natural-lighting", "Detail", "Detailed", "Real")
@@ -86,73 +87,73 @@ class SRPO(RewardGradient):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss of B samples, of ``batch.x`` noise (B, *d)."""
+        """Return the mean loss of B samples from noise ``batch.x`` (B, *d)."""
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         eps = batch.x
         x0 = sampling.run(torch.zeros(sampling.steps, len(eps), dtype=torch.bool, device=eps.device))
         draws = uniform(generator, batch.num_groups, (3,)).cpu()[batch.group]
-        place, length = self.places(draws[:, 0])
-        said = [
+        point, length = self.places(draws[:, 0])
+        drawn_words = [
             [words[int(draw * len(words))] for draw in column.tolist()] if words else []
             for words, column in zip((self.positive, self.negative), draws[:, 1:].T, strict=True)
         ]
-        loss, held = torch.zeros(len(eps), device=eps.device), sampling.held
+        loss, penalty = torch.zeros(len(eps), device=eps.device), sampling.penalty
         rewards: list[Tensor] = []
         for ends, k, words in (
-            ((place + length, place), self.denoise, said),
+            ((point + length, point), self.denoise, drawn_words),
             (
-                ((place - length).clamp(min=1), (place - length).clamp(min=1) + length),
+                ((point - length).clamp(min=1), (point - length).clamp(min=1) + length),
                 self.inversion,
-                said[::-1],
+                drawn_words[::-1],
             ),
         ):
             t, s = (self.time(POINTS - end).to(x0) for end in ends)
             clean, noise, distance = sampling.predicted(add_noise(policy, x0, eps, t), t)
             recovered = recover(policy.path, clean, noise, eps, t, s)
-            weight = (k[0] + (k[1] - k[0]) * place / (POINTS - 1)).to(x0)
+            weight = (k[0] + (k[1] - k[0]) * point / (POINTS - 1)).to(x0)
             score, reward = self.score(batch, recovered, words, weight, inverted=bool(rewards))
-            loss, held = loss + (self.margin - score).relu() / 2, held + distance / 2
+            loss, penalty = loss + (self.margin - score).relu() / 2, penalty + distance / 2
             rewards.append(reward)
-        return gradient_step(rewards[0], loss, held, self.hold)
+        return gradient_step(rewards[0], loss, penalty, self.hold)
 
     def places(self, draws: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-        """Return the place of each draw from U[0, 1), counted from the clean end, and the step's length."""
-        place = EDGE + (draws * (POINTS - 2 * EDGE)).long()
+        """Return points (B,), counted from the clean end, and lengths (B,) of steps, for draws in [0, 1)."""
+        point = EDGE + (draws * (POINTS - 2 * EDGE)).long()
         longest = int(self.reach * POINTS) + 1
-        return place, torch.minimum(place, POINTS - place).clamp(max=longest)
+        return point, torch.minimum(point, POINTS - point).clamp(max=longest)
 
     def time(self, index: Tensor) -> Tensor:
-        """Return the times (B,) of places counted from the noisy end, 0 to ``POINTS`` - 1."""
+        """Return the times (B,) of points counted from the noisy end, 0 to ``POINTS`` - 1."""
         return self.high + (self.low - self.high) * index / (POINTS - 1)
 
     def score(
         self, batch: Batch[Tensor], latents: Tensor, words: Sequence[Sequence[str]], k: Tensor, inverted: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return S (B,) and the reward (B,) under the first words; without words S is r, or -r inverted."""
+        """Return S (B,) and the reward (B,) with the first words; without words S is r, or -r if inverted."""
         assert batch.value is not None
         rows = torch.arange(len(latents), device=latents.device)
         if not self.words:
             reward = batch.value(latents, rows)
             return -reward if inverted else reward, reward
-        wanted, unwanted = batch.value(latents, rows, words=words)
-        return relative(wanted, unwanted, k), wanted
+        positive_reward, negative_reward = batch.value(latents, rows, words=words)
+        return relative(positive_reward, negative_reward, k), positive_reward
 
 
-def relative(wanted: Tensor, unwanted: Tensor, k: Tensor) -> Tensor:
-    """(1 + k) wanted - unwanted, each (B,)."""
-    return (1 + k) * wanted - unwanted
+def relative(positive_reward: Tensor, negative_reward: Tensor, k: Tensor) -> Tensor:
+    """Return S = (1 + k) positive_reward - negative_reward, (B,)."""
+    return (1 + k) * positive_reward - negative_reward
 
 
 def recover(path: Path, clean: Tensor, noise: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return the clean latents (B, *d) that a step from t to s and the known noise ``eps`` give.
+    """Return the clean latents (B, *d) recovered from a step from t to s by the known noise ``eps``.
 
     Args:
-        path: of the policy.
-        clean: its estimate of the clean latents at t.
-        noise: its estimate of the noise there.
-        eps: the noise that was added.
-        t: (B,) where the step starts.
-        s: (B,) where it ends, before or after t.
+        path: path of the policy.
+        clean: the policy's estimate of the clean latents at t.
+        noise: the policy's estimate of the noise at t.
+        eps: noise that was added to the sample.
+        t: (B,) times at which the step starts.
+        s: (B,) times at which it ends, below or above t.
     """
     alpha, sigma = (expand(c, clean) for c in path.coefficients(s))
     return (DDIM().after(path, clean, noise, t, s)[0] - sigma * eps) / alpha

@@ -6,12 +6,12 @@ noise; with m(c) the policy's and r(c) the reference's mean squared denoising er
 
     loss = -log sigmoid( -(beta / 2) [(m(c_w) - r(c_w)) - (m(c_l) - r(c_l))] ).
 
-Nothing is generated: captions are enough (``diffalign.data`` perturbs them). Our beta is the one of
-Diffusion-DPO, with its 1/2.
+No images are generated; ``diffalign.data`` perturbs the captions. beta is that of Diffusion-DPO, with its
+1/2.
 
-No code has been published; the loss is the dual-caption form that DCPO-T2I released. The paper limits the
-negative term without saying how: ``clip`` offers two ways, both ours (``losses.clipping``). Unlimited, a
-model can learn to fail wherever a caption is wrong, and guidance suffers: watch ``errors/rejected``.
+No code has been published; the loss is the dual-caption form that DCPO-T2I released. The paper clips the
+negative term without a formula; ``clip`` has two forms, both ours (``losses.clipping``). Without a clip the
+error on wrong captions can grow without bound, which harms guidance: watch ``errors/rejected``.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ from diffalign.types import Batch, Denoiser, Likelihood, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class TDPO(PairMethod):
-    """Right captions against wrong ones.
+    """Diffusion-DPO between right and wrong captions of one image.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with the paper's 1/2.
-        clip: how far a wrong caption's log-ratio may go; ours.
-        noising: how latents become noisy states; captions of one image share the noise.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        clip: limit on the log-ratios of wrong captions (ours).
+        noising: map from clean latents to noisy states; captions of one image share the noise.
     """
 
     beta: float = 5000.0
@@ -45,7 +45,7 @@ class TDPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over all pairs of captions that are no tie."""
+        """Return the mean loss over all pairs of captions that are not tied."""
         z = noisy(self, policy, reference, batch, generator)
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
         c = contrast(limited(self.clip, ll, batch.score), batch.score, batch.group)
@@ -53,7 +53,7 @@ class TDPO(PairMethod):
 
 
 def limited(clip: Clip, ll: Likelihood, score: Tensor) -> Tensor:
-    """Log-ratios (B, *unit), those of wrong captions (score below 1/2) as ``clip`` lets them."""
+    """Return log-ratios (B, *unit), with ``clip`` applied to those of wrong captions (score below 1/2)."""
     return torch.where(score < 0.5, clip(ll.policy, ll.reference), ll.log_ratio)
 
 

@@ -3,11 +3,11 @@ Pairs" (Text Preference Optimization), arXiv 2509.25771: Diffusion-KTO between p
 
 An image with its own caption is a like (score 1), the same image with a perturbed caption a dislike (score
 0); a group holds the captions of one image, which share x_t and noise. Value, utility and beta are those of
-``methods.kto`` (so that code's ``beta_dpo`` B is ``beta: 2 B`` here), the negative term can be limited as in
+``methods.kto`` (so that code's ``beta_dpo`` B is ``beta: 2 B`` here), the negative term can be clipped as in
 ``methods.tdpo``.
 
 No code has been published and the paper's beta, learning rate and clipping are not known: the defaults are
-ours. The offset ``kl`` is computed from the log-ratios as limited.
+ours. The reference point ``kl`` is computed from the clipped log-ratios.
 """
 
 from dataclasses import dataclass
@@ -27,17 +27,18 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class TKTO(ScaledMethod):
-    """Right captions are likes, wrong ones dislikes.
+    """Diffusion-KTO with right captions as likes and wrong ones as dislikes.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a mean squared error with a 1/2.
-        clip: how far a wrong caption's log-ratio may go; ours.
-        utility: of a sample's value.
-        kl: what a value is measured from.
-        desirable_weight: w_y of right captions.
-        undesirable_weight: w_y of wrong ones.
-        whole_batch: one sigmoid of the mean value, in place of the mean of utilities.
-        noising: how latents become noisy states; captions of one image share the noise.
+        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        clip: limit on the log-ratios of wrong captions (ours).
+        utility: utility h of a sample's value.
+        kl: estimate of the reference point of values: "mean", "class_means" or "mismatched"
+            (``methods.kto``).
+        desirable_weight: weight w_y of right captions.
+        undesirable_weight: weight w_y of wrong captions.
+        whole_batch: take the sigmoid of the batch's mean value instead of the mean of utilities.
+        noising: map from clean latents to noisy states; captions of one image share the noise.
     """
 
     beta: float = 2000.0
@@ -52,9 +53,9 @@ class TKTO(ScaledMethod):
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """Return the mean loss over all captions."""
-        ll, others = likelihoods(self, policy, reference, batch, generator)
+        ll, offsets = likelihoods(self, policy, reference, batch, generator)
         ratios = limited(self.clip, ll, batch.score)
-        return likes_step(self, ratios, others if self.kl == "mismatched" else ratios, batch.score)
+        return likes_step(self, ratios, offsets if self.kl == "mismatched" else ratios, batch.score)
 
 
 CARD = MethodCard(

@@ -2,18 +2,18 @@
 Implicit Q*-Approximation for Sample-Efficient RLHF", arXiv 2405.21046 (with TRL's code), on Diffusion-DPO's
 likelihood.
 
-Online DPO whose pairs are one sample of the policy and one of the reference, with a bonus for leaving what
-the reference does: with m the policy's and r the reference's mean squared error,
+Online DPO on pairs of one sample of the policy and one of the reference, with an exploration bonus for
+leaving the reference's distribution. With m the policy's and r the reference's mean squared error,
 
     log p = -(scale / 2) m,    g = -(scale / 2) (m - r),
     loss  = l( beta (g_w - g_l) ) + alpha log p_theta(the reference's sample).
 
-The bonus lowers the likelihood of what the reference draws, whoever won. It has no end: errors may rise for
-ever, and alpha is small (1e-5 in TRL). ``floor`` stops it: no bonus where g of the reference's sample is
-below -floor.
+The bonus lowers the likelihood of the reference's samples, independently of the preference. It is not
+bounded, so alpha is small (1e-5 in TRL). ``floor`` bounds it: the bonus has no gradient where g of the
+reference's sample is below -floor.
 
-``scale`` turns errors into log-probabilities, so that alpha and beta mean what they mean for language models:
-scale times beta is the beta of ``dpo``. A pair that is a tie has neither loss nor bonus.
+``scale`` converts errors to log-probabilities, the unit of alpha and beta for language models; scale times
+beta is the beta of ``dpo``. A tied pair has neither loss nor bonus.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ from diffalign.types import Batch, Denoiser, Random, Step
 
 @dataclass(frozen=True, kw_only=True)
 class XPO(PairMethod):
-    """Pairs of a sample of the policy and one of the reference.
+    """Online DPO with an exploration bonus, on pairs of a policy's and a reference's sample.
 
     Attributes:
-        scale: makes log-probabilities of errors, with Diffusion-DPO's 1/2. beta: of DPO, on
-        log-probabilities. alpha: weight of the bonus. floor: how far below the reference's the
-        log-probability of its own sample may fall by the bonus; null:
-            without end.
+        scale: factor from half a mean squared error to a log-probability, above 0.
+        beta: DPO's beta, a factor of log-probability ratios, above 0.
+        alpha: weight of the bonus, at least 0.
+        floor: largest fall of the reference's samples' log-probability by the bonus, above 0; null: no bound.
     """
 
     scale: float = 50000.0
@@ -56,33 +56,33 @@ class XPO(PairMethod):
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
-        """Return the mean loss over the pairs that are no tie.
+        """Return the mean loss over the pairs that are not tied.
 
         Raises:
-            UserError: nobody knows which samples are the reference's.
+            UserError: the batch does not mark the reference's samples.
         """
         if "of_reference" not in batch.extra:
             raise UserError(
-                "method xpo learns from samples of policy and reference, and this batch does not say "
-                "which is whose; allowed with it: a `rollout` section"
+                "method xpo is trained on samples of policy and reference, and this batch does not mark "
+                "them (of_reference); allowed with it: a `rollout` section"
             )
         z = noisy(self, policy, reference, batch, generator)
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
         c, beta = contrast(ll.log_ratio, batch.score, batch.group), self.scale * self.beta
         losses = pair_losses(self.loss, beta * c.chosen, beta * c.rejected, c, batch)
-        theirs = batch.extra["of_reference"].to(losses)
-        bonus = self._bonus(self.scale * ll.policy, self.scale * ll.log_ratio, theirs)
+        of_reference = batch.extra["of_reference"].to(losses)
+        bonus = self._bonus(self.scale * ll.policy, self.scale * ll.log_ratio, of_reference)
         preference, exploration = c.mean(losses), c.mean(bonus[c.better] + bonus[c.worse])
         loss = preference + exploration
         metrics = {"loss": loss, "preference_loss": preference, "bonus": exploration}
         metrics = {name: value.detach() for name, value in metrics.items()}
         return Step(loss, {**metrics, **preference_metrics(c, beta)}, c.count)
 
-    def _bonus(self, logp: Tensor, ratio: Tensor, theirs: Tensor) -> Tensor:
-        """Return alpha log p (B,) of the reference's samples, 0 of the policy's."""
+    def _bonus(self, logp: Tensor, ratio: Tensor, of_reference: Tensor) -> Tensor:
+        """Return alpha log p, (B,), for the reference's samples and 0 for the policy's."""
         if self.floor is not None:
             logp = torch.where(ratio.detach() < -self.floor, logp.detach(), logp)
-        return self.alpha * theirs * logp
+        return self.alpha * of_reference * logp
 
 
 CARD = MethodCard(

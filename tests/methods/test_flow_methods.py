@@ -160,7 +160,7 @@ def test_what_flow_grpo_refuses():
     v, t = normal(2, 1, 2, 2), torch.tensor([0.8, 0.6], dtype=torch.float64)
     batch = recorded(v, FlowSDE(0.7), t, t - 0.2, torch.ones(2))
     policy, g = Answers(v, FLOW, "flow"), torch.Generator()
-    with pytest.raises(UserError, match="noisy steps of a flow; allowed elsewhere: ddpo"):
+    with pytest.raises(UserError, match="stochastic steps of a flow; allowed elsewhere: ddpo"):
         FlowGRPO()(policy, policy, replace(batch, kernel=DDIM(1.0)), g)
     with pytest.raises(UserError, match="advantages, and this batch has none"):
         FlowGRPO()(policy, policy, replace(batch, extra={}), g)
@@ -396,7 +396,7 @@ def test_stratified_times_by_hand():
     assert Stratified("logit_normal", 3)(1, Draws(None, zero), None)[0, 0].item() == 0.01
     with pytest.raises(UserError, match="strata=6 over the steps 1 to 3 of the sampler"):
         Stratified()(1, Draws(None, u), torch.linspace(1, 0, 6))
-    with pytest.raises(UserError, match="no sampler has made; allowed: logit_normal, uniform"):
+    with pytest.raises(UserError, match="without sampling times; allowed: logit_normal, uniform"):
         Stratified()(1, Draws(None, u), None)
 
 
@@ -513,7 +513,7 @@ def test_how_fast_a_policy_is_followed():
 def test_what_the_matching_methods_refuse():
     x0, noise, _, _, _, v, _, _, ask, reference = played()
     for method in (AWM(time=Times(T)), DiffusionNFT(time=Times(T)), DGPO(time=Times(T))):
-        with pytest.raises(UserError, match="wants a policy that trails"):
+        with pytest.raises(UserError, match="needs a moving average of the policy"):
             method(ask(v), ask(v.detach()), sampled(x0, torch.ones(B)), Draws(noise))
         with pytest.raises(UserError, match="advantages, and this batch has none"):
             method(ask(v), reference, Batch(x0, {}, torch.arange(B), torch.ones(B)), Draws(noise))

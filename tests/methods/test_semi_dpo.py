@@ -104,7 +104,7 @@ def test_gce_reads_which_reward_models_contradict_the_label():
     p, d = 1 / (1 + np.exp(-h)), np.array([1 / 3, 0, 1])
     expected = (1 - d) * -np.log(p) + d * (1 - np.sqrt(p)) / 0.5
     assert step.loss.item() == pytest.approx(expected.mean())
-    with pytest.raises(UserError, match="reads which of several reward models contradict"):
+    with pytest.raises(UserError, match="needs the share of reward models that contradict"):
         on_likelihoods(method, policy, torch.zeros(6).double())
 
 

@@ -120,7 +120,7 @@ def test_the_last_sample_of_each_prompt_is_the_references(shared):
 
 
 def test_what_is_refused():
-    with pytest.raises(UserError, match="does not say which is whose"):
+    with pytest.raises(UserError, match="does not mark them"):
         on_likelihoods(XPO(), torch.zeros(2).double(), torch.zeros(2).double())
     run = read_run("tiny_sdxl_dpo")
     with pytest.raises(UserError, match=r"xpo learns from rollouts, but rollout\.prompts is empty"):
