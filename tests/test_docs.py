@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.reproduce import written
 from diffalign.cli import COMMANDS
-from diffalign.config.io import field_kind, shipped_configs
+from diffalign.config.files import shipped_configs
 from diffalign.methods import REGISTRY as METHODS
 from diffalign.models.families.registry import FAMILIES
 from diffalign.rewards import REGISTRY as REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,14 @@ def test_every_method_has_a_page_with_its_formula(site):
         page = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
         assert "<math" in page, f"docs/methods/{name}.md has no formula"
         assert METHODS[name].title in page
+        for part in (
+            "formula",
+            "what-the-paper-reports",
+            "differences-from-the-released-code",
+            "cost",
+            "when-to-use-it",
+        ):
+            assert f'id="{part}"' in page or f"id={part}" in page, (name, part)
 
 
 def test_every_reward_family_command_and_recipe_is_described(site):
@@ -48,6 +57,14 @@ def test_every_reward_family_command_and_recipe_is_described(site):
         assert not missing, (page, missing)
 
 
+def test_every_published_table_has_a_page_that_links_its_sources(site):
+    index = (site / "reproduce.html").read_text(encoding="utf-8")
+    for name, entry in written()["recipes"].items():
+        assert f"reproduce/{name}.html" in index
+        page = (site / "reproduce" / f"{name}.html").read_text(encoding="utf-8")
+        assert str(entry["figures"]).split()[0] in page and "not reproducible" in page, name
+
+
 def test_nothing_is_fetched_from_elsewhere(site):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -56,13 +73,6 @@ def test_nothing_is_fetched_from_elsewhere(site):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_of_a_page_exist(page):
-    code = "\n".join(re.findall(r"```(?:bash|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
-    for line in re.findall(r"^\s*(?:.*-m )?diffalign (.*)$", code.replace("\\\n", " "), re.M):
-        command, *words = line.split("#")[0].split()
-        assert command in COMMANDS, line
-        if command != "train":
-            continue
-        for word in words:
-            if word.startswith("--"):
-                field_kind(word[2:].partition("=")[0])  # a UserError where there is no such field
+def test_links_lead_to_files_of_the_repository(page):
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in links if not (page.parent / target).exists()] == []

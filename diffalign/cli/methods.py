@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffalign.cli.common import as_mapping, make_parser, parse, print_json
-from diffalign.config.files import shipped_configs
+from diffalign.config.recipes import recipes
 
 FIELDS = ("name", "title", "paper", "year", "arxiv", "data", "cost")
 STRATEGY_FIELDS = ("name", "title", "paper", "year", "arxiv", "composes", "cost")
@@ -95,18 +95,16 @@ def describe(card: Any) -> str:
         "fields (under `method:`):",
     ]
     lines += [f"  {name}: {value}" for name, value in defaults(card.method).items()]
-    recipes = [name for name in shipped_configs() if name.endswith(f"_{card.name}")]
+    mine = [recipe.name for recipe in recipes() if recipe.method == card.name]
     tiny = f"tiny_sdxl_{card.name}"
     command = (
-        f"diffalign train {tiny}"
-        if tiny in recipes
-        else f"diffalign train tiny_sdxl_dpo --method {card.name}"
+        f"diffalign train {tiny}" if tiny in mine else f"diffalign train tiny_sdxl_dpo --method {card.name}"
     )
     return "\n".join(
         [
             *lines,
             "",
-            f"recipes: {', '.join(recipes) or 'none of its own'}",
+            f"recipes: {', '.join(mine) or 'none of its own'}",
             "example:",
             f"  {command} --output runs/{card.name}",
         ]

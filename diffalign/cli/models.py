@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffalign.cli.common import as_mapping, make_parser, parse, print_json, table
-from diffalign.config.files import shipped_configs
+from diffalign.config.recipes import Recipe, recipes
 
 FIELDS = ("name", "title", "pipeline", "resolution", "example")
 
@@ -35,26 +35,44 @@ def run(argv: Sequence[str]) -> int:
         "\nmodel.path: a hub id, a diffusers folder, a .safetensors or .ckpt file, or an embedded tiny model,"
     )
     print("  " + ", ".join(f"tiny:{name}" for name in TINY))
+    print("recipes of a family, with the GPUs that each is for: diffalign models NAME")
     return 0
 
 
 def describe(card: Any) -> list[str]:
     """Return the lines about one family: what it is, known checkpoints, recipes and an example."""
     known = [*card.same_shapes, *(hub_id for hub_id, _ in card.other_shapes)]
-    recipes = [name for name in shipped_configs() if f"_{name}".startswith(f"_{card.name}_")]
-    recipes += [name for name in shipped_configs() if name.startswith(f"tiny_{card.name}_")]
+    mine = [recipe for recipe in recipes() if recipe.family == card.name]
+    real = [recipe for recipe in mine if not recipe.name.startswith("tiny_")]
+    real.sort(key=lambda recipe: (recipe.size, recipe.name))
+    tiny = [recipe.name for recipe in mine if recipe not in real]
+    run = real[0].name if real else f"--model.path {card.example}"
     lines = [
         f"{card.title} ({card.name})",
         f"diffusers pipeline: {card.pipeline}",
         f"trained at: {card.resolution} px",
         f"known checkpoints: {', '.join(known)}" if known else "",
         f"single files: {'read' if card.single_file_key else 'not read'}",
-        f"recipes: {', '.join(recipes) or 'none of its own'}",
+        "recipes:" if real else "recipes: none of its own",
+        *_listed(real),
+        f"embedded tiny model: {', '.join(tiny)}" if tiny else "",
         "example:",
-        f"  diffalign train --model.path {card.example} --data.path pairs.parquet --output runs/{card.name}",
+        *((f"  {command}" for command in real[0].commands) if real else [f"  diffalign train {run} {GIVEN}"]),
+        "a smaller card, before anything is loaded:",
+        f"  diffalign estimate {run} --fits 24",
     ]
     return [line for line in lines if line]
 
+
+def _listed(found: list[Recipe]) -> list[str]:
+    """Return a line for each recipe: name, GPUs, title."""
+    if not found:
+        return []
+    rows = [(f"  {r.name}", r.gpus, r.title.rstrip(".")) for r in found]
+    return table(rows, ("  name", "GPUs", "")).splitlines()
+
+
+GIVEN = "--data.path pairs.parquet --output runs/mine"
 
 EXAMPLES = """
 diffalign models

@@ -23,10 +23,13 @@ def run(argv: Sequence[str]) -> int:
         return 0
     flags = read_flags(argv, own_switches=("print-config",))
     if not argv:
-        from diffalign.config.io import shipped_configs
+        from diffalign.config.files import alike, shipped_configs
         from diffalign.errors import UserError
 
-        raise UserError(f"train needs a config or flags; shipped recipes: {', '.join(shipped_configs())}")
+        raise UserError(
+            "train needs a config or flags, such as `diffalign train sdxl_dpo_lora_24gb --data.path "
+            f"pairs.parquet`; {alike('', shipped_configs())}"
+        )
     run, notes = resolve(flags, needs=() if flags.switches else ("model.path", "data.path"))
     if flags.switches:
         from diffalign.config.io import to_yaml

@@ -1,6 +1,6 @@
 """Find and read configuration files, with the values of their ``base`` files. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,23 @@ def find_config(path: str | Path, kind: str = "") -> Path:
         return recipes[file.stem]
     close = close_to(file.stem, recipes)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise UserError(f"no config file {str(path)!r}; {hint}shipped recipes: {', '.join(recipes)}")
+    raise UserError(f"no config file {str(path)!r}; {hint}{alike(file.stem, recipes)}")
+
+
+def alike(name: str, recipes: Iterable[str]) -> str:
+    """Return a list of the recipes that begin as ``name`` does, or all if there are few or none alike."""
+    known = list(recipes)
+    model = name.partition("_")[0].lower()
+    same = [recipe for recipe in known if model and recipe.startswith(f"{model}_")]
+    if len(known) <= 20:
+        return f"shipped recipes: {', '.join(known)}"
+    if same:
+        return f"shipped recipes that begin with {model}_: {', '.join(same)}"
+    real = sum(not recipe.startswith("tiny_") for recipe in known)
+    return (
+        f"{real} shipped recipes and {len(known) - real} for the embedded tiny models are listed by "
+        "`diffalign models NAME`, with the GPUs that each is for"
+    )
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

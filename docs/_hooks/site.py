@@ -11,11 +11,14 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files, InclusionLevel
+
+if TYPE_CHECKING:
+    from diffalign.config.recipes import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +134,8 @@ def method(name: str, by_hand: str) -> str:
         "",
         by_hand.strip(),
         "",
+        *differences(docstring, by_hand),
+        *cost(name, card.cost, by_hand),
         *_figure(name),
         "## Notes of the implementation",
         "",
@@ -141,6 +146,24 @@ def method(name: str, by_hand: str) -> str:
         *_recipes_of(name),
     ]
     return "\n".join(lines) + "\n"
+
+
+def differences(docstring: str, by_hand: str) -> list[str]:
+    """Return what a docstring says of other code, where the page by hand says nothing of it."""
+    title = "## Differences from the released code"
+    said = [block for block in re.split(r"\n\s*\n", docstring) if re.match(r"What differs|Ours:", block)]
+    return [] if title in by_hand else [title, "", _reflowed("\n\n".join(said)), ""]
+
+
+def cost(name: str, samples: str, by_hand: str) -> list[str]:
+    """Return what a step costs, and the hours of the published runs."""
+    rows = json.loads((ROOT / "benchmarks" / "reproduce.json").read_text("utf-8"))["rows"]
+    mine = [r.name for r in _recipes() if r.method == name and r.name in rows]
+    lines = [] if "## Cost" in by_hand else ["## Cost", "", f"A group and step: {samples}."]
+    if mine:
+        hours = ", ".join(f"[`{n}`](../reproduce/{n}.md) {rows[n]['h100_hours']:.2g}" for n in mine)
+        lines += ["", f"Hours of one H100 for the published runs, by FLOPs, not measured: {hours}."]
+    return [*lines, ""]
 
 
 def _reflowed(docstring: str) -> str:
@@ -212,43 +235,47 @@ def _recipe_files() -> list[Path]:
 
 
 @cache
-def _methods_of_recipes() -> dict[Path, str]:
-    from diffalign.runs.validate import read_run
+def _recipes() -> "list[Recipe]":
+    from diffalign.config.recipes import recipes
 
-    return {path: read_run(path).method["type"] for path in _recipe_files()}
+    return recipes()
 
 
 def _recipes_of(name: str) -> list[str]:
-    mine = [path for path, method in _methods_of_recipes().items() if method == name]
+    mine = [recipe for recipe in _recipes() if recipe.method == name]
     if not mine:
         return []
-    lines = ["## Recipes", ""]
-    return [
-        *lines,
-        *(f"- [`{path.stem}`](../recipes.md#{path.stem}): {_header(path)[0]}" for path in mine),
-        "",
-    ]
-
-
-def _header(path: Path) -> list[str]:
-    """Return the comment that a recipe begins with, a paragraph an entry."""
-    taken = []
-    for line in path.read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        taken.append(line.lstrip("# ").rstrip())
-    paragraphs = [" ".join(part.split("\n")).strip() for part in "\n".join(taken).split("\n\n")]
-    return [html.escape(p, quote=False) for p in paragraphs if p] or ["no description"]
+    listed = [f"- [`{r.name}`](../recipes.md#{r.name}): {_cell(r.title)}" for r in mine]
+    return ["## Recipes", "", *listed, ""]
 
 
 def recipes() -> str:
-    """Every recipe with its header and contents."""
-    lines = ["# Recipes", "", "`diffalign train NAME`; every key can be overridden by its dotted name.", ""]
-    for path in _recipe_files():
-        lines += [f"## {path.stem} {{#{path.stem}}}", "", *(f"{p}\n" for p in _header(path))]
+    """Return the recipes by model, then each with its notes and contents."""
+    from diffalign.models.families.registry import FAMILIES
+
+    lines = [
+        "# Recipes",
+        "",
+        "`diffalign train NAME`; every key can be overridden by its dotted name.",
+        "",
+        "| model | recipe | method | GPUs |",
+        "|---|---|---|---|",
+    ]
+    real = [recipe for recipe in _recipes() if not recipe.name.startswith("tiny_")]
+    for recipe in sorted(real, key=lambda recipe: (recipe.family, recipe.size, recipe.name)):
+        lines.append(
+            f"| {FAMILIES[recipe.family].title} | [`{recipe.name}`](#{recipe.name}) "
+            f"| [{recipe.method}](methods/{recipe.method}.md) | {recipe.gpus} |"
+        )
+    tiny = [recipe for recipe in _recipes() if recipe not in real]
+    lines += ["", "For the embedded tiny models, without a GPU: ", ""]
+    lines[-2] += ", ".join(f"[`{recipe.name}`](#{recipe.name})" for recipe in tiny) + "."
+    for recipe, path in zip(_recipes(), _recipe_files(), strict=True):
+        lines += [f"## {recipe.name} {{#{recipe.name}}}", "", _cell(recipe.title), ""]
+        lines += [f"- **{label}.** {_cell(text)}" for label, text in recipe.notes.items()]
         body = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
         yaml.safe_load(body)
-        lines += ["```yaml", body.strip(), "```", ""]
+        lines += ["", "```bash", *recipe.commands, "```", "", "```yaml", body.strip(), "```", ""]
     return "\n".join(lines) + "\n"
 
 

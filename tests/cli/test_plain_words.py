@@ -31,7 +31,9 @@ def test_every_option_of_a_command_has_a_help_text(command, monkeypatch):
 def test_a_model_family_is_described(name, capsys):
     assert main(["models", name]) == 0
     text = capsys.readouterr().out
-    assert f"({name})" in text and "diffalign train --model.path" in text
+    first = {"sdxl": "sdxl_dpo_lora_12gb", "sd3": "sd3_dpo", "wan": "wan_dpo_lora_16gb"}[name]
+    assert f"({name})" in text and f"diffalign train {first} --data.path" in text
+    assert f"diffalign estimate {first} --fits 24" in text and "flux_kontext" not in text
     assert main(["models", "sdxx"]) == 2
     assert "did you mean" in capsys.readouterr().err
 
