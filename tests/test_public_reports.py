@@ -8,6 +8,8 @@ other scripts (tests/cli/test_flags.py), resuming (tests/runs/test_resume.py), s
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +180,11 @@ def test_a_caption_of_another_encoding_and_files_of_a_mac(
     (pairs / "w" / "1.txt").write_bytes("un caf\xe9".encode("latin-1"))
     assert main([*argv, "--overwrite", "true"]) == 2
     assert "1.txt line 1: not UTF-8" in capsys.readouterr().err
+
+
+def test_a_command_that_does_not_quantise_says_nothing_of_quantisation() -> None:
+    """diffusers imports bitsandbytes and torchao where they are there, and both warn while imported."""
+    code = "from diffalign.cli import main; main(['--version']); from diffusers import DiffusionPipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.splitlines() if re.search("torchao|gemm_4bit|Enum subclass", line)]
+    assert not said

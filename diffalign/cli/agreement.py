@@ -25,20 +25,21 @@ def run(argv: Sequence[str]) -> int:
         parse_spec(spec)  # checks names before anything is loaded
 
     from diffalign.config.schema import DataConfig
-    from diffalign.data import read_preferences
+    from diffalign.data import check_files, read_preferences
     from diffalign.evaluation.agreement import rate, report
 
     place = Path(args.data).expanduser()
     videos = args.videos or place.suffix == ".csv"
-    preferences = read_preferences(
-        DataConfig(
-            path=args.data,
-            limit=args.limit,
-            label=args.label,
-            split=args.split,
-            frames=1 if videos else None,
-        )
+    config = DataConfig(
+        path=args.data,
+        limit=args.limit,
+        label=args.label,
+        split=args.split,
+        frames=1 if videos else None,
     )
+    preferences = read_preferences(config)
+    if args.videos:
+        check_files(preferences, config)
     cache = beside(place, "score-cache.sqlite") if place.exists() else Path("score-cache.sqlite")
     with scorers_of(args, specs, cache) as (scorers, kept):
         rated = rate(preferences, scorers, kept, of_videos=videos)

@@ -13,14 +13,6 @@ from diffalign.errors import UserError, unknown
 
 Pairs = list[tuple[str, str]]  # (dotted field, text of the value)
 
-VALIDATION_PROMPTS = (
-    "a red bicycle leaning against a white wall",
-    "portrait of an old sailor, oil painting",
-    "a glass of water on a wooden table, morning light",
-    "two foxes playing in the snow",
-)
-VALIDATION_STEPS = "200"  # the scripts' default
-
 
 @dataclass(frozen=True)
 class Alias:
@@ -31,6 +23,7 @@ class Alias:
         convert: text of the value (empty for a switch) to fields.
         switch: takes no value.
         many: whether it takes all words up to the next flag.
+        joined: whether these are one value, separated by commas.
         note: to print when the flag is given: why it has no effect, or what is done instead.
         script: the only tool that has the flag; empty: several have it.
     """
@@ -39,6 +32,7 @@ class Alias:
     convert: Callable[[str], Pairs]
     switch: bool = False
     many: bool = False
+    joined: bool = False
     note: str = ""
     script: str = ""
 
@@ -162,7 +156,9 @@ ALIASES: Mapping[str, Alias] = {
     "lora_alpha": _to("model.lora.alpha"),
     "lora_dropout": _to("model.lora.dropout"),
     "lora_layers": _to("model.lora.targets"),
-    "lora_target_modules": _to("model.lora.targets", _T),
+    "lora_target_modules": Alias(
+        "model.lora.targets", lambda text: [("model.lora.targets", text)], many=True, joined=True, script=_T
+    ),
     "use_dora": _switch("model.lora.dora", "true"),
     "use_peft": _switch("model.train", "lora", _T),
     # data
@@ -192,8 +188,8 @@ ALIASES: Mapping[str, Alias] = {
     "beta": _to("method.beta", _T),
     "loss_type": _named("loss_type", "method.loss.type", _LOSSES),
     "label_smoothing": Alias(
-        "method.loss.label_smoothing",
-        lambda text: [("method.loss.type", "logistic"), ("method.loss.label_smoothing", text)],
+        "method.loss.label_smoothing, or label_noise of the loss robust",
+        lambda text: [("label_smoothing", text)],
         script=_T,
     ),
     "f_divergence_type": Alias(
@@ -252,7 +248,9 @@ ALIASES: Mapping[str, Alias] = {
     "seed": _to("training.seed"),
     # output
     "output_dir": _to("output"),
-    "resume_from_checkpoint": _to("resume"),
+    "resume_from_checkpoint": Alias(
+        "resume; true is latest", lambda text: [("resume", "latest" if text.lower() == "true" else text)]
+    ),
     "resume.allow": _to("resume_allow"),
     "checkpointing_steps": _to("checkpoint.every"),
     "save_steps": _to("checkpoint.every", _T),
@@ -281,7 +279,7 @@ ALIASES: Mapping[str, Alias] = {
     "cache_dir": _unused("downloads go where HF_HOME says; the cache of encoded data is --data.cache_dir"),
     "logging_dir": _unused("logs are written under the output folder"),
     "local_rank": _unused("the launcher tells the rank by the environment"),
-    "allow_tf32": _unused("set NVIDIA_TF32_OVERRIDE=1 for it, or use --mixed_precision bf16", True),
+    "allow_tf32": _unused("GPUs that have TF32 use it unless training.float32_matmul is highest", True),
     "prior_generation_precision": _unused("the scripts do not use it either", script=_D),
     "hard_skip_resume": _unused("resuming is exact and skips no data", True, _S),
     "push_to_hub": _unused(_HUB, True, _D),

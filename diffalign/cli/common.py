@@ -10,7 +10,7 @@ from typing import Any
 
 from diffalign.errors import UserError, unknown
 from diffalign.utils.devices import device_name as device_name
-from diffalign.utils.text import user_path
+from diffalign.utils.places import file_to_write, folder_to_write, place_to_write
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -71,36 +71,24 @@ def side(text: str) -> int:
 
 def output_folder(text: str) -> str:
     """Return the path of a folder to write into, for argparse; it may be there already."""
-    path = _writable(text, "a folder, new or there already")
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a file; allowed: a folder, new or there already")
-    return str(path)
+    return _output(folder_to_write, text)
 
 
 def output_file(text: str) -> str:
     """Return the path of a file to write, for argparse; it may be there already."""
-    path = _writable(text, "a file, new or there already")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; allowed: a file, new or there already")
-    return str(path)
+    return _output(file_to_write, text)
 
 
-def _writable(text: str, allowed: str) -> Path:
-    """Return a path where something can be written, as far as can be told before it is."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is no name; allowed: {allowed}")
+def output_path(text: str) -> str:
+    """Return the path of a file or a folder to write, for argparse; it may be there already."""
+    return _output(place_to_write, text)
+
+
+def _output(check: Callable[[str], Path], text: str) -> str:
     try:
-        path = user_path(text)
+        return str(check(text))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if path.is_symlink() and not path.exists():
-        raise argparse.ArgumentTypeError(f"{text!r} is a link to nothing; allowed: {allowed}")
-    above = next((place for place in (path, *path.parents) if place.exists()), path)
-    if above != path and not above.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: {str(above)!r} is a file; allowed: {allowed}")
-    if not os.access(above, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r}: {str(above)!r} cannot be written; allowed: {allowed}")
-    return path
 
 
 def names(text: str, what: str) -> list[str]:

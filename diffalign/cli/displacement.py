@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from diffalign.cli.common import make_parser, number, print_json
 from diffalign.cli.flags import read_flags, resolve
 from diffalign.errors import UserError
+from diffalign.utils.places import folder_to_write
 
 if TYPE_CHECKING:
     from diffalign.config.schema import Run
@@ -38,8 +39,9 @@ def run(argv: Sequence[str]) -> int:
 
     from diffalign.evaluation.displacement import report
 
+    output = folder_to_write(run.output)
     found = report(measured(run, args.draws), args.by, args.above, args.share)
-    path, names = found.write(Path(run.output))
+    path, names = found.write(output)
     if args.json:
         import json
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import count, device_name, make_parser, names, number, parse, table
+from diffalign.cli.common import count, device_name, make_parser, names, number, output_folder, parse, table
 from diffalign.cli.model_arguments import add_sampling_options, open_model, sampling_advice, sampling_settings
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
+from diffalign.utils.places import folder_to_write
 
 if TYPE_CHECKING:
     from diffalign.models.time_edit.edit import EditSettings, Pair
@@ -27,6 +28,8 @@ def run(argv: Sequence[str]) -> int:
         left = undo_edits(model, args.undo, output)
         print(f"{output}: {count(args.undo, 'edit')} taken back, {left} left", file=sys.stderr)
         return 0
+    if (args.height is None) != (args.width is None):
+        raise UserError("--height and --width: one is given; allowed: both or none")
     pairs, settings = _pairs(args), _settings(args)
     drawing = None if args.no_report else _drawing(args)
     with advised("editing and drawing", sampling_advice(args)):
@@ -49,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser("edit", DESCRIPTION, EXAMPLES)
     parser.add_argument("model", help="a pipeline: folder, file or hub id, tiny:sdxl; for --undo its folder")
     parser.add_argument("--base", metavar="MODEL", help="the pipeline that a network alone belongs to")
-    parser.add_argument("--output", metavar="FOLDER", help="default: edited; of --undo: the folder itself")
+    parser.add_argument(
+        "--output", type=output_folder, metavar="FOLDER", help="default: edited; of --undo: the folder itself"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     what = parser.add_argument_group("the edit")
     what.add_argument(
@@ -94,14 +99,14 @@ def _output(args: argparse.Namespace) -> Path:
     """Return where the pipeline is written.
 
     Raises:
-        UserError: something is there already.
+        UserError: something is there already, or nothing can be written there.
     """
     if args.undo is not None and args.output is None:
         folder = Path(args.model)
         if not (folder / "model_index.json").is_file():
             raise UserError(f"--undo {args.model!r}: no pipeline folder; give the one that was edited")
-        return folder
-    output = Path(args.output or "edited")
+        return folder_to_write(args.model)
+    output = folder_to_write(args.output or "edited")
     if output.exists() and not args.overwrite:
         raise UserError(f"{output} exists; replace it with --overwrite, or choose another --output")
     return output

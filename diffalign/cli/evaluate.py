@@ -27,6 +27,7 @@ from diffalign.cli.model_arguments import (
 )
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
+from diffalign.utils.places import folder_to_write
 from diffalign.utils.text import read_json_object
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     specs = names(args.runs or args.aligned, "--aligned") if args.run is None else [args.run]
     settings = sampling_settings(args, trained_run(specs, args))
     found = compared(args, settings)
-    output = Path(args.output or args.run or "runs/evaluation")
+    output = folder_to_write(args.output or args.run or "runs/evaluation")
     rank, world = share()
     try:
         with advised("drawing and scoring", sampling_advice(args)):
@@ -77,6 +78,8 @@ def run(argv: Sequence[str]) -> int:
     contest = replace(contest, repeats=args.runs is not None)
     page = write_contest(output, contest, found.facts, found.title, metrics=found.metrics)
     data = contest_data(contest, found.facts)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
     if args.json:
         print_json(data)
     elif args.table:
@@ -172,6 +175,7 @@ class Compared:
     facts: "dict[str, RunFacts]"
     metrics: dict[str, Path]
     title: str
+    notes: tuple[str, ...] = ()
 
 
 def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared:
@@ -215,6 +219,12 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
             if f is not None and (f / "metrics.jsonl").is_file()
         },
         title,
+        tuple(
+            f"{name} is an aligned {model.model.path}, and the base is {base.model.path}: the gain holds the "
+            "difference of these two models"
+            for name, model in zip(known, models, strict=True)
+            if model.aligned is not None and model.model.path != base.model.path
+        ),
     )
 
 
@@ -239,6 +249,8 @@ def facts_of(folder: Path | None, shared: Mapping[str, Any], title: str) -> "Run
 
 def summary(data: Mapping[str, Any]) -> str:
     """Return the numbers of a report as tables: of every model, the best first."""
+    from diffalign.evaluation.evaluate import MIN_PROMPTS
+
     models = data["models"]
     order = sorted(models, key=lambda name: -models[name]["gain"])
     lines = [data["headline"]] if len(models) > 1 else []
@@ -251,6 +263,8 @@ def summary(data: Mapping[str, Any]) -> str:
         lines += [f"\n{name}"] if len(models) > 1 else []
         lines += _tables(models[name])
     lines.append(count(data["prompts"], "prompt"))
+    if data["prompts"] < MIN_PROMPTS:
+        lines.append(f"too few prompts to tell: an interval of a gain needs at least {MIN_PROMPTS}")
     for name in order:
         of = f" {name}:" if len(models) > 1 else ""
         lines += [f"warning:{of} {line}" for line in models[name]["alarm"]]

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffalign.cli.common import make_parser, number, parse
+from diffalign.cli.common import make_parser, number, output_path, parse
 from diffalign.errors import UserError
+from diffalign.utils.places import place_to_write
 
 
 def run(argv: Sequence[str]) -> int:
@@ -18,7 +19,10 @@ def run(argv: Sequence[str]) -> int:
         "--to", "--format", dest="to", required=True, metavar="FORMAT",
         help="diffusers, kohya, comfyui, merged or single-file",
     )  # fmt: skip
-    parser.add_argument("--output", metavar="PATH", help="folder or .safetensors; default: RUN/export/FORMAT")
+    parser.add_argument(
+        "--output", type=output_path, metavar="PATH",
+        help="folder or .safetensors; default: RUN/export/FORMAT",
+    )  # fmt: skip
     parser.add_argument("--base", metavar="MODEL", help="base model of a LoRA or pipeline outside of a run")
     parser.add_argument(
         "--strength", type=number(float, -10, 10), default=1.0, help="factor of the change; default 1"
@@ -42,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         raise unknown("format (--to)", args.to, FORMATS)
     found = exportable(args.model, args.base)
     title = args.title or found.title
-    output = Path(args.output) if args.output else found.folder / "export" / args.to
+    output = place_to_write(args.output or str(found.folder / "export" / args.to))
     settings = Export(
         args.to,
         output,

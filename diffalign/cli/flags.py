@@ -4,7 +4,7 @@ torch.
 argparse cannot declare a dotted flag of a method (``--method.time.low 0.3``) without importing the method.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Flags:
         switches: which of the command's own switches are set.
         given: names of other tools' flags, in order.
         script: value of ``--flags``, the script whose defaults are taken; "" to guess.
+        twice: notes on fields that were given two values.
     """
 
     config: str | None = None
@@ -36,6 +37,7 @@ class Flags:
     switches: frozenset[str] = frozenset()
     given: tuple[str, ...] = ()
     script: str = ""
+    twice: tuple[str, ...] = ()
 
 
 def read_flags(argv: Sequence[str], own_switches: Sequence[str] = ()) -> Flags:
@@ -45,6 +47,7 @@ def read_flags(argv: Sequence[str], own_switches: Sequence[str] = ()) -> Flags:
         UserError: an unknown flag, a value missing, or two configs.
     """
     words, flags, later = list(argv), Flags(), dict[str, list[str]]()
+    origins: dict[str, list[tuple[str, str]]] = {}
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
@@ -62,13 +65,24 @@ def read_flags(argv: Sequence[str], own_switches: Sequence[str] = ()) -> Flags:
         elif name == "flags":
             flags = replace(flags, script=texts[0])
         for target, value in (pair for text in texts for pair in _translate(name, text)):
+            origins.setdefault(target, []).append((name, value))
             if target in LATE:
                 later.setdefault(target, []).append(value)
             else:
                 flags.overrides.append(f"--{target}={value}")
         if name in ALIASES:
             flags = replace(flags, given=(*flags.given, name))
-    return replace(flags, late=later)
+    return replace(flags, late=later, twice=tuple(_told_twice(origins)))
+
+
+def _told_twice(origins: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
+    """Yield a note for each field that flags give different values."""
+    for target, given in origins.items():
+        name, value = given[-1]
+        several = name in ALIASES and ALIASES[name].many and not ALIASES[name].joined
+        others = [f"--{other} {text}" for other, text in given[:-1] if text != value]
+        if others and not several:
+            yield f"{target} is given more than once: {', '.join(others)}; --{name} {value}, the last, holds"
 
 
 def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
@@ -82,7 +96,7 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     where = flags.config or "the configuration"
     run = apply_overrides(from_dict(data, where), flags.overrides)
     preset, note = choose(flags.given, flags.script, flags.config)
-    notes = [note] if note else []
+    notes = [*flags.twice, *([note] if note else [])]
     if preset:
         pairs, more = defaults(preset, run, flags.given)
         below = to_dict(apply_overrides(Run(), _as_flags(pairs)))
@@ -135,7 +149,7 @@ def _values(name: str, words: list[str]) -> list[str]:
     found = [words.pop(0)]
     while name in ALIASES and ALIASES[name].many and words and not words[0].startswith("--"):
         found.append(words.pop(0))
-    return found
+    return [",".join(found)] if name in ALIASES and ALIASES[name].joined else found
 
 
 def _is_switch(name: str) -> bool:

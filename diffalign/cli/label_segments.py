@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffalign.cli.common import device_name, make_parser, names, number, output_file, parse
 from diffalign.errors import UserError
+from diffalign.utils.places import file_to_write
 
 if TYPE_CHECKING:
     from diffalign.preferences.segments.by_model import ByModel
@@ -23,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.preferences.segments.pairs import read_pairs
 
     pairs = read_pairs(args.pairs)
-    target = Path(args.output) if args.output else Path(args.pairs).with_name("labelled.jsonl")
+    target = file_to_write(args.output or str(Path(args.pairs).with_name("labelled.jsonl")))
     labeller, note = _labeller(args, pairs, target)
     try:
         labelled = label_pairs(
@@ -57,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out pairs unless more of their segments have a winner; default 0, DenseDPO 0.2",
     )  # fmt: skip
     parser.add_argument(
-        "--answers", metavar="FILE", help="keeps what was scored or answered; default: beside the output"
+        "--answers",
+        type=output_file,
+        metavar="FILE",
+        help="keeps what was scored or answered; default: beside the output",
     )
     people = parser.add_argument_group("--by file")
     people.add_argument(

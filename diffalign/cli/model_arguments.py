@@ -102,11 +102,13 @@ def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "Loaded
     """Load the model that ``spec`` names: a run directory, a LoRA (over ``base``), or a model.
 
     Raises:
-        UserError: nothing of that kind exists.
+        UserError: nothing of that kind exists, or it needs no other base.
     """
     from diffalign.runs import load_pipeline
 
-    return load_pipeline.open_model(spec, base, device_name(args.device), args.dtype)
+    found = load_pipeline.named(spec, base, args.dtype)
+    load_pipeline.check_base(found, spec, base)
+    return load_pipeline.open_named(found, device_name(args.device))
 
 
 def open_pipeline(spec: str, base: str | None, args: argparse.Namespace) -> Any:

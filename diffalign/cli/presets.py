@@ -32,7 +32,7 @@ LATE = (
     "image_column",
     "caption_column",
     "beta_dpo", "beta1", "beta2", "run_validation", "validation_prompt", "validation_steps", "lr_scheduler",
-    "sync_ref_model", "num_train_epochs",
+    "sync_ref_model", "num_train_epochs", "label_smoothing",
 )  # fmt: skip
 """Pseudo-fields of flags whose meaning depends on the rest of the run."""
 
@@ -226,10 +226,35 @@ def late(
             )
     elif epochs and not run.rollout.prompts:
         pairs.append(("training.epochs", epochs))
+    if preset and _loss_of(run) == "ipo":
+        notes.append(
+            "the loss ipo is (beta h - 1/2)^2, which is beta^2 times (h - 1/(2 beta))^2 of the scripts: the "
+            "minimum is the same, gradients are larger and are clipped by training.max_grad_norm"
+        )
+    if "label_smoothing" in given:
+        pairs += _smoothed(run, given["label_smoothing"][-1])
     if "sync_ref_model" in given:
         pairs += [("training.reference_every", "512")] if not run.training.reference_every else []
         pairs += [("training.reference_mix", "0.6")] if run.training.reference_mix == 1 else []
     return [*pairs, *_validation(run, given, notes)], notes
+
+
+def _smoothed(run: Run, text: str) -> Pairs:
+    """Return the field of TRL's ``label_smoothing``, which two of its losses read."""
+    kind = _loss_of(run)
+    if kind == "robust":
+        return [("method.loss.label_noise", text)]
+    if kind == "logistic":
+        return [("method.loss.type", "logistic"), ("method.loss.label_smoothing", text)]
+    raise UserError(
+        f"--label_smoothing {text} with the loss {kind}, which has none; allowed: sigmoid, robust"
+    )
+
+
+def _loss_of(run: Run) -> str:
+    """Return the name of the loss that a run's method is given; that of DPO by default."""
+    loss = run.method.get("loss", {})
+    return str(loss.get("type", "logistic") if isinstance(loss, Mapping) else loss)
 
 
 def _schedule(run: Run, given: Mapping[str, list[str]], preset: str, notes: list[str]) -> Pairs:

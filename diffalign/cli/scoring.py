@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import device_name, number
+from diffalign.cli.common import device_name, number, output_file
 
 if TYPE_CHECKING:
     from diffalign.rewards.scoring.cache import ScoreCache
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def add_scoring_options(parser: argparse.ArgumentParser, cache: str, of: str = "images") -> None:
     """Add the options; ``cache`` is the default place of scores, ``of`` names what is limited."""
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help=f"the first N {of} only")
-    parser.add_argument("--cache", metavar="FILE", help=f"scores that are known; default: {cache}")
+    parser.add_argument(
+        "--cache", type=output_file, metavar="FILE", help=f"scores that are known; default: {cache}"
+    )
     parser.add_argument(
         "--batch-size", type=number(int, 1), default=16, metavar="B", help="images at once; default 16"
     )

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import make_parser, number
+from diffalign.cli.common import make_parser, number, output_file
 from diffalign.cli.flags import read_flags, resolve
 from diffalign.errors import UserError
+from diffalign.utils.places import file_to_write
 
 if TYPE_CHECKING:
     from diffalign.config.schema import Run
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         metavar="P",
         help="of confidence in each interval, from which a pair is labelled there; default 80",
     )
-    parser.add_argument("--labels", metavar="FILE", help="default: RUN/time_labels.jsonl")
+    parser.add_argument("--labels", type=output_file, metavar="FILE", help="default: RUN/time_labels.jsonl")
     args, rest = parser.parse_known_args(argv)
     if not rest or not Path(rest[0], "config.yaml").is_file():
         raise UserError("time-labels needs the directory of a finished run, such as runs/iteration_0")
@@ -41,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
     )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    file = file_to_write(args.labels or str(Path(rest[0], "time_labels.jsonl")))
     found = labelled(rest[0], settings, args.intervals, args.percentile)
-    file = Path(args.labels or Path(rest[0], "time_labels.jsonl"))
     found.write(file)
     print(found.text)
     print(f"train with them: --method.type semi_dpo --data.time_labels {file}", file=sys.stderr)

@@ -31,13 +31,13 @@ def run(argv: Sequence[str]) -> int:
             f"pairs.parquet`; {alike('', shipped_configs())}"
         )
     run, notes = resolve(flags, needs=() if flags.switches else ("model.path", "data.path"))
+    for note in notes:
+        _say([f"note: {note}"])
     if flags.switches:
         from diffalign.config.io import to_yaml
 
         print(to_yaml(run), end="")
         return 0
-    for note in notes:
-        _say([f"note: {note}"])
     from diffalign.runs.align import align
 
     result = align(run)

@@ -2,11 +2,10 @@
 
 Variance-preserving paths (DDPM, Ho et al. 2020, arXiv 2006.11239) keep the float32 table that the model was
 trained with; the table is not recomputed in higher precision, so that published numbers are reproduced.
-Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. Zero terminal SNR: Lin et al.
-2023, arXiv 2305.08891, Algorithm 1. EDM: Karras et al. 2022, arXiv 2206.00364, table 1.
+Rectified flow (Liu et al. 2022, arXiv 2209.03003) has alpha = 1 - t, sigma = t. EDM: Karras et al. 2022,
+arXiv 2206.00364, table 1.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffalign.diffusion.betas import alphas_cumprod_from_config, training_steps
 from diffalign.errors import UserError, unknown
 from diffalign.types import Path, Target
 
@@ -223,10 +223,6 @@ def _edm(config: Mapping[str, Any]) -> tuple[EDM, Target]:
     return EDM(low, high, data, rho, schedule, prediction == "epsilon"), "v"
 
 
-MOST_STEPS = 1_000_000
-"""Largest accepted number of training steps of a scheduler."""
-
-
 def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tuple[Path, Target]:
     """Return the path and prediction target that a diffusers scheduler configuration describes.
 
@@ -252,89 +248,27 @@ def path_from_config(config: Mapping[str, Any], patch: int | None = None) -> tup
             raise unknown(
                 "prediction_type of a scheduler with use_flow_sigmas", prediction, ["flow_prediction"]
             )
+        _check_flow(config)
         line = None if patch is None else token_line(config, patch)
-        return RectifiedFlow(float(_steps(config)), line, not euler), "flow"
+        return RectifiedFlow(float(training_steps(config)), line, not euler), "flow"
     if prediction not in TARGETS:
         raise unknown("prediction_type in the scheduler configuration", prediction, TARGETS)
     return VariancePreserving(alphas_cumprod_from_config(config)), TARGETS[prediction]
 
 
-def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """Return a scheduler configuration's own table, (N,) float32; float64 with ``snr_shift_scale``."""
-    if "snr_shift_scale" in config:
-        return _shifted_alphas_cumprod(config)
-    betas = _betas(config)
-    if config.get("rescale_betas_zero_snr", False):
-        betas = zero_terminal_snr(betas)
-    return torch.cumprod(1.0 - betas, dim=0)
-
-
-def _shifted_alphas_cumprod(config: Mapping[str, Any]) -> Float[Tensor, " N"]:
-    """Return CogVideoX's table, (N,) float64: the usual one with its SNR divided by ``snr_shift_scale``."""
-    scale = float(config["snr_shift_scale"])
-    table = torch.cumprod(1.0 - _betas(config, root=torch.float64), dim=0)
-    table = table / (scale + (1 - scale) * table)
-    if config.get("rescale_betas_zero_snr", False):
-        root = table.sqrt()
-        table = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    return table
-
-
-def zero_terminal_snr(betas: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Return betas (N,) with zero terminal SNR: sqrt(alphas_cumprod) is shifted and scaled to end at 0."""
-    root = (1.0 - betas).cumprod(0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
-    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
-    return 1.0 - alphas
-
-
-def _betas(config: Mapping[str, Any], root: torch.dtype = torch.float32) -> Tensor:
-    """Return betas (N,); ``root`` is the dtype in which ``scaled_linear`` is computed.
+def _check_flow(config: Mapping[str, Any]) -> None:
+    """Check the settings of a flow's scheduler that change what time means.
 
     Raises:
-        UserError: no training steps, or betas that are not in [0, 1].
+        UserError: times that run from data to noise, or a shift or a line of shifts that is none.
     """
-    betas = _table_of_betas(config, root)
-    if not len(betas):
-        raise UserError("no num_train_timesteps or trained_betas; allowed: 1 or more")
-    if not ((betas >= 0) & (betas <= 1)).all():  # also true for NaN
-        worst = betas[~((betas >= 0) & (betas <= 1))][0]
-        raise UserError(f"betas such as {worst:g} (beta_start, beta_end, trained_betas); allowed: 0 to 1")
-    return betas
-
-
-def _steps(config: Mapping[str, Any]) -> int:
-    """Return ``num_train_timesteps``; raise UserError if it is not an integer in the allowed range."""
-    steps = config.get("num_train_timesteps", 1000)
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
-        raise UserError(f"num_train_timesteps={str(steps)[:40]}; allowed: 1 to {MOST_STEPS:,}")
-    return steps
-
-
-def _number(config: Mapping[str, Any], name: str, default: float) -> float:
-    """Return a number of a scheduler configuration; raise UserError if it is not finite and at least 0."""
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise UserError(f"{name}={str(value)[:40]}; allowed: a number from 0 to 1")
-    return float(value)
-
-
-def _table_of_betas(config: Mapping[str, Any], root: torch.dtype) -> Tensor:
-    steps = _steps(config)
-    start, end = (_number(config, name, value) for name, value in (("beta_start", 1e-4), ("beta_end", 0.02)))
-    schedule = config.get("beta_schedule", "linear")
-    if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float32)
-    if schedule == "linear":
-        return torch.linspace(start, end, steps, dtype=torch.float32)
-    if schedule == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=root) ** 2
-    if schedule == "squaredcos_cap_v2":
-        bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        return torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float32)
-    raise unknown(
-        "beta_schedule in the scheduler configuration",
-        schedule,
-        ["linear", "scaled_linear", "squaredcos_cap_v2"],
-    )
+    if config.get("invert_sigmas"):
+        raise UserError(
+            "invert_sigmas=true, times from data to noise (Mochi), is not trained here; allowed: false"
+        )
+    least = {"shift": 0.0, "base_image_seq_len": 0.0, "max_image_seq_len": 0.0}
+    for name in (*least, "base_shift", "max_shift"):
+        value, low = config.get(name, 1), least.get(name, -math.inf)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < math.inf:
+            allowed = "a number above 0" if name in least else "a number"
+            raise UserError(f"{name}={str(value)[:40]}; allowed: {allowed}")

@@ -2,20 +2,25 @@
 
 A scheduler of a class or with a setting that is not understood is an error, since another formulation would
 otherwise train as the default one and end in noise. Single files have theirs in ``modelspec`` metadata
-(Stability AI's model metadata standard) or as empty tensors called ``v_pred`` and ``ztsnr``, as ComfyUI reads
-them.
+(Stability AI's model metadata standard), as empty tensors called ``v_pred`` and ``ztsnr``, as ComfyUI reads
+them, or in a YAML file of the same name beside them, the original repositories' configuration, as A1111 reads
+it.
 """
 
 import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path as PlainPath
 from typing import Any, Literal
 
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import RectifiedFlow, path_from_config
 from diffalign.errors import UserError
+from diffalign.models.families.card import FamilyCard
+from diffalign.models.sources import keys_of
 from diffalign.types import Path, Target
+from diffalign.utils.yaml_reader import read_yaml_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +63,15 @@ ELSEWHERE = {
 }
 """Tensors that identify single files of unsupported formulations."""
 
+SCALINGS = {
+    "EpsScaling": "epsilon",
+    "VScaling": "v_prediction",
+    "VScalingWithEDMcNoise": "",
+    "EDMScaling": "",
+}
+"""Scalings of denoisers in configurations of Stability AI's generative-models, by diffusers' names; empty: it
+is not trained here."""
+
 MODELSPEC = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 """``modelspec.prediction_type`` by diffusers' ``prediction_type``."""
 
@@ -86,7 +100,8 @@ def formulation_of_file(file: str, keys: list[str], metadata: Mapping[str, str])
         metadata: of a safetensors file.
 
     Raises:
-        UserError: one that is not read from a file, or a ``modelspec.prediction_type`` that is not known.
+        UserError: one that is not read from a file, a ``modelspec.prediction_type`` that is not known, or
+            a configuration beside it that says otherwise.
     """
     for key, title in ELSEWHERE.items():
         if key in keys:
@@ -107,10 +122,60 @@ def formulation_of_file(file: str, keys: list[str], metadata: Mapping[str, str])
     if "v_pred" in keys:
         prediction = "v_prediction"
         sources.append("the tensor v_pred")
+    beside = next((p for p in map(PlainPath(file).with_suffix, (".yaml", ".yml")) if p.is_file()), None)
+    configured = None if beside is None else _prediction_of_yaml(beside)
+    if beside is not None and configured is not None:
+        if prediction is not None and configured != prediction:
+            raise UserError(
+                f"model.path={file!r} predicts {prediction} by {', '.join(sources)}, and {configured} by "
+                f"{beside}; allowed: one of them, or model.prediction with that file moved elsewhere"
+            )
+        prediction = configured
+        sources.append(str(beside))
     zero = True if "ztsnr" in keys else None
     if zero:
         sources.append("the tensor ztsnr")
     return Formulation(prediction, zero, ", ".join(sources))
+
+
+def formulation_in(config: ModelConfig, file: str, card: FamilyCard) -> Formulation:
+    """Return the formulation of a single file.
+
+    Raises:
+        UserError: it is not said, and files of this family have several.
+    """
+    told = formulation_of_file(file, *keys_of(file))
+    if card.predictions and told.prediction is None and config.prediction == "auto":
+        raise UserError(
+            f"model.path={config.path!r} does not say what it predicts, and single files of {card.title} "
+            f"have several predictions: {card.predictions}; set model.prediction"
+        )
+    return told
+
+
+def _prediction_of_yaml(file: PlainPath) -> str | None:
+    """Return the prediction in the configuration beside a single file; None where it has none.
+
+    Raises:
+        UserError: no YAML, or a parametrisation that is not known or not trained here.
+    """
+    content: Any = read_yaml_file(file)
+    for name in ("model", "params"):
+        content = content.get(name) if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping):
+        return None
+    if (parametrisation := content.get("parameterization")) is not None:
+        if parametrisation not in ("eps", "v", "x0"):
+            raise UserError(f"{file}: parameterization is {str(parametrisation)[:40]!r}; allowed: eps, v, x0")
+        return {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[parametrisation]
+    for name in ("denoiser_config", "params", "scaling_config", "target"):
+        content = content.get(name) if isinstance(content, Mapping) else None
+    scaling = str(content or "").rpartition(".")[2]
+    if scaling and not SCALINGS.get(scaling):
+        raise UserError(
+            f"{file}: the denoiser's {scaling} is not trained here; allowed: EpsScaling, VScaling"
+        )
+    return SCALINGS.get(scaling)
 
 
 def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> None:

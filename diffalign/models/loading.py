@@ -17,7 +17,7 @@ from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
 from diffalign.models.families.base import Family
 from diffalign.models.families.card import FamilyCard
 from diffalign.models.families.registry import FAMILIES, get_family, moved
-from diffalign.models.formulation import Formulation, formulation_of_file, path_of, set_formulation
+from diffalign.models.formulation import Formulation, formulation_in, path_of, set_formulation
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
 from diffalign.models.placing import place, quantize_network
@@ -26,7 +26,6 @@ from diffalign.models.sources import (
     HUB_ID,
     holds_lora,
     is_single_file,
-    keys_of,
     resolve,
     sniff_family,
     user_errors,
@@ -70,6 +69,7 @@ def load(
     source = resolve(config.path)
     index = None if is_single_file(source) else _model_index(config, source)
     card = _found(config, source, index)
+    told = Formulation() if index is not None else formulation_in(config, source, card)
     family = get_family(card.name).configured(config)
     split = check_expert(config, index, trained)
     arguments = _arguments(config, family, dtype, without_other=split and alone)
@@ -89,7 +89,6 @@ def load(
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
     network = getattr(pipeline, family.network_name)
-    told = Formulation() if index is not None else formulation_of_file(source, *keys_of(source))
     set_formulation(pipeline, config, told)
     family.settle(pipeline)
     patch = family.patch(network.config)

@@ -117,7 +117,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         check_streaming(run, inner)
     preferences = None if prompts else read_preferences(run.data, run.training.seed)
     if preferences is not None:
-        if run.data.drop:
+        if run.data.drop is not None:
             rows_in(run.data.drop)
         check_files(preferences, run.data, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
     accelerator = accelerator_for(run.training)

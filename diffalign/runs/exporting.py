@@ -12,7 +12,7 @@ from diffalign.methods import REGISTRY
 from diffalign.models.experts import lora_folders
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
-from diffalign.runs.load_pipeline import named, read_run_directory, run_directory_of, with_dtype
+from diffalign.runs.load_pipeline import check_base, named, read_run_directory, run_directory_of, with_dtype
 from diffalign.utils.text import read_json_object
 
 
@@ -79,6 +79,7 @@ def exportable(spec: str, base: str | None = None) -> Exportable:
         resolve(model.path)
         return Exportable(model, path, directory or path.parent, _title(directory or path), run)
     found = named(str(path), base)
+    check_base(found, spec, base)
     if found.aligned is None:
         raise UserError(
             f"{spec!r} is a base model: there is nothing aligned to export; allowed: a run or a LoRA"

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet, Preferences
 from diffalign.data.reading.examples import Counts, Example
@@ -18,6 +21,56 @@ def tell_unliked(method: str, counts: Counts, tell: Callable[[str], None]) -> No
     """Print how many single images a method of winners cannot use, since they are not liked."""
     if REGISTRY[method].data is DataKind.WINNERS and counts.disliked:
         tell(f"data: {method} learns from liked images: {counts.disliked:,} disliked ones have no gradient")
+
+
+COMPARING = frozenset(
+    {
+        DataKind.PAIRS,
+        DataKind.REWARDED_PAIRS,
+        DataKind.SCORED_PAIRS,
+        DataKind.PATCHED_PAIRS,
+        DataKind.DENSE_PAIRS,
+        DataKind.LISTS,
+    }
+)
+"""What methods learn from that compare the samples of a group: an image alone teaches them nothing."""
+
+
+def check_rivals(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
+    """Check that a method that compares has something to compare; ``tell`` gets what it cannot use.
+
+    Raises:
+        UserError: no group has what the method compares, and no strategy gives the groups another loss.
+    """
+    name, kind, sizes = run.method["type"], REGISTRY[run.method["type"]].data, encoded.records.sizes
+    if kind is DataKind.CAPTIONS and not run.strategies and "caption" not in encoded.records.kinds:
+        raise UserError(
+            f"method.type={name!r} compares captions of one image, and no group of the set has several; "
+            "allowed: data.view captions, which alters each caption, or a method of pairs"
+        )
+    given = "reward" in encoded.extras or run.data.rewards_as != "extra"
+    if kind is DataKind.REWARDED_PAIRS and not given:
+        tell(
+            f"warning: the set has no rewards, and {name} weights pairs by their margins: labels of 1 and 0 "
+            "weight all alike; data.rewards gives some"
+        )
+    alone = int((sizes == 1).sum())
+    if kind not in COMPARING or not alone:
+        return
+    if alone == len(sizes) and not run.strategies:
+        of_one = [n for n, card in REGISTRY.items() if card.data in (DataKind.LIKES, DataKind.WINNERS)]
+        raise UserError(
+            f"method.type={name!r} compares images of one prompt, and the set has {alone:,} single images "
+            f"and nothing to compare; allowed with them: {', '.join(of_one)}, or a set of pairs"
+        )
+    tell(f"warning: {alone:,} of {len(sizes):,} groups are single images, from which {name} learns nothing")
+
+
+def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None]) -> None:
+    """Warn of groups without a prompt, (N,) texts, which train the unconditional model."""
+    empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(prompts), "")).as_py()
+    if empty:
+        tell(f"warning: {empty:,} of {len(prompts):,} prompts are empty")
 
 
 def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:

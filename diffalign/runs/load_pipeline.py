@@ -113,6 +113,20 @@ def _local_kind(path: Path) -> str:
     return "network" if alone or any(file.is_file() for file in networks) else "model"
 
 
+def check_base(found: Named, spec: str, base: str | None) -> None:
+    """Check that a base that is given is one that ``spec`` stands on.
+
+    Raises:
+        UserError: a run has its own, and a whole model needs none.
+    """
+    if base is not None and found.model.path != base:
+        what = "a whole model" if found.aligned is None else f"aligned from {found.model.path}"
+        raise UserError(
+            f"--base {base!r} is for a LoRA or a network alone, and {spec!r} is {what}; allowed: without "
+            "--base, or a LoRA such as RUN/aligned"
+        )
+
+
 def open_named(found: Named, device: str) -> LoadedModel:
     """Load the model; UserError if it is of an unknown kind, or its LoRA of another model."""
     if found.aligned is None:

@@ -40,7 +40,9 @@ from diffalign.rollout.noise import NoiseSource
 from diffalign.rollout.source import OnlineSource
 from diffalign.runs.labels import (
     check_labels,
+    check_rivals,
     look_at_labels,
+    tell_of_empty_prompts,
     tell_of_maps,
     tell_of_time_labels,
     tell_of_votes,
@@ -134,13 +136,15 @@ def offline(
         tell(f"data: {note}")
     tell(f"data: {counts}")
     tell_unliked(run.method["type"], encoded.counts, tell)
+    check_rivals(run, encoded, tell)
+    tell_of_empty_prompts(encoded.records.column("prompt"), tell)
     tell_of_votes(run, encoded, tell)
     tell_of_maps(run, encoded, tell)
     tell_of_time_labels(run, encoded, tell)
     check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
-    learned = with_time_labels(leave_out(learned, run.data.drop), run.data.time_labels)
+    learned = with_time_labels(leave_out(learned, run.data.drop, tell), run.data.time_labels, tell)
     sharding = sharding_of(run.training, accelerator)
     if sharding is None:  # otherwise its parts alone go there
         model.network.to(accelerator.device)

@@ -17,6 +17,7 @@ from diffalign.models.loading import DTYPES
 from diffalign.models.precision import AUTOCAST
 from diffalign.runs.labels import (
     check_labels,
+    check_rivals,
     look_at_labels,
     tell_of_maps,
     tell_of_votes,
@@ -113,6 +114,7 @@ def streamed(
             "needs the whole set to be encoded before training; allowed: 0, or likes_share null"
         )
     check_labels(run, inner, source.held_out.dense)
+    check_rivals(run, source.learned, tell)
     tell_of_votes(run, source.learned, tell)
     tell_of_maps(run, source.learned, tell)
     model.network.to(accelerator.device)

@@ -15,10 +15,8 @@ absent. The oldest folders beyond the limit are removed afterwards.
 
 import json
 import os
-import pickle
 import shutil
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -33,14 +31,15 @@ from torch import Tensor
 from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.training import shard_files
+from diffalign.training.checkpoint_files import (
+    FORMAT,
+    IncompleteError,
+    checksum,
+    read_optimizer,
+    read_state,
+    read_tensors,
+)
 from diffalign.training.snapshot import Snapshot as Snapshot
-from diffalign.utils.text import read_json_object
-
-FORMAT = 1
-
-
-class _Incomplete(Exception):
-    """A checkpoint cannot be read; the message has the file and the reason."""
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -161,7 +160,7 @@ class Checkpoints:
             raise UserError(f"no checkpoint {which!r}; {self._available()}")
         try:
             return self._load(path)
-        except _Incomplete as error:
+        except IncompleteError as error:
             raise UserError(f"checkpoint {path} is damaged: {error}; {self._available()}") from error
 
     def _load_latest(self) -> Snapshot:
@@ -169,30 +168,32 @@ class Checkpoints:
             path = self.folder / f"step-{step}"
             try:
                 return self._load(path)
-            except _Incomplete as error:
+            except IncompleteError as error:
                 warnings.warn(f"checkpoint {path} is damaged and ignored: {error}", stacklevel=3)
         raise UserError(f"no complete checkpoint to resume from; {self._available()}")
 
     def _load(self, path: Path) -> Snapshot:
-        state = _read_state(path)
+        state = read_state(path)
         differing = self.compare(state["fingerprint"], _plain(self.fingerprint))
         if differing:
             raise UserError(
                 f"checkpoint {path} was made with other settings: {'; '.join(differing)}; allowed: the same "
                 "settings, or --resume.allow with the names of those that may change"
             )
-        try:
-            ema = load_file(path / "ema.safetensors") if "ema.safetensors" in state["files"] else {}
-            optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-            content = state.get("content", {})
-            if any(name.startswith(f"{shard_files.FOLDER}/") for name in state["files"]):
-                facts, shards = state["facts"], path / shard_files.FOLDER
-                return Snapshot(state["step"], {}, {}, optimizer, facts, content=content, shards=shards)
-            kept = load_file(path / "kept.safetensors") if "kept.safetensors" in state["files"] else {}
-            trainable = load_file(path / "trainable.safetensors")
-            return Snapshot(state["step"], trainable, ema, optimizer, state["facts"], kept, content)
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-            raise _Incomplete(str(error)) from error
+        present, facts, content = state["files"], state["facts"], state.get("content", {})
+        optimizer = read_optimizer(path / "optimizer.pt")
+        if any(name.startswith(f"{shard_files.FOLDER}/") for name in present):
+            shards = path / shard_files.FOLDER
+            return Snapshot(state["step"], {}, {}, optimizer, facts, content=content, shards=shards)
+        trainable, ema, kept = (
+            read_tensors(path / name) if name in present or needed else {}
+            for name, needed in (
+                ("trainable.safetensors", True),
+                ("ema.safetensors", False),
+                ("kept.safetensors", False),
+            )
+        )
+        return Snapshot(state["step"], trainable, ema, optimizer, facts, kept, content)
 
     def _available(self) -> str:
         names = ", ".join(f"step-{step}" for step in self.steps())
@@ -271,7 +272,7 @@ def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], conten
             save_file(_on_cpu(snapshot.kept), folder / "kept.safetensors")
     torch.save(optimizer, folder / "optimizer.pt")
     written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _checksum(p)] for p in written}
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, checksum(p)] for p in written}
     state = {
         "format": FORMAT,
         "step": snapshot.step,
@@ -285,41 +286,8 @@ def _write(folder: Path, snapshot: Snapshot, settings: Mapping[str, Any], conten
         _flush(path)
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state = read_json_object(path / "state.json")
-    except UserError as error:
-        raise _Incomplete(f"state.json: {error}") from error
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint {path} has format {state.get('format')!r}; this diffalign reads {FORMAT}"
-        )
-    kinds = {"step": int, "facts": dict, "fingerprint": dict, "files": dict}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
-        raise _Incomplete(f"state.json: {wrong[0]} is {str(state.get(wrong[0]))[:40]!r}")
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in state["files"].values()):
-        raise _Incomplete("state.json: files lack their sizes and checksums")
-    for name, (size, checksum) in state["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise _Incomplete(f"{name} is missing")
-        if file.stat().st_size != size:
-            raise _Incomplete(f"{name} has {file.stat().st_size} bytes, not {size}")
-        if _checksum(file) != checksum:
-            raise _Incomplete(f"the contents of {name} have changed")
-    return state
-
-
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
 
 
 def _flush(path: Path) -> None:

@@ -40,7 +40,7 @@ def filled(
     It is a collective operation. Names that the files lack are left out; the caller reports them.
 
     Raises:
-        UserError: the shape of a tensor differs between files and run.
+        UserError: the shape of a tensor differs between files and run, or the files are damaged.
     """
     assert snapshot.shards is not None
     stored = _stored(snapshot.shards)
@@ -81,7 +81,11 @@ def filled(
 
 
 def read(folder: Path, kind: str) -> dict[str, Tensor]:
-    """Return the tensors of one kind ("trainable", "ema"), unsharded, on the CPU; not a collective."""
+    """Return the tensors of one kind ("trainable", "ema"), unsharded, on the CPU; not a collective.
+
+    Raises:
+        UserError: the files are damaged.
+    """
     stored = {key: at for key, at in _stored(folder).items() if key.startswith(f"{kind}/")}
     target = {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in stored.items()}
     _read(target, folder, alone=True)
@@ -109,10 +113,11 @@ def _tensors(snapshot: Snapshot) -> dict[str, Tensor]:
 
 
 def _stored(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Return the shape and dtype of each tensor in a folder, by name."""
+    """Return the shape and dtype of each tensor in a folder, by name; UserError where it is damaged."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-    metadata: Any = FileSystemReader(folder).read_metadata()
+    with _damage_told(folder):
+        metadata: Any = FileSystemReader(folder).read_metadata()
     return {
         name: (tuple(entry.size), entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
@@ -123,8 +128,26 @@ def _read(target: dict[str, Tensor], folder: Path, alone: bool = False) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     together = distributed.is_available() and distributed.is_initialized() and not alone
-    with _quiet():
+    with _quiet(), _damage_told(folder):
         load(target, checkpoint_id=folder, no_dist=not together)
+
+
+@contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """Turn errors of reading into one that names the folder, and the file where torch names it."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        failure = next(iter(error.failures.values()))[0]
+        raise UserError(f"{folder} is damaged: {_why(failure)}") from error
+    except Exception as error:  # a damaged file ends in any error of pickle, zipfile or torch
+        raise UserError(f"{folder} is damaged: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 @contextmanager

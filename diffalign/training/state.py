@@ -174,7 +174,7 @@ class TrainState:
         """Restore the state from a snapshot.
 
         Raises:
-            UserError: the snapshot's tensors are not those of this run.
+            UserError: the snapshot's tensors, optimizer state or counters are not those of this run.
         """
         trained = dict(self.parameters)
         if snapshot.shards is not None:
@@ -186,10 +186,16 @@ class TrainState:
         _check_same_tensors(self.kept, snapshot.kept)
         for name, tensor in self.kept.items():
             tensor.copy_(placed_like(snapshot.kept[name], tensor))
-        self.optimizer.load_state_dict(_placed(snapshot.optimizer, [p for _, p in self.parameters]))
+        with _fits("optimizer.pt"):
+            self.optimizer.load_state_dict(_placed(snapshot.optimizer, [p for _, p in self.parameters]))
         if self.ema is not None:
+            _check_same_tensors(self.ema.state_dict(), snapshot.ema)
             self.ema.load_state_dict(snapshot.ema)
-        facts = snapshot.facts
+        with _fits("state.json"):
+            self._restore_facts(snapshot.facts)
+        self.start_step = self.step
+
+    def _restore_facts(self, facts: Mapping[str, Any]) -> None:
         for name in _COUNTERS:
             setattr(self, name, int(facts["counters"][name]))
         self.seconds = float(facts["seconds"])
@@ -201,7 +207,18 @@ class TrainState:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         if isinstance(self.method, Stateful):
             self.method.load_state_dict(facts["method"])
-        self.start_step = self.step
+
+
+@contextmanager
+def _fits(file: str) -> Iterator[None]:
+    """Turn errors of a checkpoint's file that was read, but lacks what this run has, into one naming it."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"the checkpoint's {file} does not fit this run: {why}; allowed: one of the same settings"
+        ) from error
 
 
 def _placed(optimizer: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:

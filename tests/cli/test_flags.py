@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffalign.cli import main
 from diffalign.cli.aliases import ALIASES
 from diffalign.cli.flags import read_flags, resolve
 from diffalign.config.ranges import get
@@ -303,7 +304,9 @@ def test_beta_dpo_is_doubled_where_the_script_leaves_out_the_half(argv, beta):
         (["--use_adafactor"], "optimizer.type", "adafactor"),
         (["--enable_xformers_memory_efficient_attention"], "model.attention", "xformers"),
         (["--resume_from_checkpoint", "latest"], "resume", "latest"),
+        (["--resume_from_checkpoint", "True"], "resume", "latest"),
         (["--lora_target_modules", "to_q,to_v"], "model.lora.targets", ("to_q", "to_v")),
+        (["--lora_target_modules", "to_q", "to_v"], "model.lora.targets", ("to_q", "to_v")),
         (["--proportion_empty_prompts", "0.2"], "data.prompt_dropout", 0.2),
         (["--validation_prompt", 'a "red, round" cat'], "validation.prompts", ('a "red, round" cat',)),
         (["--validation_prompt", "a cat"], "validation.every", 200),
@@ -322,6 +325,10 @@ def test_an_alias_sets_its_field(argv, field, value):
         (["--loss_type", "sigmoid"], {"type": "dpo", "loss": {"type": "logistic"}}),
         (["--loss_type=ipo", "--beta", "7"], {"type": "dpo", "loss": {"type": "ipo"}, "beta": 7}),
         (["--label_smoothing", "0.1"], {"type": "dpo", "loss": {"type": "logistic", "label_smoothing": 0.1}}),
+        (
+            ["--label_smoothing", "0.2", "--loss_type", "robust"],
+            {"type": "dpo", "loss": {"type": "robust", "label_noise": 0.2}},
+        ),
         (["--sft"], {"type": "sft"}),
         (
             ["--f_divergence_type", "js_divergence"],
@@ -379,6 +386,7 @@ def test_the_config_stands_anywhere_among_the_flags():
         (["--report_to", "comet_ml"], "unknown tracker"),
         (["--beta_dpo", "high"], "--beta_dpo='high'"),
         (["--no_hflip=perhaps"], "after a switch"),
+        (["--loss_type", "hinge", "--label_smoothing", "0.1"], "with the loss hinge, which has none"),
     ],
 )
 def test_bad_flags(argv, words):
@@ -393,3 +401,41 @@ def test_the_scripts_split_is_that_of_hub_sets(tmp_path):
     assert run_of(*words, "kashif/pickascore").data.split == "validation"
     assert run_of(*words, str(tmp_path / "pairs.jsonl")).data.split == "train"
     assert run_of(*words, "tiny:pairs").data.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("argv", "note"),
+    [
+        (
+            ["--bf16", "--fp16"],
+            "training.mixed_precision is given more than once: --bf16 bf16; --fp16 fp16, the last, holds",
+        ),
+        (
+            ["--rank", "4", "--model.lora.rank", "8"],
+            "model.lora.rank is given more than once: --rank 4; --model.lora.rank 8, the last, holds",
+        ),
+        (
+            ["--beta_dpo", "1", "--beta_dpo", "2", "--beta_dpo", "2"],
+            "beta_dpo is given more than once: --beta_dpo 1; --beta_dpo 2, the last, holds",
+        ),
+    ],
+)
+def test_a_field_with_two_values_is_told(argv, note):
+    assert note in resolve(read_flags(argv))[1]
+
+
+def test_equal_values_and_several_prompts_are_no_conflict():
+    argv = ["--rank", "4", "--model.lora.rank=4", "--validation_prompt", "a", "--validation_prompt", "b"]
+    assert not [note for note in resolve(read_flags(argv))[1] if "more than once" in note]
+
+
+def test_ipo_of_a_script_is_told_apart():
+    argv = ["--flags", "diffusers", "--pretrained_model_name_or_path", "tiny:sd15", "--loss_type", "ipo"]
+    assert any(n.startswith("the loss ipo is (beta h - 1/2)^2") for n in resolve(read_flags(argv))[1])
+    assert not any("ipo" in note for note in resolve(read_flags(argv[:-2]))[1])
+
+
+def test_notes_are_printed_beside_the_configuration(capsys):
+    assert main(["train", "--model.path", "tiny:sd15", "--bf16", "--fp16", "--print-config"]) == 0
+    shown = capsys.readouterr()
+    assert "note: model.dtype is given more than once" in shown.err and "note:" not in shown.out

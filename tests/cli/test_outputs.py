@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,18 @@ def test_new_and_present_places(place):
         ["pairs", "folder", "--rewards", "jpeg", "--output", "folder"],
         ["data", "tiny:pairs", "--page", "folder"],
         ["demo", "--output", "file"],
+        ["edit", "tiny:sdxl", "--from", "a", "--to", "b", "--output", "file/below"],
+        ["edit", "tiny:sdxl", "--from", "a", "--to", "b", "--output", "file", "--overwrite"],
+        ["export", "folder", "--to", "kohya", "--output", "file/below"],
+        ["time-labels", "folder", "--labels", "folder"],
+        ["displacement", "tiny_sdxl_dpo", "--output", "file"],
+        ["label-segments", "folder", "--by", "file", "--answers", "folder"],
+        ["agreement", "tiny:pairs", "--rewards", "jpeg", "--cache", "folder"],
     ],
 )
 def test_commands_tell_it_first(argv, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    monkeypatch.setitem(sys.modules, "diffalign.models.loading", None)  # nothing is loaded before it is told
     assert main(argv) == 2
     assert "; allowed: a f" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import pytest
 
 from diffalign.cli import COMMANDS, main
 from diffalign.cli.common import count, names, number, side
+from diffalign.cli.evaluate import summary
 from diffalign.errors import UserError
 
 OWN_READING = {"train", "train-reward", "cache", "estimate"}  # whose options are the fields of the tree
@@ -97,3 +98,33 @@ def test_the_environment_is_told_where_the_system_has_no_sysconf(monkeypatch):
 def test_names_that_no_file_can_have_are_an_error(path, words, capsys):
     assert main(["train", path]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", "tiny:sd15", "--prompts", "tiny:test"],
+        ["edit", "tiny:sd15", "--from", "a", "--to", "b", "--no-report"],
+    ],
+)
+def test_a_base_that_would_be_ignored_is_refused(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv, "--base", "tiny:sdxl"]) == 2
+    assert "--base 'tiny:sdxl' is for a LoRA or a network alone, and 'tiny:sd15'" in capsys.readouterr().err
+
+
+def test_half_a_size_of_an_edits_page_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["edit", "tiny:sd15", "--from", "a", "--to", "b", "--height", "64"]) == 2
+    assert "--height and --width: one is given" in capsys.readouterr().err
+
+
+def test_few_prompts_are_told_beside_the_table():
+    numbers = {
+        "base": 0.0, "aligned": 1.0, "gain": 1.0, "gain_ci95": [1.0, 1.0], "win_rate": 1.0,
+        "win_rate_ci95": [0.2, 1.0], "p_value_adjusted": 1.0,
+    }  # fmt: skip
+    model = {"gain": 1.0, "rewards": {"jpeg": numbers}, "alarm": []}
+    text = {n: summary({"models": {"a": model}, "prompts": n, "headline": ""}) for n in (5, 6)}
+    assert "too few prompts to tell: an interval of a gain needs at least 6" in text[5]
+    assert "too few" not in text[6]

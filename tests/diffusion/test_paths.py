@@ -117,9 +117,30 @@ def test_unknown_names_are_named(change, words):
         ({"beta_end": 1.5}, r"betas such as 1\.\d+.*; allowed: 0 to 1"),
         ({"trained_betas": [0.1, math.nan]}, "betas such as nan"),
         ({"trained_betas": []}, "no num_train_timesteps or trained_betas"),
+        ({"trained_betas": [0.1] * 10}, "10 trained_betas for num_train_timesteps=1000"),
+        ({"trained_betas": [0.0] * 1000}, "betas are all 0"),
+        ({"beta_start": 0.0, "beta_end": 0.0}, "betas are all 0"),
         ({"beta_schedule": "nosuch"}, "beta_schedule.*'nosuch'"),
     ],
 )
 def test_tables_of_betas_that_are_none(changes, message):
     with pytest.raises(UserError, match=message):
         path_from_config({"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"invert_sigmas": True}, "invert_sigmas=true, times from data to noise"),
+        ({"shift": 0}, "shift=0; allowed: a number above 0"),
+        ({"shift": None}, "shift=None; allowed: a number above 0"),
+        ({"shift": True}, "shift=True"),
+        ({"base_shift": "0.5"}, "base_shift=0.5; allowed: a number"),
+        ({"max_image_seq_len": -1}, "max_image_seq_len=-1"),
+        ({"max_shift": math.inf}, "max_shift=inf"),
+    ],
+)
+def test_a_flow_that_is_none_is_named(changes, message):
+    assert path_from_config({"shift": 3.0, "invert_sigmas": False, "base_shift": -0.5}, 2)[1] == "flow"
+    with pytest.raises(UserError, match=message):
+        path_from_config({"shift": 3.0, **changes}, 2)

@@ -183,6 +183,13 @@ def test_a_list_of_other_rows_is_refused(tmp_path):
     file.write_text("# a comment\na row 1\n\n a row 9 \n")
     assert [row.where for row in leave_out(encoded, str(file))] == ["a row 0", "a row 2", "a row 3"]
     assert leave_out(encoded, None) is encoded
+    told: list[str] = []
+    leave_out(encoded, str(file), told.append)
+    assert told == [f"data.drop={str(file)!r}: 1 of 4 groups left out; 1 further names are of no row of the "
+                    "training set"]  # fmt: skip
+    file.write_text("# nothing is above the bound\n")
+    assert len(leave_out(encoded, str(file), told.append)) == 4
+    assert told[1:] == [f"data.drop={str(file)!r}: 0 of 4 groups left out"]
     file.write_text("b row 1\n")
     with pytest.raises(UserError, match=r"none of its 1 rows is in the training set.*'a row 0'"):
         leave_out(encoded, str(file))

@@ -122,6 +122,18 @@ def test_swapping_the_models_mirrors_everything():
     assert back.p_value == there.p_value
 
 
+@pytest.mark.parametrize(("prompts", "low"), [(1, 0.2065), (6, 0.6097), (100, 0.9630)])
+def test_a_win_on_every_prompt_is_not_certain(prompts, low):
+    """Wilson: of n wins in n the interval begins at n / (n + z^2), z = 1.96."""
+    names = [f"p{i // 2}" for i in range(2 * prompts)]
+    won = compare([0.0] * 2 * prompts, [1.0] * 2 * prompts, names).win_rate
+    lost = compare([1.0] * 2 * prompts, [0.0] * 2 * prompts, names).win_rate
+    assert (won.value, won.high, lost.value, lost.low) == pytest.approx((1, 1, 0, 0), abs=1e-12)
+    assert won.low == pytest.approx(low, abs=1e-4) and lost.high == pytest.approx(1 - won.low)
+    tied = compare([0.0] * prompts, [0.0] * prompts, names[::2]).win_rate
+    assert tied.interval == [0.5, 0.5]
+
+
 def test_images_of_one_prompt_are_no_independent_evidence():
     """Ten copies of every image change no interval."""
     random = np.random.default_rng(7)

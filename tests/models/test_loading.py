@@ -361,6 +361,70 @@ def test_a_single_file_of_another_formulation_is_a_user_error(
 
 
 @pytest.mark.parametrize(
+    ("text", "prediction"),
+    [
+        (
+            "model: {target: ldm.LatentDiffusion, params: {parameterization: v, timesteps: 1000}}",
+            "v_prediction",
+        ),
+        ("model: {params: {parameterization: eps}}", "epsilon"),
+        (
+            "model: {params: {denoiser_config: {params: {scaling_config: {target: a.b.VScaling}}}}}",
+            "v_prediction",
+        ),
+        (
+            "model: {params: {denoiser_config: {params: {scaling_config: {target: a.b.EpsScaling}}}}}",
+            "epsilon",
+        ),
+        ("model: {params: {linear_start: 0.00085}}", None),
+        ("title: mine", None),
+        ("- 1", None),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+def test_a_configuration_beside_a_single_file_names_its_prediction(
+    tmp_path: Path, text: str, prediction: str | None, suffix: str
+) -> None:
+    """As A1111 reads ``768-v-ema.yaml`` for ``768-v-ema.safetensors``."""
+    (tmp_path / "model").with_suffix(suffix).write_text(text)
+    found = formulation_of_file(str(tmp_path / "model.safetensors"), ["x"], {})
+    assert found.prediction == prediction and (f"model{suffix}" in found.source) is (prediction is not None)
+    if prediction == "epsilon":
+        with pytest.raises(UserError, match=r"predicts v_prediction by the tensor v_pred, and epsilon by"):
+            formulation_of_file(str(tmp_path / "model.safetensors"), ["v_pred"], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {params: {parameterization: flow}}", "parameterization is 'flow'; allowed: eps, v, x0"),
+        (
+            "model: {params: {denoiser_config: {params: {scaling_config: {target: a.EDMScaling}}}}}",
+            "the denoiser's EDMScaling is not trained here",
+        ),
+        ("model: [", "not valid YAML"),
+    ],
+)
+def test_a_configuration_of_another_formulation_is_a_user_error(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        formulation_of_file(str(tmp_path / "model.ckpt"), ["x"], {})
+
+
+def test_a_single_file_of_a_family_with_two_predictions_must_say_one(tmp_path: Path) -> None:
+    file = tmp_path / "v2-1.safetensors"
+    save_file({"cond_stage_model.model.ln_final.bias": torch.zeros(1)}, file)
+    with pytest.raises(
+        UserError, match=r"does not say what it predicts.*Stable Diffusion 2.*set model.predic"
+    ):
+        load(ModelConfig(path=str(file)))
+    with pytest.raises(UserError, match="cannot be loaded"):  # which comes later
+        load(ModelConfig(path=str(file), prediction="epsilon"))
+
+
+@pytest.mark.parametrize(
     ("scheduler", "message"),
     [
         (IPNDMScheduler(), "IPNDMScheduler, whose noising path"),

@@ -60,6 +60,7 @@ def test_a_run_labels_pairs_and_another_one_learns_from_them(tmp_path, capsys):
     second = replace(first, output=str(tmp_path / "second"), data=data, method={"type": "semi_dpo"})
     align(second, told.append)
     assert not [line for line in told if "does not read them" in line]
+    assert f"data.time_labels={str(file)!r}: labels of 12 of 12 groups" in told
     tell_of_time_labels(replace(second, method={"type": "dpo"}), SimpleNamespace(extras=()), told.append)
     assert "has time_labels, and dpo does not read them" in told[-1]
 

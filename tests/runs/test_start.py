@@ -3,6 +3,8 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
-from diffalign.runs.labels import tell_unliked
+from diffalign.runs.labels import check_rivals, tell_of_empty_prompts, tell_unliked
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
@@ -226,3 +228,66 @@ def test_dislikes_that_teach_nothing_are_told(method, told):
     lines = []
     tell_unliked(method, Counts(liked=3, disliked=12), lines.append)
     assert len(lines) == len(told) and all(word in line for word, line in zip(told, lines, strict=True))
+
+
+def encoded_of(sizes, kinds=None, rewards=False):
+    """Return what ``check_rivals`` reads of a set."""
+    kinds = np.array(kinds or ["pair" if size == 2 else "liked" for size in sizes])
+    records = SimpleNamespace(sizes=np.array(sizes), kinds=kinds)
+    return SimpleNamespace(records=records, extras={"reward"} if rewards else set())
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "told"),
+    [
+        ("dpo", [2, 1, 1], ["warning: 2 of 3 groups are single images, from which dpo learns nothing"]),
+        ("dpo", [2, 2], []),
+        ("kto", [1, 1], []),
+        ("sft", [1, 2], []),
+        ("rankdpo", [2, 1], ["warning: 1 of 2 groups are single images, from which rankdpo learns nothing"]),
+        (
+            "madpo",
+            [2],
+            [
+                "warning: the set has no rewards, and madpo weights pairs by their margins: labels of 1 and "
+                "0 weight all alike; data.rewards gives some"
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_groups_that_teach_nothing_are_told(method, sizes, told):
+    lines = []
+    check_rivals(Run(method={"type": method}), encoded_of(sizes), lines.append)
+    assert lines == told
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            "dpo",
+            r"'dpo' compares images of one prompt, and the set has 2 single images.*: kto, sft, or a",
+        ),
+        ("diffusion_lpo", "'diffusion_lpo' compares images of one prompt"),
+        ("tdpo", r"'tdpo' compares captions of one image, and no group.*data\.view captions"),
+    ],
+)
+def test_a_set_without_what_the_method_compares_is_refused(method, words):
+    with pytest.raises(UserError, match=words):
+        check_rivals(Run(method={"type": method}), encoded_of([1, 1]), print)
+    mixed = Run(method={"type": method}, strategies=({"type": "sft"},))  # which learns from single images
+    check_rivals(mixed, encoded_of([1, 1]), lambda line: None)
+
+
+def test_rewards_and_captions_that_are_there():
+    lines = []
+    check_rivals(Run(method={"type": "madpo"}), encoded_of([2], rewards=True), lines.append)
+    check_rivals(Run(method={"type": "tdpo"}), encoded_of([2], ["caption"]), lines.append)
+    assert lines == []
+
+
+def test_empty_prompts_are_counted():
+    lines = []
+    for prompts in (["a", " ", "", "b"], ["a"]):
+        tell_of_empty_prompts(pa.chunked_array([pa.array(prompts, pa.large_string())]), lines.append)
+    assert lines == ["warning: 2 of 4 prompts are empty"]

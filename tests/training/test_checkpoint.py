@@ -1,7 +1,9 @@
+import io
 import json
 import os
 import shutil
 import signal
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from diffalign.config.schema import (
     TrainingConfig,
 )
 from diffalign.errors import UserError
+from diffalign.training import shard_files
 from diffalign.training.checkpoint import Checkpoints, Snapshot, fingerprint
 from diffalign.training.hooks import SaveCheckpoints, standard_hooks
 from diffalign.utils.text import read_json_lines
@@ -114,7 +117,7 @@ def snapshot(step, value=1.0, ema=False):
         step,
         tensors,
         {n: t + 1 for n, t in tensors.items()} if ema else {},
-        {"state": {0: {"m": torch.ones(2)}}},
+        {"state": {0: {"m": torch.ones(2)}}, "param_groups": []},
         {"n": 1},
     )
 
@@ -198,6 +201,75 @@ def test_latest_passes_over_a_damaged_checkpoint(tmp_path, damage, reason):
         assert checkpoints.load("latest").step == 3
     with pytest.raises(UserError, match=f"step-10 is damaged: {reason}.*has step-3, step-10"):
         checkpoints.load("step-10")
+
+
+def rewritten(folder, name, content):
+    """Replace a file with another whose size and checksum the checkpoint states."""
+    (folder / name).write_bytes(content)
+    state = json.loads((folder / "state.json").read_text())
+    state["files"][name] = [len(content), zlib.crc32(content)]
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def pickled(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("optimizer.pt", b"", "optimizer.pt: "),
+        ("optimizer.pt", b"PK\x03\x04 no archive", "optimizer.pt: "),
+        ("optimizer.pt", pickled([1, 2]), "optimizer.pt holds no state of an optimizer"),
+        ("optimizer.pt", pickled({"state": {}}), "optimizer.pt holds no state of an optimizer"),
+        ("trainable.safetensors", b"12345678 no tensors", "trainable.safetensors: "),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, reason):
+    checkpoints = checkpoints_in(tmp_path)
+    checkpoints.save(snapshot(5))
+    rewritten(checkpoints.folder / "step-5", name, content)
+    with pytest.raises(UserError, match=f"step-5 is damaged: {reason}"):
+        checkpoints.load("step-5")
+
+
+def trained_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    trial = Trial()
+    trial.hooks = [SaveCheckpoints(checkpoints, 0)]
+    trial.run()
+    return checkpoints.load("latest")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: replace(s, optimizer={"state": {}, "param_groups": []}), r"optimizer\.pt does not fit"),
+        (lambda s: replace(s, optimizer={**s.optimizer, "param_groups": [{"lr": 1}]}), r"no 'params'"),
+        (lambda s: replace(s, facts={}), r"state\.json does not fit this run: no 'counters'"),
+        (lambda s: replace(s, facts={**s.facts, "guard": None}), r"state\.json does not fit this run: "),
+    ],
+)
+def test_a_state_that_lacks_what_the_run_has_names_its_file(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        Trial(resume=change(trained_checkpoint(tmp_path))).run()
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_damaged_parts_name_their_folder(tmp_path, name):
+    folder = tmp_path / "shards"
+    whole = replace(trained_checkpoint(tmp_path), ema={})
+    shard_files.write(whole, folder)
+    read = shard_files.read(folder, "trainable")
+    assert read.keys() == whole.trainable.keys() and all(read[k].equal(whole.trainable[k]) for k in read)
+    (folder / name).write_bytes((folder / name).read_bytes()[:40])
+    with pytest.raises(UserError, match="shards is damaged: "):
+        shard_files.read(folder, "trainable")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"shards is damaged: .*{name}"):
+        shard_files.read(folder, "trainable")
 
 
 def test_a_missing_checkpoint_says_what_there_is(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from diffalign.data.encoding.geometry import Cut, Size
 from diffalign.media.images import opened
 
-_NUMPY = b"\x93NUMPY"
+NUMPY = b"\x93NUMPY"
 
 
 def read_map(content: bytes) -> Tensor:
@@ -18,7 +18,7 @@ def read_map(content: bytes) -> Tensor:
 
     Raises one of ``images.UNREADABLE`` if the file is no map: not an array of two axes, negative, not finite.
     """
-    if content.startswith(_NUMPY):
+    if content.startswith(NUMPY):
         values = np.load(BytesIO(content), allow_pickle=False)
         values = values[0] if values.ndim == 3 and len(values) == 1 else values
     else:

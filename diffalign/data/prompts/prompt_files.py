@@ -8,7 +8,7 @@ from typing import Any
 
 from diffalign.data.reading.files import Opener
 from diffalign.data.reading.json_files import json_rows
-from diffalign.data.reading.sources import SOURCE, SOURCES, holds_no_image, source_columns
+from diffalign.data.reading.sources import holds_no_image, names_a_source, source_columns
 from diffalign.errors import UserError
 from diffalign.media.sourced import SourcedPrompt
 from diffalign.utils.text import read_text, text_lines
@@ -71,12 +71,23 @@ def column(fields: Collection[str], names: Collection[str]) -> str | None:
     return next((lower[name] for name in names if name in lower), None)
 
 
-def source_of(fields: Mapping[str, Any]) -> str | None:
+def source_of(row: Row) -> str | None:
     """Return the field of the source image that the prompt is about, the first of ``SOURCES`` or else one
     that is named like them and holds a file; None where there is none.
+
+    Raises:
+        UserError: the only such field holds a video or a mask.
     """
+    where, fields = row
     found = source_columns(fields, rivals=False)
-    return next((name for name in found if not holds_no_image(name, fields)), None)
+    image = next((name for name in found if not holds_no_image(name, fields)), None)
+    unused = [name for name in found if fields[name]] if image is None else []
+    if unused:
+        raise UserError(
+            f"{where}: field {unused[0]!r} holds a video or a mask beside the prompt; allowed: one source "
+            "image, or a list without that field"
+        )
+    return image
 
 
 def sourced(row: Row, folder: Path) -> str:
@@ -87,7 +98,7 @@ def sourced(row: Row, folder: Path) -> str:
         UserError: a prompt or a source of another kind.
     """
     where, fields = row
-    text, name = prompt_of(row), source_of(fields)
+    text, name = prompt_of(row), source_of(row)
     if name is None:
         return text
     reference = Opener(str(folder), "")(fields[name], f"{where}, field {name!r}")
@@ -133,7 +144,7 @@ def _parquet(file: Path) -> Iterator[Row]:
         found = column(names, COLUMNS)
         if found is None:
             raise _no_prompts(names, str(file))
-        wanted = {found, *AXES, column(names, CATEGORIES), column(names, SOURCES), SOURCE}
+        wanted = {found, *AXES, column(names, CATEGORIES), *filter(names_a_source, names)}
         rows = parquet.read(columns=[name for name in names if name in wanted]).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not readable as parquet ({str(error).splitlines()[0]})") from error

@@ -4,6 +4,8 @@ Rows are named as in messages, such as ``pairs.parquet row 17``; ``diffalign dis
 file. Lines that are empty or begin with ``#`` are ignored.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,8 +15,13 @@ from diffalign.errors import UserError
 from diffalign.utils.text import text_lines
 
 
-def leave_out(encoded: EncodedSet, file: str | None) -> EncodedSet:
+def leave_out(encoded: EncodedSet, file: str | None, tell: Callable[[str], None] | None = None) -> EncodedSet:
     """Return ``encoded`` without the rows that ``file`` names; None leaves nothing out.
+
+    Args:
+        encoded: the training set.
+        file: ``data.drop``.
+        tell: gets a line with the number of rows that were left out, and of names that are no row's.
 
     Raises:
         UserError: no such file, none of its rows is in the set, or nothing would be left.
@@ -33,6 +40,10 @@ def leave_out(encoded: EncodedSet, file: str | None) -> EncodedSet:
         )
     if not len(kept):
         raise UserError(f"data.drop={file!r} leaves no row of {len(encoded)} to train on")
+    if tell:
+        unknown = len(names) - len(pc.unique(places.filter(named)))
+        others = f"; {unknown} further names are of no row of the training set" if unknown else ""
+        tell(f"data.drop={file!r}: {len(encoded) - len(kept)} of {len(encoded)} groups left out{others}")
     return encoded.subset(kept)
 
 

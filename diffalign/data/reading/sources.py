@@ -43,7 +43,7 @@ def source_columns(found: Mapping[str, Any], rivals: bool) -> list[str]:
     return [name for name in names if name in found] + [
         name
         for name, value in found.items()
-        if name not in names and _names_a_source(name) and _holds_files(value)
+        if name not in names and names_a_source(name) and _holds_files(value)
     ]
 
 
@@ -57,9 +57,9 @@ def holds_no_image(name: str, found: Mapping[str, Any]) -> bool:
     return of_video or "mask" in name.lower()
 
 
-def _names_a_source(name: str) -> bool:
+def names_a_source(name: str) -> bool:
     """Whether a column's name says that images were made from what it holds."""
-    return not SOURCE_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+    return name in SOURCES or not SOURCE_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def _holds_files(value: Any) -> bool:

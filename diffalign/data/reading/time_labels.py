@@ -3,6 +3,7 @@
 ``diffalign time-labels`` writes it: a line of JSON a pair, which names its row as messages do.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +14,15 @@ from diffalign.errors import UserError
 from diffalign.utils.text import json_lines
 
 
-def with_time_labels(encoded: EncodedSet, file: str | None) -> EncodedSet:
+def with_time_labels(
+    encoded: EncodedSet, file: str | None, tell: Callable[[str], None] | None = None
+) -> EncodedSet:
     """Return ``encoded`` with the labels that ``file`` names its rows with; None changes nothing.
+
+    Args:
+        encoded: the training set.
+        file: ``data.time_labels``.
+        tell: gets a line with the number of groups that got labels, and of names that are no row's.
 
     Raises:
         UserError: a file that cannot be read, lines that are none, or rows of which none is in the set.
@@ -33,6 +41,11 @@ def with_time_labels(encoded: EncodedSet, file: str | None) -> EncodedSet:
     if not any(record.where in labels for record in encoded):
         raise UserError(f"data.time_labels={file!r}: none of its {len(labels)} rows is in the training set")
     rows = encoded.records
+    if tell:
+        there = {*rows.column("where").to_pylist()}
+        unknown = sum(where not in there for where in labels)
+        others = f"; {unknown} further names are of no row of the training set" if unknown else ""
+        tell(f"data.time_labels={file!r}: labels of {len(labels) - unknown} of {len(rows)} groups{others}")
     places, old = rows.column("where").to_pylist(), rows.column("time_labels").to_pylist()
     cells = [labels.get(where, own) for where, own in zip(places, old, strict=True)]
     column = pa.array(cells, SCHEMA.field("time_labels").type)

@@ -30,7 +30,7 @@ class Comparison:
         base, aligned: means over prompts of the prompts' mean scores.
         gain: aligned minus base.
         win_rate: share of images that score higher than their rival of the same prompt and seed, ties
-            counting half.
+            counting half; its interval is Wilson's where all prompts are won, or lost.
         wins, ties, losses: counts of images.
         p_value: two-sided, of the hypothesis that aligning changed nothing (sign-flip test over prompts).
         prompts: number of distinct prompts.
@@ -154,7 +154,7 @@ def compare(
         base=float(base_means.mean()),
         aligned=float((base_means + gains).mean()),
         gain=bootstrap_mean(gains, seed, resamples),
-        win_rate=bootstrap_mean(win_means, seed, resamples),
+        win_rate=_rate(win_means, seed, resamples),
         wins=int((wins == 1).sum()),
         ties=int((wins == 0.5).sum()),
         losses=int((wins == 0).sum()),
@@ -162,6 +162,16 @@ def compare(
         prompts=len(gains),
         untied=int((gains != 0).sum()),
     )
+
+
+def _rate(wins: np.ndarray, seed: int, resamples: int) -> Estimate:
+    """Return the mean of prompts' win rates (P,) with a 95 % interval: the bootstrap's, or Wilson's.
+
+    Wilson's where all prompts were won or all lost, since resamples of equal values say nothing of others.
+    """
+    if (wins == wins[0]).all() and wins[0] in (0, 1):
+        return wilson(float(wins.sum()), len(wins))
+    return bootstrap_mean(wins, seed, resamples)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -23,6 +23,7 @@ class FamilyCard:
         moves: the family whose models become this one's with a ``model.motion_adapter``.
         recognised_by: (component, key, value) of configurations that tell its models from those of another
             family with the same pipeline class; of two cards that fit, the one with more of them wins.
+        predictions: what its single files may predict where they do not say, a clause; "": one thing alone.
         source: whether a source image besides the prompt is ``taken`` or ``needed``; "": it is refused.
     """
 
@@ -37,4 +38,5 @@ class FamilyCard:
     other_shapes: tuple[tuple[str, str], ...] = ()
     moves: str | None = None
     recognised_by: tuple[tuple[str, str, Any], ...] = ()
+    predictions: str = ""
     source: Literal["", "taken", "needed"] = ""

@@ -190,6 +190,7 @@ IMAGES = (
         single_file_key="cond_stage_model.model.",
         target="diffalign.models.families.sd21:SD21",
         recognised_by=(("unet", "cross_attention_dim", 1024),),
+        predictions="v_prediction of the models at 768 px, epsilon of the base models at 512 px",
     ),
     FamilyCard(
         name="sd3",

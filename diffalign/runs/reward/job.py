@@ -94,7 +94,7 @@ def train_reward(
     model = load_model(run.model, accelerator.device)
     encoded = readied(_encoded(run, model, preferences, accelerator), clip)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
-    learned = leave_out(learned, run.data.drop)
+    learned = leave_out(learned, run.data.drop, tell)
     parameters = [(name, p.requires_grad_()) for name, p in clip.model.named_parameters()]
     count = sum(p.numel() for _, p in parameters)
     tell(f"data: {encoded.counts.text}; {len(held_out)} groups held out")

@@ -49,6 +49,20 @@ def test_json_lines_name_their_sources(tmp_path, name):
     assert [(str(prompt), prompt.content) for prompt in read.prompts] == [("edit a", A), ("edit b", B)]
 
 
+@pytest.mark.parametrize("name", ["ref_image", "Control", "start_frame", "source"])
+def test_a_table_keeps_a_source_of_any_such_name(tmp_path, name):
+    rows = [{"caption": f"edit {number}", name: {"bytes": A, "path": None}, "id": 1} for number in "ab"]
+    read = read_prompt_set(str(write_parquet(tmp_path / "p.parquet", rows)))
+    assert [(str(prompt), prompt.content) for prompt in read.prompts] == [("edit a", A), ("edit b", A)]
+
+
+@pytest.mark.parametrize("name", ["source_video", "edit_mask"])
+def test_an_input_that_is_no_image_is_refused(tmp_path, name):
+    rows = [{"prompt": "x", name: "a.mp4" if name == "source_video" else "a.png"}]
+    with pytest.raises(UserError, match=f"line 1: field '{name}' holds a video or a mask"):
+        read_prompt_set(str(write_jsonl(tmp_path / "p.jsonl", rows)))
+
+
 def test_source_may_be_a_word_for_origins(tmp_path):
     read = read_prompt_set(str(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a cat", "source": "web"}])))
     assert read.prompts == ("a cat",) and not isinstance(read.prompts[0], SourcedPrompt)

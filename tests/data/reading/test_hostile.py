@@ -1,12 +1,16 @@
 """Rows and files that lead astray: devices in place of files, names given twice, inputs beside the pair."""
 
 import os
+import shutil
 import tarfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from diffalign.config.schema import DataConfig
 from diffalign.data import check_files, encode_preferences, read_preferences
@@ -167,3 +171,42 @@ def test_all_files_are_there(pair: dict[str, Any], tmp_path: Path) -> None:
     told: list[str] = []
     check_files(read_preferences(config), config, told.append)
     assert not told
+
+
+@pytest.mark.parametrize(
+    ("column", "broken", "why"),
+    [
+        ("source_image", b"no image", "not an image"),
+        ("mask", b"no image", "not an image"),
+        ("mask", b"\x93NUMPY\x01\x00", "EOF"),
+    ],
+)
+def test_source_images_and_weight_maps_are_looked_for_too(
+    pair: dict[str, Any], tmp_path: Path, column: str, broken: bytes, why: str
+) -> None:
+    (tmp_path / "broken.bin").write_bytes(broken)
+    np.save(tmp_path / "map.npy", np.ones((4, 4)))
+    good = "map.npy" if column == "mask" else "2.png"
+    rows = [{**pair, column: name} for name in (good, good, "gone.png", "broken.bin")]
+    config = DataConfig(path=str(write_jsonl(tmp_path / "p.jsonl", rows)))
+    told: list[str] = []
+    check_files(read_preferences(config), config, told.append)
+    (line,) = told
+    assert "2 of " in line and "gone.png (not there), broken.bin (" in line and why in line
+    nowhere = write_jsonl(tmp_path / "q.jsonl", [{**pair, column: "x/1.png"}] * 3)
+    what = "source images" if column == "source_image" else "weight maps"
+    with pytest.raises(UserError, match=rf"none of the first \d {what} was found; looked for .*x/1\.png"):
+        check_files(read_preferences(replace(config, path=str(nowhere))), config)
+
+
+def test_images_are_no_set_of_videos(pair: dict[str, Any], tmp_path: Path) -> None:
+    config = DataConfig(path=str(write_jsonl(tmp_path / "p.jsonl", [pair])), frames=1)
+    with pytest.raises(
+        UserError, match=r"read as a set of videos, and 0\.png is an image; allowed: files of"
+    ):
+        check_files(read_preferences(config), config)
+    Image.new("RGB", (8, 8)).save(
+        tmp_path / "0.png", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]
+    )
+    shutil.copy(tmp_path / "0.png", tmp_path / "1.png")  # these two move
+    check_files(read_preferences(config), config)
