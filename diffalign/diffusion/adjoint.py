@@ -195,6 +195,7 @@ class _Flow:
             leaves: the parameters.
         """
         sums = _Sums(len(self.wanted) + len(leaves))
+        # da/dtau = -a^T dF/dy, from the last state to the first: a grows by length * a^T dF/dy in each step
         for step in reversed(range(self.steps)):
             length = self.length(step)
             if self.backward == "exact":

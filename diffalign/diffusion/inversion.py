@@ -168,7 +168,7 @@ def grid_of(inversion: Inversion, path: Path) -> tuple[Float[Tensor, " N"], floa
 
 
 def route_to(inversion: Inversion, path: Path, t: Float[Tensor, " B"]) -> Route:
-    """Return the steps from level 0 to the times ``t``, as ``mode`` says."""
+    """Return the steps from level 0 to the times ``t`` (B,), as ``mode`` defines them."""
     points, spacing = grid_of(inversion, path)
     t = t.detach().double().cpu()
     if isinstance(path, VariancePreserving):

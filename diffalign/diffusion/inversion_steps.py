@@ -45,6 +45,7 @@ def explicit_step(
     """
     conditioned = _FixedTime(denoiser, model_time)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _levels(denoiser.path, x, s, t)
+    # equation 12 of DDIM towards more noise: x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps
     total = eps = clean_and_noise(conditioned, x, s, cond)[1]
     for _ in range(renoise):
         x_t = alpha_t * (x - sigma_s * eps) / alpha_s + sigma_t * eps
@@ -88,6 +89,7 @@ def _solve_for_x_t(denoiser: Denoiser, x_s: Tensor, s: Tensor, t: Tensor, predic
     (alpha_s, sigma_s), (alpha_t, sigma_t) = _levels(denoiser.path, x_s, s, t)
     if denoiser.target in ("eps", "x0"):
         return alpha_t / alpha_s * x_s + (sigma_t - sigma_s * alpha_t / alpha_s) * prediction
+    # v and flow: x0 and eps are linear in (x_t, prediction); solve x_s = alpha_s x0 + sigma_s eps for x_t
     term = (alpha_s * sigma_t - sigma_s * alpha_t) * prediction
     if denoiser.target == "flow":
         return (x_s + term) / (alpha_s + sigma_s)

@@ -155,6 +155,7 @@ def step_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
     It is 0 where the std is 0.
     """
     mean, reference_mean, std = (at_least_float32(v) for v in (mean, reference_mean, std))
+    # equal variances: KL = (mean - reference_mean)^2 / (2 std^2) per element
     squared = (mean - reference_mean) ** 2 / (2 * torch.where(std > 0, std, 1) ** 2)
     return torch.where(std > 0, squared, 0).flatten(1).mean(1)
 

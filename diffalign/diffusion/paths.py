@@ -137,7 +137,7 @@ class RectifiedFlow:
         return (t.double() * self.scale + 1e-4).floor().clamp(max=self.scale - 1).long()
 
     def to(self, device: torch.device | str) -> "RectifiedFlow":
-        """Itself: there is no table to move."""
+        """Return the path itself, which has no table to move."""
         return self
 
 
@@ -191,7 +191,7 @@ class EDM:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
     def to(self, device: torch.device | str) -> "EDM":
-        """Itself: there is no table to move."""
+        """Return the path itself, which has no table to move."""
         return self
 
 

@@ -107,6 +107,7 @@ class DDIM:
             raise UserError(f"sampler eta={self.eta} on {type(path).__name__}; allowed there: eta = 0")
         alpha_t, sigma_t = (expand(c, x0) for c in path.coefficients(t))
         alpha_s, sigma_s = (expand(c, x0) for c in path.coefficients(s))
+        # equation 16: std = eta sigma_s / sigma_t sqrt(1 - alpha_t^2 / alpha_s^2)
         std = torch.zeros_like(sigma_s)
         if self.eta:
             std = self.eta * ((sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)).clamp(min=0).sqrt()
@@ -211,8 +212,10 @@ class FlowSDE:
             raise UserError(f"sampler FlowSDE on {type(path).__name__}; allowed there: DDIM")
         t, s = expand(t, x0), expand(s, x0)
         if self.form == "cps":
+            # std = s sin(angle) and sqrt(s^2 - std^2) = s cos(angle)
             angle = self.level * math.pi / 2
             return (1 - s) * x0 + s * math.cos(angle) * eps, s * math.sin(angle)
+        # g^2, with 1 - s in place of 1 - t at t = 1
         drift = self.level**2 * (1 if self.form == "dance" else t / (1 - torch.where(t == 1, s, t)))
         noise = s - drift * (t - s) / (2 * t)
         return (1 - s) * x0 + noise * eps, (drift * (t - s)).sqrt()

@@ -33,7 +33,7 @@ def dpm_solver_step(
     alpha_t, sigma_t, log_t = _at(path, now.t, now.x_t)
     alpha_s, sigma_s, log_s = _at(path, s, now.x_t)
     clean = now.x0
-    if before is not None:
+    if before is not None:  # D_t + (D_t - D_u) h / (2 h_before)
         _, _, log_u = _at(path, before.t, now.x_t)
         clean = clean + (clean - before.x0) * (log_s - log_t) / (2 * (log_t - log_u))
     shrink = sigma_s * alpha_t / (sigma_t * alpha_s)  # exp(-h)

@@ -54,7 +54,8 @@ class ScaledMethod(StateMethod):
     """A method on noisy states whose rewards are ``beta`` times log-ratios, with ``beta`` above 0.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: the reward of a sample is beta (r - m) / 2 with the
+            mean squared denoising errors r of the reference and m of the policy.
     """
 
     beta: float = 5000.0

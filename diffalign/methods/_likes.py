@@ -86,7 +86,7 @@ def likes_step(method: OfLikes, ratios: Tensor, offsets: Tensor, score: Tensor) 
     liked, disliked, counted = (sign > 0).to(ratios), (sign < 0).to(ratios), sign.abs()
     terms = counted.sum()
     kl = _offset(method, method.beta * offsets, liked, disliked)
-    value = method.beta * ratios - kl
+    value = method.beta * ratios - kl  # v = (beta / 2) (r - m) - kl
     weight = method.desirable_weight * liked + method.undesirable_weight * disliked
     if method.whole_batch:
         signed = weight * sign * value

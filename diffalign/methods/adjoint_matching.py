@@ -226,6 +226,7 @@ def matched(
     row_cond = {name: value[rows.to(value.device)] for name, value in cond.items()}
     std = expand(adjoint.stds[steps.to(adjoint.stds.device)], x)
     clean, noise = estimates_of(policy, policy(x, t, row_cond), x, t)
+    # |(mean_policy - mean_reference) / std + std a|^2, summed over the latent elements
     control = (KERNEL.after(policy.path, clean, noise, t, s)[0] - mean) / std
     loss = (control + std * a).square().flatten(1).sum(1)
     return loss.reshape(-1, count), control.square().flatten(1).sum(1).reshape(-1, count) / 2

@@ -48,7 +48,7 @@ class ADPO(StateMethod):
     """Cross-entropy of the policy's list distribution to a softmax of the scores.
 
     Attributes:
-        scale: factor from half a difference of mean squared errors to a log-ratio, above 0.
+        scale: scale of log-ratios, above 0: a log-ratio is scale (r - m) / 2.
         tau: temperature of the policy's list, above 0.
         beta_reward: temperature of the standardised scores, above 0.
         temperature: "fixed", or "adaptive" to entropy and reward, see the module.
@@ -95,6 +95,7 @@ class ADPO(StateMethod):
         tau = torch.full_like(weight, self.tau)
         if self.temperature == "adaptive":
             tau = self.temperatures(reward.detach(), batch.score.to(ratio), batch.group)
+        # log p = log softmax(log_ratio / tau), q = softmax(z / beta_reward)
         log_p = among(reward / tau[batch.group.to(tau.device)]).masked_fill(~member, 0.0)
         losses = -(among(standard / self.beta_reward).exp() * log_p).sum(1)
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)

@@ -34,7 +34,7 @@ class AOT(PairMethod):
     """Pairwise loss of sorted margins.
 
     Attributes:
-        beta: scale of the logit, a factor of half a difference of mean squared errors.
+        beta: scale of the logit, above 0: rewards are beta (r - m) / 2.
         paired: sort the margins of pairs under policy and reference; otherwise winners and losers separately.
         loss: pairwise loss of two quantiles; ``{"type": "logistic", "label_smoothing": 0.1}`` smooths labels.
         reduce: reduction of squared errors to units; units are pooled.
@@ -51,6 +51,7 @@ class AOT(PairMethod):
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
         pairs = lambda x: contrast(x, batch.score, batch.group)  # noqa: E731
         c = pairs(ll.log_ratio)
+        # u and v: winners' and losers' log-ratios, or (paired) margins under policy and reference
         above, below = c.chosen, c.rejected
         if self.paired:
             above, below = pairs(ll.policy).margin, pairs(ll.reference).margin

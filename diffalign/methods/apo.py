@@ -31,7 +31,7 @@ class APO(ScaledMethod):
     """APO on pairs of rivals.
 
     Attributes:
-        beta: scale of the rewards, a factor of half a difference of mean squared errors.
+        beta: scale of the rewards, above 0: rewards are beta (r - m) / 2.
         variant: "zero" for winners that are better than the model's own images, "down" for worse ones.
     """
 

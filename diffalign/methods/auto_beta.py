@@ -54,7 +54,7 @@ class AutoBeta(StateMethod):
     Attributes:
         target: share of its gradient that a pair with an average margin keeps, in (0, 1/2).
         decay: decay of the running mean, in [0, 1).
-        low: smallest beta, above 0, a factor of half a difference of mean squared errors.
+        low: smallest beta, above 0; rewards are beta (r - m) / 2.
         high: largest beta, and the one before the policy has changed.
         loss: pairwise loss of the rewards of two rivals.
         running: running mean of |d|; copies made by ``dataclasses.replace`` share it.
@@ -85,6 +85,7 @@ class AutoBeta(StateMethod):
         c = compare(self, policy, reference, batch, generator)
         if torch.is_grad_enabled():
             self.running.update(mean_over_ranks(c.margin.detach().abs(), c.weight), self.decay)
+        # beta = log((1 - target) / target) / EMA(mean |d|)
         slope = math.log((1 - self.target) / self.target)
         beta = (slope / self.running.value).clamp(self.low, self.high).to(c.margin)
         losses = pair_losses(self.loss, beta * c.chosen, beta * c.rejected, c, batch)

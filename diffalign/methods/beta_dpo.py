@@ -57,7 +57,7 @@ class BetaDPO(PairMethod):
     """Diffusion-DPO with a beta per batch and without outliers.
 
     Attributes:
-        scale: factor from half a difference of mean squared errors to a log-ratio, above 0.
+        scale: scale of log-ratios, above 0: a log-ratio is scale (r - m) / 2.
         beta: beta of a batch whose mean gap is the running mean, above 0.
         sensitivity: relative change of beta per unit of the mean gap (the paper's alpha), at least 0.
         filter: share of the pairs that is left out, in [0, 1).
@@ -103,6 +103,7 @@ class BetaDPO(PairMethod):
 
     def beta_of(self, gap: Tensor, weight: Tensor) -> Tensor:
         """Return beta_used, a scalar, from gaps (P,) with weights (P,), 1 for selected pairs."""
+        # beta (1 + sensitivity (mean of the selected gaps - M))
         usual = self.gaps.mean.to(gap).nan_to_num(0.0)
         off = torch.where(mean_over_ranks(weight) > 0, mean_over_ranks(gap, weight) - usual, 0.0)
         return (self.beta * (1 + self.sensitivity * off)).clamp(min=self.low)

@@ -101,6 +101,7 @@ class CRD(RolloutMethod):
         rows = noised_rows(self.time, policy, batch, generator, shared=False)
         reward = (clipped / (2 * self.advantage_clip) + 0.5).to(rows.prediction)
         old = rows.predicted_by(trailing_of(reference, CARD))
+        # r = -(e_theta / w_theta - e_old / w_old), (S, B)
         implicit = rows.by_time(scaled_error(rows, old) - scaled_error(rows, rows.prediction))
         fitted = (self.advantage_clip / self.beta) * self._fit(implicit, reward, batch.group)
         metrics = {"policy_loss": fitted, "reward": reward.mean(), "implicit": implicit.mean()}
@@ -120,6 +121,7 @@ class CRD(RolloutMethod):
         pools = [torch.zeros_like(reward)]
         if self.weight_temp is not None:
             pools = [reward / self.weight_temp, -reward / self.weight_temp]
+        # q (softmax over each prompt), R_c = R - sum q R, and r_c = r - sg(sum q r)
         losses = []
         for pool in pools:
             q = group_softmax(pool, group)

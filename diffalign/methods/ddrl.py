@@ -85,6 +85,7 @@ class DDRL(RolloutMethod):
             advantage = -torch.exp(-advantage)
         new = redrawn(policy, batch, CARD, self.hold_negative)
         x = batch.x.x_s.to(new.mean)
+        # log rho: squared errors without the factor 1 / (2 std^2)
         log_ratio = ((x - new.drawn_mean) ** 2 - (x - new.mean) ** 2).flatten(1).mean(1)
         losses, ratio = ppo(log_ratio, advantage.to(log_ratio), self.clip)
         data = self.data_loss(policy, batch, generator)

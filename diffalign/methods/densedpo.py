@@ -43,7 +43,7 @@ class DenseDPO(PairMethod):
     """Diffusion-DPO on pairs of videos, frame by frame.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a frame's mean squared error with the 1/2.
+        beta: weight of the KL to the reference, above 0: rewards of a frame are beta (r - m) / 2.
         average: mean of the losses over all labelled frames of the batch ("frames"), or over those of each
             pair first ("videos"); or one loss of the "sum" or "mean" of the logits of a pair's frames.
         loss: pairwise loss of a frame (or of a pair).

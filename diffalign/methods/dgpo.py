@@ -85,8 +85,10 @@ class DGPO(RolloutMethod):
         base = rows.predicted_by(reference) if self.reference == "base" or self.kl else m.detach()
         r = rows.by_time(rows.error(ema if self.reference == "trailing" else base))
         size = batch.group.bincount()[batch.group].to(m)
+        # w = sg sigmoid(sum over the group of beta A (m - r) / K)
         weight = group_sums(self.beta * a * (m.detach() - r) / size, batch.group).sigmoid()
         if self.clip is not None:
+            # no gradient where exp(m_ema - m) has left 1 -+ clip in the direction of the advantage
             ratio = (rows.by_time(rows.error(ema)) - m.detach()).exp()
             m = torch.where(torch.where(a > 0, ratio > 1 + self.clip, ratio < 1 - self.clip), m.detach(), m)
         matching = (weight * a * m).mean()

@@ -43,7 +43,7 @@ class DiffusionLPO(ScaledMethod):
     """Negative log-likelihood of the order of ranked lists.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         top: number of positions in the loss, from the best, at least 1; null: all.
         positions: whether a list's loss is the "sum" or the "mean" over its positions.
         alpha: weight of the polynomial term of each position, at least -1.

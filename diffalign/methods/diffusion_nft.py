@@ -71,6 +71,7 @@ class DiffusionNFT(RolloutMethod):
         share = self.share(advantage_of(batch, CARD))
         rows = noised_rows(self.time, policy, batch, generator, shared=False)
         old = rows.predicted_by(trailing_of(reference, CARD))
+        # L+ and L-: errors of v+- = v_old +- b (v - v_old)
         plus, minus = (
             self._error(policy, rows.z, old + sign * self.beta * (rows.prediction - old)) for sign in (1, -1)
         )

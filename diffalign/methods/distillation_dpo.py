@@ -97,6 +97,7 @@ class DistillationDPO(Distillation):
                 assistant_noise = noise_of(assistant, x_t, t, side.cond)
             terms.append(along_scores(sample, teacher_noise, assistant_noise))
             distances.append((teacher_noise - assistant_noise).square().flatten(1).mean(1))
+        # mean(sg(eps_T - eps_B) x_w) - c mean(sg(eps_T - eps_W) x_l)
         student = pairs.mean(terms[0] - self.losers * terms[1])
         errors = [
             pairs.mean(self.followed(assistant, sample, side.cond, generator))

@@ -31,7 +31,7 @@ class DMPO(ScaledMethod):
     """Reverse KL of the policy's preference to the label.
 
     Attributes:
-        beta: scale of the logit, a factor of half a difference of mean squared errors.
+        beta: scale of the logit, above 0: rewards are beta (r - m) / 2.
         alpha: probability that a label is wrong, in [0, 0.5); values below 1e-6 are raised to it.
     """
 

@@ -39,7 +39,7 @@ class DPO(PairMethod):
     """Diffusion-DPO on pairs of rivals, with likelihoods estimated by the ELBO.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         over_time: weight of beta at time t: "constant", or "alpha_squared" for beta alpha(t)^2.
     """
 
@@ -50,6 +50,7 @@ class DPO(PairMethod):
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
         """Return the mean loss over all pairs of rivals that are not tied."""
+        # log-ratios (r - m) / 2 of winners and losers; equation 14 is l(beta (log-ratio_w - log-ratio_l))
         c = compare(self, policy, reference, batch, generator, self.over_time)
         losses = pair_losses(self.loss, self.beta * c.chosen, self.beta * c.rejected, c, batch)
         return preference_step(c, losses, self.beta)

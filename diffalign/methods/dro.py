@@ -88,6 +88,7 @@ class DRO(StateMethod):
         else:
             m_expert = denoising_error(policy, expert, winning.cond, self.reduce)
             m_rollout = torch.zeros_like(r_expert)
+        # max((m_E - r_E) - (m_P - r_P) + margin, 0)
         difference = m_expert - r_expert
         losses = torch.relu(difference - (m_rollout - r_rollout) + self.margin)
         weight = good.to(difference)

@@ -46,7 +46,7 @@ class DSPO(StateMethod):
 
     Attributes:
         beta: factor of the policy's difference to the reference in the target, above 0.
-        scale: of the logit, a factor of half a difference of mean squared errors; None takes ``beta``.
+        scale: scale of the logit h, above 0; null: ``beta``, as released.
         form: "paper", the loss of the paper and of the code for SD 1.5, or "sdxl", that of the code for SDXL.
         apart: mean squared distance to the reference from which form "sdxl" includes it, above 0.
     """

@@ -112,6 +112,7 @@ class FlowGRPO(RolloutMethod):
         else:
             ll = likelihood(policy, reference, batch, CARD, self.hold_negative)
             loss, metrics, weight = surrogate(self, ll.policy, batch, CARD, weights)
+            # "published" divides by the SDE's variance per unit of time, "exact" by the step's variance
             length = kernel.length(batch.x.t, batch.x.s).to(ll.kl) if self.kl_form == "published" else 1
             metrics |= {"policy_loss": loss, "kl": (ll.kl * length).mean()}
             loss = loss + self.kl * metrics["kl"]

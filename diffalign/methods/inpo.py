@@ -34,7 +34,7 @@ class InPO(PairMethod):
     """Diffusion-DPO on inverted states.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         noising: DDIM inversion that maps clean latents to noisy states.
     """
 

@@ -68,7 +68,7 @@ class InversionDPO:
     """Diffusion-DPO on the reference's deterministic inversion trajectories.
 
     Attributes:
-        beta: weight of the KL to the reference, in units of a weighted mean squared error with the 1/2.
+        beta: weight of the KL to the reference, above 0: rewards are s (beta / 2) D / N.
         steps: number N of steps of the inversion's grid, at least 1.
         guidance: scale of classifier-free guidance, in the inversion and in both errors; 1 is none.
         target: target of the errors: "clean", the noise that a state implies (ours), or "reference", the
@@ -127,6 +127,7 @@ class InversionDPO:
             )
         predicted = at_least_float32(guided(policy, repeated, self.guidance)(x_t, t, repeated.cond))
         target = regression_target(policy.target, policy, z) if after else reference_prediction
+        # -D / 2 of each step, first without and then with its weight w_k
         gain = 0.5 * (
             self.reduce((reference_prediction - target) ** 2) - self.reduce((predicted - target) ** 2)
         )

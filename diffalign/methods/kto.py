@@ -39,8 +39,8 @@ class KTO(ScaledMethod):
     """Diffusion-KTO on single likes and dislikes, with likelihoods estimated by the ELBO.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors: twice
-            the released code's.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2; twice the released
+            code's.
         utility: utility h of a sample's value.
         kl: estimate of the reference point of values: "mean", "class_means" or "mismatched"
             (``methods.kto``).

@@ -66,6 +66,7 @@ class MADPO(PairMethod):
 
     def coefficients(self, h: Tensor) -> Tensor:
         """Return c of margins (P, *unit), same shape: largest at 0, 1 at tau, tending to c_min."""
+        # c = c_min + (c_max - c_min) / (1 + transition)
         transition = (self.c_max - 1) / (1 - self.c_min) * torch.exp(self.sharpness * (h.abs() - self.tau))
         return self.c_min + (self.c_max - self.c_min) / (1 + transition)
 

@@ -37,7 +37,7 @@ class RankDPO(PairMethod):
     """Ranked lists, with pairs weighted by the change of the gain if they are swapped.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         log_base: base of the discount's logarithm, above 1.
         noising: map from clean latents to noisy states; each image has its own noise.
     """
@@ -62,6 +62,7 @@ class RankDPO(PairMethod):
     ) -> Step:
         """Return the mean over lists of the weighted sum over their pairs."""
         c = compare(self, policy, reference, batch, generator)
+        # W_ij (equations 5 to 7), times l(beta (reward_i - reward_j)), summed over the pairs of a list
         weights = dcg_weights(batch.score, batch.group, c.better, c.worse, self.log_base).to(c.chosen)
         losses = weights * self.loss(self.beta * c.chosen, self.beta * c.rejected)
         lists = batch.group[pairs_of(batch.group)[0]].to(c.weight.device)

@@ -58,7 +58,7 @@ class SemiDPO(ScaledMethod):
     """Diffusion-DPO with a label for each interval of time.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         loss_type: loss l of the logit, see the module.
         gce_q: exponent q of "gce", in (0, 1].
         sce_beta: weight of the second term of "sce", at least 0.

@@ -34,7 +34,7 @@ class SimPO(PairMethod):
     """SimPO on pairs, without a reference.
 
     Attributes:
-        beta: scale of the logit, a factor of half a difference of mean squared errors.
+        beta: scale of the logit, above 0: rewards are -beta m / 2.
         gamma: target margin in units of the logit, at least 0.
     """
 

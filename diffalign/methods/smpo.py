@@ -44,7 +44,7 @@ class SmPO(ScaledMethod):
     Scores are the batch's ``extra["reward"]`` (B,); without it, its ``score``.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         gamma: factor of the logit of a certain preference, above 0.
         low: smallest score of the reward model; the default is that of PickScore's cosine.
         high: largest score of the reward model, above ``low``.
@@ -93,6 +93,7 @@ class SmPO(ScaledMethod):
         )
         human = contrast(ll.log_ratio, batch.score, batch.group)
         c = replace(contrast(ll.log_ratio, reward, batch.group), weight=human.weight)
+        # gamma (2 p - 1), with p = sigmoid of the difference of rescaled rewards
         smoothed = self.gamma * (2 * torch.sigmoid(c.gap / (self.high - self.low)) - 1)
         return preference_step(c, -logsigmoid(self.beta * smoothed * c.margin), self.beta)
 

@@ -99,6 +99,7 @@ class SRPO(RewardGradient):
         ]
         loss, penalty = torch.zeros(len(eps), device=eps.device), sampling.penalty
         rewards: list[Tensor] = []
+        # two branches from one point: (t, s) towards less noise, and towards more noise (inversion)
         for ends, k, words in (
             ((point + length, point), self.denoise, drawn_words),
             (

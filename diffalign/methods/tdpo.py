@@ -34,7 +34,7 @@ class TDPO(PairMethod):
     """Diffusion-DPO between right and wrong captions of one image.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         clip: limit on the log-ratios of wrong captions (ours).
         noising: map from clean latents to noisy states; captions of one image share the noise.
     """

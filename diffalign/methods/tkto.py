@@ -30,7 +30,7 @@ class TKTO(ScaledMethod):
     """Diffusion-KTO with right captions as likes and wrong ones as dislikes.
 
     Attributes:
-        beta: weight of the KL to the reference, a factor of half a difference of mean squared errors.
+        beta: weight of the KL to the reference, above 0: rewards are beta (r - m) / 2.
         clip: limit on the log-ratios of wrong captions (ours).
         utility: utility h of a sample's value.
         kl: estimate of the reference point of values: "mean", "class_means" or "mismatched"

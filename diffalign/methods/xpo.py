@@ -35,7 +35,7 @@ class XPO(PairMethod):
     """Online DPO with an exploration bonus, on pairs of a policy's and a reference's sample.
 
     Attributes:
-        scale: factor from half a mean squared error to a log-probability, above 0.
+        scale: scale of log-probabilities, above 0: log p = -scale m / 2.
         beta: DPO's beta, a factor of log-probability ratios, above 0.
         alpha: weight of the bonus, at least 0.
         floor: largest fall of the reference's samples' log-probability by the bonus, above 0; null: no bound.
@@ -68,6 +68,7 @@ class XPO(PairMethod):
             )
         z = noisy(self, policy, reference, batch, generator)
         ll = elbo(policy, reference, z, batch.cond, self.reduce)
+        # g = scale (log-ratio); the preference loss is l(beta (g_w - g_l))
         c, beta = contrast(ll.log_ratio, batch.score, batch.group), self.scale * self.beta
         losses = pair_losses(self.loss, beta * c.chosen, beta * c.rejected, c, batch)
         of_reference = batch.extra["of_reference"].to(losses)

@@ -111,6 +111,7 @@ def losers(gradient: Tensor, batch: Batch[Tensor], mu: float, shared: bool = Tru
         norm_squared, inner_product = (
             mean_over_ranks(v, both).expand(len(both)) for v in (norm_squared, inner_product)
         )
+    # lambda = clip((1 - mu) |gA|^2 / (gA . gB), 0, 1) where gA . gB > 0, else 1
     scale = torch.where(
         inner_product > 0,
         ((1 - mu) * norm_squared / inner_product.clamp(min=torch.finfo(inner_product.dtype).tiny)),
