@@ -45,6 +45,7 @@ class Clock:
     total: float = 0.0
     steps: int = 0
     counting: bool = False
+    interrupted: bool = False
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function whose time counts to ``part``."""
@@ -155,7 +156,7 @@ def profile(run: Run, warm: int = WARM) -> Clock:
     method, setup = prepared(run, accelerator)
     clock, roles = Clock(Counter()), setup.roles
     accelerator.backward = clock.timed("backward", accelerator.backward)  # type: ignore[method-assign]
-    train(
+    state = train(
         method=method,
         denoiser_of=lambda network: _Timed(roles.policy_of(network), clock, "policy forward"),
         reference=_Timed(roles.reference, clock, "reference forward"),
@@ -167,6 +168,7 @@ def profile(run: Run, warm: int = WARM) -> Clock:
         accelerator=accelerator,
         hooks=[_Watch(clock, warm)],
     )
+    clock.interrupted = state.interrupted
     return clock
 
 
@@ -195,7 +197,11 @@ def main() -> None:
                 # 8 pairs, 4 a step: after 8 times the bank hardly a draw is new
                 warm = WARM if not bank else 16 * bank
                 run = run_of(name, Path(folder), warm + arguments.steps, bank)
-                print(json.dumps(row(name, profile(run, warm)) | {"bank": bank}), flush=True)
+                clock = profile(run, warm)
+            if clock.steps:
+                print(json.dumps(row(name, clock) | {"bank": bank}), flush=True)
+            if clock.interrupted:
+                raise SystemExit(f"interrupted after {clock.steps} counted steps of {name}")
 
 
 if __name__ == "__main__":

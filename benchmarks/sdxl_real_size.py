@@ -16,6 +16,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,13 @@ from diffalign.config.schema import (
 from diffalign.models.families.sdxl import CONFIGS
 from diffalign.runs.align import align
 
+Configs = Mapping[str, Mapping[str, Any]]
 RESULTS = Path(__file__).with_suffix(".json")
 
 
-def build(folder: Path) -> Path:
-    """Write a pipeline folder of the real size; components are made and written one at a time to spare
-    memory.
+def build(folder: Path, configs: Configs = CONFIGS, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Write a pipeline folder with random weights, of the real size unless other configurations are given;
+    components are made and written one at a time to spare memory.
     """
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -51,15 +53,15 @@ def build(folder: Path) -> Path:
         return folder
     with torch.device("meta"):
         empty: list[tuple[str, Any]] = [
-            ("unet", UNet2DConditionModel(**CONFIGS["unet"])),
-            ("vae", AutoencoderKL(**CONFIGS["vae"])),
+            ("unet", UNet2DConditionModel(**configs["unet"])),
+            ("vae", AutoencoderKL(**configs["vae"])),
         ]
         for name, text in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-            values = {k: v for k, v in CONFIGS[name].items() if k != "architectures"}
+            values = {k: v for k, v in configs[name].items() if k != "architectures"}
             empty.append((name, text(CLIPTextConfig(**values))))
     while empty:
         name, module = empty.pop()
-        filled(module).save_pretrained(folder / name)
+        filled(module, dtype).save_pretrained(folder / name)
         del module
     for name in ("tokenizer", "tokenizer_2"):
         words = CLIPTokenizer.from_pretrained(tiny.pipeline_path("sdxl") / "tokenizer")
@@ -87,12 +89,12 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def filled(module: Any) -> Any:
-    """Return a module of the meta device with random bfloat16 weights: matrices as a linear layer's default,
+def filled(module: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Return a module of the meta device with random weights: matrices as a linear layer's default,
     norms 1, biases 0. One block of numbers is repeated: drawing billions of them would take the longest.
     """
-    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
-    module.to(torch.bfloat16).to_empty(device="cpu")
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    module.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in module.parameters():
             flat = parameter.view(-1)

@@ -156,6 +156,12 @@ class ModelConfig:
     lora: LoraConfig = section(LoraConfig)
     text_encoder: TextEncoderConfig = section(TextEncoderConfig)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
+    offload_activations: bool = option(
+        False, "keep activations in main memory until the backward pass: less GPU memory, a slower step"
+    )
+    channels_last: bool = option(
+        False, "weights of convolutions channels last in memory, for UNets of images: faster on tensor cores"
+    )
     dropout: bool = option(False, "keep the network's own dropout, in policy and reference alike")
     attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = option(
         "auto", "attention kernel; auto: torch's choice"

@@ -21,6 +21,7 @@ from diffalign.models.denoisers import adapters_off
 from diffalign.models.gradient_checkpointing import disable_checkpointing, enable_checkpointing
 from diffalign.models.loading import DTYPES
 from diffalign.models.lora import add_lora, freeze_idle, trainable
+from diffalign.models.memory_format import check_channels_last
 from diffalign.models.precision import AUTOCAST, only_errors
 from diffalign.models.quantization import quantizable, stored_bytes
 from diffalign.models.text_encoders import TextConditioned, call_conditioned
@@ -39,6 +40,7 @@ class Counts:
     policy_flops: int
     backward_flops: int
     activations: int
+    offloaded: int
     input_bytes: int
     frozen_bytes: int
     largest_layer: int
@@ -53,6 +55,8 @@ def count(work: Workload, shapes: Shapes) -> Counts:
     )
     images, size = work.rows, size_of(work, shapes)
     network, parameters = meta_network(work.model, shapes)
+    if work.model.channels_last:
+        check_channels_last(network)
     latents = shapes.latent_shape(*size)
     with torch.device("meta"):
         x_t = torch.zeros(images, *latents, dtype=dtype if lora else torch.float32)
@@ -65,7 +69,9 @@ def count(work: Workload, shapes: Shapes) -> Counts:
     if encoders:
         whole, call = TextConditioned(network, encoders, shapes.family, call).train(), call_conditioned
         cond = _tokens(shapes, encoders, cond)
-    kept = Kept(network, work.model.gradient_checkpointing, encoders.values())
+    kept = Kept(
+        network, work.model.gradient_checkpointing, encoders.values(), offload=work.model.offload_activations
+    )
     with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(whole):
         call(whole, x_t, time, cond)
     with Flops() as policy, AsOnGpu(autocast), kept.watch():
@@ -82,6 +88,7 @@ def count(work: Workload, shapes: Shapes) -> Counts:
         policy_flops=policy.total,
         backward_flops=backward.total,
         activations=kept.bytes,
+        offloaded=kept.offloaded,
         input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
         frozen_bytes=stored(network, work.model.quantize),
         largest_layer=largest(network, work.model.quantize),
@@ -169,11 +176,15 @@ class Kept:
     Text encoders that are trained beside the network are checkpointed with it (``encoders``).
 
     With checkpointing only the inputs of each checkpointed block are kept, and the inside of one block at a
-    time: the largest counts.
+    time: the largest counts. With ``offload`` what is kept lies in main memory (``offloaded``), and on the
+    device the inside of one block, or the largest tensor that the backward asks for.
     """
 
-    def __init__(self, network: Any, checkpointing: bool, encoders: Iterable[Any] = ()) -> None:
-        self.bytes = 0
+    def __init__(
+        self, network: Any, checkpointing: bool, encoders: Iterable[Any] = (), *, offload: bool = False
+    ) -> None:
+        self.bytes = self.offloaded = 0
+        self._offload, self._largest_tensor = offload, 0
         self._encoders = list(encoders)
         modules = [network, *self._encoders]
         self._parameters = {p.untyped_storage()._cdata for m in modules for p in m.parameters()}
@@ -193,6 +204,9 @@ class Kept:
                 checkpoint_encoder(encoder, self._block)
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
+        if self._offload:
+            self.offloaded, self.bytes = self.bytes, 0
+            self._largest = max(self._largest, self._largest_tensor)
         self.bytes += self._largest
         if self._checkpointing:
             disable_checkpointing(self._network)
@@ -210,6 +224,7 @@ class Kept:
         if storage._cdata in self._parameters or storage._cdata in self._storages:
             return 0
         self._storages[storage._cdata] = tensor  # held, so that no other storage gets its address
+        self._largest_tensor = max(self._largest_tensor, storage.nbytes())
         return storage.nbytes()
 
     def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:

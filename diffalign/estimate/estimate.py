@@ -49,6 +49,7 @@ class Estimate:
         pairs_per_step: on one device.
         pairs_per_second: at the stated speed; None without one.
         seconds: of the whole run at that speed.
+        offloaded: bytes of activations that wait in main memory (``model.offload_activations``).
     """
 
     family: str
@@ -65,6 +66,7 @@ class Estimate:
     pairs_per_step: int
     pairs_per_second: float | None
     seconds: float | None
+    offloaded: int = 0
 
     @property
     def total_memory(self) -> int:
@@ -93,6 +95,8 @@ class Estimate:
             ("memory of the encoders while caching", size(self.encoder_memory)),
             ("pairs per step and device", str(self.pairs_per_step)),
         ]
+        if self.offloaded:
+            rows.append(("main memory: activations", size(self.offloaded)))
         if self.pairs_per_second is not None and self.seconds is not None:
             rows.append(("pairs per second", f"{self.pairs_per_second:.3g}"))
             rows.append(("training time", f"{self.seconds / 3600:.3g} h"))
@@ -145,6 +149,7 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
         pairs_per_step=pairs_per_step,
         pairs_per_second=speed,
         seconds=work.training.steps * pairs_per_step / speed if speed is not None else None,
+        offloaded=counts.offloaded,
     )
 
 

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.errors import UserError
+from diffalign.models.activations import check_offload, offload_activations
+from diffalign.models.compiling import compile_network
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.families.base import Family
 from diffalign.models.families.registry import FAMILIES
 from diffalign.models.gradient_checkpointing import enable_checkpointing
 from diffalign.models.loaded import LoadedModel
+from diffalign.models.memory_format import set_channels_last
 from diffalign.models.precision import only_errors
 from diffalign.types import Denoiser
 
@@ -29,12 +32,9 @@ REFERENCE = "reference"  # a second set, where the reference follows the policy
 SECOND = "second"  # a second trained set
 SAMPLER = "sampler"  # a set that follows and samples an online run's rounds
 
-GRAPHS = 64
-"""Graphs of one block's code that torch.compile may keep."""
-
 
 def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> list[tuple[str, nn.Parameter]]:
-    """Make the model's network trainable in place: adapters or all of it, checkpointing, compilation.
+    """Make the model's network trainable in place: adapters or all of it, and how its step is computed.
 
     Args:
         seed: of the adapters' initial values.
@@ -43,7 +43,8 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
         Names and parameters to train, all float32.
 
     Raises:
-        UserError: a LoRA target that matches no module.
+        UserError: a LoRA target that matches no module, or a setting that the network or the device has no
+            use for.
     """
     network: Any = model.network
     network.requires_grad_(False)
@@ -54,8 +55,13 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
             network.float()
         network.requires_grad_(True)
     freeze_idle(network, model.family)
+    if config.channels_last:
+        set_channels_last(network)
     if config.gradient_checkpointing:
         enable_checkpointing(network)
+    if config.offload_activations:
+        check_offload(model.device)
+        offload_activations(network)
     if config.compile:
         compile_network(network)
     network.train()
@@ -179,25 +185,6 @@ def check_targets(network: nn.Module, targets: tuple[str, ...], where: str = "mo
             f"{where}: {', '.join(missing) or 'empty'} matches no linear or convolutional module; "
             f"allowed: endings of module names, such as {', '.join(endings)} (a whole name: {names[0]})"
         )
-
-
-def compile_network(network: Any, backend: str = "inductor") -> None:
-    """Compile in place: the repeated blocks where the network names them, which is quicker, or else all.
-
-    Weights and their names stay as they are. Each block has one graph with its adapters and one with them
-    passed by, each for training, for evaluation and for a few sizes. Torch stops compiling a function after
-    8 graphs, in silence, so its limit is raised.
-
-    Raises:
-        UserError: nothing was compiled.
-    """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    if network._repeated_blocks:
-        network.compile_repeated_blocks(fullgraph=False, backend=backend)
-    else:
-        network.compile(fullgraph=False, backend=backend)
-    if not any(module._compiled_call_impl is not None for module in network.modules()):
-        raise UserError("model.compile=true had no effect on this network; allowed here: false")
 
 
 def reference_denoiser(

@@ -33,6 +33,7 @@ FREE = (
     "rollout.page",
     "rollout.page_port",
     "model.gradient_checkpointing",
+    "model.offload_activations",
     "training.shard",
     "training.reshard",
     "method.cache",

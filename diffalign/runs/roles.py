@@ -87,6 +87,8 @@ def check_roles(run: Run, method: Method[Any]) -> None:
     _check_sharding(run, method)
     _check_quantized(run)
     _check_expert(run, method)
+    if run.model.offload_activations:
+        _refuse("model.offload_activations=True", (("model.compile", run.model.compile, False),))
     _check_bank(run, method)
     if _trailing(method) is not None:
         _refuse(
@@ -129,6 +131,7 @@ def _check_sharding(run: Run, method: Method[Any]) -> None:
             ("validation.rewards", tuple(run.validation.rewards), ()),
             ("optimizer.type", run.optimizer.type, "adamw"),
             ("model.compile", run.model.compile, False),
+            ("model.offload_activations", run.model.offload_activations, False),
             ("model.lora.dora", run.model.lora.dora, False),
         ),
     )

@@ -8,9 +8,10 @@ from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.diffusion.randomness import Streams
 from diffalign.methods import build
 from diffalign.models import lora
+from diffalign.models.compiling import GRAPHS, compile_network
 from diffalign.models.denoisers import AdaptersOff, adapter_layers
 from diffalign.models.loading import load
-from diffalign.models.lora import GRAPHS, compile_network, policy_denoiser, prepare_policy, reference_denoiser
+from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.types import Batch
 
 pytestmark = pytest.mark.slow

@@ -36,7 +36,9 @@ VIDEO = Run(
     training=TrainingConfig(batch_size=4, accumulation=2),
 )
 FRUGAL = Run(
-    model=ModelConfig(gradient_checkpointing=True, vae_tiling=True, dtype="bfloat16"),
+    model=ModelConfig(
+        gradient_checkpointing=True, offload_activations=True, vae_tiling=True, dtype="bfloat16"
+    ),
     data=DataConfig(cache_batch_size=1),
     training=TrainingConfig(mixed_precision="bf16"),
     optimizer=OptimizerConfig(type="adamw8bit"),
@@ -66,7 +68,7 @@ def test_advice_of_training_names_what_is_not_set_in_the_order_of_effect():
     assert options(when_training(VIDEO)) == [
         "model.gradient_checkpointing", "training.batch_size", "training.accumulation",
         "training.mixed_precision", "model.dtype", "data.frames", "data.height", "data.width",
-        "optimizer.type", "model.train",
+        "model.offload_activations", "optimizer.type", "model.train",
     ]  # fmt: skip
     words = "; ".join(when_training(VIDEO))
     assert "--training.accumulation 8 (the same step)" in words and "--data.frames 25 (now 49)" in words

@@ -12,6 +12,8 @@ MEANINGLESS = (
     "model.lora",
     "model.text_encoder",
     "model.gradient_checkpointing",
+    "model.offload_activations",
+    "model.channels_last",
     "model.compile",
     "data.view",
     "data.likes_share",
