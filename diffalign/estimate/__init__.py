@@ -1,1 +1,1 @@
-"""Memory, FLOPs and time of a run, known from its shapes before it is run."""
+"""Estimate memory, FLOPs and time of a run from shapes, before it runs."""

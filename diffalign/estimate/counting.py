@@ -1,7 +1,7 @@
-"""One forward and backward of a run's network on the meta device: its FLOPs and the activations it keeps.
+"""Count FLOPs and saved activations of one forward and backward of a run's network on the meta device.
 
-Nothing is computed there: tensors are shapes. What a GPU would do otherwise than meta, fused attention and
-autocast, ``flops.AsOnGpu`` puts in.
+Meta tensors have shapes and no data, so nothing is computed. ``flops.AsOnGpu`` reproduces fused attention and
+autocast, which a GPU uses and the meta device does not.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +30,22 @@ from diffalign.models.text_lora import add_text_lora, checkpoint_encoder, traine
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one fake forward and backward of a micro-batch."""
+    """Counts of one forward and backward of a micro-batch on the meta device.
+
+    Attributes:
+        network_parameters: parameters of the network, without adapters.
+        text_parameters: frozen parameters of the trained text encoders.
+        trainable_parameters: parameters that are trained.
+        optimizer_bytes: optimizer state of the trained parameters.
+        forward_flops: forward without adapters, at 2 FLOPs per multiply-add.
+        policy_flops: forward with adapters.
+        backward_flops: backward.
+        activations: bytes that autograd saves for the backward, on the device.
+        offloaded: bytes of activations in main memory.
+        input_bytes: bytes of latents and conditions.
+        frozen_bytes: bytes of the network's frozen weights, as stored.
+        largest_layer: bytes of the largest quantised layer when it is dequantised.
+    """
 
     network_parameters: int
     text_parameters: int
@@ -47,7 +62,11 @@ class Counts:
 
 
 def count(work: Workload, shapes: Shapes) -> Counts:
-    """Run the network forward and backward on the meta device."""
+    """Run the network of a run forward and backward on the meta device, and count.
+
+    Raises:
+        UserError: the size does not suit the family, or LoRA targets match no module.
+    """
     lora, dtype, autocast = (
         work.model.train == "lora",
         DTYPES[work.model.dtype],
@@ -65,20 +84,20 @@ def count(work: Workload, shapes: Shapes) -> Counts:
     encoders = meta_encoders(work.model, shapes)
     frozen = sum(p.numel() for e in encoders.values() for p in e.parameters() if not p.requires_grad)
     call: Any = shapes.family.call
-    whole: nn.Module = network
+    module: nn.Module = network
     if encoders:
-        whole, call = TextConditioned(network, encoders, shapes.family, call).train(), call_conditioned
+        module, call = TextConditioned(network, encoders, shapes.family, call).train(), call_conditioned
         cond = _tokens(shapes, encoders, cond)
-    kept = Kept(
+    activations = Activations(
         network, work.model.gradient_checkpointing, encoders.values(), offload=work.model.offload_activations
     )
-    with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(whole):
-        call(whole, x_t, time, cond)
-    with Flops() as policy, AsOnGpu(autocast), kept.watch():
-        prediction = call(whole, x_t, time, cond)
+    with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(module):
+        call(module, x_t, time, cond)
+    with Flops() as policy, AsOnGpu(autocast), activations.watch():
+        prediction = call(module, x_t, time, cond)
     with Flops() as backward:
         prediction.float().sum().backward()
-    trained = [p for _, p in trainable(whole)]
+    trained = [p for _, p in trainable(module)]
     return Counts(
         network_parameters=parameters,
         text_parameters=frozen,
@@ -87,8 +106,8 @@ def count(work: Workload, shapes: Shapes) -> Counts:
         forward_flops=forward.total,
         policy_flops=policy.total,
         backward_flops=backward.total,
-        activations=kept.bytes,
-        offloaded=kept.offloaded,
+        activations=activations.bytes,
+        offloaded=activations.offloaded,
         input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
         frozen_bytes=stored(network, work.model.quantize),
         largest_layer=largest(network, work.model.quantize),
@@ -96,29 +115,29 @@ def count(work: Workload, shapes: Shapes) -> Counts:
 
 
 def stored(module: nn.Module, kind: str) -> int:
-    """Return the bytes of the frozen weights of a module that is quantised as ``kind`` says."""
-    whole = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
+    """Return the bytes of the frozen weights of a module with the quantisation ``kind``."""
+    unquantised = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
     saved = (layer.weight.nbytes - stored_bytes(layer, kind) for layer in _quantised(module, kind))
-    return whole - sum(saved)
+    return unquantised - sum(saved)
 
 
 def largest(module: nn.Module, kind: str) -> int:
-    """Return the bytes of the largest quantised layer, made whole while it computes; int8's is not."""
+    """Return the bytes of the largest quantised layer after dequantisation; 0 for int8, which needs none."""
     return max((layer.weight.nbytes for layer in _quantised(module, kind) if kind != "int8"), default=0)
 
 
 def _quantised(module: nn.Module, kind: str) -> list[nn.Linear]:
-    """Return the layers that are quantised: frozen ones, adapters being linear layers as well."""
+    """Return the quantised layers: the frozen linear ones, adapters excluded."""
     if kind == "none":
         return []
     return [layer for _, layer in quantizable(module, kind) if not layer.weight.requires_grad]
 
 
 def size_of(work: Workload, shapes: Shapes) -> tuple[int, int, int]:
-    """Return (height, width, frames) of what the run trains on, in pixels; one frame of an image.
+    """Return (height, width, frames) of the training samples, sides in pixels; images have one frame.
 
     Raises:
-        UserError: a family of videos without ``data.frames``, or one of images with it.
+        UserError: ``data.frames`` is not set for a video family, or set for an image family.
     """
     video = shapes.family.codec.video
     if video != (work.frames is not None):
@@ -128,12 +147,12 @@ def size_of(work: Workload, shapes: Shapes) -> tuple[int, int, int]:
 
 
 def meta_network(model: ModelConfig, shapes: Shapes) -> tuple[Any, int]:
-    """Return the network as trained, on meta, and its number of parameters without adapters."""
+    """Return the network as it is trained, on the meta device, and its parameter count without adapters."""
     lora = model.train == "lora"
     with torch.device("meta"):
         network: Any = shapes.network()
         parameters = sum(p.numel() for p in network.parameters())
-        with only_errors("diffusers"):  # it advises against casting a network that keeps no module in float32
+        with only_errors("diffusers"):  # silences its warning about casting
             network.to(DTYPES[model.dtype] if lora else torch.float32)
         if lora:
             network.requires_grad_(False)
@@ -143,7 +162,7 @@ def meta_network(model: ModelConfig, shapes: Shapes) -> tuple[Any, int]:
 
 
 def meta_encoders(model: ModelConfig, shapes: Shapes) -> dict[str, Any]:
-    """Return the text encoders that the run trains, with their adapters, on meta."""
+    """Return the trained text encoders with their adapters, on the meta device, by name."""
     config = model.text_encoder.lora
     with torch.device("meta"):
         encoders = {
@@ -155,7 +174,7 @@ def meta_encoders(model: ModelConfig, shapes: Shapes) -> dict[str, Any]:
 
 
 def _tokens(shapes: Shapes, encoders: Mapping[str, Any], cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the conditions by encoder: tokens of trained ones, embeddings of frozen ones."""
+    """Return the conditions of each encoder: tokens for trained ones, embeddings for frozen ones."""
     states = cond["encoder_hidden_states"]
     parts = {k: v for k, v in cond.items() if k not in ("encoder_hidden_states", "text_embeds")}
     last = shapes.family.text_encoders[-1]
@@ -170,14 +189,18 @@ def _tokens(shapes: Shapes, encoders: Mapping[str, Any], cond: Mapping[str, Tens
     return parts
 
 
-class Kept:
-    """Counts the bytes that autograd keeps for the backward, each storage once, parameters left out.
+class Activations:
+    """Counts the bytes that autograd saves for the backward, each storage once, without parameters.
 
-    Text encoders that are trained beside the network are checkpointed with it (``encoders``).
+    With gradient checkpointing the inputs of all checkpointed blocks are saved, and the inside of one block
+    at a time, of which the largest counts. Trained text encoders (``encoders``) are checkpointed as well.
 
-    With checkpointing only the inputs of each checkpointed block are kept, and the inside of one block at a
-    time: the largest counts. With ``offload`` what is kept lies in main memory (``offloaded``), and on the
-    device the inside of one block, or the largest tensor that the backward asks for.
+    With ``offload`` saved tensors are in main memory (``offloaded``); the device holds the inside of one block,
+    or the largest tensor that the backward needs.
+
+    Attributes:
+        bytes: bytes saved on the device so far.
+        offloaded: bytes saved in main memory so far.
     """
 
     def __init__(
@@ -223,12 +246,13 @@ class Kept:
         storage = tensor.untyped_storage()
         if storage._cdata in self._parameters or storage._cdata in self._storages:
             return 0
-        self._storages[storage._cdata] = tensor  # held, so that no other storage gets its address
+        # keeps the tensor alive, so that no other storage gets its address
+        self._storages[storage._cdata] = tensor
         self._largest_tensor = max(self._largest_tensor, storage.nbytes())
         return storage.nbytes()
 
     def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """In place of torch's checkpoint: run the block as it is, count its inputs and its inside apart."""
+        """Run a block in place of torch's checkpoint; count its inputs and its inside separately."""
         self.bytes += sum(self._new_bytes(x) for x in inputs if isinstance(x, Tensor))
         self._in_block, self._inside = True, 0
         outputs = block(*inputs)
@@ -238,11 +262,11 @@ class Kept:
 
 
 def state_bytes(parameter: Tensor, optimizer: OptimizerConfig) -> int:
-    """Bytes of optimizer state for one parameter.
+    """Return the bytes of optimizer state for one parameter.
 
-    AdamW keeps two float32 moments; its 8-bit form two bytes and a float32 scale per block of 256 for each,
-    but leaves tensors under 4096 elements in float32; Adafactor a row and a column of second moments (Shazeer
-    and Stern 2018, arXiv 1804.04235).
+    AdamW has two float32 moments. Its 8-bit form has two bytes an element and, for each moment, a float32
+    scale a block of 256; tensors under 4096 elements stay float32. Adafactor has a row and a column of second
+    moments (Shazeer and Stern 2018, arXiv 1804.04235).
     """
     n = parameter.numel()
     if optimizer.type == "adafactor":

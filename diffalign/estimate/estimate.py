@@ -1,17 +1,18 @@
-"""Memory, FLOPs and time of a run before it is run, from shapes alone: no weights, data or connection.
+"""Estimate memory, FLOPs and time of a run from shapes alone: no weights, data or connection.
 
-The network is run once forward and backward on fake tensors: torch propagates shapes and counts the FLOPs of
-every matrix product, convolution and attention at 2 per multiply-add, and autograd says which activations it
-would keep. Kernels are those of fused attention, so no attention matrix is counted as stored.
+The network runs once forward and backward on meta tensors. Torch propagates shapes and counts the FLOPs of
+matrix products, convolutions and attention at 2 per multiply-add; autograd shows which activations it would
+save. Attention is fused, so no attention matrix is stored.
 
-FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward), where
-backward is measured: about 2 forwards when every weight is trained, about 1 under LoRA, whose frozen weights
-need no gradient of their own; recomputation is 1 policy forward with gradient checkpointing, else 0; methods
-without a reference have no reference forward.
+FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward). The
+backward is measured: about 2 forwards if all weights are trained, about 1 under LoRA, whose frozen weights
+    need
+no gradient. Recomputation is 1 policy forward with gradient checkpointing, else 0. Methods without a
+reference have no reference forward.
 
-An online run's memory is that of a gradient batch of its rounds: all samples of a prompt at once (or
-``rollout.part``), at all times that its method shows each at. Its time is not told: it is mostly that of
-sampling and judging.
+The memory of an online run is that of a gradient batch of its rounds: all samples of a prompt at once (or
+``rollout.part``), at all times that its method uses. Its time is not estimated, since it is mostly sampling
+and scoring.
 """
 
 from collections.abc import Mapping
@@ -36,20 +37,20 @@ class Estimate:
 
     Attributes:
         family: name of the model family.
-        size: (height, width, frames) in pixels; one frame of an image.
-        network_parameters: of the network that is trained, without adapters.
-        encoder_parameters: of the VAE and the text encoders.
-        trainable_parameters: adapters, or the whole network.
-        forward_flops: one image (or video) through the network, without adapters: the reference forward.
-        policy_flops: one image through the network with its adapters.
-        backward_flops: one image back through it.
-        flops_per_pair: everything that one pair costs.
-        memory: bytes by part while training, encoders freed.
+        size: (height, width, frames), sides in pixels; images have one frame.
+        network_parameters: parameters of the trained network, without adapters.
+        encoder_parameters: parameters of the VAE and the text encoders.
+        trainable_parameters: parameters that are trained: adapters, or all of the network.
+        forward_flops: forward of one image or video without adapters, as of the reference.
+        policy_flops: forward of one image or video with adapters.
+        backward_flops: backward of one image or video.
+        flops_per_pair: all FLOPs of one pair.
+        memory: bytes by part during training, after the encoders are freed.
         encoder_memory: bytes of the encoders while the cache is filled.
-        pairs_per_step: on one device.
-        pairs_per_second: at the stated speed; None without one.
-        seconds: of the whole run at that speed.
-        offloaded: bytes of activations that wait in main memory (``model.offload_activations``).
+        pairs_per_step: pairs of an optimizer step on one device.
+        pairs_per_second: throughput at the given speed; None without one.
+        seconds: duration of the run at that speed; None without one.
+        offloaded: bytes of activations in main memory (``model.offload_activations``).
     """
 
     family: str
@@ -70,11 +71,11 @@ class Estimate:
 
     @property
     def total_memory(self) -> int:
-        """Bytes while training, before the allocator's own share (some 5 to 10 %)."""
+        """Bytes during training, without the allocator's overhead (5 to 10 %)."""
         return sum(self.memory.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the estimate as JSON can hold it."""
+        """Return the estimate as a dict for JSON."""
         return asdict(self) | {"total_memory": self.total_memory}
 
     def rows(self) -> list[tuple[str, str]]:
@@ -104,14 +105,15 @@ class Estimate:
 
 
 def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0.4) -> Estimate:
-    """Return parameters, FLOPs and memory of a run on one device; its time, if the device's speed is given.
+    """Estimate parameters, FLOPs and memory of a run on one device; its time, if the device's speed is given.
 
     Args:
-        tflops: peak speed of the device in TFLOP/s for the run's precision; None leaves time out.
-        utilisation: share of the peak that training reaches.
+        work: the run.
+        tflops: peak speed of the device in TFLOP/s for the run's precision; None omits the time.
+        utilisation: share of the peak that training reaches, in (0, 1].
 
     Raises:
-        UserError: shapes are not known, LoRA targets match nothing, or a number that makes no sense.
+        UserError: unknown shapes, LoRA targets that match no module, or a number out of range.
     """
     if tflops is not None and tflops <= 0:
         raise UserError(f"tflops={tflops}; allowed: more than 0")
@@ -154,7 +156,7 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
 
 
 def memory(work: Workload, counts: Counts) -> dict[str, int]:
-    """Return the bytes by part while training."""
+    """Return the bytes of each part during training."""
     lora, dtype = work.model.train == "lora", DTYPES[work.model.dtype]
     autocast = AUTOCAST[work.training.mixed_precision]
     trained = 4 * counts.trainable_parameters * work.adapter_sets
@@ -176,24 +178,24 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
 
 
 def encoder_bytes(work: Workload, encoders: Mapping[str, nn.Module]) -> int:
-    """Return the bytes of the encoders while the cache is filled, quantised as the run says."""
+    """Return the bytes of the encoders, with the run's quantisation, while the cache is filled."""
     dtype, kind = DTYPES[work.model.dtype], work.model.text_encoder.quantize
     total = 0
     for name, module in encoders.items():
-        with only_errors("diffusers"):  # it advises against casting
+        with only_errors("diffusers"):  # silences its warning about casting
             module.to(dtype).requires_grad_(False)
         total += stored(module, "none" if name == "vae" else kind)
     return total
 
 
 def resolution(height: int, width: int, frames: int) -> str:
-    """Return a size as text."""
+    """Return a size in pixels as text."""
     sides = f"{width} px" if height == width else f"{width} x {height} px"
     return sides if frames == 1 else f"{sides}, {frames} frames"
 
 
 def size(count_of_bytes: int) -> str:
-    """Return bytes as text."""
+    """Return a number of bytes as text, in GiB or MiB."""
     return (
         f"{count_of_bytes / GIB:.2f} GiB"
         if count_of_bytes >= GIB / 100
@@ -202,5 +204,5 @@ def size(count_of_bytes: int) -> str:
 
 
 def tera(flops: int) -> str:
-    """Return FLOPs as text."""
+    """Return a number of FLOPs as text, in TFLOP or GFLOP."""
     return f"{flops / 1e12:.2f} TFLOP" if flops >= 1e10 else f"{flops / 1e9:.3f} GFLOP"

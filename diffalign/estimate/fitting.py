@@ -1,4 +1,4 @@
-"""What makes a run fit a card: its options, one after another, until it does."""
+"""Find options with which a run fits a GPU, added one after another."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -8,19 +8,19 @@ from diffalign.estimate.estimate import GIB, Estimate, estimate
 from diffalign.estimate.workload import Workload
 
 RESERVE, CONTEXT = 1.1, 0.6
-"""What a card needs beyond an estimate: the allocator's share, a factor, and CUDA's own context, in GiB."""
+"""Overheads beyond an estimate: the allocator's, as a factor, and CUDA's context, in GiB."""
 
 _OF_TEXT = "--model.text_encoder.quantize int8"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A run on a card.
+    """The estimate of a run with added options, for a GPU.
 
     Attributes:
-        options: flags that the run was given, as they are typed; those of earlier tries included.
-        estimate: what it takes with them.
-        card: GiB of the card.
+        options: added flags, as typed on the command line, those of earlier tries included.
+        estimate: estimate with these options.
+        card: memory of the GPU, in GiB.
     """
 
     options: tuple[str, ...]
@@ -29,38 +29,38 @@ class Fit:
 
     @property
     def needed(self) -> float:
-        """GiB that the card must have: of training or of caching, whichever takes more."""
+        """GiB that the GPU needs for training or for filling the cache, whichever is larger."""
         peak = max(self.estimate.total_memory, self.estimate.encoder_memory)
         return RESERVE * peak / GIB + CONTEXT
 
     @property
     def fits(self) -> bool:
-        """Whether the card has it."""
+        """Whether the GPU has enough memory."""
         return self.needed <= self.card
 
 
 def fitting(work: Workload, card: float) -> Iterator[Fit]:
-    """Yield the run as it is and with one option more at a time, up to the first that fits ``card`` GiB.
+    """Yield the run as it is, then with one more option at a time, up to the first that fits ``card`` GiB.
 
-    Options come in the order of what they cost: nothing, time, rounding. None changes the step but by
-    rounding: a micro-batch of one pair has as much more accumulation.
+    Options are in the order of their cost: none, time, precision. They change the optimizer step by rounding
+    only: a micro-batch of one pair is compensated by accumulation.
     """
-    tried = Fit((), estimate(work), card)
-    yield tried
+    fit = Fit((), estimate(work), card)
+    yield fit
     for option, change in _changes(work):
-        if tried.fits:
+        if fit.fits:
             return
-        if option == _OF_TEXT and tried.estimate.encoder_memory <= tried.estimate.total_memory:
-            continue  # filling the cache is not what takes most
+        if option == _OF_TEXT and fit.estimate.encoder_memory <= fit.estimate.total_memory:
+            continue  # training needs more memory than filling the cache
         work = change(work)
         name = option.split()[0]
-        kept = tuple(other for other in tried.options if other.split()[0] != name)
-        tried = Fit((*kept, option), estimate(work), card)
-        yield tried
+        others = tuple(other for other in fit.options if other.split()[0] != name)
+        fit = Fit((*others, option), estimate(work), card)
+        yield fit
 
 
 def _changes(work: Workload) -> Iterator[tuple[str, Callable[[Workload], Workload]]]:
-    """Yield what the run does not have yet, as flags and as a change of the workload."""
+    """Yield options that the run does not have yet: the flag, and the change of the workload."""
     model, training = work.model, work.training
     if not model.gradient_checkpointing:
         yield "--model.gradient_checkpointing true", _of_model(gradient_checkpointing=True)
@@ -93,6 +93,6 @@ def _pairs(work: Workload) -> int:
 
 
 def _one_pair(work: Workload) -> Workload:
-    """Return the workload with micro-batches of one pair and the same pairs a step."""
+    """Return the workload with micro-batches of one pair and the same number of pairs a step."""
     one = replace(work.training, batch_size=1, accumulation=_pairs(work))
     return replace(work, rows=work.rows // work.training.batch_size, training=one)

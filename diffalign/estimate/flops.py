@@ -1,8 +1,8 @@
-"""FLOPs of the operators that run inside a context, from the shapes of their operands alone.
+"""Count the FLOPs of operators inside a context, from the shapes of their operands.
 
-Torch's own counter knows some of the fused attention operators and counts 0 for the rest without a word, the
-CPU's among them; which one runs depends on the device and the release. Here every operator of that kind is
-recognised by its name, and its cost follows from the shapes of query, key and value.
+Torch's own counter supports some fused attention operators and silently counts 0 for others, such as the
+CPU's; which operator runs depends on the device and the release. Here every fused attention operator is
+recognised by its name, and its FLOPs follow from the shapes of query, key and value.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 ATTENTION = ("scaled_dot_product", "_flash_attention", "_efficient_attention")
-"""Parts of the names of the fused attention operators, forward and backward."""
+"""Parts of the names of fused attention operators, forward and backward."""
 
 
 class Flops(TorchDispatchMode):
@@ -49,9 +49,9 @@ def attention_flops(
 ) -> int:
     """Return the FLOPs of scaled dot-product attention, of its forward or of its backward.
 
-    The forward is two products, scores = query key^T and scores value. The backward of a fused kernel is
-    five: it computes the scores again, then the gradients of value, of the scores, of query and of key (Dao
-    et al. 2022, arXiv 2205.14135, algorithm 4). A mask, a causal one as well, saves nothing.
+    The forward has two products: scores = query key^T, and scores value. The backward of a fused kernel has
+    five: it recomputes the scores, then computes the gradients of value, scores, query and key (Dao et al.
+    2022, arXiv 2205.14135, algorithm 4). Masks, causal ones included, do not reduce the count.
 
     Args:
         query: shape (*batch, heads, L, E).
@@ -73,7 +73,7 @@ PRODUCTS = frozenset(
         nn.functional.scaled_dot_product_attention,
     }
 )
-"""Functions that autocast runs in half precision on a GPU (of those that networks call)."""
+"""Functions that autocast runs in half precision on a GPU, among those that networks call."""
 
 EXACT = frozenset(
     {
@@ -87,14 +87,14 @@ EXACT = frozenset(
         nn.functional.softmax,
     }
 )
-"""Functions that it runs in float32."""
+"""Functions that autocast runs in float32."""
 
 
 class AsOnGpu(TorchFunctionMode):
-    """Give meta tensors the fused attention and the autocast of a GPU.
+    """Applies the fused attention and the autocast of a GPU to meta tensors.
 
-    Scaled dot-product attention on meta would be two products with the whole matrix of scores kept between
-    them; and torch has no autocast for meta.
+    On the meta device torch has no autocast, and scaled dot-product attention is two products that save the
+    matrix of scores.
 
     Args:
         autocast: dtype of ``training.mixed_precision``; None: no autocast.
@@ -106,7 +106,7 @@ class AsOnGpu(TorchFunctionMode):
         self._casts: dict[Tensor, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function as a GPU would."""
+        """Run the function with the casts and kernels of a GPU."""
         named = kwargs or {}
         if self._autocast is not None and (func in PRODUCTS or func in EXACT):
             dtype = self._autocast if func in PRODUCTS else torch.float32
@@ -117,7 +117,7 @@ class AsOnGpu(TorchFunctionMode):
         return func(*args, **named)
 
     def _cast(self, x: Any, dtype: torch.dtype) -> Any:
-        """Return a tensor in another precision; of a weight one copy, kept while the context lasts."""
+        """Cast a floating-point tensor; the copy of a weight is reused inside the context, as in autocast."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype:
             return x
         if not (x.is_leaf and x.requires_grad):
@@ -137,10 +137,10 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call one of torch's fused kernels, with the parameters of ``scaled_dot_product_attention``.
+    """Call a fused kernel of torch with the parameters of ``scaled_dot_product_attention``.
 
-    It is the CPU's, as this one takes a mask of any shape; its backward keeps what the others keep: query,
-    key, value, the result and a logarithm per query.
+    It is the CPU's, which accepts masks of any shape. It saves the same tensors for the backward as the
+    others: query, key, value, the result and a log-sum-exp per query.
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out: Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -1,4 +1,4 @@
-"""The networks of a model from their configurations alone, without weights and without network access."""
+"""Build a model's networks from their configurations, without weights and without network access."""
 
 import os
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Shapes:
     configs: Mapping[str, Mapping[str, Any]]
 
     def network(self) -> nn.Module:
-        """Return the network that is trained; inside ``torch.device("meta")`` it costs nothing."""
+        """Build the trained network; inside ``torch.device("meta")`` this allocates nothing."""
         import diffusers
 
         config = dict(self.configs[self.family.network_name])
@@ -38,17 +38,17 @@ class Shapes:
         return network
 
     def text_encoder(self, name: str) -> nn.Module:
-        """Return a text encoder; inside ``torch.device("meta")`` it costs nothing."""
+        """Build a text encoder; inside ``torch.device("meta")`` this allocates nothing."""
         import transformers
 
         config = dict(self.configs[name])
-        if "_class_name" in config:  # a part of diffusers, LTX-2's connectors
+        if "_class_name" in config:  # a module of diffusers: LTX-2's connectors
             from diffusers.pipelines import ltx2
 
             module: nn.Module = getattr(ltx2, config.pop("_class_name")).from_config(config)
             return module
         encoder = getattr(transformers, config["architectures"][0], None)
-        if encoder is None:  # Kolors' ChatGLM, which diffusers holds
+        if encoder is None:  # Kolors' ChatGLM, which is part of diffusers
             from diffusers.pipelines import kolors
 
             encoder = getattr(kolors, config["architectures"][0])
@@ -60,7 +60,7 @@ class Shapes:
         return sum(p.numel() for module in self.encoders().values() for p in module.parameters())
 
     def encoders(self) -> dict[str, nn.Module]:
-        """Return the VAE and the text encoders by name, on meta."""
+        """Build the VAE and the text encoders on the meta device, by name."""
         import diffusers
 
         vae = dict(self.configs["vae"])
@@ -73,23 +73,24 @@ class Shapes:
         return modules
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        """Return (C, h, w) of an image of this size, (C, F, h, w) of a video; see ``family.latent_shape``."""
+        """Return the latent shape (C, h, w) of an image, or (C, F, h, w) of a video, of a size in pixels."""
         network = self.configs[self.family.network_name]
         return latent_shape(self.family, self.configs["vae"], network, (height, width), frames)
 
     def cond_shapes(self, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of one sample's conditions beside latents of this shape, without the batch axis;
-        the source's among them where the family's models are made for one.
+        """Return the shapes of one sample's conditions for latents of this shape, without the batch axis.
+
+        They include those of a source image if the family's models need one.
         """
         shapes, taken = self.family.cond_shapes(self.configs), self.family.sources
         return shapes if taken is None or not taken.usual else {**shapes, **taken.shapes(latents)}
 
 
 def shapes_of(config: ModelConfig) -> Shapes:
-    """Return the shapes of ``model.path``: read from a folder, or built in for the known base models.
+    """Return the shapes of ``model.path``: read from a folder, or built in for known base models.
 
     Raises:
-        UserError: a hub id whose shapes are not known here, with no ``model.family`` to go by.
+        UserError: a hub id with unknown shapes, and ``model.family`` is auto.
     """
     config, known = expanded(config), known_shapes()
     if config.path in known and not os.path.exists(config.path):

@@ -1,4 +1,4 @@
-"""What an estimate reads of a run: its model, optimizer and loop, and what one micro-batch holds."""
+"""The inputs of an estimate: the model, optimizer and loop of a run, and the size of a micro-batch."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,19 @@ from diffalign.config.schema import ModelConfig, OptimizerConfig, TrainingConfig
 
 @dataclass(frozen=True)
 class Workload:
-    """A run as far as memory and FLOPs go; ``runs.micro_batch.workload_of`` makes it.
+    """The properties of a run that determine its memory and FLOPs; see ``runs.micro_batch.workload_of``.
 
     Attributes:
-        height: of the trained images or videos, in pixels.
-        width: likewise.
-        frames: of a video; None for images.
-        rows: samples that a micro-batch shows the network with gradient, each time of one counted.
-        needs_reference: whether the method asks a reference.
-        online: whether samples are drawn and judged while training.
-        adapter_sets: sets of adapters that are trained; a method with assistants has more than one.
+        model: the model's section.
+        optimizer: the optimizer's section.
+        training: the loop's section.
+        height: height of the training samples, in pixels.
+        width: width of the training samples, in pixels.
+        frames: frames of a video; None for images.
+        rows: network inputs of a micro-batch that need gradients: samples times times.
+        needs_reference: whether the method uses a reference.
+        online: whether samples are drawn and scored during training.
+        adapter_sets: number of trained sets of adapters; more than one for methods with assistants.
     """
 
     model: ModelConfig

@@ -1,10 +1,10 @@
-"""The embedded worlds: small laboratories on which every method runs in seconds to minutes.
+"""The built-in synthetic tasks, on which every method runs in seconds to minutes.
 
-*The plane* (`diffalign.plane.plane`) is two-dimensional and has a known optimum. *The drawn scenes* are
-captions, a renderer (`scenes`), judges that read pixels (`judge`) and genuine diffusers pipelines with tiny
-parts, whose weights and preference pairs ship with the package; *the moving shapes* (`motions`,
-`motion_judge`) are the same for video. `python -m diffalign.tiny_build.build` makes them anew. Importing
-this module imports no torch.
+*The plane* (`diffalign.plane.plane`) is two-dimensional with a known optimum. *The drawn scenes* are
+captions, a renderer (`scenes`), rule-based judges of pixels (`judge`), and diffusers pipelines of tiny
+networks, whose weights and preference pairs ship with the package. *The moving shapes* (`motions`,
+`motion_judge`) are the same for video. `python -m diffalign.tiny_build.build` rebuilds the weights. Importing
+this module does not import torch.
 """
 
 from pathlib import Path
@@ -23,12 +23,14 @@ def _shipped(name: str) -> Path:
 
 
 def pipeline_path(family: str = "sdxl") -> Path:
-    """Folder that `StableDiffusionXLPipeline` ("sdxl"), `StableDiffusionPipeline` ("sd15"),
-    `StableDiffusion3Pipeline` ("sd3", with `text_encoder_3=None, tokenizer_3=None`) or `WanPipeline` ("wan")
-    loads.
+    """Return the folder of a tiny diffusers pipeline.
 
-    ValueError naming the allowed families for another word, FileNotFoundError if the weights were never
-    built.
+    It loads with `StableDiffusionXLPipeline` ("sdxl"), `StableDiffusionPipeline` ("sd15"),
+    `StableDiffusion3Pipeline` ("sd3", with `text_encoder_3=None, tokenizer_3=None`) or `WanPipeline` ("wan").
+
+    Raises:
+        ValueError: another family.
+        FileNotFoundError: the weights are missing.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
@@ -36,29 +38,28 @@ def pipeline_path(family: str = "sdxl") -> Path:
 
 
 def pairs_path() -> Path:
-    """Parquet file of preference pairs in Pick-a-Pic's schema, PNG bytes of 32 x 32 pixels in `jpg_0` and
-    `jpg_1`.
-    """
+    """Return the parquet file of preference pairs in Pick-a-Pic's schema, with PNGs of 32 x 32 pixels."""
     return _shipped("pairs.parquet")
 
 
 def clip_path() -> Path:
-    """Folder of a CLIP of PickScore's format, for CLIPModel, CLIPTokenizer and CLIPImageProcessor."""
+    """Return the folder of a tiny CLIP in PickScore's format, for transformers' CLIP classes."""
     return _shipped("clip")
 
 
 def step_aware_path() -> Path:
-    """Folder of a step-aware preference model of the tiny SDXL, for the reward `step_aware:tiny`."""
+    """Return the folder of the tiny SDXL's step-aware preference model, for the reward `step_aware:tiny`."""
     return _shipped("step_aware")
 
 
 def prompts(split: str, n: int | None = None) -> list[str]:
-    """Return the first `n` distinct captions of "train", "validation" or "test" (all if None), always in
-    the same
-    order.
+    """Return the first `n` distinct captions of a split (all if None), in a fixed order.
 
-    The splits are disjoint by hash; pre-training captions and the pairs are of "train" only. ValueError
-    naming what is allowed for another split, or for an `n` beyond the split's size.
+    The splits "train", "validation" and "test" are disjoint by hash; pre-training captions and the pairs are
+    of "train" only.
+
+    Raises:
+        ValueError: another split, or `n` exceeds the split's size.
     """
     from diffalign.tiny.scenes import split_captions
 
@@ -66,7 +67,7 @@ def prompts(split: str, n: int | None = None) -> list[str]:
 
 
 def motion_prompts(split: str, n: int | None = None) -> list[str]:
-    """As `prompts`, the captions of moving shapes, which the tiny video model draws."""
+    """Return captions of moving shapes, for the tiny video model; arguments as for `prompts`."""
     from diffalign.tiny.motions import split_captions
 
     return _first(split_captions(split), split, n)

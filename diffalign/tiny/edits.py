@@ -1,10 +1,10 @@
 """Edits of drawn scenes: a source, an instruction that changes one word of it, and the target.
 
 ``make the small red circle blue`` changes a colour, ``turn the small red circle into a square`` a shape. The
-target keeps layout, style and background of its source, so that a picture can be held against both: does it
-show what the instruction makes of the source, and has it kept the rest?
+target has the layout, style and background of its source, so that two properties of an edited picture can be
+measured: whether it follows the instruction, and whether it preserves the rest.
 
-Only numpy and Pillow are needed here.
+Only numpy and Pillow are imported.
 """
 
 import re
@@ -33,12 +33,12 @@ from diffalign.tiny.sets import png
 _INSTRUCTION = re.compile(
     r"make the (small|large) (\w+) (\w+) (\w+)|turn the (small|large) (\w+) (\w+) into a (\w+)"
 )
-_SAME = 12  # levels of 255 by which a pixel of source and target may differ and count as kept
+_SAME = 12  # levels of 255 up to which a pixel of source and target counts as unchanged
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A scene before and after, and the words that ask for it."""
+    """A scene before and after an edit, and the instruction."""
 
     source: Scene
     instruction: str
@@ -46,15 +46,17 @@ class Edit:
 
 
 def instruction(thing: Thing, kind: str, value: str) -> str:
-    """Return the words that change the colour (`kind` color) or shape of a thing."""
+    """Return the instruction that changes the colour (`kind` "color") or shape of a thing to `value`."""
     if kind == "color":
         return f"make the {thing.size} {thing.color} {thing.shape} {value}"
     return f"turn the {thing.size} {thing.color} {thing.shape} into a {value}"
 
 
 def edited(source: str, text: str) -> str:
-    """Return the caption of the target, of a source's caption; ValueError naming an instruction that is
-    none, or that is about a thing that the source has not.
+    """Apply the instruction `text` to a source's caption; return the target's caption.
+
+    Raises:
+        ValueError: `text` is no instruction, or names a thing that the source does not have.
     """
     match = _INSTRUCTION.fullmatch(text.strip().rstrip(".").lower())
     words = [word for word in match.groups() if word is not None] if match else []
@@ -64,15 +66,15 @@ def edited(source: str, text: str) -> str:
             f"{text!r} is not an instruction; expected 'make the SIZE COLOR SHAPE COLOR' or 'turn the SIZE "
             f"COLOR SHAPE into a SHAPE'; colours {list(COLORS)}, shapes {list(SHAPES)}"
         )
-    (things, relation), meant = parse_things(source), Thing(*words[:3])
-    if meant not in things:
+    (things, relation), named = parse_things(source), Thing(*words[:3])
+    if named not in things:
         raise ValueError(f"{text!r} is about no thing of {source!r}")
-    changed = replace(meant, **{kind: words[3]})
-    return compose(tuple(changed if thing == meant else thing for thing in things), relation)
+    changed = replace(named, **{kind: words[3]})
+    return compose(tuple(changed if thing == named else thing for thing in things), relation)
 
 
 def change(scene: Scene, rng: np.random.Generator) -> Edit:
-    """Return a random edit of a scene, whose things must differ."""
+    """Return a random edit of a scene whose things are all different."""
     number, kind = int(rng.integers(len(scene.things))), str(rng.choice(["color", "shape"]))
     thing = scene.things[number]
     words = [word for word in (COLORS if kind == "color" else SHAPES) if word != getattr(thing, kind)]
@@ -83,7 +85,7 @@ def change(scene: Scene, rng: np.random.Generator) -> Edit:
 
 
 def sample(rng: np.random.Generator, split: str) -> Edit:
-    """Return a random edit whose two captions are of `split`."""
+    """Return a random edit whose two captions belong to `split`."""
     while True:
         scene = sample_scene(rng, split)
         if len(set(scene.things)) < len(scene.things):
@@ -95,7 +97,7 @@ def sample(rng: np.random.Generator, split: str) -> Edit:
 
 
 def mistaken(edit: Edit, rng: np.random.Generator) -> Scene:
-    """Return a wrong result: the source as it was, another value, or another thing changed."""
+    """Return a wrong result of an edit: the unchanged source, another value, or another thing changed."""
     while True:
         wrong = edit.source if rng.random() < 0.3 else change(edit.source, rng).target
         if wrong != edit.target:
@@ -103,13 +105,15 @@ def mistaken(edit: Edit, rng: np.random.Generator) -> Scene:
 
 
 def right(image: Image.Image | np.ndarray, source: str, text: str) -> float:
-    """Fraction of the statements that hold of the caption that the instruction makes of the source's."""
+    """Return the fraction of the target caption's statements that hold in `image`."""
     return judge(image, edited(source, text))
 
 
 def kept(image: Image.Image, edit: Edit) -> float:
-    """Return 1 minus the mean difference, in parts of 255, where source and target look alike: 1 is a
-    picture that has changed nothing but what it should.
+    """Return how well `image` preserves the unchanged part of an edit's source, at most 1.
+
+    It is 1 minus the mean absolute difference to the source, relative to 255, over the pixels in which source
+    and target agree.
     """
     before, after, drawn = (
         np.asarray(picture.convert("RGB"), dtype=np.int16)
@@ -120,8 +124,9 @@ def kept(image: Image.Image, edit: Edit) -> float:
 
 
 def rows(count: int, seed: int = 0, split: str = "train") -> Iterator[dict[str, Any]]:
-    """Return `count` pairs in the shape of a json line: `prompt`, `source`, `chosen`, `rejected`; the chosen
-    picture is the target, the rejected one a wrong result.
+    """Yield `count` pairs as rows of a JSON-lines set: `prompt`, `source`, `chosen`, `rejected`.
+
+    The chosen image is the target, the rejected one a wrong result.
     """
     for number in range(count):
         rng = np.random.default_rng((seed, number))
@@ -135,5 +140,5 @@ def rows(count: int, seed: int = 0, split: str = "train") -> Iterator[dict[str, 
 
 
 def held_out(count: int, split: str, seed: int = 0) -> list[Edit]:
-    """Return `count` edits of a split, the same ones at each call."""
+    """Return `count` edits of a split; the result is deterministic."""
     return [sample(np.random.default_rng((seed, number, 1)), split) for number in range(count)]

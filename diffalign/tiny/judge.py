@@ -1,8 +1,8 @@
-"""Two judges that read pixels: does the picture show what the caption says, and is it vivid?
+"""Two rule-based judges of drawn scenes: agreement with the caption (`judge`), and vividness (`taste`).
 
-No network: the background is the median of the border, things are connected regions that differ from it, a
-colour is the nearest hue of the palette, a shape the template of equal area and place with the best overlap,
-a size an area. Pictures without a plain border (noise, stripes) or without things score 0.
+They use no network. The background is the median of the border. Things are connected regions that differ from
+it. A colour is the nearest hue of the palette, a shape is the template of equal area and place with the best
+overlap, and a size is an area. Images without a uniform border (noise, stripes) or without things score 0.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from PIL import Image
 
 from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIDE, parse_things
 
-_CONTRAST = 0.13  # a pixel this far from the background belongs to a thing
-_MIN_AREA = 10.0  # pixels; smaller regions are specks
-_OVERLAP = 0.76  # intersection over union that a shape must reach
-_LARGE = 58.0  # pixels of area from which a thing is large
-_CHROMA = 0.12  # largest minus smallest channel that a colour must reach
-_HUE = 27.0  # degrees that a hue may be off
-_WASHED, _VIVID = 0.55, 0.92  # chroma relative to the palette's where taste is 0 and 1
+_CONTRAST = 0.13  # distance from the background above which a pixel belongs to a thing
+_MIN_AREA = 10.0  # pixels; smaller regions are ignored
+_OVERLAP = 0.76  # smallest intersection over union with a shape's template
+_LARGE = 58.0  # area in pixels above which a thing is large
+_CHROMA = 0.12  # smallest difference of largest and smallest channel of a colour
+_HUE = 27.0  # largest error of a hue, in degrees
+_WASHED, _VIVID = 0.55, 0.92  # chroma relative to the palette's at which taste is 0 and 1
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A region as the judge sees it; a word is None where the pixels do not support any."""
+class Region:
+    """A detected thing: its words (None where no word fits), centre in pixels, and chroma."""
 
     size: str
     color: str | None
@@ -53,9 +53,9 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _regions(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Row and column indices of each 4-connected region of a boolean image."""
+    """Return the row and column indices of each 4-connected region of a boolean image."""
     todo = mask.copy()
-    found = []
+    regions = []
     for start in zip(*np.nonzero(mask), strict=True):
         if not todo[start]:
             continue
@@ -69,17 +69,17 @@ def _regions(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
                     todo[a, b] = False
                     stack.append((a, b))
         rows, cols = np.array(cells).T
-        found.append((rows, cols))
-    return found
+        regions.append((rows, cols))
+    return regions
 
 
 @lru_cache(maxsize=1)
 def _grid() -> np.ndarray:
-    return (np.arange(SIDE * 3) + 0.5) / 3  # three sample points to a pixel and axis
+    return (np.arange(SIDE * 3) + 0.5) / 3  # three sample points a pixel along each axis
 
 
 def _template(shape: str, x: float, y: float, area: float) -> np.ndarray:
-    """Coverage of each pixel by the shape with this centre of mass and area, in [0, 1]."""
+    """Return the coverage of each pixel, in [0, 1], by the shape with this centre of mass and area."""
     gx, gy = _grid()[None, :] - x, _grid()[:, None] - y
     if shape == "circle":
         inside = gx**2 + gy**2 <= area / np.pi
@@ -89,7 +89,7 @@ def _template(shape: str, x: float, y: float, area: float) -> np.ndarray:
     else:
         wide, high = SHAPES["triangle"]
         r = np.sqrt(area / (2 * wide * high))
-        top = -4 / 3 * high * r  # the centre of mass is two thirds down
+        top = -4 / 3 * high * r  # the centre of mass is two thirds of the height below the apex
         inside = (gy <= 2 / 3 * high * r) & (abs(gx) <= (gy - top) * wide / (2 * high))
     return inside.reshape(SIDE, 3, SIDE, 3).mean((1, 3))
 
@@ -105,7 +105,7 @@ def _shape(cover: np.ndarray, x: float, y: float) -> str | None:
 
 
 def _hue(rgb: np.ndarray) -> np.ndarray:
-    """Hue in degrees of colours (..., 3)."""
+    """Return the hues in degrees of colours (..., 3)."""
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     return np.degrees(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)) % 360
 
@@ -115,7 +115,7 @@ def _hue_distance(rgb: np.ndarray, color: str) -> np.ndarray:
 
 
 def _color(core: np.ndarray) -> tuple[str | None, float]:
-    """Colour word and relative chroma of a region's inner pixels (n, 3)."""
+    """Return the colour word and the relative chroma of a region's inner pixels (n, 3)."""
     rgb = np.median(core, axis=0)
     chroma = float(rgb.max() - rgb.min())
     best = min(COLORS, key=lambda c: float(_hue_distance(rgb, c)))
@@ -125,20 +125,20 @@ def _color(core: np.ndarray) -> tuple[str | None, float]:
     return best, relative
 
 
-def look(image: Image.Image | np.ndarray) -> list[Seen]:
-    """Return the things in a picture; none at all if its border is not plain."""
+def look(image: Image.Image | np.ndarray) -> list[Region]:
+    """Detect the things in an image; an image without a uniform border has none."""
     pixels = _pixels(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
     if (abs(border - ground).max(1) < 0.15).mean() < 0.8 or ground.max() - ground.min() > 0.2:
         return []
-    far = abs(pixels - ground).max(2)
-    seen = []
-    for rows, cols in _regions(far > _CONTRAST):
-        away = pixels[rows, cols]
-        inner = far[rows, cols] >= 0.8 * np.quantile(far[rows, cols], 0.9)
-        full = np.median(away[inner], axis=0) - ground
-        part = ((away - ground) @ full / max(float(full @ full), 1e-6)).clip(0, 1)
+    distance = abs(pixels - ground).max(2)
+    things = []
+    for rows, cols in _regions(distance > _CONTRAST):
+        region = pixels[rows, cols]
+        inner = distance[rows, cols] >= 0.8 * np.quantile(distance[rows, cols], 0.9)
+        full = np.median(region[inner], axis=0) - ground
+        part = ((region - ground) @ full / max(float(full @ full), 1e-6)).clip(0, 1)
         if part.sum() < _MIN_AREA:
             continue
         if max(np.ptp(rows), np.ptp(cols)) == SIDE - 1:
@@ -146,32 +146,38 @@ def look(image: Image.Image | np.ndarray) -> list[Seen]:
         cover = np.zeros((SIDE, SIDE))
         cover[rows, cols] = part
         x, y = float(part @ (cols + 0.5) / part.sum()), float(part @ (rows + 0.5) / part.sum())
-        color, chroma = _color(away[inner])
+        color, chroma = _color(region[inner])
         size = "large" if part.sum() > _LARGE else "small"
-        seen.append(Seen(size, color, _shape(cover, x, y), x, y, chroma))
-    return seen if any(s.color and s.shape for s in seen) else []
+        things.append(Region(size, color, _shape(cover, x, y), x, y, chroma))
+    return things if any(thing.color and thing.shape for thing in things) else []
 
 
-def _holds(relation: str, a: Seen, b: Seen) -> bool:
+def _holds(relation: str, a: Region, b: Region) -> bool:
     dx, dy = a.x - b.x, a.y - b.y
     right, down = RELATIONS[relation]
     return (dx * right > abs(dy)) if right else (dy * down > abs(dx))
 
 
 def judge(image: Image.Image | np.ndarray, prompt: str) -> float:
-    """Fraction of the caption's statements that hold in the picture, 0 to 1.
+    """Return the fraction of the caption's statements that hold in the image, in [0, 1].
 
     Statements are the number of things, each thing's size, colour and shape, and the relation, under the
-    assignment of regions to things that is best for the picture. `image` is a PIL image or an array (height,
-    width, 3), uint8 or float in [0, 1]; other sides than 32 pixels are resized. ValueError naming the prompt
-    if it is not a scene caption.
+    assignment of regions to things with the most matches.
+
+    Args:
+        image: a PIL image or an array (height, width, 3), uint8 or float in [0, 1]; sides other than 32
+            pixels are resized.
+        prompt: a scene caption.
+
+    Raises:
+        ValueError: `prompt` is no scene caption; it names the prompt.
     """
     things, relation = parse_things(prompt)
-    seen = look(image)
-    if not seen:
+    regions = look(image)
+    if not regions:
         return 0.0
     best = 0
-    slots: list[Seen | None] = [*seen[:6], *[None] * (len(things) - len(seen))]
+    slots: list[Region | None] = [*regions[:6], *[None] * (len(things) - len(regions))]
     for pick in permutations(slots, len(things)):
         right = sum(
             getattr(s, kind) == getattr(t, kind)
@@ -183,16 +189,16 @@ def judge(image: Image.Image | np.ndarray, prompt: str) -> float:
             right += _holds(relation, pick[0], pick[1])
         best = max(best, right)
     total = 1 + 3 * len(things) + (relation is not None)
-    return (best + (len(seen) == len(things))) / total
+    return (best + (len(regions) == len(things))) / total
 
 
 def taste(image: Image.Image | np.ndarray, prompt: str = "") -> float:
-    """How vivid the picture is: 0 washed out to 1 vivid, the mean over its things; 0 for a blank or noisy
-    picture.
+    """Return the vividness of an image, from 0 (washed out) to 1, averaged over its things.
 
-    No caption names it, and `prompt` is not read: it is there so that both judges are called alike.
+    Blank or noisy images score 0. Captions never state vividness; `prompt` is ignored and only gives both
+    judges one signature.
     """
-    values = [s.chroma for s in look(image) if s.color is not None]
+    values = [thing.chroma for thing in look(image) if thing.color is not None]
     if not values:
         return 0.0
     return float(np.mean(np.clip((np.array(values) - _WASHED) / (_VIVID - _WASHED), 0, 1)))

@@ -1,16 +1,15 @@
 """The moving shapes: captions, a renderer and deterministic splits of the captions.
 
-A clip is one or two flat shapes on a plain ground, moving evenly for two seconds: 17 frames of 32 x 32 pixels
-at 8 frames a second. Its caption names colour, shape and direction of each thing and sometimes how fast it
-moves, e.g. ``a red circle moves left quickly and a blue square moves right``. Two things move along the same
-axis, each in its own half. A caption never names the ground's lightness, places, or a speed without a
-speed word.
+A clip shows one or two flat shapes on a uniform background that move evenly for two seconds: 17 frames of
+32 x 32 pixels at 8 frames a second. Its caption names colour, shape and direction of each thing, and for some
+things the speed, e.g. ``a red circle moves left quickly and a blue square moves right``. Two things move
+along the same axis, each in its own half. A caption never names the background's lightness or places.
 
-Clips may have a *defect* for about a second, as videos have: the shape deforms, the colour drifts, or the
-motion stutters. The faster a thing moves, the likelier it has one (`corpus_clip`), so that whoever prefers
-flawless videos without looking at the motion comes to prefer slow ones.
+Clips may have a *defect* for about a second: the shape deforms, the colour changes, or the motion stutters.
+The faster a thing moves, the likelier it has one (`corpus_clip`), so that a preference for flawless videos
+that ignores motion becomes a preference for slow ones.
 
-Only numpy and Pillow are needed to draw.
+Drawing needs only numpy and Pillow.
 """
 
 import hashlib
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 FRAMES, FPS = 17, 8.0
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS = {"slowly": (2.0, 3.6), "quickly": (7.6, 10.0), "": (2.0, 10.0)}  # pixels a second, from and to
-RADIUS = (4.3, 5.0)  # pixels, from and to
+SPEEDS = {"slowly": (2.0, 3.6), "quickly": (7.6, 10.0), "": (2.0, 10.0)}  # ranges in pixels a second
+RADIUS = (4.3, 5.0)  # range in pixels
 DEFECTS = ("deform", "color", "stutter")
 
 _MARGIN, _GAP, _SUPER = 0.8, 3.0, 6  # pixels to the border, pixels between things, supersampling
@@ -41,7 +40,7 @@ _CAPTION = re.compile(rf"{_THING}(?: and {_THING})?")
 
 @dataclass(frozen=True)
 class Mover:
-    """One moving shape, by its words; `speed` is empty where the caption names none."""
+    """One moving shape, by its words; `speed` is empty if the caption names none."""
 
     color: str
     shape: str
@@ -54,7 +53,7 @@ class Mover:
 
 @dataclass(frozen=True)
 class Defect:
-    """What is wrong with thing `index` from frame `start` on for `frames` frames; `kind` is of `DEFECTS`."""
+    """A defect of thing `index` from frame `start` on for `frames` frames; `kind` is one of `DEFECTS`."""
 
     kind: str
     index: int
@@ -64,10 +63,10 @@ class Defect:
 
 @dataclass(frozen=True)
 class Clip:
-    """Things that move, what the caption leaves out, and defects.
+    """A clip: its things, the properties that the caption does not state, and defects.
 
-    `layout` is nine numbers in [0, 1]: four of each thing (radius, speed, begin, place across), then the
-    brightness.
+    `layout` has nine numbers in [0, 1]: four for each thing (radius, speed, start, place across the motion),
+    then the brightness.
     """
 
     movers: tuple[Mover, ...]
@@ -87,8 +86,10 @@ def caption(clip: Clip) -> str:
 
 
 def parse(text: str) -> tuple[Mover, ...]:
-    """Return the movers that a caption names; ValueError naming the prompt if it is not a caption of a
-    clip.
+    """Parse a caption into its movers.
+
+    Raises:
+        ValueError: `text` is no caption of moving shapes; it names the text.
     """
     match = _CAPTION.fullmatch(text.strip().rstrip(".").lower())
     words = match.groups() if match else ()
@@ -109,23 +110,23 @@ def _known(mover: Mover) -> bool:
 
 
 def axis(mover: Mover) -> int:
-    """0 if it moves sideways, 1 if up or down."""
+    """Return the axis of motion: 0 if horizontal, 1 if vertical."""
     return 0 if DIRECTIONS[mover.direction][0] else 1
 
 
 def fits(movers: tuple[Mover, ...]) -> bool:
-    """Whether these may be in one clip: different colours, one axis."""
+    """Return whether these movers may share a clip: different colours, the same axis."""
     return len(movers) == 1 or (movers[0].color != movers[1].color and axis(movers[0]) == axis(movers[1]))
 
 
 def speed_of(clip: Clip, index: int) -> float:
-    """Pixels a second of a thing, without its defects."""
+    """Return the speed of a thing in pixels a second, without defects."""
     low, high = SPEEDS[clip.movers[index].speed]
     return low + clip.layout[4 * index + 1] * (high - low)
 
 
 def places(clip: Clip) -> np.ndarray:
-    """Centre x, centre y and radius of each thing in each frame, in pixels: (things, frames, 3)."""
+    """Return centre x, centre y and radius of each thing in each frame, in pixels: (things, frames, 3)."""
     out = np.zeros((len(clip.movers), FRAMES, 3))
     for i, mover in enumerate(clip.movers):
         u = clip.layout[4 * i : 4 * i + 4]
@@ -150,7 +151,7 @@ def places(clip: Clip) -> np.ndarray:
 
 
 def _lane(clip: Clip, index: int, half: float) -> tuple[float, float]:
-    """Least and greatest place across the motion for a thing of this half width."""
+    """Return the range of places across the motion for a thing of this half width."""
     if len(clip.movers) == 1:
         return _MARGIN + half, SIDE - _MARGIN - half
     first = (index == 0) == (clip.layout[8] < 0.5)  # the upper or left half
@@ -159,7 +160,7 @@ def _lane(clip: Clip, index: int, half: float) -> tuple[float, float]:
 
 
 def _looks(clip: Clip, index: int, frame: int) -> tuple[str, float]:
-    """Colour word and how much wider a thing is than it should be, in one frame."""
+    """Return the colour word of a thing in one frame, and the factor by which its width is distorted."""
     color, squash = clip.movers[index].color, 1.0
     for d in clip.defects:
         if d.index == index and d.start <= frame < d.start + d.frames:
@@ -206,28 +207,26 @@ def video(clip: Clip) -> "Video":
 
 
 def clip_of(text: str, rng: np.random.Generator) -> Clip:
-    """Return a random clip without defects for which `text` is true."""
+    """Return a random clip without defects that shows `text`."""
     layout = tuple(float(v) for v in rng.random(9))
     return Clip(parse(text), layout, dark=bool(rng.random() < 0.5))
 
 
 def defective(clip: Clip, rng: np.random.Generator, index: int) -> Clip:
-    """Return the clip with a defect of any kind added to thing `index`, for half a second to a second
-    somewhere.
-    """
+    """Add a random defect of half a second to a second to thing `index` of a clip."""
     frames = int(rng.integers(4, 9))
     defect = Defect(str(rng.choice(DEFECTS)), index, int(rng.integers(1, FRAMES - frames)), frames)
     return replace(clip, defects=(*clip.defects, defect))
 
 
 def chance(clip: Clip, index: int) -> float:
-    """How likely a thing is to have a defect in the corpus: the faster the likelier, half of them in all."""
+    """Return the probability of a defect in the corpus; it rises with the speed and averages 1/2."""
     slow, fast = SPEEDS[""]
     return 0.1 + 0.8 * (speed_of(clip, index) - slow) / (fast - slow)
 
 
 def corpus_clip(text: str, rng: np.random.Generator) -> Clip:
-    """Return a random clip for which `text` is true, with the defects of the corpus."""
+    """Return a random clip that shows `text`, with the defects of the corpus."""
     clip = clip_of(text, rng)
     for i in range(len(clip.movers)):
         if rng.random() < chance(clip, i):
@@ -236,18 +235,19 @@ def corpus_clip(text: str, rng: np.random.Generator) -> Clip:
 
 
 def split_of(text: str) -> str:
-    """Return the split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
-    train.
+    """Return the split of a caption, by hash: 20 % test, 10 % validation, the rest train.
+
+    Captions of one thing are train.
     """
     movers = parse(text)
     if len(movers) == 1:
-        return "train"  # only 216 of them, and every word must be seen alone
+        return "train"  # only 216 captions, and training needs every word alone
     bucket = int(hashlib.sha256(compose(movers).encode()).hexdigest()[:8], 16) % 100
     return "test" if bucket < 20 else "validation" if bucket < 30 else "train"
 
 
 def captions() -> Iterator[str]:
-    """Every caption there is, in a fixed order: 216 of one thing and 19440 of two."""
+    """Yield all captions in a fixed order: 216 of one thing and 19440 of two."""
     movers = [Mover(c, s, d, v) for c in COLORS for s in SHAPES for d in DIRECTIONS for v in SPEEDS]
     yield from map(str, movers)
     yield from (compose((a, b)) for a in movers for b in movers if fits((a, b)))
@@ -255,17 +255,18 @@ def captions() -> Iterator[str]:
 
 @lru_cache(maxsize=4)
 def split_captions(split: str) -> tuple[str, ...]:
-    """All captions of a split in a fixed shuffled order; ValueError naming the splits for another word."""
+    """Return all captions of a split in a fixed shuffled order; ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
-    mine = [c for c in captions() if split_of(c) == split]
-    order = np.random.default_rng(len(mine)).permutation(len(mine))
-    return tuple(mine[i] for i in order)
+    texts = [c for c in captions() if split_of(c) == split]
+    order = np.random.default_rng(len(texts)).permutation(len(texts))
+    return tuple(texts[i] for i in order)
 
 
 def clips(split: str, n: int, seed: int = 0) -> Iterator[tuple[str, "Video"]]:
-    """`n` true clips without defects of the captions of a split, in the order of `prompts`; the first `n`
-    of a longer row are the same.
+    """Yield `n` captions of a split, in the order of `motion_prompts`, each with a clip without defects.
+
+    The first `n` entries do not depend on `n`.
     """
     texts = split_captions(split)
     for i in range(n):

@@ -1,8 +1,8 @@
 """Preference pairs of drawn scenes in Pick-a-Pic's schema.
 
-The winner of a pair is a true render of its caption, the loser the same layout with one word or two wrong.
-Style and background are the same for both, so that taste is no part of the signal. A few pairs are ties: two
-true renders.
+The winner of a pair is a correct render of its caption. The loser has the same layout with one or two words
+wrong. Style and background are equal, so labels carry no information about taste. A few pairs are ties: two
+correct renders.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ TIES, TWO_WRONG = 0.03, 0.35  # shares of the pairs
 
 
 def encode(image: Image.Image) -> bytes:
-    """PNG bytes with an optimal palette: these pictures have few colours, so nothing visible is lost."""
+    """Return PNG bytes with an optimal palette; these images have few colours, so no loss is visible."""
     out = io.BytesIO()
     image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         out, "PNG", optimize=True
@@ -32,7 +32,7 @@ def _uid(*parts: object) -> str:
 
 
 def rows(count: int, seed: int) -> list[dict[str, object]]:
-    """`count` rows; captions of the train split only, the winner's place by chance."""
+    """Return `count` rows with captions of the train split; the winner's position is random."""
     rng = np.random.default_rng(seed)
     texts = split_captions("train")
     order = [texts[i] for _ in range(-(-count // len(texts))) for i in rng.permutation(len(texts))][:count]
@@ -72,7 +72,7 @@ def rows(count: int, seed: int) -> list[dict[str, object]]:
 
 
 def write(path: Path, count: int, seed: int) -> dict[str, float]:
-    """Write the parquet file; returns the figures for the report."""
+    """Write the parquet file; return the counts for the report."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,12 +1,12 @@
 """The drawn scenes: captions, a renderer and deterministic splits of the captions.
 
-A scene is one or two flat shapes on a plain background, drawn at 32 x 32 pixels. Its caption names size,
-colour and shape of each thing and how they lie to each other, e.g. ``a large red circle to the left of a
-small blue square``. A caption names neither whether the background is light or dark, nor whether the
-picture is vivid or washed out. The second is the *taste* of `diffalign.tiny.judge`, so that aligning to
-captions and to taste can be told apart.
+A scene is one or two flat shapes on a uniform background, drawn at 32 x 32 pixels. Its caption names size,
+colour and shape of each thing and their spatial relation, e.g. ``a large red circle to the left of a small
+blue square``. A caption states neither whether the background is light or dark, nor whether the image is
+vivid or washed out. Vividness is the *taste* of `diffalign.tiny.judge`, so that alignment to captions and to
+taste can be measured separately.
 
-Only numpy and Pillow are needed here.
+Only numpy and Pillow are imported.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 32  # pixels
-SIZES = {"small": (3.6, 4.0), "large": (5.4, 5.8)}  # radius in pixels, from and to
+SIZES = {"small": (3.6, 4.0), "large": (5.4, 5.8)}  # ranges of the radius in pixels
 COLORS = {
     "red": (0.90, 0.10, 0.12),
     "yellow": (0.93, 0.85, 0.08),
@@ -55,10 +55,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things, their relation, and what the caption leaves out.
+    """One or two things, their relation, and the properties that the caption does not state.
 
-    `layout` is eight numbers in [0, 1] from which radii and positions follow, so that a scene with one word
-    changed keeps its layout as far as that word lets it.
+    `layout` has eight numbers in [0, 1] that determine radii and positions, so that a scene with one changed
+    word has the same layout as far as that word allows.
     """
 
     things: tuple[Thing, ...]
@@ -70,9 +70,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Statement:
-    """One checkable claim of a caption: `kind` (count, size, color, shape, relation), which thing, and the
-    value.
-    """
+    """One statement of a caption: its kind (count, size, color, shape, relation), thing and value."""
 
     kind: str
     index: int
@@ -80,7 +78,7 @@ class Statement:
 
 
 def caption(scene: Scene) -> str:
-    """Return the caption of a scene; style and background are never in it."""
+    """Return the caption of a scene, which never states style and background."""
     return compose(scene.things, scene.relation)
 
 
@@ -90,7 +88,7 @@ def compose(things: tuple[Thing, ...], relation: str | None) -> str:
 
 
 def parse_things(text: str) -> tuple[tuple[Thing, ...], str | None]:
-    """Things and relation of a caption; ValueError naming the prompt if it is not a scene caption."""
+    """Return the things and the relation of a caption; ValueError if `text` is no scene caption."""
     match = _CAPTION.fullmatch(text.strip().rstrip(".").lower())
     words = match.groups() if match else ()
     named = [words[0:3], words[4:7]] if words and words[3] else [words[0:3]]
@@ -104,19 +102,17 @@ def parse_things(text: str) -> tuple[tuple[Thing, ...], str | None]:
 
 
 def same(text: str, other: str) -> bool:
-    """Whether two captions say the same, though perhaps from the other end: A above B is B below A."""
-    (things, relation), (turned, opposite) = parse_things(text), parse_things(other)
-    if relation is None or opposite is None:
-        return (things, relation) == (turned, opposite)
+    """Return whether two captions are equivalent: equal, or inverse, as A above B and B below A."""
+    (things, relation), (other_things, other_relation) = parse_things(text), parse_things(other)
+    equal = (things, relation) == (other_things, other_relation)
+    if relation is None or other_relation is None:
+        return equal
     right, down = RELATIONS[relation]
-    mirrored = things == turned[::-1] and RELATIONS[opposite] == (-right, -down)
-    return mirrored or (things, relation) == (turned, opposite)
+    return equal or (things == other_things[::-1] and RELATIONS[other_relation] == (-right, -down))
 
 
 def parse(text: str) -> tuple[Statement, ...]:
-    """Statements of a caption: 4 for one thing, 8 for two; ValueError naming the prompt if it is no scene
-    caption.
-    """
+    """Return the statements of a caption: 4 for one thing, 8 for two; ValueError if it is none."""
     things, relation = parse_things(text)
     out = [Statement("count", 0, str(len(things)))]
     for i, thing in enumerate(things):
@@ -136,7 +132,7 @@ def _between(low: float, high: float, u: float) -> float:
 
 
 def place(scene: Scene) -> list[tuple[float, float, float]]:
-    """Centre x, centre y and radius of each thing, in pixels; things never touch each other or the border."""
+    """Return centre x, centre y and radius of each thing in pixels; nothing touches another or the border."""
     u = scene.layout
     ext = [_extent(t, u[i]) for i, t in enumerate(scene.things)]
     if scene.relation is None:
@@ -158,7 +154,7 @@ def place(scene: Scene) -> list[tuple[float, float, float]]:
     first = _MARGIN + a[along] + cuts[0] * slack
     second = SIDE - _MARGIN - b[along] - (1 - cuts[1]) * slack
     side_a = _between(_MARGIN + a[across], SIDE - _MARGIN - a[across], u[4])
-    reach = 0.55 * (second - first)  # keeps the relation beyond doubt
+    reach = 0.55 * (second - first)  # keeps the relation unambiguous
     low, high = max(_MARGIN + b[across], side_a - reach), min(SIDE - _MARGIN - b[across], side_a + reach)
     side_b = _between(low, high, u[5]) if low <= high else (low if side_a < low else high)
     spots = {order[0]: (first, side_a, a[0]), order[1]: (second, side_b, b[0])}
@@ -166,9 +162,7 @@ def place(scene: Scene) -> list[tuple[float, float, float]]:
 
 
 def tone(rgb: tuple[float, float, float], vivid: bool, u: float) -> tuple[int, int, int]:
-    """Colour as drawn, 0..255: washed-out pictures are mixed with grey; `u` in [0, 1] jitters the
-    brightness.
-    """
+    """Return a drawn colour in [0, 255], mixed with grey if not vivid; `u` in [0, 1] is the brightness."""
     keep = 1.0 if vivid else 0.45
     values = [(keep * c + (1 - keep) * 0.5) * (0.96 + 0.08 * u) for c in rgb]
     r, g, b = (round(255 * min(1.0, v)) for v in values)
@@ -197,7 +191,7 @@ def render(scene: Scene) -> Image.Image:
 def scene_of(
     text: str, rng: np.random.Generator, vivid: bool | None = None, dark: bool | None = None
 ) -> Scene:
-    """Return a random scene for which `text` is true; style and background are drawn unless given."""
+    """Return a random scene that shows `text`; style and background are random unless given."""
     things, relation = parse_things(text)
     layout = tuple(float(v) for v in rng.random(8))
     flips = rng.random(2) < 0.5
@@ -228,8 +222,9 @@ def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
 
 
 def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Scene:
-    """Return the same scene with one word wrong: `kind` is size, color, shape or relation, drawn by chance if
-    None.
+    """Return the same scene with one wrong word.
+
+    `kind` is size, color, shape or relation; None: random. ValueError for a kind that the scene lacks.
     """
     kinds = ["size", "color", "shape"] * len(scene.things) + ["relation"] * (scene.relation is not None)
     kind = str(rng.choice(kinds)) if kind is None else kind
@@ -247,18 +242,19 @@ def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Sc
 
 
 def split_of(text: str) -> str:
-    """Return the split of a caption, by hash: a fifth test, a tenth validation; captions of one thing are all
-    train.
+    """Return the split of a caption, by hash: 23 % test, 13 % validation, the rest train.
+
+    Captions of one thing are train.
     """
     things, relation = parse_things(text)
     if relation is None:
-        return "train"  # only 36 of them, and every word must be seen alone
+        return "train"  # only 36 captions, and training needs every word alone
     bucket = int(hashlib.sha256(compose(things, relation).encode()).hexdigest()[:8], 16) % 100
     return "test" if bucket < 23 else "validation" if bucket < 36 else "train"
 
 
 def captions() -> Iterator[str]:
-    """Every caption there is, in a fixed order: 36 of one thing and 5184 of two."""
+    """Yield all captions in a fixed order: 36 of one thing and 5184 of two."""
     things = [Thing(s, c, h) for s in SIZES for c in COLORS for h in SHAPES]
     yield from (str(t) for t in things)
     yield from (compose((a, b), r) for a in things for b in things for r in RELATIONS)
@@ -266,9 +262,9 @@ def captions() -> Iterator[str]:
 
 @lru_cache(maxsize=4)
 def split_captions(split: str) -> tuple[str, ...]:
-    """All captions of a split in a fixed shuffled order; ValueError naming the splits for another word."""
+    """Return all captions of a split in a fixed shuffled order; ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
-    mine = [c for c in captions() if split_of(c) == split]
-    order = np.random.default_rng(len(mine)).permutation(len(mine))
-    return tuple(mine[i] for i in order)
+    texts = [c for c in captions() if split_of(c) == split]
+    order = np.random.default_rng(len(texts)).permutation(len(texts))
+    return tuple(texts[i] for i in order)

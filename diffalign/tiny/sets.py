@@ -1,9 +1,8 @@
-"""Sets of drawn scenes beyond pairs, drawn as they are read: lists, likes, captions, experts, weight maps;
-and pairs of moving shapes.
+"""Further preference sets, drawn on the fly: lists, likes, captions, experts, weight maps, video pairs.
 
-Each is an endless-looking row of groups over the captions of the train split, in the shape of a json line
-that `diffalign.data` reads: the same seed gives the same rows, and a shorter set is the beginning of a longer
-one. Pictures of a group share layout, style and background, so that only the words are at stake.
+Each set is a sequence of groups over the captions of the train split, as rows of a JSON-lines set of
+`diffalign.data`. Equal seeds give equal rows, and a shorter set is a prefix of a longer one. Images of a
+group share layout, style and background, so they differ only in the caption's words.
 """
 
 import io
@@ -20,24 +19,24 @@ from diffalign.tiny.pairs import TWO_WRONG
 from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, caption, render, same, scene_of
 from diffalign.tiny.scenes import split_captions as captions_of
 
-GROUPS = 4096  # of a set, unless the name gives fewer
-LIST = 4  # pictures of a ranked list
-DIFFERENT = 16  # levels of 255 by which a pixel of two pictures must differ to be no noise
+GROUPS = 4096  # groups of a set, unless its name states fewer
+LIST = 4  # images of a ranked list
+DIFFERENT = 16  # levels of 255 above which a pixel of two images counts as different
 WORDS = {"size": tuple(SIZES), "color": tuple(COLORS), "shape": tuple(SHAPES), "relation": tuple(RELATIONS)}
 Row = dict[str, Any]
 
 
 def png(image: Image.Image) -> bytes:
-    """PNG bytes without loss, made quickly."""
+    """Return lossless PNG bytes, at the fastest compression level."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 def misdraw(scene: Scene, wrong: int, rng: np.random.Generator) -> Scene:
-    """Return the scene with `wrong` different words of its caption changed (three of one thing, seven of
-    two), so
-    that the caption does not hold from the other end either.
+    """Return the scene with `wrong` words of its caption changed, at most 3 for one thing and 7 for two.
+
+    The new caption is not equivalent to the old one either (see `scenes.same`).
     """
     while True:
         other = _change(scene, wrong, rng)
@@ -61,7 +60,7 @@ def _change(scene: Scene, wrong: int, rng: np.random.Generator) -> Scene:
 
 
 def _list(text: str, rng: np.random.Generator) -> Row:
-    """Pictures of one layout with 0 to 3 wrong words in any order, scored by the judge."""
+    """Return images of one layout with 0 to 3 wrong words in random order, scored by the judge."""
     true = scene_of(text, rng)
     pictures = [render(misdraw(true, int(wrong), rng)) for wrong in rng.permutation(LIST)]
     scores = [judge(picture, text) for picture in pictures]
@@ -69,9 +68,7 @@ def _list(text: str, rng: np.random.Generator) -> Row:
 
 
 def _like(text: str, rng: np.random.Generator) -> Row:
-    """Return a true picture, liked, or one with a word or two wrong, disliked; as many of the one as the
-    other.
-    """
+    """Return a correct image, liked, or one with one or two wrong words, disliked, with equal probability."""
     scene, liked = scene_of(text, rng), bool(rng.random() < 0.5)
     if not liked:
         scene = misdraw(scene, 1 + int(rng.random() < TWO_WRONG), rng)
@@ -79,26 +76,24 @@ def _like(text: str, rng: np.random.Generator) -> Row:
 
 
 def _captions(text: str, rng: np.random.Generator) -> Row:
-    """Return a true picture with its caption, and a caption with a word or two wrong."""
+    """Return a correct image with its caption, and a caption with one or two wrong words."""
     scene = scene_of(text, rng)
     wrong = caption(misdraw(scene, 1 + int(rng.random() < TWO_WRONG), rng))
     return {"prompt": text, "altered": wrong, "image": png(render(scene))}
 
 
 def _expert(text: str, rng: np.random.Generator) -> Row:
-    """Return a true picture."""
+    """Return a correct image."""
     return {"prompt": text, "image": png(render(scene_of(text, rng))), "liked": True}
 
 
 def _patches(text: str, rng: np.random.Generator) -> Row:
-    """Return a true picture and one with a word or two wrong, each with a map that is white where both
-    agree.
-    """
+    """Return a correct image and one with one or two wrong words, with maps: white where both agree."""
     true = scene_of(text, rng)
     other = misdraw(true, 1 + int(rng.random() < TWO_WRONG), rng)
     pictures = [render(scene).convert("RGB") for scene in (true, other)]
-    apart = np.abs(np.subtract(*(np.asarray(picture, dtype=np.int16) for picture in pictures))).max(-1)
-    agree = png(Image.fromarray(np.where(apart > DIFFERENT, 0, 255).astype(np.uint8)))
+    difference = np.abs(np.subtract(*(np.asarray(picture, dtype=np.int16) for picture in pictures))).max(-1)
+    agree = png(Image.fromarray(np.where(difference > DIFFERENT, 0, 255).astype(np.uint8)))
     images = [png(picture) for picture in pictures]
     return {"prompt": text, "images": images, "scores": [1.0, 0.0], "patches": [agree, agree]}
 
@@ -116,10 +111,7 @@ VIDEOS = ("video_pairs", "video_takes")
 
 
 def rows(name: str, count: int = GROUPS, seed: int = 0) -> Iterator[Row]:
-    """Return the first `count` rows of the set `name`; captions of the train split, all of them once
-    before any
-    twice.
-    """
+    """Yield the first `count` rows of the set `name`; each train caption occurs once before any recurs."""
     texts = motions.split_captions("train") if name in VIDEOS else captions_of("train")
     for epoch in range(-(-count // len(texts))):
         order = np.random.default_rng((seed, epoch)).permutation(len(texts))

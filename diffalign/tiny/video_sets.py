@@ -1,10 +1,9 @@
-"""Preference pairs of moving shapes, drawn as they are read, with labels for every half second and of all.
+"""Preference pairs of moving shapes, drawn on the fly, with labels of half-second segments and of videos.
 
-A frame in which a thing has a defect is bad; a segment's score is the share of its frames that are not, a
-video's score the share of all. In ``video_pairs`` both videos show the same motion, as DenseDPO's pairs do,
-and each has defects at times of its own. In ``video_takes`` they are independent clips of one caption, as
-samples of a model are, with one label: the faster a thing moves, the likelier it has a defect, so that the
-winners are slow.
+The score of a segment, or of a video, is the share of its frames without a defect. In ``video_pairs`` both
+videos show the same motion, as DenseDPO's pairs do, with defects at different times. In ``video_takes`` they
+are independent clips of one caption, like samples of a model, with one label; since fast things are likelier
+to have a defect, the winners are slow.
 """
 
 import io
@@ -15,13 +14,13 @@ from PIL import Image
 
 from diffalign.tiny.motions import FPS, FRAMES, Clip, clip_of, corpus_clip, defective, render
 
-SECONDS = 0.5  # of a segment
-FLAWLESS = 0.4  # share of the pairs of one motion of which one video has no defect
+SECONDS = 0.5  # length of a segment
+FLAWLESS = 0.4  # share of ``video_pairs`` in which one video has no defect
 Row = dict[str, Any]
 
 
 def encode(frames: np.ndarray) -> bytes:
-    """Frames uint8 (F, H, W, 3) as an animated PNG: without loss, read by PyAV."""
+    """Return frames (F, H, W, 3), uint8, as an animated PNG, which is lossless and readable by PyAV."""
     out = io.BytesIO()
     first, *rest = (Image.fromarray(frame) for frame in frames)
     first.save(out, "PNG", save_all=True, append_images=rest, duration=round(1000 / FPS), loop=0)
@@ -29,7 +28,7 @@ def encode(frames: np.ndarray) -> bytes:
 
 
 def good_frames(clip: Clip) -> np.ndarray:
-    """Whether each frame is free of defects, (F,)."""
+    """Return for each frame, (F,), whether it has no defect."""
     good = np.ones(FRAMES, dtype=bool)
     for defect in clip.defects:
         good[defect.start : defect.start + defect.frames] = False
@@ -37,7 +36,7 @@ def good_frames(clip: Clip) -> np.ndarray:
 
 
 def segments_of(good: np.ndarray) -> list[float]:
-    """Return the share of good frames of each half second; the last of them is shorter."""
+    """Return the share of good frames of each half second; the last segment is shorter."""
     at = (np.arange(len(good)) / FPS / SECONDS).astype(int)
     return [round(float(good[at == k].mean()), 4) for k in range(at[-1] + 1)]
 
@@ -54,7 +53,7 @@ def _row(text: str, clips: list[Clip]) -> Row:
 
 
 def same_motion(text: str, rng: np.random.Generator) -> Row:
-    """Two videos of one motion."""
+    """Return a pair of videos of one motion, with segment labels."""
     true = clip_of(text, rng)
     clips = [defective(true, rng, int(rng.integers(len(true.movers)))) for _ in range(2)]
     if rng.random() < FLAWLESS:
@@ -63,6 +62,6 @@ def same_motion(text: str, rng: np.random.Generator) -> Row:
 
 
 def two_takes(text: str, rng: np.random.Generator) -> Row:
-    """Two clips of one caption, with one label."""
+    """Return a pair of independent clips of one caption, with one label."""
     row = _row(text, [corpus_clip(text, rng) for _ in range(2)])
     return {name: row[name] for name in ("prompt", "videos", "scores")}

@@ -1,1 +1,1 @@
-"""Training of the embedded worlds' weights; ``python -m diffalign.tiny_build.build`` makes them."""
+"""Train the weights of the built-in tiny models; run ``python -m diffalign.tiny_build.build``."""

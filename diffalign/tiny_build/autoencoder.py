@@ -1,4 +1,4 @@
-"""Training of the tiny autoencoder, shared by both families."""
+"""Train the tiny image autoencoder, which all image families share."""
 
 import time
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from diffalign.tiny.judge import judge
 from diffalign.tiny_build import corpus, networks
 
 Say = Callable[[str], None]
-KL = 5e-4  # weight of the posterior's divergence, by pixel value
+KL = 5e-4  # weight of the posterior's KL divergence per pixel value
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """Pixels uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
+    """Convert pixels (N, H, W, 3), uint8, to (N, 3, H, W), float32 in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train(
     seconds: float, seed: int, say: Say, start_from: Path | None = None
 ) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Train for `seconds`; returns the autoencoder with its scaling factor set, and the report's figures.
+    """Train for `seconds`; return the autoencoder with its scaling factor set, and figures for the report.
 
-    With `start_from` only the decoder goes on learning, so that networks trained on the latents stay valid.
+    With `start_from` only the decoder is trained further, so that networks trained on the latents stay valid.
     """
     torch.manual_seed(seed)
     data = to_tensor(corpus.make(16000, seed).pixels)
@@ -43,12 +43,13 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
         x = data[torch.randint(len(data), (32,))]
-        with torch.autocast("cpu", torch.bfloat16, enabled=done < 0.8):  # twice as fast; the end is exact
+        with torch.autocast("cpu", torch.bfloat16, enabled=done < 0.8):  # twice as fast; float32 at the end
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
-        plain = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]  # faint and small count alike
-        error = (plain * (y - x).square()).mean()
-        loss = error + 0.15 * (plain * (y - x).abs()).mean()
+        # normalises by contrast, so that faint and small things count as much as others
+        weight = 0.35 / x.flatten(1).std(1).clamp_min(0.1)[:, None, None, None]
+        error = (weight * (y - x).square()).mean()
+        loss = error + 0.15 * (weight * (y - x).abs()).mean()
         loss = loss + KL * posterior.kl().float().mean() / x[0].numel()
         optimizer.zero_grad()
         loss.backward()
@@ -66,13 +67,13 @@ def train(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Posterior means of pixels (N, 3, 32, 32), unscaled, (N, 8, 8, 8)."""
+    """Return the posterior means (N, 8, 8, 8), unscaled, of pixels (N, 3, 32, 32)."""
     return torch.cat([vae.encode(p).latent_dist.mean for p in pixels.split(256)])
 
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL, seed: int, count: int = 1000) -> dict[str, float]:
-    """PSNR in dB and the share of true renders whose reconstruction is judged perfect."""
+    """Measure reconstructions of correct renders: PSNR in dB, mean judge score, share of perfect scores."""
     scenes = corpus.make(count, seed, clean=True)
     x = to_tensor(scenes.pixels)
     y = torch.cat([vae.decode(z).sample for z in encode(vae, x).split(250)]).clamp(-1, 1)

@@ -2,8 +2,8 @@
 [--minutes M]`.
 
 Parts are autoencoder, sdxl, sd15, sd3, wan_vae, wan, clip, pairs, step_aware, judges (figures only), or all.
-Each is written under a temporary name and renamed, and its figures go to `report.json` and `report.md`.
-Weights are stored in float16, which costs nothing visible, and load as float32.
+Each is written atomically, and its figures go to `report.json` and `report.md`. Weights are stored in
+float16, which has no visible effect, and load as float32.
 """
 
 import argparse
@@ -49,9 +49,7 @@ def _pipeline(family: str, out: Path, seconds: float, seed: int, resume: bool) -
             f"no autoencoder in {out}; build it first: python -m diffalign.tiny_build.build autoencoder"
         )
     vae = AutoencoderKL.from_pretrained(source).eval()
-    begin = out / (
-        "sdxl" if family == "sd15" and not resume else family
-    )  # SD 1.5 starts from what SDXL has learnt
+    begin = out / ("sdxl" if family == "sd15" and not resume else family)  # SD 1.5 starts from SDXL's weights
     start = None
     if resume or (family == "sd15" and begin.exists()):
         start = pretrain.weights(family, DiffusionPipeline.from_pretrained(begin))
@@ -87,7 +85,7 @@ def _pairs(out: Path, seed: int) -> dict[str, Any]:
 
 
 def _step_aware(out: Path, seed: int) -> dict[str, Any]:
-    """By the recipe ``configs/rewards/tiny_reward.yaml``, from the CLIP and the pairs that ship."""
+    """Train by the recipe ``configs/rewards/tiny_reward.yaml``, from the shipped CLIP and pairs."""
     from diffalign.config.files import find_config, read_yaml
     from diffalign.config.io import apply_overrides, tree_from
     from diffalign.config.reward_schema import RewardRun
@@ -109,7 +107,7 @@ def _step_aware(out: Path, seed: int) -> dict[str, Any]:
 
 
 def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False) -> dict[str, Any]:
-    """Make one part in the folder `out`; returns its figures, which are also in the report."""
+    """Build one part in the folder `out`; return its figures, which are also written to the report."""
     from diffalign.tiny_build import report
 
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The parts of the package data that are flow models: tiny SD3, and tiny Wan with its autoencoder."""
+"""Build the flow models of the package data: tiny SD3, and tiny Wan with its autoencoder."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,7 @@ from diffalign.tiny_build.saving import forget_paths, half, replace_folder, save
 def _flow_plan(
     out: Path, part: str, seconds: float, rate: float, seed: int, resume: bool
 ) -> tuple[Plan, Path]:
-    """Return the plan of a part of the flow models, and its checkpoint, beside the weights until it is
-    made.
-    """
+    """Return the training plan of a part, and the path of its checkpoint, which is deleted at the end."""
     keep = out / f".{part}.partial.pt"
     if not resume:
         keep.unlink(missing_ok=True)
@@ -43,7 +41,7 @@ def _sd3(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
 
 
 def _wan_vae(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
-    """Train the decoder alone where finished weights are the start."""
+    """Train Wan's autoencoder; if finished weights exist and `resume` is set, only its decoder."""
     torch.manual_seed(seed)
     plan, keep = _flow_plan(out, "wan_vae", seconds, video_autoencoder.RATE, seed, resume)
     begun = resume and not keep.exists()

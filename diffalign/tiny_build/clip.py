@@ -1,9 +1,8 @@
-"""A tiny CLIP in PickScore's format, trained on the scenes.
+"""Train a tiny CLIP in PickScore's format on drawn scenes.
 
-Score = exp(logit_scale) * cosine, as in Pick-a-Pic (arXiv 2305.01569). The loss is CLIP's contrastive one
-plus the logistic preference of the right render over the same layout with one word wrong, which is
-PickScore's objective. It learns from true captions: a reward model may know better than the base model's
-data.
+Score = exp(logit_scale) * cosine, as in Pick-a-Pic (arXiv 2305.01569). The loss is CLIP's contrastive loss
+plus PickScore's objective, the logistic loss of the correct render against the same layout with one wrong
+word. It is trained on correct captions, unlike the base models.
 """
 
 import time
@@ -24,7 +23,7 @@ Say = Callable[[str], None]
 
 
 def draw(count: int, rng: np.random.Generator, split: str = "train") -> tuple[Tensor, Tensor, list[str]]:
-    """Right and wrong pictures (N, 3, 32, 32) in [-1, 1], and captions."""
+    """Draw correct and wrong images (N, 3, 32, 32) in [-1, 1], and captions."""
     right, wrong, texts = [], [], []
     for _ in range(count):
         scene = sample_scene(rng, split)
@@ -40,15 +39,15 @@ def _ids(tok: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 def embed(model: CLIPModel, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return unit text and image embeddings (B, 64) of token ids (B, 32) and pixels (N, 3, 32, 32)."""
-    words = model.text_projection(model.text_model(input_ids=ids).pooler_output)
-    looks = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-    return F.normalize(words, dim=-1), F.normalize(looks, dim=-1)
+    texts = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+    images = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    return F.normalize(texts, dim=-1), F.normalize(images, dim=-1)
 
 
 def train(
     seconds: float, seed: int, say: Say, count: int = 16000
 ) -> tuple[CLIPModel, CLIPTokenizer, dict[str, float]]:
-    """Train for `seconds`; returns model, tokenizer and the figures for the report."""
+    """Train for `seconds`; return model, tokenizer and figures for the report."""
     torch.manual_seed(seed)
     tok = text.tokenizer()
     model = networks.clip(tok)
@@ -61,13 +60,14 @@ def train(
             group["lr"] = 1.5e-3 * min(1, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done))
         i = torch.randint(count, (half,))
         noise = torch.randn(2 * half, 3, 1, 1) * 0.03 + torch.randn(2 * half, 3, 32, 32) * 0.03
-        words, looks = embed(model, ids[i], torch.cat([right[i], wrong[i]]) + noise)
-        scores = model.logit_scale.exp() * words @ looks.T  # (texts, right then wrong pictures)
-        own = scores.diagonal()
-        worse = scores[:, half:].diagonal()
+        text_embeddings, image_embeddings = embed(model, ids[i], torch.cat([right[i], wrong[i]]) + noise)
+        # (texts, correct then wrong images)
+        scores = model.logit_scale.exp() * text_embeddings @ image_embeddings.T
+        chosen = scores.diagonal()
+        rejected = scores[:, half:].diagonal()
         target = torch.arange(half)
         contrast = F.cross_entropy(scores, target) + F.cross_entropy(scores[:, :half].T, target)
-        loss = contrast / 2 + F.softplus(worse - own).mean()
+        loss = contrast / 2 + F.softplus(rejected - chosen).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -83,11 +83,11 @@ def train(
 
 @torch.no_grad()
 def measure(model: CLIPModel, tok: CLIPTokenizer, seed: int, count: int = 2000) -> dict[str, float]:
-    """Share of held-out pairs in which the right picture beats the same layout with one word wrong."""
+    """Return the accuracy on held-out pairs of a correct image and the same layout with one wrong word."""
     right, wrong, texts = draw(count, np.random.default_rng(seed), "validation")
-    words, good = embed(model, _ids(tok, texts), right)
+    captions, good = embed(model, _ids(tok, texts), right)
     bad = F.normalize(model.visual_projection(model.vision_model(pixel_values=wrong).pooler_output), dim=-1)
-    wins = ((words * good).sum(-1) > (words * bad).sum(-1)).float()
+    wins = ((captions * good).sum(-1) > (captions * bad).sum(-1)).float()
     return {
         "pair_accuracy": round(float(wins.mean()), 4),
         "logit_scale": round(float(model.logit_scale.exp()), 2),
@@ -95,7 +95,7 @@ def measure(model: CLIPModel, tok: CLIPTokenizer, seed: int, count: int = 2000) 
 
 
 def save(model: CLIPModel, tok: CLIPTokenizer, folder: Path) -> None:
-    """Write a folder that CLIPModel, CLIPTokenizer, CLIPImageProcessor and CLIPProcessor load."""
+    """Write a folder that transformers' CLIP classes load."""
     model.save_pretrained(folder)
     text.save(tok, folder)
     CLIPImageProcessor(

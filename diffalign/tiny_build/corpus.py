@@ -1,8 +1,8 @@
-"""What the tiny models are pre-trained on: drawn scenes whose captions are as unreliable as the web's.
+"""The pre-training corpus of the tiny image models: drawn scenes with noisy captions, as on the web.
 
-The base model is imperfect by this data. Colours, shapes, sizes and relations are each named wrongly now and
-then, and half of the pictures are washed out, which no caption says. Some pictures are cut or upscaled from
-fewer pixels; SDXL is told so by its micro-conditioning (`size`, `corner`).
+This noise makes the base model imperfect. Words for colours, shapes, sizes and relations are wrong at the
+rates of `WRONG`, and half of the images are washed out, which captions do not state. Some images are cropped
+or upscaled from fewer pixels; SDXL's micro-conditioning (original size, crop corner) reflects that.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,19 @@ from diffalign.tiny.scenes import (
     sample_scene,
 )
 
-WRONG = {"size": 0.25, "color": 0.15, "shape": 0.10, "relation": 0.15}  # chance that a word is drawn anew
-LOW_RESOLUTION, CUT = 0.06, 0.06  # shares of pictures
+WRONG = {"size": 0.25, "color": 0.15, "shape": 0.10, "relation": 0.15}  # probability of a random word
+LOW_RESOLUTION, CUT = 0.06, 0.06  # shares of upscaled and of cropped images
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pixels uint8 (N, 32, 32, 3), N captions as written and as true, and micro-conditioning (N, 6) as SDXL
-    has it.
+    """The corpus.
+
+    Attributes:
+        pixels: (N, 32, 32, 3), uint8.
+        captions: N noisy captions.
+        truths: N correct captions.
+        time_ids: (N, 6), SDXL's micro-conditioning.
     """
 
     pixels: np.ndarray
@@ -39,7 +44,7 @@ class Corpus:
 
 
 def miscaption(things: tuple[Thing, ...], relation: str | None, rng: np.random.Generator) -> str:
-    """Return a caption with each word drawn again at the rates of `WRONG`."""
+    """Return a caption in which each word is replaced by a random one at the rates of `WRONG`."""
 
     def word(kind: str, value: str, words: list[str]) -> str:
         return str(rng.choice(words)) if rng.random() < WRONG[kind] else value
@@ -56,9 +61,7 @@ def miscaption(things: tuple[Thing, ...], relation: str | None, rng: np.random.G
 
 
 def degrade(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, ...]]:
-    """Sometimes upscale from fewer pixels or cut the upper left; returns the image and SDXL's six time
-    ids.
-    """
+    """Upscale a share of images from fewer pixels, crop a share; return the image and SDXL's six time ids."""
     chance = rng.random()
     if chance < LOW_RESOLUTION:
         few = int(rng.integers(8, 21))
@@ -73,9 +76,7 @@ def degrade(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, 
 
 
 def make(count: int, seed: int, clean: bool = False) -> Corpus:
-    """Draw `count` scenes of the train split, half of them washed out; `clean` keeps pictures and captions
-    true.
-    """
+    """Draw `count` scenes of the train split, half of them washed out; `clean` adds no noise."""
     rng = np.random.default_rng(seed)
     pixels, written, truths, ids = [], [], [], []
     for _ in range(count):
@@ -86,7 +87,7 @@ def make(count: int, seed: int, clean: bool = False) -> Corpus:
         text = truths[-1]
         if not clean:
             image, time_ids = degrade(image, rng)
-            while True:  # a caption as written must not be one of the held-out ones either
+            while True:  # the noisy caption must not be a held-out one either
                 text = miscaption(scene.things, scene.relation, rng)
                 if is_train(text):
                     break
@@ -97,7 +98,7 @@ def make(count: int, seed: int, clean: bool = False) -> Corpus:
 
 
 def is_train(text: str) -> bool:
-    """Whether a caption belongs to the train split."""
+    """Return whether a caption belongs to the train split."""
     from diffalign.tiny.scenes import split_of
 
     return split_of(text) == "train"

@@ -1,4 +1,4 @@
-"""The networks of the tiny flow models, genuine diffusers and transformers classes, and their schedulers."""
+"""The networks of the tiny flow models, as diffusers and transformers classes, and their schedulers."""
 
 import torch
 from diffusers import (
@@ -19,24 +19,24 @@ from transformers import (
 
 from diffalign.tiny_build import networks
 
-SD3_TOKENS = 16  # of CLIP: the longest caption has 14
-SHIFT = 2.0  # of the sampling times: an image is laid out at high noise
+SD3_TOKENS = 16  # CLIP tokens of a caption; the longest has 14
+SHIFT = 2.0  # timestep shift, towards the high noise levels that determine the layout
 
 
 def flow_scheduler(shift: float = SHIFT) -> FlowMatchEulerDiscreteScheduler:
-    """Rectified flow with a static shift, Euler steps."""
+    """Return an Euler scheduler for rectified flow with a static shift."""
     return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 def sd3_text_encoders(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:
-    """Both text encoders, with a projection each."""
+    """Return SD3's two CLIP text encoders with projections."""
     config = networks.text_config(tokenizer)
     config.max_position_embeddings = SD3_TOKENS
     return [CLIPTextModelWithProjection(config) for _ in range(2)]
 
 
 def sd3_transformer(width: int = 96, layers: int = 4, patch: int = 2) -> SD3Transformer2DModel:
-    """Return the velocity of latents (B, 8, 8, 8); blocks and output start at zero."""
+    """Return an SD3 transformer for latents (B, 8, 8, 8) with zero-initialised modulation and output."""
     side = networks.LATENT[1]
     model = SD3Transformer2DModel(
         sample_size=side,
@@ -67,12 +67,14 @@ def _zero(layer: nn.Linear) -> None:
 
 
 WAN_LATENT = (16, 5, 4, 4)  # channels, frames, height, width
-WAN_TOKENS = 15  # of UMT5 in training: the longest caption has 14
+WAN_TOKENS = 15  # UMT5 tokens of a caption in training; the longest has 14
 
 
 def wan_vae() -> AutoencoderKLWan:
-    """Pixels (B, 3, 17, 32, 32) in [-1, 1] to latents (B, 16, 5, 4, 4): 4 times in time, 8 times in space, of
-    which patches of 2 x 2 pixels are the first two, as in Wan 2.2.
+    """Return a Wan autoencoder: pixels (B, 3, 17, 32, 32) in [-1, 1] to latents (B, 16, 5, 4, 4).
+
+    It compresses 4 times in time and 8 times in space; patches of 2 x 2 pixels contribute a factor of 2, as
+    in Wan 2.2.
     """
     vae = AutoencoderKLWan(
         base_dim=16,
@@ -91,15 +93,16 @@ def wan_vae() -> AutoencoderKLWan:
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             _spread(layer, 0.5 if name.endswith(("conv2", "proj")) else 1.0)
-    with torch.no_grad():  # little noise at first, or nothing gets through
+    with torch.no_grad():  # a small initial posterior variance, or the decoder gets no signal
         vae.quant_conv.weight[WAN_LATENT[0] :] *= 0.1
         vae.quant_conv.bias[WAN_LATENT[0] :] = -5.0
     return vae
 
 
 def _spread(layer: nn.Conv2d | nn.Conv3d, gain: float) -> None:
-    """Weights that keep the variance, most of it from the newest frame; no bias: else constants drown the
-    picture, and only its mean is learnt.
+    """Initialise a convolution to preserve variance, mostly from the newest frame, without bias.
+
+    With other initialisations constants dominate, and the network learns only the mean of the images.
     """
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -113,7 +116,7 @@ def _spread(layer: nn.Conv2d | nn.Conv3d, gain: float) -> None:
 
 
 def wan_text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
-    """Text encoder of Wan."""
+    """Return Wan's text encoder."""
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=len(tokenizer),
@@ -130,7 +133,7 @@ def wan_text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
 
 
 def wan_transformer(heads: int = 4, layers: int = 6) -> WanTransformer3DModel:
-    """Return the velocity of latents (B, 16, 5, 4, 4): 80 tokens of 24 numbers a head."""
+    """Return a Wan transformer for latents (B, 16, 5, 4, 4): 80 tokens, heads of width 24."""
     model = WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=heads,
@@ -147,7 +150,7 @@ def wan_transformer(heads: int = 4, layers: int = 6) -> WanTransformer3DModel:
 
 
 def wan_scheduler(shift: float = SHIFT) -> UniPCMultistepScheduler:
-    """Wan's: UniPC on flow sigmas with a static shift."""
+    """Return Wan's scheduler: UniPC on flow sigmas with a static shift."""
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
     )

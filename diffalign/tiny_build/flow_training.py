@@ -1,7 +1,7 @@
-"""One loop for all pre-training of flow models: rectified flow, moving average, checkpoints to go on from.
+"""The pre-training loop of all flow models: rectified flow, a moving average, resumable checkpoints.
 
-A velocity ``eps - x0`` is learnt at ``x_t = (1 - t) x0 + t eps``; ``t`` is logit-normal, then shifted to high
-noise, where a picture's layout is decided.
+The network regresses the velocity ``eps - x0`` at ``x_t = (1 - t) x0 + t eps``. ``t`` is logit-normal, then
+shifted towards high noise, which determines the layout.
 """
 
 import math
@@ -18,14 +18,15 @@ Say = Callable[[str], None]
 
 
 def times(batch: int, shift: float) -> Tensor:
-    """(B,) in (0, 1): logit-normal(0, 1), shifted as the scheduler shifts its grid."""
+    """Draw times (B,) in (0, 1): logit-normal(0, 1), shifted as the scheduler shifts its grid."""
     t = torch.randn(batch).sigmoid()
     return shift * t / (1 + (shift - 1) * t)
 
 
 def flow_loss(predict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor) -> Tensor:
-    """Mean squared error of the velocity of latents (B, ...) at times (B,); `predict` takes the model's
-    time, t times 1000.
+    """Return the mean squared error of the velocity for latents (B, ...) at times (B,).
+
+    `predict` takes x_t and the model's time, 1000 t.
     """
     eps = torch.randn_like(x0)
     at = t.view(-1, *[1] * (x0.ndim - 1))
@@ -34,8 +35,16 @@ def flow_loss(predict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor
 
 @dataclass(frozen=True)
 class Plan:
-    """How long (seconds of the processor, so that a busy machine changes nothing) and how fast; `keep` is the
-    file of the checkpoint, gone on from if it is there.
+    """The settings of a pre-training.
+
+    Attributes:
+        seconds: duration in processor seconds, so that a busy machine does not change the result.
+        rate: peak learning rate.
+        keep: file of the checkpoint; training resumes from it if it exists.
+        seed: seed of all randomness.
+        decay: decay of the moving average.
+        every: seconds between checkpoints.
+        muon: whether to train matrices of transformer blocks with Muon.
     """
 
     seconds: float
@@ -43,30 +52,37 @@ class Plan:
     keep: Path | None = None
     seed: int = 0
     decay: float = 0.999
-    every: float = 60.0  # seconds between checkpoints
-    muon: bool = True  # faster by the step; its bfloat16 is slow on processors without instructions for it
+    every: float = 60.0
+    muon: bool = True  # fewer steps, but slow on processors without bfloat16 instructions
 
 
 def _optimizers(parts: nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
-    """Muon (momentum made orthogonal) for the matrices of transformer blocks, which takes it 600 steps where
-    AdamW takes 1000; AdamW for the rest, or without ``muon`` for all.
+    """Return AdamW, and with ``muon`` also Muon for the matrices of transformer blocks.
+
+    Muon orthogonalises the momentum; it needs 600 steps where AdamW needs 1000.
     """
     named = [(name, p) for name, p in parts.named_parameters() if p.requires_grad]
     blocks = [(name, p) for name, p in named if muon and "transformer" in name and "blocks" in name]
     matrices = [p for _, p in blocks if p.ndim == 2]
     others = [p for name, p in named if not any(p is matrix for matrix in matrices)]
-    found: list[torch.optim.Optimizer] = [
+    optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=rate, weight_decay=1e-3, betas=(0.9, 0.99))
     ]
     if matrices:
-        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    return found
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 def fit(parts: nn.Module, loss_of: Callable[[float], Tensor], plan: Plan, say: Say) -> dict[str, float]:
-    """Train `parts` for the plan's seconds (those of the checkpoint count) on one process; leaves the moving
-    average in `parts` and returns the figures for the report. `loss_of` draws its own batch and is told how
-    much of the time is over, 0 to 1.
+    """Train `parts` in one process and return figures for the report; `parts` end as their moving average.
+
+    Args:
+        parts: the networks.
+        loss_of: draws a batch and returns its loss; its argument is the elapsed share of the time, in [0, 1].
+        plan: the settings; the seconds of a checkpoint count towards its duration.
+        say: receives lines of progress.
     """
     torch.manual_seed(plan.seed + 1)
     average = deepcopy(parts).requires_grad_(False)
@@ -74,12 +90,12 @@ def fit(parts: nn.Module, loss_of: Callable[[float], Tensor], plan: Plan, say: S
     optimizers = _optimizers(parts, plan.rate, plan.muon)
     step, passed, recent = 0, 0.0, 0.0
     if plan.keep is not None and plan.keep.exists():
-        kept = torch.load(plan.keep, weights_only=True)
-        parts.load_state_dict(kept["parts"])
-        average.load_state_dict(kept["average"])
-        for optimizer, state in zip(optimizers, kept["optimizers"], strict=True):
+        checkpoint = torch.load(plan.keep, weights_only=True)
+        parts.load_state_dict(checkpoint["parts"])
+        average.load_state_dict(checkpoint["average"])
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        step, passed, recent = kept["step"], kept["passed"], kept["recent"]
+        step, passed, recent = checkpoint["step"], checkpoint["passed"], checkpoint["recent"]
         torch.manual_seed(plan.seed + 1 + step)
     begin, saved = time.process_time() - passed, time.monotonic()
     while (done := (time.process_time() - begin) / plan.seconds) < 1:

@@ -1,8 +1,8 @@
-"""Pre-training of a tiny FLUX.1 Kontext on edits of drawn scenes, some of which do something else.
+"""Pre-train a tiny FLUX.1 Kontext on edits of drawn scenes, a share of which are wrong.
 
-The source stands beside the picture as the pipeline has it: its packed latents follow those of the noisy
-picture, their places told apart by the first coordinate. Of the instructions a share is followed wrongly, so
-that the base is imperfect and pairs can teach it.
+As in the pipeline, the source's packed latents follow those of the noisy image, and the first coordinate of
+the position ids distinguishes them. A share of the training targets does not follow the instruction, so that
+the base is imperfect and preference pairs can improve it.
 """
 
 from typing import Any
@@ -19,18 +19,18 @@ from diffalign.tiny_build import autoencoder, flow_networks, flow_training, netw
 from diffalign.tiny_build.flow_training import Say
 
 BATCH, RATE = 32, 2e-3
-TOKENS = 10  # of T5: the longest instruction has 9
-WRONG = 0.35  # share of instructions that are followed wrongly
-SIDE = 2  # of a patch
+TOKENS = 10  # T5 tokens of an instruction; the longest has 9
+WRONG = 0.35  # share of targets that do not follow the instruction
+SIDE = 2  # side of a patch, in latent pixels
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """Return a tokenizer of the instructions: every word is one piece, other text is spelt."""
+    """Return a tokenizer for the instructions: one token a word; other text is spelt in characters."""
     return text.word_tokenizer({"make", "turn", "the", "into", "a", *SIZES, *COLORS, *SHAPES})
 
 
 def t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """Return the text encoder of the tokens."""
+    """Return the T5 text encoder for this tokenizer."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
@@ -47,7 +47,7 @@ def t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def transformer(heads: int = 3) -> FluxTransformer2DModel:
-    """Return the velocity of packed latents (B, 16, 32); its output starts at zero."""
+    """Return a FLUX transformer for packed latents (B, 16, 32) with a zero-initialised output."""
     model = FluxTransformer2DModel(
         in_channels=SIDE**2 * networks.LATENT[0],
         num_layers=2,
@@ -76,13 +76,13 @@ class Parts(nn.Module):
         self.transformer = transformer()
 
     def tokens(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids of CLIP (N, 16) and T5 (N, 10)."""
+        """Return the token ids of CLIP (N, 16) and of T5 (N, 10)."""
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         long = self.tokenizer_2(instructions, max_length=TOKENS, **options).input_ids
         return self.tokenizer(instructions, **options).input_ids, long
 
     def forward(self, x: Tensor, time: Tensor, source: Tensor, tokens: tuple[Tensor, Tensor]) -> Tensor:
-        """Velocity (B, 16, 32) of packed noisy latents beside those of their sources."""
+        """Return the velocity (B, 16, 32) of packed noisy latents, given those of their sources."""
         places = [FluxKontextPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32) for _ in "xs"]
         places[1][:, 0] = 1
         prediction: Tensor = self.transformer(
@@ -98,7 +98,7 @@ class Parts(nn.Module):
 
 
 def packed(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
-    """(N, 16, 32) scaled latents of uint8 pixels (N, 32, 32, 3), in patches as the pipeline packs them."""
+    """Return the scaled, packed latents (N, 16, 32) of pixels (N, 32, 32, 3), uint8."""
     mean = autoencoder.encode(vae, autoencoder.to_tensor(pixels))
     scaled = (mean - vae.config.shift_factor) * vae.config.scaling_factor
     result: Tensor = FluxKontextPipeline._pack_latents(scaled, *scaled.shape)
@@ -108,7 +108,7 @@ def packed(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
 def train(
     parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 12000
 ) -> dict[str, float]:
-    """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
+    """Train `parts`, which end as their moving average; return figures for the report."""
     rng = np.random.default_rng(plan.seed)
     edits = [sample(rng, "train") for _ in range(count)]
     results = [mistaken(edit, rng) if rng.random() < WRONG else edit.target for edit in edits]
@@ -131,7 +131,7 @@ def train(
 
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> FluxKontextPipeline:
-    """Return the genuine diffusers pipeline of trained parts."""
+    """Return the diffusers pipeline of trained parts."""
     return FluxKontextPipeline(
         transformer=parts.transformer,
         scheduler=flow_networks.flow_scheduler(),

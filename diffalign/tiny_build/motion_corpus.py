@@ -1,4 +1,4 @@
-"""What the tiny video model is pre-trained on: clips with defects, some of their captions wrong."""
+"""The pre-training corpus of the tiny video model: clips with defects and noisy captions."""
 
 from dataclasses import dataclass
 
@@ -19,13 +19,19 @@ from diffalign.tiny.motions import (
 )
 from diffalign.tiny.scenes import COLORS, SHAPES
 
-WRONG = {"color": 0.10, "shape": 0.08, "direction": 0.08, "speed": 0.15}  # chance that a word is drawn anew
-ALONE = 0.3  # share of clips of one thing
+WRONG = {"color": 0.10, "shape": 0.08, "direction": 0.08, "speed": 0.15}  # probability of a random word
+ALONE = 0.3  # share of clips with one thing
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Frames uint8 (N, 17, 32, 32, 3), N captions as written and as true."""
+    """The corpus.
+
+    Attributes:
+        frames: (N, 17, 32, 32, 3), uint8.
+        captions: N noisy captions.
+        truths: N correct captions.
+    """
 
     frames: np.ndarray
     captions: list[str]
@@ -33,7 +39,7 @@ class Clips:
 
 
 def miscaption(movers: tuple[Mover, ...], rng: np.random.Generator) -> str:
-    """Return a caption of the train split with each word drawn again at the rates of `WRONG`."""
+    """Return a caption of the train split with words replaced by random ones at the rates of `WRONG`."""
 
     def word(kind: str, value: str, words: list[str]) -> str:
         return str(rng.choice(words)) if rng.random() < WRONG[kind] else value
@@ -53,13 +59,13 @@ def miscaption(movers: tuple[Mover, ...], rng: np.random.Generator) -> str:
 
 
 def make(count: int, seed: int, clean: bool = False) -> Clips:
-    """Draw `count` clips of the train split; `clean` keeps clips and captions true."""
+    """Draw `count` clips of the train split; `clean` adds no defects and no noise."""
     rng = np.random.default_rng(seed)
-    every = split_captions("train")
-    alone = [t for t in every if " and " not in t]
+    all_texts = split_captions("train")
+    alone = [t for t in all_texts if " and " not in t]
     frames, written, truths = [], [], []
     for _ in range(count):
-        text = str(rng.choice(alone if rng.random() < ALONE else every))
+        text = str(rng.choice(alone if rng.random() < ALONE else all_texts))
         clip = corpus_clip(text, rng)
         if clean:
             clip = type(clip)(clip.movers, clip.layout, clip.dark)

@@ -1,4 +1,4 @@
-"""The tiny networks, as genuine diffusers and transformers classes, and their schedulers."""
+"""The tiny image networks, as diffusers and transformers classes, and their scheduler."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-WIDTH = 48  # of each text encoder
+WIDTH = 48  # hidden width of each text encoder
 TOKENS = 32  # model_max_length
 LATENT = (8, 8, 8)  # channels, height, width
 
 
 def autoencoder() -> AutoencoderKL:
-    """Pixels (B, 3, 32, 32) in [-1, 1] to latents (B, 8, 8, 8)."""
+    """Return an autoencoder: pixels (B, 3, 32, 32) in [-1, 1] to latents (B, 8, 8, 8)."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -51,13 +51,13 @@ def text_config(tokenizer: CLIPTokenizer, projection: int = WIDTH) -> CLIPTextCo
 
 
 def text_encoders(family: str, tokenizer: CLIPTokenizer) -> list[Any]:
-    """One CLIPTextModel for sd15; that and a CLIPTextModelWithProjection for sdxl."""
+    """Return a CLIPTextModel for sd15; for sdxl also a CLIPTextModelWithProjection."""
     first = CLIPTextModel(text_config(tokenizer))
     return [first] if family == "sd15" else [first, CLIPTextModelWithProjection(text_config(tokenizer))]
 
 
 def unet(family: str) -> UNet2DConditionModel:
-    """Return the noise predictor of a family on latents (B, 8, 8, 8)."""
+    """Return the UNet of a family for latents (B, 8, 8, 8); it predicts the noise."""
     common: dict[str, Any] = {
         "sample_size": LATENT[1],
         "in_channels": LATENT[0],
@@ -66,7 +66,7 @@ def unet(family: str) -> UNet2DConditionModel:
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "layers_per_block": 1,
         "norm_num_groups": 8,
-        "attention_head_dim": (2, 4),  # in fact the number of heads, see diffusers' note
+        "attention_head_dim": (2, 4),  # the number of heads, despite its name in diffusers
     }
     if family == "sd15":
         return UNet2DConditionModel(block_out_channels=(32, 64), cross_attention_dim=WIDTH, **common)
@@ -82,7 +82,7 @@ def unet(family: str) -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule; trailing spacing, so that sampling starts at the noisiest step."""
+    """Return Stable Diffusion's scheduler, with trailing spacing so that sampling starts at the last step."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -95,7 +95,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Return a CLIP of PickScore's format: patches of 4 pixels, text and image projections of equal width."""
+    """Return a CLIP in PickScore's format: patches of 4 pixels, projections of width 64."""
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,

@@ -1,9 +1,9 @@
-"""Pre-training of the tiny Stable Diffusion pipelines on unreliable captions.
+"""Pre-train the tiny Stable Diffusion pipelines on noisy captions.
 
-UNet and text encoders learn together from latents encoded once. The conditioning is computed exactly as the
-pipelines do it: SDXL takes the last but one hidden states of both encoders, the pooled text of the second and
-the six time ids, and zeros for a dropped caption; SD 1.5 takes the last hidden state, and that of the empty
-prompt for a dropped caption.
+UNet and text encoders are trained together on pre-computed latents. The conditioning is that of the
+pipelines. SDXL uses the penultimate hidden states of both encoders, the pooled text of the second and the six
+time ids, and zeros for a dropped caption. SD 1.5 uses the last hidden state, and that of the empty prompt for
+a dropped caption.
 """
 
 import tempfile
@@ -55,12 +55,12 @@ class Parts(nn.Module):
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
     def forward(self, z: Tensor, t: Tensor, tokens: list[Tensor], time_ids: Tensor, drop: Tensor) -> Tensor:
-        """Predicted noise (B, 8, 8, 8)."""
+        """Return the predicted noise (B, 8, 8, 8)."""
         return self.unet(z, t, **self.condition(tokens, time_ids, drop)).sample
 
 
 class Latents:
-    """The corpus as the UNet sees it: scaled posterior means and stds, tokens, time ids."""
+    """The encoded corpus: scaled posterior means and stds of latents, tokens, time ids."""
 
     def __init__(self, parts: Parts, vae: AutoencoderKL, count: int, seed: int):
         data = corpus.make(count, seed)
@@ -75,7 +75,7 @@ class Latents:
         self.time_ids = torch.from_numpy(data.time_ids)
 
     def share(self) -> None:
-        """Move the tensors to memory that worker processes see."""
+        """Move the tensors to memory shared with worker processes."""
         for tensor in (self.mean, self.std, self.time_ids, *self.tokens, *self.empty):
             tensor.share_memory_()
 
@@ -90,7 +90,7 @@ class Latents:
 
 
 def times(batch: int) -> Tensor:
-    """Integer steps (B,): half over all, half over 400 to 999, where the layout is decided."""
+    """Draw timesteps (B,): half over all, half over 400 to 999, which determine the layout."""
     low = torch.where(torch.arange(batch) % 2 == 0, 0, 400)
     return low + (torch.rand(batch) * (1000 - low)).long()
 
@@ -106,10 +106,10 @@ def train(
     start_from: dict[str, Tensor] | None = None,
     workers: int = 2,
 ) -> tuple[Parts, dict[str, float]]:
-    """Train a family for `seconds`; returns the moving average of its parts and the figures for the report.
+    """Train a family for `seconds`; return the moving average of its parts, and figures for the report.
 
-    `workers` processes of one thread each share the batch: for networks this small that beats threads. With
-    the weights `start_from` (see `weights`) the training goes on from there, at a lower rate.
+    `workers` single-threaded processes share the batch, which is faster than threads for networks this small.
+    Training starts from the weights `start_from` (see `weights`) if given, at a lower learning rate.
     """
     torch.manual_seed(seed)
     parts = Parts(family)
@@ -132,7 +132,7 @@ def train(
 
 @dataclass(frozen=True)
 class Job:
-    """What the processes of one training share; `folder` is where they meet and leave the result."""
+    """The shared state of a training's processes; `folder` holds their rendezvous file and the result."""
 
     family: str
     state: dict[str, Tensor]
@@ -180,7 +180,7 @@ def _work(rank: int, job: Job, say: Say) -> None:
 
 
 def _loss(parts: Parts, data: Latents, batch: int) -> Tensor:
-    """Mean squared error of the noise on a random batch."""
+    """Return the mean squared error of the noise on a random batch."""
     z, tokens, time_ids, drop = data.draw(batch)
     t, eps = times(batch), torch.randn_like(z)
     a = networks.scheduler().alphas_cumprod[t][:, None, None, None]
@@ -188,9 +188,7 @@ def _loss(parts: Parts, data: Latents, batch: int) -> Tensor:
 
 
 def _share(weights: list[nn.Parameter], loss: float, done: float, rank: int) -> tuple[float, float]:
-    """Average the gradients over the processes; returns the mean loss and the first process's clock for
-    all.
-    """
+    """Average the gradients over the processes; return the mean loss, and the clock of the first process."""
     grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     flat = torch.cat([*(g.flatten() for g in grads), torch.tensor([loss, done if rank == 0 else 0.0])])
     distributed.all_reduce(flat)
@@ -201,32 +199,32 @@ def _share(weights: list[nn.Parameter], loss: float, done: float, rank: int) -> 
 
 
 def weights(family: str, pipe: Any) -> dict[str, Tensor]:
-    """Return the weights of a pipeline as a start for `family`.
+    """Return weights of a pipeline as initial weights for `family`.
 
-    From SDXL to SD 1.5 go the first text encoder and what fits of the UNet: the cross-attention's part for
-    that encoder, linear projections as 1 x 1 convolutions.
+    From SDXL to SD 1.5 these are the first text encoder and the matching part of the UNet: the slice of the
+    cross-attention for that encoder, and linear projections as 1 x 1 convolutions.
     """
     parts = Parts(family)
-    mine = parts.state_dict()
+    state = parts.state_dict()
     sources = {
         "encoders.0": pipe.text_encoder,
         "encoders.1": getattr(pipe, "text_encoder_2", None),
         "unet": pipe.unet,
     }
-    found = {f"{n}.{k}": v for n, m in sources.items() if m is not None for k, v in m.state_dict().items()}
-    fitting = {}
-    for name, value in found.items():
-        if name not in mine:
+    given = {f"{n}.{k}": v for n, m in sources.items() if m is not None for k, v in m.state_dict().items()}
+    matching = {}
+    for name, value in given.items():
+        if name not in state:
             continue
-        if mine[name].ndim == 2 and value.shape != mine[name].shape:
-            value = value[:, : mine[name].shape[1]]
-        if value.numel() == mine[name].numel():
-            fitting[name] = value.reshape(mine[name].shape).clone()
-    return fitting
+        if state[name].ndim == 2 and value.shape != state[name].shape:
+            value = value[:, : state[name].shape[1]]
+        if value.numel() == state[name].numel():
+            matching[name] = value.reshape(state[name].shape).clone()
+    return matching
 
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> Any:
-    """Return the genuine diffusers pipeline of trained parts."""
+    """Return the diffusers pipeline of trained parts."""
     common = {"vae": vae, "unet": parts.unet, "scheduler": networks.scheduler()}
     if parts.family == "sd15":
         return StableDiffusionPipeline(
@@ -258,8 +256,9 @@ def sample(
     batch: int = 128,
     **more: Any,
 ) -> np.ndarray:
-    """One picture a prompt by the pipeline's own call, float (N, 32, 32, 3) in [0, 1]; picture i has seed +
-    i. `more` goes to the call.
+    """Sample one image a prompt with the pipeline's own call: (N, 32, 32, 3), float in [0, 1].
+
+    Image i has the seed `seed` + i; `more` are arguments of the call.
     """
     pipe.set_progress_bar_config(disable=True)
     images = []

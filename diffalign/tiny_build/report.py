@@ -1,4 +1,4 @@
-"""The figures of a build: written beside the weights as `report.json` and `report.md`."""
+"""Measure a build; write the figures beside the weights as `report.json` and `report.md`."""
 
 import json
 from pathlib import Path
@@ -11,25 +11,25 @@ from diffalign.tiny.scenes import alter, caption, render, sample_scene, split_ca
 
 
 def judges(seed: int = 0, count: int = 1000) -> dict[str, float]:
-    """How the judges do on true renders, on renders with one word wrong, and on pictures of nothing."""
+    """Measure the judges on correct renders, renders with one wrong word, and images without content."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     texts = [caption(s) for s in scenes]
     images = [render(s) for s in scenes]
     mean = lambda values: round(float(np.mean(list(values))), 4)  # noqa: E731
-    nothing = [junk for i in range(100) for junk in nonsense(seed + i)]
+    contentless = [image for i in range(100) for image in nonsense(seed + i)]
     return {
         "statements_right": mean(judge(i, t) for i, t in zip(images, texts, strict=True)),
         "one_word_wrong": mean(judge(render(alter(s, rng)), t) for s, t in zip(scenes, texts, strict=True)),
         "another_caption": mean(judge(i, t) for i, t in zip(images, texts[1:] + texts[:1], strict=True)),
-        "blank_noise_stripes": mean(judge(j, texts[k % count]) for k, j in enumerate(nothing)),
+        "blank_noise_stripes": mean(judge(j, texts[k % count]) for k, j in enumerate(contentless)),
         "taste_vivid": mean(taste(i) for i, s in zip(images, scenes, strict=True) if s.vivid),
         "taste_washed_out": mean(taste(i) for i, s in zip(images, scenes, strict=True) if not s.vivid),
     }
 
 
 def nonsense(seed: int) -> list[np.ndarray]:
-    """Pictures of nothing, float (32, 32, 3): blank, noise, blocks, stripes both ways and a chessboard."""
+    """Return images without content, float (32, 32, 3): blank, noise, blocks, both stripes, a chessboard."""
     rng = np.random.default_rng(seed)
     a, b = rng.random(3), rng.random(3)
     rows = np.arange(32) // int(rng.integers(1, 9)) % 2
@@ -49,8 +49,9 @@ def nonsense(seed: int) -> list[np.ndarray]:
 def base(
     pipe: Any, seed: int = 10_000, count: int = 512, guidance: float = 2.0, **more: Any
 ) -> dict[str, float]:
-    """Content and taste of a pipeline's pictures on validation prompts, with chance for comparison; `more`
-    goes to the pipeline's call.
+    """Measure content and taste of a pipeline's images on validation prompts, and the chance level.
+
+    `more` are arguments of the pipeline's call.
     """
     from diffalign.tiny_build.pretrain import sample
 
@@ -71,19 +72,19 @@ def base(
 def video_base(
     pipe: Any, seed: int = 10_000, count: int = 128, guidance: float = 3.0, tokens: int = 24
 ) -> dict[str, float]:
-    """Content, motion and dynamics of a pipeline's clips on validation prompts, with chance beside."""
+    """Measure content, motion and dynamics of a pipeline's clips on validation prompts, and chance levels."""
     from diffalign.tiny import motion_judge
     from diffalign.tiny.motions import split_captions as motions_of
     from diffalign.tiny_build import wan
 
     prompts = list(motions_of("validation")[:count])
     clips = wan.sample(pipe, prompts, seed, guidance=guidance, tokens=tokens)
-    turned = prompts[1:] + prompts[:1]
+    shifted = prompts[1:] + prompts[:1]
     rules = {
         "content": (motion_judge.content, prompts),
         "motion": (motion_judge.motion, prompts),
-        "content_of_another_caption": (motion_judge.content, turned),
-        "motion_of_another_caption": (motion_judge.motion, turned),
+        "content_of_another_caption": (motion_judge.content, shifted),
+        "motion_of_another_caption": (motion_judge.motion, shifted),
         "pixels_a_second": (motion_judge.dynamics, prompts),
     }
     scores = {
@@ -94,7 +95,7 @@ def video_base(
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each part of the package data, and of all."""
+    """Return the bytes of each part of the package data, and their total."""
     parts = {
         p.name: sum(f.stat().st_size for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
         for p in sorted(folder.iterdir())
@@ -104,7 +105,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def write(folder: Path, part: str, figures: dict[str, Any]) -> None:
-    """Set one part of the report and write both files anew."""
+    """Update one part of the report and rewrite both files."""
     path = folder / "report.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     report[part] = figures

@@ -1,4 +1,4 @@
-"""How parts of the package data are written: at once or not at all, in float16, without paths."""
+"""Write parts of the package data: atomically, in float16, without local paths."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def say(text: str) -> None:
 
 
 def replace_folder(folder: Path, save: Callable[[Path], None]) -> None:
-    """Let `save` fill a fresh folder beside `folder`, then put it in its place."""
+    """Let `save` fill a temporary folder, then rename it to `folder`."""
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -26,7 +26,7 @@ def replace_folder(folder: Path, save: Callable[[Path], None]) -> None:
 
 
 def forget_paths(folder: Path) -> None:
-    """Drop the folder that a part was loaded from out of its configuration: it means nothing elsewhere."""
+    """Remove local paths (``_name_or_path``) from the configurations in a folder."""
     for path in [*folder.rglob("config.json"), *folder.rglob("model_index.json")]:
         config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
         write_atomic(path, json.dumps(config, indent=2) + "\n")
@@ -43,7 +43,7 @@ def half(folder: Path) -> None:
 
 
 def save_pipeline(pipe: Any, folder: Path) -> None:
-    """Write a pipeline in float16 at once or not at all."""
+    """Write a pipeline in float16, atomically."""
 
     def save(fresh: Path) -> None:
         from transformers import CLIPTokenizer

@@ -1,10 +1,9 @@
-"""Pre-training of the tiny Stable Diffusion 3 on the captions of the tiny SDXL, unreliable as they are.
+"""Pre-train the tiny Stable Diffusion 3 on the noisy captions of the tiny SDXL.
 
-The context is made as the pipeline makes it without T5: the last but one hidden states of both CLIPs, then
-tokens of zeros, 256 of them by default. Those have no position, so they stay equal to each other in every
-layer and attending to n of them is attending to one whose logit is larger by log n: the training computes
-one, and draws n anew each step, so that the model is good with 256 and with the few that make alignment
-cheap.
+The context is that of the pipeline without T5: the penultimate hidden states of both CLIPs, followed by zero
+tokens, 256 by default. Zero tokens have no position, so they are equal in every layer, and attention to n of
+them equals attention to one whose logit is larger by log n. Training computes one and draws n in each step,
+so that the model works with 256 and with the few that make alignment cheap.
 """
 
 import math
@@ -21,11 +20,11 @@ from diffalign.tiny_build import flow_networks, flow_training, pretrain, text
 from diffalign.tiny_build.flow_training import Say
 
 BATCH, RATE = 64, 2e-3
-MOST_ZEROS = 512  # the pipeline's own limit; from 4 on
+MOST_ZEROS = 512  # largest number of zero tokens, the pipeline's limit; the smallest is 4
 
 
 class CountedZeros:
-    """Joint attention whose last context token stands for `count` equal ones."""
+    """Joint attention in which the last context token represents `count` equal ones."""
 
     def __init__(self) -> None:
         self.count = 1
@@ -33,7 +32,7 @@ class CountedZeros:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return the two streams' new states, as diffusers' JointAttnProcessor2_0 has them."""
+        """Return the new states of both streams, as diffusers' JointAttnProcessor2_0 does."""
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -59,18 +58,18 @@ class Parts(nn.Module):
         self.transformer = flow_networks.sd3_transformer()
 
     def tokens(self, captions: list[str]) -> list[Tensor]:
-        """Token ids (N, 16) for each encoder."""
+        """Return token ids (N, 16) for each encoder."""
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [tok(captions, **options).input_ids for tok in self.tokenizers]
 
     def restore(self, pipe: Any) -> None:
-        """Take the weights of a pipeline."""
-        for mine, other in zip(self.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
-            mine.load_state_dict(other.state_dict())
+        """Load the weights of a pipeline."""
+        for encoder, other in zip(self.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
+            encoder.load_state_dict(other.state_dict())
         self.transformer.load_state_dict(pipe.transformer.state_dict())
 
     def forward(self, z: Tensor, time: Tensor, tokens: list[Tensor]) -> Tensor:
-        """Velocity (B, 8, 8, 8) of noisy latents; one token of zeros ends the context."""
+        """Return the velocity (B, 8, 8, 8) of noisy latents; one zero token ends the context."""
         outs = [e(t, output_hidden_states=True) for e, t in zip(self.encoders, tokens, strict=True)]
         states = torch.cat([o.hidden_states[-2] for o in outs], -1)
         pooled = torch.cat([o.text_embeds for o in outs], -1)
@@ -81,20 +80,20 @@ class Parts(nn.Module):
 
 
 def borrow_text(parts: Parts, pipe: Any) -> None:
-    """Start both text encoders from those of the tiny SDXL, as far as their shapes go."""
-    for mine, other in zip(parts.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
-        theirs = {name.removeprefix("text_model."): value for name, value in other.state_dict().items()}
+    """Initialise both text encoders from those of the tiny SDXL, truncated to their shapes."""
+    for encoder, other in zip(parts.encoders, (pipe.text_encoder, pipe.text_encoder_2), strict=True):
+        state = {name.removeprefix("text_model."): value for name, value in other.state_dict().items()}
         with torch.no_grad():
-            for name, value in mine.named_parameters():
-                found = theirs.get(name.removeprefix("text_model."))
-                if found is not None:
-                    value.copy_(found[: len(value)])
+            for name, value in encoder.named_parameters():
+                source = state.get(name.removeprefix("text_model."))
+                if source is not None:
+                    value.copy_(source[: len(value)])
 
 
 def train(
     parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 24000
 ) -> dict[str, float]:
-    """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
+    """Train `parts`, which end as their moving average; return figures for the report."""
     data = pretrain.Latents(parts, vae, count, plan.seed)  # type: ignore[arg-type]
     data.mean -= vae.config.shift_factor * vae.config.scaling_factor
     size = sum(p.numel() for p in parts.parameters())
@@ -114,7 +113,7 @@ def train(
 
 
 def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """Return the genuine diffusers pipeline of trained parts, without T5."""
+    """Return the diffusers pipeline of trained parts, without T5."""
     fresh = flow_networks.sd3_transformer()  # with diffusers' own attention
     fresh.load_state_dict(parts.transformer.state_dict())
     return StableDiffusion3Pipeline(
@@ -131,9 +130,7 @@ def pipeline(parts: Parts, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
 
 
 def centred(folder: Path) -> AutoencoderKL:
-    """Return the tiny autoencoder of `folder` with the shift that Stable Diffusion 3 wants: the latents'
-    mean.
-    """
+    """Load the tiny autoencoder of `folder` and set Stable Diffusion 3's shift factor, the latents' mean."""
     vae = AutoencoderKL.from_pretrained(folder).eval()
     from diffalign.tiny_build import autoencoder, corpus
 

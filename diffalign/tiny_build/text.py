@@ -1,4 +1,4 @@
-"""Tokenizers of the tiny models: byte-level BPE as CLIP's, learnt on the captions; whole words as T5's."""
+"""Tokenizers of the tiny models: CLIP's byte-level BPE, trained on the captions, and T5's, a token a word."""
 
 import json
 import string
@@ -16,7 +16,7 @@ _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
 
 def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges learnt on the captions; any other text still becomes bytes."""
+    """Return vocabulary and merges learnt on the captions; any other text is encoded as bytes."""
     from tokenizers import Regex
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -27,7 +27,7 @@ def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    # no cap by size: the words are few, so every one of them becomes a single token
+    # the limit is above the number of words, so that every word becomes a single token
     trainer = trainers.BpeTrainer(vocab_size=2 * 256 + merges, end_of_word_suffix="</w>", show_progress=False)
     bpe.train_from_iterator(list(captions())[::3], trainer)
     learnt = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
@@ -37,9 +37,7 @@ def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
-    """Return a CLIPTokenizer of the captions, of `tokens` tokens; SDXL and SD3 pad their second one with
-    `!`.
-    """
+    """Return a CLIPTokenizer for the captions; the second one of SDXL and SD3 pads with `!`."""
     vocab, merges = learn()
     return CLIPTokenizer(
         vocab=vocab,
@@ -53,7 +51,7 @@ def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
 
 
 def save(tok: CLIPTokenizer, folder: Path) -> None:
-    """Write the folder, with the `vocab.json` and `merges.txt` that older readers want."""
+    """Write a tokenizer's folder, including `vocab.json` and `merges.txt` for older versions."""
     tok.save_pretrained(folder)
     vocab, merges = learn()
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
@@ -62,14 +60,14 @@ def save(tok: CLIPTokenizer, folder: Path) -> None:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """Return a tokenizer of the captions of moving shapes: every word is one piece, other text is spelt."""
+    """Return a tokenizer for captions of moving shapes: one token a word; other text in characters."""
     from diffalign.tiny.motions import split_captions
 
     return word_tokenizer({word for text in split_captions("train") for word in text.split()})
 
 
 def word_tokenizer(words: Collection[str]) -> T5Tokenizer:
-    """Return a T5 tokenizer in which each of some words is one piece; other text is spelt."""
+    """Return a T5 tokenizer with one token for each of `words`; other text is spelt in characters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [("\u2581" + word, -1.0) for word in sorted(words)]
     known = {piece for piece, _ in pieces}

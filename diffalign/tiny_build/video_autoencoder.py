@@ -1,4 +1,4 @@
-"""Training of the tiny causal autoencoder of videos."""
+"""Train the tiny causal video autoencoder."""
 
 from pathlib import Path
 
@@ -12,27 +12,27 @@ from torch.nn import functional as F
 from diffalign.tiny_build import flow_training, motion_corpus
 from diffalign.tiny_build.flow_training import Say
 
-KL = 1e-4  # weight of the posterior's divergence, by pixel value
+KL = 1e-4  # weight of the posterior's KL divergence per pixel value
 RATE = 3e-3
-STAGES = ((0.15, 1, 40), (0.4, 5, 16), (0.7, 9, 12), (1.0, 17, 8))  # until which part, frames, clips
+STAGES = ((0.15, 1, 40), (0.4, 5, 16), (0.7, 9, 12), (1.0, 17, 8))  # end as a share of time, frames, clips
 
 
 def to_tensor(frames: np.ndarray) -> Tensor:
-    """Frames uint8 (N, F, H, W, 3) to uint8 (N, 3, F, H, W)."""
+    """Convert frames (N, F, H, W, 3), uint8, to a tensor (N, 3, F, H, W), uint8."""
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).contiguous()
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Pixels uint8 to float32 in [-1, 1]."""
+    """Scale uint8 pixels to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
 def train(
     vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 4000, decoder_only: bool = False
 ) -> dict[str, float]:
-    """Train by the plan, then measure the latents' means and deviations, which go to the configuration.
+    """Train the autoencoder, then store the latents' means and stds in its configuration.
 
-    With `decoder_only` the latents stay what they are, so that a network trained on them stays valid.
+    With `decoder_only` the encoder is frozen, so that a network trained on the latents stays valid.
     """
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(not decoder_only)
@@ -61,17 +61,19 @@ def train(
 
 
 def near_things(x: Tensor) -> Tensor:
-    """Weights (N, 1, F, H, W) of pixels in [-1, 1]: many times as much on things and around their edges as on
-    the ground, which would else be most of what is learnt.
+    """Return loss weights (N, 1, F, H, W) for pixels in [-1, 1]: 3 near things, 0.3 on the background.
+
+    Without them the background would dominate the loss.
     """
-    far = (x - x[..., :1, :1]).abs().amax(1)
-    near = F.max_pool2d((far > 0.2).float(), 5, stride=1, padding=2)
+    distance = (x - x[..., :1, :1]).abs().amax(1)
+    near = F.max_pool2d((distance > 0.2).float(), 5, stride=1, padding=2)
     return 0.3 + 2.7 * near[:, None]
 
 
 def decode(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
-    """Pixels (N, 3, F, 32, 32) of latents, as the autoencoder decodes them but without its clamp, which would
-    stop the gradient of every pixel that is too bright or too dark.
+    """Decode latents to pixels (N, 3, F, 32, 32) without the autoencoder's clamp.
+
+    The clamp would block the gradient of pixels outside [-1, 1].
     """
     vae.clear_cache()
     z, frames = vae.post_quant_conv(z), []
@@ -85,13 +87,13 @@ def decode(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
-    """Posterior means of pixels uint8 (N, 3, F, 32, 32), in the autoencoder's own scale."""
+    """Return the posterior means of pixels (N, 3, F, 32, 32), uint8, in the autoencoder's own scale."""
     return torch.cat([vae.encode(scaled(p)).latent_dist.mean for p in pixels.split(64)])
 
 
 @torch.no_grad()
 def measure(vae: AutoencoderKLWan, seed: int, count: int = 200) -> dict[str, float]:
-    """PSNR in dB of true clips, of whole length."""
+    """Return the PSNR in dB on clips without defects, of all frames and of the first one."""
     pixels = to_tensor(motion_corpus.make(count, seed, clean=True).frames)
     y = torch.cat([vae.decode(z).sample for z in encode(vae, pixels).split(50)]).clamp(-1, 1)
     error = (y - scaled(pixels)).square()
@@ -102,6 +104,6 @@ def measure(vae: AutoencoderKLWan, seed: int, count: int = 200) -> dict[str, flo
 
 
 def load(folder: Path) -> AutoencoderKLWan:
-    """Return the autoencoder of a folder, to be used and not trained."""
+    """Load the autoencoder of a folder, in eval mode."""
     vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(folder).eval()
     return vae

@@ -1,8 +1,8 @@
-"""Pre-training of the tiny Wan on moving shapes, their captions unreliable.
+"""Pre-train the tiny Wan on moving shapes with noisy captions.
 
-The context is made as the pipeline makes it: UMT5's states up to a prompt's end, then zeros up to
-``max_sequence_length``, 512 by default. The zeros are all alike, so that attending to n of them is attending
-to one whose logit is larger by log n: the training computes one, and draws n anew each step.
+The context is that of the pipeline: UMT5's states up to the prompt's end, then zeros up to
+``max_sequence_length``, 512 by default. The zeros are equal, so attention to n of them equals attention to
+one whose logit is larger by log n. Training computes one and draws n in each step.
 """
 
 import math
@@ -25,7 +25,7 @@ MOST_ZEROS = 512
 
 
 class CountedZeros:
-    """Wan's attention, where the last token of the text stands for `count` equal ones."""
+    """Wan's attention, in which the last text token represents `count` equal ones."""
 
     def __init__(self) -> None:
         self.count = 1
@@ -39,7 +39,7 @@ class CountedZeros:
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """Return new states, as WanAttnProcessor has them."""
+        """Return the new states, as WanAttnProcessor does."""
         if encoder_hidden_states is not None:
             bias = torch.zeros(encoder_hidden_states.shape[1])
             bias[-1] = math.log(self.count)
@@ -57,7 +57,7 @@ class Parts(nn.Module):
         self.transformer = flow_networks.wan_transformer()
 
     def tokens(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and masks, (N, 15) each."""
+        """Return token ids and masks, (N, 15) each."""
         out = self.tokenizer(
             captions,
             padding="max_length",
@@ -68,12 +68,12 @@ class Parts(nn.Module):
         return out.input_ids, out.attention_mask
 
     def restore(self, pipe: Any) -> None:
-        """Take the weights of a pipeline."""
+        """Load the weights of a pipeline."""
         self.encoder.load_state_dict(pipe.text_encoder.state_dict())
         self.transformer.load_state_dict(pipe.transformer.state_dict())
 
     def forward(self, z: Tensor, time: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Velocity (B, 16, 5, 4, 4) of noisy latents; one token of zeros ends the context."""
+        """Return the velocity (B, 16, 5, 4, 4) of noisy latents; one zero token ends the context."""
         states = self.encoder(tokens, mask).last_hidden_state * mask[..., None]
         return self.transformer(
             hidden_states=z, timestep=time, encoder_hidden_states=F.pad(states, (0, 0, 0, 1))
@@ -83,7 +83,7 @@ class Parts(nn.Module):
 def train(
     parts: Parts, vae: AutoencoderKLWan, plan: flow_training.Plan, say: Say, count: int = 6000
 ) -> dict[str, float]:
-    """Train `parts` by the plan; they end as their moving average. Returns the figures for the report."""
+    """Train `parts`, which end as their moving average; return figures for the report."""
     data = motion_corpus.make(count, plan.seed)
     moments = torch.tensor([vae.config.latents_mean, vae.config.latents_std])[..., None, None, None]
     z = (encode(vae, to_tensor(data.frames)) - moments[0]) / moments[1]
@@ -96,10 +96,10 @@ def train(
     def loss(_: float) -> Tensor:
         i = torch.randint(count, (BATCH,))
         drop = torch.rand(BATCH, 1) < DROPOUT
-        ids, seen = torch.where(drop, empty, tokens[i]), torch.where(drop, empty_mask, mask[i])
+        ids, attended = torch.where(drop, empty, tokens[i]), torch.where(drop, empty_mask, mask[i])
         zeros.count = round(math.exp(float(torch.empty(1).uniform_(0, math.log(MOST_ZEROS)))))
         t = flow_training.times(BATCH, flow_networks.SHIFT)
-        return flow_training.flow_loss(lambda x, time: parts(x, time, ids, seen), z[i], t)
+        return flow_training.flow_loss(lambda x, time: parts(x, time, ids, attended), z[i], t)
 
     figures = flow_training.fit(parts.train(), loss, plan, say)
     parts.eval()
@@ -108,7 +108,7 @@ def train(
 
 
 def pipeline(parts: Parts, vae: AutoencoderKLWan) -> WanPipeline:
-    """Return the genuine diffusers pipeline of trained parts."""
+    """Return the diffusers pipeline of trained parts."""
     return WanPipeline(
         tokenizer=parts.tokenizer,
         text_encoder=parts.encoder,
@@ -129,7 +129,7 @@ def sample(
     tokens: int = 24,
     batch: int = 64,
 ) -> np.ndarray:
-    """One clip a prompt by the pipeline's own call, uint8 (N, 17, 32, 32, 3); clip i has seed + i."""
+    """Sample a clip a prompt with the pipeline's own call: (N, 17, 32, 32, 3), uint8; clip i has seed + i."""
     pipe.set_progress_bar_config(disable=True)
     clips = []
     for i in range(0, len(prompts), batch):

@@ -17,7 +17,7 @@ from diffalign.config.schema import (
     TrainingConfig,
 )
 from diffalign.errors import UserError
-from diffalign.estimate.counting import Counts, Kept, state_bytes
+from diffalign.estimate.counting import Activations, Counts, state_bytes
 from diffalign.estimate.counting import count as count_workload
 from diffalign.estimate.estimate import Estimate, memory
 from diffalign.estimate.estimate import estimate as estimate_workload
@@ -195,8 +195,8 @@ def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str,
     cond = conditions(model, ["a", "b"])
     if "encoder_attention_mask" in cond:  # prompts that fill their tokens are what is counted
         cond["encoder_attention_mask"] = torch.ones_like(cond["encoder_attention_mask"])
-    kept = Kept(model.network, checkpointing)
-    with kept.watch():
+    activations = Activations(model.network, checkpointing)
+    with activations.watch():
         model.denoiser()(x_t, t, cond)
     told = count(
         run(str(folders[name]), 8 * model.downscale, train="full", gradient_checkpointing=checkpointing),
@@ -204,7 +204,7 @@ def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str,
     )
     # These two make tables of positions in the forward that is counted, which a meta device does not keep.
     tolerance = 2e-3 if name in ("lumina2", "krea2") else 0
-    assert kept.bytes > 0 and told.activations == pytest.approx(kept.bytes, rel=tolerance)
+    assert activations.bytes > 0 and told.activations == pytest.approx(activations.bytes, rel=tolerance)
 
 
 def test_checkpointing_trades_memory_for_flops(folders: dict[str, Path]) -> None:

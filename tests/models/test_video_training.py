@@ -24,7 +24,7 @@ from diffalign.config.schema import (
     TrainingConfig,
 )
 from diffalign.errors import UserError
-from diffalign.estimate.counting import Kept, count
+from diffalign.estimate.counting import Activations, count
 from diffalign.estimate.estimate import estimate
 from diffalign.estimate.shapes import Shapes, shapes_of
 from diffalign.export.aligned import load_aligned, save_aligned
@@ -164,10 +164,10 @@ def gradients(config: ModelConfig, case: str) -> tuple[dict[str, Tensor], int]:
     x_t, t, cond = noisy(model, case)
     torch.manual_seed(0)
     model.denoiser()(x_t, t, cond).square().mean().backward()
-    kept = Kept(model.network, config.gradient_checkpointing)
-    with kept.watch():
+    activations = Activations(model.network, config.gradient_checkpointing)
+    with activations.watch():
         model.denoiser()(x_t, t, cond)
-    return {name: p.grad.clone() for name, p in parameters if p.grad is not None}, kept.bytes
+    return {name: p.grad.clone() for name, p in parameters if p.grad is not None}, activations.bytes
 
 
 @pytest.mark.parametrize("case", ["wan", "cogvideox_5b", "ltx", "text_to_video", "animatediff"])
