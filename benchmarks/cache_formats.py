@@ -1,11 +1,11 @@
-"""Arrow IPC shards against safetensors shards with a parquet index: write, open, random reads, memory.
+"""Compare Arrow IPC shards with safetensors shards and a parquet index: write, open, random reads, memory.
 
     python -m benchmarks.cache_formats
 
-Each format is written and read twice in alternation, each time in a process of its own: records of the size
-that SDXL has at 1024 px (mean and standard deviation (4, 128, 128), embeddings (77, 2048), float16), and
-small ones (4, 4, 4) and (8, 16) of which a shard holds many. The cache of encoded sets uses the format that
-won (``diffalign.data.encoding.shards``); the rows are part of ``benchmarks/data.json``.
+Each format is written and read twice in alternation, each time in its own process. Records have the size of
+SDXL's at 1024 px (mean and standard deviation (4, 128, 128), embeddings (77, 2048), float16), or are small
+((4, 4, 4) and (8, 16)) with many a shard. The cache of encoded sets uses the faster format
+(``diffalign.data.encoding.shards``); the rows are part of ``benchmarks/data.json``.
 """
 
 import json
@@ -30,7 +30,7 @@ SIZES = {
     "small": ({"mean": (4, 4, 4), "std": (4, 4, 4), "text": (8, 16)}, 60_000, 30_000),
 }
 FORMATS = ("arrow", "safetensors")
-BATCH_BYTES = 16 * 2**20  # of an Arrow record batch
+BATCH_BYTES = 16 * 2**20  # size of an Arrow record batch
 
 
 def main() -> None:

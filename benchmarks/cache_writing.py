@@ -1,9 +1,9 @@
-"""Encoding a set into the cache against the bare autoencoder, in alternation, in one process.
+"""Compare the encoding of a set into the cache with the autoencoder alone, in alternation, in one process.
 
     python -m benchmarks.cache_writing
 
-The bare autoencoder gets the same batches of pixels, ready in memory. Encoding reads a parquet file, decodes
-and cuts JPEG files, encodes images and prompts, and writes shards and the list. tiny:sdxl, one thread.
+The autoencoder alone gets the same batches of pixels from memory. Encoding reads a parquet file, decodes and
+crops JPEG files, encodes images and prompts, and writes shards and the index. tiny:sdxl, one thread.
 """
 
 import json
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def measured() -> dict[str, Any]:
-    """Measure both ways ``REPETITIONS`` times in alternation; shares are of the fastest of each."""
+    """Measure both ``REPETITIONS`` times in alternation; shares are ratios of the fastest repetitions."""
     import torch
 
     from diffalign.config.schema import DataConfig, ModelConfig
@@ -52,7 +52,7 @@ def measured() -> dict[str, Any]:
             place = folder / f"cache{number}"
             encode_preferences(model, read_preferences(config), config, place, progress=False)
 
-        bare(), cache()  # first calls are slower
+        bare(), cache()  # warm-up
         rows = [{"bare": _timed(bare), "cache": _timed(cache)} for _ in range(REPETITIONS)]
         size = sum(file.stat().st_size for file in (folder / "cache1").rglob("*") if file.is_file())
     best = {

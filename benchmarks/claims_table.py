@@ -1,4 +1,4 @@
-"""Claims for people: comparisons with intervals, and verdicts that are computed."""
+"""The Markdown of claims: comparisons with intervals, and computed verdicts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ HOW = (
 
 
 def text(claims: Sequence[Claim], rows: Mapping[str, Row]) -> str:
-    """``claims.md``."""
+    """Return the text of ``claims.md``."""
     lines = [
         "# Claims of the papers, tested",
         "",
@@ -31,22 +31,22 @@ def text(claims: Sequence[Claim], rows: Mapping[str, Row]) -> str:
         "",
     ]
     for claim in claims:
-        found = [(c, difference(c, rows)) for c in claim.comparisons]
-        lines += [f"## {claim.title} {claim.says}: {outcome(found)}", ""]
+        results = [(c, difference(c, rows)) for c in claim.comparisons]
+        lines += [f"## {claim.title} {claim.says}: {outcome(results)}", ""]
         lines += [claim.note, ""] if claim.note else []
         lines += [
             "| world | comparison | a | b | a - b | | steps | seeds |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        lines += [_line(c, d, rows) for c, d in found]
+        lines += [_line(c, d, rows) for c, d in results]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def outcome(found: Sequence[tuple[Comparison, Estimate | None]]) -> str:
-    """Return the verdict over all comparisons that decide; those not made yet leave it open."""
-    verdicts = [_verdict(c, d) for c, d in found if c.decides and d is not None]
-    missing = sum(c.decides and d is None for c, d in found)
+def outcome(results: Sequence[tuple[Comparison, Estimate | None]]) -> str:
+    """Return the verdict over all deciding comparisons, and the number of those without rows."""
+    verdicts = [_verdict(c, d) for c, d in results if c.decides and d is not None]
+    missing = sum(c.decides and d is None for c, d in results)
     if not verdicts:
         return "not tested yet"
     word = REFUTED if REFUTED in verdicts else OPEN if OPEN in verdicts else SUPPORTED
@@ -59,7 +59,7 @@ def _verdict(comparison: Comparison, estimate: Estimate) -> str:
 
 
 def difference(comparison: Comparison, rows: Mapping[str, Row]) -> Estimate | None:
-    """Return a - b over the seeds that both have (a alone without b); None if there are none."""
+    """Return the estimate of a - b over their common seeds (of a, if there is no b); None without seeds."""
     seeds = [s for s in range(100) if all(f"claim-{arm.name}-{s}" in rows for arm in comparison.arms)]
     if not seeds:
         return None

@@ -1,4 +1,4 @@
-"""What a method costs, counted at the network instead of assumed."""
+"""Count the network calls of a method, which give its cost."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from torch.nn.modules.module import register_module_forward_hook
 
 @dataclass
 class Calls:
-    """Samples that went through a network.
+    """Counts of samples that passed through a network.
 
     Attributes:
-        held: forward without gradient (the reference, inversions, rollouts).
-        trained: forward with gradient.
-        back: backward.
+        held: samples forward without gradient (reference, inversions, rollouts).
+        trained: samples forward with gradient.
+        back: samples backward.
     """
 
     held: float = 0
@@ -25,17 +25,17 @@ class Calls:
 
     @property
     def cost(self) -> float:
-        """Forward-equivalents: a backward is worth two forwards, so a trained sample costs 3."""
+        """The cost in forward-equivalents; a backward counts 2, so a trained sample costs 3."""
         return self.held + self.trained + 2 * self.back
 
     def per(self, steps: int) -> "Calls":
-        """Return the mean over ``steps``."""
+        """Return the counts divided by ``steps``."""
         return Calls(self.held / steps, self.trained / steps, self.back / steps)
 
 
 @contextmanager
 def counted(kind: type[nn.Module]) -> Iterator[Calls]:
-    """Count the samples through every module of type ``kind`` inside the context, wherever it was made."""
+    """Count the samples that pass through any module of type ``kind`` inside the context."""
     calls = Calls()
 
     def backward(count: int) -> None:

@@ -1,9 +1,9 @@
-"""The demo with three seeds, and its controls: SFT on the winners; labels turned round, which must go down.
+"""Run the demo with three seeds, and its controls: SFT on the winners, and flipped labels, which must lose.
 
     python -m benchmarks.demo --output runs/benchmark-demo
 
-Writes ``benchmarks/demo.json`` and ``demo.md``, and continues where it was stopped. Every run has the same
-held-out prompts and the same noise.
+Writes ``benchmarks/demo.json`` and ``demo.md``, and resumes after an interruption. All runs have the same
+held-out prompts and noise.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Run every variant with every seed; record as it goes."""
+    """Run every variant with every seed; write the record after each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-demo"))
     parser.add_argument("--seeds", type=int, default=3)

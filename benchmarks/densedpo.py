@@ -1,10 +1,10 @@
-"""DenseDPO against its baselines on the tiny video world: quality, and what becomes of the motion.
+"""Compare DenseDPO with its baselines on moving shapes: quality and motion.
 
     python -m benchmarks.densedpo                  # every arm, three seeds
-    python -m benchmarks.densedpo --arms dense     # one of them
+    python -m benchmarks.densedpo --arms dense     # one arm
 
-A row is an arm and a seed, and a file under ``benchmarks/rows``: a stopped run continues, and processes
-started side by side share the rows out. ``benchmarks/densedpo.md`` is made from all rows that are there.
+An arm with a seed is a row, a file under ``benchmarks/rows``: an interrupted run resumes, and concurrent
+processes share the rows. ``benchmarks/densedpo.md`` is made from all rows.
 """
 
 import argparse
@@ -13,7 +13,17 @@ import torch
 
 from benchmarks import record
 from benchmarks.record import Row, over_seeds, shown, verdict
-from benchmarks.video_world import ARMS, GUIDANCE, MEASURED, PAIRS, SEGMENT, STEPS, VideoArm, asked, measured
+from benchmarks.video_world import (
+    ARMS,
+    GUIDANCE,
+    MEASURED,
+    PAIRS,
+    SEGMENT,
+    STEPS,
+    VideoArm,
+    measured,
+    settings_of,
+)
 from diffalign.evaluation.measuring.statistics import Estimate
 from diffalign.utils.files import write_atomic
 
@@ -56,23 +66,21 @@ QUESTIONS = (
 def make(arm: VideoArm, seed: int, prompts: int) -> Row | None:
     """Return a row, read or made; None while another process makes it."""
     name = f"video-{arm.name}-{seed}"
-    with record.lock(name, wait=False) as mine:
-        if not mine:
+    with record.lock(name, wait=False) as acquired:
+        if not acquired:
             return None
-        settings = asked(arm, seed, prompts)
-        found = record.known(name, settings)
-        if found is None:
+        settings = settings_of(arm, seed, prompts)
+        row = record.known(name, settings)
+        if row is None:
             print(f"{name} ...", flush=True)
-            found = record.keep(
-                name, settings, {"arm": arm.name, "seed": seed, **measured(arm, seed, prompts)}
-            )
-            gains = {k: v["gain"] for k, v in found["rewards"].items()}
+            row = record.keep(name, settings, {"arm": arm.name, "seed": seed, **measured(arm, seed, prompts)})
+            gains = {k: v["gain"] for k, v in row["rewards"].items()}
             print(f"{name}: {', '.join(f'{k} {shown(v)}' for k, v in gains.items())}", flush=True)
-        return found
+        return row
 
 
 def difference(rows: dict[str, list[Row]], value: str, a: str | None, b: str | None) -> Estimate | None:
-    """Gain of arm a over arm b, or of either over the base, paired by seed and prompt; None if not made."""
+    """Return the gain of arm a over arm b (None: the base), paired by seed and prompt; None without rows."""
     needed = [name for name in (a, b) if name]
     if any(name not in rows for name in needed):
         return None
@@ -90,9 +98,9 @@ def difference(rows: dict[str, list[Row]], value: str, a: str | None, b: str | N
 
 
 def text(rows: list[Row]) -> str:
-    """``densedpo.md``."""
+    """Return the text of ``densedpo.md``."""
     by_arm = {arm.name: [row for row in rows if row["arm"] == arm.name] for arm in ARMS}
-    by_arm = {name: some for name, some in by_arm.items() if some}
+    by_arm = {name: group for name, group in by_arm.items() if group}
     facts = {"pairs": PAIRS, "steps": STEPS, "measured": MEASURED, "guidance": GUIDANCE, "segment": SEGMENT}
     lines = ["# DenseDPO on the tiny video world", ""]
     lines += [HOW.format(**facts, prompts=rows[0]["asked"]["prompts"] if rows else PROMPTS), ""]
@@ -104,16 +112,16 @@ def text(rows: list[Row]) -> str:
         base = [f"{rows[0]['rewards'][name]['base']:.3f}" for name in COLUMNS]
         lines.append(f"| base | {' | '.join(base)} | | |")
     for arm in ARMS:
-        some = by_arm.get(arm.name, [])
-        if some:
-            cells = [shown(over_seeds([row["gains"][c] for row in some])) for c in COLUMNS]
-            steps = f"{some[0]['asked']['steps']} of {some[0]['asked']['batch_size']}"
-            lines.append(f"| {arm.name}: {arm.says} | {' | '.join(cells)} | {len(some)} | {steps} |")
+        group = by_arm.get(arm.name, [])
+        if group:
+            cells = [shown(over_seeds([row["gains"][c] for row in group])) for c in COLUMNS]
+            steps = f"{group[0]['asked']['steps']} of {group[0]['asked']['batch_size']}"
+            lines.append(f"| {arm.name}: {arm.says} | {' | '.join(cells)} | {len(group)} | {steps} |")
     lines += ["", "| is it so? | difference | |", "|---|---|---|"]
     for says, value, a, b in QUESTIONS:
-        found = difference(by_arm, value, a, b)
-        word = "not tested yet" if found is None else verdict(found, "supported", "not supported")
-        lines.append(f"| {says} | {'' if found is None else shown(found)} | {word} |")
+        gain = difference(by_arm, value, a, b)
+        word = "not tested yet" if gain is None else verdict(gain, "supported", "not supported")
+        lines.append(f"| {says} | {'' if gain is None else shown(gain)} | {word} |")
     if rows:
         first, dates = rows[0], sorted(row["date"] for row in rows)
         lines += ["", f"{first['machine']}, torch {first['versions']['torch']}, {dates[0]} to {dates[-1]}."]
@@ -121,7 +129,7 @@ def text(rows: list[Row]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make every row that is wanted and not there."""
+    """Make every requested row that is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.densedpo", description=__doc__.splitlines()[0]
     )

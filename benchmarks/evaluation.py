@@ -1,11 +1,11 @@
-"""A whole evaluation on a small machine, interrupted once and resumed: how long, and is the report the same?
+"""Time a complete evaluation on a small machine, uninterrupted and resumed, and compare the two reports.
 
     python -m benchmarks.evaluation
 
-Aligns the tiny SDXL twice (Diffusion-DPO, and SFT on the winners), if that has not been done yet. Then
-``diffalign evaluate`` of the base against both, with three rewards on 200 prompts: once without a break, and
-once interrupted (as Ctrl-C does) when half of the images are there, and given again. Writes
-``benchmarks/evaluation.json`` and ``evaluation.md``.
+Aligns the tiny SDXL twice (Diffusion-DPO, and SFT on the winners) unless the runs exist. Then runs
+``diffalign evaluate`` of the base against both, with three rewards on 200 prompts: once uninterrupted, and
+once interrupted (as by Ctrl-C) after half of the images and run again. Writes ``benchmarks/evaluation.json``
+and ``evaluation.md``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from diffalign.utils.files import write_atomic
 HERE = Path(__file__).parent
 RECIPES = {"dpo": "tiny_sdxl_dpo", "sft": "tiny_sdxl_sft"}
 REWARDS = "judge,taste,tiny_clip"
-MODELS = 3  # that draw: the base is one
+MODELS = 3  # models that sample, the base included
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def align(folder: Path, recipe: str, arguments: argparse.Namespace) -> Path:
-    """Return the run directory of a recipe, trained if it has not been."""
+    """Return the run directory of a recipe, training it first if needed."""
     if not (folder / "aligned").is_dir():
         steps = str(arguments.training_steps)
         timed(["train", recipe, "--output", str(folder), "--training.steps", steps, "--overwrite", "true"])
@@ -87,7 +87,7 @@ def align(folder: Path, recipe: str, arguments: argparse.Namespace) -> Path:
 
 
 def timed(argv: list[str], folder: Path | None = None, images: int = 0) -> float:
-    """Seconds that a diffalign command takes; interrupted when ``folder`` has so many images."""
+    """Return the seconds of a diffalign command; interrupt it when ``folder`` has ``images`` images."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "diffalign", *argv], stdout=subprocess.DEVNULL)
     try:
@@ -105,14 +105,14 @@ def timed(argv: list[str], folder: Path | None = None, images: int = 0) -> float
 
 
 def written(folder: Path) -> dict[str, int]:
-    """When each image of an evaluation was written, in nanoseconds."""
+    """Return the time at which each image of an evaluation was written, in nanoseconds."""
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.glob("images/*/*.png")}
 
 
 def report(folder: Path) -> dict[str, Any]:
     """Return the results of an evaluation."""
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return found
+    results: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return results
 
 
 def table(record: dict[str, Any]) -> str:

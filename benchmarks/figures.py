@@ -1,11 +1,11 @@
-"""The figures of README and site, from the rows that are on record and from the plane.
+"""Make the figures of README and site from recorded rows and from the plane.
 
-    python -m benchmarks.figures                 # those whose data is there and whose file is not
-    python -m benchmarks.figures --only ranks    # one of them again
+    python -m benchmarks.figures                 # missing figures whose data exist
+    python -m benchmarks.figures --only ranks    # one figure, replacing its file
 
-``docs/figures`` gets ``ranks`` (gain of every method with its interval), ``compute`` (gain against processor
-seconds), ``sensitivity`` (gain of every trial against its setting) as SVG and PNG, and ``plane_METHOD.png``:
-where the base, the aligned model and the known optimum of the same mean reward put their samples.
+Writes to ``docs/figures``: ``ranks`` (gain of every method with its interval), ``compute`` (gain against
+processor seconds) and ``sensitivity`` (gain of every trial against its setting) as SVG and PNG, and
+``plane_METHOD.png``: sample densities of the base, the aligned model and the optimum of the same mean reward.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from diffalign.plane.settings import PLANE_METHODS, PlaneRow
 from diffalign.utils.files import write_atomic
 
 FOLDER = record.HERE.parent / "docs" / "figures"
-POINTS = 900  # of each label and panel
-EXTENT, BINS = 3.2, 72  # of the plane, in its units, and of its densities
-COLOURS = 32  # of a density's palette: a page with forty of them stays small
+POINTS = 900  # points of each label and panel
+EXTENT, BINS = 3.2, 72  # half width of the plotted square, and bins a side
+COLOURS = 32  # colours of a density's palette, for small files
 STYLE = {
     "font.size": 9,
     "figure.dpi": 110,
@@ -44,7 +44,7 @@ STYLE = {
 
 
 def ranks(rows: Sequence[Row]) -> Figure:
-    """Return the gain of every method of the tiny image models with its 95 % interval, best first."""
+    """Plot the gain of every method on the tiny image models with its 95 % interval, best first."""
     tables = list(_tables(rows))
     sizes = [len(table) for _, table in tables]
     figure, axes = plt.subplots(
@@ -69,21 +69,21 @@ def ranks(rows: Sequence[Row]) -> Figure:
 
 
 def compute(rows: Sequence[Row]) -> Figure:
-    """Return the gain of every method of the tiny image models against its processor seconds."""
+    """Plot the gain of every method on the tiny image models against its processor seconds."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for colour, (title, some) in enumerate(_worlds(rows)):
+    for colour, (title, world_rows) in enumerate(_worlds(rows)):
         at, gains, names = [], [], []
-        for name, group in groupby(some, key=lambda row: row["method"]):
-            mine = list(group)
-            at.append(np.mean([row["seconds"] for row in mine]))
-            gains.append(over_seeds([row["gains"] for row in mine]))
+        for name, group in groupby(world_rows, key=lambda row: row["method"]):
+            seeds = list(group)
+            at.append(np.mean([row["seconds"] for row in seeds]))
+            gains.append(over_seeds([row["gains"] for row in seeds]))
             names.append(name)
         values = np.array([g.value for g in gains])
         bars = np.array([[g.value - g.low for g in gains], [g.high - g.value for g in gains]])
         axis.errorbar(at, values, bars, fmt="o", ms=4, lw=1, alpha=0.8, label=title, color=f"C{colour}")
         for x, y, name in zip(at, values, names, strict=True):
             near = (abs(np.log(np.array(at) / x)) < 0.12) & (abs(values - y) < 0.006)
-            if near.sum() > 1:  # its name would lie on another's
+            if near.sum() > 1:  # the labels would overlap
                 continue
             axis.annotate(name, (x, y), xytext=(3, 2), textcoords="offset points", fontsize=6, color="0.35")
     axis.set_xscale("log")
@@ -96,15 +96,12 @@ def compute(rows: Sequence[Row]) -> Figure:
 
 
 def sensitivity(trials: Sequence[tuning.Trial]) -> Figure:
-    """Return the gain on validation prompts of every trial: by strength, and by learning rate at the best
-    strength.
-    """
+    """Plot the gain of every trial on validation prompts: by strength, and by learning rate."""
     trials = sorted(trials, key=lambda t: (t["world"], t["method"]))
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
     groups = groupby(trials, key=lambda t: (t["world"], t["method"]))
-    for number, ((world, method), some) in enumerate(groups):
-        every = list(some)
-        for axis, curve in zip(axes, tuning.curves(every), strict=True):
+    for number, ((world, method), group) in enumerate(groups):
+        for axis, curve in zip(axes, tuning.curves(list(group)), strict=True):
             if curve:
                 axis.plot(
                     *zip(*curve, strict=True),
@@ -123,10 +120,9 @@ def sensitivity(trials: Sequence[tuning.Trial]) -> Figure:
 
 
 def plane(row: PlaneRow, seed: int = 0) -> bytes:
-    """Return a PNG of the densities of the base, of the aligned model and of the optimum of the same reward.
+    """Return a PNG of the densities of the base, the aligned model and the optimum of the same reward.
 
-    The row is trained as long as the tests train it, so that it shows what a method does when it is stopped
-    in time.
+    The row is trained for as many steps as in the tests, so that methods that overshoot are stopped in time.
     """
     world = plane_world.PLANE
     start = plane_world.base_of(row)
@@ -159,22 +155,22 @@ def _small(figure: Figure) -> bytes:
 
 
 def _worlds(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Rows of the tiny image models by world and by whether they sample what they learn from."""
+    """Yield title and rows of each tiny image model, offline and online methods separately."""
     for world in TITLES:
         for online in (False, True):
-            some = [r for r in rows if r["world"] == world and ("rollout" in r["asked"]) == online]
-            if some and world != "plane":
-                yield f"{TITLES[world]}{', online' if online else ''}", some
+            selected = [r for r in rows if r["world"] == world and ("rollout" in r["asked"]) == online]
+            if selected and world != "plane":
+                yield f"{TITLES[world]}{', online' if online else ''}", selected
 
 
 def _tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[tuple[str, list[list[float]]]]]]:
-    for title, some in _worlds(rows):
-        by_method = groupby(some, key=lambda row: (row["method"], "trials" in row))
+    for title, world_rows in _worlds(rows):
+        by_method = groupby(world_rows, key=lambda row: (row["method"], "trials" in row))
         yield (
             title,
             [
-                (f"{name}{' *' if tuned else ''}", [row["gains"] for row in mine])
-                for (name, tuned), mine in by_method
+                (f"{name}{' *' if tuned else ''}", [row["gains"] for row in group])
+                for (name, tuned), group in by_method
             ],
         )
 
@@ -189,7 +185,7 @@ def save(name: str, figure: Figure) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make what is wanted and not there."""
+    """Make the requested figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--only", metavar="A,B", help="ranks, compute, sensitivity, plane_METHOD; made again")
     only = parser.parse_args(argv).only

@@ -1,4 +1,4 @@
-"""Peak memory of one training step of the tiny SDXL, by the tensors that are alive: no timing, no noise."""
+"""Measure the peak memory of one training step of the tiny SDXL deterministically, by live tensors."""
 
 import weakref
 from typing import Any
@@ -19,7 +19,7 @@ PAIRS = 16
 
 
 class Alive(TorchDispatchMode):
-    """Follows every storage that an operation makes until it is gone; ``peak`` is in bytes."""
+    """Tracks every storage that an operation creates until it is freed; ``peak`` is in bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,8 +47,9 @@ class Alive(TorchDispatchMode):
 
 
 def step_memory(run: Run, seed: int = 0) -> dict[str, float]:
-    """Bytes of the weights held (policy, and the reference where the method wants one) and, at the peak of
-    one step, of everything else that is alive, gradients included.
+    """Return the bytes of the weights, and of all other live tensors at the peak of one step.
+
+    Weights are those of the policy, and of the reference if the method needs one; gradients count as other.
     """
     torch.manual_seed(seed)
     method: Any = build(run.method)

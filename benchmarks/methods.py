@@ -1,18 +1,18 @@
 """The leaderboard: methods on the plane, on the tiny SDXL and on the tiny SD3, at equal compute.
 
-    python -m benchmarks.methods                        # everything that is not there yet
+    python -m benchmarks.methods                        # all missing rows
     python -m benchmarks.methods --world plane --methods dpo,inpo --seeds 3
-    python -m benchmarks.methods --tune dpo,ipo          # the trials of a method, on validation prompts
+    python -m benchmarks.methods --tune dpo,ipo          # the trials of these methods, on validation prompts
     python -m benchmarks.methods --world tiny --methods dpo,ipo --tuned   # trials, then five seeds
 
-A row is (world, method, seed) and a file under ``benchmarks/rows``; it is written as soon as it is made, so
-a stopped run continues, and several processes started side by side share the rows out.
-``benchmarks/methods.json`` and ``methods.md`` are made from all rows that are there. A row whose settings
-have changed since is made anew. A method of a tiny image model whose trials are all there
-(``benchmarks.tuning``) is trained with the settings of the best one, any other one with its recipe's.
+A row is (world, method, seed) and a file under ``benchmarks/rows``. It is written as soon as it is made, so
+an interrupted run resumes, and concurrent processes share the rows. ``benchmarks/methods.json`` and
+``methods.md`` are made from all rows. A row whose settings have changed is made again. On a tiny image model
+a method with complete trials (``benchmarks.tuning``) is trained with the settings of the best trial, others
+with their recipe's.
 
-Compute is counted at the network: a sample forward without gradient costs 1, forward and backward 3. Each
-method takes as many steps as its measured cost per step leaves it.
+Compute is counted at the network: a sample forward without gradient costs 1, forward and backward 3. The
+number of steps of a method is the budget divided by its measured cost per step.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from diffalign.plane.settings import PLANE_METHODS
 from diffalign.utils.files import write_atomic
 
 WORLDS = ("plane", *tiny_world.PREFIXES)
-POINTS = 1500  # of the plane, as many for each label: a standard error of the gain of about 0.01
+POINTS = 1500  # starting points on the plane, for a standard error of the gain of about 0.01
 SEEDS, TUNED_SEEDS = 3, 5
-PROMPTS = 384  # of a tiny image model: a standard error of about 0.008, in a fifth of a row's time
+PROMPTS = 384  # prompts of a tiny image model, for a standard error of about 0.008 in a fifth of a row's time
 
 
 def names(world: str) -> list[str]:
-    """Every method that a world has settings for."""
+    """Return the methods that have settings for a world."""
     if world == "plane":
         return list(PLANE_METHODS)
     prefix = tiny_world.PREFIXES[world]
@@ -46,47 +46,48 @@ def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
     """Return a row, read or made; None while another process makes it."""
     name, trials = f"{world}-{method}-{seed}", []
     if world == "plane":
-        settings = PLANE_METHODS[method]
-        asked = plane_world.asked(settings, POINTS)
+        plane_row = PLANE_METHODS[method]
+        settings = plane_world.settings_of(plane_row, POINTS)
     else:
         trials = tuning.chosen(method, world)
         recipe = tiny_world.recipe(method, trials[0]["flags"] if trials else [], seed, world)
-        asked = tiny_world.asked(recipe, "test", prompts)
-    with record.lock(name, wait=False) as mine:
-        if not mine:
+        settings = tiny_world.settings_of(recipe, "test", prompts)
+    with record.lock(name, wait=False) as acquired:
+        if not acquired:
             return None
-        found = record.known(name, asked)
-        if found is None:
+        row = record.known(name, settings)
+        if row is None:
             say(f"{name} ...")
             if world == "plane":
-                made = plane_world.run(settings, seed, POINTS)
+                figures = plane_world.run(plane_row, seed, POINTS)
             else:
-                made = tiny_world.run(name, recipe, "test", prompts)
+                figures = tiny_world.run(name, recipe, "test", prompts)
             if trials:
-                made |= {"trials": len(trials), "flags": trials[0]["flags"]}
-            found = record.keep(name, asked, {"world": world, "method": method, "seed": seed, **made})
-            say(f"{name}: {record.shown(made['rewards'][made['primary']]['gain'])}, {made['seconds']:.0f} s")
-        return found
+                figures |= {"trials": len(trials), "flags": trials[0]["flags"]}
+            row = record.keep(name, settings, {"world": world, "method": method, "seed": seed, **figures})
+            gain = figures["rewards"][figures["primary"]]["gain"]
+            say(f"{name}: {record.shown(gain)}, {figures['seconds']:.0f} s")
+        return row
 
 
 def say(line: str) -> None:
-    """Print a line of progress; the jobs' own bars are on stderr."""
+    """Print a line of progress on stdout; the progress bars of the jobs are on stderr."""
     print(line, flush=True)
 
 
 def current() -> list[Row]:
-    """Return the rows of the methods that there are, in the order of worlds, methods and seeds."""
+    """Return the rows of existing methods in the order of worlds, methods and seeds."""
     rows = [row for world in WORLDS for row in record.rows(f"{world}-")]
     order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
-    rows = [row for row in rows if (row["world"], row["method"]) in order]  # the others' are gone
+    rows = [row for row in rows if (row["world"], row["method"]) in order]  # without removed methods
     rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
     firsts = {(row["world"], row["method"]): row["asked"] for row in reversed(rows)}
-    # Rows of settings before a method was tuned are not averaged with those after.
+    # rows with the settings before tuning are not averaged with those after
     return [row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]])]
 
 
 def write() -> None:
-    """``methods.json`` and ``methods.md`` of all rows."""
+    """Write ``methods.json`` and ``methods.md`` from all rows."""
     with record.lock("methods"):
         rows = current()
         brief = [{k: v for k, v in row.items() if k != "gains"} for row in rows]
@@ -94,8 +95,8 @@ def write() -> None:
         write_atomic(record.HERE / "methods.md", text(rows))
 
 
-def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """Return the rows that the command line names: first seeds of all methods first."""
+def requested(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """Yield the rows that the command line names, the first seed of all methods first."""
     chosen = arguments.methods.split(",") if arguments.methods else None
     worlds = [arguments.world] if arguments.world else WORLDS
     for name in chosen or []:
@@ -110,7 +111,7 @@ def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make every row that is wanted and not there."""
+    """Make every requested row that is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("--world", choices=WORLDS, help="default: all")
     parser.add_argument("--methods", help="comma-separated; default: all")
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
             tuning.tune(method, arguments.world or "tiny", say)
         return
     arguments.seeds = arguments.seeds or (TUNED_SEEDS if arguments.tuned else SEEDS)
-    for world, method, seed in wanted(arguments):
+    for world, method, seed in requested(arguments):
         if arguments.tuned and world != "plane":
             tuning.tune(method, world, say)
         if make(world, method, seed, arguments.prompts) is not None:

@@ -1,8 +1,7 @@
-"""One row of the plane: align, sample base and aligned from the same noise, compare point by point.
+"""Make one row of the plane: align, sample base and aligned model from the same noise, compare by point.
 
 The settings are those of ``diffalign/plane/settings.py``. "Prompts" are starting points. The primary reward
-is the height; for preferences between captions it is prompt fidelity, on a base that was trained with wrong
-labels.
+is the height; for preferences between captions it is prompt fidelity, on a base trained with wrong labels.
 """
 
 import time
@@ -37,17 +36,18 @@ from diffalign.types import Batch
 from diffalign.utils.files import open_atomic
 
 PLANE = Plane()
-NOISE = 7  # the seed of the starting points that the table is made of
+NOISE = 7  # seed of the starting points
 PAIR = PlaneRow(DPO())
-BUDGET = PAIR.steps * PAIR.groups * 8.0  # what Diffusion-DPO takes: 2 trained samples (3 each), 2 held ones
-ONLINE_BUDGET = 2 * BUDGET  # what is sampled has to be paid for as well
+# Diffusion-DPO's cost: 2 trained samples (3 each) and 2 held ones (1 each)
+BUDGET = PAIR.steps * PAIR.groups * 8.0
+ONLINE_BUDGET = 2 * BUDGET  # includes the cost of sampling
 
 
 @lru_cache
 def base(mislabelled: bool = False, flow: bool = False) -> PlaneNetwork:
-    """Return the base model, trained once and kept under ``runs/``; or one that a quarter of the labels
-    misled; or
-    that of the flow version.
+    """Return a base model, which is trained once and stored under ``runs/``.
+
+    ``mislabelled`` selects the one with a quarter of its labels wrong, ``flow`` that of the flow version.
     """
     name = "flow" if flow else "mislabelled" if mislabelled else "base"
     path = record.WORK / f"plane-{name}.pt"
@@ -68,31 +68,31 @@ def _mislabelled() -> PlaneNetwork:
 
 @lru_cache(maxsize=64)
 def drawn(maker: Maker, seed: int) -> Batch[Tensor]:
-    """Return the data of one seed, shared by all methods that learn from it."""
+    """Return the data of one seed, shared by all methods with this maker."""
     return maker(PLANE, denoiser_of(base()), seed=seed)
 
 
 @lru_cache(maxsize=4)
 def start(mislabelled: bool, count: int, flow: bool = False) -> Tensor:
-    """(labels, count, 2) samples of a base."""
+    """Return samples (labels, count, 2) of a base."""
     return points(denoiser_of(base(flow=True) if flow else base(mislabelled)), count, NOISE)
 
 
 def base_of(row: PlaneRow) -> PlaneNetwork:
-    """Where a row starts."""
+    """Return the base model of a row."""
     return base(flow=True) if row.flow else base(row.data is captions)
 
 
 def cost(row: PlaneRow, data: Batch[Tensor] | None) -> Calls:
-    """Network samples of one step, of a round's mean step where the row is online."""
-    start_from = base_of(row)  # trained here the first time: not to be counted
+    """Return the network calls of one step; for an online row, the mean over a round."""
+    start_from = base_of(row)  # outside the count, since the first call trains it
     steps = row.round_steps
     with counted(PlaneNetwork) as calls:
         row.trained(start_from, data, steps=steps)
     return calls.per(steps)
 
 
-def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, Any]:
+def settings_of(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Return the settings that identify a row."""
     return {
         "method": row.method,
@@ -107,12 +107,12 @@ def asked(row: PlaneRow, prompts: int, steps: int | None = None) -> dict[str, An
 
 
 def budget(row: PlaneRow) -> float:
-    """Forward-equivalents that a row may spend."""
+    """Return the budget of a row in forward-equivalents."""
     return ONLINE_BUDGET if row.rollout else BUDGET
 
 
 def train(row: PlaneRow, seed: int, steps: int | None = None) -> tuple[PlaneNetwork, dict[str, Any]]:
-    """Return a network trained for ``steps``, or for as many as the budget allows, and what that took."""
+    """Return a network trained for ``steps`` (None: the budget's), and the figures of its cost."""
     data = None if row.rollout else drawn(row.data, seed)
     calls = cost(row, data)
     steps = steps or max(1, round(budget(row) / calls.cost))
@@ -128,7 +128,7 @@ def train(row: PlaneRow, seed: int, steps: int | None = None) -> tuple[PlaneNetw
 
 
 def run(row: PlaneRow, seed: int, prompts: int, steps: int | None = None) -> dict[str, Any]:
-    """Train and measure on ``prompts`` starting points, as many for each label."""
+    """Train and measure on ``prompts`` starting points, equally many a label."""
     network, took = train(row, seed, steps)
     about_captions = row.data is captions
     before = start(about_captions, prompts // LABELS, row.flow)
@@ -153,8 +153,9 @@ def run(row: PlaneRow, seed: int, prompts: int, steps: int | None = None) -> dic
 
 
 def drift(row: PlaneRow, seed: int, pairs: int, steps: int | None = None) -> dict[str, Any]:
-    """Train, then by how much the denoising errors of held-out winners and losers have risen over the
-    reference's, per pair, in thousandths; the same pairs, times and noise for every method.
+    """Train, then measure how much denoising errors of held-out winners and losers exceed the reference's.
+
+    Values are per pair, in thousandths; pairs, times and noise are the same for every method.
     """
     network, took = train(row, seed, steps)
     batch = preferences(PLANE, denoiser_of(base()), count=pairs, seed=1000)
@@ -167,12 +168,12 @@ def drift(row: PlaneRow, seed: int, pairs: int, steps: int | None = None) -> dic
 
 
 def _right(x: Tensor) -> Tensor:
-    """1 where a sample of "left" or "right" (labels 1 and 2 of (3, N, 2)) is on that side, else 0."""
+    """Return 1 where a sample of "left" or "right" (labels 1 and 2 of (3, N, 2)) is on its side, else 0."""
     return torch.cat([x[1, :, 0] < 0, x[2, :, 0] > 0]).float()
 
 
 def compared(before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Means of paired scores, and the gain with its 95 % interval (bootstrap over starting points)."""
+    """Return the means of paired scores, and the gain with its 95 % interval (bootstrap over points)."""
     gain = bootstrap_mean((after - before).numpy())
     return {
         "base": before.mean().item(),

@@ -1,4 +1,4 @@
-"""Write the counts of methods, models and rewards into README: ``python -m benchmarks.readme``."""
+"""Update the counts of methods, models and rewards in README: ``python -m benchmarks.readme``."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,11 @@ REGISTRIES = {"Methods": METHODS, "Models": FAMILIES, "Rewards": REWARDS}
 
 
 def filled(text: str) -> str:
-    """Return README's text with the counts of today."""
+    """Return README's text with the current counts."""
     for name, registry in REGISTRIES.items():
-        text, found = re.subn(rf"^(\| \*\*{name}\*\* \| )\d+", rf"\g<1>{len(registry)}", text, flags=re.M)
-        if found != 1:
-            raise ValueError(f"README has {found} rows that begin `| **{name}** | 12`; needed: one")
+        text, count = re.subn(rf"^(\| \*\*{name}\*\* \| )\d+", rf"\g<1>{len(registry)}", text, flags=re.M)
+        if count != 1:
+            raise ValueError(f"README has {count} rows that begin `| **{name}** | 12`; needed: one")
     return text
 
 

@@ -1,11 +1,11 @@
-"""Rows on disk: one file each, written whole, so that runs resume and several processes share the work.
+"""Rows on disk: one file each, written atomically, so that runs resume and several processes share the work.
 
-A row is known by its name and carries what it was asked (``asked``: settings, prompts, budget). A row that
-was asked something else is stale and is made anew. While a process works on a row it holds the row's lock,
-which the system takes back if the process dies.
+A row has a name and its settings (key ``asked``: method, data, prompts, budget). A row with other settings is
+stale and made again. A process that works on a row holds its lock, which the system releases if the process
+dies.
 
-Rows made under other versions of torch (``versions``) have means that differ from about the seventh digit on:
-whether a change of the code leaves a row as it is shows under one version, with the code before and after it.
+Means of rows made under different versions of torch (``versions``) differ from about the seventh digit on. To
+test that a change of the code preserves a row, run both versions of the code under one version of torch.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from diffalign.evaluation.measuring.statistics import Estimate
 from diffalign.utils.files import write_atomic
 
 HERE = Path(__file__).parent
-WORK = Path("runs/benchmarks")  # caches, locks and runs: nothing that a table is made from
+WORK = Path("runs/benchmarks")  # caches, locks and runs; tables need none of them
 RESAMPLES = 10_000
 
 Row = dict[str, Any]
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @contextmanager
 def lock(name: str, wait: bool = True) -> Iterator[bool]:
-    """Whether this process holds the lock ``name``; without ``wait`` it does not if another one does."""
+    """Yield whether this process holds the lock ``name``; without ``wait``, False if another process does."""
     path = WORK / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -47,20 +47,20 @@ def lock(name: str, wait: bool = True) -> Iterator[bool]:
         yield True
 
 
-def known(name: str, asked: Mapping[str, Any]) -> Row | None:
-    """Return the row ``name`` if its settings are the same."""
+def known(name: str, settings: Mapping[str, Any]) -> Row | None:
+    """Return the row ``name`` if it exists with these settings, else None."""
     path = HERE / "rows" / f"{name}.json"
     if not path.exists():
         return None
     row: Row = json.loads(path.read_text(encoding="utf-8"))
-    return row if agrees(row["asked"], asked) else None
+    return row if agrees(row["asked"], settings) else None
 
 
-def keep(name: str, asked: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
-    """Write a row with when and where it was made."""
-    whole = {"name": name, "asked": plain(asked), **row, **_made()}
-    write_atomic(HERE / "rows" / f"{name}.json", json.dumps(whole, separators=(",", ":")) + "\n")
-    return plain(whole)
+def keep(name: str, settings: Mapping[str, Any], row: Mapping[str, Any]) -> Row:
+    """Write a row with its settings, date, machine and versions; return it as JSON stores it."""
+    complete = {"name": name, "asked": plain(settings), **row, **_made()}
+    write_atomic(HERE / "rows" / f"{name}.json", json.dumps(complete, separators=(",", ":")) + "\n")
+    return plain(complete)
 
 
 def chosen(arms: str | None, every: Sequence[str]) -> Sequence[str]:
@@ -73,42 +73,44 @@ def chosen(arms: str | None, every: Sequence[str]) -> Sequence[str]:
 
 
 def rows(prefix: str) -> list[Row]:
-    """Every row whose name starts with ``prefix``, by name."""
+    """Return every row whose name starts with ``prefix``, sorted by name."""
     files = sorted((HERE / "rows").glob(f"{prefix}*.json"))
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def agrees(stored: Any, asked: Any) -> bool:
-    """Whether a row's settings, as JSON has them, are these; an option that it does not know yet must be at
-    its default, so that a new one leaves old rows valid, and a changed default does not.
+def agrees(stored: Any, settings: Any) -> bool:
+    """Return whether a row's stored settings (from JSON) equal ``settings``.
+
+    An option that the row does not have must be at its default. So a new option leaves old rows valid, and a
+    changed default makes them stale.
     """
-    if is_dataclass(asked) and not isinstance(asked, type):
-        name, known = type(asked).__name__, stored
-        if not isinstance(known, dict) or name not in known or known[name].keys() - _told(asked).keys():
+    if is_dataclass(settings) and not isinstance(settings, type):
+        name, known = type(settings).__name__, stored
+        if not isinstance(known, dict) or name not in known or known[name].keys() - _values(settings).keys():
             return False
         return all(
-            agrees(known[name][f.name], getattr(asked, f.name))
+            agrees(known[name][f.name], getattr(settings, f.name))
             if f.name in known[name]
-            else _default(asked, f)
-            for f in _fields(asked)
+            else _default(settings, f)
+            for f in _fields(settings)
         )
-    if isinstance(asked, Mapping):
+    if isinstance(settings, Mapping):
         return (
             isinstance(stored, dict)
-            and stored.keys() == asked.keys()
-            and all(agrees(stored[k], v) for k, v in asked.items())
+            and stored.keys() == settings.keys()
+            and all(agrees(stored[k], v) for k, v in settings.items())
         )
-    if isinstance(asked, list | tuple):
+    if isinstance(settings, list | tuple):
         return (
             isinstance(stored, list)
-            and len(stored) == len(asked)
-            and all(agrees(a, b) for a, b in zip(stored, asked, strict=True))
+            and len(stored) == len(settings)
+            and all(agrees(a, b) for a, b in zip(stored, settings, strict=True))
         )
-    return bool(stored == asked)
+    return bool(stored == settings)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two rows' settings, as JSON has them, are the same wherever both know an option."""
+    """Return whether two rows' stored settings agree on every option that both have."""
     if isinstance(a, dict) and isinstance(b, dict):
         return all(same(a[k], b[k]) for k in a.keys() & b.keys())
     return bool(a == b)
@@ -118,7 +120,7 @@ def _fields(owner: Any) -> list[Field[Any]]:
     return [f for f in fields(owner) if f.compare]
 
 
-def _told(owner: Any) -> dict[str, Any]:
+def _values(owner: Any) -> dict[str, Any]:
     return {f.name: getattr(owner, f.name) for f in _fields(owner)}
 
 
@@ -128,8 +130,8 @@ def _default(owner: Any, field: Field[Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return the form of a value in JSON; of a dataclass {its name: its fields}."""
-    return json.loads(json.dumps(value, default=lambda owner: {type(owner).__name__: _told(owner)}))
+    """Return a value as JSON stores it; a dataclass becomes {its name: its fields}."""
+    return json.loads(json.dumps(value, default=lambda owner: {type(owner).__name__: _values(owner)}))
 
 
 def _made() -> dict[str, Any]:
@@ -141,9 +143,9 @@ def _made() -> dict[str, Any]:
 
 
 def over_seeds(gains: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """Mean of gains (S, P) with a 95 % interval that resamples prompts and seeds, both with replacement.
+    """Return the mean of gains (S, P) with a 95 % interval by a bootstrap over prompts and seeds.
 
-    Every seed has the same prompts and noise, so a resampled prompt is resampled in all seeds at once.
+    All seeds have the same prompts and noise, so prompts are resampled jointly in all seeds.
     """
     table = np.asarray(gains, dtype=np.float64)
     if table.ndim != 2 or not table.size:
@@ -155,11 +157,10 @@ def over_seeds(gains: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
 def between(
     a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[Estimate, float]:
-    """Return the mean of a - b of two methods' gains (S, P) and (R, P) on the same P prompts, with a 95 %
-    interval and a two-sided p-value.
+    """Return the mean of a - b for two methods' gains (S, P) and (R, P) on the same P prompts.
 
-    A resampled prompt is resampled in both methods; their seeds are resampled apart, since a seed of one
-    method has nothing to do with that of the other. The p-value inverts the percentile interval.
+    It comes with a 95 % interval and a two-sided p-value, which inverts the percentile interval. Prompts are
+    resampled jointly in both methods, seeds independently, since the methods' seeds are unrelated.
     """
     draws = _draws(a, seed, 1) - _draws(b, seed, 2)
     low, high = np.quantile(draws, [0.025, 0.975])
@@ -169,8 +170,9 @@ def between(
 
 
 def ranks(gains: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> list[tuple[int, int]]:
-    """Return for each of M methods, gains (S, P) each on the same P prompts, the 95 % range of its rank (1 is
-    best) over resampled prompts and seeds.
+    """Return the 95 % range of each method's rank (1 is best) over resampled prompts and seeds.
+
+    ``gains`` has the gains (S, P) of each of M methods on the same P prompts.
     """
     draws = np.stack([_draws(table, seed, 1 + i) for i, table in enumerate(gains)])
     places = 1 + (-draws).argsort(0).argsort(0)
@@ -178,29 +180,29 @@ def ranks(gains: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> list[tup
     return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _draws(gains: Any, seed: int, apart: int) -> Any:
-    """Means (RESAMPLES,) of gains (S, P) over resampled prompts, the same for all, and seeds, its own."""
+def _draws(gains: Any, seed: int, offset: int) -> Any:
+    """Return means (RESAMPLES,) of gains (S, P): prompts resampled by ``seed``, seeds by seed + offset."""
     table = np.asarray(gains, dtype=np.float64)
     seeds, prompts = table.shape
-    return ((_resampled(prompts, seed) @ table.T) * _resampled(seeds, seed + apart)).sum(1)
+    return ((_resampled(prompts, seed) @ table.T) * _resampled(seeds, seed + offset)).sum(1)
 
 
 @lru_cache(maxsize=64)
 def _resampled(count: int, seed: int) -> Any:
-    """Weights (RESAMPLES, count) of draws with replacement; a table asks for the same ones in every row."""
+    """Return the weights (RESAMPLES, count) of draws with replacement; cached, since all rows share them."""
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     return draws / count
 
 
 def verdict(estimate: Estimate, better: str, worse: str) -> str:
-    """Return the sign that an interval shows: above 0, below 0, or neither."""
+    """Return ``better`` if an interval lies above 0, ``worse`` if below, else "no difference shown"."""
     if estimate.low > 0:
         return better
     return worse if estimate.high < 0 else "no difference shown"
 
 
 def shown(estimate: Estimate | Sequence[float], digits: int = 3) -> str:
-    """``+0.123 [+0.100, +0.150]``."""
+    """Return an estimate as text: ``+0.123 [+0.100, +0.150]``."""
     value, low, high = estimate if isinstance(estimate, Sequence) else (
         estimate.value, estimate.low, estimate.high
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The leaderboard for people: rows to Markdown."""
+"""The Markdown of the leaderboard."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -50,13 +50,13 @@ HOW = (
 
 
 def text(rows: Sequence[Row]) -> str:
-    """``methods.md``: tables per world, methods in the order of their gain.
+    """Return the text of ``methods.md``: tables for each world, methods in the order of their gain.
 
-    Of a tiny image model the tuned methods stand in a table of their own: only they were given the same.
+    On a tiny image model the tuned methods have their own table, since only they had equal trials.
     """
     lines = ["# Every method at equal compute", "", HOW, ""]
-    for world, some in groupby(rows, key=lambda row: row["world"]):
-        every = list(some)
+    for world, group in groupby(rows, key=lambda row: row["world"]):
+        every = list(group)
         for online in (False, True):
             for tuned in (True, False):
                 chosen = [
@@ -68,8 +68,8 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def _world(world: str, rows: list[Row], online: bool, tuned: bool) -> list[str]:
-    by_method = [list(some) for _, some in groupby(rows, key=lambda row: row["method"])]
-    by_method.sort(key=lambda some: (_left(some), -over_seeds([row["gains"] for row in some]).value))
+    by_method = [list(group) for _, group in groupby(rows, key=lambda row: row["method"])]
+    by_method.sort(key=lambda group: (_left(group), -over_seeds([row["gains"] for row in group]).value))
     first = rows[0]
     others: tuple[str, ...] = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
     others += ("images",) if online else ()
@@ -87,10 +87,10 @@ def _world(world: str, rows: list[Row], online: bool, tuned: bool) -> list[str]:
         f"| method | gain | seeds | {' | '.join(others)} | steps | held, trained, back a step | CPU s | |",
         "|---|---|---|" + "---|" * (len(others) + 4),
     ]
-    lines += [_line(some, others) for some in by_method]
+    lines += [_line(group, others) for group in by_method]
     if tuned:
         lines += ["", *_compared(by_method)]
-    failed = [some[0]["method"] for some in by_method if over_seeds([r["gains"] for r in some]).low <= 0]
+    failed = [group[0]["method"] for group in by_method if over_seeds([r["gains"] for r in group]).low <= 0]
     if world != "plane" and failed:
         lines += ["", *_tried(world, failed)]
     return [*lines, ""]
@@ -98,7 +98,7 @@ def _world(world: str, rows: list[Row], online: bool, tuned: bool) -> list[str]:
 
 def _compared(by_method: list[list[Row]]) -> list[str]:
     """Return the table of ranks and of differences to the first method, with its settings and trials."""
-    gains = [[row["gains"] for row in some] for some in by_method]
+    gains = [[row["gains"] for row in group] for group in by_method]
     places = ranks(gains)
     against = [between(gains[0], table) for table in gains[1:]]
     adjusted = holm([p for _, p in against])
@@ -107,12 +107,12 @@ def _compared(by_method: list[list[Row]]) -> list[str]:
         "| trials, gain on validation |",
         "|---|---|---|---|---|---|---|",
     ]
-    for i, some in enumerate(by_method):
+    for i, group in enumerate(by_method):
         behind = ("", "") if i == 0 else (shown(against[i - 1][0]), f"{adjusted[i - 1]:.2g}")
-        name, low, high = some[0]["method"], *places[i]
-        every = trials_of(some[0]["world"], name)
+        name, low, high = group[0]["method"], *places[i]
+        every = trials_of(group[0]["world"], name)
         lines.append(
-            f"| {name} | {low} to {high} | {behind[0]} | {behind[1]} | {_flags(some[0]['flags'])} | "
+            f"| {name} | {low} to {high} | {behind[0]} | {behind[1]} | {_flags(group[0]['flags'])} | "
             f"{', '.join(at_edge(every)) or 'no'} | "
             + "; ".join(f"{_flags(t['flags'])}: {t['gain'][0]:+.3f}" for t in every)
             + " |"
@@ -143,12 +143,12 @@ def _line(rows: list[Row], others: tuple[str, ...]) -> str:
 
 
 def _left(rows: list[Row]) -> bool:
-    """Whether more than 3 % of a method's mass is off the support, on average over seeds."""
+    """Return whether more than 3 % of a method's mass is off the support, on average over seeds."""
     return sum(row["figures"].get("off support", 0.0) for row in rows) / len(rows) > 0.03
 
 
 def _other(rows: list[Row], name: str) -> str:
-    """Return the mean over seeds of a figure, or of a reward's gain."""
+    """Return the mean over seeds of a figure, or of a reward's gain, as text."""
     if name in rows[0]["figures"]:
         mean = sum(r["figures"][name] for r in rows) / len(rows)
         return f"{mean:,.0f}" if name == "images" else f"{mean:.3f}"
@@ -156,7 +156,7 @@ def _other(rows: list[Row], name: str) -> str:
 
 
 def _tried(world: str, methods: list[str]) -> list[str]:
-    """Return the notes of the tuning record on methods of a world without a gain."""
+    """Return lines on the trials of methods without a gain."""
     lines = []
     for method in methods:
         tried = "; ".join(

@@ -1,13 +1,13 @@
-"""TIME on the tiny SDXL: "red circle" becomes "blue circle", on held-out captions, and what else changes.
+"""Measure TIME on the tiny SDXL: the edit of "red circle" to "blue circle", and its side effects.
 
     python -m benchmarks.time_edit
 
-Templates of the edit are captions of the train split that hold "red circle" once, with a place in it; train
-captions that name neither red nor circle are held as they are, by pairs of equal prompts. Test captions are
-drawn before and after from the same noise: those that hold "red circle" once (judged by the caption with
-"blue circle" in its place), others that name red or circle, and captions that name neither. The base's images
-of the destination captions, from the same noise, are what an edit could reach. Writes
-``benchmarks/time_edit.json`` and ``time_edit.md``, and the figure ``docs/time_edit.png``.
+Templates of the edit are train captions that contain "red circle" once, with a placeholder for it. Train
+captions with neither red nor circle are preserved by pairs of equal prompts. Test captions are sampled before
+and after the edit from the same noise: those that contain "red circle" once (judged by the caption with "blue
+circle" instead), others with red or circle, and captions with neither. The base's images of the destination
+captions, from the same noise, are the reachable optimum. Writes ``benchmarks/time_edit.json``,
+``time_edit.md`` and the figure ``docs/time_edit.png``.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Score = Callable[[Any, str], float]
 
 
 def sees(color: str) -> Score:
-    """Return a score of 1 where the picture has a circle of that colour."""
+    """Return a score that is 1 if the image has a circle of that colour, else 0."""
     return lambda image, prompt: float(any(t.color == color and t.shape == "circle" for t in look(image)))
 
 
@@ -52,7 +52,7 @@ SCORES: dict[str, Score] = {"judge": judge, "blue circle": sees("blue"), "red ci
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Edit, draw, judge, record."""
+    """Edit the model, sample, score, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--templates", type=int, default=64)
     parser.add_argument("--held", type=int, default=128, help="train captions that are held as they are")
@@ -107,30 +107,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def templates(count: int) -> tuple[str, ...]:
-    """Return train captions with a place for the prompt."""
-    found = [text for text in tiny.prompts("train") if text.count(PAIR.source) == 1]
-    return tuple(text.replace(PAIR.source, "{}") for text in found[:count])
+    """Return train captions with a placeholder for the edited prompt."""
+    texts = [text for text in tiny.prompts("train") if text.count(PAIR.source) == 1]
+    return tuple(text.replace(PAIR.source, "{}") for text in texts[:count])
 
 
 def held(count: int) -> list[Pair]:
-    """Return train captions that the edit is to leave as they are."""
-    found = sort_prompts(tiny.prompts("train"), [PAIR])["unrelated"]
-    return [Pair(text, text) for text in found[:count]]
+    """Return pairs of equal train captions, which the edit preserves."""
+    texts = sort_prompts(tiny.prompts("train"), [PAIR])["unrelated"]
+    return [Pair(text, text) for text in texts[:count]]
 
 
 def targets(prompts: Sequence[str]) -> list[str]:
-    """Return what the images of edited captions should show, one text an image."""
+    """Return the caption that each image of an edited caption should show."""
     return [meaning(text, [PAIR]) for text in prompts for _ in range(COUNTS["edited"])]
 
 
 def draw(pipeline: Any, prompts: Sequence[str], count: int) -> list[Image.Image]:
-    """Return ``count`` images of each prompt, side by side."""
+    """Return ``count`` images of each prompt, contiguous by prompt."""
     samples = generate(pipeline, prompts, SAMPLING, images_per_prompt=count, batch_size=64, progress=False)
     return [sample.image for sample in samples]
 
 
 def destinations(pipeline: Any, prompts: Sequence[str]) -> list[Image.Image]:
-    """Return what the base draws of the destination captions."""
+    """Return the base's images of the destination captions."""
     return draw(pipeline, [meaning(text, [PAIR]) for text in prompts], COUNTS["edited"])
 
 
@@ -142,7 +142,7 @@ def mean(score: Score, images: Sequence[Any], texts: Sequence[str]) -> float:
 def scored(
     name: str, prompts: Sequence[str], before: Sequence[Any], after: Sequence[Any]
 ) -> dict[str, Comparison]:
-    """Return every score, after against before."""
+    """Return the comparison of after with before, for every score."""
     each = [text for text in prompts for _ in range(COUNTS[name])]
     meant = targets(prompts) if name == "edited" else each
     return {
@@ -159,7 +159,7 @@ def as_list(c: Comparison) -> list[float]:
 
 
 def text(record: dict[str, Any]) -> str:
-    """Return the record for people."""
+    """Return the record as Markdown."""
     edit_of, reach = record["edit"], record["reachable"]
     lines = [
         "# TIME on the tiny SDXL",

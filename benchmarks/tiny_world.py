@@ -1,8 +1,7 @@
-"""One row of a tiny image model: train a recipe by the real job, sample held-out prompts, score.
+"""Make one row of a tiny image model: train a recipe, sample held-out prompts, score.
 
-A base's images are drawn and scored once and shared by all rows; every model starts from the same noise.
-Rewards are the judge (what the shipped labels follow), and two that are not trained on: taste and a tiny
-CLIP.
+A base's images are sampled and scored once for all rows; every model starts from the same noise. Rewards are
+the judge, which the shipped labels follow, and two that are not trained on: taste and a tiny CLIP.
 """
 
 import hashlib
@@ -42,27 +41,25 @@ from diffalign.runs.rollouts import plan_of, steps_of_a_round
 from diffalign.runs.validate import read_run
 from diffalign.utils.files import write_atomic
 
-PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_"}  # of the recipes of each world
+PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_"}  # prefixes of the recipes of each world
 # Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.
 BUDGET = 60 * 64 * 8.0
-ONLINE_BUDGET = 3 * BUDGET  # what is sampled has to be paid for as well
-COST_STEPS = 2  # steps that a method's cost is measured on: some make random numbers of calls
-NEVER = 7_207_200  # steps between checkpoints: whole rounds, whatever a round's steps are (up to 16, 20, ...)
-HELD_OUT = 64  # groups kept for the figures of winners' and losers' errors
+ONLINE_BUDGET = 3 * BUDGET  # includes the cost of sampling
+COST_STEPS = 2  # steps over which a cost is averaged: some methods make random numbers of calls
+NEVER = 7_207_200  # steps between checkpoints: a multiple of the steps of a round (up to 16, 20, ...)
+HELD_OUT = 64  # groups on which the errors of winners and losers are measured
 COST_VERSION = 1
-DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # how much images of one caption differ; a seed of their own
+DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # prompts, and images of each, for the diversity
 DIVERSITY_SEED = 1
-DRIFT_PROMPTS, DRIFT_STEPS, DRIFT_SEED = 64, 20, 2  # how far the process of sampling is from the base's
+DRIFT_PROMPTS, DRIFT_STEPS, DRIFT_SEED = 64, 20, 2  # of the KL of the sampling process to the base's
 
 
 def quiet(line: str) -> None:
-    """Nothing: the job's own lines are not wanted."""
+    """Discard a line of the job's output."""
 
 
 def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str = "tiny") -> Run:
-    """Return the shipped tiny recipe of a method, with flags; its latents go to the cache that all rows
-    share.
-    """
+    """Return the shipped tiny recipe of a method, with flags; all rows share one cache of latents."""
     run = read_run(PREFIXES[world] + name, overrides)
     return replace(
         run,
@@ -75,7 +72,7 @@ def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str =
     )
 
 
-def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
+def settings_of(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Return the settings that identify a row."""
     return {
         "method": build(run.method),
@@ -93,21 +90,22 @@ def asked(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[
 
 
 def budget(run: Run) -> float:
-    """Forward-equivalents that a run may spend."""
+    """Return the budget of a run in forward-equivalents."""
     return ONLINE_BUDGET if run.rollout.prompts else BUDGET
 
 
 def cost(run: Run) -> Calls:
-    """Network samples of one step, measured once per recipe."""
+    """Return the network calls of one step, measured once a recipe."""
+    settings = record.plain(settings_of(run, "", 0))
     digest = hashlib.blake2b(
-        json.dumps([COST_VERSION, record.plain(asked(run, "", 0))], sort_keys=True).encode(), digest_size=8
+        json.dumps([COST_VERSION, settings], sort_keys=True).encode(), digest_size=8
     ).hexdigest()
     path = record.WORK / "costs" / f"{digest}.json"
     with lock(f"cost-{digest}"):
         if not path.exists():
             steps = COST_STEPS
             rounds = run.rollout.prompts and shape_of(run.method["type"], run.rollout) != "gradients"
-            if rounds:  # a whole round: its first step is the one that samples
+            if rounds:  # a complete round, since its first step samples for all of it
                 plan = plan_of(run, load(run.model))
                 steps = steps_of_a_round(run, plan)
             short = replace(
@@ -125,14 +123,14 @@ def cost(run: Run) -> Calls:
 
 @lru_cache
 def base(model: ModelConfig, split: str, prompts: int) -> dict[str, list[float]]:
-    """Scores of a base model's images of the first ``prompts`` captions of a split, by reward."""
+    """Return the scores of a base model's images of the first ``prompts`` captions of a split, by reward."""
     pipeline = load(model).pipeline
     path = record.WORK / f"base-{split}-{prompts}-{fingerprint(pipeline)[:8]}.json"
     with lock(path.stem):
         if not path.exists():
             write_atomic(path, json.dumps(scores(pipeline, split, prompts)))
-    found: dict[str, list[float]] = json.loads(path.read_text())
-    return found
+    stored: dict[str, list[float]] = json.loads(path.read_text())
+    return stored
 
 
 @lru_cache
@@ -143,7 +141,7 @@ def _reward(name: str) -> Any:
 def scores(
     pipeline: Any, split: str, prompts: int, settings: SamplingSettings = SAMPLING
 ) -> dict[str, list[float]]:
-    """Scores of a pipeline's images, by reward, in the order of the prompts."""
+    """Return the scores of a pipeline's images, by reward, in the order of the prompts."""
     texts = tiny.prompts(split, prompts)
     samples = generate(pipeline, texts, settings, seed=EVALUATION_SEED, batch_size=64, progress=False)
     images = [s.image for s in samples]
@@ -151,8 +149,9 @@ def scores(
 
 
 def diversity(pipeline: Any, split: str) -> float:
-    """Mean over captions of how much a pipeline's images of one caption differ: root mean square over pixels
-    in [0, 1], all pairs.
+    """Return the diversity of a pipeline's images of one caption, averaged over captions.
+
+    It is the root mean square difference of pixels in [0, 1] over all pairs.
     """
     texts = tiny.prompts(split, DIVERSITY_PROMPTS)
     samples = generate(
@@ -164,23 +163,23 @@ def diversity(pipeline: Any, split: str) -> float:
         batch_size=64,
         progress=False,
     )
-    found = diversities([thumbnail(s.image) for s in samples], [s.prompt for s in samples])
-    return float(np.mean(list(found.values())))
+    by_caption = diversities([thumbnail(s.image) for s in samples], [s.prompt for s in samples])
+    return float(np.mean(list(by_caption.values())))
 
 
 @lru_cache
 def base_diversity(model: ModelConfig, split: str) -> float:
-    """Diversity of a base model's images."""
+    """Return the diversity of a base model's images."""
     return diversity(load(model).pipeline, split)
 
 
 @torch.no_grad()
 def drift(aligned: LoadedModel, base: LoadedModel, split: str) -> float:
-    """KL of the aligned model's process of sampling to the base's, nats an image, without guidance.
+    """Return the KL of the aligned model's sampling process to the base's, in nats an image, unguided.
 
-    The process is the path's own Markov chain backwards (``Ancestral``), whose steps have the same noise in
-    both models: the KL is the sum of its steps' along trajectories of the aligned model (Fan et al. 2023,
-    DPOK, arXiv 2305.16381, lemma 4.2). It bounds the KL of the images from above.
+    The process is ancestral sampling (``Ancestral``), whose steps have the same noise in both models. The KL
+    is the sum over steps along trajectories of the aligned model (Fan et al. 2023, DPOK, arXiv 2305.16381,
+    lemma 4.2). It is an upper bound of the KL of the images.
     """
     inputs = PipelineRolloutModel(aligned, 32)
     cond, _ = inputs.encode(tiny.prompts(split, DRIFT_PROMPTS))
@@ -196,7 +195,7 @@ def drift(aligned: LoadedModel, base: LoadedModel, split: str) -> float:
 
 
 def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
-    """Train for ``steps``, or for as many as the budget allows, and measure on the prompts of ``split``."""
+    """Train for ``steps`` (None: the budget's), and measure on the prompts of ``split``."""
     calls = cost(recipe)
     steps = steps or max(1, round(budget(recipe) / calls.cost))
     output = record.WORK / "work" / name
@@ -205,10 +204,10 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
     seconds = time.process_time() - begin
     if result.aligned is None:
         raise KeyboardInterrupt
-    found = _measured(result, recipe, split, prompts)
+    figures = _measured(result, recipe, split, prompts)
     shutil.rmtree(output)
     return {
-        **found,
+        **figures,
         "primary": REWARDS[0],
         "steps": steps,
         "seconds": round(seconds, 2),
@@ -221,7 +220,7 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
     texts = tiny.prompts(split, prompts)
     pipeline = load_aligned(recipe.model, result.aligned)
     if recipe.model.train == "lora":
-        pipeline.fuse_lora()  # samples in 60 % of the time
+        pipeline.fuse_lora()  # reduces the sampling time to 60 %
     before, after = base(ModelConfig(recipe.model.path), split, prompts), scores(pipeline, split, prompts)
     table = {}
     for name in REWARDS:

@@ -2,13 +2,12 @@
 
     python -m benchmarks.methods --tune inpo,dpo
 
-Validation captions differ from test captions by the hash that splits them (``tiny.prompts``). A trial
-trains the shipped tiny recipe with changed settings, at the leaderboard's compute, with a seed that no row
-has. Every method has ``TRIALS`` of them: five strengths (``STRENGTHS``, multiples of the recipe's) at the
-recipe's learning rate, then three learning rates (``RATES``) at the best strength; a method without a
-strength has eight learning rates. The trial with the highest mean gain is what the leaderboard's rows are
-trained with. All trials stay in ``benchmarks/tuning.json``: they are the sensitivity curves. A recipe that
-has changed is tried anew.
+Validation and test captions are disjoint by hash (``tiny.prompts``). A trial trains the shipped tiny recipe
+with changed settings at the leaderboard's compute, with a seed that no row has. Every method has ``TRIALS``
+trials: five strengths (``STRENGTHS``, multiples of the recipe's) at the recipe's learning rate, then three
+learning rates (``RATES``) at the best strength; a method without a strength has eight learning rates. The
+leaderboard's rows are trained with the settings of the highest mean gain. All trials are recorded in
+``benchmarks/tuning.json``, from which the sensitivity curves are made. A changed recipe is tuned again.
 """
 
 import hashlib
@@ -27,24 +26,24 @@ STRENGTHS = (1.0, 0.25, 4.0, 0.0625, 16.0)
 RATES = (0.5, 2.0, 0.25)
 RATES_ALONE = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625)
 STRENGTH_FIELDS = ("beta", "scale", "margin", "hold", "kl", "clip")
-"""Fields of methods that set how far a policy may go, the first that a method has is its strength."""
+"""Fields that limit how far a policy moves; the first that a method has is its strength."""
 
 Trial = dict[str, Any]
 
 
 def strength(fields: Mapping[str, Any]) -> str | None:
-    """Return the field of a method that is tuned beside the learning rate; None: it has none."""
+    """Return the field of a method that is tuned in addition to the learning rate, or None."""
     numbers = (name for name in STRENGTH_FIELDS if isinstance(fields.get(name), int | float))
     return next((name for name in numbers if fields[name]), None)
 
 
 def trials(method: str, world: str, gain: Callable[[list[str]], float]) -> Iterator[list[str]]:
-    """Return the flags of each trial; none are the recipe as shipped.
+    """Yield the flags of each trial; an empty list is the recipe as shipped.
 
     Args:
-        method: name of the tiny recipe.
-        world: whose recipe.
-        gain: of the flags of a trial that is over.
+        method: name of the method.
+        world: world of the recipe.
+        gain: returns the gain of a finished trial with these flags.
     """
     run = to_dict(tiny_world.recipe(method, world=world))
     fields, rate = vars(build(run["method"])), run["optimizer"]["learning_rate"]
@@ -64,61 +63,65 @@ def _flag(place: str, value: float, factor: float) -> list[str]:
 
 
 def tune(method: str, world: str, say: Callable[[str], None]) -> None:
-    """Run every trial of a method that is not in the record; processes started side by side wait for a trial
-    that the next one depends on.
+    """Run every trial of a method that is not recorded.
+
+    Concurrent processes wait for a trial that the next one depends on.
     """
     for flags in trials(method, world, lambda flags: _known(method, world)[_digest(method, world, flags)]):
         name = _digest(method, world, flags)
         with record.lock(f"trial-{name}"):
             if name in _known(method, world):
                 continue
-            run, asked = _asked(method, world, flags)
-            made = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
-            gains = {reward: r["gain"] for reward, r in made["rewards"].items()}
+            run, settings = _run_and_settings(method, world, flags)
+            figures = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
+            gains = {reward: r["gain"] for reward, r in figures["rewards"].items()}
             trial = {"trial": name, "world": world, "method": method, "flags": flags}
-            trial |= {"gain": gains.pop(made["primary"]), "not trained on": gains}
-            trial |= {**{k: made[k] for k in ("steps", "seconds")}, "asked": asked}
+            trial |= {"gain": gains.pop(figures["primary"]), "not trained on": gains}
+            trial |= {**{k: figures[k] for k in ("steps", "seconds")}, "asked": settings}
             _add(trial)
             say(f"{world} {method} {' '.join(flags) or '(as shipped)'}: {record.shown(trial['gain'])}")
 
 
 def _known(method: str, world: str) -> dict[str, float]:
-    """Return the mean gains of a method's trials in the record, by their names."""
+    """Return the mean gains of a method's recorded trials, by name."""
     return {t["trial"]: t["gain"][0] for t in trials_of(world, method)}
 
 
 def chosen(method: str, world: str) -> list[Trial]:
-    """Return the trials of a method, the best first; empty while any is missing."""
+    """Return the trials of a method, the best first; empty if any is missing."""
     known = {t["trial"]: t for t in trials_of(world, method)}
     if len(known) < TRIALS:
         return []
-    found = lambda flags: known[_digest(method, world, flags)]  # noqa: E731
+    recorded = lambda flags: known[_digest(method, world, flags)]  # noqa: E731
     try:
-        every = [found(flags) for flags in trials(method, world, lambda flags: found(flags)["gain"][0])]
+        every = [recorded(flags) for flags in trials(method, world, lambda flags: recorded(flags)["gain"][0])]
     except KeyError:
         return []
     return sorted(every, key=lambda trial: -trial["gain"][0])
 
 
 def trials_of(world: str, method: str) -> list[Trial]:
-    """Return the trials of a method in the record, whatever its recipe is now."""
+    """Return the recorded trials of a method, including those of earlier recipes."""
     return [t for t in tried() if (t.get("world"), t["method"]) == (world, method)]
 
 
 def at_edge(every: Sequence[Trial]) -> list[str]:
-    """Return the settings whose best value is the lowest or highest of those that were tried."""
+    """Return the settings whose best value is the lowest or highest of the tried values."""
     best = _settings(max(every, key=lambda t: t["gain"][0]))
     edges = []
     for place in sorted({place for t in every for place in _settings(t)}):
-        values = [_settings(t)[place] for t in every if place in _settings(t)]  # the recipe's own is inside
+        values = [
+            _settings(t)[place] for t in every if place in _settings(t)
+        ]  # the recipe's value lies inside
         if best.get(place) in (min(values), max(values)):
             edges.append(place)
     return edges
 
 
 def curves(every: Sequence[Trial]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return (multiple of the recipe's setting, gain) of a method's trials, in the order of the multiples: by
-    strength at the recipe's learning rate, and by learning rate at the best strength.
+    """Return two curves of (multiple of the recipe's value, gain) of a method's trials, by the multiple.
+
+    The first is by strength at the recipe's learning rate, the second by learning rate at the best strength.
     """
     shipped = next(t for t in every if not t["flags"])["asked"]
     (method,) = shipped["method"].values()
@@ -134,26 +137,26 @@ def curves(every: Sequence[Trial]) -> tuple[list[tuple[float, float]], list[tupl
 
 
 def _settings(trial: Trial) -> dict[str, float]:
-    """Return the changed settings of a trial by their last name."""
+    """Return the changed settings of a trial, by the last part of their dotted names."""
     pairs = (flag.split("=") for flag in trial["flags"])
     return {place.rsplit(".", 1)[1]: float(value) for place, value in pairs}
 
 
 def tried() -> list[Trial]:
-    """Every trial in the record."""
+    """Return every recorded trial."""
     path = record.HERE / "tuning.json"
-    found: list[Trial] = json.loads(path.read_text())["trials"] if path.exists() else []
-    return found
+    recorded: list[Trial] = json.loads(path.read_text())["trials"] if path.exists() else []
+    return recorded
 
 
-def _asked(method: str, world: str, flags: Sequence[str]) -> tuple[Any, Any]:
+def _run_and_settings(method: str, world: str, flags: Sequence[str]) -> tuple[Any, Any]:
     run = tiny_world.recipe(method, flags, SEED, world)
-    return run, record.plain(tiny_world.asked(run, "validation", PROMPTS))
+    return run, record.plain(tiny_world.settings_of(run, "validation", PROMPTS))
 
 
 def _digest(method: str, world: str, flags: Sequence[str]) -> str:
-    told = json.dumps([world, method, _asked(method, world, flags)[1]], sort_keys=True)
-    return hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+    key = json.dumps([world, method, _run_and_settings(method, world, flags)[1]], sort_keys=True)
+    return hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 
 
 def _add(trial: Trial) -> None:

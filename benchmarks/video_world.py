@@ -1,8 +1,8 @@
-"""The tiny video world: pairs of takes by the library's own steps, in batches, and one row of an arm.
+"""Make one row of an arm on moving shapes, and the pairs of takes that arms are trained on.
 
-Pairs are made once and kept under ``runs/``: *guided* ones are two takes of one real clip, *independent* ones
-two samples of its caption. Both are labelled half second by half second by the content judge, which does not
-look at the motion. The base's test videos are drawn and scored once; every model starts from the same noise.
+Pairs are made once and stored under ``runs/``: *guided* ones are two takes of one real clip, *independent*
+ones two samples of its caption. The content judge, which ignores motion, labels every half second of both.
+The base's test videos are sampled and scored once; every model starts from the same noise.
 """
 
 import json
@@ -46,10 +46,10 @@ from diffalign.utils.files import write_atomic
 
 MODEL = ModelConfig(path="tiny:wan", max_sequence_length=16)
 PAIRS = 900
-STEPS, GUIDANCE = 20, 3.0  # of the sampler
-MEASURED = 10  # steps of what is measured
-SEGMENT = 0.5  # seconds
-MARGIN = 0.05  # of the judge: scores this near are a tie
+STEPS, GUIDANCE = 20, 3.0  # of the sampler of pairs
+MEASURED = 10  # sampling steps of measured videos
+SEGMENT = 0.5  # length of a segment in seconds
+MARGIN = 0.05  # difference of scores up to which a segment is a tie
 BATCH = 64
 QUALITY, MOTION = "video_content", "dynamics"
 REWARDS = (QUALITY, "video_motion")
@@ -57,15 +57,15 @@ REWARDS = (QUALITY, "video_motion")
 
 @dataclass(frozen=True)
 class VideoArm:
-    """What is trained on what.
+    """An arm: a method, its pairs and their share.
 
     Attributes:
-        name: of the arm.
-        recipe: that its settings are of.
-        eta: of the noising of pairs that the model makes; (1, 1) are independent samples; None: the recipe's
-            own pairs, which are true renders.
-        share: of the pairs.
-        says: for the table.
+        name: name of the arm.
+        recipe: recipe with its settings.
+        eta: range of noise levels of the model's pairs; (1, 1): independent samples; None: the recipe's own
+            pairs, which are renders.
+        share: share of the pairs that is used.
+        says: description for the table.
     """
 
     name: str
@@ -76,7 +76,7 @@ class VideoArm:
 
     @property
     def flags(self) -> list[str]:
-        """Beside the recipe."""
+        """The flags in addition to the recipe."""
         if self.eta is None:
             return []
         view = [] if self.recipe.endswith("densedpo") else ["--data.view=majority"]
@@ -96,7 +96,7 @@ ARMS = (
 
 
 def pairs_of(eta: tuple[float, float]) -> Path:
-    """Return the labelled pairs of a kind, made the first time."""
+    """Return the file of the labelled pairs of a kind, making it if needed."""
     name = "independent" if eta == INDEPENDENT else "guided"
     model = load(MODEL)
     folder = record.WORK / "video" / f"{name}-{PAIRS}-{fingerprint(model.pipeline)[:8]}"
@@ -111,7 +111,7 @@ def pairs_of(eta: tuple[float, float]) -> Path:
 
 
 def _make(model: LoadedModel, settings: PairSettings, folder: Path) -> None:
-    """Pairs of takes, batch by batch: those that are noised equally far go through the network together."""
+    """Make pairs of takes; clips with equal noise levels are batched."""
     clips = [
         (Clip(f"{number:05}", caption, Path(f"{number:05}.mp4")), video)
         for number, (caption, video) in enumerate(motions.clips("train", PAIRS))
@@ -123,10 +123,10 @@ def _make(model: LoadedModel, settings: PairSettings, folder: Path) -> None:
     rows = {}
     for steps, numbers in sorted(by_steps.items()):
         for start in range(0, len(numbers), BATCH):
-            some = numbers[start : start + BATCH]
+            batch = numbers[start : start + BATCH]
             eta = steps / settings.steps
-            takes = _takes(model, [clips[n] for n in some], settings, eta)
-            for n, both in zip(some, zip(*takes, strict=True), strict=True):
+            takes = _takes(model, [clips[n] for n in batch], settings, eta)
+            for n, both in zip(batch, zip(*takes, strict=True), strict=True):
                 names = [f"{n:05}-{member}.mp4" for member in (0, 1)]
                 for file, pixels in zip(names, both, strict=True):
                     write_video(_video(pixels), folder / file)
@@ -135,7 +135,7 @@ def _make(model: LoadedModel, settings: PairSettings, folder: Path) -> None:
 
 
 def _video(pixels: Tensor) -> Video:
-    """(3, F, H, W) in [0, 1] as a video."""
+    """Return pixels (3, F, H, W) in [0, 1] as a video."""
     return Video((pixels * 255).round().to(torch.uint8).transpose(0, 1).contiguous(), motions.FPS)
 
 
@@ -143,7 +143,7 @@ def _video(pixels: Tensor) -> Video:
 def _takes(
     model: LoadedModel, clips: Sequence[tuple[Clip, Video]], settings: PairSettings, eta: float
 ) -> list[Tensor]:
-    """Pixels (B, 3, F, H, W) of the first takes and of the second ones."""
+    """Return the pixels (B, 3, F, H, W) of the first takes and of the second takes."""
     pixels = torch.stack([video.frames.transpose(0, 1) for _, video in clips]).float() / 127.5 - 1
     clean = model.encode_pixels(pixels)[0]
     cond = model.encode_prompts([clip.prompt for clip, _ in clips])
@@ -161,7 +161,7 @@ def _takes(
 
 
 def recipe(arm: VideoArm, seed: int) -> Run:
-    """Return the run of an arm, all arms as many pairs of samples."""
+    """Return the run of an arm."""
     run = read_run(arm.recipe, arm.flags)
     return replace(
         run,
@@ -181,7 +181,7 @@ def recipe(arm: VideoArm, seed: int) -> Run:
     )
 
 
-def asked(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
+def settings_of(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
     """Return the settings that identify a row."""
     run = recipe(arm, seed)
     return {
@@ -198,7 +198,7 @@ def asked(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
 
 
 def measured(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
-    """Train an arm and hold its videos against the base's."""
+    """Train an arm and compare its videos with the base's."""
     output = record.WORK / "work" / f"video-{arm.name}-{seed}"
     begin = time.process_time()
     result = align(replace(recipe(arm, seed), output=str(output)), lambda line: None)
@@ -219,7 +219,7 @@ def measured(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
 
 
 def _aligned(folder: Path) -> LoadedModel:
-    """Return the base with the adapters of a run on it, folded in."""
+    """Return the base with the adapters of a run merged into it."""
     model = load(MODEL)
     model.pipeline = load_aligned(MODEL, folder)
     model.pipeline.fuse_lora()
@@ -228,36 +228,36 @@ def _aligned(folder: Path) -> LoadedModel:
 
 @lru_cache
 def base(prompts: int) -> dict[str, list[float]]:
-    """Scores of the base's videos of the first test captions, by name."""
+    """Return the scores of the base's videos of the first test captions, by name."""
     model = load(MODEL)
     path = record.WORK / f"base-video-{prompts}-{MEASURED}-{fingerprint(model.pipeline)[:8]}.json"
     with lock(path.stem):
         if not path.exists():
             write_atomic(path, json.dumps(scores(model, tiny.motion_prompts("test", prompts))))
-    found: dict[str, list[float]] = json.loads(path.read_text())
-    return found
+    stored: dict[str, list[float]] = json.loads(path.read_text())
+    return stored
 
 
 def scores(model: LoadedModel, texts: Sequence[str]) -> dict[str, list[float]]:
-    """Judges' scores and motion of a model's videos, in the order of the prompts."""
+    """Return judges' scores and motion statistics of a model's videos, in the order of the prompts."""
     videos = list(_drawn(model, texts))
-    found = {name: load_reward(name)(videos, texts).tolist() for name in REWARDS}
+    table = {name: load_reward(name)(videos, texts).tolist() for name in REWARDS}
     frames = [video.frames.permute(0, 2, 3, 1).numpy() for video in videos]
-    found[MOTION] = [dynamics(f, text) for f, text in zip(frames, texts, strict=True)]
-    found["dynamic_degree"] = [motion_statistics(video)["dynamic_degree"] for video in videos]
-    return {name: [round(value, 4) for value in values] for name, values in found.items()}
+    table[MOTION] = [dynamics(f, text) for f, text in zip(frames, texts, strict=True)]
+    table["dynamic_degree"] = [motion_statistics(video)["dynamic_degree"] for video in videos]
+    return {name: [round(value, 4) for value in values] for name, values in table.items()}
 
 
 @torch.no_grad()
 def _drawn(model: LoadedModel, texts: Sequence[str]) -> Iterator[Video]:
-    """Return a video a prompt, each of its own noise whatever the model: Euler steps on the model's grid."""
+    """Yield one video a prompt by Euler steps on the model's grid; the noise does not depend on the model."""
     shape = model.latent_shape(32, 32, motions.FRAMES)
     for start in range(0, len(texts), BATCH):
-        some = list(texts[start : start + BATCH])
-        seeds = range(start, start + len(some))
+        batch = list(texts[start : start + BATCH])
+        seeds = range(start, start + len(batch))
         noise = torch.stack(
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
-        denoiser = Guided(model.denoiser(), model.negative(len(some)), GUIDANCE)
-        latents = denoised(denoiser, noise, model.grid(MEASURED, shape), model.encode_prompts(some))
+        denoiser = Guided(model.denoiser(), model.negative(len(batch)), GUIDANCE)
+        latents = denoised(denoiser, noise, model.grid(MEASURED, shape), model.encode_prompts(batch))
         yield from (_video(pixels) for pixels in model.decode(latents))

@@ -195,8 +195,8 @@ class Activations:
     With gradient checkpointing the inputs of all checkpointed blocks are saved, and the inside of one block
     at a time, of which the largest counts. Trained text encoders (``encoders``) are checkpointed as well.
 
-    With ``offload`` saved tensors are in main memory (``offloaded``); the device holds the inside of one block,
-    or the largest tensor that the backward needs.
+    With ``offload`` saved tensors are in main memory (``offloaded``); the device holds the inside of one
+    block, or the largest tensor that the backward needs.
 
     Attributes:
         bytes: bytes saved on the device so far.
