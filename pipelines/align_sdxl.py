@@ -1,10 +1,9 @@
-"""Align an SDXL with preference pairs, then see on held-out prompts whether it got better.
+"""Align an SDXL with preference pairs, then measure the gain on held-out prompts.
 
     python pipelines/align_sdxl.py --data pairs.parquet --prompts prompts.txt --output runs/mine
 
-The same job as ``diffalign train`` followed by ``diffalign evaluate``, written out on the public API: copy
-it and change what you need. Without arguments it runs on the embedded tiny SDXL. A reward for real images is
-``pickscore``.
+This is ``diffalign train`` followed by ``diffalign evaluate``, written with the public API: copy and adapt
+it. Without arguments it runs on the built-in tiny SDXL. A reward for real images is ``pickscore``.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""DenseDPO, all of it: real clips, two takes of each, a label for every second, training, and what has moved.
+"""Run DenseDPO end to end: real clips, two takes of each, a label a second, training, and the gain.
 
     python pipelines/densedpo.py --videos clips/ --rewards my_video_reward --output runs/densedpo
 
-Clips are files with captions, ``NAME.mp4`` and ``NAME.txt``. The same job as ``diffalign video-pairs``,
-``label-segments`` and ``train``; what is there is not made again. The baselines are settings: ``--method.type
-dpo --data.view majority`` has one label a pair (StructuralDPO), and with ``--eta 1`` of independent samples
-(VanillaDPO). Without arguments: moving shapes and the embedded tiny Wan.
+Clips are files with captions, ``NAME.mp4`` and ``NAME.txt``. This is ``diffalign video-pairs``,
+``label-segments`` and ``train``; existing results are reused. The baselines are settings: ``--method.type dpo
+--data.view majority`` has one label a pair (StructuralDPO), and with ``--eta 1 1`` pairs are independent
+samples (VanillaDPO). Without arguments it runs on moving shapes and the built-in tiny Wan.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from diffalign.utils.files import write_atomic
 
 
 def moving_shapes(folder: Path, count: int) -> str:
-    """Clips of the embedded world, as files with captions."""
+    """Write clips of moving shapes as files with captions; return the folder."""
     for number, (caption, video) in enumerate(motions.clips("train", count)):
         if not (folder / f"{number:05}.txt").is_file():
             write_video(video, folder / f"{number:05}.mp4")
@@ -46,20 +46,21 @@ def moving_shapes(folder: Path, count: int) -> str:
     return str(folder)
 
 
-def drawn(pipeline: Any, prompts: list[str], how: PairSettings) -> Iterator[Video]:
-    """Return a video a prompt, whose noise is its own whatever the model."""
+def sampled(pipeline: Any, prompts: list[str], settings: PairSettings) -> Iterator[Video]:
+    """Yield one video a prompt; its noise depends on the prompt's number only."""
     pipeline.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(prompts):
         noise = torch.Generator().manual_seed(number)
         frames = pipeline(
-            prompt=prompt, num_inference_steps=how.steps, guidance_scale=how.guidance, generator=noise,
-            height=how.height, width=how.width, num_frames=how.frames, output_type="pt",
+            prompt=prompt, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
+            generator=noise, height=settings.height, width=settings.width, num_frames=settings.frames,
+            output_type="pt",
         ).frames[0]  # fmt: skip
-        yield Video((frames.float().clamp(0, 1) * 255).round().byte().cpu(), how.fps or 16.0)
+        yield Video((frames.float().clamp(0, 1) * 255).round().byte().cpu(), settings.fps or 16.0)
 
 
 def main() -> None:
-    """Pairs, labels, training, and the difference with its interval."""
+    """Make pairs, label them, train, and print the gain with its interval."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny_wan_densedpo", help="a recipe of configs/ or a YAML file")
     parser.add_argument("--videos", help="a folder of clips with captions, or json lines of them")
@@ -86,7 +87,7 @@ def main() -> None:
         raise SystemExit(f"interrupted after step {result.steps}; call it again with --resume latest")
     prompts, values = read_prompts(arguments.prompts, arguments.count), []
     for pipeline in (load(run.model, device).pipeline, load_aligned(run.model, result.aligned, device)):
-        videos = list(drawn(pipeline, prompts, settings))
+        videos = list(sampled(pipeline, prompts, settings))
         scores = {name: takes_videos(reward)(videos, prompts).tolist() for name, reward in rewards.items()}
         moves = [motion_statistics(video) for video in videos]
         values.append(scores | {name: [move[name] for move in moves] for name in MOTION})

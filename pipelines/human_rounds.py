@@ -1,11 +1,11 @@
-"""Align by what people like (D3PO): the model draws a round, somebody picks the best, it learns; and again.
+"""Align with human preferences in rounds (D3PO): sample a round, ask a person for the best, train, repeat.
 
     python pipelines/human_rounds.py --rounds 4 --output runs/people
 
-Images are files; for each prompt it asks in the terminal which is the best, and writes the answers into the
-round's ``labels.jsonl``. Stop it whenever you like: called again it goes on. With ``--labeller judge`` a
-reward answers. Other flags are those of ``diffalign train``: ``--rollout.prompts_per_round 8``. Ends with the
-gain over the base on held-out prompts, in the eyes of a reward (``pickscore`` for real images).
+Images are written as files. For each prompt the script asks in the terminal which image is the best, and
+writes the answers to the round's ``labels.jsonl``. After an interruption it resumes. With ``--labeller
+judge`` a reward answers. Other flags are those of ``diffalign train``: ``--rollout.prompts_per_round 8``. At
+the end it prints the gain over the base on held-out prompts under a reward (``pickscore`` for real images).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from diffalign.utils.files import write_atomic
 
 
 def settings(recipe: str, flags: Sequence[str], rounds: int) -> Run:
-    """Return the recipe, judged by people: in each round the reference is the model that has drawn it."""
+    """Return the recipe with human judges; each round's reference is the model that sampled it."""
     run = read_run(recipe, ["--rollout.prompts_per_round=8", "--output=runs/people", *flags])
     size = math.gcd(run.training.batch_size, run.rollout.prompts_per_round)
     training = replace(run.training, batch_size=size)
@@ -43,8 +43,8 @@ def settings(recipe: str, flags: Sequence[str], rounds: int) -> Run:
     return replace(run, training=training, checkpoint=CheckpointConfig(every=steps), resume=resume)
 
 
-def asked(line: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Ask a person about one prompt's images; return the scores."""
+def ask_person(line: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Ask in the terminal for the best of one prompt's images; return the label."""
     files = [f"{number}  {folder / name}" for number, name in enumerate(line["images"])]
     print("", line["prompt"], *files, sep="\n  ")
     while True:
@@ -56,7 +56,7 @@ def asked(line: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def label(output: str, answer: Callable[[dict[str, Any], Path], dict[str, Any]]) -> None:
-    """Fill in what is missing in the newest round's labels; every answer is kept at once."""
+    """Fill in the missing labels of the newest round; every answer is written at once."""
     file = max(Path(output, "rollouts").glob("round-*")) / "labels.jsonl"
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     for number, line in enumerate(lines):
@@ -66,7 +66,7 @@ def label(output: str, answer: Callable[[dict[str, Any], Path], dict[str, Any]])
 
 
 def main() -> None:
-    """Round after round, then the gain."""
+    """Train in rounds, then print the gain."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny_sdxl_d3po", help="a recipe of configs/ or a YAML file")
     parser.add_argument("--rounds", type=int, default=4)
@@ -77,14 +77,14 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     reward = load_reward(arguments.reward)
 
-    def judged(line: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def ask_reward(line: dict[str, Any], folder: Path) -> dict[str, Any]:
         images = [Image.open(folder / name) for name in line["images"]]
         return {"scores": reward(images, [line["prompt"]] * len(images)).tolist()}
 
     run = settings(arguments.recipe, flags, arguments.rounds)
     result = align(run)
     while result.waiting:
-        label(run.output, judged if arguments.labeller == "judge" else asked)
+        label(run.output, ask_reward if arguments.labeller == "judge" else ask_person)
         result = align(replace(run, resume="latest"))
     if result.aligned is None:
         raise SystemExit(f"interrupted after step {result.steps}; call it again to go on")

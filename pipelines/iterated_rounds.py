@@ -1,11 +1,11 @@
-"""Align in rounds: sample with the current model, judge, make pairs, align from the last round's result.
+"""Run iterated DPO: sample with the current model, score, make pairs, align from the last round's result.
 
     python pipelines/iterated_rounds.py --rounds 3 --output runs/rounds
 
-Each round's reference is the model that drew its pairs, so preferences are always about what the model does
-now (iterated DPO). With LoRA a round's adapters are merged into its result, and the next round trains new
-ones. Without arguments it runs on the embedded tiny SDXL with its judge; a reward for real images is
-``pickscore``. Ends with the gain over the base after each round, on held-out prompts with the same noise.
+Each round's reference is the model that sampled its pairs, so preferences are about current samples. With
+LoRA the adapters of a round are merged into its result, and the next round trains new ones. Without arguments
+it runs on the built-in tiny SDXL with its judge; a reward for real images is ``pickscore``. After each round
+it prints the gain over the base on held-out prompts with the same noise.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from diffalign.utils.files import write_atomic
 
 
 def merged(model: ModelConfig, aligned: Path) -> ModelConfig:
-    """Return the model of a round in a form that the next round can start from."""
+    """Merge the result of a round; return the configuration of the model that the next round starts from."""
     if model.train == "full":
         return replace(model, path=str(aligned))
     folder = aligned.parent / "merged"
@@ -36,7 +36,7 @@ def merged(model: ModelConfig, aligned: Path) -> ModelConfig:
 
 
 def main() -> None:
-    """Round after round, then the table."""
+    """Train in rounds; print and write the gain after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="tiny_sdxl_dpo", help="a recipe of configs/ or a YAML file")
     parser.add_argument("--model", help="hub id, folder or checkpoint file")
@@ -62,11 +62,11 @@ def main() -> None:
     for number in range(1, arguments.rounds + 1):
         folder = Path(arguments.output) / f"round-{number}"
         seed = arguments.seed + number
-        start = (number - 1) * arguments.prompts_per_round % len(prompts)  # fresh prompts while they last
-        asked = (prompts[start:] + prompts[:start])[: arguments.prompts_per_round]
+        start = (number - 1) * arguments.prompts_per_round % len(prompts)  # new prompts until all are used
+        chosen = (prompts[start:] + prompts[:start])[: arguments.prompts_per_round]
         pairs = sample_pairs(
             current,
-            asked,
+            chosen,
             folder / "pairs.parquet",
             seed,
             candidates=arguments.candidates,

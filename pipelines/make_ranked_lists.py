@@ -3,11 +3,11 @@
     python pipelines/make_ranked_lists.py --generators base-sdxl,images/sd3 --rewards pickscore,clip
     diffalign train sdxl_rankdpo --data.path runs/syn-pic/lists.jsonl
 
-The data path of RankDPO, "Syn-Pic" (Karthik et al. 2024, arXiv 2410.18013): an image's score is its share of
-won comparisons, wins / (n (k - 1)) over n rewards and k - 1 rivals of the same prompt, where strictly greater
-wins, so that rewards need no common scale. A generator is a model, or a folder that ``diffalign generate``
-has filled for the same prompts (which is how many GPUs, or models of other libraries, take part). Images and
-scores that are there already are not made again. Without arguments: four seeds of the embedded tiny SDXL.
+This is the data path of RankDPO, "Syn-Pic" (Karthik et al. 2024, arXiv 2410.18013). An image's score is its
+share of won comparisons, wins / (n (k - 1)) over n rewards and k - 1 rivals of the same prompt; a strictly
+greater reward wins, so rewards need no common scale. A generator is a model, or an output folder of
+``diffalign generate`` for the same prompts (for several GPUs, or models of other libraries). Existing images
+and scores are reused. Without arguments it uses four seeds of the built-in tiny SDXL.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from diffalign.utils.files import write_atomic
 
 
 def images_of(generator: str, prompts: list[str], arguments: argparse.Namespace) -> list[Sample]:
-    """Return the images that a generator draws or has drawn: ``arguments.images`` of every prompt."""
+    """Return a generator's images, ``arguments.images`` of every prompt, sampling them if it is a model."""
     if list(Path(generator).glob("manifest*.jsonl")):
         return read_samples(generator)
     return generate(
@@ -45,7 +45,7 @@ def images_of(generator: str, prompts: list[str], arguments: argparse.Namespace)
 
 
 def main() -> None:
-    """Draw, score, rank, write."""
+    """Sample, score and rank images, and write the lists."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generators", default="tiny:sdxl", help="models or folders of images, by commas")
     parser.add_argument("--images", type=int, default=4, help="of each model and prompt, a seed each")
@@ -67,7 +67,7 @@ def main() -> None:
         for sample in images_of(generator, prompts, arguments):
             if sample.prompt in members and isinstance(sample.source, Path):
                 members[sample.prompt].append((generator, sample.source))
-    alone = next((prompt for prompt, found in members.items() if len(found) < 2), None)
+    alone = next((prompt for prompt, images in members.items() if len(images) < 2), None)
     if alone is not None:
         raise UserError(f"{alone!r} has {len(members[alone])} images; allowed: at least 2 to rank")
 

@@ -1,4 +1,4 @@
-"""Shapes that annotations state are checked in every test of this process; slow files are marked.
+"""Check the shapes that annotations state in every test of this process; mark slow files.
 
 ``tests/times.json`` holds processor seconds by test file, those of child processes included, and
 ``python -m pytest --record-times [FILES]`` measures again, also with ``-n``. A file above ``FAST`` seconds is

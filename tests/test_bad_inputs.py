@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the real command line: the message, status 2, no traceback."""
+"""User errors through the real command line: the message, status 2, no traceback."""
 
 import errno
 import os

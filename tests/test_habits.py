@@ -1,4 +1,4 @@
-"""What keeps the project as it is: lists that only shrink, versions, golden vectors, templates."""
+"""Rules of the project: lists that may only shrink, versions, golden vectors, templates."""
 
 import ast
 import itertools

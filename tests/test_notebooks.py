@@ -1,4 +1,4 @@
-"""The notebooks run as they are, with less to do, and are saved with what they show."""
+"""The notebooks run unchanged at a smaller size, and are stored with their outputs."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What holds for any input, tried on random ones: contrast, schedules, geometry, order."""
+"""Properties on random inputs: contrast, schedules, geometry, order."""
 
 import math
 from collections import Counter

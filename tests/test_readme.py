@@ -1,4 +1,4 @@
-"""README fits one screen, and says what there is: counts, recipes, commands, links."""
+"""README fits one screen, and its counts, recipes, commands and links are correct."""
 
 import re
 

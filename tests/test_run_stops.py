@@ -1,4 +1,4 @@
-"""Contracts of signatures: the whole ``Run`` stops in ``runs``, and a long list of arguments is named."""
+"""Rules on signatures: only ``runs`` takes a complete ``Run``, and long argument lists are keyword-only."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The rules that the field learnt the hard way, one test each, on a tiny pipeline of the real classes.
+"""Twelve known pitfalls of the field, one test each, on a tiny pipeline of the real classes.
 
 Each is tested more closely in its own area; here they stand together, through the public pieces of a run.
 """

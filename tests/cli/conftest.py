@@ -1,4 +1,4 @@
-"""A folder with a tiny model, preference files of every fault, and one finished run; made once."""
+"""Session fixtures: a tiny model, preference files with each kind of fault, and one finished run."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The commands on a tiny random SDXL: what they leave, and what they say."""
+"""Commands on a tiny random SDXL: their output files and messages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every recipe: loads, says what it is, builds its method, and its network at its real size."""
+"""Every recipe loads, has a header, and builds its method, and its network at real size."""
 
 import math
 import re

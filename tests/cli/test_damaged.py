@@ -1,4 +1,4 @@
-"""Runs whose files are damaged: one line that names the file, before anything is drawn."""
+"""Runs with damaged files: a one-line error names the file before any sampling."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""``diffalign data``: what a set holds, against files whose contents are known."""
+"""``diffalign data``: its summary of files with known contents."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""``diffalign new``: what it writes fails until it is filled in, and then passes."""
+"""``diffalign new``: its files fail until they are filled in, and then pass."""
 
 import importlib
 import runpy

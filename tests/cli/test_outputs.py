@@ -1,4 +1,4 @@
-"""Places that commands write to: told before anything is loaded, and a moved run goes on where it lies."""
+"""Output paths of commands: checked before anything loads; a moved run resumes at its new place."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Options and cards in plain words: every option has a help text, nothing is printed empty, counts agree."""
+"""Help texts and cards: every option has a help text, no line is empty, counts agree with nouns."""
 
 import argparse
 import importlib

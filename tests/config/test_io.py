@@ -1,4 +1,4 @@
-"""Configurations: a round trip, what wins, and what is refused with which words."""
+"""Configurations: round trip, precedence, and error messages."""
 
 import subprocess
 import sys

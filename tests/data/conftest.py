@@ -1,4 +1,4 @@
-"""Images drawn on the spot, sets in every format, and a model whose encoders are arithmetic."""
+"""Fixtures: generated images, sets in every format, and a model with arithmetic encoders."""
 
 import json
 from dataclasses import dataclass, field

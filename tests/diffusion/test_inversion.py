@@ -1,4 +1,4 @@
-"""DDIM inversion: the released trajectories, exactness, and that a batch is nothing but its samples."""
+"""DDIM inversion: released trajectories, exactness, and independence of the batch."""
 
 from dataclasses import dataclass, field, replace
 from itertools import chain

@@ -1,4 +1,4 @@
-"""The reference asked once about each draw: the same step, the law of fresh noise, no mixing up."""
+"""The reference bank: equal steps, the distribution of fresh noise, no mix-up of draws."""
 
 from collections import Counter
 from dataclasses import replace

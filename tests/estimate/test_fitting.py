@@ -1,4 +1,4 @@
-"""What makes a run fit a card, and how many bytes quantised weights are counted with."""
+"""Options that make a run fit a GPU, and the bytes of quantised weights."""
 
 from dataclasses import replace
 

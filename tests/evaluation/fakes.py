@@ -1,4 +1,4 @@
-"""A pipeline that paints its noise: what an image depends on can be read off its pixels."""
+"""A fake pipeline whose pixels show the noise and prompt that an image depends on."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""The guard: what sounds the alarm and what does not, and the hook on the tiny SDXL."""
+"""The over-optimisation alarm: conditions under which it triggers, and the hook on the tiny SDXL."""
 
 import json
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""The report in a real browser: what its controls do, on a desk and on a phone."""
+"""The report in a real browser: its controls at desktop and phone sizes."""
 
 import shutil
 

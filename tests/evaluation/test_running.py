@@ -1,4 +1,4 @@
-"""A whole evaluation: several models, stopped anywhere and gone on with, one process or two."""
+"""A complete evaluation: several models, interruption and resumption, one or two processes."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The contract of a method: a class with exactly the Protocol's members trains, and nobody reads more."""
+"""The contract of a method: a class with exactly the Protocol's members trains; nothing else is read."""
 
 import json
 from dataclasses import fields, replace

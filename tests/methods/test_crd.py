@@ -1,4 +1,4 @@
-"""CRD: Flow-Factory's numbers, the formula by numpy with prompts of two sizes, what it holds on to."""
+"""CRD: Flow-Factory's numbers, the formula in numpy with prompts of two sizes, its kept references."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Votes as soft labels: P l(h) + (1 - P) l(-h), and who takes them."""
+"""Votes as soft labels: P l(h) + (1 - P) l(-h), and the methods that accept them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Regional torch.compile: 50 steps of two buckets and both players compile nothing after warm-up."""
+"""Regional torch.compile: 50 steps of two buckets, policy and reference, compile nothing after warm-up."""
 
 import pytest
 import torch

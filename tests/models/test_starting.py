@@ -1,4 +1,4 @@
-"""Runs, checkpoints, LoRAs and networks published alone: each is the model that it stands for."""
+"""Starting points load as the right model: runs, checkpoints, LoRAs, separately published networks."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the stock pipelines do, done by our own parts: the same seed, the same image."""
+"""Our components reproduce the stock pipelines: the same seed gives the same image."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""What every reward with a network keeps to: ``conforms(reward, prompts, ...)``, and the pieces of it.
+"""Requirements of every reward with a network: ``conforms(reward, prompts, ...)`` and its parts.
 
 A reward is one made of a tiny random checkpoint: a frozen dataclass with the field ``batch_size``. Every
 piece raises AssertionError. Scores must tell the images apart, else a comparison says nothing.

@@ -1,4 +1,4 @@
-"""The score cache: what is damaged is an error that names the file, and what is no score is scored anew."""
+"""The score cache: a damaged file is an error that names it; an invalid score is computed again."""
 
 import math
 import sqlite3

@@ -1,4 +1,4 @@
-"""Rewards behind an address: the scores of here, clear refusals, patience with failures. Localhost only."""
+"""Remote rewards: equal scores, clear refusals, retries after failures. Localhost only."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Rewards of videos: evenly spaced frames, their mean, and who judges what."""
+"""Video rewards: evenly spaced frames, their mean, and the choice of video or image rewards."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A vision-language judge with a question of one's own: points, rubrics, pairs in both orders."""
+"""A vision-language judge with a custom question: points, rubrics, pairs in both orders."""
 
 import base64
 import io

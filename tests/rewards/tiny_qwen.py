@@ -1,4 +1,4 @@
-"""A tiny random Qwen2-VL in the published layouts, and what transformers' own classes make of its inputs."""
+"""A tiny random Qwen2-VL in the published layouts, and the inputs of transformers' own classes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who learns what when, and what of a round teaches anything."""
+"""The plan of a round: groups, slots and passes, and the samples that are trained on."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a round is made of, against loops written independently, with the draws prescribed."""
+"""The contents of a round, compared with independently written loops on prescribed draws."""
 
 import itertools
 from dataclasses import dataclass, field, replace

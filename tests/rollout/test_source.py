@@ -1,4 +1,4 @@
-"""The online source: what batches hold, that rounds continue exactly, and what is asked of whom."""
+"""The online source: contents of batches, exact continuation of rounds, and calls of its parts."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A world for online sources: numbered prompts on the plane, scripted judges, a policy that is watched."""
+"""Stand-ins for online sources: numbered prompts on the plane, scripted judges, an instrumented policy."""
 
 import copy
 from collections.abc import Callable

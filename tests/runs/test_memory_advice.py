@@ -1,4 +1,4 @@
-"""Out of memory ends with advice and status 2; a finished run says what it needed."""
+"""Out of memory ends with advice and status 2; a finished run reports its peak memory."""
 
 import contextlib
 import json

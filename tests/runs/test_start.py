@@ -1,4 +1,4 @@
-"""What a run checks and says at its start: launcher, packages, length, scores, dropout."""
+"""Checks and messages at the start of a run: launcher, packages, length, scores, dropout."""
 
 from dataclasses import replace
 from types import SimpleNamespace

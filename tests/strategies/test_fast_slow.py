@@ -1,4 +1,4 @@
-"""Two modules that chase each other: the formula by hand, the exchange, exact resume, a tiny SDXL."""
+"""The fast-slow strategy: the formula by hand, the exchange of adapters, exact resume, a tiny SDXL."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The shipped flow models: genuine pipelines that draw what they are told, and how they were pre-trained."""
+"""The shipped flow models: diffusers pipelines that follow captions, and their pre-training."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The judges: right on true renders, strict on wrong ones, nothing for pictures of nothing."""
+"""The judges: high scores for correct renders, low for wrong ones, 0 for images without content."""
 
 import numpy as np
 import pytest

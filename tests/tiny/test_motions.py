@@ -1,4 +1,4 @@
-"""Moving shapes: captions, what is drawn of them, and judges that see each defect for what it is."""
+"""Moving shapes: captions, renders, and judges that detect each kind of defect."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Scenes: captions and statements agree, splits are disjoint and fixed, pictures keep inside their canvas."""
+"""Scenes: captions and statements agree, splits are disjoint and fixed, things stay inside the image."""
 
 import numpy as np
 import pytest

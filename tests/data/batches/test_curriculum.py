@@ -1,4 +1,4 @@
-"""Stages by gap: which groups, in which order, however the work is cut."""
+"""Curriculum stages: their groups and order, for any split of the work."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Captions made wrong: offline by exchanging a word, or by a chat endpoint (a local thread here)."""
+"""Altered captions: by exchanging a word offline, or from a chat endpoint (a local thread here)."""
 
 import json
 import re

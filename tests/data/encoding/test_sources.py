@@ -1,4 +1,4 @@
-"""Source images in the cache: encoded once, cut as their group, in every batch; refused by who takes none."""
+"""Source images in the cache: encoded once, cropped as their group, in every batch, or refused."""
 
 import json
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Rows and files that lead astray: devices in place of files, names given twice, inputs beside the pair."""
+"""Misleading rows and files: devices in place of files, duplicate names, inputs beside the pair."""
 
 import os
 import shutil

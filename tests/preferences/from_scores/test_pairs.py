@@ -1,4 +1,4 @@
-"""From images to pairs that diffalign's own reader reads: what is preferred, dropped, and written."""
+"""From images to pairs that the reader accepts: preferences, dropped images, written files."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The labelling page: what is asked, what is kept, what comes out; by HTTP and by a browser."""
+"""The labelling page: its tasks, stored answers and labels; over HTTP and in a browser."""
 
 import json
 import os
