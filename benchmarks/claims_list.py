@@ -1,4 +1,4 @@
-"""Which claims, and what each compares."""
+"""The claims, and the comparisons that test them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from diffalign.types import Batch, Denoiser
 
 Value = Literal["gain", "chosen", "rejected", "memory"]
 STEPS = PlaneRow(DPO()).steps
-FEW_STEPS = 30  # of the tiny SDXL: half of what the leaderboard's budget allows Diffusion-DPO
+FEW_STEPS = 30  # steps on the tiny SDXL: half of those of Diffusion-DPO on the leaderboard
 NO_ROW = PlaneRow(DPO())
 
 
@@ -27,18 +27,19 @@ class Arm:
     """One side of a comparison: a method in a world, with its settings.
 
     Attributes:
-        name: of its row; equal names are one arm.
+        name: name of its row; arms of equal names are the same.
         world: plane or tiny.
-        title: for the table.
-        row: on the plane; its ``data`` may be a variant of the usual.
-        recipe: of the tiny SDXL.
-        flags: over the recipe.
-        steps: None: what the leaderboard's budget allows.
-        tuned: on the plane, its beta is chosen first, for the largest gain that stays on the support, on a
-            seed of its own: a gain by itself says how weak a beta is, not how good a method.
-        value: what is compared: gain over the base, rise of the errors of held-out winners (chosen) or losers
-            (rejected), or bytes.
-        method: what must exist, a name of ``PLANE_METHODS`` or a tiny recipe's.
+        title: title in the table.
+        method: name in ``PLANE_METHODS``, or of a tiny recipe, that must exist.
+        row: row of the plane; its ``data`` may be a variant.
+        recipe: recipe of the tiny SDXL.
+        flags: flags in addition to the recipe.
+        steps: optimizer steps; None: those of the leaderboard's budget.
+        tuned: on the plane, whether beta is tuned first, on another seed, for the largest gain on the
+            support; at a fixed beta a gain shows the strength of the constraint, not the quality of the
+            method.
+        value: compared quantity: gain over the base, rise of the errors of held-out winners (chosen) or
+            losers (rejected), or bytes.
     """
 
     name: str
@@ -55,10 +56,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``a`` minus ``b`` (or ``a`` over the base).
+    """The difference ``a`` minus ``b``, or of ``a`` and the base.
 
     Attributes:
-        decides: whether the claim's verdict rests on it.
+        label: text in the table.
+        a: first arm.
+        b: second arm; None: the base.
+        decides: whether the claim's verdict depends on it.
         lower: whether the claim is that the difference is below 0.
     """
 
@@ -70,13 +74,13 @@ class Comparison:
 
     @property
     def arms(self) -> Sequence[Arm]:
-        """One or two."""
+        """The arms, one or two."""
         return [self.a] if self.b is None else [self.a, self.b]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, and the comparisons that test it."""
+    """A claim of a paper (``says``), and the comparisons that test it."""
 
     name: str
     title: str
@@ -86,7 +90,7 @@ class Claim:
 
 
 def available(arm: Arm) -> bool:
-    """Whether the method has settings in that world."""
+    """Return whether the arm's method has settings in its world."""
     return (
         arm.method in PLANE_METHODS
         if arm.world == "plane"
@@ -114,14 +118,14 @@ def tiny(recipe: str, *flags: str, variant: str = "", title: str = "", steps: in
 
 
 def memory(recipe: str, train: str) -> Arm:
-    """Memory of one step."""
+    """Return an arm whose value is the memory of one step."""
     name, flags = f"tiny-{recipe}-memory-{train}", (f"--model.train={train}",)
     return Arm(name, "tiny", recipe, recipe, recipe=recipe, flags=flags, value="memory")
 
 
 @lru_cache
 def flipped(share: float) -> Maker:
-    """Pairs with a share of the labels turned round; the reward model's scores stay right."""
+    """Return a maker of pairs with a share of the labels flipped; the reward model's scores are unchanged."""
 
     def maker(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
         return with_flipped_labels(preferences(plane, base, seed=seed), share, seed)

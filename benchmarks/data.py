@@ -1,4 +1,4 @@
-"""The cache of encoded sets at size: files, bytes, start, memory, batches a second, kills.
+"""Measure the cache of encoded sets at large sizes: files, bytes, start, memory, batches a second, kills.
 
     python -m benchmarks.data [--pairs 10000,100000,1000000] [--kills 10] [--folder runs/data]
 
@@ -99,7 +99,7 @@ def _apart(stage: str, folder: Path, number: int, *more: str) -> dict[str, Any]:
 
 
 class Model:
-    """The encoders of a set that is encoded already."""
+    """A stand-in for the encoders of an encoded set."""
 
     fingerprint = "benchmark"
 
@@ -184,9 +184,9 @@ def write_shards(store: Any, kind: str, keys: Any, shapes: dict[str, tuple[int, 
                     columns.append(pa.Array.from_buffers(pa.large_binary(), len(part), buffers))
                     columns.append(_lists(np.tile(np.array(shapes[name], np.int32), (len(part), 1))))
                 file.write_batch(pa.record_batch(columns, schema=shards._schema(layout)))
-                told = {name: shards._described(name, torch.float16, shapes[name]) for name, _ in layout}
+                headers = {name: shards._described(name, torch.float16, shapes[name]) for name, _ in layout}
                 for row, key in enumerate(part):
-                    whole = b"".join(told[name] + values[name][row].tobytes() for name, _ in layout)
+                    whole = b"".join(headers[name] + values[name][row].tobytes() for name, _ in layout)
                     checksums[key.tobytes()] = xxhash.xxh3_64_intdigest(whole)
         index = store.files.temporary(shards.PART, ".index.tmp")
         shards._write_index(path, index, checksums)
@@ -311,14 +311,14 @@ def to_old_layout(folder: Path) -> dict[str, float]:
 
 
 def _one_file_each(folder: Path) -> None:
-    """Let stores read the files of the earlier layout, after the shards have said that all is there."""
+    """Make stores read the files of the earlier layout; the shards must be complete."""
     from diffalign.data.encoding.store import Store, _read_old
 
     Store.read = lambda self, kind, key: _read_old(self.old_path(kind, key))  # type: ignore[method-assign]
 
 
 def record(number: int) -> tuple[str, dict[str, Any]]:
-    """Return the key and tensors of a record that writers write; it depends on its number alone."""
+    """Return the key and the tensors of a writer's record, which depend on its number only."""
     import torch
 
     generator = torch.Generator().manual_seed(number)
@@ -326,7 +326,7 @@ def record(number: int) -> tuple[str, dict[str, Any]]:
 
 
 def write_slowly(folder: Path, seed: int) -> None:
-    """Write what is missing of ``RECORDS`` records in an order of its own, a few milliseconds each."""
+    """Write the missing ones of ``RECORDS`` records in a random order, a few milliseconds each."""
     from diffalign.data.encoding import shards
     from diffalign.data.encoding.store import Store
 
@@ -346,7 +346,7 @@ def write_slowly(folder: Path, seed: int) -> None:
 
 
 def kill(folder: Path, kills: int) -> dict[str, Any]:
-    """Let two processes write one cache, kill one at random ``kills`` times and start it again; compare."""
+    """Write one cache with two processes, kill and restart one at random ``kills`` times, and compare."""
     from diffalign.data.encoding.store import Store
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -397,7 +397,7 @@ def kill(folder: Path, kills: int) -> dict[str, Any]:
 
 
 def table(whole: dict[str, Any]) -> str:
-    """Return the page of a measurement."""
+    """Return the Markdown of a measurement."""
     old = whole["sizes"][0].get("old_layout", {})
     lines = [
         "# The cache of encoded sets at size",

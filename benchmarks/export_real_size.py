@@ -1,4 +1,4 @@
-"""An SDXL of the real size with random weights: single-file export and import on a CPU, with peak memory.
+"""Measure single-file export and import of an SDXL of real size with random weights: time, peak memory.
 
     python -m benchmarks.export_real_size --folder /somewhere/with/15GB
 
@@ -25,7 +25,7 @@ LIMIT = 1.3
 
 
 class Peak:
-    """The most that this process has held while the context was open, in bytes."""
+    """The peak memory of this process inside the context, in bytes."""
 
     def __init__(self) -> None:
         self.anonymous = self.resident = 0
@@ -51,7 +51,7 @@ class Peak:
 
 
 def make(folder: Path) -> None:
-    """Make the pipeline, and a LoRA of rank 4 on its attention."""
+    """Build the pipeline, and a LoRA of rank 4 on its attention."""
     import torch
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
@@ -75,7 +75,7 @@ def make(folder: Path) -> None:
 
 
 def export(folder: Path) -> dict[str, Any]:
-    """Merge and write the single file; return what it took."""
+    """Merge and write the single file; return time and memory."""
     from diffalign.config.schema import ModelConfig
     from diffalign.export.job import Export
     from diffalign.export.job import export as write
@@ -90,7 +90,7 @@ def export(folder: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read the single file; what it took, and whether a merged weight is what the arithmetic says."""
+    """Read the single file; return time, memory, and whether a merged weight equals W + B A."""
     import torch
     from diffusers import StableDiffusionXLPipeline
     from safetensors import safe_open
@@ -130,7 +130,7 @@ def _row(file: Path, peak: Peak, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Build, export, import, each in a process of its own; write the record."""
+    """Build, export and import, each in its own process; write the record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""An SDXL of the real size with random weights takes LoRA-DPO steps: seconds, pairs per second, peak memory.
+"""Measure LoRA-DPO steps of an SDXL of real size with random weights: seconds, pairs a second, peak memory.
 
     python -m benchmarks.sdxl_real_size --resolution 256 --steps 2              # CPU
     python -m benchmarks.sdxl_real_size --resolution 1024 --steps 20 --batch 2  # a GPU
@@ -43,8 +43,9 @@ RESULTS = Path(__file__).with_suffix(".json")
 
 
 def build(folder: Path, configs: Configs = CONFIGS, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write a pipeline folder with random weights, of the real size unless other configurations are given;
-    components are made and written one at a time to spare memory.
+    """Write a pipeline folder with random weights, of real size unless other configurations are given.
+
+    Components are made and written one at a time to save memory.
     """
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -90,8 +91,9 @@ def build(folder: Path, configs: Configs = CONFIGS, dtype: torch.dtype = torch.b
 
 
 def filled(module: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Return a module of the meta device with random weights: matrices as a linear layer's default,
-    norms 1, biases 0. One block of numbers is repeated: drawing billions of them would take the longest.
+    """Fill a module of the meta device with random weights: matrices as by a linear layer's default, norms 1.
+
+    Biases are 0. One block of random numbers is repeated, since drawing billions of them would be slow.
     """
     block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(dtype)
     module.to(dtype).to_empty(device="cpu")
@@ -115,7 +117,7 @@ def filled(module: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 
 def pairs(folder: Path, count: int, side: int) -> Path:
-    """Random pairs of noise images as a folder data set."""
+    """Write random pairs of noise images as a folder set."""
     rng = np.random.default_rng(0)
     for kind in ("w", "l"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -129,7 +131,7 @@ def pairs(folder: Path, count: int, side: int) -> Path:
 
 
 def main() -> None:
-    """Build, train, record."""
+    """Build, train, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "diffalign-sdxl-random")
     parser.add_argument("--resolution", type=int, default=256)

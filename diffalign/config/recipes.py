@@ -1,4 +1,4 @@
-"""What a shipped recipe says of itself: title, model family, method, and the notes of its file."""
+"""Read the metadata of shipped recipes: title, model family, method, and the notes in the file's header."""
 
 import re
 from collections.abc import Mapping
@@ -16,12 +16,13 @@ class Recipe:
     """A shipped recipe.
 
     Attributes:
-        name: as ``train`` takes it.
-        title: the first sentence of its file.
+        name: name of the recipe, for ``train``.
+        title: first sentence of its header.
         family: name of its model family.
         method: name of its method.
-        notes: the other paragraphs by their label, such as Source, GPUs, Time, Data and Differences.
-        commands: how its file says that it is run, a line an entry.
+        notes: other paragraphs of its header by their label, such as Source, GPUs, Time, Data and
+            Differences.
+        commands: command lines in its header.
     """
 
     name: str
@@ -33,13 +34,13 @@ class Recipe:
 
     @property
     def gpus(self) -> str:
-        """Number and memory of the GPUs that it is for; "" where its file names none."""
+        """Number and memory of the GPUs that it needs, as text; "" if its header names none."""
         text = next((text for label, text in self.notes.items() if label.startswith("GPUs")), "")
         return re.split(r"[:;,(]|\.(?: |$)| as ", text)[0].strip()
 
     @property
     def size(self) -> tuple[int, int]:
-        """Number of the GPUs and GB of each, to sort by; those that a file leaves open come last."""
+        """Number of GPUs and GB of each, as a sort key; recipes without a number come last."""
         number = re.match(r"one|any|\d+", self.gpus)
         if number is None:
             return 10**6, 0
@@ -53,7 +54,7 @@ def recipes() -> list[Recipe]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Return what a recipe's file says."""
+    """Return the metadata of a recipe's file."""
     data = read_yaml(path)
     title, notes, commands = header(path.read_text("utf-8"))
     model: Mapping[str, Any] = data.get("model", {})
@@ -63,7 +64,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def header(text: str) -> tuple[str, dict[str, str], tuple[str, ...]]:
-    """Return title, notes by label and command lines of the comment that a file begins with."""
+    """Return title, notes by label and command lines of the comment at the start of a file."""
     paragraphs: list[list[str]] = [[]]
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -81,10 +82,10 @@ def header(text: str) -> tuple[str, dict[str, str], tuple[str, ...]]:
             continue
         label = ""
         for line in paragraph:
-            found = None if line.startswith("  ") else _LABEL.match(line.strip())
-            if found:
-                label = found[1]
-                notes[label] = line.strip()[found.end() :]
+            match = None if line.startswith("  ") else _LABEL.match(line.strip())
+            if match:
+                label = match[1]
+                notes[label] = line.strip()[match.end() :]
             elif label:
                 notes[label] += " " + line.strip()
     return title, notes, tuple(commands)

@@ -113,11 +113,11 @@ class ModelConfig:
     family: str = option("auto", "name of `diffalign models`; auto: read from the checkpoint")
     prediction: Literal["auto", "epsilon", "v_prediction", "sample", "edm"] = option(
         "auto",
-        "what the network predicts; auto: as the scheduler or the single file says; edm: train a model of "
-        "EDM's preconditioning, which has to be said",
+        "what the network predicts; auto: read from the scheduler or the single file; edm: train a model of "
+        "EDM's preconditioning, which auto does not detect",
     )
     zero_terminal_snr: bool | None = option(
-        None, "rescale the betas so that the last step is pure noise; null: as the checkpoint says"
+        None, "rescale the betas so that the last step is pure noise; null: read from the checkpoint"
     )
     revision: str | None = option(None, "revision of a hub model: branch, tag or commit")
     variant: str | None = option(None, "variant of the weight files: fp16 loads *.fp16.safetensors")

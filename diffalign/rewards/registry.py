@@ -69,12 +69,12 @@ def _remote(url: str) -> RewardCard:
         raise UserError(f"reward {url!r}: no address of a reward; allowed: http://HOST:PORT/NAME, or https")
     return RewardCard(
         name=name,
-        title=f"What {url} says",
+        title=f"The reward served at {url}",
         licence="unknown",
         size="none here",
         checkpoint=url,
         target="diffalign.rewards.serving.remote:load",
-        notes="Asked over HTTP, and never cached: another model may answer tomorrow.",
+        notes="Requested over HTTP and never cached, since the model behind the address may change.",
         cached=False,
     )
 

@@ -1,4 +1,4 @@
-"""Places to write to: whether something can be written there, as far as can be told before it is."""
+"""Check output paths before any work is done."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,11 @@ _FOLDER, _FILE = "a folder, new or there already", "a file, new or there already
 
 
 def folder_to_write(text: str) -> Path:
-    """Return the path of a folder to write into, which may be there already; UserError where none can be."""
+    """Return the path of an output folder, which may exist.
+
+    Raises:
+        UserError: it is a file, or cannot be written.
+    """
     path = place_to_write(text, _FOLDER)
     if path.exists() and not path.is_dir():
         raise UserError(f"{text!r} is a file; allowed: {_FOLDER}")
@@ -18,7 +22,11 @@ def folder_to_write(text: str) -> Path:
 
 
 def file_to_write(text: str) -> Path:
-    """Return the path of a file to write, which may be there already; UserError where none can be."""
+    """Return the path of an output file, which may exist.
+
+    Raises:
+        UserError: it is a folder, or cannot be written.
+    """
     path = place_to_write(text, _FILE)
     if path.is_dir():
         raise UserError(f"{text!r} is a folder; allowed: {_FILE}")
@@ -26,15 +34,19 @@ def file_to_write(text: str) -> Path:
 
 
 def place_to_write(text: str, allowed: str = "a file or a folder, new or there already") -> Path:
-    """Return the path of a file or a folder to write; UserError where nothing can be written there."""
+    """Return the path of an output file or folder; ``allowed`` describes allowed values in messages.
+
+    Raises:
+        UserError: the name is empty, a dangling link, below a file, or below a folder without write access.
+    """
     if not text.strip():
         raise UserError(f"{text!r} is no name; allowed: {allowed}")
     path = user_path(text)
     if path.is_symlink() and not path.exists():
         raise UserError(f"{text!r} is a link to nothing; allowed: {allowed}")
-    above = next((place for place in (path, *path.parents) if place.exists()), path)
-    if above != path and not above.is_dir():
-        raise UserError(f"{text!r}: {str(above)!r} is a file; allowed: {allowed}")
-    if not os.access(above, os.W_OK):
-        raise UserError(f"{text!r}: {str(above)!r} cannot be written; allowed: {allowed}")
+    existing = next((place for place in (path, *path.parents) if place.exists()), path)
+    if existing != path and not existing.is_dir():
+        raise UserError(f"{text!r}: {str(existing)!r} is a file; allowed: {allowed}")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{text!r}: {str(existing)!r} cannot be written; allowed: {allowed}")
     return path

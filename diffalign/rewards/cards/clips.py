@@ -50,7 +50,7 @@ CARDS = (
     ),
     RewardCard(
         name="mps",
-        title="MPS (overall): what people preferred, by the words of the prompt that matter for it",
+        title="MPS (overall): human preference, conditioned on the relevant words of the prompt",
         low=5,
         high=16,
         licence="MIT",
@@ -79,7 +79,7 @@ CARDS = (
     ),
     RewardCard(
         name="step_aware",
-        title="SPO's step-aware preference model: judges clean estimates at noisy times as well",
+        title="SPO's step-aware preference model: scores clean estimates at noisy times as well",
         low=17,
         high=24,
         scale_note="as PickScore",

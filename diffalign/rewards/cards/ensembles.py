@@ -5,8 +5,8 @@ from diffalign.rewards.cards.card import RewardCard
 CARDS = (
     RewardCard(
         name="ensemble",
-        title="Several rewards as one: a weighted sum, as a file says",
-        scale_note="as its file says",
+        title="A weighted sum of several rewards, listed in a file",
+        scale_note="by its members",
         licence="its members'",
         size="its members'",
         checkpoint="",

@@ -22,7 +22,7 @@ def _video(name: str, title: str, factory: str, reach: float, notes: str) -> Rew
 CARDS = (
     RewardCard(
         name="hpsv3",
-        title="HPSv3: what people prefer, as a Qwen2-VL-7B with a head says",
+        title="HPSv3: human preference, predicted by a Qwen2-VL-7B with a head",
         low=0,
         high=15,
         scale_note="bad below 5, good above 10",
@@ -36,7 +36,7 @@ CARDS = (
     ),
     _video(
         "video_reward",
-        "VideoAlign's VideoReward: looks, motion and agreement with the prompt",
+        "VideoAlign's VideoReward: visual quality, motion quality and text alignment",
         "load",
         9,
         "VQ + MQ + TA of a Qwen2-VL-2B, each normalised (arXiv 2501.13918); two frames a second. "
@@ -47,7 +47,7 @@ CARDS = (
         "VideoReward's visual quality alone",
         "load_visual_quality",
         3,
-        "VQ of the same network: reasonable, clear, detailed, handsome frames.",
+        "VQ of the same network: reasonable, clear, detailed, aesthetic frames.",
     ),
     _video(
         "video_reward_mq",
@@ -65,7 +65,7 @@ CARDS = (
     ),
     RewardCard(
         name="vqascore",
-        title="VQAScore: how sure a vision-language model is that the image shows the prompt",
+        title="VQAScore: probability of a vision-language model that the image shows the prompt",
         low=0,
         high=1,
         licence="Apache-2.0 (Qwen2-VL)",
@@ -92,7 +92,7 @@ CARDS = (
     ),
     RewardCard(
         name="vlm_judge",
-        title="A vision-language model behind an endpoint, with a question of one's own",
+        title="A vision-language model at an endpoint, with a custom question",
         low=0,
         high=1,
         licence="the model's",

@@ -47,7 +47,7 @@ CARDS = (
     ),
     RewardCard(
         name="geneval",
-        title="GenEval's rules, graded: counts, colours and positions as the prompt says (unofficial)",
+        title="GenEval's rules, graded: counts, colours and positions of the prompt (unofficial)",
         low=0,
         high=1,
         scale_note="below 0 for far too many things",
@@ -59,7 +59,7 @@ CARDS = (
     ),
     RewardCard(
         name="geneval_correct",
-        title="GenEval's rules: 1 if everything is as the prompt says, else 0 (unofficial)",
+        title="GenEval's rules: 1 if the image meets all of the prompt's requirements, else 0 (unofficial)",
         low=0,
         high=1,
         scale_note="0 or 1",
