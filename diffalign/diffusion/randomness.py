@@ -1,10 +1,10 @@
 """Randomness as an argument: a draw depends on the seed and the position in the run only.
 
-Every group (pair, list, single sample) of a run has a global position: group g of micro-step m on rank r of
-W ranks, with G groups a micro-batch, has position ``(m W + r) G + g``. Each group has its own streams, seeded
+Every group (pair, list, single sample) of a run has a global position: group g of micro-step m on rank r of W
+ranks, with G groups a micro-batch, has position ``(m W + r) G + g``. Each group has its own streams, seeded
 from (seed, purpose, position). Hence ranks never share noise; 8 micro-batches of 1 have the draws of 1
-micro-batch of 8; two processes have the draws of one process with twice the batch; and a resumed run needs
-no generator state.
+micro-batch of 8; two processes have the draws of one process with twice the batch; and a resumed run needs no
+generator state.
 """
 
 import hashlib

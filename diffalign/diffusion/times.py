@@ -263,8 +263,8 @@ class Mode:
 class Listed:
     """Times drawn from a list with equal probability, for distilled models that sample in a few fixed steps.
 
-    SDXL-Turbo's released DPO recipe is ``Listed((0.249, 0.499, 0.749, 0.999))``. The shift is applied to
-    the listed times; leave it at 1 for times of a schedule that is already shifted.
+    SDXL-Turbo's released DPO recipe is ``Listed((0.249, 0.499, 0.749, 0.999))``. The shift is applied to the
+    listed times; leave it at 1 for times of a schedule that is already shifted.
     """
 
     times: tuple[float, ...]

@@ -35,8 +35,8 @@ class Stratified:
     logit_normal       sigmoid of normal quantiles, shifted, at least 0.01
     uniform            low to 1, shifted
 
-    Differences from the released code: each group has its own draw, there all groups of a
-    minibatch share one.
+    Differences from the released code: each group has its own draw, there all groups of a minibatch share
+    one.
 
     Attributes:
         over: distribution of the times, one of the above.

@@ -16,8 +16,8 @@ Differences from the released code (HanshuYAN/AdjointDPM): it optimises the init
 embedding of one image and leaves the weights, which the paper describes, to the reader; here the weights are
 trained over prompts (``diffusion.adjoint.probability_flow`` gives gradients to noise and conditions as well).
 It decodes y where x = alpha y is meant. Its midpoint stages take the nearest time of the grid; our
-second-order solver, ``heun``, has its stages on the grid. The loss has a penalty on the distance to
-the reference (``hold``).
+second-order solver, ``heun``, has its stages on the grid. The loss has a penalty on the distance to the
+reference (``hold``).
 """
 
 from dataclasses import dataclass

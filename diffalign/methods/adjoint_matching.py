@@ -11,8 +11,8 @@ and with all but the policy's mean constant, summed over the latent elements,
 
     loss = mean over chosen k of | (mean_policy(x_k) - mean_reference(x_k)) / std_k + std_k a_k |^2.
 
-At the optimum the policy's control is -std a. beta is one over the paper's lambda. The memoryless schedule
-is the path's Markov chain (``samplers.Ancestral``): DDIM with eta 1, or the posterior steps of a flow.
+At the optimum the policy's control is -std a. beta is one over the paper's lambda. The memoryless schedule is
+the path's Markov chain (``samplers.Ancestral``): DDIM with eta 1, or the posterior steps of a flow.
 
 Steps with unusually large losses are left out: those whose root is not below a running mean of the
 ``quantile`` of the batches' roots. Guidance applies to the sampling only, as released: policy and reference

@@ -2,8 +2,8 @@
 arXiv 2311.13231.
 
 The policy samples two images of a prompt from one noise by DDIM with eta = 1. The preference between the
-finished images is the label of each pair of their steps (section 4, and the released code). With log p
-the Gaussian log-density of the recorded step x_t -> x_s, a mean over the latent elements,
+finished images is the label of each pair of their steps (section 4, and the released code). With log p the
+Gaussian log-density of the recorded step x_t -> x_s, a mean over the latent elements,
 
     rho = clip(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 - c, 1 + c),
     loss = l( beta (log rho_w - log rho_l) ),    l(h) = -log sigmoid(h),

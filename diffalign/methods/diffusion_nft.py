@@ -14,8 +14,8 @@ v_old is a moving average of the policy (``trail``), which also samples the roun
 optimizer steps of a round, so that it is updated between rounds. Each sample is trained on at all times of
 the sampler except the last.
 
-It works on any path: x0+- are the clean estimates of the mixed predictions. What differs from the
-released code: the sampler of the ODE is of first order (there of second order).
+It works on any path: x0+- are the clean estimates of the mixed predictions. Differences from the released
+code: the sampler of the ODE is of first order (there of second order).
 """
 
 from dataclasses import dataclass

@@ -8,9 +8,9 @@ with m the policy's and r the reference's mean squared denoising error,
 
 Other pairwise losses l (IPO, hinge, robust, smoothed labels) are values of the field ``loss``.
 
-Differences from the released code: ties have no gradient (there they are dropped, or the first image
-wins), errors are float32 under half precision, and any prediction target works. The released SD 1.5 script
-of diffusers leaves out the 1/2, so its ``beta_dpo 2500`` is ``beta: 5000`` here.
+Differences from the released code: ties have no gradient (there they are dropped, or the first image wins),
+errors are float32 under half precision, and any prediction target works. The released SD 1.5 script of
+diffusers leaves out the 1/2, so its ``beta_dpo 2500`` is ``beta: 5000`` here.
 
 Step-Video-T2V's Video-DPO (Ma et al. 2025, arXiv 2502.10248, section 4.4) is this loss on a flow model, time
 and noise shared by the pair as here; its finding concerns the settings: with beta 5000 the gradients of pairs

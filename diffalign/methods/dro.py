@@ -22,8 +22,8 @@ computed with gradient, and the loss increases it.
 
 Experts are single liked images, or the winners of larger groups (none if the best score is shared).
 
-Differences from the released code: each sample is rolled out on its own times (there on those of
-sample 0); the rollout stops at the step that is used (there all 20 steps are run); errors are float32.
+Differences from the released code: each sample is rolled out on its own times (there on those of sample 0);
+the rollout stops at the step that is used (there all 20 steps are run); errors are float32.
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ squared denoising error of a sample, each with its own time and noise,
 with y = 1 for a desirable sample (score above 1/2) and -1 for an undesirable one (below); a score of 1/2 has
 weight 0. The members of a ranked list are single likes.
 
-As in all methods here, a log-ratio is (r - m) / 2. The released code has no 1/2:
-its ``beta_dpo`` B is ``beta: 2 B`` here (the paper's 5000 is 10000; the script's default 1000 is 2000).
+As in all methods here, a log-ratio is (r - m) / 2. The released code has no 1/2: its ``beta_dpo`` B is
+``beta: 2 B`` here (the paper's 5000 is 10000; the script's default 1000 is 2000).
 
 ``kl`` is the reference point of the value, without gradient, over the micro-batches of all ranks. It is not
 computed over an accumulation window, so prefer a large ``batch_size`` to accumulation. "mean" is max(0, mean

@@ -9,8 +9,8 @@ and one noise per image, with s_i = m_i - r_i the difference of the policy's and
 
 The loss is a sum over a list's pairs and a mean over lists. The paper has no factor 1/2 and does not state
 its beta B: B with errors averaged over the D latent elements is ``beta: 2 B`` here, with summed errors
-``beta: 2 D B``. The printed discount has a natural logarithm; ``log_base: 2`` is DCG's.
-Equal scores have weight 0, and so has a list of ties. There is no public code.
+``beta: 2 D B``. The printed discount has a natural logarithm; ``log_base: 2`` is DCG's. Equal scores have
+weight 0, and so has a list of ties. There is no public code.
 
 ``pipelines/make_ranked_lists.py`` is the paper's data path, Syn-Pic.
 """

@@ -1,8 +1,8 @@
 """Supervised fine-tuning on the winners, the baseline of preference methods.
 
 The ordinary denoising loss (Ho et al. 2020, arXiv 2006.11239, equation 14) on the best-scored member of each
-group; the "SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. Losers are not used. A group
-whose best score is shared (a tie) has weight 0, and so has a single image that is not liked.
+group; the "SFT" baseline of Wallace et al. 2023, arXiv 2311.12908. Losers are not used. A group whose best
+score is shared (a tie) has weight 0, and so has a single image that is not liked.
 """
 
 from dataclasses import dataclass

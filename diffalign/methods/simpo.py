@@ -4,9 +4,8 @@ Reward", arXiv 2405.14734, equation 6.
     loss = l( (beta / 2) (m_l - m_w) - gamma ),    l(h) = -log sigmoid(h),
 
 with m the policy's mean squared denoising errors. There is no reference, which saves its memory and its
-forward passes, and ``gamma`` is the target margin. ``gamma`` is in units of the logit, so the
-paper's gamma / beta of .5 at beta 2 is gamma 1. A mean over latent elements is the paper's length
-normalisation.
+forward passes, and ``gamma`` is the target margin. ``gamma`` is in units of the logit, so the paper's gamma /
+beta of .5 at beta 2 is gamma 1. A mean over latent elements is the paper's length normalisation.
 
 Ours: the transfer to denoising errors. Without a reference, the part of a gap that is due to the images (a
 plain loser is easier to denoise than a detailed winner) is not removed, so ``gamma`` must be large compared

@@ -16,8 +16,8 @@ determines only which pairs are tied and have weight 0; pairs with equal rewards
 2, as released.
 
 As released (JaydenLyh/SmPO, train.py): the policy inverts in 5 grid steps, each averaged with one ReNoise
-iteration at the same time input, without added noise. The paper's text has 9 steps. Scores are
-PickScore's cosine, without its logit scale. The released code is correct for one pair per process only.
+iteration at the same time input, without added noise. The paper's text has 9 steps. Scores are PickScore's
+cosine, without its logit scale. The released code is correct for one pair per process only.
 """
 
 from dataclasses import dataclass, replace

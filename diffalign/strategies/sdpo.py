@@ -5,9 +5,9 @@ the winners' and the losers' mean squared errors in output space, the losers' gr
 
     lambda = clip((1 - mu) |gA|^2 / (gA . gB), 0, 1)  where gA . gB > 0,  else 1,
 
-and the value of the loss is unchanged. A step along -(gA - lambda gB) then lowers the winners' error at
-least mu times as fast as one along -gA alone, to first order and in output space. Published: mu 0.9 for SD
-1.5 and 0.6 for SDXL under Diffusion-DPO at beta 5000, 0.2 with DSPO, 0.9 with DMPO.
+and the value of the loss is unchanged. A step along -(gA - lambda gB) then lowers the winners' error at least
+mu times as fast as one along -gA alone, to first order and in output space. Published: mu 0.9 for SD 1.5 and
+0.6 for SDXL under Diffusion-DPO at beta 5000, 0.2 with DSPO, 0.9 with DMPO.
 
 Differences from the released code: the strategy wraps the policy, so that no method has a branch for it. In
 groups of more than two, the sides are the members above and below the group's mean score, each side averaged

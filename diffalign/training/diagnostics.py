@@ -30,8 +30,8 @@ class HeldOut:
     """Hook that evaluates held-out batches every ``every`` steps (0: only at the end).
 
     Values are logged as ``heldout/<metric>`` over all times and ``heldout/<low>-<high>/<metric>`` for each
-    bin. Batches are distributed over ranks. Draws depend on the batch and the bin only, so that
-    evaluations are comparable.
+    bin. Batches are distributed over ranks. Draws depend on the batch and the bin only, so that evaluations
+    are comparable.
 
     Attributes:
         history: (step, totals) of each evaluation; totals are the method's metrics over all times.
