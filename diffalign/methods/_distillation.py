@@ -129,7 +129,7 @@ class Distillation(RolloutMethod):
         draws = fitted(self.time, policy.path, x.shape[1:])(len(x), generator)
         return draws.to(x)
 
-    def followed(
+    def assistant_errors(
         self, assistant: Denoiser, x: Tensor, cond: Cond, generator: Random | torch.Generator
     ) -> Float[Tensor, " B"]:
         """Return the assistant's denoising errors (B,) on the student's samples (B, *d).
@@ -139,8 +139,8 @@ class Distillation(RolloutMethod):
         x0 = x.detach()
         t = self.times(assistant, x0, generator)
         eps = normal(generator, len(x0), x0.shape[1:]).to(x0)
-        predicted = noise_of(assistant, add_noise(assistant, x0, eps, t), t, cond)
-        return (predicted - eps).square().flatten(1).mean(1)
+        prediction = noise_of(assistant, add_noise(assistant, x0, eps, t), t, cond)
+        return (prediction - eps).square().flatten(1).mean(1)
 
 
 def noise_of(denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:

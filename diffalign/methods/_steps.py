@@ -126,7 +126,7 @@ def density(policy: Denoiser, batch: Batch[Transition], card: MethodCard, detach
     return log_density(kernel, x.x_s, *kernel(as_drawn(policy, batch, detached), x.x_t, x.t, x.s, batch.cond))
 
 
-class Redrawn(NamedTuple):
+class StepMeans(NamedTuple):
     """Means of recorded steps under the policy and when drawn.
 
     Attributes:
@@ -140,7 +140,9 @@ class Redrawn(NamedTuple):
     drawn_mean: Tensor
 
 
-def redrawn(policy: Denoiser, batch: Batch[Transition], card: MethodCard, detached: bool = False) -> Redrawn:
+def step_means(
+    policy: Denoiser, batch: Batch[Transition], card: MethodCard, detached: bool = False
+) -> StepMeans:
     """Return the means of recorded steps under the policy and when drawn.
 
     ``detached`` is that of ``as_drawn``.
@@ -155,7 +157,7 @@ def redrawn(policy: Denoiser, batch: Batch[Transition], card: MethodCard, detach
             "allowed with it: rounds that were sampled for this method"
         )
     mean, std = kernel(as_drawn(policy, batch, detached), x.x_t, x.t, x.s, batch.cond)
-    return Redrawn(mean, std, batch.extra["drawn_mean"].to(mean))
+    return StepMeans(mean, std, batch.extra["drawn_mean"].to(mean))
 
 
 @runtime_checkable

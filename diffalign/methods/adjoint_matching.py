@@ -112,7 +112,7 @@ class AdjointMatching(Differentiating):
         (to_end,) = torch.autograd.grad(reward.sum(), end)
         adjoint = lean_adjoint(reference, states, batch.grid, batch.cond, -to_end / self.beta)
         chosen = self.chosen(adjoint.stds > 0, batch.num_groups, generator)[batch.group]
-        losses, control = matched(policy, states, batch.grid, batch.cond, adjoint, chosen)
+        losses, control = matching_losses(policy, states, batch.grid, batch.cond, adjoint, chosen)
         roots = losses.detach().sqrt()
         keep = torch.ones_like(roots)
         if self.quantile < 1:
@@ -202,7 +202,7 @@ def lean_adjoint(
     return LeanAdjoint(adjoints, means, torch.stack(stds))
 
 
-def matched(
+def matching_losses(
     policy: Denoiser,
     states: list[Tensor],
     times: Float[Tensor, " S"],

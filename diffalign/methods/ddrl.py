@@ -30,7 +30,7 @@ from diffalign.diffusion.randomness import normal
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import ppo
 from diffalign.methods._base import RolloutMethod
-from diffalign.methods._steps import advantage_of, advantage_weight, check_advantages, check_kl, redrawn
+from diffalign.methods._steps import advantage_of, advantage_weight, check_advantages, check_kl, step_means
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.methods.sft import winners
 from diffalign.types import Batch, Denoiser, Noised, Random, Step, Transition
@@ -83,10 +83,10 @@ class DDRL(RolloutMethod):
         advantage = raw.clamp(-self.advantage_clip, self.advantage_clip)
         if self.exp_reward:
             advantage = -torch.exp(-advantage)
-        new = redrawn(policy, batch, CARD, self.hold_negative)
-        x = batch.x.x_s.to(new.mean)
+        means = step_means(policy, batch, CARD, self.hold_negative)
+        x = batch.x.x_s.to(means.mean)
         # log rho: squared errors without the factor 1 / (2 std^2)
-        log_ratio = ((x - new.drawn_mean) ** 2 - (x - new.mean) ** 2).flatten(1).mean(1)
+        log_ratio = ((x - means.drawn_mean) ** 2 - (x - means.mean) ** 2).flatten(1).mean(1)
         losses, ratio = ppo(log_ratio, advantage.to(log_ratio), self.clip)
         data = self.data_loss(policy, batch, generator)
         loss = losses.mean() + self.data_beta * data
@@ -98,7 +98,9 @@ class DDRL(RolloutMethod):
             "advantage": advantage.mean(),
         }
         if self.kl:
-            metrics["kl"] = step_kl(new.mean, batch.extra["reference_mean"].to(new.mean), new.std).mean()
+            metrics["kl"] = step_kl(
+                means.mean, batch.extra["reference_mean"].to(means.mean), means.std
+            ).mean()
             loss = loss + self.kl * metrics["kl"]
         metrics = {"loss": loss, **metrics}
         return Step(loss, {name: v.detach() for name, v in metrics.items()}, advantage_weight(raw))

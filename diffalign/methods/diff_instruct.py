@@ -46,7 +46,7 @@ class DiffInstruct(Distillation):
             x_t = add_noise(policy, x.detach(), eps, t)
             teacher_noise, assistant_noise = (noise_of(d, x_t, t, batch.cond) for d in (teacher, assistant))
         student = along_scores(x, teacher_noise, assistant_noise).mean()
-        error = self.followed(assistant, x, batch.cond, generator).mean()
+        error = self.assistant_errors(assistant, x, batch.cond, generator).mean()
         metrics = {
             "distillation/student": student.detach(),
             "distillation/assistant": error.detach(),

@@ -100,7 +100,7 @@ class DistillationDPO(Distillation):
         # mean(sg(eps_T - eps_B) x_w) - c mean(sg(eps_T - eps_W) x_l)
         student = pairs.mean(terms[0] - self.losers * terms[1])
         errors = [
-            pairs.mean(self.followed(assistant, sample, side.cond, generator))
+            pairs.mean(self.assistant_errors(assistant, sample, side.cond, generator))
             for side, sample, assistant in zip(sides, samples, (better, worse), strict=True)
         ]
         metrics = {

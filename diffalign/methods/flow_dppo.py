@@ -23,7 +23,7 @@ from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import trusted
 from diffalign.methods._base import RolloutMethod
-from diffalign.methods._steps import advantage_of, advantage_weight, kernel_of, redrawn
+from diffalign.methods._steps import advantage_of, advantage_weight, kernel_of, step_means
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
@@ -60,9 +60,9 @@ class FlowDPPO(RolloutMethod):
             raise UserError(
                 "method flow_dppo is trained on stochastic steps of a flow; allowed elsewhere: ddpo"
             )
-        new = redrawn(policy, batch, CARD, self.hold_negative)
-        kl = step_kl(new.mean.detach(), new.drawn_mean, new.std)
-        logp = log_density(kernel, batch.x.x_s, new.mean, new.std)
+        means = step_means(policy, batch, CARD, self.hold_negative)
+        kl = step_kl(means.mean.detach(), means.drawn_mean, means.std)
+        logp = log_density(kernel, batch.x.x_s, means.mean, means.std)
         log_ratio = logp - batch.x.logp.to(logp)
         losses, masked = trusted(log_ratio, advantage.to(logp), kl, self.threshold)
         loss = losses.mean()

@@ -26,7 +26,7 @@ from diffalign.diffusion.samplers import FlowSDE
 from diffalign.errors import UserError
 from diffalign.losses.policy_gradient import guarded_log_ratio, ppo
 from diffalign.methods._base import RolloutMethod
-from diffalign.methods._steps import advantage_of, advantage_weight, check_advantages, kernel_of, redrawn
+from diffalign.methods._steps import advantage_of, advantage_weight, check_advantages, kernel_of, step_means
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step, Transition
 
@@ -71,8 +71,8 @@ class GRPOGuard(RolloutMethod):
                 "method grpo_guard is trained on steps of a flow's SDE; allowed with it: a flow model and "
                 "rollout.form sde or dance"
             )
-        new = redrawn(policy, batch, CARD, self.hold_negative)
-        log_ratio = guarded_log_ratio(batch.x.x_s, new.mean, new.drawn_mean, new.std)
+        means = step_means(policy, batch, CARD, self.hold_negative)
+        log_ratio = guarded_log_ratio(batch.x.x_s, means.mean, means.drawn_mean, means.std)
         losses, ratio = ppo(log_ratio, advantage.to(log_ratio), self.clip)
         if self.per_length:
             losses = losses / kernel.length(batch.x.t, batch.x.s).to(losses)

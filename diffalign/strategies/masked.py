@@ -115,7 +115,7 @@ class Masked:
             channels, elements = batch.x.shape[1], batch.x[0].numel()
             inside = (channels * maps.flatten(1).sum(1)).clamp(min=1)
             weight = maps * (elements / inside).reshape(-1, *(1,) * (maps.ndim - 1))
-        step = reduced(method, MaskedReduce(innermost(method).reduce, weight))(
+        step = with_reduce(method, MaskedReduce(innermost(method).reduce, weight))(
             policy, reference, batch, generator
         )
         return replace(step, metrics={**step.metrics, "masked/share": maps.mean()})
@@ -141,10 +141,10 @@ class Masked:
         return maps
 
 
-def reduced(method: Method[Any], reduce: Reduce) -> Method[Any]:
+def with_reduce(method: Method[Any], reduce: Reduce) -> Method[Any]:
     """Return ``method`` with another ``reduce``; strategies around it are kept."""
     if isinstance(method, Wrapped):
-        return replace(method, method=reduced(method.method, reduce))
+        return replace(method, method=with_reduce(method.method, reduce))
     changed: Method[Any] = replace(method, reduce=reduce)  # type: ignore[type-var]
     return changed
 

@@ -13,7 +13,7 @@ from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import DDIM, Ancestral, FlowSDE
 from diffalign.errors import UserError
 from diffalign.methods import build
-from diffalign.methods.adjoint_matching import AdjointMatching, lean_adjoint, matched, sampled
+from diffalign.methods.adjoint_matching import AdjointMatching, lean_adjoint, matching_losses, sampled
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser
 from diffalign.types import Batch
 from tests.helpers import VECTORS, sd_path
@@ -60,7 +60,7 @@ def test_adjoints_losses_and_gradient_of_the_released_trainer(name):
     torch.testing.assert_close(torch.stack(back.adjoints, 1), adjoints, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(back.stds, at("std"), rtol=1e-9, atol=1e-12)
     every = torch.arange(len(times) - 1).expand(len(states[0]), -1)
-    losses, kl = matched(policy, states, times, {}, back, every)
+    losses, kl = matching_losses(policy, states, times, {}, back, every)
     torch.testing.assert_close(losses, at("loss_per_step"), rtol=1e-9, atol=1e-9)
     control = at("control_sqrt_dt").square().flatten(2).sum(2) / 2
     torch.testing.assert_close(kl, control, rtol=1e-9, atol=1e-9)
