@@ -13,7 +13,7 @@ from diffalign.methods.auto_beta import AutoBeta
 from diffalign.methods.dpo import DPO
 from diffalign.strategies import wrap
 from diffalign.strategies.anchor import Anchor
-from diffalign.strategies.masked import Masked, reduced
+from diffalign.strategies.masked import Masked, with_reduce
 from diffalign.strategies.sdpo import SDPO
 from diffalign.types import Batch
 from tests.helpers import VECTORS, Answers, GivenNoise, GivenTimes, sd_path
@@ -150,7 +150,7 @@ def test_the_losers_scale_of_sdpo_sees_masked_gradients_where_the_mask_is_around
 
 def test_it_reaches_the_method_inside_other_strategies():
     method = wrap(DPO(), ({"type": "anchor"}, {"type": "sft"}))
-    assert reduced(method, Masked()).method.method.reduce == Masked()
+    assert with_reduce(method, Masked()).method.method.reduce == Masked()
 
 
 def test_what_it_refuses():
