@@ -131,5 +131,15 @@ def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
 
 
 def share() -> tuple[int, int]:
-    """(rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Return (rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1).
+
+    Raises:
+        UserError: the variables RANK and WORLD_SIZE are no such pair.
+    """
+    rank, world = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UserError(
+            f"RANK={rank!r} and WORLD_SIZE={world!r} in the environment; allowed: whole numbers, RANK below "
+            "WORLD_SIZE, as launchers set them, or neither"
+        )
+    return int(rank), int(world)

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffalign.config.schema import Run, TrainingConfig
 from diffalign.errors import UserError
+from diffalign.training.acceleration import DYNAMO
 
 _SETTINGS = {
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
@@ -14,33 +15,68 @@ _SETTINGS = {
 }
 """Fields of ``training`` by the environment variables that ``accelerate launch`` sets."""
 
-_UNSUPPORTED = ("fp8",)
+_PRECISIONS = ("no", "bf16", "fp16")
 
 
 def with_launcher(run: Run, tell: Callable[[str], None]) -> Run:
     """Return ``run`` with the launcher's settings; ``tell`` gets a line for each one, and for each one that a
     set value of the run overrides.
+
+    Raises:
+        UserError: a setting that runs do not have.
     """
     default = TrainingConfig()
     changes: dict[str, Any] = {}
     for field, variable in _SETTINGS.items():
-        text = os.environ.get(variable, "").strip().lower()
-        kind, own = type(getattr(default, field)), getattr(run.training, field)
-        if not text or (kind is int and not text.isdecimal()):
+        own, usual = getattr(run.training, field), getattr(default, field)
+        told = _told(field, variable)
+        if told is None or told in (own, usual):
             continue
-        told = kind(text)
-        if told in (own, getattr(default, field)) or told in _UNSUPPORTED:
-            continue
-        if own == getattr(default, field):
-            changes[field] = told
-            tell(f"training.{field}={told} from the launcher ({variable})")
-        else:
+        if own != usual:
             tell(
                 f"warning: the launcher says {field} {told} ({variable}), the run training.{field}={own}: "
                 "the run's is used"
             )
+        elif field == "mixed_precision" and told not in _PRECISIONS:
+            raise UserError(
+                f"the launcher says {field} {told} ({variable}); allowed: {', '.join(_PRECISIONS)}, or a "
+                "training.mixed_precision of the run"
+            )
+        else:
+            changes[field] = told
+            tell(f"training.{field}={told} from the launcher ({variable})")
     changes |= _sharding(run.training, tell)
-    return replace(run, training=replace(run.training, **changes)) if changes else run
+    run = replace(run, training=replace(run.training, **changes)) if changes else run
+    return _compiled(run, tell)
+
+
+def _told(field: str, variable: str) -> Any:
+    """Return the launcher's value of a field of ``training``; None where it says nothing.
+
+    Raises:
+        UserError: no number where one is needed.
+    """
+    text = os.environ.get(variable, "").strip().lower()
+    if not text or field == "mixed_precision":
+        return text or None
+    if not text.isdecimal():
+        raise UserError(f"{variable}={text!r} from the launcher; allowed: a whole number")
+    return int(text)
+
+
+def _compiled(run: Run, tell: Callable[[str], None]) -> Run:
+    """Return ``run`` with ``model.compile`` where the launcher asks for it (``--dynamo_backend inductor``).
+
+    Raises:
+        UserError: another backend.
+    """
+    backend = os.environ.get(DYNAMO, "").strip().lower()
+    if backend in ("", "no") or (backend == "inductor" and run.model.compile):
+        return run
+    if backend != "inductor":
+        raise UserError(f"the launcher asks for the compiler {backend} ({DYNAMO}); allowed: no, inductor")
+    tell(f"model.compile=True from the launcher ({DYNAMO})")
+    return replace(run, model=replace(run.model, compile=True))
 
 
 def _sharding(training: TrainingConfig, tell: Callable[[str], None]) -> dict[str, Any]:

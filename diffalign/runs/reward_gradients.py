@@ -2,7 +2,8 @@
 decoder and rewards inside the graph, and distillations, whose rewards only compare.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,36 @@ from diffalign.runs.rollouts import setting_of
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Reward
 
+_FIXED: Mapping[str, Any] = {
+    "by": "rewards",
+    "advantage": "none",
+    "combine": "sum",
+    "normalise": "none",
+    "scoring": "inline",
+    "estimate": "candidate",
+    "window": None,
+}
+"""Fields of ``rollout`` that have no effect on a method that samples itself, by the value they must have."""
+
+
+def _check_fixed(run: Run, why: str, **fixed: Any) -> None:
+    """Check the settings of a method that samples itself.
+
+    Args:
+        run: the run.
+        why: what the method does, for the message.
+        **fixed: further fields of ``rollout``, by the value they must have.
+
+    Raises:
+        UserError: another value, or a strategy.
+    """
+    rows = [(f"rollout.{n}", getattr(run.rollout, n), value) for n, value in {**_FIXED, **fixed}.items()]
+    for place, value, allowed in (*rows, ("strategies", tuple(run.strategies), ())):
+        if value != allowed:
+            raise UserError(
+                f"{place}={value!r} with method {run.method['type']}, {why}; allowed: {allowed!r}"
+            )
+
 
 def check_gradients(run: Run) -> None:
     """Check a run of reward gradients before a model is loaded.
@@ -33,24 +64,9 @@ def check_gradients(run: Run) -> None:
     config, name = run.rollout, run.method["type"]
     method = build(run.method)
     assert isinstance(method, Differentiating)
-    fixed = (
-        ("rollout.by", config.by, "rewards"),
-        ("rollout.eta", config.eta, method.eta),
-        ("rollout.advantage", config.advantage, "none"),
-        ("rollout.combine", config.combine, "sum"),
-        ("rollout.normalise", config.normalise, "none"),
-        ("rollout.scoring", config.scoring, "inline"),
-        ("rollout.estimate", config.estimate, "candidate"),
-        ("rollout.window", config.window, None),
-        ("strategies", tuple(run.strategies), ()),
-    )
-    for place, value, allowed in fixed:
-        if value != allowed:
-            raise UserError(
-                f"{place}={value!r} with method {name}, which samples itself "
-                f"{'with' if method.eta else 'without'} noise and differentiates the sum of rewards; "
-                f"allowed: {allowed!r}"
-            )
+    noise = "with" if method.eta else "without"
+    why = f"which samples itself {noise} noise and differentiates the sum of rewards"
+    _check_fixed(run, why, eta=method.eta)
     for reward in all_weighted(config.rewards):
         card, _ = parse(reward.spec)
         if not card.differentiable or card.video:
@@ -74,25 +90,8 @@ def check_distillation(run: Run) -> None:
     """
     config, card = run.rollout, REGISTRY[run.method["type"]]
     compares = card.data is DataKind.TEACHER_AND_REWARD
-    fixed = (
-        ("rollout.by", config.by, "rewards"),
-        ("rollout.samples", config.samples, 2 if compares else 1),
-        ("rollout.shared_noise", config.shared_noise, False),
-        ("rollout.eta", config.eta, 0),
-        ("rollout.advantage", config.advantage, "none"),
-        ("rollout.combine", config.combine, "sum"),
-        ("rollout.normalise", config.normalise, "none"),
-        ("rollout.scoring", config.scoring, "inline"),
-        ("rollout.estimate", config.estimate, "candidate"),
-        ("rollout.window", config.window, None),
-        ("strategies", tuple(run.strategies), ()),
-    )
-    for place, value, allowed in fixed:
-        if value != allowed:
-            raise UserError(
-                f"{place}={value!r} with method {card.name}, a distillation whose student samples itself "
-                f"without noise; allowed: {allowed!r}"
-            )
+    why = "a distillation whose student samples itself without noise"
+    _check_fixed(run, why, samples=2 if compares else 1, shared_noise=False, eta=0)
     if compares != bool(config.rewards):
         words = "one or more, which say who wins" if compares else "none: it has no preference"
         raise UserError(f"rollout.rewards={list(config.rewards)} with method {card.name}; allowed: {words}")

@@ -19,6 +19,9 @@ _PLUGINS = {
 }
 """Plugins of launchers that runs do not support, by environment variable."""
 
+DYNAMO = "ACCELERATE_DYNAMO_BACKEND"
+"""The launcher's compiler. ``runs.launcher`` turns it into ``model.compile``, so accelerate's is not used."""
+
 # Timeout of collectives: other ranks wait while one makes validation images or calls a slow reward.
 PATIENCE = timedelta(hours=2)
 
@@ -34,7 +37,8 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     ``training.sharding`` shards the weights, so accelerate's FSDP plugin is not created.
 
     Raises:
-        UserError: float16 on the CPU, or a launcher's plugin that runs do not support.
+        UserError: float16 on the CPU, a launcher's plugin that runs do not support, or a variable of it that
+            is none.
     """
     for variable, plugin in _PLUGINS.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
@@ -43,17 +47,25 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
                 "without it, and training.shard full or hybrid, which shard weights and moments (FSDP2)"
             )
     os.environ.pop("ACCELERATE_USE_FSDP", None)  # otherwise transformers loads weights on one process only
+    os.environ.pop(DYNAMO, None)
     # accelerate keeps the precision of the first run of a process; a later run may have another one.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.mixed_precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=1,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+    except (ValueError, ImportError) as error:  # of a variable, or of a package that one asks for
+        first = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the launcher's settings cannot be used: {first}; look at the variables ACCELERATE_* and "
+            "those of torchrun"
+        ) from error
     if settings.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UserError(
             f"training.mixed_precision=fp16 needs a GPU, and this run is on {accelerator.device.type!r}; "

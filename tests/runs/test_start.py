@@ -1,5 +1,6 @@
 """Checks and messages at the start of a run: launcher, packages, length, scores, dropout."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffalign.cli.common import share
 from diffalign.config.schema import DataConfig, RolloutConfig, Run, TrainingConfig
 from diffalign.data.reading.examples import Counts
 from diffalign.errors import UserError
@@ -48,15 +50,63 @@ def test_a_conflict_with_the_launcher_is_said_and_the_run_wins(launched):
     assert len(lines) == 1 and "launcher says mixed_precision bf16" in lines[0] and "fp16" in lines[0]
 
 
-@pytest.mark.parametrize("value", ["no", "", "fp8", None])
+@pytest.mark.parametrize("value", ["no", "", None])
 def test_a_launcher_that_says_nothing_changes_nothing(monkeypatch, value):
     monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", raising=False)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     if value is None:
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     else:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", value)
     run = Run(training=TrainingConfig(mixed_precision="bf16"))
     assert with_launcher(run, pytest.fail) == run and with_launcher(Run(), pytest.fail) == Run()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp8", r"says mixed_precision fp8 .*; allowed: no, bf16, fp16, or"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto", "='auto' from the launcher; allowed: a whole"),
+        ("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER", "the compiler aot_eager .*; allowed: no, inductor"),
+    ],
+)
+def test_what_a_run_does_not_have_of_the_launcher_is_refused(monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=words):
+        with_launcher(Run(), lambda line: None)
+
+
+def test_the_launchers_compiler_is_the_runs(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    lines = []
+    run = with_launcher(Run(), lines.append)
+    assert run.model.compile and lines == ["model.compile=True from the launcher (ACCELERATE_DYNAMO_BACKEND)"]
+    assert with_launcher(run, pytest.fail) == run
+    acceleration.accelerator_for(TrainingConfig())
+    assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
+
+
+def test_a_precision_of_the_run_holds_against_one_that_there_is_not(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    lines = []
+    own = Run(training=TrainingConfig(mixed_precision="bf16"))
+    assert with_launcher(own, lines.append) == own and "launcher says mixed_precision fp8" in lines[0]
+
+
+def test_a_variable_that_accelerate_does_not_read_is_named(monkeypatch):
+    monkeypatch.setattr(acceleration, "Accelerator", lambda **_: (_ for _ in ()).throw(ValueError("a\nb")))
+    with pytest.raises(UserError, match="the launcher's settings cannot be used: a b; look at"):
+        acceleration.accelerator_for(TrainingConfig())
+
+
+@pytest.mark.parametrize(("rank", "world"), [("1", None), ("x", "2"), ("2", "2"), ("-1", "2"), ("0", "two")])
+def test_ranks_that_are_none(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(UserError, match=f"RANK='{rank}'.*RANK below WORLD_SIZE"):
+        share()
 
 
 def test_missing_packages_are_found_at_the_start(monkeypatch):
