@@ -146,7 +146,7 @@ def flipped_unrated(share: float) -> Maker:
 
 
 def by_reward(plane: Plane, base: Denoiser, seed: int = 0) -> Batch[Tensor]:
-    """Pairs labelled by the reward model alone: what a method learns that trusts it over the person."""
+    """Return pairs labelled by the reward model alone, for methods that replace human labels by it."""
     batch = preferences(plane, base, seed=seed)
     return replace(batch, score=batch.extra["reward"])
 
@@ -320,5 +320,5 @@ def _spo() -> Claim:
 
 
 def CLAIMS() -> list[Claim]:  # noqa: N802
-    """Every claim, with the settings that the methods have now."""
+    """Return every claim, with the current settings of the methods."""
     return [_inpo(), _smpo(), _rankdpo(), _mapo(), _kto(), _sdpo(), _spo()]

@@ -27,7 +27,7 @@ BATCH, RATE, DECAY = 64, 2e-3, 0.998
 
 
 class Parts(nn.Module):
-    """The trained parts of a family: UNet and text encoders, with the family's way to condition."""
+    """The trained parts of a family: UNet and text encoders, and the family's conditioning."""
 
     def __init__(self, family: str):
         super().__init__()
@@ -38,16 +38,15 @@ class Parts(nn.Module):
         self.unet = networks.unet(family).to(memory_format=torch.channels_last)
 
     def tokens(self, captions: list[str]) -> list[Tensor]:
-        """Token ids (N, 32) for each encoder."""
+        """Return token ids (N, 32) for each encoder."""
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [tok(captions, **options).input_ids for tok in self.tokenizers]
 
     def condition(self, tokens: list[Tensor], time_ids: Tensor, drop: Tensor) -> dict[str, Any]:
         """Return the UNet's keyword arguments; `drop` (B,) is 1 where the caption is dropped."""
         if self.family == "sd15":
-            return {
-                "encoder_hidden_states": self.encoders[0](tokens[0])[0]
-            }  # dropped by the empty prompt's tokens
+            # a dropped caption has the tokens of the empty prompt
+            return {"encoder_hidden_states": self.encoders[0](tokens[0])[0]}
         outs = [e(t, output_hidden_states=True) for e, t in zip(self.encoders, tokens, strict=True)]
         keep = 1 - drop
         states = torch.cat([o.hidden_states[-2] for o in outs], -1) * keep[:, None, None]

@@ -80,7 +80,7 @@ class Candidates:
     """The candidates of a source.
 
     Attributes:
-        candidates: in the order of the source.
+        candidates: the candidates, in the order of the source.
         rewards: names of the R rewards.
         unreadable: location and reason of each unreadable item.
     """

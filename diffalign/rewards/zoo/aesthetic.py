@@ -47,7 +47,7 @@ class Aesthetic:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; PIL images take the exact path, pixels (B, 3, H, W) the differentiable one."""
+        """Return scores (B,), float32; PIL images take the exact path, tensors the differentiable one."""
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:

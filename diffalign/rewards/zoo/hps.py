@@ -34,7 +34,7 @@ class Hps:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; gradients flow to pixels (B, 3, H, W), which score exactly as their image."""
+        """Return scores (B,), float32; differentiable for tensors, which score exactly as their image."""
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:

@@ -32,7 +32,7 @@ class JpegSize:
     batch_size: int = 16
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32; prompts are not read."""
+        """Return scores (B,), float32; prompts are ignored."""
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
