@@ -3,9 +3,9 @@
     python pipelines/densedpo.py --videos clips/ --rewards my_video_reward --output runs/densedpo
 
 Clips are files with captions, ``NAME.mp4`` and ``NAME.txt``. This is ``diffalign video-pairs``,
-``label-segments`` and ``train``; existing results are reused. The baselines are settings: ``--method.type dpo
---data.view majority`` has one label a pair (StructuralDPO), and with ``--eta 1 1`` pairs are independent
-samples (VanillaDPO). Without arguments it runs on moving shapes and the built-in tiny Wan.
+``label-segments`` and ``train``; existing results are reused. Baselines: ``--method.type dpo --data.view
+majority`` has one label a pair (StructuralDPO); with ``--eta 1 1`` pairs are independent samples
+(VanillaDPO). Without arguments it runs on moving shapes and the built-in tiny Wan.
 """
 
 import argparse
@@ -46,17 +46,16 @@ def moving_shapes(folder: Path, count: int) -> str:
     return str(folder)
 
 
-def sampled(pipeline: Any, prompts: list[str], settings: PairSettings) -> Iterator[Video]:
+def sampled(pipeline: Any, prompts: list[str], config: PairSettings) -> Iterator[Video]:
     """Yield one video a prompt; its noise depends on the prompt's number only."""
     pipeline.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(prompts):
         noise = torch.Generator().manual_seed(number)
         frames = pipeline(
-            prompt=prompt, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
-            generator=noise, height=settings.height, width=settings.width, num_frames=settings.frames,
-            output_type="pt",
+            prompt=prompt, num_inference_steps=config.steps, guidance_scale=config.guidance, generator=noise,
+            height=config.height, width=config.width, num_frames=config.frames, output_type="pt",
         ).frames[0]  # fmt: skip
-        yield Video((frames.float().clamp(0, 1) * 255).round().byte().cpu(), settings.fps or 16.0)
+        yield Video((frames.float().clamp(0, 1) * 255).round().byte().cpu(), config.fps or 16.0)
 
 
 def main() -> None:
