@@ -1,6 +1,6 @@
 """MkDocs hook: pages made from the registries, and formulas as MathML.
 
-A page that the registries know (methods, rewards, models, recipes, commands) is generated at each build, so
+A page that the registries know (methods, rewards, models, commands) is generated at each build, so
 it cannot drift from the code. ``docs/methods/NAME.md`` completes a page: formula, claims, when to use it.
 """
 
@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files, InclusionLevel
 
@@ -29,7 +28,6 @@ def on_files(files: Files, config: Any) -> Files:
         "methods/index.md": methods_index(),
         "rewards.md": rewards(),
         "models.md": models(),
-        "recipes.md": recipes(),
         "commands.md": commands(),
         "api.md": api(),
         "benchmarks.md": benchmarks(),
@@ -230,10 +228,6 @@ def _gains(name: str) -> list[str]:
     return [*lines, ""]
 
 
-def _recipe_files() -> list[Path]:
-    return sorted((ROOT / "configs").glob("*.yaml"))
-
-
 @cache
 def _recipes() -> "list[Recipe]":
     from diffalign.config.recipes import recipes
@@ -247,36 +241,6 @@ def _recipes_of(name: str) -> list[str]:
         return []
     listed = [f"- [`{r.name}`](../recipes.md#{r.name}): {_cell(r.title)}" for r in mine]
     return ["## Recipes", "", *listed, ""]
-
-
-def recipes() -> str:
-    """Return the recipes by model, then each with its notes and contents."""
-    from diffalign.models.families.registry import FAMILIES
-
-    lines = [
-        "# Recipes",
-        "",
-        "`diffalign train NAME`; every key can be overridden by its dotted name.",
-        "",
-        "| model | recipe | method | GPUs |",
-        "|---|---|---|---|",
-    ]
-    real = [recipe for recipe in _recipes() if not recipe.name.startswith("tiny_")]
-    for recipe in sorted(real, key=lambda recipe: (recipe.family, recipe.size, recipe.name)):
-        lines.append(
-            f"| {FAMILIES[recipe.family].title} | [`{recipe.name}`](#{recipe.name}) "
-            f"| [{recipe.method}](methods/{recipe.method}.md) | {recipe.gpus} |"
-        )
-    tiny = [recipe for recipe in _recipes() if recipe not in real]
-    lines += ["", "For the embedded tiny models, without a GPU: ", ""]
-    lines[-2] += ", ".join(f"[`{recipe.name}`](#{recipe.name})" for recipe in tiny) + "."
-    for recipe, path in zip(_recipes(), _recipe_files(), strict=True):
-        lines += [f"## {recipe.name} {{#{recipe.name}}}", "", _cell(recipe.title), ""]
-        lines += [f"- **{label}.** {_cell(text)}" for label, text in recipe.notes.items()]
-        body = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
-        yaml.safe_load(body)
-        lines += ["", "```bash", *recipe.commands, "```", "", "```yaml", body.strip(), "```", ""]
-    return "\n".join(lines) + "\n"
 
 
 def rewards() -> str:
