@@ -60,29 +60,12 @@ def _sd3(modules: Sequence[str]) -> dict[str, Place]:
 
 
 def _flux(modules: Sequence[str]) -> dict[str, Place]:
-    table = {
-        "img_in": Place(("x_embedder",)),
-        "txt_in": Place(("context_embedder",)),
-        "final_layer.linear": Place(("proj_out",)),
-        "final_layer.adaLN_modulation.1": Place(("norm_out.linear",), swapped=True),
-    }
-    for theirs, ours in (("time_in", "timestep"), ("vector_in", "text"), ("guidance_in", "guidance")):
-        table[f"{theirs}.in_layer"] = Place((f"time_text_embed.{ours}_embedder.linear_1",))
-        table[f"{theirs}.out_layer"] = Place((f"time_text_embed.{ours}_embedder.linear_2",))
+    embedded = {"time_in": "timestep", "vector_in": "text", "guidance_in": "guidance"}
+    table = _of_flux(modules, "time_text_embed", embedded, ("net.0.proj", "net.2"))
     for i in range(_count(modules, "transformer_blocks")):
         ours, theirs = f"transformer_blocks.{i}", f"double_blocks.{i}"
-        table |= {
-            f"{theirs}.img_attn.qkv": _of(ours, "attn.to_q", "attn.to_k", "attn.to_v"),
-            f"{theirs}.txt_attn.qkv": _of(ours, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-            f"{theirs}.img_attn.proj": _of(ours, "attn.to_out.0"),
-            f"{theirs}.txt_attn.proj": _of(ours, "attn.to_add_out"),
-            f"{theirs}.img_mod.lin": _of(ours, "norm1.linear"),
-            f"{theirs}.txt_mod.lin": _of(ours, "norm1_context.linear"),
-            f"{theirs}.img_mlp.0": _of(ours, "ff.net.0.proj"),
-            f"{theirs}.img_mlp.2": _of(ours, "ff.net.2"),
-            f"{theirs}.txt_mlp.0": _of(ours, "ff_context.net.0.proj"),
-            f"{theirs}.txt_mlp.2": _of(ours, "ff_context.net.2"),
-        }
+        table[f"{theirs}.img_mod.lin"] = _of(ours, "norm1.linear")
+        table[f"{theirs}.txt_mod.lin"] = _of(ours, "norm1_context.linear")
     for i in range(_count(modules, "single_transformer_blocks")):
         ours, theirs = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
         table |= {
@@ -94,17 +77,37 @@ def _flux(modules: Sequence[str]) -> dict[str, Place]:
 
 
 def _flux2(modules: Sequence[str]) -> dict[str, Place]:
+    embedded = {"time_in": "timestep", "guidance_in": "guidance"}
+    table = _of_flux(modules, "time_guidance_embed", embedded, ("linear_in", "linear_out"))
+    for part in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
+        table[f"{part}.lin"] = Place((f"{part}.linear",))
+    for i in range(_count(modules, "single_transformer_blocks")):
+        ours, theirs = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
+        table[f"{theirs}.linear1"] = _of(ours, "attn.to_qkv_mlp_proj")
+        table[f"{theirs}.linear2"] = _of(ours, "attn.to_out")
+    return table
+
+
+def _of_flux(
+    modules: Sequence[str], embedder: str, embedded: Mapping[str, str], mlp: tuple[str, str]
+) -> dict[str, Place]:
+    """Return the part of the table that FLUX and FLUX.2 have in common.
+
+    Args:
+        modules: names in diffusers.
+        embedder: diffusers' module of times and vectors.
+        embedded: diffusers' stem of each of its parts, by the original's name.
+        mlp: the two linear layers of a block's ``ff`` in diffusers.
+    """
     table = {
         "img_in": Place(("x_embedder",)),
         "txt_in": Place(("context_embedder",)),
         "final_layer.linear": Place(("proj_out",)),
         "final_layer.adaLN_modulation.1": Place(("norm_out.linear",), swapped=True),
     }
-    for part in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
-        table[f"{part}.lin"] = Place((f"{part}.linear",))
-    for theirs, ours in (("time_in", "timestep"), ("guidance_in", "guidance")):
-        table[f"{theirs}.in_layer"] = Place((f"time_guidance_embed.{ours}_embedder.linear_1",))
-        table[f"{theirs}.out_layer"] = Place((f"time_guidance_embed.{ours}_embedder.linear_2",))
+    for theirs, ours in embedded.items():
+        table[f"{theirs}.in_layer"] = Place((f"{embedder}.{ours}_embedder.linear_1",))
+        table[f"{theirs}.out_layer"] = Place((f"{embedder}.{ours}_embedder.linear_2",))
     for i in range(_count(modules, "transformer_blocks")):
         ours, theirs = f"transformer_blocks.{i}", f"double_blocks.{i}"
         table |= {
@@ -112,15 +115,11 @@ def _flux2(modules: Sequence[str]) -> dict[str, Place]:
             f"{theirs}.txt_attn.qkv": _of(ours, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
             f"{theirs}.img_attn.proj": _of(ours, "attn.to_out.0"),
             f"{theirs}.txt_attn.proj": _of(ours, "attn.to_add_out"),
-            f"{theirs}.img_mlp.0": _of(ours, "ff.linear_in"),
-            f"{theirs}.img_mlp.2": _of(ours, "ff.linear_out"),
-            f"{theirs}.txt_mlp.0": _of(ours, "ff_context.linear_in"),
-            f"{theirs}.txt_mlp.2": _of(ours, "ff_context.linear_out"),
+            f"{theirs}.img_mlp.0": _of(ours, f"ff.{mlp[0]}"),
+            f"{theirs}.img_mlp.2": _of(ours, f"ff.{mlp[1]}"),
+            f"{theirs}.txt_mlp.0": _of(ours, f"ff_context.{mlp[0]}"),
+            f"{theirs}.txt_mlp.2": _of(ours, f"ff_context.{mlp[1]}"),
         }
-    for i in range(_count(modules, "single_transformer_blocks")):
-        ours, theirs = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
-        table[f"{theirs}.linear1"] = _of(ours, "attn.to_qkv_mlp_proj")
-        table[f"{theirs}.linear2"] = _of(ours, "attn.to_out")
     return table
 
 
