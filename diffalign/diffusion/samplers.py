@@ -60,8 +60,8 @@ class StepKernel(Protocol):
     def __call__(
         self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
     ) -> tuple[Tensor, Tensor]:
-        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t."""
-        ...
+        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
+        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
@@ -71,7 +71,7 @@ class StepKernel(Protocol):
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(StepKernel):
     """DDIM's step (arXiv 2010.02502, equations 12 and 16).
 
         p(x_s | x_t) = N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2),
@@ -88,12 +88,6 @@ class DDIM:
     def draws(self) -> bool:
         """Whether eta is above 0."""
         return self.eta > 0
-
-    def __call__(
-        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
-    ) -> tuple[Tensor, Tensor]:
-        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
-        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
@@ -115,7 +109,7 @@ class DDIM:
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(StepKernel):
     """The posterior step q(x_s | x_t, x0) of the path's Markov chain, at the network's estimate of x0:
 
         std = sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2),
@@ -131,12 +125,6 @@ class Ancestral:
     def draws(self) -> bool:
         """True: steps are stochastic, except the step to time 0 of a flow."""
         return True
-
-    def __call__(
-        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
-    ) -> tuple[Tensor, Tensor]:
-        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
-        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
@@ -154,7 +142,7 @@ FlowDensity = Literal["gaussian", "squared"]
 
 
 @dataclass(frozen=True)
-class FlowSDE:
+class FlowSDE(StepKernel):
     """The stochastic step of a rectified flow, of an SDE with the marginals of its ODE.
 
     With g = level sqrt(t / (1 - t)) the SDE's mean x + (v + g^2 / (2 t) (x + (1 - t) v)) (s - t) (Flow-GRPO,
@@ -193,12 +181,6 @@ class FlowSDE:
     def draws(self) -> bool:
         """Whether the level is above 0."""
         return self.level > 0
-
-    def __call__(
-        self, denoiser: Denoiser, x_t: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"], cond: Cond
-    ) -> tuple[Tensor, Tensor]:
-        """Return (mean (B, *d), std (B, 1, ...)) of the step from t to s < t; see ``after``."""
-        return self.after(denoiser.path, *clean_and_noise(denoiser, x_t, t, cond), t, s)
 
     def after(
         self, path: Path, x0: Tensor, eps: Tensor, t: Float[Tensor, " B"], s: Float[Tensor, " B"]
