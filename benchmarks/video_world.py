@@ -199,20 +199,30 @@ def settings_of(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
 
 def measured(arm: VideoArm, seed: int, prompts: int) -> dict[str, Any]:
     """Train an arm and compare its videos with the base's."""
-    output = record.WORK / "work" / f"video-{arm.name}-{seed}"
+    return trained(recipe(arm, seed), f"video-{arm.name}-{seed}", prompts)
+
+
+def trained(run: Run, name: str, prompts: int) -> dict[str, Any]:
+    """Train a run of the tiny Wan and compare its videos of held-out captions with the base's."""
+    output = record.WORK / "work" / name
     begin = time.process_time()
-    result = align(replace(recipe(arm, seed), output=str(output)), lambda line: None)
+    result = align(replace(run, output=str(output)), lambda line: None)
     seconds = time.process_time() - begin
     if result.aligned is None:
         raise KeyboardInterrupt
     texts = tiny.motion_prompts("test", prompts)
     before, after = base(prompts), scores(_aligned(result.aligned), texts)
     table = {}
-    for name in before:
-        c = compare(before[name], after[name], texts)
-        table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
+    for reward in before:
+        c = compare(before[reward], after[reward], texts)
+        table[reward] = {
+            "base": c.base,
+            "aligned": c.aligned,
+            "gain": [c.gain.value, c.gain.low, c.gain.high],
+        }
     gains = {
-        name: [round(b - a, 4) for a, b in zip(before[name], after[name], strict=True)] for name in before
+        reward: [round(b - a, 4) for a, b in zip(before[reward], after[reward], strict=True)]
+        for reward in before
     }
     shutil.rmtree(output)
     return {"rewards": table, "gains": gains, "seconds": round(seconds, 1), "verdict": result.verdict}

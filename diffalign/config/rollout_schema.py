@@ -111,6 +111,9 @@ class RolloutConfig:
         "for methods that need one: a score relative to mean and standard deviation of its rivals, its "
         "batch, or its prompt over rounds; raw: the score itself; best, ends: the extremes of a group",
     )
+    decoded_frames: int = option(
+        128, "frames of videos that lie decoded in memory at once, whole videos; one always may", COUNT
+    )
     decoder: str | None = option(
         None, "folder or hub id of a tiny autoencoder that decodes the images to be judged"
     )

@@ -47,6 +47,7 @@ class PlaneRolloutModel:
 
     shape = (2,)
     device = torch.device("cpu")
+    at_once = None
 
     def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
         """Return labels (B,), and the negative label "anywhere" (B,)."""

@@ -77,6 +77,12 @@ class MeanOverFrames:
         return torch.stack([part.mean() for part in scores.split(counts)])
 
 
+def to_videos(pixels: Float[Tensor, "B 3 F H W"], fps: float) -> list[Video]:
+    """Return pixels in [0, 1] as videos of ``fps`` frames a second, rounded to 8 bits."""
+    frames = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Video(video.transpose(0, 1).contiguous(), fps) for video in frames.cpu()]
+
+
 def takes_videos(reward: Reward, frames: int = FRAMES) -> Reward:
     """Return a reward of videos: ``reward`` itself, or an image reward's mean over ``frames`` frames."""
     return reward if isinstance(reward, VideoReward | MeanOverFrames) else MeanOverFrames(reward, frames)

@@ -2,8 +2,9 @@
 
 A judge takes pixels and returns a ``Future``, so that scoring may overlap the sampling of the next part. All
 judges score the 8-bit image that would be saved: training is the same whether ``rollout.scoring`` is inline
-or process, and ``diffalign score`` reproduces the scores. A NoisyReward may score latents instead
-(``rollout.estimate: none``).
+or process, and ``diffalign score`` reproduces the scores. Of videos rewards get the 8-bit frames before they
+are compressed; a reward of images gives the mean over some of them (``rewards.videos``). A NoisyReward may
+score latents instead (``rollout.estimate: none``).
 
 A failed request is repeated (once in this process, three times with doubling waits over HTTP); then a
 UserError names the reward and the prompts, and the run stops.
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from diffalign.config.schema import RolloutConfig
 from diffalign.errors import UserError
+from diffalign.media.videos import Video
 from diffalign.rewards.combine import combine, standardised, standardised_in_groups, towards_higher
 from diffalign.rewards.images import to_pil
 from diffalign.rewards.registry import load, takes_pixels
 from diffalign.rewards.serving.remote import RemoteReward, shortened
 from diffalign.rewards.specs import Weighted, all_weighted
+from diffalign.rewards.videos import VideoReward, needs_videos, takes_videos, to_videos
 from diffalign.rewards.zoo.latent_reward import NoisyReward
 from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.rollout.worker import RewardProcess
@@ -33,11 +36,12 @@ from diffalign.types import Reward
 
 _ASKING = 4  # threads that wait for answers
 _INLINE_TRIES = 2
+Shown = list[Image.Image] | list[Video]
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores images by R rewards."""
+    """Scores images or videos by R rewards."""
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -53,7 +57,8 @@ class Judge(Protocol):
         """Ask for scores.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], on any device; latents (B, *d) where nothing is estimated.
+            images: (B, 3, H, W) in [0, 1], on any device; videos (B, 3, F, H, W); latents (B, *d) where
+                nothing is estimated.
             prompts: B.
             t: (B,) the times in [0, 1] at which these clean estimates were made, 0 for finished images. For
                 latents, the times that they were drawn at.
@@ -69,7 +74,10 @@ class Judge(Protocol):
 
 
 def judge_of(
-    config: RolloutConfig, device: torch.device | str, load: Callable[[str, str], Reward] = load
+    config: RolloutConfig,
+    device: torch.device | str,
+    load: Callable[[str, str], Reward] = load,
+    fps: float | None = None,
 ) -> Judge:
     """Return the judge that a run names, with its rewards loaded.
 
@@ -77,9 +85,10 @@ def judge_of(
         config: the run's rollout section.
         device: of its rewards.
         load: (spec, device) -> reward; a caching one shares rewards with validation.
+        fps: frames a second of the videos that are judged; None: images are.
 
     Raises:
-        UserError: no reward, an unknown one, or one that cannot be loaded.
+        UserError: no reward, an unknown one, or one that cannot be loaded or does not judge what is sampled.
     """
     if config.by == "people":
         return People()
@@ -95,7 +104,12 @@ def judge_of(
                 )
         return ProcessJudge(rewards, str(device))
     loaded = [load(reward.spec, str(device)) for reward in rewards]
+    if config.estimate != "none" and fps is not None:
+        return InlineJudge(rewards, list(map(_watching, rewards, loaded)), fps=fps)
     if config.estimate != "none":
+        for reward, scorer in zip(rewards, loaded, strict=True):
+            if isinstance(scorer, VideoReward):
+                raise needs_videos(reward.spec)
         exact = [reward.name for reward in rewards if takes_pixels(reward.spec)]
         return InlineJudge(rewards, loaded, pixels=exact)
     images = [
@@ -107,6 +121,16 @@ def judge_of(
             "allowed: latent_reward, or rollout.estimate candidate or parent"
         )
     return InlineJudge(rewards, loaded, latents=True)
+
+
+def _watching(name: Weighted, reward: Reward) -> Reward:
+    """Return a reward as one of videos; UserError for one that must be told times, which frames are not."""
+    if isinstance(reward, TimedReward) and not isinstance(reward, RemoteReward):
+        raise UserError(
+            f"rollout.rewards has {name.spec!r}, which judges clean estimates of images by their times; "
+            "allowed for videos: rewards of videos, or of images without a time"
+        )
+    return takes_videos(reward)
 
 
 @dataclass(frozen=True)
@@ -133,26 +157,28 @@ class InlineJudge:
         rewards: Sequence[Reward],
         latents: bool = False,
         pixels: Collection[str] = (),
+        fps: float | None = None,
     ):
         """Hold names, weights and a reward for each.
 
         Args:
             names: names and weights.
-            rewards: NoisyRewards that score latents, or rewards of images.
+            rewards: NoisyRewards that score latents, or rewards of images or of videos.
             latents: whether latents are scored.
             pixels: names of the rewards that take pixels instead of 8-bit images.
+            fps: frames a second of videos; None: images are scored.
         """
         self.rewards = tuple(name.name for name in names)
         self.weights = tuple(name.weight for name in names)
         self._scorers = list(zip(self.rewards, rewards, strict=True))
-        self._latents = latents
+        self._latents, self._fps = latents, fps
         self._pixels = frozenset(pixels)
 
     def submit(self, images: Tensor, prompts: Sequence[str], t: Tensor) -> Future[Tensor]:
         """Return a future that is done; see ``Judge``."""
         future: Future[Tensor] = Future()
         try:
-            shown = images if self._latents else _shown(images, prompts, t)
+            shown = images if self._latents else _shown(images, prompts, t, self._fps)
             exact = images.float().clamp(0, 1) if self._pixels else shown
             columns = [
                 _scored(name, reward, exact if name in self._pixels else shown, prompts, t)
@@ -205,7 +231,7 @@ class ProcessJudge:
             self._process.end()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _scores(self, images: list[Image.Image], prompts: list[str], t: Tensor) -> Tensor:
+    def _scores(self, images: "Shown", prompts: list[str], t: Tensor) -> Tensor:
         columns = []
         for name, reward in self._scorers:
             try:
@@ -253,15 +279,17 @@ def _is_address(spec: str) -> bool:
     return spec.startswith(("http://", "https://"))
 
 
-def _shown(images: Tensor, prompts: Sequence[str], t: Tensor) -> list[Image.Image]:
-    """Return the 8-bit images; ValueError if counts do not fit."""
+def _shown(images: Tensor, prompts: Sequence[str], t: Tensor, fps: float | None = None) -> Shown:
+    """Return the 8-bit images, or videos of ``fps`` frames a second; ValueError if counts do not fit."""
     if not len(images) == len(prompts) == len(t):
         raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(t)} times: not as many")
-    return to_pil(images)
+    return to_pil(images) if fps is None else to_videos(images, fps)
 
 
-def _asked(reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
-    """Return (B,) scores on the CPU, of latents or of images, with the time where the reward takes one."""
+def _asked(reward: Reward, shown: Shown | Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
+    """Return (B,) scores on the CPU, of latents, images or videos, with the time where the reward takes
+    one.
+    """
     with torch.no_grad():
         if isinstance(shown, Tensor) and isinstance(reward, NoisyReward):
             scores = reward.of_latents(shown, prompts, t)
@@ -272,9 +300,7 @@ def _asked(reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[
     return scores.detach().float().cpu()
 
 
-def _scored(
-    name: str, reward: Reward, shown: list[Image.Image] | Tensor, prompts: Sequence[str], t: Tensor
-) -> Tensor:
+def _scored(name: str, reward: Reward, shown: Shown | Tensor, prompts: Sequence[str], t: Tensor) -> Tensor:
     """Return (B,) finite scores, after a second try if the first one fails.
 
     Raises:

@@ -36,8 +36,15 @@ class RolloutModel(Protocol):
         """Return (conditions, negative conditions), each (len(prompts), ...), on the CPU."""
         ...
 
+    @property
+    def at_once(self) -> int | None:
+        """Samples whose pixels may be in memory at once; None: any number."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
-        """Return the pixels (B, 3, H, W) in [0, 1], float32, of latents (B, *d)."""
+        """Return the pixels (B, 3, H, W), of videos (B, 3, F, H, W), in [0, 1], float32, of latents
+        (B, *d).
+        """
         ...
 
     def opened(self) -> AbstractContextManager[None]:
@@ -46,32 +53,45 @@ class RolloutModel(Protocol):
 
 
 class PipelineRolloutModel:
-    """A loaded pipeline at one resolution. Encoded prompts are cached up to a budget of memory."""
+    """A loaded pipeline at one size. Encoded prompts are cached up to a budget of memory.
+
+    Attributes:
+        shape: of one sample's latents.
+        at_once: of a model of videos, how many of them may lie decoded in memory.
+    """
 
     def __init__(
         self,
         model: LoadedModel,
-        resolution: int,
+        size: tuple[int, int],
         batch_size: int = 4,
         decoder: Callable[[Tensor], Tensor] | None = None,
         budget: int = 2 * 2**30,
+        frames: int | None = None,
+        decoded_frames: int = 1,
     ):
         """Wrap a model.
 
         Args:
             model: the pipeline.
-            resolution: pixels of a square image.
+            size: (height, width) of an image or a frame in pixels.
             batch_size: prompts that are encoded, or latents that are decoded, at once.
             decoder: latents to pixels in [0, 1] instead of the model's own VAE.
             budget: bytes of encoded prompts that are cached between calls; the least recently used go first.
+            frames: of a video; None: images.
+            decoded_frames: frames of videos that may lie decoded in memory; one video always may.
+
+        Raises:
+            UserError: sides or frames that the model does not take.
         """
         self._model, self._batch, self._budget = model, batch_size, budget
         self._decode = decoder or model.decode
         self._parts = () if decoder else ("vae",)
-        self.shape = model.latent_shape(resolution, resolution)
-        size = torch.tensor([[float(resolution), float(resolution)]])
-        self._sizes = model.micro_conditions(size, torch.zeros(1, 2), size)
-        self._side = resolution
+        self.shape = model.latent_shape(*size, frames or 1)
+        self.at_once = max(1, decoded_frames // frames) if frames else None
+        sides = torch.tensor([size], dtype=torch.float32)
+        self._sizes = model.micro_conditions(sides, torch.zeros(1, 2), sides)
+        self._size = size
         self._texts: OrderedDict[str, Rows] = OrderedDict()
         self._seen: dict[str, Rows] = {}  # what guidance guides away from, of prompts read with their source
         self._bytes = 0
@@ -142,7 +162,7 @@ class PipelineRolloutModel:
                 f"rollout.prompts: {prompts[0]!r} has a source image, and {self._model.family.name} takes "
                 "none; allowed: prompts without one, or a model that takes sources (`diffalign models`)"
             )
-        size, pixels = taken.size((self._side, self._side)), []
+        size, pixels = taken.size(self._size), []
         for image in (prompt.image for prompt in sourced):
             pixels.append(cut_out(image, cut_to((image.height, image.width), size)))
         texts = [str(prompt) for prompt in prompts]
@@ -153,8 +173,11 @@ class PipelineRolloutModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W) in [0, 1] on the CPU, decoded ``batch_size`` at a time."""
-        return torch.cat([self._decode(part).cpu() for part in latents.split(self._batch)])
+        """Return pixels (B, 3, H, W), of videos (B, 3, F, H, W), in [0, 1] on the CPU, decoded
+        ``batch_size`` at a time, of videos at most ``at_once``.
+        """
+        size = min(self._batch, self.at_once or self._batch)
+        return torch.cat([self._decode(part).cpu() for part in latents.split(size)])
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -158,7 +158,7 @@ class OnlineSource:
         sampled."""
         size = max(1, self._config.batch_size // self._setting.samples)
         starts = range(0, len(prompts), size)
-        waiting: deque[tuple[int, Part, Future[Tensor] | None]] = deque()
+        waiting: deque[tuple[int, Part, list[Future[Tensor]]]] = deque()
         for start in starts:
             known = self._store.load(number, start)
             if known is None:
@@ -187,21 +187,30 @@ class OnlineSource:
         random = Streams([derive(self._seed, "rollout", self._plan.position(number, row)) for row in rows])
         return SHAPES[self._shape](request, self._model.shape, random)
 
-    def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, Future[Tensor] | None]:
-        """Return the tensors of a part without scores, and the future of its scores."""
+    def _shown(self, sampled: Sampled, prompts: list[str]) -> tuple[Part, list[Future[Tensor]]]:
+        """Return the tensors of a part without scores, and the futures of its scores, in order: as many as
+        the part is decoded in pieces.
+        """
         part = _as_part(sampled)
         n, j, k = sampled.judged.shape[:3]
-        if not self._judge.rewards:
-            part["scores"] = torch.zeros(n, j, k, 0)
-            return part, None
-        pixels = self._model.decode(sampled.judged.flatten(0, 2))
+        latents = sampled.judged.flatten(0, 2)
         if self._config.by == "people":
+            pixels = self._model.decode(latents)
             part["pixels"] = (pixels[:, :3] * 255).round().to(torch.uint8).reshape(n, j, k, *pixels.shape[1:])
-            return part, None
+            return part, []
+        part["scores"] = torch.zeros(n, j, k, len(self._judge.rewards))
+        if not self._judge.rewards:
+            return part, []
         repeated = [prompt for prompt in prompts for _ in range(j * k)]
         times = sampled.at.float().repeat_interleave(k).repeat(n)
-        part["scores"] = torch.zeros(n, j, k, len(self._judge.rewards))
-        return part, self._judge.submit(pixels, repeated, times)
+        size = self._model.at_once or len(latents)
+        judged = [
+            self._judge.submit(
+                self._model.decode(latents[i : i + size]), repeated[i : i + size], times[i : i + size]
+            )
+            for i in range(0, len(latents), size)
+        ]
+        return part, judged
 
     def _scores(self, number: int, prompts: list[str], whole: Part) -> Tensor:
         """Return the scores (N, J, K) or (N, J, K, R) of this rank; log the figures of all ranks."""
@@ -288,16 +297,16 @@ class OnlineSource:
         self.told.round, self.told.figures = number, figures
         self._store.write_scores(number, prompts, {n: final[..., i] for i, n in enumerate(names)})
 
-    def _settled(self, number: int, start: int, part: Part, judged: Future[Tensor] | None) -> Part:
+    def _settled(self, number: int, start: int, part: Part, judged: list[Future[Tensor]]) -> Part:
         """Wait for a part's scores, save the part and return it."""
-        if judged is not None:
-            part["scores"] = judged.result().reshape(part["scores"].shape)
+        if judged:
+            part["scores"] = torch.cat([some.result() for some in judged]).reshape(part["scores"].shape)
         self._store.save(number, start, part)
         return part
 
 
-def _done(judged: Future[Tensor] | None) -> bool:
-    return judged is None or judged.done()
+def _done(judged: list[Future[Tensor]]) -> bool:
+    return all(some.done() for some in judged)
 
 
 def _as_part(sampled: Sampled) -> Part:

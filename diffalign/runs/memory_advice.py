@@ -33,7 +33,7 @@ def when_training(run: Run) -> list[str]:
     if rollout.prompts and rollout.resolution:
         advice[-1] = f"a smaller --rollout.resolution (now {rollout.resolution})"
     if rollout.prompts:
-        advice += _of_tiles(run)
+        advice += _of_decoding(run)
     if not (run.model.offload_activations or run.model.compile or training.shard != "none"):
         advice.append("--model.offload_activations true (a slower step)")
     if run.optimizer.type == "adamw":
@@ -77,6 +77,13 @@ def _of_dtype(run: "Run | RewardRun") -> list[str]:
 
 def _of_tiles(run: "Run | RewardRun") -> list[str]:
     return [] if run.model.vae_tiling else ["--model.vae_tiling true"]
+
+
+def _of_decoding(run: Run) -> list[str]:
+    """Return settings that make the decoding of a round need less memory."""
+    frames, most = run.data.frames or 1, run.rollout.decoded_frames
+    fewer = [f"--rollout.decoded_frames {frames} (now {most})"] if most > frames > 1 else []
+    return [*fewer, *_of_tiles(run)]
 
 
 def _of_size(run: "Run | RewardRun") -> list[str]:

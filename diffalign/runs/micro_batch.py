@@ -48,17 +48,16 @@ def workload_of(run: Run) -> Workload:
     Raises:
         UserError: a method or its settings that do not fit.
     """
-    data, online = run.data, bool(run.rollout.prompts)
-    side = run.rollout.resolution or data.resolution
+    height, width = run.size
     return Workload(
         model=run.model,
         optimizer=run.optimizer,
         training=run.training,
-        height=side if online else data.height or data.resolution,
-        width=side if online else data.width or data.resolution,
-        frames=data.frames,
+        height=height,
+        width=width,
+        frames=run.data.frames,
         rows=rows_of(run),
         needs_reference=build(run.method).needs_reference,
-        online=online,
+        online=bool(run.rollout.prompts),
         adapter_sets=1 + len(REGISTRY[run.method["type"]].assistants),
     )

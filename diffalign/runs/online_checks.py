@@ -31,11 +31,9 @@ def check_online(run: Run) -> list[str]:
             f"method {name} learns from real samples beside what it draws, and data.path is empty; "
             "allowed: a set of preferences or of liked images"
         )
+    _check_size(run)
     if run.data.frames is not None:
-        raise UserError(
-            f"data.frames={run.data.frames} with rollout.prompts: what a policy samples online are images; "
-            "allowed: null, or rollout.prompts empty and data.path, pairs of videos"
-        )
+        _check_videos(run, shape)
     _check_data(run)
     prompts = read_prompts(config.prompts)
     if shape == "distillation":
@@ -102,6 +100,33 @@ def _check_scores(run: Run, shape: str) -> None:
             f"rollout.combine='pareto' with method {card.name}, which needs one score a sample; allowed:  "
             "sum, wins, rank"
         )
+
+
+def _check_size(run: Run) -> None:
+    """Check that one place says how large samples are."""
+    side, data = run.rollout.resolution, run.data
+    if side and (data.height or data.width):
+        raise UserError(
+            f"rollout.resolution={side} with data.height={data.height} and data.width={data.width}, which "
+            "samples have as well; allowed: either"
+        )
+
+
+def _check_videos(run: Run, shape: str) -> None:
+    """Check what is not done with videos."""
+    config, where = run.rollout, f"with data.frames={run.data.frames}"
+    if shape in ("gradients", "distillation"):
+        raise UserError(
+            f"method {run.method['type']} {where}: it samples images; allowed: data.frames null, or a method "
+            "that learns from finished samples or from recorded steps (`diffalign methods`)"
+        )
+    for name, value, allowed, why in (
+        ("by", config.by, "rewards", "the page for labels shows images"),
+        ("scoring", config.scoring, "inline", "a process of rewards is sent images"),
+        ("decoder", config.decoder, None, "tiny autoencoders are of images"),
+    ):
+        if value != allowed:
+            raise UserError(f"rollout.{name}={value!r} {where}: {why}; allowed: {allowed or 'null'}")
 
 
 def _check_data(run: Run) -> None:

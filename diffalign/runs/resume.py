@@ -32,6 +32,7 @@ FREE = (
     "data.cache_batch_size",
     "rollout.page",
     "rollout.page_port",
+    "rollout.decoded_frames",
     "model.gradient_checkpointing",
     "model.offload_activations",
     "training.shard",

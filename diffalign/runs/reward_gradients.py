@@ -117,14 +117,13 @@ def noise_source(
         UserError: a student that learns from some micro-batches only, in several processes.
     """
     config, every = run.rollout, run.method.get("every", 1)
-    side = config.resolution or run.data.resolution
     if accelerator.num_processes > 1 and every > 1:
         raise UserError(
             f"method.every={every} with {accelerator.num_processes} processes, which wait for gradients of "
             "every network; allowed: 1, or one process"
         )
     return NoiseSource(
-        PipelineRolloutModel(model, side),
+        PipelineRolloutModel(model, run.size),
         differentiable(run, model, accelerator, load) if config.rewards else None,
         prompts,
         setting_of(run, model),

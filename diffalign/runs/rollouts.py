@@ -15,6 +15,7 @@ from torch import Tensor
 from diffalign.config.schema import Run
 from diffalign.diffusion.samplers import kernel_for
 from diffalign.errors import UserError
+from diffalign.evaluation.drawing.sampling import FPS
 from diffalign.methods import REGISTRY, build
 from diffalign.methods._trailing import Trailing, TrailingSampler
 from diffalign.methods.registry import shape_of
@@ -46,7 +47,7 @@ class Sampled(Protocol):
         ...
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        """Of an image, without the batch axis."""
+        """Of an image or a video, without the batch axis."""
         ...
 
     def grid(self, steps: int, shape: tuple[int, ...]) -> Tensor:
@@ -109,8 +110,14 @@ def online_source(
             else None,
             roles.network,
         ),
-        PipelineRolloutModel(model, config.resolution or run.data.resolution, decoder=decoder or None),
-        judge_of(config, str(accelerator.device), load),
+        PipelineRolloutModel(
+            model,
+            run.size,
+            decoder=decoder or None,
+            frames=run.data.frames,
+            decoded_frames=config.decoded_frames,
+        ),
+        judge_of(config, str(accelerator.device), load, rate_of(run)),
         prompts,
         config=config,
         shape=shape,
@@ -120,6 +127,11 @@ def online_source(
         store=RoundStore(folder, accelerator.process_index, 0 if config.by == "people" else config.keep),
         check=check,
     )
+
+
+def rate_of(run: Run) -> float | None:
+    """Return the frames a second of what a run samples, as its validation writes them; None for images."""
+    return None if run.data.frames is None else run.data.fps or FPS
 
 
 def _as_they_are(latents: Tensor) -> Tensor:
@@ -140,10 +152,10 @@ def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
 
 def setting_of(run: Run, model: Sampled) -> Setting:
     """Return how a run samples with a model: at the times of its stock sampler."""
-    config, side = run.rollout, run.rollout.resolution or run.data.resolution
+    config = run.rollout
     return Setting(
         kernel_for(model.path, config.eta, config.form, config.density),
-        model.grid(config.steps, model.latent_shape(side, side)),
+        model.grid(config.steps, model.latent_shape(*run.size, run.data.frames or 1)),
         config.guidance,
         config.samples,
         config.shared_noise,

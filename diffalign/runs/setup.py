@@ -184,12 +184,14 @@ def online(
     """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint.
 
     Raises:
-        UserError: a model of videos, or what ``online_source`` refuses.
+        UserError: images of a model of videos or the reverse, one of two experts, or what ``online_source``
+            refuses.
     """
-    if model.codec.video:
+    check_kind(run.data, model)
+    if model.split:
         raise UserError(
-            f"rollout.prompts={run.rollout.prompts!r}, but {model.family.name} is a model of videos, which "
-            "are not sampled online; allowed: rollout.prompts empty and data.path, pairs of videos"
+            f"model.expert={run.model.expert!r} with rollout.prompts: both experts sample, and one is "
+            "trained; allowed: rollout.prompts empty and data.path, pairs of videos"
         )
     real = None
     if REGISTRY[run.method["type"]].beside:
@@ -213,7 +215,8 @@ def online(
     log = RoundLog(source)
     trained = run.rollout.rewards if run.rollout.by == "rewards" else ()
     hooks: list[Hook] = [log, ValidationHook(run, model, trained, tell, once)]
-    data = f"images sampled for prompts of {run.rollout.prompts}"
+    kind = "videos" if model.codec.video else "images"
+    data = f"{kind} sampled for prompts of {run.rollout.prompts}"
     content = prompts_content(prompts) + ("" if real is None else data_content(real))
     return Setup(source, roles, hooks, log, data, content)
 
@@ -259,6 +262,13 @@ def check_frames(data: DataConfig, model: LoadedModel) -> None:
     """Raise a UserError for images with a video model, videos with an image model, or an unsupported size or
     number of frames.
     """
+    check_kind(data, model)
+    if not data.buckets:
+        model.latent_shape(*size_of(data), data.frames or 1)
+
+
+def check_kind(data: DataConfig, model: LoadedModel) -> None:
+    """Raise a UserError for images with a video model, or videos with an image model."""
     if not model.codec.video and data.frames is not None:
         raise UserError(
             f"data.frames={data.frames}, but {model.family.name} is a model of images; allowed: null"
@@ -268,8 +278,6 @@ def check_frames(data: DataConfig, model: LoadedModel) -> None:
             f"data.frames is null, but {model.family.name} is a model of videos; allowed: such as "
             f"{model.usable_frames(17)} or {model.usable_frames(49)}"
         )
-    if not data.buckets:
-        model.latent_shape(*size_of(data), data.frames or 1)
 
 
 def diagnostics(

@@ -160,7 +160,7 @@ def test_a_source_of_another_size_is_cut_as_in_training(editor: LoadedModel) -> 
 
 
 def test_a_rollout_is_told_the_source(editor: LoadedModel) -> None:
-    studio = PipelineRolloutModel(editor, 64)
+    studio = PipelineRolloutModel(editor, (64, 64))
     image = picture(0).resize((64, 64))
     stream = BytesIO()
     image.save(stream, "PNG")
@@ -178,4 +178,4 @@ def test_a_pipeline_that_takes_no_source_refuses_it(folders: dict[str, Path]) ->
     with pytest.raises(UserError, match="StableDiffusionPipeline takes none"):
         pixels_drawn(model.pipeline, [sourced(0)])
     with pytest.raises(UserError, match="has a source image, and sd15 takes none"):
-        PipelineRolloutModel(model, 64).encode([sourced(0)])
+        PipelineRolloutModel(model, (64, 64)).encode([sourced(0)])

@@ -450,7 +450,7 @@ class Model:
     decoded: list[int] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
 
-    def latent_shape(self, height, width):
+    def latent_shape(self, height, width, frames=1):
         return (4, height // 8, width // 8)
 
     def micro_conditions(self, original, crop, target):
@@ -477,7 +477,7 @@ class Model:
 
 def test_a_prompt_goes_through_the_text_encoders_once():
     model = Model()
-    studio = PipelineRolloutModel(model, 64, batch_size=2)
+    studio = PipelineRolloutModel(model, (64, 64), batch_size=2)
     assert studio.shape == (4, 8, 8)
     cond, negative = studio.encode(["aa", "b", "aa", "ccc"])
     assert model.encoded == [["aa", "b"], ["ccc"]] and studio.encoded == 3
@@ -493,9 +493,9 @@ def test_a_prompt_goes_through_the_text_encoders_once():
 def test_only_so_many_bytes_of_prompts_are_remembered():
     """Room for two; a call of three works, and the two that were used last stay."""
     model = Model()
-    row = PipelineRolloutModel(model, 64).encode(["a"])[0]["text"]
+    row = PipelineRolloutModel(model, (64, 64)).encode(["a"])[0]["text"]
     model.encoded.clear()
-    studio = PipelineRolloutModel(model, 64, batch_size=8, budget=2 * row.nbytes)
+    studio = PipelineRolloutModel(model, (64, 64), batch_size=8, budget=2 * row.nbytes)
     first, _ = studio.encode(["a", "bb", "ccc"])
     assert first["text"][:, 0].tolist() == [1, 2, 3]
     studio.encode(["ccc", "bb"])
@@ -511,7 +511,7 @@ def test_only_so_many_bytes_of_prompts_are_remembered():
 def test_a_remembered_prompt_holds_no_others():
     """A row of an encoded batch must not keep the batch in memory."""
     model = Model()
-    studio = PipelineRolloutModel(model, 64, batch_size=3)
+    studio = PipelineRolloutModel(model, (64, 64), batch_size=3)
     studio.encode(["a", "bb", "ccc"])
     texts = [rows["text"] for rows in studio._texts.values()]
     assert all(text.untyped_storage().nbytes() == text.nbytes for text in texts)
@@ -519,14 +519,14 @@ def test_a_remembered_prompt_holds_no_others():
 
 def test_latents_are_decoded_some_at_a_time_and_encoders_go_away_again():
     model = Model()
-    studio = PipelineRolloutModel(model, 64, batch_size=2)
+    studio = PipelineRolloutModel(model, (64, 64), batch_size=2)
     latents = torch.rand(5, 4, 8, 8)
     assert torch.equal(studio.decode(latents), latents[:, :3]) and model.decoded == [2, 2, 1]
     with pytest.raises(RuntimeError), studio.opened():  # noqa: PT012
         assert model.moved == [("cpu", "vae")]
         raise RuntimeError
     assert model.moved.pop() == ("away",)
-    other = PipelineRolloutModel(model, 64, batch_size=8, decoder=lambda x: x[:, 1:])
+    other = PipelineRolloutModel(model, (64, 64), batch_size=8, decoder=lambda x: x[:, 1:])
     assert torch.equal(other.decode(latents), latents[:, 1:])
     with other.opened():
         assert model.moved.pop() == ("cpu",)  # a VAE that does not decode stays where it is
@@ -541,7 +541,7 @@ def test_a_whole_run_encodes_each_prompt_once():
 
     @dataclass
     class Plane(Studio):
-        texts: PipelineRolloutModel = field(default_factory=lambda: PipelineRolloutModel(model, 64))
+        texts: PipelineRolloutModel = field(default_factory=lambda: PipelineRolloutModel(model, (64, 64)))
 
         def encode(self, prompts):
             self.texts.encode(prompts)

@@ -40,6 +40,7 @@ class Studio:
     opened_times: int = 0
     shape: tuple[int, ...] = (2,)
     device: torch.device = torch.device("cpu")
+    at_once: int | None = None
 
     def encode(self, prompts):
         self.encoded += prompts

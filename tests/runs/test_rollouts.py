@@ -303,7 +303,7 @@ def offline_or_online(method, training=None, every=500, strategies=(), frames=No
         ("awm", {"prompts": ""}, ["awm learns from rollouts", "rollout.prompts is empty"]),
         ("spo", {"window": 4}, ["rollout.window=4 with a tree", "allowed: null"]),
         ("ddpo", {"by": "people", "advantage": "group"}, ["rollout.by='people'", "advantage none"]),
-        ("dpo", {"frames": 17}, ["data.frames=17 with rollout.prompts", "allowed: null", "data.path"]),
+        ("dpo", {"frames": 17, "by": "people"}, ["rollout.by='people' with data.frames=17", "rewards"]),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(method, rollout, words):
@@ -338,7 +338,7 @@ class Sampled:
 
     path: NoisingPath
 
-    def latent_shape(self, height, width):
+    def latent_shape(self, height, width, frames=1):
         return (4, height // 8, width // 8)
 
     def grid(self, steps, shape):
@@ -366,6 +366,7 @@ def test_a_round_is_whole_optimizer_steps():
         ("sd3_diffusion_nft", 1),
         ("flux_dancegrpo", 2),
         ("flux_mixgrpo", 2),
+        ("wan_dancegrpo", 2),
     ],
 )
 def test_published_rounds_of_flow_models(name, updates):

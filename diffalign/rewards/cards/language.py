@@ -92,7 +92,7 @@ CARDS = (
     ),
     RewardCard(
         name="vlm_judge",
-        title="A vision-language model at an endpoint, with a custom question",
+        title="A vision-language model, local or at an endpoint, with custom questions",
         low=0,
         high=1,
         licence="the model's",
@@ -100,8 +100,10 @@ CARDS = (
         checkpoint="",
         source="FILE.yaml",
         target="diffalign.rewards.zoo.vlm_judge:load",
-        notes="vlm_judge:FILE.yaml with url, model, prompt (with {prompt}), low, high, and criteria with "
-        "weights for a rubric. From Python, load_pairwise(FILE).compare(a, b, prompts) asks in both orders.",
+        notes="vlm_judge:FILE.yaml with path (a folder or hub id of transformers) or url and model, prompt "
+        "(with {prompt}; several by name for a rubric), low, high, and criteria with weights. An answer that "
+        "cannot be read is counted and asked for again, and never a score. From Python, "
+        "load_pairwise(FILE).compare(a, b, prompts) asks in both orders and takes the mean.",
         cached=False,
     ),
 )

@@ -1,25 +1,27 @@
-"""A vision-language model at an OpenAI-compatible endpoint with a custom question: ``vlm_judge:FILE.yaml``.
+"""A vision-language model as a judge with a custom question: ``vlm_judge:FILE.yaml``.
 
-    url: http://localhost:8000/v1
-    model: Qwen/Qwen2.5-VL-7B-Instruct
+    path: Qwen/Qwen2.5-VL-7B-Instruct
     prompt: "Does the image show '{prompt}'? Think, then end with a number from 1 to 10."
     low: 1
     high: 10
 
-The score is the last number of the answer, scaled from [``low``, ``high``] to [0, 1]. With
-``criteria: {composition: 0.5, prompt: 1}`` (a rubric) the answer must have a line such as ``composition: 7``
-for each criterion, and the score is their weighted mean. A request without a usable answer is retried, and
-then is an error; it never becomes a score.
+``path`` is a folder or hub id of a model that transformers runs in this process, with at most ``tokens`` new
+tokens for an answer. ``url: http://localhost:8000/v1`` and ``model`` name an OpenAI-compatible endpoint
+instead. The score is the last number of the answer, scaled from [``low``, ``high``] to [0, 1].
+
+A rubric has two forms. With one question and ``criteria: {composition: 0.5, fit: 1}`` the answer must have a
+line such as ``composition: 7`` for each criterion. With several questions, ``prompt: {composition: "...",
+fit: "..."}``, each is asked separately. The score is the mean, weighted by ``criteria``. An unusable answer
+is counted, the question is asked again, and then it is an error; it never becomes a score (``vlm_answers``).
 
 ``PairwiseJudge`` compares two images of a prompt in both orders, since such models are biased towards a
-position; if the two orders disagree, the pair is a tie. Its question calls the images ``A`` and ``B``, and
-the last line of the answer must be ``A``, ``B`` or ``tie``.
+position, and returns the mean of both. Its question calls the images ``A`` and ``B``, and the last line of
+the answer must be ``A``, ``B`` or ``tie``.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,63 +34,64 @@ from diffalign.config.files import read_yaml
 from diffalign.errors import UserError, unknown
 from diffalign.media.images import within
 from diffalign.rewards.images import Images, in_batches, to_pil
-from diffalign.rewards.registry import Place
-from diffalign.rewards.zoo.unified_reward import data_url
+from diffalign.rewards.place import Place
+from diffalign.rewards.zoo.vlm_answers import Answerer, Asked, Remote, Unread, load_local
 from diffalign.utils.chat_completions import Endpoint, check_endpoint
-from diffalign.utils.http import NoAnswerError, UnusableError
+from diffalign.utils.http import UnusableError
 
 _NAME = "vlm_judge"
-_FIELDS = ("url", "model", "prompt", "low", "high", "criteria", "side")
+_FIELDS = ("path", "url", "model", "prompt", "low", "high", "criteria", "side", "tokens")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w%])")
 _VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_HERE = Place()
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Question:
-    """The settings of a file: the endpoint, the question, and the range of answers.
+    """The settings of a file: the model, the questions, and the range of answers.
 
     Attributes:
         name: name of the file, for messages.
-        endpoint: the model at its address.
-        prompt: the question; ``{prompt}`` stands for the image's prompt.
+        answerer: the model.
+        prompts: the questions by criterion; a single question has the name "". ``{prompt}`` stands for the
+            image's prompt.
         low: lowest number of points in an answer.
         high: highest number of points in an answer.
-        criteria: weights of a rubric's criteria, by name; None or empty: the answer has one number.
-        side: longest side of a sent image, in pixels.
+        criteria: weights by criterion; empty: equal weights.
+        side: longest side of an image that the model gets, in pixels.
     """
 
     name: str
-    endpoint: Endpoint
-    prompt: str
+    answerer: Answerer
+    prompts: Mapping[str, str]
     low: float = 1.0
     high: float = 10.0
-    criteria: Mapping[str, float] | None = None
+    criteria: Mapping[str, float] = field(default_factory=dict)
     side: int = 768
 
-    def ask(self, images: Sequence[Image.Image], prompt: str, read: Callable[[str], T]) -> T:
-        """Ask the question about these images and return ``read`` of the answer.
+    def ask(
+        self, shown: Sequence[tuple[Sequence[Image.Image], str]], read: Callable[[str], T]
+    ) -> list[list[T]]:
+        """Ask every question about each (images, prompt), and return ``read`` of the answers.
 
         Raises:
-            UserError: no try gave a usable answer.
+            UserError: a question got no usable answer.
         """
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(within(image, self.side))}}
-            for image in images
+        asked = [
+            Asked(
+                tuple(within(image, self.side) for image in images), text.replace("{prompt}", prompt), prompt
+            )
+            for images, prompt in shown
+            for text in self.prompts.values()
         ]
-        text = self.prompt.replace("{prompt}", prompt)
-        try:
-            return self.endpoint.complete([*content, {"type": "text", "text": text}], read)[0]
-        except NoAnswerError as error:
-            raise UserError(
-                f"reward {self.name!r}: no answer from {self.endpoint.url} (model {self.endpoint.model!r}, "
-                f"{error.tries} tries) for {prompt!r}: {error.problem}"
-            ) from error
+        answers, count = self.answerer.ask(asked, read), len(self.prompts)
+        return [answers[i : i + count] for i in range(0, len(answers), count)]
 
 
 @dataclass(frozen=True)
 class VLMJudge:
-    """The reward: points or a rubric's mean, in [0, 1]; ``batch_size`` requests run concurrently."""
+    """The reward: points or a rubric's mean, in [0, 1]; ``batch_size`` images at a time."""
 
     question: Question
     batch_size: int = 16
@@ -103,21 +106,25 @@ class VLMJudge:
 
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
         question = self.question
-        read = lambda answer: points(answer, question.low, question.high, question.criteria or {})  # noqa: E731
-        with ThreadPoolExecutor(self.batch_size) as pool:
-            score = lambda image, prompt: question.ask([image], prompt, read)  # noqa: E731
-            return torch.tensor(list(pool.map(score, to_pil(images), prompts)))
+        several = len(question.prompts) > 1
+        lines = {} if several else question.criteria
+        weights = [question.criteria.get(name, 1.0) if several else 1.0 for name in question.prompts]
+        shown = [([image], prompt) for image, prompt in zip(to_pil(images), prompts, strict=True)]
+        found = question.ask(shown, lambda answer: points(answer, question.low, question.high, lines))
+        return torch.tensor(found) @ torch.tensor(weights) / sum(weights)
 
 
 @dataclass(frozen=True)
 class PairwiseJudge:
-    """A judge of pairs that asks in both orders; ``batch_size`` requests run concurrently."""
+    """A judge of pairs that asks in both orders."""
 
     question: Question
-    batch_size: int = 16
 
     def compare(self, first: Images, second: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
-        """Return (B,) float32: 1 if the first image wins in both orders, 0 if the second does, else 0.5.
+        """Return the mean verdict of both orders, (B,) float32 in [0, 1].
+
+        It is 1 if the first image wins in both orders, 0 if the second does, and 0.5 if they contradict each
+        other.
 
         Raises:
             ValueError: not as many images as prompts.
@@ -126,12 +133,10 @@ class PairwiseJudge:
         a, b = to_pil(first), to_pil(second)
         if not len(a) == len(b) == len(prompts):
             raise ValueError(f"{len(a)} and {len(b)} images for {len(prompts)} prompts")
-        questions = [([x, y], p) for x, y, p in zip(a, b, prompts, strict=True)]
-        questions += [([y, x], p) for x, y, p in zip(a, b, prompts, strict=True)]
-        with ThreadPoolExecutor(self.batch_size) as pool:
-            answers = list(pool.map(lambda pair: self.question.ask(pair[0], pair[1], winner), questions))
-        forward, swapped = torch.tensor(answers).reshape(2, -1)
-        return torch.where(forward + swapped == 1, forward, torch.full_like(forward, 0.5))
+        forward = [([x, y], p) for x, y, p in zip(a, b, prompts, strict=True)]
+        swapped = [([y, x], p) for x, y, p in zip(a, b, prompts, strict=True)]
+        verdicts = torch.tensor(self.question.ask(forward + swapped, winner)).reshape(2, -1)
+        return (verdicts[0] + 1 - verdicts[1]) / 2
 
 
 def points(answer: str, low: float, high: float, criteria: Mapping[str, float]) -> float:
@@ -171,11 +176,12 @@ def winner(answer: str) -> float:
     return _VERDICTS[word]
 
 
-def read_question(source: str | None) -> Question:
-    """Read the settings of a file.
+def read_question(source: str | None, place: Place = _HERE) -> Question:
+    """Read the settings of a file, and load the model of ``path`` if it has one.
 
     Raises:
-        UserError: no file, or a field that is missing, unknown or of another kind.
+        UserError: no file, a field that is missing, unknown or of another kind, or a model that cannot be
+            loaded.
     """
     if source is None:
         raise UserError(f"reward {_NAME!r} needs a file; write {_NAME}:FILE.yaml")
@@ -186,25 +192,54 @@ def read_question(source: str | None) -> Question:
     for name in data:
         if name not in _FIELDS:
             raise unknown(f"field of {file}", name, _FIELDS)
-    for name in ("url", "model", "prompt"):
-        if not isinstance(data.get(name), str):
-            raise UserError(f"{file}: {name} is {data.get(name)!r}; needed: a text")
-    check_endpoint(data["url"], data["model"], f"{file}: ", _NAME)
+    prompts = _prompts(file, data.get("prompt"))
     low, high = (_number(file, name, data.get(name, usual)) for name, usual in (("low", 1), ("high", 10)))
     if low >= high:
         raise UserError(f"{file}: low is {low:g} and high {high:g}; allowed: low below high")
-    side = data.get("side", 768)
-    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
-        raise UserError(f"{file}: side is {side!r}; allowed: pixels, 1 or more")
-    endpoint = Endpoint(data["url"], data["model"], temperature=0.0)
-    return Question(
-        file.stem, endpoint, data["prompt"], low, high, _criteria(file, data.get("criteria")), side
-    )
+    criteria, side = _criteria(file, data.get("criteria")), _count(file, "side", data.get("side", 768))
+    if len(prompts) > 1 and criteria and criteria.keys() != prompts.keys():
+        raise UserError(
+            f"{file}: criteria has weights for {', '.join(criteria)}; allowed: for the questions "
+            f"{', '.join(prompts)}"
+        )
+    return Question(file.stem, _answerer(file, data, place), prompts, low, high, criteria, side)
 
 
-def _criteria(file: Path, value: Any) -> dict[str, float] | None:
+def _answerer(file: Path, data: Mapping[str, Any], place: Place) -> Answerer:
+    """Return the model of ``path``, or the one at ``url``."""
+    unread = Unread(file.stem)
+    if "path" in data:
+        for name in ("url", "model"):
+            if name in data:
+                raise UserError(f"{file}: both path and {name}; allowed: path, or url and model")
+        return load_local(
+            unread, _text(file, "path", data), _count(file, "tokens", data.get("tokens", 512)), place
+        )
+    if "tokens" in data:
+        raise UserError(f"{file}: tokens with url, whose endpoint decides; allowed with path")
+    url, model = _text(file, "url", data), _text(file, "model", data)
+    check_endpoint(url, model, f"{file}: ", _NAME)
+    return Remote(Endpoint(url, model, temperature=0.0), unread, place.batch_size)
+
+
+def _text(file: Path, name: str, data: Mapping[str, Any]) -> str:
+    value = data.get(name)
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{file}: {name} is {value!r}; needed: a text (path, or url and model)")
+    return value
+
+
+def _prompts(file: Path, value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        return {"": value}
+    if isinstance(value, Mapping) and value and all(isinstance(text, str) for text in value.values()):
+        return {str(name): text for name, text in value.items()}
+    raise UserError(f"{file}: prompt is {repr(value)[:60]}; needed: a text, or texts by name")
+
+
+def _criteria(file: Path, value: Any) -> dict[str, float]:
     if value is None:
-        return None
+        return {}
     if not isinstance(value, Mapping) or not value:
         raise UserError(f"{file}: criteria is {str(value)[:60]!r}; allowed: weights by name")
     weights = {str(name): _number(file, f"criteria.{name}", weight) for name, weight in value.items()}
@@ -212,6 +247,12 @@ def _criteria(file: Path, value: Any) -> dict[str, float] | None:
         if weight <= 0:
             raise UserError(f"{file}: criteria.{name} is {weight:g}; allowed: above 0")
     return weights
+
+
+def _count(file: Path, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{file}: {name} is {value!r}; allowed: 1 or more")
+    return value
 
 
 def _number(file: Path, name: str, value: Any) -> float:
@@ -222,9 +263,16 @@ def _number(file: Path, name: str, value: Any) -> float:
 
 def load(source: str | None, place: Place) -> VLMJudge:
     """Return the judge of a file; this sends no request. Raises as ``read_question`` does."""
-    return VLMJudge(read_question(source), place.batch_size)
+    return VLMJudge(read_question(source, place), place.batch_size)
 
 
-def load_pairwise(source: str, batch_size: int = 16) -> PairwiseJudge:
-    """Return the pairwise judge of a file; this sends no request. Raises as ``read_question`` does."""
-    return PairwiseJudge(read_question(source), batch_size)
+def load_pairwise(source: str, place: Place = _HERE) -> PairwiseJudge:
+    """Return the pairwise judge of a file.
+
+    Raises:
+        UserError: as ``read_question``, or the file has several questions.
+    """
+    question = read_question(source, place)
+    if len(question.prompts) > 1:
+        raise UserError(f"{source}: {len(question.prompts)} questions; allowed to compare two images: one")
+    return PairwiseJudge(question)

@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.rewards.checkpoints import check_complete, unloadable
+from diffalign.rewards.checkpoints import unloadable
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.zoo.instructions import refuse_unreadable, reserved
+from diffalign.rewards.zoo.vision_language import adds_special_tokens, model_of, processor_of
 
 _NAME = "vqascore"
 _QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
@@ -61,11 +62,10 @@ class VQAScore:
 
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
         texts = [chat_text(self.processor, prompt) + self.answer for prompt in prompts]
-        bos = self.processor.tokenizer.bos_token
         options = {
             "padding": True,
             "return_tensors": "pt",
-            "add_special_tokens": bos is None or not texts[0].startswith(bos),  # some templates write it
+            "add_special_tokens": adds_special_tokens(self.processor, texts[0]),
         }
         if isinstance(images, Tensor) and self.soft is not None:
             pictures = [[picture] for picture in images.float().to(self.model.device)]
@@ -107,36 +107,19 @@ def load(source: str | None, place: Place) -> VQAScore:
     Raises:
         UserError: no such model, the hub cannot be reached, or the model is not causal.
     """
-    from transformers import AutoModelForImageTextToText
-
     source = source or REGISTRY[_NAME].checkpoint
-    # the libraries raise many types for an absent, unreachable or unsuitable model
-    try:
-        processor, soft = _processors(source)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, place.dtype), output_loading_info=True
-        )
-    except Exception as error:
-        raise unloadable(_NAME, f"the vision-language model of {source!r}", error, "instead") from error
-    model, loading = loaded
-    check_complete(_NAME, source, "vision-language model", loading)
-    if model.config.is_encoder_decoder:
-        raise UserError(f"reward {_NAME!r}: {source!r} encodes and decodes; needed is a causal model")
+    processor, soft = _processors(source)
+    model = model_of(_NAME, source, place)
     answer, tokens = _answer(processor, source)
-    model = model.to(place.device).eval().requires_grad_(False)
     return VQAScore(model, processor, soft, answer, tokens, place.batch_size)
 
 
 def _processors(source: str) -> tuple[Any, Any]:
     """Return the model's processor for PIL images, and the one for tensors if there is one."""
-    from transformers import AutoImageProcessor, AutoProcessor
+    from transformers import AutoImageProcessor
 
-    processor: Any = AutoProcessor.from_pretrained(source)
-    processor.tokenizer.padding_side = "right"
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    processor = processor_of(_NAME, source, "right")
     soft = copy(processor)
-    processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
     try:
         soft.image_processor = AutoImageProcessor.from_pretrained(source, backend="torchvision")
     except (ImportError, ValueError):

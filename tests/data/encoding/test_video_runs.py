@@ -14,7 +14,6 @@ from diffalign.config.schema import (
     DataConfig,
     LoggingConfig,
     ModelConfig,
-    RolloutConfig,
     Run,
     TrainingConfig,
 )
@@ -130,14 +129,6 @@ def test_frames_and_models(wan, tmp_path, dense):
     pictures = run_of("tiny:sdxl", tmp_path / "run", path=dense)
     with pytest.raises(UserError, match=r"data.frames=9, but sdxl is a model of images; allowed: null"):
         align(pictures, silent)
-
-
-def test_videos_are_not_sampled_online(wan, tmp_path):
-    """Refused where the family is known, and not by a shape that does not fit after a round was sampled."""
-    run = run_of(wan, tmp_path / "run", frames=None, fps=None)
-    run = replace(run, rollout=RolloutConfig(prompts="tiny:train", rewards=("jpeg",), steps=2))
-    with pytest.raises(UserError, match="wan is a model of videos, which are not sampled online; allowed"):
-        align(run, silent)
 
 
 def test_a_video_becomes_what_the_stock_autoencoder_makes_of_it(wan, tmp_path, dense):

@@ -1,0 +1,145 @@
+"""Rollouts of the tiny Wan: does a policy that samples its own videos learn what a judge of them wants?
+
+    python -m benchmarks.video_rollouts             # every row that is missing
+    python -m benchmarks.video_rollouts --seeds 1
+
+A row is an arm and a seed, a file under ``benchmarks/rows``; ``video_rollouts.md`` is made of all rows that
+are there. Processes started side by side share the rows out.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from benchmarks import record
+from benchmarks.densedpo import COLUMNS
+from benchmarks.record import Row, over_seeds, shown, verdict
+from benchmarks.tiny_world import NEVER
+from benchmarks.video_world import GUIDANCE, MEASURED, MODEL, trained
+from diffalign.config.schema import Run, ValidationConfig
+from diffalign.evaluation.drawing.pipeline import fingerprint
+from diffalign.methods import build
+from diffalign.models.loading import load
+from diffalign.runs.validate import read_run
+from diffalign.utils.files import write_atomic
+
+PROMPTS = 96
+PREFIX = "video_rollout-"  # of the rows; those of benchmarks.densedpo are video-*
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained: its name, what it is, and its recipe with flags."""
+
+    name: str
+    says: str
+    recipe: str
+    flags: tuple[str, ...] = ()
+
+
+ARMS = (
+    Arm("nft-content", "DiffusionNFT by the judge of number, colours and shapes", "tiny_wan_diffusion_nft"),
+)
+TRAINED = {"nft-content": "video_content"}
+
+
+def run_of(arm: Arm, seed: int) -> Run:
+    """Return the run of an arm."""
+    run = read_run(arm.recipe, arm.flags)
+    return replace(
+        run,
+        overwrite=True,
+        training=replace(run.training, seed=seed),
+        checkpoint=replace(run.checkpoint, every=NEVER),
+        logging=replace(run.logging, trackers=()),
+        validation=ValidationConfig(),
+    )
+
+
+def make(arm: Arm, seed: int, prompts: int) -> Row | None:
+    """Return the row of an arm and a seed, read or made; None while another process makes it."""
+    run, name = run_of(arm, seed), f"{PREFIX}{arm.name}-{seed}"
+    asked = {
+        "method": build(run.method),
+        "rollout": run.rollout,
+        "lora": run.model.lora,
+        "optimizer": run.optimizer,
+        "steps": run.training.steps,
+        "batch_size": run.training.batch_size * run.training.accumulation,
+        "base": fingerprint(load(MODEL).pipeline),
+        "prompts": prompts,
+        "measured_steps": MEASURED,
+    }
+    with record.lock(name, wait=False) as mine:
+        if not mine:
+            return None
+        found = record.known(name, asked)
+        if found is None:
+            print(f"{name} ...", flush=True)
+            found = record.keep(name, asked, {"arm": arm.name, "seed": seed, **trained(run, name, prompts)})
+            gains = {k: v["gain"] for k, v in found["rewards"].items()}
+            print(f"{name}: {', '.join(f'{k} {shown(v)}' for k, v in gains.items())}", flush=True)
+        return found
+
+
+def text(rows: Sequence[Row]) -> str:
+    """Return ``video_rollouts.md``."""
+    first, dates = rows[0], sorted(row["date"] for row in rows)
+    columns = [name.removesuffix(" (trained on)") for name in COLUMNS.values()]
+    base = [f"{first['rewards'][name]['base']:.3f}" for name in COLUMNS]
+    lines = [
+        "# Rollouts of videos on the tiny video world",
+        "",
+        "`python -m benchmarks.video_rollouts` makes what is missing. The policy is the tiny Wan with LoRA: "
+        "it samples videos of moving shapes for the train split's captions, unguided, a judge scores them, "
+        "and a round is learnt from once. Gains over the base are on "
+        f"{first['asked']['prompts']} held-out captions with the same noise, {MEASURED} steps at guidance "
+        f"{GUIDANCE:g}; 95 % intervals by a bootstrap over prompts and seeds. Columns are those of "
+        "`densedpo.md`.",
+        "",
+        f"| arm | {' | '.join(columns)} | trained on | seeds | rounds | videos | CPU s |",
+        "|---|" + "---|" * (len(columns) + 5),
+        f"| base | {' | '.join(base)} | | | | | |",
+    ]
+    for arm in ARMS:
+        some = [row for row in rows if row["arm"] == arm.name]
+        if not some:
+            continue
+        asked, rollout = some[0]["asked"], some[0]["asked"]["rollout"]["RolloutConfig"]
+        each = rollout["prompts_per_round"] * rollout["samples"]
+        rounds = asked["steps"] * asked["batch_size"] // rollout["prompts_per_round"]
+        cells = [shown(over_seeds([row["gains"][c] for row in some])) for c in COLUMNS]
+        seconds = sum(row["seconds"] for row in some) / len(some)
+        gain = over_seeds([row["gains"][TRAINED[arm.name]] for row in some])
+        word = f"{TRAINED[arm.name]}: {verdict(gain, 'learnt', 'lost')}"
+        lines.append(
+            f"| {arm.name}: {arm.says} | {' | '.join(cells)} | {word} | {len(some)} | {rounds} "
+            f"| {rounds * each:,} | {seconds:.0f} |"
+        )
+    lines += ["", f"{first['machine']}, torch {first['versions']['torch']}, {dates[0]} to {dates[-1]}."]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make every row that is wanted and not there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.video_rollouts", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
+    for seed in range(arguments.seeds):
+        for arm in ARMS:
+            if arm.name in names and make(arm, seed, arguments.prompts) is not None:
+                with record.lock("video_rollouts"):
+                    write_atomic(record.HERE / "video_rollouts.md", text(record.rows(PREFIX)))
+
+
+if __name__ == "__main__":
+    main()
