@@ -25,10 +25,18 @@ from diffusers import (
     TextToVideoSDPipeline,
     UNet3DConditionModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
-from transformers import CLIPTextModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from tests.language_video_pipelines import make_hunyuan_video15, make_ltx2
 from tests.tiny_pipelines import WIDTH, scheduler, t5, t5_tokenizer, text_config, tokenizer, unet, vae
@@ -82,6 +90,34 @@ def make_wan(folder: Path, seed: int = 0, two_experts: bool = False) -> Path:
 def make_wan_a14b(folder: Path, seed: int = 0) -> Path:
     """Write a random WanPipeline of 2.2's A14B form."""
     return make_wan(folder, seed, two_experts=True)
+
+
+def make_wan_i2v(folder: Path, seed: int = 0, a14b: bool = False) -> Path:
+    """Write a random WanImageToVideoPipeline of 2.1's form, with a vision tower, or of A14B's two experts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tok, seen = t5_tokenizer(), {"in_channels": 36}
+        tower = None if a14b else CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=3, num_attention_heads=2,
+                image_size=16, patch_size=8,
+            )
+        )  # fmt: skip
+        if not a14b:
+            seen |= {"image_dim": WIDTH, "added_kv_proj_dim": 24}
+        size = {"height": 16, "width": 16}
+        pipeline = WanImageToVideoPipeline(
+            transformer=wan_transformer(**seen),
+            transformer_2=wan_transformer(**seen) if a14b else None,
+            boundary_ratio=0.9 if a14b else None,
+            scheduler=wan_scheduler(),
+            vae=wan_vae(),
+            text_encoder=umt5(len(tok)),
+            tokenizer=tok,
+            image_encoder=tower,
+            image_processor=None if a14b else CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size),
+        )
+    return _saved(pipeline, folder)
 
 
 def make_wan_ti2v(folder: Path, seed: int = 0) -> Path:

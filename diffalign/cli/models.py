@@ -52,6 +52,7 @@ def describe(card: Any) -> list[str]:
         f"diffusers pipeline: {card.pipeline}",
         f"trained at: {card.resolution} px",
         f"known checkpoints: {', '.join(known)}" if known else "",
+        f"source image: {SOURCES[card.source]}",
         f"single files: {'read' if card.single_file_key else 'not read'}",
         "recipes:" if real else "recipes: none of its own",
         *_listed(real),
@@ -73,6 +74,13 @@ def _listed(found: list[Recipe]) -> list[str]:
 
 
 GIVEN = "--data.path pairs.parquet --output runs/mine"
+
+SOURCES = {
+    "": "refused",
+    "taken": "taken, or text alone (docs/howto/edit_pairs.md)",
+    "needed": "needed (docs/howto/edit_pairs.md)",
+}
+"""What ``FamilyCard.source`` means."""
 
 EXAMPLES = """
 diffalign models

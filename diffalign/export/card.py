@@ -68,7 +68,8 @@ class Card:
         return "\n".join(parts)
 
     def _front_matter(self) -> dict[str, Any]:
-        task = "text-to-video" if self._video else "text-to-image"
+        given = "image" if FAMILIES[self.family].source == "needed" else "text"
+        task = f"{given}-to-video" if self._video else f"{given}-to-image"
         tags = [
             task,
             "diffusers",
@@ -114,7 +115,11 @@ class Card:
         elif self.adapted:
             lines += [f'pipeline.load_lora_weights("{folder}"{told})' for told in _told(self.experts)]
         result = "video = pipeline({}).frames[0]" if self._video else "image = pipeline({}).images[0]"
-        return [*lines, result.format('"a lighthouse at dusk"')]
+        asked = '"a lighthouse at dusk"'
+        if FAMILIES[self.family].source == "needed":
+            lines.insert(lines.index(""), "from diffusers.utils import load_image")
+            asked = f'image=load_image("source.png"), prompt={asked}'
+        return [*lines, result.format(asked)]
 
     def _dtype(self) -> str:
         """Return the dtype that the base model was trained in, as diffusers takes it; empty for float32."""

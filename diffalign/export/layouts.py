@@ -45,9 +45,10 @@ COMFYUI = {
     "qwen_image": "qwen-image",
     "sd3": "stable-diffusion-3",
     "wan": "wan-2.1",
+    "wan_i2v": "wan-2.1",
     "z_image": "z-image",
 }
-_ORIGINAL_NAMES = ("wan", "ltx", "krea2")  # for these models ComfyUI reads the original names only
+_ORIGINAL_NAMES = ("wan", "wan_i2v", "ltx", "krea2")  # for these models ComfyUI reads the original names only
 
 
 def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:

@@ -189,6 +189,7 @@ PARAMETERS = {  # of the published networks
     "flux": 11_901_408_320,
     "flux_kontext": 11_901_408_320,
     "qwen_image": 20_430_401_088,
+    "qwen_image_edit": 20_430_401_088,
     "flux2_klein": 3_875_544_576,  # 4B
     "z_image": 6_154_908_736,
     "flux2": 32_223_281_152,
@@ -200,6 +201,7 @@ PARAMETERS = {  # of the published networks
     "pixart": 610_856_096,
     "wan": 1_418_996_800,  # 2.1, 1.3B
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 14_288_491_584,  # of either expert
+    "wan_i2v": 16_394_878_784,  # 2.1, 14B
     "cogvideox": 1_693_783_872,  # 2b
     "ltx": 1_923_385_472,  # 0.9
     "ltx2": 18_876_174_592,  # 19B

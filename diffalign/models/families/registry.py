@@ -64,7 +64,8 @@ def known_shapes() -> dict[str, FamilyCard]:
 def built_in(name: str, hub_id: str | None = None) -> Mapping[str, Mapping[str, Any]]:
     """Return the configurations of a family's components, of the base model or of one of another shape."""
     differing = dict(FAMILIES[name].other_shapes).get(hub_id or "")
-    return {**get_family(name).configs, **(_at(differing) if differing else {})}
+    configs = {**get_family(name).configs, **(_at(differing) if differing else {})}
+    return {component: config for component, config in configs.items() if config is not None}
 
 
 def _at(target: str) -> Any:

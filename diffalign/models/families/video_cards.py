@@ -90,4 +90,16 @@ VIDEOS = (
             ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "diffalign.models.families.wan:TI2V"),
         ),
     ),
+    FamilyCard(
+        name="wan_i2v",
+        title="Wan 2.1 and 2.2 A14B, image to video",
+        pipeline="WanImageToVideoPipeline",
+        resolution=480,
+        example="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        same_shapes=("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"),
+        single_file_key=(),
+        target="diffalign.models.families.wan_i2v:WAN_I2V",
+        other_shapes=(("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "diffalign.models.families.wan_i2v:A14B"),),
+        source="needed",
+    ),
 )
