@@ -136,6 +136,9 @@ td.wrap { overflow-wrap: anywhere; }
 details { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 footer { margin-top: 56px; color: var(--soft); font-size: 14px; }
+@media (max-width: 940px) {
+  .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+}
 @media (max-width: 820px) {
   .reward, .standing { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
   .reward > :first-child, .standing > :first-child { grid-column: 1 / -1; }
