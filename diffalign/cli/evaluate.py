@@ -20,6 +20,7 @@ from diffalign.cli.common import (
     table,
 )
 from diffalign.cli.model_arguments import (
+    add_quantize_option,
     add_sampling_options,
     sampling_advice,
     sampling_settings,
@@ -128,6 +129,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--json", action="store_true", help="print report.json")
     what.add_argument("--table", choices=("latex", "markdown", "csv"), help="print a table for a paper")
     add_sampling_options(parser)
+    add_quantize_option(parser)
     args = parse(parser, argv)
     if args.runs is not None:
         if args.run is not None or args.base is not None or args.aligned is not None:
@@ -186,26 +188,31 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
     def opener(found: Named) -> "Callable[[], Pipeline]":
         return lambda: open_named(found, device_name(args.device)).pipeline
 
+    def opened(spec: str, base: str | None) -> Named:
+        return named(spec, base, args.dtype, args.quantize)
+
     if args.run is not None:
         run = read_run_directory(args.run)  # first: its error names what --run takes
-        specs, whole = [args.run], named(args.run, None, args.dtype)
+        specs, whole = [args.run], opened(args.run, None)
         base, models = Named(whole.model), [whole]
         title = f"{run.model.path} aligned with {run.method['type']}"
     elif args.runs is not None:
         specs = names(args.runs, "--runs")
         found = [read_run_directory(spec) for spec in specs]
-        models = [named(spec, None, args.dtype) for spec in specs]
+        models = [opened(spec, None) for spec in specs]
         others = sorted({f"{run.model.path} by {run.method['type']}" for run in found})
         if len(others) > 1:
             raise UserError(f"--runs has {', '.join(others)}; allowed: runs of one model by one method")
         base, title = Named(models[0].model), f"{others[0]}, {len(specs)} training runs"
     else:
         specs = names(args.aligned, "--aligned")
-        base, models = named(args.base, None, args.dtype), [named(s, args.base, args.dtype) for s in specs]
+        base, models = opened(args.base, None), [opened(s, args.base) for s in specs]
         title = f"{', '.join(entrant_names(specs))} against {args.base}"
     known = dict(zip(entrant_names(specs), specs, strict=True))
     runs = {name: run_directory_of(spec) for name, spec in known.items()}
     shared = {"sampling": asdict(settings), "prompts": args.prompts}
+    if args.quantize:
+        shared["quantize"] = args.quantize
     if len(known) > 1:
         shared["models"] = known
     folders = {name: slug(name) if len(known) > 1 else "aligned" for name in known}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffalign.cli.common import count, make_parser, number, output_folder, parse, share
+from diffalign.errors import UserError
 from diffalign.utils.memory import advised
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--lora-scale", metavar="S,S,...", help="strengths of the LoRA, each into OUTPUT/scale-S, and a grid"
     )
-    _negative_options(parser)
+    _network_options(parser)
     from diffalign.cli.model_arguments import (
         add_sampling_options,
         open_model,
@@ -49,6 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
     add_sampling_options(parser)
     args = parse(parser, argv)
+    _check_negative(args)
     from diffalign.data.prompts.prompt_sets import read_prompts
 
     prompts = read_prompts(args.prompts, args.limit)
@@ -103,8 +105,13 @@ def _tell(samples: "Sequence[Sample]", output: str, rank: int, world: int) -> No
     print(f"score them: diffalign score {output} --rewards pickscore", file=sys.stderr)
 
 
-def _negative_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a second network for the negative branch of guidance."""
+def _network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how the network is stored, and of a second one for the negative branch of
+    guidance.
+    """
+    from diffalign.cli.model_arguments import add_quantize_option
+
+    add_quantize_option(parser)
     parser.add_argument(
         "--negative-model",
         metavar="MODEL",
@@ -118,6 +125,15 @@ def _negative_options(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="what the model has learnt counts 1 - W times in the negative branch; default 0",
     )
+
+
+def _check_negative(args: argparse.Namespace) -> None:
+    """UserError for a second network whose weights cannot be combined with the model's."""
+    if args.quantize and args.negative_model:
+        raise UserError(
+            f"--quantize {args.quantize} with --negative-model, whose weights are combined with the model's; "
+            "allowed: one of the two"
+        )
 
 
 def about(prompts: Sequence[str], source: Path) -> list[str]:

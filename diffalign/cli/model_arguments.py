@@ -43,6 +43,16 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--dtype", default=None, help=f"{', '.join(DTYPES)}; default: the run's, or float32")
 
 
+def add_quantize_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quantize``, of commands that change no weight."""
+    parser.add_argument(
+        "--quantize",
+        metavar="KIND",
+        help="store the network's linear layers as model.quantize does in training: nf4, int8, torchao_int8, "
+        "torchao_float8; default: unquantised",
+    )
+
+
 def sampling_settings(args: argparse.Namespace, run: Run | None = None) -> "SamplingSettings":
     """Return the settings of ``add_sampling_options``; the size and frames of a run's training where none are
     given.
@@ -85,6 +95,13 @@ def trained_run(specs: Sequence[str], args: argparse.Namespace) -> Run | None:
     if len(set(sizes.values())) > 1 and (args.height is None or args.width is None):
         each = ", ".join(f"{spec} at {w} x {h}" for spec, ((h, w), _) in sizes.items())
         raise UserError(f"models were trained at several sizes ({each}); give --height and --width")
+    for spec, run in runs.items():
+        if run.model.quantize != "none" and args.quantize is None and share()[0] == 0:
+            print(
+                f"{spec}: trained over weights in {run.model.quantize}, opened over whole ones; "
+                f"--quantize {run.model.quantize} opens it as in training",
+                file=sys.stderr,
+            )
     return next(iter(runs.values()), None)
 
 
@@ -95,7 +112,9 @@ def sampling_advice(args: argparse.Namespace) -> list[str]:
     advice.append(f"fewer --frames, if these are videos (now {args.frames or 'the default'})")
     size = f"{args.height} and {args.width}" if args.height and args.width else "the default"
     advice.append(f"a smaller --height and --width (now {size})")
-    return advice if args.dtype in DTYPES[1:] else [*advice, "--dtype bfloat16"]
+    if args.dtype not in DTYPES[1:]:
+        advice.append("--dtype bfloat16")
+    return [*advice, "--quantize nf4"] if getattr(args, "quantize", "none") is None else advice
 
 
 def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "LoadedModel":
@@ -106,7 +125,7 @@ def open_model(spec: str, base: str | None, args: argparse.Namespace) -> "Loaded
     """
     from diffalign.runs import load_pipeline
 
-    found = load_pipeline.named(spec, base, args.dtype)
+    found = load_pipeline.named(spec, base, args.dtype, getattr(args, "quantize", None))
     load_pipeline.check_base(found, spec, base)
     return load_pipeline.open_named(found, device_name(args.device))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.errors import UserError
 from diffalign.models.experts import lora_folders
@@ -167,18 +167,17 @@ def parse_lora(
         raise UserError(_not_understood(source, unknown, len(state), model))
     scales = _Scales(metadata, config)
     lora: Lora = {}
-    weights: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for (component, _), parts in gathered.items():
         if "down" not in parts or "up" not in parts:
             raise UserError(
                 f"{source}: {parts['place'].modules[0]} has only {', '.join(sorted(parts))} of its LoRA"
             )
-        if component not in weights:
-            weights[component] = {
-                name: module.weight for name, module in modules_of(getattr(model.pipeline, component)).items()
-            }
-        for module, factors in _factors(component, parts, scales, weights[component]).items():
-            fitted = _fitted(source, f"{component}.{module}", factors, weights[component][module])
+        if component not in shapes:
+            modules = modules_of(getattr(model.pipeline, component))
+            shapes[component] = {name: _shape_of(module) for name, module in modules.items()}
+        for module, factors in _factors(component, parts, scales, shapes[component]).items():
+            fitted = _fitted(source, f"{component}.{module}", factors, shapes[component][module])
             lora.setdefault(component, {})[module] = fitted
     return lora, _described(lora, layouts, scales, state)
 
@@ -244,7 +243,7 @@ class _Scales:
 
 
 def _factors(
-    component: str, parts: Mapping[str, Any], scales: _Scales, weights: Mapping[str, Tensor]
+    component: str, parts: Mapping[str, Any], scales: _Scales, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Factors]:
     """Return the factors of each module in a place; a stacked place shares ``down`` and splits ``up``."""
     place: Place = parts["place"]
@@ -259,7 +258,7 @@ def _factors(
         up = torch.cat(up.chunk(2)[::-1])
     if len(place.modules) == 1:
         return {place.modules[0]: Factors(down, up, scale, magnitude)}
-    rows = [weights[module].shape[0] for module in place.modules]
+    rows = [shapes[module][0] for module in place.modules]
     if sum(rows) != up.shape[0]:
         raise UserError(f"{place.modules[0]} and its like have {sum(rows)} rows, the LoRA {up.shape[0]}")
     cut = up.split(rows)
@@ -269,9 +268,16 @@ def _factors(
     }
 
 
-def _fitted(source: str, name: str, factors: Factors, weight: Tensor) -> Factors:
+def _shape_of(module: Any) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, of which 4 bits are stored in another one."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return tuple(module.weight.shape)
+
+
+def _fitted(source: str, name: str, factors: Factors, shape: tuple[int, ...]) -> Factors:
     """Return the factors in the weight's number of axes: files store 1 x 1 convolutions as matrices too."""
-    shape, found = tuple(weight.shape), (factors.up.shape[0], *factors.down.shape[1:])
+    found = (factors.up.shape[0], *factors.down.shape[1:])
     kernel = (1,) * (len(shape) - 2)
     wrong = found != shape and (found[:2] != shape[:2] or {*found[2:], *shape[2:]} != {1})
     if wrong or (factors.magnitude is not None and factors.magnitude.numel() != shape[0]):

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from diffalign.config.schema import ModelConfig, Run
@@ -12,6 +13,7 @@ from diffalign.models.experts import lora_folders
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
 from diffalign.models.lora_formats import lora_file
+from diffalign.models.quantization import KINDS
 from diffalign.models.sources import HUB_ID, fetch_lora, hub_kind, is_lora, keys_of, resolve
 from diffalign.models.starting import is_checkpoint, load_checkpoint, run_of
 from diffalign.runs.validate import read_run
@@ -52,23 +54,31 @@ class Named:
     aligned: Path | None = None
 
 
-def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named:
+def named(spec: str, base: str | None = None, dtype: str | None = None, quantize: str | None = None) -> Named:
     """Return the model that ``spec`` names. Weights are not loaded; what can be checked without them is.
 
     Args:
         spec: a run directory, a checkpoint of one (``run/checkpoints/step-200``), a LoRA (folder, file or hub
             id, over ``base``), a network alone (``unet/`` or ``transformer/``, over ``base``), or a model.
         base: the model under a LoRA or a network.
+        dtype: of the frozen weights; None: as the run has it, or float32.
+        quantize: how the network's weights are stored; None: unquantised.
 
     Raises:
-        UserError: nothing of that kind exists, or the run has not finished.
+        UserError: nothing of that kind exists, the run has not finished, or its weights are not quantised.
     """
     path = Path(spec).expanduser()
+    stored = partial(with_dtype, dtype=dtype, quantize=quantize)
     if is_checkpoint(path):
         run = run_of(path)
         if run is None:
             raise UserError(f"{spec!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
-        return Named(with_dtype(run.model, dtype), path)
+        if quantize is not None and run.model.train == "full":
+            raise UserError(
+                f"--quantize {quantize} with {spec!r}, a checkpoint of all weights; allowed: without it, or "
+                "with the run's aligned/ folder"
+            )
+        return Named(stored(run.model), path)
     if (path / "config.yaml").is_file():
         aligned = path / "aligned"
         if not aligned.is_dir():
@@ -77,19 +87,19 @@ def named(spec: str, base: str | None = None, dtype: str | None = None) -> Named
                 f"({path / 'checkpoints'}/step-N), or continue it with --resume latest"
             )
         _check_readable(aligned)
-        return Named(with_dtype(read_run_directory(path).model, dtype), aligned)
+        return Named(stored(read_run_directory(path).model), aligned)
     kind = "hub" if base is not None and not path.exists() and HUB_ID.fullmatch(spec) else "local"
     content = hub_kind(spec) if kind == "hub" else _local_kind(path)
     if content == "lora":
         source = Path(fetch_lora(spec)) if kind == "hub" else path
-        found = Named(_base_of(spec, base, dtype), source)
+        found = Named(stored(_base_of(spec, base)), source)
         _check_readable(source)
     elif content == "network":
         if base is None:
             raise UserError(f"{spec!r} is a network alone; give the pipeline that it belongs to as --base")
-        found = Named(with_dtype(ModelConfig(path=base, network=spec), dtype))
+        found = Named(stored(ModelConfig(path=base, network=spec)))
     else:
-        found = Named(with_dtype(ModelConfig(path=spec), dtype))
+        found = Named(stored(ModelConfig(path=spec)))
     source_of = resolve(found.model.path)
     if os.path.exists(source_of):
         find_family(found.model, source_of)
@@ -140,27 +150,34 @@ def open_named(found: Named, device: str) -> LoadedModel:
     return open_aligned(found.model, found.aligned, device)
 
 
-def open_model(spec: str, base: str | None, device: str, dtype: str | None = None) -> LoadedModel:
+def open_model(
+    spec: str, base: str | None, device: str, dtype: str | None = None, quantize: str | None = None
+) -> LoadedModel:
     """Load the model that ``spec`` names; see ``named`` and ``open_named``."""
-    return open_named(named(spec, base, dtype), device)
+    return open_named(named(spec, base, dtype, quantize), device)
 
 
-def _base_of(lora: str, base: str | None, dtype: str | None) -> ModelConfig:
+def _base_of(lora: str, base: str | None) -> ModelConfig:
     """Return the model under a LoRA: as given, or of the run that the folder belongs to."""
     if base is not None:
-        return with_dtype(ModelConfig(path=base), dtype)
+        return ModelConfig(path=base)
     run = run_directory_of(lora)
     if run is not None:
-        return with_dtype(read_run_directory(run).model, dtype)
+        return read_run_directory(run).model
     raise UserError(f"{lora!r} is a LoRA; give the model that it was trained on as --base")
 
 
-def with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
-    """Return the model with another dtype, if one is given; its weights as published, unquantised."""
-    plain = replace(model.text_encoder, quantize="none")
-    model = replace(model, quantize="none", text_encoder=plain)
-    if dtype is None:
-        return model
-    if dtype not in DTYPES:
+def with_dtype(model: ModelConfig, dtype: str | None, quantize: str | None = None) -> ModelConfig:
+    """Return the model with another dtype, if one is given; its network's weights as published, or quantised
+    if a kind is given, and its text encoders' as published.
+
+    Raises:
+        UserError: an unknown dtype or kind.
+    """
+    if dtype is not None and dtype not in DTYPES:
         raise unknown("--dtype", dtype, DTYPES)
-    return replace(model, dtype=dtype)  # type: ignore[arg-type]
+    if quantize is not None and quantize not in KINDS:
+        raise unknown("--quantize", quantize, KINDS)
+    plain = replace(model.text_encoder, quantize="none")
+    model = replace(model, quantize=quantize or "none", text_encoder=plain)  # type: ignore[arg-type]
+    return model if dtype is None else replace(model, dtype=dtype)  # type: ignore[arg-type]

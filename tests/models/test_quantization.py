@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffalign.cli import main
+from diffalign.config.io import to_yaml
 from diffalign.config.schema import (
     LoraConfig,
     ModelConfig,
@@ -16,14 +18,17 @@ from diffalign.config.schema import (
 )
 from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
+from diffalign.export.aligned import save_aligned
 from diffalign.methods import build
 from diffalign.models.loading import load
 from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.models.quantization import KINDS, quantizable, quantize, stored_bytes
 from diffalign.runs.align import align
+from diffalign.runs.load_pipeline import named, open_model
 from diffalign.runs.resume import model_content
 from diffalign.runs.roles import check_roles
 from diffalign.types import Batch
+from tests.models.inputs import conditions, states_of
 from tests.runs.test_align import small
 
 DISTANCE = {
@@ -227,3 +232,47 @@ def test_names_and_packages_are_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"model.quantize=nf4 needs bitsandbytes.*pip install bitsandbytes"):
         quantize(net(), "nf4", "cpu", torch.bfloat16, "model.quantize")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "torchao_int8"])
+def test_a_run_is_opened_over_the_weights_that_it_was_trained_over(kind, tmp_path, capsys):
+    config = ModelConfig(path="tiny:sdxl", quantize=kind, lora=LoraConfig(rank=4))
+    model = load(config)
+    for name, parameter in prepare_policy(model, config):
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    run = tmp_path / "run"
+    save_aligned(model, run / "aligned", "")
+    (run / "config.yaml").write_text(to_yaml(replace(small(run), model=config)))
+    x, t = states_of(model)
+    cond = conditions(model, ["a red circle"] * 2)
+    with torch.no_grad():
+        trained = policy_denoiser(model, config)(x, t, cond)
+        same = open_model(str(run), None, "cpu", None, kind).denoiser()(x, t, cond)
+        whole = open_model(str(run), None, "cpu").denoiser()(x, t, cond)
+    torch.testing.assert_close(same, trained, atol=1e-4, rtol=1e-3)
+    assert (whole - trained).norm() > 3 * (same - trained).norm()
+
+    flags = ["--prompts", "tiny:test", "--limit", "1", "--steps", "1", "--output", str(tmp_path / "images")]
+    flags += ["--height", "32", "--width", "32"]
+    assert main(["generate", str(run), *flags]) == 0
+    assert f"--quantize {kind} opens it as in training" in capsys.readouterr().err
+    assert main(["generate", str(run), *flags, "--quantize", kind, "--seed", "1"]) == 0
+    assert "as in training" not in capsys.readouterr().err
+
+
+def test_what_is_not_quantised_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--quantize.*'nf5'.*nf4"):
+        named("tiny:sdxl", quantize="nf5")
+    assert named("tiny:sdxl", quantize="nf4").model.quantize == "nf4"
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-2").mkdir(parents=True)
+    (run / "config.yaml").write_text(
+        to_yaml(replace(small(run), model=ModelConfig("tiny:sdxl", train="full")))
+    )
+    for name in ("trainable.safetensors", "state.json"):
+        (run / "checkpoints" / "step-2" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"--quantize nf4 with .* a checkpoint of all weights"):
+        named(str(run / "checkpoints" / "step-2"), quantize="nf4")
+    words = ["--prompts", "tiny:test", "--quantize", "nf4", "--negative-model", "tiny:sdxl"]
+    assert main(["generate", "tiny:sdxl", *words]) == 2
