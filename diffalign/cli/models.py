@@ -41,18 +41,21 @@ def run(argv: Sequence[str]) -> int:
 
 def describe(card: Any) -> list[str]:
     """Return the lines about one family: what it is, known checkpoints, recipes and an example."""
+    from diffalign.models.families.video_cards import VIDEOS
+
     known = [*card.same_shapes, *(hub_id for hub_id, _ in card.other_shapes)]
     mine = [recipe for recipe in recipes() if recipe.family == card.name]
     real = [recipe for recipe in mine if not recipe.name.startswith("tiny_")]
     real.sort(key=lambda recipe: (recipe.size, recipe.name))
     tiny = [recipe.name for recipe in mine if recipe not in real]
     run = real[0].name if real else f"--model.path {card.example}"
+    kind = "the first frame of the video" if card in VIDEOS else "the image that is edited"
     lines = [
         f"{card.title} ({card.name})",
         f"diffusers pipeline: {card.pipeline}",
         f"trained at: {card.resolution} px",
         f"known checkpoints: {', '.join(known)}" if known else "",
-        f"source image: {SOURCES[card.source]}",
+        f"source image: {SOURCES[card.source].format(kind)}",
         f"single files: {'read' if card.single_file_key else 'not read'}",
         "recipes:" if real else "recipes: none of its own",
         *_listed(real),
@@ -77,10 +80,10 @@ GIVEN = "--data.path pairs.parquet --output runs/mine"
 
 SOURCES = {
     "": "refused",
-    "taken": "taken, or text alone (docs/howto/edit_pairs.md)",
-    "needed": "needed (docs/howto/edit_pairs.md)",
+    "taken": "taken, {}; also trained from text alone (docs/howto/edit_pairs.md)",
+    "needed": "needed, {} (docs/howto/edit_pairs.md)",
 }
-"""What ``FamilyCard.source`` means."""
+"""Meaning of ``FamilyCard.source``; the kind of the source is filled in."""
 
 EXAMPLES = """
 diffalign models

@@ -46,11 +46,11 @@ def t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     )
 
 
-def transformer(heads: int = 3) -> FluxTransformer2DModel:
+def transformer(heads: int = 2) -> FluxTransformer2DModel:
     """Return a FLUX transformer for packed latents (B, 16, 32) with a zero-initialised output."""
     model = FluxTransformer2DModel(
         in_channels=SIDE**2 * networks.LATENT[0],
-        num_layers=2,
+        num_layers=1,
         num_single_layers=2,
         attention_head_dim=32,
         num_attention_heads=heads,
@@ -106,7 +106,7 @@ def packed(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
 
 
 def train(
-    parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 12000
+    parts: Parts, vae: AutoencoderKL, plan: flow_training.Plan, say: Say, count: int = 4000
 ) -> dict[str, float]:
     """Train `parts`, which end as their moving average; return figures for the report."""
     rng = np.random.default_rng(plan.seed)

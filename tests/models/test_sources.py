@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffalign.cli import main
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.guidance import Guided
 from diffalign.diffusion.randomness import derive
@@ -76,6 +77,23 @@ def test_the_cards_say_which_families_take_a_source() -> None:
         taken = get_family(name).sources
         assert card.source == ("" if taken is None else "needed" if taken.needed else "taken"), name
     assert {name for name, card in FAMILIES.items() if card.source} >= set(TAKING)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("sdxl", "source image: refused"),
+        ("flux2_klein", "source image: taken, the image that is edited; also trained from text alone"),
+        ("qwen_image_edit", "source image: needed, the image that is edited"),
+        ("wan_i2v", "source image: needed, the first frame of the video"),
+        ("wan", "source image: refused"),
+    ],
+)
+def test_models_says_whether_and_as_what_a_source_is_taken(
+    name: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", name]) == 0
+    assert any(one.startswith(line) for one in capsys.readouterr().out.splitlines())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
