@@ -82,6 +82,11 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
             for group, values in zip(found.groups.tolist(), numbers, strict=True):
                 record = part[index * size + group]
                 rows.append(PairRow(record.where, record.prompt, *values))
+    if not rows:
+        raise UserError(
+            f"data.path {run.data.path!r} has no pairs to measure: {encoded.counts.text}; allowed: groups of "
+            "two or more with a winner"
+        )
     return rows
 
 

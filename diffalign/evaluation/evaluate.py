@@ -184,9 +184,11 @@ def _rows(prompts: Sequence[str], results: Sequence[RewardResult]) -> tuple[Prom
 
 
 def _alarm(results: Sequence[RewardResult], statistics: Sequence[StatisticChange], kind: str) -> list[str]:
-    """Return sentences on what got worse while the primary reward rose; none if it did not rise."""
+    """Return sentences on what got worse while the primary reward rose; none if it did not rise, or if there
+    are too few prompts for an interval.
+    """
     primary = results[0]
-    if primary.comparison.gain.low <= 0:
+    if primary.comparison.gain.low <= 0 or primary.comparison.prompts < MIN_PROMPTS:
         return []
     warnings = []
     for result in results[1:]:

@@ -162,6 +162,10 @@ def test_the_command_refuses(tmp_path, capsys):
         ([], "needs a config"),
         (["tiny_sdxl_dpo", "--by", "ches"], "--by ches has no natural limit"),
         (["tiny_sdxl_dpo", "--data.limmit", "3"], "data.limit"),
+        (
+            ["tiny_sdxl_dpo", "--data.path", "tiny:likes", "--data.limit", "4", "--output", str(tmp_path)],
+            "data.path 'tiny:likes' has no pairs to measure: ",
+        ),
     ):
         assert main(["displacement", *argv]) == 2
         assert words in capsys.readouterr().err

@@ -69,6 +69,8 @@ def test_the_alarm_sounds_when_pictures_collapse():
     rich = [Image.fromarray(random.integers(0, 120, (16, 16, 3), dtype=np.uint8)) for _ in range(N)]
     words = " ".join(evaluated(rich, shades(110)).alarm)
     assert "edge density fell" in words and "colour entropy fell" in words and "sharpness fell" in words
+    few = evaluate(rich[:5], shades(110)[:5], PROMPTS[:5], {"light": brightness}, progress=False)
+    assert few.primary.comparison.gain.low > 0 and few.alarm == ()  # no interval of 5 prompts tells
 
 
 def test_bad_arguments():
