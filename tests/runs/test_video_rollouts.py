@@ -1,5 +1,6 @@
 """Policies that sample videos: tiny Wan and ModelScope networks of random weights in whole online runs."""
 
+import json
 import math
 import weakref
 from dataclasses import replace
@@ -138,6 +139,25 @@ def test_no_more_frames_lie_decoded_than_configured(frames, pieces, models, tmp_
 def test_a_resumed_run_is_one_to_the_bit(models, tmp_path):
     """Two steps are one of the two rounds."""
     whole_as_halves(tmp_path, lambda folder: run_of(models["wan"], folder))
+
+
+def test_validation_draws_and_scores_videos(models, tmp_path):
+    """Trained and watched rewards of the same videos, at their frame rate, before training and after."""
+    pytest.importorskip("av")
+    from diffalign.media.videos import read_video
+
+    run = run_of(models["wan"], tmp_path / "run")
+    watched = replace(run.validation, every=2, prompts=("a cat",), sampling_steps=2, rewards=("jpeg",))
+    result = align(replace(run, validation=watched, training=replace(run.training, steps=2)), silent)
+    whole = json.loads((result.output / "validation.json").read_text())
+    assert whole["settings"]["trained"] == ["change"] and set(whole["settings"]["rewards"]) == {
+        "change",
+        "jpeg",
+    }
+    assert [entry["step"] for entry in whole["history"]["entries"]] == [0, 2]
+    (file,) = (result.output / "samples" / "step-000002").glob("*.mp4")
+    video = read_video(file)
+    assert video.frames.shape == (5, 3, 32, 32) and video.fps == 6.0
 
 
 def test_two_processes_are_one(models, tmp_path):
