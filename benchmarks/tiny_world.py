@@ -181,7 +181,7 @@ def drift(aligned: LoadedModel, base: LoadedModel, split: str) -> float:
     is the sum over steps along trajectories of the aligned model (Fan et al. 2023, DPOK, arXiv 2305.16381,
     lemma 4.2). It is an upper bound of the KL of the images.
     """
-    inputs = PipelineRolloutModel(aligned, 32)
+    inputs = PipelineRolloutModel(aligned, (32, 32))
     cond, _ = inputs.encode(tiny.prompts(split, DRIFT_PROMPTS))
     streams = Streams.at(DRIFT_SEED, 0, DRIFT_PROMPTS)
     x = streams.normal(DRIFT_PROMPTS, inputs.shape)

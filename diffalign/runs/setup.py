@@ -184,15 +184,9 @@ def online(
     """Prepare the network and the source that samples with it; ``fresh`` runs continue no checkpoint.
 
     Raises:
-        UserError: images of a model of videos or the reverse, one of two experts, or what ``online_source``
-            refuses.
+        UserError: images of a model of videos or the reverse, or what ``online_source`` refuses.
     """
     check_kind(run.data, model)
-    if model.split:
-        raise UserError(
-            f"model.expert={run.model.expert!r} with rollout.prompts: both experts sample, and one is "
-            "trained; allowed: rollout.prompts empty and data.path, pairs of videos"
-        )
     real = None
     if REGISTRY[run.method["type"]].beside:
         real = encode(run, model, read_preferences(run.data, run.training.seed), accelerator)

@@ -58,7 +58,8 @@ def run_of(
 ) -> Run:
     """Configure rounds of two prompts, of two optimizer steps where two steps of the sampler are draws."""
     prompts = output.parent / "prompts.txt"
-    prompts.write_text("a cat\na dog runs\nrain\n")
+    if not prompts.exists():  # written before processes are started, which would read it half written
+        prompts.write_text("a cat\na dog runs\nrain\n")
     usual = {
         "prompts": str(prompts), "prompts_per_round": 2 // world, "samples": 2, "shared_noise": False,
         "steps": 3, "eta": 0.7, "guidance": 1.0, "batch_size": 4, "decoded_frames": 2 * FRAMES[family],
