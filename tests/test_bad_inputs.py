@@ -17,7 +17,7 @@ TRAIN = ["train", "good.yaml", "--output", "{out}"]
 CASES = [
     # the command line
     ("unknown command", ["trian"], ["unknown command 'trian'", "did you mean train"]),
-    ("train without anything", ["train"], ["needs a config or flags", "tiny_sdxl_dpo"]),
+    ("train without anything", ["train"], ["needs a config or flags", "diffalign models NAME"]),
     ("unknown flag", [*TRAIN, "--learning_rat", "1"], ["--learning_rat'", "did you mean --learning_rate"]),
     ("flag without value", [*TRAIN, "--training.steps"], ["--training.steps needs a value"]),
     (

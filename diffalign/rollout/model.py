@@ -56,14 +56,15 @@ class PipelineRolloutModel:
     """A loaded pipeline at one size. Encoded prompts are cached up to a budget of memory.
 
     Attributes:
-        shape: of one sample's latents.
-        at_once: of a model of videos, how many of them may lie decoded in memory.
+        shape: shape of the latents of one sample, without the batch axis.
+        at_once: number of videos that may lie decoded in memory at once, for a model of videos.
     """
 
     def __init__(
         self,
         model: LoadedModel,
         size: tuple[int, int],
+        *,
         batch_size: int = 4,
         decoder: Callable[[Tensor], Tensor] | None = None,
         budget: int = 2 * 2**30,

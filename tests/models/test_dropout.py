@@ -56,8 +56,10 @@ def test_the_loss_starts_at_log_2(family, train, tmp_path):
     assert switch_off_dropout(model.network) == layers
     prepare_policy(model, config, seed=0)
     step = first_step(model, config, size)
-    assert step.loss.item() == pytest.approx(math.log(2), abs=2e-6)
-    assert step.metrics["rewards/margins"].item() == pytest.approx(0, abs=2e-6)
+    # A copy of a weight at another address may be multiplied by another kernel: last digits, times beta.
+    # Dropout left on makes it 20.
+    assert step.loss.item() == pytest.approx(math.log(2), abs=1e-3)
+    assert step.metrics["rewards/margins"].item() == pytest.approx(0, abs=2e-3)
 
 
 def test_with_its_dropout_a_network_is_not_its_own_reference(tmp_path):
