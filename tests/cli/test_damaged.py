@@ -30,7 +30,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             '{"format": 1, "step": 2, "facts": {}, "fingerprint": {}, "files": {"a": 1}}',
             "files lack their sizes",
         ),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 200_000, "nested too deeply"),
     ],
 )
 def test_a_checkpoint_without_its_state(text, fragment, run, world, monkeypatch, capsys):  # noqa: F811

@@ -92,7 +92,7 @@ def test_latest_on_a_first_start_starts(tmp_path):
     assert checkpoints.start("latest") is None
     with pytest.raises(UserError, match=r"no checkpoint 'step-3'"):
         checkpoints.start("step-3")
-    checkpoints.save(Snapshot(2, {"a": torch.ones(1)}, {"state": {}, "param_groups": []}, {}, {}))
+    checkpoints.save(Snapshot(2, {"a": torch.ones(1)}, {}, {"state": {}, "param_groups": []}, {}))
     assert checkpoints.start("latest").step == 2
     (tmp_path / "checkpoints" / "step-2" / "state.json").unlink()
     with (
