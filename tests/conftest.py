@@ -27,7 +27,7 @@ shape_checks.install([f"diffalign.{room}" for room in SHAPED])
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = Path(__file__).with_name("times.json")
-FAST = 2.5  # processor seconds of a file; its imports are not counted
+FAST = 2.0  # processor seconds of a file; its imports are not counted
 SLOW_WORDS = frozenset(
     ["benchmarks", "demo", "distributed", "notebooks", "run", "runs", "scripts", "sweep", "training"]
 )
