@@ -7,11 +7,7 @@ An arm with a seed is a row, a file under ``benchmarks/rows``: an interrupted ru
 processes share the rows. ``benchmarks/densedpo.md`` is made from all rows.
 """
 
-import argparse
-
-import torch
-
-from benchmarks import record
+from benchmarks import arms, record
 from benchmarks.record import Row, over_seeds, shown, verdict
 from benchmarks.video_world import (
     ARMS,
@@ -25,7 +21,6 @@ from benchmarks.video_world import (
     settings_of,
 )
 from diffalign.evaluation.measuring.statistics import Estimate
-from diffalign.utils.files import write_atomic
 
 PROMPTS = 192
 COLUMNS = {
@@ -123,29 +118,15 @@ def text(rows: list[Row]) -> str:
         word = "not tested yet" if gain is None else verdict(gain, "supported", "not supported")
         lines.append(f"| {says} | {'' if gain is None else shown(gain)} | {word} |")
     if rows:
-        first, dates = rows[0], sorted(row["date"] for row in rows)
-        lines += ["", f"{first['machine']}, torch {first['versions']['torch']}, {dates[0]} to {dates[-1]}."]
+        lines += ["", arms.made_on(rows)]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make every requested row that is missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.densedpo", description=__doc__.splitlines()[0]
+    """Make every row that is requested and missing."""
+    arms.main(
+        "densedpo", __doc__, ARMS, make, lambda _: text(record.rows("video-")), prompts=PROMPTS, argv=argv
     )
-    parser.add_argument("--arms", help="comma-separated; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=PROMPTS)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process; start several")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
-    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
-    for seed in range(arguments.seeds):
-        for arm in ARMS:
-            if arm.name in names and make(arm, seed, arguments.prompts) is not None:
-                with record.lock("densedpo"):
-                    write_atomic(record.HERE / "densedpo.md", text(record.rows("video-")))
 
 
 if __name__ == "__main__":

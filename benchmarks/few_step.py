@@ -9,18 +9,15 @@ seed, a file under ``benchmarks/rows``; ``few_step.md`` is made of all rows that
 captions, in 4 steps from the same noise; the base is drawn in 4 and in 20.
 """
 
-import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from benchmarks import record
+from benchmarks import arms, record
 from benchmarks.record import Row, lock, over_seeds, shown, verdict
-from benchmarks.tiny_world import NEVER, quiet, scores
-from diffalign.config.schema import ModelConfig, ValidationConfig
+from benchmarks.tiny_world import quiet, scores
+from diffalign.config.schema import ModelConfig
 from diffalign.evaluation.drawing.sampling import SamplingSettings
 from diffalign.export.aligned import load_aligned
 from diffalign.methods import build
@@ -28,7 +25,6 @@ from diffalign.models.loading import load
 from diffalign.runs.align import align
 from diffalign.runs.demo import REWARDS
 from diffalign.runs.validate import read_run
-from diffalign.utils.files import write_atomic
 
 PROMPTS = 384
 FEW, MANY = 4, 20
@@ -85,15 +81,9 @@ def base(prompts: int) -> Row:
 
 def make(arm: Arm, seed: int, prompts: int) -> Row | None:
     """Return the row of an arm and a seed, made if it is missing; None if another process makes it."""
-    run = read_run(arm.recipe, [*COMMON, *arm.flags])
     run = replace(
-        run,
+        arms.seeded(read_run(arm.recipe, [*COMMON, *arm.flags]), seed),
         output=str(record.WORK / "work" / f"fewstep-{arm.name}-{seed}"),
-        overwrite=True,
-        training=replace(run.training, seed=seed),
-        checkpoint=replace(run.checkpoint, every=NEVER),
-        logging=replace(run.logging, trackers=()),
-        validation=ValidationConfig(),
     )
     asked = {
         "method": build(run.method),
@@ -167,29 +157,17 @@ def text(start: Row, rows: Sequence[Row]) -> str:
         if pairs:
             found = over_seeds([gains(row, other["scores"], REWARDS[0]) for row, other in pairs])
             lines.append(f"| {arm.name} | {shown(found)} | {verdict(found, 'better', 'worse')} |")
-    dates = sorted(row["date"] for row in [start, *rows])
-    lines += ["", f"{start['machine']}, torch {start['versions']['torch']}, {dates[0]} to {dates[-1]}."]
+    lines += ["", arms.made_on([start, *rows])]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make every row that is wanted and not there."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.few_step", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--arms", help="comma-separated; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=PROMPTS)
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
-    for seed in range(arguments.seeds):
-        for arm in ARMS:
-            if arm.name in names and make(arm, seed, arguments.prompts) is not None:
-                rows = [row for row in record.rows("fewstep-") if "arm" in row]
-                with lock("fewstep"):
-                    write_atomic(record.HERE / "few_step.md", text(base(arguments.prompts), rows))
+    """Make every row that is requested and missing."""
+
+    def page(prompts: int) -> str:
+        return text(base(prompts), [row for row in record.rows("fewstep-") if "arm" in row])
+
+    arms.main("few_step", __doc__, ARMS, make, page, prompts=PROMPTS, argv=argv)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record, speed_mid, speed_page, speed_sizes
+from benchmarks.arms import NEVER
 from benchmarks.record import Row, lock
 from benchmarks.speed_real import SIZES, useful
-from benchmarks.tiny_world import NEVER
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import (
     CheckpointConfig,
@@ -122,14 +122,13 @@ class Plan:
     resolution: int = speed_mid.RESOLUTION
     threads: int = 1
     script: str = ""
-    different: Mapping[str, Mapping[str, Any]] | None = None
+    different: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: speed_mid.DIFFERENT)
     side: int | None = None
 
 
 def run_of(plan: Plan, arm: Arm) -> Run:
     """Return our run of an arm, the model and the pairs of which are made if they are not there."""
-    different = speed_mid.DIFFERENT if plan.different is None else plan.different
-    model = speed_mid.pipeline(plan.folder / "pipeline", different)
+    model = speed_mid.pipeline(plan.folder / "pipeline", plan.different)
     count = plan.steps * plan.batch // arm.visits
     table = plan.folder / f"pairs-{count}"
     if not (table / "train.parquet").is_file():
@@ -169,7 +168,7 @@ def script_arguments(plan: Plan, run: Run, arm: Arm) -> list[str]:
         "seed": 0,
     }
     given = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*given, "--no_hflip", *(arm.script or ())]
+    return [*given, "--no_hflip", *script_flags(arm)]
 
 
 def measured(folder: Path, job: Mapping[str, Any]) -> Row:
@@ -203,7 +202,6 @@ def row_of(plan: Plan, arm: Arm, tool: str, repetition: int) -> Row | None:
     """Return the row of an arm, a tool and a repetition, made if it is missing; None if another process is at
     it.
     """
-    run = run_of(plan, arm)
     asked: Row = {
         "arm": arm.name,
         "tool": tool,
@@ -212,13 +210,14 @@ def row_of(plan: Plan, arm: Arm, tool: str, repetition: int) -> Row | None:
         "batch": plan.batch,
         "resolution": plan.resolution,
         "threads": plan.threads,
-        "model": speed_mid.DIFFERENT if plan.different is None else plan.different,
+        "model": plan.different,
     }
     if tool == "script":
         asked["script"] = hashlib.sha256(Path(plan.script).read_bytes()).hexdigest()
     name = f"speed-{arm.name}-{tool}-{repetition}"
     if (found := record.known(name, asked)) is not None:
         return found
+    run = run_of(plan, arm)
     job = {"kind": tool, "threads": plan.threads, "side": plan.side}
     if tool == "ours":
         job |= {

@@ -8,7 +8,6 @@ it is. The result lies beside the job as ``result.json``.
 """
 
 import json
-import resource
 import runpy
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 from diffalign.utils.files import write_atomic
+from diffalign.utils.memory import peak_memory
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Sides of the matrices whose product measures a device's peak."""
@@ -74,13 +74,11 @@ def peak() -> int:
     """Return the peak memory in bytes since it was last forgotten: of the GPU where one is used, else of the
     process.
     """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    if (torch.cuda.is_available() and torch.cuda.is_initialized()) or not status.exists():
+        return peak_memory().bytes
+    # the peak that forget_peak resets; that of getrusage is the peak of the whole process
+    return next(int(line.split()[1]) * 1024 for line in status.open() if line.startswith("VmHWM"))
 
 
 def forget_peak() -> None:

@@ -121,10 +121,15 @@ def against(rows: Sequence[Row]) -> str:
 
 def ratios(ours: Sequence[Row], theirs: Sequence[Row], which: Sequence[int]) -> list[str]:
     """Return the ratios of measures, each of a repetition to its fellow, with their spread."""
-    fellows = {row["repetition"]: row for row in theirs}
-    pairs = [(row, fellows[row["repetition"]]) for row in ours if row["repetition"] in fellows]
     measures = [MEASURES[index][1] for index in which]
+    pairs = fellows(ours, theirs)
     return [spread([measure(a) / measure(b) for a, b in pairs], 2) for measure in measures]
+
+
+def fellows(ours: Sequence[Row], theirs: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return the pairs of rows of the same repetition."""
+    by_repetition = {row["repetition"]: row for row in theirs}
+    return [(row, by_repetition[row["repetition"]]) for row in ours if row["repetition"] in by_repetition]
 
 
 def beside(rows: Sequence[Row]) -> str:
@@ -143,9 +148,7 @@ def beside(rows: Sequence[Row]) -> str:
         base = arms.get((some[0]["beside"], "ours"))
         if tool != "ours" or not base:
             continue
-        fellows = {row["repetition"]: row for row in base}
-        pairs = [(row, fellows[row["repetition"]]) for row in some if row["repetition"] in fellows]
-        inside = spread([step(a, 2) / step(b, 2) for a, b in pairs], 2)
+        inside = spread([step(a, 2) / step(b, 2) for a, b in fellows(some, base)], 2)
         cpu, peak = ratios(some, base, (0, 5))
         lines.append(f"| {some[0]['says']} | {some[0]['beside']} | {cpu} | {inside} | {peak} |")
     return "\n".join([*lines, ""]) if len(lines) > known else ""

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks import record
+from benchmarks.arms import seeded
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
 from diffalign import tiny
-from diffalign.config.schema import ModelConfig, Run, ValidationConfig
+from diffalign.config.schema import ModelConfig, Run
 from diffalign.diffusion.likelihood import step_kl
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import Ancestral, trajectory
@@ -46,7 +47,6 @@ PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_"}  # prefixes of the recipes
 BUDGET = 60 * 64 * 8.0
 ONLINE_BUDGET = 3 * BUDGET  # includes the cost of sampling
 COST_STEPS = 2  # steps over which a cost is averaged: some methods make random numbers of calls
-NEVER = 7_207_200  # steps between checkpoints: a multiple of the steps of a round (up to 16, 20, ...)
 HELD_OUT = 64  # groups on which the errors of winners and losers are measured
 COST_VERSION = 1
 DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # prompts, and images of each, for the diversity
@@ -61,15 +61,8 @@ def quiet(line: str) -> None:
 def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str = "tiny") -> Run:
     """Return the shipped tiny recipe of a method, with flags; all rows share one cache of latents."""
     run = read_run(PREFIXES[world] + name, overrides)
-    return replace(
-        run,
-        overwrite=True,
-        training=replace(run.training, seed=seed),
-        data=replace(run.data, cache_dir=str(record.WORK / "cache"), max_holdout=HELD_OUT),
-        checkpoint=replace(run.checkpoint, every=NEVER),
-        logging=replace(run.logging, trackers=()),
-        validation=ValidationConfig(),
-    )
+    cached = replace(run.data, cache_dir=str(record.WORK / "cache"), max_holdout=HELD_OUT)
+    return replace(seeded(run, seed), data=cached)
 
 
 def settings_of(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:

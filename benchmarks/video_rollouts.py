@@ -7,23 +7,17 @@ A row is an arm and a seed, a file under ``benchmarks/rows``; ``video_rollouts.m
 are there. Processes started side by side share the rows out.
 """
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-
-from benchmarks import record
+from benchmarks import arms, record
 from benchmarks.densedpo import COLUMNS
 from benchmarks.record import Row, over_seeds, shown, verdict
-from benchmarks.tiny_world import NEVER
 from benchmarks.video_world import GUIDANCE, MEASURED, MODEL, trained
-from diffalign.config.schema import Run, ValidationConfig
 from diffalign.evaluation.drawing.pipeline import fingerprint
 from diffalign.methods import build
 from diffalign.models.loading import load
 from diffalign.runs.validate import read_run
-from diffalign.utils.files import write_atomic
 
 PROMPTS = 96
 PREFIX = "video_rollout-"  # of the rows; those of benchmarks.densedpo are video-*
@@ -45,22 +39,9 @@ ARMS = (
 TRAINED = {"nft-content": "video_content"}
 
 
-def run_of(arm: Arm, seed: int) -> Run:
-    """Return the run of an arm."""
-    run = read_run(arm.recipe, arm.flags)
-    return replace(
-        run,
-        overwrite=True,
-        training=replace(run.training, seed=seed),
-        checkpoint=replace(run.checkpoint, every=NEVER),
-        logging=replace(run.logging, trackers=()),
-        validation=ValidationConfig(),
-    )
-
-
 def make(arm: Arm, seed: int, prompts: int) -> Row | None:
     """Return the row of an arm and a seed, read or made; None while another process makes it."""
-    run, name = run_of(arm, seed), f"{PREFIX}{arm.name}-{seed}"
+    run, name = arms.seeded(read_run(arm.recipe, arm.flags), seed), f"{PREFIX}{arm.name}-{seed}"
     asked = {
         "method": build(run.method),
         "rollout": run.rollout,
@@ -86,7 +67,7 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
 
 def text(rows: Sequence[Row]) -> str:
     """Return ``video_rollouts.md``."""
-    first, dates = rows[0], sorted(row["date"] for row in rows)
+    first = rows[0]
     columns = [name.removesuffix(" (trained on)") for name in COLUMNS.values()]
     base = [f"{first['rewards'][name]['base']:.3f}" for name in COLUMNS]
     lines = [
@@ -118,27 +99,15 @@ def text(rows: Sequence[Row]) -> str:
             f"| {arm.name}: {arm.says} | {' | '.join(cells)} | {word} | {len(some)} | {rounds} "
             f"| {rounds * each:,} | {seconds:.0f} |"
         )
-    lines += ["", f"{first['machine']}, torch {first['versions']['torch']}, {dates[0]} to {dates[-1]}."]
+    lines += ["", arms.made_on(rows)]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make every row that is wanted and not there."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.video_rollouts", description=__doc__.splitlines()[0]
+    """Make every row that is requested and missing."""
+    arms.main(
+        "video_rollouts", __doc__, ARMS, make, lambda _: text(record.rows(PREFIX)), prompts=PROMPTS, argv=argv
     )
-    parser.add_argument("--arms", help="comma-separated; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=PROMPTS)
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
-    for seed in range(arguments.seeds):
-        for arm in ARMS:
-            if arm.name in names and make(arm, seed, arguments.prompts) is not None:
-                with record.lock("video_rollouts"):
-                    write_atomic(record.HERE / "video_rollouts.md", text(record.rows(PREFIX)))
 
 
 if __name__ == "__main__":

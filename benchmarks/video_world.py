@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
+from benchmarks.arms import seeded
 from benchmarks.record import lock
 from diffalign import tiny
-from diffalign.config.schema import ModelConfig, Run, ValidationConfig
+from diffalign.config.schema import ModelConfig, Run
 from diffalign.diffusion.guidance import Guided
 from diffalign.diffusion.randomness import derive
 from diffalign.evaluation.drawing.pipeline import fingerprint
@@ -164,9 +165,7 @@ def recipe(arm: VideoArm, seed: int) -> Run:
     """Return the run of an arm."""
     run = read_run(arm.recipe, arm.flags)
     return replace(
-        run,
-        overwrite=True,
-        training=replace(run.training, seed=seed),
+        seeded(run, seed),
         data=replace(
             run.data,
             path=run.data.path if arm.eta is None else str(pairs_of(arm.eta)),
@@ -175,9 +174,6 @@ def recipe(arm: VideoArm, seed: int) -> Run:
             cache_dir=str(record.WORK / "cache"),
             max_holdout=32,
         ),
-        checkpoint=replace(run.checkpoint, every=10_000),
-        logging=replace(run.logging, trackers=()),
-        validation=ValidationConfig(),
     )
 
 

@@ -35,7 +35,8 @@ def on_files(files: Files, config: Any) -> Files:
     entries = content["recipes"]
     pages = {"reproduce.md": index(entries, known, counts)}
     for name, entry in entries.items():
-        pages[f"reproduce/{name}.md"] = one(known[name], entry, counts["rows"][name], content["sources"])
+        row = {**counts["rows"][name], **counts["about"]}
+        pages[f"reproduce/{name}.md"] = one(known[name], entry, row, content["sources"])
     for source, text in pages.items():
         file = File.generated(config, source, content=text)
         file.inclusion = InclusionLevel.NOT_IN_NAV if "/" in source else InclusionLevel.INCLUDED
@@ -76,7 +77,8 @@ def one(recipe: Any, entry: Mapping[str, Any], row: Mapping[str, Any], sources: 
     product = " x ".join(f"{n:,}" for n in row["factors"])
     lines += [
         f"| FLOPs, by shapes | {row['flops']:.2g} for {product} ({row['counted']}) |",
-        f"| hours of one H100 | {spoken(row['h100_hours'])}, at 40 % of its peak; not measured |",
+        f"| hours of one H100 | {spoken(row['h100_hours'])}, at {row['utilisation']:.0%} of its peak; "
+        "not measured |",
         f"| not reproducible, and why | {cited(entry['missing'], sources)} |",
         "",
         "## Our recipe",
