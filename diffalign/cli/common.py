@@ -3,13 +3,13 @@
 import argparse
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffalign.errors import UserError, unknown
 from diffalign.utils.devices import device_name as device_name
+from diffalign.utils.devices import share as share
 from diffalign.utils.places import file_to_write, folder_to_write, place_to_write
 
 
@@ -128,18 +128,3 @@ def print_json(value: Any) -> None:
 def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
     """Return some attributes of a card, for JSON."""
     return {name: getattr(card, name) for name in fields}
-
-
-def share() -> tuple[int, int]:
-    """Return (rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1).
-
-    Raises:
-        UserError: the variables RANK and WORLD_SIZE are no such pair.
-    """
-    rank, world = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
-    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise UserError(
-            f"RANK={rank!r} and WORLD_SIZE={world!r} in the environment; allowed: whole numbers, RANK below "
-            "WORLD_SIZE, as launchers set them, or neither"
-        )
-    return int(rank), int(world)

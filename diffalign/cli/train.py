@@ -30,7 +30,6 @@ def run(argv: Sequence[str]) -> int:
             "train needs a config or flags, such as `diffalign train sdxl_dpo_lora_24gb --data.path "
             f"pairs.parquet`; {alike('', shipped_configs())}"
         )
-    share()  # refuses a RANK without its WORLD_SIZE before anything waits for the others
     run, notes = resolve(flags, needs=() if flags.switches else ("model.path", "data.path"))
     for note in notes:
         _say([f"note: {note}"])

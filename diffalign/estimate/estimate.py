@@ -6,8 +6,7 @@ save. Attention is fused, so no attention matrix is stored.
 
 FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward). The
 backward is measured: about 2 forwards if all weights are trained, about 1 under LoRA, whose frozen weights
-    need
-no gradient. Recomputation is 1 policy forward with gradient checkpointing, else 0. Methods without a
+need no gradient. Recomputation is 1 policy forward with gradient checkpointing, else 0. Methods without a
 reference have no reference forward.
 
 The memory of an online run is that of a gradient batch of its rounds: all samples of a prompt at once (or

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.export.combine import folded, uniform
 from diffalign.export.layouts import kohya_state, lora_metadata, to_diffusers, train_layout
-from diffalign.models.experts import FIRST, FOLDERS, SECOND
+from diffalign.models.experts import FIRST, FOLDERS, INTO
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import ADAPTER, has_lora_loader, inject
 from diffalign.models.lora_formats import Factors, Lora
@@ -51,14 +52,13 @@ def attach_carried(model: LoadedModel) -> None:
         put_on(model, model.carried, "the other expert's LoRA")
 
 
-def by_file(lora: Lora, model: LoadedModel) -> dict[str, tuple[Lora, dict[str, Any]]]:
+def by_file(lora: Lora, model: LoadedModel) -> dict[str, tuple[Lora, Mapping[str, Any]]]:
     """Return the parts of a LoRA that are a file of their own by folder, each with what diffusers' loader is
     told besides: the whole LoRA and nothing, or of two experts one each, named as the first.
     """
     if not model.split:
         return {"": (lora, {})}
-    told: dict[str, dict[str, Any]] = {FIRST: {}, SECOND: {"load_into_transformer_2": True}}
-    return {FOLDERS[name]: ({FIRST: lora[name]}, told[name]) for name in FOLDERS if name in lora}
+    return {FOLDERS[name]: ({FIRST: lora[name]}, INTO[name]) for name in FOLDERS if name in lora}
 
 
 def set_strength(model: LoadedModel, strength: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from diffalign.models.experts import EXPERTS, FOLDERS, INTO
 from diffalign.models.families.registry import FAMILIES, get_family
 from diffalign.models.lora import has_lora_loader
 from diffalign.models.sources import HUB_ID, LORA_FILES, SINGLE_FILE
@@ -147,7 +148,7 @@ def _started(adapters: tuple[str, ...]) -> str:
 
 def _of_experts(folders: tuple[str, ...]) -> str:
     """Return the sentence on which of two experts are changed, and which is not."""
-    words = {"high_noise": "high noise (`transformer`)", "low_noise": "low noise (`transformer_2`)"}
+    words = {FOLDERS[part]: f"{noise} noise (`{part}`)" for noise, part in EXPERTS.items()}
     changed = " and ".join(f"that for {words[name]}" for name in folders)
     rest = "" if len(folders) == len(words) else " The other one is the base's."
     return f"The base is two experts; these adapters change {changed}.{rest}\n"
@@ -155,7 +156,7 @@ def _of_experts(folders: tuple[str, ...]) -> str:
 
 def _told(folders: tuple[str, ...]) -> list[str]:
     """Return the further arguments of each call of diffusers' loader."""
-    into = {"high_noise": "", "low_noise": ", load_into_transformer_2=True"}
+    into = {FOLDERS[part]: "".join(f", {k}={v}" for k, v in INTO[part].items()) for part in FOLDERS}
     name = f'weight_name="{LORA_FILES[0]}"'
     return [f', subfolder="{folder}", {name}{into[folder]}' for folder in folders] or [""]
 

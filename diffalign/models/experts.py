@@ -24,6 +24,9 @@ EXPERTS: Mapping[str, str] = {"high": FIRST, "low": SECOND}
 FOLDERS: Mapping[str, str] = dict(zip((FIRST, SECOND), EXPERT_FOLDERS, strict=True))
 """The folders of a LoRA by component."""
 
+INTO: Mapping[str, Mapping[str, Any]] = {FIRST: {}, SECOND: {"load_into_transformer_2": True}}
+"""Further arguments of diffusers' ``load_lora_weights`` by component."""
+
 
 def spanned(noising: NoisingPath, pipeline: Any, component: str) -> NoisingPath:
     """Return the path with the times at which a pipeline asks a component: of two experts from its boundary

@@ -8,7 +8,6 @@ The run directory holds ``config.yaml`` (loads again), ``metrics.jsonl``, ``tens
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -57,6 +56,7 @@ from diffalign.training.loop import train
 from diffalign.training.packages import check_packages
 from diffalign.training.state import TrainState
 from diffalign.types import Method
+from diffalign.utils.devices import share
 from diffalign.utils.files import write_atomic
 from diffalign.utils.lock import locked
 from diffalign.utils.memory import Peak, advised, peak_memory
@@ -97,7 +97,9 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     Raises:
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
-    run = with_launcher(run, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
+    rank, _ = share()
+    tell = say if rank == 0 else _silent  # there is no accelerator before the run is known to be right
+    run = with_launcher(run, tell)
     validate(run)
     quantized = {
         "model.quantize": run.model.quantize,
@@ -119,7 +121,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     if preferences is not None:
         if run.data.drop is not None:
             rows_in(run.data.drop)
-        check_files(preferences, run.data, say if int(os.environ.get("RANK", "0")) == 0 else _silent)
+        check_files(preferences, run.data, tell)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else _silent
     if products := set_products(run.training.float32_matmul, accelerator.device.type):

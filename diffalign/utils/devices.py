@@ -1,4 +1,6 @@
-"""The device and the dtypes of commands. Importing this module does not import torch."""
+"""The device and the dtypes of commands, and the place of a process. Importing this module does not import
+torch.
+"""
 
 import os
 
@@ -24,3 +26,18 @@ def device_name(name: str) -> str:
         allowed = ", ".join(dict.fromkeys(["auto", "cpu", best]))
         raise UserError(f"--device {name!r} is not available here; allowed: {allowed}")
     return name
+
+
+def share() -> tuple[int, int]:
+    """Return (rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1).
+
+    Raises:
+        UserError: the variables RANK and WORLD_SIZE are no such pair.
+    """
+    rank, world = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UserError(
+            f"RANK={rank!r} and WORLD_SIZE={world!r} in the environment; allowed: whole numbers, RANK below "
+            "WORLD_SIZE, as launchers set them, or neither"
+        )
+    return int(rank), int(world)

@@ -7,12 +7,8 @@ The advice lists options of the run that are not set yet, in descending order of
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from diffalign.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 GIB = 2**30
 # Messages of torch on the CPU (two allocators), and of CUDA libraries whose errors torch does not convert.

@@ -333,11 +333,7 @@ def test_another_format_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    trial = Trial()
-    trial.hooks = [SaveCheckpoints(checkpoints, 0)]
-    trial.run()
-    other = Trial(network=torch.nn.Sequential(torch.nn.Linear(4, 2)), resume=checkpoints.load("latest"))
+    other = Trial(network=torch.nn.Sequential(torch.nn.Linear(4, 2)), resume=trained_checkpoint(tmp_path))
     with pytest.raises(
         UserError, match=r"holds other tensors than this run: 8 differ, first '0.bias'.*run .2,."
     ):

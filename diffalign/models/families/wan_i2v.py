@@ -6,18 +6,17 @@ states of a CLIP vision tower before its last layer, and takes the first 512 tok
 made once a source. The A14B has two experts (``wan.py``) and no vision tower.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
 from diffalign.models.codecs import Codec
-from diffalign.models.families.sources import SOURCE, Size, SourceImages, pictures
+from diffalign.models.families.sources import SOURCE, AsLatents, SourceImages, pictures
 from diffalign.models.families.wan import CONFIGS as WAN_CONFIGS
 from diffalign.models.families.wan import LARGE, WanVideo
 from diffalign.types import Cond
@@ -57,17 +56,11 @@ A14B: Mapping[str, Mapping[str, Any] | None] = {
 
 
 @dataclass(frozen=True)
-class FirstFrame:
+class FirstFrame(AsLatents):
     """A source that is the first frame of the video."""
 
     needed: bool = True
     usual: bool = True
-    batched: bool = False
-    read: bool = False
-
-    def size(self, target: Size) -> Size:
-        """Return the video's own."""
-        return target
 
     def encode(
         self, pipeline: Any, codec: Codec, pixels: Float[Tensor, "B 3 H W"], frames: int
@@ -80,16 +73,6 @@ class FirstFrame:
         levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         states = pipeline.encode_image(pictures(list(levels)), pipeline.image_encoder.device)
         return found | {STATES: states.float()}
-
-    def encode_prompts(
-        self, pipeline: Any, prompts: list[str], images: Sequence[Image.Image]
-    ) -> dict[str, Tensor]:
-        """Raise ValueError: the prompt is read alone."""
-        raise ValueError("the text encoder does not see the source")
-
-    def shapes(self, latents: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        """Return the latents' own."""
-        return {SOURCE: latents}
 
 
 @dataclass(frozen=True)

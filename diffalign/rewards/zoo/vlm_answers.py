@@ -70,7 +70,7 @@ class Unread:
         return counted
 
     def _tell(self, error: UnusableError, answer: str) -> None:
-        if set(str(self.unread)[1:]) <= {"0"} and str(self.unread)[0] == "1":  # 1, 10, 100, ...
+        if self.unread == 10 ** (len(str(self.unread)) - 1):  # 1, 10, 100, ...
             logger.warning(
                 "reward %r: %d of %d answers so far could not be read and were asked for again; the last: "
                 "%s, in %r",
