@@ -39,6 +39,7 @@ def content_digest(columns: Columns) -> bytes:
     if columns.has_source.any():  # else as it was before there were any
         digest.update(_raw(columns.has_source, "u1"))
         digest.update(_raw(halves(pc.struct_field(columns.column("source").drop_null(), "content")), "<u8"))
+    pa.default_memory_pool().release_unused()  # the copies of a large set are kept by the allocator else
     return digest.digest()
 
 
