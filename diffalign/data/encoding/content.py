@@ -18,6 +18,12 @@ def content_digest(columns: Columns) -> bytes:
 
     It does not depend on the division of the table into record batches.
     """
+    digest = _digest(columns)
+    pa.default_memory_pool().release_unused()  # the allocator keeps the copies of a large set otherwise
+    return digest
+
+
+def _digest(columns: Columns) -> bytes:
     digest = blake2b(digest_size=16)
     digest.update(_raw(columns.sizes, "<i8"))
     digest.update(_raw(_files(columns), "<u8"))
@@ -39,7 +45,6 @@ def content_digest(columns: Columns) -> bytes:
     if columns.has_source.any():  # else as it was before there were any
         digest.update(_raw(columns.has_source, "u1"))
         digest.update(_raw(halves(pc.struct_field(columns.column("source").drop_null(), "content")), "<u8"))
-    pa.default_memory_pool().release_unused()  # the copies of a large set are kept by the allocator else
     return digest.digest()
 
 
