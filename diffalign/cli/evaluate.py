@@ -34,6 +34,8 @@ from diffalign.utils.text import read_json_object
 if TYPE_CHECKING:
     from diffalign.evaluation.drawing.pipeline import Pipeline
     from diffalign.evaluation.drawing.sampling import SamplingSettings
+    from diffalign.evaluation.evaluate import Evaluation
+    from diffalign.evaluation.measuring.perceptual import PerceptualSettings
     from diffalign.evaluation.measuring.store import NamedReward
     from diffalign.evaluation.report.report import RunFacts
     from diffalign.evaluation.running import Entrant
@@ -52,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
     prompts = read_prompt_set(args.prompts, args.limit)
     specs = names(args.runs or args.aligned, "--aligned") if args.run is None else [args.run]
     settings = sampling_settings(args, trained_run(specs, args))
+    perceptual = perceptual_settings(args)
     found = compared(args, settings)
     output = folder_to_write(args.output or args.run or "runs/evaluation")
     rank, world = share()
@@ -70,6 +73,7 @@ def run(argv: Sequence[str]) -> int:
                 rank=rank,
                 world=world,
                 progress=rank == 0,
+                perceptual=perceptual,
             )
     except KeyboardInterrupt:
         print(f"what is drawn and scored is kept in {output}; the same command goes on", file=sys.stderr)
@@ -79,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     contest = replace(contest, repeats=args.runs is not None)
     page = write_contest(output, contest, found.facts, found.title, metrics=found.metrics)
     data = contest_data(contest, found.facts)
-    for note in found.notes:
+    for note in [*found.notes, *perceptual_notes(contest.leading, args)]:
         print(f"note: {note}", file=sys.stderr)
     if args.json:
         print_json(data)
@@ -119,6 +123,16 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     what.add_argument(
         "--rewards", required=True, metavar="A,B", help="the first gives the verdict; see `diffalign rewards`"
+    )
+    what.add_argument(
+        "--fid",
+        metavar="FOLDER",
+        help="FID of all models against the real images in this folder (pip install 'diffalign[metrics]')",
+    )
+    what.add_argument(
+        "--lpips",
+        action="store_true",
+        help="LPIPS of aligned to base images, and among the images of a prompt (diffalign[metrics])",
     )
     what.add_argument(
         "--output",
@@ -168,6 +182,28 @@ def named_rewards(specs: Sequence[str], args: argparse.Namespace) -> "list[Named
     ]
 
 
+def perceptual_settings(args: argparse.Namespace) -> "PerceptualSettings | None":
+    """Return what --fid and --lpips ask for; UserError for a folder without images, or a missing package."""
+    if args.fid is None and not args.lpips:
+        return None
+    from diffalign.evaluation.measuring.feature_networks import load_inception, load_lpips
+    from diffalign.evaluation.measuring.perceptual import PerceptualSettings, real_images
+
+    real = None if args.fid is None else Path(args.fid)
+    if real is not None:
+        real_images(real)
+    device = device_name(args.device)
+    return PerceptualSettings(real, args.lpips, lambda: load_inception(device), lambda: load_lpips(device))
+
+
+def perceptual_notes(evaluation: "Evaluation", args: argparse.Namespace) -> list[str]:
+    """Return what to know about FID and LPIPS as they were measured."""
+    notes = [] if evaluation.fid is None else [evaluation.fid.caution]
+    if args.lpips and "lpips_diversity" not in {change.name for change in evaluation.statistics}:
+        notes.append("every prompt has one image, so there is no LPIPS diversity; see --images-per-prompt")
+    return [note for note in notes if note]
+
+
 @dataclass(frozen=True)
 class Compared:
     """The models, and facts on their runs for the report, by the aligned models' names."""
@@ -211,6 +247,7 @@ def compared(args: argparse.Namespace, settings: "SamplingSettings") -> Compared
     known = dict(zip(entrant_names(specs), specs, strict=True))
     runs = {name: run_directory_of(spec) for name, spec in known.items()}
     shared = {"sampling": asdict(settings), "prompts": args.prompts}
+    shared |= {name: value for name in ("fid", "lpips") if (value := getattr(args, name))}
     if args.quantize:
         shared["quantize"] = args.quantize
     if len(known) > 1:
@@ -302,20 +339,39 @@ def _tables(model: Mapping[str, Any]) -> list[str]:
     return [
         table(rows, ("reward", "base", "aligned", "gain (95 %)", "win rate (95 %)", "adjusted p")),
         *([table(moved, ("motion", "base", "aligned", "change (95 %)"))] if moved else []),
+        *_distances(model),
     ]
+
+
+def _distances(model: Mapping[str, Any]) -> list[str]:
+    """Return a line each on FID and LPIPS, those that were measured."""
+    lines, spread = [], model["image_statistics"].get("lpips_diversity")
+    if fid := model.get("fid"):
+        counts = f"{fid['images']:,} images of each against {fid['real']:,} real ones"
+        lines.append(f"FID {fid['base']:.2f} -> {fid['aligned']:.2f} ({fid['change']:+.2f}; {counts})")
+    if found := model.get("lpips_to_base"):
+        low, high = found["ci95"]
+        lines.append(f"LPIPS to the base {found['value']:.4f} [{low:.4f}, {high:.4f}]")
+    if spread:
+        low, high = spread["change_ci95"]
+        change = f"{spread['change']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines.append(f"LPIPS diversity {spread['base']:.4f} -> {spread['aligned']:.4f} ({change})")
+    return lines
 
 
 DESCRIPTION = """\
 Compare a base model with aligned ones: all sample the same prompts from the same noise, every reward scores
 all samples, and the report has gains and win rates with paired 95 % intervals over prompts, tests corrected
 for the number of models and rewards (Holm), gains by category, image statistics and the images. For video
-models it also has motion: dynamic degree, smoothness, consistency. The same command continues a stopped
-evaluation; under torchrun every process samples and scores its share."""
+models it also has motion: dynamic degree, smoothness, consistency. --fid adds the Frechet Inception
+distance to real images, --lpips the distance to the base and the diversity within prompts. The same command
+continues a stopped evaluation; under torchrun every process samples and scores its share."""
 
 EXAMPLES = """
 diffalign evaluate --run runs/mine --prompts prompts.txt --rewards pickscore,aesthetic_v2
 diffalign evaluate --run runs/tiny --prompts tiny:test --limit 99 --rewards judge,taste --guidance 1
 diffalign evaluate --run runs/wan --prompts prompts.txt --rewards pickscore --steps 30 --dtype bfloat16
+diffalign evaluate --run runs/mine --prompts coco.txt --rewards pickscore --fid coco/val2017 --lpips
 diffalign evaluate --runs runs/seed0,runs/seed1,runs/seed2 --prompts parti --rewards pickscore --table latex
 diffalign evaluate --base tiny:sdxl --aligned runs/dpo,runs/sft --prompts tiny:test --limit 64 --rewards judge
 torchrun --nproc-per-node 4 -m diffalign evaluate --run runs/mine --prompts parti --rewards pickscore,hpsv2_1

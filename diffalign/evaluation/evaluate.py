@@ -15,11 +15,23 @@ from diffalign.errors import UserError
 from diffalign.evaluation.drawing.pipeline import Pipeline
 from diffalign.evaluation.drawing.samples import Sample
 from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, generate
-from diffalign.evaluation.measuring.image_statistics import StatisticChange, diversities, statistic_changes
+from diffalign.evaluation.measuring.image_statistics import (
+    StatisticChange,
+    diversities,
+    diversity_change,
+    statistic_changes,
+)
 from diffalign.evaluation.measuring.measuring import Measured, check_finite, measure
 from diffalign.evaluation.measuring.motion import MOTION
+from diffalign.evaluation.measuring.perceptual import Fid, Perceptual
 from diffalign.evaluation.measuring.statistics import MIN_PROMPTS as MIN_PROMPTS
-from diffalign.evaluation.measuring.statistics import Comparison, compare, prompt_means
+from diffalign.evaluation.measuring.statistics import (
+    Comparison,
+    Estimate,
+    bootstrap_mean,
+    compare,
+    prompt_means,
+)
 from diffalign.media.files import MediaLike, all_videos
 from diffalign.types import Reward
 
@@ -57,6 +69,8 @@ class Evaluation:
         rows: the table by prompt, in order of appearance.
         alarm: sentences on measurements that got worse while the primary reward rose; may be empty.
         seed: of the bootstrap (and of the sampling, in ``compare_pipelines``).
+        fid: against real images, if it was measured.
+        lpips_to_base: LPIPS of base and aligned image of the same noise, over prompts, if it was measured.
     """
 
     prompts: tuple[str, ...] = field(repr=False)
@@ -65,6 +79,8 @@ class Evaluation:
     rows: tuple[PromptRow, ...] = field(repr=False)
     alarm: tuple[str, ...]
     seed: int
+    fid: Fid | None = None
+    lpips_to_base: Estimate | None = None
 
     @property
     def motion(self) -> tuple[StatisticChange, ...]:
@@ -136,8 +152,11 @@ def judged(
     kind: str,
     seed: int = 0,
     resamples: int = 10_000,
+    perceptual: Perceptual | None = None,
 ) -> Evaluation:
     """Return the evaluation of N pairs (of ``kind`` ``image`` or ``video``) that have been measured.
+
+    ``perceptual`` adds FID and LPIPS.
 
     Raises:
         UserError: a score that is not finite.
@@ -156,6 +175,10 @@ def judged(
         diversities(aligned.thumbnails, prompts),
         seed,
     )
+    if perceptual is not None and perceptual.base_diversity:
+        spreads = perceptual.base_diversity, perceptual.aligned_diversity
+        statistics += (diversity_change("lpips_diversity", *spreads, seed),)
+    to_base = perceptual.to_base if perceptual is not None else ()
     return Evaluation(
         prompts=tuple(prompts),
         rewards=tuple(results),
@@ -163,6 +186,8 @@ def judged(
         rows=_rows(prompts, results),
         alarm=tuple(_alarm(results, statistics, f"{kind}s")),
         seed=seed,
+        fid=None if perceptual is None else perceptual.fid,
+        lpips_to_base=bootstrap_mean(prompt_means(to_base, prompts)[1], seed, resamples) if to_base else None,
     )
 
 

@@ -17,6 +17,12 @@ from diffalign.evaluation.contest import BASE, Contest, contest
 from diffalign.evaluation.drawing.pipeline import Pipeline
 from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, draw, plan
 from diffalign.evaluation.evaluate import judged
+from diffalign.evaluation.measuring.perceptual import (
+    Perceptual,
+    PerceptualSettings,
+    check_perceptual,
+    measure_perceptual,
+)
 from diffalign.evaluation.measuring.store import MeasurementStore, NamedReward, chunks, freed
 from diffalign.media.files import all_videos
 from diffalign.utils.distributed import joined
@@ -46,19 +52,26 @@ def evaluate_models(
     rank: int = 0,
     world: int = 1,
     progress: bool = True,
+    perceptual: PerceptualSettings | None = None,
 ) -> Contest | None:
     """Sample, score and compare; return None in every process but the first.
 
     Images go to ``output``/images/base and so on, scores and statistics to ``output``/measured.sqlite.
+    ``perceptual`` adds FID and LPIPS, which the first process measures, again at every call.
 
     Raises:
-        UserError: nothing to compare, see ``sampling.generate``, or ``MeasurementStore.fill``.
+        UserError: nothing to compare, see ``sampling.generate``, ``MeasurementStore.fill``, or
+            ``measure_perceptual``.
     """
     if not entrants or not rewards:
         raise UserError("nothing to evaluate: give at least one aligned model and one reward")
     store = output / "measured.sqlite"
     if not rank and not store.exists():
         _loadable(rewards)
+    count = len(prompts.prompts) * images_per_prompt
+    if not rank and perceptual is not None:
+        check_perceptual(perceptual, count)
+        freed()
     files: dict[str, list[Path]] = {}
     with joined(world) as wait:
         for name, folder, opened in [(BASE, BASE, base), *((e.name, e.folder, e.open) for e in entrants)]:
@@ -71,6 +84,8 @@ def evaluate_models(
                 seed=seed,
                 folder=output / "images" / folder,
             )
+            if perceptual is not None and perceptual.real is not None and planned.call.fps is not None:
+                raise UserError(f"--fid compares images, and {type(pipeline).__name__} draws videos")
             draw(pipeline, planned, batch_size, rank, world, progress=progress, title=f"sampling {name}")
             samples = planned.samples()
             files[name] = [sample.source for sample in samples if isinstance(sample.source, Path)]
@@ -88,10 +103,18 @@ def evaluate_models(
         return None
     measured = {name: measurements.measured(some, rewards) for name, some in every.items()}
     kind = "video" if all_videos(files[BASE]) else "image"
+    aligned = {e.name: files[e.name] for e in entrants}
+    found: dict[str, Perceptual] = {}
+    if perceptual is not None:
+        found = measure_perceptual(perceptual, files[BASE], aligned, texts, progress)
+        freed()
     return contest(
         files[BASE],
-        {e.name: files[e.name] for e in entrants},
-        {e.name: judged(measured[BASE], measured[e.name], texts, kind, seed) for e in entrants},
+        aligned,
+        {
+            name: judged(measured[BASE], measured[name], texts, kind, seed, perceptual=found.get(name))
+            for name in aligned
+        },
         {axis: [of[sample.position] for sample in samples] for axis, of in prompts.categories.items()},
     )
 

@@ -43,6 +43,8 @@ CONCERNS: dict[str, Concern] = {
     "sharpness": Concern("sharpness", True, True, 0.5, 0.01),
     "dark_fraction": Concern("share of dark pixels", False, True, 0.5, 0.1),
     "diversity": Concern("diversity within a prompt", True, False, 0.3, 0.01),
+    # where LPIPS was measured: see ``perceptual``
+    "lpips_diversity": Concern("LPIPS diversity within a prompt", True, False, 0.3, 0.02),
     # of videos: see ``motion``
     "dynamic_degree": Concern("dynamic degree (short sides a second)", True, False, 0.2, 0.01),
     "dynamic": Concern("share of dynamic videos", True, False, 0.2, 0.05),
@@ -128,11 +130,16 @@ def statistic_changes(
         _, after = prompt_means(aligned[name], prompts)
         changes.append(_change(name, before, after, seed))
     if base_diversity:
-        names = list(base_diversity)
-        before = np.array([base_diversity[n] for n in names])
-        after = np.array([aligned_diversity[n] for n in names])
-        changes.append(_change("diversity", before, after, seed))
+        changes.append(diversity_change("diversity", base_diversity, aligned_diversity, seed))
     return tuple(changes)
+
+
+def diversity_change(
+    name: str, base: Mapping[str, float], aligned: Mapping[str, float], seed: int = 0
+) -> StatisticChange:
+    """Compare a statistic by prompt, of the same prompts, under its name in ``CONCERNS``."""
+    before, after = np.array(list(base.values())), np.array([aligned[prompt] for prompt in base])
+    return _change(name, before, after, seed)
 
 
 def _change(name: str, before: np.ndarray, after: np.ndarray, seed: int) -> StatisticChange:

@@ -16,7 +16,7 @@ from diffalign.rewards.videos import takes_videos
 from diffalign.types import Reward
 
 IMAGES, VIDEOS = 32, 4  # files that are open at once
-_FRAMES = 4  # of a video, whose image statistics are taken
+FRAMES_LOOKED_AT = 4  # of a video, whose image statistics are taken
 
 
 def check_finite(name: str, scores: Sequence[float], prompts: Sequence[str], what: str) -> None:
@@ -68,7 +68,7 @@ def look(media: Media) -> tuple[dict[str, float], np.ndarray]:
     """
     if not isinstance(media, Video):
         return image_statistics(media), thumbnail(media)
-    frames = [frame_image(media, index) for index in evenly_spaced(len(media.frames), _FRAMES)]
+    frames = [frame_image(media, index) for index in evenly_spaced(len(media.frames), FRAMES_LOOKED_AT)]
     found = [image_statistics(frame) for frame in frames]
     means = {name: float(np.mean([values[name] for values in found])) for name in found[0]}
     return means | motion_statistics(media), np.concatenate([thumbnail(frame) for frame in frames])

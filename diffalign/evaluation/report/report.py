@@ -7,7 +7,7 @@ gives the verdict first, in one sentence with its interval. Of several models it
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from diffalign.evaluation.evaluate import Evaluation
 from diffalign.evaluation.measuring.image_statistics import StatisticChange
 from diffalign.evaluation.measuring.statistics import Comparison
 from diffalign.evaluation.report import curves, sections
+from diffalign.evaluation.report.distances import distances
 from diffalign.evaluation.report.page import contents, page
 from diffalign.evaluation.report.people import people_data, people_section, read_people
 from diffalign.evaluation.report.side_by_side import pairs
@@ -74,7 +75,7 @@ def contest_data(contest: Contest, facts: Mapping[str, RunFacts]) -> dict[str, A
 
     ``prompts`` is the number of distinct prompts, ``p_value_adjusted`` is corrected as ``Contest.adjusted``,
     ``verdict`` is of the best, ``lead`` its gain over the next best. ``motion`` is of videos, ``categories``
-    of prompts that have some.
+    of prompts that have some, ``fid`` and ``lpips_to_base`` where they were measured.
     """
     models = {name: _model_data(contest, name, facts[name]) for name in contest.names}
     best, lead = facts[contest.best], contest.lead
@@ -117,8 +118,21 @@ def _model_data(contest: Contest, name: str, facts: RunFacts) -> dict[str, Any]:
         "image_statistics": {change.name: _change_data(change) for change in evaluation.looks},
         **({"motion": {c.name: _change_data(c) for c in evaluation.motion}} if evaluation.motion else {}),
         **({"categories": _categories_data(results)} if results else {}),
+        **_perceptual_data(evaluation),
         "alarm": list(evaluation.alarm),
     }
+
+
+def _perceptual_data(evaluation: Evaluation) -> dict[str, Any]:
+    """``fid`` and ``lpips_to_base``, those that were measured."""
+    found: dict[str, Any] = {}
+    if evaluation.fid is not None:
+        fid = evaluation.fid
+        found["fid"] = {**asdict(fid), "change": fid.aligned - fid.base, "caution": fid.caution}
+    if evaluation.lpips_to_base is not None:
+        distance = evaluation.lpips_to_base
+        found["lpips_to_base"] = {"value": distance.value, "ci95": distance.interval}
+    return found
 
 
 def _over_runs(contest: Contest) -> dict[str, Any]:
@@ -269,6 +283,7 @@ def render(
         categories(contest),
         sections.distributions(contest),
         sections.statistics(contest),
+        distances(contest),
         curves.training(rows),
         curves.held_out(rows),
         sections.usage(best.usage),
