@@ -19,6 +19,12 @@ from diffalign.cli.common import (
     share,
     table,
 )
+from diffalign.cli.distances import (
+    add_distance_options,
+    distance_lines,
+    perceptual_notes,
+    perceptual_settings,
+)
 from diffalign.cli.model_arguments import (
     add_quantize_option,
     add_sampling_options,
@@ -34,8 +40,6 @@ from diffalign.utils.text import read_json_object
 if TYPE_CHECKING:
     from diffalign.evaluation.drawing.pipeline import Pipeline
     from diffalign.evaluation.drawing.sampling import SamplingSettings
-    from diffalign.evaluation.evaluate import Evaluation
-    from diffalign.evaluation.measuring.perceptual import PerceptualSettings
     from diffalign.evaluation.measuring.store import NamedReward
     from diffalign.evaluation.report.report import RunFacts
     from diffalign.evaluation.running import Entrant
@@ -124,16 +128,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--rewards", required=True, metavar="A,B", help="the first gives the verdict; see `diffalign rewards`"
     )
-    what.add_argument(
-        "--fid",
-        metavar="FOLDER",
-        help="FID of all models against the real images in this folder (pip install 'diffalign[metrics]')",
-    )
-    what.add_argument(
-        "--lpips",
-        action="store_true",
-        help="LPIPS of aligned to base images, and among the images of a prompt (diffalign[metrics])",
-    )
+    add_distance_options(what)
     what.add_argument(
         "--output",
         type=output_folder,
@@ -180,28 +175,6 @@ def named_rewards(specs: Sequence[str], args: argparse.Namespace) -> "list[Named
     return [
         NamedReward(name, reward_key(spec), opener(spec)) for name, spec in zip(called, specs, strict=True)
     ]
-
-
-def perceptual_settings(args: argparse.Namespace) -> "PerceptualSettings | None":
-    """Return what --fid and --lpips ask for; UserError for a folder without images, or a missing package."""
-    if args.fid is None and not args.lpips:
-        return None
-    from diffalign.evaluation.measuring.feature_networks import load_inception, load_lpips
-    from diffalign.evaluation.measuring.perceptual import PerceptualSettings, real_images
-
-    real = None if args.fid is None else Path(args.fid)
-    if real is not None:
-        real_images(real)
-    device = device_name(args.device)
-    return PerceptualSettings(real, args.lpips, lambda: load_inception(device), lambda: load_lpips(device))
-
-
-def perceptual_notes(evaluation: "Evaluation", args: argparse.Namespace) -> list[str]:
-    """Return what to know about FID and LPIPS as they were measured."""
-    notes = [] if evaluation.fid is None else [evaluation.fid.caution]
-    if args.lpips and "lpips_diversity" not in {change.name for change in evaluation.statistics}:
-        notes.append("every prompt has one image, so there is no LPIPS diversity; see --images-per-prompt")
-    return [note for note in notes if note]
 
 
 @dataclass(frozen=True)
@@ -339,24 +312,8 @@ def _tables(model: Mapping[str, Any]) -> list[str]:
     return [
         table(rows, ("reward", "base", "aligned", "gain (95 %)", "win rate (95 %)", "adjusted p")),
         *([table(moved, ("motion", "base", "aligned", "change (95 %)"))] if moved else []),
-        *_distances(model),
+        *distance_lines(model),
     ]
-
-
-def _distances(model: Mapping[str, Any]) -> list[str]:
-    """Return a line each on FID and LPIPS, those that were measured."""
-    lines, spread = [], model["image_statistics"].get("lpips_diversity")
-    if fid := model.get("fid"):
-        counts = f"{fid['images']:,} images of each against {fid['real']:,} real ones"
-        lines.append(f"FID {fid['base']:.2f} -> {fid['aligned']:.2f} ({fid['change']:+.2f}; {counts})")
-    if found := model.get("lpips_to_base"):
-        low, high = found["ci95"]
-        lines.append(f"LPIPS to the base {found['value']:.4f} [{low:.4f}, {high:.4f}]")
-    if spread:
-        low, high = spread["change_ci95"]
-        change = f"{spread['change']:+.4f} [{low:+.4f}, {high:+.4f}]"
-        lines.append(f"LPIPS diversity {spread['base']:.4f} -> {spread['aligned']:.4f} ({change})")
-    return lines
 
 
 DESCRIPTION = """\

@@ -14,7 +14,8 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from diffalign.cli.evaluate import perceptual_notes, perceptual_settings, read, summary
+from diffalign.cli.distances import perceptual_notes, perceptual_settings
+from diffalign.cli.evaluate import read, summary
 from diffalign.data.prompts.prompt_sets import PromptSet
 from diffalign.errors import UserError
 from diffalign.evaluation import running
