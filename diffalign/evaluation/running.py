@@ -18,7 +18,6 @@ from diffalign.evaluation.drawing.pipeline import Pipeline
 from diffalign.evaluation.drawing.sampling import DEFAULTS, SamplingSettings, draw, plan
 from diffalign.evaluation.evaluate import judged
 from diffalign.evaluation.measuring.perceptual import (
-    Perceptual,
     PerceptualSettings,
     check_perceptual,
     measure_perceptual,
@@ -66,12 +65,8 @@ def evaluate_models(
     if not entrants or not rewards:
         raise UserError("nothing to evaluate: give at least one aligned model and one reward")
     store = output / "measured.sqlite"
-    if not rank and not store.exists():
-        _loadable(rewards)
-    count = len(prompts.prompts) * images_per_prompt
-    if not rank and perceptual is not None:
-        check_perceptual(perceptual, count)
-        freed()
+    if not rank:
+        _loadable([] if store.exists() else rewards, perceptual, len(prompts.prompts) * images_per_prompt)
     files: dict[str, list[Path]] = {}
     with joined(world) as wait:
         for name, folder, opened in [(BASE, BASE, base), *((e.name, e.folder, e.open) for e in entrants)]:
@@ -104,25 +99,26 @@ def evaluate_models(
     measured = {name: measurements.measured(some, rewards) for name, some in every.items()}
     kind = "video" if all_videos(files[BASE]) else "image"
     aligned = {e.name: files[e.name] for e in entrants}
-    found: dict[str, Perceptual] = {}
-    if perceptual is not None:
-        found = measure_perceptual(perceptual, files[BASE], aligned, texts, progress)
-        freed()
+    looked = perceptual or PerceptualSettings()
+    found = measure_perceptual(looked, files[BASE], aligned, texts, progress)
     return contest(
         files[BASE],
         aligned,
         {
-            name: judged(measured[BASE], measured[name], texts, kind, seed, perceptual=found.get(name))
+            name: judged(measured[BASE], measured[name], texts, kind, seed, perceptual=found[name])
             for name in aligned
         },
         {axis: [of[sample.position] for sample in samples] for axis, of in prompts.categories.items()},
     )
 
 
-def _loadable(rewards: Sequence[NamedReward]) -> None:
-    """Load and free every reward, so that a missing one is reported before hours of sampling."""
+def _loadable(rewards: Sequence[NamedReward], perceptual: PerceptualSettings | None, images: int) -> None:
+    """Load and free what measures, so that what is missing is reported before hours of sampling."""
     for reward in rewards:
         reward.load()
+        freed()
+    if perceptual is not None:
+        check_perceptual(perceptual, images)
         freed()
 
 
