@@ -1,14 +1,19 @@
 """Views of an encoded set: rivals two by two, single likes, demonstrations, one label from dense ones.
 
 A view regroups the images of the set; nothing is encoded for it, so pairs and likes of one set share a cache.
+Views are made from columns, since a set may have millions of groups.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from diffalign.config.schema import DataConfig
+from diffalign.data.batches.regroup import every_image, identities, regrouped
+from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.encoded import EncodedSet, Record
 from diffalign.errors import UserError
 
@@ -17,33 +22,41 @@ def viewed(encoded: EncodedSet, config: DataConfig) -> EncodedSet:
     """Return the set in the form of ``config.view``; UserError if it has no such form."""
     if config.best is not None and config.view != "demonstrations":
         raise UserError(f"data.best is {config.best}; it is for data.view demonstrations, not {config.view}")
+    records = encoded.records
     if config.view == "pairs":
-        if len(encoded) and (encoded.records.sizes == 2).all():
-            return encoded  # unchanged: no record is made
-        return encoded.holding(_pairs(encoded))
+        unchanged = len(records) > 0 and (records.sizes == 2).all()
+        return encoded if unchanged else encoded.holding(_pairs(records))
     if config.view == "majority":
+        if not records.has_dense.any():
+            return encoded.holding(records)
         return encoded.holding(replace(record, scores=_votes(record), dense=None) for record in encoded)
     if config.view == "likes":
-        return encoded.holding(_likes(encoded))
+        return encoded.holding(_likes(records))
     if config.view == "demonstrations" and config.best is not None:
-        return encoded.holding(_experts(encoded, config.best))
+        return encoded.holding(_experts(records, config.best))
     if config.view == "demonstrations":
-        return encoded.holding(like for like in _likes(encoded) if like.scores[0] > 0)
+        likes = _likes(records)
+        return encoded.holding(likes.take(np.flatnonzero(likes.first_scores > 0)))
     return encoded
 
 
-def _pairs(records: Iterable[Record]) -> Iterator[Record]:
+def _pairs(records: Columns) -> Columns:
     """Return every two rivals; equal ones of a longer list are left out."""
-    for record in records:
-        if len(record.images) < 2:
-            raise UserError(
-                f"{record.where}: data.view is pairs, but the image has no rival; allowed: auto, likes, "
-                f"demonstrations"
-            )
-        for two in combinations(range(len(record.images)), 2):
-            pair = _part(record, two)
-            if len(record.images) == 2 or not pair.is_tie:
-                yield pair
+    alone = np.flatnonzero(records.sizes < 2)
+    if len(alone):
+        raise UserError(
+            f"{records[int(alone[0])].where}: data.view is pairs, but the image has no rival; allowed: auto, "
+            f"likes, demonstrations"
+        )
+    groups, picks = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    for size in np.unique(records.sizes):
+        twos = np.array(list(combinations(range(size), 2)))
+        those = np.flatnonzero(records.sizes == size)
+        groups = np.concatenate([groups, np.repeat(those, len(twos))])
+        picks = np.concatenate([picks, np.tile(twos, (len(those), 1))])
+    order = np.argsort(groups, kind="stable")
+    pairs = regrouped(records, groups[order], picks[order])
+    return pairs.take(np.flatnonzero((records.sizes[groups[order]] == 2) | (pairs.kinds != "tie")))
 
 
 def _votes(record: Record) -> tuple[float, ...]:
@@ -59,64 +72,59 @@ def _votes(record: Record) -> tuple[float, ...]:
     )
 
 
-def _likes(records: Iterable[Record]) -> list[Record]:
+def _likes(records: Columns) -> Columns:
     """Return each image of a prompt once: liked if it was the best of any group, otherwise disliked.
 
     Diffusion-KTO's reading of pairs (Li et al. 2024, arXiv 2404.04465, released code: the win of any pair
     counts). Ties carry no label, and images that occur in ties only are left out.
     """
-    found: dict[tuple[str, str], Record] = {}
-    for record in records:
-        if record.is_tie:
-            continue
-        best = max(record.scores)
-        for index, single in enumerate(_singles(record)):
-            liked = single.scores[0] > 0 if len(record.images) == 1 else record.scores[index] == best
-            key = single.images[0].content, single.text
-            earlier = found.setdefault(key, replace(single, scores=(float(liked),)))
-            if liked and not earlier.scores[0]:
-                found[key] = replace(earlier, scores=(1.0,))
-    return list(found.values())
+    groups, picks = every_image(records, np.flatnonzero(records.kinds != "tie"))
+    highest = records.first_scores + 0.0
+    scores = _cells(records, "scores", groups, picks)
+    np.maximum.at(highest, groups, scores)
+    best = np.where(records.sizes[groups] == 1, scores > 0, scores == highest[groups])
+    numbers = identities(records, groups, picks)
+    first = np.unique(numbers, return_index=True)[1]
+    liked = np.bincount(numbers, weights=best, minlength=len(first)) > 0
+    return _labelled(regrouped(records, groups[first], picks[first]), liked.astype(np.float64))
 
 
-def _experts(records: Iterable[Record], number: int) -> list[Record]:
+def _experts(records: Columns, number: int) -> Columns:
     """Return the images with the highest rewards, whatever their labels.
 
     Source: Diffusion-DRO, arXiv 2510.18353.
     With several rewards, those with the highest sum of ranks. Equally good ones keep the order of the set.
     """
-    found: dict[tuple[str, str], Record] = {}
-    for record in records:
-        if not record.rewards:
-            raise UserError(
-                f"{record.where}: data.best is {number}, but there is no reward to find the best by; "
-                f"name one in data.rewards, or give the set a column rewards"
-            )
-        for single in _singles(record):
-            found.setdefault((single.images[0].content, single.text), replace(single, scores=(1.0,)))
-    columns = [sorted(column) for column in zip(*(r.rewards[0] for r in found.values()), strict=True)]
-    every = list(found.values())
-    ranks = [sum(map(bisect_left, columns, single.rewards[0])) for single in every]
-    chosen = sorted(range(len(every)), key=lambda index: -ranks[index])[:number]
-    return [every[index] for index in sorted(chosen)]
+    without = np.flatnonzero(records.reward_counts == 0)
+    if len(without):
+        raise UserError(
+            f"{records[int(without[0])].where}: data.best is {number}, but there is no reward to find the best "
+            f"by; name one in data.rewards, or give the set a column rewards"
+        )
+    if len(counts := np.unique(records.reward_counts)) > 1:
+        raise UserError(
+            f"data.best is {number}, but images have {counts.tolist()} rewards; allowed: one number"
+        )
+    groups, picks = every_image(records, np.arange(len(records)))
+    first = np.unique(identities(records, groups, picks), return_index=True)[1]
+    singles = regrouped(records, groups[first], picks[first])
+    flat = pc.list_flatten(pc.list_flatten(singles.column("rewards"))).to_numpy()
+    ranks = np.zeros(len(singles), np.int64)
+    for rewards in flat.reshape(len(singles), -1).T:
+        ranks += np.searchsorted(np.sort(rewards), rewards)
+    chosen = np.sort(np.argsort(-ranks, kind="stable")[:number])
+    return _labelled(singles.take(chosen), np.ones(len(chosen)))
 
 
-def _singles(record: Record) -> Iterator[Record]:
-    return (_part(record, (index,)) for index in range(len(record.images)))
+def _cells(records: Columns, name: str, groups: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Return (m,) the cells of a list column of numbers that belong to images."""
+    lists = records.column(name)
+    lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    return np.asarray(pc.list_flatten(lists).to_numpy()[starts[groups] + picks[:, 0]])
 
 
-def _part(record: Record, images: tuple[int, ...]) -> Record:
-    """Return a group with some of the images."""
-    pick = lambda values: tuple(values[index] for index in images) if values else ()  # noqa: E731
-    part = replace(
-        record,
-        images=pick(record.images),
-        scores=pick(record.scores),
-        texts=pick(record.texts),
-        rewards=pick(record.rewards),
-        patches=pick(record.patches),
-        dense=record.dense.of(images) if record.dense else None,
-        votes=pick(record.votes) if len(images) > 1 else (),
-        hashes=pick(record.hashes),
-    )
-    return replace(part, text=part.texts[0], texts=()) if record.texts and len(images) == 1 else part
+def _labelled(singles: Columns, scores: np.ndarray) -> Columns:
+    """Return single images with these scores (n,)."""
+    offsets = np.arange(len(scores) + 1, dtype=np.int32)
+    return singles.with_column("scores", pa.ListArray.from_arrays(offsets, pa.array(scores)))

@@ -136,6 +136,11 @@ class Columns(Sequence[Record]):
             return self._pick(self._whole.sizes)
         return _numbers(pc.list_value_length(self.table["images"]))
 
+    @property
+    def text_counts(self) -> np.ndarray:
+        """(n,) int: prompts of each group's images of their own, 0 where they share one."""
+        return self._pick(_numbers(pc.list_value_length(self.table["texts"])))
+
     @cached_property
     def starts(self) -> np.ndarray:
         """(n,) int: the number of images before each group's."""
