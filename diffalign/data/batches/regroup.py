@@ -100,7 +100,7 @@ def _lists(there: np.ndarray, picks: np.ndarray, values: pa.ChunkedArray) -> pa.
 
 
 def _dense(columns: Columns, groups: np.ndarray, picks: np.ndarray) -> pa.Array:
-    """Return the labels in time of the new groups as cells; only groups that have some are read as records."""
+    """Return the labels in time of the new groups as cells; only groups that have some are read."""
     cells: list[str | None] = [None] * len(groups)
     for new in np.flatnonzero(columns.has_dense[groups]):
         label = columns[int(groups[new])].dense

@@ -98,8 +98,8 @@ def _experts(records: Columns, number: int) -> Columns:
     without = np.flatnonzero(records.reward_counts == 0)
     if len(without):
         raise UserError(
-            f"{records[int(without[0])].where}: data.best is {number}, but there is no reward to find the best "
-            f"by; name one in data.rewards, or give the set a column rewards"
+            f"{records[int(without[0])].where}: data.best is {number}, but there is no reward to find the "
+            f"best by; name one in data.rewards, or give the set a column rewards"
         )
     if len(counts := np.unique(records.reward_counts)) > 1:
         raise UserError(

@@ -25,7 +25,7 @@ def image(number):
 
 
 def record(draw, row):
-    """A random group of 1 to 4 of nine images, with what a group may have."""
+    """Return a random group of 1 to 4 of nine images, with what a group may have."""
     count = int(draw.integers(1, 5))
     some = lambda make: tuple(make(i) for i in range(count)) if draw.random() < 0.5 else ()  # noqa: E731
     votes = some(lambda i: float(draw.random())) if count > 1 else ()
@@ -49,7 +49,7 @@ def record(draw, row):
 
 
 def part(record, images):
-    """The definition: some images of a record."""
+    """Return some images of a record, by definition."""
     pick = lambda values: tuple(values[i] for i in images) if values else ()  # noqa: E731
     names = ("images", "scores", "texts", "rewards", "patches", "hashes")
     new = replace(record, **{name: pick(getattr(record, name)) for name in names})
@@ -84,7 +84,7 @@ def test_pairs(columns):
             if len(group.images) == 2 or not pair.is_tie:
                 wanted.append(pair)
     assert list(views._pairs(rivals)) == wanted
-    with pytest.raises(UserError, match="data.view is pairs, but the image has no rival"):
+    with pytest.raises(UserError, match=r"data\.view is pairs, but the image has no rival"):
         views._pairs(columns)
 
 
