@@ -87,6 +87,13 @@ def budget(run: Run) -> float:
     return ONLINE_BUDGET if run.rollout.prompts else BUDGET
 
 
+def round_of(run: Run) -> int:
+    """Return the optimizer steps of a round of samples; 0 for a run without rounds."""
+    if not run.rollout.prompts or shape_of(run.method["type"], run.rollout) == "gradients":
+        return 0
+    return steps_of_a_round(run, plan_of(run, load(run.model)))
+
+
 def cost(run: Run) -> Calls:
     """Return the network calls of one step, measured once a recipe."""
     settings = record.plain(settings_of(run, "", 0))
@@ -96,11 +103,8 @@ def cost(run: Run) -> Calls:
     path = record.WORK / "costs" / f"{digest}.json"
     with lock(f"cost-{digest}"):
         if not path.exists():
-            steps = COST_STEPS
-            rounds = run.rollout.prompts and shape_of(run.method["type"], run.rollout) != "gradients"
-            if rounds:  # a complete round, since its first step samples for all of it
-                plan = plan_of(run, load(run.model))
-                steps = steps_of_a_round(run, plan)
+            # a complete round, since its first step samples for all of it
+            steps = round_of(run) or COST_STEPS
             short = replace(
                 run,
                 output=str(record.WORK / "work" / f"cost-{digest}"),
@@ -132,13 +136,17 @@ def _reward(name: str) -> Any:
 
 
 def scores(
-    pipeline: Any, split: str, prompts: int, settings: SamplingSettings = SAMPLING
+    pipeline: Any,
+    split: str,
+    prompts: int,
+    settings: SamplingSettings = SAMPLING,
+    rewards: Sequence[str] = REWARDS,
 ) -> dict[str, list[float]]:
     """Return the scores of a pipeline's images, by reward, in the order of the prompts."""
     texts = tiny.prompts(split, prompts)
     samples = generate(pipeline, texts, settings, seed=EVALUATION_SEED, batch_size=64, progress=False)
     images = [s.image for s in samples]
-    return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in REWARDS}
+    return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in rewards}
 
 
 def diversity(pipeline: Any, split: str) -> float:
