@@ -48,7 +48,8 @@ def main(
     Args:
         name: name of the benchmark's module and of its page.
         about: docstring of the benchmark; its first line is the help.
-        arms: all arms, each with a ``name``.
+        arms: all arms, each with a ``name``, in the order in which a seed's rows are made; parts of one arm
+            have its name.
         make: (arm, seed, prompts) -> the row, read or made; None if another process makes it.
         text: prompts -> the page, of all rows that are there.
         prompts: default of ``--prompts``.
@@ -62,7 +63,7 @@ def main(
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    names = record.chosen(arguments.arms, [arm.name for arm in arms])
+    names = record.chosen(arguments.arms, list(dict.fromkeys(arm.name for arm in arms)))
     for seed in range(arguments.seeds):
         for arm in arms:
             if arm.name in names and make(arm, seed, arguments.prompts) is not None:

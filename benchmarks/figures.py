@@ -4,8 +4,9 @@
     python -m benchmarks.figures --only ranks    # one figure, replacing its file
 
 Writes to ``docs/figures``: ``ranks`` (gain of every method with its interval), ``compute`` (gain against
-processor seconds) and ``sensitivity`` (gain of every trial against its setting) as SVG and PNG, and
-``plane_METHOD.png``: sample densities of the base, the aligned model and the optimum of the same mean reward.
+processor seconds), ``sensitivity`` (gain of every trial against its setting) and ``over_optimisation`` (gain
+of trained and held-out rewards over training) as SVG and PNG, and ``plane_METHOD.png``: sample densities of
+the base, the aligned model and the optimum of the same mean reward.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from benchmarks import methods, plane_world, record, tuning
+from benchmarks import methods, over_optimisation, plane_world, record, tuning
 from benchmarks.record import Row, over_seeds
 from benchmarks.tables import TITLES
 from diffalign.plane.plane import LABELS, denoiser_of, points
@@ -33,6 +35,8 @@ FOLDER = record.HERE.parent / "docs" / "figures"
 POINTS = 900  # points of each label and panel
 EXTENT, BINS = 3.2, 72  # half width of the plotted square, and bins a side
 COLOURS = 32  # colours of a density's palette, for small files
+TRAINED: dict[str, Any] = {"ls": "-", "lw": 2.2, "marker": "o", "ms": 4}
+HELD_OUT: dict[str, Any] = {"ls": "--", "lw": 1, "marker": "o", "ms": 2.5}
 STYLE = {
     "font.size": 9,
     "figure.dpi": 110,
@@ -119,6 +123,49 @@ def sensitivity(trials: Sequence[tuning.Trial]) -> Figure:
     return figure
 
 
+def over_training(start: Row, rows: Sequence[Row]) -> Figure:
+    """Plot the gains of every arm over its training: the trained reward thick, held-out ones dashed.
+
+    Gains are in standard deviations of the base's scores over prompts, so that the rewards compare.
+    """
+    arms = {
+        arm: points for arm in over_optimisation.ARMS if (points := over_optimisation.course_of(arm, rows))
+    }
+    lines = -(-(len(arms) + 1) // 3)  # one panel is the legend's
+    figure, grid = plt.subplots(
+        lines, 3, figsize=(7.6, 2.3 * lines), layout="constrained", sharey=True, squeeze=False
+    )
+    for axis, (arm, points) in zip(grid.flat, arms.items(), strict=False):
+        at = [0.0, *(seeds[0]["compute"] for seeds in points)]
+        for name, line in _lines(arm.trained).items():
+            gains = over_optimisation.curve(start, points, name) / np.std(start["scores"][name])
+            means = [over_seeds(table) for table in gains]
+            axis.plot(at, [mean.value for mean in means], **line)
+            low, high = ([getattr(mean, end) for mean in means] for end in ("low", "high"))
+            axis.fill_between(at, low, high, color=line["color"], alpha=0.12, lw=0)
+        axis.axhline(0, color="0.7", lw=1, zorder=0)
+        count = len(points[0])
+        axis.set_title(f"{arm.name}, {count} seed{'s' * (count > 1)}", fontsize=9, loc="left")
+        axis.set_xlabel("compute")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("gain / sd of the base")
+    for axis in grid.flat[len(arms) :]:
+        axis.set_axis_off()
+    colours = {over_optimisation.TITLES[name]: {"color": line["color"]} for name, line in _lines("").items()}
+    kinds = {"trained on": TRAINED | {"color": "0.3"}, "held out": HELD_OUT | {"color": "0.3"}}
+    handles = [Line2D([], [], label=label, **line) for label, line in (colours | kinds).items()]
+    grid.flat[-1].legend(handles=handles, frameon=False, fontsize=8, loc="center")
+    return figure
+
+
+def _lines(trained: str) -> dict[str, dict[str, Any]]:
+    """Return the style of each reward's line."""
+    return {
+        name: (TRAINED if name == trained else HELD_OUT) | {"color": f"C{number}"}
+        for number, name in enumerate(over_optimisation.MEASURED)
+    }
+
+
 def plane(row: PlaneRow, seed: int = 0) -> bytes:
     """Return a PNG of the densities of the base, the aligned model and the optimum of the same reward.
 
@@ -187,7 +234,7 @@ def save(name: str, figure: Figure) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Make the requested figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="A,B", help="ranks, compute, sensitivity, plane_METHOD; made again")
+    parser.add_argument("--only", metavar="A,B", help="names of figures; made again")
     only = parser.parse_args(argv).only
     matplotlib.use("agg")
     torch.set_num_threads(1)
@@ -198,6 +245,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     if trials := [t for t in tuning.tried() if "world" in t]:
         jobs["sensitivity"] = lambda: save("sensitivity", sensitivity(trials))
+    if trained := over_optimisation.current():
+        start = over_optimisation.base(over_optimisation.PROMPTS)
+        jobs["over_optimisation"] = lambda: save("over_optimisation", over_training(start, trained))
     for method, row in PLANE_METHODS.items():
         file = FOLDER / f"plane_{method}.png"
         jobs[file.stem] = lambda file=file, row=row: write_atomic(file, plane(row))

@@ -3,10 +3,11 @@
     python -m benchmarks.over_optimisation                          # every row that is missing
     python -m benchmarks.over_optimisation --arms draft,ddpo --seeds 1
 
-Each arm is trained once a seed by its shipped tiny recipe to twice the leaderboard's online budget, with
-checkpoints on the way. At the same fractions of the budget, images of test captions are drawn from the base's
-noise and scored by the reward that is trained on and by those that are not. A row is an arm and a seed, a
-file under ``benchmarks/rows``; ``over_optimisation.md`` is made of all rows that are there.
+Each arm is trained once a seed by its shipped tiny recipe up to twice the leaderboard's online budget. At the
+same fractions of the budget, images of test captions are drawn from the base's noise and scored by the reward
+that is trained on and by those that are not. A row is an arm, a seed and a fraction, a file under
+``benchmarks/rows``; ``over_optimisation.md`` is made of all rows that are there. A fraction of all arms is
+made before the next one, which continues from the arm's last checkpoint while its run is there.
 """
 
 import shutil
@@ -26,6 +27,7 @@ from benchmarks.tiny_world import (
     ONLINE_BUDGET,
     base_diversity,
     cost,
+    digest,
     diversity,
     drift,
     quiet,
@@ -40,10 +42,18 @@ from diffalign.models.loading import load
 from diffalign.runs.align import align
 from diffalign.runs.demo import REWARDS
 from diffalign.runs.load_pipeline import open_model
+from diffalign.training.checkpoint import Checkpoints
 
 PROMPTS = 192
 FRACTIONS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the budget
-LABELS = ("base", "1/8", "1/4", "1/2", "1", "2")
+LABELS = ("1/8", "1/4", "1/2", "1", "2")
+ORDER = (
+    1,
+    2,
+    3,
+    0,
+    4,
+)  # the first is measured late, from its checkpoint: a run that is cut short gets further
 MEASURED = (*REWARDS, "step_aware:tiny")
 TITLES = dict(zip(MEASURED, ("judge", "taste", "tiny CLIP", "step-aware model"), strict=True))
 MODEL = ModelConfig("tiny:sdxl")
@@ -82,32 +92,41 @@ ARMS = (
 )
 
 
-def schedule(cost: float, every: int) -> list[int]:
-    """Return the steps of the checkpoints that are measured: those nearest to ``FRACTIONS`` of the budget.
+@dataclass(frozen=True)
+class Stage:
+    """The training of an arm up to a point: index into ``FRACTIONS``."""
 
-    Args:
-        cost: forward-equivalents of a step.
-        every: steps between two checkpoints.
+    arm: Arm
+    point: int
+
+    @property
+    def name(self) -> str:
+        """The name of the arm."""
+        return self.arm.name
+
+
+STAGES = tuple(Stage(arm, point) for point in ORDER for arm in ARMS)
+
+
+def planned(stage: Stage, seed: int) -> tuple[Run, float]:
+    """Return the run up to a stage, and the cost of a step in forward-equivalents.
+
+    A checkpoint is made after each round of samples, or every eighth of the budget without rounds. The run
+    stops at the checkpoint that is nearest to the fraction of the budget.
     """
-    return [every * max(1, round(part * ONLINE_BUDGET / cost / every)) for part in FRACTIONS]
-
-
-def planned(arm: Arm, seed: int) -> tuple[Run, list[int], float]:
-    """Return the run of an arm and a seed, the steps of its checkpoints to measure, and the cost of a step.
-
-    A checkpoint is made after each round of samples, or every eighth of the budget without rounds.
-    """
-    run = recipe(arm.method, arm.flags, seed)
+    run = recipe(stage.arm.method, stage.arm.flags, seed)
     calls = cost(run).cost
     every = round_of(run) or max(1, round(FRACTIONS[0] * ONLINE_BUDGET / calls))
-    steps = schedule(calls, every)
+    steps = every * max(1, round(FRACTIONS[stage.point] * ONLINE_BUDGET / calls / every))
+    name = f"overopt-{stage.name}-{seed}-{digest(settings_of(run, '', 0))}"
     run = replace(
         run,
-        output=str(record.WORK / "work" / f"overopt-{arm.name}-{seed}"),
-        training=replace(run.training, steps=steps[-1]),
+        output=str(record.WORK / "work" / name),
+        training=replace(run.training, steps=steps),
         checkpoint=replace(run.checkpoint, every=every, limit=0),
+        resume="latest",
     )
-    return run, steps, calls
+    return run, calls
 
 
 def base(prompts: int) -> Row:
@@ -132,40 +151,58 @@ def measured(checkpoint: Path, prompts: int) -> dict[str, Any]:
     }
 
 
-def make(arm: Arm, seed: int, prompts: int) -> Row | None:
-    """Return the row of an arm and a seed, made if it is missing; None if another process makes it."""
-    name = f"overopt-{arm.name}-{seed}"
-    with lock(name, wait=False) as mine:
+def trained(run: Run) -> tuple[Path, int, float]:
+    """Train up to the run's last step, from its newest checkpoint if it has one.
+
+    Returns:
+        The checkpoint of the last step, the step from which training went on, and CPU seconds.
+    """
+    folder, last = Path(run.output) / "checkpoints", run.training.steps
+    found = Checkpoints(folder).steps()
+    if last in found:
+        return folder / f"step-{last}", last, 0.0
+    begin = time.process_time()
+    if align(run, quiet).interrupted:
+        raise KeyboardInterrupt
+    return folder / f"step-{last}", max(found, default=0), time.process_time() - begin
+
+
+def make(stage: Stage, seed: int, prompts: int) -> Row | None:
+    """Return the row of a stage and a seed, made if it is missing; None if another process trains the arm."""
+    name = f"overopt-{stage.name}-{seed}-{stage.point}"
+    with lock(f"overopt-{stage.name}-{seed}", wait=False) as mine:
         if not mine:
             return None
-        run, steps, calls = planned(arm, seed)
-        budgets = {"budget": ONLINE_BUDGET, "steps": steps, "rewards": MEASURED}
-        asked = settings_of(run, "test", prompts) | budgets
+        run, calls = planned(stage, seed)
+        steps = run.training.steps
+        asked = settings_of(run, "test", prompts, steps) | {"rewards": MEASURED}
         if (found := record.known(name, asked)) is not None:
             return found
-        print(f"{name}: {steps[-1]} steps ...", flush=True)
-        begin = time.process_time()
-        result = align(run, quiet)
-        seconds = time.process_time() - begin
-        if result.aligned is None:
-            raise KeyboardInterrupt
-        points = [
-            {"step": step, "compute": round(step * calls / ONLINE_BUDGET, 4)}
-            | measured(result.output / "checkpoints" / f"step-{step}", prompts)
-            for step in steps
-        ]
-        row = {"arm": arm.name, "seed": seed, "trained": arm.trained, "points": points}
-        row |= {"seconds": round(seconds, 1), "verdict": result.verdict}
-        shutil.rmtree(result.output)
-        print(f"{name}: {seconds:.0f} s", flush=True)
+        print(f"{name}: to step {steps} ...", flush=True)
+        checkpoint, since, seconds = trained(run)
+        row = {"arm": stage.name, "seed": seed, "point": stage.point, "trained": stage.arm.trained}
+        row |= {"compute": round(steps * calls / ONLINE_BUDGET, 4), **measured(checkpoint, prompts)}
+        row |= {"seconds": round(seconds, 1), "since": since}
+        if stage.point == len(FRACTIONS) - 1:
+            shutil.rmtree(run.output)
+        print(f"{name}: {seconds:.0f} s of training", flush=True)
         return record.keep(name, asked, row)
 
 
-def curve(start: Row, rows: Sequence[Row], reward: str) -> NDArray[np.float64]:
+def course_of(arm: Arm, rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of an arm by point and seed: the points that its first seed has, and the seeds that
+    have them all.
+    """
+    own = {(row["seed"], row["point"]): row for row in rows if row["arm"] == arm.name}
+    points = sorted(point for seed, point in own if seed == 0)
+    seeds = [s for s in sorted({seed for seed, _ in own}) if all((s, point) in own for point in points)]
+    return [[own[seed, point] for seed in seeds] for point in points]
+
+
+def curve(start: Row, points: Sequence[Sequence[Row]], reward: str) -> NDArray[np.float64]:
     """Return gains (1 + points, seeds, prompts) of one arm's rows over the base, which is the first point."""
     before = np.asarray(start["scores"][reward])
-    points = len(rows[0]["points"])
-    after = [[row["points"][i]["scores"][reward] for row in rows] for i in range(points)]
+    after = [[row["scores"][reward] for row in seeds] for seeds in points]
     gains: NDArray[np.float64] = np.asarray(after) - before
     return np.concatenate([np.zeros_like(gains[:1]), gains])
 
@@ -178,28 +215,33 @@ def fall(gains: NDArray[np.float64]) -> tuple[int, Estimate]:
     return peak, over_seeds(gains[-1] - gains[peak])
 
 
-def course(gains: NDArray[np.float64]) -> str:
+def labels_of(points: Sequence[Sequence[Row]]) -> list[str]:
+    """Return the names of an arm's points, the base first."""
+    return ["base", *(LABELS[seeds[0]["point"]] for seeds in points)]
+
+
+def course(gains: NDArray[np.float64], labels: Sequence[str]) -> str:
     """Say where gains (points, seeds, prompts) are highest, and whether a fall follows."""
     peak, change = fall(gains)
     if peak == len(gains) - 1:
         said = over_seeds(gains[-1])
         return "highest at the end" if said.low > 0 else "no change shown"
-    where = "never above the base" if peak == 0 else f"highest at {LABELS[peak]}"
+    where = "never above the base" if peak == 0 else f"highest at {labels[peak]}"
     if change.high < 0:
         return f"{where}, then falls: {shown(change)}"
     return f"{where}, no fall shown"
 
 
-def judged(arm: Arm, curves: Mapping[str, NDArray[np.float64]]) -> str:
+def judged(arm: Arm, curves: Mapping[str, NDArray[np.float64]], labels: Sequence[str]) -> str:
     """Say in a sentence which held-out rewards fall while the trained one rises."""
     end = over_seeds(curves[arm.trained][-1])
-    trained = f"{TITLES[arm.trained]} (trained on) ends at {shown(end)}"
+    trained = f"{TITLES[arm.trained]} (trained on): {shown(end)} at compute {labels[-1]}"
     found = []
     for name in arm.held_out:
         peak, change = fall(curves[name])
         rise = over_seeds(curves[arm.trained][-1] - curves[arm.trained][peak])
         if change.high < 0 and rise.low > 0:
-            since = "the base" if peak == 0 else f"{LABELS[peak]} of the budget"
+            since = "the base" if peak == 0 else f"compute {labels[peak]}"
             found.append(
                 f"from {since} on the trained reward rises by {shown(rise)} and {TITLES[name]} falls by "
                 f"{shown(change)}"
@@ -209,54 +251,58 @@ def judged(arm: Arm, curves: Mapping[str, NDArray[np.float64]]) -> str:
     return f"{trained}. **Over-optimised**: {'; '.join(found)}."
 
 
-def _table(arm: Arm, rows: Sequence[Row], curves: Mapping[str, NDArray[np.float64]]) -> list[str]:
+def _table(arm: Arm, points: Sequence[Sequence[Row]], curves: Mapping[str, NDArray[np.float64]]) -> list[str]:
     order = (arm.trained, *arm.held_out)
+    labels = labels_of(points)
     heads = [f"{TITLES[name]}{' (trained on)' if name == arm.trained else ''}" for name in order]
-    steps = rows[0]["asked"]["steps"]
     lines = [
         f"| compute | steps | {' | '.join(heads)} | diversity | drift |",
         "|---|" + "---|" * (len(order) + 3),
     ]
-    for i, step in enumerate(steps):
+    for i, seeds in enumerate(points):
         cells = [shown(over_seeds(curves[name][i + 1])) for name in order]
-        spread, away = (np.mean([row["points"][i][key] for row in rows]) for key in ("diversity", "drift"))
-        lines.append(f"| {LABELS[i + 1]} | {step} | {' | '.join(cells)} | {spread:.2f} | {away:.2f} |")
-    lines.append(f"| course | | {' | '.join(course(curves[name]) for name in order)} | | |")
+        spread, away = (np.mean([row[key] for row in seeds]) for key in ("diversity", "drift"))
+        where = f"{labels[i + 1]} | {seeds[0]['asked']['steps']}"
+        lines.append(f"| {where} | {' | '.join(cells)} | {spread:.2f} | {away:.2f} |")
+    lines.append(f"| course | | {' | '.join(course(curves[name], labels) for name in order)} | | |")
     return lines
+
+
+def _how(start: Row, seeds: Sequence[int]) -> str:
+    alone = " (of captions alone for an arm with one seed)" if 1 in seeds else ""
+    return (
+        "`python -m benchmarks.over_optimisation` makes what is missing. Each method is trained by its "
+        f"shipped tiny recipe; compute 1 is the leaderboard's online budget, {ONLINE_BUDGET:.0f} "
+        "forward-equivalents of the network, for all of them. Each fraction is measured at the nearest "
+        "checkpoint, which lies between two rounds of samples. Gains over the base are of images of "
+        f"{start['asked']['prompts']} held-out captions from the same noise, with 95 % intervals by a "
+        f"bootstrap over captions and seeds{alone}. The step-aware model was fine-tuned from the tiny CLIP "
+        "on the judge's order, so these three are related; taste reads the vividness of the things, whatever "
+        "the caption. Diversity is that of images of one caption, as a share of the base's. Drift is the KL "
+        f"of the sampling process to the base's in nats an image, {DRIFT_STEPS} steps. The point where a "
+        "curve is highest is chosen on the images on which the fall after it is measured, which overstates "
+        "falls."
+    )
 
 
 def text(start: Row, rows: Sequence[Row]) -> str:
     """Return the page of every row."""
-    by_arm = {arm: [row for row in rows if row["arm"] == arm.name] for arm in ARMS}
-    by_arm = {arm: group for arm, group in by_arm.items() if group}
-    curves = {arm: {name: curve(start, group, name) for name in MEASURED} for arm, group in by_arm.items()}
-    counts = {len(group) for group in by_arm.values()}
-    least = min(counts, default=0)
-    lines = [
-        "# Over-optimisation on the tiny SDXL",
-        "",
-        "`python -m benchmarks.over_optimisation` makes what is missing. Each method is trained by its shipped "
-        f"tiny recipe; compute 1 is the leaderboard's online budget, {ONLINE_BUDGET:.0f} forward-equivalents "
-        "of the network, for all of them. A checkpoint is the nearest to its fraction that lies between two "
-        f"rounds of samples. Gains over the base are of images of {start['asked']['prompts']} held-out "
-        "captions from the same noise, with 95 % intervals by a bootstrap over captions and seeds"
-        f"{'; arms with one seed have intervals over captions alone' if least == 1 else ''}. The step-aware "
-        "model was fine-tuned from the tiny CLIP on the judge's order, so these three are kin; taste reads "
-        "the vividness of the things, whatever the caption. Diversity is that of images of one caption, as a "
-        f"share of the base's. Drift is the KL of the sampling process to the base's in nats an image, "
-        f"{DRIFT_STEPS} steps. The point where a curve is highest is read off the same images as the fall "
-        "after it, so that falls are somewhat overstated.",
-        "",
-        "| arm | trained on | seeds | CPU s of training |",
-        "|---|---|---|---|",
-    ]
-    for arm, group in by_arm.items():
-        seconds = np.mean([row["seconds"] for row in group])
-        lines.append(f"| {arm.name}: {arm.says} | {TITLES[arm.trained]} | {len(group)} | {seconds:.0f} |")
+    by_arm = {arm: points for arm in ARMS if (points := course_of(arm, rows))}
+    curves = {arm: {name: curve(start, points, name) for name in MEASURED} for arm, points in by_arm.items()}
+    how = _how(start, [len(points[0]) for points in by_arm.values()])
+    lines = ["# Over-optimisation on the tiny SDXL", "", how, ""]
+    lines += ["| arm | trained on | seeds | CPU s a step |", "|---|---|---|---|"]
+    for arm, points in by_arm.items():
+        trained = [row for seeds in points for row in seeds if row["asked"]["steps"] > row["since"]]
+        count = sum(row["asked"]["steps"] - row["since"] for row in trained)
+        seconds = sum(row["seconds"] for row in trained) / count if count else float("nan")
+        lines.append(f"| {arm.name}: {arm.says} | {TITLES[arm.trained]} | {len(points[0])} | {seconds:.2f} |")
     lines.append("")
-    lines += [f"- {arm.name}: {judged(arm, curves[arm])}" for arm in by_arm]
-    for arm, group in by_arm.items():
-        lines += ["", f"## {arm.name}: {arm.says}", "", *_table(arm, group, curves[arm])]
+    lines += [
+        f"- {arm.name}: {judged(arm, curves[arm], labels_of(points))}" for arm, points in by_arm.items()
+    ]
+    for arm, points in by_arm.items():
+        lines += ["", f"## {arm.name}: {arm.says}", "", *_table(arm, points, curves[arm])]
     lines += ["", arms.made_on([start, *rows])]
     return "\n".join(lines) + "\n"
 
@@ -272,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def page(prompts: int) -> str:
         return text(base(prompts), current())
 
-    arms.main("over_optimisation", __doc__, ARMS, make, page, prompts=PROMPTS, argv=argv)
+    arms.main("over_optimisation", __doc__, STAGES, make, page, prompts=PROMPTS, argv=argv)
 
 
 if __name__ == "__main__":

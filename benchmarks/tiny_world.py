@@ -87,6 +87,12 @@ def budget(run: Run) -> float:
     return ONLINE_BUDGET if run.rollout.prompts else BUDGET
 
 
+def digest(settings: Any) -> str:
+    """Return 16 hexadecimal digits that identify settings."""
+    stored = json.dumps(record.plain(settings), sort_keys=True)
+    return hashlib.blake2b(stored.encode(), digest_size=8).hexdigest()
+
+
 def round_of(run: Run) -> int:
     """Return the optimizer steps of a round of samples; 0 for a run without rounds."""
     if not run.rollout.prompts or shape_of(run.method["type"], run.rollout) == "gradients":
@@ -96,18 +102,15 @@ def round_of(run: Run) -> int:
 
 def cost(run: Run) -> Calls:
     """Return the network calls of one step, measured once a recipe."""
-    settings = record.plain(settings_of(run, "", 0))
-    digest = hashlib.blake2b(
-        json.dumps([COST_VERSION, settings], sort_keys=True).encode(), digest_size=8
-    ).hexdigest()
-    path = record.WORK / "costs" / f"{digest}.json"
-    with lock(f"cost-{digest}"):
+    name = digest([COST_VERSION, settings_of(run, "", 0)])
+    path = record.WORK / "costs" / f"{name}.json"
+    with lock(f"cost-{name}"):
         if not path.exists():
             # a complete round, since its first step samples for all of it
             steps = round_of(run) or COST_STEPS
             short = replace(
                 run,
-                output=str(record.WORK / "work" / f"cost-{digest}"),
+                output=str(record.WORK / "work" / f"cost-{name}"),
                 training=replace(run.training, steps=steps),
                 data=replace(run.data, holdout=0.0),
             )
