@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from benchmarks import (
     claims_table,
     figures,
     methods,
+    over_optimisation,
     plane_world,
     record,
     tables,
@@ -413,3 +415,143 @@ def test_drift_is_the_divergence_of_the_process_of_sampling(monkeypatch):
     squared = (0.1 * sigma[:-1] / alpha[:-1]) ** 2 * math.prod(other.latent_shape(32, 32))
     expected = float(((snr[1:] - snr[:-1]) / 2 * squared).sum())
     assert tiny_world.drift(other, base, "test") == pytest.approx(expected, rel=1e-3)
+
+
+SPREAD = [0.0, 1.0, 2.0, 3.0]
+MADE = {"date": "2026-01-01", "machine": "2 cores", "versions": {"torch": "2"}}
+START = {"asked": {"prompts": 4}, "scores": dict.fromkeys(over_optimisation.MEASURED, SPREAD), **MADE}
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def over_rows(arm, seed, trained, held):
+    """Make an arm's rows, whose gains are equal for all prompts of a point."""
+    return [
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "point": i,
+            "asked": {"steps": 2**i},
+            "compute": over_optimisation.FRACTIONS[i],
+            "scores": {
+                name: (np.array(SPREAD) + (a if name == arm.trained else b)).tolist()
+                for name in over_optimisation.MEASURED
+            },
+            "diversity": 0.9,
+            "drift": float(i),
+            "seconds": 10.0,
+            "since": 0,
+            **MADE,
+        }
+        for i, (a, b) in enumerate(zip(trained, held, strict=True))
+    ]
+
+
+def test_the_trained_reward_is_that_of_the_recipe():
+    """An arm names the reward that its recipe samples against; the judge has ordered DPO's pairs."""
+    for arm in over_optimisation.ARMS:
+        rollout = tiny_world.recipe(arm.method, arm.flags).rollout
+        assert [name.split("*")[-1] for name in rollout.rewards] == ([arm.trained] if rollout.prompts else [])
+        assert bool(rollout.prompts) == (arm.name != "dpo")
+        assert arm.trained not in arm.held_out and len(arm.held_out) == 3
+
+
+def test_a_stage_ends_at_the_checkpoint_that_is_nearest_to_its_fraction(apart, monkeypatch):
+    """At 150 steps in the budget, the fractions are steps 18.75, 37.5, 75, 150 and 300."""
+    monkeypatch.setattr(over_optimisation, "cost", lambda run: Calls(tiny_world.ONLINE_BUDGET / 150))
+    monkeypatch.setattr(over_optimisation, "round_of", lambda run: 7 if run.method["type"] == "ddpo" else 0)
+    found = {}
+    for stage in over_optimisation.STAGES:
+        run, calls = over_optimisation.planned(stage, 3)
+        assert (run.checkpoint.limit, run.training.seed, run.resume) == (0, 3, "latest")
+        assert calls * 150 == pytest.approx(tiny_world.ONLINE_BUDGET)
+        steps = found.setdefault((stage.name, run.checkpoint.every, run.output), {})
+        steps[stage.point] = run.training.steps
+    every = {name: (each, [steps[i] for i in range(5)]) for (name, each, _), steps in found.items()}
+    assert len(found) == len(every) == 5  # the stages of an arm have one folder
+    assert every["ddpo"] == (7, [21, 35, 77, 147, 301])
+    assert every["draft"] == every["dpo"] == (19, [19, 38, 76, 152, 304])
+
+
+def test_a_stage_goes_on_from_the_last_checkpoint(apart, monkeypatch):
+    """A point before the newest checkpoint is there already; the last stage removes the run."""
+    made = []
+
+    def align(run, say):
+        folder = Path(run.output) / "checkpoints"
+        newest = max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+        made.append((newest, run.training.steps))
+        for step in range(newest, run.training.steps, run.checkpoint.every):
+            (folder / f"step-{step + run.checkpoint.every}").mkdir(parents=True)
+        return SimpleNamespace(interrupted=False)
+
+    monkeypatch.setattr(over_optimisation, "align", align)
+    monkeypatch.setattr(over_optimisation, "cost", lambda run: Calls(tiny_world.ONLINE_BUDGET / 152))
+    scored = []
+    monkeypatch.setattr(over_optimisation, "measured", lambda path, _: scored.append(path.name) or {})
+    monkeypatch.setattr(over_optimisation, "base", lambda prompts: START)
+    monkeypatch.setattr(over_optimisation, "text", lambda start, rows: f"{len(rows)} rows")
+    over_optimisation.main(["--arms", "dpo", "--seeds", "1"])
+    assert made == [(0, 38), (38, 76), (76, 152), (152, 304)]
+    assert scored == ["step-38", "step-76", "step-152", "step-19", "step-304"]
+    rows = {row["point"]: row for row in over_optimisation.current()}
+    assert [(rows[i]["asked"]["steps"], rows[i]["since"]) for i in range(5)] == [
+        (19, 19), (38, 0), (76, 38), (152, 76), (304, 152)
+    ]  # fmt: skip
+    assert rows[4]["compute"] == 2.0 and not list((record.WORK / "work").glob("overopt-*"))
+    over_optimisation.main(["--arms", "dpo", "--seeds", "1"])
+    assert len(made) == 4  # the rows are there
+    assert (record.HERE / "over_optimisation.md").read_text() == "5 rows"
+
+
+def test_a_fall_is_from_the_highest_point_on():
+    draft, dpo = over_optimisation.ARMS[0], over_optimisation.ARMS[-1]
+
+    def said(trained, held, name="judge"):
+        points = over_optimisation.course_of(draft, over_rows(draft, 0, trained, held))
+        labels = over_optimisation.labels_of(points)
+        return over_optimisation.course(over_optimisation.curve(START, points, name), labels)
+
+    fallen = [row for seed in range(2) for row in over_rows(draft, seed, RISING, [0.1, 0.3, 0.2, 0.0, -0.2])]
+    gains = over_optimisation.curve(START, over_optimisation.course_of(draft, fallen), "judge")
+    assert gains.shape == (6, 2, 4)
+    peak, change = over_optimisation.fall(gains)
+    assert peak == 2 and (change.value, change.low, change.high) == pytest.approx((-0.5, -0.5, -0.5))
+    assert said(RISING, [-value for value in RISING]).startswith("never above the base, then falls: -0.500 [")
+    assert said(RISING, [0.3, 0.1] + [0.1] * 3).startswith("highest at 1/8, then falls: -0.200 [")
+    assert said(RISING, RISING) == "highest at the end" and said(RISING, [0.0] * 5) == (
+        "never above the base, no fall shown"
+    )
+
+    page = over_optimisation.text(START, [*fallen, *over_rows(dpo, 0, RISING, RISING)])
+    told = "**Over-optimised**: from compute 1/4 on the trained reward rises by +0.300"
+    assert told in page and "judge falls by -0.500" in page
+    assert "- dpo: judge (trained on): +0.500 [+0.500, +0.500] at compute 2; no held-out reward is" in page
+    assert "| 1/4 | 2 | +0.200 [+0.200, +0.200] | +0.300 [+0.300, +0.300] |" in page
+    assert "(of captions alone for an arm with one seed)" in page and "| judge | 1 | 1.61 |" in page
+
+
+def test_points_are_those_of_the_first_seed_and_seeds_those_that_have_them_all():
+    draft = over_optimisation.ARMS[0]
+    rows = over_rows(draft, 0, RISING, RISING)[1:4] + over_rows(draft, 1, RISING, RISING)[1:3]
+    points = over_optimisation.course_of(draft, rows)
+    assert [[(row["point"], row["seed"]) for row in seeds] for seeds in points] == [
+        [(1, 0)],
+        [(2, 0)],
+        [(3, 0)],
+    ]
+    assert over_optimisation.labels_of(points) == ["base", "1/4", "1/2", "1"]
+    more = [*rows, over_rows(draft, 1, RISING, RISING)[3]]
+    assert [len(seeds) for seeds in over_optimisation.course_of(draft, more)] == [2, 2, 2]
+
+
+def test_the_figure_of_over_optimisation_has_the_trained_reward_thick():
+    arms = over_optimisation.ARMS[0], over_optimisation.ARMS[-1]
+    rows = [row for arm in arms for row in over_rows(arm, 0, RISING, [0.0] * 5)]
+    first, second, legend = figures.over_training(START, rows).axes
+    assert [axis.get_title(loc="left") for axis in (first, second)] == ["draft, 1 seed", "dpo, 1 seed"]
+    curves = [line for line in first.lines if line.get_marker() == "o"]
+    assert [line.get_linestyle() for line in curves] == ["--", "--", "-", "--"]  # tiny CLIP is the third
+    assert curves[2].get_xdata().tolist() == [0, 0.125, 0.25, 0.5, 1, 2]
+    assert curves[2].get_ydata().tolist() == pytest.approx(np.array([0, *RISING]) / np.std(SPREAD))
+    labels = [text.get_text() for text in legend.get_legend().get_texts()]
+    assert labels == ["judge", "taste", "tiny CLIP", "step-aware model", "trained on", "held out"]
