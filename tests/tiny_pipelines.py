@@ -289,19 +289,19 @@ def make_pixart_alpha(folder: Path, seed: int = 0) -> Path:
     return _pixart(folder, seed, PixArtAlphaPipeline, True)
 
 
-def _pixart(folder: Path, seed: int, pipeline_class: Any, told_sizes: bool) -> Path:
+def _pixart(folder: Path, seed: int, pipeline_class: Any, size_conditions: bool) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tok = t5_tokenizer()
         pipeline = pipeline_class(
             transformer=PixArtTransformer2DModel(
-                sample_size=128 if told_sizes else 32,  # alpha's pipeline tells sizes to one of 128
+                sample_size=128 if size_conditions else 32,  # alpha's pipeline tells sizes to one of 128
                 num_layers=2,
                 attention_head_dim=8,
                 num_attention_heads=3,
                 cross_attention_dim=24,
                 caption_channels=2 * WIDTH,
-                use_additional_conditions=told_sizes,
+                use_additional_conditions=size_conditions,
             ),
             scheduler=DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear"),
             vae=vae(scaling_factor=0.13025),

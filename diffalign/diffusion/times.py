@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffalign.diffusion.paths import RectifiedFlow, TokenLine
 from diffalign.diffusion.randomness import normal, uniform
-from diffalign.diffusion.spans import ALL, asked, span_of
+from diffalign.diffusion.spans import ALL, in_span, span_of
 from diffalign.errors import UserError
 from diffalign.types import Path, Random, TimeSampler
 
@@ -61,8 +61,8 @@ def fitted(sampler: TimeSampler, path: Path, shape: Sequence[int]) -> TimeSample
     if chosen and not low <= min(chosen) <= max(chosen) <= high:
         raise UserError(
             f"method.time gives times {min(chosen):g} to {max(chosen):g}, and the expert that is trained "
-            f"(model.expert) is asked at {low:g} to {high:g}; allowed: times within, or all (low 0, high 1), "
-            "of which the expert's are drawn"
+            f"(model.expert) is called at {low:g} to {high:g}; allowed: times within, or all (low 0, high "
+            "1), of which the expert's are drawn"
         )
     return Within(fitting, path)
 
@@ -100,14 +100,14 @@ class Within:
         """
         t = self.sampler(count, generator)
         for _ in range(10000):
-            within = asked(self.path, t)
+            within = in_span(self.path, t)
             if bool(within.all()):
                 return t
             t = torch.where(within, t, self.sampler(count, generator))
         low, high = span_of(self.path)
         raise UserError(
             f"method.time draws no time from {low:g} to {high:g}, at which the expert that is trained "
-            "(model.expert) is asked; allowed: another shift or mean"
+            "(model.expert) is called; allowed: another shift or mean"
         )
 
 

@@ -120,10 +120,10 @@ def measure(
     if draws < 1:
         raise UserError(f"draws={draws}; allowed: 1 or more")
     for number, batch in enumerate(batches):
-        winner, told = best(batch)
+        winner, labelled = best(batch)
         loser, alone = best(replace(batch, score=-batch.score))
-        size = torch.bincount(batch.group, minlength=batch.num_groups).to(told.device)
-        groups = (told & (alone | (winner != loser)) & (size > 1)).nonzero()[:, 0]
+        size = torch.bincount(batch.group, minlength=batch.num_groups).to(labelled.device)
+        groups = (labelled & (alone | (winner != loser)) & (size > 1)).nonzero()[:, 0]
         w, l = winner[groups], loser[groups]  # noqa: E741
         sums = batch.x.new_zeros(3, len(groups), dtype=torch.float32)
         for draw in range(draws):

@@ -40,8 +40,8 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
     if has_lora_loader(model.family):
         # diffusers warns of each text encoder that the LoRA does not change, which is intended
         with user_errors("LoRA", source), only_errors("diffusers"):
-            for part, told in by_file(lora, model).values():
-                model.pipeline.load_lora_weights(to_diffusers(part), **told)
+            for part, arguments in by_file(lora, model).values():
+                model.pipeline.load_lora_weights(to_diffusers(part), **arguments)
         return
     _inject(model.network, lora[model.family.network_name], source)
 
@@ -53,8 +53,8 @@ def attach_carried(model: LoadedModel) -> None:
 
 
 def by_file(lora: Lora, model: LoadedModel) -> dict[str, tuple[Lora, Mapping[str, Any]]]:
-    """Return the parts of a LoRA that are a file of their own by folder, each with what diffusers' loader is
-    told besides: the whole LoRA and nothing, or of two experts one each, named as the first.
+    """Return the parts of a LoRA that are a file of their own by folder, each with the further arguments of
+    diffusers' loader: the whole LoRA and none, or of two experts one each, named as the first.
     """
     if not model.split:
         return {"": (lora, {})}

@@ -114,13 +114,16 @@ class Card:
         if by_peft:
             lines.append(f'PeftModel.from_pretrained(pipeline.{family.network_name}, "{folder}")')
         elif self.adapted:
-            lines += [f'pipeline.load_lora_weights("{folder}"{told})' for told in _told(self.experts)]
+            lines += [
+                f'pipeline.load_lora_weights("{folder}"{arguments})'
+                for arguments in _loader_arguments(self.experts)
+            ]
         result = "video = pipeline({}).frames[0]" if self._video else "image = pipeline({}).images[0]"
-        asked = '"a lighthouse at dusk"'
+        call = '"a lighthouse at dusk"'
         if FAMILIES[self.family].source == "needed":
             lines.insert(lines.index(""), "from diffusers.utils import load_image")
-            asked = f'image=load_image("source.png"), prompt={asked}'
-        return [*lines, result.format(asked)]
+            call = f'image=load_image("source.png"), prompt={call}'
+        return [*lines, result.format(call)]
 
     def _dtype(self) -> str:
         """Return the dtype that the base model was trained in, as diffusers takes it; empty for float32."""
@@ -154,7 +157,7 @@ def _of_experts(folders: tuple[str, ...]) -> str:
     return f"The base is two experts; these adapters change {changed}.{rest}\n"
 
 
-def _told(folders: tuple[str, ...]) -> list[str]:
+def _loader_arguments(folders: tuple[str, ...]) -> list[str]:
     """Return the further arguments of each call of diffusers' loader."""
     into = {FOLDERS[part]: "".join(f", {k}={v}" for k, v in INTO[part].items()) for part in FOLDERS}
     name = f'weight_name="{LORA_FILES[0]}"'

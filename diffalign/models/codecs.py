@@ -96,8 +96,8 @@ def decoded(vae: Any, latents: Tensor, moments: tuple[Tensor, Tensor], times: Te
     with vae_precision(vae) as exact:
         latents = latents.to(exact.device, torch.float32)
         plain = (latents / scale.to(latents) + shift.to(latents)).to(exact.dtype)
-        told = () if times is None else (times.to(plain),)
-        pixels: Tensor = exact.decode(plain, *told, return_dict=False)[0].float()
+        arguments = () if times is None else (times.to(plain),)
+        pixels: Tensor = exact.decode(plain, *arguments, return_dict=False)[0].float()
     return (pixels / 2 + 0.5).clamp(0, 1)
 
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from diffalign.diffusion.paths import RectifiedFlow
-from diffalign.diffusion.spans import ALL, asked
+from diffalign.diffusion.spans import ALL, in_span
 from diffalign.diffusion.wrapper import Wrapper
 from diffalign.types import Cond, Path, Target
 
@@ -91,7 +91,7 @@ class Experts(Wrapper):
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
         """Return the raw predictions, each of the network whose time it is."""
-        own = asked(self.denoiser.path, t)
+        own = in_span(self.denoiser.path, t)
         if bool(own.all()):
             return self.denoiser(x_t, t, cond)
         if not bool(own.any()):

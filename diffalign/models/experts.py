@@ -2,7 +2,7 @@
 
 One expert is trained at a time, at its own times. A LoRA of such a model is a folder with a LoRA's folder for
 each expert that it changes, ``high_noise/`` and ``low_noise/``: both files name their modules
-``transformer.*``, since diffusers is told the expert by an argument (``load_into_transformer_2``).
+``transformer.*``, since diffusers takes the expert as an argument (``load_into_transformer_2``).
 """
 
 from collections.abc import Mapping, Sequence

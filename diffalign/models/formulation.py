@@ -144,13 +144,13 @@ def formulation_in(config: ModelConfig, file: str, card: FamilyCard) -> Formulat
     Raises:
         UserError: it is not said, and files of this family have several.
     """
-    told = formulation_of_file(file, *keys_of(file))
-    if card.predictions and told.prediction is None and config.prediction == "auto":
+    formulation = formulation_of_file(file, *keys_of(file))
+    if card.predictions and formulation.prediction is None and config.prediction == "auto":
         raise UserError(
             f"model.path={config.path!r} does not say what it predicts, and single files of {card.title} "
             f"have several predictions: {card.predictions}; set model.prediction"
         )
-    return told
+    return formulation
 
 
 def _prediction_of_yaml(file: PlainPath) -> str | None:
@@ -178,7 +178,7 @@ def _prediction_of_yaml(file: PlainPath) -> str | None:
     return SCALINGS.get(scaling)
 
 
-def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> None:
+def set_formulation(pipeline: Any, config: ModelConfig, formulation: Formulation) -> None:
     """Give the pipeline a scheduler of its file's or the run's formulation, and log it once.
 
     ``model.prediction`` and ``model.zero_terminal_snr`` overrule the file, which overrules the scheduler.
@@ -194,18 +194,18 @@ def set_formulation(pipeline: Any, config: ModelConfig, told: Formulation) -> No
                 f"{type(scheduler).__name__}; allowed with {', '.join(EDMS)}"
             )
         return
-    prediction = told.prediction if config.prediction == "auto" else config.prediction
-    zero = told.zero_terminal_snr if config.zero_terminal_snr is None else config.zero_terminal_snr
+    prediction = formulation.prediction if config.prediction == "auto" else config.prediction
+    zero = formulation.zero_terminal_snr if config.zero_terminal_snr is None else config.zero_terminal_snr
     changes: dict[str, Any] = {}
     if prediction is not None and prediction != scheduler.config.get("prediction_type"):
         changes["prediction_type"] = prediction
     if zero is not None and zero != scheduler.config.get("rescale_betas_zero_snr", False):
         changes["rescale_betas_zero_snr"] = zero
-    if told.source:
+    if formulation.source:
         logger.warning(
             "%s: recognised by %s: prediction %s, zero terminal SNR %s",
             config.path,
-            told.source,
+            formulation.source,
             prediction or scheduler.config.get("prediction_type"),
             bool(zero),
         )

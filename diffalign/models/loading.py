@@ -69,7 +69,7 @@ def load(
     source = resolve(config.path)
     index = None if is_single_file(source) else _model_index(config, source)
     card = _found(config, source, index)
-    told = Formulation() if index is not None else formulation_in(config, source, card)
+    formulation = Formulation() if index is not None else formulation_in(config, source, card)
     family = get_family(card.name).configured(config)
     split = check_expert(config, index, trained)
     arguments = _arguments(config, family, dtype, without_other=split and alone)
@@ -89,7 +89,7 @@ def load(
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
     network = getattr(pipeline, family.network_name)
-    set_formulation(pipeline, config, told)
+    set_formulation(pipeline, config, formulation)
     family.settle(pipeline)
     patch = family.patch(network.config)
     path, target = path_of(pipeline.scheduler, patch, config.path, family.keeps_length)
@@ -298,7 +298,7 @@ def _from_pretrained(
     with user_errors("model.path", config.path):
         if config.variant is not None and os.path.isdir(source):
             check_variant(config, Path(source))
-        # diffusers wants to be told of what a pipeline was saved without, such as SD3's T5
+        # diffusers needs an argument for what a pipeline was saved without, such as SD3's T5
         absent = {name: None for name, value in index.items() if value == [None, None]}
         return getattr(diffusers, card.pipeline).from_pretrained(
             source, revision=config.revision, variant=config.variant, **{**absent, **arguments}

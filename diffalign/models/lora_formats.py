@@ -119,9 +119,9 @@ def read_lora(path: str | Path, model: LoadedModel) -> tuple[Lora, str]:
     lora: Lora = {}
     words = []
     for component, folder in parts.items():
-        one, said = _read_file(lora_file(folder), model)
+        one, note = _read_file(lora_file(folder), model)
         lora[component] = one.get(model.family.network_name, {})
-        words.append(f"{folder.name}: {said}")
+        words.append(f"{folder.name}: {note}")
     return lora, "; ".join(words)
 
 
@@ -219,10 +219,10 @@ class _Scales:
     def __init__(self, metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> None:
         self.by_component: dict[str, dict[str, Any]] = {}
         text = metadata.get("lora_adapter_metadata")
-        told = parse_json(text, "lora_adapter_metadata") if text else {}
-        if not isinstance(told, Mapping):
+        metadata = parse_json(text, "lora_adapter_metadata") if text else {}
+        if not isinstance(metadata, Mapping):
             raise UserError(f"lora_adapter_metadata is {str(text)[:60]!r}; allowed: a JSON object")
-        for key, value in told.items():
+        for key, value in metadata.items():
             component, _, name = key.partition(".")
             self.by_component.setdefault(component, {})[name] = value
         self.config = dict(config or {})

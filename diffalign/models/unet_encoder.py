@@ -82,7 +82,7 @@ def encoder_features(
     time = time if more is None else time + more
     x, levels = unet.conv_in(x_t), []
     for block in unet.down_blocks:
-        told = {"encoder_hidden_states": states} if isinstance(block, CrossAttnDownBlock2D) else {}
-        x, passed = block(hidden_states=x, temb=time, **told)
+        arguments = {"encoder_hidden_states": states} if isinstance(block, CrossAttnDownBlock2D) else {}
+        x, passed = block(hidden_states=x, temb=time, **arguments)
         levels.append(passed[len(block.resnets) - 1])
     return levels, unet.mid_block(x, time, encoder_hidden_states=states)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from diffalign.rollout.source import OnlineSource, Told
+from diffalign.rollout.source import OnlineSource, RoundReport
 from diffalign.types import Batch, Source
 
 
@@ -16,9 +16,9 @@ class WithData:
         self._online, self._data = online, data
 
     @property
-    def told(self) -> Told:
-        """What the newest round has told."""
-        return self._online.told
+    def report(self) -> RoundReport:
+        """The report of the newest round."""
+        return self._online.report
 
     def seek(self, micro_step: int) -> None:
         """Continue both as if ``micro_step`` micro-batches had been drawn."""

@@ -124,7 +124,7 @@ def judge_of(
 
 
 def _watching(name: Weighted, reward: Reward) -> Reward:
-    """Return a reward as one of videos; UserError for one that must be told times, which frames are not."""
+    """Return a reward as one of videos; UserError for one that needs times, which frames do not have."""
     if isinstance(reward, TimedReward) and not isinstance(reward, RemoteReward):
         raise UserError(
             f"rollout.rewards has {name.spec!r}, which judges clean estimates of images by their times; "

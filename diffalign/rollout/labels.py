@@ -114,12 +114,12 @@ def progress(folder: Path) -> str:
     Raises:
         UserError: a line that cannot be read, with its file and number.
     """
-    told: list[str] = []
+    counts: list[str] = []
     for path in sorted(folder.glob(_FILES)):
         lines = list(_lines(path))
         done = sum(_scores(line, None) is not None for line in lines)
-        told.append(f"{done} of {len(lines)} {'' if told else 'prompts labelled '}in {path.name}")
-    return ", ".join(told) or f"no labels*.jsonl in {folder}"
+        counts.append(f"{done} of {len(lines)} {'' if counts else 'prompts labelled '}in {path.name}")
+    return ", ".join(counts) or f"no labels*.jsonl in {folder}"
 
 
 def _all_lines(folder: Path) -> Iterator[_Line]:

@@ -2,16 +2,16 @@
 
 from typing import Protocol, runtime_checkable
 
-from diffalign.rollout.source import Told
+from diffalign.rollout.source import RoundReport
 from diffalign.training.state import TrainState
 
 
 @runtime_checkable
-class Telling(Protocol):
+class Reporting(Protocol):
     """A source that reports figures of what it has sampled."""
 
     @property
-    def told(self) -> Told:
+    def report(self) -> RoundReport:
         """The newest round's figures."""
         ...
 
@@ -24,7 +24,7 @@ class RoundLog:
         figures: of the first round and the last one, ``first/...`` and ``last/...``, and the images.
     """
 
-    def __init__(self, source: Telling):
+    def __init__(self, source: Reporting):
         self._source, self._last = source, -1
         self.images = 0
         self.figures: dict[str, float] = {}
@@ -34,13 +34,13 @@ class RoundLog:
 
     def on_step(self, state: TrainState) -> None:
         """Log a round when the first step of it is done."""
-        told = self._source.told
-        if told.round == self._last:
+        report = self._source.report
+        if report.round == self._last:
             return
-        self._last = told.round
-        self.images = told.images * state.accelerator.num_processes
-        state.log({**told.figures, "rollout/images": float(self.images)})
-        means = {k.removeprefix("rollout/"): v for k, v in told.figures.items()}
+        self._last = report.round
+        self.images = report.images * state.accelerator.num_processes
+        state.log({**report.figures, "rollout/images": float(self.images)})
+        means = {k.removeprefix("rollout/"): v for k, v in report.figures.items()}
         if not self.figures:
             self.figures = {f"first/{name}": value for name, value in means.items()}
         self.figures |= {f"last/{name}": value for name, value in means.items()}

@@ -9,7 +9,7 @@ from diffalign.diffusion.randomness import Streams, derive
 from diffalign.rollout.model import RolloutModel
 from diffalign.rollout.rounds import PromptOrder
 from diffalign.rollout.setting import Setting
-from diffalign.rollout.source import Told
+from diffalign.rollout.source import RoundReport
 from diffalign.types import Batch
 
 Rewarded = Callable[[Tensor, Sequence[str]], Tensor]
@@ -57,7 +57,7 @@ class NoiseSource:
         self._groups, self._samples, self._every = groups, samples, every
         self._rank, self._world = rank, world
         self._seed, self._micro_step = seed, 0
-        self.told = Told()
+        self.report = RoundReport()
 
     def seek(self, micro_step: int) -> None:
         """Continue as if ``micro_step`` micro-batches had been drawn."""
@@ -80,7 +80,7 @@ class NoiseSource:
             cond, negative = self._model.encode(prompts)
         random = Streams([derive(self._seed, "rollout/noise", position) for position in positions])
         noise = random.normal(len(each), (self._samples, *self._model.shape)).flatten(0, 1)
-        self.told.images = (self._micro_step + 1) * len(prompts)
+        self.report.images = (self._micro_step + 1) * len(prompts)
         if self._reward is None:
             self._tell(None)
 
@@ -91,8 +91,10 @@ class NoiseSource:
                 rewards = self._reward(latents, own)
                 self._tell(rewards)
                 return rewards
-            said = [f"{word}. {prompt}" for column in words for word, prompt in zip(column, own, strict=True)]
-            rewards = self._reward(latents, said).reshape(len(words), len(own))
+            statements = [
+                f"{word}. {prompt}" for column in words for word, prompt in zip(column, own, strict=True)
+            ]
+            rewards = self._reward(latents, statements).reshape(len(words), len(own))
             self._tell(rewards[0])
             return rewards
 
@@ -112,6 +114,6 @@ class NoiseSource:
         """Log every so many micro-batches only: reading a value waits for the accelerator."""
         if self._micro_step % self._every == 0:
             number = self._micro_step // self._every
-            self.told.round, self.told.figures = number, {"rollout/round": float(number)}
+            self.report.round, self.report.figures = number, {"rollout/round": float(number)}
             if rewards is not None:
-                self.told.figures["rollout/reward"] = float(rewards.detach().mean())
+                self.report.figures["rollout/reward"] = float(rewards.detach().mean())

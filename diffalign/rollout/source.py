@@ -45,7 +45,7 @@ class SamplingRoles:
 
 
 @dataclass
-class Told:
+class RoundReport:
     """The figures of a round for the log, by name, and the number of images of all rounds on this rank."""
 
     round: int = -1
@@ -94,7 +94,7 @@ class OnlineSource:
         self._unfinished = -1
         self._round: tuple[int, Round] | None = None
         self._history = (-1, PromptHistory())
-        self.told = Told()
+        self.report = RoundReport()
 
     def seek(self, micro_step: int) -> None:
         """Continue as if ``micro_step`` micro-batches had been drawn; delete later rounds, which another
@@ -148,9 +148,9 @@ class OnlineSource:
         score = self._scores(number, prompts, whole)
         made = self._assembled(number, prompts, cond, negative, whole, score)
         useful = torch.cat(gathered(made.useful.float().flatten()))
-        self.told.figures["rollout/useful"] = float(useful.mean())
+        self.report.figures["rollout/useful"] = float(useful.mean())
         self._store.forget_before(number, but=self._unfinished)
-        self.told.images = (number + 1) * len(prompts) * self._setting.samples
+        self.report.images = (number + 1) * len(prompts) * self._setting.samples
         return made
 
     def _parts(self, number: int, prompts: list[str], cond: Cond, negative: Cond) -> Iterator[Part]:
@@ -294,7 +294,7 @@ class OnlineSource:
         figures = {f"rollout/{n}": float(final[..., i].mean()) for i, n in enumerate(names)}
         figures["rollout/ties"] = float((final == final[:, :1]).all(1).all(1).float().mean())
         figures["rollout/round"] = float(number)
-        self.told.round, self.told.figures = number, figures
+        self.report.round, self.report.figures = number, figures
         self._store.write_scores(number, prompts, {n: final[..., i] for i, n in enumerate(names)})
 
     def _settled(self, number: int, start: int, part: Part, judged: list[Future[Tensor]]) -> Part:

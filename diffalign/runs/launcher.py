@@ -29,28 +29,28 @@ def with_launcher(run: Run, tell: Callable[[str], None]) -> Run:
     changes: dict[str, Any] = {}
     for field, variable in _SETTINGS.items():
         own, usual = getattr(run.training, field), getattr(default, field)
-        told = _told(field, variable)
-        if told is None or told in (own, usual):
+        value = _launched(field, variable)
+        if value is None or value in (own, usual):
             continue
         if own != usual:
             tell(
-                f"warning: the launcher says {field} {told} ({variable}), the run training.{field}={own}: "
+                f"warning: the launcher says {field} {value} ({variable}), the run training.{field}={own}: "
                 "the run's is used"
             )
-        elif field == "mixed_precision" and told not in _PRECISIONS:
+        elif field == "mixed_precision" and value not in _PRECISIONS:
             raise UserError(
-                f"the launcher says {field} {told} ({variable}); allowed: {', '.join(_PRECISIONS)}, or a "
+                f"the launcher says {field} {value} ({variable}); allowed: {', '.join(_PRECISIONS)}, or a "
                 "training.mixed_precision of the run"
             )
         else:
-            changes[field] = told
-            tell(f"training.{field}={told} from the launcher ({variable})")
+            changes[field] = value
+            tell(f"training.{field}={value} from the launcher ({variable})")
     changes |= _sharding(run.training, tell)
     run = replace(run, training=replace(run.training, **changes)) if changes else run
     return _compiled(run, tell)
 
 
-def _told(field: str, variable: str) -> Any:
+def _launched(field: str, variable: str) -> Any:
     """Return the launcher's value of a field of ``training``; None where it says nothing.
 
     Raises:
@@ -104,6 +104,8 @@ def _sharding(training: TrainingConfig, tell: Callable[[str], None]) -> dict[str
         found["shard"] = "full"
     if os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("0", "false"):
         found["reshard"] = False
-    told = ", ".join(f"training.{name}={value}" for name, value in found.items())
-    tell(f"{told or f'training.shard={training.shard}'} from the launcher (ACCELERATE_USE_FSDP, version 2)")
+    settings = ", ".join(f"training.{name}={value}" for name, value in found.items())
+    tell(
+        f"{settings or f'training.shard={training.shard}'} from the launcher (ACCELERATE_USE_FSDP, version 2)"
+    )
     return found

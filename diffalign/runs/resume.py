@@ -274,8 +274,8 @@ def data_content(*sets: EncodedSet) -> str:
         for r in encoded:
             images = [image.content for image in r.images]
             labels = (r.scores, r.rewards, r.weight, r.patches, r.dense and r.dense.scores)
-            told = (r.prompt, r.texts, images, labels, *((r.time_labels,) if r.time_labels else ()))
-            digest.update(repr(told).encode(errors="surrogatepass"))
+            fields = (r.prompt, r.texts, images, labels, *((r.time_labels,) if r.time_labels else ()))
+            digest.update(repr(fields).encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

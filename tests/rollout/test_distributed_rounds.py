@@ -43,8 +43,8 @@ def test_two_processes_are_one_with_all_their_prompts(both, name, kind):
     assert distance(first[run], one[run]) < tolerance
     assert first[f"{run} metrics"] == second[f"{run} metrics"]
     assert first[f"{run} metrics"] == pytest.approx(one[f"{run} metrics"], rel=1e-3, abs=1e-5)
-    assert first[f"{run} told"] == second[f"{run} told"]
-    assert first[f"{run} told"] == pytest.approx(one[f"{run} told"], rel=1e-5)
+    assert first[f"{run} report"] == second[f"{run} report"]
+    assert first[f"{run} report"] == pytest.approx(one[f"{run} report"], rel=1e-5)
     together = [a + b for a, b in zip(first[f"{run} terms"], second[f"{run} terms"], strict=True)]
     assert together == one[f"{run} terms"]
 

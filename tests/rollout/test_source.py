@@ -216,7 +216,7 @@ def test_one_group_stays_and_weighs_nothing_where_all_are_ties(name):
         assert batch.num_groups == 1
         step = METHODS[name][2](w.copy_of_policy(), w.reference, batch, torch.Generator())
         assert float(step.weight) == 0
-    assert w.source.told.figures["rollout/ties"] == 1.0
+    assert w.source.report.figures["rollout/ties"] == 1.0
 
 
 @pytest.mark.parametrize("shape", ["trajectories", "samples"])
@@ -400,7 +400,7 @@ def test_people_are_waited_for_and_their_scores_are_the_scores(tmp_path):
     assert sorted(b.num_groups for b in batches) == [1] * 4 + [2] * 4
     for batch in batches:
         assert bool((batch.score.reshape(-1, 3)[:, 0] > batch.score.reshape(-1, 3)[:, 1]).all())
-    assert second.source.told.figures["rollout/people"] == pytest.approx((0 + 2 + 4 + 6) / 12)
+    assert second.source.report.figures["rollout/people"] == pytest.approx((0 + 2 + 4 + 6) / 12)
     with pytest.raises(Paused):
         second.batches(1, start=second.plan.micro_steps)
     assert (folder / "labels.jsonl").is_file() and parts(tmp_path, 0)
@@ -409,10 +409,10 @@ def test_people_are_waited_for_and_their_scores_are_the_scores(tmp_path):
 def test_images_are_counted_over_the_run_and_a_judge_is_closed(tmp_path):
     w = World(store=RoundStore(tmp_path))
     w.batches(w.plan.micro_steps + 1)
-    assert (w.source.told.round, w.source.told.images) == (1, 24)
+    assert (w.source.report.round, w.source.report.images) == (1, 24)
     again = World(store=RoundStore(tmp_path))
     again.batches(1, start=w.plan.micro_steps)
-    assert again.source.told.images == 24
+    assert again.source.report.images == 24
     assert not w.judge.closed
     w.source.close()
     assert w.judge.closed

@@ -83,7 +83,7 @@ def equal_runs(dtype: torch.dtype) -> dict:
             state, terms = run(w, method, steps=2 if "all" in kind else 6)
             outcome[name + kind] = weights(state) | {"loss": torch.tensor(state.loss or 0.0)}
             outcome[f"{name}{kind} metrics"] = state.averages()
-            outcome[f"{name}{kind} told"] = w.source.told.figures
+            outcome[f"{name}{kind} report"] = w.source.report.figures
             outcome[f"{name}{kind} terms"] = terms
         clipped, _ = run(world_of(name, None, dtype), method, 1, max_grad_norm=1e-3)
         outcome[f"{name} {MOMENTS}"] = {

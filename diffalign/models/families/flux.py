@@ -2,12 +2,12 @@
 over packed latents, rectified flow with a shift that grows with the image.
 
 The network sees no latents (B, 16, h, w) but 2 x 2 of them in a row, (B, h w / 4, 64), beside the places of
-the rows; ``call`` packs and unpacks, so that latents have their shape everywhere else. It is told t, not
+the rows; ``call`` packs and unpacks, so that latents have their shape everywhere else. It takes t, not
 1000 t.
 
 There is no classifier-free guidance as in other families: dev has been distilled to give a guided prediction
-in one call, and is told how strong (``model.embedded_guidance``, 3.5 in the stock pipeline); schnell has
-none of it. So a guidance of 1 (``rollout.guidance``, a noising's) is the published way of sampling, and more
+in one call, and takes its strength as a condition (``model.embedded_guidance``, 3.5 in the stock pipeline);
+schnell has none of it. So a guidance of 1 (``rollout.guidance``, a noising's) is the published way of sampling, and more
 than 1 is what the pipeline calls ``true_cfg_scale`` with an empty negative prompt, on top of what is embedded
 and for twice the calls. The ``guidance_scale`` of the stock pipeline is the embedded one.
 """
@@ -58,7 +58,7 @@ class Flux(Packed, ReadByT5):
 
     Attributes:
         max_sequence_length: tokens of T5.
-        embedded_guidance: what a network with a guidance embedding is told.
+        embedded_guidance: the guidance that a network with a guidance embedding takes.
     """
 
     max_sequence_length: int = 512

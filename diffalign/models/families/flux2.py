@@ -1,8 +1,8 @@
 """FLUX.2 dev (Black Forest Labs 2025): three layers of Mistral Small 3 read the prompt; network, latents and
 times are of FLUX.2 klein's kind.
 
-Like FLUX.1 dev it has been distilled to give a guided prediction in one call, and is told how strong
-(``model.embedded_guidance``, 4 in the stock pipeline, whose ``guidance_scale`` is the embedded one). A
+Like FLUX.1 dev it has been distilled to give a guided prediction in one call, and takes its strength as a
+condition (``model.embedded_guidance``, 4 in the stock pipeline, whose ``guidance_scale`` is the embedded one). A
 guidance of 1 is therefore the published way of sampling; more than 1 guides away from the empty prompt on top
 of that, for twice the calls.
 
@@ -69,7 +69,7 @@ class Flux2(Flux2Klein):
 
     Attributes:
         max_sequence_length: tokens of Mistral, those of its chat template among them.
-        embedded_guidance: what a network with a guidance embedding is told.
+        embedded_guidance: the guidance that a network with a guidance embedding takes.
     """
 
     name: str = "flux2"

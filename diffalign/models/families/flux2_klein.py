@@ -4,7 +4,7 @@ latents, rectified flow.
 Latents are what the network sees: 2 x 2 of the autoencoder's as the channels of one, normalised, (B, 128, h,
 w), see ``diffalign.models.packed_codec``. ``call`` only lays them in a row beside their places (time, row,
 column, number of the word). The latents of a source image to edit follow them at time 10, as the first
-reference image of the stock pipeline, and their prediction is dropped. The network is told t, not 1000 t, and
+reference image of the stock pipeline, and their prediction is dropped. The network takes t, not 1000 t, and
 no guidance: the base models are guided
 as usual, the distilled ones (``is_distilled``) are sampled with a guidance of 1, whatever the stock pipeline
 is told.

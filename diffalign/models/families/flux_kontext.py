@@ -22,7 +22,7 @@ class FluxKontext(Flux):
 
     Attributes:
         max_sequence_length: tokens of T5.
-        embedded_guidance: what a network with a guidance embedding is told.
+        embedded_guidance: the guidance that a network with a guidance embedding takes.
     """
 
     name: str = "flux_kontext"

@@ -142,16 +142,16 @@ class HunyuanVideo15(SpacedEvenly, ReadByT5):
         """Return the transformer's raw prediction, (B, C, F, h, w)."""
         config = bare(network).config
         filled = config.in_channels - x_t.shape[1]
-        told = {name: cond[name].to(x_t.dtype) for name in cond if name.startswith("encoder_")}
+        embeddings = {name: cond[name].to(x_t.dtype) for name in cond if name.startswith("encoder_")}
         x = torch.cat([x_t, x_t.new_zeros(len(x_t), filled, *x_t.shape[2:])], dim=1)
         if x_t.is_meta:
-            return _without_values(bare(network), x, model_time, told)
+            return _without_values(bare(network), x, model_time, embeddings)
         prediction: Tensor = network(
             hidden_states=x,
             timestep=model_time.to(x_t.dtype),
             image_embeds=x_t.new_zeros(len(x_t), 0, config.image_embed_dim),
             return_dict=False,
-            **told,
+            **embeddings,
         )[0]
         return prediction
 
@@ -164,15 +164,15 @@ class HunyuanVideo15(SpacedEvenly, ReadByT5):
         }
 
 
-def _without_values(network: Any, x: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+def _without_values(network: Any, x: Tensor, time: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
     """Return the prediction's shape on the meta device, where there are no values to sort tokens by: all are
     kept.
     """
     time, rope = time.to(x.dtype), network.rope(x)
-    mask = torch.cat([told["encoder_attention_mask_2"], told["encoder_attention_mask"]], dim=1).bool()
+    mask = torch.cat([cond["encoder_attention_mask_2"], cond["encoder_attention_mask"]], dim=1).bool()
     temb, hidden = network.time_embed(time), network.x_embedder(x)
-    states = network.context_embedder(told["encoder_hidden_states"], time, told["encoder_attention_mask"])
-    text = torch.cat([network.context_embedder_2(told["encoder_hidden_states_2"]), states], dim=1)
+    states = network.context_embedder(cond["encoder_hidden_states"], time, cond["encoder_attention_mask"])
+    text = torch.cat([network.context_embedder_2(cond["encoder_hidden_states_2"]), states], dim=1)
     recomputed = torch.is_grad_enabled() and network.gradient_checkpointing
     for block in network.transformer_blocks:
         given = (hidden, text, temb, mask, rope)

@@ -1,7 +1,7 @@
 """Kolors (Kuaishou 2024): Stable Diffusion XL's UNet behind a ChatGLM3, which reads Chinese and English.
 
-The UNet projects the last but one states of 256 tokens itself and is told the last token's last state as its
-vector, beside the sizes that SDXL's is told. Its betas are a table of 1100 steps.
+The UNet projects the last but one states of 256 tokens itself and takes the last token's last state as its
+vector, beside the sizes that SDXL's takes. Its betas are a table of 1100 steps.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.sdxl import CONFIGS as SDXL_CONFIGS
-from diffalign.models.families.sdxl import ToldSizes
+from diffalign.models.families.sdxl import SizeConditioned
 
 TOKENS = 256  # the pipeline's default
 
@@ -41,7 +41,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Kolors(ToldSizes):
+class Kolors(SizeConditioned):
     """The family ``kolors``."""
 
     name: str = "kolors"

@@ -1,8 +1,8 @@
 """LTX-Video 0.9 (HaCohen et al. 2024, arXiv 2501.00103): T5, a transformer over packed latents of an
 autoencoder of 32 x 32 pixels and 8 frames, rectified flow with a shift that grows with the video.
 
-The network sees latents (B, 128, F, h, w) as a row of tokens (B, F h w, 128) and is told F, h and w; ``call``
-packs and unpacks. Its positions are in pixels and seconds, so it is told a frame rate as well: the 25 of the
+The network sees latents (B, 128, F, h, w) as a row of tokens (B, F h w, 128) and takes F, h and w; ``call``
+packs and unpacks. Its positions are in pixels and seconds, so it takes a frame rate as well: the 25 of the
 stock pipeline, whatever the data were filmed at. Of T5's tokens those beyond the prompt's end are masked.
 
 The mean and scale of its latents are buffers of the autoencoder, not of its configuration. Decoders of 0.9.1

@@ -8,7 +8,7 @@ place of the sound stands one empty token. What belongs to sound gets no gradien
 same weights.
 
 Gemma's states are packed by the pipeline's ``connectors`` before they are cached: 49 layers of 3840 channels
-would be 770 MB a prompt. The network is told a frame rate: the 24 of the stock pipeline.
+would be 770 MB a prompt. The network takes a frame rate: the 24 of the stock pipeline.
 """
 
 from collections.abc import Mapping
@@ -127,12 +127,12 @@ class LTX2Video(SpacedEvenly, ReadByT5):
         """Return the transformer's raw prediction of the video, (B, C, F, h, w)."""
         frames, height, width = x_t.shape[2:]
         config = bare(network).config
-        told = config.caption_channels if config.use_prompt_embeddings else config.audio_cross_attention_dim
+        width = config.caption_channels if config.use_prompt_embeddings else config.audio_cross_attention_dim
         prediction: Tensor = network(
             hidden_states=x_t.flatten(2).transpose(1, 2),
             audio_hidden_states=x_t.new_zeros(len(x_t), 1, config.audio_in_channels),
             encoder_hidden_states=cond["encoder_hidden_states"].to(x_t.dtype),
-            audio_encoder_hidden_states=x_t.new_zeros(len(x_t), 1, told),
+            audio_encoder_hidden_states=x_t.new_zeros(len(x_t), 1, width),
             timestep=model_time,
             sigma=model_time,
             encoder_attention_mask=cond["encoder_attention_mask"],
@@ -149,9 +149,11 @@ class LTX2Video(SpacedEvenly, ReadByT5):
 
     def cond_shapes(self, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """Shapes of one sample's conditions."""
-        told = configs["connectors"]
-        heads = told["video_connector_num_attention_heads"]
-        return masked_shapes(self.max_sequence_length, heads * told["video_connector_attention_head_dim"])
+        connectors = configs["connectors"]
+        heads = connectors["video_connector_num_attention_heads"]
+        return masked_shapes(
+            self.max_sequence_length, heads * connectors["video_connector_attention_head_dim"]
+        )
 
 
 LTX2 = LTX2Video()

@@ -1,7 +1,7 @@
 """Lumina-Image 2.0 (Qin et al. 2025, arXiv 2503.21758): Gemma 2 reads the prompt behind a system prompt, one
 stream of text and image tokens, rectified flow.
 
-The network counts time from noise to data, it is told 1 - t, and predicts the velocity in that direction;
+The network counts time from noise to data, it takes 1 - t, and predicts the velocity in that direction;
 ``call`` turns its sign. The negative prompt stands without the system prompt, and the stock pipeline
 (``cfg_normalization``) gives each row of latents of the guided prediction the length of the prompt's own:
 ``keeps_length``.

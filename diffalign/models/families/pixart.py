@@ -7,8 +7,8 @@ in use reads, are left out. Tokens beyond the prompt's end are masked. Captions 
 pipelines clean them when they are called: lower case, and with ftfy and beautifulsoup4 installed also
 without markup, links and the like.
 
-The two differ in the number of tokens, in the autoencoder, and in what the 1024 pixel model of alpha is told
-besides: height and width, and their ratio. They stay float32, since bfloat16 cannot tell 1023 from 1024.
+The two differ in the number of tokens, in the autoencoder, and in the further conditions of the 1024 pixel
+model of alpha: height and width, and their ratio. They stay float32, since bfloat16 cannot tell 1023 from 1024.
 
 Diffusers has no LoRA loader for these pipelines and no single-file one: a LoRA is saved as peft saves it.
 """
@@ -67,12 +67,12 @@ class PixArt(ReadByT5):
 
     Attributes:
         max_sequence_length: tokens of T5.
-        told_sizes: whether the network may want to be told sizes; one that does not leaves them alone.
+        size_conditions: whether the network may take sizes as conditions; one that does not ignores them.
         configs: configurations of the real-size base model's components.
     """
 
     max_sequence_length: int = 300
-    told_sizes: bool = False
+    size_conditions: bool = False
     name: str = "pixart"
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SIGMA_CONFIGS)
     network_name: str = "transformer"
@@ -106,7 +106,7 @@ class PixArt(ReadByT5):
         """``resolution`` (B, 2), height and width of the image, and ``aspect_ratio`` (B, 1), the one over the
         other; none of them in Sigma.
         """
-        if not self.told_sizes:
+        if not self.size_conditions:
             return {}
         ratio = target_size[:, :1] / target_size[:, 1:]
         return {"resolution": target_size.float(), "aspect_ratio": ratio.float()}
@@ -130,8 +130,10 @@ class PixArt(ReadByT5):
             "encoder_hidden_states": (tokens, configs["transformer"]["caption_channels"]),
             "encoder_attention_mask": (tokens,),
         }
-        return shapes | ({"resolution": (2,), "aspect_ratio": (1,)} if self.told_sizes else {})
+        return shapes | ({"resolution": (2,), "aspect_ratio": (1,)} if self.size_conditions else {})
 
 
 PIXART = PixArt()
-PIXART_ALPHA = PixArt(max_sequence_length=120, told_sizes=True, name="pixart_alpha", configs=ALPHA_CONFIGS)
+PIXART_ALPHA = PixArt(
+    max_sequence_length=120, size_conditions=True, name="pixart_alpha", configs=ALPHA_CONFIGS
+)

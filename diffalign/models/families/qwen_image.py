@@ -1,7 +1,7 @@
 """Qwen-Image (Qwen team 2025, arXiv 2508.02324) and its 2512: Qwen2.5-VL reads the prompt, a transformer of
 two streams over packed latents, rectified flow.
 
-The network sees 2 x 2 latents in a row, as FLUX's does; ``call`` packs and unpacks. It is told t, not 1000 t.
+The network sees 2 x 2 latents in a row, as FLUX's does; ``call`` packs and unpacks. It takes t, not 1000 t.
 Guidance is classifier-free, and the stock pipeline (``true_cfg_scale``, with a negative prompt) then gives
 the guided prediction of each token the length of the prompt's own: ``keeps_length``.
 

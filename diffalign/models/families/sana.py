@@ -5,7 +5,7 @@ The instruction is the default of the stock pipeline's ``complex_human_instructi
 prompt's, the first and the last ``model.max_sequence_length`` - 1 are kept. The negative prompt stands
 without it. Prompts are put in lower case, as the pipeline does it.
 
-Its scheduler is a DPM-Solver of flow sigmas, so the network is told whole numbers, times its own
+Its scheduler is a DPM-Solver of flow sigmas, so the network takes whole numbers, times its own
 ``timestep_scale``.
 """
 
@@ -139,14 +139,16 @@ class Sana(ReadByT5):
         return rows(masked(*self._encoded(pipeline, [""], guided=True)[2:]), n)
 
     def _encoded(self, pipeline: Any, prompts: list[str], guided: bool) -> tuple[Tensor, ...]:
-        asked = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+        instruction = (
+            inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+        )
         with torch.no_grad():
             result: tuple[Tensor, ...] = pipeline.encode_prompt(
                 prompts,
                 do_classifier_free_guidance=guided,
                 device=pipeline.text_encoder.device,
                 max_sequence_length=self.max_sequence_length,
-                complex_human_instruction=asked,
+                complex_human_instruction=instruction,
             )
         return result
 

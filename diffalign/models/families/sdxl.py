@@ -69,8 +69,9 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class ToldSizes(Usual):
-    """What UNets of Stable Diffusion XL's kind share: they are told sizes and one vector of the prompt."""
+class SizeConditioned(Usual):
+    """What UNets of Stable Diffusion XL's kind share: sizes and one pooled vector of
+    the prompt are conditions."""
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """1: the UNet pads what its levels cannot halve."""
@@ -115,7 +116,7 @@ class ToldSizes(Usual):
 
 
 @dataclass(frozen=True)
-class StableDiffusionXL(ToldSizes):
+class StableDiffusionXL(SizeConditioned):
     """The family ``sdxl``."""
 
     name: str = "sdxl"

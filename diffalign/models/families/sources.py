@@ -1,6 +1,6 @@
 """How families take a source image: what a picture is edited, or a video continued, from.
 
-A source becomes conditions like those of a prompt, encoded once and told to the network in every call; so
+A source becomes conditions like those of a prompt, encoded once and given to the network in every call; so
 training, rollouts and diagnostics need to know nothing of it. Families say what these conditions are.
 """
 

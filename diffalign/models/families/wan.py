@@ -4,7 +4,7 @@ causal autoencoder of videos, rectified flow.
 UMT5's states beyond a prompt's end are zeros, and the transformer attends to them: their number matters
 (``model.max_sequence_length``, 512 as the pipeline's default). The pipeline of the 5B model of 2.2 tells
 every token its own time (``expand_timesteps``), so that an image can be given as a first frame; without one
-all times are equal, so the network is told one here, which is the same and makes its time embedding once.
+all times are equal, so the network takes one here, which is the same and makes its time embedding once.
 
 The A14B of 2.2 is two transformers (``models/experts.py``): ``transformer`` from the time
 ``boundary_ratio`` of the pipeline's configuration on, ``transformer_2`` below it. ``model.expert`` says which

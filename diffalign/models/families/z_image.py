@@ -1,7 +1,7 @@
 """Z-Image and Z-Image-Turbo (Tongyi-MAI 2025, arXiv 2511.22699): Qwen3-4B reads the prompt, one stream of
 image and text tokens, rectified flow.
 
-The network counts time from noise to data, it is told 1 - t, and predicts the velocity in that direction;
+The network counts time from noise to data, it takes 1 - t, and predicts the velocity in that direction;
 ``call`` turns its sign, so that the prediction is a flow's eps - x0. It takes lists: one image (C, 1, h, w)
 and the states of one prompt, without padding, per sample.
 
