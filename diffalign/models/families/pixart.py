@@ -8,7 +8,7 @@ pipelines clean them when they are called: lower case, and with ftfy and beautif
 without markup, links and the like.
 
 The two differ in the number of tokens, in the autoencoder, and in the further conditions of the 1024 pixel
-model of alpha: height and width, and their ratio. They stay float32, since bfloat16 cannot tell 1023 from 1024.
+model of alpha: height and width, and their ratio. They stay float32: bfloat16 has no 1023.
 
 Diffusers has no LoRA loader for these pipelines and no single-file one: a LoRA is saved as peft saves it.
 """
