@@ -8,8 +8,9 @@ the rows; ``call`` packs and unpacks, so that latents have their shape everywher
 There is no classifier-free guidance as in other families: dev has been distilled to give a guided prediction
 in one call, and takes its strength as a condition (``model.embedded_guidance``, 3.5 in the stock pipeline);
 schnell has none of it. So a guidance of 1 (``rollout.guidance``, a noising's) is the published way of
-sampling, and more than 1 is what the pipeline calls ``true_cfg_scale`` with an empty negative prompt, on top of what is embedded
-and for twice the calls. The ``guidance_scale`` of the stock pipeline is the embedded one.
+sampling, and more than 1 is what the pipeline calls ``true_cfg_scale`` with an empty negative prompt, on top
+of what is embedded and for twice the calls. The ``guidance_scale`` of the stock pipeline is the embedded
+one.
 """
 
 from collections.abc import Mapping

@@ -2,9 +2,9 @@
 times are of FLUX.2 klein's kind.
 
 Like FLUX.1 dev it has been distilled to give a guided prediction in one call, and takes its strength as a
-condition (``model.embedded_guidance``, 4 in the stock pipeline, whose ``guidance_scale`` is the embedded one).
-A guidance of 1 is therefore the published way of sampling; more than 1 guides away from the empty prompt on top
-of that, for twice the calls.
+condition (``model.embedded_guidance``, 4 in the stock pipeline, whose ``guidance_scale`` is the embedded
+one). A guidance of 1 is therefore the published way of sampling; more than 1 guides away from the empty
+prompt on top of that, for twice the calls.
 
 The prompt stands in a chat template behind the pipeline's system message; padding included it has
 ``model.max_sequence_length`` tokens.
