@@ -25,7 +25,7 @@ from diffalign.config.schema import (
     TrainingConfig,
 )
 from diffalign.diffusion.paths import RectifiedFlow
-from diffalign.diffusion.spans import asked
+from diffalign.diffusion.spans import in_span
 from diffalign.diffusion.times import Listed, LogitNormal, Uniform, fitted
 from diffalign.errors import UserError
 from diffalign.estimate.shapes import shapes_of
@@ -116,18 +116,18 @@ def test_times_are_those_of_the_expert_and_distributed_as_before(
 
 def test_the_boundary_belongs_to_high_noise_as_in_the_stock_pipeline() -> None:
     t = torch.tensor([0.874, 0.875, 0.876, 1.0, 0.0])
-    assert asked(HIGH, t).tolist() == [False, True, True, True, False]
-    assert asked(LOW, t).tolist() == [True, False, False, False, True]
+    assert in_span(HIGH, t).tolist() == [False, True, True, True, False]
+    assert in_span(LOW, t).tolist() == [True, False, False, False, True]
     whole = replace(HIGH, integer_times=True)  # UniPC tells 874 of 874.9
-    assert asked(whole, torch.tensor([0.8749, 0.8751])).tolist() == [False, True]
+    assert in_span(whole, torch.tensor([0.8749, 0.8751])).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
     ("sampler", "path", "message"),
     [
-        (Uniform(0.0, 0.5), HIGH, r"times 0 to 0.5.*asked at 0.875 to 1"),
-        (Uniform(0.5, 1.0), HIGH, r"times 0.5 to 1.*asked at 0.875 to 1"),
-        (Listed((0.2, 0.9)), LOW, r"times 0.2 to 0.9.*asked at 0 to 0.875"),
+        (Uniform(0.0, 0.5), HIGH, r"times 0 to 0.5.*in_span at 0.875 to 1"),
+        (Uniform(0.5, 1.0), HIGH, r"times 0.5 to 1.*in_span at 0.875 to 1"),
+        (Listed((0.2, 0.9)), LOW, r"times 0.2 to 0.9.*in_span at 0 to 0.875"),
     ],
 )
 def test_a_range_of_times_outside_of_the_experts_is_an_error_naming_both(
@@ -254,7 +254,7 @@ def test_samples_of_a_run_are_drawn_with_both(videos: dict[str, Path], clips: Pa
     [
         ({"model": {"train": "full"}}, "model.train='full' with model.expert=high"),
         ({"method": {"type": "inversion_dpo"}}, "model.expert=high with method inversion_dpo"),
-        ({"method": {"time": {"low": 0.2, "high": 0.5}}}, "times 0.2 to 0.5.*asked at 0.875 to 1"),
+        ({"method": {"time": {"low": 0.2, "high": 0.5}}}, "times 0.2 to 0.5.*in_span at 0.875 to 1"),
     ],
 )
 def test_what_an_expert_cannot_do_is_refused(
