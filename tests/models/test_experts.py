@@ -125,8 +125,8 @@ def test_the_boundary_belongs_to_high_noise_as_in_the_stock_pipeline() -> None:
 @pytest.mark.parametrize(
     ("sampler", "path", "message"),
     [
-        (Uniform(0.0, 0.5), HIGH, r"times 0 to 0.5.*in_span at 0.875 to 1"),
-        (Uniform(0.5, 1.0), HIGH, r"times 0.5 to 1.*in_span at 0.875 to 1"),
+        (Uniform(0.0, 0.5), HIGH, r"times 0 to 0.5.*called at 0.875 to 1"),
+        (Uniform(0.5, 1.0), HIGH, r"times 0.5 to 1.*called at 0.875 to 1"),
         (Listed((0.2, 0.9)), LOW, r"times 0.2 to 0.9.*in_span at 0 to 0.875"),
     ],
 )
@@ -254,7 +254,7 @@ def test_samples_of_a_run_are_drawn_with_both(videos: dict[str, Path], clips: Pa
     [
         ({"model": {"train": "full"}}, "model.train='full' with model.expert=high"),
         ({"method": {"type": "inversion_dpo"}}, "model.expert=high with method inversion_dpo"),
-        ({"method": {"time": {"low": 0.2, "high": 0.5}}}, "times 0.2 to 0.5.*in_span at 0.875 to 1"),
+        ({"method": {"time": {"low": 0.2, "high": 0.5}}}, "times 0.2 to 0.5.*called at 0.875 to 1"),
     ],
 )
 def test_what_an_expert_cannot_do_is_refused(
