@@ -127,7 +127,7 @@ def test_the_boundary_belongs_to_high_noise_as_in_the_stock_pipeline() -> None:
     [
         (Uniform(0.0, 0.5), HIGH, r"times 0 to 0.5.*called at 0.875 to 1"),
         (Uniform(0.5, 1.0), HIGH, r"times 0.5 to 1.*called at 0.875 to 1"),
-        (Listed((0.2, 0.9)), LOW, r"times 0.2 to 0.9.*in_span at 0 to 0.875"),
+        (Listed((0.2, 0.9)), LOW, r"times 0.2 to 0.9.*called at 0 to 0.875"),
     ],
 )
 def test_a_range_of_times_outside_of_the_experts_is_an_error_naming_both(
