@@ -13,7 +13,14 @@ from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.experts import FIRST
 from diffalign.models.families.base import Family, latent_shape
-from diffalign.models.families.registry import FAMILIES, built_in, get_family, known_shapes, moved
+from diffalign.models.families.registry import (
+    FAMILIES,
+    built_in,
+    get_family,
+    known_shapes,
+    meant,
+    moved,
+)
 from diffalign.models.loading import find_family
 from diffalign.models.motion_adapter import motion_config
 from diffalign.models.sources import is_single_file, resolve, sniff_family
@@ -95,7 +102,7 @@ def shapes_of(config: ModelConfig) -> Shapes:
     config, known = expanded(config), known_shapes()
     if config.path in known and not os.path.exists(config.path):
         stored = known[config.path]
-        name = moved(stored, config.motion_adapter).name
+        name = moved(meant(stored, config.family), config.motion_adapter).name
         if config.family not in ("auto", name):
             raise UserError(f"model.family={config.family!r}, but {config.path!r} is {name}; set auto")
         family = get_family(name).configured(config)

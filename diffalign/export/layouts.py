@@ -40,15 +40,24 @@ COMFYUI = {
     "kandinsky5": "kandinsky-5-image",
     "krea2": "krea-2",
     "ltx": "ltx-video",
+    "ltx_i2v": "ltx-video",
     "pixart": "pixart-sigma",
     "pixart_alpha": "pixart-alpha",
     "qwen_image": "qwen-image",
     "sd3": "stable-diffusion-3",
     "wan": "wan-2.1",
     "wan_i2v": "wan-2.1",
+    "wan_ti2v": "wan-2.1",
     "z_image": "z-image",
 }
-_ORIGINAL_NAMES = ("wan", "wan_i2v", "ltx", "krea2")  # for these models ComfyUI reads the original names only
+_ORIGINAL_NAMES = (
+    "wan",
+    "wan_i2v",
+    "wan_ti2v",
+    "ltx",
+    "ltx_i2v",
+    "krea2",
+)  # ComfyUI reads no other names here
 
 
 def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from diffalign.diffusion import first_frame
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.spans import ALL, in_span
 from diffalign.diffusion.wrapper import Wrapper
@@ -60,13 +61,15 @@ class NetworkDenoiser:
     autocast: torch.dtype | None = None
 
     def __call__(self, x_t: Tensor, t: Float[Tensor, " B"], cond: Cond) -> Tensor:
-        """Return the raw prediction, shaped like ``x_t``."""
+        """Return the raw prediction, shaped like ``x_t``; in a first frame that is given the known one."""
         network = self.network
         if isinstance(network, DistributedDataParallel) and not torch.is_grad_enabled():
             # Ranks may call different numbers of times here (an inversion, a rollout): no synchronisation.
             network = network.module
         with self._precision(x_t.device.type):
-            return self.call(network, x_t.to(self.dtype or x_t.dtype), self.path.model_time(t), cond)
+            seen = x_t.to(self.dtype or x_t.dtype)
+            prediction = self.call(network, seen, self.path.model_time(t), cond)
+        return first_frame.known(prediction, x_t, t, cond, self.target)
 
     def _precision(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, self.autocast) if self.autocast is not None else nullcontext()

@@ -16,7 +16,7 @@ from diffalign.models.checks import check_components, check_vae, check_variant, 
 from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
 from diffalign.models.families.base import Family
 from diffalign.models.families.card import FamilyCard
-from diffalign.models.families.registry import FAMILIES, get_family, moved
+from diffalign.models.families.registry import FAMILIES, get_family, meant, moved
 from diffalign.models.formulation import Formulation, formulation_in, path_of, set_formulation
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
@@ -144,7 +144,7 @@ def _found(config: ModelConfig, source: str, index: dict[str, Any] | None) -> Fa
     if config.family not in ("auto", *FAMILIES):
         raise unknown("model family (model.family)", config.family, ["auto", *FAMILIES])
     stored = sniff_family(source) if index is None else _family_of_class(config, source, index)
-    found = moved(stored, config.motion_adapter)
+    found = moved(meant(stored, config.family), config.motion_adapter)
     if config.family not in ("auto", found.name):
         if FAMILIES[config.family].moves == found.name:
             raise UserError(

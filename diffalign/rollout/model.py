@@ -92,7 +92,7 @@ class PipelineRolloutModel:
         self.at_once = max(1, decoded_frames // frames) if frames else None
         sides = torch.tensor([size], dtype=torch.float32)
         self._sizes = model.micro_conditions(sides, torch.zeros(1, 2), sides)
-        self._size = size
+        self._size, self._frames = size, frames or 1
         self._texts: OrderedDict[str, Rows] = OrderedDict()
         self._seen: dict[str, Rows] = {}  # what guidance guides away from, of prompts read with their source
         self._bytes = 0
@@ -168,7 +168,7 @@ class PipelineRolloutModel:
             pixels.append(cut_out(image, cut_to((image.height, image.width), size)))
         texts = [str(prompt) for prompt in prompts]
         rows = taken.encode_prompts(texts, pixels) if taken.read else self._model.encode_prompts(texts)
-        rows |= taken.encode(to_unit(torch.stack(pixels)), 1)
+        rows |= taken.encode(to_unit(torch.stack(pixels)), self._frames)
         seen = taken.encode_prompts([""] * len(pixels), pixels) if taken.read else {}
         return _on_cpu(rows), _on_cpu(seen)
 

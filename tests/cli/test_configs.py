@@ -203,7 +203,9 @@ PARAMETERS = {  # of the published networks
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 14_288_491_584,  # of either expert
     "wan_i2v": 16_394_878_784,  # 2.1, 14B
     "cogvideox": 1_693_783_872,  # 2b
+    "wan_ti2v": 4_999_787_712,
     "ltx": 1_923_385_472,  # 0.9
+    "ltx_i2v": 1_923_385_472,
     "ltx2": 18_876_174_592,  # 19B
     "hunyuan_video15": 8_326_608_160,
     "text_to_video": 1_411_233_860,

@@ -86,7 +86,10 @@ def test_the_cards_say_which_families_take_a_source() -> None:
         ("flux2_klein", "source image: taken, the image that is edited; also trained from text alone"),
         ("qwen_image_edit", "source image: needed, the image that is edited"),
         ("wan_i2v", "source image: needed, the first frame of the video"),
+        ("wan_ti2v", "source image: needed, the first frame of the video"),
+        ("ltx_i2v", "source image: needed, the first frame of the video"),
         ("wan", "source image: refused"),
+        ("ltx", "source image: refused"),
     ],
 )
 def test_models_says_whether_and_as_what_a_source_is_taken(

@@ -21,7 +21,7 @@ from diffalign.config.schema import DataConfig
 from diffalign.data.batches.ahead import ahead
 from diffalign.data.batches.order import Order
 from diffalign.data.encoding.encoded import Bucket, EncodedSet, Record
-from diffalign.diffusion import reference_bank
+from diffalign.diffusion import first_frame, reference_bank
 from diffalign.diffusion.randomness import Streams, derive
 from diffalign.diffusion.reference_bank import sample_name
 from diffalign.errors import UserError
@@ -67,7 +67,8 @@ def assemble(
     ``score`` is (B,), or (B, F), one a latent frame, in a set that has dense labels.
     All images of a group have the size conditions of its first one (as in the released codes): where winners
     and losers differ in size, their own sizes would reveal the winner. With ``own_sizes`` each image has its
-    own. The source of a group is a condition of each of its images. With ``guided`` the batch has
+    own. The source of a group is a condition of each of its images; one that is the first latent frame stands
+    in place of the images' own. With ``guided`` the batch has
     negative conditions; ``extra`` holds the set's data besides labels.
     """
     latents, texts, negatives, cuts, corners, group = [], [], [], [], [], []
@@ -94,7 +95,7 @@ def assemble(
         cond[reference_bank.NAME] = torch.tensor(names)
     score = torch.tensor(scores, dtype=torch.float32)
     return Batch(
-        torch.stack(latents),
+        first_frame.clean(torch.stack(latents), cond),
         cond,
         torch.tensor(group),
         score if encoded.dense else score[:, 0],

@@ -24,6 +24,8 @@ class FamilyCard:
         recognised_by: (component, key, value) of configurations that tell its models from those of another
             family with the same pipeline class; of two cards that fit, the one with more of them wins.
         predictions: what its single files may predict where they do not say, a clause; "": one thing alone.
+        stored_as: pipeline classes of other families whose folders hold this one's weights too;
+            ``model.family`` must name it to read those.
         source: whether a source image besides the prompt is ``taken`` or ``needed``; "": it is refused.
     """
 
@@ -39,4 +41,5 @@ class FamilyCard:
     moves: str | None = None
     recognised_by: tuple[tuple[str, str, Any], ...] = ()
     predictions: str = ""
+    stored_as: tuple[str, ...] = ()
     source: Literal["", "taken", "needed"] = ""

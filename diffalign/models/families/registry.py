@@ -52,6 +52,12 @@ def moved(card: FamilyCard, adapter: str | None) -> FamilyCard:
     return found[0]
 
 
+def meant(card: FamilyCard, family: str) -> FamilyCard:
+    """Return the card of ``model.family`` where its weights are stored as ``card``'s; else ``card``."""
+    named = FAMILIES.get(family)
+    return named if named is not None and card.pipeline in named.stored_as else card
+
+
 def known_shapes() -> dict[str, FamilyCard]:
     """Return the cards by the hub ids of networks whose shapes are built in."""
     return {

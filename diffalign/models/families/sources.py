@@ -12,6 +12,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from diffalign.diffusion import first_frame
+from diffalign.errors import UserError
 from diffalign.models.codecs import Codec
 
 Size = tuple[int, int]
@@ -115,6 +117,33 @@ class AsLatents:
     def shapes(self, latents: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
         """Return the latents' own."""
         return {SOURCE: latents}
+
+
+@dataclass(frozen=True)
+class GivenFrame(AsLatents):
+    """A source that is the first latent frame of the video, which the network sees clean."""
+
+    needed: bool = True
+    usual: bool = True
+
+    def encode(
+        self, pipeline: Any, codec: Codec, pixels: Float[Tensor, "B 3 H W"], frames: int
+    ) -> dict[str, Tensor]:
+        """``first_frame`` (B, C, 1, h, w) in the network's scale, float32.
+
+        Raises:
+            UserError: one frame, which is the source's.
+        """
+        if frames < 2:
+            raise UserError(
+                f"{frames} frame with an image-to-video model whose first one is the source; allowed: a "
+                "video of more (data.frames)"
+            )
+        return {first_frame.NAME: codec.encode(pipeline.vae, pixels[:, :, None])[0]}
+
+    def shapes(self, latents: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+        """Return one latent frame's."""
+        return {first_frame.NAME: (latents[0], 1, *latents[2:])}
 
 
 def pictures(pixels: Sequence[UInt8[Tensor, "3 H W"]]) -> list[Image.Image]:

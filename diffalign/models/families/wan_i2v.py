@@ -104,7 +104,7 @@ class WanImageToVideo(WanVideo):
         if pipeline.config.get("expand_timesteps"):
             raise UserError(
                 "model.path is an image-to-video pipeline of Wan2.2-TI2V-5B, whose first frame is marked by "
-                "the times of its tokens; allowed: its WanPipeline, text to video, or wan_i2v of 2.1 or A14B"
+                "the times of its tokens; allowed: model.family wan_ti2v, or wan_i2v of 2.1 or A14B"
             )
         if pipeline.image_encoder is not None and self.max_sequence_length != TOKENS:
             raise UserError(
