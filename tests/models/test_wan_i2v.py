@@ -266,7 +266,7 @@ def test_forms_that_are_called_in_another_way_are_refused(i2v: dict[str, Path], 
     pipeline = DiffusionPipeline.from_pretrained(i2v["wan_i2v"])
     pipeline.register_to_config(expand_timesteps=True)
     pipeline.save_pretrained(tmp_path / "ti2v")
-    with pytest.raises(UserError, match=r"Wan2.2-TI2V-5B, whose first frame is told by the times"):
+    with pytest.raises(UserError, match=r"Wan2.2-TI2V-5B, whose first frame is marked by the times"):
         load(ModelConfig(path=str(tmp_path / "ti2v")))
 
 
