@@ -50,7 +50,7 @@ def perceptual_notes(evaluation: "Evaluation", args: argparse.Namespace) -> list
 
 def distance_lines(model: Mapping[str, Any]) -> list[str]:
     """Return a line each on FID and LPIPS, those that were measured."""
-    lines, spread = [], model["image_statistics"].get("lpips_diversity")
+    lines, spread = [], model.get("image_statistics", {}).get("lpips_diversity")
     if fid := model.get("fid"):
         counts = f"{fid['images']:,} images of each against {fid['real']:,} real ones"
         lines.append(f"FID {fid['base']:.2f} -> {fid['aligned']:.2f} ({fid['change']:+.2f}; {counts})")
