@@ -78,9 +78,9 @@ def base() -> Path:
     return where
 
 
-def held(count: int) -> list[Edit]:
-    """Return the first held-out edits of the test split."""
-    return edits.held_out(count, "test", kinds=kontext.KINDS)
+def held(count: int, split: str = "test") -> list[Edit]:
+    """Return the first held-out edits of a split."""
+    return edits.held_out(count, split, kinds=kontext.KINDS)
 
 
 def told(edit: Edit) -> SourcedPrompt:
@@ -119,9 +119,9 @@ def drawn(pipeline: Any, of: Sequence[Edit], seed: int, samples: int = 1) -> lis
     return [sample.image for sample in found]
 
 
-def judged(pipeline: Any, prompts: int) -> Scores:
-    """Return the scores of a pipeline's images of the first held-out edits of the test split."""
-    of = held(prompts)
+def judged(pipeline: Any, prompts: int, split: str = "test") -> Scores:
+    """Return the scores of a pipeline's images of the first held-out edits of a split."""
+    of = held(prompts, split)
     return scores(drawn(pipeline, of, EVALUATION_SEED), of)
 
 
@@ -192,7 +192,7 @@ def ranked(pipeline: Any, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def trained(run: Run, prompts: int) -> dict[str, Any]:
+def trained(run: Run, prompts: int, split: str = "test") -> dict[str, Any]:
     """Train a run and return the scores of its held-out edits, its verdict and its CPU seconds."""
     begin = time.process_time()
     result = align(run, lambda line: None)
@@ -201,6 +201,10 @@ def trained(run: Run, prompts: int) -> dict[str, Any]:
         raise KeyboardInterrupt
     pipeline = load_aligned(run.model, result.aligned)
     pipeline.fuse_lora()
-    row = {"seconds": round(seconds, 1), "verdict": result.verdict, "scores": judged(pipeline, prompts)}
+    row = {
+        "seconds": round(seconds, 1),
+        "verdict": result.verdict,
+        "scores": judged(pipeline, prompts, split),
+    }
     shutil.rmtree(result.output)
     return row

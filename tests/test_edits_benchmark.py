@@ -1,5 +1,6 @@
 """The benchmark of edits over an untrained base: pairs that a run reads, rows that resume, and the page."""
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import edit_world, edits, record
+from benchmarks import edit_world, edits, edits_tuning, record
 from benchmarks.edit_world import JUDGE, SCORES
 from benchmarks.edits import ARMS
 from diffalign.tiny.scenes import caption, render
@@ -88,3 +89,11 @@ def test_the_ceiling_is_near_one_and_a_copy_of_the_source_follows_nothing() -> N
     of = edit_world.held(24)
     copied = edit_world.scores([render(edit.source) for edit in of], of)
     assert copied[JUDGE] == [7 / 8] * 24 and copied["followed"] == [0.0] * 24 and copied["kept"] == [1.0] * 24
+
+
+def test_a_trial_is_an_arm_with_three_numbers() -> None:
+    arm = edits_tuning.arm_of("own,300,3e-4,40")
+    assert (arm.name, arm.own, arm.beta, arm.rate, arm.steps) == ("own", True, 300.0, 3e-4, 40)
+    for words in ("own,300", "owl,300,3e-4,40"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{words}'; allowed: ARM,BETA,RATE,STEPS"):
+            edits_tuning.arm_of(words)

@@ -26,8 +26,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rewards", "export", "estimate"),
     ("rollout", "evaluation"),
     ("runs", "preferences", "plane"),
-    ("tiny_build", "__init__", "pipelines", "benchmarks"),
-    ("cli",),
+    ("tiny_build", "__init__", "pipelines"),
+    ("cli", "benchmarks"),
     ("__main__",),
 )
 """Rooms from the ground up. A room imports rooms of lower floors only; rooms of one floor do not see each
