@@ -111,9 +111,8 @@ class Batch(Generic[X]):
     def select(self, index: Tensor) -> "Batch[X]":
         """Return the samples ``index`` (N,), in that order, each in its own group."""
         state = None if self.state is None else self.state[index.cpu()]
-        return self._map(
-            lambda tensor: tensor[index.to(tensor.device)], group=torch.arange(len(index)), state=state
-        )
+        here = index.to(self.score.device, non_blocking=self.score.device.type != "cpu")
+        return self._map(lambda x: x[here.to(x.device)], group=torch.arange(len(index)), state=state)
 
     def to(self, device: torch.device | str) -> "Batch[X]":
         """Return the batch with its data on ``device``; ``group`` and ``state`` stay on the CPU."""

@@ -35,6 +35,7 @@ from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.samplers import estimates_of
 from diffalign.errors import UserError
 from diffalign.types import Cond, Denoiser
+from diffalign.utils.transfer import sent
 
 Solver = Literal["euler", "heun"]
 Backward = Literal["integrated", "kept", "exact"]
@@ -156,7 +157,7 @@ class _Flow:
             # Calls without gradient leave detached casts of weights in autocast's cache.
             torch.clear_autocast_cache()
         x = y * self.scales[index]
-        t = self.times[index].to(x).expand(len(x))
+        t = sent(self.times[index], x).expand(len(x))
         prediction = self.denoiser(x, t, {**self.cond, **(conditions or {})})
         rate = prediction if self.velocity else estimates_of(self.denoiser, prediction, x, t)[1]
         rate = at_least_float32(rate)

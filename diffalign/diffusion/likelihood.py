@@ -10,6 +10,7 @@ standard deviation 0.06 to 0.5 to the initial logit at beta 5000. Errors are mea
 so that beta has the same meaning at all resolutions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ from diffalign.diffusion.noising import expand
 from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
 from diffalign.types import Cond, Denoiser, Kernel, Likelihood, Noised, Reduce, Target, Transition
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class OncePerState(Wrapper):
         first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(
             0, inverse, torch.arange(len(inverse)), "amin"
         )
-        first, inverse = first.to(x_t.device), inverse.to(x_t.device)
+        first, inverse = sent(first, x_t.device), sent(inverse, x_t.device)
         return self.denoiser(x_t[first], t[first], {k: v[first] for k, v in cond.items()})[inverse]
 
 
@@ -163,9 +165,7 @@ def step_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
 def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return log N(x; mean, std^2) as a mean over the latent elements, (B,); ``std`` broadcasts to ``x``."""
     x, mean, std = at_least_float32(x), at_least_float32(mean), at_least_float32(std)
-    log_density = (
-        -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi).to(x))
-    )
+    log_density = -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
     return log_density.flatten(1).mean(1)
 
 

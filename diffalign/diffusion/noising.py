@@ -14,6 +14,7 @@ from torch import Tensor
 from diffalign.diffusion.randomness import normal
 from diffalign.errors import UserError
 from diffalign.types import Cond, Denoiser, Noised, Random
+from diffalign.utils.transfer import sent
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
@@ -69,11 +70,11 @@ class Forward:
     ) -> Tensor:
         groups = int(group.max()) + 1
         if self.shared:
-            return normal(generator, groups, shape).to(like)[group.to(like.device)]
+            return sent(normal(generator, groups, shape), like)[sent(group, like.device)]
         # A stream belongs to a group, so independent members are drawn as extra rows of their group's stream.
         rank = rank_in_group(group)
-        members = normal(generator, groups, (int(rank.max()) + 1, *shape)).to(like)
-        return members[group.to(like.device), rank.to(like.device)]
+        members = sent(normal(generator, groups, (int(rank.max()) + 1, *shape)), like)
+        return members[sent(group, like.device), sent(rank, like.device)]
 
 
 def add_noise(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

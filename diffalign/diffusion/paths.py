@@ -18,6 +18,7 @@ from torch import Tensor
 from diffalign.diffusion.betas import alphas_cumprod_from_config, training_steps
 from diffalign.errors import UserError, unknown
 from diffalign.types import Path, Target
+from diffalign.utils.transfer import sent
 
 TARGETS: Mapping[str, Target] = {
     "epsilon": "eps",
@@ -48,7 +49,7 @@ class VariancePreserving:
 
     def coefficients(self, t: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return (alpha, sigma), each (B,) in t's dtype."""
-        squared = self.alphas_cumprod.to(t.device)[self.index(t)].to(t.dtype)
+        squared = sent(self.alphas_cumprod, t.device)[self.index(t)].to(t.dtype)
         return squared.sqrt(), (1 - squared).sqrt()
 
     def model_time(self, t: Float[Tensor, " B"]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffalign.diffusion.wrapper import Wrapper
 from diffalign.errors import UserError
 from diffalign.types import Cond
+from diffalign.utils.transfer import sent
 
 NAME = "reference_bank"
 """Name of the condition, (B,) int64, with each sample's draw (``sample_name``); networks do not read it."""
@@ -59,7 +60,7 @@ class Banked(Wrapper):
                     "data.reference_bank: the method calls its reference on different noisy states of one "
                     "draw; allowed with it: data.reference_bank 0"
                 )
-        return torch.stack([self.predictions[key][0] for key in keys]).to(x_t.device)
+        return sent(torch.stack([self.predictions[key][0] for key in keys]), x_t.device)
 
     def _predict(
         self,

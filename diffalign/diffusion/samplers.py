@@ -23,6 +23,7 @@ from diffalign.diffusion.paths import EDM, RectifiedFlow, VariancePreserving
 from diffalign.diffusion.randomness import normal
 from diffalign.errors import UserError, unknown
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
+from diffalign.utils.transfer import sent
 
 
 def clean_and_noise(
@@ -292,7 +293,7 @@ def trajectory(
         mean, std = kernel(denoiser, x, t, s, cond)
         after, logp = mean, mean.new_zeros(len(x))
         if kernel.draws:
-            after = mean + std * normal(generator, len(x), tuple(x.shape[1:])).to(mean)
+            after = mean + std * sent(normal(generator, len(x), tuple(x.shape[1:])), mean)
             logp = log_density(kernel, after, mean, std)
         steps.append(Transition(x, after.to(x.dtype), t, s, logp))
         x = steps[-1].x_s

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffalign.diffusion.noising import expand
 from diffalign.diffusion.samplers import clean_and_noise
 from diffalign.types import Cond, Denoiser, Noised, Path
+from diffalign.utils.transfer import sent
 
 
 def dpm_solver_step(
@@ -65,7 +66,7 @@ def dpm_solver(
     path, before, active = denoiser.path, None, torch.arange(len(x))
     finished: list[tuple[Tensor, Noised]] = []
     for row in range(int(stop.max()) + 1):
-        t = times[row, active.to(times.device)]
+        t = times[row, sent(active, times.device)]
         now = Noised(*clean_and_noise(denoiser, x, t, _rows(cond, active)), x, t)
         last = stop[active] == row
         finished.append((active[last], _pick(now, last)))
@@ -73,7 +74,7 @@ def dpm_solver(
         if before is not None:
             before = _pick(before, ~last)
         if len(active):
-            x = dpm_solver_step(path, now, times[row + 1, active.to(times.device)], before)
+            x = dpm_solver_step(path, now, times[row + 1, sent(active, times.device)], before)
             before = now
     order = torch.cat([index for index, _ in finished]).argsort()
     joined = Noised(*(torch.cat(parts) for parts in zip(*(state for _, state in finished), strict=True)))
@@ -87,8 +88,8 @@ def _at(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _pick(state: Noised, index: Tensor) -> Noised:
-    return Noised(*(value[index.to(value.device)] for value in state))
+    return Noised(*(value[sent(index, value.device)] for value in state))
 
 
 def _rows(cond: Cond, index: Tensor) -> Cond:
-    return {name: value[index.to(value.device)] for name, value in cond.items()}
+    return {name: value[sent(index, value.device)] for name, value in cond.items()}

@@ -114,7 +114,7 @@ def contrast(
         lead_of: function from the scores of the first and second rivals, (P, ...), to their lead (P, *unit):
             above 0 where the first is better, 0 for a tie.
     """
-    first, second = (index.to(log_ratio.device) for index in pairs_of(group))
+    first, second = (index.to(log_ratio.device, non_blocking=True) for index in pairs_of(group))
     lead = lead_of(score[first], score[second]).to(log_ratio)
     a, b = log_ratio[first], log_ratio[second]
     i, j = (index.reshape((-1,) + (1,) * (lead.ndim - 1)).expand(lead.shape) for index in (first, second))

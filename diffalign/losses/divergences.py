@@ -6,6 +6,7 @@ is the log-ratio. ``log u`` must be in units of log-likelihood, which a method's
 are clamped at 80, near the limit of float32.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -50,7 +51,7 @@ class JensenShannon:
 
     def __call__(self, log_u: Tensor) -> Tensor:
         """Return f'(u) of log u (any shape), same shape."""
-        return logsigmoid(log_u) + torch.log(torch.tensor(2.0).to(log_u))
+        return logsigmoid(log_u) + math.log(2)
 
 
 @dataclass(frozen=True)

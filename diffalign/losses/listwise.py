@@ -17,8 +17,8 @@ def positions(score: Float[Tensor, " B *unit"], group: Int[Tensor, " B"]) -> Int
     """Return the rank of each sample among its rivals, (B, *unit); 1 is the best, ties are in batch order."""
     index = torch.arange(len(group))
     wide = (slice(None), slice(None)) + (None,) * (score.ndim - 1)
-    same = (group[:, None] == group[None, :])[wide].to(score.device)
-    earlier = (index[None, :] < index[:, None])[wide].to(score.device)
+    same = (group[:, None] == group[None, :])[wide].to(score.device, non_blocking=True)
+    earlier = (index[None, :] < index[:, None])[wide].to(score.device, non_blocking=True)
     score_i, score_j = score[:, None], score[None, :]
     better_rival = (score_j > score_i) | ((score_j == score_i) & earlier)
     return 1 + (same & better_rival).sum(1)
@@ -46,7 +46,7 @@ def dcg_weights(
 
     # gather keeps units apart; indexing by (P, *unit) would not
     def at(values: Tensor, index: Tensor) -> Tensor:
-        return values.gather(0, index.to(values.device))
+        return values.gather(0, index.to(values.device, non_blocking=True))
 
     gains = at(gain, better) - at(gain, worse)
     return (gains * (at(inverse_discount, better) - at(inverse_discount, worse))).abs()
@@ -74,8 +74,8 @@ def plackett_luce(
     """
     wide = (slice(None), slice(None)) + (None,) * (score.ndim - 1)
     index = torch.arange(len(group))
-    same = (group[:, None] == group[None, :])[wide].to(score.device)
-    itself = (index[:, None] == index[None, :])[wide].to(score.device)
+    same = (group[:, None] == group[None, :])[wide].to(score.device, non_blocking=True)
+    itself = (index[:, None] == index[None, :])[wide].to(score.device, non_blocking=True)
     among = ((same & (score[None, :] < score[:, None])) | itself).to(reward.device)
     label = reward
     if smoothing:

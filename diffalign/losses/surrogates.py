@@ -44,7 +44,7 @@ def elbo_weight(t: Float[Tensor, " B"], level: float = 0.7) -> Float[Tensor, " B
 
 def group_softmax(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S B"]:
     """Return the softmax of each row of ``values`` within the groups (B,)."""
-    index = group.to(values.device)
+    index = group.to(values.device, non_blocking=True)
     top = values.new_full((len(values), int(group.max()) + 1), -torch.inf)
     top = top.scatter_reduce(1, index.expand_as(values), values, "amax")
     weight = (values - top[:, index]).exp()
@@ -55,4 +55,5 @@ def group_sums(values: Float[Tensor, "S B"], group: Tensor) -> Float[Tensor, "S 
     """Return for each value the sum of its row over its group (B,)."""
     count = int(group.max()) + 1
     sums = torch.zeros(len(values), count, dtype=values.dtype, device=values.device)
-    return sums.index_add(1, group.to(values.device), values)[:, group.to(values.device)]
+    index = group.to(values.device, non_blocking=True)
+    return sums.index_add(1, index, values)[:, index]

@@ -13,6 +13,7 @@ from diffalign.diffusion.times import fitted
 from diffalign.losses.contrast import Contrast, contrast
 from diffalign.losses.pairwise import PairwiseLoss
 from diffalign.types import Batch, Denoiser, Noised, Noising, Random, Reduce, Step, TimeSampler
+from diffalign.utils.transfer import sent
 
 LIKED = 0.5
 """Score above which a single sample is liked and below which it is disliked."""
@@ -74,7 +75,8 @@ class OverStates(Protocol):
 
 def times_like(t: Tensor, group: Tensor, x: Tensor) -> Tensor:
     """Return times per group (G,) as times per sample (B,), on x's device, in float32 or x's wider dtype."""
-    return t[group.to(t.device)].to(x.device, torch.promote_types(x.dtype, torch.float32))
+    per_sample = t[sent(group, t.device)].to(torch.promote_types(x.dtype, torch.float32))
+    return sent(per_sample, x.device)
 
 
 def guided(denoiser: Denoiser, batch: Batch[Tensor], scale: float) -> Denoiser:

@@ -27,6 +27,7 @@ from diffalign.errors import UserError
 from diffalign.methods._base import TIMES, RolloutMethod
 from diffalign.methods._reward_gradients import Unrolled
 from diffalign.types import Batch, Cond, Denoiser, Random, TimeSampler
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,7 @@ class Distillation(RolloutMethod):
         if not learns:
             first = sampling.steps
         carries = torch.arange(sampling.steps)[:, None] >= first
-        return sampling.run(carries.expand(-1, len(batch.x)).to(batch.x.device))
+        return sampling.run(carries.expand(-1, len(batch.x)))
 
     def teacher(self, reference: Denoiser, batch: Batch[Tensor]) -> Denoiser:
         """Return the frozen base with the teacher's guidance for the samples of ``batch``."""
@@ -127,7 +128,7 @@ class Distillation(RolloutMethod):
     def times(self, policy: Denoiser, x: Tensor, generator: Random | torch.Generator) -> Tensor:
         """Return times (B,), one draw for each sample."""
         draws = fitted(self.time, policy.path, x.shape[1:])(len(x), generator)
-        return draws.to(x)
+        return sent(draws, x)
 
     def assistant_errors(
         self, assistant: Denoiser, x: Tensor, cond: Cond, generator: Random | torch.Generator
@@ -138,7 +139,7 @@ class Distillation(RolloutMethod):
         """
         x0 = x.detach()
         t = self.times(assistant, x0, generator)
-        eps = normal(generator, len(x0), x0.shape[1:]).to(x0)
+        eps = sent(normal(generator, len(x0), x0.shape[1:]), x0)
         prediction = noise_of(assistant, add_noise(assistant, x0, eps, t), t, cond)
         return (prediction - eps).square().flatten(1).mean(1)
 

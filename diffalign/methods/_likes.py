@@ -10,6 +10,7 @@ from diffalign.losses.pointwise import Utility
 from diffalign.methods._common import LIKED, OverStates, noisy
 from diffalign.types import Batch, Cond, Denoiser, Likelihood, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
+from diffalign.utils.transfer import sent
 
 KL = Literal["mean", "class_means", "mismatched"]
 """Estimate of the reference point of values: see ``methods.kto``."""
@@ -70,7 +71,7 @@ def other_prompts(batch: Batch[Tensor]) -> Cond:
     """Return conditions in which each sample has those of the next group's first member (cyclically)."""
     first = torch.stack([(batch.group == g).nonzero()[0, 0] for g in range(batch.num_groups)])
     index = first[(batch.group + 1) % batch.num_groups]
-    return {name: value[index.to(value.device)] for name, value in batch.cond.items()}
+    return {name: value[sent(index, value.device)] for name, value in batch.cond.items()}
 
 
 def likes_step(method: OfLikes, ratios: Tensor, offsets: Tensor, score: Tensor) -> Step:

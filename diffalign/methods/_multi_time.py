@@ -20,6 +20,7 @@ from diffalign.diffusion.times import shifted
 from diffalign.errors import UserError, unknown
 from diffalign.methods._common import times_like
 from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
+from diffalign.utils.transfer import sent
 
 _KINDS = ("discrete", "discrete_wo_init", "logit_normal", "uniform")
 
@@ -155,7 +156,7 @@ def _mean_square(difference: Tensor) -> Tensor:
 def detached_step(metrics: Mapping[str, Tensor], batch: Batch[Any]) -> Step:
     """Return the step with ``metrics["loss"]`` as its loss and the number of samples as its weight."""
     loss = metrics["loss"]
-    return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_tensor(len(batch.group)))
+    return Step(loss, {k: v.detach() for k, v in metrics.items()}, loss.new_full((), len(batch.group)))
 
 
 def noised_rows(
@@ -174,7 +175,8 @@ def noised_rows(
     strata, rank = t.shape[1], rank_in_group(batch.group)
     members = 1 if shared else int(rank.max()) + 1
     noise = normal(generator, batch.num_groups, (strata, members, *batch.x.shape[1:])).cpu()
-    eps = noise[batch.group, :, 0 if shared else rank].transpose(0, 1).flatten(0, 1).to(batch.x)
+    eps = noise[batch.group, :, 0 if shared else rank].transpose(0, 1).flatten(0, 1)
+    eps = sent(eps, batch.x)
     times = times_like(t, batch.group, batch.x).T.flatten()
     x0 = batch.x.repeat(strata, *(1 for _ in batch.x.shape[1:]))
     cond, negative = (

@@ -18,6 +18,7 @@ from diffalign.diffusion.samplers import DDIM, StepKernel, estimates_of
 from diffalign.errors import UserError
 from diffalign.methods._base import RolloutMethod
 from diffalign.types import Batch, Denoiser, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -93,23 +94,24 @@ class Unrolled:
         """Sample to the last time; return the clean latents (B, *d).
 
         Args:
-            carries: mask of the steps with gradient of each sample. The latents before a sample's first such
-                step are constants; a step outside the mask stops the gradient.
+            carries: mask of the steps with gradient of each sample, on the CPU. The latents before a sample's
+                first such step are constants; a step outside the mask stops the gradient.
         """
-        x = self._batch.x
+        x, some = self._batch.x, carries.any(1).tolist()
+        on_device = sent(carries, x.device)
         for step in range(self.steps):
             self.states.append(x.detach())
-            with torch.set_grad_enabled(bool(carries[step].any())):
+            with torch.set_grad_enabled(some[step]):
                 after, distance = self.step(x, step)
-            if bool(carries[step].any()):
-                self.penalty = self.penalty + distance * carries[step]
-                after = torch.where(expand(carries[step], after), after, after.detach())
+            if some[step]:
+                self.penalty = self.penalty + distance * on_device[step]
+                after = torch.where(expand(on_device[step], after), after, after.detach())
             x = after
         return x
 
     def step(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the mean of the sampler's step from a state (B, *d), and ``predicted``'s distance (B,)."""
-        t, s = (self.times[step + i].to(x).expand(len(x)) for i in (0, 1))
+        t, s = (sent(self.times[step + i], x).expand(len(x)) for i in (0, 1))
         clean, noise, distance = self.predicted(x, t)
         return self._kernel.after(self._policy.path, clean, noise, t, s)[0], distance
 
@@ -142,4 +144,4 @@ def gradient_step(rewards: Tensor, loss: Tensor, penalty: Tensor, hold: float) -
     """
     total = at_least_float32(loss) + hold * penalty
     metrics = {"reward": rewards.detach().float().mean(), "held": penalty.detach().mean()}
-    return Step(total.mean(), metrics, torch.tensor(float(len(loss)), device=loss.device))
+    return Step(total.mean(), metrics, loss.new_full((), len(loss), dtype=torch.float32))

@@ -44,6 +44,7 @@ from diffalign.methods._reward_gradients import Differentiating, guided
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Cond, Denoiser, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
+from diffalign.utils.transfer import sent
 
 KERNEL = Ancestral()
 
@@ -122,7 +123,7 @@ class AdjointMatching(Differentiating):
             "control": control.detach().mean(),
             "kept": keep.mean(),
         }
-        weight = torch.tensor(float(len(end)), device=end.device)
+        weight = end.new_full((), len(end), dtype=torch.float32)
         return Step((keep * losses).mean(), metrics, weight)
 
     def chosen(
@@ -175,7 +176,7 @@ def sampled(policy: Denoiser, batch: Batch[Tensor], generator: Random | torch.Ge
     for step in range(len(batch.grid) - 1):
         t, s = times_of(batch.grid, step, x)
         mean, std = KERNEL(policy, x, t, s, batch.cond)
-        noise = normal(generator, batch.num_groups, x.shape[1:])[batch.group].to(x)
+        noise = sent(normal(generator, batch.num_groups, x.shape[1:])[batch.group], x)
         x = mean + std * noise
         states.append(x)
     return states
@@ -222,9 +223,9 @@ def matching_losses(
         return torch.stack([tensors[k][i] for k, i in zip(steps.tolist(), rows.tolist(), strict=True)])
 
     x, mean, a = at(states), at(adjoint.means), at(adjoint.adjoints)
-    t, s = (times[steps + i].to(x) for i in (0, 1))
-    row_cond = {name: value[rows.to(value.device)] for name, value in cond.items()}
-    std = expand(adjoint.stds[steps.to(adjoint.stds.device)], x)
+    t, s = (sent(times[steps + i], x) for i in (0, 1))
+    row_cond = {name: value[sent(rows, value.device)] for name, value in cond.items()}
+    std = expand(adjoint.stds[sent(steps, adjoint.stds.device)], x)
     clean, noise = estimates_of(policy, policy(x, t, row_cond), x, t)
     # |(mean_policy - mean_reference) / std + std a|^2, summed over the latent elements
     control = (KERNEL.after(policy.path, clean, noise, t, s)[0] - mean) / std
@@ -234,7 +235,7 @@ def matching_losses(
 
 def times_of(times: Float[Tensor, " S"], step: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the times (B,) before and after a step."""
-    t, s = (times[step + i].to(like).expand(len(like)) for i in (0, 1))
+    t, s = (sent(times[step + i], like).expand(len(like)) for i in (0, 1))
     return t, s
 
 

@@ -41,6 +41,7 @@ from diffalign.methods._base import StateMethod, check_positive
 from diffalign.methods._common import noisy, preference_metrics
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +97,12 @@ class ADPO(StateMethod):
         if self.temperature == "adaptive":
             tau = self.temperatures(reward.detach(), batch.score.to(ratio), batch.group)
         # log p = log softmax(log_ratio / tau), q = softmax(z / beta_reward)
-        log_p = among(reward / tau[batch.group.to(tau.device)]).masked_fill(~member, 0.0)
+        log_p = among(reward / tau[sent(batch.group, tau.device)]).masked_fill(~member, 0.0)
         losses = -(among(standard / self.beta_reward).exp() * log_p).sum(1)
         loss = (losses * weight).sum() / weight.sum().clamp(min=1)
         metrics = preference_metrics(contrast(ratio, batch.score, batch.group), self.scale)
         if self.anchor_kl:
-            counted = weight[batch.group.to(weight.device)]
+            counted = weight[sent(batch.group, weight.device)]
             metrics["anchor_kl"] = (kl_estimate(reward) * counted).sum() / counted.sum().clamp(min=1)
             loss = loss + self.anchor_kl * metrics["anchor_kl"]
         if self.temperature == "adaptive":
@@ -130,7 +131,7 @@ class ADPO(StateMethod):
 def _members(group: Tensor, like: Tensor) -> Tensor:
     """Return the mask (G, B, *1) of the samples of each group, on the device of ``like`` (B, *unit)."""
     rows = group[None, :] == torch.arange(int(group.max()) + 1)[:, None]
-    return expand(rows.to(like.device), like[None])
+    return expand(sent(rows, like.device), like[None])
 
 
 def standardised(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +139,7 @@ def standardised(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
     Standardised scores are (score - mean) / unbiased standard deviation; groups of equal scores have 0.
     """
-    member, index = _members(group, score).to(score), group.to(score.device)
+    member, index = _members(group, score).to(score), sent(group, score.device)
     count = member.sum(1)
     centred = score - (((member * score).sum(1)) / count)[index]
     std = ((member * centred**2).sum(1) / (count - 1).clamp(min=1)).sqrt()

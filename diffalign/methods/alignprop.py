@@ -55,7 +55,7 @@ class AlignProp(RewardGradient):
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         first = self.first_steps(batch.num_groups, sampling.steps, generator)[batch.group]
         carries = torch.arange(sampling.steps)[:, None] >= first
-        x0 = sampling.run(carries.to(batch.x.device))
+        x0 = sampling.run(carries)
         assert batch.value is not None
         reward = batch.value(x0, torch.arange(len(x0), device=x0.device))
         return gradient_step(reward, -reward, sampling.penalty, self.hold)

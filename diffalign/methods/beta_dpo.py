@@ -33,6 +33,7 @@ from diffalign.methods._common import compare, pair_losses, preference_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
+from diffalign.utils.transfer import sent
 
 
 class Gaps:
@@ -118,7 +119,8 @@ class BetaDPO(PairMethod):
         group = batch.group[pairs_of(batch.group)[0]]
         position = torch.arange(len(group)) - torch.searchsorted(group, group)  # pairs are sorted by group
         width = int(position.max()) + 1 if len(group) else 1
-        draws = uniform(generator, batch.num_groups, (width,)).cpu().double()[group, position].to(gap.device)
+        uniforms = uniform(generator, batch.num_groups, (width,)).cpu().double()
+        draws = sent(uniforms[group, position], gap.device)
         std = self.gaps.std.to(gap).clamp(min=torch.finfo(gap.dtype).tiny)
         log_weight = (-(((gap - self.gaps.mean.to(gap)) / std) ** 2) / 2).nan_to_num(0.0)
         tiny = torch.finfo(torch.float64).tiny

@@ -34,6 +34,7 @@ from diffalign.methods._steps import advantage_of, advantage_weight, check_advan
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.methods.sft import winners
 from diffalign.types import Batch, Denoiser, Noised, Random, Step, Transition
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class DDRL(RolloutMethod):
         t = batch.x.t[torch.arange(len(best), device=batch.x.t.device) % len(batch.x.t)]
         each = -(-len(best) // batch.num_groups)  # streams belong to the groups of the rollout
         drawn = normal(generator, batch.num_groups, (each, *data.x.shape[1:]))
-        eps = drawn.flatten(0, 1)[: len(best)].to(data.x)
-        z = Noised(data.x, eps, add_noise(policy, data.x, eps, t.to(data.x)), t)
+        eps = sent(drawn.flatten(0, 1)[: len(best)], data.x)
+        z = Noised(data.x, eps, add_noise(policy, data.x, eps, sent(t, data.x)), t)
         errors = denoising_error(policy, z, data.cond, PerSample())
         weight = good.to(errors)
         return (errors * weight).sum() / weight.sum().clamp(min=1)

@@ -33,6 +33,7 @@ from diffalign.methods._steps import advantage_of, check_advantage_clip
 from diffalign.methods._trailing import TRAILS, Trail, trailing_of
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class DGPO(RolloutMethod):
         ema = rows.predicted_by(trailing_of(reference, CARD)) if self.trails else m.detach()
         base = rows.predicted_by(reference) if self.reference == "base" or self.kl else m.detach()
         r = rows.by_time(rows.error(ema if self.reference == "trailing" else base))
-        size = batch.group.bincount()[batch.group].to(m)
+        size = sent(batch.group.bincount()[batch.group], m)
         # w = sg sigmoid(sum over the group of beta A (m - r) / K)
         weight = group_sums(self.beta * a * (m.detach() - r) / size, batch.group).sigmoid()
         if self.clip is not None:

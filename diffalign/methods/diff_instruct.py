@@ -27,6 +27,7 @@ from diffalign.losses.distillation import along_scores
 from diffalign.methods._distillation import Distillation, assistant_of, noise_of
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class DiffInstruct(Distillation):
         x = self.sampled(policy, batch, learns)
         with torch.no_grad():
             t = self.times(policy, x, generator)
-            eps = normal(generator, len(x), x.shape[1:]).to(x)
+            eps = sent(normal(generator, len(x), x.shape[1:]), x)
             x_t = add_noise(policy, x.detach(), eps, t)
             teacher_noise, assistant_noise = (noise_of(d, x_t, t, batch.cond) for d in (teacher, assistant))
         student = along_scores(x, teacher_noise, assistant_noise).mean()
@@ -53,7 +54,7 @@ class DiffInstruct(Distillation):
             "distillation/distance": (teacher_noise - assistant_noise).square().mean(),
         }
         loss = student + error if learns else error
-        return Step(loss, metrics, torch.tensor(float(len(x)), device=x.device))
+        return Step(loss, metrics, x.new_full((), len(x), dtype=torch.float32))
 
 
 CARD = MethodCard(

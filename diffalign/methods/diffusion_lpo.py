@@ -36,6 +36,7 @@ from diffalign.methods._base import ScaledMethod
 from diffalign.methods._common import noisy, preference_metrics
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class DiffusionLPO(ScaledMethod):
         terms = plackett_luce(self.beta * ratio, score, batch.group, self.smoothing)
         if self.alpha:
             terms = terms + self.alpha * -torch.expm1(-terms)
-        number = (batch.group.bincount() - 1).to(terms)  # the last position of a list has no term
+        number = sent(batch.group.bincount() - 1, terms)  # the last position of a list has no term
         if self.top is not None:
             terms = torch.where(positions(score, batch.group) <= self.top, terms, 0.0)
             number = number.clamp(max=self.top)
@@ -91,7 +92,7 @@ class DiffusionLPO(ScaledMethod):
 
 def _by_list(values: Tensor, group: Tensor, count: int) -> Tensor:
     """Return values (N, *unit) summed over each of the ``count`` lists, (G, *unit)."""
-    return values.new_zeros(count, *values.shape[1:]).index_add(0, group.to(values.device), values)
+    return values.new_zeros(count, *values.shape[1:]).index_add(0, sent(group, values.device), values)
 
 
 CARD = MethodCard(

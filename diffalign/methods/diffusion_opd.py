@@ -73,9 +73,7 @@ class DiffusionOPD(RolloutMethod):
         losses = (squared / self._scale(kernel, std, x).to(squared)).flatten(1).mean(1) / 2
         loss = losses.mean()
         metrics = {"loss": loss, "distance": squared.mean().sqrt()}
-        return Step(
-            loss, {name: v.detach() for name, v in metrics.items()}, loss.new_tensor(float(len(losses)))
-        )
+        return Step(loss, {name: v.detach() for name, v in metrics.items()}, loss.new_full((), len(losses)))
 
     def _scale(self, kernel: Kernel, std: torch.Tensor, x: Transition) -> torch.Tensor:
         """Return the divisor (B, 1, ...) of a squared difference, without the factor 2."""

@@ -45,6 +45,7 @@ from diffalign.methods._base import check_positive
 from diffalign.methods._distillation import Distillation, assistant_of, noise_of
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class DistillationDPO(Distillation):
         compared = [better, worse] if self.assistants == "own" else [worse, better]
         with torch.no_grad():
             t = self.times(policy, samples[0], generator)
-            eps = normal(generator, len(t), x.shape[1:]).to(x)
+            eps = sent(normal(generator, len(t), x.shape[1:]), x)
         terms, distances = [], []
         for side, sample, assistant in zip(sides, samples, compared, strict=True):
             with torch.no_grad():

@@ -29,6 +29,7 @@ from diffalign.errors import UserError
 from diffalign.methods._reward_gradients import RewardGradient, Unrolled, gradient_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ class DRaFT(RewardGradient):
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         first = 0 if self.last is None else max(0, sampling.steps - self.last)
         carries = torch.arange(sampling.steps)[:, None] >= first
-        x0 = sampling.run(carries.expand(-1, len(batch.x)).to(batch.x.device))
+        x0 = sampling.run(carries.expand(-1, len(batch.x)))
         assert batch.value is not None
         rows = torch.arange(len(x0), device=x0.device)
         rewards = [batch.value(x0, rows)]
-        t = sampling.times[-2].to(x0).expand(len(x0))
+        t = sent(sampling.times[-2], x0).expand(len(x0))
         for _ in range(self.copies):
-            eps = normal(generator, batch.num_groups, x0.shape[1:])[batch.group].to(x0)
+            eps = sent(normal(generator, batch.num_groups, x0.shape[1:])[batch.group], x0)
             noised = add_noise(policy, x0.detach(), eps, t)
             rewards.append(batch.value(sampling.step(noised, sampling.steps - 1)[0], rows))
         reward = torch.stack(rewards).mean(0)

@@ -42,6 +42,7 @@ from diffalign.methods._trailing import TRAILS, Trail, trailing_of
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.methods.sft import winners
 from diffalign.types import Batch, Cond, Denoiser, Noised, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class DRO(StateMethod):
         best, good = winners(batch.score, batch.group)
         winning = batch.select(best)
         expert = noisy(self, policy, reference, winning, generator)
-        noise = normal(generator, len(winning.x), tuple(winning.x.shape[1:])).to(winning.x)
+        noise = sent(normal(generator, len(winning.x), tuple(winning.x.shape[1:])), winning.x)
         roller = trailing_of(reference, CARD) if self.trails else policy
         rolled = rollout(roller, noise, expert.t, winning.cond, self.steps)
         both = Noised(*(torch.cat([a, b]) for a, b in zip(expert, rolled, strict=True)))

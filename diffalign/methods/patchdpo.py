@@ -50,7 +50,7 @@ class PatchDPO(StateMethod):
         z = noisy(self, policy, reference, batch, generator)
         errors = denoising_error(policy, z, batch.cond, lambda squared: self.reduce(weights * squared))
         loss = errors.mean()
-        return Step(loss, {"loss": loss.detach()}, errors.new_tensor(errors.numel()))
+        return Step(loss, {"loss": loss.detach()}, errors.new_full((), errors.numel()))
 
 
 def patch_weights(batch: Batch[Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ from diffalign.methods._base import NOISINGS, PairMethod
 from diffalign.methods._common import ScoreRange, compare, preference_metrics
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Noising, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class RankDPO(PairMethod):
         # W_ij (equations 5 to 7), times l(beta (reward_i - reward_j)), summed over the pairs of a list
         weights = dcg_weights(batch.score, batch.group, c.better, c.worse, self.log_base).to(c.chosen)
         losses = weights * self.loss(self.beta * c.chosen, self.beta * c.rejected)
-        lists = batch.group[pairs_of(batch.group)[0]].to(c.weight.device)
+        lists = sent(batch.group[pairs_of(batch.group)[0]], c.weight.device)
         pairs = c.weight.new_zeros(batch.num_groups, *c.weight.shape[1:]).index_add(0, lists, c.weight)
         count = (pairs > 0).to(c.weight).sum()
         loss = (losses * c.weight).sum() / count.clamp(min=1)

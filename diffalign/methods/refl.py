@@ -26,6 +26,7 @@ from diffalign.errors import UserError
 from diffalign.methods._reward_gradients import RewardGradient, Unrolled, gradient_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class ReFL(RewardGradient):
         sampling = Unrolled(policy, reference if self.hold else None, batch)
         first = min(math.ceil(self.low * sampling.steps), sampling.steps - 1)
         draws = uniform(generator, batch.num_groups)[batch.group]
-        step = (first + (draws * (sampling.steps - first)).long()).to(batch.x.device)
+        step = sent(first + (draws * (sampling.steps - first)).long(), batch.x.device)
         sampling.run(torch.zeros(sampling.steps, len(batch.x), dtype=torch.bool, device=batch.x.device))
         states = torch.stack(sampling.states)  # (T, B, *d)
         x_t = states.gather(0, expand(step, batch.x).expand_as(batch.x)[None])[0]
-        t = sampling.times.to(x_t)[step]
+        t = sent(sampling.times, x_t)[step]
         assert batch.value is not None
         rows = torch.arange(len(x_t), device=x_t.device)
         clean, _, distance = sampling.predicted(x_t, t)

@@ -16,6 +16,7 @@ from diffalign.methods._base import StateMethod
 from diffalign.methods._common import LIKED, noisy
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def winners(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     ``good`` is true if no rival has the same score; for a group of one, if the sample is liked (a score above
     1/2, as in ``kto``).
     """
-    group, count = group.to(score.device), int(group.max()) + 1
+    group, count = sent(group, score.device), int(group.max()) + 1
     lowest = score.new_full((count,), -torch.inf)
     is_best = score == lowest.scatter_reduce(0, group, score, "amax")[group]
     index = torch.arange(len(score), device=score.device)

@@ -39,6 +39,7 @@ from diffalign.errors import UserError
 from diffalign.methods._reward_gradients import RewardGradient, Unrolled, gradient_step
 from diffalign.methods.registry import DataKind, MethodCard
 from diffalign.types import Batch, Denoiser, Path, Random, Step
+from diffalign.utils.transfer import sent
 
 POINTS, EDGE = 1000, 5
 """Number of points between ``low`` and ``high``, and the number at each end that is never drawn."""
@@ -108,10 +109,10 @@ class SRPO(RewardGradient):
                 drawn_words[::-1],
             ),
         ):
-            t, s = (self.time(POINTS - end).to(x0) for end in ends)
+            t, s = (sent(self.time(POINTS - end), x0) for end in ends)
             clean, noise, distance = sampling.predicted(add_noise(policy, x0, eps, t), t)
             recovered = recover(policy.path, clean, noise, eps, t, s)
-            weight = (k[0] + (k[1] - k[0]) * point / (POINTS - 1)).to(x0)
+            weight = sent(k[0] + (k[1] - k[0]) * point / (POINTS - 1), x0)
             score, reward = self.score(batch, recovered, words, weight, inverted=bool(rewards))
             loss, penalty = loss + (self.margin - score).relu() / 2, penalty + distance / 2
             rewards.append(reward)

@@ -11,6 +11,7 @@ from diffalign.rollout.rounds import PromptOrder
 from diffalign.rollout.setting import Setting
 from diffalign.rollout.source import RoundReport
 from diffalign.types import Batch
+from diffalign.utils.transfer import sent
 
 Rewarded = Callable[[Tensor, Sequence[str]], Tensor]
 """(clean latents (N, *d), W N prompts: W times N) -> (W N,) rewards, with gradients to the latents, each of
@@ -99,11 +100,11 @@ class NoiseSource:
             return rewards
 
         return Batch(
-            noise.to(self._model.device),
-            {name: rows.to(self._model.device) for name, rows in cond.items()},
+            sent(noise, self._model.device),
+            {name: sent(rows, self._model.device) for name, rows in cond.items()},
             torch.arange(len(each)).repeat_interleave(self._samples),
             torch.zeros(len(prompts)),
-            negative={name: rows.to(self._model.device) for name, rows in negative.items()},
+            negative={name: sent(rows, self._model.device) for name, rows in negative.items()},
             kernel=setting.kernel,
             guidance=setting.guidance,
             grid=setting.times,

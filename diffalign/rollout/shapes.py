@@ -27,6 +27,7 @@ from diffalign.diffusion.randomness import normal
 from diffalign.diffusion.samplers import clean_and_noise
 from diffalign.rollout.setting import Divided, Setting
 from diffalign.types import Cond, Denoiser, Path, Random, Transition
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -234,21 +235,31 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(after (n, K, *d), mean, std) of a step of the policy from x (n, 1 or K, *d)."""
     mean, std = request.after(*request.estimates(request.policy, x, t), t, s)
-    if not bool((std > 0).any()):
+    if not draws_at(request, t, s):
         return mean, mean, std
     return mean + std * draws(x, random, rivals or request.setting.samples), mean, std
 
 
+def draws_at(request: Request, t: float, s: float) -> bool:
+    """Return whether the step from t to s has a std above 0; computed on the CPU, so that the host does not
+    wait for the samples.
+    """
+    one = torch.zeros(1, 1)
+    kernel = request.setting.kernel_at(t)
+    _, std = kernel.after(request.policy.path, one, one, _time(t, one), _time(s, one))
+    return bool((std > 0).any())
+
+
 def draws(x: Tensor, random: Random, rivals: int) -> Tensor:
     """Return standard normal noise (n, rivals, *d) for states x (n, k, *d)."""
-    return normal(random, len(x), (rivals, *x.shape[2:])).to(x)
+    return sent(normal(random, len(x), (rivals, *x.shape[2:])), x)
 
 
 def start(request: Request, shape: Sequence[int], random: Random) -> Tensor:
     """(n, 1, *d) of shared noise, or (n, K, *d)."""
     rivals = 1 if request.setting.shared_noise else request.setting.samples
     first = next(iter(request.cond.values()))
-    return normal(random, len(first), (rivals, *shape)).to(first.device)
+    return sent(normal(random, len(first), (rivals, *shape)), first.device)
 
 
 def _wide(x: Tensor, rivals: int) -> Tensor:

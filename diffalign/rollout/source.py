@@ -29,6 +29,7 @@ from diffalign.rollout.store import NOWHERE, Part, RoundStore
 from diffalign.rollout.tree import tree
 from diffalign.types import Batch, Cond, Denoiser, Transition
 from diffalign.utils.distributed import gathered
+from diffalign.utils.transfer import sent
 
 SHAPES = {"samples": samples, "trajectories": trajectories, "tree": tree}
 
@@ -177,7 +178,7 @@ class OnlineSource:
         device = self._model.device
 
         def pick(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v[rows.start : rows.stop].to(device) for k, v in values.items()}
+            return {k: sent(v[rows.start : rows.stop], device) for k, v in values.items()}
 
         setting = replace(self._setting, round=number)
         who = self._roles.reference

@@ -22,6 +22,7 @@ from torch import Tensor
 from diffalign.diffusion.randomness import uniform
 from diffalign.rollout.shapes import Request, Sampled, Steps, draws, pairs, start, step
 from diffalign.types import Path, Random
+from diffalign.utils.transfer import sent
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def tree(request: Request, shape: Sequence[int], random: Random) -> Sampled:
         verdict += [len(at)] * (len(steps.shared) - before)
         end = segment[-1][1]
         if steps_left:
-            chosen = (uniform(random, len(x)) * k).long().clamp(max=k - 1).to(x.device)
+            chosen = sent((uniform(random, len(x)) * k).long().clamp(max=k - 1), x.device)
         if setting.estimate == "none":
             clean, end = x, segment[-1][0]
             if steps_left:

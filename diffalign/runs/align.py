@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.config.io import to_yaml
-from diffalign.config.schema import Run
+from diffalign.config.schema import ModelConfig, Run
 from diffalign.data import Preferences, check_files, read_preferences
 from diffalign.data.encoding.geometry import size_of
 from diffalign.data.reading.drop import rows_in
@@ -237,6 +237,13 @@ def _publish(run: Run, tell: Callable[[str], None]) -> None:
         tell(f"on the hub: {address}")
 
 
+_OF_THE_BASE = (
+    "family", "prediction", "zero_terminal_snr", "network", "expert", "adapter", "motion_adapter",
+    "embedded_guidance", "quantize",
+)  # fmt: skip
+"""Settings of a model, beside its place and dtype, that change what the base predicts."""
+
+
 def _own_trajectories(run: Run) -> Mapping[str, Any]:
     """Return the method section with a cache folder for this base model: cached inversions are named by what
     was inverted, not by the model.
@@ -254,8 +261,9 @@ def _own_trajectories(run: Run) -> Mapping[str, Any]:
             f"method cache={holder['cache']!r} with training.reference_every={run.training.reference_every}: "
             "a reference that moves inverts anew; allowed: one of them"
         )
-    model = run.model
-    whose = derive(0, model.path, str(model.revision), str(model.variant), model.dtype)
+    model, usual = run.model, ModelConfig()
+    others = [f"{n}={v}" for n in _OF_THE_BASE if (v := getattr(model, n)) != getattr(usual, n)]
+    whose = derive(0, model.path, str(model.revision), str(model.variant), model.dtype, *others)
     holder["cache"] = str(Path(holder["cache"]) / f"{whose:016x}")
     return holder if section.get("cache") else {**section, "noising": holder}
 

@@ -32,6 +32,7 @@ from diffalign.types import (
     Step,
     TimeSampler,
 )
+from diffalign.utils.transfer import sent
 
 
 @runtime_checkable
@@ -226,8 +227,11 @@ def check_rows(batch: Batch[Tensor], x_t: Tensor, name: str) -> None:
 
 
 def by_group(values: Tensor, group: Tensor, reduction: str = "sum") -> Tensor:
-    """Return values (B, *n) reduced within each group, (G, *n): "sum", "mean", "amax" or "amin"."""
-    index = group.to(values.device).reshape((-1,) + (1,) * (values.ndim - 1)).expand_as(values)
+    """Return values (B, *n) reduced within each group, (G, *n): "sum", "mean", "amax" or "amin".
+
+    ``group`` (B,) is on the CPU, where counting the groups does not wait for the accelerator.
+    """
+    index = sent(group, values.device).reshape((-1,) + (1,) * (values.ndim - 1)).expand_as(values)
     out = values.new_zeros((int(group.max()) + 1, *values.shape[1:]))
     return out.scatter_reduce(0, index, values, reduction, include_self=False)
 
@@ -251,8 +255,10 @@ class Sides:
 def sides(batch: Batch[Any]) -> Sides:
     """Return the two sides of every group of a batch."""
     score = overall(batch.score)
-    group = batch.group.to(score.device)
-    middle, top, bottom = (by_group(score, group, reduction)[group] for reduction in ("mean", "amax", "amin"))
+    group = sent(batch.group, score.device)
+    middle, top, bottom = (
+        by_group(score, batch.group, reduction)[group] for reduction in ("mean", "amax", "amin")
+    )
     # In a tied group a rounding error of the mean must not create a winner.
     return Sides((score > middle) & (top > bottom), (score < middle) & (top > bottom))
 
@@ -262,21 +268,21 @@ def best(batch: Batch[Any]) -> tuple[Tensor, Tensor]:
 
     ``good`` is true where no rival has the same score; for a group of one, where the sample is liked.
     """
-    score, group = overall(batch.score), batch.group.to(batch.score.device)
-    top = by_group(score, group, "amax")
+    score, group = overall(batch.score), sent(batch.group, batch.score.device)
+    top = by_group(score, batch.group, "amax")
     is_top = (score == top[group]).to(score)
-    size = by_group(torch.ones_like(score), group)
-    good = (by_group(is_top, group) == 1) & ((size > 1) | (top > LIKED))
+    size = by_group(torch.ones_like(score), batch.group)
+    good = (by_group(is_top, batch.group) == 1) & ((size > 1) | (top > LIKED))
     order = torch.arange(len(score), device=score.device)
-    first = by_group(torch.where(is_top > 0, order, len(order)), group, "amin")
+    first = by_group(torch.where(is_top > 0, order, len(order)), batch.group, "amin")
     return first, good
 
 
 def informative(batch: Batch[Any]) -> Tensor:
     """Return a mask (B,) of the samples whose group has one member or at least two different scores."""
-    score, group = overall(batch.score), batch.group.to(batch.score.device)
-    alone = by_group(torch.ones_like(score), group) == 1
-    return (alone | (by_group(score, group, "amax") > by_group(score, group, "amin")))[group]
+    score, group = overall(batch.score), sent(batch.group, batch.score.device)
+    alone = by_group(torch.ones_like(score), batch.group) == 1
+    return (alone | (by_group(score, batch.group, "amax") > by_group(score, batch.group, "amin")))[group]
 
 
 def with_term(step: Step, name: str, term: Tensor, weight: float) -> Step:

@@ -28,6 +28,7 @@ from diffalign.strategies.masked import MaskedReduce
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Method, Random, Step
 from diffalign.utils.distributed import mean_over_ranks
+from diffalign.utils.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,13 @@ def losers(gradient: Tensor, batch: Batch[Tensor], mu: float, shared: bool = Tru
         shared: one lambda for all groups of all processes (a collective operation), else one for each group.
     """
     side_masks, rows = sides(batch), gradient.flatten(1)
-    group = batch.group.to(rows.device)
+    group = sent(batch.group, rows.device)
     better, worse = (
-        by_group(rows * side[:, None], group) / by_group(side.to(rows), group).clamp(min=1)[:, None]
+        by_group(rows * side[:, None], batch.group)
+        / by_group(side.to(rows), batch.group).clamp(min=1)[:, None]
         for side in (side_masks.better.to(rows.device), side_masks.worse.to(rows.device))
     )
-    both = by_group((side_masks.better | side_masks.worse).to(rows), group, "amax")
+    both = by_group((side_masks.better | side_masks.worse).to(rows), batch.group, "amax")
     norm_squared, inner_product = (better * better).sum(1), (better * worse).sum(1)
     if shared:
         norm_squared, inner_product = (

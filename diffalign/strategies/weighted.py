@@ -25,6 +25,7 @@ from diffalign.errors import UserError
 from diffalign.strategies._common import Scaled, Wrapped, best, by_group, check_rows, informative, mean_where
 from diffalign.strategies.registry import StrategyCard
 from diffalign.types import Batch, Denoiser, Method, Random, Step
+from diffalign.utils.transfer import sent
 
 
 @runtime_checkable
@@ -122,7 +123,7 @@ class Weighted:
     ) -> Step:
         """Return the method's loss, unchanged in value; metric ``weighted/mean`` is the mean weight."""
         weight = self.weights(batch)
-        rows = weight[batch.group.to(weight.device)]
+        rows = weight[sent(batch.group, weight.device)]
 
         def factors(prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
             check_rows(batch, x_t, "weighted")
@@ -146,8 +147,7 @@ class Weighted:
                 f"weighted.column={self.column}: {self.source!r} has {values.shape[1]} column(s), from 0 on"
             )
         value = values[:, self.column]
-        group = batch.group.to(value.device)
-        chosen = by_group(value, group, "mean") if self.member == "mean" else value[best(batch)[0]]
+        chosen = by_group(value, batch.group, "mean") if self.member == "mean" else value[best(batch)[0]]
         return self.formula(chosen)
 
 

@@ -4,7 +4,8 @@ The loss of a step is a mean over ``step.weight`` terms. Each micro-batch backpr
 and before clipping the gradient is divided by the total weight of the window (micro-batches and ranks). The
 update is that of the mean over all terms, independently of how the batch is split and of the number of ties
 per micro-batch. Gradients are synchronised once per step, in the last backward, and the host synchronises
-with the device once per step, to read weight, loss and gradient norm.
+with the device once per step, to read weight, loss and gradient norm, which decide whether the update is made
+(``python -m benchmarks.host_syncs`` counts it).
 """
 
 import math
@@ -208,7 +209,7 @@ def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interr
         scaler.unscale_(state.optimizer)
     gradients = [p.grad for _, p in state.parameters if p.grad is not None]
     norm = total_norm(gradients)
-    local_sums = torch.cat([sums, sums.new_tensor([float(interruption.requested)])])
+    local_sums = torch.cat([sums, sums.new_full((1,), float(interruption.requested))])
     global_sums = accelerator.reduce(local_sums, reduction="sum")
     total, loss, requests, raw_norm = torch.cat([global_sums, norm.reshape(1).to(global_sums)]).tolist()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffalign.utils.files import write_atomic
 from diffalign.utils.text import read_json_lines
+from diffalign.utils.transfer import sent
 
 
 class Meter:
@@ -85,7 +86,9 @@ class Meter:
         self._sums[name] = (total, weight)
 
     def _scalar(self, value: Tensor | float) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32, device=self._device).detach()
+        if isinstance(value, Tensor):
+            return sent(value.detach(), self._device).to(torch.float32)
+        return torch.full((), value, dtype=torch.float32, device=self._device)  # no copy, so no wait
 
 
 class MetricsFile:

@@ -181,6 +181,12 @@ def test_cached_inversions_belong_to_a_base_model():
 
     one, other = (cache(path, cache="kept")["cache"] for path in ("a", "b"))
     assert one != other and Path(one).parent == Path(other).parent == Path("kept")
+    changed = {"network": "n", "adapter": ("l",), "quantize": "nf4", "prediction": "v_prediction"}
+    runs = [
+        Run(model=ModelConfig("a", **{k: v}), method={"type": "inversion_dpo", "cache": "kept"})
+        for k, v in changed.items()
+    ]
+    assert len({one, *(_own_trajectories(run)["cache"] for run in runs)}) == 1 + len(changed)
     inside = cache("a", noising={"type": "inversion", "cache": "kept"})["noising"]
     assert inside == {"type": "inversion", "cache": one}
     assert cache("a", noising="inversion") == {"type": "inversion_dpo", "noising": "inversion"}
