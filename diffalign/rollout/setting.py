@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diffalign.config.rollout_schema import RolloutConfig
 from diffalign.diffusion.randomness import derive
 from diffalign.diffusion.samplers import DDIM, FlowSDE, StepKernel
-from diffalign.types import Denoiser
+from diffalign.diffusion.spans import in_span
+from diffalign.types import Denoiser, Path
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Setting:
         by_reference: the last of the K finished samples is drawn by the reference.
         taught: record steps that are no draws as well, where the kernel makes none.
         reference_guidance: scale of guidance of the reference; None: ``guidance``.
+        own: of a model of two experts, the path of the one that is trained: steps from times of the other are
+            sampled, not learnt from.
         at_once: states of one network call; None: all states at once.
     """
 
@@ -99,6 +103,12 @@ class Setting:
     by_reference: bool = False
     taught: bool = False
     reference_guidance: float | None = None
+    own: Path | None = None
+
+    def learns(self, t: float) -> bool:
+        """Return whether a step from time ``t`` may be learnt from."""
+        own = self.own is None or bool(in_span(self.own, torch.tensor([t], dtype=torch.float32)))
+        return own and t >= self.lowest
 
     def records(self, std: Tensor) -> bool:
         """Return whether a step of this std is learnt from: it is a draw, or no step is one and a teacher

@@ -147,8 +147,8 @@ class Steps:
 
     def add(self, x: Tensor, after: Tensor, mean: Tensor, std: Tensor, t: float, s: float) -> None:
         """Add one step x (n, 1 or K, *d) -> after (n, K, *d), unless it was deterministic and no teacher is
-        asked, or from too low a time."""
-        if t < self._request.setting.lowest or not self._request.setting.records(std):
+        asked, or from too low a time or another expert's."""
+        if not (self._request.setting.learns(t) and self._request.setting.records(std)):
             return
         wide = partial(_wide, rivals=self._rivals)
         self.shared.append(x.shape[1] == 1 and self._rivals > 1)
@@ -225,7 +225,7 @@ def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
     or all that a teacher is asked about.
     """
     one = torch.zeros(1, 1)
-    grid = [(t, s) for t, s in list(pairs(setting.times))[first:] if t >= setting.lowest]
+    grid = [(t, s) for t, s in list(pairs(setting.times))[first:] if setting.learns(t)]
     stds = [setting.kernel_at(t).after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid]
     return sum(map(setting.records, stds))
 

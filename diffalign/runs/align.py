@@ -42,7 +42,7 @@ from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.publish import push
 from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.runs.schedule import Forecast, announcement, scheduled
 from diffalign.runs.scores import check_online_scores, check_reward_range
 from diffalign.runs.setup import offline, online
@@ -216,7 +216,7 @@ def _loaded(
     # offline the encoders have the accelerator to themselves until all is encoded
     resting, compute = None if online else "cpu", AUTOCAST[run.training.mixed_precision]
     with advised("loading the model", when_loading(run)):
-        alone = not run.validation.every
+        alone = not (run.validation.every or online)
         model = load(run.model, accelerator.device, compute, resting, trained=True, alone=alone)
     check_trained(run.model, model.pipeline.scheduler)
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")

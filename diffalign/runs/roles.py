@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.config.schema import Run
-from diffalign.diffusion.noising import Forward
 from diffalign.diffusion.reference_bank import Banked
-from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods._distillation import Assisted
 from diffalign.methods._trailing import Followed, Trailing, TrailingSampler
-from diffalign.methods.registry import DataKind
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import (
@@ -71,154 +68,6 @@ class Roles:
     teachers: tuple[Denoiser, ...] = ()
 
 
-def check_roles(run: Run, method: Method[Any]) -> None:
-    """Check that the roles fit the run, before a model is loaded.
-
-    Raises:
-        UserError: a moving reference for a method without one, or two policies where only one is possible.
-    """
-    every = run.training.reference_every
-    if every and not method.needs_reference:
-        raise UserError(
-            f"training.reference_every={every}: method {run.method['type']} has no reference; "
-            "allowed with it: 0"
-        )
-    _check_text(run, method)
-    _check_sharding(run, method)
-    _check_quantized(run)
-    _check_expert(run, method)
-    if run.model.offload_activations:
-        _refuse("model.offload_activations=True", (("model.compile", run.model.compile, False),))
-    _check_bank(run, method)
-    if _trailing(method) is not None:
-        _refuse(
-            f"method {run.method['type']}, which a moving average follows",
-            (("training.reference_every", every, 0), ("strategies", tuple(run.strategies), ())),
-        )
-    assisted = bool(REGISTRY[run.method["type"]].assistants)
-    if _chase(method) is None and not assisted:
-        return
-    _refuse(
-        f"method {run.method['type']}, which has assistants" if assisted else "the strategy fast_slow",
-        (
-            ("model.train", run.model.train, "lora"),
-            ("model.gradient_checkpointing", run.model.gradient_checkpointing, False),
-            ("training.reference_every", every, 0),
-        ),
-    )
-
-
-def _check_sharding(run: Run, method: Method[Any]) -> None:
-    """UserError for what a run whose weights are spread does not have: all processes must ask the network
-    equally often, and moments and gradients must be spread tensors.
-    """
-    if run.training.shard == "none":
-        return
-    whom = f"training.shard={run.training.shard}"
-    if method.noising is None or not isinstance(method.noising, Forward):
-        raise UserError(
-            f"{whom} with method {run.method['type']}, whose noisy states take each process another number "
-            "of network calls; allowed: training.shard none, or a method that noises forward, such as dpo"
-        )
-    if _chase(method) is not None:
-        raise UserError(f"{whom} with the strategy fast_slow; allowed: none")
-    if REGISTRY[run.method["type"]].assistants:
-        raise UserError(f"{whom} with method {run.method['type']}, which has assistants; allowed: none")
-    _refuse(
-        whom,
-        (
-            ("rollout.prompts", run.rollout.prompts, ""),
-            ("validation.rewards", tuple(run.validation.rewards), ()),
-            ("optimizer.type", run.optimizer.type, "adamw"),
-            ("model.compile", run.model.compile, False),
-            ("model.offload_activations", run.model.offload_activations, False),
-            ("model.lora.dora", run.model.lora.dora, False),
-        ),
-    )
-    if run.training.mixed_precision == "fp16":
-        raise UserError(f"training.mixed_precision=fp16 with {whom}; allowed: no, bf16")
-
-
-def _check_quantized(run: Run) -> None:
-    """UserError for what weights of 4 or 8 bits do not have: they cannot be trained or spread."""
-    model = run.model
-    if model.quantize != "none":
-        settings = (
-            ("model.train", model.train, "lora"),
-            ("model.lora.dora", model.lora.dora, False),
-            ("model.compile", model.compile, False),
-            ("training.shard", run.training.shard, "none"),
-        )
-        _refuse(f"model.quantize={model.quantize}", settings)
-    if model.text_encoder.quantize != "none":
-        whom = f"model.text_encoder.quantize={model.text_encoder.quantize}"
-        _refuse(whom, (("model.text_encoder.lora.rank", model.text_encoder.lora.rank, 0),))
-
-
-def _check_expert(run: Run, method: Method[Any]) -> None:
-    """UserError for what one of two experts does not have: states along all times, or a whole pipeline."""
-    if run.model.expert is None:
-        return
-    whom = f"model.expert={run.model.expert}"
-    if not isinstance(method.noising, Forward):
-        raise UserError(
-            f"{whom} with method {run.method['type']}, whose noisy states are at other times than the "
-            "expert's, too; allowed: a method that noises forward, such as dpo"
-        )
-    _refuse(whom, (("model.train", run.model.train, "lora"), ("rollout.prompts", run.rollout.prompts, "")))
-
-
-def _check_bank(run: Run, method: Method[Any]) -> None:
-    """UserError where a reference's predictions cannot be kept: it moves, all processes must ask it together,
-    or it is asked about other states than the forward noising of pairs.
-    """
-    if not run.data.reference_bank:
-        return
-    whom, card = f"data.reference_bank={run.data.reference_bank}", REGISTRY[run.method["type"]]
-    kinds = (DataKind.PAIRS, DataKind.REWARDED_PAIRS, DataKind.SCORED_PAIRS)
-    if not method.needs_reference or card.data not in kinds or not isinstance(method.noising, Forward):
-        raise UserError(
-            f"{whom} with method {card.name}; allowed: 0, or a method of pairs that noises forward and has a "
-            "reference, such as dpo"
-        )
-    settings = (
-        ("training.reference_every", run.training.reference_every, 0),
-        ("training.shard", run.training.shard, "none"),
-        ("strategies", tuple(run.strategies), ()),
-        ("rollout.prompts", run.rollout.prompts, ""),
-        ("data.stream_block", run.data.stream_block, 0),
-    )
-    _refuse(whom, settings)
-
-
-def _check_text(run: Run, method: Method[Any]) -> None:
-    """Raise a UserError where text encoders are trained and the run is online, or has two sets of adapters or
-    none."""
-    rank = run.model.text_encoder.lora.rank
-    if not rank:
-        return
-    whom = f"model.text_encoder.lora.rank={rank}"
-    settings = (
-        ("model.train", run.model.train, "lora"),
-        ("training.reference_every", run.training.reference_every, 0),
-        ("rollout.prompts", run.rollout.prompts, ""),
-    )
-    assisted = bool(REGISTRY[run.method["type"]].assistants)
-    if _trailing(method) is not None or assisted:
-        why = "which has assistants" if assisted else "which a moving average follows"
-        raise UserError(f"{whom} with method {run.method['type']}, {why}; allowed: 0")
-    if _chase(method) is not None:
-        raise UserError(f"{whom} with the strategy fast_slow; allowed: 0")
-    _refuse(whom, settings)
-
-
-def _refuse(whom: str, settings: Sequence[tuple[str, Any, Any]]) -> None:
-    """Raise a UserError for the first (name, value, allowed) whose value is another one."""
-    for name, value, allowed in settings:
-        if value != allowed:
-            raise UserError(f"{name}={value!r} with {whom}; allowed: {allowed!r}")
-
-
 def assign_roles(
     run: Run,
     model: LoadedModel,
@@ -261,7 +110,7 @@ def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch
         parameters += more
         policy = replace(policy, network=joint, call=call_conditioned)
     network = policy.network
-    chase = _chase(method)
+    chase = chase_of(method)
     if chase is not None:
         return _two(run, model, policy, chase)
     if names := REGISTRY[run.method["type"]].assistants:
@@ -270,7 +119,7 @@ def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch
     if REGISTRY[run.method["type"]].taught:
         teachers = teachers_of(run, model, policy, autocast)
         return Roles(network, parameters, single, teachers[0], None, {}, [], teachers=teachers)
-    trailed = _trailing(method)
+    trailed = trailing_of(method)
     if trailed is not None:
         held = reference_denoiser(model, policy, run.model, autocast)
         trailing, kept = following_reference(model, policy, run.model, autocast, soft=True)
@@ -296,13 +145,14 @@ def _assigned(run: Run, model: LoadedModel, method: Method[Any], autocast: torch
     return Roles(network, parameters, single, moving, base, kept, [RefreshReference(kept, every, mix)])
 
 
-def _trailing(method: Method[Any]) -> Trailing | None:
+def trailing_of(method: Method[Any]) -> Trailing | None:
     """Return the method without its strategies where a moving average of the policy is used."""
     own = innermost(method)
     return own if isinstance(own, Trailing) and own.trails else None
 
 
-def _chase(method: Method[Any]) -> FastSlow | None:
+def chase_of(method: Method[Any]) -> FastSlow | None:
+    """Return the strategy fast_slow of a method; None without it."""
     strategy = method.strategy if isinstance(method, Wrapped) else None
     return strategy if isinstance(strategy, FastSlow) else None
 

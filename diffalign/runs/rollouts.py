@@ -14,13 +14,16 @@ from torch import Tensor
 
 from diffalign.config.schema import Run
 from diffalign.diffusion.samplers import kernel_for
+from diffalign.diffusion.spans import ALL, span_of
 from diffalign.errors import UserError
 from diffalign.evaluation.drawing.sampling import FPS
 from diffalign.methods import REGISTRY, build
 from diffalign.methods._trailing import Trailing, TrailingSampler
 from diffalign.methods.registry import shape_of
 from diffalign.models.decoder import load_decoder
+from diffalign.models.denoisers import Experts
 from diffalign.models.loaded import LoadedModel
+from diffalign.models.precision import AUTOCAST
 from diffalign.rollout.judges import judge_of
 from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.rollout.rounds import Plan
@@ -31,7 +34,7 @@ from diffalign.rollout.store import RoundStore
 from diffalign.runs.roles import Roles
 from diffalign.runs.teachers import taught_by
 from diffalign.training.acceleration import Accelerator
-from diffalign.types import Method, Reward
+from diffalign.types import Denoiser, Method, Reward
 from diffalign.types import Path as NoisingPath
 from diffalign.utils.files import write_atomic
 from diffalign.utils.text import read_json_object
@@ -101,15 +104,7 @@ def online_source(
     if config.estimate == "none":  # latents are scored
         decoder = _as_they_are
     return OnlineSource(
-        SamplingRoles(
-            roles.sampler or roles.policy_of(roles.network),
-            taught_by(run, roles.teachers)
-            if roles.teachers
-            else roles.reference
-            if method.needs_reference
-            else None,
-            roles.network,
-        ),
+        _sampling_roles(run, model, roles, method),
         PipelineRolloutModel(
             model,
             run.size,
@@ -129,6 +124,23 @@ def online_source(
     )
 
 
+def _sampling_roles(run: Run, model: LoadedModel, roles: Roles, method: Method[Any]) -> SamplingRoles:
+    """Return who samples: of two experts the trained one and the other, each at its times."""
+    autocast = AUTOCAST[run.training.mixed_precision]
+    others = [
+        replace(model.denoiser(), network=n, autocast=autocast) for n in list(model.networks.values())[1:]
+    ]
+
+    def at_all_times(who: Denoiser) -> Denoiser:
+        return Experts(who, others[0]) if others else who
+
+    policy = at_all_times(roles.sampler or roles.policy_of(roles.network))
+    if roles.teachers:
+        return SamplingRoles(policy, taught_by(run, roles.teachers), roles.network)
+    reference = at_all_times(roles.reference) if method.needs_reference else None
+    return SamplingRoles(policy, reference, roles.network)
+
+
 def rate_of(run: Run) -> float | None:
     """Return the frames a second of what a run samples, as its validation writes them; None for images."""
     return None if run.data.frames is None else run.data.fps or FPS
@@ -143,6 +155,12 @@ def plan_of(run: Run, model: Sampled, rank: int = 0, world: int = 1) -> Plan:
     stochastic."""
     config, shape, setting = run.rollout, shape_of(run.method["type"], run.rollout), setting_of(run, model)
     draws = drawn_steps(setting, model.path, setting.first_branch if shape == "tree" else 0)
+    if shape != "samples" and not draws and setting.own is not None:
+        low, high = span_of(setting.own)
+        raise UserError(
+            f"rollout.steps={config.steps}: none of the steps to learn from begins at the times {low:g} to "
+            f"{high:g} of model.expert={run.model.expert}; allowed: more, or the other expert"
+        )
     if shape != "samples" and not draws:
         raise UserError(f"rollout.lowest_time={config.lowest_time}: no step is left; allowed: less")
     slots = 1 if shape == "samples" else max(1, round(config.trained_steps * draws))
@@ -169,6 +187,7 @@ def setting_of(run: Run, model: Sampled) -> Setting:
         by_reference=REGISTRY[run.method["type"]].by_reference,
         taught=REGISTRY[run.method["type"]].taught,
         reference_guidance=config.reference_guidance,
+        own=None if span_of(model.path) == ALL else model.path,
     )
 
 

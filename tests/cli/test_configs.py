@@ -16,7 +16,7 @@ from diffalign.methods import build
 from diffalign.runs.align import align
 from diffalign.runs.micro_batch import workload_of
 from diffalign.runs.online_checks import check_online
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.runs.scores import check_online_scores
 from diffalign.runs.validate import read_run, validate
 from diffalign.strategies import wrap

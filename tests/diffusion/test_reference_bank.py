@@ -12,7 +12,7 @@ from diffalign.diffusion.reference_bank import NAME, Banked, sample_name
 from diffalign.errors import UserError
 from diffalign.methods import build
 from diffalign.methods.dpo import DPO
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.types import Batch
 from tests.helpers import Affine, sd_path
 

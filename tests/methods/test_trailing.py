@@ -14,7 +14,8 @@ from diffalign.models.denoisers import AdaptersOff, OtherAdapter
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.runs.align import align
-from diffalign.runs.roles import assign_roles, check_roles
+from diffalign.runs.role_checks import check_roles
+from diffalign.runs.roles import assign_roles
 from diffalign.runs.rollouts import online_source
 from diffalign.runs.validate import read_run
 from diffalign.training.acceleration import accelerator_for

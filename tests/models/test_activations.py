@@ -16,7 +16,7 @@ from diffalign.models.activations import offload_activations
 from diffalign.models.loading import load
 from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser
 from diffalign.runs.micro_batch import workload_of
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.types import Batch
 
 LORA = ModelConfig(path="tiny:sdxl", lora=LoraConfig(rank=4))

@@ -26,7 +26,7 @@ from diffalign.models.quantization import KINDS, quantizable, quantize, stored_b
 from diffalign.runs.align import align
 from diffalign.runs.load_pipeline import named, open_model
 from diffalign.runs.resume import model_content
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.types import Batch
 from tests.models.inputs import conditions, states_of
 from tests.runs.test_align import small

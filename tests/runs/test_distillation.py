@@ -12,7 +12,8 @@ from diffalign.models.loading import load
 from diffalign.runs.align import align
 from diffalign.runs.micro_batch import workload_of
 from diffalign.runs.online_checks import check_online
-from diffalign.runs.roles import assign_roles, check_roles
+from diffalign.runs.role_checks import check_roles
+from diffalign.runs.roles import assign_roles
 from diffalign.runs.validate import read_run
 from tests.runs.halves import silent, whole_as_halves
 

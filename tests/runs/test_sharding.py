@@ -16,7 +16,7 @@ from diffalign.methods import build
 from diffalign.models.starting import is_checkpoint
 from diffalign.runs.align import align
 from diffalign.runs.launcher import with_launcher
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.training.acceleration import accelerator_for
 from diffalign.training.checkpoint import read_trained
 from diffalign.training.sharding import block_classes, gathered_tensor, local, placed_like, sharding_of

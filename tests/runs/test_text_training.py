@@ -19,7 +19,7 @@ from diffalign.methods import build
 from diffalign.models.loading import load
 from diffalign.models.lora_formats import read_lora
 from diffalign.runs.align import align
-from diffalign.runs.roles import check_roles
+from diffalign.runs.role_checks import check_roles
 from diffalign.runs.validate import read_run
 from diffalign.strategies import wrap
 from diffalign.tiny import pipeline_path
