@@ -8,10 +8,8 @@ from benchmarks.tuning import at_edge, trials_of
 from diffalign.evaluation.measuring.statistics import holm
 
 TITLES = {"plane": "The plane", "tiny": "The tiny SDXL", "sd3": "The tiny SD3"}
-_IMAGES = (
-    "Gain of the judge on held-out captions, with the same noise as the base. Taste and the tiny CLIP were "
-    "not trained on."
-)
+_IMAGES = "Gain of the judge on held-out captions, with the same noise as the base."
+_HELD_OUT = "Taste and the tiny CLIP were not trained on. "
 NOTES = {
     "plane": "Gain of the mean height (of prompt fidelity where marked *) over the base, from the same "
     "starting points. Off support: share of the mass off the ring (the base has 1 %). Distance: to the "
@@ -28,6 +26,13 @@ ONLINE = (
     "paid for out of the same count, so the budget is larger than that of the table above: the two are not "
     "to be compared."
 )
+GRADIENTS = (
+    "The policy is trained by the gradient of the tiny CLIP's score (divided by 10) through its sampler. "
+    "*Trained*: the gain of that score, of each seed with its interval. The judge and taste are not trained "
+    "on: a gain of the one without a gain of the others is over-optimisation. The budget is that of the "
+    "online methods."
+)
+ABOUT = {"offline": [], "online": [ONLINE, ""], "reward gradients": [GRADIENTS, ""]}
 TUNED = (
     "Every method had the same number of trials on validation prompts (`benchmarks/tuning.py`: five "
     "strengths, then three learning rates; without a strength eight learning rates) and is trained with the "
@@ -57,30 +62,45 @@ def text(rows: Sequence[Row]) -> str:
     lines = ["# Every method at equal compute", "", HOW, ""]
     for world, group in groupby(rows, key=lambda row: row["world"]):
         every = list(group)
-        for online in (False, True):
+        for kind in ABOUT:
             for tuned in (True, False):
-                chosen = [
-                    row for row in every if ("rollout" in row["asked"], "trials" in row) == (online, tuned)
-                ]
+                chosen = [row for row in every if (_kind(row), "trials" in row) == (kind, tuned)]
                 if chosen:
-                    lines += _world(world, chosen, online, tuned)
+                    lines += _world(world, chosen, kind, tuned)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _world(world: str, rows: list[Row], online: bool, tuned: bool) -> list[str]:
+def _kind(row: Row) -> str:
+    if "rollout" not in row["asked"]:
+        return "offline"
+    return "reward gradients" if _trained(row) else "online"
+
+
+def _trained(row: Row) -> str | None:
+    """Return the measured reward other than the judge that a row's rollouts are trained on, if any."""
+    specs = row["asked"]["rollout"]["RolloutConfig"]["rewards"]
+    others = (name for name in row["rewards"] if name != row["primary"])
+    return next((name for name in others if any(spec.endswith(name) for spec in specs)), None)
+
+
+def _world(world: str, rows: list[Row], kind: str, tuned: bool) -> list[str]:
     by_method = [list(group) for _, group in groupby(rows, key=lambda row: row["method"])]
     by_method.sort(key=lambda group: (_left(group), -over_seeds([row["gains"] for row in group]).value))
     first = rows[0]
     others: tuple[str, ...] = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
-    others += ("images",) if online else ()
+    if kind == "reward gradients":
+        others = ("trained", "taste")
+    others += ("images",) if kind != "offline" else ()
     others += ("diversity", "drift") if tuned else ()
+    held_out = "" if world == "plane" or kind == "reward gradients" else _HELD_OUT
     about = "" if world == "plane" else ", tuned" if tuned else ", settings of the recipes"
     lines = [
-        f"## {TITLES[world]}{': online' if online else ''}{about}",
+        f"## {TITLES[world]}{'' if kind == 'offline' else f': {kind}'}{about}",
         "",
-        *([ONLINE, ""] if online else []),
+        *ABOUT[kind],
         *([TUNED, ""] if tuned else [] if world == "plane" else [UNTUNED, ""]),
-        f"{NOTES[world]} {first['asked']['prompts']} {'points' if world == 'plane' else 'prompts'}, budget "
+        f"{NOTES[world]} {held_out}{first['asked']['prompts']} "
+        f"{'points' if world == 'plane' else 'prompts'}, budget "
         f"{first['asked']['budget']:,.0f} forward-equivalents. {first['machine']}, torch "
         f"{first['versions']['torch']}, {min(r['date'] for r in rows)} to {max(r['date'] for r in rows)}.",
         "",
@@ -148,7 +168,10 @@ def _left(rows: list[Row]) -> bool:
 
 
 def _other(rows: list[Row], name: str) -> str:
-    """Return the mean over seeds of a figure, or of a reward's gain, as text."""
+    """Return the mean over seeds of a figure, or of a reward's gain, as text; of *trained*, each seed's."""
+    if name == "trained":
+        gains = [r["rewards"][_trained(r)]["gain"] for r in rows]
+        return ", ".join(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in gains)
     if name in rows[0]["figures"]:
         mean = sum(r["figures"][name] for r in rows) / len(rows)
         return f"{mean:,.0f}" if name == "images" else f"{mean:.3f}"
@@ -163,6 +186,7 @@ def _tried(world: str, methods: list[str]) -> list[str]:
             f"{' '.join(t['flags']) or 'as shipped'}: {shown(t['gain'])}" for t in trials_of(world, method)
         )
         lines.append(
-            f"- `{method}` has no interval above 0. Tried on validation prompts: {tried or 'nothing yet'}."
+            f"- `{method}` has no interval of the judge above 0. Tried on validation prompts: "
+            f"{tried or 'nothing yet'}."
         )
     return lines

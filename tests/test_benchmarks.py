@@ -205,8 +205,27 @@ def test_the_table(apart):
         "| dpo | +0.100 [+0.100, +0.100] | +0.100, +0.100 | +0.100 | +0.100 | 6 | 2, 1, 1 | 12 | better |"
     )
     assert "no difference shown" in body[2]
-    assert any("`ipo` has no interval above 0" in x and "--method.beta=2: +0.010" in x for x in lines)
+    assert any(
+        "`ipo` has no interval of the judge above 0" in x and "--method.beta=2: +0.010" in x for x in lines
+    )
     assert any("2 prompts, budget 100" in x and "2026-01-01 to 2026-01-02" in x for x in lines)
+
+
+def test_reward_gradients_have_a_table_with_the_reward_that_they_are_trained_on(apart):
+    record.HERE.mkdir()
+    (record.HERE / "tuning.json").write_text(json.dumps({"trials": []}))
+
+    def online(method, rewards, seed, gain):
+        asked = {"prompts": 2, "budget": 100.0, "rollout": {"RolloutConfig": {"rewards": rewards}}}
+        return row("tiny", method, seed, [gain, gain], asked=asked, figures={"images": 8.0})
+
+    rows = [online("draft", ["0.1*tiny_clip"], s, 0.5 + s) for s in range(2)]
+    rows += [online("spo", ["step_aware:tiny"], 0, 0.2), online("ddpo", ["judge"], 0, 0.1)]
+    sampled, gradients = tables.text(rows).split("## The tiny SDXL: reward gradients")
+    assert "## The tiny SDXL: online" in sampled and "| spo |" in sampled and "| ddpo |" in sampled
+    assert "| method | gain | seeds | trained | taste | images |" in gradients
+    line = "| draft | +1.000 [+0.500, +1.500] | +0.500, +1.500 | +0.50 [+0.40, +0.60], +1.50 [+1.40, +1.60] |"
+    assert line in gradients and "the tiny CLIP were not trained on" not in gradients
 
 
 def test_every_method_has_the_same_trials_and_the_best_one_is_used(monkeypatch, apart):
