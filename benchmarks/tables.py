@@ -24,7 +24,7 @@ ONLINE = (
     "is how many. The reward that is measured is also the one that they learn from, but for SPO on the tiny "
     "SDXL: its candidates are judged by the step-aware model, and the judge is not trained on. Samples are "
     "paid for out of the same count, so the budget is larger than that of the table above: the two are not "
-    "to be compared."
+    "to be compared. A teacher of DiffusionOPD, a run of Flow-GRPO's recipe, is not counted."
 )
 GRADIENTS = (
     "The policy is trained by the gradient of the tiny CLIP's score (divided by 10) through its sampler. "

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,19 @@ def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str =
     return replace(seeded(run, seed), data=cached)
 
 
+def with_teachers(run: Run) -> Run:
+    """Return a run whose teachers, which are runs of shipped recipes (``runs/RECIPE``), are trained, once."""
+    folders = []
+    for teacher in run.rollout.teachers:
+        name = Path(teacher).name
+        folder = record.WORK / "teachers" / name
+        with lock(f"teacher-{name}"):
+            if not (folder / "aligned").exists():
+                align(replace(seeded(read_run(name), 0), output=str(folder)), quiet)
+        folders.append(str(folder))
+    return replace(run, rollout=replace(run.rollout, teachers=tuple(folders))) if folders else run
+
+
 def settings_of(run: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Return the settings that identify a row."""
     return {
@@ -109,7 +123,7 @@ def cost(run: Run) -> Calls:
             # a complete round, since its first step samples for all of it
             steps = round_of(run) or COST_STEPS
             short = replace(
-                run,
+                with_teachers(run),
                 output=str(record.WORK / "work" / f"cost-{name}"),
                 training=replace(run.training, steps=steps),
                 data=replace(run.data, holdout=0.0),
@@ -203,8 +217,9 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
     calls = cost(recipe)
     steps = steps or max(1, round(budget(recipe) / calls.cost))
     output = record.WORK / "work" / name
+    ready = with_teachers(recipe)
     begin = time.process_time()
-    result = align(replace(recipe, output=str(output), training=replace(recipe.training, steps=steps)), quiet)
+    result = align(replace(ready, output=str(output), training=replace(ready.training, steps=steps)), quiet)
     seconds = time.process_time() - begin
     if result.aligned is None:
         raise KeyboardInterrupt
