@@ -47,13 +47,7 @@ from diffalign.training.checkpoint import Checkpoints
 PROMPTS = 192
 FRACTIONS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the budget
 LABELS = ("1/8", "1/4", "1/2", "1", "2")
-ORDER = (
-    1,
-    2,
-    3,
-    0,
-    4,
-)  # the first is measured late, from its checkpoint: a run that is cut short gets further
+ORDER = (1, 2, 3, 0, 4)  # the first is measured late, from its checkpoint, for an early course of all arms
 MEASURED = (*REWARDS, "step_aware:tiny")
 TITLES = dict(zip(MEASURED, ("judge", "taste", "tiny CLIP", "step-aware model"), strict=True))
 MODEL = ModelConfig("tiny:sdxl")
