@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.record import shown
+from benchmarks.record import over_seeds, shown
 from diffalign import tiny
 from diffalign.config.schema import ModelConfig
 from diffalign.evaluation.drawing.sampling import generate
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Edit the model, sample, score, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--templates", type=int, default=64)
-    parser.add_argument("--held", type=int, default=128, help="train captions that are held as they are")
+    parser.add_argument("--held", type=int, default=1024, help="train captions that are held as they are")
     parser.add_argument("--strength", type=float, default=0.1)
     parser.add_argument("--captions", type=int, default=256, help="of the unrelated; half of it related")
     parser.add_argument("--output", type=Path, default=HERE)
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "groups": {
             name: {"captions": len(prompts[name]), "images": COUNTS[name] * len(prompts[name])}
             | {score: as_list(c) for score, c in row.items()}
+            | {"judge before": judged(name, prompts[name], before[name])}
             for name, row in rows.items()
         },
         "versions": package_versions(),
@@ -153,6 +155,15 @@ def scored(
     }
 
 
+def judged(name: str, prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    """Return the ends of the interval of the images' mean judge, over captions."""
+    count = COUNTS[name]
+    texts = targets(prompts) if name == "edited" else [text for text in prompts for _ in range(count)]
+    scores = [SCORES["judge"](image, text) for image, text in zip(images, texts, strict=True)]
+    interval = over_seeds([np.reshape(scores, (-1, count)).mean(1).tolist()])
+    return [round(interval.low, 4), round(interval.high, 4)]
+
+
 def as_list(c: Comparison) -> list[float]:
     """Return before, after, gain and its interval."""
     return [round(v, 4) for v in (c.base, c.aligned, c.gain.value, c.gain.low, c.gain.high)]
@@ -184,7 +195,12 @@ def text(record: dict[str, Any]) -> str:
             counts = f"{name} ({row['captions']})", str(row["images"])
             cells = [*counts, score, f"{base:.3f}", f"{aligned:.3f}", shown(gain)]
             lines.append(f"| {' | '.join(cells)} |")
+    others = record["groups"]["unrelated"]
+    after, (low, high) = others["judge"][1], others["judge before"]
     lines += [
+        "",
+        f"Of unrelated captions the judge before the edit has the interval [{low:.3f}, {high:.3f}] over "
+        f"captions; after it, {after:.3f} lies {'within' if low <= after <= high else 'outside'} it.",
         "",
         "Edited captions hold *red circle*; related ones *red* or *circle* without the other beside it; "
         "unrelated ones neither. A causal text encoder reads *red* before it knows of what, so that an edit "
