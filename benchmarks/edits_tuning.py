@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = edit_world.trained(run, PROMPTS, "validation")
         gains = {k: [b - a for a, b in zip(start[k], row["scores"][k], strict=True)] for k in SCORES}
         told = ", ".join(f"{k} {shown(over_seeds([gains[k]]))}" for k in SCORES)
-        print(f"{arm.name}, beta {arm.beta:g}, rate {arm.rate:g}, {arm.steps} steps: {told}", flush=True)
+        print(f"{arm.name}, beta {arm.beta}, rate {arm.rate:g}, {arm.steps} steps: {told}", flush=True)
         print(f"  {row['seconds']} s; {row['verdict']}", flush=True)
 
 

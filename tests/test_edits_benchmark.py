@@ -41,9 +41,10 @@ def test_a_row_is_made_once_over_one_base(monkeypatch: pytest.MonkeyPatch) -> No
     assert (row["arm"], row["seed"], row["pairs"]) == ("renders", 0, 8)
     assert {name: len(values) for name, values in row["scores"].items()} == dict.fromkeys(SCORES, 4)
     (start,) = record.rows("edit-base")
+    says = next(arm.says for arm in ARMS if arm.name == "renders")
     page = (record.HERE / "edits.md").read_text(encoding="utf-8")
     gain = sum(row["scores"][JUDGE]) / 4 - sum(start["scores"][JUDGE]) / 4
-    assert f"| renders: {ARMS[0].says} | {gain:+.3f} [" in page and "| 8 | 2 of 32 | 1 |" in page
+    assert f"| renders: {says} | {gain:+.3f} [" in page and "| 8 | 2 of 32 | 1 |" in page
     assert f"| renders: {edits.QUESTIONS[JUDGE]} |" in page and "own:" not in page
 
     monkeypatch.setattr(edit_world, "trained", lambda *_: pytest.fail("the row is there"))
