@@ -89,11 +89,12 @@ HOW = (
     "images that show the new value at the place of the edited thing, *other thing untouched* of those that "
     "show the other thing where and what it was. *Pixels kept* is 1 minus the mean difference from the "
     "source outside the edit. Gains over the base have 95 % intervals, by a bootstrap over edits and seeds."
-    "\n\nHow it was tuned: little. `python -m benchmarks.edits_tuning own,300,3e-4,40 renders,1000,2e-4,40`, "
-    "a seed each on 96 edits of the validation split, moved the judge by less than 0.001 and the instructions "
-    "followed by 0.000 and +0.021, so that the larger rate and the {steps} steps stayed. The first row of "
-    "DPO on renders alone, seen on the test split, lost things that it should have left; its run told that "
-    "the winners' errors rise, which is what the winners' term is for. Its weight, beta / 4, was not tuned."
+    "\n\nHow it was tuned: little. `python -m benchmarks.edits_tuning own,300,3e-4,40 "
+    "renders,1000,2e-4,40`, a seed each on 96 edits of the validation split, moved the judge by less than"
+    " 0.001 and the instructions followed by 0.000 and +0.021, so that the larger rate and the {steps} "
+    "steps stayed. The first row of DPO on renders alone, seen on the test split, lost things that it "
+    "should have left; its run told that the winners' errors rise, which is what the winners' term is "
+    "for. Its weight, beta / 4, was not tuned."
 )
 
 
