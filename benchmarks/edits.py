@@ -76,10 +76,10 @@ QUESTIONS = {
     KEPT: "it raises the likeness of unedited pixels",
 }
 HOW = (
-    "`python -m benchmarks.edits` makes what is missing. A row of the set is a source, an instruction of one "
-    "color (`make the small red circle blue`) and two results. "
+    "`python -m benchmarks.edits` makes what is missing. A row of the set is a source, an instruction that "
+    "changes a colour (`make the small red circle blue`) and two results. "
     "The base is a tiny FLUX.1 Kontext, trained for {minutes:g} minutes of one core ({trained:,} steps of "
-    "{batch}) on drawn edits of the train split, of which {wrong:.0%} have a wrong target. Pairs are of "
+    "{batch}) on drawn edits of the train split, of which {wrong:.0f} % have a wrong target. Pairs are of "
     "{edits:,} edits of the train split: renders of a correct and a wrong result, or the best and the worst "
     "of {samples} images of the base, by the judge; edits whose images are all scored alike are left out. "
     "All arms train LoRA by the ordinary run of `diffalign train`, from the same base.\n\n"
@@ -178,7 +178,7 @@ def text(start: Row, rows: Sequence[Row]) -> str:
         prompts=asked["prompts"],
         sampled=asked["sampling_steps"],
         minutes=asked["minutes"],
-        wrong=asked["wrong"],
+        wrong=100 * asked["wrong"],
         trained=figures["steps"],
         batch=kontext.BATCH,
         edits=edit_world.PAIRS,
