@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from benchmarks import methods, over_optimisation, plane_world, record, tuning
+from benchmarks import methods, over_optimisation, over_optimisation_page, plane_world, record, tuning
 from benchmarks.record import Row, over_seeds
 from benchmarks.tables import TITLES
 from diffalign.plane.plane import LABELS, denoiser_of, points
@@ -129,16 +129,19 @@ def over_training(start: Row, rows: Sequence[Row]) -> Figure:
     Gains are in standard deviations of the base's scores over prompts, so that the rewards compare.
     """
     arms = {
-        arm: points for arm in over_optimisation.ARMS if (points := over_optimisation.course_of(arm, rows))
+        arm: points
+        for arm in over_optimisation_page.ARMS
+        if (points := over_optimisation_page.course_of(arm, rows))
     }
     lines = -(-(len(arms) + 1) // 3)  # one panel is the legend's
     figure, grid = plt.subplots(
         lines, 3, figsize=(7.6, 2.3 * lines), layout="constrained", sharey=True, squeeze=False
     )
+    end = max(seeds[0]["compute"] for points in arms.values() for seeds in points)
     for axis, (arm, points) in zip(grid.flat, arms.items(), strict=False):
         at = [0.0, *(seeds[0]["compute"] for seeds in points)]
         for name, line in _lines(arm.trained).items():
-            gains = over_optimisation.curve(start, points, name) / np.std(start["scores"][name])
+            gains = over_optimisation_page.curve(start, points, name) / np.std(start["scores"][name])
             means = [over_seeds(table) for table in gains]
             axis.plot(at, [mean.value for mean in means], **line)
             low, high = ([getattr(mean, end) for mean in means] for end in ("low", "high"))
@@ -146,12 +149,14 @@ def over_training(start: Row, rows: Sequence[Row]) -> Figure:
         axis.axhline(0, color="0.7", lw=1, zorder=0)
         count = len(points[0])
         axis.set_title(f"{arm.name}, {count} seed{'s' * (count > 1)}", fontsize=9, loc="left")
-        axis.set_xlabel("compute")
+        axis.set(xlabel="compute", xlim=(0, 1.05 * end))
     for axis in grid[:, 0]:
         axis.set_ylabel("gain / sd of the base")
     for axis in grid.flat[len(arms) :]:
         axis.set_axis_off()
-    colours = {over_optimisation.TITLES[name]: {"color": line["color"]} for name, line in _lines("").items()}
+    colours = {
+        over_optimisation_page.TITLES[name]: {"color": line["color"]} for name, line in _lines("").items()
+    }
     kinds = {"trained on": TRAINED | {"color": "0.3"}, "held out": HELD_OUT | {"color": "0.3"}}
     handles = [Line2D([], [], label=label, **line) for label, line in (colours | kinds).items()]
     grid.flat[-1].legend(handles=handles, frameon=False, fontsize=8, loc="center")
@@ -162,7 +167,7 @@ def _lines(trained: str) -> dict[str, dict[str, Any]]:
     """Return the style of each reward's line."""
     return {
         name: (TRAINED if name == trained else HELD_OUT) | {"color": f"C{number}"}
-        for number, name in enumerate(over_optimisation.MEASURED)
+        for number, name in enumerate(over_optimisation_page.MEASURED)
     }
 
 

@@ -19,6 +19,7 @@ from benchmarks import (
     figures,
     methods,
     over_optimisation,
+    over_optimisation_page,
     plane_world,
     record,
     tables,
@@ -438,7 +439,7 @@ def test_drift_is_the_divergence_of_the_process_of_sampling(monkeypatch):
 
 SPREAD = [0.0, 1.0, 2.0, 3.0]
 MADE = {"date": "2026-01-01", "machine": "2 cores", "versions": {"torch": "2"}}
-START = {"asked": {"prompts": 4}, "scores": dict.fromkeys(over_optimisation.MEASURED, SPREAD), **MADE}
+START = {"asked": {"prompts": 4}, "scores": dict.fromkeys(over_optimisation_page.MEASURED, SPREAD), **MADE}
 RISING = [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
@@ -450,10 +451,10 @@ def over_rows(arm, seed, trained, held):
             "seed": seed,
             "point": i,
             "asked": {"steps": 2**i},
-            "compute": over_optimisation.FRACTIONS[i],
+            "compute": over_optimisation_page.FRACTIONS[i],
             "scores": {
                 name: (np.array(SPREAD) + (a if name == arm.trained else b)).tolist()
-                for name in over_optimisation.MEASURED
+                for name in over_optimisation_page.MEASURED
             },
             "diversity": 0.9,
             "drift": float(i),
@@ -467,7 +468,7 @@ def over_rows(arm, seed, trained, held):
 
 def test_the_trained_reward_is_that_of_the_recipe():
     """An arm names the reward that its recipe samples against; the judge has ordered DPO's pairs."""
-    for arm in over_optimisation.ARMS:
+    for arm in over_optimisation_page.ARMS:
         rollout = tiny_world.recipe(arm.method, arm.flags).rollout
         assert [name.split("*")[-1] for name in rollout.rewards] == ([arm.trained] if rollout.prompts else [])
         assert bool(rollout.prompts) == (arm.name != "dpo")
@@ -523,48 +524,56 @@ def test_a_stage_goes_on_from_the_last_checkpoint(apart, monkeypatch):
 
 
 def test_a_fall_is_from_the_highest_point_on():
-    draft, dpo = over_optimisation.ARMS[0], over_optimisation.ARMS[-1]
+    draft, dpo = over_optimisation_page.ARMS[0], over_optimisation_page.ARMS[-1]
 
     def said(trained, held, name="judge"):
-        points = over_optimisation.course_of(draft, over_rows(draft, 0, trained, held))
-        labels = over_optimisation.labels_of(points)
-        return over_optimisation.course(over_optimisation.curve(START, points, name), labels)
+        points = over_optimisation_page.course_of(draft, over_rows(draft, 0, trained, held))
+        labels = over_optimisation_page.labels_of(points)
+        return over_optimisation_page.course(over_optimisation_page.curve(START, points, name), labels)
 
     fallen = [row for seed in range(2) for row in over_rows(draft, seed, RISING, [0.1, 0.3, 0.2, 0.0, -0.2])]
-    gains = over_optimisation.curve(START, over_optimisation.course_of(draft, fallen), "judge")
+    gains = over_optimisation_page.curve(START, over_optimisation_page.course_of(draft, fallen), "judge")
     assert gains.shape == (6, 2, 4)
-    peak, change = over_optimisation.fall(gains)
+    peak, change = over_optimisation_page.fall(gains)
     assert peak == 2 and (change.value, change.low, change.high) == pytest.approx((-0.5, -0.5, -0.5))
-    assert said(RISING, [-value for value in RISING]).startswith("never above the base, then falls: -0.500 [")
-    assert said(RISING, [0.3, 0.1] + [0.1] * 3).startswith("highest at 1/8, then falls: -0.200 [")
-    assert said(RISING, RISING) == "highest at the end" and said(RISING, [0.0] * 5) == (
-        "never above the base, no fall shown"
-    )
+    assert said(RISING, [-value for value in RISING]).startswith("never above the base, falls: -0.500 [")
+    assert said(RISING, [0.3, 0.1] + [0.1] * 3).startswith("highest at 1/8, falls: -0.200 [")
+    assert said(RISING, RISING) == "highest at the end"
+    assert said(RISING, [0.0] * 5).startswith("never above the base, no fall shown: +0.000 [")
 
-    page = over_optimisation.text(START, [*fallen, *over_rows(dpo, 0, RISING, RISING)])
-    told = "**Over-optimised**: from compute 1/4 on the trained reward rises by +0.300"
-    assert told in page and "judge falls by -0.500" in page
+    page = over_optimisation_page.text(START, [*fallen, *over_rows(dpo, 0, RISING, RISING)])
+    told = "**A sign of over-optimisation**: judge -0.500 [-0.500, -0.500] from compute 1/4 on, the trained"
+    assert f"{told} reward +0.300 [+0.300, +0.300]; taste" in page
+    assert "Not measured yet, at compute 1/8: draft-free, ddpo, spo; at compute 1/4" in page
     assert "- dpo: judge (trained on): +0.500 [+0.500, +0.500] at compute 2; no held-out reward is" in page
     assert "| 1/4 | 2 | +0.200 [+0.200, +0.200] | +0.300 [+0.300, +0.300] |" in page
     assert "(of captions alone for an arm with one seed)" in page and "| judge | 1 | 1.61 |" in page
 
 
 def test_points_are_those_of_the_first_seed_and_seeds_those_that_have_them_all():
-    draft = over_optimisation.ARMS[0]
+    draft = over_optimisation_page.ARMS[0]
     rows = over_rows(draft, 0, RISING, RISING)[1:4] + over_rows(draft, 1, RISING, RISING)[1:3]
-    points = over_optimisation.course_of(draft, rows)
+    points = over_optimisation_page.course_of(draft, rows)
     assert [[(row["point"], row["seed"]) for row in seeds] for seeds in points] == [
         [(1, 0)],
         [(2, 0)],
         [(3, 0)],
     ]
-    assert over_optimisation.labels_of(points) == ["base", "1/4", "1/2", "1"]
+    assert over_optimisation_page.labels_of(points) == ["base", "1/4", "1/2", "1"]
+    absent = over_optimisation_page.missing({draft: points})
+    assert absent.startswith("Not measured yet, at compute 1/8: all arms; at compute 1/4: draft-free, ddpo,")
+    assert (
+        over_optimisation_page.missing(
+            {arm: [[{"point": i}] for i in range(5)] for arm in over_optimisation_page.ARMS}
+        )
+        == ""
+    )
     more = [*rows, over_rows(draft, 1, RISING, RISING)[3]]
-    assert [len(seeds) for seeds in over_optimisation.course_of(draft, more)] == [2, 2, 2]
+    assert [len(seeds) for seeds in over_optimisation_page.course_of(draft, more)] == [2, 2, 2]
 
 
 def test_the_figure_of_over_optimisation_has_the_trained_reward_thick():
-    arms = over_optimisation.ARMS[0], over_optimisation.ARMS[-1]
+    arms = over_optimisation_page.ARMS[0], over_optimisation_page.ARMS[-1]
     rows = [row for arm in arms for row in over_rows(arm, 0, RISING, [0.0] * 5)]
     first, second, legend = figures.over_training(START, rows).axes
     assert [axis.get_title(loc="left") for axis in (first, second)] == ["draft, 1 seed", "dpo, 1 seed"]

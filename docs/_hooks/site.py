@@ -352,6 +352,9 @@ def benchmarks() -> str:
         "prompts and seeds; a star marks methods that were tuned, all with the same number of trials.",
         "compute": "The same gains against the processor seconds of the training.",
         "sensitivity": "Gain of every trial on validation prompts, by strength and by learning rate.",
+        "over_optimisation": "Gain of the trained reward (thick) and of held-out ones over training, in "
+        "standard deviations of the base's scores; compute 1 is the leaderboard's online budget "
+        "([table](benchmarks/over_optimisation.md)).",
     }
     lines += ["", "`python -m benchmarks.figures` draws them:", ""]
     for name, caption in captions.items():
