@@ -35,7 +35,7 @@ from diffalign.tiny_build import autoencoder, kontext, saving, sd3
 from diffalign.tiny_build.flow_training import Plan
 from diffalign.utils.files import write_atomic
 
-MINUTES, SEED = 6.0, 0  # of one CPU core, for the base
+MINUTES, SEED = 18.0, 0  # of one CPU core, for the base
 PAIRS = 1000  # edits of the train split that pairs are made of
 SAMPLES = 4  # of the base for each of these edits, where it draws the pairs itself
 STEPS = 10  # sampling steps

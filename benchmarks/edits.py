@@ -1,6 +1,6 @@
 """Edit pairs on a tiny FLUX.1 Kontext: does DPO make it follow instructions more often on held-out edits?
 
-    python -m benchmarks.edits               # every row that is missing; first the base, 6 minutes of a core
+    python -m benchmarks.edits               # every row that is missing; first the base, 18 minutes of a core
     python -m benchmarks.edits --seeds 1
 
 A row is an arm and a seed, a file under ``benchmarks/rows``; ``edits.md`` is made of all rows that are there.
@@ -89,7 +89,7 @@ HOW = (
     "images that show the new value at the place of the edited thing, *other thing untouched* of those that "
     "show the other thing where and what it was. *Pixels kept* is 1 minus the mean difference from the "
     "source outside the edit. Gains over the base have 95 % intervals, by a bootstrap over edits and seeds."
-    "\n\nHow it was tuned: little. `python -m benchmarks.edits_tuning own,300,3e-4,40 "
+    "\n\nHow it was tuned: little, and on a base of 6 minutes. `python -m benchmarks.edits_tuning own,300,3e-4,40 "
     "renders,1000,2e-4,40`, a seed each on 96 edits of the validation split, moved the judge by less than"
     " 0.001 and the instructions followed by 0.000 and +0.021, so that the larger rate and the {steps} "
     "steps stayed. The first row of DPO on renders alone, seen on the test split, lost things that it "
