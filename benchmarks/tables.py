@@ -149,6 +149,7 @@ def _line(rows: list[Row], others: tuple[str, ...]) -> str:
     row = rows[0]
     calls, starred = row["calls"], "*" if row["primary"] == "fidelity" else ""
     seconds = sum(r["seconds"] for r in rows) / len(rows)
+    alone = ", one seed" if len(rows) == 1 else ""
     cells = [
         row["method"] + starred,
         shown(gain),
@@ -157,7 +158,7 @@ def _line(rows: list[Row], others: tuple[str, ...]) -> str:
         str(row["steps"]),
         ", ".join(f"{calls[k]:.0f}" for k in ("held", "trained", "back")),
         f"{seconds:.0f}",
-        "leaves the support" if _left(rows) else verdict(gain, "better", "worse"),
+        "leaves the support" if _left(rows) else verdict(gain, "better", "worse") + alone,
     ]
     return f"| {' | '.join(cells)} |"
 
