@@ -98,6 +98,8 @@ class Columns(Sequence[Record]):
         number = int(np.searchsorted(ends, row, side="right"))
         first = int(ends[number - 1]) if number else 0
         self._whole._read += 1
+        if self._whole._read == RELEASE_ROWS:  # once: the allocator keeps what opening a large set has copied
+            pa.default_memory_pool().release_unused()
         if self._whole._read % RELEASE_ROWS == 0:
             self.release()
         return record_from(batches[number].slice(row - first, 1).to_pylist()[0])
