@@ -127,12 +127,12 @@ class LTX2Video(SpacedEvenly, ReadByT5):
         """Return the transformer's raw prediction of the video, (B, C, F, h, w)."""
         frames, height, width = x_t.shape[2:]
         config = bare(network).config
-        width = config.caption_channels if config.use_prompt_embeddings else config.audio_cross_attention_dim
+        sound = config.caption_channels if config.use_prompt_embeddings else config.audio_cross_attention_dim
         prediction: Tensor = network(
             hidden_states=x_t.flatten(2).transpose(1, 2),
             audio_hidden_states=x_t.new_zeros(len(x_t), 1, config.audio_in_channels),
             encoder_hidden_states=cond["encoder_hidden_states"].to(x_t.dtype),
-            audio_encoder_hidden_states=x_t.new_zeros(len(x_t), 1, width),
+            audio_encoder_hidden_states=x_t.new_zeros(len(x_t), 1, sound),
             timestep=model_time,
             sigma=model_time,
             encoder_attention_mask=cond["encoder_attention_mask"],
