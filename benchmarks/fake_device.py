@@ -182,9 +182,9 @@ class FakeDevice(TorchDispatchMode):
 def _place() -> str:
     """Return the innermost line of the package; without one, of this repository outside of this file."""
     stack = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_stack(None)]
+    outside = lambda file: "site-packages" in file.parts or file == Path(__file__)  # noqa: E731
     # a virtual environment may lie in the checkout
-    ours = [(file, line) for file, line in stack if "site-packages" not in file.parts and file != Path(__file__)]
-    here = [(file, line) for file, line in ours if file.is_relative_to(ROOT)]
+    here = [(file, line) for file, line in stack if file.is_relative_to(ROOT) and not outside(file)]
     own = [(file, line) for file, line in here if file.is_relative_to(ROOT / "diffalign")]
     file, line = (own or here)[0]
     return f"{file.relative_to(ROOT)}:{line}"
