@@ -1,14 +1,14 @@
 """The common part of benchmarks whose rows are arms with several seeds: runs, arguments and the page."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks import record
-from benchmarks.record import Row
+from benchmarks.record import Row, shown
 from diffalign.config.schema import Run, ValidationConfig
 from diffalign.utils.files import write_atomic
 
@@ -31,6 +31,38 @@ def made_on(rows: Sequence[Row]) -> str:
     """Return machine, version of torch and dates of rows, as a line for the page."""
     dates = sorted(row["date"] for row in rows)
     return f"{rows[0]['machine']}, torch {rows[0]['versions']['torch']}, {dates[0]} to {dates[-1]}."
+
+
+def row_of(
+    name: str, asked: Mapping[str, Any], facts: Callable[[], Row], line: Callable[[Row], str]
+) -> Row | None:
+    """Return a row, read or made; None while another process makes it.
+
+    Args:
+        name: name of the row.
+        asked: settings that identify it.
+        facts: makes it.
+        line: what is printed of a new row.
+    """
+    with record.lock(name, wait=False) as mine:
+        if not mine:
+            return None
+        found = record.known(name, asked)
+        if found is None:
+            print(f"{name} ...", flush=True)
+            found = record.keep(name, asked, facts())
+            print(f"{name}: {line(found)}", flush=True)
+        return found
+
+
+def rewarded(row: Row) -> str:
+    """Return the gains of a row by reward, with their intervals, as a line."""
+    return ", ".join(f"{name} {shown(reward['gain'])}" for name, reward in row["rewards"].items())
+
+
+def gains(row: Row, reference: Mapping[str, list[float]], name: str) -> list[float]:
+    """Return the gains of a row's scores over scores of the same prompts, by one reward."""
+    return [b - a for a, b in zip(reference[name], row["scores"][name], strict=True)]
 
 
 def main(

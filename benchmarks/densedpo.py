@@ -61,17 +61,8 @@ QUESTIONS = (
 def make(arm: VideoArm, seed: int, prompts: int) -> Row | None:
     """Return a row, read or made; None while another process makes it."""
     name = f"video-{arm.name}-{seed}"
-    with record.lock(name, wait=False) as acquired:
-        if not acquired:
-            return None
-        settings = settings_of(arm, seed, prompts)
-        row = record.known(name, settings)
-        if row is None:
-            print(f"{name} ...", flush=True)
-            row = record.keep(name, settings, {"arm": arm.name, "seed": seed, **measured(arm, seed, prompts)})
-            gains = {k: v["gain"] for k, v in row["rewards"].items()}
-            print(f"{name}: {', '.join(f'{k} {shown(v)}' for k, v in gains.items())}", flush=True)
-        return row
+    facts = lambda: {"arm": arm.name, "seed": seed, **measured(arm, seed, prompts)}  # noqa: E731
+    return arms.row_of(name, settings_of(arm, seed, prompts), facts, arms.rewarded)
 
 
 def difference(rows: dict[str, list[Row]], value: str, a: str | None, b: str | None) -> Estimate | None:

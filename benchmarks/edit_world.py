@@ -83,7 +83,7 @@ def held(count: int, split: str = "test") -> list[Edit]:
     return edits.held_out(count, split, kinds=kontext.KINDS)
 
 
-def told(edit: Edit) -> SourcedPrompt:
+def prompt_of(edit: Edit) -> SourcedPrompt:
     """Return the instruction of an edit with its source image."""
     return SourcedPrompt(edit.instruction, png(render(edit.source)))
 
@@ -109,7 +109,7 @@ def drawn(pipeline: Any, of: Sequence[Edit], seed: int, samples: int = 1) -> lis
     """Return ``samples`` images of each edit, those of an edit together; they depend on edit and seed."""
     found = generate(
         pipeline,
-        [told(edit) for edit in of],
+        [prompt_of(edit) for edit in of],
         SAMPLING,
         images_per_prompt=samples,
         seed=seed,
@@ -185,7 +185,7 @@ def ranked(pipeline: Any, count: int) -> list[dict[str, Any]]:
         values = [edits.right(image, caption(edit.source), edit.instruction) for image in rivals]
         if max(values) > min(values):
             best, worst = (rivals[values.index(pick(values))] for pick in (max, min))
-            prompt = told(edit)
+            prompt = prompt_of(edit)
             rows.append(
                 {"prompt": str(prompt), "source": prompt.content, "chosen": png(best), "rejected": png(worst)}
             )

@@ -8,7 +8,7 @@ Every arm starts from the same base and has the same number of steps on the same
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,28 +154,25 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
         "samples": edit_world.SAMPLES if arm.own else 0,
         **({"strategies": run.strategies} if run.strategies else {}),
     }
-    with record.lock(name, wait=False) as mine:
-        if not mine:
-            return None
-        found = record.known(name, asked)
-        if found is None:
-            print(f"{name} ...", flush=True)
-            facts = {"arm": arm.name, "seed": seed, "pairs": edit_world.count(run.data.path)}
-            found = record.keep(name, asked, {**facts, **edit_world.trained(run, prompts)})
-            told = ", ".join(f"{k} {shown(over_seeds([gains(found, base(prompts), k)]))}" for k in SCORES)
-            print(f"{name}: {told}", flush=True)
-        return found
+
+    def facts() -> Row:
+        return {
+            "arm": arm.name, "seed": seed, "pairs": edit_world.count(run.data.path),
+            **edit_world.trained(run, prompts),
+        }  # fmt: skip
+
+    return arms.row_of(name, asked, facts, lambda row: gained(row, base(prompts)["scores"]))
 
 
-def gains(row: Row, start: Row, name: str) -> list[float]:
-    """Return the gains of a row over the base on the same edits, by one score."""
-    return [b - a for a, b in zip(start["scores"][name], row["scores"][name], strict=True)]
+def gained(row: Row, start: Mapping[str, list[float]]) -> str:
+    """Return the gains of a row over the base's scores, with their intervals, as a line."""
+    return ", ".join(f"{name} {shown(over_seeds([arms.gains(row, start, name)]))}" for name in SCORES)
 
 
 def text(start: Row, rows: Sequence[Row]) -> str:
     """Return ``edits.md``."""
     asked, figures = start["asked"], start["figures"]
-    told = HOW.format(
+    how = HOW.format(
         prompts=asked["prompts"],
         sampled=asked["sampling_steps"],
         minutes=asked["minutes"],
@@ -189,7 +186,7 @@ def text(start: Row, rows: Sequence[Row]) -> str:
     lines = [
         "# Edit pairs on a tiny FLUX.1 Kontext",
         "",
-        told,
+        how,
         "",
         f"| model | {' | '.join(TITLES.values())} | pairs | steps | seeds | CPU s |",
         "|---|" + "---|" * (len(TITLES) + 4),
@@ -201,7 +198,9 @@ def text(start: Row, rows: Sequence[Row]) -> str:
         some = [row for row in rows if row["arm"] == arm.name]
         if not some:
             continue
-        found = {name: over_seeds([gains(row, start, name) for row in some]) for name in SCORES}
+        found = {
+            name: over_seeds([arms.gains(row, start["scores"], name) for row in some]) for name in SCORES
+        }
         steps = f"{some[0]['asked']['steps']} of {some[0]['asked']['batch_size']}"
         seconds = sum(row["seconds"] for row in some) / len(some)
         lines.append(

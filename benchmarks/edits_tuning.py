@@ -13,8 +13,7 @@ import torch
 
 from benchmarks import edit_world
 from benchmarks.edit_world import SCORES
-from benchmarks.edits import ARMS, Arm, run_of
-from benchmarks.record import over_seeds, shown
+from benchmarks.edits import ARMS, Arm, gained, run_of
 from diffalign.models.loading import load
 
 PROMPTS = 96
@@ -46,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for arm in trials:
         run = replace(run_of(arm, 0), output=f"{run_of(arm, 0).output}-tuning")
         row = edit_world.trained(run, PROMPTS, "validation")
-        gains = {k: [b - a for a, b in zip(start[k], row["scores"][k], strict=True)] for k in SCORES}
-        told = ", ".join(f"{k} {shown(over_seeds([gains[k]]))}" for k in SCORES)
-        print(f"{arm.name}, beta {arm.beta}, rate {arm.rate:g}, {arm.steps} steps: {told}", flush=True)
+        settings = f"{arm.name}, beta {arm.beta}, rate {arm.rate:g}, {arm.steps} steps"
+        print(f"{settings}: {gained(row, start)}", flush=True)
         print(f"  {row['seconds']} s; {row['verdict']}", flush=True)
 
 

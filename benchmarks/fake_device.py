@@ -182,10 +182,13 @@ class FakeDevice(TorchDispatchMode):
 def _place() -> str:
     """Return the innermost line of the package; without one, of this repository outside of this file."""
     stack = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_stack(None)]
-    outside = lambda file: "site-packages" in file.parts or file == Path(__file__)  # noqa: E731
-    # a virtual environment may lie in the checkout
-    here = [(file, line) for file, line in stack if file.is_relative_to(ROOT) and not outside(file)]
-    own = [(file, line) for file, line in here if file.is_relative_to(ROOT / "diffalign")]
+    rooms = [ROOT / name for name in ("diffalign", "benchmarks", "tests")]
+    here = [
+        (file, line)
+        for file, line in stack
+        if any(file.is_relative_to(room) for room in rooms) and file != Path(__file__)
+    ]
+    own = [(file, line) for file, line in here if file.is_relative_to(rooms[0])]
     file, line = (own or here)[0]
     return f"{file.relative_to(ROOT)}:{line}"
 

@@ -11,7 +11,7 @@ captions, in 4 steps from the same noise; the base is drawn in 4 and in 20.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks import arms, record
@@ -113,11 +113,6 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
         return record.keep(name, asked, row)
 
 
-def gains(row: Row, reference: Mapping[str, list[float]], name: str) -> list[float]:
-    """Return the gains of a row over scores of the same prompts, by one reward."""
-    return [b - a for a, b in zip(reference[name], row["scores"][name], strict=True)]
-
-
 def text(start: Row, rows: Sequence[Row]) -> str:
     """Return the table of every row."""
     few, many = (start["scores"][str(steps)] for steps in (FEW, MANY))
@@ -142,7 +137,7 @@ def text(start: Row, rows: Sequence[Row]) -> str:
         by_arm.setdefault(row["arm"], []).append(row)
     for arm in ARMS:
         if some := by_arm.get(arm.name):
-            cells = [shown(over_seeds([gains(row, few, name) for row in some])) for name in REWARDS]
+            cells = [shown(over_seeds([arms.gains(row, few, name) for row in some])) for name in REWARDS]
             judged = mean([mean(row["scores"][REWARDS[0]]) for row in some])
             steps = f"{some[0]['asked']['steps']} of {some[0]['asked']['batch_size']}"
             seconds = mean([row["seconds"] for row in some])
@@ -155,7 +150,7 @@ def text(start: Row, rows: Sequence[Row]) -> str:
     for arm in ARMS[1:]:
         pairs = [(row, plain[row["seed"]]) for row in by_arm.get(arm.name, []) if row["seed"] in plain]
         if pairs:
-            found = over_seeds([gains(row, other["scores"], REWARDS[0]) for row, other in pairs])
+            found = over_seeds([arms.gains(row, other["scores"], REWARDS[0]) for row, other in pairs])
             lines.append(f"| {arm.name} | {shown(found)} | {verdict(found, 'better', 'worse')} |")
     lines += ["", arms.made_on([start, *rows])]
     return "\n".join(lines) + "\n"

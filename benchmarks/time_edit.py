@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -96,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "groups": {
             name: {"captions": len(prompts[name]), "images": COUNTS[name] * len(prompts[name])}
             | {score: as_list(c) for score, c in row.items()}
-            | {"judge before": judged(name, prompts[name], before[name])}
             for name, row in rows.items()
         },
+        "unrelated before": interval(prompts["unrelated"], before["unrelated"]),
         "versions": package_versions(),
     }
     write_atomic(arguments.output / "time_edit.json", json.dumps(record, indent=2) + "\n")
@@ -155,13 +154,10 @@ def scored(
     }
 
 
-def judged(name: str, prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
-    """Return the ends of the interval of the images' mean judge, over captions."""
-    count = COUNTS[name]
-    texts = targets(prompts) if name == "edited" else [text for text in prompts for _ in range(count)]
-    scores = [SCORES["judge"](image, text) for image, text in zip(images, texts, strict=True)]
-    interval = over_seeds([np.reshape(scores, (-1, count)).mean(1).tolist()])
-    return [round(interval.low, 4), round(interval.high, 4)]
+def interval(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    """Return the ends of the interval of the judge of an image of each prompt."""
+    judged = over_seeds([[judge(image, text) for image, text in zip(images, prompts, strict=True)]])
+    return [round(judged.low, 4), round(judged.high, 4)]
 
 
 def as_list(c: Comparison) -> list[float]:
@@ -196,7 +192,7 @@ def text(record: dict[str, Any]) -> str:
             cells = [*counts, score, f"{base:.3f}", f"{aligned:.3f}", shown(gain)]
             lines.append(f"| {' | '.join(cells)} |")
     others = record["groups"]["unrelated"]
-    after, (low, high) = others["judge"][1], others["judge before"]
+    after, (low, high) = others["judge"][1], record["unrelated before"]
     lines += [
         "",
         f"Of unrelated captions the judge before the edit has the interval [{low:.3f}, {high:.3f}] over "

@@ -53,16 +53,8 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
         "prompts": prompts,
         "measured_steps": MEASURED,
     }
-    with record.lock(name, wait=False) as mine:
-        if not mine:
-            return None
-        found = record.known(name, asked)
-        if found is None:
-            print(f"{name} ...", flush=True)
-            found = record.keep(name, asked, {"arm": arm.name, "seed": seed, **trained(run, name, prompts)})
-            gains = {k: v["gain"] for k, v in found["rewards"].items()}
-            print(f"{name}: {', '.join(f'{k} {shown(v)}' for k, v in gains.items())}", flush=True)
-        return found
+    facts = lambda: {"arm": arm.name, "seed": seed, **trained(run, name, prompts)}  # noqa: E731
+    return arms.row_of(name, asked, facts, arms.rewarded)
 
 
 def text(rows: Sequence[Row]) -> str:

@@ -50,14 +50,8 @@ COMFYUI = {
     "wan_ti2v": "wan-2.1",
     "z_image": "z-image",
 }
-_ORIGINAL_NAMES = (
-    "wan",
-    "wan_i2v",
-    "wan_ti2v",
-    "ltx",
-    "ltx_i2v",
-    "krea2",
-)  # ComfyUI reads no other names here
+# for these models ComfyUI reads the original names only
+_ORIGINAL_NAMES = ("wan", "wan_i2v", "wan_ti2v", "ltx", "ltx_i2v", "krea2")
 
 
 def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class ReFL(RewardGradient):
         first = min(math.ceil(self.low * sampling.steps), sampling.steps - 1)
         draws = uniform(generator, batch.num_groups)[batch.group]
         step = sent(first + (draws * (sampling.steps - first)).long(), batch.x.device)
-        sampling.run(torch.zeros(sampling.steps, len(batch.x), dtype=torch.bool, device=batch.x.device))
+        sampling.run(torch.zeros(sampling.steps, len(batch.x), dtype=torch.bool))
         states = torch.stack(sampling.states)  # (T, B, *d)
         x_t = states.gather(0, expand(step, batch.x).expand_as(batch.x)[None])[0]
         t = sent(sampling.times, x_t)[step]

@@ -156,10 +156,15 @@ class LoadedModel:
         call = Negated(self.family.call) if negated else self.family.call
         return NetworkDenoiser(self.network, self.path, self.target, call, dtype=self.dtype)
 
-    def sampler(self) -> Denoiser:
-        """Return the denoiser of the whole model: of two experts each at its times, where both are loaded."""
-        own, others = self.denoiser(), list(self.networks.values())[1:]
-        return Experts(own, replace(own, network=others[0])) if others else own
+    def sampler(self, own: Denoiser | None = None, autocast: torch.dtype | None = None) -> Denoiser:
+        """Return the denoiser of the whole model: of two experts each at its times, where both are loaded.
+
+        ``own`` calls the first network (None: ``denoiser()``); ``autocast`` is the precision of the other's.
+        """
+        own, others = own or self.denoiser(), list(self.networks.values())[1:]
+        if not others:
+            return own
+        return Experts(own, replace(self.denoiser(), network=others[0], autocast=autocast))
 
     @property
     def data_std(self) -> float:

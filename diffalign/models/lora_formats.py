@@ -219,10 +219,10 @@ class _Scales:
     def __init__(self, metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> None:
         self.by_component: dict[str, dict[str, Any]] = {}
         text = metadata.get("lora_adapter_metadata")
-        metadata = parse_json(text, "lora_adapter_metadata") if text else {}
-        if not isinstance(metadata, Mapping):
+        settings = parse_json(text, "lora_adapter_metadata") if text else {}
+        if not isinstance(settings, Mapping):
             raise UserError(f"lora_adapter_metadata is {str(text)[:60]!r}; allowed: a JSON object")
-        for key, value in metadata.items():
+        for key, value in settings.items():
             component, _, name = key.partition(".")
             self.by_component.setdefault(component, {})[name] = value
         self.config = dict(config or {})

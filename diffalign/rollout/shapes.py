@@ -224,10 +224,16 @@ def drawn_steps(setting: Setting, path: Path, first: int = 0) -> int:
     """Return how many steps from number ``first`` on are trained on: stochastic ones, which have a density,
     or all that a teacher is asked about.
     """
-    one = torch.zeros(1, 1)
     grid = [(t, s) for t, s in list(pairs(setting.times))[first:] if setting.learns(t)]
-    stds = [setting.kernel_at(t).after(path, one, one, _time(t, one), _time(s, one))[1] for t, s in grid]
-    return sum(map(setting.records, stds))
+    return sum(setting.records(std_of(setting, path, t, s)) for t, s in grid)
+
+
+def std_of(setting: Setting, path: Path, t: float, s: float) -> Tensor:
+    """Return the std (1, 1) of the step from t to s; on the CPU, so that the host does not wait for the
+    samples.
+    """
+    one = torch.zeros(1, 1)
+    return setting.kernel_at(t).after(path, one, one, _time(t, one), _time(s, one))[1]
 
 
 def step(
@@ -235,19 +241,9 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(after (n, K, *d), mean, std) of a step of the policy from x (n, 1 or K, *d)."""
     mean, std = request.after(*request.estimates(request.policy, x, t), t, s)
-    if not draws_at(request, t, s):
+    if not bool((std_of(request.setting, request.policy.path, t, s) > 0).any()):
         return mean, mean, std
     return mean + std * draws(x, random, rivals or request.setting.samples), mean, std
-
-
-def draws_at(request: Request, t: float, s: float) -> bool:
-    """Return whether the step from t to s has a std above 0; computed on the CPU, so that the host does not
-    wait for the samples.
-    """
-    one = torch.zeros(1, 1)
-    kernel = request.setting.kernel_at(t)
-    _, std = kernel.after(request.policy.path, one, one, _time(t, one), _time(s, one))
-    return bool((std > 0).any())
 
 
 def draws(x: Tensor, random: Random, rivals: int) -> Tensor:

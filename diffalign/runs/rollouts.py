@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -21,7 +22,6 @@ from diffalign.methods import REGISTRY, build
 from diffalign.methods._trailing import Trailing, TrailingSampler
 from diffalign.methods.registry import shape_of
 from diffalign.models.decoder import load_decoder
-from diffalign.models.denoisers import Experts
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.precision import AUTOCAST
 from diffalign.rollout.judges import judge_of
@@ -34,7 +34,7 @@ from diffalign.rollout.store import RoundStore
 from diffalign.runs.roles import Roles
 from diffalign.runs.teachers import taught_by
 from diffalign.training.acceleration import Accelerator
-from diffalign.types import Denoiser, Method, Reward
+from diffalign.types import Method, Reward
 from diffalign.types import Path as NoisingPath
 from diffalign.utils.files import write_atomic
 from diffalign.utils.text import read_json_object
@@ -126,19 +126,11 @@ def online_source(
 
 def _sampling_roles(run: Run, model: LoadedModel, roles: Roles, method: Method[Any]) -> SamplingRoles:
     """Return who samples: of two experts the trained one and the other, each at its times."""
-    autocast = AUTOCAST[run.training.mixed_precision]
-    others = [
-        replace(model.denoiser(), network=n, autocast=autocast) for n in list(model.networks.values())[1:]
-    ]
-
-    def at_all_times(who: Denoiser) -> Denoiser:
-        return Experts(who, others[0]) if others else who
-
-    policy = at_all_times(roles.sampler or roles.policy_of(roles.network))
+    whole = partial(model.sampler, autocast=AUTOCAST[run.training.mixed_precision])
+    policy = whole(roles.sampler or roles.policy_of(roles.network))
     if roles.teachers:
         return SamplingRoles(policy, taught_by(run, roles.teachers), roles.network)
-    reference = at_all_times(roles.reference) if method.needs_reference else None
-    return SamplingRoles(policy, reference, roles.network)
+    return SamplingRoles(policy, whole(roles.reference) if method.needs_reference else None, roles.network)
 
 
 def rate_of(run: Run) -> float | None:

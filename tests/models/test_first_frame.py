@@ -3,6 +3,7 @@ pipelines."""
 
 import json
 import math
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffalign.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    LoggingConfig,
     LoraConfig,
     ModelConfig,
-    OptimizerConfig,
-    Run,
-    TrainingConfig,
     ValidationConfig,
 )
 from diffalign.diffusion import first_frame
@@ -39,7 +34,6 @@ from diffalign.estimate.shapes import shapes_of
 from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
 from diffalign.media.sourced import SourcedPrompt
-from diffalign.media.videos import Video, write_video
 from diffalign.models.families.registry import FAMILIES
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
@@ -47,6 +41,7 @@ from diffalign.models.precision import only_errors
 from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.runs.align import align
 from diffalign.types import Noised
+from tests.models.sourced_videos import rows_in, run_of
 from tests.models.test_stock import listening
 from tests.video_pipelines import make_ltx, make_wan, make_wan_i2v, make_wan_ti2v
 
@@ -248,47 +243,14 @@ def test_rollouts_encode_the_source_for_their_number_of_frames(
         assert model.denoiser()(noise, torch.tensor([0.5]), cond).shape == noise.shape
 
 
-def rows_in(folder: Path, name: str, sourced: bool = True) -> Path:
-    """Write six pairs of videos of noise, with a source each."""
-    folder.mkdir(parents=True)
-    height, width, count = SIZES[name]
-    lines = []
-    for number in range(6):
-        names = [f"{number}-{side}.mp4" for side in "ab"]
-        for file, seed in zip(names, (2 * number, 2 * number + 1), strict=True):
-            levels = np.random.default_rng(seed).integers(0, 256, (count, 3, 4, 6), dtype=np.uint8)
-            frames = torch.from_numpy(levels).repeat_interleave(height // 4, 2)
-            write_video(
-                Video(frames.repeat_interleave(width // 6, 3)[..., : width // 2 * 2], 8.0), folder / file
-            )
-        picture(name, number).save(folder / f"{number}.png")
-        row = {"prompt": f"circle {'abcdef'[number]}", "videos": names, "scores": [1, 0]}
-        lines.append(json.dumps(row | ({"source": f"{number}.png"} if sourced else {})))
-    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "pairs.jsonl"
-
-
-def run_of(model: ModelConfig, pairs: Path, output: Path, size: tuple[int, int, int], **others: Any) -> Run:
-    return Run(
-        output=str(output),
-        method={"type": "dpo", "beta": 100},
-        model=model,
-        data=DataConfig(
-            path=str(pairs), height=size[0], width=size[1], frames=size[2], fps=8, holdout=0.4, flip=True
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        training=TrainingConfig(steps=2, batch_size=2),
-        logging=LoggingConfig(every=1, trackers=(), diagnostics_bins=1),
-        checkpoint=CheckpointConfig(every=2),
-        **others,
-    )
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_a_model_trained_on_sources_is_loaded_by_plain_diffusers(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    pairs, config = rows_in(tmp_path / "rows", name), config_of(name, folders, lora=LoraConfig(rank=2))
+    pairs, config = (
+        rows_in(tmp_path / "rows", SIZES[name], partial(picture, name)),
+        config_of(name, folders, lora=LoraConfig(rank=2)),
+    )
     validation = ValidationConfig(every=2, prompts=(str(pairs),), sampling_steps=2, guidance=1.0)
     with only_errors("diffusers"):
         result = align(
@@ -322,7 +284,7 @@ def test_batches_have_the_source_in_the_place_of_the_first_frame(
     seen: list[Any] = []
     assemble = batches.assemble
     monkeypatch.setattr(batches, "assemble", lambda *a, **k: seen.append(assemble(*a, **k)) or seen[-1])
-    pairs = rows_in(tmp_path / "rows", name)
+    pairs = rows_in(tmp_path / "rows", SIZES[name], partial(picture, name))
     config = config_of(name, folders, lora=LoraConfig(rank=2))
     with only_errors("diffusers"):
         align(run_of(config, pairs, tmp_path / "run", SIZES[name]), lambda line: None)
@@ -337,10 +299,13 @@ def test_rows_without_a_source_are_refused_and_sources_by_text_to_video(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     name, size = "ltx_i2v", SIZES["ltx_i2v"]
-    pairs = rows_in(tmp_path / "without", name, sourced=False)
+    pairs = rows_in(tmp_path / "without", size, partial(picture, name), sourced=False)
     with pytest.raises(UserError, match=r"no source image, and the model draws nothing without one"):
         align(run_of(config_of(name, folders), pairs, tmp_path / "a", size), lambda line: None)
-    pairs, plain = rows_in(tmp_path / "with", name), ModelConfig(path=str(folders[name]))
+    pairs, plain = (
+        rows_in(tmp_path / "with", size, partial(picture, name)),
+        ModelConfig(path=str(folders[name])),
+    )
     with pytest.raises(UserError, match=r"the row has a source image.*the model takes none"):
         align(run_of(plain, pairs, tmp_path / "b", size), lambda line: None)
     with pytest.raises(

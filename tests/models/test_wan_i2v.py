@@ -16,14 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffalign.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    LoggingConfig,
     LoraConfig,
     ModelConfig,
-    OptimizerConfig,
-    Run,
-    TrainingConfig,
     ValidationConfig,
 )
 from diffalign.diffusion.guidance import Guided
@@ -36,16 +30,17 @@ from diffalign.estimate.shapes import shapes_of
 from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
 from diffalign.media.sourced import SourcedPrompt
-from diffalign.media.videos import Video, write_video
 from diffalign.models.families.registry import get_family
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
 from diffalign.runs.align import align
+from tests.models.sourced_videos import rows_in, run_of
 from tests.models.test_stock import listening
 from tests.video_pipelines import make_wan, make_wan_i2v
 
 HEIGHT, WIDTH, FRAMES, STEPS = 32, 48, 5, 4
+SIZE = HEIGHT, WIDTH, FRAMES
 PROMPT = "a red circle"
 FORMS = ("wan_i2v", "wan_i2v_a14b")
 
@@ -177,43 +172,14 @@ def test_videos_are_drawn_from_their_own_sources(model: LoadedModel) -> None:
         generate(model.pipeline, [PROMPT], settings, progress=False)
 
 
-def rows_in(folder: Path, sourced: bool = True) -> Path:
-    """Write six pairs of videos of noise, with a source each."""
-    lines = []
-    for number in range(6):
-        names = [f"{number}-{side}.mp4" for side in "ab"]
-        for name, seed in zip(names, (2 * number, 2 * number + 1), strict=True):
-            levels = np.random.default_rng(seed).integers(0, 256, (FRAMES, 3, 4, 6), dtype=np.uint8)
-            frames = torch.from_numpy(levels).repeat_interleave(8, 2).repeat_interleave(8, 3)
-            write_video(Video(frames, 8.0), folder / name)
-        picture(number).save(folder / f"{number}.png")
-        row = {"prompt": f"circle {'abcdef'[number]}", "videos": names, "scores": [1, 0]}
-        lines.append(json.dumps(row | ({"source": f"{number}.png"} if sourced else {})))
-    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    return folder / "pairs.jsonl"
-
-
-def run_of(path: Path, pairs: Path, output: Path, expert: Any = None) -> Run:
-    return Run(
-        output=str(output),
-        method={"type": "dpo", "beta": 100},
-        model=ModelConfig(path=str(path), expert=expert, lora=LoraConfig(rank=2)),
-        data=DataConfig(
-            path=str(pairs), height=HEIGHT, width=WIDTH, frames=FRAMES, fps=8, holdout=0.4, flip=True
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        training=TrainingConfig(steps=2, batch_size=2),
-        logging=LoggingConfig(every=1, trackers=(), diagnostics_bins=1),
-        checkpoint=CheckpointConfig(every=2),
-    )
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_a_model_trained_on_sources_is_loaded_by_plain_diffusers(
     i2v: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    pairs = rows_in(tmp_path)
-    run = run_of(i2v[name], pairs, tmp_path / "run", "low" if name.endswith("a14b") else None)
+    pairs = rows_in(tmp_path / "rows", SIZE, picture)
+    expert: Any = "low" if name.endswith("a14b") else None
+    config = ModelConfig(path=str(i2v[name]), expert=expert, lora=LoraConfig(rank=2))
+    run = run_of(config, pairs, tmp_path / "run", SIZE)
     if run.model.expert is None:
         run = replace(
             run, validation=ValidationConfig(every=2, prompts=(str(pairs),), sampling_steps=2, guidance=1.0)
@@ -250,14 +216,14 @@ def test_a_model_trained_on_sources_is_loaded_by_plain_diffusers(
 def test_rows_without_a_source_are_refused_and_sources_by_text_to_video(
     i2v: dict[str, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "without").mkdir()
-    pairs = rows_in(tmp_path / "without", sourced=False)
+    config = ModelConfig(path=str(i2v["wan_i2v"]), lora=LoraConfig(rank=2))
+    pairs = rows_in(tmp_path / "without", SIZE, picture, sourced=False)
     with pytest.raises(UserError, match=r"no source image, and the model draws nothing without one"):
-        align(run_of(i2v["wan_i2v"], pairs, tmp_path / "a"), lambda line: None)
-    (tmp_path / "with").mkdir()
-    pairs, plain = rows_in(tmp_path / "with"), make_wan(tmp_path / "wan")
+        align(run_of(config, pairs, tmp_path / "a", SIZE), lambda line: None)
+    pairs = rows_in(tmp_path / "with", SIZE, picture)
+    plain = ModelConfig(path=str(make_wan(tmp_path / "wan")), lora=LoraConfig(rank=2))
     with pytest.raises(UserError, match=r"the row has a source image.*the model takes none"):
-        align(run_of(plain, pairs, tmp_path / "b"), lambda line: None)
+        align(run_of(plain, pairs, tmp_path / "b", SIZE), lambda line: None)
 
 
 def test_forms_that_are_called_in_another_way_are_refused(i2v: dict[str, Path], tmp_path: Path) -> None:

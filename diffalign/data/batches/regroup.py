@@ -11,22 +11,8 @@ from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.records import SCHEMA
 from diffalign.data.encoding.shards import halves
 
-_PER_IMAGE = (
-    "images",
-    "scores",
-    "texts",
-    "rewards",
-    "patches",
-    "votes",
-    "hashes",
-)  # lists, one cell an image
-
-
-def every_image(columns: Columns, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (m,) and (m, 1): for every image of the groups (n,) its group and its number in the group."""
-    sizes = columns.sizes[groups]
-    starts = np.cumsum(sizes) - sizes
-    return np.repeat(groups, sizes), (np.arange(int(sizes.sum())) - np.repeat(starts, sizes))[:, None]
+# lists with a cell for each image
+_PER_IMAGE = ("images", "scores", "texts", "rewards", "patches", "votes", "hashes")
 
 
 def regrouped(columns: Columns, groups: np.ndarray, picks: np.ndarray) -> Columns:
@@ -41,7 +27,7 @@ def regrouped(columns: Columns, groups: np.ndarray, picks: np.ndarray) -> Column
         picks: (m, k) int: the numbers of the images in that group, in their new order.
     """
     table, rows, single = columns.whole.table, columns.rows[groups], picks.shape[1] == 1
-    cells = {name: _picked(table[name], rows, picks) for name in _PER_IMAGE}
+    cells = {name: _picked(columns, name, groups, picks) for name in _PER_IMAGE}
     for name in SCHEMA.names:
         if name not in cells:
             cells[name] = table[name].take(pa.array(rows))
@@ -66,30 +52,23 @@ def identities(columns: Columns, groups: np.ndarray, picks: np.ndarray) -> np.nd
         picks: (m, 1) int: the number of each image in its group.
     """
     table, rows = columns.whole.table, columns.rows[groups]
-    flat = _flat(table["images"], rows, picks)
-    content = halves(pc.struct_field(pc.list_flatten(table["images"]), "content"))[flat[:, 0]]
+    digests = halves(pc.struct_field(pc.list_flatten(table["images"]), "content"))
+    content = digests[columns.cells("images", groups, picks)[:, 0]]
     text = halves(table["text"])[rows]
-    own = columns.whole.text_counts[rows] > 0
+    own = columns.text_counts[groups] > 0
     if own.any():
-        text[own] = halves(pc.list_flatten(table["texts"]))[
-            _flat(table["texts"], rows[own], picks[own])[:, 0]
-        ]
+        texts = halves(pc.list_flatten(table["texts"]))
+        text[own] = texts[columns.cells("texts", groups[own], picks[own])[:, 0]]
     raw = np.ascontiguousarray(np.concatenate([content, text], axis=1))
     keys = pa.Array.from_buffers(pa.binary(32), len(raw), [None, pa.py_buffer(raw)])
     return np.asarray(keys.dictionary_encode().indices.to_numpy())
 
 
-def _flat(column: pa.ChunkedArray, rows: np.ndarray, picks: np.ndarray) -> np.ndarray:
-    """Return (m, k): where the picked cells of a list column lie among all of its cells."""
-    lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    return np.asarray(starts[rows][:, None] + picks)
-
-
-def _picked(column: pa.ChunkedArray, rows: np.ndarray, picks: np.ndarray) -> pa.Array:
-    there = pc.list_value_length(column).to_numpy()[rows] > 0
-    flat = _flat(column, rows[there], picks[there]).reshape(-1)
-    return _lists(there, picks, pc.list_flatten(column).take(pa.array(flat)))
+def _picked(columns: Columns, name: str, groups: np.ndarray, picks: np.ndarray) -> pa.Array:
+    column = columns.whole.table[name]
+    there = pc.list_value_length(column).to_numpy()[columns.rows[groups]] > 0
+    at = columns.cells(name, groups[there], picks[there]).reshape(-1)
+    return _lists(there, picks, pc.list_flatten(column).take(pa.array(at)))
 
 
 def _lists(there: np.ndarray, picks: np.ndarray, values: pa.ChunkedArray) -> pa.Array:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffalign.config.schema import DataConfig
-from diffalign.data.batches.regroup import every_image, identities, regrouped
+from diffalign.data.batches.regroup import identities, regrouped
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.encoded import EncodedSet, Record
 from diffalign.errors import UserError
@@ -78,9 +78,10 @@ def _likes(records: Columns) -> Columns:
     Diffusion-KTO's reading of pairs (Li et al. 2024, arXiv 2404.04465, released code: the win of any pair
     counts). Ties carry no label, and images that occur in ties only are left out.
     """
-    groups, picks = every_image(records, np.flatnonzero(records.kinds != "tie"))
-    highest = records.first_scores + 0.0
-    scores = _cells(records, "scores", groups, picks)
+    groups, picks = records.every_image(np.flatnonzero(records.kinds != "tie"))
+    highest = records.first_scores.copy()
+    every = pc.list_flatten(records.whole.table["scores"]).to_numpy()
+    scores = every[records.cells("scores", groups, picks)[:, 0]]
     np.maximum.at(highest, groups, scores)
     best = np.where(records.sizes[groups] == 1, scores > 0, scores == highest[groups])
     numbers = identities(records, groups, picks)
@@ -105,7 +106,7 @@ def _experts(records: Columns, number: int) -> Columns:
         raise UserError(
             f"data.best is {number}, but images have {counts.tolist()} rewards; allowed: one number"
         )
-    groups, picks = every_image(records, np.arange(len(records)))
+    groups, picks = records.every_image(np.arange(len(records)))
     first = np.unique(identities(records, groups, picks), return_index=True)[1]
     singles = regrouped(records, groups[first], picks[first])
     flat = pc.list_flatten(pc.list_flatten(singles.column("rewards"))).to_numpy()
@@ -114,14 +115,6 @@ def _experts(records: Columns, number: int) -> Columns:
         ranks += np.searchsorted(np.sort(rewards), rewards)
     chosen = np.sort(np.argsort(-ranks, kind="stable")[:number])
     return _labelled(singles.take(chosen), np.ones(len(chosen)))
-
-
-def _cells(records: Columns, name: str, groups: np.ndarray, picks: np.ndarray) -> np.ndarray:
-    """Return (m,) the cells of a list column of numbers that belong to images."""
-    lists = records.column(name)
-    lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    return np.asarray(pc.list_flatten(lists).to_numpy()[starts[groups] + picks[:, 0]])
 
 
 def _labelled(singles: Columns, scores: np.ndarray) -> Columns:

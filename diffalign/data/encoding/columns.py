@@ -122,6 +122,27 @@ class Columns(Sequence[Record]):
                 part = self.table.take(pa.array(self._rows[first : first + len(span)]))
             yield from map(record_from, part.to_pylist())
 
+    def every_image(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (m,) and (m, 1): for every image of the groups (n,) its group and number there."""
+        sizes = self.sizes[groups]
+        starts = np.cumsum(sizes) - sizes
+        return np.repeat(groups, sizes), (np.arange(int(sizes.sum())) - np.repeat(starts, sizes))[:, None]
+
+    def cells(self, name: str, groups: np.ndarray, picks: np.ndarray) -> np.ndarray:
+        """Return where picked cells of a list column are among all of its cells in the whole table.
+
+        Args:
+            name: of the column.
+            groups: (m,) int: the group of each.
+            picks: (m, k) int: their numbers in the group's list.
+
+        Returns:
+            (m, k) int.
+        """
+        lengths = _numbers(pc.list_value_length(self.whole.table[name])).astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        return np.asarray(starts[self.rows[groups]][:, None] + picks)
+
     @cached_property
     def _batches(self) -> tuple[list[pa.RecordBatch], np.ndarray]:
         """The record batches of the table, and the number of rows up to the end of each."""

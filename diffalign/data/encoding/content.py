@@ -18,12 +18,6 @@ def content_digest(columns: Columns) -> bytes:
 
     It does not depend on the division of the table into record batches.
     """
-    digest = _digest(columns)
-    pa.default_memory_pool().release_unused()  # the allocator keeps the copies of a large set otherwise
-    return digest
-
-
-def _digest(columns: Columns) -> bytes:
     digest = blake2b(digest_size=16)
     digest.update(_raw(columns.sizes, "<i8"))
     digest.update(_raw(_files(columns), "<u8"))
@@ -50,12 +44,8 @@ def _digest(columns: Columns) -> bytes:
 
 def _files(columns: Columns) -> np.ndarray:
     """Return (m, 2) the digests of the image files, picked in numpy: Arrow would copy all cells of images."""
-    table = columns.whole.table
-    content = halves(pc.struct_field(pc.list_flatten(table["images"]), "content"))
-    sizes = columns.sizes
-    first = (np.cumsum(columns.whole.sizes) - columns.whole.sizes)[columns.rows]
-    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return content[np.repeat(first, sizes) + within]
+    content = halves(pc.struct_field(pc.list_flatten(columns.whole.table["images"]), "content"))
+    return content[columns.cells("images", *columns.every_image(np.arange(len(columns))))[:, 0]]
 
 
 def _strings(digest: "blake2b", column: pa.ChunkedArray) -> None:

@@ -70,8 +70,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 class SizeConditioned(Usual):
-    """What UNets of Stable Diffusion XL's kind share: sizes and one pooled vector of
-    the prompt are conditions."""
+    """What UNets of SDXL's kind share: sizes and a pooled vector of the prompt are conditions."""
 
     def patch(self, network_config: Mapping[str, Any]) -> int:
         """1: the UNet pads what its levels cannot halve."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffalign.data.batches import views
-from diffalign.data.batches.regroup import every_image, identities, regrouped
+from diffalign.data.batches.regroup import identities, regrouped
 from diffalign.data.encoding.columns import Columns
 from diffalign.data.encoding.geometry import Cut
 from diffalign.data.encoding.records import EncodedImage, Record
@@ -67,7 +67,7 @@ def columns(request):
 
 
 def test_single_images(columns):
-    groups, picks = every_image(columns, np.arange(len(columns)))
+    groups, picks = columns.every_image(np.arange(len(columns)))
     wanted = [part(r, (i,)) for r in columns for i in range(len(r.images))]
     assert list(regrouped(columns, groups, picks)) == wanted
     numbers, seen = identities(columns, groups, picks), {}
