@@ -161,10 +161,9 @@ class LoadedModel:
 
         ``own`` calls the first network (None: ``denoiser()``); ``autocast`` is the precision of the other's.
         """
-        own, others = own or self.denoiser(), list(self.networks.values())[1:]
-        if not others:
-            return own
-        return Experts(own, replace(self.denoiser(), network=others[0], autocast=autocast))
+        own, plain = own or self.denoiser(), replace(self.denoiser(), autocast=autocast)
+        others = [replace(plain, network=network) for network in list(self.networks.values())[1:]]
+        return Experts(own, others[0]) if others else own
 
     @property
     def data_std(self) -> float:
