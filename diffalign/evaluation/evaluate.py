@@ -142,7 +142,7 @@ def evaluate(
     with tqdm(total=total, desc="scoring", unit=kind, disable=not progress) as bar:
         base = measure(base_images, prompts, rewards, bar)
         aligned = measure(aligned_images, prompts, rewards, bar)
-    return judged(base, aligned, prompts, kind, seed, resamples)
+    return judged(base, aligned, prompts, kind, seed=seed, resamples=resamples)
 
 
 def judged(
@@ -150,6 +150,7 @@ def judged(
     aligned: Measured,
     prompts: Sequence[str],
     kind: str,
+    *,
     seed: int = 0,
     resamples: int = 10_000,
     perceptual: Perceptual | None = None,

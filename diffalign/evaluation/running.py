@@ -105,7 +105,7 @@ def evaluate_models(
         files[BASE],
         aligned,
         {
-            name: judged(measured[BASE], measured[name], texts, kind, seed, perceptual=found[name])
+            name: judged(measured[BASE], measured[name], texts, kind, seed=seed, perceptual=found[name])
             for name in aligned
         },
         {axis: [of[sample.position] for sample in samples] for axis, of in prompts.categories.items()},
