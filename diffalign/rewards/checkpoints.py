@@ -76,14 +76,15 @@ def is_hub_id(place: str) -> bool:
 def read_state(name: str, path: Path | str) -> dict[str, Tensor]:
     """Return the state dict in a safetensors or torch file, on the CPU.
 
-    If the file holds a mapping with the key ``state_dict``, that entry is returned.
+    If the file holds a mapping with the key ``state_dict`` or ``model``, that entry is returned.
 
     Raises:
         UserError: no such file, or its content is no mapping of tensors (nothing else is unpickled).
     """
     state = read_plain(name, path)
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
             f"reward {name!r}: {str(path)!r} holds no table of weights (it is a {type(state).__name__})"

@@ -34,6 +34,21 @@ CARDS = (
         "hpsv3:FILE@BASE has the Qwen2-VL's config and tokenizer elsewhere.",
         differentiable=True,
     ),
+    RewardCard(
+        name="hpsv3pp",
+        title="HPSv3++: human preference by a Qwen3-VL-8B, aware of the generator's capability",
+        scale_note="not published; higher is better",
+        licence="Apache-2.0 (weights)",
+        size="17.6 GB",
+        checkpoint="Junjun2333/HPSv3-PlusPlus/hpsv3++.pth",
+        target="diffalign.rewards.zoo.hpsv3pp:load",
+        notes="The mean at the token <|Reward|> (arXiv 2606.14657), which no prompt may hold; use bfloat16. "
+        "It is asked for visual quality, and infers the generator's capability from each image alone. "
+        "hpsv3pp:FILE@BASE has the Qwen3-VL's config and tokenizer elsewhere; iteration=0.3 (0 to 1) tells "
+        "how much reinforcement learning the images' model has had, for which its authors go from 0.3 to 1 "
+        "in a run.",
+        differentiable=True,
+    ),
     _video(
         "video_reward",
         "VideoAlign's VideoReward: visual quality, motion quality and text alignment",

@@ -1,8 +1,9 @@
-"""Pre-processing of Qwen2-VL's vision tower in plain torch.
+"""Pre-processing of the vision towers of Qwen-VL models in plain torch.
 
 Wang et al., arXiv 2409.12191; transformers' Qwen2VLImageProcessor. An image of any shape is resized, nearly
 keeping its aspect ratio, to sides that are multiples of 28, and split into 14 x 14 patches; 2 x 2 patches
-become one token. Frames are grouped in pairs: an image is a pair of equal frames.
+become one token. Frames are grouped in pairs: an image is a pair of equal frames. Qwen3-VL's patches are
+16 x 16, and its pixels are normalised to [-1, 1].
 """
 
 import math
@@ -44,6 +45,8 @@ class Pixels:
         patch: side of a patch, in pixels.
         merge: side of a token, in patches.
         pair: frames of a patch.
+        mean: mean of pixels in [0, 1], by channel.
+        std: standard deviation of pixels in [0, 1], by channel.
     """
 
     smallest: int
@@ -51,6 +54,8 @@ class Pixels:
     patch: int = 14
     merge: int = 2
     pair: int = 2
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) of the resized image.
@@ -82,14 +87,20 @@ class Pixels:
         PIL images are resized by PIL (the exact path), pixels (B, 3, H, W) in [0, 1] differentiably
         (antialiased bicubic, clamped).
         """
-        if isinstance(images, Tensor):
-            small = scaled(images, *self.size(images.shape[2], images.shape[3])).clamp(0, 1)
+        small = self.resized(images)
+        if isinstance(small, Tensor):
             return self.cut([picture[None] for picture in small])
-        return self.cut([self._pil(image)[None] for image in images])
+        return self.cut([as_tensor(image)[None] for image in small])
 
-    def _pil(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
+    def resized(self, images: Images) -> Images:
+        """Return the images resized: PIL images, or pixels clamped to [0, 1]."""
+        if isinstance(images, Tensor):
+            return scaled(images, *self.size(images.shape[2], images.shape[3])).clamp(0, 1)
+        return [self._pil(image) for image in images]
+
+    def _pil(self, image: Image.Image) -> Image.Image:
         height, width = self.size(image.height, image.width)
-        return as_tensor(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 
     def frames(self, frames: UInt8[Tensor, "F 3 H W"]) -> Float[Tensor, "F 3 h w"]:
         """Resize the frames of a video (antialiased bicubic, rounded to 8 bits); the result is in [0, 1]."""
@@ -103,7 +114,7 @@ class Pixels:
         """
         rows, grids = [], []
         for picture in pictures:
-            frames = normalised(picture.float(), OPENAI_MEAN, OPENAI_STD)
+            frames = normalised(picture.float(), self.mean, self.std)
             frames = frames.expand(self.pair, -1, -1, -1) if len(frames) == 1 else frames
             time, high, wide = (
                 len(frames) // self.pair,
