@@ -106,6 +106,22 @@ CARDS = (
         "OPENAI_API_KEY is sent if it is set. flow_grpo's question and scale.",
     ),
     RewardCard(
+        name="unified_reward_2",
+        title="UnifiedReward 2.0, local or behind an endpoint: points for alignment, coherence and style",
+        low=0.2,
+        high=1,
+        scale_note="the mean of three points from 1 to 5, divided by 5",
+        licence="MIT (code)",
+        size="17 GB (also 2b, 4b, 32b, and Qwen2.5-VL: unified_reward_2:HUB/ID)",
+        checkpoint="CodeGoat24/UnifiedReward-2.0-qwen3vl-8b",
+        target="diffalign.rewards.zoo.unified_reward_2:load",
+        notes="The published question (arXiv 2503.05236, release 2.0) to a model of transformers in this "
+        "process, or to unified_reward_2:http://HOST:PORT/v1@MODEL. Weights: @alignment=2@style=0. An answer "
+        "that cannot be read is counted and asked for again, and never a score. From Python, "
+        "load_pairwise(SOURCE).compare(a, b, prompts) asks the published question about two images in both "
+        "orders.",
+    ),
+    RewardCard(
         name="vlm_judge",
         title="A vision-language model, local or at an endpoint, with custom questions",
         low=0,

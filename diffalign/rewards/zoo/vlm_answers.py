@@ -21,7 +21,7 @@ from diffalign.rewards.place import Place
 from diffalign.rewards.zoo.instructions import reserved
 from diffalign.rewards.zoo.unified_reward import data_url
 from diffalign.rewards.zoo.vision_language import adds_special_tokens, model_of, processor_of
-from diffalign.utils.chat_completions import Endpoint
+from diffalign.utils.chat_completions import Endpoint, check_endpoint
 from diffalign.utils.http import NoAnswerError, UnusableError
 
 logger = logging.getLogger(__name__)
@@ -235,3 +235,21 @@ def load_local(unread: Unread, source: str, tokens: int, place: Place) -> Local:
         )
     model = model_of(unread.name, source, place)
     return Local(model, processor, source, unread, tokens, place.batch_size)
+
+
+def open_answerer(unread: Unread, where: str, model: str, tokens: int, place: Place) -> Answerer:
+    """Return the model of a folder or hub id, or ``model`` at the address ``where``; this sends no request.
+
+    Raises:
+        UserError: an invalid address, an address without a model, or as ``load_local``.
+    """
+    name = f"reward {unread.name!r}: "
+    if where.startswith(("http://", "https://")):
+        check_endpoint(where, model, name, unread.name)
+        return Remote(Endpoint(where, model, temperature=0.0), unread, place.batch_size)
+    if model:
+        raise UserError(
+            f"{name}{model!r} after the model {where!r}; allowed: http://HOST:PORT/v1@MODEL, or a folder or "
+            "hub id alone"
+        )
+    return load_local(unread, where, tokens, place)
