@@ -129,23 +129,25 @@ def test_qwen_answers_after_its_template(reward, qwen):
     images, prompts = pictures(4), some(PROMPTS, 4)
     wanted = []
     for image, prompt in zip(images, prompts, strict=True):
-        inputs = reward.processor(
+        inputs = reward.reader.processor(
             text=[asked_of_qwen(prompt)], images=[image.convert("RGB")], return_tensors="pt"
         )
         with torch.no_grad():
             logits = model(**inputs).logits[0, -1]
-        wanted.append(logits.softmax(-1)[reward.processor.tokenizer.convert_tokens_to_ids("Yes")])
+        wanted.append(logits.softmax(-1)[reward.reader.processor.tokenizer.convert_tokens_to_ids("Yes")])
     torch.testing.assert_close(reward(images, prompts), torch.stack(wanted), rtol=1e-5, atol=1e-5)
-    assert reward.answer == "Yes" and len(reward.tokens) == 1
+    assert reward.answer.text == "Yes" and len(reward.answer.tokens) == 1
     assert min(wanted) > 0.01 and max(wanted) < 0.99
 
 
 def test_llava_answers_in_two_tokens(llava):
     """The product of P("▁Y") and P("es" after it)."""
     reward = rewards.load(f"vqascore:{llava}")
-    assert reward.answer == " Yes" and len(reward.tokens) == 2
+    assert reward.answer.text == " Yes" and len(reward.answer.tokens) == 2
     images, prompts = pictures(4), some(PROMPTS, 4)
-    wanted = [answered_by_llava(reward.processor, llava, *pair) for pair in zip(images, prompts, strict=True)]
+    wanted = [
+        answered_by_llava(reward.reader.processor, llava, *pair) for pair in zip(images, prompts, strict=True)
+    ]
     torch.testing.assert_close(reward(images, prompts), torch.stack(wanted), rtol=1e-4, atol=1e-6)
 
 
@@ -187,7 +189,7 @@ def copied(folder, there, chat):
 def test_a_template_that_begins_the_text_does_so_once(llava, tmp_path):
     reward = rewards.load(f"vqascore:{copied(llava, tmp_path, '<s>' + LLAVA_CHAT)}")
     image = pictures(1)[0]
-    wanted = answered_by_llava(reward.processor, llava, image, PROMPTS[0])
+    wanted = answered_by_llava(reward.reader.processor, llava, image, PROMPTS[0])
     torch.testing.assert_close(reward([image], PROMPTS[:1])[0], wanted, rtol=1e-4, atol=1e-6)
 
 

@@ -92,6 +92,24 @@ CARDS = (
         differentiable=True,
     ),
     RewardCard(
+        name="quality_levels",
+        title="Quality by the level words of a vision-language model, as Q-Align and DeQA-Score read them",
+        low=0,
+        high=1,
+        scale_note="Q-Align's scale; DeQA-Score's is 1 + 4 times as much",
+        licence="Apache-2.0 (Qwen2.5-VL)",
+        size="16.6 GB (any other: quality_levels:HUB/ID)",
+        checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
+        target="diffalign.rewards.zoo.quality_levels:load",
+        notes="The next word after 'The quality of the image is' among excellent, good, fair, poor, bad "
+        "(arXiv 2312.17090, 2501.11561), with any model of AutoModelForImageTextToText; @about=aesthetics "
+        "asks for aesthetics. The weights of Q-Align and DeQA-Score are mPLUG-Owl2 with code for "
+        "transformers 4.36, which does not run here: they answer from a server in an environment of their "
+        "own (http://HOST:PORT/NAME). Scores of different models do not compare.",
+        differentiable=True,
+        reads_prompt=False,
+    ),
+    RewardCard(
         name="unified_reward",
         title="UnifiedReward behind an endpoint: points for agreement and quality",
         low=0,
