@@ -122,7 +122,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
         "--prompts",
         required=True,
         metavar="SET",
-        help="parti, drawbench, geneval, hpdv2, tiny:test, or a file: txt, jsonl, tsv, csv, parquet",
+        help="parti, drawbench, geneval, hpdv2, geneval2:FILE, tiny:test, or a txt, jsonl, tsv, csv, parquet",
     )
     what.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N prompts only")
     what.add_argument(
@@ -160,7 +160,9 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
 def named_rewards(specs: Sequence[str], args: argparse.Namespace) -> "list[NamedReward]":
     """Return the rewards; UserError for one that there is not, or two of a name."""
     from diffalign.rewards.registry import parse as parse_spec
+    from diffalign.rewards.registry import with_prompts
 
+    specs = [with_prompts(spec, args.prompts) for spec in specs]
     called = [parse_spec(spec)[0].name for spec in specs]
     twice = [name for name in called if called.count(name) > 1]
     if twice:

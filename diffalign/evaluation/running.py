@@ -24,6 +24,7 @@ from diffalign.evaluation.measuring.perceptual import (
 )
 from diffalign.evaluation.measuring.store import MeasurementStore, NamedReward, chunks, freed
 from diffalign.media.files import all_videos
+from diffalign.rewards.registry import ChecksPrompts
 from diffalign.utils.distributed import joined
 
 
@@ -66,7 +67,7 @@ def evaluate_models(
         raise UserError("nothing to evaluate: give at least one aligned model and one reward")
     store = output / "measured.sqlite"
     if not rank:
-        _loadable([] if store.exists() else rewards, perceptual, len(prompts.prompts) * images_per_prompt)
+        _loadable([] if store.exists() else rewards, perceptual, prompts.prompts, images_per_prompt)
     files: dict[str, list[Path]] = {}
     with joined(world) as wait:
         for name, folder, opened in [(BASE, BASE, base), *((e.name, e.folder, e.open) for e in entrants)]:
@@ -112,13 +113,23 @@ def evaluate_models(
     )
 
 
-def _loadable(rewards: Sequence[NamedReward], perceptual: PerceptualSettings | None, images: int) -> None:
-    """Load and free what measures, so that what is missing is reported before hours of sampling."""
-    for reward in rewards:
-        reward.load()
+def _loadable(
+    rewards: Sequence[NamedReward],
+    perceptual: PerceptualSettings | None,
+    prompts: Sequence[str],
+    images_per_prompt: int,
+) -> None:
+    """Load and free what measures, so that what is missing is reported before hours of sampling, and so are
+    prompts that a reward cannot score.
+    """
+    for named in rewards:
+        reward = named.load()
+        if isinstance(reward, ChecksPrompts):
+            reward.check_prompts(prompts)
+        del reward
         freed()
     if perceptual is not None:
-        check_perceptual(perceptual, images)
+        check_perceptual(perceptual, len(prompts) * images_per_prompt)
         freed()
 
 

@@ -16,11 +16,11 @@ A new reward is a module with a factory ``(source: str | None, place: Place) -> 
 ``rewards.cards``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from diffalign.errors import UserError, unknown
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 
 
 REGISTRY: dict[str, RewardCard] = {card.name: card for card in CARDS}
+
+
+@runtime_checkable
+class ChecksPrompts(Protocol):
+    """A reward that cannot score every prompt, and tells before there are images."""
+
+    def check_prompts(self, prompts: Sequence[str], /) -> None:
+        """Raise a UserError for prompts that cannot be scored."""
+        ...
+
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -134,6 +144,28 @@ def takes_pixels(spec: str) -> bool:
     """Return whether a spec sets its card's ``pixels_option``: a rollout passes pixels, not 8-bit images."""
     card, source = parse(spec)
     return bool(card.pixels_option) and card.pixels_option in (source or "").split("@")
+
+
+def with_prompts(spec: str, prompts: str) -> str:
+    """Return a spec that also reads the copy of its prompt set that ``prompts`` names (``geneval2:FILE``).
+
+    Without a copy, for another set, or with an option ``questions`` the spec stays as it is.
+
+    Raises:
+        UserError: as ``parse``, or the copy's path holds an "@", which parts the options of a spec.
+    """
+    card, source = parse(spec)
+    name, _, file = prompts.partition(":")
+    parts = (source or "").split("@") if source else []
+    if not card.prompt_set or name != card.prompt_set or not file:
+        return spec
+    if any(part.startswith("questions=") for part in parts):
+        return spec
+    if "@" in file:
+        raise UserError(
+            f"reward {spec!r} cannot read its questions from {file!r}: allowed: a path without '@'"
+        )
+    return f"{card.name}:{'@'.join([*parts, f'questions={Path(file).expanduser()}'])}"
 
 
 def no_source(name: str, source: str | None) -> None:

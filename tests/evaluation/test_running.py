@@ -148,6 +148,31 @@ def test_stopped_anywhere_and_given_again_it_is_the_same_and_nothing_is_done_twi
         assert len(bench.drawn) == 60 and len(bench.scored) == 120
 
 
+def test_prompts_that_a_reward_cannot_score_are_told_before_a_model_is_opened(tmp_path):
+    @dataclass
+    class Picky:
+        asked: list
+
+        def check_prompts(self, prompts):
+            self.asked += prompts
+            raise UserError("cannot score these")
+
+        def __call__(self, images, prompts):
+            raise AssertionError("no image")
+
+    bench, asked = Bench(), []
+    with pytest.raises(UserError, match="cannot score these"):
+        evaluate_models(
+            bench.open("base"),
+            [Entrant("mild", "mild", bench.open("mild"))],
+            PROMPTS,
+            [NamedReward("picky", "key", lambda: Picky(asked))],
+            output=tmp_path,
+            progress=False,
+        )
+    assert bench.opened == [] and tuple(asked) == PROMPTS.prompts
+
+
 def test_two_processes_write_the_report_of_one(tmp_path):
     in_two_processes("tests.evaluation.evaluating", tmp_path / "two")
     from tests.evaluation import evaluating

@@ -13,15 +13,12 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 
 from diffalign import rewards
 from diffalign.errors import UserError
 from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, covers, pictures, some
-from tests.rewards.tiny_qwen import CHAT, make_base, make_tokenizer, random_model
+from tests.rewards.tiny_qwen import answering, make_base, make_processor, quiet, random_model
 
 PROMPTS = ["a red cat", 'a "quoted" {thing}, in a prompt that is far longer than the others']
 QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
@@ -32,34 +29,15 @@ LLAVA_CHAT = (
 )
 
 
-def answering(model, inputs, token):
-    """Return the model with a head that gives one token a probability of about 1/2 on these inputs."""
-    last = model.model(**inputs).last_hidden_state[0, -1]
-    rows = model.lm_head.weight
-    rows[token] = last / last.square().sum() * torch.tensor(len(rows)).log()
-
-
-def quiet(model):
-    """Return the model with a head that hardly says anything."""
-    rows = model.lm_head.weight
-    rows.copy_(0.05 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)))
-    return model
-
-
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     """Return a Qwen2-VL: "Yes" follows a new line, and is one token."""
     folder = make_base(tmp_path_factory.mktemp("qwen"))
-    words = make_tokenizer(folder)
-    processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112), words, Qwen2VLVideoProcessor(),
-        chat_template=CHAT,
-    )  # fmt: skip
-    processor.save_pretrained(folder)
+    processor = make_processor(folder)
     model = quiet(random_model(folder, std=0.2))
     text = asked_of_qwen(PROMPTS[0])
     inputs = processor(text=[text], images=[pictures(1)[0].convert("RGB")], return_tensors="pt")
-    answering(model, inputs, words.convert_tokens_to_ids("Yes"))
+    answering(model, inputs, processor.tokenizer.convert_tokens_to_ids("Yes"))
     model.save_pretrained(folder)
     return folder
 

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, Qwen2Tokenizer, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2Tokenizer,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from diffalign.rewards.zoo.instructions import template
@@ -27,15 +35,19 @@ CHAT = (
 WIDTH = 32
 
 
-def make_tokenizer(folder: Path, **kwargs: Any) -> Any:
-    """Byte-level, with merges learnt from the instructions, so that these are some hundred tokens."""
+def make_tokenizer(folder: Path, whole: str = "", **kwargs: Any) -> Any:
+    """Byte-level, with merges learnt from the instructions, so that these are some hundred tokens; the words
+    of ``whole`` are one token each.
+    """
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learnt.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    learnt.train_from_iterator([template("hpsv3"), template("video_reward"), *["Yes No"] * 9], trainer)
+    learnt.train_from_iterator(
+        [template("hpsv3"), template("video_reward"), *["Yes No"] * 9, *[whole] * 999], trainer
+    )
     found = json.loads(learnt.to_str())["model"]
     words = Qwen2Tokenizer(vocab=found["vocab"], merges=[tuple(m) for m in found["merges"]], **kwargs)
     words.add_tokens(FORMAT, special_tokens=True)
@@ -43,9 +55,9 @@ def make_tokenizer(folder: Path, **kwargs: Any) -> Any:
     return words
 
 
-def make_base(folder: Path, weights: bool = False, seed: int = 0) -> Path:
+def make_base(folder: Path, weights: bool = False, seed: int = 0, whole: str = "") -> Path:
     """config.json as the hub has it (flat), tokenizer, and if wanted model.safetensors in the old layout."""
-    words = make_tokenizer(folder)
+    words = make_tokenizer(folder, whole)
     ids = {f"{kind}_token_id": words.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
     config = {
         "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
@@ -83,6 +95,34 @@ def random_model(base: Path, tokens: int | None = None, seed: int = 0, std: floa
             elif "norm" not in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     return model.eval().requires_grad_(False)
+
+
+def make_processor(folder: Path) -> Any:
+    """Write the processor of a base with its chat template, and return it."""
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112),
+        AutoTokenizer.from_pretrained(folder),
+        Qwen2VLVideoProcessor(),
+        chat_template=CHAT,
+    )
+    processor.save_pretrained(folder)
+    return processor
+
+
+@torch.no_grad()
+def answering(model: Any, inputs: Any, token: int) -> None:
+    """Give the model a head that gives one token a probability of about 1/2 on these inputs."""
+    last = model.model(**inputs).last_hidden_state[0, -1]
+    rows = model.lm_head.weight
+    rows[token] = last / last.square().sum() * torch.tensor(len(rows)).log()
+
+
+@torch.no_grad()
+def quiet(model: Any) -> Any:
+    """Return the model with a head that hardly says anything."""
+    rows = model.lm_head.weight
+    rows.copy_(0.05 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)))
+    return model
 
 
 def old_layout(model: Any) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from diffalign.data.prompts.prompt_files import COLUMNS, Row, column, file_rows
 from diffalign.errors import UserError
@@ -33,6 +33,21 @@ def unique_rows(file: Path) -> Iterator[Row]:
         if prompt not in seen:
             seen.add(prompt)
             yield where, fields
+
+
+def geneval2_rows(file: Path) -> Iterator[Row]:
+    """Yield GenEval 2's prompts; ``skill_set`` are the distinct ones of ``skills``, which has one a question.
+
+    Raises:
+        UserError: another layout.
+    """
+    for where, fields in any_rows(file):
+        skills = fields.get("skills")
+        yield where, {**fields, "skill_set": sorted(set(skills))} if _are_texts(skills) else fields
+
+
+def _are_texts(values: Any) -> TypeGuard[list[str]]:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def dpg_rows(place: Path) -> Iterator[Row]:

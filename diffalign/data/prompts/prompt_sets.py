@@ -36,8 +36,8 @@ class PromptSet:
         prompts: (N,) none of them empty; one may occur twice. Those about a source image are
             ``SourcedPrompt``s.
         categories: by axis (PartiPrompts: ``category`` and ``challenge``; DrawBench: ``category``; GenEval:
-            ``tag``; HPDv2: ``style``; a file with such a column: ``category``), (N,) each; "" for a prompt
-            that has none. Empty where the set has no categories.
+            ``tag``; GenEval 2: ``atoms`` and ``skills``; HPDv2: ``style``; a file with such a column:
+            ``category``), (N,) each; "" for a prompt that has none. Empty where the set has no categories.
     """
 
     prompts: tuple[str, ...]

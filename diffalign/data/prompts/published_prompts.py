@@ -1,8 +1,8 @@
 """Addresses and layouts of published prompt sets.
 
-Files and columns are those of public code that reads them (2026-11); PartiPrompts and GenEval were checked
-against copies of the files; the addresses of the others on the hub and on GitHub were **not verified**. A
-local copy is always read: ``dpg:FILE`` and so on.
+Files and columns are those of public code that reads them (2026-11); PartiPrompts, GenEval and GenEval 2 were
+checked against copies of the files; the addresses of the others on the hub and on GitHub were **not
+verified**. A local copy is always read: ``dpg:FILE`` and so on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +16,7 @@ from diffalign.data.prompts.prompt_layouts import (
     compbench_rows,
     dpg_rows,
     gedit_rows,
+    geneval2_rows,
     imgedit_rows,
     unique_rows,
 )
@@ -28,6 +29,7 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 
 _GENEVAL = "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
 _RAW = "https://raw.githubusercontent.com"
+_GENEVAL2 = f"{_RAW}/facebookresearch/GenEval2/main/geneval2_data.jsonl"
 _DPG = f"{_RAW}/TencentQQGYLab/ELLA/main/dpg_bench/dpg_bench.csv"
 _COMPBENCH = f"{_RAW}/Karine-Huang/T2I-CompBench/main/examples/dataset"
 _PARTS = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
@@ -173,10 +175,10 @@ PUBLISHED: Mapping[str, Published] = {
         ),
         Published(
             "geneval2",
-            {"atoms": ("atom_count",)},
-            f"{_RAW}/facebookresearch/GenEval2/main/geneval2_data.jsonl",
-            _from_web("geneval2", f"{_RAW}/facebookresearch/GenEval2/main/geneval2_data.jsonl"),
-            any_rows,
+            {"atoms": ("atom_count",), "skills": ("skill_set",)},
+            _GENEVAL2,
+            _from_web("geneval2", _GENEVAL2),
+            geneval2_rows,
         ),
         Published(
             "dpg",

@@ -32,6 +32,8 @@ class RewardCard:
         needs: requirement to install with pip; empty if there is none.
         of_others: whether its source is a file that lists other rewards (``rewards.ensemble``). Such a reward
             is named after the file, and the cache stores its members' scores.
+        prompt_set: the published prompt set whose rows hold what the reward asks (its option ``questions``);
+            empty if it needs the prompt alone.
     """
 
     name: str
@@ -54,6 +56,7 @@ class RewardCard:
     per_prompt: bool = False
     needs: str = ""
     of_others: bool = False
+    prompt_set: str = ""
 
     @property
     def range(self) -> str:

@@ -19,6 +19,22 @@ def _video(name: str, title: str, factory: str, reach: float, notes: str) -> Rew
     )
 
 
+def _geneval2(name: str, title: str, factory: str, notes: str) -> RewardCard:
+    return RewardCard(
+        name=name,
+        title=title,
+        low=0,
+        high=1,
+        licence="Apache-2.0 (Qwen3-VL), CC BY-NC 4.0 (the questions)",
+        size=f"17.5 GB (any other: {name}:HUB/ID)",
+        checkpoint="Qwen/Qwen3-VL-8B-Instruct",
+        target=f"diffalign.rewards.zoo.geneval2:{factory}",
+        notes=notes,
+        differentiable=True,
+        prompt_set="geneval2",
+    )
+
+
 CARDS = (
     RewardCard(
         name="hpsv3",
@@ -90,6 +106,21 @@ CARDS = (
         notes="P(\"Yes\") to 'Does this figure show ...?' (arXiv 2404.01291), with any model of "
         "AutoModelForImageTextToText. Scores of different models do not compare.",
         differentiable=True,
+    ),
+    _geneval2(
+        "geneval2_am",
+        "GenEval 2's Soft-TIFA AM: mean probability of the right answers to a prompt's questions",
+        "load_am",
+        "Atom level (arXiv 2512.16853); the figure is 100 times the mean over prompts. Questions are "
+        "those of evaluate's --prompts geneval2:FILE, or geneval2_am:MODEL@questions=FILE "
+        "(geneval2_data.jsonl), else fetched; a prompt without any is an error. Use bfloat16.",
+    ),
+    _geneval2(
+        "geneval2_gm",
+        "GenEval 2's Soft-TIFA GM: geometric mean of the same probabilities",
+        "load_gm",
+        "Prompt level (arXiv 2512.16853): one wrong atom lowers the score of the whole prompt. Questions and "
+        "model as of geneval2_am, which is asked anew.",
     ),
     RewardCard(
         name="quality_levels",

@@ -26,8 +26,8 @@ def image_key(data: bytes) -> str:
 def reward_key(spec: str) -> str:
     """Return a digest of all that a score depends on besides image and prompt.
 
-    It covers the spec and the sizes and modification times of local files; for an ensemble, the keys of its
-    members and their weights and normalisation.
+    It covers the spec and the sizes and modification times of local files, those of options included; for an
+    ensemble, the keys of its members and their weights and normalisation.
 
     Raises:
         UserError: the spec or its ensemble file is invalid.
@@ -38,7 +38,8 @@ def reward_key(spec: str) -> str:
 
         return _digest([text for m in read_members(source) for text in (repr(m), reward_key(m.spec))])
     parts = [card.name, source or card.checkpoint]
-    for path in (Path(place) for place in (source or "").split("@") if place):  # "" is the working folder
+    named = [place for part in (source or "").split("@") for place in (part, part.partition("=")[2])]
+    for path in (Path(place) for place in named if place):  # "" is the working folder
         files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
         for file in files:
             if file.is_file():

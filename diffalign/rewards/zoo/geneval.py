@@ -192,9 +192,13 @@ class GenEval:
         Raises:
             UserError: a prompt does not follow GenEval's templates.
         """
-        for prompt in prompts:  # fail before the detector runs
-            read_requirement(prompt)
+        self.check_prompts(prompts)  # fail before the detector runs
         return in_batches(self._score, images, prompts, self.batch_size)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for a prompt that does not follow GenEval's templates."""
+        for prompt in prompts:
+            read_requirement(prompt)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         return torch.tensor([self._one(i, p) for i, p in zip(to_pil(images), prompts, strict=True)])

@@ -88,9 +88,13 @@ class Ocr:
         Raises:
             UserError: a prompt quotes no text.
         """
-        for prompt in prompts:  # fail before the recogniser runs
-            quoted(prompt)
+        self.check_prompts(prompts)  # fail before the recogniser runs
         return in_batches(self._score, images, prompts, self.batch_size)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for a prompt that quotes no text."""
+        for prompt in prompts:
+            quoted(prompt)
 
     def _score(self, images: Images, prompts: list[str]) -> Tensor:
         pairs = zip(to_pil(images), prompts, strict=True)

@@ -97,15 +97,18 @@ class Reader:
             UserError: the model has no chat template, or its tokenizer does not write the word apart from the
                 question.
         """
-        try:
-            question = self.asked("a")
-        except Exception as error:  # a missing or unsuitable template, of many types
-            raise unloadable(self.name, f"the chat template of {self.source!r}", error, "instead") from error
-        tokenizer = self.processor.tokenizer
+        question, tokenizer = self.any_question(), self.processor.tokenizer
         before = tokenizer(question, add_special_tokens=False).input_ids
         ends_in_format = bool(before) and tokenizer.convert_ids_to_tokens(before[-1]) in reserved(tokenizer)
         text = word if ends_in_format or question[-1:].isspace() else f" {word}"
         return Answer(text, self.tokens(question, text))
+
+    def any_question(self) -> str:
+        """Return some question, as ``asked`` does. UserError for a model without a chat template for it."""
+        try:
+            return self.asked("a")
+        except Exception as error:  # a missing or unsuitable template, of many types
+            raise unloadable(self.name, f"the chat template of {self.source!r}", error, "instead") from error
 
     def tokens(self, before: str, text: str) -> tuple[int, ...]:
         """Return the tokens of a text that follows another.

@@ -20,12 +20,20 @@ def test_pick_a_pic_as_list_and_as_table(tmp_path):
 def test_geneval2(tmp_path):
     file = tmp_path / "geneval2_data.jsonl"
     rows = [
-        {"prompt": "two cats", "atom_count": 3, "vqa_list": [["q", "a"]]},
+        {
+            "prompt": "two cats",
+            "atom_count": 3,
+            "vqa_list": [["q", "a"]],
+            "skills": ["object", "count", "object"],
+        },
         {"prompt": "a dog", "atom_count": 1},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = read_prompt_set(f"geneval2:{file}")
-    assert read.prompts == ("two cats", "a dog") and read.categories == {"atoms": ("3", "1")}
+    assert read.prompts == ("two cats", "a dog") and read.categories == {
+        "atoms": ("3", "1"),
+        "skills": ("count + object", ""),
+    }
 
 
 def test_dpg_has_a_prompt_an_item(tmp_path):
