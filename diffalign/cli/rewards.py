@@ -7,7 +7,7 @@ from diffalign.cli.common import as_mapping, make_parser, parse, print_json, tab
 
 FIELDS = (
     "name", "title", "range", "licence", "size", "checkpoint", "source", "notes", "differentiable", "video",
-    "reads_prompt", "per_prompt", "needs",
+    "edits", "reads_prompt", "per_prompt", "needs",
 )  # fmt: skip
 
 

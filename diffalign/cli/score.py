@@ -20,6 +20,7 @@ def run(argv: Sequence[str]) -> int:
     output = Path(args.output) if args.output else beside(source, "scores.jsonl")
 
     from diffalign.data.prompts.prompt_sets import read_prompts
+    from diffalign.rewards.ensemble import judges_edits
     from diffalign.rewards.registry import parse as parse_spec
     from diffalign.rewards.scoring.items import read_items
     from diffalign.rewards.scoring.score import check_table, score, write_table
@@ -27,7 +28,8 @@ def run(argv: Sequence[str]) -> int:
 
     check_table(output).parent.mkdir(parents=True, exist_ok=True)  # raises before anything is scored
     cards = [parse_spec(spec)[0] for spec in specs]  # checks names before anything is read or loaded
-    every = islice(read_items(source, read_prompts(args.prompts) if args.prompts else None), args.limit)
+    prompts = read_prompts(args.prompts) if args.prompts else None
+    every = islice(read_items(source, prompts, any(map(judges_edits, specs))), args.limit)
     first = list(islice(every, 1))  # checks the source's layout before rewards are loaded
     for card in cards:
         if card.video and first and not first[0].is_video:
@@ -90,7 +92,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 DESCRIPTION = """\
 Score images or videos with rewards. A folder has NAME.txt beside each of them, or was made by `diffalign
 generate`; a table (.parquet, .jsonl) has `prompt` or `caption`, and `image` or `video`, a list of `images` or
-`videos`, `chosen` and `rejected`, or Pick-a-Pic's `jpg_0` and `jpg_1`. Of a video (mp4, webm, mov ...) a
+`videos`, `chosen` and `rejected`, or Pick-a-Pic's `jpg_0` and `jpg_1`; for a reward of edits it has `source`,
+too, or the file of --prompts has. Of a video (mp4, webm, mov ...) a
 reward of images scores 8 frames. Scores of learned rewards are cached, so nothing is scored twice, and an
 interrupted command continues where it stopped. `diffalign pairs` makes preference pairs of the scores."""
 

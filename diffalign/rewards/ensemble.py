@@ -72,6 +72,18 @@ def read_members(source: str | None) -> tuple[Member, ...]:
     return members
 
 
+def judges_edits(spec: str) -> bool:
+    """Return whether a reward, or a member of an ensemble, judges edits of a source image.
+
+    Raises:
+        UserError: as ``parse``, or an ensemble's file that cannot be read.
+    """
+    card, source = parse(spec)
+    if not card.of_others:
+        return card.edits
+    return any(judges_edits(member.spec) for member in read_members(source))
+
+
 def _member(row: Any, where: str) -> Member:
     if not isinstance(row, Mapping) or not isinstance(row.get("reward"), str):
         raise UserError(f"{where} is {str(row)[:60]!r}; needed: a mapping with the name of a reward")

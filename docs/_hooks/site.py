@@ -255,7 +255,7 @@ def rewards() -> str:
             "weights": card.size,
             "checkpoint": card.checkpoint or "none",
             "licence": card.licence,
-            "judges": "videos" if card.video else "images",
+            "judges": "videos" if card.video else "edits of a source image" if card.edits else "images",
             "gradients reach the pixels": "yes" if card.differentiable else "no",
         }
         lines += [f"| {label} | {_cell(value)} |" for label, value in facts.items()]

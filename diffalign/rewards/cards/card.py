@@ -27,6 +27,8 @@ class RewardCard:
         cached: whether scores are cached on disk; False where computing costs no more than a look-up, or the
             reward may change unnoticed.
         video: whether it scores videos (``diffalign.media.videos.Video``) instead of images.
+        edits: whether it judges edits and continuations of an image: every prompt must have its source
+            (``media.sourced.SourcedPrompt``).
         reads_prompt: whether the score depends on the prompt.
         per_prompt: whether scores are comparable only between images of one prompt.
         needs: requirement to install with pip; empty if there is none.
@@ -52,6 +54,7 @@ class RewardCard:
     differentiable: bool = False
     cached: bool = True
     video: bool = False
+    edits: bool = False
     reads_prompt: bool = True
     per_prompt: bool = False
     needs: str = ""

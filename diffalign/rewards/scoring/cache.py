@@ -1,8 +1,8 @@
 """A cache of scores on disk, so that a reward scores each pair of image and prompt once.
 
 The cache is one SQLite file: several processes may use it, and a crash loses no committed score. The key is a
-digest of the image's encoded bytes, the prompt and the reward's identity (its spec, and the sizes and
-modification times of its local files).
+digest of the image's encoded bytes, the prompt (and its source image where it has one) and the reward's
+identity (its spec, and the sizes and modification times of its local files).
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from diffalign.errors import UserError
+from diffalign.media.sourced import SourcedPrompt
 from diffalign.rewards.registry import parse
 
 _KEYS_PER_QUERY = 500  # SQLite bounds the number of variables of a query
@@ -69,8 +70,13 @@ class ScoreCache:
 
     @staticmethod
     def key(image: str, prompt: str, reward: str) -> str:
-        """Return the key of one score; ``image`` is an ``image_key``, ``reward`` a ``reward_key``."""
-        return _digest((image, reward, prompt))
+        """Return the key of one score; ``image`` is an ``image_key``, ``reward`` a ``reward_key``.
+
+        Raises:
+            UserError: the source image of the prompt cannot be read.
+        """
+        source = (prompt.digest,) if isinstance(prompt, SourcedPrompt) else ()
+        return _digest((image, reward, prompt, *source))
 
     def get(self, keys: Sequence[str]) -> dict[str, float]:
         """Return the cached scores among ``keys``, by key."""

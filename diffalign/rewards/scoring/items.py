@@ -12,7 +12,7 @@ Accepted inputs:
   only), or paths relative to the table.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from typing import Any
 from diffalign.config.schema import DataConfig
 from diffalign.data.reading.folders import IMAGES, is_preference_folder, read_folder
 from diffalign.data.reading.schemas import PROMPTS, ListOf, media_columns
+from diffalign.data.reading.sources import holds_no_image, names_a_source, source_columns
 from diffalign.errors import UserError
 from diffalign.media.images import read_file
+from diffalign.media.sourced import SourcedPrompt
 from diffalign.media.videos import MOVING_SUFFIXES, VIDEO_SUFFIXES, begins_as_video
 from diffalign.utils.text import json_lines, read_text
 
@@ -38,7 +40,7 @@ class Item:
     """One image or video to score.
 
     Attributes:
-        prompt: the prompt.
+        prompt: the prompt; that of an edit has its source image.
         image: path of a file, or its encoded bytes.
         row: name and value of the identifying columns of its output row (file, row number, prompt). Items
             with equal values share a row.
@@ -75,16 +77,18 @@ class Item:
         return self.image if isinstance(self.image, bytes) else read_file(self.image)
 
 
-def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterator[Item]:
+def read_items(path: Path | str, prompts: Sequence[str] | None = None, edits: bool = False) -> Iterator[Item]:
     """Yield the items of a folder, run directory, parquet or jsonl file; the module docstring lists layouts.
 
     Args:
         path: the input.
         prompts: for a folder without captions: one prompt for all images, or one each, in the order of the
-            names.
+            names. They may have source images of their own (``media.sourced``).
+        edits: whether rows of a table are edits: their prompts then have the source image of the row.
 
     Raises:
-        UserError: no such input, no images or videos, an image without a prompt, or an unknown layout.
+        UserError: no such input, no images or videos, an image without a prompt, or an unknown layout; an
+            edit without a source, or with several columns that may be it.
     """
     path = Path(path)
     if path.is_dir():
@@ -99,9 +103,9 @@ def read_items(path: Path | str, prompts: Sequence[str] | None = None) -> Iterat
             f"prompts were given, but {str(path)!r} is a file that has its own; they are for folders"
         )
     elif path.suffix == ".parquet":
-        yield from _parquet(path)
+        yield from _parquet(path, edits)
     elif path.suffix == ".jsonl":
-        yield from _jsonl(path)
+        yield from _jsonl(path, edits)
     else:
         raise UserError(
             f"cannot score {str(path)!r}; allowed: a folder of images or videos, a .parquet or a .jsonl file"
@@ -185,26 +189,47 @@ def _manifest(folder: Path) -> Iterator[Item]:
             yield Item(prompt, file, (("file", str(file)), ("prompt", prompt)))
 
 
-def _jsonl(path: Path) -> Iterator[Item]:
+def _jsonl(path: Path, edits: bool) -> Iterator[Item]:
     for i, row in _lines(path):
-        yield from _of_row(row, i, path, f"{path} line {i}")
+        yield from _of_row(row, i, path, f"{path} line {i}", edits)
 
 
-def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str) -> Iterator[Item]:
+def _of_row(row: Mapping[str, Any], number: int, table: Path, where: str, edits: bool) -> Iterator[Item]:
     """Yield the items of a table's row; ``where`` is its location, for messages."""
     prompt, files = _prompt(row, where), _files(row, where)
-    identity = (("file", str(table)), ("row", number), ("prompt", prompt))
+    if edits:
+        prompt = SourcedPrompt(prompt, _source(row, {name for name, _ in files.values()}, table, where))
+    identity = (("file", str(table)), ("row", number), ("prompt", str(prompt)))
     named = any(name.startswith("video") for name, _ in files.values())
     videos = named or any(Path(str(file)).suffix.lower() in VIDEO_SUFFIXES for _, file in files.values())
     for suffix, (name, value) in files.items():
-        if isinstance(value, Mapping):  # the image struct of the `datasets` library
-            value = value.get("bytes") or value.get("path")
+        value = _file(value)
         if value is None and table.suffix == ".parquet":
             value = b""  # an empty cell counts as an unreadable image
         if not isinstance(value, bytes | str):
             raise UserError(f"{where} has no path in the field {name!r}; {_NEEDED}")
         value = table.parent / value if isinstance(value, str) else value
         yield Item(prompt, value, identity, suffix, videos)
+
+
+def _file(value: Any) -> Any:
+    """Return the bytes or the path of a cell, which may be the image struct of the `datasets` library."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+
+
+def _source(row: Mapping[str, Any], media: Set[str], table: Path, where: str) -> Path | bytes:
+    """Return the source image of a row whose columns ``media`` hold the edited ones."""
+    others = {name: value for name, value in row.items() if name not in media}
+    rivals = len(media) > 1 or not media.isdisjoint(("images", "videos"))
+    found = [name for name in source_columns(others, rivals) if not holds_no_image(name, others)]
+    value = _file(others[found[0]]) if len(found) == 1 else None
+    if not isinstance(value, bytes | str) or not value:
+        raise UserError(
+            f"{where}: a reward of edits needs the one source image that {' and '.join(sorted(media))} were "
+            f"made from; columns that may be it: {', '.join(found) or 'none'}; allowed: one of source, "
+            "source_image, path_src or its like, with a file"
+        )
+    return table.parent / value if isinstance(value, str) else value
 
 
 def has_media(columns: Collection[str]) -> bool:
@@ -226,7 +251,7 @@ def _files(row: Mapping[str, Any], where: str) -> dict[str, tuple[str, Any]]:
             for name in files.columns}  # fmt: skip
 
 
-def _parquet(path: Path) -> Iterator[Item]:
+def _parquet(path: Path, edits: bool) -> Iterator[Item]:
     import pyarrow
     from pyarrow import parquet
 
@@ -242,8 +267,11 @@ def _parquet(path: Path) -> Iterator[Item]:
         raise UserError(
             f"{str(path)!r} has no {what}; it has {', '.join(columns)}. {_NEEDED}; and a caption or prompt"
         )
+    wanted = dict.fromkeys([prompt, *media.columns])
+    if edits:
+        wanted |= dict.fromkeys(name for name in columns if names_a_source(name) or name == "image")
     row = 0
-    for batch in file.iter_batches(batch_size=_ROWS, columns=[prompt, *media.columns]):
+    for batch in file.iter_batches(batch_size=_ROWS, columns=list(wanted)):
         for values in batch.to_pylist():
-            yield from _of_row(values, row, path, f"{path} row {row}")
+            yield from _of_row(values, row, path, f"{path} row {row}", edits)
             row += 1

@@ -5,9 +5,11 @@ The server is ``diffalign serve-rewards`` or any other that implements this prot
     POST <address>    {"images": [base64 of a PNG, ...], "prompts": [text, ...]}
     response          {"scores": [number, ...]}: one finite number an image; else {"error": text}
 
-A request about clean estimates made at noisy times also has "t": [time in [0, 1], ...]; a reward that is no
-``TimedReward`` ignores it. Nothing is unpickled. Images are sent as 8-bit RGB PNGs; a tensor of pixels is
-rounded as ``images.to_pil`` does, so its score is that of the saved image.
+A request about clean estimates made at noisy times also has "t": [time in [0, 1], ...]; a reward that is
+no ``TimedReward`` ignores it. One about prompts with a source image (edits) has "sources": [base64 of a PNG,
+...], one for each prompt; a reward that judges no edits ignores them. Nothing is unpickled. Images are sent
+as 8-bit RGB PNGs; a tensor of pixels is rounded as ``images.to_pil`` does, so its score is that of the saved
+image.
 """
 
 import base64
@@ -21,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.media.sourced import sources_of
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import Place
 from diffalign.utils.http import JsonClient, NoAnswerError, Patience, UnusableError
@@ -66,6 +69,8 @@ class RemoteReward:
 
     def _scores(self, images: Images, prompts: list[str], t: Tensor | None = None) -> Tensor:
         payload: dict[str, Any] = {"images": [_encoded(i) for i in to_pil(images)], "prompts": prompts}
+        if sourced := sources_of(prompts):
+            payload["sources"] = [_encoded(prompt.image) for prompt in sourced]
         if t is not None:
             payload["t"] = t.tolist()
         return torch.tensor(self._post(payload, prompts), dtype=torch.float32)

@@ -1,9 +1,12 @@
 """The server of rewards over HTTP and JSON, for ``remote.RemoteReward`` or any other client.
 
-    GET /          {"rewards": [{"name", "title", "range", "licence", "notes", "timed", "path"}, ...]}
+    GET /          {"rewards": [{"name", "title", "range", "licence", "notes", "timed", "edits",
+                   "path"}, ...]}
     GET /health    {"status": "ok"}
-    POST /NAME     {"images": [base64 of a PNG, ...], "prompts": [text, ...], "t": [time in [0, 1], ...]}
-                   {"scores": [number, ...]}, one for each image, in their order; "t" may be left out
+    POST /NAME     {"images": [base64 of a PNG, ...], "prompts": [text, ...], "t": [time in [0, 1], ...],
+                    "sources": [base64 of a PNG, ...]}
+                   {"scores": [number, ...]}, one for each image, in their order; "t" and "sources" (what the
+                   images are edits of) may be left out
 
 An error is {"error": text} with status 400 for a malformed request, 404 for an unknown name, 411 for a
 missing and 413 for an excessive length, 422 if the reward refuses a prompt, and 500 if the reward fails or
@@ -29,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError, unknown
+from diffalign.media.sourced import SourcedPrompt
 from diffalign.rewards.registry import RewardCard
 from diffalign.rewards.zoo.step_aware import TimedReward
 from diffalign.types import Reward
@@ -171,7 +175,8 @@ def _scores(served: Served, name: str, payload: Any) -> list[float]:
             f"{len(images)} images and {len(prompts)} prompts; allowed: as many, at most {MAX_IMAGES}",
         )
     t = _times(payload.get("t"), len(images))
-    decoded = [_image(i, text) for i, text in enumerate(images)]
+    decoded = [_image(f"image {i}", text) for i, text in enumerate(images)]
+    prompts = _sourced(prompts, payload.get("sources"))
     try:
         scores = served.scores(decoded, prompts, t)
     except UserError as error:  # the request itself is at fault: a retry would not help
@@ -186,6 +191,18 @@ def _scores(served: Served, name: str, payload: Any) -> list[float]:
     return scores
 
 
+def _sourced(prompts: list[str], sources: Any) -> list[str]:
+    """Return the prompts with the source images of a request, if it has any."""
+    if sources is None:
+        return prompts
+    texts = isinstance(sources, list) and all(isinstance(source, str) for source in sources)
+    if not texts or len(sources) != len(prompts):
+        raise _Refused(400, f"sources is not {len(prompts)} base64 texts, one for each image")
+    for i, source in enumerate(sources):
+        _image(f"source {i}", source)  # refuses what is none
+    return [SourcedPrompt(p, base64.b64decode(s)) for p, s in zip(prompts, sources, strict=True)]
+
+
 def _times(value: Any, count: int) -> Tensor | None:
     if value is None:
         return None
@@ -195,16 +212,14 @@ def _times(value: Any, count: int) -> Tensor | None:
     return torch.tensor(value, dtype=torch.float64).float()
 
 
-def _image(index: int, text: str) -> Image.Image:
+def _image(what: str, text: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise _Refused(
-                    400, f"image {index} is {image.width} x {image.height}; allowed: {MAX_PIXELS} pixels"
-                )
+                raise _Refused(400, f"{what} is {image.width} x {image.height}; allowed: {MAX_PIXELS} pixels")
             return image.convert("RGB")
     except (binascii.Error, ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _Refused(400, f"image {index} is no base64 of a PNG: {error}") from error
+        raise _Refused(400, f"{what} is no base64 of a PNG: {error}") from error
 
 
 def _described(name: str, served: Served) -> dict[str, Any]:
@@ -217,5 +232,6 @@ def _described(name: str, served: Served) -> dict[str, Any]:
         "licence": card.licence,
         "notes": card.notes,
         "timed": timed,
+        "edits": card.edits,
         "path": f"/{name}",
     }

@@ -64,12 +64,15 @@ class Qwen:
         model: transformers' model, of a class in KINDS.
         tokenizer: its tokenizer, with the reward's added tokens.
         marks: ids of the tokens whose hidden states are returned, in their order in the text.
+        chat: the text up to the start of the answer, with {places} for the images and {text} for the rest of
+            the user's message; empty: the model's own.
     """
 
     name: str
     model: Any
     tokenizer: Any
     marks: tuple[int, ...]
+    chat: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -132,7 +135,7 @@ class Qwen:
     ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Return token ids, padded on the right, and a mask of the images' tokens."""
         counts = cut.grids.prod(1) // self.model.config.vision_config.spatial_merge_size**2
-        chat = self.kind.system + _CHAT
+        chat = self.chat or self.kind.system + _CHAT
         rows = []
         for row, text in zip(counts.view(len(texts), -1).tolist(), texts, strict=True):
             places = "".join(f"<|vision_start|>{place * count}<|vision_end|>" for count in row)

@@ -35,6 +35,16 @@ class Cut:
     grids: Int[Tensor, "B 3"]
 
 
+def interleaved(cuts: Sequence[Cut]) -> Cut:
+    """Return the patches of several images a row: the first of each ``Cut``, then the second of each."""
+    parts = [cut.patches.split(cut.grids.prod(1).tolist()) for cut in cuts]
+    device = cuts[-1].patches.device
+    return Cut(
+        torch.cat([part.to(device) for row in zip(*parts, strict=True) for part in row]),
+        torch.stack([cut.grids for cut in cuts], 1).flatten(0, 1),
+    )
+
+
 @dataclass(frozen=True)
 class Pixels:
     """Resizing and patch extraction.
