@@ -50,6 +50,16 @@ CASES = [
     ("unknown optimizer", [*TRAIN, "--optimizer.type", "lion"], ["optimizer.type", "'lion'", "adamw8bit"]),
     ("unknown scheduler", [*TRAIN, "--lr_scheduler", "piecewise"], ["'piecewise'", "cosine"]),
     ("out of range", [*TRAIN, "--data.resolution", "100"], ["data.resolution=100", "multiple of 8"]),
+    (
+        "every 0th block",
+        [*TRAIN, "--model.gradient_checkpointing", "0"],
+        ["model.gradient_checkpointing=0", "true (all blocks), false", "every N-th"],
+    ),
+    (
+        "checkpoints by a word",
+        [*TRAIN, "--model.gradient_checkpointing=some"],
+        ["model.gradient_checkpointing='some'", "true, false or a whole number"],
+    ),
     ("rank 0", [*TRAIN, "--rank", "0"], ["model.lora.rank=0", "1 to 65,536"]),
     ("unknown method", [*TRAIN, "--method", "dop"], ["unknown method", "did you mean dpo"]),
     ("unknown field of the method", [*TRAIN, "--method.bta", "1"], ["'bta'", "did you mean beta"]),

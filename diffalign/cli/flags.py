@@ -11,7 +11,7 @@ from pathlib import Path
 from diffalign.cli.aliases import ALIASES
 from diffalign.cli.presets import LATE, choose, defaults, late
 from diffalign.config.files import find_config, merge, read_yaml
-from diffalign.config.io import apply_overrides, dotted_names, field_kind, from_dict, to_dict
+from diffalign.config.io import apply_overrides, dotted_names, field_kind, from_dict, is_switch, to_dict
 from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 from diffalign.runs.validate import validate
@@ -142,7 +142,7 @@ def _values(name: str, words: list[str]) -> list[str]:
     _refuse_unknown(name)
     follows = bool(words) and not words[0].startswith("--")
     if _is_switch(name):
-        spelt = follows and words[0].lower() in ("true", "false")
+        spelt = follows and (words[0].lower() in ("true", "false") or _takes_number(name, words[0]))
         return [words.pop(0) if spelt else ("true" if name not in ALIASES else "")]
     if not follows:
         raise UserError(f"--{name} needs a value")
@@ -155,7 +155,12 @@ def _values(name: str, words: list[str]) -> list[str]:
 def _is_switch(name: str) -> bool:
     if name in ALIASES:
         return ALIASES[name].switch
-    return _is_field(name) and field_kind(name) is bool
+    return _is_field(name) and is_switch(field_kind(name))
+
+
+def _takes_number(name: str, word: str) -> bool:
+    """Whether a word is the number of a switch that takes one, such as every N-th block."""
+    return name not in ALIASES and field_kind(name) is not bool and word.lstrip("-")[:1].isdigit()
 
 
 def _is_field(name: str) -> bool:

@@ -105,6 +105,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
+        if {bool, int} <= {*arguments}:
+            return _convert_bool_or_int(value, where)
         *literals, last = (a for a in arguments if a is not type(None))  # Literal["auto"] | float
         words = [word for literal in literals for word in get_args(literal)]
         return value if isinstance(value, str) and value in words else convert(value, last, where)
@@ -134,6 +136,13 @@ def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[
     if len(kinds) != len(value):
         raise UserError(f"{where}={value!r}; allowed: a list of {len(kinds)}")
     return tuple(convert(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+
+
+def _convert_bool_or_int(value: Any, where: str) -> bool | int:
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    if not isinstance(whole, int):
+        raise UserError(f"{where}={value!r} ({type(value).__name__}); allowed: true, false or a whole number")
+    return whole
 
 
 def _convert_scalar(value: Any, kind: Any, where: str) -> Any:

@@ -72,7 +72,7 @@ def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
         kind = field_kind(name, type(run))
         if not equals:
             bare = not names or names[0].startswith("--")
-            if bare and kind is not bool:
+            if bare and not is_switch(kind):
                 raise UserError(f"--{name} needs a value")
             text = "true" if bare else names.pop(0)
         set_value(data, name, parse_text(text, kind, name in _with_commas(type(run))))
@@ -110,6 +110,12 @@ def field_kind(dotted: str, tree: Any = Run) -> Any:
         inside = ", ".join(f"--{dotted}.{f.name}" for f in dataclasses.fields(cls))
         raise UserError(f"--{dotted} is a section; its fields are {inside}")
     return cls
+
+
+def is_switch(kind: Any) -> bool:
+    """Return whether a field of type ``kind`` may be set to true by its flag alone: a bool, or a bool or a
+    number."""
+    return kind is bool or {bool, int} <= {*get_args(kind)}
 
 
 def parse_text(text: str, kind: Any, with_commas: bool = False) -> Any:

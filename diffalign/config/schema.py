@@ -57,6 +57,10 @@ __all__ = [
 
 _BETAS: Rule = (lambda v: all(0 <= b < 1 for b in v)), "two numbers, each 0 or more and less than 1"
 _CLIP: Rule = (lambda v: v >= 0), "0 (no clipping) or more"
+_CHECKPOINTS: Rule = (
+    (lambda v: isinstance(v, bool) or v >= 1),
+    "true (all blocks), false (none), or a whole number N of 1 or more (every N-th block)",
+)
 _SPIKE: Rule = (lambda v: v == 0 or v > 1), "0 (never skip) or more than 1"
 
 
@@ -155,7 +159,11 @@ class ModelConfig:
     train: Literal["lora", "full"] = option("lora", "train adapters, or all weights of the network")
     lora: LoraConfig = section(LoraConfig)
     text_encoder: TextEncoderConfig = section(TextEncoderConfig)
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
+    gradient_checkpointing: bool | int = option(
+        False,
+        "recompute activations in the backward pass, less memory: true, all blocks; N, every N-th block",
+        _CHECKPOINTS,
+    )
     offload_activations: bool = option(
         False, "keep activations in main memory until the backward pass: less GPU memory, a slower step"
     )

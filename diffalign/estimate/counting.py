@@ -40,6 +40,7 @@ class Counts:
         forward_flops: forward without adapters, at 2 FLOPs per multiply-add.
         policy_flops: forward with adapters.
         backward_flops: backward.
+        recomputed_flops: forward of the checkpointed blocks; 0 without checkpoints.
         activations: bytes that autograd saves for the backward, on the device.
         offloaded: bytes of activations in main memory.
         input_bytes: bytes of latents and conditions.
@@ -54,6 +55,7 @@ class Counts:
     forward_flops: int
     policy_flops: int
     backward_flops: int
+    recomputed_flops: int
     activations: int
     offloaded: int
     input_bytes: int
@@ -88,12 +90,17 @@ def count(work: Workload, shapes: Shapes) -> Counts:
     if encoders:
         module, call = TextConditioned(network, encoders, shapes.family, call).train(), call_conditioned
         cond = _tokens(shapes, encoders, cond)
+    policy = Flops()
     activations = Activations(
-        network, work.model.gradient_checkpointing, encoders.values(), offload=work.model.offload_activations
+        network,
+        work.model.gradient_checkpointing,
+        encoders.values(),
+        offload=work.model.offload_activations,
+        flops=policy,
     )
     with Flops() as forward, torch.no_grad(), AsOnGpu(autocast), adapters_off(module):
         call(module, x_t, time, cond)
-    with Flops() as policy, AsOnGpu(autocast), activations.watch():
+    with policy, AsOnGpu(autocast), activations.watch():
         prediction = call(module, x_t, time, cond)
     with Flops() as backward:
         prediction.float().sum().backward()
@@ -106,6 +113,7 @@ def count(work: Workload, shapes: Shapes) -> Counts:
         forward_flops=forward.total,
         policy_flops=policy.total,
         backward_flops=backward.total,
+        recomputed_flops=activations.recomputed,
         activations=activations.bytes,
         offloaded=activations.offloaded,
         input_bytes=sum(tensor.nbytes for tensor in (x_t, *cond.values())),
@@ -192,8 +200,10 @@ def _tokens(shapes: Shapes, encoders: Mapping[str, Any], cond: Mapping[str, Tens
 class Activations:
     """Counts the bytes that autograd saves for the backward, each storage once, without parameters.
 
-    With gradient checkpointing the inputs of all checkpointed blocks are saved, and the inside of one block
-    at a time, of which the largest counts. Trained text encoders (``encoders``) are checkpointed as well.
+    With gradient checkpointing (``checkpointing``: true, or N for every N-th block) the inputs of all
+    checkpointed blocks are saved, and the inside of one block at a time, of which the largest counts; with
+    every N-th, what was saved after a block is freed before its inside is. Trained text encoders
+    (``encoders``) are checkpointed as well. ``flops`` counts the forward.
 
     With ``offload`` saved tensors are in main memory (``offloaded``); the device holds the inside of one
     block, or the largest tensor that the backward needs.
@@ -201,12 +211,20 @@ class Activations:
     Attributes:
         bytes: bytes saved on the device so far.
         offloaded: bytes saved in main memory so far.
+        recomputed: FLOPs of the checkpointed blocks so far, by ``flops``.
     """
 
     def __init__(
-        self, network: Any, checkpointing: bool, encoders: Iterable[Any] = (), *, offload: bool = False
+        self,
+        network: Any,
+        checkpointing: bool | int,
+        encoders: Iterable[Any] = (),
+        *,
+        offload: bool = False,
+        flops: Flops | None = None,
     ) -> None:
-        self.bytes = self.offloaded = 0
+        self.bytes = self.offloaded = self.recomputed = 0
+        self._flops = flops or Flops()
         self._offload, self._largest_tensor = offload, 0
         self._encoders = list(encoders)
         modules = [network, *self._encoders]
@@ -214,24 +232,25 @@ class Activations:
         self._network = network
         self._checkpointing = checkpointing
         self._inside = 0
-        self._largest = 0
+        self._largest = self._peak = 0
         self._in_block = False
         self._storages: dict[int, Tensor] = {}
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Count what is saved inside the context; ``bytes`` holds the sum after it."""
-        if self._checkpointing:
-            enable_checkpointing(self._network, self._block)
+        every = int(self._checkpointing)
+        if every:
+            enable_checkpointing(self._network, self._block, every)
             for encoder in self._encoders:
-                checkpoint_encoder(encoder, self._block)
+                checkpoint_encoder(encoder, self._block, every)
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
         if self._offload:
-            self.offloaded, self.bytes = self.bytes, 0
-            self._largest = max(self._largest, self._largest_tensor)
-        self.bytes += self._largest
-        if self._checkpointing:
+            self.offloaded, self.bytes = self.bytes, max(self._largest, self._largest_tensor)
+        else:
+            self.bytes = max(self.bytes, self._peak) if every > 1 else self.bytes + self._largest
+        if every:
             disable_checkpointing(self._network)
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -252,12 +271,18 @@ class Activations:
         return storage.nbytes()
 
     def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """Run a block in place of torch's checkpoint; count its inputs and its inside separately."""
+        """Run a block in place of torch's checkpoint; count its inputs and its inside separately. A block
+        within another counts with it."""
+        if self._in_block:
+            return block(*inputs)
+        before = self._flops.total
         self.bytes += sum(self._new_bytes(x) for x in inputs if isinstance(x, Tensor))
         self._in_block, self._inside = True, 0
         outputs = block(*inputs)
         self._in_block = False
         self._largest = max(self._largest, self._inside)
+        self._peak = max(self._peak, self.bytes + self._inside)
+        self.recomputed += self._flops.total - before
         return outputs
 
 

@@ -6,8 +6,9 @@ save. Attention is fused, so no attention matrix is stored.
 
 FLOPs per pair = 2 images or videos x (policy forward + backward + recomputation + reference forward). The
 backward is measured: about 2 forwards if all weights are trained, about 1 under LoRA, whose frozen weights
-need no gradient. Recomputation is 1 policy forward with gradient checkpointing, else 0. Methods without a
-reference have no reference forward.
+need no gradient. Recomputation is 1 policy forward with gradient checkpointing of all blocks, the forward of
+the checkpointed blocks with that of every N-th, else 0. Methods without a reference have no reference
+forward.
 
 The memory of an online run is that of a gradient batch of its rounds: all samples of a prompt at once (or
 ``rollout.part``), at all times that its method uses. Its time is not estimated, since it is mostly sampling
@@ -126,10 +127,11 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
     shapes = shapes_of(work.model)
     counts = count(work, shapes)
     images = work.rows
-    forward, policy, backward = (
-        n // images for n in (counts.forward_flops, counts.policy_flops, counts.backward_flops)
+    forward, policy, backward, blocks = (
+        n // images
+        for n in (counts.forward_flops, counts.policy_flops, counts.backward_flops, counts.recomputed_flops)
     )
-    recomputation = policy if work.model.gradient_checkpointing else 0
+    recomputation = policy if int(work.model.gradient_checkpointing) == 1 else blocks
     reference = forward if work.needs_reference else 0
     per_pair = 2 * (policy + backward + recomputation + reference)
     pairs_per_step = work.training.batch_size * work.training.accumulation

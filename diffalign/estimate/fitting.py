@@ -63,6 +63,8 @@ def _changes(work: Workload) -> Iterator[tuple[str, Callable[[Workload], Workloa
     """Yield options that the run does not have yet: the flag, and the change of the workload."""
     model, training = work.model, work.training
     if not model.gradient_checkpointing:
+        yield "--model.gradient_checkpointing 2", _of_model(gradient_checkpointing=2)
+    if int(model.gradient_checkpointing) != 1:
         yield "--model.gradient_checkpointing true", _of_model(gradient_checkpointing=True)
     if training.batch_size > 1 and not work.online:
         yield f"--training.batch_size 1 --training.accumulation {_pairs(work)}", _one_pair

@@ -58,7 +58,7 @@ def prepare_policy(model: LoadedModel, config: ModelConfig, seed: int = 0) -> li
     if config.channels_last:
         set_channels_last(network)
     if config.gradient_checkpointing:
-        enable_checkpointing(network)
+        enable_checkpointing(network, every=int(config.gradient_checkpointing))
     if config.offload_activations:
         check_offload(model.device)
         offload_activations(network)

@@ -77,20 +77,23 @@ def prepare_text_policy(
             if isinstance(getattr(module, "dropout", None), float):
                 module.dropout = 0.0  # of attention: policy and reference must be the same function
         if config.gradient_checkpointing:
-            checkpoint_encoder(encoder, partial(checkpoint, use_reentrant=False))
+            every = int(config.gradient_checkpointing)
+            checkpoint_encoder(encoder, partial(checkpoint, use_reentrant=False), every)
     parameters = add_text_lora(encoders, config.text_encoder.lora, model.family, seed)
     joint = TextConditioned(model.network, encoders, model.family, model.denoiser().call)
     return joint.train(), parameters
 
 
-def checkpoint_encoder(encoder: nn.Module, function: Callable[..., Any]) -> None:
-    """Checkpoint the layers of a text encoder in place; ``function`` calls one, (layer, *inputs)."""
+def checkpoint_encoder(encoder: nn.Module, function: Callable[..., Any], every: int = 1) -> None:
+    """Checkpoint every ``every``-th layer of a text encoder in place, the first one first; ``function`` calls
+    one, (layer, *inputs).
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    for module in encoder.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.gradient_checkpointing = True
-            module._gradient_checkpointing_func = function
+    layers = [module for module in encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers[::every]:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = function
 
 
 def add_text_lora(

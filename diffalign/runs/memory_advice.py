@@ -19,7 +19,7 @@ def when_encoding(run: "Run | RewardRun") -> list[str]:
 def when_training(run: Run) -> list[str]:
     """Return settings that make a training step, and online the sampling of a round, need less memory."""
     advice, training, rollout = [], run.training, run.rollout
-    if not run.model.gradient_checkpointing:
+    if int(run.model.gradient_checkpointing) != 1:
         advice.append("--model.gradient_checkpointing true (a third more time)")
     if training.batch_size > 1:
         steps = training.batch_size * training.accumulation

@@ -374,6 +374,17 @@ def test_the_config_stands_anywhere_among_the_flags():
 
 
 @pytest.mark.parametrize(
+    ("argv", "every"),
+    [([], True), (["true"], True), (["false"], False), (["2"], 2), (["tiny_sdxl_dpo"], True)],
+)
+def test_a_switch_that_takes_a_number(argv, every):
+    config = ["--config", "tiny_sdxl_dpo"] if "tiny_sdxl_dpo" not in argv else []
+    run = run_of("--model.gradient_checkpointing", *argv, "--model.compile", *config)
+    assert run.model.gradient_checkpointing is every or run.model.gradient_checkpointing == every == 2
+    assert run.model.path == "tiny:sdxl"
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--learning_rte", "1"], "did you mean --learning_rate"),

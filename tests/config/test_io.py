@@ -65,6 +65,8 @@ def test_flags_win_and_the_last_one_most(tmp_path):
         ("model.revision", "12", "12"),
         ("training.mixed_precision", "no", "no"),
         ("data.flip", "true", True),
+        ("model.gradient_checkpointing", "true", True),
+        ("model.gradient_checkpointing", "2", 2),
         ("data.limit", "null", None),
         ("logging.trackers", "[]", ()),
         ("validation.prompts", '["a cat, sitting", "1e5"]', ("a cat, sitting", "1e5")),

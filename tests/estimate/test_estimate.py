@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.memory import Alive
 from diffalign.config.schema import (
     DataConfig,
     LoraConfig,
@@ -28,7 +29,7 @@ from diffalign.models.lora import check_targets, prepare_policy
 from diffalign.runs.micro_batch import rows_of, workload_of
 from diffalign.runs.validate import read_run
 from tests.models.conftest import MAKERS
-from tests.models.inputs import conditions, states_of
+from tests.models.inputs import conditions, states, states_of
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -178,7 +179,7 @@ def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lor
     assert estimate(run(str(folders["sdxl"]), lora=lora)).trainable_parameters == expected
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, 2])
 @pytest.mark.parametrize(
     "name",
     [
@@ -186,7 +187,9 @@ def test_trainable_parameters_are_those_of_the_run(folders: dict[str, Path], lor
         "lumina2", "krea2", "kandinsky5",
     ],
 )  # fmt: skip
-def test_fake_activations_are_the_real_ones(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
+def test_fake_activations_are_the_real_ones(
+    folders: dict[str, Path], name: str, checkpointing: bool | int
+) -> None:
     """The same count over a real forward in memory."""
     config = ModelConfig(path=str(folders[name]), train="full", gradient_checkpointing=checkpointing)
     model = load(config)
@@ -212,6 +215,30 @@ def test_checkpointing_trades_memory_for_flops(folders: dict[str, Path]) -> None
     saving = estimate(run(str(folders["sdxl"]), gradient_checkpointing=True))
     assert saving.memory["activations"] < plain.memory["activations"]
     assert saving.flops_per_pair == plain.flops_per_pair + 2 * plain.policy_flops
+
+
+@pytest.mark.parametrize(("path", "side"), [("tiny:sdxl", 32), ("tiny:sd3", 8)])
+def test_the_peak_of_every_nth_block_is_known(path: str, side: int) -> None:
+    """Of a forward and backward in memory: what is beyond saved activations, such as their gradients, is of
+    one size, whatever is checkpointed."""
+    peaks, told, flops = [], [], []
+    for every in (False, 3, 2, True):
+        config = ModelConfig(path=path, gradient_checkpointing=every)
+        model = load(config)
+        prepare_policy(model, config)
+        x_t, t = states(8, side, model.codec.channels(model.pipeline.vae.config))
+        cond = conditions(model, ["a"] * 8)
+        with Alive() as alive:
+            model.denoiser()(x_t, t, cond).square().sum().backward()
+        made = run(path, side * model.downscale, gradient_checkpointing=every)
+        result = estimate(replace(made, training=TrainingConfig(batch_size=4)))
+        peaks.append(alive.peak)
+        told.append(result.memory["activations"])
+        flops.append(result.flops_per_pair)
+    assert peaks == sorted(peaks, reverse=True) and len({*peaks}) == 4
+    assert told == sorted(told, reverse=True) and flops == sorted(flops) and len({*flops}) == 4
+    beyond = [peak - one for peak, one in zip(peaks, told, strict=True)]
+    assert min(beyond) > 0 and max(beyond) - min(beyond) < 0.1 * peaks[0]
 
 
 def test_a_batch_scales_activations_and_not_weights(folders: dict[str, Path]) -> None:

@@ -66,7 +66,8 @@ def test_options_are_added_until_the_card_is_large_enough():
     tries = list(fitting(workload_of(TINY), 1.0))
     assert len(tries) == 1 and tries[0].fits and tries[0].options == ()
     tries = list(fitting(workload_of(TINY), 0.5))  # less than the driver's own share: nothing helps
-    assert [t.options[-1] for t in tries[1:]][:4] == [
+    assert [t.options[-1] for t in tries[1:]][:5] == [
+        "--model.gradient_checkpointing 2",
         "--model.gradient_checkpointing true",
         "--training.batch_size 1 --training.accumulation 8",
         "--training.mixed_precision bf16",
@@ -76,6 +77,7 @@ def test_options_are_added_until_the_card_is_large_enough():
     assert (
         tries[-1].options[-1] == "--model.quantize nf4" and "--model.quantize int8" not in tries[-1].options
     )
+    assert not any("2" in option for option in tries[-1].options if "checkpointing" in option)
     training = [t.estimate.total_memory for t in tries]
     assert training[-1] < training[0] / 2 and tries[-1].estimate.pairs_per_step == 8
 

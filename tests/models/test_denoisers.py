@@ -127,7 +127,7 @@ def test_the_reference_copy_runs_under_the_policys_autocast_by_itself(folders: d
 
 
 def gradients(
-    folder: Path, checkpointing: bool, reference_between: bool, dora: bool = False
+    folder: Path, checkpointing: bool | int, reference_between: bool, dora: bool = False
 ) -> dict[str, Tensor]:
     ours = prepare(folder, gradient_checkpointing=checkpointing, lora=LoraConfig(rank=2, dora=dora))
     disturb(ours.parameters)
