@@ -141,6 +141,22 @@ CARDS = (
         reads_prompt=False,
     ),
     RewardCard(
+        name="checklist",
+        title="VisionReward's checklist: weighted yes/no questions to a vision-language model",
+        low=-2.5,
+        high=4.9,
+        licence="Apache-2.0 (questions, Qwen2.5-VL)",
+        size="16.6 GB (any other: checklist:HUB/ID)",
+        checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
+        target="diffalign.rewards.zoo.checklist:load",
+        notes="27 questions, 3 gates and the alignment with the prompt, with the published weights (arXiv "
+        "2412.21059), answered by any model of AutoModelForImageTextToText: the expectation over its "
+        "answers, or with @hard=yes over the likelier ones. VisionReward's own network (CogVLM2 in the "
+        "format of SwissArmyTransformer) does not run here. 31 forward passes an image; scores of different "
+        "models do not compare.",
+        differentiable=True,
+    ),
+    RewardCard(
         name="unified_reward",
         title="UnifiedReward behind an endpoint: points for agreement and quality",
         low=0,

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffalign.errors import UserError, unknown
+from diffalign.errors import unknown
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.sources import places_and_options
-from diffalign.rewards.zoo.vision_language import Reader, last_positions, reader_of
+from diffalign.rewards.zoo.vision_language import Reader, reader_of
 
 _NAME = "quality_levels"
 LEVELS = {"excellent": 1.0, "good": 0.75, "fair": 0.5, "poor": 0.25, "bad": 0.0}
@@ -59,8 +59,7 @@ class QualityLevels:
         return in_batches(self._score, images, prompts, self.batch_size)
 
     def _score(self, images: Images, prompts: list[str]) -> Float[Tensor, " B"]:
-        inputs = self.reader.inputs(images, [self.text] * len(prompts))
-        logits = self.reader.logits(inputs, last_positions(inputs)[:, None])[:, 0]
+        logits = self.reader.next_token(images, [self.text] * len(prompts))
         weights = torch.tensor(list(LEVELS.values()), device=logits.device)
         scores: Tensor = logits[:, list(self.tokens)].softmax(-1) @ weights
         return scores
@@ -81,10 +80,5 @@ def load(source: str | None, place: Place) -> QualityLevels:
     question, beginning = ASPECTS[about]
     begun = reader.answer(beginning).text
     text = reader.asked(question) + begun
-    tokens = tuple(reader.tokens(text, f" {word}")[0] for word in LEVELS)
-    if len(set(tokens)) < len(tokens):
-        raise UserError(
-            f"reward {_NAME!r}: the tokenizer of {reader.source!r} begins two of {', '.join(LEVELS)} with "
-            "one token, so their next token does not tell them apart; take another model"
-        )
+    tokens = reader.first_tokens(text, [f" {word}" for word in LEVELS])
     return QualityLevels(reader, text, tokens, place.batch_size)

@@ -127,6 +127,26 @@ class Reader:
             )
         return tokens
 
+    def first_tokens(self, before: str, texts: Sequence[str]) -> tuple[int, ...]:
+        """Return the first token of each of some texts that may follow another.
+
+        Raises:
+            UserError: two have one first token, or as ``tokens``.
+        """
+        first = tuple(self.tokens(before, text)[0] for text in texts)
+        if len(set(first)) < len(first):
+            words = ", ".join(text.strip() for text in texts)
+            raise UserError(
+                f"reward {self.name!r}: the tokenizer of {self.source!r} begins two of {words} with one "
+                "token, so the next token does not tell them apart; take another model"
+            )
+        return first
+
+    def next_token(self, images: Images, texts: Sequence[str]) -> Float[Tensor, "B V"]:
+        """Return the logits, float32, of the token that follows each text about its image."""
+        inputs = self.inputs(images, texts)
+        return self.logits(inputs, last_positions(inputs)[:, None])[:, 0]
+
 
 @dataclass(frozen=True)
 class Answer:
