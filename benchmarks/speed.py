@@ -3,6 +3,7 @@
     python -m benchmarks.speed                                    # CPU: the mid-size SDXL; GPU: real sizes
     python -m benchmarks.speed --against train_diffusion_dpo_sdxl.py
     python -m benchmarks.speed --arms lora,full --repetitions 1
+    python -m benchmarks.speed --pipeline whole --against ...     # SDXL at its real size, on a CPU
     python -m benchmarks.speed --sizes sdxl,flux --steps 20       # real sizes by name, on a GPU
 
 The script (huggingface/diffusers, examples/research_projects/diffusion_dpo) is run as it is, on the same
@@ -21,11 +22,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import record, speed_mid, speed_page, speed_sizes
 from benchmarks.arms import NEVER
 from benchmarks.record import Row, lock
+from benchmarks.speed_arms import SUBJECTS, Arm
 from benchmarks.speed_real import SIZES, useful
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import (
@@ -40,65 +42,13 @@ from diffalign.config.schema import (
 )
 from diffalign.errors import UserError
 from diffalign.estimate.estimate import estimate
+from diffalign.models.loading import DTYPES
 from diffalign.runs.micro_batch import workload_of
 from diffalign.runs.validate import read_run
 from diffalign.utils.files import write_atomic
 
 RANK = 16
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is trained.
-
-    Attributes:
-        name: of its rows.
-        says: what it is.
-        flags: of our run.
-        script: arguments of the script that does the same; None: it cannot.
-        beside: the arm that it differs from in one thing; empty: none.
-        unfused: whether torch's optimizer is taken without its fused kernel.
-        warm: steps that are not counted.
-        visits: how often a pair is seen.
-    """
-
-    name: str
-    says: str
-    flags: tuple[str, ...] = ()
-    script: tuple[str, ...] | None = None
-    beside: str = ""
-    unfused: bool = False
-    warm: int = 1
-    visits: int = 1
-
-
-ARMS = (
-    Arm("lora", "LoRA", script=()),
-    Arm(
-        "checkpointing",
-        "LoRA, gradient checkpointing",
-        ("--model.gradient_checkpointing=true",),
-        ("--gradient_checkpointing",),
-    ),
-    Arm("full", "all weights", ("--model.train=full",)),
-    Arm(
-        "bank",
-        "LoRA, `data.reference_bank` 1, once all draws have been asked about",
-        ("--data.reference_bank=1",),
-        beside="lora",
-        warm=2,
-        visits=2,
-    ),
-    Arm("channels_last", "LoRA, `model.channels_last`", ("--model.channels_last=true",), beside="lora"),
-    Arm("prefetch", "LoRA, `data.prefetch` 0", ("--data.prefetch=0",), beside="lora"),
-    Arm(
-        "unfused",
-        "all weights, AdamW without its fused kernel",
-        ("--model.train=full",),
-        beside="full",
-        unfused=True,
-    ),
-)
+PRECISIONS: Mapping[str, Literal["no", "bf16"]] = {"float32": "no", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +63,8 @@ class Plan:
         threads: of torch.
         script: the path of the script; empty: none.
         different: what the pipeline's configurations have that SDXL's have not.
+        dtype: of its weights, in which both tools compute.
+        prefix: of the names of rows.
         side: of the matrices whose product measures the peak; None: the usual one.
     """
 
@@ -123,12 +75,14 @@ class Plan:
     threads: int = 1
     script: str = ""
     different: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: speed_mid.DIFFERENT)
+    dtype: str = "float32"
+    prefix: str = "speed"
     side: int | None = None
 
 
 def run_of(plan: Plan, arm: Arm) -> Run:
     """Return our run of an arm, the model and the pairs of which are made if they are not there."""
-    model = speed_mid.pipeline(plan.folder / "pipeline", plan.different)
+    model = speed_mid.pipeline(plan.folder / "pipeline", plan.different, DTYPES[plan.dtype])
     count = plan.steps * plan.batch // arm.visits
     table = plan.folder / f"pairs-{count}"
     if not (table / "train.parquet").is_file():
@@ -137,12 +91,14 @@ def run_of(plan: Plan, arm: Arm) -> Run:
         output=str(plan.folder / "ours"),
         overwrite=True,
         method={"type": "dpo", "beta": 5000.0},
-        model=ModelConfig(path=str(model), lora=LoraConfig(rank=RANK)),
+        model=ModelConfig(path=str(model), lora=LoraConfig(rank=RANK), dtype=plan.dtype),
         data=DataConfig(
             path=str(table / "train.parquet"), resolution=plan.resolution, holdout=0.0, cache_batch_size=4
         ),
         optimizer=OptimizerConfig(learning_rate=1e-5),
-        training=TrainingConfig(steps=plan.steps, batch_size=plan.batch),
+        training=TrainingConfig(
+            steps=plan.steps, batch_size=plan.batch, mixed_precision=PRECISIONS[plan.dtype]
+        ),
         logging=LoggingConfig(every=1),
         checkpoint=CheckpointConfig(every=NEVER),
     )
@@ -166,6 +122,7 @@ def script_arguments(plan: Plan, run: Run, arm: Arm) -> list[str]:
         "lr_warmup_steps": 0,
         "rank": RANK,
         "seed": 0,
+        "mixed_precision": PRECISIONS[plan.dtype],
     }
     given = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     return [*given, "--no_hflip", *script_flags(arm)]
@@ -212,9 +169,11 @@ def row_of(plan: Plan, arm: Arm, tool: str, repetition: int) -> Row | None:
         "threads": plan.threads,
         "model": plan.different,
     }
+    if plan.dtype != "float32":
+        asked["dtype"] = plan.dtype
     if tool == "script":
         asked["script"] = hashlib.sha256(Path(plan.script).read_bytes()).hexdigest()
-    name = f"speed-{arm.name}-{tool}-{repetition}"
+    name = f"{plan.prefix}-{arm.name}-{tool}-{repetition}"
     if (found := record.known(name, asked)) is not None:
         return found
     run = run_of(plan, arm)
@@ -257,13 +216,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make every row that is wanted and not there, and the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     parser.add_argument("--against", default="", help="path of diffusers' train_diffusion_dpo_sdxl.py")
+    parser.add_argument("--pipeline", choices=list(SUBJECTS), default="mid", help="what is trained on a CPU")
     parser.add_argument("--arms", help="comma-separated; default: all")
     parser.add_argument("--sizes", help=f"of {', '.join(SIZES)}; default on a GPU: all")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=2, help="pairs a step of the mid-size model")
+    parser.add_argument("--batch", type=int, help="pairs a step; default: 2 of mid, 1 of whole")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=record.WORK / "speed", help="2 GB of models and runs")
+    parser.add_argument(
+        "--folder", type=Path, default=record.WORK / "speed", help="of models and runs: 2 GB, 15 of whole"
+    )
     arguments = parser.parse_args(argv)
     if arguments.against and not Path(arguments.against).is_file():
         raise UserError(f"--against {arguments.against}: no such file; allowed: the path of a script")
@@ -275,15 +237,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             speed_sizes.row_of(folder, name, arm, arguments.steps, arguments.threads, repetition, measured)
             speed_page.write()
         return
+    subject = SUBJECTS[arguments.pipeline]
     plan = Plan(
-        folder,
+        folder / arguments.pipeline,
         steps=arguments.steps,
-        batch=arguments.batch,
+        batch=arguments.batch or subject.batch,
         threads=arguments.threads,
         script=str(Path(arguments.against).absolute()) if arguments.against else "",
+        different=subject.different,
+        dtype=subject.dtype,
+        prefix=subject.prefix,
     )
-    names = record.chosen(arguments.arms, [arm.name for arm in ARMS])
-    chosen = [arm for arm in ARMS if arm.name in names]
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    names = record.chosen(arguments.arms, [arm.name for arm in subject.arms])
+    chosen = [arm for arm in subject.arms if arm.name in names]
     for arm, tool, repetition in wanted(chosen, arguments.repetitions, bool(plan.script)):
         if row_of(plan, arm, tool, repetition) is not None:
             print(f"{arm.name} {tool} {repetition}", flush=True)

@@ -46,14 +46,17 @@ DIFFERENT: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def pipeline(folder: Path, different: Mapping[str, Mapping[str, Any]] = DIFFERENT) -> Path:
-    """Write the pipeline folder in float32, once.
+def pipeline(
+    folder: Path, different: Mapping[str, Mapping[str, Any]] = DIFFERENT, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write the pipeline folder, once.
 
     Args:
         different: what differs from SDXL's configurations, by component.
+        dtype: of its weights.
     """
     configs = {name: {**CONFIGS[name], **different.get(name, {})} for name in CONFIGS}
-    return build(folder, configs, torch.float32)
+    return build(folder, configs, dtype)
 
 
 def pairs(folder: Path, count: int, side: int = RESOLUTION) -> Path:

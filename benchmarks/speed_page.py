@@ -5,6 +5,7 @@ from statistics import median
 
 from benchmarks import record
 from benchmarks.record import Row
+from benchmarks.speed_arms import SUBJECTS, Subject
 from diffalign.utils.files import write_atomic
 
 GIB = 2**30
@@ -14,8 +15,10 @@ def write() -> None:
     """Write ``benchmarks/speed.md``."""
     rows = record.rows("speed-")
     parts = [head(rows)]
-    if mid := [row for row in rows if "tool" in row["asked"]]:
-        parts += [against(mid), beside(mid)]
+    mine = [row for row in rows if "tool" in row["asked"]]
+    for subject in SUBJECTS.values():
+        if some := [row for row in mine if row["asked"].get("dtype", "float32") == subject.dtype]:
+            parts += [against(some, subject), beside(some)]
     if real := [row for row in rows if "size" in row["asked"]]:
         parts.append(sizes(real))
     write_atomic(record.HERE / "speed.md", "\n".join(part for part in parts if part))
@@ -77,16 +80,16 @@ def by_arm(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return found
 
 
-def against(rows: Sequence[Row]) -> str:
+def against(rows: Sequence[Row], subject: Subject) -> str:
     """Return the tables of arms, ours and the script's, and their ratios."""
     arms = by_arm(rows)
     asked = rows[0]["asked"]
     lines = [
-        "## Against diffusers' script, on a CPU",
+        f"## Against diffusers' script, on a CPU: {subject.title}",
         "",
-        f"The mid-size SDXL (`benchmarks/speed_mid.py`: SDXL's classes, random weights), "
-        f"{asked['resolution']} px, {asked['batch']} pairs a step, {asked['steps']} steps, rank 16, "
-        f"float32, {asked['threads']} thread. Theirs is `train_diffusion_dpo_sdxl.py` as it is, "
+        f"{subject.says}, "
+        f"{asked['resolution']} px, pairs a step: {asked['batch']}, {asked['steps']} steps, rank 16, "
+        f"{subject.dtype}, {asked['threads']} thread. Theirs is `train_diffusion_dpo_sdxl.py` as it is, "
         "on the same folder and table. Repetitions alternate, ours and theirs. Other work ran on the "
         "machine: processor time is what compares, and wall time shows how busy it was.",
         "",
@@ -108,9 +111,12 @@ def against(rows: Sequence[Row]) -> str:
         "| ours over theirs | CPU a step | first included | CPU of the process | peak | while training |",
     ]
     lines.append("|---|---|---|---|---|---|")
-    for (arm, tool), theirs in arms.items():
-        if tool == "script" and (ours := arms.get((arm, "ours"))):
-            lines.append(f"| {arm} | {' | '.join(ratios(ours, theirs, (0, 1, 3, 4, 5)))} |")
+    counterparts = {arm.name: arm.against or arm.name for arm in subject.arms}
+    for (arm, tool), ours in arms.items():
+        name = counterparts[arm]
+        if tool == "ours" and (theirs := arms.get((name, "script"))):
+            which = arm if name == arm else f"{arm}, over the script's {name}"
+            lines.append(f"| {which} | {' | '.join(ratios(ours, theirs, (0, 1, 3, 4, 5)))} |")
     lines += [
         "",
         "The script trains LoRA alone; all weights have no counterpart in it.",
