@@ -34,7 +34,7 @@ class Arm:
     visits: int = 1
 
 
-MID = (
+ARMS = (
     Arm("lora", "LoRA", script=()),
     Arm(
         "checkpointing",
@@ -60,25 +60,6 @@ MID = (
         ("--model.train=full",),
         beside="full",
         unfused=True,
-    ),
-)
-
-CHECKPOINTING = "--model.gradient_checkpointing=true"
-BANK = "--data.reference_bank=1"
-INT8 = "--model.quantize=torchao_int8"
-WHOLE = (
-    Arm("lora", "LoRA", script=()),
-    Arm("bank", "LoRA, `data.reference_bank` 1", (BANK,), against="lora", beside="lora", warm=2, visits=2),
-    Arm("int8", "LoRA over an int8 base", (INT8,), against="lora", beside="lora"),
-    Arm("checkpointing", "LoRA, gradient checkpointing", (CHECKPOINTING,), ("--gradient_checkpointing",)),
-    Arm(
-        "least",
-        "LoRA, gradient checkpointing, int8 base, `data.reference_bank` 1",
-        (CHECKPOINTING, INT8, BANK),
-        against="checkpointing",
-        beside="checkpointing",
-        warm=2,
-        visits=2,
     ),
 )
 
@@ -113,7 +94,7 @@ SUBJECTS: Mapping[str, Subject] = {
         speed_mid.DIFFERENT,
         "float32",
         2,
-        MID,
+        ARMS,
         "speed",
     ),
     "whole": Subject(
@@ -122,7 +103,7 @@ SUBJECTS: Mapping[str, Subject] = {
         {},
         "bfloat16",
         1,
-        WHOLE,
+        tuple(arm for arm in ARMS if arm.name in ("lora", "checkpointing", "bank")),
         "speed-whole",
     ),
 }

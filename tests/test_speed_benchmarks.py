@@ -68,7 +68,7 @@ def plan(tmp_path, monkeypatch):
 
 
 def test_ours_and_a_script_are_measured_by_the_same_hooks(plan, tmp_path, monkeypatch):
-    arm = next(arm for arm in speed_arms.MID if arm.name == "checkpointing")
+    arm = next(arm for arm in speed_arms.ARMS if arm.name == "checkpointing")
     ours, theirs = (speed.row_of(plan, arm, tool, 0) for tool in ("ours", "script"))
     for row in (ours, theirs):
         assert len(row["stamps"]) == 4, "the making of the optimizer, and three steps"
@@ -101,7 +101,7 @@ def test_a_job_that_fails_says_how(plan):
 
 
 def test_repetitions_alternate():
-    arms = [arm for arm in speed_arms.MID if arm.name in ("lora", "full")]
+    arms = [arm for arm in speed_arms.ARMS if arm.name in ("lora", "full")]
     order = [(arm.name, tool, repetition) for arm, tool, repetition in speed.wanted(arms, 2, script=True)]
     once = [("lora", "ours"), ("lora", "script"), ("full", "ours")]  # the script trains LoRA alone
     assert order == [(*pair, repetition) for repetition in (0, 1) for pair in once]

@@ -48,3 +48,11 @@ def quantize_network(
         logger.warning(
             "model.quantize=%s: %s of the %s's %s weights", config.quantize, f"{count:,}", name, f"{total:,}"
         )
+
+
+def discard_encoders(model: LoadedModel) -> None:
+    """Free the memory of VAE and frozen text encoders; their configurations stay."""
+    for name in {"vae", *model.text_encoders} - {*model.trained_encoders}:
+        part = getattr(model.pipeline, name)
+        for inner in [n for n, _ in (*part.named_children(), *part.named_parameters(recurse=False))]:
+            delattr(part, inner)

@@ -31,6 +31,7 @@ from diffalign.methods import REGISTRY, build
 from diffalign.methods.registry import shape_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
+from diffalign.models.placing import discard_encoders
 from diffalign.models.precision import AUTOCAST
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.scoring.rater import RewardRater
@@ -131,6 +132,8 @@ def offline(
         )
     look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
+    if run.model.train == "lora" and not run.validation.every:  # else sampled with, or saved with the network
+        discard_encoders(model)
     counts = ", ".join(text for text in (encoded.counts.text, lengths(encoded.records)) if text)
     for note in preferences.notes:
         tell(f"data: {note}")

@@ -1,8 +1,10 @@
 """Whole runs on the tiny models: what they leave, that they resume exactly, that diffusers loads it."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from diffalign.errors import UserError
 from diffalign.evaluation.drawing.sampling import SamplingSettings, generate
 from diffalign.export.aligned import load_aligned
 from diffalign.methods import build
+from diffalign.models import loading
 from diffalign.runs.align import _own_trajectories, align
 from diffalign.runs.resume import portable, resolved
 from diffalign.runs.validate import read_run
+from diffalign.training import loop
 from diffalign.training.diagnostics import HeldOut
 from tests.helpers import PUBLISHED_DATA
 
@@ -65,6 +69,35 @@ def test_a_run_directory_holds_what_it_should(done):
     assert list((result.output / "tensorboard").iterdir())
     card = (result.output / "aligned" / "README.md").read_text()
     assert "Diffusion-DPO" in card and "load_lora_weights" in card and "beta: 1000" in card
+
+
+@pytest.mark.parametrize(
+    ("train", "every", "kept"), [("lora", 0, False), ("lora", 2, True), ("full", 0, True)]
+)
+def test_encoders_are_freed_where_nothing_asks_for_them_again(train, every, kept, tmp_path, monkeypatch):
+    """Validation samples with them, and a run of all weights saves them."""
+    held, load, trained = [], loading.load, loop.train
+
+    def loaded(*arguments, **named):
+        model = load(*arguments, **named)
+        held.extend(
+            weakref.ref(next(getattr(model.pipeline, name).parameters()))
+            for name in ("vae", "text_encoder", "text_encoder_2")
+        )
+        return model
+
+    def training(**named):
+        gc.collect()
+        assert [ref() is not None for ref in held] == [kept] * 3
+        return trained(**named)
+
+    monkeypatch.setattr("diffalign.runs.align.load", loaded)
+    monkeypatch.setattr("diffalign.runs.align.train", training)
+    run = small(tmp_path / "run", steps=2)
+    watched = replace(run.validation, every=every, prompts=("a small red circle",), sampling_steps=1)
+    result = align(replace(run, model=replace(run.model, train=train), validation=watched), silent)
+    names = {p.name for p in result.aligned.iterdir()}
+    assert ("text_encoder" in names) == (train == "full") and "README.md" in names
 
 
 def test_validation_changes_no_number_of_the_training(done, tmp_path):
