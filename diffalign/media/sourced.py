@@ -65,6 +65,11 @@ class SourcedPrompt(str):
         return SourcedPrompt, (str(self), self.source)
 
 
+def reworded(prompt: str, text: str) -> str:
+    """Return ``text`` in the place of a prompt: with its source image if it has one."""
+    return SourcedPrompt(text, prompt.source) if isinstance(prompt, SourcedPrompt) else text
+
+
 def sources_of(prompts: Iterable[str]) -> list[SourcedPrompt]:
     """Return the prompts with a source: all of them, or none.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffalign.diffusion.randomness import Streams, derive
+from diffalign.media.sourced import reworded
 from diffalign.rollout.model import RolloutModel
 from diffalign.rollout.rounds import PromptOrder
 from diffalign.rollout.setting import Setting
@@ -93,7 +94,9 @@ class NoiseSource:
                 self._tell(rewards)
                 return rewards
             statements = [
-                f"{word}. {prompt}" for column in words for word, prompt in zip(column, own, strict=True)
+                reworded(prompt, f"{word}. {prompt}")
+                for column in words
+                for word, prompt in zip(column, own, strict=True)
             ]
             rewards = self._reward(latents, statements).reshape(len(words), len(own))
             self._tell(rewards[0])

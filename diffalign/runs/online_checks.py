@@ -5,6 +5,9 @@ from diffalign.data.prompts.prompt_sets import read_prompts
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods.registry import OFFLINE_ONLY, DataKind, shape_of
+from diffalign.rewards.ensemble import judges_edits
+from diffalign.rewards.specs import all_weighted
+from diffalign.rewards.zoo.edits import edits_of
 from diffalign.rollout.advantages import KINDS
 from diffalign.runs.reward_gradients import check_distillation, check_gradients
 from diffalign.runs.teachers import check_teachers
@@ -45,6 +48,10 @@ def check_online(run: Run) -> list[str]:
         raise UserError(
             "rollout.rewards is empty; allowed: names of `diffalign rewards`, or rollout.by people"
         )
+    if config.by == "rewards":
+        for reward in all_weighted(config.rewards) if config.rewards else ():
+            if judges_edits(reward.spec):
+                edits_of(reward.name, prompts)
     if shape == "gradients":
         check_gradients(run)
         return prompts

@@ -13,6 +13,7 @@ from diffalign.diffusion.paths import RectifiedFlow, VariancePreserving
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import DDIM, estimates_of
 from diffalign.errors import UserError
+from diffalign.media.sourced import SourcedPrompt
 from diffalign.methods import build
 from diffalign.methods.srpo import SRPO, recover, relative
 from diffalign.plane.online import PROMPTS, PlaneRolloutModel, plane_setting
@@ -197,6 +198,27 @@ def test_rewards_are_asked_under_words_before_the_prompt():
     torch.testing.assert_close(both, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     own = seen[0]
     assert seen[1] == [f"a. {own[0]}", f"b. {own[1]}", f"c. {own[0]}", f"d. {own[1]}"]
+
+
+class AnyPrompt(PlaneRolloutModel):
+    """Reads every prompt as the first one of the plane."""
+
+    def encode(self, prompts):
+        return super().encode([PROMPTS[0]] * len(prompts))
+
+
+def test_words_before_an_edits_prompt_leave_its_source():
+    seen = []
+
+    def rewarded(points, prompts):
+        seen.append(list(prompts))
+        return points[:, 1].repeat(len(prompts) // len(points))
+
+    prompts = [SourcedPrompt("make it red", b"one"), SourcedPrompt("make it red", b"two")]
+    source = NoiseSource(AnyPrompt(), rewarded, prompts, plane_setting(sampled(2)), groups=2)
+    next(iter(source)).value(torch.ones(2, 2), torch.arange(2), words=[["a", "b"]])
+    assert sorted(prompt.source for prompt in seen[0]) == [b"one", b"two"]
+    assert [str(prompt) for prompt in seen[0]] == ["a. make it red", "b. make it red"]
 
 
 def test_rewards_that_ignore_the_prompt_are_refused():

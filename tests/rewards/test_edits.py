@@ -13,11 +13,12 @@ from pyarrow import parquet
 
 from diffalign import rewards
 from diffalign.cli import main
+from diffalign.config.io import apply_overrides
 from diffalign.errors import UserError
 from diffalign.evaluation.measuring.store import Chunk, NamedReward
 from diffalign.media.sourced import SourcedPrompt
 from diffalign.rewards.ensemble import judges_edits
-from diffalign.rewards.registry import parse
+from diffalign.rewards.registry import ChecksPrompts, parse
 from diffalign.rewards.scoring.cache import ScoreCache
 from diffalign.rewards.scoring.items import read_items
 from diffalign.rewards.scoring.score import Scorer, score
@@ -26,6 +27,8 @@ from diffalign.rewards.serving.server import RewardServer, Served
 from diffalign.rewards.specs import Weighted
 from diffalign.rewards.zoo.edits import edits_of
 from diffalign.rollout.judges import InlineJudge
+from diffalign.runs.online_checks import check_online
+from diffalign.runs.validate import read_run
 from tests.rewards.conftest import write_jsonl
 from tests.rewards.test_server import answering, running
 
@@ -150,6 +153,22 @@ def test_a_rollouts_judge_hands_sources_on():
     pixels = torch.full((2, 3, 6, 8), 0.8)
     found = judge.submit(pixels, prompts, torch.zeros(2)).result()
     assert found.tolist() == [[153], [102]]
+
+
+def test_runs_and_evaluations_ask_for_sources_before_they_sample(tmp_path):
+    plain(9).save(tmp_path / "s.png")
+    edits = write_jsonl(tmp_path / "edits.jsonl", [{"prompt": "a", "source": "s.png"}])
+    plans = write_jsonl(tmp_path / "plain.jsonl", [{"prompt": "a"}])
+    run = read_run("tiny_sd3_flow_grpo", ["--rollout.rewards=0.5*edit_reward"])
+    (prompt,) = check_online(apply_overrides(run, [f"--rollout.prompts={edits}"]))
+    assert isinstance(prompt, SourcedPrompt)
+    with pytest.raises(UserError, match="'edit_reward' judges edits, and the prompt 'a' has no source image"):
+        check_online(apply_overrides(run, [f"--rollout.prompts={plans}"]))
+    reward = rewards.load("unified_reward_edit:http://127.0.0.1:9/v1@m")
+    assert isinstance(reward, ChecksPrompts)
+    reward.check_prompts([prompt])
+    with pytest.raises(UserError, match="has no source image"):
+        reward.check_prompts(["a"])
 
 
 def test_who_judges_edits(tmp_path):

@@ -52,8 +52,13 @@ class EditReward:
             UserError: a prompt without a source image, an empty prompt, a prompt with a special token of the
                 model, or an image whose aspect ratio exceeds 200.
         """
-        self.qwen.check(prompts)
+        self.check_prompts(prompts)
         return in_batches(self._score, images, edits_of(_NAME, prompts), self.batch_size)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for prompts that cannot be scored: see ``__call__``."""
+        self.qwen.check(prompts)
+        edits_of(_NAME, prompts)
 
     def _score(self, images: Images, prompts: Sequence[str]) -> Tensor:
         pixels = self.qwen.pixels(_PIXELS, _PIXELS)

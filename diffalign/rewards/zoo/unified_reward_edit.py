@@ -51,8 +51,13 @@ class UnifiedRewardEdit:
             UserError: no usable answer, a prompt without a source image, an empty prompt, or a prompt with a
                 special token.
         """
-        refuse_unreadable(_NAME, prompts, _RESERVED)
+        self.check_prompts(prompts)
         return in_batches(self._score, images, edits_of(_NAME, prompts), self.batch_size)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for prompts that cannot be scored: see ``__call__``."""
+        refuse_unreadable(_NAME, prompts, _RESERVED)
+        edits_of(_NAME, prompts)
 
     def _score(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " B"]:
         following, quality = (template(f"{_NAME}_{name}") for name in ("following", "quality"))
