@@ -151,7 +151,7 @@ def size_of(work: Workload, shapes: Shapes) -> tuple[int, int, int]:
     if video != (work.frames is not None):
         allowed = "a number of frames, such as 49" if video else "null"
         raise UserError(f"data.frames={work.frames}; allowed with {shapes.family.name}: {allowed}")
-    return work.height, work.width, 1 if work.online else work.frames or 1
+    return work.height, work.width, work.frames or 1
 
 
 def meta_network(model: ModelConfig, shapes: Shapes) -> tuple[Any, int]:

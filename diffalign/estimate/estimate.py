@@ -12,7 +12,8 @@ forward.
 
 The memory of an online run is that of a gradient batch of its rounds: all samples of a prompt at once (or
 ``rollout.part``), at all times that its method uses. Its time is not estimated, since it is mostly sampling
-and scoring.
+and scoring. A run of one of two experts that draws samples holds the frozen weights of both throughout; what
+an earlier run trained of the other, well below 1 % of it, is not counted.
 """
 
 from collections.abc import Mapping
@@ -163,6 +164,7 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
     trained = 4 * counts.trainable_parameters * work.adapter_sets
     parts = {
         "frozen weights": counts.frozen_bytes if lora else 0,
+        "frozen weights of the other expert": counts.frozen_bytes if work.both_experts else 0,
         "largest layer, whole while it computes": counts.largest_layer,
         "text encoders that are trained": counts.text_parameters * dtype.itemsize,
         "trained weights (float32)": trained,

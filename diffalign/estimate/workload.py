@@ -19,6 +19,7 @@ class Workload:
         rows: network inputs of a micro-batch that need gradients: samples times times.
         needs_reference: whether the method uses a reference.
         online: whether samples are drawn and scored during training.
+        both_experts: whether the other one of two experts lies on the device, too: samples take both.
         adapter_sets: number of trained sets of adapters; more than one for methods with assistants.
     """
 
@@ -31,4 +32,5 @@ class Workload:
     rows: int
     needs_reference: bool
     online: bool
+    both_experts: bool = False
     adapter_sets: int = 1

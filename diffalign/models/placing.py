@@ -38,6 +38,12 @@ def place(
             part.to(device)
 
 
+def move_networks(model: LoadedModel, device: torch.device | str, trained: bool = True) -> None:
+    """Put the networks on ``device``: the one that is ``trained``, if so, and the other expert's."""
+    for network in list(model.networks.values())[0 if trained else 1 :]:
+        network.to(device)
+
+
 def quantize_network(
     model: LoadedModel, config: ModelConfig, device: torch.device | str, compute: torch.dtype
 ) -> None:

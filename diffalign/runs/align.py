@@ -39,6 +39,7 @@ from diffalign.models.starting import expanded
 from diffalign.models.text_lora import begin_training_text
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
+from diffalign.runs.micro_batch import takes_both_experts
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.publish import push
 from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
@@ -216,7 +217,7 @@ def _loaded(
     # offline the encoders have the accelerator to themselves until all is encoded
     resting, compute = None if online else "cpu", AUTOCAST[run.training.mixed_precision]
     with advised("loading the model", when_loading(run)):
-        alone = not (run.validation.every or online)
+        alone = not takes_both_experts(run)
         model = load(run.model, accelerator.device, compute, resting, trained=True, alone=alone)
     check_trained(run.model, model.pipeline.scheduler)
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")

@@ -1,4 +1,4 @@
-"""Number of samples with gradient in a micro-batch, from the run's settings alone.
+"""Number of samples with gradient in a micro-batch, and other inputs of an estimate, from a run's settings.
 
 Offline a group counts as a pair. Online it is all samples of a prompt, or ``rollout.part`` of them (of a tree
 the best and the worst of a branch); methods that noise a sample at several times count it as often.
@@ -42,6 +42,11 @@ def rows_of(run: Run) -> int:
     return run.training.batch_size * rivals_of(run) * strata_of(run)
 
 
+def takes_both_experts(run: Run) -> bool:
+    """Return whether the network that is not trained is loaded, too, of two experts: samples take both."""
+    return bool(run.rollout.prompts or run.validation.every)
+
+
 def workload_of(run: Run) -> Workload:
     """Return the workload of a run for an estimate.
 
@@ -59,5 +64,6 @@ def workload_of(run: Run) -> Workload:
         rows=rows_of(run),
         needs_reference=build(run.method).needs_reference,
         online=bool(run.rollout.prompts),
+        both_experts=run.model.expert is not None and takes_both_experts(run),
         adapter_sets=1 + len(REGISTRY[run.method["type"]].assistants),
     )

@@ -31,7 +31,7 @@ from diffalign.methods import REGISTRY, build
 from diffalign.methods.registry import shape_of
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
-from diffalign.models.placing import discard_encoders
+from diffalign.models.placing import discard_encoders, move_networks
 from diffalign.models.precision import AUTOCAST
 from diffalign.rewards import load as load_reward
 from diffalign.rewards.scoring.rater import RewardRater
@@ -149,8 +149,8 @@ def offline(
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = with_time_labels(leave_out(learned, run.data.drop, tell), run.data.time_labels, tell)
     sharding = sharding_of(run.training, accelerator)
-    if sharding is None:  # otherwise its parts alone go there
-        model.network.to(accelerator.device)
+    # of a network that is sharded its parts alone go there
+    move_networks(model, accelerator.device, trained=sharding is None)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision], sharding)
     if run.training.shard != "none":
         tell(sharding_summary(sharding, run.training, roles.network))

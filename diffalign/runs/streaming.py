@@ -14,6 +14,7 @@ from diffalign.errors import UserError
 from diffalign.methods._common import OfScores
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
+from diffalign.models.placing import move_networks
 from diffalign.models.precision import AUTOCAST
 from diffalign.runs.labels import (
     check_labels,
@@ -117,7 +118,7 @@ def streamed(
     check_rivals(run, source.learned, tell)
     tell_of_votes(run, source.learned, tell)
     tell_of_maps(run, source.learned, tell)
-    model.network.to(accelerator.device)
+    move_networks(model, accelerator.device)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     tell(
         f"training {size(roles):,} parameters; streamed: {source.begun} groups are there when training "

@@ -16,6 +16,7 @@ from diffalign.config.schema import (
     TextEncoderConfig,
     TextLoraConfig,
     TrainingConfig,
+    ValidationConfig,
 )
 from diffalign.errors import UserError
 from diffalign.estimate.counting import Activations, Counts, state_bytes
@@ -314,6 +315,39 @@ def test_online_memory_grows_with_the_samples_of_a_prompt(folders: dict[str, Pat
     assert larger == 4 * few and many < larger
     with pytest.raises(UserError, match=r"tflops=1.0 with rollout.prompts"):
         estimate(online, 1.0)
+
+
+def test_online_videos_have_all_their_frames(videos: dict[str, Path]) -> None:
+    """As many rows of videos take what they take offline."""
+    offline = run(str(videos["wan"]))
+    offline = replace(offline, data=DataConfig(resolution=32, frames=5))
+    online = replace(
+        offline,
+        rollout=RolloutConfig(prompts="tiny:train", samples=2),
+        data=DataConfig(frames=5, height=32, width=32),
+    )
+    assert workload_of(online).rows == workload_of(offline).rows == 2
+    assert estimate(online).size == estimate(offline).size == (32, 32, 5)
+    for part in ("activations", "latents and conditions"):
+        assert estimate(online).memory[part] == estimate(offline).memory[part]
+
+
+@pytest.mark.parametrize(("every", "rollout"), [(0, {}), (5, {}), (0, {"prompts": "tiny:train"})])
+def test_samples_of_one_expert_take_the_weights_of_both(
+    videos: dict[str, Path],
+    every: int,
+    rollout: dict,  # type: ignore[type-arg]
+) -> None:
+    plain = run(str(videos["wan_a14b"]), expert="high", dtype="bfloat16")
+    made = replace(
+        plain,
+        data=DataConfig(height=32, width=32, frames=5),
+        validation=ValidationConfig(every=every),
+        rollout=RolloutConfig(**rollout),
+    )
+    told = estimate(made).memory
+    both = bool(every or rollout)
+    assert told.get("frozen weights of the other expert", 0) == (told["frozen weights"] if both else 0)
 
 
 @pytest.mark.parametrize(

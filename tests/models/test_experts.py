@@ -34,10 +34,13 @@ from diffalign.export.job import Export, export
 from diffalign.media.videos import Video, write_video
 from diffalign.models.denoisers import NetworkDenoiser
 from diffalign.models.families.registry import get_family
+from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.placing import move_networks
 from diffalign.models.precision import only_errors
 from diffalign.runs.align import align
 from diffalign.runs.load_pipeline import open_model
+from diffalign.runs.micro_batch import workload_of
 
 BOUNDARY = 0.875
 SIZE = (32, 48, 5)
@@ -238,6 +241,35 @@ def test_exports_hold_both_experts(trained: Path, videos: dict[str, Path], tmp_p
         written, kept = (load_file(where / part / FILE) for where in (tmp_path / "again", folder))
         for name, tensor in kept.items():
             assert_close(written[name], tensor)
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_validation_has_both_on_the_device(
+    videos: dict[str, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Both rest in main memory while the set is encoded; `estimate` says whether there are two."""
+    run = run_of(videos["wan_a14b"], clips, tmp_path / "run", "low")
+    drawn = replace(run.validation, every=every, prompts=("a red circle",), sampling_steps=2, guidance=1.0)
+    moved: list[tuple[int, object, bool]] = []
+
+    def moving(model: LoadedModel, device: torch.device, trained: bool = True) -> None:
+        moved.append((len(model.networks), device, trained))
+        move_networks(model, device, trained)
+
+    monkeypatch.setattr("diffalign.runs.setup.move_networks", moving)
+    run = replace(run, validation=drawn)
+    align(run, lambda line: None)
+    assert moved == [(2 if every else 1, torch.device("cpu"), True)]
+    assert workload_of(run).both_experts == bool(every)
+
+
+def test_networks_move_together_or_but_the_trained_one(videos: dict[str, Path]) -> None:
+    model = load(ModelConfig(path=str(videos["wan_a14b"]), expert="low"))
+    move_networks(model, "meta", trained=False)
+    there = {name: next(n.parameters()).device.type for name, n in model.networks.items()}
+    assert there == {"transformer_2": "cpu", "transformer": "meta"}
+    move_networks(model, "meta")
+    assert all(p.device.type == "meta" for n in model.networks.values() for p in n.parameters())
 
 
 def test_samples_of_a_run_are_drawn_with_both(videos: dict[str, Path], clips: Path, tmp_path: Path) -> None:

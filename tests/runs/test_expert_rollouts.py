@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from diffalign.diffusion.randomness import Streams, derive, normal
 from diffalign.errors import UserError
+from diffalign.estimate.estimate import estimate
 from diffalign.models.loading import load
 from diffalign.models.precision import only_errors
 from diffalign.runs.align import align
+from diffalign.runs.micro_batch import workload_of
 from diffalign.utils.text import read_json_lines
 from tests.runs.halves import silent
 from tests.runs.test_video_rollouts import parts_of, rows_of
@@ -73,6 +75,23 @@ def test_both_sample_and_the_trained_one_learns_at_its_times(a14b, tmp_path, cal
     assert all(bool(value.any()) for name, value in learned.items() if "lora_B" in name)
     part = "high_noise" if expert == "high" else "low_noise"
     assert {p.name for p in (result.output / "aligned").iterdir()} == {"README.md", part}
+
+
+def test_the_estimate_knows_the_weights_in_memory(a14b, tmp_path, monkeypatch):
+    """The frozen weights of both experts, which lie there throughout the run."""
+    run = configured(a14b, tmp_path / "run", "dpo", "low")
+    loaded = []
+
+    def loading(*arguments, **options):
+        loaded.append(load(*arguments, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr("diffalign.runs.align.load", loading)
+    align(run, silent)
+    (model,) = loaded
+    held = sum(p.nbytes for n in model.networks.values() for p in n.parameters() if not p.requires_grad)
+    told = estimate(workload_of(run)).memory
+    assert told["frozen weights"] == told["frozen weights of the other expert"] == held // 2
 
 
 def test_samples_are_those_of_the_stock_pipeline(a14b, tmp_path):
