@@ -136,6 +136,7 @@ SCHEDULES = {
 _OPTIMIZERS = {
     "adamw": "adamw", "AdamW": "adamw", "adamw8bit": "adamw8bit", "AdamW8bit": "adamw8bit",
     "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_8bit": "adamw8bit", "adafactor": "adafactor",
+    "paged_adamw": "paged_adamw", "paged_adamw_32bit": "paged_adamw", "paged_adamw_8bit": "paged_adamw8bit",
 }  # fmt: skip
 _D, _S, _T = "diffusers", "salesforce", "trl"
 _HUB = "nothing is uploaded; when the run is done: hf upload OWNER/NAME OUTPUT/aligned"

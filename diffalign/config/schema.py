@@ -181,7 +181,9 @@ class ModelConfig:
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
-    type: Literal["adamw", "adamw8bit", "adafactor"] = option("adamw", "name of the optimizer")
+    type: Literal["adamw", "adamw8bit", "adafactor", "paged_adamw", "paged_adamw8bit"] = option(
+        "adamw", "name of the optimizer; paged: moments go to main memory where the GPU is short of it"
+    )
     learning_rate: float = option(1e-5, "peak learning rate", POSITIVE)
     scale_lr: bool = option(
         False, "multiply the learning rate by the global batch size, as the published scripts do"

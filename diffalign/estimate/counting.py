@@ -36,7 +36,8 @@ class Counts:
         network_parameters: parameters of the network, without adapters.
         text_parameters: frozen parameters of the trained text encoders.
         trainable_parameters: parameters that are trained.
-        optimizer_bytes: optimizer state of the trained parameters.
+        optimizer_bytes: optimizer state of the trained parameters, without what is paged.
+        paged_bytes: optimizer state in paged memory, on the device while there is room.
         forward_flops: forward without adapters, at 2 FLOPs per multiply-add.
         policy_flops: forward with adapters.
         backward_flops: backward.
@@ -52,6 +53,7 @@ class Counts:
     text_parameters: int
     trainable_parameters: int
     optimizer_bytes: int
+    paged_bytes: int
     forward_flops: int
     policy_flops: int
     backward_flops: int
@@ -109,7 +111,8 @@ def count(work: Workload, shapes: Shapes) -> Counts:
         network_parameters=parameters,
         text_parameters=frozen,
         trainable_parameters=sum(p.numel() for p in trained),
-        optimizer_bytes=sum(state_bytes(p, work.optimizer) for p in trained),
+        optimizer_bytes=sum(state_bytes(p, work.optimizer) - paged_bytes(p, work.optimizer) for p in trained),
+        paged_bytes=sum(paged_bytes(p, work.optimizer) for p in trained),
         forward_flops=forward.total,
         policy_flops=policy.total,
         backward_flops=backward.total,
@@ -296,6 +299,20 @@ def state_bytes(parameter: Tensor, optimizer: OptimizerConfig) -> int:
     n = parameter.numel()
     if optimizer.type == "adafactor":
         return 4 * (n // parameter.shape[-1] + n // parameter.shape[-2]) if parameter.dim() > 1 else 4 * n
-    if optimizer.type == "adamw8bit" and n >= 4096:
+    if optimizer.type.endswith("adamw8bit") and n >= 4096:
         return 2 * n + 8 * -(-n // 256)
     return 8 * n
+
+
+PAGED = 100_000
+"""Elements from which on bitsandbytes pages the moments of a tensor (``Optimizer8bit.get_state_buffer``)."""
+
+
+def paged_bytes(parameter: Tensor, optimizer: OptimizerConfig) -> int:
+    """Return the bytes of a parameter's optimizer state that may leave the device: the moments of a paged
+    optimizer, without the scales of 8 bits, of tensors that are large enough.
+    """
+    n = parameter.numel()
+    if not optimizer.type.startswith("paged") or n < PAGED:
+        return 0
+    return 2 * n if optimizer.type.endswith("8bit") else 8 * n

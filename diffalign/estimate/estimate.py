@@ -52,6 +52,8 @@ class Estimate:
         pairs_per_second: throughput at the given speed; None without one.
         seconds: duration of the run at that speed; None without one.
         offloaded: bytes of activations in main memory (``model.offload_activations``).
+        paged: bytes of paged optimizer state, on the device while there is room and otherwise in main memory;
+            ``memory`` leaves them out.
     """
 
     family: str
@@ -69,6 +71,7 @@ class Estimate:
     pairs_per_second: float | None
     seconds: float | None
     offloaded: int = 0
+    paged: int = 0
 
     @property
     def total_memory(self) -> int:
@@ -99,6 +102,8 @@ class Estimate:
         ]
         if self.offloaded:
             rows.append(("main memory: activations", size(self.offloaded)))
+        if self.paged:
+            rows.append(("main memory, or the device's where it has room: optimizer state", size(self.paged)))
         if self.pairs_per_second is not None and self.seconds is not None:
             rows.append(("pairs per second", f"{self.pairs_per_second:.3g}"))
             rows.append(("training time", f"{self.seconds / 3600:.3g} h"))
@@ -154,6 +159,7 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
         pairs_per_second=speed,
         seconds=work.training.steps * pairs_per_step / speed if speed is not None else None,
         offloaded=counts.offloaded,
+        paged=counts.paged_bytes * work.adapter_sets,
     )
 
 

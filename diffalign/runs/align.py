@@ -54,6 +54,7 @@ from diffalign.training.acceleration import Accelerator, accelerator_for, set_pr
 from diffalign.training.checkpoint import Checkpoints
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
+from diffalign.training.optimizers import check_device
 from diffalign.training.packages import check_packages
 from diffalign.training.state import TrainState
 from diffalign.types import Method
@@ -125,6 +126,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         check_files(preferences, run.data, tell)
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else _silent
+    check_device(run.optimizer.type, accelerator.device)
     if products := set_products(run.training.float32_matmul, accelerator.device.type):
         tell(products)
     output = Path(run.output)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from diffalign.errors import UserError
 
-OF_OPTIMIZERS = {"adamw8bit": "bitsandbytes"}
+OF_OPTIMIZERS = dict.fromkeys(("adamw8bit", "paged_adamw", "paged_adamw8bit"), "bitsandbytes")
 OF_QUANTIZED = {
     "nf4": "bitsandbytes",
     "int8": "bitsandbytes",

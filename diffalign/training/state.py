@@ -16,7 +16,7 @@ from diffalign.training import shard_files
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard
 from diffalign.training.metrics import Meter
-from diffalign.training.optimizers import Schedule
+from diffalign.training.optimizers import Schedule, page_again
 from diffalign.training.sharding import assembled, free_gathered, is_sharded, placed_like
 from diffalign.training.snapshot import Snapshot
 from diffalign.types import Denoiser, Method, Stateful
@@ -188,6 +188,7 @@ class TrainState:
             tensor.copy_(placed_like(snapshot.kept[name], tensor))
         with _fits("optimizer.pt"):
             self.optimizer.load_state_dict(_placed(snapshot.optimizer, [p for _, p in self.parameters]))
+            page_again(self.optimizer)
         if self.ema is not None:
             _check_same_tensors(self.ema.state_dict(), snapshot.ema)
             self.ema.load_state_dict(snapshot.ema)

@@ -19,7 +19,7 @@ from diffalign.config.schema import (
     ValidationConfig,
 )
 from diffalign.errors import UserError
-from diffalign.estimate.counting import Activations, Counts, state_bytes
+from diffalign.estimate.counting import Activations, Counts, paged_bytes, state_bytes
 from diffalign.estimate.counting import count as count_workload
 from diffalign.estimate.estimate import Estimate, memory
 from diffalign.estimate.estimate import estimate as estimate_workload
@@ -275,10 +275,37 @@ def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
         ("adafactor", (50,), 200),
         ("adamw8bit", (100, 50), 2 * 5000 + 8 * 20),
         ("adamw8bit", (50,), 400),
+        ("paged_adamw", (100, 50), 40_000),
+        ("paged_adamw8bit", (100, 50), 2 * 5000 + 8 * 20),
     ],
 )
 def test_optimizer_state(kind: str, shape: tuple[int, ...], expected: int) -> None:
     assert state_bytes(torch.zeros(shape), OptimizerConfig(type=kind)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "expected"),
+    [
+        ("adamw8bit", (400, 256), 0),
+        ("paged_adamw", (400, 256), 8 * 102_400),
+        ("paged_adamw8bit", (400, 256), 2 * 102_400),
+        ("paged_adamw", (300, 256), 0),  # under 100,000 elements
+    ],
+)
+def test_what_of_an_optimizer_may_leave_the_device(kind: str, shape: tuple[int, ...], expected: int) -> None:
+    assert paged_bytes(torch.zeros(shape), OptimizerConfig(type=kind)) == expected  # type: ignore[arg-type]
+
+
+def test_paged_moments_are_told_apart() -> None:
+    """Of SD 1.5, all weights: moments of large tensors leave the memory of the device."""
+    plain = run(SD15, 64, train="full")
+    paged = replace(plain, optimizer=replace(plain.optimizer, type="paged_adamw"))
+    one, other = estimate(plain), estimate(paged)
+    left = other.memory["optimizer state (paged_adamw)"]
+    assert one.paged == 0 and other.paged > 0
+    assert left + other.paged == one.memory["optimizer state (adamw)"] == 8 * one.trainable_parameters
+    assert one.total_memory - other.total_memory == other.paged
+    assert any(name.startswith("main memory, or") for name, _ in other.rows())
 
 
 ROWS = [

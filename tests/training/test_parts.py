@@ -10,9 +10,10 @@ from torch import nn
 from diffalign.config.schema import OptimizerConfig, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.plane.source import TensorSource
+from diffalign.training import optimizers
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard
-from diffalign.training.optimizers import Schedule, base_learning_rate, build
+from diffalign.training.optimizers import Schedule, base_learning_rate, build, page_again
 from tests.training.toys import Probe, Trial, pairs, same, weights
 
 
@@ -140,6 +141,77 @@ def test_8bit_adamw_without_its_package(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         build([nn.Parameter(torch.ones(2))], OptimizerConfig(type="adamw8bit"), 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["paged_adamw", "paged_adamw8bit"])
+def test_a_paged_optimizer_on_a_cpu_is_refused(kind):
+    with pytest.raises(UserError, match=rf"optimizer.type={kind} on a CPU.* allowed: {kind[6:]}, or a GPU"):
+        build([nn.Parameter(torch.ones(2))], OptimizerConfig(type=kind), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "bits"),
+    [
+        ("adamw8bit", "AdamW8bit", 8),
+        ("paged_adamw", "PagedAdamW", 32),
+        ("paged_adamw8bit", "PagedAdamW8bit", 8),
+    ],
+)
+def test_settings_reach_the_optimizer_of_bitsandbytes(monkeypatch, kind, name, bits):
+    optim = pytest.importorskip("bitsandbytes").optim
+    monkeypatch.setattr(optimizers, "check_device", lambda kind, device: None)
+    config = OptimizerConfig(type=kind, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    optimizer = build([nn.Parameter(torch.ones(2))], config, 0.5)
+    assert type(optimizer) is getattr(optim, name)
+    assert optimizer.is_paged == kind.startswith("paged") and optimizer.args.optim_bits == bits
+    group = optimizer.param_groups[0]
+    assert [group[key] for key in ("lr", "betas", "eps", "weight_decay")] == [0.5, (0.8, 0.9), 1e-6, 0.1]
+
+
+@pytest.mark.parametrize("paged", [True, False])
+def test_loaded_moments_are_paged_again(paged):
+    """Bitsandbytes' own load leaves them in plain memory."""
+
+    class Optimizer:
+        def __init__(self, parameter):
+            self.is_paged = paged
+            self.state = {
+                parameter: {
+                    "step": 3,
+                    "state1": torch.arange(2.0),
+                    "state2": torch.tensor([5, 6], dtype=torch.uint8),
+                }
+            }
+
+        def get_state_buffer(self, parameter, dtype):
+            buffer = torch.zeros_like(parameter, dtype=dtype)
+            buffer.is_paged = True
+            return buffer
+
+    parameter = torch.zeros(2)
+    optimizer = Optimizer(parameter)
+    page_again(optimizer)
+    moments = optimizer.state[parameter]
+    assert [getattr(moments[name], "is_paged", False) for name in ("state1", "state2")] == [paged, paged]
+    assert (moments["state1"].tolist(), moments["state2"].tolist(), moments["step"]) == ([0, 1], [5, 6], 3)
+    assert moments["state2"].dtype == torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="paged memory is CUDA's")
+@pytest.mark.parametrize("kind", ["paged_adamw", "paged_adamw8bit"])
+def test_a_paged_optimizer_steps_and_stays_paged_after_loading(kind):
+    pytest.importorskip("bitsandbytes")
+    parameter = nn.Parameter(torch.ones(512, 256, device="cuda"))
+    optimizer = build([parameter], OptimizerConfig(type=kind), 1e-3)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert optimizer.state[parameter]["state1"].is_paged and float(parameter.detach().max()) < 1
+    other = build([parameter], OptimizerConfig(type=kind), 1e-3)
+    other.load_state_dict(optimizer.state_dict())
+    page_again(other)
+    assert other.state[parameter]["state1"].is_paged
+    assert torch.equal(other.state[parameter]["state1"], optimizer.state[parameter]["state1"])
 
 
 def test_unknown_optimizer_and_schedule():
