@@ -171,9 +171,14 @@ class ModelConfig:
         False, "weights of convolutions channels last in memory, for UNets of images: faster on tensor cores"
     )
     dropout: bool = option(False, "keep the network's own dropout, in policy and reference alike")
-    attention: Literal["auto", "flash", "efficient", "cudnn", "math", "xformers"] = option(
-        "auto", "attention kernel; auto: torch's choice"
-    )
+    attention: Literal[
+        "auto", "flash", "efficient", "cudnn", "math", "xformers", "flash_hub", "_flash_3", "_flash_3_hub",
+        "native", "_native_flash", "_native_efficient", "_native_cudnn", "_native_math",
+    ] = option(
+        "auto",
+        "attention kernel; auto: torch's choice; flash, efficient, cudnn, math: torch's; names of diffusers' "
+        "back-ends: _native_* are torch's too, flash_hub and _flash_3_hub are loaded by the package kernels",
+    )  # fmt: skip
     compile: bool = option(False, "compile the network with torch.compile")
 
 

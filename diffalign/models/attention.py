@@ -5,10 +5,14 @@ scaled_dot_product_attention directly. So each processor is wrapped: its call ru
 ``torch.nn.attention.sdpa_kernel`` with one back-end allowed. This also covers the recomputation of a
 checkpointed block, which does not call the network's own forward; the backward is that of the forward's
 kernel. A back-end that cannot run is an error: there is no silent fallback.
+
+FlashAttention 2 and 3 as packages or as kernels of the hub are diffusers' own back-ends, set by
+``set_attention_backend`` on networks whose processors call its dispatcher.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffalign.errors import UserError, unknown
+from diffalign.models.precision import only_errors
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -25,6 +30,11 @@ BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+NATIVE = {"native": "auto", **{f"_native_{name}": name for name in BACKENDS}}
+"""Names here of diffusers' names of torch's back-ends."""
+
+DISPATCHED = {"flash_hub": "kernels", "_flash_3": "flash_attn_interface", "_flash_3_hub": "kernels"}
+"""Back-ends of diffusers' dispatcher that have a backward, and the module that each needs."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ class OneBackend:
 def set_attention(network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
     """Restrict the attention of ``network`` to the back-end ``name``; ``auto`` leaves the choice to torch.
 
+    ``name`` is one of here, or diffusers' name of it.
+
     Args:
         device: where the network runs.
         dtype: of its computation: autocast's, if there is autocast.
@@ -82,11 +94,16 @@ def set_attention(network: Any, name: str, device: torch.device | str, dtype: to
     Raises:
         UserError: an unknown name, or a back-end that cannot run there; the message lists those that can.
     """
+    name = NATIVE.get(name, name)
     if name == "auto":
         return
-    if name != "xformers" and name not in BACKENDS:
-        raise unknown("attention (model.attention)", name, ["auto", "xformers", *BACKENDS])
+    if name != "xformers" and name not in (*BACKENDS, *DISPATCHED):
+        allowed = ["auto", "xformers", *BACKENDS, *DISPATCHED, *NATIVE]
+        raise unknown("attention (model.attention)", name, allowed)
     dims = head_dims(network)
+    if name in DISPATCHED:
+        _dispatch(network, name, device, dtype, dims)
+        return
     if name == "xformers":
         try:
             network.enable_xformers_memory_efficient_attention()
@@ -98,6 +115,49 @@ def set_attention(network: Any, name: str, device: torch.device | str, dtype: to
         raise UserError(_unavailable(name, device, dtype, dims, reasons[0]))
     for module in _attentions(network):
         module.set_processor(OneBackend(module.processor, BACKENDS[name]))
+
+
+def _dispatch(
+    network: Any, name: str, device: torch.device | str, dtype: torch.dtype, dims: list[int]
+) -> None:
+    """Set a back-end of diffusers' dispatcher on one network, after a trial of it forward and backward.
+
+    Raises:
+        UserError: the package is missing, the network does not call the dispatcher, or the trial fails.
+    """
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    modules = _attentions(network)
+    without = [m for m in modules if not hasattr(m.processor, "_attention_backend")]
+    if without or not modules:
+        here = ", ".join(["auto", *available(device, dtype, dims)])
+        raise UserError(
+            f"model.attention={name!r}: {len(without)} of {len(modules)} attention layers of "
+            f"{type(network).__name__} do not call diffusers' dispatcher; allowed here: {here}"
+        )
+    package = DISPATCHED[name]
+    if find_spec(package) is None:
+        from_where = "pip install kernels" if package == "kernels" else "build FlashAttention 3 from source"
+        raise UserError(f"model.attention={name!r} needs {package}, which is not installed: {from_where}")
+    active, _ = _AttentionBackendRegistry.get_active_backend()
+    try:
+        with only_errors("diffusers"):  # it says that the back-ends are an experiment
+            network.set_attention_backend(name)
+        for dim in dims:
+            _try_dispatched(name, device, dtype, dim)
+    except Exception as error:  # of a download, of another package's version, of the device, of the kernel
+        raise UserError(_unavailable(name, device, dtype, dims, str(error))) from error
+    finally:
+        # set_attention_backend also makes it the default of all other networks, such as autoencoders
+        _AttentionBackendRegistry.set_active_backend(active)
+
+
+def _try_dispatched(name: str, device: torch.device | str, dtype: torch.dtype, dim: int) -> None:
+    """Run a back-end of diffusers' dispatcher forward and backward on zeros of shape (1, 16, 2, dim)."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    q, k, v = (torch.zeros(1, 16, 2, dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    dispatch_attention_fn(q, k, v, backend=AttentionBackendName(name)).sum().backward()
 
 
 def head_dims(network: nn.Module) -> list[int]:

@@ -1,14 +1,19 @@
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from torch.nn.attention import SDPBackend
 from torch.testing import assert_close
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
+from diffalign.models import attention
 from diffalign.models.attention import (
+    BACKENDS,
+    NATIVE,
     Calls,
     OneBackend,
     available,
@@ -119,3 +124,105 @@ def test_an_unavailable_kernel_is_a_user_error(sdxl: LoadedModel, name: str) -> 
 def test_an_unknown_kernel_is_a_user_error(sdxl: LoadedModel) -> None:
     with pytest.raises(UserError, match="did you mean flash"):
         set_attention(sdxl.network, "flush", "cpu", torch.float32)
+
+
+def test_diffusers_names_of_torchs_kernels_are_ours(folders: dict[str, Path]) -> None:
+    assert {*NATIVE.values()} == {"auto", *BACKENDS}
+    model = load(ModelConfig(path=str(folders["sdxl"]), attention="_native_math"))
+    x_t, t = states_of(model)
+    cond = conditions(model, ["a", "b"])
+    with Calls() as calls, torch.no_grad():
+        model.denoiser()(x_t, t, cond)
+    assert kernels(calls) == {"math"}
+
+
+def hub_kernel(called: list[torch.Size]) -> object:
+    """Return a kernel of FlashAttention 3's arguments, (batch, tokens, heads, width), that runs on a CPU."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: object, **more: object):  # type: ignore[no-untyped-def]
+        called.append(q.shape)
+        flipped = (x.transpose(1, 2) for x in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(*flipped, scale=softmax_scale)  # type: ignore[arg-type, misc]
+        return out.transpose(1, 2)
+
+    return attend
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_kernel_of_the_hub_is_called_forward_and_in_recomputation(
+    folders: dict[str, Path], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diffusers' own dispatch, with a stand-in for what the package kernels would download."""
+    called: list[torch.Size] = []
+    stand_in(monkeypatch, hub_kernel(called))
+    gradients, default = [], attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    for name in ("auto", "_flash_3_hub"):
+        called.clear()
+        config = ModelConfig(path=str(folders["flux"]), attention=name, gradient_checkpointing=checkpointing)  # type: ignore[arg-type]
+        model = load(config)
+        tried = len(called)
+        parameters = prepare_policy(model, config)
+        run(model)
+        gradients.append([p.grad for _, p in parameters])
+    layers = len(model.network.attn_processors)  # type: ignore[operator, arg-type]
+    assert tried == 1 and len(called) == tried + layers * (2 if checkpointing else 1)
+    assert attention_dispatch._AttentionBackendRegistry.get_active_backend() == default, "others keep theirs"
+    for plain, other in zip(*gradients, strict=True):
+        assert_close(plain, other)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, kernel: object) -> None:
+    name = attention_dispatch.AttentionBackendName._FLASH_3_HUB
+    monkeypatch.setattr(attention, "find_spec", lambda package: package)
+    monkeypatch.setattr(attention_dispatch, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(attention_dispatch, "is_kernels_version", lambda *bound: True)
+    config = attention_dispatch._HUB_KERNELS_REGISTRY[name]
+    for part in ("kernel_fn", "wrapped_forward_fn", "wrapped_backward_fn"):
+        monkeypatch.setattr(config, part, kernel)
+
+
+def test_a_kernel_of_the_hub_that_cannot_run_is_a_user_error(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(**arguments: object) -> None:
+        raise RuntimeError("FlashAttention only supports Hopper GPUs")
+
+    stand_in(monkeypatch, kernel)
+    with pytest.raises(
+        UserError, match=r"'_flash_3_hub' cannot run on cpu.*Hopper GPUs; allowed here: auto, flash"
+    ):
+        load(ModelConfig(path=str(folders["flux"]), attention="_flash_3_hub"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("_flash_3_hub", "pip install kernels"), ("_flash_3", "build FlashAttention 3")]
+)
+def test_a_missing_package_of_a_kernel_is_told(
+    folders: dict[str, Path], name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=rf"model.attention='{name}' needs .*not installed: {words}"):
+        load(ModelConfig(path=str(folders["flux"]), attention=name))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_networks_without_the_dispatcher_refuse_its_kernels(folders: dict[str, Path], family: str) -> None:
+    with pytest.raises(
+        UserError, match=r"attention layers of .* do not call diffusers' dispatcher; allowed here: auto"
+    ):
+        load(ModelConfig(path=str(folders[family]), attention="_flash_3_hub"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("kernels") is None, reason="needs a Hopper GPU and kernels"
+)
+def test_flash_attention_3_agrees_with_torchs(folders: dict[str, Path]) -> None:
+    predictions = []
+    for name in ("auto", "_flash_3_hub"):
+        model = load(ModelConfig(path=str(folders["flux"]), attention=name, dtype="bfloat16"), device="cuda")  # type: ignore[arg-type]
+        x_t, t = states_of(model)
+        cond = {key: value.cuda() for key, value in conditions(model, ["a", "b"]).items()}
+        with torch.no_grad():
+            predictions.append(model.denoiser()(x_t.cuda(), t.cuda(), cond).float())
+    assert_close(*predictions, atol=2e-2, rtol=2e-2)
