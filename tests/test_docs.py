@@ -11,7 +11,7 @@ from benchmarks.reproduce import written
 from diffalign.cli import COMMANDS
 from diffalign.config.files import shipped_configs
 from diffalign.methods import REGISTRY as METHODS
-from diffalign.models.families.registry import FAMILIES
+from diffalign.models.families.registry import FAMILIES, REFUSED
 from diffalign.rewards import REGISTRY as REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +55,11 @@ def test_every_reward_family_command_and_recipe_is_described(site):
         text = (site / f"{page}.html").read_text(encoding="utf-8")
         missing = [name for name in names if f'id="{name}"' not in text and f"id={name}" not in text]
         assert not missing, (page, missing)
+
+
+def test_pipelines_that_are_refused_are_told(site):
+    text = (site / "models.html").read_text(encoding="utf-8")
+    assert REFUSED and all(name in text for name in REFUSED)
 
 
 def test_every_published_table_has_a_page_that_links_its_sources(site):

@@ -16,7 +16,7 @@ from diffalign.models.checks import check_components, check_vae, check_variant, 
 from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
 from diffalign.models.families.base import Family
 from diffalign.models.families.card import FamilyCard
-from diffalign.models.families.registry import FAMILIES, get_family, meant, moved
+from diffalign.models.families.registry import FAMILIES, REFUSED, get_family, meant, moved
 from diffalign.models.formulation import Formulation, formulation_in, path_of, set_formulation
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
@@ -269,8 +269,10 @@ def _family_of_class(config: ModelConfig, source: str, index: dict[str, Any]) ->
         cards = [card for card in cards if _has(config, source, card)]
     if cards:
         return max(decided or cards, key=lambda c: len(c.recognised_by))
+    reason = REFUSED.get(str(name))
+    why = f" ({reason})" if reason else ""
     raise UserError(
-        f"model.path={config.path!r} is a {name}; allowed: "
+        f"model.path={config.path!r} is a {name}{why}; allowed: "
         + ", ".join(f"{card.pipeline} ({card.name})" for card in FAMILIES.values())
     )
 

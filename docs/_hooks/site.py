@@ -269,7 +269,7 @@ def _cell(text: Any) -> str:
 
 def models() -> str:
     """Return the gallery of model families."""
-    from diffalign.models.families.registry import FAMILIES
+    from diffalign.models.families.registry import FAMILIES, REFUSED
 
     lines = [
         "# Models",
@@ -283,6 +283,8 @@ def models() -> str:
         lines.append(
             f"| `{card.name}` {{#{card.name}}} | {card.title} | `{card.pipeline}` | `{card.example}` |"
         )
+    lines += ["", "Refused, though a family has a similar pipeline:", ""]
+    lines += [f"- `{pipeline}`: {reason}." for pipeline, reason in REFUSED.items()]
     return "\n".join(lines) + "\n"
 
 

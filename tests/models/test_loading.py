@@ -183,6 +183,10 @@ def leave_only_a_lora(folder: Path) -> None:
         (leave_only_a_lora, "holds a LoRA: give its base model"),
         (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
         (lambda f: spoil_index(f, _class_name="Kandinsky"), r"is a Kandinsky; allowed: .*\(sdxl\)"),
+        (
+            lambda f: spoil_index(f, _class_name="LTXConditionPipeline"),
+            r"is a LTXConditionPipeline \(LTX-Video 0\.9\.5 .*fresh noise.*allowed: .*LTXImageToVideo",
+        ),
         (lambda f: spoil_index(f, text_encoder_2=[None, None]), "has no text_encoder_2"),
         (remove_network, "component folder missing: unet"),
         (remove_weights, "cannot be loaded"),

@@ -21,6 +21,13 @@ _CARDS = sorted((*IMAGES, *VIDEOS), key=lambda card: card.name)
 
 FAMILIES: Mapping[str, FamilyCard] = {card.name: card for card in _CARDS}
 
+REFUSED: Mapping[str, str] = {
+    "LTXConditionPipeline": "LTX-Video 0.9.5 and later, with conditions at any frame: its sampler adds fresh "
+    "noise to a given frame before every call of the network, so no prediction is a function of the state "
+    "and the source alone; its frames have other positions in time, and it has a schedule of its own",
+}
+"""Pipelines that resemble a family's and are none, and why."""
+
 
 def get_family(name: str) -> "Family":
     """Return the family of that name; imports torch.
