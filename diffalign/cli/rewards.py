@@ -43,7 +43,8 @@ def run(argv: Sequence[str]) -> int:
         )
         source = f":{cards[0].source}" if cards[0].source else ""
         folder = "videos" if cards[0].video else "images"
-        print(f"example: diffalign score {folder}/ --rewards {cards[0].name}{source} --prompts prompts.txt")
+        prompts = "edits.jsonl" if cards[0].edits else "prompts.txt"  # a source image beside each prompt
+        print(f"example: diffalign score {folder}/ --rewards {cards[0].name}{source} --prompts {prompts}")
     return 0
 
 
