@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from diffalign.config.schema import Run
@@ -30,10 +30,15 @@ class Alive(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
+                self._follow(tensor)
         return out
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def _follow(self, tensor: Tensor) -> None:
+        if is_traceable_wrapper_subclass(tensor):  # quantised: the tensors that it is made of
+            for name in tensor.__tensor_flatten__()[0]:
+                self._follow(getattr(tensor, name))
+            return
+        storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._seen:
             self._seen.add(key)
