@@ -130,7 +130,7 @@ def run_script(job: dict[str, Any]) -> str:
         sys.modules["wandb"] = stand_in
     sys.argv = [job["script"], *job["arguments"]]
     runpy.run_path(job["script"], run_name="__main__")
-    return "no"
+    return "bf16" if "bf16" in job["arguments"] else "no"
 
 
 def run_real(job: dict[str, Any]) -> str:
