@@ -93,7 +93,7 @@ def load(source: str | None, place: Place) -> EditReward:
                 f"reward {_NAME!r}: {str(path)!r} has no layer {name} of a head; it is no EditReward"
             )
         layers.append(linear(weight, bias))
-    qwen = load_qwen(_NAME, state, str(path), base or _BASE, [_MARK], place, "qwen2_5_vl")
+    qwen = load_qwen(_NAME, state, str(path), base or _BASE, [_MARK], place, kind="qwen2_5_vl")
     width = qwen.model.config.text_config.hidden_size
     if layers[0].in_features != width:
         raise UserError(

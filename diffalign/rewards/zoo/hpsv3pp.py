@@ -139,7 +139,7 @@ def load(source: str | None, place: Place) -> HPSv3PlusPlus:
         if weight is None or bias is None:
             raise UserError(f"reward {_NAME!r}: {path!r} has no layer {name}; it is no HPSv3++ (film_hybrid)")
         layers[name] = linear(weight, bias)
-    qwen = load_qwen(_NAME, state, path, base or _BASE, [_MARK], place, "qwen3_vl")
+    qwen = load_qwen(_NAME, state, path, base or _BASE, [_MARK], place, kind="qwen3_vl")
     width = qwen.model.config.text_config.hidden_size
     if layers["rm_head.0"].in_features != width:
         raise UserError(

@@ -163,6 +163,7 @@ def load_qwen(
     base: str,
     marks: Sequence[str],
     place: Place,
+    *,
     kind: str = "qwen2_vl",
 ) -> Qwen:
     """Return a Qwen-VL with the given weights.
