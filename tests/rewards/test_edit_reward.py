@@ -17,7 +17,7 @@ from diffalign.errors import UserError
 from diffalign.media.sourced import SourcedPrompt
 from diffalign.rewards.zoo.instructions import template
 from tests.rewards.conformance import assert_bfloat16_keeps_the_order, conforms, covers, pictures, some
-from tests.rewards.tiny_qwen import CHAT, WIDTH, image_processor, make_tokenizer, marked
+from tests.rewards.tiny_qwen import CHAT, WIDTH, flat_config, image_processor, make_tokenizer, marked
 
 MARK = "<|Reward|>"
 FULL = 256 * 28 * 28
@@ -52,17 +52,8 @@ def base(tmp_path_factory):
     words = make_tokenizer(folder)
     words.chat_template = CHAT
     words.save_pretrained(folder)
-    ids = {f"{kind}_token_id": words.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
-    config = {
+    config = flat_config(words) | {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
-        "vocab_size": len(words) + 20, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
-        "max_position_embeddings": 4096, "max_window_layers": 2, "use_sliding_window": False,
-        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False, "torch_dtype": "float32",
-        "bos_token_id": 0, "eos_token_id": 0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, **ids,
-        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
         "vision_config": {
             "depth": 2, "hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_heads": 2,
             "intermediate_size": 2 * WIDTH, "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2,

@@ -1,13 +1,7 @@
 """UnifiedReward 2.0: an endpoint that looks at its images, and a tiny Qwen3-VL of transformers."""
 
-import base64
 import hashlib
-import io
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +12,7 @@ from diffalign.rewards.zoo.instructions import template
 from diffalign.rewards.zoo.unified_reward_2 import load_pairwise, points, shares
 from diffalign.utils.http import UnusableError
 from tests.rewards.conformance import conforms_to_samples, covers, pictures
+from tests.rewards.endpoint import light, serving
 from tests.rewards.tiny_qwen3 import make_base, random_model, save_processor
 
 ANSWER = "Alignment Score (1-5): {:.9f}\nCoherence Score (1-5): {:.9f}\nStyle Score (1-5): {:.9f}\n"
@@ -27,43 +22,24 @@ PAIR = (
 )
 
 
-def light(content):
-    data = base64.b64decode(content["image_url"]["url"].partition("base64,")[2])
-    return float(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).mean()) / 255
-
-
 @pytest.fixture
 def address():
     """Light images are aligned, dark ones stylish; of two the lighter wins, with 0.1 for the first place."""
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            *images, question = body["messages"][0]["content"]
-            asked.append((self.path, body["model"], question["text"]))
-            levels = [light(image) for image in images]
-            if len(levels) == 2:
-                share = 0.5 + 0.1 + 0.4 * (levels[0] - levels[1])
-                text = PAIR.format(share, 1 - share)
-            else:
-                text = ANSWER.format(1 + 4 * levels[0], 3, 5 - 4 * levels[0])
-            if "silent" in question["text"]:
-                text = "I would rather not."
-            answer = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(path, body):
+        *images, question = body["messages"][0]["content"]
+        asked.append((path, body["model"], question["text"]))
+        levels = [light(image) for image in images]
+        if "silent" in question["text"]:
+            return "I would rather not."
+        if len(levels) == 2:
+            share = 0.5 + 0.1 + 0.4 * (levels[0] - levels[1])
+            return PAIR.format(share, 1 - share)
+        return ANSWER.format(1 + 4 * levels[0], 3, 5 - 4 * levels[0])
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1@UnifiedReward", asked
-    server.shutdown()
-    server.server_close()
+    with serving(answer) as served:
+        yield f"{served}@UnifiedReward", asked
 
 
 def grey(level):

@@ -1,13 +1,8 @@
 """UnifiedReward-Edit: an endpoint that looks at its images, and a tiny Qwen3-VL of transformers."""
 
-import base64
 import hashlib
 import io
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +14,7 @@ from diffalign.rewards.zoo.instructions import template
 from diffalign.rewards.zoo.unified_reward_edit import worst
 from diffalign.utils.http import UnusableError
 from tests.rewards.conformance import conforms_to_samples, covers, pictures
+from tests.rewards.endpoint import light, serving
 from tests.rewards.tiny_qwen3 import make_base, random_model, save_processor
 
 
@@ -32,39 +28,20 @@ def edit(text, level=0):
     return SourcedPrompt(text, buffer.getvalue())
 
 
-def light(content):
-    data = base64.b64decode(content["image_url"]["url"].partition("base64,")[2])
-    return float(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).mean()) / 255
-
-
 @pytest.fixture
 def address():
     """Rate an edit by how much lighter it is than its source, and its quality by how light it is."""
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            *images, question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][
-                0
-            ]["content"]
-            asked.append((len(images), question["text"]))
-            levels = [light(image) for image in images]
-            first = levels[1] - levels[0] if len(levels) == 2 else levels[0]
-            body = f'{{\n\n"reasoning" : "so",\n"score" : [25, {max(0, 25 * first):.4f}],\n}}'
-            answer = json.dumps({"choices": [{"message": {"content": body}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(path, body):
+        *images, question = body["messages"][0]["content"]
+        asked.append((len(images), question["text"]))
+        levels = [light(image) for image in images]
+        first = levels[1] - levels[0] if len(levels) == 2 else levels[0]
+        return f'{{\n\n"reasoning" : "so",\n"score" : [25, {max(0, 25 * first):.4f}],\n}}'
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1@UnifiedReward", asked
-    server.shutdown()
-    server.server_close()
+    with serving(answer) as served:
+        yield f"{served}@UnifiedReward", asked
 
 
 @covers("unified_reward_edit")

@@ -58,17 +58,8 @@ def make_tokenizer(folder: Path, whole: str = "", **kwargs: Any) -> Any:
 def make_base(folder: Path, weights: bool = False, seed: int = 0, whole: str = "") -> Path:
     """config.json as the hub has it (flat), tokenizer, and if wanted model.safetensors in the old layout."""
     words = make_tokenizer(folder, whole)
-    ids = {f"{kind}_token_id": words.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
-    config = {
+    config = flat_config(words) | {
         "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
-        "vocab_size": len(words) + 20, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
-        "max_position_embeddings": 4096, "max_window_layers": 2, "use_sliding_window": False,
-        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False, "torch_dtype": "float32",
-        "bos_token_id": 0, "eos_token_id": 0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, **ids,
-        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
         "vision_config": {
             "depth": 2, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 2,
             "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
@@ -82,13 +73,35 @@ def make_base(folder: Path, weights: bool = False, seed: int = 0, whole: str = "
     return folder
 
 
-def random_model(base: Path, tokens: int | None = None, seed: int = 0, std: float = 0.15) -> Any:
+def flat_config(words: Any) -> dict[str, Any]:
+    """Return what the config.json of a Qwen2-VL and of a Qwen2.5-VL with that tokenizer have in common."""
+    tokens = ("image_pad", "video_pad", "vision_start", "vision_end")
+    ids = {
+        f"{name.removesuffix('_pad')}_token_id": words.convert_tokens_to_ids(f"<|{name}|>") for name in tokens
+    }
+    return {
+        "vocab_size": len(words) + 20, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_act": "silu",
+        "max_position_embeddings": 4096, "max_window_layers": 2, "use_sliding_window": False,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False, "torch_dtype": "float32",
+        "bos_token_id": 0, "eos_token_id": 0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, **ids,
+    }  # fmt: skip
+
+
+def random_model(
+    base: Path,
+    tokens: int | None = None,
+    seed: int = 0,
+    std: float = 0.15,
+    kind: Any = Qwen2VLForConditionalGeneration,
+) -> Any:
     """Return a model of that config and number of tokens; its weights are large, so that images matter."""
     config = AutoConfig.from_pretrained(base)
     config.text_config.vocab_size = tokens or config.text_config.vocab_size
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(config)
+        model = kind(config)
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else std)

@@ -1,12 +1,11 @@
 """A tiny random Qwen3-VL in the published layout, and its processor."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
-    AutoConfig,
     Qwen2VLImageProcessor,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -14,6 +13,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.rewards import tiny_qwen
 from tests.rewards.tiny_qwen import WIDTH, make_tokenizer
 
 CHAT = (
@@ -53,19 +53,7 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
-def random_model(base: Path, tokens: int | None = None, seed: int = 0, std: float = 0.15) -> Any:
-    """Return a model of that config and number of tokens; its weights are large, so that images matter."""
-    config = AutoConfig.from_pretrained(base)
-    config.text_config.vocab_size = tokens or config.text_config.vocab_size
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else std)
-            elif "norm" not in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval().requires_grad_(False)
+random_model = partial(tiny_qwen.random_model, kind=Qwen3VLForConditionalGeneration)
 
 
 def image_processor() -> Any:

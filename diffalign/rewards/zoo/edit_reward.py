@@ -25,7 +25,7 @@ from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.sources import places_and_options
 from diffalign.rewards.zoo.edits import edits_of
 from diffalign.rewards.zoo.instructions import template
-from diffalign.rewards.zoo.qwen import IMAGE, Qwen, linear, load_qwen
+from diffalign.rewards.zoo.qwen import IMAGE, Qwen, check_width, load_qwen, pop_linear
 from diffalign.rewards.zoo.qwen_pixels import interleaved
 
 _NAME = "edit_reward"
@@ -82,24 +82,13 @@ def load(source: str | None, place: Place) -> EditReward:
         UserError: a missing file, the hub cannot be reached, or weights of another model.
     """
     (where, base), _ = places_and_options(_NAME, source, 2, ())
-    path = _file(where or REGISTRY[_NAME].checkpoint)
+    path = str(_file(where or REGISTRY[_NAME].checkpoint))
     state = read_state(_NAME, path)
     names = [f"rm_heads.head_{i}.{layer}" for i in range(len(_QUESTIONS)) for layer in _LAYERS]
-    layers = []
-    for name in names:
-        weight, bias = state.pop(f"{name}.weight", None), state.pop(f"{name}.bias", None)
-        if weight is None or bias is None:
-            raise UserError(
-                f"reward {_NAME!r}: {str(path)!r} has no layer {name} of a head; it is no EditReward"
-            )
-        layers.append(linear(weight, bias))
-    qwen = load_qwen(_NAME, state, str(path), base or _BASE, [_MARK], place, kind="qwen2_5_vl")
-    width = qwen.model.config.text_config.hidden_size
-    if layers[0].in_features != width:
-        raise UserError(
-            f"reward {_NAME!r}: the heads of {str(path)!r} take {layers[0].in_features} numbers, but its "
-            f"language model makes {width}"
-        )
+    lacking = " of a head; it is no EditReward"
+    layers = [pop_linear(_NAME, state, name, path, lacking) for name in names]
+    qwen = load_qwen(_NAME, state, path, base or _BASE, [_MARK], place, kind="qwen2_5_vl")
+    check_width(_NAME, qwen, layers[0], path, several=True)
     heads = [
         nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         for first, second, third in (layers[:3], layers[3:])

@@ -28,7 +28,7 @@ from diffalign.rewards.registry import REGISTRY
 from diffalign.rewards.sources import places_and_options
 from diffalign.rewards.zoo.geneval2_questions import Question, check_known, questions_of, read_questions
 from diffalign.rewards.zoo.instructions import refuse_unreadable, reserved
-from diffalign.rewards.zoo.vision_language import Reader, last_positions, reader_of
+from diffalign.rewards.zoo.vision_language import Reader, reader_of
 
 _ASKED = "{} Answer in one word."  # the published wording
 
@@ -111,8 +111,7 @@ class SoftTifa:
         texts = [self.reader.asked(_ASKED.format(question.text)) for _, question in asked]
         which = [i for i, _ in asked]
         chosen = images[which] if isinstance(images, Tensor) else [images[i] for i in which]
-        inputs = self.reader.inputs(chosen, texts)
-        first = self.reader.logits(inputs, last_positions(inputs)[:, None])[:, 0].log_softmax(-1)
+        first = self.reader.next_token(chosen, texts).log_softmax(-1)
         tokens = [list(self.tokens[question.answer]) for _, question in asked]
         return torch.stack([row[ids].logsumexp(0) for row, ids in zip(first, tokens, strict=True)])
 

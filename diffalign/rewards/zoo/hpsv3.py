@@ -16,7 +16,7 @@ from diffalign.rewards.checkpoints import fetched, read_state
 from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.zoo.instructions import template
-from diffalign.rewards.zoo.qwen import IMAGE, Qwen, linear, load_qwen
+from diffalign.rewards.zoo.qwen import IMAGE, Qwen, check_width, linear, load_qwen
 
 _NAME = "hpsv3"
 _MARK = "<|Reward|>"
@@ -72,10 +72,6 @@ def load(source: str | None, place: Place) -> HPSv3:
         )
     layers = [linear(head[f"rm_head.{i}.weight"], head[f"rm_head.{i}.bias"]) for i in (0, 3, 5)]
     qwen = load_qwen(_NAME, state, path, base or _BASE, [_MARK], place)
-    if layers[0].in_features != qwen.model.config.text_config.hidden_size:
-        raise UserError(
-            f"reward {_NAME!r}: the head of {path!r} takes {layers[0].in_features} numbers, but its language "
-            f"model makes {qwen.model.config.text_config.hidden_size}"
-        )
+    check_width(_NAME, qwen, layers[0], path)
     stack = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     return HPSv3(qwen, stack.to(place.device), place.batch_size)

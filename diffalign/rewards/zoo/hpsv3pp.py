@@ -29,7 +29,7 @@ from diffalign.rewards.images import Images, in_batches
 from diffalign.rewards.registry import REGISTRY, Place
 from diffalign.rewards.sources import number, places_and_options
 from diffalign.rewards.zoo.instructions import template
-from diffalign.rewards.zoo.qwen import IMAGE, Qwen, linear, load_qwen
+from diffalign.rewards.zoo.qwen import IMAGE, Qwen, check_width, load_qwen, pop_linear
 from diffalign.rewards.zoo.qwen_pixels import Pixels
 
 _NAME = "hpsv3pp"
@@ -133,18 +133,9 @@ def load(source: str | None, place: Place) -> HPSv3PlusPlus:
         repository, _, filename = REGISTRY[_NAME].checkpoint.rpartition("/")
         path = str(fetched(_NAME, repository, filename))
     state = read_state(_NAME, path)
-    layers = {}
-    for name in _LAYERS:
-        weight, bias = state.pop(f"{name}.weight", None), state.pop(f"{name}.bias", None)
-        if weight is None or bias is None:
-            raise UserError(f"reward {_NAME!r}: {path!r} has no layer {name}; it is no HPSv3++ (film_hybrid)")
-        layers[name] = linear(weight, bias)
+    lacking = "; it is no HPSv3++ (film_hybrid)"
+    layers = {name: pop_linear(_NAME, state, name, path, lacking) for name in _LAYERS}
     qwen = load_qwen(_NAME, state, path, base or _BASE, [_MARK], place, kind="qwen3_vl")
-    width = qwen.model.config.text_config.hidden_size
-    if layers["rm_head.0"].in_features != width:
-        raise UserError(
-            f"reward {_NAME!r}: the head of {path!r} takes {layers['rm_head.0'].in_features} numbers, but "
-            f"its language model makes {width}"
-        )
+    check_width(_NAME, qwen, layers["rm_head.0"], path)
     head = Head(layers).eval().requires_grad_(False).to(place.device)
     return HPSv3PlusPlus(qwen, head, iteration, place.batch_size)

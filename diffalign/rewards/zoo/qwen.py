@@ -256,6 +256,35 @@ def _filled(name: str, config: Any, state: Mapping[str, Tensor], source: str, pl
     return model.to(place.device).eval().requires_grad_(False)
 
 
+def pop_linear(name: str, state: dict[str, Tensor], layer: str, path: str, lacking: str) -> nn.Linear:
+    """Take the weights of a linear layer out of ``state`` and return the layer, frozen, in float32.
+
+    Args:
+        name: the reward's name, for messages.
+        state: weights by name.
+        layer: name of the layer.
+        path: file of the weights, for messages.
+        lacking: end of the message if there is no such layer.
+
+    Raises:
+        UserError: there is no such layer with a bias.
+    """
+    weight, bias = state.pop(f"{layer}.weight", None), state.pop(f"{layer}.bias", None)
+    if weight is None or bias is None:
+        raise UserError(f"reward {name!r}: {path!r} has no layer {layer}{lacking}")
+    return linear(weight, bias)
+
+
+def check_width(name: str, qwen: Qwen, layer: nn.Linear, path: str, *, several: bool = False) -> None:
+    """Raise a UserError if the first layer of a head, or of several, does not take what ``qwen`` makes."""
+    width = qwen.model.config.text_config.hidden_size
+    if layer.in_features != width:
+        whose = f"heads of {path!r} take" if several else f"head of {path!r} takes"
+        raise UserError(
+            f"reward {name!r}: the {whose} {layer.in_features} numbers, but its language model makes {width}"
+        )
+
+
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """Return a frozen linear layer in float32."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
