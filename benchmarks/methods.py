@@ -7,9 +7,9 @@
 
 A row is (world, method, seed) and a file under ``benchmarks/rows``. It is written as soon as it is made, so
 an interrupted run resumes, and concurrent processes share the rows. ``benchmarks/methods.json`` and
-``methods.md`` are made from all rows. A row whose settings have changed is made again. On a tiny image model
-a method with complete trials (``benchmarks.tuning``) is trained with the settings of the best trial, others
-with their recipe's.
+``methods.md`` are made from all rows. A row whose settings have changed is made again. With ``--tuned`` a
+method of a tiny image model is trained with the settings of its best trial (``benchmarks.tuning``), without
+with its recipe's; both rows are kept, so that the table says what tuning changed.
 
 Compute is counted at the network: a sample forward without gradient costs 1, forward and backward 3. The
 number of steps of a method is the budget divided by its measured cost per step.
@@ -42,14 +42,22 @@ def names(world: str) -> list[str]:
     return [n.removeprefix(prefix) for n in shipped_configs() if n.startswith(prefix)]
 
 
-def make(world: str, method: str, seed: int, prompts: int) -> Row | None:
-    """Return a row, read or made; None while another process makes it."""
-    name, trials = f"{world}-{method}-{seed}", []
+def make(world: str, method: str, seed: int, prompts: int, tuned: bool = False) -> Row | None:
+    """Return a row, read or made; None while another process makes it.
+
+    Args:
+        world: one of ``WORLDS``.
+        method: name of a method that has settings for the world.
+        seed: seed of the training.
+        prompts: held-out prompts of a tiny image model.
+        tuned: train with the settings of the best trial, not with those of the recipe.
+    """
+    trials = tuning.chosen(method, world) if tuned else []
+    name = f"{world}-{method}{'-tuned' if trials else ''}-{seed}"
     if world == "plane":
         plane_row = PLANE_METHODS[method]
         settings = plane_world.settings_of(plane_row, POINTS)
     else:
-        trials = tuning.chosen(method, world)
         recipe = tiny_world.recipe(method, trials[0]["flags"] if trials else [], seed, world)
         settings = tiny_world.settings_of(recipe, "test", prompts)
     with record.lock(name, wait=False) as acquired:
@@ -80,10 +88,14 @@ def current() -> list[Row]:
     rows = [row for world in WORLDS for row in record.rows(f"{world}-")]
     order = {pair: i for i, pair in enumerate((w, m) for w in WORLDS for m in names(w))}
     rows = [row for row in rows if (row["world"], row["method"]) in order]  # without removed methods
-    rows.sort(key=lambda row: (order[row["world"], row["method"]], row["seed"]))
-    firsts = {(row["world"], row["method"]): row["asked"] for row in reversed(rows)}
-    # rows with the settings before tuning are not averaged with those after
-    return [row for row in rows if record.same(row["asked"], firsts[row["world"], row["method"]])]
+    rows.sort(key=lambda row: (order[row["world"], row["method"]], "trials" in row, row["seed"]))
+    firsts = {_table_of(row): row["asked"] for row in reversed(rows)}
+    # rows with settings of before a change are not averaged with those of after
+    return [row for row in rows if record.same(row["asked"], firsts[_table_of(row)])]
+
+
+def _table_of(row: Row) -> tuple[str, str, bool]:
+    return row["world"], row["method"], "trials" in row
 
 
 def write() -> None:
@@ -131,7 +143,8 @@ def main(argv: list[str] | None = None) -> None:
     for world, method, seed in requested(arguments):
         if arguments.tuned and world != "plane":
             tuning.tune(method, world, say)
-        if make(world, method, seed, arguments.prompts) is not None:
+        tuned = arguments.tuned and world != "plane"
+        if make(world, method, seed, arguments.prompts, tuned) is not None:
             write()
 
 
