@@ -77,11 +77,11 @@ def compute(rows: Sequence[Row]) -> Figure:
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for colour, (title, world_rows) in enumerate(_worlds(rows)):
         at, gains, names = [], [], []
-        for name, group in groupby(world_rows, key=lambda row: row["method"]):
+        for (name, tuned), group in groupby(world_rows, key=lambda row: (row["method"], "trials" in row)):
             seeds = list(group)
             at.append(np.mean([row["seconds"] for row in seeds]))
             gains.append(over_seeds([row["gains"] for row in seeds]))
-            names.append(name)
+            names.append(f"{name}{' *' if tuned else ''}")
         values = np.array([g.value for g in gains])
         bars = np.array([[g.value - g.low for g in gains], [g.high - g.value for g in gains]])
         axis.errorbar(at, values, bars, fmt="o", ms=4, lw=1, alpha=0.8, label=title, color=f"C{colour}")

@@ -6,10 +6,11 @@
     python -m benchmarks.methods --world tiny --methods dpo,ipo --tuned   # trials, then five seeds
 
 A row is (world, method, seed) and a file under ``benchmarks/rows``. It is written as soon as it is made, so
-an interrupted run resumes, and concurrent processes share the rows. ``benchmarks/methods.json`` and
-``methods.md`` are made from all rows. A row whose settings have changed is made again. With ``--tuned`` a
-method of a tiny image model is trained with the settings of its best trial (``benchmarks.tuning``), without
-with its recipe's; both rows are kept, so that the table says what tuning changed.
+an interrupted run resumes, and concurrent processes share the rows. ``benchmarks/methods.json``,
+``methods.md`` and ``tuned.md`` are made from all rows. A row whose settings have changed is made again. With
+``--tuned`` a method of a tiny image model is trained with the settings of its best trial
+(``benchmarks.tuning``), without with its recipe's; both rows are kept, so that ``tuned.md`` says what tuning
+changed.
 
 Compute is counted at the network: a sample forward without gradient costs 1, forward and backward 3. The
 number of steps of a method is the budget divided by its measured cost per step.
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks import plane_world, record, tiny_world, tuning
+from benchmarks import plane_world, record, tiny_world, tuned_page, tuning
 from benchmarks.record import Row
 from benchmarks.tables import text
 from diffalign.config.io import shipped_configs
@@ -99,12 +100,13 @@ def _table_of(row: Row) -> tuple[str, str, bool]:
 
 
 def write() -> None:
-    """Write ``methods.json`` and ``methods.md`` from all rows."""
+    """Write ``methods.json``, ``methods.md`` and ``tuned.md`` from all rows."""
     with record.lock("methods"):
         rows = current()
-        brief = [{k: v for k, v in row.items() if k != "gains"} for row in rows]
+        brief = [{k: v for k, v in row.items() if k not in ("gains", "other gains")} for row in rows]
         write_atomic(record.HERE / "methods.json", json.dumps({"rows": brief}, indent=1) + "\n")
         write_atomic(record.HERE / "methods.md", text(rows))
+        write_atomic(record.HERE / "tuned.md", tuned_page.text(rows, list(tiny_world.PREFIXES)))
 
 
 def requested(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:

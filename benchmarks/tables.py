@@ -36,7 +36,8 @@ ABOUT = {"offline": [], "online": [ONLINE, ""], "reward gradients": [GRADIENTS, 
 TUNED = (
     "Every method had the same number of trials on validation prompts (`benchmarks/tuning.py`: five "
     "strengths, then three learning rates; without a strength eight learning rates) and is trained with the "
-    "best; then five seeds on the test prompts. Diversity: how much images of one caption differ, as a share "
+    "best; then five seeds on the test prompts ([what tuning changed](tuned.md)). "
+    "Diversity: how much images of one caption differ, as a share "
     "of the base's; a gain with a fall of it is a gain of sameness. Drift: KL of the process of sampling to "
     "the base's, nats an image. Ranks are over resampled prompts and "
     "seeds; a method whose interval *behind the first* reaches 0 is not shown to be worse than the first."
@@ -132,15 +133,16 @@ def _compared(by_method: list[list[Row]]) -> list[str]:
         name, low, high = group[0]["method"], *places[i]
         every = trials_of(group[0]["world"], name)
         lines.append(
-            f"| {name} | {low} to {high} | {behind[0]} | {behind[1]} | {_flags(group[0]['flags'])} | "
+            f"| {name} | {low} to {high} | {behind[0]} | {behind[1]} | {flags_of(group[0]['flags'])} | "
             f"{', '.join(at_edge(every)) or 'no'} | "
-            + "; ".join(f"{_flags(t['flags'])}: {t['gain'][0]:+.3f}" for t in every)
+            + "; ".join(f"{flags_of(t['flags'])}: {t['gain'][0]:+.3f}" for t in every)
             + " |"
         )
     return lines
 
 
-def _flags(flags: Sequence[str]) -> str:
+def flags_of(flags: Sequence[str]) -> str:
+    """Return changed settings as text."""
     return ", ".join(flag.removeprefix("--").split(".", 1)[1] for flag in flags) or "as shipped"
 
 

@@ -246,6 +246,9 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
         c = compare(before[name], after[name], texts)
         table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
     primary = REWARDS[0]
+    gained = {
+        name: [round(b - a, 4) for a, b in zip(before[name], after[name], strict=True)] for name in REWARDS
+    }
     summary = json.loads((result.output / "summary.json").read_text())
     figures = {k: v for k, v in summary["held_out"].items() if k.startswith(("errors/", "images"))}
     if split == "test":
@@ -255,7 +258,8 @@ def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str
         figures["drift"] = round(drift(replace(start, pipeline=pipeline), start, split), 3)
     return {
         "rewards": table,
-        "gains": [round(b - a, 4) for a, b in zip(before[primary], after[primary], strict=True)],
+        "gains": gained.pop(primary),
+        "other gains": gained,
         "figures": figures,
         "verdict": result.verdict,
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from benchmarks import (
     record,
     tables,
     tiny_world,
+    tuned_page,
     tuning,
 )
 from benchmarks.claims_list import Arm, Claim, Comparison
@@ -583,3 +585,52 @@ def test_the_figure_of_over_optimisation_has_the_trained_reward_thick():
     assert curves[2].get_ydata().tolist() == pytest.approx(np.array([0, *RISING]) / np.std(SPREAD))
     labels = [text.get_text() for text in legend.get_legend().get_texts()]
     assert labels == ["judge", "taste", "tiny CLIP", "step-aware model", "trained on", "held out"]
+
+
+def test_the_page_of_tuning_compares_a_methods_two_rows(apart):
+    """DPO is behind IPO with the recipes' settings, and level with it when both are tuned."""
+    random = np.random.default_rng(0)
+
+    def seeds(method, gain, **more):
+        return [
+            row("tiny", method, s, (gain + 0.1 * random.normal(size=200)).tolist(), **more) for s in range(3)
+        ]
+
+    tuned = {"trials": 8, "flags": ["--method.beta=250"], "figures": {"diversity": 0.9, "drift": 1.5}}
+    rows = [*seeds("dpo", 0.1), *seeds("dpo", 0.3, **tuned), *seeds("ipo", 0.3), *seeds("ipo", 0.3, **tuned)]
+    said = tuned_page.text([*rows, *seeds("sft", 0.1)], ["tiny", "sd3"])
+    assert "Not tuned yet: `sft`." in said and "The tiny SD3" not in said
+    lines = {line.split(" | ")[0]: line for line in said.splitlines() if "beta=250" in line}
+    assert " | 2 to 2 | " in lines["| dpo"] and " | 1 to 2 | " in lines["| dpo"]
+    cells = lines["| dpo"].split(" | ")
+    assert float(cells[5].split()[0]) == pytest.approx(0.2, abs=0.03) and cells[7].startswith("3, 3")
+    assert re.search(r"\| dpo \| recipe \| \+0\.\d{3} \| \+0\.\d{3} \|  \|  \|", said)
+    held_out = "+0.200 [+0.200, +0.200] | +1.500 [+1.000, +2.000] | 0.90 | 1.50"
+    assert f"| dpo | tuned | {held_out} |" in said
+    assert "recipes' settings, 1 of 1 pairs are shown to differ" in said and "`ipo` over `dpo` +0.2" in said
+    assert "Tuned, 0 of 1 pairs are shown to differ (Holm's correction over all of them, 5%): none." in said
+    assert "No method is tuned yet." in tuned_page.text(rows[:3], ["tiny"])
+
+
+def test_a_tuned_row_stands_beside_the_one_of_the_recipe(apart, monkeypatch):
+    """Both are made and kept; a row of older settings of the same kind is not averaged with newer ones."""
+    flags, made = ["--method.beta=250"], []
+
+    def run(name, recipe, split, prompts):
+        made.append((name, recipe.method["beta"]))
+        return {k: v for k, v in row("tiny", "dpo", 0, [0.1]).items() if k not in ("asked", "name", "seed")}
+
+    monkeypatch.setattr(tiny_world, "run", run)
+    monkeypatch.setattr(tuning, "chosen", lambda method, world: [{"flags": flags}] * 8)
+    for tuned in (False, True, True):
+        for seed in range(2):
+            methods.make("tiny", "dpo", seed, 8, tuned)
+    assert made == [("tiny-dpo-0", 1000), ("tiny-dpo-1", 1000)] + [
+        (f"tiny-dpo-tuned-{seed}", 250) for seed in range(2)
+    ]
+    assert [(r["name"], r.get("flags")) for r in methods.current()] == [
+        ("tiny-dpo-0", None),
+        ("tiny-dpo-1", None),
+        ("tiny-dpo-tuned-0", flags),
+        ("tiny-dpo-tuned-1", flags),
+    ]

@@ -216,16 +216,21 @@ def _gains(name: str) -> list[str]:
         "Gain over the base with its 95 % interval, by seed, at equal compute "
         "([all rows](../benchmarks/methods.md)).",
         "",
-        "| world | seed | gain | steps |",
-        "|---|---|---|---|",
+        "| world | settings | seed | gain | steps |",
+        "|---|---|---|---|---|",
     ]
     for row in mine:
         gain, low, high = row["rewards"][row["primary"]]["gain"]
         lines.append(
-            f"| {worlds.get(row['world'], row['world'])} | {row['seed']} "
+            f"| {worlds.get(row['world'], row['world'])} | {_tuned(row)} | {row['seed']} "
             f"| {gain:+.3f} [{low:+.3f}, {high:+.3f}] | {row['steps']} |"
         )
     return [*lines, ""]
+
+
+def _tuned(row: dict[str, Any]) -> str:
+    """Return the settings of a row: those of the best trial, or the recipe's."""
+    return ", ".join(f.removeprefix("--") for f in row["flags"]) if row.get("flags") else "recipe"
 
 
 @cache
