@@ -19,10 +19,10 @@ ABOUT = (
     "resampled prompts and seeds. The difference is paired in prompts and unpaired in seeds."
 )
 WHY = (
-    "The recipes' settings were found with unequal effort: most had one trial, the betas of IPO and DMPO were "
-    "lowered step by step, and DPO kept the beta of the demo. A method that was tuned stands above one that "
-    "was not, whatever their losses. Where the interval of *tuned - recipe* is above 0, the old place of a "
-    "method was a matter of tuning."
+    "The settings of the recipes were found with unequal effort: most had one trial, the betas of IPO and "
+    "DMPO were lowered step by step, and DPO kept the beta of the demo. A method that was tuned stands above "
+    "one that was not, whatever their losses. Where the interval of *tuned - recipe* is above 0, the old "
+    "place of a method was a matter of tuning."
 )
 CURVES = "Gain of every trial against its setting (`python -m benchmarks.figures --only sensitivity`):"
 

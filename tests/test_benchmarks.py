@@ -596,7 +596,9 @@ def test_the_page_of_tuning_compares_a_methods_two_rows(apart):
             row("tiny", method, s, (gain + 0.1 * random.normal(size=200)).tolist(), **more) for s in range(3)
         ]
 
-    tuned = {"trials": 8, "flags": ["--method.beta=250"], "figures": {"diversity": 0.9, "drift": 1.5}}
+    told = {"diversity": 0.9, "drift": 1.5}
+    held_out = {"taste": [0.2, 0.2], "tiny_clip": [1.0, 2.0]}
+    tuned = {"trials": 8, "flags": ["--method.beta=250"], "figures": told, "other gains": held_out}
     rows = [*seeds("dpo", 0.1), *seeds("dpo", 0.3, **tuned), *seeds("ipo", 0.3), *seeds("ipo", 0.3, **tuned)]
     said = tuned_page.text([*rows, *seeds("sft", 0.1)], ["tiny", "sd3"])
     assert "Not tuned yet: `sft`." in said and "The tiny SD3" not in said
@@ -605,8 +607,8 @@ def test_the_page_of_tuning_compares_a_methods_two_rows(apart):
     cells = lines["| dpo"].split(" | ")
     assert float(cells[5].split()[0]) == pytest.approx(0.2, abs=0.03) and cells[7].startswith("3, 3")
     assert re.search(r"\| dpo \| recipe \| \+0\.\d{3} \| \+0\.\d{3} \|  \|  \|", said)
-    held_out = "+0.200 [+0.200, +0.200] | +1.500 [+1.000, +2.000] | 0.90 | 1.50"
-    assert f"| dpo | tuned | {held_out} |" in said
+    beside = "+0.200 [+0.200, +0.200] | +1.500 [+1.000, +2.000] | 0.90 | 1.50"
+    assert f"| dpo | tuned | {beside} |" in said
     assert "recipes' settings, 1 of 1 pairs are shown to differ" in said and "`ipo` over `dpo` +0.2" in said
     assert "Tuned, 0 of 1 pairs are shown to differ (Holm's correction over all of them, 5%): none." in said
     assert "No method is tuned yet." in tuned_page.text(rows[:3], ["tiny"])
