@@ -9,20 +9,16 @@ seed, a file under ``benchmarks/rows``; ``few_step.md`` is made of all rows that
 captions, in 4 steps from the same noise; the base is drawn in 4 and in 20.
 """
 
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks import arms, record
-from benchmarks.record import Row, lock, over_seeds, shown, verdict
-from benchmarks.tiny_world import quiet, scores
+from benchmarks.record import Row, over_seeds, shown, verdict
+from benchmarks.tiny_world import scores, trained
 from diffalign.config.schema import ModelConfig
 from diffalign.evaluation.drawing.sampling import SamplingSettings
-from diffalign.export.aligned import load_aligned
 from diffalign.methods import build
 from diffalign.models.loading import load
-from diffalign.runs.align import align
 from diffalign.runs.demo import REWARDS
 from diffalign.runs.validate import read_run
 
@@ -81,10 +77,7 @@ def base(prompts: int) -> Row:
 
 def make(arm: Arm, seed: int, prompts: int) -> Row | None:
     """Return the row of an arm and a seed, made if it is missing; None if another process makes it."""
-    run = replace(
-        arms.seeded(read_run(arm.recipe, [*COMMON, *arm.flags]), seed),
-        output=str(record.WORK / "work" / f"fewstep-{arm.name}-{seed}"),
-    )
+    run = arms.seeded(read_run(arm.recipe, [*COMMON, *arm.flags]), seed)
     asked = {
         "method": build(run.method),
         "rollout": run.rollout,
@@ -95,22 +88,13 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
         "prompts": prompts,
     }
     name = f"fewstep-{arm.name}-{seed}"
-    if (found := record.known(name, asked)) is not None:
-        return found
-    with lock(name, wait=False) as mine:
-        if not mine:
-            return None
-        begin = time.process_time()
-        result = align(run, quiet)
-        seconds = time.process_time() - begin
-        if result.aligned is None:
-            raise KeyboardInterrupt
-        pipeline = load_aligned(run.model, result.aligned)
-        pipeline.fuse_lora()
-        row = {"arm": arm.name, "seed": seed, "seconds": round(seconds, 1), "verdict": result.verdict}
-        row["scores"] = scores(pipeline, "test", prompts, settings(FEW))
-        shutil.rmtree(result.output)
-        return record.keep(name, asked, row)
+
+    def facts() -> Row:
+        with trained(name, run) as (result, pipeline, seconds):
+            row = {"arm": arm.name, "seed": seed, "seconds": round(seconds, 1), "verdict": result.verdict}
+            return row | {"scores": scores(pipeline, "test", prompts, settings(FEW))}
+
+    return arms.row_of(name, asked, facts, lambda row: f"{row['seconds']:.0f} s")
 
 
 def text(start: Row, rows: Sequence[Row]) -> str:

@@ -8,7 +8,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -216,15 +217,10 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
     """Train for ``steps`` (None: the budget's), and measure on the prompts of ``split``."""
     calls = cost(recipe)
     steps = steps or max(1, round(budget(recipe) / calls.cost))
-    output = record.WORK / "work" / name
     ready = with_teachers(recipe)
-    begin = time.process_time()
-    result = align(replace(ready, output=str(output), training=replace(ready.training, steps=steps)), quiet)
-    seconds = time.process_time() - begin
-    if result.aligned is None:
-        raise KeyboardInterrupt
-    figures = _measured(result, recipe, split, prompts)
-    shutil.rmtree(output)
+    ready = replace(ready, training=replace(ready.training, steps=steps))
+    with trained(name, ready) as (result, pipeline, seconds):
+        figures = _measured(result, pipeline, recipe, split, prompts)
     return {
         **figures,
         "primary": REWARDS[0],
@@ -235,11 +231,27 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
     }
 
 
-def _measured(result: Result, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
-    texts = tiny.prompts(split, prompts)
-    pipeline = load_aligned(recipe.model, result.aligned)
-    if recipe.model.train == "lora":
+@contextmanager
+def trained(name: str, run: Run) -> Iterator[tuple[Result, Any, float]]:
+    """Train a run and yield its result, the aligned pipeline and the processor seconds of the training.
+
+    The run's folder is removed at the end.
+    """
+    output = record.WORK / "work" / name
+    begin = time.process_time()
+    result = align(replace(run, output=str(output)), quiet)
+    seconds = time.process_time() - begin
+    if result.aligned is None:
+        raise KeyboardInterrupt
+    pipeline = load_aligned(run.model, result.aligned)
+    if run.model.train == "lora":
         pipeline.fuse_lora()  # reduces the sampling time to 60 %
+    yield result, pipeline, seconds
+    shutil.rmtree(output)
+
+
+def _measured(result: Result, pipeline: Any, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
+    texts = tiny.prompts(split, prompts)
     before, after = base(ModelConfig(recipe.model.path), split, prompts), scores(pipeline, split, prompts)
     table = {}
     for name in REWARDS:
