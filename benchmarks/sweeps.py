@@ -151,8 +151,8 @@ def text(prompts: int) -> str:
         "",
         "`python -m benchmarks.sweeps` makes what is missing. Recipes of the tiny SDXL, trained for their "
         f"own steps (60 of 64 pairs). Gains are of images of {prompts} test captions over the base's, "
-        "sampled with the same settings from the same noise, with 95 % intervals by a bootstrap over captions and "
-        "seeds. The judge ordered the labels; taste and the tiny CLIP are held out.",
+        "sampled with the same settings from the same noise, with 95 % intervals by a bootstrap over "
+        "captions and seeds. The judge ordered the labels; taste and the tiny CLIP are held out.",
         "",
     ]
     says = {arm.name: arm.says for arm in ARMS}
