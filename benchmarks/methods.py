@@ -1,4 +1,4 @@
-"""The leaderboard: methods on the plane, on the tiny SDXL and on the tiny SD3, at equal compute.
+"""The leaderboard: methods on the plane and on the tiny image models, at equal compute.
 
     python -m benchmarks.methods                        # all missing rows
     python -m benchmarks.methods --world plane --methods dpo,inpo --seeds 3
@@ -25,7 +25,6 @@ import torch
 from benchmarks import plane_world, record, tiny_world, tuned_page, tuning
 from benchmarks.record import Row
 from benchmarks.tables import text
-from diffalign.config.io import shipped_configs
 from diffalign.plane.settings import PLANE_METHODS
 from diffalign.utils.files import write_atomic
 
@@ -39,8 +38,7 @@ def names(world: str) -> list[str]:
     """Return the methods that have settings for a world."""
     if world == "plane":
         return list(PLANE_METHODS)
-    prefix = tiny_world.PREFIXES[world]
-    return [n.removeprefix(prefix) for n in shipped_configs() if n.startswith(prefix)]
+    return tiny_world.names(world)
 
 
 def make(world: str, method: str, seed: int, prompts: int, tuned: bool = False) -> Row | None:

@@ -7,9 +7,18 @@ from benchmarks.record import Row, between, over_seeds, ranks, shown, verdict
 from benchmarks.tuning import at_edge, trials_of
 from diffalign.evaluation.measuring.statistics import holm
 
-TITLES = {"plane": "The plane", "tiny": "The tiny SDXL", "sd3": "The tiny SD3"}
+TITLES = {
+    "plane": "The plane",
+    "tiny": "The tiny SDXL",
+    "sd3": "The tiny SD3",
+    "tiny64": "The tiny SDXL of 64 px",
+}
 _IMAGES = "Gain of the judge on held-out captions, with the same noise as the base."
-_HELD_OUT = "Taste and the tiny CLIP were not trained on. "
+_HELD_OUT = {
+    "tiny": "Taste and the tiny CLIP were not trained on. ",
+    "sd3": "Taste and the tiny CLIP were not trained on. ",
+    "tiny64": "Taste was not trained on. ",
+}
 NOTES = {
     "plane": "Gain of the mean height (of prompt fidelity where marked *) over the base, from the same "
     "starting points. Off support: share of the mass off the ring (the base has 1 %). Distance: to the "
@@ -18,6 +27,8 @@ NOTES = {
     "(`diffalign/plane/settings.py`), where such a method stops earlier.",
     "tiny": _IMAGES,
     "sd3": _IMAGES,
+    "tiny64": _IMAGES + " Patterned scenes: up to three shapes, and statements on fill, colour, shape, "
+    "relations and background. Recipes are those of the tiny SDXL.",
 }
 ONLINE = (
     "The policy samples what it learns from; *images* (points, on the plane; for SPO every candidate line) "
@@ -88,12 +99,12 @@ def _world(world: str, rows: list[Row], kind: str, tuned: bool) -> list[str]:
     by_method = [list(group) for _, group in groupby(rows, key=lambda row: row["method"])]
     by_method.sort(key=lambda group: (_left(group), -over_seeds([row["gains"] for row in group]).value))
     first = rows[0]
-    others: tuple[str, ...] = ("off support", "distance") if world == "plane" else ("taste", "tiny_clip")
+    others: tuple[str, ...] = ("off support", "distance") if world == "plane" else others_of(first)
     if kind == "reward gradients":
         others = ("trained", "taste")
     others += ("images",) if kind != "offline" else ()
     others += ("diversity", "drift") if tuned else ()
-    held_out = "" if world == "plane" or kind == "reward gradients" else _HELD_OUT
+    held_out = "" if world == "plane" or kind == "reward gradients" else _HELD_OUT[world]
     about = "" if world == "plane" else ", tuned" if tuned else ", settings of the recipes"
     lines = [
         f"## {TITLES[world]}{'' if kind == 'offline' else f': {kind}'}{about}",
@@ -115,6 +126,11 @@ def _world(world: str, rows: list[Row], kind: str, tuned: bool) -> list[str]:
     if world != "plane" and failed:
         lines += ["", *_tried(world, failed)]
     return [*lines, ""]
+
+
+def others_of(row: Row) -> tuple[str, ...]:
+    """Return the measured rewards of a row that are not its primary."""
+    return tuple(name for name in row["rewards"] if name != row["primary"])
 
 
 def _compared(by_method: list[list[Row]]) -> list[str]:

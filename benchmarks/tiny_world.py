@@ -22,7 +22,7 @@ from benchmarks import record
 from benchmarks.arms import seeded
 from benchmarks.counting import Calls, counted
 from benchmarks.record import lock
-from diffalign import tiny
+from diffalign.config.files import find_config, read_yaml, shipped_configs
 from diffalign.config.schema import ModelConfig, Run
 from diffalign.diffusion.likelihood import step_kl
 from diffalign.diffusion.randomness import Streams
@@ -39,12 +39,16 @@ from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.runs.align import Result, align
-from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING
+from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING, Measures, measures
 from diffalign.runs.rollouts import plan_of, steps_of_a_round
 from diffalign.runs.validate import read_run
 from diffalign.utils.files import write_atomic
 
-PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_"}  # prefixes of the recipes of each world
+PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_", "tiny64": "tiny_sdxl_"}  # of each world's recipes
+PATTERN_SETS = {"tiny:pairs": "tiny:pattern_pairs"} | {
+    f"tiny:{name}": f"tiny:pattern_{name}" for name in ("likes", "lists", "captions", "experts", "patches")
+}
+"""The sets of the world ``tiny64``, which trains the offline recipes of ``tiny`` on its model and sets."""
 # Forward-equivalents of tiny_sdxl_dpo's 60 steps of 64 pairs: 2 trained samples (3 each) and 2 held ones.
 BUDGET = 60 * 64 * 8.0
 ONLINE_BUDGET = 3 * BUDGET  # includes the cost of sampling
@@ -53,6 +57,7 @@ HELD_OUT = 64  # groups on which the errors of winners and losers are measured
 COST_VERSION = 1
 DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # prompts, and images of each, for the diversity
 DIVERSITY_SEED = 1
+DRAWN = measures("tiny:sdxl")  # how the models of drawn scenes are measured
 DRIFT_PROMPTS, DRIFT_STEPS, DRIFT_SEED = 64, 20, 2  # of the KL of the sampling process to the base's
 
 
@@ -62,9 +67,30 @@ def quiet(line: str) -> None:
 
 def recipe(name: str, overrides: Sequence[str] = (), seed: int = 0, world: str = "tiny") -> Run:
     """Return the shipped tiny recipe of a method, with flags; all rows share one cache of latents."""
-    run = read_run(PREFIXES[world] + name, overrides)
+    run = read_run(PREFIXES[world] + name, [*flags(name, world), *overrides])
     cached = replace(run.data, cache_dir=str(record.WORK / "cache"), max_holdout=HELD_OUT)
     return replace(seeded(run, seed), data=cached)
+
+
+def flags(name: str, world: str) -> list[str]:
+    """Return the flags with which a world trains the recipe of a method."""
+    if world != "tiny64":
+        return []
+    path = read_yaml(find_config(PREFIXES[world] + name))["data"]["path"]
+    return ["--model.path=tiny:sdxl64", f"--data.path={PATTERN_SETS[path]}", "--data.resolution=64"]
+
+
+def names(world: str) -> list[str]:
+    """Return the methods that have a recipe for a world."""
+    prefix = PREFIXES[world]
+    every = [n.removeprefix(prefix) for n in shipped_configs() if n.startswith(prefix)]
+    return [n for n in every if _is_offline(prefix + n)] if world == "tiny64" else every
+
+
+@lru_cache
+def _is_offline(recipe: str) -> bool:
+    data = read_yaml(find_config(recipe))
+    return data.get("data", {}).get("path") in PATTERN_SETS and "rollout" not in data
 
 
 def with_teachers(run: Run) -> Run:
@@ -143,7 +169,9 @@ def base(model: ModelConfig, split: str, prompts: int) -> dict[str, list[float]]
     path = record.WORK / f"base-{split}-{prompts}-{fingerprint(pipeline)[:8]}.json"
     with lock(path.stem):
         if not path.exists():
-            write_atomic(path, json.dumps(scores(pipeline, split, prompts)))
+            how = measures(model.path)
+            found = scores(pipeline, split, prompts, rewards=how.rewards, measured=how)
+            write_atomic(path, json.dumps(found))
     stored: dict[str, list[float]] = json.loads(path.read_text())
     return stored
 
@@ -159,20 +187,21 @@ def scores(
     prompts: int,
     settings: SamplingSettings = SAMPLING,
     rewards: Sequence[str] = REWARDS,
+    measured: Measures = DRAWN,
 ) -> dict[str, list[float]]:
     """Return the scores of a pipeline's images, by reward, in the order of the prompts."""
-    texts = tiny.prompts(split, prompts)
+    texts = measured.prompts(split, prompts)
     samples = generate(pipeline, texts, settings, seed=EVALUATION_SEED, batch_size=64, progress=False)
     images = [s.image for s in samples]
     return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in rewards}
 
 
-def diversity(pipeline: Any, split: str) -> float:
+def diversity(pipeline: Any, split: str, measured: Measures = DRAWN) -> float:
     """Return the diversity of a pipeline's images of one caption, averaged over captions.
 
     It is the root mean square difference of pixels in [0, 1] over all pairs.
     """
-    texts = tiny.prompts(split, DIVERSITY_PROMPTS)
+    texts = measured.prompts(split, DIVERSITY_PROMPTS)
     samples = generate(
         pipeline,
         texts,
@@ -189,19 +218,19 @@ def diversity(pipeline: Any, split: str) -> float:
 @lru_cache
 def base_diversity(model: ModelConfig, split: str) -> float:
     """Return the diversity of a base model's images."""
-    return diversity(load(model).pipeline, split)
+    return diversity(load(model).pipeline, split, measures(model.path))
 
 
 @torch.no_grad()
-def drift(aligned: LoadedModel, base: LoadedModel, split: str) -> float:
+def drift(aligned: LoadedModel, base: LoadedModel, split: str, measured: Measures = DRAWN) -> float:
     """Return the KL of the aligned model's sampling process to the base's, in nats an image, unguided.
 
     The process is ancestral sampling (``Ancestral``), whose steps have the same noise in both models. The KL
     is the sum over steps along trajectories of the aligned model (Fan et al. 2023, DPOK, arXiv 2305.16381,
     lemma 4.2). It is an upper bound of the KL of the images.
     """
-    inputs = PipelineRolloutModel(aligned, (32, 32))
-    cond, _ = inputs.encode(tiny.prompts(split, DRIFT_PROMPTS))
+    inputs = PipelineRolloutModel(aligned, (measured.side, measured.side))
+    cond, _ = inputs.encode(measured.prompts(split, DRIFT_PROMPTS))
     streams = Streams.at(DRIFT_SEED, 0, DRIFT_PROMPTS)
     x = streams.normal(DRIFT_PROMPTS, inputs.shape)
     policy, reference = aligned.denoiser(), base.denoiser()
@@ -223,7 +252,7 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
         figures = _measured(result, pipeline, recipe, split, prompts)
     return {
         **figures,
-        "primary": REWARDS[0],
+        "primary": measures(recipe.model.path).rewards[0],
         "steps": steps,
         "seconds": round(seconds, 2),
         "calls": vars(calls),
@@ -251,23 +280,26 @@ def trained(name: str, run: Run) -> Iterator[tuple[Result, Any, float]]:
 
 
 def _measured(result: Result, pipeline: Any, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
-    texts = tiny.prompts(split, prompts)
-    before, after = base(ModelConfig(recipe.model.path), split, prompts), scores(pipeline, split, prompts)
+    measured = measures(recipe.model.path)
+    texts = measured.prompts(split, prompts)
+    before = base(ModelConfig(recipe.model.path), split, prompts)
+    after = scores(pipeline, split, prompts, rewards=measured.rewards, measured=measured)
     table = {}
-    for name in REWARDS:
+    for name in measured.rewards:
         c = compare(before[name], after[name], texts)
         table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
-    primary = REWARDS[0]
+    primary = measured.rewards[0]
     gained = {
-        name: [round(b - a, 4) for a, b in zip(before[name], after[name], strict=True)] for name in REWARDS
+        name: [round(b - a, 4) for a, b in zip(before[name], after[name], strict=True)]
+        for name in measured.rewards
     }
     summary = json.loads((result.output / "summary.json").read_text())
     figures = {k: v for k, v in summary["held_out"].items() if k.startswith(("errors/", "images"))}
     if split == "test":
-        spread = diversity(pipeline, split) / base_diversity(ModelConfig(recipe.model.path), split)
+        spread = diversity(pipeline, split, measured) / base_diversity(ModelConfig(recipe.model.path), split)
         figures["diversity"] = round(spread, 4)
         start = load(ModelConfig(recipe.model.path))
-        figures["drift"] = round(drift(replace(start, pipeline=pipeline), start, split), 3)
+        figures["drift"] = round(drift(replace(start, pipeline=pipeline), start, split, measured), 3)
     return {
         "rewards": table,
         "gains": gained.pop(primary),

@@ -299,12 +299,13 @@ def family_of(run: Run) -> str | None:
     its folder's model_index.json; None where it is not.
     """
     from diffalign.models.families.registry import FAMILIES
+    from diffalign.tiny import FAMILIES as TINY
 
     path = run.model.path
     if run.model.family != "auto":
         return run.model.family
     if path.startswith("tiny:"):
-        return path.removeprefix("tiny:")
+        return TINY.get(path.removeprefix("tiny:"))
     for name, card in FAMILIES.items():
         if path in card.same_shapes:
             return name

@@ -82,6 +82,9 @@ def finished(run: "Run", result: "Result") -> list[str]:
     if tiny and videos:
         how = "--prompts tiny:motions/test --limit 64 --steps 20 --guidance 1 "
         how += "--rewards video_motion,video_content"
+    elif run.model.path == "tiny:sdxl64":
+        how = "--prompts tiny:patterns/test --limit 256 --steps 20 --guidance 1 "
+        how += "--rewards pattern_judge,pattern_taste"
     elif tiny:
         how = "--prompts tiny:test --limit 256 --steps 20 --guidance 1 --rewards judge,taste"
     return [*lines, f"    diffalign evaluate --run {result.output} {how}"]

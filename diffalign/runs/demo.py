@@ -29,6 +29,30 @@ from diffalign.runs.validate import read_run
 from diffalign.utils.files import open_atomic
 
 REWARDS = ("judge", "taste", "tiny_clip")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How a tiny model of images is measured.
+
+    Attributes:
+        prompts: returns the first n captions of a split.
+        rewards: names of rewards; the first is trained on, the others are not.
+        side: pixels of a side.
+    """
+
+    prompts: Callable[[str, int], list[str]]
+    rewards: tuple[str, ...]
+    side: int
+
+
+def measures(path: str) -> Measures:
+    """Return how the tiny model ``path`` is measured."""
+    if path == "tiny:sdxl64":
+        return Measures(tiny.pattern_prompts, ("pattern_judge", "pattern_taste"), 64)
+    return Measures(tiny.prompts, REWARDS, 32)
+
+
 # Without guidance: it shows the model itself, at half the cost.
 SAMPLING = SamplingSettings(num_inference_steps=20, guidance_scale=1.0)
 EVALUATION_SEED = 0  # the same noise for every run, so that reports compare
@@ -68,11 +92,16 @@ def demo(
         UserError: an option out of range.
     """
     run = _run(options)
-    held_out = tiny.prompts("test", options.prompts)
+    measured = measures(run.model.path)
+    held_out = measured.prompts("test", options.prompts)
     if options.sampled:
         say("sampling 4 images for each of 1000 training prompts; the judge picks the best and the worst")
         path = sample_pairs(
-            run.model, tiny.prompts("train", 1000), Path(options.output) / "pairs.parquet", options.seed
+            run.model,
+            measured.prompts("train", 1000),
+            Path(options.output) / "pairs.parquet",
+            options.seed,
+            reward=measured.rewards[0],
         )
         run = replace(run, data=replace(run.data, path=str(path)))
     result = align(run, say)
@@ -83,7 +112,7 @@ def demo(
         load(run.model).pipeline,
         load_aligned(run.model, result.aligned),
         held_out,
-        {name: load_reward(name) for name in REWARDS},
+        {name: load_reward(name) for name in measured.rewards},
         SAMPLING,
         seed=EVALUATION_SEED,
         batch_size=64,
@@ -104,7 +133,7 @@ def demo(
 
 def _usage(run: Run, result: Result) -> tuple[str, ...]:
     """Return how diffusers loads the result, and how other programs do after an export."""
-    family = run.model.path.removeprefix("tiny:")
+    family = tiny.FAMILIES[run.model.path.removeprefix("tiny:")]
     lines = list(result.loading)
     if run.model.train == "lora" and family in ("sd15", "sdxl") and result.aligned is not None:
         lines += ["", *trained_lora(result.output, family)]

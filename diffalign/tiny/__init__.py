@@ -2,15 +2,17 @@
 
 *The plane* (`diffalign.plane.plane`) is two-dimensional with a known optimum. *The drawn scenes* are
 captions, a renderer (`scenes`), rule-based judges of pixels (`judge`), and diffusers pipelines of tiny
-networks, whose weights and preference pairs ship with the package. *The moving shapes* (`motions`,
-`motion_judge`) are the same for video. `python -m diffalign.tiny_build.build` rebuilds the weights. Importing
+networks, whose weights and preference pairs ship with the package. *The patterned scenes* (`patterns`,
+`pattern_judge`) are a second, harder world of images. *The moving shapes* (`motions`, `motion_judge`) are the
+same for video. `python -m diffalign.tiny_build.build` rebuilds the weights. Importing
 this module does not import torch.
 """
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-FAMILIES = ("sdxl", "sd15", "sd3", "wan")
+FAMILIES = {"sdxl": "sdxl", "sd15": "sd15", "sd3": "sd3", "wan": "wan"}
+"""The family of each tiny pipeline, by its name."""
 
 
 def _shipped(name: str) -> Path:
@@ -25,8 +27,9 @@ def _shipped(name: str) -> Path:
 def pipeline_path(family: str = "sdxl") -> Path:
     """Return the folder of a tiny diffusers pipeline.
 
-    It loads with `StableDiffusionXLPipeline` ("sdxl"), `StableDiffusionPipeline` ("sd15"),
-    `StableDiffusion3Pipeline` ("sd3", with `text_encoder_3=None, tokenizer_3=None`) or `WanPipeline` ("wan").
+    It loads with `StableDiffusionXLPipeline` ("sdxl", and "sdxl64", which draws patterned scenes),
+    `StableDiffusionPipeline` ("sd15"), `StableDiffusion3Pipeline` ("sd3", with `text_encoder_3=None,
+    tokenizer_3=None`) or `WanPipeline` ("wan").
 
     Raises:
         ValueError: another family.
@@ -69,6 +72,16 @@ def prompts(split: str, n: int | None = None) -> list[str]:
 def motion_prompts(split: str, n: int | None = None) -> list[str]:
     """Return captions of moving shapes, for the tiny video model; arguments as for `prompts`."""
     from diffalign.tiny.motions import split_captions
+
+    return _first(split_captions(split), split, n)
+
+
+def pattern_prompts(split: str, n: int | None = None) -> list[str]:
+    """Return captions of patterned scenes, for the tiny SDXL of 64 pixels; arguments as for `prompts`.
+
+    A split has millions of captions; these are the few thousand of `patterns.SIZES_OF_SPLITS`.
+    """
+    from diffalign.tiny.patterns import split_captions
 
     return _first(split_captions(split), split, n)
 

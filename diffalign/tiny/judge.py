@@ -6,12 +6,12 @@ overlap, and a size is an area. Images without a uniform border (noise, stripes)
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
 from PIL import Image
 
+from diffalign.tiny import sight
 from diffalign.tiny.scenes import COLORS, RELATIONS, SHAPES, SIDE, parse_things
 
 _CONTRAST = 0.13  # distance from the background above which a pixel belongs to a thing
@@ -35,106 +35,27 @@ class Region:
     chroma: float  # relative to the palette's, 1 is fully vivid
 
 
-def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image must have shape (height, width, 3), got {image.shape}")
-        if image.dtype == np.uint8:
-            array = image.astype(np.float32) / 255
-        else:
-            array = np.nan_to_num(image.astype(np.float32)).clip(0, 1)
-        if array.shape[:2] == (SIDE, SIDE):
-            return array
-        image = Image.fromarray((array * 255).round().astype(np.uint8))
-    image = image.convert("RGB")
-    if image.size != (SIDE, SIDE):
-        image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(image, dtype=np.float32) / 255
-
-
-def _regions(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the row and column indices of each 4-connected region of a boolean image."""
-    todo = mask.copy()
-    regions = []
-    for start in zip(*np.nonzero(mask), strict=True):
-        if not todo[start]:
-            continue
-        stack, cells = [start], []
-        todo[start] = False
-        while stack:
-            i, j = stack.pop()
-            cells.append((i, j))
-            for a, b in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
-                if 0 <= a < SIDE and 0 <= b < SIDE and todo[a, b]:
-                    todo[a, b] = False
-                    stack.append((a, b))
-        rows, cols = np.array(cells).T
-        regions.append((rows, cols))
-    return regions
-
-
-@lru_cache(maxsize=1)
-def _grid() -> np.ndarray:
-    return (np.arange(SIDE * 3) + 0.5) / 3  # three sample points a pixel along each axis
-
-
-def _template(shape: str, x: float, y: float, area: float) -> np.ndarray:
-    """Return the coverage of each pixel, in [0, 1], by the shape with this centre of mass and area."""
-    gx, gy = _grid()[None, :] - x, _grid()[:, None] - y
-    if shape == "circle":
-        inside = gx**2 + gy**2 <= area / np.pi
-    elif shape == "square":
-        half = np.sqrt(area) / 2
-        inside = (abs(gx) <= half) & (abs(gy) <= half)
-    else:
-        wide, high = SHAPES["triangle"]
-        r = np.sqrt(area / (2 * wide * high))
-        top = -4 / 3 * high * r  # the centre of mass is two thirds of the height below the apex
-        inside = (gy <= 2 / 3 * high * r) & (abs(gx) <= (gy - top) * wide / (2 * high))
-    return inside.reshape(SIDE, 3, SIDE, 3).mean((1, 3))
-
-
-def _shape(cover: np.ndarray, x: float, y: float) -> str | None:
-    def overlap(shape: str) -> float:
-        other = _template(shape, x, y, float(cover.sum()))
-        return float(np.minimum(cover, other).sum() / np.maximum(cover, other).sum())
-
-    scores = {shape: overlap(shape) for shape in SHAPES}
-    best = max(scores, key=lambda s: scores[s])
-    return best if scores[best] >= _OVERLAP else None
-
-
-def _hue(rgb: np.ndarray) -> np.ndarray:
-    """Return the hues in degrees of colours (..., 3)."""
-    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    return np.degrees(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)) % 360
-
-
-def _hue_distance(rgb: np.ndarray, color: str) -> np.ndarray:
-    return abs((_hue(rgb) - _hue(np.array(COLORS[color])) + 180) % 360 - 180)
-
-
 def _color(core: np.ndarray) -> tuple[str | None, float]:
     """Return the colour word and the relative chroma of a region's inner pixels (n, 3)."""
     rgb = np.median(core, axis=0)
     chroma = float(rgb.max() - rgb.min())
-    best = min(COLORS, key=lambda c: float(_hue_distance(rgb, c)))
+    best = min(COLORS, key=lambda c: float(sight.hue_distance(rgb, COLORS[c])))
     relative = chroma / (max(COLORS[best]) - min(COLORS[best]))
-    if chroma < _CHROMA or _hue_distance(rgb, best) > _HUE or (_hue_distance(core, best) < 45).mean() < 0.7:
-        return None, relative
-    return best, relative
+    far = sight.hue_distance(rgb, COLORS[best]) > _HUE
+    mixed = (sight.hue_distance(core, COLORS[best]) < 45).mean() < 0.7
+    return None if chroma < _CHROMA or far or mixed else best, relative
 
 
 def look(image: Image.Image | np.ndarray) -> list[Region]:
     """Detect the things in an image; an image without a uniform border has none."""
-    pixels = _pixels(image)
+    pixels = sight.pixels(image, SIDE)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
     if (abs(border - ground).max(1) < 0.15).mean() < 0.8 or ground.max() - ground.min() > 0.2:
         return []
     distance = abs(pixels - ground).max(2)
     things = []
-    for rows, cols in _regions(distance > _CONTRAST):
+    for rows, cols in sight.regions(distance > _CONTRAST):
         region = pixels[rows, cols]
         inner = distance[rows, cols] >= 0.8 * np.quantile(distance[rows, cols], 0.9)
         full = np.median(region[inner], axis=0) - ground
@@ -148,7 +69,7 @@ def look(image: Image.Image | np.ndarray) -> list[Region]:
         x, y = float(part @ (cols + 0.5) / part.sum()), float(part @ (rows + 0.5) / part.sum())
         color, chroma = _color(region[inner])
         size = "large" if part.sum() > _LARGE else "small"
-        things.append(Region(size, color, _shape(cover, x, y), x, y, chroma))
+        things.append(Region(size, color, sight.best_shape(cover, x, y, SHAPES, _OVERLAP), x, y, chroma))
     return things if any(thing.color and thing.shape for thing in things) else []
 
 

@@ -34,6 +34,7 @@ SHAPES = {
     "triangle": (1.17, 1.013),
 }  # half width, half height by radius
 RELATIONS = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+WORDS = {"size": tuple(SIZES), "color": tuple(COLORS), "shape": tuple(SHAPES), "relation": tuple(RELATIONS)}
 SPLITS = ("train", "validation", "test")
 
 _GAP, _MARGIN, _SUPER = 2.5, 0.8, 8  # pixels between things, pixels to the border, supersampling
@@ -221,6 +222,34 @@ def sample_scene(rng: np.random.Generator, split: str | None = None) -> Scene:
     return scene_of(sample_caption(rng, split), rng)
 
 
+def slots(scene: Scene) -> list[tuple[str, int]]:
+    """Return the words of a scene's caption: kind (size, color, shape, relation) and index of the thing."""
+    of_things = [(kind, i) for i in range(len(scene.things)) for kind in ("size", "color", "shape")]
+    return of_things + [("relation", 0)] * (scene.relation is not None)
+
+
+def choices(scene: Scene, slot: tuple[str, int]) -> list[str]:
+    """Return all words for a slot of a scene."""
+    return list(WORDS[slot[0]])
+
+
+def alternatives(scene: Scene, slot: tuple[str, int]) -> list[str]:
+    """Return the words for a slot other than the scene's."""
+    kind, i = slot
+    old = scene.relation if kind == "relation" else getattr(scene.things[i], kind)
+    return [w for w in choices(scene, slot) if w != old]
+
+
+def changed(scene: Scene, slot: tuple[str, int], word: str) -> Scene:
+    """Return the scene with another word in a slot."""
+    kind, i = slot
+    if kind == "relation":
+        return replace(scene, relation=word)
+    things = list(scene.things)
+    things[i] = replace(things[i], **{kind: word})
+    return replace(scene, things=tuple(things))
+
+
 def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Scene:
     """Return the same scene with one wrong word.
 
@@ -230,15 +259,9 @@ def alter(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Sc
     kind = str(rng.choice(kinds)) if kind is None else kind
     if kind not in kinds:
         raise ValueError(f"kind must be one of {sorted(set(kinds))} for {caption(scene)!r}, got {kind!r}")
-    if kind == "relation":
-        others = [r for r in RELATIONS if r != scene.relation]
-        return replace(scene, relation=str(rng.choice(others)))
-    words = {"size": list(SIZES), "color": list(COLORS), "shape": list(SHAPES)}[kind]
-    i = int(rng.integers(len(scene.things)))
-    value = str(rng.choice([w for w in words if w != getattr(scene.things[i], kind)]))
-    things = list(scene.things)
-    things[i] = replace(things[i], **{kind: value})
-    return replace(scene, things=tuple(things))
+    # one draw for the thing and one for the word; a relation has no thing
+    i = 0 if kind == "relation" else int(rng.integers(len(scene.things)))
+    return changed(scene, (kind, i), str(rng.choice(alternatives(scene, (kind, i)))))
 
 
 def split_of(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Train the tiny image autoencoder, which all image families share."""
+"""Train the tiny autoencoder of a world of images; all families of a world share it."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffalign.tiny.judge import judge
+from diffalign.tiny.worlds import SCENES, WORLDS, World
 from diffalign.tiny_build import corpus, networks
 
 Say = Callable[[str], None]
+BATCH, IMAGES = {32: 32, 64: 16}, {32: 16000, 64: 8000}  # images a step and in all, by their side
 KL = 5e-4  # weight of the posterior's KL divergence per pixel value
 
 
@@ -23,26 +24,39 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def train(
-    seconds: float, seed: int, say: Say, start_from: Path | None = None
+    seconds: float,
+    seed: int,
+    say: Say,
+    start_from: Path | None = None,
+    family: str = "sdxl",
+    inner: Path | None = None,
 ) -> tuple[AutoencoderKL, dict[str, float]]:
-    """Train for `seconds`; return the autoencoder with its scaling factor set, and figures for the report.
+    """Train for `seconds` of the processor; return the autoencoder and figures for the report.
 
+    The scaling factor is set. `family` is one of `networks.SIZES`; it determines the world and the sizes.
     With `start_from` only the decoder is trained further, so that networks trained on the latents stay valid.
+    With `inner`, the folder of an autoencoder with one level less, training starts from its levels.
     """
     torch.manual_seed(seed)
-    data = to_tensor(corpus.make(16000, seed).pixels)
-    vae = AutoencoderKL.from_pretrained(start_from) if start_from else networks.autoencoder()
+    world, sizes = WORLDS[family], networks.SIZES[family]
+    data = to_tensor(corpus.make(IMAGES[sizes.side], seed, world=world).pixels)
+    if start_from:
+        vae = AutoencoderKL.from_pretrained(start_from)
+    elif inner is not None:
+        vae = networks.widened(sizes, AutoencoderKL.from_pretrained(inner))
+    else:
+        vae = networks.autoencoder(sizes)
     vae.train()
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(start_from is None)
     rate = 3e-3 if start_from is None else 1.5e-3
     weights = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98))
-    start, step = time.monotonic(), 0
-    while (done := (time.monotonic() - start) / seconds) < 1:
+    start, step = time.process_time(), 0
+    while (done := (time.process_time() - start) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
-        x = data[torch.randint(len(data), (32,))]
+        x = data[torch.randint(len(data), (BATCH[sizes.side],))]
         with torch.autocast("cpu", torch.bfloat16, enabled=done < 0.8):  # twice as fast; float32 at the end
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
@@ -62,22 +76,27 @@ def train(
     vae.eval().requires_grad_(True)
     if start_from is None:
         vae.register_to_config(scaling_factor=round(1 / float(encode(vae, data[:4000]).std()), 5))
-    return vae, {"steps": step, "seconds": round(time.monotonic() - start, 1), **measure(vae, seed + 1)}
+    return vae, {
+        "steps": step,
+        "seconds": round(time.process_time() - start, 1),
+        **measure(vae, seed + 1, world=world),
+    }
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Return the posterior means (N, 8, 8, 8), unscaled, of pixels (N, 3, 32, 32)."""
+    """Return the posterior means (N, C, 8, 8), unscaled, of pixels (N, 3, H, H)."""
     return torch.cat([vae.encode(p).latent_dist.mean for p in pixels.split(256)])
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKL, seed: int, count: int = 1000) -> dict[str, float]:
+def measure(vae: AutoencoderKL, seed: int, count: int = 1000, world: World = SCENES) -> dict[str, float]:
     """Measure reconstructions of correct renders: PSNR in dB, mean judge score, share of perfect scores."""
-    scenes = corpus.make(count, seed, clean=True)
+    scenes = corpus.make(count, seed, clean=True, world=world)
     x = to_tensor(scenes.pixels)
     y = torch.cat([vae.decode(z).sample for z in encode(vae, x).split(250)]).clamp(-1, 1)
-    scores = [judge(p.permute(1, 2, 0).numpy() / 2 + 0.5, t) for p, t in zip(y, scenes.truths, strict=True)]
+    shown = [p.permute(1, 2, 0).numpy() / 2 + 0.5 for p in y]
+    scores = [world.judge(p, t) for p, t in zip(shown, scenes.truths, strict=True)]
     return {
         "psnr_db": round(float(10 * torch.log10(4 / F.mse_loss(y, x))), 2),
         "judged": round(float(np.mean(scores)), 4),

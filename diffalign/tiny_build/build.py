@@ -1,7 +1,8 @@
 """Make the package data of the drawn scenes: `python -m diffalign.tiny_build.build [PART] [--out DIR]
 [--minutes M]`.
 
-Parts are autoencoder, sdxl, sd15, sd3, wan_vae, wan, clip, pairs, step_aware, judges (figures only), or all.
+Parts are autoencoder, sdxl, sd15, sd3, wan_vae, wan, clip, pairs, step_aware, judges (figures only); for the
+patterned scenes sdxl64_vae, sdxl64, pattern_judges (figures only); or all.
 Each is written atomically, and its figures go to `report.json` and `report.md`. Weights are stored in
 float16, which has no visible effect, and load as float32.
 """
@@ -20,7 +21,9 @@ from diffalign.tiny_build.saving import forget_paths, half, replace_folder, save
 MINUTES = {
     "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "sd3": 50.0, "wan_vae": 30.0, "wan": 14.0, "clip": 5.0,
     "pairs": 0.0, "step_aware": 0.0, "judges": 0.0,
+    "sdxl64_vae": 15.0, "sdxl64": 45.0, "pattern_judges": 0.0,
 }  # fmt: skip
+PATTERN_PARTS = ("sdxl64_vae", "sdxl64", "pattern_judges")
 PAIRS = 6000
 
 
@@ -120,6 +123,10 @@ def build(part: str, out: Path, minutes: float, seed: int, resume: bool = False)
         from diffalign.tiny_build.build_flow import FLOWS
 
         figures = FLOWS[part](out, seconds, seed, resume)
+    elif part in PATTERN_PARTS:
+        from diffalign.tiny_build.build_patterns import PARTS
+
+        figures = PARTS[part](out, seconds, seed, resume)
     elif part == "clip":
         figures = _clip(out, seconds, seed)
     elif part == "pairs":

@@ -11,7 +11,7 @@ from diffalign.tiny_build.flow_training import Plan
 from diffalign.tiny_build.saving import forget_paths, half, replace_folder, save_pipeline, say
 
 
-def _flow_plan(
+def flow_plan(
     out: Path, part: str, seconds: float, rate: float, seed: int, resume: bool
 ) -> tuple[Plan, Path]:
     """Return the training plan of a part, and the path of its checkpoint, which is deleted at the end."""
@@ -24,7 +24,7 @@ def _flow_plan(
 def _sd3(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
     torch.manual_seed(seed)
     vae, parts = sd3.centred(out / "sdxl" / "vae"), sd3.Parts()
-    plan, keep = _flow_plan(out, "sd3", seconds, sd3.RATE, seed, resume)
+    plan, keep = flow_plan(out, "sd3", seconds, sd3.RATE, seed, resume)
     if resume and not keep.exists():
         without = {"text_encoder_3": None, "tokenizer_3": None}
         parts.restore(DiffusionPipeline.from_pretrained(out / "sd3", **without))
@@ -43,7 +43,7 @@ def _sd3(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
 def _wan_vae(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
     """Train Wan's autoencoder; if finished weights exist and `resume` is set, only its decoder."""
     torch.manual_seed(seed)
-    plan, keep = _flow_plan(out, "wan_vae", seconds, video_autoencoder.RATE, seed, resume)
+    plan, keep = flow_plan(out, "wan_vae", seconds, video_autoencoder.RATE, seed, resume)
     begun = resume and not keep.exists()
     vae = video_autoencoder.load(out / "wan" / "vae") if begun else flow_networks.wan_vae()
     figures = video_autoencoder.train(vae, plan, say, decoder_only=begun)
@@ -61,7 +61,7 @@ def _wan_vae(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, An
 def _wan(out: Path, seconds: float, seed: int, resume: bool) -> dict[str, Any]:
     torch.manual_seed(seed)
     vae, parts = video_autoencoder.load(out / "wan" / "vae"), wan.Parts()
-    plan, keep = _flow_plan(out, "wan", seconds, wan.RATE, seed, resume)
+    plan, keep = flow_plan(out, "wan", seconds, wan.RATE, seed, resume)
     if resume and not keep.exists():
         parts.restore(DiffusionPipeline.from_pretrained(out / "wan"))
     figures: dict[str, Any] = wan.train(parts, vae, plan, say)

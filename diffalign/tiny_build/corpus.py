@@ -6,23 +6,15 @@ or upscaled from fewer pixels; SDXL's micro-conditioning (original size, crop co
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffalign.tiny.scenes import (
-    COLORS,
-    RELATIONS,
-    SHAPES,
-    SIDE,
-    SIZES,
-    Thing,
-    compose,
-    render,
-    sample_scene,
-)
+from diffalign.tiny.worlds import SCENES, World
 
-WRONG = {"size": 0.25, "color": 0.15, "shape": 0.10, "relation": 0.15}  # probability of a random word
+# probabilities of a random word
+WRONG = {"size": 0.25, "color": 0.15, "shape": 0.10, "relation": 0.15, "fill": 0.10, "ground": 0.05}
 LOW_RESOLUTION, CUT = 0.06, 0.06  # shares of upscaled and of cropped images
 
 
@@ -31,7 +23,7 @@ class Corpus:
     """The corpus.
 
     Attributes:
-        pixels: (N, 32, 32, 3), uint8.
+        pixels: (N, H, H, 3), uint8.
         captions: N noisy captions.
         truths: N correct captions.
         time_ids: (N, 6), SDXL's micro-conditioning.
@@ -43,62 +35,54 @@ class Corpus:
     time_ids: np.ndarray
 
 
-def miscaption(things: tuple[Thing, ...], relation: str | None, rng: np.random.Generator) -> str:
+def miscaption(scene: Any, rng: np.random.Generator, world: World = SCENES) -> str:
     """Return a caption in which each word is replaced by a random one at the rates of `WRONG`."""
-
-    def word(kind: str, value: str, words: list[str]) -> str:
-        return str(rng.choice(words)) if rng.random() < WRONG[kind] else value
-
-    named = tuple(
-        Thing(
-            word("size", t.size, list(SIZES)),
-            word("color", t.color, list(COLORS)),
-            word("shape", t.shape, list(SHAPES)),
-        )
-        for t in things
-    )
-    return compose(named, None if relation is None else word("relation", relation, list(RELATIONS)))
+    for slot in world.slots(scene):
+        if rng.random() < WRONG[slot[0]]:
+            scene = world.changed(scene, slot, str(rng.choice(world.choices(scene, slot))))
+    return world.caption(scene)
 
 
 def degrade(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, ...]]:
     """Upscale a share of images from fewer pixels, crop a share; return the image and SDXL's six time ids."""
-    chance = rng.random()
+    chance, side = rng.random(), image.width
     if chance < LOW_RESOLUTION:
-        few = int(rng.integers(8, 21))
+        few = int(rng.integers(side // 4, side * 5 // 8 + 1))
         small = image.resize((few, few), Image.Resampling.BOX)
-        return small.resize((SIDE, SIDE), Image.Resampling.BILINEAR), (few, few, 0, 0, SIDE, SIDE)
+        return small.resize((side, side), Image.Resampling.BILINEAR), (few, few, 0, 0, side, side)
     if chance < LOW_RESOLUTION + CUT:
-        top, left = (int(v) for v in rng.integers(0, 9, 2))
-        wide = Image.new("RGB", (SIDE + 8, SIDE + 8), image.getpixel((SIDE - 1, SIDE - 1)))
+        more = side // 4
+        top, left = (int(v) for v in rng.integers(0, more + 1, 2))
+        wide = Image.new("RGB", (side + more, side + more), image.getpixel((side - 1, side - 1)))
         wide.paste(image, (0, 0))
-        return wide.crop((left, top, left + SIDE, top + SIDE)), (SIDE + 8, SIDE + 8, top, left, SIDE, SIDE)
-    return image, (SIDE, SIDE, 0, 0, SIDE, SIDE)
+        return wide.crop((left, top, left + side, top + side)), (
+            side + more,
+            side + more,
+            top,
+            left,
+            side,
+            side,
+        )
+    return image, (side, side, 0, 0, side, side)
 
 
-def make(count: int, seed: int, clean: bool = False) -> Corpus:
-    """Draw `count` scenes of the train split, half of them washed out; `clean` adds no noise."""
+def make(count: int, seed: int, clean: bool = False, world: World = SCENES) -> Corpus:
+    """Draw `count` scenes of the train split, half of them with the world's style; `clean` adds no noise."""
     rng = np.random.default_rng(seed)
     pixels, written, truths, ids = [], [], [], []
     for _ in range(count):
-        scene = sample_scene(rng, "train")
-        truths.append(compose(scene.things, scene.relation))
-        image = render(scene)
-        time_ids: tuple[int, ...] = (SIDE, SIDE, 0, 0, SIDE, SIDE)
+        scene = world.sample(rng, "train")
+        truths.append(world.caption(scene))
+        image = world.render(scene)
+        time_ids: tuple[int, ...] = (world.side, world.side, 0, 0, world.side, world.side)
         text = truths[-1]
         if not clean:
             image, time_ids = degrade(image, rng)
             while True:  # the noisy caption must not be a held-out one either
-                text = miscaption(scene.things, scene.relation, rng)
-                if is_train(text):
+                text = miscaption(scene, rng, world)
+                if world.split_of(text) == "train":
                     break
         pixels.append(np.asarray(image))
         written.append(text)
         ids.append(time_ids)
     return Corpus(np.stack(pixels), written, truths, np.array(ids, dtype=np.float32))
-
-
-def is_train(text: str) -> bool:
-    """Return whether a caption belongs to the train split."""
-    from diffalign.tiny.scenes import split_of
-
-    return split_of(text) == "train"

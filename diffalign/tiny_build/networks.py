@@ -1,7 +1,9 @@
 """The tiny image networks, as diffusers and transformers classes, and their scheduler."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import (
     CLIPConfig,
@@ -18,19 +20,73 @@ TOKENS = 32  # model_max_length
 LATENT = (8, 8, 8)  # channels, height, width
 
 
-def autoencoder() -> AutoencoderKL:
-    """Return an autoencoder: pixels (B, 3, 32, 32) in [-1, 1] to latents (B, 8, 8, 8)."""
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a world's networks.
+
+    Attributes:
+        side: pixels of a side.
+        latent: channels of the latents, whose sides are 8.
+        autoencoder: channels of its levels; each but the first halves the sides.
+        log_variance: initial bias of the posterior's log variances.
+        groups: groups of the autoencoder's normalisations.
+        unet: channels of its two levels.
+    """
+
+    side: int
+    latent: int
+    autoencoder: tuple[int, ...]
+    log_variance: float
+    groups: int
+    unet: tuple[int, int]
+
+
+SCENES = Sizes(side=32, latent=LATENT[0], autoencoder=(16, 32, 32), log_variance=0.0, groups=8, unet=(32, 64))
+PATTERNS = Sizes(side=64, latent=16, autoencoder=(16, 32, 32, 64), log_variance=-5.0, groups=8, unet=(40, 80))
+SIZES = {"sdxl": SCENES, "sd15": SCENES, "sdxl64": PATTERNS}
+
+
+def autoencoder(sizes: Sizes = SCENES) -> AutoencoderKL:
+    """Return an autoencoder: pixels (B, 3, H, H) in [-1, 1] to latents (B, C, 8, 8)."""
+    levels = len(sizes.autoencoder)
+    model = AutoencoderKL(
+        block_out_channels=sizes.autoencoder,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        latent_channels=LATENT[0],
-        norm_num_groups=8,
-        sample_size=32,
+        latent_channels=sizes.latent,
+        norm_num_groups=sizes.groups,
+        sample_size=sizes.side,
         force_upcast=False,
         mid_block_add_attention=False,
     )
+    with torch.no_grad():
+        # log variances of the posterior; near 0 the noise hides the means, and training starts slowly
+        model.quant_conv.bias[sizes.latent :] = sizes.log_variance
+    return model
+
+
+def widened(sizes: Sizes, inner: AutoencoderKL) -> AutoencoderKL:
+    """Return an autoencoder with one more level than `inner`, whose outer levels start as those of `inner`.
+
+    New residual blocks start as the identity.
+    """
+    model = autoencoder(sizes)
+    state, given = model.state_dict(), inner.state_dict()
+    levels = len(sizes.autoencoder)
+    for name, value in state.items():
+        # the decoder's blocks are numbered from the latents outwards
+        parts = name.split(".")
+        if parts[:2] == ["decoder", "up_blocks"]:
+            parts[2] = str(int(parts[2]) - 1)
+        source = given.get(".".join(parts))
+        own = "mid_block" in name or (parts[1] == "down_blocks" and int(parts[2]) == levels - 1)
+        if source is not None and source.shape == value.shape and not own:
+            value.copy_(source)
+        elif name.endswith("conv2.weight") or name.endswith("conv2.bias"):
+            value.zero_()
+    model.load_state_dict(state)
+    return model
 
 
 def text_config(tokenizer: CLIPTokenizer, projection: int = WIDTH) -> CLIPTextConfig:
@@ -51,17 +107,19 @@ def text_config(tokenizer: CLIPTokenizer, projection: int = WIDTH) -> CLIPTextCo
 
 
 def text_encoders(family: str, tokenizer: CLIPTokenizer) -> list[Any]:
-    """Return a CLIPTextModel for sd15; for sdxl also a CLIPTextModelWithProjection."""
+    """Return a CLIPTextModel for sd15; for others also a CLIPTextModelWithProjection."""
     first = CLIPTextModel(text_config(tokenizer))
     return [first] if family == "sd15" else [first, CLIPTextModelWithProjection(text_config(tokenizer))]
 
 
 def unet(family: str) -> UNet2DConditionModel:
-    """Return the UNet of a family for latents (B, 8, 8, 8); it predicts the noise."""
+    """Return the UNet of a family for latents (B, C, 8, 8); it predicts the noise."""
+    sizes = SIZES[family]
     common: dict[str, Any] = {
         "sample_size": LATENT[1],
-        "in_channels": LATENT[0],
-        "out_channels": LATENT[0],
+        "in_channels": sizes.latent,
+        "out_channels": sizes.latent,
+        "block_out_channels": sizes.unet,
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "layers_per_block": 1,
@@ -69,9 +127,8 @@ def unet(family: str) -> UNet2DConditionModel:
         "attention_head_dim": (2, 4),  # the number of heads, despite its name in diffusers
     }
     if family == "sd15":
-        return UNet2DConditionModel(block_out_channels=(32, 64), cross_attention_dim=WIDTH, **common)
+        return UNet2DConditionModel(cross_attention_dim=WIDTH, **common)
     return UNet2DConditionModel(
-        block_out_channels=(32, 64),
         cross_attention_dim=2 * WIDTH,
         use_linear_projection=True,
         addition_embed_type="text_time",

@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, distributed, multiprocessing, nn
 
-from diffalign.tiny_build import autoencoder, corpus, networks, text
+from diffalign.tiny.worlds import WORLDS
+from diffalign.tiny_build import autoencoder, corpus, flow_training, networks, text
 
 Say = Callable[[str], None]
 DROPOUT = 0.1  # share of captions dropped, for classifier-free guidance
@@ -33,7 +34,7 @@ class Parts(nn.Module):
         super().__init__()
         self.family = family
         pads = (text.END,) if family == "sd15" else (text.END, "!")
-        self.tokenizers = [text.tokenizer(pad) for pad in pads]
+        self.tokenizers = [text.tokenizer(pad, family=family) for pad in pads]
         self.encoders = nn.ModuleList(networks.text_encoders(family, self.tokenizers[0]))
         self.unet = networks.unet(family).to(memory_format=torch.channels_last)
 
@@ -54,7 +55,7 @@ class Parts(nn.Module):
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
     def forward(self, z: Tensor, t: Tensor, tokens: list[Tensor], time_ids: Tensor, drop: Tensor) -> Tensor:
-        """Return the predicted noise (B, 8, 8, 8)."""
+        """Return the predicted noise (B, C, 8, 8)."""
         return self.unet(z, t, **self.condition(tokens, time_ids, drop)).sample
 
 
@@ -62,7 +63,7 @@ class Latents:
     """The encoded corpus: scaled posterior means and stds of latents, tokens, time ids."""
 
     def __init__(self, parts: Parts, vae: AutoencoderKL, count: int, seed: int):
-        data = corpus.make(count, seed)
+        data = corpus.make(count, seed, world=WORLDS[parts.family])
         pixels = autoencoder.to_tensor(data.pixels)
         with torch.no_grad():
             posteriors = [vae.encode(p).latent_dist for p in pixels.split(256)]
@@ -127,6 +128,16 @@ def train(
     parts.load_state_dict(result["average"])
     figures = {"steps": result["step"], "seconds": round(time.monotonic() - start, 1), "loss": result["loss"]}
     return parts.eval(), figures
+
+
+def train_alone(parts: Parts, data: Latents, plan: flow_training.Plan, say: Say) -> dict[str, float]:
+    """Train `parts` in this process by a resumable plan; they end as their moving average.
+
+    Returns figures for the report.
+    """
+    figures = flow_training.fit(parts.train(), lambda _: _loss(parts, data, BATCH), plan, say)
+    parts.eval()
+    return figures
 
 
 @dataclass(frozen=True)
@@ -255,7 +266,7 @@ def sample(
     batch: int = 128,
     **more: Any,
 ) -> np.ndarray:
-    """Sample one image a prompt with the pipeline's own call: (N, 32, 32, 3), float in [0, 1].
+    """Sample one image a prompt with the pipeline's own call: (N, H, H, 3), float in [0, 1].
 
     Image i has the seed `seed` + i; `more` are arguments of the call.
     """

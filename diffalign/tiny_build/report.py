@@ -6,25 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.tiny.judge import judge, taste
-from diffalign.tiny.scenes import alter, caption, render, sample_scene, split_captions
+from diffalign.tiny.worlds import SCENES, World
 
 
-def judges(seed: int = 0, count: int = 1000) -> dict[str, float]:
+def judges(seed: int = 0, count: int = 1000, world: World = SCENES) -> dict[str, float]:
     """Measure the judges on correct renders, renders with one wrong word, and images without content."""
     rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng) for _ in range(count)]
-    texts = [caption(s) for s in scenes]
+    judge, taste, render, (with_it, without) = world.judge, world.taste, world.render, world.styles
+    scenes = [world.sample(rng, None) for _ in range(count)]
+    texts = [world.caption(s) for s in scenes]
     images = [render(s) for s in scenes]
     mean = lambda values: round(float(np.mean(list(values))), 4)  # noqa: E731
     contentless = [image for i in range(100) for image in nonsense(seed + i)]
     return {
         "statements_right": mean(judge(i, t) for i, t in zip(images, texts, strict=True)),
-        "one_word_wrong": mean(judge(render(alter(s, rng)), t) for s, t in zip(scenes, texts, strict=True)),
+        "one_word_wrong": mean(
+            judge(render(world.alter(s, rng)), t) for s, t in zip(scenes, texts, strict=True)
+        ),
         "another_caption": mean(judge(i, t) for i, t in zip(images, texts[1:] + texts[:1], strict=True)),
         "blank_noise_stripes": mean(judge(j, texts[k % count]) for k, j in enumerate(contentless)),
-        "taste_vivid": mean(taste(i) for i, s in zip(images, scenes, strict=True) if s.vivid),
-        "taste_washed_out": mean(taste(i) for i, s in zip(images, scenes, strict=True) if not s.vivid),
+        **{
+            f"taste_{name}": mean(
+                taste(i) for i, s in zip(images, scenes, strict=True) if world.styled(s) is (name == with_it)
+            )
+            for name in (with_it, without)
+        },
     }
 
 
@@ -47,7 +53,12 @@ def nonsense(seed: int) -> list[np.ndarray]:
 
 
 def base(
-    pipe: Any, seed: int = 10_000, count: int = 512, guidance: float = 2.0, **more: Any
+    pipe: Any,
+    seed: int = 10_000,
+    count: int = 512,
+    guidance: float = 2.0,
+    world: World = SCENES,
+    **more: Any,
 ) -> dict[str, float]:
     """Measure content and taste of a pipeline's images on validation prompts, and the chance level.
 
@@ -55,17 +66,17 @@ def base(
     """
     from diffalign.tiny_build.pretrain import sample
 
-    prompts = list(split_captions("validation")[:count])
+    prompts = list(world.split_captions("validation")[:count])
     images = sample(pipe, prompts, seed, guidance=guidance, **more)
-    scores = np.array([judge(i, p) for i, p in zip(images, prompts, strict=True)])
-    other = [judge(i, p) for i, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
+    scores = np.array([world.judge(i, p) for i, p in zip(images, prompts, strict=True)])
+    other = [world.judge(i, p) for i, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
     return {
         "prompts": count,
         "content": round(float(scores.mean()), 4),
         "perfect": round(float((scores == 1).mean()), 4),
         "nothing_seen": round(float((scores == 0).mean()), 4),
         "content_of_another_caption": round(float(np.mean(other)), 4),
-        "taste": round(float(np.mean([taste(i) for i in images])), 4),
+        "taste": round(float(np.mean([world.taste(i) for i in images])), 4),
     }
 
 

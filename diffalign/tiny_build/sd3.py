@@ -51,6 +51,8 @@ class CountedZeros:
 class Parts(nn.Module):
     """Transformer and text encoders, trained together."""
 
+    family = "sd3"
+
     def __init__(self) -> None:
         super().__init__()
         self.tokenizers = [text.tokenizer(pad, flow_networks.SD3_TOKENS) for pad in (text.END, "!")]

@@ -2,21 +2,21 @@
 
 import json
 import string
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from diffalign.tiny.scenes import captions
+from diffalign.tiny import patterns, scenes
 from diffalign.tiny_build.networks import TOKENS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's
 
 
-def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return vocabulary and merges learnt on the captions; any other text is encoded as bytes."""
+def learn(texts: Sequence[str], merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges learnt on captions; any other text is encoded as bytes."""
     from tokenizers import Regex
 
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -29,16 +29,23 @@ def learn(merges: int = 140) -> tuple[dict[str, int], list[tuple[str, str]]]:
     )
     # the limit is above the number of words, so that every word becomes a single token
     trainer = trainers.BpeTrainer(vocab_size=2 * 256 + merges, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator(list(captions())[::3], trainer)
+    bpe.train_from_iterator(texts, trainer)
     learnt = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in learnt), START, END]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}, learnt
 
 
-def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
-    """Return a CLIPTokenizer for the captions; the second one of SDXL and SD3 pads with `!`."""
-    vocab, merges = learn()
+def captions_of(family: str) -> list[str]:
+    """Return the captions on which a family's tokenizer is learnt, which hold every word."""
+    if family == "sdxl64":
+        return list(patterns.split_captions("train")[::4])
+    return list(scenes.captions())[::3]
+
+
+def tokenizer(pad: str = END, tokens: int = TOKENS, family: str = "sdxl") -> CLIPTokenizer:
+    """Return a CLIPTokenizer for a family's captions; the second one of SDXL and SD3 pads with `!`."""
+    vocab, merges = learn(captions_of(family))
     return CLIPTokenizer(
         vocab=vocab,
         merges=merges,
@@ -53,9 +60,10 @@ def tokenizer(pad: str = END, tokens: int = TOKENS) -> CLIPTokenizer:
 def save(tok: CLIPTokenizer, folder: Path) -> None:
     """Write a tokenizer's folder, including `vocab.json` and `merges.txt` for older versions."""
     tok.save_pretrained(folder)
-    vocab, merges = learn()
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
+    lines = ["#version: 0.2", *(" ".join(m) for m in model["merges"])]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

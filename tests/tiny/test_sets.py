@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from diffalign.media.videos import read_video
-from diffalign.tiny import motion_judge, motions, sets
+from diffalign.tiny import motion_judge, motions, patterns, sets
 from diffalign.tiny.judge import judge
-from diffalign.tiny.scenes import parse, parse_things, scene_of, split_of
+from diffalign.tiny.scenes import caption, parse, parse_things, scene_of, split_of
 
 
 def picture(data):
@@ -22,7 +22,8 @@ def take(name, count=150, **more):
 @pytest.mark.parametrize("name", sets.SETS)
 def test_rows_are_of_the_train_split_and_a_short_set_begins_a_long_one(name):
     rows = take(name, 40)
-    split = motions.split_of if name in sets.VIDEOS else split_of
+    splits = {"video": motions.split_of, "pattern": patterns.split_of}
+    split = splits.get(name.partition("_")[0], split_of)
     assert all(split(row["prompt"]) == "train" for row in rows)
     assert len({row["prompt"] for row in rows}) == 40
     assert take(name, 7) == rows[:7]
@@ -57,7 +58,7 @@ def test_exactly_so_many_words_are_wrong():
         for wrong in range(4):
             other = sets.misdraw(scene, wrong, rng)
             assert other.layout == scene.layout and other.dark == scene.dark
-            words = zip(parse(text), parse(sets.caption(other)), strict=True)
+            words = zip(parse(text), parse(caption(other)), strict=True)
             assert sum(a.value != b.value for a, b in words) == wrong
 
 

@@ -54,8 +54,9 @@ def read_prompt_set(path: str, limit: int | None = None) -> PromptSet:
       ``categories`` is the axis ``category``; ``source``, ``path_src`` and so on hold a source image.
     - ``parti``, ``drawbench``, ``geneval``, ``hpdv2``: fetched and cached; ``parti:FILE`` (and so on): a
       copy.
-    - ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the drawn scenes', ``tiny:motions/train`` and
-      so on the moving shapes'; ``animals`` and ``activities`` are lists of our own (`prompt_lists`).
+    - ``tiny:train``, ``tiny:validation`` and ``tiny:test`` are the drawn scenes', ``tiny:patterns/train`` and
+      so on the patterned scenes', ``tiny:motions/train`` and so on the moving shapes'; ``animals`` and
+      ``activities`` are lists of our own (`prompt_lists`).
 
     Raises:
         UserError: the file is missing, unreadable or empty, naming what was found and what is needed; the hub
@@ -74,7 +75,8 @@ def read_prompt_set(path: str, limit: int | None = None) -> PromptSet:
         raise UserError(
             f"prompt file {path!r}: no such file; allowed: {FORMATS}, or {', '.join(PUBLISHED)}, "
             f"or {next(iter(PUBLISHED))}:FILE (and so on), "
-            f"or tiny:train, tiny:validation, tiny:test, tiny:motions/train (and so on), {', '.join(LISTS)}"
+            "or tiny:train, tiny:validation, tiny:test, tiny:motions/train, tiny:patterns/train (and so on), "
+            f"{', '.join(LISTS)}"
         )
     axes = {"category": lambda row: category_of(row, CATEGORIES)}
     return _gathered(file_rows(file), axes, path, limit, file.parent)
@@ -111,9 +113,10 @@ def _tiny(name: str, limit: int | None) -> tuple[str, ...]:
 
     of = dict.fromkeys(SPLITS, tiny.prompts)
     of |= {f"motions/{split}": tiny.motion_prompts for split in SPLITS}
+    of |= {f"patterns/{split}": tiny.pattern_prompts for split in SPLITS}
     if name not in of:
         raise unknown("embedded prompts", f"tiny:{name}", [f"tiny:{known}" for known in of])
-    return tuple(of[name](name.removeprefix("motions/"))[:limit])
+    return tuple(of[name](name.rpartition("/")[2])[:limit])
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rewards on the rule-based judges of drawn scenes and moving shapes (diffalign.tiny.judge, motion_judge)."""
+"""Rewards on the rule-based judges of diffalign.tiny: of drawn scenes, patterned scenes, moving shapes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ from diffalign.media.videos import Video
 from diffalign.rewards.images import Images, in_batches, to_pil
 from diffalign.rewards.registry import Place, no_source
 from diffalign.tiny import judge as judges
-from diffalign.tiny import motion_judge
+from diffalign.tiny import motion_judge, pattern_judge
 
 
 @dataclass(frozen=True)
 class SceneJudge:
-    """A reward on a rule ``(image, prompt) -> float`` for drawn scenes."""
+    """A reward on a rule ``(image, prompt) -> float`` for drawn images; ``known`` names their captions."""
 
     name: str
     rule: Callable[[Image.Image, str], float]
     batch_size: int = 16
+    known: str = "drawn scenes, such as those of diffalign.tiny.prompts"
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
         """Return scores (B,) in [0, 1], float32.
@@ -43,8 +44,7 @@ class SceneJudge:
         except ValueError as error:
             raise UserError(
                 f"reward {self.name!r} cannot read the prompt {prompt!r} ({error}); it only knows captions "
-                "of drawn "
-                "scenes, such as those of diffalign.tiny.prompts: use another reward for other prompts"
+                f"of {self.known}: use another reward for other prompts"
             ) from error
 
 
@@ -58,6 +58,21 @@ def taste(source: str | None, place: Place) -> SceneJudge:
     """Return the reward of colour vividness, which ignores the caption."""
     no_source("taste", source)
     return SceneJudge("taste", judges.taste, place.batch_size)
+
+
+_PATTERNS = "patterned scenes, such as those of tiny:patterns/train"
+
+
+def patterns(source: str | None, place: Place) -> SceneJudge:
+    """Return the reward of agreement of patterned scenes."""
+    no_source("pattern_judge", source)
+    return SceneJudge("pattern_judge", pattern_judge.judge, place.batch_size, _PATTERNS)
+
+
+def light(source: str | None, place: Place) -> SceneJudge:
+    """Return the reward of a lit background of patterned scenes, which ignores the caption."""
+    no_source("pattern_taste", source)
+    return SceneJudge("pattern_taste", pattern_judge.taste, place.batch_size, _PATTERNS)
 
 
 @dataclass(frozen=True)
