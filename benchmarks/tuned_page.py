@@ -5,7 +5,7 @@ from itertools import combinations, groupby
 
 from benchmarks import tuning
 from benchmarks.record import Row, between, over_seeds, ranks, shown
-from benchmarks.tables import TITLES, flags_of
+from benchmarks.tables import TITLES, flags_of, others_of
 from diffalign.evaluation.measuring.statistics import holm
 
 LEVEL = 0.05
@@ -25,6 +25,13 @@ WHY = (
     "place of a method was a matter of tuning."
 )
 CURVES = "Gain of every trial against its setting (`python -m benchmarks.figures --only sensitivity`):"
+
+
+REWARDS = {"taste": "taste", "tiny_clip": "tiny CLIP", "pattern_taste": "taste"}
+HELD_OUT = {
+    ("taste", "tiny_clip"): "Taste and the tiny CLIP are not trained on",
+    ("pattern_taste",): "Taste is not trained on",
+}
 
 
 def text(rows: Sequence[Row], worlds: Sequence[str]) -> str:
@@ -91,17 +98,18 @@ def _world(world: str, both: dict[str, tuple[list[Row], list[Row]]]) -> list[str
 
 def _beside(names: Sequence[str], both: dict[str, tuple[list[Row], list[Row]]]) -> list[str]:
     """Return the table of what stands beside the gain: held-out rewards, diversity and drift."""
+    others = others_of(both[names[0]][1][0])
     lines = [
-        "What else moves. Taste and the tiny CLIP are not trained on; *diversity* and *drift* as in "
+        f"What else moves. {HELD_OUT[others]}; *diversity* and *drift* as in "
         "[methods.md](methods.md). An older row has no diversity and drift, and no gains by prompt of the "
         "held-out rewards: their mean stands without an interval.",
         "",
-        "| method | settings | taste | tiny CLIP | diversity | drift, nats |",
-        "|---|---|---|---|---|---|",
+        f"| method | settings | {' | '.join(REWARDS[name] for name in others)} | diversity | drift, nats |",
+        "|---|---|---|---|" + "---|" * len(others),
     ]
     for name in names:
         for kind, rows in zip(("recipe", "tuned"), both[name], strict=True):
-            rewards = [_held_out(rows, reward) for reward in ("taste", "tiny_clip")]
+            rewards = [_held_out(rows, reward) for reward in others]
             figures = [
                 f"{sum(row['figures'][key] for row in rows) / len(rows):.2f}"
                 if all(key in row["figures"] for row in rows)

@@ -14,7 +14,8 @@ from PIL import Image
 from scipy import ndimage
 
 from diffalign.tiny import sight
-from diffalign.tiny.patterns import COLORS, GROUNDS, LIGHT, LINE, RELATIONS, SHAPES, SIDE, parse
+from diffalign.tiny.patterns import COLORS, GROUNDS, LIGHT, LINE, SHAPES, SIDE, parse
+from diffalign.tiny.scenes import RELATIONS
 
 _CONTRAST = 0.16  # distance from the background above which a pixel belongs to a shape
 _MIN_AREA = 60  # pixels; smaller regions are ignored, and count as dirt above `_DIRT`

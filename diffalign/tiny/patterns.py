@@ -11,6 +11,7 @@ Only numpy and Pillow are imported.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -244,7 +245,10 @@ def picture_of(text: str, rng: np.random.Generator, lit: bool | None = None) -> 
 
 def sample_caption(rng: np.random.Generator, split: str | None = None) -> str:
     """Return a random caption; with `split`, one of that split."""
-    pick = lambda words: words[int(rng.integers(len(words)))]  # noqa: E731
+
+    def pick(words: Sequence[str]) -> str:
+        return words[int(rng.integers(len(words)))]  # faster than `rng.choice`
+
     while True:
         count = 1 + int(np.searchsorted(np.cumsum(SHARES), rng.random()))
         figures = tuple(Figure(pick(FILLS), pick(_COLORS), pick(_SHAPES)) for _ in range(count))

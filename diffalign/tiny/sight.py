@@ -78,7 +78,8 @@ def template(
     else:
         half = np.sqrt(area) / 2
         inside = (abs(gx) <= half * np.sqrt(wide / high)) & (abs(gy) <= half * np.sqrt(high / wide))
-    return inside.reshape(side, 3, side, 3).mean((1, 3))
+    cover: np.ndarray = inside.reshape(side, 3, side, 3).mean((1, 3))
+    return cover
 
 
 def best_shape(
@@ -101,9 +102,11 @@ def best_shape(
 def hue(rgb: np.ndarray) -> np.ndarray:
     """Return the hues in degrees of colours (..., 3)."""
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    return np.degrees(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)) % 360
+    degrees: np.ndarray = np.degrees(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)) % 360
+    return degrees
 
 
 def hue_distance(rgb: np.ndarray, other: tuple[float, float, float]) -> np.ndarray:
     """Return the differences of hue in degrees, in [0, 180], of colours (..., 3) to one."""
-    return abs((hue(rgb) - hue(np.array(other)) + 180) % 360 - 180)
+    distance: np.ndarray = abs((hue(rgb) - hue(np.array(other)) + 180) % 360 - 180)
+    return distance
