@@ -86,10 +86,11 @@ class GivenNoise:
         return Noised(x0, self.eps, add_noise(denoiser, x0, self.eps, t), t)
 
 
-def in_two_processes(module: str, *arguments: object) -> None:
-    """Run a module under torchrun on the CPU, in two processes, with these arguments."""
+def in_two_processes(module: str, *arguments: object, processes: int = 2) -> None:
+    """Run a module under torchrun on the CPU, in two processes or so many, with these arguments."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node", str(processes)]
     launcher = subprocess.Popen(
         [*command, "-m", module, *map(str, arguments)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -99,5 +100,5 @@ def in_two_processes(module: str, *arguments: object) -> None:
     except subprocess.TimeoutExpired:
         launcher.terminate()  # rather than kill, so that it takes its two processes with it
         output, _ = launcher.communicate()
-        pytest.fail(f"two processes hang: {output[-4000:]}")
+        pytest.fail(f"{processes} processes hang: {output[-4000:]}")
     assert launcher.returncode == 0, output[-4000:]

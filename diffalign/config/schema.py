@@ -238,6 +238,12 @@ class TrainingConfig:
         True,
         "free a block's gathered weights between its forward and its backward; false: faster, more memory",
     )
+    context: int = option(
+        1,
+        "processes that see the same rows and share the tokens of each (Ulysses; FLUX, Qwen-Image, Wan); "
+        "1: every process has rows of its own",
+        between(1, 1024),
+    )
     seed: int = option(0, "seed of all randomness of the run", SEED)
 
 

@@ -14,8 +14,12 @@ The memory of an online run is that of a gradient batch of its rounds: all sampl
 ``rollout.part``), at all times that its method uses. Its time is not estimated, since it is mostly sampling
 and scoring. A run of one of two experts that draws samples holds the frozen weights of both throughout; what
 an earlier run trained of the other, well below 1 % of it, is not counted.
+
+Where devices share the tokens of each row (``training.context``), activations are divided by their number;
+what attention exchanges is not counted.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,12 +52,13 @@ class Estimate:
         flops_per_pair: all FLOPs of one pair.
         memory: bytes by part during training, after the encoders are freed.
         encoder_memory: bytes of the encoders while the cache is filled.
-        pairs_per_step: pairs of an optimizer step on one device.
-        pairs_per_second: throughput at the given speed; None without one.
+        pairs_per_step: pairs of an optimizer step on one device, or on those of a group that shares tokens.
+        pairs_per_second: throughput of these at the given speed; None without one.
         seconds: duration of the run at that speed; None without one.
         offloaded: bytes of activations in main memory (``model.offload_activations``).
         paged: bytes of paged optimizer state, on the device while there is room and otherwise in main memory;
             ``memory`` leaves them out.
+        sharing: devices that share the tokens of each row (``training.context``); memory is that of one.
     """
 
     family: str
@@ -72,6 +77,7 @@ class Estimate:
     seconds: float | None
     offloaded: int = 0
     paged: int = 0
+    sharing: int = 1
 
     @property
     def total_memory(self) -> int:
@@ -85,6 +91,7 @@ class Estimate:
     def rows(self) -> list[tuple[str, str]]:
         """Return (name, value with its unit) for a table."""
         one = "image" if self.size[2] == 1 else "video"
+        devices = "device" if self.sharing == 1 else f"group of {self.sharing} devices"
         rows = [
             ("family", self.family),
             ("resolution", resolution(*self.size)),
@@ -98,14 +105,15 @@ class Estimate:
             *((f"memory: {name}", size(value)) for name, value in self.memory.items()),
             ("memory while training", size(self.total_memory)),
             ("memory of the encoders while caching", size(self.encoder_memory)),
-            ("pairs per step and device", str(self.pairs_per_step)),
+            (f"pairs per step and {devices}", str(self.pairs_per_step)),
         ]
         if self.offloaded:
             rows.append(("main memory: activations", size(self.offloaded)))
         if self.paged:
             rows.append(("main memory, or the device's where it has room: optimizer state", size(self.paged)))
         if self.pairs_per_second is not None and self.seconds is not None:
-            rows.append(("pairs per second", f"{self.pairs_per_second:.3g}"))
+            name = "pairs per second" if self.sharing == 1 else f"pairs per second of a {devices}"
+            rows.append((name, f"{self.pairs_per_second:.3g}"))
             rows.append(("training time", f"{self.seconds / 3600:.3g} h"))
         return rows
 
@@ -141,7 +149,8 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
     reference = forward if work.needs_reference else 0
     per_pair = 2 * (policy + backward + recomputation + reference)
     pairs_per_step = work.training.batch_size * work.training.accumulation
-    speed = tflops * 1e12 * utilisation / per_pair if tflops is not None else None
+    sharing = work.training.context
+    speed = sharing * tflops * 1e12 * utilisation / per_pair if tflops is not None else None
     encoders = shapes.encoders()
     return Estimate(
         family=shapes.family.name,
@@ -160,6 +169,7 @@ def estimate(work: Workload, tflops: float | None = None, utilisation: float = 0
         seconds=work.training.steps * pairs_per_step / speed if speed is not None else None,
         offloaded=counts.offloaded,
         paged=counts.paged_bytes * work.adapter_sets,
+        sharing=sharing,
     )
 
 
@@ -180,7 +190,7 @@ def memory(work: Workload, counts: Counts) -> dict[str, int]:
         "reference copy": 0
         if lora or not work.needs_reference
         else counts.network_parameters * (dtype.itemsize if autocast == dtype else 4),
-        "activations": counts.activations,
+        "activations": math.ceil(counts.activations / work.training.context),
         "latents and conditions": counts.input_bytes,
     }
     return {name: value for name, value in parts.items() if value}

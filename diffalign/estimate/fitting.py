@@ -72,7 +72,8 @@ def _changes(work: Workload) -> Iterator[tuple[str, Callable[[Workload], Workloa
         yield "--training.mixed_precision bf16", _half
     if model.dtype == "float32":
         yield "--model.dtype bfloat16", _of_model(dtype="bfloat16")
-    if not model.offload_activations and not model.compile and training.shard == "none":
+    alone = training.shard == "none" and training.context == 1
+    if not model.offload_activations and not model.compile and alone:
         yield "--model.offload_activations true", _of_model(offload_activations=True)
     if model.text_encoder.quantize == "none" and not model.text_encoder.lora.rank:
         text = replace(model.text_encoder, quantize="int8")

@@ -34,7 +34,13 @@ NATIVE = {"native": "auto", **{f"_native_{name}": name for name in BACKENDS}}
 """Names here of diffusers' names of torch's back-ends."""
 
 DISPATCHED = {"flash_hub": "kernels", "_flash_3": "flash_attn_interface", "_flash_3_hub": "kernels"}
-"""Back-ends of diffusers' dispatcher that have a backward, and the module that each needs."""
+"""Back-ends of diffusers' dispatcher that have a backward, and the module that each needs.
+
+None takes a mask.
+"""
+
+MASKING = ("chroma", "krea2", "ltx", "ltx2", "qwen_image", "qwen_image_edit", "z_image")
+"""Families whose networks call the dispatcher with a mask, some of them only for texts of unequal length."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,19 @@ class OneBackend:
             ) from error
 
 
+def check_masks(name: str, family: str) -> None:
+    """Check, before a model is loaded, that its back-end takes the masks that its family passes.
+
+    Raises:
+        UserError: FlashAttention of diffusers' dispatcher, which takes none.
+    """
+    if name in DISPATCHED and family in MASKING:
+        raise UserError(
+            f"model.attention={name!r} with {family}, whose attention has a mask, which FlashAttention does "
+            "not take; allowed: auto, efficient, cudnn, math"
+        )
+
+
 def set_attention(network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
     """Restrict the attention of ``network`` to the back-end ``name``; ``auto`` leaves the choice to torch.
 
@@ -113,7 +132,7 @@ def set_attention(network: Any, name: str, device: torch.device | str, dtype: to
     reasons = [r for dim in dims if (r := why_not(name, device, dtype, dim))]
     if reasons:
         raise UserError(_unavailable(name, device, dtype, dims, reasons[0]))
-    for module in _attentions(network):
+    for module in attentions(network):
         module.set_processor(OneBackend(module.processor, BACKENDS[name]))
 
 
@@ -127,7 +146,7 @@ def _dispatch(
     """
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    modules = _attentions(network)
+    modules = attentions(network)
     without = [m for m in modules if not hasattr(m.processor, "_attention_backend")]
     if without or not modules:
         here = ", ".join(["auto", *available(device, dtype, dims)])
@@ -162,7 +181,7 @@ def _try_dispatched(name: str, device: torch.device | str, dtype: torch.dtype, d
 
 def head_dims(network: nn.Module) -> list[int]:
     """Widths of the attention heads in ``network``, sorted."""
-    return sorted({_head_dim(m) for m in _attentions(network)})
+    return sorted({_head_dim(m) for m in attentions(network)})
 
 
 def _head_dim(attention: Any) -> int:
@@ -173,7 +192,8 @@ def _head_dim(attention: Any) -> int:
     return int(query.out_features // attention.num_heads)
 
 
-def _attentions(network: nn.Module) -> list[Any]:
+def attentions(network: nn.Module) -> list[Any]:
+    """Return the attention layers of a network."""
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 

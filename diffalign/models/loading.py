@@ -11,7 +11,7 @@ import torch
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
-from diffalign.models.attention import set_attention
+from diffalign.models.attention import check_masks, set_attention
 from diffalign.models.checks import check_components, check_vae, check_variant, limit_tokenizers
 from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
 from diffalign.models.families.base import Family
@@ -69,6 +69,7 @@ def load(
     source = resolve(config.path)
     index = None if is_single_file(source) else _model_index(config, source)
     card = _found(config, source, index)
+    check_masks(config.attention, card.name)
     formulation = Formulation() if index is not None else formulation_in(config, source, card)
     family = get_family(card.name).configured(config)
     split = check_expert(config, index, trained)

@@ -29,6 +29,7 @@ from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY, build
 from diffalign.methods._common import OverStates
+from diffalign.models.context import check_parts, check_sharing
 from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.experts import FOLDERS, changing
 from diffalign.models.formulation import check_trained
@@ -52,6 +53,7 @@ from diffalign.runs.validate import validate
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for, set_products
 from diffalign.training.checkpoint import Checkpoints
+from diffalign.training.context import check_degree, group_of
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.optimizers import check_device
@@ -99,7 +101,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     Raises:
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
-    rank, _ = share()
+    rank, world = share()
     tell = say if rank == 0 else _silent  # there is no accelerator before the run is known to be right
     run = with_launcher(run, tell)
     validate(run)
@@ -112,6 +114,9 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     run = resolved(run, inner)
     method = wrap(inner, run.strategies)
     check_roles(run, method)
+    check_degree(run.training, world)
+    if run.training.context > 1:
+        check_sharing(run.model, run.training.context, bool(run.validation.every))
     prompts = check_online(run)
     if prompts:
         check_online_scores(inner, run.rollout)
@@ -160,6 +165,9 @@ def _aligned(
         tell(
             f"text: {' and '.join(encoders)} trained with LoRA; the cache holds tokens in place of embeddings"
         )
+    if run.training.context > 1:
+        data = run.data
+        check_parts(model, run.training.context, None if data.buckets else size_of(data), data.frames or 1)
     checkpoints.content["model"] = model_content(model)
     if not run.model.dropout and (layers := switch_off_dropout(model.network)):
         tell(f"dropout: {layers} layers of the network have it, switched off (model.dropout true keeps it)")
@@ -171,8 +179,9 @@ def _aligned(
         )
     checkpoints.content["data"] = setup.content
     check_content(snapshot, checkpoints.content, run.resume_allow)
-    settings = scheduled(run.training, setup.groups, accelerator.num_processes)
-    tell(announcement(settings, setup.groups, accelerator.num_processes))
+    _, processes = group_of(run.training, accelerator)
+    settings = scheduled(run.training, setup.groups, processes)
+    tell(announcement(settings, setup.groups, processes))
     if accelerator.is_main_process:
         write_atomic(output / "config.yaml", to_yaml(portable(run)))
     roles = setup.roles
@@ -273,7 +282,7 @@ def _own_trajectories(run: Run) -> Mapping[str, Any]:
 
 def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoints:
     """Return the run's checkpoints, emptied where the run overwrites an earlier one."""
-    resumption = Resumption(run, accelerator.num_processes)
+    resumption = Resumption(run, group_of(run.training, accelerator)[1])
     checkpoints = Checkpoints(
         output / "checkpoints", run.checkpoint.limit, resumption.settings, resumption.compare
     )

@@ -45,6 +45,7 @@ def with_launcher(run: Run, tell: Callable[[str], None]) -> Run:
         else:
             changes[field] = value
             tell(f"training.{field}={value} from the launcher ({variable})")
+    _check_context()
     changes |= _sharding(run.training, tell)
     run = replace(run, training=replace(run.training, **changes)) if changes else run
     return _compiled(run, tell)
@@ -77,6 +78,16 @@ def _compiled(run: Run, tell: Callable[[str], None]) -> Run:
         raise UserError(f"the launcher asks for the compiler {backend} ({DYNAMO}); allowed: no, inductor")
     tell(f"model.compile=True from the launcher ({DYNAMO})")
     return replace(run, model=replace(run.model, compile=True))
+
+
+def _check_context() -> None:
+    """Raise a UserError where ``accelerate launch`` asks for context or sequence parallelism of its own."""
+    for variable in ("PARALLELISM_CONFIG_CP_SIZE", "PARALLELISM_CONFIG_SP_SIZE"):
+        if (size := os.environ.get(variable, "1").strip()) not in ("", "1"):
+            raise UserError(
+                f"the launcher asks for {variable}={size}; allowed: a launch without it, and "
+                f"training.context {size}, which shares the tokens of a row by diffusers"
+            )
 
 
 def _sharding(training: TrainingConfig, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def when_training(run: Run) -> list[str]:
         advice[-1] = f"a smaller --rollout.resolution (now {rollout.resolution})"
     if rollout.prompts:
         advice += _of_decoding(run)
-    if not (run.model.offload_activations or run.model.compile or training.shard != "none"):
+    alone = training.shard == "none" and training.context == 1
+    if not run.model.offload_activations and not run.model.compile and alone:
         advice.append("--model.offload_activations true (a slower step)")
     if run.optimizer.type == "adamw":
         advice.append("--optimizer.type adamw8bit")

@@ -37,6 +37,7 @@ FREE = (
     "model.offload_activations",
     "training.shard",
     "training.reshard",
+    "training.context",
     "method.cache",
     "method.noising.cache",
 )
@@ -134,7 +135,7 @@ class Resumption:
 
     Attributes:
         run: resolved.
-        processes: number of ranks.
+        processes: number of ranks, or of groups that share their rows.
     """
 
     run: Run

@@ -9,6 +9,7 @@ from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods._multi_time import Stratified
 from diffalign.methods.registry import DataKind, shape_of
+from diffalign.models.attention import NATIVE
 from diffalign.runs.roles import chase_of, trailing_of
 from diffalign.strategies._common import innermost
 from diffalign.types import Method
@@ -28,6 +29,7 @@ def check_roles(run: Run, method: Method[Any]) -> None:
         )
     _check_text(run, method)
     _check_sharding(run, method)
+    _check_context(run, method)
     _check_quantized(run)
     _check_expert(run, method)
     if run.model.offload_activations:
@@ -63,15 +65,11 @@ def _check_sharding(run: Run, method: Method[Any]) -> None:
             f"{whom} with method {run.method['type']}, whose noisy states take each process another number "
             "of network calls; allowed: training.shard none, or a method that noises forward, such as dpo"
         )
-    if chase_of(method) is not None:
-        raise UserError(f"{whom} with the strategy fast_slow; allowed: none")
-    if REGISTRY[run.method["type"]].assistants:
-        raise UserError(f"{whom} with method {run.method['type']}, which has assistants; allowed: none")
+    _one_policy(whom, run, method)
     _refuse(
         whom,
         (
-            ("rollout.prompts", run.rollout.prompts, ""),
-            ("validation.rewards", tuple(run.validation.rewards), ()),
+            *_read_once(run),
             ("optimizer.type", run.optimizer.type, "adamw"),
             ("model.compile", run.model.compile, False),
             ("model.offload_activations", run.model.offload_activations, False),
@@ -80,6 +78,55 @@ def _check_sharding(run: Run, method: Method[Any]) -> None:
     )
     if run.training.mixed_precision == "fp16":
         raise UserError(f"training.mixed_precision=fp16 with {whom}; allowed: no, bf16")
+
+
+def _check_context(run: Run, method: Method[Any]) -> None:
+    """UserError for what a run whose processes share tokens does not have: all processes of a group must ask
+    the network equally often, with the same numbers.
+    """
+    if run.training.context == 1:
+        return
+    whom = f"training.context={run.training.context}"
+    if method.noising is None or not isinstance(method.noising, Forward) or trailing_of(method) is not None:
+        raise UserError(
+            f"{whom} with method {run.method['type']}; allowed: training.context 1, or a method that noises "
+            "forward and has a reference that no moving average follows, such as dpo"
+        )
+    _one_policy(whom, run, method)
+    _refuse(
+        whom,
+        (
+            *_read_once(run),
+            ("training.shard", run.training.shard, "none"),
+            ("model.compile", run.model.compile, False),
+            ("model.offload_activations", run.model.offload_activations, False),
+            ("model.text_encoder.lora.rank", run.model.text_encoder.lora.rank, 0),
+            # the parts of a row would have the same masks
+            ("model.lora.dropout", run.model.lora.dropout, 0.0),
+            ("model.dropout", run.model.dropout, False),
+        ),
+    )
+    attention = NATIVE.get(run.model.attention, run.model.attention)
+    if attention not in ("auto", "flash_hub", "_flash_3_hub"):
+        raise UserError(
+            f"model.attention={run.model.attention!r} with {whom}; allowed: auto, flash_hub, _flash_3_hub"
+        )
+
+
+def _one_policy(whom: str, run: Run, method: Method[Any]) -> None:
+    """UserError for a second policy or assistants."""
+    if chase_of(method) is not None:
+        raise UserError(f"{whom} with the strategy fast_slow; allowed: none")
+    if REGISTRY[run.method["type"]].assistants:
+        raise UserError(f"{whom} with method {run.method['type']}, which has assistants; allowed: none")
+
+
+def _read_once(run: Run) -> tuple[tuple[str, Any, Any], ...]:
+    """Return (name, value, allowed) of what samples or scores on one process while others wait."""
+    return (
+        ("rollout.prompts", run.rollout.prompts, ""),
+        ("validation.rewards", tuple(run.validation.rewards), ()),
+    )
 
 
 def _check_quantized(run: Run) -> None:

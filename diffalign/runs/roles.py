@@ -17,6 +17,7 @@ from diffalign.diffusion.reference_bank import Banked
 from diffalign.methods import REGISTRY
 from diffalign.methods._distillation import Assisted
 from diffalign.methods._trailing import Followed, Trailing, TrailingSampler
+from diffalign.models.context import share_tokens
 from diffalign.models.denoisers import AdaptersOff, NetworkDenoiser, OtherAdapter
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import (
@@ -74,16 +75,28 @@ def assign_roles(
     method: Method[Any],
     autocast: torch.dtype | None,
     sharding: Sharding | None = None,
+    context: Any = None,
 ) -> Roles:
     """Prepare the model's network in place, and return the roles of the run.
 
     Args:
         sharding: how weights are spread over processes; None: each holds all.
+        context: the mesh of processes that share tokens; None: each computes all of its rows.
     """
     roles = _assigned(run, model, method, autocast)
+    if context is not None:
+        for network in _networks(roles):
+            share_tokens(network, context)
     if run.data.reference_bank:
         roles = replace(roles, reference=Banked(roles.reference))
     return roles if sharding is None else _spread(roles, sharding)
+
+
+def _networks(roles: Roles) -> list[nn.Module]:
+    """Return the network that is trained, and the reference's where it is a copy."""
+    reference = roles.reference
+    other = reference.network if isinstance(reference, NetworkDenoiser) else roles.network
+    return [roles.network] if other is roles.network else [roles.network, other]
 
 
 def _spread(roles: Roles, sharding: Sharding) -> Roles:
@@ -91,10 +104,9 @@ def _spread(roles: Roles, sharding: Sharding) -> Roles:
     learned = [(name, parameter.data_ptr()) for name, parameter in roles.parameters]
     moved = {name: tensor.data_ptr() for name, tensor in roles.kept.items()}
     roles.parameters.clear()  # whole weights would stay on the accelerator as long as they are named here
-    new = sharding.shard(roles.network, trained=True)
-    reference = roles.reference
-    if isinstance(reference, NetworkDenoiser) and reference.network is not roles.network:
-        new |= sharding.shard(reference.network, trained=False)  # a copy, where all of the network is trained
+    new: dict[int, nn.Parameter] = {}
+    for network in _networks(roles):
+        new |= sharding.shard(network, trained=network is roles.network)
     parameters = [(name, new[address]) for name, address in learned]
     kept = {name: new[address].detach() for name, address in moved.items()}
     # what moves the reference must move its spread tensors

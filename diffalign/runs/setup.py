@@ -54,9 +54,11 @@ from diffalign.runs.resume import data_content, prompts_content
 from diffalign.runs.reward_gradients import noise_source
 from diffalign.runs.roles import Roles, assign_roles
 from diffalign.runs.rollouts import online_source
+from diffalign.runs.schedule import groups_per_step
 from diffalign.runs.scores import RoundScores, check_scores
 from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
+from diffalign.training.context import context_mesh, group_of
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
 from diffalign.training.sharding import sharding_of, sharding_summary
@@ -151,12 +153,20 @@ def offline(
     sharding = sharding_of(run.training, accelerator)
     # of a network that is sharded its parts alone go there
     move_networks(model, accelerator.device, trained=sharding is None)
-    roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision], sharding)
+    mesh = context_mesh(run.training, accelerator)
+    roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision], sharding, mesh)
     if run.training.shard != "none":
         tell(sharding_summary(sharding, run.training, roles.network))
+    _, processes = group_of(run.training, accelerator)
+    if mesh is not None:
+        tell(
+            f"training.context={run.training.context}: {accelerator.num_processes} processes in "
+            f"{processes} group{'s' * (processes != 1)}; those of a group see the same rows, and each "
+            "computes a part of their tokens"
+        )
     groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
     tell(f"training {size(roles):,} parameters on {groups}, {len(held_out)} held out")
-    step = run.training.batch_size * run.training.accumulation * accelerator.num_processes
+    step = groups_per_step(run.training, processes)
     if few := scarce(learned.records, step):
         tell(
             f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
@@ -305,14 +315,15 @@ def pair_source(
     run: Run | RewardRun, learned: EncodedSet, model: LoadedModel, accelerator: Accelerator, guided: bool
 ) -> PairSource:
     """Return this rank's micro-batches of an encoded set, with negative conditions if ``guided``."""
+    rank, world = group_of(run.training, accelerator)
     return PairSource(
         learned,
         model.family,
         run.data,
         run.training.batch_size,
         accumulation=run.training.accumulation,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        rank=rank,
+        world=world,
         seed=run.training.seed,
         guided=guided,
     )

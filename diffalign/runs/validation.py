@@ -119,7 +119,7 @@ class ValidationHook:
                 state.log(self.history.entries[-1].scalars)
                 for alarm in self.history.new_alarms:
                     self._say(f"alarm: {alarm.text}")
-        elif any(map(is_sharded, state.network.parameters())):
+        elif state.settings.context > 1 or any(map(is_sharded, state.network.parameters())):
             self._draw(state)  # every process must ask a network that is spread over them
         state.accelerator.wait_for_everyone()
 

@@ -16,6 +16,7 @@ from typing import Any
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
+from diffalign.training.context import group_of
 from diffalign.training.metrics import Meter
 from diffalign.training.state import TrainState
 from diffalign.types import Batch, Denoiser, Method, TimeSampler
@@ -105,7 +106,7 @@ class HeldOut:
         """Evaluate now, log the values, and return them (a collective operation)."""
         if not len(self._batches):
             return {}
-        ranks, rank = state.accelerator.num_processes, state.accelerator.process_index
+        rank, ranks = group_of(state.settings, state.accelerator)
         measuring = self._method or state.method
         methods = [measuring.at_times(sampler) for sampler in self._samplers]
         labels = [f"{low:.2g}-{high:.2g}" for low, high in self._bins]

@@ -23,6 +23,7 @@ from diffalign.diffusion.randomness import Streams, derive, seed_torch
 from diffalign.errors import Paused, UserError
 from diffalign.training import optimizers
 from diffalign.training.acceleration import prepare
+from diffalign.training.context import group_of
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard, diverged
 from diffalign.training.hooks import Hook, UpdateEma
@@ -133,7 +134,7 @@ def _begin(
     optimizer: OptimizerConfig,
     accelerator: Accelerator,
 ) -> TrainState:
-    peak = optimizers.base_learning_rate(optimizer, settings, accelerator.num_processes)
+    peak = optimizers.base_learning_rate(optimizer, settings, group_of(settings, accelerator)[1])
     return TrainState(
         method=method,
         policy=policy,
@@ -172,7 +173,7 @@ def _step(state: TrainState, batches: Iterator[Batch[Any]], interruption: Interr
 def _accumulate(state: TrainState, batches: Iterator[Batch[Any]], window: Meter) -> Tensor:
     """Run forward and backward over one window; return this rank's total weight and weighted loss, (2,)."""
     accelerator, settings = state.accelerator, state.settings
-    ranks, rank, groups = accelerator.num_processes, accelerator.process_index, settings.batch_size
+    (rank, ranks), groups = group_of(settings, accelerator), settings.batch_size
     sums = []
     for index in range(settings.accumulation):
         batch = _next(batches, groups)
@@ -212,8 +213,11 @@ def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interr
     local_sums = torch.cat([sums, sums.new_full((1,), float(interruption.requested))])
     global_sums = accelerator.reduce(local_sums, reduction="sum")
     total, loss, requests, raw_norm = torch.cat([global_sums, norm.reshape(1).to(global_sums)]).tolist()
+    copies = state.settings.context  # the processes of a group have the same terms, which count once
+    total, loss = total / copies, loss / copies
 
     # Gradients are averaged over ranks; this factor makes them those of the mean over all terms of all ranks.
+    # The processes of a group have parts of a gradient, which the average adds up as it does those of terms.
     scale = accelerator.num_processes / total if total > 0 else 0.0
     grad_norm = raw_norm * scale
     state.interrupted, state.applied = requests > 0, False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffalign.config.schema import TrainingConfig
 from diffalign.errors import UserError
 from diffalign.training import shard_files
+from diffalign.training.context import group_of
 from diffalign.training.ema import Ema
 from diffalign.training.guard import GradientGuard
 from diffalign.training.metrics import Meter
@@ -44,7 +45,7 @@ class TrainState:
         kept: further tensors that hooks change (a reference that is updated), by name.
         step: number of optimizer steps, including those without an update.
         micro_step: number of micro-batches on each rank.
-        samples: number of training samples on all ranks.
+        samples: number of training samples on all ranks, once where a group of them shares samples.
         skipped_steps: number of steps that the gradient guard skipped.
         empty_steps: number of steps without an update because all terms had weight 0.
         overflow_steps: number of steps that float16's loss scaling skipped.
@@ -162,7 +163,7 @@ class TrainState:
                 "counters": {name: getattr(self, name) for name in _COUNTERS},
                 "seconds": self.seconds,
                 "guard": self.guard.state_dict(),
-                "meter": self.meter.of_all_ranks(self.accelerator),
+                "meter": self.meter.of_all_ranks(self.accelerator)[:: self.settings.context],
                 "scaler": {} if scaler is None else scaler.state_dict(),
                 "method": self.method.state_dict() if isinstance(self.method, Stateful) else {},
             },
@@ -201,9 +202,7 @@ class TrainState:
             setattr(self, name, int(facts["counters"][name]))
         self.seconds = float(facts["seconds"])
         self.guard.load_state_dict(facts["guard"])
-        self.meter.load_of_ranks(
-            facts["meter"], self.accelerator.process_index, self.accelerator.num_processes
-        )
+        self.meter.load_of_ranks(facts["meter"], *group_of(self.settings, self.accelerator))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         if isinstance(self.method, Stateful):

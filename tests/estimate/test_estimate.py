@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,6 +266,18 @@ def test_parts_appear_with_what_needs_them(folders: dict[str, Path]) -> None:
     alone = replace(base, method={"type": "sft"})
     assert not workload_of(alone).needs_reference
     assert "reference copy" not in memory(workload_of(alone), counts)
+
+
+def test_devices_that_share_tokens_share_activations_and_time(folders: dict[str, Path]) -> None:
+    alone = replace(run(str(folders["flux"])), training=TrainingConfig(batch_size=2))
+    shared = replace(alone, training=TrainingConfig(batch_size=2, context=2))
+    one, two = (estimate(each, 1.0) for each in (alone, shared))
+    assert two.memory["activations"] == math.ceil(one.memory["activations"] / 2)
+    assert {**two.memory, "activations": 0} == {**one.memory, "activations": 0}
+    assert two.pairs_per_step == one.pairs_per_step == 2
+    assert one.seconds is not None and two.seconds == pytest.approx(one.seconds / 2)
+    assert ("pairs per step and group of 2 devices", "2") in two.rows()
+    assert ("pairs per step and device", "2") in one.rows()
 
 
 @pytest.mark.parametrize(

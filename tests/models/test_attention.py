@@ -1,6 +1,7 @@
 import copy
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,14 @@ from diffalign.errors import UserError
 from diffalign.models import attention
 from diffalign.models.attention import (
     BACKENDS,
+    DISPATCHED,
+    MASKING,
     NATIVE,
     Calls,
     OneBackend,
+    attentions,
     available,
+    check_masks,
     head_dims,
     kernel_of,
     set_attention,
@@ -25,7 +30,9 @@ from diffalign.models.attention import (
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora import prepare_policy
-from tests.models.inputs import conditions, states, states_of
+from tests.models.conftest import MAKERS
+from tests.models.inputs import conditions, random_inputs, states, states_of
+from tests.video_pipelines import CASES
 
 
 def kernels(calls: Calls) -> set[str]:
@@ -211,6 +218,47 @@ def test_networks_without_the_dispatcher_refuse_its_kernels(folders: dict[str, P
         UserError, match=r"attention layers of .* do not call diffusers' dispatcher; allowed here: auto"
     ):
         load(ModelConfig(path=str(folders[family]), attention="_flash_3_hub"))
+
+
+@pytest.mark.parametrize("family", MASKING)
+def test_flash_attention_is_refused_where_a_family_passes_masks(family: str) -> None:
+    for name in DISPATCHED:
+        with pytest.raises(
+            UserError, match=rf"model.attention='{name}' with {family}, whose attention has a"
+        ):
+            check_masks(name, family)
+    check_masks("auto", family)
+
+
+def test_flash_attention_with_a_mask_is_refused_before_weights_are_loaded(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", None)
+    with pytest.raises(UserError, match=r"model.attention='flash_hub' with qwen_image.*allowed: auto"):
+        load(ModelConfig(path=str(folders["qwen_image"]), attention="flash_hub"))
+
+
+@pytest.mark.parametrize("name", sorted({*MAKERS, *CASES}))
+def test_which_families_pass_masks_is_seen(
+    folders: dict[str, Path], videos: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of families that call the dispatcher, with two prompts of different lengths."""
+    family = "wan_ti2v" if name == "wan_ti2v" else "auto"
+    model = load(ModelConfig(path=str((folders | videos)[name]), family=family))
+    if any(not hasattr(layer.processor, "_attention_backend") for layer in attentions(model.network)):
+        return  # the kernels of the dispatcher are refused for another reason
+    x_t, cond = random_inputs(model)
+    cond |= model.encode_prompts(["a", "a red circle on the left of a blue square"])
+    masked = []
+
+    def attend(*arguments: Any, **named: Any) -> torch.Tensor:
+        masked.append(named.get("attn_mask") is not None or any(a is not None for a in arguments[3:4]))
+        return plain(*arguments, **named)
+
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attend)
+    model.family.call(model.network, x_t, model.path.model_time(torch.tensor([0.3, 0.7])), cond)
+    assert masked and any(masked) == (model.family.name in MASKING)
 
 
 @pytest.mark.gpu

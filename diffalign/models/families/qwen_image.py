@@ -8,6 +8,7 @@ the guided prediction of each token the length of the prompt's own: ``keeps_leng
 The template around a prompt is the pipeline's own; it drops the states of its first 34 tokens.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec
+from diffalign.models.families.base import text_multiple
 from diffalign.models.families.chat import ReadByChat, lengths_of, padded
 from diffalign.models.families.flow import SIDE, Packed
 from diffalign.models.families.flux import pack, unpack
@@ -104,7 +106,8 @@ class QwenImage(Packed, ReadByChat):
         """Return the transformer's raw prediction, (B, C, h, w)."""
         mask, (height, width) = cond["encoder_attention_mask"], x_t.shape[-2:]
         lengths = lengths_of(mask)
-        longest = max(lengths)
+        multiple = text_multiple(network)
+        longest = math.ceil(max(lengths) / multiple) * multiple
         shown = [x_t, *([cond[SOURCE].to(x_t.dtype)] if SOURCE in cond else [])]
         packed = [pack(one) for one in shown]
         prediction: Tensor = network(

@@ -23,6 +23,7 @@ MEANINGLESS = (
     "data.stream_block",
     "training.reference_every",
     "training.reference_mix",
+    "training.context",
     "logging.diagnostics_bins",
 )
 """Settings of the shared sections that concern alignment; here the diffusion model is frozen."""
