@@ -9,7 +9,7 @@ from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models import context
 from diffalign.models.context import SHARING, check_parts, check_sharing, share_tokens
-from diffalign.models.families.base import text_multiple
+from diffalign.models.families.chat import text_multiple
 from diffalign.models.loading import load
 from tests.flow_pipelines import make_flux2
 from tests.helpers import in_two_processes

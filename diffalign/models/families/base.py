@@ -217,12 +217,6 @@ def bare(network: nn.Module) -> Any:
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
-def text_multiple(network: nn.Module) -> int:
-    """Return what a text's number of tokens must be a multiple of: 1, or the processes that share them."""
-    config = getattr(bare(network), "_parallel_config", None)
-    return 1 if config is None else int(config.context_parallel_config.ulysses_degree)
-
-
 def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any, ...]:
     """Call the stock ``encode_prompt`` where the text encoder lives, without guidance."""
     with torch.no_grad():

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffalign.models.families.base import ReadByT5
+from diffalign.models.families.base import ReadByT5, bare
 
 QWEN3_4B = {
     "architectures": ["Qwen3Model"],
@@ -64,6 +64,12 @@ def padded(
     for row, one in zip(full, states, strict=True):
         row[: len(one)] = one
     return full, mask
+
+
+def text_multiple(network: nn.Module) -> int:
+    """Return what a text's number of tokens must be a multiple of: 1, or the processes that share them."""
+    config = getattr(bare(network), "_parallel_config", None)
+    return 1 if config is None else int(config.context_parallel_config.ulysses_degree)
 
 
 def lengths_of(mask: Float[Tensor, "B N"]) -> list[int]:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec
-from diffalign.models.families.base import text_multiple
-from diffalign.models.families.chat import ReadByChat, lengths_of, padded
+from diffalign.models.families.chat import ReadByChat, lengths_of, padded, text_multiple
 from diffalign.models.families.flow import SIDE, Packed
 from diffalign.models.families.flux import pack, unpack
 from diffalign.models.families.sources import SOURCE
