@@ -71,6 +71,8 @@ def check_parts(model: LoadedModel, degree: int, size: tuple[int, int] | None, f
     Raises:
         UserError: they are not; the message has both numbers.
     """
+    if degree == 1:
+        return
     whom = f"training.context={degree}: {model.family.name}"
     heads = sorted({int(module.heads) for module in attentions(model.network)})
     if odd := [count for count in heads if count % degree]:

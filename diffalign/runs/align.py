@@ -29,7 +29,6 @@ from diffalign.export.aligned import absent_components, save_aligned
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY, build
 from diffalign.methods._common import OverStates
-from diffalign.models.context import check_parts, check_sharing
 from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.experts import FOLDERS, changing
 from diffalign.models.formulation import check_trained
@@ -53,7 +52,7 @@ from diffalign.runs.validate import validate
 from diffalign.strategies import wrap
 from diffalign.training.acceleration import Accelerator, accelerator_for, set_products
 from diffalign.training.checkpoint import Checkpoints
-from diffalign.training.context import check_degree, group_of
+from diffalign.training.context import group_of
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.optimizers import check_device
@@ -101,7 +100,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     Raises:
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
-    rank, world = share()
+    rank, _ = share()
     tell = say if rank == 0 else _silent  # there is no accelerator before the run is known to be right
     run = with_launcher(run, tell)
     validate(run)
@@ -114,9 +113,6 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     run = resolved(run, inner)
     method = wrap(inner, run.strategies)
     check_roles(run, method)
-    check_degree(run.training, world)
-    if run.training.context > 1:
-        check_sharing(run.model, run.training.context, bool(run.validation.every))
     prompts = check_online(run)
     if prompts:
         check_online_scores(inner, run.rollout)
@@ -165,9 +161,6 @@ def _aligned(
         tell(
             f"text: {' and '.join(encoders)} trained with LoRA; the cache holds tokens in place of embeddings"
         )
-    if run.training.context > 1:
-        data = run.data
-        check_parts(model, run.training.context, None if data.buckets else size_of(data), data.frames or 1)
     checkpoints.content["model"] = model_content(model)
     if not run.model.dropout and (layers := switch_off_dropout(model.network)):
         tell(f"dropout: {layers} layers of the network have it, switched off (model.dropout true keeps it)")

@@ -10,9 +10,12 @@ from diffalign.methods import REGISTRY
 from diffalign.methods._multi_time import Stratified
 from diffalign.methods.registry import DataKind, shape_of
 from diffalign.models.attention import NATIVE
+from diffalign.models.context import check_sharing
 from diffalign.runs.roles import chase_of, trailing_of
 from diffalign.strategies._common import innermost
+from diffalign.training.context import check_degree
 from diffalign.types import Method
+from diffalign.utils.devices import share
 
 
 def check_roles(run: Run, method: Method[Any]) -> None:
@@ -111,6 +114,8 @@ def _check_context(run: Run, method: Method[Any]) -> None:
         raise UserError(
             f"model.attention={run.model.attention!r} with {whom}; allowed: auto, flash_hub, _flash_3_hub"
         )
+    check_degree(run.training, share()[1])
+    check_sharing(run.model, run.training.context, bool(run.validation.every))
 
 
 def _one_policy(whom: str, run: Run, method: Method[Any]) -> None:

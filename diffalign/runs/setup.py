@@ -29,6 +29,7 @@ from diffalign.diffusion.spans import span_of
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY, build
 from diffalign.methods.registry import shape_of
+from diffalign.models.context import check_parts
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES
 from diffalign.models.placing import discard_encoders, move_networks
@@ -132,6 +133,8 @@ def offline(
             "warning: data.own_sizes tells SDXL each image's own original size; where winners and losers "
             "differ in size, that alone tells who won"
         )
+    size = None if run.data.buckets else size_of(run.data)
+    check_parts(model, run.training.context, size, run.data.frames or 1)
     look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
     if run.model.train == "lora" and not run.validation.every:  # else sampled with, or saved with the network

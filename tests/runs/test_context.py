@@ -108,10 +108,14 @@ def test_the_first_process_says_what_a_step_sees(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("degree", "processes", "allowed"), [(2, 1, "1 process: 1"), (4, 6, "6 processes: 1, 2, 3, 6")]
 )
-def test_groups_must_be_whole(degree: int, processes: int, allowed: str) -> None:
+def test_groups_must_be_whole(
+    degree: int, processes: int, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    run = Run(training=TrainingConfig(context=degree))
     with pytest.raises(UserError, match=f"training.context={degree}.*allowed with {allowed}"):
-        check_degree(TrainingConfig(context=degree), processes)
-    check_degree(TrainingConfig(context=degree), 3 * degree)
+        check_roles(run, build(run.method))
+    check_degree(run.training, 3 * degree)
 
 
 @pytest.mark.parametrize(
