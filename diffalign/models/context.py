@@ -59,14 +59,14 @@ def check_sharing(config: ModelConfig, degree: int, validates: bool) -> None:
         )
 
 
-def check_parts(model: LoadedModel, degree: int, size: tuple[int, int] | None, frames: int) -> None:
+def check_parts(model: LoadedModel, degree: int, size: tuple[int, int] | None, frames: int | None) -> None:
     """Check that heads and tokens of a loaded model are multiples of the degree.
 
     Args:
         model: the model.
         degree: processes of a group.
         size: (height, width) in pixels; None: of many sizes, which are checked when they are seen.
-        frames: of a video; 1 for images.
+        frames: of a video; None for images.
 
     Raises:
         UserError: they are not; the message has both numbers.
@@ -87,7 +87,7 @@ def check_parts(model: LoadedModel, degree: int, size: tuple[int, int] | None, f
             )
     if size is None:
         return
-    shape, patch = model.latent_shape(*size, frames), model.family.patch(model.network_config)
+    shape, patch = model.latent_shape(*size, frames or 1), model.family.patch(model.network_config)
     count = (shape[1] if len(shape) == 4 else 1) * (shape[-2] // patch) * (shape[-1] // patch)
     if count % degree:
         what = f"{size[0]} x {size[1]} pixels" + (f" in {frames} frames" if model.codec.video else "")

@@ -59,7 +59,7 @@ from diffalign.runs.schedule import groups_per_step
 from diffalign.runs.scores import RoundScores, check_scores
 from diffalign.runs.validation import ValidationHook
 from diffalign.training.acceleration import Accelerator
-from diffalign.training.context import context_mesh, group_of
+from diffalign.training.context import context_mesh, context_summary, group_of
 from diffalign.training.diagnostics import HeldOut
 from diffalign.training.hooks import Hook
 from diffalign.training.sharding import sharding_of, sharding_summary
@@ -128,13 +128,12 @@ def offline(
             show it.
     """
     check_frames(run.data, model)
+    check_parts(model, run.training.context, None if run.data.buckets else size_of(run.data), run.data.frames)
     if run.data.own_sizes:
         tell(
             "warning: data.own_sizes tells SDXL each image's own original size; where winners and losers "
             "differ in size, that alone tells who won"
         )
-    size = None if run.data.buckets else size_of(run.data)
-    check_parts(model, run.training.context, size, run.data.frames or 1)
     look_at_labels(run, inner, preferences)
     encoded = encode(run, model, preferences, accelerator)
     if run.model.train == "lora" and not run.validation.every:  # else sampled with, or saved with the network
@@ -162,11 +161,7 @@ def offline(
         tell(sharding_summary(sharding, run.training, roles.network))
     _, processes = group_of(run.training, accelerator)
     if mesh is not None:
-        tell(
-            f"training.context={run.training.context}: {accelerator.num_processes} processes in "
-            f"{processes} group{'s' * (processes != 1)}; those of a group see the same rows, and each "
-            "computes a part of their tokens"
-        )
+        tell(context_summary(run.training, processes))
     groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
     tell(f"training {size(roles):,} parameters on {groups}, {len(held_out)} held out")
     step = groups_per_step(run.training, processes)

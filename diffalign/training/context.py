@@ -35,6 +35,15 @@ def group_of(settings: TrainingConfig, accelerator: Accelerator) -> tuple[int, i
     return accelerator.process_index // degree, accelerator.num_processes // degree
 
 
+def context_summary(settings: TrainingConfig, groups: int) -> str:
+    """Return a one-line description of a run's groups of processes."""
+    many = f"{groups} group{'s' * (groups != 1)}"
+    return (
+        f"training.context={settings.context}: {settings.context * groups} processes in {many}; those of a "
+        "group see the same rows, and each computes a part of their tokens"
+    )
+
+
 def context_mesh(settings: TrainingConfig, accelerator: Accelerator) -> Any:
     """Return the device mesh (groups, 1, processes of a group); None without context. A collective."""
     if settings.context == 1:
