@@ -164,12 +164,7 @@ def offline(
         tell(context_summary(run.training, processes))
     groups = f"{len(learned)} group{'s' * (len(learned) != 1)}"
     tell(f"training {size(roles):,} parameters on {groups}, {len(held_out)} held out")
-    step = groups_per_step(run.training, processes)
-    if few := scarce(learned.records, step):
-        tell(
-            f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
-            f"some steps see a group more than once: {few}"
-        )
+    _tell_of_scarce(learned, groups_per_step(run.training, processes), tell)
     outcome = diagnostics(run, model, held_out, inner, roles.base)
     return Setup(
         pair_source(run, learned, model, accelerator, guided(inner)),
@@ -180,6 +175,15 @@ def offline(
         data_content(learned, held_out),
         len(learned),
     )
+
+
+def _tell_of_scarce(learned: EncodedSet, step: int, tell: Callable[[str], None]) -> None:
+    """Warn of sizes of which there are fewer groups than an optimizer step takes."""
+    if few := scarce(learned.records, step):
+        tell(
+            f"warning: an optimizer step takes {step} groups of one size, of which there are fewer, so that "
+            f"some steps see a group more than once: {few}"
+        )
 
 
 def online(
