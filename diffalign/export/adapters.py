@@ -37,6 +37,7 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
         UserError: it does not fit.
     """
     lora = uniform(lora)
+    _check_magnitudes(lora, source)
     if has_lora_loader(model.family):
         # diffusers warns of each text encoder that the LoRA does not change, which is intended
         with user_errors("LoRA", source), only_errors("diffusers"):
@@ -44,6 +45,18 @@ def put_on(model: LoadedModel, lora: Lora, source: str) -> None:
                 model.pipeline.load_lora_weights(to_diffusers(part), **arguments)
         return
     _inject(model.network, lora[model.family.network_name], source)
+
+
+def _check_magnitudes(lora: Lora, source: str) -> None:
+    """UserError for DoRA's magnitudes of a part of a component's modules, which no loader puts on."""
+    for component, modules in lora.items():
+        without = [name for name, factors in modules.items() if factors.magnitude is None]
+        if 0 < len(without) < len(modules):
+            raise UserError(
+                f"{source}: {len(modules) - len(without)} of {len(modules)} modules of {component} have "
+                f"DoRA's magnitude, and {without[0]} has none; allowed: all of them or none, or "
+                "`diffalign export` with --to merged, which merges each as it is"
+            )
 
 
 def attach_carried(model: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from diffalign.types import Denoiser, Path, Target
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 120  # characters of a prompt that is too long
 INTEGERS = {
     1: torch.uint8,
     2: torch.int16,
@@ -192,7 +194,7 @@ class LoadedModel:
                 "a prompt has %d tokens, the text encoder reads %d: the end of it and its like is lost: %r",
                 lengths[longest],
                 limit,
-                prompts[longest],
+                textwrap.shorten(prompts[longest], SHOWN, placeholder="..."),
             )
         self.truncated_prompts += sum(length > limit for length in lengths)
         return result

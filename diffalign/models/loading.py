@@ -24,6 +24,7 @@ from diffalign.models.placing import place, quantize_network
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import (
     HUB_ID,
+    OVER_A_BASE,
     holds_lora,
     is_single_file,
     resolve,
@@ -222,7 +223,7 @@ def _model_index(config: ModelConfig, source: str) -> dict[str, Any]:
         file = Path(source, "model_index.json")
         if not file.is_file():
             absent = "there is no model_index.json in it"
-            hint = "it holds a LoRA: give its base model" if holds_lora(source) else absent
+            hint = f"it holds a LoRA: {OVER_A_BASE}" if holds_lora(source) else absent
             raise UserError(f"model.path={config.path!r} is not a diffusers pipeline folder: {hint}")
         try:
             index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -165,6 +165,12 @@ def parse_lora(
         gathered.setdefault((component, "\n".join(place.modules)), {"place": place})[part] = tensor
     if unknown:
         raise UserError(_not_understood(source, unknown, len(state), model))
+    wrong = [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} of {len(state)} tensors hold NaN or infinite values, such as {wrong[0]} "
+            "(did its training diverge?); allowed: a LoRA of finite weights"
+        )
     scales = _Scales(metadata, config)
     lora: Lora = {}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}

@@ -22,6 +22,12 @@ ALLOWED = (
 )
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """File names of a LoRA in a folder: diffusers' and peft's."""
+ADAPTER_KEY = re.compile(
+    r"lora[._](down|up|A|B)(\.default)?\.weight$|lora_linear_layer\.(down|up)\.weight$"
+    r"|\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|oft_diag|diff(_b)?)\b"
+)
+"""In the names of an adapter's tensors, and in no checkpoint's."""
+OVER_A_BASE = "give its base model, and with model.adapter the LoRA that training starts from"
 EXPERT_FOLDERS = ("high_noise", "low_noise")
 """Folders of a LoRA of a model of two experts, a LoRA's folder for each."""
 
@@ -57,12 +63,13 @@ def holds_lora(folder: str | Path) -> bool:
 
 
 def is_lora(path: str | Path) -> bool:
-    """Return whether a path is a LoRA: a folder with its file, or a .safetensors file of factors."""
+    """Return whether a path is a LoRA: a folder with its file, or a .safetensors file of factors (those of
+    LyCORIS included, which ``lora_formats`` refuses by name).
+    """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         return holds_lora(path)
-    parts = ("lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight", "lora.down.weight")
-    return any(key.endswith(parts) for key in keys_of(str(path))[0])
+    return any(ADAPTER_KEY.search(key) for key in keys_of(str(path))[0])
 
 
 def hub_kind(hub_id: str) -> str:
@@ -127,7 +134,7 @@ def sniff_family(file: str) -> FamilyCard:
         if any(key.startswith(card.single_file_key) for key in keys):
             return card
     if any("lora" in key for key in keys):
-        raise UserError(f"model.path={file!r} holds a LoRA, not a model; give its base model")
+        raise UserError(f"model.path={file!r} holds a LoRA, not a model; {OVER_A_BASE}")
     raise UserError(
         f"model.path={file!r} is no whole checkpoint of a known family ({', '.join(FAMILIES)}): "
         "its tensors have other names"

@@ -14,6 +14,7 @@ from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
 from diffalign.methods.registry import DataKind
+from diffalign.models.loaded import LoadedModel
 from diffalign.types import Method
 
 
@@ -71,6 +72,15 @@ def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None])
     empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(prompts), "")).as_py()
     if empty:
         tell(f"warning: {empty:,} of {len(prompts):,} prompts are empty")
+
+
+def tell_of_cut_prompts(model: LoadedModel, tell: Callable[[str], None]) -> None:
+    """Warn of the number of prompts whose ends were lost when this process encoded them."""
+    if model.truncated_prompts:
+        tell(
+            "warning: prompts, encoded now, that are longer than the text encoder reads and lose their ends: "
+            f"{model.truncated_prompts:,}"
+        )
 
 
 def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:

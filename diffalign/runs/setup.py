@@ -44,6 +44,7 @@ from diffalign.runs.labels import (
     check_labels,
     check_rivals,
     look_at_labels,
+    tell_of_cut_prompts,
     tell_of_empty_prompts,
     tell_of_maps,
     tell_of_time_labels,
@@ -145,6 +146,7 @@ def offline(
     tell_unliked(run.method["type"], encoded.counts, tell)
     check_rivals(run, encoded, tell)
     tell_of_empty_prompts(encoded.records.column("prompt"), tell)
+    tell_of_cut_prompts(model, tell)
     tell_of_votes(run, encoded, tell)
     tell_of_maps(run, encoded, tell)
     tell_of_time_labels(run, encoded, tell)

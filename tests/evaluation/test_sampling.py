@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from diffalign.errors import UserError
@@ -256,3 +257,33 @@ def test_without_pyav_no_video_is_drawn_for_a_folder(tmp_path, monkeypatch):
         draw(pipeline, folder=tmp_path / "videos")
     assert not pipeline.calls and not (tmp_path / "videos").exists()
     assert len(draw(pipeline)) and len(draw(PaintingPipeline(), folder=tmp_path / "images"))
+
+
+def test_what_a_pipeline_cannot_draw_is_refused(tmp_path):
+    """Sizes before anything is drawn, what diffusers refuses at the first call, and NaN, which is black."""
+    pipeline = StableDiffusionPipeline.from_pretrained(make_sd15(tmp_path / "sd15"))
+    for height, width in ((None, 17), (16, 17)):
+        with pytest.raises(
+            UserError, match=r"--height, --width: .*17 pixels; allowed with sd15: multiples of"
+        ):
+            draw(pipeline, ["a"], SamplingSettings(1, height=height, width=width), folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"StableDiffusionPipeline \(float32\) draws pixels that are NaN"):
+        draw(pipeline, ["a"], SamplingSettings(1, height=16, width=16))
+
+
+class Refusing(PaintingPipeline):
+    def check_inputs(self):
+        raise ValueError("`height` has to be divisible by 16")
+
+    def __call__(self, **arguments):
+        self.check_inputs()
+
+
+def test_settings_that_diffusers_refuses_are_an_error_of_the_user():
+    with pytest.raises(
+        UserError, match="Refusing refuses these settings: `height` has to be divisible by 16"
+    ):
+        draw(Refusing())

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
+from diffalign.export.adapters import put_on
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora_formats import Lora, diffusers_state, parse_lora, read_lora
 from diffalign.models.lora_names import modules_of
+from diffalign.models.sources import is_lora
 from tests import tiny_pipelines
 from tests.models import ldm
 
@@ -151,3 +153,36 @@ def test_what_is_not_understood_is_an_error(models: dict[str, LoadedModel]) -> N
         parse_lora(good | {f"{stem}.lora_down.weight": torch.ones(2, 8)}, {}, models["sd15"])
     with pytest.raises(UserError, match="has only alpha, down"):
         parse_lora({f"{stem}.lora_down.weight": down, f"{stem}.alpha": torch.tensor(1.0)}, {}, models["sd15"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(models: dict[str, LoadedModel], value: float) -> None:
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    state = {
+        f"{stem}.lora_down.weight": torch.ones(2, 16),
+        f"{stem}.lora_up.weight": torch.full((16, 2), value),
+    }
+    with pytest.raises(UserError, match=r"1 of 2 tensors hold NaN or infinite values, such as .*lora_up"):
+        parse_lora(state, {}, models["sd15"])
+
+
+@pytest.mark.parametrize("part", ["hada_w1_a", "lokr_w1", "lokr_w2_b", "oft_blocks", "lora_A.default.weight"])
+def test_adapters_of_other_kinds_are_told_from_models(tmp_path: Path, part: str) -> None:
+    file = tmp_path / "adapter.safetensors"
+    save_file({f"lora_unet_mid_block_attentions_0_proj_in.{part}": torch.ones(2)}, file)
+    assert is_lora(file)
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}, file)
+    assert not is_lora(file)
+
+
+def test_doras_magnitude_of_a_part_of_the_modules_is_refused(models: dict[str, LoadedModel]) -> None:
+    """No loader puts such a file on: peft has one setting for all modules."""
+    state: dict[str, Tensor] = {}
+    for name in ("to_q", "to_k"):
+        stem = f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_{name}"
+        state |= {f"{stem}.lora_down.weight": torch.ones(2, 16), f"{stem}.lora_up.weight": torch.ones(16, 2)}
+    lora, _ = parse_lora(state | {f"{stem}.dora_scale": torch.ones(16, 1)}, {}, models["sd15"])
+    with pytest.raises(
+        UserError, match=r"x: 1 of 2 modules of unet have DoRA's magnitude, and .*to_q has none"
+    ):
+        put_on(models["sd15"], lora, "x")

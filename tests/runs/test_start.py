@@ -18,7 +18,7 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
-from diffalign.runs.labels import check_rivals, tell_of_empty_prompts, tell_unliked
+from diffalign.runs.labels import check_rivals, tell_of_cut_prompts, tell_of_empty_prompts, tell_unliked
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
@@ -341,3 +341,10 @@ def test_empty_prompts_are_counted():
     for prompts in (["a", " ", "", "b"], ["a"]):
         tell_of_empty_prompts(pa.chunked_array([pa.array(prompts, pa.large_string())]), lines.append)
     assert lines == ["warning: 2 of 4 prompts are empty"]
+
+
+def test_prompts_that_lose_their_ends_are_counted():
+    lines = []
+    for n in (0, 3):
+        tell_of_cut_prompts(SimpleNamespace(truncated_prompts=n), lines.append)
+    assert len(lines) == 1 and lines[0].endswith("lose their ends: 3")

@@ -7,6 +7,7 @@ An empty or not finite cell is no label, whatever other rows have.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ SECOND = frozenset(
     {"b", "second", "right", "image2", "image_2", "video2", "video_2", "model2", "image 2", "video 2"}
 )
 TIE = frozenset({"tie", "same", "equal", "both", "neither", "draw", "tied"})
+COUNTED = frozenset(text for text in FIRST | SECOND if text[-1] in "12")
+"""Texts that count images from 1."""
+COUNTED_FIRST = frozenset(re.sub(r"[ _]", "", text) for text in FIRST & COUNTED)
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,16 @@ def truth(value: Any, name: str, where: str) -> bool | None:
     raise UserError(f"{where}: {name} is {value!r}; allowed: true, false, or nothing where it is not known")
 
 
-def choice(value: Any, name: str, where: str) -> Verdict | None:
-    """Return the label of a pair in one cell: a word, or the index of the preferred image (0 or 1; 0.5 is a
-    tie).
+def choice(value: Any, name: str, where: str, columns: Sequence[str] = ()) -> Verdict | None:
+    """Return the label of a pair in one cell: a word, the name of a column, or the index of the preferred
+    image (0 or 1; 0.5 is a tie).
+
+    Args:
+        value: the cell.
+        name: of its column, for messages.
+        where: for messages.
+        columns: of the first and the second image or video. Where they are counted from 0 ("image_1" is the
+            second one), no other text that ends in a number is taken: it may be counted from 1.
 
     Raises:
         UserError: another text or number.
@@ -78,15 +89,20 @@ def choice(value: Any, name: str, where: str) -> Verdict | None:
     text = str(value).strip().casefold()
     if value is None or text in EMPTY:
         return None
+    named = [column.casefold() for column in columns]
+    if text in named:
+        return Verdict((1.0, 0.0) if text == named[0] else (0.0, 1.0))
+    from_0 = len(named) == 2 and re.sub(r"[ _]", "", named[1]) in COUNTED_FIRST
     for texts, scores in ((FIRST, (1.0, 0.0)), (SECOND, (0.0, 1.0)), (TIE, (0.5, 0.5))):
-        if text in texts:
+        if text in texts and not (from_0 and text in COUNTED):
             return Verdict(scores)
     try:
         return {0.0: Verdict((1.0, 0.0)), 1.0: Verdict((0.0, 1.0)), 0.5: Verdict((0.5, 0.5))}[float(text)]
     except (KeyError, ValueError) as error:
+        words = ", ".join(columns) if from_0 else "image1, image2"
         raise UserError(
-            f"{where}: {name} is {value!r}; allowed: A, B, same, first, second, left, right, image1, image2, "
-            "tie, the index of the preferred one (0 or 1), or nothing"
+            f"{where}: {name} is {value!r}; allowed: A, B, same, first, second, left, right, {words}, tie, "
+            "the index of the preferred one (0 or 1), or nothing"
         ) from error
 
 

@@ -19,12 +19,26 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]
 def _csv_reader(table: Table) -> "csv.DictReader[str]":
     with table.open() as file:
         text = decode(file.read(), table.place)
-    tabs = "\t" if table.suffix == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=tabs)
+    delimiter, spaced = _dialect(text, table)
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=spaced)
     names = reader.fieldnames or ()
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{table.place} line 1: column {twice[0]!r} twice; allowed: a name once")
     return reader
+
+
+def _dialect(text: str, table: Table) -> tuple[str, bool]:
+    """Return the delimiter, and whether it is followed by spaces that belong to no cell, by the first line.
+
+    A file is split at tabs where its name says so, at commas where its first line has any; spreadsheets of
+    several languages save semicolons.
+    """
+    if table.suffix == ".tsv":
+        return "\t", False
+    first = text.lstrip().partition("\n")[0]
+    delimiter = next((sign for sign in ",;\t" if sign in first), ",")
+    return delimiter, f"{delimiter} " in first
 
 
 def csv_columns(table: Table) -> dict[str, str]:

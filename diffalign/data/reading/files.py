@@ -4,6 +4,9 @@ A relative path in a table is searched under ``data.root``, else under the table
 its schema; the error for a missing file names these folders.
 """
 
+import base64
+import binascii
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +22,36 @@ from diffalign.data.reading.references import ImageRef, MissingFileError
 from diffalign.errors import UserError
 
 WEB = ("http://", "https://")
+
+
+BASE64 = tuple(
+    base64.b64encode(head).decode().rstrip("=")[:-1]
+    for head in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+)
+"""First letters of PNG, JPEG, WebP, GIF and TIFF files in base64."""
+SHORTEST = 64  # letters; no image is smaller, and a path that begins so is seldom longer
+
+
+def in_base64(text: str, place: str) -> bytes | None:
+    """Return the image of a ``data:image/png;base64,`` address, or of base64 alone, recognised by the first
+    bytes of image files; None: another text, such as a path.
+
+    Raises:
+        UserError: a data address that is no base64.
+    """
+    head, comma, body = text.partition(",")
+    address = head.startswith("data:") and bool(comma)
+    if not address and (len(text) < SHORTEST or not text.startswith(BASE64)):
+        return None
+    try:
+        return base64.b64decode("".join((body if address else text).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        if not address:
+            return None
+        raise UserError(
+            f"{place}: {head[:40]!r} with content that is no base64 ({error}); allowed: "
+            "data:image/png;base64,..."
+        ) from error
 
 
 def is_remote(path: str) -> bool:
@@ -130,7 +163,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Opener:
-    """Images of a table's cells: bytes, datasets' {bytes, path}, a web address, or a path.
+    """Images of a table's cells: bytes, datasets' {bytes, path}, a web address, base64, or a path.
 
     Attributes:
         folder: of the table, or its URL.
@@ -162,13 +195,19 @@ class Opener:
             value = url2pathname(urlsplit(value).path)
         if value.startswith(WEB):
             return ImageRef(self.downloads.of(value))
+        embedded = in_base64(value, place)
+        if embedded is not None:
+            return ImageRef(embedded)
         if is_remote(value):
             return ImageRef(Remote(value))
         if is_remote(self.root or self.folder):
             return ImageRef(Remote(f"{(self.root or self.folder).rstrip('/')}/{value}"))
         told = "data.root" if self.root else f"the folder of {self.table}; data.root names another"
         base = Path(self.root).expanduser() if self.root else Path(self.folder)
-        first, *others = dict.fromkeys(base / root / value for root in ([""] if self.root else self.roots))
+        named = os.path.expanduser(value) if value.startswith("~/") else value
+        spellings = [named] if "\\" not in named else [named, named.replace("\\", "/")]  # of Windows
+        roots = [""] if self.root else self.roots
+        first, *others = dict.fromkeys(base / root / name for root in roots for name in spellings)
         return ImageRef(first, tuple(others), f"paths are relative to {base}, {told}")
 
 

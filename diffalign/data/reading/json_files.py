@@ -36,7 +36,8 @@ def json_rows(file: Path | Table, texts: bool = False, needed: str = NEEDED) -> 
 
 
 def _entries(text: str, table: Table) -> Iterator[tuple[str, Any]]:
-    document = _document(text, table) if table.suffix == ".json" else None
+    listed = text.lstrip()[:1] == "[" and not _is_lines(text)  # a list under a name of json lines
+    document = _document(text, table) if table.suffix == ".json" or listed else None
     if document is not None:
         yield from ((f"{table.name} entry {i}", entry) for i, entry in enumerate(document))
         return

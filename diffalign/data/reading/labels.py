@@ -177,14 +177,15 @@ class Tally(OneColumn):
 
 @dataclass(frozen=True)
 class Choice(OneColumn):
-    """One cell with the better one of two."""
+    """One cell with the better one of two; ``rivals`` are the columns of the two, which it may name."""
 
     column: str
     optional: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
 
     def __call__(self, row: Mapping[str, Any], where: str) -> Verdict | None:
         """Return the pair's label."""
-        return choice(cell(row, self.column), self.column, where)
+        return choice(cell(row, self.column), self.column, where, self.rivals)
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ class Layout:
 
     @property
     def unused(self) -> list[str]:
-        """Columns that hold texts, files or nested values and are not read."""
+        """Columns with a name that hold texts, files or nested values and are not read."""
         used = self.used
         return sorted(
             name
             for name, value in self.found.items()
-            if name not in used and isinstance(value, str | bytes | Mapping | list | tuple)
+            if name and name not in used and isinstance(value, str | bytes | Mapping | list | tuple)
         )
 
     def named(self, row: Mapping[str, Any]) -> Mapping[str, Any]:

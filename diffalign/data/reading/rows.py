@@ -15,7 +15,7 @@ from diffalign.data.reading.cells import Verdict, cell, truth
 from diffalign.data.reading.dense import overall, read_seconds, read_segments
 from diffalign.data.reading.examples import Example, ImageRef, Skipped
 from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_time_labels, read_weight
-from diffalign.data.reading.labels import Checklist, Label, Rating
+from diffalign.data.reading.labels import Checklist, Choice, Label, Rating
 from diffalign.data.reading.layout import Layout
 from diffalign.data.reading.schemas import SCHEMAS, Schema
 from diffalign.data.reading.sources import SOURCE, source_column, source_image
@@ -84,7 +84,12 @@ def schema_of(
         labels = {name: one for name, one in schema.labels.items() if all(map(there, one.columns))}
         if not labels:
             continue
-        layout = Layout(schema, prompt, _label(schema, labels, label, place), tuple(mapped), found)
+        chosen = _label(schema, labels, label, place)
+        if isinstance(chosen, Choice):  # its cells may name the columns, as the table has them
+            chosen = replace(
+                chosen, rivals=tuple(dict(mapped).get(name, name) for name in schema.files.columns)
+            )
+        layout = Layout(schema, prompt, chosen, tuple(mapped), found)
         source = source_column(layout, named, place)
         if source and group:
             raise UserError(

@@ -6,6 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from diffalign.models.experts import SECOND
+from diffalign.models.families.base import latent_shape
+from diffalign.models.families.registry import FAMILIES, get_family
 from diffalign.models.loaded import weight_digests
 
 
@@ -30,6 +33,22 @@ class Pipeline(Protocol):
 def modules(pipeline: Pipeline) -> dict[str, nn.Module]:
     """Return the networks of a pipeline by name, in the order of the names."""
     return {name: part for name, part in sorted(pipeline.components.items()) if isinstance(part, nn.Module)}
+
+
+def check_size(pipeline: Pipeline, height: int | None, width: int | None) -> None:
+    """Raise a UserError for sides in pixels that the pipeline's model does not take; None: its own.
+
+    A pipeline of no family that is known here is not checked.
+    """
+    sides = [side for side in (height, width) if side is not None]
+    card = next((one for one in FAMILIES.values() if one.pipeline == type(pipeline).__name__), None)
+    if card is None or not sides:
+        return
+    family, parts = get_family(card.name), pipeline.components
+    network = parts.get(family.network_name) or parts[SECOND]  # of two experts the first may be left out
+    latent_shape(
+        family, parts["vae"].config, network.config, (sides[0], sides[-1]), field="--height, --width"
+    )
 
 
 def fingerprint(pipeline: Pipeline) -> str:

@@ -12,6 +12,8 @@ batches, and images of other weights are never reused.
 import hashlib
 import inspect
 import json
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from diffalign.diffusion.randomness import derive
 from diffalign.errors import UserError
-from diffalign.evaluation.drawing.pipeline import Pipeline, fingerprint, modules
+from diffalign.evaluation.drawing.pipeline import Pipeline, check_size, fingerprint, modules
 from diffalign.evaluation.drawing.samples import Sample, write_manifest
 from diffalign.evaluation.drawing.sources import (
     check_sources,
@@ -125,6 +127,7 @@ def plan(
             or none where it needs one.
     """
     call = _call(pipeline, settings)
+    check_size(pipeline, settings.height, settings.width)
     _check(prompts, images_per_prompt)
     check_sources(pipeline, prompts)
     where = None if folder is None else Path(folder)
@@ -280,16 +283,46 @@ def _draw(pipeline: Pipeline, batch: list[_Task], call: _Call) -> list[Media]:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(batch)
     prompts = [task.prompt for task in batch]
     arguments |= source_arguments(pipeline, prompts, arguments.get("height"), arguments.get("width"))
-    output = pipeline(
-        prompt=[str(prompt) for prompt in prompts],
-        generator=[torch.Generator().manual_seed(task.seed) for task in batch],
-        output_type="pil" if call.fps is None else "pt",
-        **arguments,
-    )
+    with _refused(pipeline):
+        output = pipeline(
+            prompt=[str(prompt) for prompt in prompts],
+            generator=[torch.Generator().manual_seed(task.seed) for task in batch],
+            output_type="pil" if call.fps is None else "pt",
+            **arguments,
+        )
     if call.fps is None:
         return list(output.images)
+    if not bool(torch.isfinite(output.frames).all()):
+        raise UserError(_not_finite(pipeline))
     pixels = (output.frames.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     return [Video(frames, call.fps) for frames in pixels]
+
+
+@contextmanager
+def _refused(pipeline: Pipeline) -> Iterator[None]:
+    """Turn what a pipeline cannot draw into a UserError: settings that diffusers refuses, and images of NaN,
+    which its conversion to 8 bits makes black with a warning of numpy's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+        try:
+            yield
+        except RuntimeWarning as error:
+            raise UserError(_not_finite(pipeline)) from error
+        except ValueError as error:
+            if [frame.name for frame in traceback.extract_tb(error.__traceback__)][-1] != "check_inputs":
+                raise
+            raise UserError(f"{type(pipeline).__name__} refuses these settings: {error}") from error
+
+
+def _not_finite(pipeline: Pipeline) -> str:
+    dtypes = {parameter.dtype for network in modules(pipeline).values() for parameter in network.parameters()}
+    kinds = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in dtypes))
+    return (
+        f"{type(pipeline).__name__} ({kinds}) draws pixels that are NaN, which would be saved as black: its "
+        "weights are not finite, or its autoencoder overflows in float16; allowed: --dtype bfloat16 or "
+        "float32, or a model whose training did not diverge"
+    )
 
 
 @contextmanager

@@ -145,8 +145,11 @@ def latent_shape(
     network_config: Mapping[str, Any],
     size: tuple[int, int],
     frames: int = 1,
+    field: str = "data.resolution (or data.height and data.width)",
 ) -> tuple[int, ...]:
     """(C, h, w) of an image of ``size`` (height, width) in pixels, (C, F, h, w) of a video of so many frames.
+
+    ``field`` names the option of the size in messages.
 
     Raises:
         UserError: sides or frames that the model does not take.
@@ -155,13 +158,12 @@ def latent_shape(
     multiple = codec.downscale(vae_config) * family.patch(network_config)
     if any(side < 1 or side % multiple for side in size):
         raise UserError(
-            f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
-            f"{family.name}: multiples of {multiple}"
+            f"{field}: {size[0]} x {size[1]} pixels; allowed with {family.name}: multiples of {multiple}"
         )
     most = network_config.get("pos_embed_max_size")  # of SD3: positions along one side
     if most is not None and max(size) > most * multiple:
         raise UserError(
-            f"data.resolution (or data.height and data.width): {size[0]} x {size[1]} pixels; allowed with "
+            f"{field}: {size[0]} x {size[1]} pixels; allowed with "
             f"this {family.name}: sides of at most {most * multiple}, for which it has position embeddings"
         )
     channels, (height, width) = codec.channels(vae_config), (s // codec.downscale(vae_config) for s in size)

@@ -1,5 +1,7 @@
 """Misleading rows and files: devices in place of files, duplicate names, inputs beside the pair."""
 
+import base64
+import json
 import os
 import shutil
 import tarfile
@@ -210,3 +212,42 @@ def test_images_are_no_set_of_videos(pair: dict[str, Any], tmp_path: Path) -> No
     )
     shutil.copy(tmp_path / "0.png", tmp_path / "1.png")  # these two move
     check_files(read_preferences(config), config)
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
+def test_images_in_base64_are_read(tmp_path: Path, head: str) -> None:
+    chosen, rejected = (head + base64.b64encode(png(number)).decode() for number in (0, 1))
+    entry = {"prompt": "a", "chosen": chosen, "rejected": rejected}
+    (example,) = read(write_jsonl(tmp_path / "p.jsonl", [entry]))
+    assert [image.read() for image in example.images] == [png(0), png(1)]
+    with pytest.raises(UserError, match=r"'data:image/png;base64' with content that is no base64"):
+        list(read(write_jsonl(tmp_path / "p.jsonl", [entry | {"chosen": "data:image/png;base64,a.png"}])))
+
+
+def test_a_path_of_windows_is_found(pair: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    shutil.copy(tmp_path / "3.png", tmp_path / "a b" / "3.png")
+    (example,) = read(write_jsonl(tmp_path / "p.jsonl", [pair | {"chosen": "a b\\3.png"}]))
+    assert example.images[0].read() == png(3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt;chosen;rejected\na, b;0.png;1.png\n",
+        "prompt, chosen, rejected\na b, 0.png, 1.png\n",
+        'prompt\tchosen\trejected\n"a"\t0.png\t1.png\n',
+        ",prompt,chosen,rejected\n0,a,0.png,1.png\n",  # of pandas, with its index
+    ],
+)
+def test_delimiters_of_spreadsheets(pair: dict[str, Any], tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    preferences = read(tmp_path / "p.csv")
+    (example,) = preferences
+    assert example.images[1].read() == png(1) and example.prompt in ("a, b", "a b", "a")
+    assert preferences.notes == ()
+
+
+def test_a_list_under_a_name_of_json_lines(pair: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps([pair, pair], indent=1))
+    assert len(list(read(tmp_path / "p.jsonl"))) == 2

@@ -115,3 +115,28 @@ def test_a_choice_that_is_none_is_named():
 def test_numbers_and_truths():
     assert number("3.5", "n", "") == 3.5 and number(" ", "n", "") is None and number("1e400", "n", "") is None
     assert truth("TRUE", "n", "") is True and truth("", "n", "") is None and truth(0.0, "n", "") is False
+
+
+@pytest.mark.parametrize(
+    ("columns", "value", "scores"),
+    [
+        (("image_0", "image_1"), "image_1", (0, 1)),  # counted from 0: the second one
+        (("image_0", "image_1"), "Image_0", (1, 0)),
+        (("image_1", "image_2"), "image_1", (1, 0)),
+        (("image_1", "image_2"), "image 2", (0, 1)),
+        (("ours", "theirs"), "theirs", (0, 1)),
+    ],
+)
+def test_a_label_may_name_the_column_of_the_better_one(tmp_path, columns, value, scores):
+    entry = {"prompt": "x", "label": value} | dict(zip(columns, ("0.png", "1.png"), strict=True))
+    mapped = tuple(f"image_{at}={name}" for at, name in enumerate(columns))
+    settings = DataConfig(path=str(write_jsonl(tmp_path / "p.jsonl", [entry])), columns=mapped)
+    assert [example.scores for example in read_preferences(settings)] == [scores]
+
+
+@pytest.mark.parametrize("value", ["image_2", "image2", "Image 1", "model1"])
+def test_beside_columns_that_are_counted_from_0_a_number_from_1_is_refused(tmp_path, value):
+    entry = {"prompt": "x", "image_0": "0.png", "image_1": "1.png", "label": value}
+    path = write_jsonl(tmp_path / "p.jsonl", [entry])
+    with pytest.raises(UserError, match=f"label is {value!r}; allowed: .*right, image_0, image_1, tie"):
+        list(read_preferences(DataConfig(path=str(path))))
