@@ -1,6 +1,7 @@
 """``diffalign edit``: change what a model assumes of a word, in closed form (TIME), and take it back."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         head, rows = summary(outcome.groups)
         print(table(rows, head))
         print(f"before and after: {output / 'edit.html'}, numbers in edit.json", file=sys.stderr)
-    print(f"take it back: diffalign edit {output} --undo", file=sys.stderr)
+    print(f"take it back: diffalign edit {shlex.quote(str(output))} --undo", file=sys.stderr)
     return 0
 
 

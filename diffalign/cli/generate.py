@@ -2,6 +2,7 @@
 processes."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def _tell(samples: "Sequence[Sample]", output: str, rank: int, world: int) -> No
         f"{count(len(samples), kind)}{of} in {output}; manifest*.jsonl lists prompts and files",
         file=sys.stderr,
     )
-    print(f"score them: diffalign score {output} --rewards pickscore", file=sys.stderr)
+    print(f"score them: diffalign score {shlex.quote(output)} --rewards pickscore", file=sys.stderr)
 
 
 def _network_options(parser: argparse.ArgumentParser) -> None:

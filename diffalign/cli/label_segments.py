@@ -1,6 +1,7 @@
 """``diffalign label-segments``: preferences second by second, for DenseDPO."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def run(argv: Sequence[str]) -> int:
     for problem in labelled.unreadable:
         print(f"skipped, {problem}", file=sys.stderr)
     print(f"{labelled.text}; written to {target}", file=sys.stderr)
-    print(f"train on them: diffalign train ... --method.type densedpo --data.path {target}", file=sys.stderr)
+    path = shlex.quote(str(target))
+    print(f"train on them: diffalign train ... --method.type densedpo --data.path {path}", file=sys.stderr)
     return 0
 
 

@@ -1,6 +1,7 @@
 """``diffalign pairs``: preference pairs or ranked lists from scores, ready to train on."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,10 @@ def run(argv: Sequence[str]) -> int:
         by = ", ".join(made.rewards) + (f" by {how}" if len(made.rewards) > 1 else "")
         print(f"{made.text}\nscores: {by}")
     frames = " --data.frames N" if made.groups[0].rivals[0].is_video else ""
-    print(f"train on them: diffalign train CONFIG --data.path {output}{frames}", file=sys.stderr)
+    print(
+        f"train on them: diffalign train CONFIG --data.path {shlex.quote(str(output))}{frames}",
+        file=sys.stderr,
+    )
     return 0
 
 

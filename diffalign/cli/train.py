@@ -1,5 +1,6 @@
 """``diffalign train``: align a model with preferences."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -87,14 +88,14 @@ def finished(run: "Run", result: "Result") -> list[str]:
         how += "--rewards pattern_judge,pattern_taste"
     elif tiny:
         how = "--prompts tiny:test --limit 256 --steps 20 --guidance 1 --rewards judge,taste"
-    return [*lines, f"    diffalign evaluate --run {result.output} {how}"]
+    return [*lines, f"    diffalign evaluate --run {shlex.quote(str(result.output))} {how}"]
 
 
 def waiting(run: "Run", result: "Result") -> list[str]:
     """Return the lines to print when a round waits for labels."""
     return [
         f"after step {result.steps}: {result.waiting}",
-        f"    diffalign train {result.output}/config.yaml --resume latest",
+        f"    diffalign train {shlex.quote(f'{result.output}/config.yaml')} --resume latest",
     ]
 
 
@@ -103,7 +104,7 @@ def interrupted(run: "Run", result: "Result") -> list[str]:
     return [
         f"interrupted after step {result.steps}; a checkpoint is in {result.output}/checkpoints",
         "continue exactly where it stopped:",
-        f"    diffalign train {result.output}/config.yaml --resume latest",
+        f"    diffalign train {shlex.quote(f'{result.output}/config.yaml')} --resume latest",
     ]
 
 

@@ -1,5 +1,6 @@
 """``diffalign train-reward``: train SPO's step-aware preference model."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     if result.interrupted:
         lines = [
             f"interrupted after step {result.steps}; a checkpoint is in {result.output}/checkpoints",
-            f"continue: diffalign train-reward {result.output}/config.yaml --resume latest",
+            f"continue: diffalign train-reward {shlex.quote(f'{result.output}/config.yaml')} --resume latest",
         ]
     else:
         lines = [

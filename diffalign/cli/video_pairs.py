@@ -1,5 +1,6 @@
 """``diffalign video-pairs``: two variants of each real clip, to be labelled and trained on."""
 
+import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ def run(argv: Sequence[str]) -> int:
     of = "" if world == 1 else f" (of this process, {rank + 1} of {world})"
     print(f"{count(made.pairs, 'pair')}{of} in {made.path}", file=sys.stderr)
     if model.codec.video:
-        print(f"label them: diffalign label-segments {made.path} --by reward --rewards ...", file=sys.stderr)
+        print(
+            f"label them: diffalign label-segments {shlex.quote(str(made.path))} --by reward --rewards ...",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -1,5 +1,6 @@
 """Instructions for loading an export in each program. No torch."""
 
+import shlex
 from pathlib import Path
 
 
@@ -18,7 +19,7 @@ def how_to_load(to: str, path: Path, family: str) -> list[str]:
         if family in ("sd15", "sdxl"):
             lines += [
                 f"A1111, Forge: put {path.name} into models/Lora; prompt <lora:{name}:1>",
-                f"kohya's scripts: --network_weights {path}",
+                f"kohya's scripts: --network_weights {shlex.quote(str(path))}",
                 f'diffusers: pipeline.load_lora_weights("{path}")',
             ]
         return lines
@@ -38,7 +39,7 @@ def trained_lora(run: Path, family: str) -> list[str]:
     file = run / f"{run.name}.safetensors"
     lines = how_to_load("kohya", file, family)
     return [
-        f"diffalign export {run} --to kohya --output {file}",
+        f"diffalign export {shlex.quote(str(run))} --to kohya --output {shlex.quote(str(file))}",
         *(line for line in lines if not line.startswith("diffusers")),
     ]
 

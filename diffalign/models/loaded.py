@@ -28,7 +28,6 @@ from diffalign.types import Denoiser, Path, Target
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 120  # characters of a prompt that is too long
 INTEGERS = {
     1: torch.uint8,
     2: torch.int16,
@@ -194,7 +193,7 @@ class LoadedModel:
                 "a prompt has %d tokens, the text encoder reads %d: the end of it and its like is lost: %r",
                 lengths[longest],
                 limit,
-                textwrap.shorten(prompts[longest], SHOWN, placeholder="..."),
+                textwrap.shorten(prompts[longest], 120, placeholder="..."),
             )
         self.truncated_prompts += sum(length > limit for length in lengths)
         return result

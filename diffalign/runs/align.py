@@ -174,7 +174,7 @@ def _aligned(
     check_content(snapshot, checkpoints.content, run.resume_allow)
     _, processes = group_of(run.training, accelerator)
     settings = scheduled(run.training, setup.groups, processes)
-    tell(announcement(settings, setup.groups, processes))
+    tell(announcement(settings, setup.groups, processes, snapshot.step if snapshot else 0))
     if accelerator.is_main_process:
         write_atomic(output / "config.yaml", to_yaml(portable(run)))
     roles = setup.roles

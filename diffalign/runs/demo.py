@@ -6,6 +6,7 @@ trained on.
 """
 
 import io
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -137,7 +138,11 @@ def _usage(run: Run, result: Result) -> tuple[str, ...]:
     lines = list(result.loading)
     if run.model.train == "lora" and family in ("sd15", "sdxl") and result.aligned is not None:
         lines += ["", *trained_lora(result.output, family)]
-    return (*lines, "", f"diffalign export {result.output} --to merged   # or kohya, comfyui, single-file")
+    return (
+        *lines,
+        "",
+        f"diffalign export {shlex.quote(str(result.output))} --to merged   # or kohya, comfyui, single-file",
+    )
 
 
 def _run(options: DemoOptions) -> Run:

@@ -39,10 +39,13 @@ def scheduled(settings: TrainingConfig, groups: int | None, processes: int) -> T
     return replace(settings, steps=max(1, steps))
 
 
-def announcement(settings: TrainingConfig, groups: int | None, processes: int) -> str:
-    """Return the start line: steps, and epochs of how many groups."""
+def announcement(settings: TrainingConfig, groups: int | None, processes: int, done: int = 0) -> str:
+    """Return the start line: steps, those ``done`` before a resume, and epochs of how many groups."""
     step = groups_per_step(settings, processes)
     line = f"training: {_counted(settings.steps, 'step')} of {_counted(step, 'group')}"
+    if done >= settings.steps:
+        return f"{line}: nothing is left to train, the checkpoint is of step {done:,}"
+    line += f", from step {done:,} on" if done else ""
     if groups is None:
         return line
     epochs = settings.steps * step / groups

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,10 +48,23 @@ def test_the_lines_that_it_prints_load_the_result(world, tmp_path, capsys):
 def test_an_interrupted_run_is_130_and_says_how_to_continue(finished, monkeypatch, capsys):
     from diffalign.runs import align as job
 
-    stopped = job.Result(finished, None, 1, 1.0, True, "", "")
-    monkeypatch.setattr(job, "align", lambda run: stopped)
-    assert main(["train", "good.yaml"]) == 130
-    assert f"diffalign train {finished}/config.yaml --resume latest" in capsys.readouterr().err
+    for folder, words in ((finished, f"{finished}/config.yaml"), (Path("a run"), "'a run/config.yaml'")):
+        stopped = job.Result(folder, None, 1, 1.0, True, "", "")
+        monkeypatch.setattr(job, "align", lambda run, stopped=stopped: stopped)
+        assert main(["train", "good.yaml"]) == 130
+        assert f"diffalign train {words} --resume latest" in capsys.readouterr().err
+
+
+def test_printed_commands_quote_a_path_with_spaces(tmp_path):
+    """A line that is printed is pasted into a shell."""
+    from diffalign.export.programs import how_to_load, trained_lora
+
+    (command,) = (line for line in trained_lora(Path("my run"), "sd15") if line.startswith("diffalign"))
+    words = ["diffalign", "export", "my run", "--to", "kohya", "--output", "my run/my run.safetensors"]
+    assert shlex.split(command) == words
+    assert "--network_weights 'my run.safetensors'" in "\n".join(
+        how_to_load("kohya", Path("my run.safetensors"), "sd15")
+    )
 
 
 def test_resume_latest_continues_to_more_steps(world, tmp_path, capsys):

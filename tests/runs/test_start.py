@@ -127,6 +127,10 @@ def test_epochs_become_steps():
     whole = TrainingConfig(steps=2000, batch_size=16)
     assert announcement(whole, 300, 1) == "training: 2,000 steps of 16 groups, 107 epochs of 300 groups"
     assert announcement(whole, None, 1) == "training: 2,000 steps of 16 groups"
+    assert announcement(whole, None, 1, 500).endswith("of 16 groups, from step 500 on")
+    for done in (2000, 3000):
+        words = f"nothing is left to train, the checkpoint is of step {done:,}"
+        assert announcement(whole, 300, 1, done) == f"training: 2,000 steps of 16 groups: {words}"
 
 
 def test_the_expected_time_is_told_once():

@@ -149,8 +149,6 @@ def latent_shape(
 ) -> tuple[int, ...]:
     """(C, h, w) of an image of ``size`` (height, width) in pixels, (C, F, h, w) of a video of so many frames.
 
-    ``field`` names the option of the size in messages.
-
     Raises:
         UserError: sides or frames that the model does not take.
     """

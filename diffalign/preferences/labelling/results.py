@@ -1,5 +1,6 @@
 """Inputs and results of labelling: blind comparisons of evaluations, order by disagreement, the summary."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,5 +84,5 @@ def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
     elif of_round:
         lines.append("continue the run with --resume latest")
     else:
-        lines.append(f"train on it: diffalign train RECIPE --data.path {output / LABELS}")
+        lines.append(f"train on it: diffalign train RECIPE --data.path {shlex.quote(str(output / LABELS))}")
     return "\n".join(lines)
