@@ -21,8 +21,11 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> UserError:
 
 def close_to(name: str, names: Iterable[str]) -> list[str]:
     """Return at most three of ``names`` that are similar to ``name``, the most similar first."""
-    close = get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return sorted(close, key=lambda other: sorted(other) != sorted(name))  # swapped letters come first
+    folded = {other: other.casefold() for other in names}  # a name in capitals is close to its own
+    found = get_close_matches(name.casefold(), list(folded.values()), n=3, cutoff=0.5)
+    close = [other for text in dict.fromkeys(found) for other in folded if folded[other] == text]
+    letters = sorted(name.casefold())
+    return sorted(close, key=lambda other: sorted(folded[other]) != letters)[:3]  # swapped letters come first
 
 
 class Paused(Exception):

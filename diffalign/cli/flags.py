@@ -16,6 +16,9 @@ from diffalign.config.schema import Run
 from diffalign.errors import UserError, unknown
 from diffalign.runs.validate import validate
 
+LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+"""Dashes that programs put in place of hyphens."""
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -132,6 +135,11 @@ def _as_flags(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _with_config(flags: Flags, name: str) -> Flags:
+    if name[:1] in LONG_DASHES:
+        raise UserError(
+            f"{name!r} begins with a dash of a word processor; options are written with two hyphens, "
+            f"--{name.lstrip(LONG_DASHES + '-')}"
+        )
     if flags.config is not None:
         raise UserError(f"two configs, {flags.config!r} and {name!r}; allowed: one")
     return replace(flags, config=name)

@@ -192,6 +192,12 @@ def _check_keys(data: Mapping[str, Any], cls: Any, prefix: str, where: str, tree
 def _unknown_key(dotted: str, prefix: str, siblings: Mapping[str, Any], where: str, tree: Any) -> UserError:
     """Return the error for an unknown key, with similar siblings and equal names in other sections."""
     leaf = dotted.rpartition(".")[2]
+    if not prefix and dotted in dotted_names(tree) and dotted not in siblings:
+        section, _, rest = dotted.partition(".")
+        return UserError(
+            f"key {dotted!r} in {where} has a dot, as flags have; allowed in YAML: nested keys, "
+            f"{section}: {{{rest}: ...}}"
+        )
     near = [f"{prefix}.{n}".lstrip(".") for n in get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
     elsewhere = [name for name in dotted_names(tree) if name.rpartition(".")[2] == leaf]
     alike = get_close_matches(dotted, list(dotted_names(tree)), n=2, cutoff=0.7)

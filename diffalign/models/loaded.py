@@ -28,12 +28,7 @@ from diffalign.types import Denoiser, Path, Target
 
 logger = logging.getLogger(__name__)
 
-INTEGERS = {
-    1: torch.uint8,
-    2: torch.int16,
-    4: torch.int32,
-    8: torch.int64,
-}  # views of a tensor's bits, by element size
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # views of bits, by size
 
 
 @dataclass(eq=False)

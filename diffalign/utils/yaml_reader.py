@@ -4,6 +4,7 @@ Importing this module does not import torch.
 """
 
 import os
+import re
 from typing import Any
 
 import yaml
@@ -15,6 +16,8 @@ YAML_BYTES = 2**20
 """Largest size of a YAML text, in bytes."""
 NODES = 100_000
 """Largest number of values of a YAML text with its anchors expanded."""
+OTHER_BASE = re.compile(r"[-+]?(0[0-9_]*[1-9]|[0-9_]+:)(?![^:]*[.eE])")
+"""Numbers of YAML 1.1 that are no decimal ones, though they look so."""
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -66,6 +69,11 @@ def _measure(node: yaml.Node, where: str, above: tuple[yaml.Node, ...], sizes: d
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > DIGITS:
             raise UserError(f"{place}: an integer of {len(node.value):,} digits; allowed: {DIGITS}")
+        if node.tag.endswith((":int", ":float")) and OTHER_BASE.match(node.value):
+            raise UserError(
+                f"{place}: {node.value}, which YAML reads to base 8 (a 0 before the number) or 60 (a colon); "
+                "allowed: a decimal number, or a text in quotes"
+            )
     elif isinstance(node, yaml.SequenceNode):
         total += sum(_measure(item, where, inside, sizes) for item in node.value)
     elif isinstance(node, yaml.MappingNode):

@@ -86,6 +86,21 @@ def test_yaml_that_reads_otherwise_than_meant(tmp_path):
     assert run.method["beta"] == 2000.0
 
 
+@pytest.mark.parametrize("number", ["0640", "-010", "1:30"])
+def test_a_number_that_yaml_reads_to_another_base_is_refused(tmp_path, number):
+    with pytest.raises(UserError, match=rf"line 2: {number}, which YAML reads to base 8"):
+        read_run(write(tmp_path, f"data:\n  resolution: {number}"))
+    run = read_run(
+        write(tmp_path, "model: {path: tiny:sd15}\noptimizer: {learning_rate: 0.05}\noutput: '0640'")
+    )
+    assert (run.optimizer.learning_rate, run.output) == (0.05, "0640")
+
+
+def test_a_key_with_a_dot_is_told_apart_from_an_unknown_one(tmp_path):
+    with pytest.raises(UserError, match=r"has a dot, as flags have; .* nested keys, model: \{path: ...\}"):
+        read_run(write(tmp_path, "model.path: tiny:sd15"))
+
+
 def test_fields_of_the_method_are_set_by_flags():
     flags = ["--method.beta", "2e3", "--method.time", "{type: uniform, low: 0.3}", "--method.time.high=0.9"]
     run = apply_overrides(Run(), flags)
