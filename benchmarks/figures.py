@@ -5,12 +5,15 @@
 
 Writes to ``docs/figures``: ``ranks`` (gain of every method with its interval), ``compute`` (gain against
 processor seconds), ``sensitivity`` (gain of every trial against its setting) and ``over_optimisation`` (gain
-of trained and held-out rewards over training) as SVG and PNG, and ``plane_METHOD.png``: sample densities of
-the base, the aligned model and the optimum of the same mean reward.
+of trained and held-out rewards over training) and ``time_accuracy`` (accuracy on held-out pairs of the plane
+by time) as SVG and PNG; ``reward_likes.png``, out of the notebook; and ``plane_METHOD.png``: sample densities
+of the base, the aligned model and the optimum of the same mean reward.
 """
 
 import argparse
+import base64
 import io
+import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -24,7 +27,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from benchmarks import methods, over_optimisation, over_optimisation_page, plane_world, record, tuning
+from benchmarks import (
+    methods,
+    over_optimisation,
+    over_optimisation_page,
+    plane_world,
+    record,
+    time_accuracy,
+    tuning,
+)
 from benchmarks.record import Row, over_seeds
 from benchmarks.tables import TITLES
 from diffalign.plane.plane import LABELS, denoiser_of, points
@@ -198,6 +209,14 @@ def plane(row: PlaneRow, seed: int = 0) -> bytes:
     return _small(figure)
 
 
+def of_notebook(name: str, number: int) -> bytes:
+    """Return a PNG of the picture of that number, from 0, among the outputs that a notebook is saved with."""
+    cells = json.loads((record.HERE.parent / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
+    data = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    pictures = [found["image/png"] for found in data if "image/png" in found]
+    return base64.b64decode("".join(pictures[number]))
+
+
 def _small(figure: Figure) -> bytes:
     drawn, out = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
@@ -247,6 +266,10 @@ def main(argv: list[str] | None = None) -> None:
     jobs: dict[str, Any] = {
         "ranks": lambda: save("ranks", ranks(rows)),
         "compute": lambda: save("compute", compute(rows)),
+        "time_accuracy": lambda: save("time_accuracy", time_accuracy.figure()),
+        "reward_likes": lambda: write_atomic(
+            FOLDER / "reward_likes.png", of_notebook("what_a_reward_likes", 1)
+        ),
     }
     if trials := [t for t in tuning.tried() if "world" in t]:
         jobs["sensitivity"] = lambda: save("sensitivity", sensitivity(trials))

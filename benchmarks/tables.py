@@ -59,7 +59,8 @@ UNTUNED = (
 )
 HOW = (
     "`python -m benchmarks.methods` makes what is missing. Intervals are 95 %, of the mean over all seeds, "
-    "by a bootstrap over prompts and seeds; the gains of the seeds stand beside. Compute is counted at the "
+    "by a bootstrap over prompts and seeds; the gains of the seeds stand beside. A row of one seed is not "
+    "judged: its interval is over prompts alone and leaves out how seeds differ. Compute is counted at the "
     "network: samples forward without gradient (held), forward with gradient (trained) and backward (back), "
     "per step; a forward costs 1, a backward 2, and every method of a table has the same sum. CPU s are "
     "seconds of the processor, of the whole training job on one core, the sampling of the table left out."
@@ -76,13 +77,14 @@ def text(rows: Sequence[Row]) -> str:
         every = list(group)
         for kind in ABOUT:
             for tuned in (True, False):
-                chosen = [row for row in every if (_kind(row), "trials" in row) == (kind, tuned)]
+                chosen = [row for row in every if (kind_of(row), "trials" in row) == (kind, tuned)]
                 if chosen:
                     lines += _world(world, chosen, kind, tuned)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _kind(row: Row) -> str:
+def kind_of(row: Row) -> str:
+    """Return the group of a row's table: offline, online, or reward gradients."""
     if "rollout" not in row["asked"]:
         return "offline"
     return "reward gradients" if _trained(row) else "online"
@@ -167,7 +169,7 @@ def _line(rows: list[Row], others: tuple[str, ...]) -> str:
     row = rows[0]
     calls, starred = row["calls"], "*" if row["primary"] == "fidelity" else ""
     seconds = sum(r["seconds"] for r in rows) / len(rows)
-    alone = ", one seed" if len(rows) == 1 else ""
+    judged = "one seed" if len(rows) == 1 else verdict(gain, "better", "worse")
     cells = [
         row["method"] + starred,
         shown(gain),
@@ -176,7 +178,7 @@ def _line(rows: list[Row], others: tuple[str, ...]) -> str:
         str(row["steps"]),
         ", ".join(f"{calls[k]:.0f}" for k in ("held", "trained", "back")),
         f"{seconds:.0f}",
-        "leaves the support" if _left(rows) else verdict(gain, "better", "worse") + alone,
+        "leaves the support" if _left(rows) else judged,
     ]
     return f"| {' | '.join(cells)} |"
 

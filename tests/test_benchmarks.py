@@ -207,7 +207,7 @@ def test_the_table(apart):
     assert body[1] == (
         "| dpo | +0.100 [+0.100, +0.100] | +0.100, +0.100 | +0.100 | +0.100 | 6 | 2, 1, 1 | 12 | better |"
     )
-    assert "no difference shown" in body[2]
+    assert body[2].endswith("| one seed |")  # whatever its interval
     assert any(
         "`ipo` has no interval of the judge above 0" in x and "--method.beta=2: +0.010" in x for x in lines
     )
@@ -369,6 +369,17 @@ def test_a_verdict_is_read_off_the_intervals():
     assert said(ahead, replace(behind, decides=False)) == "supported"
     assert said(ahead, missing) == "supported (1 of 2 comparisons not made yet)"
     assert said(missing) == "not tested yet"
+    rows |= claim_row("d", 0, [0.9, 0.9, 0.8])
+    alone = Comparison("alone", arm("d"), a, decides=True)
+    assert said(ahead, alone) == "no difference shown (1 of 2 comparisons of one seed)"
+    assert said(alone) == "no difference shown (1 of 1 comparisons of one seed)"
+    for name, held in (("e", 3), ("f", 5)):
+        rows |= claim_row(name, 0, [], memory={"peak": held * 2**20, "weights": 0}, calls={"held": 2.0})
+    less = Comparison("less", arm("e", "memory"), arm("f", "memory"), decides=True, lower=True)
+    assert said(less) == "supported"  # counted, not sampled
+    page = claims_table.text([Claim("m", "M", "needs less", [less, alone])], rows)
+    assert "(weights 0.0; 2 held samples) | -2.0 | supported | 5 | 1 |" in page
+    assert "| one seed: open | 5 | 1 |" in page
     table = claims_table.text([Claim("x", "X", "beats Y", [ahead, missing], "A note.")], rows)
     assert "## X beats Y: supported (1 of 2 comparisons not made yet)" in table and "A note." in table
     assert (

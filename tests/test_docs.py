@@ -1,5 +1,6 @@
 """The documentation site: built strictly and offline, a page for everything that the registries know."""
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from diffalign.models.families.registry import FAMILIES, REFUSED
 from diffalign.rewards import REGISTRY as REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -43,6 +45,8 @@ def test_every_method_has_a_page_with_its_formula(site):
             "when-to-use-it",
         ):
             assert f'id="{part}"' in page or f"id={part}" in page, (name, part)
+            text = re.split(rf'id="?{part}"?', page)[1].split("<h2")[0].split("</h2>")[-1]
+            assert "<math" in text or re.sub(r"<[^>]+>|\s", "", text), (name, part, "is empty")
 
 
 def test_every_reward_family_command_and_recipe_is_described(site):
@@ -68,6 +72,27 @@ def test_every_published_table_has_a_page_that_links_its_sources(site):
         assert f"reproduce/{name}.html" in index
         page = (site / "reproduce" / f"{name}.html").read_text(encoding="utf-8")
         assert str(entry["figures"]).split()[0] in page and "not reproducible" in page, name
+
+
+def test_every_notebook_has_a_page_with_its_outputs(site):
+    index = (site / "notebooks.html").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        assert f"notebooks/{path.stem}.html" in index
+        page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        pictures = sum(
+            "image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", [])
+        )
+        assert pictures
+        for number in range(pictures):
+            name = f"{path.stem}_{number}.png"
+            assert name in page and (site / "notebooks" / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_guide_stands_on_the_leaderboard(site):
+    page = (site / "methods" / "index.html").read_text(encoding="utf-8")
+    part = re.split(r'id="?what-the-leaderboard-says', page)[1].split("<h2")[0]
+    assert "The tiny SDXL, offline" in part and re.search(r"\+0\.\d{3} \[", part)
 
 
 def test_nothing_is_fetched_from_elsewhere(site):

@@ -9,7 +9,6 @@ nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbcli
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-BARE = ("what_dpo_does",)  # saved without outputs
 # What is set to less, as it is assigned, and flags of runs.
 FEWER = {
     "STEPS, PROMPTS, PAIRS": "2, 6, 8",
@@ -79,13 +78,11 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
     shown = texts(done)
     for words in SEEN[path.stem]:
         assert words in shown, words
-    assert path.stem in BARE or pictures(done) == pictures(saved)
+    assert pictures(done) == pictures(saved)
     assert not list(tmp_path.iterdir()), "a notebook leaves nothing where it was opened"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if path.stem not in BARE], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_saved_with_what_they_show(path):
     notebook = nbformat.read(path, as_version=4)
     assert pictures(notebook) >= 2

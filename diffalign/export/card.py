@@ -23,6 +23,8 @@ class Card:
         method: the method's name, for the title: "Diffusion-DPO".
         title: heading; None makes one.
         license: of the base model, where known.
+        paper: authors, title, year and address of the method's paper; empty without a method.
+        versions: of Python and of the packages that trained it, by name.
         numbers: results by name, as measured.
         settings: the run's configuration, a tree.
         tags: more tags for the hub.
@@ -39,6 +41,8 @@ class Card:
     method: str
     title: str | None = None
     license: str | None = None
+    paper: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
@@ -64,6 +68,11 @@ class Card:
         if self.numbers:
             rows = "".join(f"| {name} | {_number(value)} |\n" for name, value in self.numbers.items())
             parts.append(f"## Results\n\n| | |\n|---|---|\n{rows}")
+        if self.versions:
+            made = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+            parts.append(f"## Versions\n\n{made}\n")
+        if self.paper:
+            parts.append(f"## Citation\n\nThe method is that of {self.paper}. The software is diffalign.\n")
         if self.settings:
             parts.append(f"## Settings\n\n```yaml\n{_yaml(self.settings)}```\n")
         return "\n".join(parts)

@@ -25,21 +25,20 @@ from diffalign.diffusion.spans import span_of
 from diffalign.diffusion.times import fitted
 from diffalign.errors import UserError
 from diffalign.export.adapters import attach_carried
-from diffalign.export.aligned import absent_components, save_aligned
+from diffalign.export.aligned import save_aligned
 from diffalign.export.card import Card
-from diffalign.methods import REGISTRY, build
+from diffalign.methods import build
 from diffalign.methods._common import OverStates
 from diffalign.models.dropout import switch_off_dropout
-from diffalign.models.experts import FOLDERS, changing
 from diffalign.models.formulation import check_trained
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
-from diffalign.models.starting import expanded
 from diffalign.models.text_lora import begin_training_text
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.micro_batch import takes_both_experts
+from diffalign.runs.model_card import card_of
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.publish import push
 from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
@@ -206,7 +205,8 @@ def _aligned(
         memory=peak_memory(),
     )
     figures = setup.outcome.figures
-    card = _card(result, run, model, figures)
+    about = {"optimizer steps": result.steps, "peak memory": result.memory.text, "data": result.counts}
+    card = card_of(run, model, about, figures, result.verdict)
     _leave(result, run, model, state, figures, card)
     if accelerator.is_main_process and result.aligned is not None:
         _publish(run, tell)
@@ -311,30 +311,6 @@ def _leave(
         "held_out": dict(held_out),
         "skipped_steps": state.skipped_steps,
         "empty_steps": state.empty_steps,
+        "versions": dict(card.versions),
     }
     write_atomic(result.output / "summary.json", json.dumps(summary, indent=2))
-
-
-def _card(result: Result, run: Run, model: LoadedModel, held_out: Mapping[str, float]) -> Card:
-    numbers: dict[str, float | int | str] = {
-        "optimizer steps": result.steps,
-        "peak memory": result.memory.text,
-        "data": result.counts,
-    }
-    kind = "" if run.rollout.prompts else "held-out "
-    base = expanded(run.model)
-    numbers |= {f"{kind}{name}": value for name, value in held_out.items()}
-    return Card(
-        base_model=base.path,
-        started=changing(base.adapter, base.expert),
-        experts=tuple(FOLDERS[n] for n in FOLDERS if n in {model.family.network_name, *model.carried})
-        if model.split
-        else (),
-        family=model.family.name,
-        adapted=run.model.train == "lora",
-        method=REGISTRY[run.method["type"]].title,
-        numbers=numbers,
-        settings=asdict(run),
-        note=result.verdict,
-        absent=absent_components(model),
-    )

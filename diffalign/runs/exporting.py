@@ -7,12 +7,14 @@ from typing import Any
 
 from diffalign.config.schema import ModelConfig, Run
 from diffalign.errors import UserError
+from diffalign.evaluation.report.numbers import gained, span
 from diffalign.export.card import Card
 from diffalign.methods import REGISTRY
 from diffalign.models.experts import lora_folders
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
 from diffalign.runs.load_pipeline import check_base, named, read_run_directory, run_directory_of, with_dtype
+from diffalign.utils.intervals import Estimate
 from diffalign.utils.text import read_json_object
 
 
@@ -52,6 +54,8 @@ class Exportable:
             family=self.family,
             adapted=adapted,
             method=method,
+            paper=paper_of(self.run),
+            versions=versions(self.folder),
             numbers=figures(self.folder),
             settings=asdict(self.run) if self.run else {},
             experts=tuple(part.name for part in lora_folders(self.source).values()),
@@ -90,12 +94,41 @@ def exportable(spec: str, base: str | None = None) -> Exportable:
 
 def figures(folder: Path) -> Mapping[str, Any]:
     """Return the numbers of a run's ``summary.json`` and, where it was evaluated, its ``report.json``."""
-    file = folder / "summary.json"
-    if not file.is_file():
+    numbers: dict[str, Any] = {}
+    if (summary := _read(folder / "summary.json")) is not None:
+        numbers = {"optimizer steps": summary.get("steps", 0), "data": summary.get("data", "")}
+        numbers |= summary.get("held_out", {})
+    return numbers | gains(_read(folder / "report.json") or {})
+
+
+def gains(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the gain of each reward with its interval, by name; nothing of a report on several models."""
+    if len(report.get("models", {})) != 1:
         return {}
-    summary = read_json_object(file)
-    numbers = {"optimizer steps": summary.get("steps", 0), "data": summary.get("data", "")}
-    return numbers | dict(summary.get("held_out", {}))
+    found = {}
+    for name, reward in report["rewards"].items():
+        mean = Estimate(reward["gain"], *reward["gain_ci95"])
+        found[f"gain of {name} over the base"] = (
+            f"{gained(mean)} (95 % interval {span(mean)}), {report['prompts']} prompts, the same noise"
+        )
+    return found
+
+
+def paper_of(run: Run | None) -> str:
+    """Return authors, title, year and address of the paper of a run's method; empty without a run."""
+    if run is None:
+        return ""
+    card = REGISTRY[run.method["type"]]
+    return f"{card.paper} ({card.year}), {card.url}"
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """Return the versions that a run was trained with; nothing where it did not write them."""
+    return dict((_read(folder / "summary.json") or {}).get("versions", {}))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return read_json_object(file) if file.is_file() else None
 
 
 def _title(path: Path) -> str:

@@ -15,9 +15,9 @@ from diffalign.export.hub import base_license, check_repo, push_folder
 from diffalign.methods import REGISTRY
 from diffalign.models.experts import changing, lora_folders
 from diffalign.models.starting import expanded
-from diffalign.runs.exporting import exportable, figures
+from diffalign.runs.exporting import exportable, figures, paper_of, versions
 
-PICTURES = 4  # of the last validation, shown on the model's page
+PICTURES = 4  # of the last validation or of the evaluation, shown on the model's page
 
 
 def push(
@@ -61,6 +61,8 @@ def push(
             adapted=adapted,
             method=REGISTRY[found.run.method["type"]].title if found.run else "preference alignment",
             license=license,
+            paper=paper_of(found.run),
+            versions=versions(found.folder),
             numbers=figures(found.folder),
             settings=asdict(found.run) if found.run else {},
             widget=tuple((prompt, f"images/{name}") for prompt, name in pictures),
@@ -88,14 +90,15 @@ def _link(source: Path, folder: Path) -> None:
 
 
 def _pictures(run: Path, into: Path) -> list[tuple[str, str]]:
-    """Return prompts and file names of the last validation's images, one a prompt."""
+    """Return prompts and file names of images, one a prompt: the last validation's, else the evaluation's."""
     steps = sorted(
         folder for folder in (run / "samples").glob("step-*") if re.fullmatch(r"step-\d+", folder.name)
     )
-    if not steps:
+    evaluated = run / "images" / "aligned"
+    if not steps and not evaluated.is_dir():
         return []
     try:
-        samples = read_samples(steps[-1])
+        samples = read_samples(steps[-1] if steps else evaluated)
     except UserError:
         return []
     chosen: list[tuple[str, str]] = []

@@ -19,6 +19,7 @@ PAGES = {
     "diffalign/models/families": "models.md",
     "diffalign/cli": "commands.md",
     "benchmarks": "benchmarks.md",
+    "notebooks": "notebooks.md",
 }
 """The page that is made of a file or folder."""
 
@@ -49,4 +50,6 @@ def page_of(path: Path) -> str | None:
         return f"recipes.md#{path.stem}"
     if path.parent == ROOT / "benchmarks" and path.suffix == ".md":
         return name
+    if path.parent == ROOT / "notebooks" and path.suffix == ".ipynb":
+        return f"notebooks/{path.stem}.md"
     return None

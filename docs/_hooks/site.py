@@ -77,6 +77,7 @@ def method_names() -> list[str]:
 
 def methods_index() -> str:
     """Return the decision guide, the table of methods and that of strategies."""
+    from benchmarks import standing
     from diffalign.methods import REGISTRY
     from diffalign.strategies import STRATEGIES
 
@@ -84,6 +85,7 @@ def methods_index() -> str:
     lines = [
         guide,
         "",
+        *standing.lines(),
         "## All methods",
         "",
         "| method | paper | learns from | network samples a group and step |",
@@ -146,11 +148,22 @@ def method(name: str, by_hand: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+OF_OTHERS = r"(Further d|D)ifferences? from |What differs|Ours:|As released|The released "
+
+
 def differences(docstring: str, by_hand: str) -> list[str]:
-    """Return what a docstring says of other code, where the page by hand says nothing of it."""
+    """Return what a docstring says of other code, where the page by hand says nothing of it.
+
+    Raises:
+        ValueError: neither says anything.
+    """
     title = "## Differences from the released code"
-    said = [block for block in re.split(r"\n\s*\n", docstring) if re.match(r"What differs|Ours:", block)]
-    return [] if title in by_hand else [title, "", _reflowed("\n\n".join(said)), ""]
+    if title in by_hand:
+        return []
+    said = [block for block in re.split(r"\n\s*\n", docstring) if re.match(OF_OTHERS, block)]
+    if not said:
+        raise ValueError(f"no differences from released code in the page or in the docstring: {docstring}")
+    return [title, "", _reflowed("\n\n".join(said)), ""]
 
 
 def cost(name: str, samples: str, by_hand: str) -> list[str]:
@@ -159,9 +172,14 @@ def cost(name: str, samples: str, by_hand: str) -> list[str]:
     mine = [r.name for r in _recipes() if r.method == name and r.name in rows]
     lines = [] if "## Cost" in by_hand else ["## Cost", "", f"A group and step: {samples}."]
     if mine:
-        hours = ", ".join(f"[`{n}`](../reproduce/{n}.md) {rows[n]['h100_hours']:.2g}" for n in mine)
+        hours = ", ".join(f"[`{n}`](../reproduce/{n}.md) {_spoken(rows[n]['h100_hours'])}" for n in mine)
         lines += ["", f"Hours of one H100 for the published runs, by FLOPs, not measured: {hours}."]
     return [*lines, ""]
+
+
+def _spoken(hours: float) -> str:
+    """Return hours with two digits, without an exponent."""
+    return f"{hours:.2g}" if hours < 100 else f"{float(f'{hours:.2g}'):,.0f}"
 
 
 def _reflowed(docstring: str) -> str:
@@ -253,6 +271,15 @@ def rewards() -> str:
     from diffalign.rewards import REGISTRY
 
     lines = ["# Rewards", "", (ROOT / "docs" / "_rewards.md").read_text("utf-8").strip(), ""]
+    lines += [
+        "| reward | judges | usual values | licence of the weights | gradient |",
+        "|---|---|---|---|---|",
+    ]
+    for card in REGISTRY.values():
+        kind = "videos" if card.video else "edits" if card.edits else "images"
+        cells = [kind, _cell(card.range), _cell(card.licence), "yes" if card.differentiable else "no"]
+        lines.append(f"| [`{card.name}`](#{card.name}) | {' | '.join(cells)} |")
+    lines.append("")
     for card in REGISTRY.values():
         lines += [f"## `{card.name}` {{#{card.name}}}", "", f"{card.title}.", "", "| | |", "|---|---|"]
         facts = {
@@ -279,14 +306,21 @@ def models() -> str:
     lines = [
         "# Models",
         "",
-        "A family says how prompts are encoded, how the network is called and at which times it samples.",
+        "A family says how prompts are encoded, how the network is called and at which times it samples. "
+        "Sizes are those of training; a source is an image that is edited, or the first frame of a video "
+        "([Edit pairs](howto/edit_pairs.md)); formats to export to are on [their page](export.md).",
         "",
-        "| family | | pipeline | for example |",
-        "|---|---|---|---|",
+        "| family | | pipeline | px | source | recipes | for example |",
+        "|---|---|---|---|---|---|---|",
     ]
     for card in FAMILIES.values():
+        mine = [r for r in _recipes() if r.family == card.name and not r.name.startswith("tiny_")]
+        mine.sort(key=lambda recipe: (recipe.size, recipe.name))
+        smallest = f"[`{mine[0].name}`](recipes.md#{mine[0].name})" if mine else "none of its own"
+        more = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
         lines.append(
-            f"| `{card.name}` {{#{card.name}}} | {card.title} | `{card.pipeline}` | `{card.example}` |"
+            f"| `{card.name}` {{#{card.name}}} | {card.title} | `{card.pipeline}` | {card.resolution} "
+            f"| {card.source or 'refused'} | {smallest}{more} | `{card.example}` |"
         )
     lines += ["", "Refused, though a family has a similar pipeline:", ""]
     lines += [f"- `{pipeline}`: {reason}." for pipeline, reason in REFUSED.items()]

@@ -1,5 +1,6 @@
 """Pushes to a local fake of the hub, in processes of their own: the client reads HF_ENDPOINT on import."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from diffalign.evaluation.drawing.samples import write_manifest
 from diffalign.export.aligned import save_aligned
 from diffalign.models.loading import load
 from diffalign.models.lora import add_lora
+from diffalign.runs.exporting import gains
+from diffalign.runs.publish import _pictures
 from tests.export.fake_hub import Hub, running
 from tests.tiny_pipelines import make_sd15
 
@@ -39,7 +42,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_lora(model.network, run.model.lora)
     save_aligned(model, out / "aligned", "old card")
     (out / "config.yaml").write_text(to_yaml(run))
-    (out / "summary.json").write_text('{"steps": 7, "data": "3 pairs", "held_out": {"accuracy": 0.75}}')
+    summary = {"steps": 7, "data": "3 pairs", "held_out": {"accuracy": 0.75}, "versions": {"torch": "2.9"}}
+    (out / "summary.json").write_text(json.dumps(summary))
+    reward = {"gain": 0.1, "gain_ci95": [0.08, 0.12]}
+    report = {"prompts": 512, "rewards": {"judge": reward}, "models": {"aligned": {}}}
+    (out / "report.json").write_text(json.dumps(report))
     samples = out / "samples" / "step-000007"
     samples.mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(samples / "a.png")
@@ -88,6 +95,9 @@ def test_a_run_arrives_with_its_card_and_pictures(hub: Hub, finished: Path) -> N
     assert {"lora", "diffusers", "text-to-image"} <= set(matter["tags"]) and matter["license"] == "openrail"
     assert matter["widget"] == [{"text": "a red circle", "output": {"url": "images/0.png"}}]
     assert "| accuracy | 0.75 |" in card and "| optimizer steps | 7 |" in card
+    assert "| gain of judge over the base | +0.100 (95 % interval +0.080 to +0.120), 512 prompts" in card
+    assert "## Versions\n\ntorch 2.9\n" in card
+    assert "Wallace et al." in card and "https://arxiv.org/abs/2311.12908" in card
     assert TOKEN not in card and all(TOKEN not in request for request in hub.requests)
     assert (finished / "aligned" / "README.md").read_text() == "old card"
 
@@ -122,3 +132,31 @@ def test_training_pushes_what_it_leaves_at_its_end(hub: Hub, tmp_path: Path) -> 
     assert "| optimizer steps | 1 |" in hub.files["README.md"]
     for file in (*out.rglob("*.yaml"), *out.rglob("*.json*"), *out.rglob("*.md")):
         assert TOKEN not in file.read_text(encoding="utf-8"), file
+
+
+def test_pictures_are_those_of_the_evaluation_where_no_validation_drew_any(tmp_path: Path) -> None:
+    aligned = tmp_path / "run" / "images" / "aligned"
+    aligned.mkdir(parents=True)
+    rows = []
+    for position in range(6):
+        Image.new("RGB", (8, 8), "red").save(aligned / f"{position}.png")
+        rows.append(
+            {
+                "prompt": f"p{position}",
+                "position": position,
+                "number": 0,
+                "seed": 1,
+                "file": f"{position}.png",
+            }
+        )
+    write_manifest(aligned, rows, 0, 1)
+    chosen = _pictures(tmp_path / "run", tmp_path / "into")
+    assert chosen == [(f"p{n}", f"{n}.png") for n in range(4)]
+    assert all((tmp_path / "into" / name).is_file() for _, name in chosen)
+    assert _pictures(tmp_path / "none", tmp_path / "other") == []
+
+
+def test_a_report_on_several_models_says_nothing_of_one() -> None:
+    reward = {"gain": 0.1, "gain_ci95": [0.08, 0.12]}
+    report = {"prompts": 9, "rewards": {"judge": reward}, "models": {"a": {}, "b": {}}}
+    assert gains(report) == {} and gains({}) == {}

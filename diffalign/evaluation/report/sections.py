@@ -191,7 +191,8 @@ def rewards(contest: Contest) -> str:
     }
     lead = "Differences on the same prompts and noise, with 95 % intervals from resampling whole prompts. "
     lead += "Ties count half; the dashed mark is no difference. "
-    lead += "A bar of gains is in the units of its reward. The first reward gives the verdict. "
+    lead += "A bar of gains is in the units of its reward, so compare numbers, not lengths. "
+    lead += "The first reward gives the verdict. "
     several = len(bodies) > 1
     lead += "Corrected p-values (Holm) allow for the number of "
     lead += "models, those of the other rewards for theirs as well." if several else "other rewards."
@@ -200,7 +201,7 @@ def rewards(contest: Contest) -> str:
 
 def _reward(result: RewardResult, adjusted: float) -> str:
     c = result.comparison
-    reach = max(abs(c.gain.low), abs(c.gain.high), 1e-12) * 1.15
+    reach = max(abs(c.gain.low), abs(c.gain.high)) * 1.15 or 1.0  # where nothing changed, a unit
     places = decimals(c.gain)
     gain = interval_bar(f"gain {gained(c.gain)}, {span(c.gain)}", c.gain, -reach, reach, 0.0)
     rate = interval_bar(f"win rate {percent(c.win_rate.value)}", c.win_rate, 0.0, 1.0, 0.5, percent=True)
