@@ -205,7 +205,7 @@ def _aligned(
         memory=peak_memory(),
     )
     figures = setup.outcome.figures
-    about = {"optimizer steps": result.steps, "peak memory": result.memory.text, "data": result.counts}
+    about = {"optimizer steps": str(result.steps), "peak memory": result.memory.text, "data": result.counts}
     card = card_of(run, model, about, figures, result.verdict)
     _leave(result, run, model, state, figures, card)
     if accelerator.is_main_process and result.aligned is not None:

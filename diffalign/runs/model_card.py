@@ -17,7 +17,7 @@ from diffalign.runs.exporting import paper_of
 def card_of(
     run: Run,
     model: LoadedModel,
-    about: Mapping[str, float | int | str],
+    about: Mapping[str, str],
     held_out: Mapping[str, float],
     note: str,
 ) -> Card:
@@ -26,7 +26,7 @@ def card_of(
     Args:
         run: the configuration.
         model: what was trained.
-        about: numbers of the training, by name.
+        about: what is told of the training, by name.
         held_out: totals of the last diagnostics; online they are of the policy's own samples.
         note: the verdict of the diagnostics.
     """
