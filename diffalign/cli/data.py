@@ -63,6 +63,8 @@ def run(argv: Sequence[str]) -> int:
         print(text)
     if args.page:
         print(f"the first {len(summary.shown)} groups are in {args.page}", file=sys.stderr)
+    if not summary.prompts[0]:
+        raise UserError(f"{args.path} has no row that can be read; {summary.counts.text}")
     return 0
 
 

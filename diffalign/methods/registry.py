@@ -134,6 +134,24 @@ class _Registry(Mapping[str, MethodCard]):
 REGISTRY: Mapping[str, MethodCard] = _Registry()
 
 
+def check_name(name: object) -> None:
+    """Check the name of a method.
+
+    Raises:
+        UserError: it is unknown; a loss of DPO is named as such, since some papers call it a method.
+    """
+    if name in set(REGISTRY):
+        return
+    from diffalign.losses.pairwise import LOSSES  # imports torch, which only this error needs
+
+    if name in LOSSES:
+        raise UserError(
+            f"unknown method (method.type) {name!r}: it is a loss of dpo; allowed: --method dpo "
+            f"--method.loss {name}"
+        )
+    raise unknown("method (method.type)", name, REGISTRY)
+
+
 def build(values: Mapping[str, Any]) -> "Method[Any]":
     """Return the method of a ``method`` section, such as ``{"type": "dpo", "beta": 5000, "loss": "ipo"}``.
 
@@ -142,8 +160,7 @@ def build(values: Mapping[str, Any]) -> "Method[Any]":
     """
     if "type" not in values:
         raise UserError(f"method={dict(values)!r} has no `type`; allowed: {', '.join(REGISTRY)}")
-    if values["type"] not in set(REGISTRY):
-        raise unknown("method (method.type)", values["type"], REGISTRY)
+    check_name(values["type"])
     fields = {k: v for k, v in values.items() if k != "type"}
     built: Method[Any] = build_dataclass(REGISTRY[values["type"]].method, fields, "method")
     return built

@@ -33,7 +33,7 @@ def validate(run: Run, needs: Sequence[str] = ()) -> None:
 
 def _check_method(run: Run) -> None:
     # Imported here because the registries list packages: names only, still no torch.
-    from diffalign.methods import REGISTRY
+    from diffalign.methods.registry import REGISTRY, check_name
     from diffalign.rewards.specs import all_weighted
     from diffalign.strategies.registry import check
 
@@ -41,8 +41,7 @@ def _check_method(run: Run) -> None:
         raise UserError(
             f"method.type={run.method.get('type')!r}; allowed: one of {', '.join(sorted(REGISTRY))}"
         )
-    if run.method["type"] not in set(REGISTRY):
-        raise unknown("method (method.type)", run.method["type"], REGISTRY)
+    check_name(run.method["type"])
     check(run.strategies)
     if run.rollout.rewards:
         all_weighted(run.rollout.rewards)

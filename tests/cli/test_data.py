@@ -46,9 +46,32 @@ def test_numbers_of_a_set(mixed, capsys):
     assert found["margin_quantiles"] == pytest.approx([0.8, 0.8, 1, 1, 1])
     assert found["prompts"] == {"all": 4, "different": 4} and found["words"] == {"median": 3, "longest": 6}
     assert found["repeated_images"] == 1 and found["votes"] is None
+    assert found["repeated_pairs"] == 0 and found["contradictions"] == 0
     page = (mixed.parent / "page.html").read_text()
     assert page.count("<section>") == 2 and page.count("data:image/jpeg;base64,") == 4
     assert page.count('class="best"') == 2 and "A red cat." in page
+
+
+def test_pairs_that_come_again_and_with_the_opposite_label(tmp_path, capsys):
+    """One pair stands four times, once turned round and once with the opposite label; another twice."""
+    one, other = row(0, (1.0, 0.0)), row(1, (0.0, 1.0))
+    turned = {**one, "jpg_0": one["jpg_1"], "jpg_1": one["jpg_0"], "label_0": 0.0, "label_1": 1.0}
+    opposite = {**one, "label_0": 0.0, "label_1": 1.0}
+    tie = {**one, "label_0": 0.5, "label_1": 0.5}
+    elsewhere = {**opposite, "caption": "another prompt"}
+    rows = [one, one, turned, opposite, other, other, tie, elsewhere]
+    path = write_parquet(tmp_path / "pairs.parquet", rows)
+    assert main(["data", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "pairs that an earlier row has as well: 4; pairs with opposite labels: 1" in said
+
+
+def test_a_set_without_a_row_is_an_error_that_counts_why(tmp_path, capsys):
+    path = write_parquet(tmp_path / "pairs.parquet", [{**row(0), "jpg_1": b"no image"}])
+    assert main(["data", str(path)]) == 2
+    told = capsys.readouterr()
+    assert "pairs.parquet has no row that can be read; " in told.err and "1 unreadable" in told.err
+    assert "unreadable: pairs.parquet row 0" in told.out
 
 
 def test_tokens_and_prompts_that_an_evaluation_set_has(mixed):

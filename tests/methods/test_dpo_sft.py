@@ -244,6 +244,7 @@ def test_build_from_a_mapping():
     [
         ({}, "no `type`"),
         ({"type": "dop"}, "unknown method.*'dop'.*did you mean dpo"),
+        ({"type": "ipo"}, "'ipo': it is a loss of dpo; allowed: --method dpo --method.loss ipo"),
         ({"type": "dpo", "betta": 1}, "unknown key in method.*betta.*did you mean beta"),
         ({"type": "dpo", "beta": "much"}, "method.beta='much'.*a number"),
         ({"type": "dpo", "beta": -1}, "method.beta=-1.0.*more than 0"),

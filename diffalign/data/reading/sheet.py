@@ -96,6 +96,11 @@ def as_text(summary: Summary, most: int = 6) -> str:
         limit = "no limit" if one.limit is None else f"limit {one.limit}, {one.cut} prompts are cut off"
         lines.append(f"{one.name}: at most {one.longest} tokens; {limit}")
     lines.append(f"images in several groups: {summary.repeated_images}")
+    if summary.repeated_pairs:
+        lines.append(
+            f"pairs that an earlier row has as well: {summary.repeated_pairs}; pairs with opposite labels: "
+            f"{summary.contradictions}"
+        )
     lines += [f"prompts that {name} has as well: {n} of {different}" for name, n in summary.shared.items()]
     lines += [f"unreadable: {place}" for place in _some(summary.counts.skipped)]
     return "\n".join(lines)

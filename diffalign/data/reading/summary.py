@@ -53,6 +53,9 @@ class Summary:
         words: median and largest number of words of a prompt.
         tokens: of each given tokenizer.
         repeated_images: files that occur in several groups.
+        repeated_pairs: pairs of the same prompt and images as an earlier pair.
+        contradictions: pairs of the same prompt and images, each counted once, that some row labels one way
+            and another row the other way.
         shared: number of different prompts that an evaluation set also has, by its name.
         shown: the first groups, for a page.
     """
@@ -70,6 +73,8 @@ class Summary:
     words: tuple[float, int]
     tokens: tuple[Tokens, ...]
     repeated_images: int
+    repeated_pairs: int
+    contradictions: int
     shared: Mapping[str, int]
     shown: tuple[Example, ...] = field(repr=False)
 
@@ -104,6 +109,8 @@ class Summary:
             "words": {"median": self.words[0], "longest": self.words[1]},
             "tokens": [vars(one) for one in self.tokens],
             "repeated_images": self.repeated_images,
+            "repeated_pairs": self.repeated_pairs,
+            "contradictions": self.contradictions,
             "shared_prompts": dict(self.shared),
         }
 
@@ -149,6 +156,8 @@ def summarise(
         (float(median(words)) if words else 0.0, max(words, default=0)),
         tuple(_tokens(name, *one, different) for name, one in (tokenizers or {}).items()),
         sum(n > 1 for n in seen.contents.values()),
+        sum(sum(winners.values()) - 1 for winners in seen.pairs.values()),
+        sum(len(winners) > 1 for winners in seen.pairs.values()),
         {name: len(named.keys() & set(map(normal, texts))) for name, texts in (evaluation or {}).items()},
         tuple(seen.shown),
     )
@@ -180,6 +189,7 @@ class _Seen:
         self.prompts: list[str] = []
         self.sizes: Counter[Size] = Counter()
         self.contents: Counter[str] = Counter()
+        self.pairs: dict[tuple[str, frozenset[str]], Counter[str]] = {}
         self.gaps: list[float] = []
         self.agreement: list[float] = []
         self.first = 0
@@ -211,7 +221,11 @@ class _Seen:
             self.agreement.append(max(row.votes))
         if row.kind == "pair":
             self.gaps.append(abs(row.scores[0] - row.scores[1]) if row.scores else 0.0)
-            self.first += bool(row.scores) and row.scores[0] > row.scores[1]
+            first = bool(row.scores) and row.scores[0] > row.scores[1]
+            self.first += first
+            if row.scores and not row.prompts:
+                winner = files[0 if first else 1][0]
+                self.pairs.setdefault((normal(row.prompt), frozenset(names)), Counter())[winner] += 1
         if len(self.shown) < self.most:
             self.shown.append(row)
 
