@@ -31,6 +31,7 @@ from benchmarks import (
 from benchmarks.claims_list import Arm, Claim, Comparison
 from benchmarks.counting import Calls, counted
 from benchmarks.memory import Alive
+from diffalign import tiny
 from diffalign.config.io import shipped_configs
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.randomness import Streams
@@ -41,6 +42,7 @@ from diffalign.methods.sft import SFT
 from diffalign.models.loading import load
 from diffalign.plane.plane import PlaneNetwork, denoiser_of
 from diffalign.plane.settings import PLANE_METHODS
+from diffalign.runs import demo
 from diffalign.strategies import wrap
 from diffalign.types import Batch
 
@@ -647,3 +649,24 @@ def test_a_tuned_row_stands_beside_the_one_of_the_recipe(apart, monkeypatch):
         ("tiny-dpo-tuned-0", flags),
         ("tiny-dpo-tuned-1", flags),
     ]
+
+
+def test_the_world_of_64_pixels_trains_the_offline_recipes_of_the_tiny_sdxl_on_its_own_sets():
+    names = methods.names("tiny64")
+    assert {"dpo", "sft", "ipo", "kto", "rankdpo", "patchdpo"} <= set(names) < set(methods.names("tiny"))
+    assert not {"ddpo", "online_dpo", "draft"} & set(names)
+    for name, path in {"dpo": "pairs", "kto": "likes", "rankdpo": "lists", "patchdpo": "patches"}.items():
+        ours, theirs = (tiny_world.recipe(name, seed=3, world=world) for world in ("tiny64", "tiny"))
+        assert (ours.model.path, ours.data.path) == ("tiny:sdxl64", f"tiny:pattern_{path}")
+        assert ours.data.resolution == 64
+        same = replace(theirs.data, path=ours.data.path, resolution=64)
+        assert replace(theirs, model=ours.model, data=same) == ours
+    flagged = tiny_world.recipe("dpo", ["--method.beta=7"], world="tiny64")
+    assert flagged.method["beta"] == 7 and flagged.model.path == "tiny:sdxl64"
+
+
+def test_rows_of_a_world_are_measured_by_its_own_rewards_and_captions():
+    assert demo.measures("tiny:sdxl").rewards == demo.REWARDS
+    patterned = demo.measures("tiny:sdxl64")
+    assert patterned.rewards == ("pattern_judge", "pattern_taste") and patterned.side == 64
+    assert patterned.prompts("test", 3) == tiny.pattern_prompts("test", 3)

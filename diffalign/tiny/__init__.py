@@ -11,7 +11,7 @@ this module does not import torch.
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-FAMILIES = {"sdxl": "sdxl", "sd15": "sd15", "sd3": "sd3", "wan": "wan"}
+FAMILIES = {"sdxl": "sdxl", "sd15": "sd15", "sd3": "sd3", "wan": "wan", "sdxl64": "sdxl"}
 """The family of each tiny pipeline, by its name."""
 
 

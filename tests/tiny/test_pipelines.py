@@ -17,16 +17,22 @@ from diffalign import tiny
 from diffalign.tiny import WEIGHTS
 from diffalign.tiny.judge import judge, taste
 from diffalign.tiny.scenes import alter, caption, render, sample_scene, split_of
+from diffalign.tiny.worlds import SCENES, WORLDS
 from diffalign.tiny_build.saving import forget_paths
 
-PIPELINES = {"sdxl": StableDiffusionXLPipeline, "sd15": StableDiffusionPipeline}
+PIPELINES = {
+    "sdxl": StableDiffusionXLPipeline,
+    "sd15": StableDiffusionPipeline,
+    "sdxl64": StableDiffusionXLPipeline,
+}
 
 
 @pytest.mark.parametrize("family", PIPELINES)
 def test_a_pipeline_loads_in_plain_diffusers_and_draws_what_it_is_told(family):
     pipe = PIPELINES[family].from_pretrained(tiny.pipeline_path(family))
     pipe.set_progress_bar_config(disable=True)
-    prompts = tiny.prompts("validation", 24)
+    world = WORLDS[family]
+    prompts = list(world.split_captions("validation")[:24])
     images = pipe(
         prompts,
         num_inference_steps=12,
@@ -34,19 +40,29 @@ def test_a_pipeline_loads_in_plain_diffusers_and_draws_what_it_is_told(family):
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     ).images
-    assert images.shape == (24, 32, 32, 3)
-    own = np.mean([judge(i, p) for i, p in zip(images, prompts, strict=True)])
-    other = np.mean([judge(i, p) for i, p in zip(images, prompts[1:] + prompts[:1], strict=True)])
+    assert images.shape == (24, world.side, world.side, 3)
+    own = np.mean([world.judge(i, p) for i, p in zip(images, prompts, strict=True)])
+    other = np.mean([world.judge(i, p) for i, p in zip(images, prompts[1:] + prompts[:1], strict=True)])
     assert own > other + 0.05
-    assert 0 <= np.mean([taste(i) for i in images]) <= 1
+    assert 0 <= np.mean([world.taste(i) for i in images]) <= 1
 
 
-@pytest.mark.parametrize("folder", ["sdxl/tokenizer", "sdxl/tokenizer_2", "sd15/tokenizer", "clip"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "sdxl/tokenizer",
+        "sdxl/tokenizer_2",
+        "sd15/tokenizer",
+        "clip",
+        "sdxl64/tokenizer",
+        "sdxl64/tokenizer_2",
+    ],
+)
 def test_tokenizers_keep_captions_and_survive_other_text(folder):
     for kind in (CLIPTokenizer, AutoTokenizer):
         tokenizer = kind.from_pretrained(tiny.WEIGHTS / folder)
         assert tokenizer.model_max_length == 32
-        text = tiny.prompts("test", 1)[0]
+        text = WORLDS.get(folder.partition("/")[0], SCENES).split_captions("test")[0]
         ids = tokenizer(text).input_ids
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
         assert len(ids) == len(text.split()) + 2  # one token a word, start and end
@@ -97,7 +113,7 @@ def test_the_clip_ranks_the_right_picture_first():
 
 def test_package_data_stays_small():
     files = [p for p in tiny.WEIGHTS.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 20e6
+    assert sum(p.stat().st_size for p in files) <= 24e6
     assert not [p for p in files if p.suffix in {".bin", ".pt", ".pkl"}]
 
 
