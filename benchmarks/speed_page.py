@@ -119,7 +119,9 @@ def against(rows: Sequence[Row], subject: Subject) -> str:
             lines.append(f"| {which} | {' | '.join(ratios(ours, theirs, (0, 1, 3, 4, 5)))} |")
     lines += [
         "",
-        "The script trains LoRA alone; all weights have no counterpart in it.",
+        "The script trains LoRA alone; all weights have no counterpart in it. Nearly all of our step is the "
+        "network ([profile.md](profile.md)): a step that asks the policy and the reference about fresh noise "
+        "cannot be much shorter than *lora*; *bank* leaves out the reference.",
         "",
     ]
     return "\n".join(lines)
