@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "rankdpo": ("tiny_sdxl_rankdpo", _PAIRS),
     "online_dpo": ("tiny_sdxl_online_dpo", _ROUNDS),
     "ddpo": ("tiny_sdxl_ddpo", _ROUNDS),
+    "draft": ("tiny_sdxl_draft", _ROUNDS),
     "flow_grpo": ("tiny_sd3_flow_grpo", _ROUNDS),
 }
 """Recipe and flags by name: LoRA and all weights, noise schedules and flows, pairs, lists and rollouts."""

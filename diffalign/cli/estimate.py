@@ -75,6 +75,8 @@ def _fit(work: "Workload", card: float, as_json: bool) -> int:
     last = tries[-1]
     if last.fits:
         print(f"fits {card:g} GiB{' with ' + ' '.join(last.options) if last.options else ' as it is'}")
+        if paged := last.estimate.paged:
+            print(f"{size(paged)} of optimizer state in main memory, or on the GPU while it has room")
         return 0
     print(f"does not fit {card:g} GiB; what is left: a smaller data.resolution, or fewer data.frames")
     return 1

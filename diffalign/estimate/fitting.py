@@ -11,6 +11,9 @@ RESERVE, CONTEXT = 1.1, 0.6
 """Overheads beyond an estimate: the allocator's, as a factor, and CUDA's context, in GiB."""
 
 _OF_TEXT = "--model.text_encoder.quantize int8"
+_OF_MOMENTS = "--optimizer.type"
+SHARE = 0.05
+"""Part of the training memory that another optimizer must save; LoRA's state is not as much."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,14 @@ def fitting(work: Workload, card: float) -> Iterator[Fit]:
             return
         if option == _OF_TEXT and fit.estimate.encoder_memory <= fit.estimate.total_memory:
             continue  # training needs more memory than filling the cache
-        work = change(work)
+        changed = change(work)
+        if option.startswith(_OF_MOMENTS):
+            before = fit.estimate.total_memory
+            if _moments(fit.estimate) < SHARE * before:
+                continue
+            if before - estimate(changed).total_memory < SHARE * before:
+                continue
+        work = changed
         name = option.split()[0]
         others = tuple(other for other in fit.options if other.split()[0] != name)
         fit = Fit((*others, option), estimate(work), card)
@@ -72,9 +82,13 @@ def _changes(work: Workload) -> Iterator[tuple[str, Callable[[Workload], Workloa
         yield "--training.mixed_precision bf16", _half
     if model.dtype == "float32":
         yield "--model.dtype bfloat16", _of_model(dtype="bfloat16")
-    alone = training.shard == "none" and training.context == 1
-    if not model.offload_activations and not model.compile and alone:
+    alone = training.shard == "none"  # sharded moments must be those of adamw
+    if not model.offload_activations and not model.compile and alone and training.context == 1:
         yield "--model.offload_activations true", _of_model(offload_activations=True)
+    if work.optimizer.type == "adamw" and alone:
+        yield f"{_OF_MOMENTS} adamw8bit", _of_optimizer("adamw8bit")
+    if work.optimizer.type in ("adamw", "adamw8bit") and alone:
+        yield f"{_OF_MOMENTS} paged_adamw8bit", _of_optimizer("paged_adamw8bit")
     if model.text_encoder.quantize == "none" and not model.text_encoder.lora.rank:
         text = replace(model.text_encoder, quantize="int8")
         yield _OF_TEXT, _of_model(text_encoder=text)
@@ -85,6 +99,15 @@ def _changes(work: Workload) -> Iterator[tuple[str, Callable[[Workload], Workloa
 
 def _of_model(**fields: Any) -> Callable[[Workload], Workload]:
     return lambda work: replace(work, model=replace(work.model, **fields))
+
+
+def _of_optimizer(name: str) -> Callable[[Workload], Workload]:
+    return lambda work: replace(work, optimizer=replace(work.optimizer, type=name))
+
+
+def _moments(told: Estimate) -> int:
+    """Return the bytes of optimizer state on the device."""
+    return sum(value for name, value in told.memory.items() if name.startswith("optimizer state"))
 
 
 def _half(work: Workload) -> Workload:

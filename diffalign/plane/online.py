@@ -49,7 +49,7 @@ class PlaneRolloutModel:
     device = torch.device("cpu")
     at_once = None
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> tuple[Cond, Cond]:
         """Return labels (B,), and the negative label "anywhere" (B,)."""
         label = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
         return {"label": label}, {"label": torch.zeros_like(label)}

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffalign.rewards.images import Images
+from diffalign.utils.transfer import sent
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -177,5 +178,5 @@ def _either(
 
 def normalised(pixels: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return (pixels - mean) / std by channel."""
-    centre = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels - centre) / torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
+    centre, spread = (sent(torch.tensor(value), pixels.device).view(1, 3, 1, 1) for value in (mean, std))
+    return (pixels - centre) / spread

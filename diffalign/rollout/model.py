@@ -32,8 +32,11 @@ class RolloutModel(Protocol):
         """Where the policy is."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
-        """Return (conditions, negative conditions), each (len(prompts), ...), on the CPU."""
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> tuple[Cond, Cond]:
+        """Return (conditions, negative conditions), each (len(prompts), ...), on the CPU.
+
+        Prompts that are needed next (``ahead``) may be encoded as well, for later calls.
+        """
         ...
 
     @property
@@ -104,11 +107,16 @@ class PipelineRolloutModel:
         """Where the network is."""
         return self._model.device
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Cond, Cond]:
-        """Return text and size conditions, (B, ...) on the CPU, from the cache where it has them."""
+    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> tuple[Cond, Cond]:
+        """Return text and size conditions, (B, ...) on the CPU, from the cache where it has them.
+
+        Encoders are moved to the accelerator and back for prompts that it has not, and then as many of those
+        ahead are encoded with them as the budget holds.
+        """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         if new:
-            self._remember(new)
+            known = {*self._texts, *new}
+            self._remember(new, [prompt for prompt in dict.fromkeys(ahead) if prompt not in known])
         assert self._negative is not None
         texts = [self._texts[prompt] for prompt in prompts]
         cond = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
@@ -124,12 +132,17 @@ class PipelineRolloutModel:
             self._bytes -= _bytes(rows) + _bytes(self._seen.pop(prompt, {}))
         return cond, negative
 
-    def _remember(self, prompts: Sequence[str]) -> None:
-        """Encode prompts with the text encoders on the accelerator, and cache the results."""
+    def _remember(self, prompts: Sequence[str], ahead: Sequence[str]) -> None:
+        """Encode prompts with the text encoders on the accelerator, and cache the results; of those ahead
+        only what the budget holds.
+        """
         encoders = self._model.text_encoders
         self._model.move_encoders(self._model.device, encoders)
-        for start in range(0, len(prompts), self._batch):
-            some = list(prompts[start : start + self._batch])
+        wanted = [*prompts, *ahead]
+        for start in range(0, len(wanted), self._batch):
+            some = wanted[start : start + self._batch]
+            if start >= len(prompts) and self._bytes * (1 + len(some) / len(self._texts)) > self._budget:
+                break
             rows, seen = self._encoded(some)
             for i, prompt in enumerate(some):
                 # copies: a view would keep the whole batch in memory

@@ -20,6 +20,10 @@ which has W prompts.
 """
 
 
+AHEAD = 32
+"""Micro-batches whose prompts are encoded together: text encoders go to the accelerator and back for it."""
+
+
 class NoiseSource:
     """Endless micro-batches of one rank, each prompt a group; a ``types.Source``.
 
@@ -79,7 +83,7 @@ class NoiseSource:
         each, setting = [self._prompts[p] for p in positions], self._setting
         prompts = [prompt for prompt in each for _ in range(self._samples)]
         with torch.no_grad():
-            cond, negative = self._model.encode(prompts)
+            cond, negative = self._model.encode(prompts, self._ahead(positions))
         random = Streams([derive(self._seed, "rollout/noise", position) for position in positions])
         noise = random.normal(len(each), (self._samples, *self._model.shape)).flatten(0, 1)
         self.report.images = (self._micro_step + 1) * len(prompts)
@@ -113,6 +117,12 @@ class NoiseSource:
             grid=setting.times,
             value=value if self._reward is not None else None,
         )
+
+    def _ahead(self, positions: range) -> list[str]:
+        """Return the prompts of this process's micro-batches after the one at these positions."""
+        stride = self._world * self._groups
+        starts = (positions.start + later * stride for later in range(1, AHEAD))
+        return [self._prompts[start + place] for start in starts for place in range(self._groups)]
 
     def _tell(self, rewards: Tensor | None) -> None:
         """Log every so many micro-batches only: reading a value waits for the accelerator."""

@@ -37,11 +37,24 @@ def when_training(run: Run) -> list[str]:
     alone = training.shard == "none" and training.context == 1
     if not run.model.offload_activations and not run.model.compile and alone:
         advice.append("--model.offload_activations true (a slower step)")
-    if run.optimizer.type == "adamw":
-        advice.append("--optimizer.type adamw8bit")
+    advice += _of_moments(run)
     if run.model.train == "full":
         advice.append("--model.train lora")
     return advice
+
+
+def _of_moments(run: Run) -> list[str]:
+    """Return an optimizer of smaller state; where all weights are trained it is as large as they are."""
+    kind = run.optimizer.type
+    if run.training.shard != "none" or kind not in ("adamw", "adamw8bit", "paged_adamw"):
+        return []
+    if run.model.train == "full":
+        now = 2 if kind == "adamw8bit" else 8
+        return [
+            f"--optimizer.type paged_adamw8bit (2 bytes a weight, now {now}; in main memory where the GPU is "
+            "full)"
+        ]
+    return ["--optimizer.type adamw8bit"] if kind == "adamw" else []
 
 
 def _of_rivals(run: Run) -> list[str]:

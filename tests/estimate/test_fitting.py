@@ -13,6 +13,7 @@ from diffalign.estimate.fitting import Fit, fitting
 from diffalign.models.loading import load
 from diffalign.models.quantization import KINDS, quantizable
 from diffalign.runs.micro_batch import workload_of
+from diffalign.runs.validate import read_run
 
 TINY = Run(
     model=ModelConfig(path="tiny:sdxl"),
@@ -80,6 +81,31 @@ def test_options_are_added_until_the_card_is_large_enough():
     assert not any("2" in option for option in tries[-1].options if "checkpointing" in option)
     training = [t.estimate.total_memory for t in tries]
     assert training[-1] < training[0] / 2 and tries[-1].estimate.pairs_per_step == 8
+
+
+def test_moments_of_all_weights_are_kept_in_8_bits_and_then_paged():
+    """SD 1.5 at 64 px with everything else set: what is left is 860 million weights with two moments each."""
+    run = read_run("sd15_dpo", ["--optimizer.type=adamw", "--data.resolution=64", "--training.batch_size=1"])
+    frugal = replace(run.model, gradient_checkpointing=True, offload_activations=True, dtype="bfloat16")
+    bf16 = replace(run.training, mixed_precision="bf16")
+    work = workload_of(replace(run, model=frugal, training=bf16))
+    tries = list(fitting(work, 10))
+    assert [t.options for t in tries] == [
+        (), ("--optimizer.type adamw8bit",), ("--optimizer.type paged_adamw8bit",)
+    ]  # fmt: skip
+    parameters = tries[0].estimate.trainable_parameters
+    adamw, small, paged = (t.estimate for t in tries)
+    assert adamw.memory["optimizer state (adamw)"] == 8 * parameters
+    assert small.memory["optimizer state (adamw8bit)"] == pytest.approx(2 * parameters, rel=0.03)
+    assert paged.paged == pytest.approx(2 * parameters, rel=0.01) and not small.paged
+    assert adamw.total_memory - small.total_memory == pytest.approx(6 * parameters, rel=0.01)
+    spread = list(fitting(replace(work, training=replace(bf16, shard="full")), 10))
+    assert len(spread) == 1 and not spread[0].fits, "sharded moments are those of adamw"
+
+
+def test_an_optimizer_that_saves_nothing_is_not_tried():
+    """LoRA's moments are a small part, and the tiny model's tensors too small for 8 bits or pages."""
+    assert not any("optimizer" in o for t in fitting(workload_of(TINY), 0.5) for o in t.options)
 
 
 def test_what_is_needed_by_hand():

@@ -203,7 +203,7 @@ def test_rewards_are_asked_under_words_before_the_prompt():
 class AnyPrompt(PlaneRolloutModel):
     """Reads every prompt as the first one of the plane."""
 
-    def encode(self, prompts):
+    def encode(self, prompts, ahead=()):
         return super().encode([PROMPTS[0]] * len(prompts))
 
 

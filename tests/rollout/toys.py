@@ -42,7 +42,7 @@ class Studio:
     device: torch.device = torch.device("cpu")
     at_once: int | None = None
 
-    def encode(self, prompts):
+    def encode(self, prompts, ahead=()):
         self.encoded += prompts
         label = torch.tensor([int(prompt.split()[-1]) % LABELS for prompt in prompts])
         return {"label": label}, {"label": torch.zeros_like(label)}

@@ -72,6 +72,11 @@ def test_advice_of_training_names_what_is_not_set_in_the_order_of_effect():
     ]  # fmt: skip
     words = "; ".join(when_training(VIDEO))
     assert "--training.accumulation 8 (the same step)" in words and "--data.frames 25 (now 49)" in words
+    assert "paged_adamw8bit (2 bytes a weight, now 8" in words
+    whole = replace(FRUGAL, model=replace(FRUGAL.model, train="full"))
+    assert "--optimizer.type paged_adamw8bit (2 bytes a weight, now 2" in "; ".join(when_training(whole))
+    spread = replace(VIDEO, training=replace(VIDEO.training, shard="full"))
+    assert "optimizer.type" not in options(when_training(spread)), "sharded moments are those of adamw"
     assert options(when_training(FRUGAL)) == ["data.resolution"]
     online = replace(VIDEO, rollout=RolloutConfig(prompts="p.txt", batch_size=8, resolution=256))
     named = options(when_training(online))

@@ -69,6 +69,16 @@ def test_what_is_sent_is_equal_and_like():
 LOOP, BANK = "diffalign/training/loop.py", "diffalign/diffusion/reference_bank.py"
 
 
+def test_text_encoders_do_not_move_in_each_step_of_a_rewards_gradient(tmp_path):
+    """Their weights went to the device and back, tensor by tensor, for the prompts of each micro-batch."""
+    steps = waits_of(*CASES["draft"], tmp_path)
+    assert any("models/loaded.py" in wait.place for wait in steps[0]), "prompts are encoded ahead"
+    assert not [
+        wait for wait in steps[1] if "models/loaded.py" in wait.place or "rollout/model.py" in wait.place
+    ]
+    assert len(steps[1]) < 20
+
+
 @pytest.mark.parametrize(
     ("case", "places"),
     [

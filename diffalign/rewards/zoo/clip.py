@@ -20,6 +20,7 @@ from diffalign.rewards.images import Images
 from diffalign.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Crop
 from diffalign.rewards.registry import Place
 from diffalign.utils.text import read_json_object
+from diffalign.utils.transfer import sent
 
 
 def unit(features: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Clip:
     def embeddings_of(self, ids: Tensor) -> Tensor:
         """Return unit text embeddings (B, D), float32, of token ids (B, L)."""
         with torch.no_grad():
-            output = self.model.get_text_features(input_ids=ids.to(self.model.device))
+            output = self.model.get_text_features(input_ids=sent(ids, self.model.device))
         return unit(output.pooler_output)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
