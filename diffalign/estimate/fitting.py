@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from diffalign.estimate.estimate import GIB, Estimate, estimate
 from diffalign.estimate.workload import Workload
@@ -101,7 +101,7 @@ def _of_model(**fields: Any) -> Callable[[Workload], Workload]:
     return lambda work: replace(work, model=replace(work.model, **fields))
 
 
-def _of_optimizer(name: str) -> Callable[[Workload], Workload]:
+def _of_optimizer(name: Literal["adamw8bit", "paged_adamw8bit"]) -> Callable[[Workload], Workload]:
     return lambda work: replace(work, optimizer=replace(work.optimizer, type=name))
 
 
