@@ -21,7 +21,7 @@ from diffalign.tiny_build.saving import forget_paths, half, replace_folder, save
 MINUTES = {
     "autoencoder": 9.0, "sdxl": 35.0, "sd15": 5.0, "sd3": 50.0, "wan_vae": 30.0, "wan": 14.0, "clip": 5.0,
     "pairs": 0.0, "step_aware": 0.0, "judges": 0.0,
-    "sdxl64_vae": 15.0, "sdxl64": 45.0, "pattern_judges": 0.0,
+    "sdxl64_vae": 7.0, "sdxl64": 30.0, "pattern_judges": 0.0,
 }  # fmt: skip
 PATTERN_PARTS = ("sdxl64_vae", "sdxl64", "pattern_judges")
 PAIRS = 6000
