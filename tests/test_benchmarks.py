@@ -612,13 +612,17 @@ def test_the_page_of_tuning_compares_a_methods_two_rows(apart):
     told = {"diversity": 0.9, "drift": 1.5}
     held_out = {"taste": [0.2, 0.2], "tiny_clip": [1.0, 2.0]}
     tuned = {"trials": 8, "flags": ["--method.beta=250"], "figures": told, "other gains": held_out}
+    record.HERE.mkdir()
+    trial = {"world": "tiny", "method": "dpo", "flags": tuned["flags"], "gain": [0.35, 0.3, 0.4]}
+    (record.HERE / "tuning.json").write_text(json.dumps({"trials": [trial]}))
     rows = [*seeds("dpo", 0.1), *seeds("dpo", 0.3, **tuned), *seeds("ipo", 0.3), *seeds("ipo", 0.3, **tuned)]
     said = tuned_page.text([*rows, *seeds("sft", 0.1)], ["tiny", "sd3"])
     assert "Not tuned yet: `sft`." in said and "The tiny SD3" not in said
     lines = {line.split(" | ")[0]: line for line in said.splitlines() if "beta=250" in line}
     assert " | 2 to 2 | " in lines["| dpo"] and " | 1 to 2 | " in lines["| dpo"]
     cells = lines["| dpo"].split(" | ")
-    assert float(cells[5].split()[0]) == pytest.approx(0.2, abs=0.03) and cells[7].startswith("3, 3")
+    assert float(cells[5].split()[0]) == pytest.approx(0.2, abs=0.03)
+    assert cells[7] == "+0.350" and cells[8].startswith("3, 3")
     assert re.search(r"\| dpo \| recipe \| \+0\.\d{3} \| \+0\.\d{3} \|  \|  \|", said)
     beside = "+0.200 [+0.200, +0.200] | +1.500 [+1.000, +2.000] | 0.90 | 1.50"
     assert f"| dpo | tuned | {beside} |" in said
