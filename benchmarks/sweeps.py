@@ -156,7 +156,12 @@ def text(prompts: int) -> str:
         "",
     ]
     says = {arm.name: arm.says for arm in ARMS}
+    missing = [arm.name for arm in ARMS if arm.name not in by_arm]
+    if missing:
+        lines += [f"Not measured yet: {', '.join(missing)}.", ""]
     for title, names in TABLES.items():
+        if sum(name in by_arm for name in names) < 2:
+            continue
         lines += [
             f"## {title}",
             "",
@@ -177,6 +182,10 @@ def _cells(rows: Sequence[Row], prompts: int, drawing: str = "same") -> list[str
     return [shown(over_seeds([gained(row, prompts, drawing, name) for row in rows])) for name in REWARDS]
 
 
+def _heading(arm: Arm, seeds: int) -> str:
+    return f"{arm.says}: gain ({seeds} seed{'s' * (seeds != 1)})"
+
+
 def _sampling(by_arm: Mapping[str, list[Row]], prompts: int) -> list[str]:
     """Return the table of ways to sample: the base's judge, and the gains of the arms that have them all."""
     some = [arm for arm in SAMPLED if arm.name in by_arm]
@@ -185,7 +194,7 @@ def _sampling(by_arm: Mapping[str, list[Row]], prompts: int) -> list[str]:
         "",
         "The models are the same in all lines; the base of a line is sampled as the line says.",
         "",
-        f"| sampled with | base | {' | '.join(f'{arm.says}: gain' for arm in some)} |",
+        f"| sampled with | base | {' | '.join(_heading(arm, len(by_arm[arm.name])) for arm in some)} |",
         "|---|---|" + "---|" * len(some),
     ]
     for name, drawing in DRAWINGS.items():

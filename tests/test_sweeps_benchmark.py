@@ -61,10 +61,12 @@ def test_the_page_has_the_gain_over_the_base_sampled_alike(monkeypatch, tmp_path
     scores = {name: rewards(2 * level + 0.25) for name, level in levels.items()}
     for seed in range(2):
         record.keep(f"sweep-sft-{seed}", {}, {"arm": "sft", "seed": seed, "scores": scores})
-    fewer = {"arm": "dpo-64-pairs", "seed": 0, "scores": {"same": rewards(-0.125)}}
-    record.keep("sweep-dpo-64-pairs-0", {}, fewer)
+    for pairs in (64, 1024):
+        fewer = {"arm": f"dpo-{pairs}-pairs", "seed": 0, "scores": {"same": rewards(-0.125)}}
+        record.keep(f"sweep-dpo-{pairs}-pairs-0", {}, fewer)
     said = sweeps.text(2)
-    assert "| sampled with | base | SFT on the winners: gain |" in said
+    assert "| sampled with | base | SFT on the winners: gain (2 seeds) |" in said
+    assert "Not measured yet: dpo, dpo-256-pairs" in said and "## Wrong labels" not in said
     assert "| guidance 4 | 0.450 | +0.450 [+0.450, +0.450] |" in said
     assert "| Diffusion-DPO, 64 pairs | -0.125 [-0.125, -0.125] |" in said
     assert "Euler ancestral, 20 steps | 0.950 | +0.950" in said
