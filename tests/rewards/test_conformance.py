@@ -14,7 +14,8 @@ from diffalign.rewards.registry import Place
 from diffalign.rewards.zoo import step_aware
 from diffalign.rewards.zoo.pickscore import PickScore
 from diffalign.rewards.zoo.step_aware import from_clip
-from diffalign.tiny import motions, scenes
+from diffalign.tiny import motions
+from diffalign.tiny.worlds import PATTERNS, SCENES
 from tests.rewards import conformance
 from tests.rewards.conformance import conforms, conforms_to_samples, covers
 
@@ -63,12 +64,17 @@ def test_the_tiny_clip_conforms():
     conforms(reward, prompts, tolerance=spread / 10, differentiable=True)
 
 
-@covers("judge", "taste", "jpeg", "jpeg_incompressibility")
-@pytest.mark.parametrize("name", ["judge", "taste", "jpeg", "jpeg_incompressibility"])
-def test_rules_on_drawn_scenes_conform(name):
+@covers("judge", "taste", "jpeg", "jpeg_incompressibility", "pattern_judge", "pattern_taste")
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [(name, SCENES) for name in ("judge", "taste", "jpeg", "jpeg_incompressibility")]
+    + [(name, PATTERNS) for name in ("pattern_judge", "pattern_taste")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_rules_on_drawn_scenes_conform(name, world):
     random = np.random.default_rng(0)
-    captions = list(scenes.split_captions("test")[:6])
-    drawn = [scenes.render(scenes.scene_of(caption, random)) for caption in captions]
+    captions = list(world.split_captions("test")[:6])
+    drawn = [world.render(world.scene_of(caption, random)) for caption in captions]
     drawn[1], drawn[4] = drawn[0], drawn[3]  # of another caption: not everything holds
     conforms_to_samples(lambda size: rewards.load(name, batch_size=size), drawn, captions)
 
