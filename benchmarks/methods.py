@@ -141,9 +141,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     arguments.seeds = arguments.seeds or (TUNED_SEEDS if arguments.tuned else SEEDS)
     for world, method, seed in requested(arguments):
-        if arguments.tuned and world != "plane":
-            tuning.tune(method, world, say)
         tuned = arguments.tuned and world != "plane"
+        if tuned:
+            tuning.tune(method, world, say)
         if make(world, method, seed, arguments.prompts, tuned) is not None:
             write()
 

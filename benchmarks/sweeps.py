@@ -130,19 +130,18 @@ def make(arm: Arm, seed: int, prompts: int) -> Row | None:
             }
 
     return arms.row_of(
-        name, asked, facts, lambda row: shown(over_seeds([gained(row, prompts, arm.drawings[0])]))
+        name, asked, facts, lambda row: shown(over_seeds([gained(row, base(prompts), arm.drawings[0])]))
     )
 
 
-def gained(row: Row, prompts: int, drawing: str = "same", reward: str = JUDGE) -> list[float]:
-    """Return the gains of a row over the base by prompt, sampled alike."""
-    before, after = base(prompts)["scores"][drawing][reward], row["scores"][drawing][reward]
-    return [b - a for a, b in zip(before, after, strict=True)]
+def gained(row: Row, start: Row, drawing: str = "same", reward: str = JUDGE) -> list[float]:
+    """Return the gains of a row over the base's row ``start`` by prompt, sampled alike."""
+    return arms.gains({"scores": row["scores"][drawing]}, start["scores"][drawing], reward)
 
 
 def text(prompts: int) -> str:
     """Return the page, of all rows that are there."""
-    by_arm: dict[str, list[Row]] = {}
+    start, by_arm = base(prompts), dict[str, list[Row]]()
     for row in record.rows("sweep-"):
         if "arm" in row:
             by_arm.setdefault(row["arm"], []).append(row)
@@ -170,23 +169,21 @@ def text(prompts: int) -> str:
         ]
         for name in names:
             if some := by_arm.get(name):
-                lines.append(f"| {says[name]} | {' | '.join(_cells(some, prompts))} | {len(some)} |")
+                lines.append(f"| {says[name]} | {' | '.join(_cells(some, start))} | {len(some)} |")
         lines.append("")
-    lines += [*_sampling(by_arm, prompts), ""]
-    return "\n".join(
-        [*lines, arms.made_on([base(prompts), *(r for some in by_arm.values() for r in some)]), ""]
-    )
+    lines += [*_sampling(by_arm, start), ""]
+    return "\n".join([*lines, arms.made_on([start, *(r for some in by_arm.values() for r in some)]), ""])
 
 
-def _cells(rows: Sequence[Row], prompts: int, drawing: str = "same") -> list[str]:
-    return [shown(over_seeds([gained(row, prompts, drawing, name) for row in rows])) for name in REWARDS]
+def _cells(rows: Sequence[Row], start: Row, drawing: str = "same") -> list[str]:
+    return [shown(over_seeds([gained(row, start, drawing, name) for row in rows])) for name in REWARDS]
 
 
 def _heading(arm: Arm, seeds: int) -> str:
     return f"{arm.says}: gain ({seeds} seed{'s' * (seeds != 1)})"
 
 
-def _sampling(by_arm: Mapping[str, list[Row]], prompts: int) -> list[str]:
+def _sampling(by_arm: Mapping[str, list[Row]], start: Row) -> list[str]:
     """Return the table of ways to sample: the base's judge, and the gains of the arms that have them all."""
     some = [arm for arm in SAMPLED if arm.name in by_arm]
     lines = [
@@ -198,8 +195,8 @@ def _sampling(by_arm: Mapping[str, list[Row]], prompts: int) -> list[str]:
         "|---|---|" + "---|" * len(some),
     ]
     for name, drawing in DRAWINGS.items():
-        values = base(prompts)["scores"][name][JUDGE]
-        cells = [_cells(by_arm[arm.name], prompts, name)[0] for arm in some]
+        values = start["scores"][name][JUDGE]
+        cells = [_cells(by_arm[arm.name], start, name)[0] for arm in some]
         lines.append(f"| {drawing.says} | {' | '.join([f'{sum(values) / len(values):.3f}', *cells])} |")
     return lines
 

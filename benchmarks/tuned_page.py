@@ -140,12 +140,12 @@ def _differences(names: Sequence[str], both: dict[str, tuple[list[Row], list[Row
     """Return which pairs of methods are shown to differ, of all pairs, with Holm's correction."""
     lines = []
     for kind, title in enumerate(("With the recipes' settings", "Tuned")):
-        compared = [
-            (a, b, *between(_gains(both[a][kind]), _gains(both[b][kind]))) for a, b in combinations(names, 2)
-        ]
+        gains = {name: _gains(both[name][kind]) for name in names}
+        best_first = sorted(names, key=lambda name: -over_seeds(gains[name]).value)
+        compared = [(a, b, *between(gains[a], gains[b])) for a, b in combinations(best_first, 2)]
         adjusted = holm([p for *_, p in compared])
         differ = [
-            f"`{a}` over `{b}` {shown(gap)}" if gap.value > 0 else f"`{b}` over `{a}` {_turned(gap)}"
+            f"`{a}` over `{b}` {shown(gap)}"
             for (a, b, gap, _), p in zip(compared, adjusted, strict=True)
             if p < LEVEL
         ]
@@ -154,11 +154,6 @@ def _differences(names: Sequence[str], both: dict[str, tuple[list[Row], list[Row
             f"all of them, {LEVEL:.0%}): {'; '.join(differ) or 'none'}."
         )
     return lines
-
-
-def _turned(gap: object) -> str:
-    value, low, high = (getattr(gap, name) for name in ("value", "low", "high"))
-    return shown([-value, -high, -low])
 
 
 def _gains(rows: Sequence[Row]) -> list[list[float]]:

@@ -81,6 +81,6 @@ def test_an_arm_is_trained_and_measured(monkeypatch, tmp_path) -> None:
     arm = Arm("short", "a step", "dpo", ("--training.steps=1", "--data.limit=64"), ("guidance-2",))
     row = sweeps.make(arm, 0, 4)
     assert row is not None and [len(v) for v in row["scores"]["guidance-2"].values()] == [4, 4, 4]
-    assert len(sweeps.gained(row, 4, "guidance-2")) == 4
+    assert len(sweeps.gained(row, sweeps.base(4), "guidance-2")) == 4
     assert not list((tmp_path / "work" / "work").iterdir())
     assert sweeps.make(arm, 0, 4) == row

@@ -63,7 +63,7 @@ def _check_sharding(run: Run, method: Method[Any]) -> None:
     if run.training.shard == "none":
         return
     whom = f"training.shard={run.training.shard}"
-    if method.noising is None or not isinstance(method.noising, Forward):
+    if not isinstance(method.noising, Forward):
         raise UserError(
             f"{whom} with method {run.method['type']}, whose noisy states take each process another number "
             "of network calls; allowed: training.shard none, or a method that noises forward, such as dpo"
@@ -90,7 +90,7 @@ def _check_context(run: Run, method: Method[Any]) -> None:
     if run.training.context == 1:
         return
     whom = f"training.context={run.training.context}"
-    if method.noising is None or not isinstance(method.noising, Forward) or trailing_of(method) is not None:
+    if not isinstance(method.noising, Forward) or trailing_of(method) is not None:
         raise UserError(
             f"{whom} with method {run.method['type']}; allowed: training.context 1, or a method that noises "
             "forward and has a reference that no moving average follows, such as dpo"
