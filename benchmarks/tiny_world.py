@@ -39,9 +39,10 @@ from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.runs.align import Result, align
-from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING, Measures, measures
+from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING
 from diffalign.runs.rollouts import plan_of, steps_of_a_round
 from diffalign.runs.validate import read_run
+from diffalign.tiny.worlds import MEASURES, SCENES, Measures
 from diffalign.utils.files import write_atomic
 
 PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_", "tiny64": "tiny_sdxl_"}  # of each world's recipes
@@ -57,8 +58,13 @@ HELD_OUT = 64  # groups on which the errors of winners and losers are measured
 COST_VERSION = 1
 DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # prompts, and images of each, for the diversity
 DIVERSITY_SEED = 1
-DRAWN = measures("tiny:sdxl")  # how the models of drawn scenes are measured
+DRAWN = SCENES.measures
 DRIFT_PROMPTS, DRIFT_STEPS, DRIFT_SEED = 64, 20, 2  # of the KL of the sampling process to the base's
+
+
+def measures_of(model: ModelConfig) -> Measures:
+    """Return how a tiny model is measured."""
+    return MEASURES[model.path.removeprefix("tiny:")]
 
 
 def quiet(line: str) -> None:
@@ -169,7 +175,7 @@ def base(model: ModelConfig, split: str, prompts: int) -> dict[str, list[float]]
     path = record.WORK / f"base-{split}-{prompts}-{fingerprint(pipeline)[:8]}.json"
     with lock(path.stem):
         if not path.exists():
-            how = measures(model.path)
+            how = measures_of(model)
             found = scores(pipeline, split, prompts, rewards=how.rewards, measured=how)
             write_atomic(path, json.dumps(found))
     stored: dict[str, list[float]] = json.loads(path.read_text())
@@ -218,7 +224,7 @@ def diversity(pipeline: Any, split: str, measured: Measures = DRAWN) -> float:
 @lru_cache
 def base_diversity(model: ModelConfig, split: str) -> float:
     """Return the diversity of a base model's images."""
-    return diversity(load(model).pipeline, split, measures(model.path))
+    return diversity(load(model).pipeline, split, measures_of(model))
 
 
 @torch.no_grad()
@@ -252,7 +258,7 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
         figures = _measured(result, pipeline, recipe, split, prompts)
     return {
         **figures,
-        "primary": measures(recipe.model.path).rewards[0],
+        "primary": measures_of(recipe.model).rewards[0],
         "steps": steps,
         "seconds": round(seconds, 2),
         "calls": vars(calls),
@@ -280,7 +286,7 @@ def trained(name: str, run: Run) -> Iterator[tuple[Result, Any, float]]:
 
 
 def _measured(result: Result, pipeline: Any, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
-    measured = measures(recipe.model.path)
+    measured = measures_of(recipe.model)
     texts = measured.prompts(split, prompts)
     before = base(ModelConfig(recipe.model.path), split, prompts)
     after = scores(pipeline, split, prompts, rewards=measured.rewards, measured=measured)

@@ -670,7 +670,7 @@ def test_the_world_of_64_pixels_trains_the_offline_recipes_of_the_tiny_sdxl_on_i
 
 
 def test_rows_of_a_world_are_measured_by_its_own_rewards_and_captions():
-    assert demo.measures("tiny:sdxl").rewards == demo.REWARDS
-    patterned = demo.measures("tiny:sdxl64")
+    assert tiny_world.measures_of(ModelConfig("tiny:sdxl")).rewards == demo.REWARDS
+    patterned = tiny_world.measures_of(ModelConfig("tiny:sdxl64"))
     assert patterned.rewards == ("pattern_judge", "pattern_taste") and patterned.side == 64
     assert patterned.prompts("test", 3) == tiny.pattern_prompts("test", 3)

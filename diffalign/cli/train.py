@@ -77,18 +77,20 @@ def finished(run: "Run", result: "Result") -> list[str]:
         "",
         "measure the gain:",
     ]
-    tiny = run.model.path.startswith("tiny:")
-    videos = bool(run.data.frames)
-    how = f"--prompts prompts.txt --rewards {'video_reward' if videos else 'pickscore'}"
-    if tiny and videos:
-        how = "--prompts tiny:motions/test --limit 64 --steps 20 --guidance 1 "
-        how += "--rewards video_motion,video_content"
-    elif run.model.path == "tiny:sdxl64":
-        how = "--prompts tiny:patterns/test --limit 256 --steps 20 --guidance 1 "
-        how += "--rewards pattern_judge,pattern_taste"
-    elif tiny:
-        how = "--prompts tiny:test --limit 256 --steps 20 --guidance 1 --rewards judge,taste"
-    return [*lines, f"    diffalign evaluate --run {shlex.quote(str(result.output))} {how}"]
+    return [*lines, f"    diffalign evaluate --run {shlex.quote(str(result.output))} {_measured(run)}"]
+
+
+def _measured(run: "Run") -> str:
+    """Return the arguments of ``diffalign evaluate`` that name prompts and rewards fit for a run's model."""
+    from diffalign.tiny.worlds import MEASURES
+
+    if not run.model.path.startswith("tiny:"):
+        return f"--prompts prompts.txt --rewards {'video_reward' if run.data.frames else 'pickscore'}"
+    own = MEASURES[run.model.path.removeprefix("tiny:")]
+    return (
+        f"--prompts tiny:{own.captions}test --limit {own.few} --steps 20 --guidance 1 "
+        f"--rewards {','.join(own.rewards)}"
+    )
 
 
 def waiting(run: "Run", result: "Result") -> list[str]:

@@ -27,33 +27,10 @@ from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.runs.align import Result, align
 from diffalign.runs.validate import read_run
+from diffalign.tiny.worlds import SCENES, WORLDS
 from diffalign.utils.files import open_atomic
 
-REWARDS = ("judge", "taste", "tiny_clip")
-
-
-@dataclass(frozen=True)
-class Measures:
-    """How a tiny model of images is measured.
-
-    Attributes:
-        prompts: returns the first n captions of a split.
-        rewards: names of rewards; the first is trained on, the others are not.
-        side: pixels of a side.
-    """
-
-    prompts: Callable[[str, int], list[str]]
-    rewards: tuple[str, ...]
-    side: int
-
-
-def measures(path: str) -> Measures:
-    """Return how the tiny model ``path`` is measured."""
-    if path == "tiny:sdxl64":
-        return Measures(tiny.pattern_prompts, ("pattern_judge", "pattern_taste"), 64)
-    return Measures(tiny.prompts, REWARDS, 32)
-
-
+REWARDS = SCENES.measures.rewards
 # Without guidance: it shows the model itself, at half the cost.
 SAMPLING = SamplingSettings(num_inference_steps=20, guidance_scale=1.0)
 EVALUATION_SEED = 0  # the same noise for every run, so that reports compare
@@ -93,7 +70,7 @@ def demo(
         UserError: an option out of range.
     """
     run = _run(options)
-    measured = measures(run.model.path)
+    measured = WORLDS[run.model.path.removeprefix("tiny:")].measures
     held_out = measured.prompts("test", options.prompts)
     if options.sampled:
         say("sampling 4 images for each of 1000 training prompts; the judge picks the best and the worst")
@@ -150,6 +127,11 @@ def _run(options: DemoOptions) -> Run:
     if not run.model.path.startswith("tiny:"):
         raise UserError(
             f"recipe {options.recipe!r} trains {run.model.path!r}; allowed in the demo: the tiny recipes"
+        )
+    if run.model.path.removeprefix("tiny:") not in WORLDS:
+        raise UserError(
+            f"recipe {options.recipe!r} trains {run.model.path!r}, a model of videos; allowed in the demo: "
+            "tiny recipes of images; `diffalign train` and `diffalign evaluate` take videos"
         )
     steps = run.training.steps if options.steps is None else options.steps
     return replace(

@@ -8,6 +8,7 @@ same for video. `python -m diffalign.tiny_build.build` rebuilds the weights. Imp
 this module does not import torch.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -84,6 +85,14 @@ def pattern_prompts(split: str, n: int | None = None) -> list[str]:
     from diffalign.tiny.patterns import split_captions
 
     return _first(split_captions(split), split, n)
+
+
+CAPTIONS: dict[str, Callable[[str, int | None], list[str]]] = {
+    "": prompts,
+    "motions/": motion_prompts,
+    "patterns/": pattern_prompts,
+}
+"""Captions of a split of each world, by what stands before the split in `tiny:test`, `tiny:motions/test`."""
 
 
 def _first(every: tuple[str, ...], split: str, n: int | None) -> list[str]:

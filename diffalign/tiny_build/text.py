@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from diffalign.tiny import patterns, scenes
+from diffalign.tiny.worlds import WORLDS
 from diffalign.tiny_build.networks import TOKENS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -36,16 +36,9 @@ def learn(texts: Sequence[str], merges: int = 140) -> tuple[dict[str, int], list
     return {name: i for i, name in enumerate(dict.fromkeys(names))}, learnt
 
 
-def captions_of(family: str) -> list[str]:
-    """Return the captions on which a family's tokenizer is learnt, which hold every word."""
-    if family == "sdxl64":
-        return list(patterns.split_captions("train")[::4])
-    return list(scenes.captions())[::3]
-
-
 def tokenizer(pad: str = END, tokens: int = TOKENS, family: str = "sdxl") -> CLIPTokenizer:
     """Return a CLIPTokenizer for a family's captions; the second one of SDXL and SD3 pads with `!`."""
-    vocab, merges = learn(captions_of(family))
+    vocab, merges = learn(WORLDS[family].vocabulary())
     return CLIPTokenizer(
         vocab=vocab,
         merges=merges,

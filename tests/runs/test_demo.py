@@ -96,3 +96,5 @@ def test_self_sampled_pairs_are_best_against_worst(tmp_path):
 def test_only_tiny_recipes():
     with pytest.raises(UserError, match="allowed in the demo: the tiny recipes"):
         demo(DemoOptions(recipe="sdxl_dpo"))
+    with pytest.raises(UserError, match="tiny:wan', a model of videos; allowed in the demo"):
+        demo(DemoOptions(recipe="tiny_wan_dpo"))

@@ -111,12 +111,11 @@ def _gathered(
 def _tiny(name: str, limit: int | None) -> tuple[str, ...]:
     from diffalign import tiny
 
-    of = dict.fromkeys(SPLITS, tiny.prompts)
-    of |= {f"motions/{split}": tiny.motion_prompts for split in SPLITS}
-    of |= {f"patterns/{split}": tiny.pattern_prompts for split in SPLITS}
+    of = {f"{world}{split}": (world, split) for world in tiny.CAPTIONS for split in SPLITS}
     if name not in of:
         raise unknown("embedded prompts", f"tiny:{name}", [f"tiny:{known}" for known in of])
-    return tuple(of[name](name.rpartition("/")[2])[:limit])
+    world, split = of[name]
+    return tuple(tiny.CAPTIONS[world](split, None)[:limit])
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[str]:
