@@ -85,8 +85,7 @@ def difference(rows: dict[str, list[Row]], value: str, a: str | None, b: str | N
 
 def text(rows: list[Row]) -> str:
     """Return the text of ``densedpo.md``."""
-    by_arm = {arm.name: [row for row in rows if row["arm"] == arm.name] for arm in ARMS}
-    by_arm = {name: group for name, group in by_arm.items() if group}
+    by_arm = record.by_arm(rows)
     facts = {"pairs": PAIRS, "steps": STEPS, "measured": MEASURED, "guidance": GUIDANCE, "segment": SEGMENT}
     lines = ["# DenseDPO on the tiny video world", ""]
     lines += [HOW.format(**facts, prompts=rows[0]["asked"]["prompts"] if rows else PROMPTS), ""]

@@ -194,9 +194,9 @@ def text(start: Row, rows: Sequence[Row]) -> str:
         _plain("correct targets, through the autoencoder", start["ceiling"]),
     ]
     questions = ["", "| is it so? | difference | |", "|---|---|---|"]
+    by_arm = record.by_arm(rows)
     for arm in ARMS:
-        some = [row for row in rows if row["arm"] == arm.name]
-        if not some:
+        if not (some := by_arm.get(arm.name)):
             continue
         found = {
             name: over_seeds([arms.gains(row, start["scores"], name) for row in some]) for name in SCORES

@@ -116,9 +116,7 @@ def text(start: Row, rows: Sequence[Row]) -> str:
         f"{shown(over_seeds([[b - a for a, b in zip(few[REWARDS[0]], many[REWARDS[0]], strict=True)]]))} "
         "| | | | | |",
     ]
-    by_arm: dict[str, list[Row]] = {}
-    for row in rows:
-        by_arm.setdefault(row["arm"], []).append(row)
+    by_arm = record.by_arm(rows)
     for arm in ARMS:
         if some := by_arm.get(arm.name):
             cells = [shown(over_seeds([arms.gains(row, few, name) for row in some])) for name in REWARDS]

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from datetime import UTC, datetime
@@ -76,6 +76,15 @@ def rows(prefix: str) -> list[Row]:
     """Return every row whose name starts with ``prefix``, sorted by name."""
     files = sorted((HERE / "rows").glob(f"{prefix}*.json"))
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def by_arm(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return rows by their arm, in their order; rows of no arm, such as the base's, are left out."""
+    arms: dict[str, list[Row]] = {}
+    for row in rows:
+        if "arm" in row:
+            arms.setdefault(row["arm"], []).append(row)
+    return arms
 
 
 def agrees(stored: Any, settings: Any) -> bool:

@@ -141,10 +141,7 @@ def gained(row: Row, start: Row, drawing: str = "same", reward: str = JUDGE) -> 
 
 def text(prompts: int) -> str:
     """Return the page, of all rows that are there."""
-    start, by_arm = base(prompts), dict[str, list[Row]]()
-    for row in record.rows("sweep-"):
-        if "arm" in row:
-            by_arm.setdefault(row["arm"], []).append(row)
+    start, by_arm = base(prompts), record.by_arm(record.rows("sweep-"))
     lines = [
         "# Pairs, wrong labels, guidance and samplers",
         "",

@@ -76,9 +76,9 @@ def text(rows: Sequence[Row]) -> str:
         "|---|" + "---|" * (len(columns) + 5),
         f"| base | {' | '.join(base)} | | | | | |",
     ]
+    by_arm = record.by_arm(rows)
     for arm in ARMS:
-        some = [row for row in rows if row["arm"] == arm.name]
-        if not some:
+        if not (some := by_arm.get(arm.name)):
             continue
         asked, rollout = some[0]["asked"], some[0]["asked"]["rollout"]["RolloutConfig"]
         each = rollout["prompts_per_round"] * rollout["samples"]

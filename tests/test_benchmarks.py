@@ -669,6 +669,11 @@ def test_the_world_of_64_pixels_trains_the_offline_recipes_of_the_tiny_sdxl_on_i
     assert flagged.method["beta"] == 7 and flagged.model.path == "tiny:sdxl64"
 
 
+def test_rows_by_arm_keep_their_order_and_leave_out_the_base():
+    rows = [{"arm": "b", "seed": 1}, {"scores": {}}, {"arm": "a", "seed": 0}, {"arm": "b", "seed": 0}]
+    assert record.by_arm(rows) == {"b": [rows[0], rows[3]], "a": [rows[2]]}
+
+
 def test_rows_of_a_world_are_measured_by_its_own_rewards_and_captions():
     assert tiny_world.measures_of(ModelConfig("tiny:sdxl")).rewards == demo.REWARDS
     patterned = tiny_world.measures_of(ModelConfig("tiny:sdxl64"))
