@@ -1,19 +1,19 @@
-"""Make the figures of README and site from recorded rows and from the plane.
+"""Make the figures of README and site from recorded rows, from the plane and from the tiny models.
 
     python -m benchmarks.figures                 # missing figures whose data exist
     python -m benchmarks.figures --only ranks    # one figure, replacing its file
 
 Writes to ``docs/figures``: ``ranks`` (gain of every method with its interval), ``compute`` (gain against
-processor seconds), ``sensitivity`` (gain of every trial against its setting) and ``over_optimisation`` (gain
-of trained and held-out rewards over training) and ``time_accuracy`` (accuracy on held-out pairs of the plane
-by time) as SVG and PNG; ``reward_likes.png``, out of the notebook; and ``plane_METHOD.png``: sample densities
-of the base, the aligned model and the optimum of the same mean reward.
+processor seconds), ``cost`` (gain against compute over the training of each method), ``sensitivity`` (gain of
+every trial against its setting), ``over_optimisation`` (gain of trained and held-out rewards over training)
+and ``time_accuracy`` (accuracy on held-out pairs of the plane by time) as SVG and PNG; ``reward_likes.png``,
+out of the notebook; ``plane_METHOD.png``: sample densities of the base, the aligned model and the optimum of
+the same mean reward; and ``tiny_METHOD.png`` or ``sd3_METHOD.png``: images of the base and of the aligned
+model from the same noise.
 """
 
 import argparse
-import base64
 import io
-import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -23,31 +23,25 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from PIL import Image
 
 from benchmarks import (
+    figures_samples,
+    figures_training,
     methods,
     over_optimisation,
-    over_optimisation_page,
-    plane_world,
     record,
     time_accuracy,
+    tiny_world,
     tuning,
 )
 from benchmarks.record import Row, over_seeds
 from benchmarks.tables import TITLES
-from diffalign.plane.plane import LABELS, denoiser_of, points
-from diffalign.plane.settings import PLANE_METHODS, PlaneRow
+from diffalign.plane.settings import PLANE_METHODS
 from diffalign.utils.files import write_atomic
 
 FOLDER = record.HERE.parent / "docs" / "figures"
-POINTS = 900  # points of each label and panel
-EXTENT, BINS = 3.2, 72  # half width of the plotted square, and bins a side
-COLOURS = 32  # colours of a density's palette, for small files
-TRAINED: dict[str, Any] = {"ls": "-", "lw": 2.2, "marker": "o", "ms": 4}
-HELD_OUT: dict[str, Any] = {"ls": "--", "lw": 1, "marker": "o", "ms": 2.5}
+SAMPLED = ("tiny", "sd3")  # worlds whose methods have a figure of images; a method has one of the first
 STYLE = {
     "font.size": 9,
     "figure.dpi": 110,
@@ -134,97 +128,6 @@ def sensitivity(trials: Sequence[tuning.Trial]) -> Figure:
     return figure
 
 
-def over_training(start: Row, rows: Sequence[Row]) -> Figure:
-    """Plot the gains of every arm over its training: the trained reward thick, held-out ones dashed.
-
-    Gains are in standard deviations of the base's scores over prompts, so that the rewards compare.
-    """
-    arms = {
-        arm: points
-        for arm in over_optimisation_page.ARMS
-        if (points := over_optimisation_page.course_of(arm, rows))
-    }
-    lines = -(-(len(arms) + 1) // 3)  # one panel is the legend's
-    figure, grid = plt.subplots(
-        lines, 3, figsize=(7.6, 2.3 * lines), layout="constrained", sharey=True, squeeze=False
-    )
-    end = max(seeds[0]["compute"] for points in arms.values() for seeds in points)
-    for axis, (arm, points) in zip(grid.flat, arms.items(), strict=False):
-        at = [0.0, *(seeds[0]["compute"] for seeds in points)]
-        for name, line in _lines(arm.trained).items():
-            gains = over_optimisation_page.curve(start, points, name) / np.std(start["scores"][name])
-            means = [over_seeds(table) for table in gains]
-            axis.plot(at, [mean.value for mean in means], **line)
-            low, high = ([getattr(mean, end) for mean in means] for end in ("low", "high"))
-            axis.fill_between(at, low, high, color=line["color"], alpha=0.12, lw=0)
-        axis.axhline(0, color="0.7", lw=1, zorder=0)
-        count = len(points[0])
-        axis.set_title(f"{arm.name}, {count} seed{'s' * (count > 1)}", fontsize=9, loc="left")
-        axis.set(xlabel="compute", xlim=(0, 1.05 * end))
-    for axis in grid[:, 0]:
-        axis.set_ylabel("gain / sd of the base")
-    for axis in grid.flat[len(arms) :]:
-        axis.set_axis_off()
-    colours = {
-        over_optimisation_page.TITLES[name]: {"color": line["color"]} for name, line in _lines("").items()
-    }
-    kinds = {"trained on": TRAINED | {"color": "0.3"}, "held out": HELD_OUT | {"color": "0.3"}}
-    handles = [Line2D([], [], label=label, **line) for label, line in (colours | kinds).items()]
-    grid.flat[-1].legend(handles=handles, frameon=False, fontsize=8, loc="center")
-    return figure
-
-
-def _lines(trained: str) -> dict[str, dict[str, Any]]:
-    """Return the style of each reward's line."""
-    return {
-        name: (TRAINED if name == trained else HELD_OUT) | {"color": f"C{number}"}
-        for number, name in enumerate(over_optimisation_page.MEASURED)
-    }
-
-
-def plane(row: PlaneRow, seed: int = 0) -> bytes:
-    """Return a PNG of the densities of the base, the aligned model and the optimum of the same reward.
-
-    The row is trained for as many steps as in the tests, so that methods that overshoot are stopped in time.
-    """
-    world = plane_world.PLANE
-    start = plane_world.base_of(row)
-    network = row.trained(start, None if row.rollout else plane_world.drawn(row.data, seed), seed)
-    before, after = (points(denoiser_of(n), POINTS, plane_world.NOISE) for n in (start, network))
-    draws = torch.Generator().manual_seed(seed)
-    best = []
-    for label in range(LABELS):
-        tau = world.temperature(label, float(world.reward(after[label]).mean()))
-        target = world.data(label) if np.isinf(tau) else world.optimum(label, tau)
-        best.append(target.points(POINTS, draws))
-    panels = {"base": before, "aligned": after, "optimum of the same reward": torch.stack(best)}
-    figure, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
-    for axis, (title, samples) in zip(axes, panels.items(), strict=True):
-        x, y = samples.flatten(0, 1).T.numpy()
-        span = [[-EXTENT, EXTENT]] * 2
-        axis.hist2d(x, y, bins=BINS, range=span, cmap="magma_r", vmax=POINTS * LABELS / 180)
-        axis.set_title(f"{title}: {float(world.reward(samples.flatten(0, 1)).mean()):+.2f}", fontsize=8)
-        axis.set_xticks([]), axis.set_yticks([])
-        axis.set_aspect("equal")
-    return _small(figure)
-
-
-def of_notebook(name: str, number: int) -> bytes:
-    """Return a PNG of the picture of that number, from 0, among the outputs that a notebook is saved with."""
-    cells = json.loads((record.HERE.parent / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
-    data = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-    pictures = [found["image/png"] for found in data if "image/png" in found]
-    return base64.b64decode("".join(pictures[number]))
-
-
-def _small(figure: Figure) -> bytes:
-    drawn, out = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(out, "png", optimize=True)
-    return out.getvalue()
-
-
 def _worlds(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """Yield title and rows of each tiny image model, offline and online methods separately."""
     for world in TITLES:
@@ -255,6 +158,37 @@ def save(name: str, figure: Figure) -> None:
     plt.close(figure)
 
 
+def jobs() -> dict[str, Any]:
+    """Return what makes each figure whose data exist, by name."""
+    rows = methods.current()
+    found: dict[str, Any] = {
+        "ranks": lambda: save("ranks", ranks(rows)),
+        "compute": lambda: save("compute", compute(rows)),
+        "time_accuracy": lambda: save("time_accuracy", time_accuracy.figure()),
+        "reward_likes": lambda: write_atomic(
+            FOLDER / "reward_likes.png", figures_samples.of_notebook("what_a_reward_likes", 1)
+        ),
+    }
+    if trials := tuning.first_trials():
+        found["sensitivity"] = lambda: save("sensitivity", sensitivity(trials))
+    if trained := over_optimisation.current():
+        start = over_optimisation.base(over_optimisation.PROMPTS)
+        found["over_optimisation"] = lambda: save(
+            "over_optimisation", figures_training.rewards(start, trained)
+        )
+        found["cost"] = lambda: save("cost", figures_training.cost(start, trained))
+    for method, row in PLANE_METHODS.items():
+        file = FOLDER / f"plane_{method}.png"
+        found[file.stem] = lambda file=file, row=row: write_atomic(file, figures_samples.plane(row))
+    sampled = {method: world for world in reversed(SAMPLED) for method in tiny_world.names(world)}
+    for method, world in sampled.items():
+        file = FOLDER / f"{world}_{method}.png"
+        found[file.stem] = lambda file=file, method=method, world=world: write_atomic(
+            file, figures_samples.images(world, method)
+        )
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     """Make the requested figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.splitlines()[0])
@@ -262,30 +196,15 @@ def main(argv: list[str] | None = None) -> None:
     only = parser.parse_args(argv).only
     matplotlib.use("agg")
     torch.set_num_threads(1)
-    rows = methods.current()
-    jobs: dict[str, Any] = {
-        "ranks": lambda: save("ranks", ranks(rows)),
-        "compute": lambda: save("compute", compute(rows)),
-        "time_accuracy": lambda: save("time_accuracy", time_accuracy.figure()),
-        "reward_likes": lambda: write_atomic(
-            FOLDER / "reward_likes.png", of_notebook("what_a_reward_likes", 1)
-        ),
-    }
-    if trials := [t for t in tuning.tried() if "world" in t]:
-        jobs["sensitivity"] = lambda: save("sensitivity", sensitivity(trials))
-    if trained := over_optimisation.current():
-        start = over_optimisation.base(over_optimisation.PROMPTS)
-        jobs["over_optimisation"] = lambda: save("over_optimisation", over_training(start, trained))
-    for method, row in PLANE_METHODS.items():
-        file = FOLDER / f"plane_{method}.png"
-        jobs[file.stem] = lambda file=file, row=row: write_atomic(file, plane(row))
-    chosen = only.split(",") if only else [n for n in jobs if not (FOLDER / f"{n}.png").exists()]
-    if unknown := [name for name in chosen if name not in jobs]:
-        raise SystemExit(f"--only {','.join(unknown)}: no such figure; allowed: {', '.join(jobs)}")
+    torch.set_flush_denormal(True)
+    every = jobs()
+    chosen = only.split(",") if only else [n for n in every if not (FOLDER / f"{n}.png").exists()]
+    if unknown := [name for name in chosen if name not in every]:
+        raise SystemExit(f"--only {','.join(unknown)}: no such figure; allowed: {', '.join(every)}")
     FOLDER.mkdir(exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for name in chosen:
-            jobs[name]()
+            every[name]()
             print(name, flush=True)
 
 

@@ -19,12 +19,14 @@ number of steps of a method is the budget divided by its measured cost per step.
 import argparse
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from benchmarks import plane_world, record, tiny_world, tuned_page, tuning
 from benchmarks.record import Row
 from benchmarks.tables import text
+from diffalign.config.schema import Run
 from diffalign.plane.settings import PLANE_METHODS
 from diffalign.utils.files import write_atomic
 
@@ -41,6 +43,18 @@ def names(world: str) -> list[str]:
     return tiny_world.names(world)
 
 
+def planned(world: str, method: str, seed: int, tuned: bool) -> tuple[str, Run, dict[str, Any]]:
+    """Return name, recipe and tuning (trials and flags; or nothing) of a row of a tiny image model.
+
+    With ``tuned`` the recipe has the settings that the trials have found, if the method has all its trials;
+    without trials the row is that of the recipe as shipped.
+    """
+    finalists = tuning.chosen(method, world) if tuned else []
+    found = {"trials": tuning.RUNS, "flags": finalists[0][0]["flags"]} if finalists else {}
+    recipe = tiny_world.recipe(method, found.get("flags", []), seed, world)
+    return f"{world}-{method}{'-tuned' if found else ''}-{seed}", recipe, found
+
+
 def make(world: str, method: str, seed: int, prompts: int, tuned: bool = False) -> Row | None:
     """Return a row, read or made; None while another process makes it.
 
@@ -51,13 +65,12 @@ def make(world: str, method: str, seed: int, prompts: int, tuned: bool = False) 
         prompts: held-out prompts of a tiny image model.
         tuned: train with the settings of the best trial, not with those of the recipe.
     """
-    trials = tuning.chosen(method, world) if tuned else []
-    name = f"{world}-{method}{'-tuned' if trials else ''}-{seed}"
+    found: dict[str, Any] = {}
     if world == "plane":
-        plane_row = PLANE_METHODS[method]
+        name, plane_row = f"{world}-{method}-{seed}", PLANE_METHODS[method]
         settings = plane_world.settings_of(plane_row, POINTS)
     else:
-        recipe = tiny_world.recipe(method, trials[0]["flags"] if trials else [], seed, world)
+        name, recipe, found = planned(world, method, seed, tuned)
         settings = tiny_world.settings_of(recipe, "test", prompts)
     with record.lock(name, wait=False) as acquired:
         if not acquired:
@@ -69,9 +82,8 @@ def make(world: str, method: str, seed: int, prompts: int, tuned: bool = False) 
                 figures = plane_world.run(plane_row, seed, POINTS)
             else:
                 figures = tiny_world.run(name, recipe, "test", prompts)
-            if trials:
-                figures |= {"trials": len(trials), "flags": trials[0]["flags"]}
-            row = record.keep(name, settings, {"world": world, "method": method, "seed": seed, **figures})
+            row = {"world": world, "method": method, "seed": seed, **figures, **found}
+            row = record.keep(name, settings, row)
             gain = figures["rewards"][figures["primary"]]["gain"]
             say(f"{name}: {record.shown(gain)}, {figures['seconds']:.0f} s")
         return row

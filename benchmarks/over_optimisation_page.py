@@ -14,6 +14,7 @@ from diffalign.runs.demo import REWARDS
 
 FRACTIONS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the budget
 LABELS = ("1/8", "1/4", "1/2", "1", "2")
+JUDGE = REWARDS[0]
 MEASURED = (*REWARDS, "step_aware:tiny")
 TITLES = dict(zip(MEASURED, ("judge", "taste", "tiny CLIP", "step-aware model"), strict=True))
 
@@ -48,6 +49,13 @@ ARMS = (
     Arm("ddpo", "DDPO", "ddpo", "judge"),
     Arm("spo", "SPO", "spo", "step_aware:tiny"),
     Arm("dpo", "Diffusion-DPO, shipped pairs, which the judge ordered", "dpo", "judge"),
+    Arm("ipo", "IPO, the same pairs", "ipo", "judge"),
+    Arm("dmpo", "DMPO, the same pairs", "dmpo", "judge"),
+    Arm("simpo", "SimPO, the same pairs", "simpo", "judge"),
+    Arm("smpo", "SmPO, the same pairs with the judge's scores", "smpo", "judge"),
+    Arm("mapo", "MaPO, the same pairs", "mapo", "judge"),
+    Arm("kto", "Diffusion-KTO, likes of the judge", "kto", "judge"),
+    Arm("sft", "SFT on the winners", "sft", "judge"),
 )
 
 

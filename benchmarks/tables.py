@@ -46,8 +46,9 @@ GRADIENTS = (
 ABOUT = {"offline": [], "online": [ONLINE, ""], "reward gradients": [GRADIENTS, ""]}
 TUNED = (
     "Every method had the same number of trials on validation prompts (`benchmarks/tuning.py`: five "
-    "strengths, then three learning rates; without a strength eight learning rates) and is trained with the "
-    "best; then five seeds on the test prompts ([what tuning changed](tuned.md)). "
+    "strengths, then three learning rates; without a strength eight learning rates; the three best with two "
+    "further seeds) and is trained with the best; then five seeds on the test prompts "
+    "([what tuning changed](tuned.md)). "
     "Diversity: how much images of one caption differ, as a share "
     "of the base's; a gain with a fall of it is a gain of sameness. Drift: KL of the process of sampling to "
     "the base's, nats an image. Ranks are over resampled prompts and "

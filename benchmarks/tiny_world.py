@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks import record
 from benchmarks.arms import seeded
@@ -43,7 +44,7 @@ from diffalign.runs.demo import EVALUATION_SEED, REWARDS, SAMPLING
 from diffalign.runs.rollouts import plan_of, steps_of_a_round
 from diffalign.runs.validate import read_run
 from diffalign.tiny.worlds import MEASURES, SCENES, Measures
-from diffalign.utils.files import write_atomic
+from diffalign.utils.files import open_atomic, write_atomic
 
 PREFIXES = {"tiny": "tiny_sdxl_", "sd3": "tiny_sd3_", "tiny64": "tiny_sdxl_"}  # of each world's recipes
 PATTERN_SETS = {"tiny:pairs": "tiny:pattern_pairs"} | {
@@ -58,6 +59,7 @@ HELD_OUT = 64  # groups on which the errors of winners and losers are measured
 COST_VERSION = 1
 DIVERSITY_PROMPTS, DIVERSITY_IMAGES = 32, 4  # prompts, and images of each, for the diversity
 DIVERSITY_SEED = 1
+STRIP = 6  # test captions whose images show what a method does
 DRAWN = SCENES.measures
 DRIFT_PROMPTS, DRIFT_STEPS, DRIFT_SEED = 64, 20, 2  # of the KL of the sampling process to the base's
 
@@ -197,9 +199,43 @@ def scores(
 ) -> dict[str, list[float]]:
     """Return the scores of a pipeline's images, by reward, in the order of the prompts."""
     texts = measured.prompts(split, prompts)
+    return scored(sampled(pipeline, texts, settings), texts, rewards)
+
+
+def sampled(pipeline: Any, texts: Sequence[str], settings: SamplingSettings = SAMPLING) -> list[Image.Image]:
+    """Return a pipeline's image of each text, from the noise that all models share."""
     samples = generate(pipeline, texts, settings, seed=EVALUATION_SEED, batch_size=64, progress=False)
-    images = [s.image for s in samples]
+    return [s.image for s in samples]
+
+
+def scored(
+    images: Sequence[Image.Image], texts: Sequence[str], rewards: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return the scores of images of these texts, by reward."""
     return {name: [round(v, 4) for v in _reward(name)(images, texts).tolist()] for name in rewards}
+
+
+def strip(name: str, recipe: Run) -> list[Image.Image]:
+    """Return the images of the first ``STRIP`` test captions by the model of a row, trained if need be."""
+    path = _strip_file(name, recipe)
+    if not path.exists():
+        texts = measures_of(recipe.model).prompts("test", STRIP)
+        with trained(name, _whole(recipe)) as (_, pipeline, _):
+            _keep_strip(path, sampled(pipeline, texts))
+    with Image.open(path) as joined:
+        side = joined.height
+        return [joined.crop((x, 0, x + side, side)) for x in range(0, joined.width, side)]
+
+
+def _strip_file(name: str, recipe: Run) -> Path:
+    return record.WORK / "strips" / f"{name}-{digest(settings_of(recipe, 'test', 0))}.png"
+
+
+def _keep_strip(path: Path, images: Sequence[Image.Image]) -> None:
+    """Write square images as one file, side by side."""
+    joined = Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
+    with open_atomic(path) as file:
+        joined.save(file, "png")
 
 
 def diversity(pipeline: Any, split: str, measured: Measures = DRAWN) -> float:
@@ -251,11 +287,10 @@ def drift(aligned: LoadedModel, base: LoadedModel, split: str, measured: Measure
 def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Train for ``steps`` (None: the budget's), and measure on the prompts of ``split``."""
     calls = cost(recipe)
-    steps = steps or max(1, round(budget(recipe) / calls.cost))
-    ready = with_teachers(recipe)
-    ready = replace(ready, training=replace(ready.training, steps=steps))
+    ready = _whole(recipe, steps)
+    steps = ready.training.steps
     with trained(name, ready) as (result, pipeline, seconds):
-        figures = _measured(result, pipeline, recipe, split, prompts)
+        figures = _measured(name, result, pipeline, recipe, split, prompts)
     return {
         **figures,
         "primary": measures_of(recipe.model).rewards[0],
@@ -264,6 +299,13 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
         "calls": vars(calls),
         "compute": calls.cost * steps,
     }
+
+
+def _whole(recipe: Run, steps: int | None = None) -> Run:
+    """Return a recipe with its steps (None: the budget's) and its teachers, trained."""
+    steps = steps or max(1, round(budget(recipe) / cost(recipe).cost))
+    ready = with_teachers(recipe)
+    return replace(ready, training=replace(ready.training, steps=steps))
 
 
 @contextmanager
@@ -285,23 +327,31 @@ def trained(name: str, run: Run) -> Iterator[tuple[Result, Any, float]]:
     shutil.rmtree(output)
 
 
-def _measured(result: Result, pipeline: Any, recipe: Run, split: str, prompts: int) -> dict[str, Any]:
+def _measured(
+    name: str, result: Result, pipeline: Any, recipe: Run, split: str, prompts: int
+) -> dict[str, Any]:
     measured = measures_of(recipe.model)
     texts = measured.prompts(split, prompts)
     before = base(ModelConfig(recipe.model.path), split, prompts)
-    after = scores(pipeline, split, prompts, rewards=measured.rewards, measured=measured)
+    images = sampled(pipeline, texts)
+    after = scored(images, texts, measured.rewards)
     table = {}
-    for name in measured.rewards:
-        c = compare(before[name], after[name], texts)
-        table[name] = {"base": c.base, "aligned": c.aligned, "gain": [c.gain.value, c.gain.low, c.gain.high]}
+    for reward in measured.rewards:
+        c = compare(before[reward], after[reward], texts)
+        table[reward] = {
+            "base": c.base,
+            "aligned": c.aligned,
+            "gain": [c.gain.value, c.gain.low, c.gain.high],
+        }
     primary = measured.rewards[0]
     gained = {
-        name: [round(b - a, 4) for a, b in zip(before[name], after[name], strict=True)]
-        for name in measured.rewards
+        reward: [round(b - a, 4) for a, b in zip(before[reward], after[reward], strict=True)]
+        for reward in measured.rewards
     }
     summary = json.loads((result.output / "summary.json").read_text())
     figures = {k: v for k, v in summary["held_out"].items() if k.startswith(("errors/", "images"))}
     if split == "test":
+        _keep_strip(_strip_file(name, recipe), images[:STRIP])
         spread = diversity(pipeline, split, measured) / base_diversity(ModelConfig(recipe.model.path), split)
         figures["diversity"] = round(spread, 4)
         start = load(ModelConfig(recipe.model.path))

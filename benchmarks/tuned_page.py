@@ -13,18 +13,19 @@ ABOUT = (
     "`python -m benchmarks.methods --world {world} --methods {methods} --tuned` makes what is missing. "
     "*Recipe*: the rows of the table of the recipes' settings in [methods.md](methods.md). *Tuned*: {trials} "
     "trials of each method on {prompts} validation prompts (strengths {strengths} times the recipe's, then "
-    "learning rates {rates} times at the best strength; a method without a strength: {alone}), the best one "
-    "trained with five seeds. Both are measured on the same test prompts and noise, at the same compute; "
-    "trials have a seed that no row has. Ranks are among the methods of this page, with 95 % ranges over "
+    "learning rates {rates} times at the best strength; a method without a strength: {alone}), the best "
+    "{finalists} again with {seeds} further seeds each, the one with the highest mean over its seeds trained "
+    "with five seeds. Both are measured on the same test prompts and noise, at the same compute; "
+    "trials have seeds that no row has. Ranks are among the methods of this page, with 95 % ranges over "
     "resampled prompts and seeds. The difference is paired in prompts and unpaired in seeds."
 )
 WHY = (
     "The settings of the recipes were found with unequal effort: most had one trial, the betas of IPO and "
     "DMPO were lowered step by step, and DPO kept the beta of the demo. A method that was tuned stands above "
     "one that was not, whatever their losses. Where the interval of *tuned - recipe* is above 0, the old "
-    "place of a method was a matter of tuning. Where it is below 0, the choice was worse than the recipe: a "
-    "trial has one seed, and the best of eight looks better than it is (*its trial*: its gain on validation "
-    "prompts)."
+    "place of a method was a matter of tuning. Where it is below 0, the choice was worse than the recipe. "
+    "The best of eight looks better than it is: *its trials* are the gains on validation prompts by seed, of "
+    "which the first was the highest of eight, or nearly so, and the others were not."
 )
 CURVES = "Gain of every trial against its setting (`python -m benchmarks.figures --only sensitivity`):"
 
@@ -71,6 +72,8 @@ def _world(world: str, both: dict[str, tuple[list[Row], list[Row]]]) -> list[str
             world=world,
             methods=",".join(names),
             trials=tuning.TRIALS,
+            finalists=tuning.FINALISTS,
+            seeds=len(tuning.FINAL_SEEDS),
             prompts=tuning.PROMPTS,
             strengths=_listed(tuning.STRENGTHS),
             rates=_listed(tuning.RATES),
@@ -79,7 +82,7 @@ def _world(world: str, both: dict[str, tuple[list[Row], list[Row]]]) -> list[str
         "",
         WHY,
         "",
-        "| method | recipe | rank | tuned | rank | tuned - recipe | tuned settings | its trial | seeds |",
+        "| method | recipe | rank | tuned | rank | tuned - recipe | tuned settings | its trials | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for i, name in enumerate(names):
@@ -92,17 +95,11 @@ def _world(world: str, both: dict[str, tuple[list[Row], list[Row]]]) -> list[str
             "{} to {}".format(*places[1][i]),
             shown(between(_gains(tuned), _gains(recipe))[0]),
             flags_of(tuned[0]["flags"]),
-            _trial(world, name, tuned[0]["flags"]),
+            ", ".join(f"{gain:+.3f}" for gain in tuning.gains_of(world, name, tuned[0]["flags"])),
             f"{len(recipe)}, {len(tuned)}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *_beside(names, both), "", *_differences(names, both), ""]
-
-
-def _trial(world: str, method: str, flags: Sequence[str]) -> str:
-    """Return the validation gain of the trial with these flags, or an empty text."""
-    found = [trial for trial in tuning.trials_of(world, method) if trial["flags"] == list(flags)]
-    return f"{found[-1]['gain'][0]:+.3f}" if found else ""
 
 
 def _beside(names: Sequence[str], both: dict[str, tuple[list[Row], list[Row]]]) -> list[str]:

@@ -6,8 +6,10 @@ Validation and test captions are disjoint by hash (``tiny.prompts``). A trial tr
 with changed settings at the leaderboard's compute, with a seed that no row has. Every method has ``TRIALS``
 trials: five strengths (``STRENGTHS``, multiples of the recipe's) at the recipe's learning rate, then three
 learning rates (``RATES``) at the best strength; a method without a strength has eight learning rates. The
-leaderboard's rows are trained with the settings of the highest mean gain. All trials are recorded in
-``benchmarks/tuning.json``, from which the sensitivity curves are made. A changed recipe is tuned again.
+best of eight looks better than it is, and seeds differ as much as good settings do, so the ``FINALISTS`` best
+trials are run again with ``FINAL_SEEDS``. The leaderboard's rows are trained with the finalist of the highest
+mean gain over its seeds. All trials are recorded in ``benchmarks/tuning.json``, from which the sensitivity
+curves are made. A changed recipe is tuned again.
 """
 
 import hashlib
@@ -22,6 +24,8 @@ from diffalign.utils.files import write_atomic
 
 PROMPTS, SEED = 160, 100
 TRIALS = 8
+FINALISTS, FINAL_SEEDS = 3, (101, 102)
+RUNS = TRIALS + FINALISTS * len(FINAL_SEEDS)  # trainings of a method before its rows
 STRENGTHS = (1.0, 0.25, 4.0, 0.0625, 16.0)
 RATES = (0.5, 2.0, 0.25)
 RATES_ALONE = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625)
@@ -63,46 +67,75 @@ def _flag(place: str, value: float, factor: float) -> list[str]:
 
 
 def tune(method: str, world: str, say: Callable[[str], None]) -> None:
-    """Run every trial of a method that is not recorded.
+    """Run every trial of a method that is not recorded, then those of the finalists with further seeds.
 
     Concurrent processes wait for a trial that the next one depends on.
     """
-    for flags in trials(method, world, lambda flags: _known(method, world)[_digest(method, world, flags)]):
-        name = _digest(method, world, flags)
-        with record.lock(f"trial-{name}"):
-            if name in _known(method, world):
-                continue
-            run, settings = _run_and_settings(method, world, flags)
-            figures = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
-            gains = {reward: r["gain"] for reward, r in figures["rewards"].items()}
-            trial = {"trial": name, "world": world, "method": method, "flags": flags}
-            trial |= {"gain": gains.pop(figures["primary"]), "not trained on": gains}
-            trial |= {**{k: figures[k] for k in ("steps", "seconds")}, "asked": settings}
-            _add(trial)
-            say(f"{world} {method} {' '.join(flags) or '(as shipped)'}: {record.shown(trial['gain'])}")
+    every = []
+    for flags in trials(method, world, lambda flags: _recorded(method, world, flags)["gain"][0]):
+        every.append(_tried(method, world, flags, SEED, say))
+    for seed in FINAL_SEEDS:
+        for finalist in _best(every):
+            _tried(method, world, finalist["flags"], seed, say)
 
 
-def _known(method: str, world: str) -> dict[str, float]:
-    """Return the mean gains of a method's recorded trials, by name."""
-    return {t["trial"]: t["gain"][0] for t in trials_of(world, method)}
+def _tried(method: str, world: str, flags: Sequence[str], seed: int, say: Callable[[str], None]) -> Trial:
+    """Return a trial, recorded or run."""
+    run, settings = _run_and_settings(method, world, flags, seed)
+    name = _digest(method, world, settings, seed)
+    with record.lock(f"trial-{name}"):
+        known = {trial["trial"]: trial for trial in tried()}
+        if name in known:
+            return known[name]
+        figures = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
+        gains = {reward: r["gain"] for reward, r in figures["rewards"].items()}
+        trial = {"trial": name, "world": world, "method": method, "flags": list(flags), "seed": seed}
+        trial |= {"gain": gains.pop(figures["primary"]), "not trained on": gains}
+        trial |= {**{k: figures[k] for k in ("steps", "seconds")}, "asked": settings}
+        _add(trial)
+        words = f"{world} {method} {' '.join(flags) or '(as shipped)'}"
+        say(f"{words}{'' if seed == SEED else f', seed {seed}'}: {record.shown(trial['gain'])}")
+        return trial
 
 
-def chosen(method: str, world: str) -> list[Trial]:
-    """Return the trials of a method, the best first; empty if any is missing."""
-    known = {t["trial"]: t for t in trials_of(world, method)}
-    if len(known) < TRIALS:
-        return []
-    recorded = lambda flags: known[_digest(method, world, flags)]  # noqa: E731
+def _best(every: Sequence[Trial]) -> list[Trial]:
+    return sorted(every, key=lambda trial: -trial["gain"][0])[:FINALISTS]
+
+
+def _recorded(method: str, world: str, flags: Sequence[str], seed: int = SEED) -> Trial:
+    """Return a trial of the current recipe. KeyError: it is not recorded."""
+    name = _digest(method, world, _run_and_settings(method, world, flags, seed)[1], seed)
+    return {trial["trial"]: trial for trial in tried()}[name]
+
+
+def chosen(method: str, world: str) -> list[list[Trial]]:
+    """Return the finalists of a method, each a trial by seed, the best first; empty if any is missing."""
+    recorded = lambda flags, seed=SEED: _recorded(method, world, flags, seed)  # noqa: E731
     try:
         every = [recorded(flags) for flags in trials(method, world, lambda flags: recorded(flags)["gain"][0])]
+        finalists = [
+            [trial, *(recorded(trial["flags"], seed) for seed in FINAL_SEEDS)] for trial in _best(every)
+        ]
     except KeyError:
         return []
-    return sorted(every, key=lambda trial: -trial["gain"][0])
+    return sorted(finalists, key=lambda seeds: -sum(trial["gain"][0] for trial in seeds))
 
 
 def trials_of(world: str, method: str) -> list[Trial]:
-    """Return the recorded trials of a method, including those of earlier recipes."""
-    return [t for t in tried() if (t.get("world"), t["method"]) == (world, method)]
+    """Return the recorded trials of a method with the first seed, including those of earlier recipes."""
+    return [t for t in first_trials() if (t["world"], t["method"]) == (world, method)]
+
+
+def gains_of(world: str, method: str, flags: Sequence[str]) -> list[float]:
+    """Return the mean gains of the trials with these flags, by seed."""
+    key = (world, method, list(flags))
+    found = [t for t in tried() if (t.get("world"), t["method"], t["flags"]) == key]
+    return [t["gain"][0] for t in sorted(found, key=lambda t: t.get("seed", SEED))]
+
+
+def first_trials() -> list[Trial]:
+    """Return the recorded trials of all methods with the first seed, which every setting has."""
+    return [t for t in tried() if "world" in t and t.get("seed", SEED) == SEED]
 
 
 def at_edge(every: Sequence[Trial]) -> list[str]:
@@ -149,19 +182,21 @@ def tried() -> list[Trial]:
     return recorded
 
 
-def _run_and_settings(method: str, world: str, flags: Sequence[str]) -> tuple[Any, Any]:
-    run = tiny_world.recipe(method, flags, SEED, world)
+def _run_and_settings(method: str, world: str, flags: Sequence[str], seed: int) -> tuple[Any, Any]:
+    run = tiny_world.recipe(method, flags, seed, world)
     return run, record.plain(tiny_world.settings_of(run, "validation", PROMPTS))
 
 
-def _digest(method: str, world: str, flags: Sequence[str]) -> str:
-    key = json.dumps([world, method, _run_and_settings(method, world, flags)[1]], sort_keys=True)
+def _digest(method: str, world: str, settings: Any, seed: int) -> str:
+    """Return the name of a trial; settings do not have the seed."""
+    key = json.dumps([world, method, settings, *([seed] if seed != SEED else [])], sort_keys=True)
     return hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 
 
 def _add(trial: Trial) -> None:
     with record.lock("tuning"):
         every = sorted(
-            [*tried(), trial], key=lambda t: (t.get("world", ""), t["method"], t["flags"], t["trial"])
+            [*tried(), trial],
+            key=lambda t: (t.get("world", ""), t["method"], t["flags"], t.get("seed", SEED), t["trial"]),
         )
         write_atomic(record.HERE / "tuning.json", json.dumps({"trials": every}, indent=1) + "\n")

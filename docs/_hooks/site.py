@@ -199,19 +199,31 @@ def _reflowed(docstring: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _figure(name: str) -> list[str]:
-    """Return the method's samples on the plane, where it has a row there."""
-    if not (ROOT / "docs" / "figures" / f"plane_{name}.png").is_file():
-        return []
-    return [
+FIGURES = {
+    "plane": (
         "## On the plane",
-        "",
-        f"![Densities of base, aligned model and optimum](../figures/plane_{name}.png)",
-        "",
+        "Densities of base, aligned model and optimum",
         "Where a base, the base aligned by this method, and the known optimum of the same mean reward put "
         "their samples; the reward is the height, its mean stands above each.",
-        "",
-    ]
+    ),
+    "tiny": (
+        "## On the tiny SDXL",
+        "Images of the base and of the aligned model",
+        "Images of six test captions by the base and by the model aligned by this method, from the same "
+        "noise, with the judge's scores; *tuned*: with the settings of its best trials "
+        "([what equal tuning changes](../../benchmarks/tuned.md)), else by its recipe as shipped.",
+    ),
+}
+FIGURES["sd3"] = ("## On the tiny SD3", *FIGURES["tiny"][1:])
+
+
+def _figure(name: str) -> list[str]:
+    """Return the method's samples on the plane and in the worlds of images, where there is a figure."""
+    lines = []
+    for world, (title, alternative, about) in FIGURES.items():
+        if (ROOT / "docs" / "figures" / f"{world}_{name}.png").is_file():
+            lines += [title, "", f"![{alternative}](../figures/{world}_{name}.png)", "", about, ""]
+    return lines
 
 
 def _fields(cls: type) -> list[str]:
@@ -392,6 +404,9 @@ def benchmarks() -> str:
         "ranks": "Gain of every method of the tiny image models over the base, with its 95 % interval over "
         "prompts and seeds; a star marks methods that were tuned, all with the same number of trials.",
         "compute": "The same gains against the processor seconds of the training.",
+        "cost": "Gain of the judge against compute, over the training of each method by its recipe, with "
+        "95 % intervals ([tables](benchmarks/over_optimisation.md)); a forward of the network costs 1, a "
+        "backward 2.",
         "sensitivity": "Gain of every trial on validation prompts, by strength and by learning rate.",
         "over_optimisation": "Gain of the trained reward (thick) and of held-out ones over training, in "
         "standard deviations of the base's scores; compute 1 is the leaderboard's online budget "
