@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffalign.errors import UserError, unknown
+from diffalign.models.families.base import Family
 from diffalign.models.precision import only_errors
 
 BACKENDS = {
@@ -38,9 +39,6 @@ DISPATCHED = {"flash_hub": "kernels", "_flash_3": "flash_attn_interface", "_flas
 
 None takes a mask.
 """
-
-MASKING = ("chroma", "krea2", "ltx", "ltx2", "qwen_image", "qwen_image_edit", "z_image")
-"""Families whose networks call the dispatcher with a mask, some of them only for texts of unequal length."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +86,16 @@ class OneBackend:
             ) from error
 
 
-def check_masks(name: str, family: str) -> None:
+def check_masks(name: str, family: Family) -> None:
     """Check, before a model is loaded, that its back-end takes the masks that its family passes.
 
     Raises:
         UserError: FlashAttention of diffusers' dispatcher, which takes none.
     """
-    if name in DISPATCHED and family in MASKING:
+    if name in DISPATCHED and family.masks_attention:
         raise UserError(
-            f"model.attention={name!r} with {family}, whose attention has a mask, which FlashAttention does "
-            "not take; allowed: auto, efficient, cudnn, math"
+            f"model.attention={name!r} with {family.name}, whose attention has a mask, which FlashAttention "
+            "does not take; allowed: auto, efficient, cudnn, math"
         )
 
 

@@ -17,21 +17,12 @@ from torch import nn
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.attention import attentions
+from diffalign.models.families.registry import get_family, having
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import resolve
 from diffalign.models.starting import expanded
-
-SHARING = (
-    "flux", "flux_kontext", "flux2", "flux2_klein", "qwen_image", "qwen_image_edit",
-    "wan", "wan_i2v", "wan_ti2v",
-)  # fmt: skip
-"""Families whose gradients over two processes are those of one (``tests/models/test_context_parallel.py``).
-
-Diffusers 0.42.1 has plans for LTX-Video and LTX-2 too, which end in errors: of the text's mask, and of the
-rotary embedding.
-"""
 
 
 def check_sharing(config: ModelConfig, degree: int, validates: bool) -> None:
@@ -46,16 +37,17 @@ def check_sharing(config: ModelConfig, degree: int, validates: bool) -> None:
         UserError: its family cannot, or its pipeline cuts a prompt to a length that may not be divisible.
     """
     config = expanded(config)
-    name = find_family(config, resolve(config.path)).name
-    if name not in SHARING:
+    family = get_family(find_family(config, resolve(config.path)).name)
+    if not family.shares_tokens:
         raise UserError(
-            f"training.context={degree} with {name}, whose tokens cannot be shared by processes; allowed: 1, "
-            f"or a model of {', '.join(SHARING)}"
+            f"training.context={degree} with {family.name}, whose tokens cannot be shared by processes; "
+            f"allowed: 1, or a model of {', '.join(having('shares_tokens'))}"
         )
-    if validates and name.startswith("qwen_image"):
+    if validates and family.cuts_prompts:
         raise UserError(
-            f"validation.every with training.context={degree} and {name}, whose pipeline cuts a prompt to "
-            "its own number of tokens, which may not be divisible; allowed: 0, and diffalign generate later"
+            f"validation.every with training.context={degree} and {family.name}, whose pipeline cuts a "
+            "prompt to its own number of tokens, which may not be divisible; allowed: 0, "
+            "and diffalign generate later"
         )
 
 

@@ -70,9 +70,9 @@ def load(
     source = resolve(config.path)
     index = None if is_single_file(source) else _model_index(config, source)
     card = _found(config, source, index)
-    check_masks(config.attention, card.name)
     formulation = Formulation() if index is not None else formulation_in(config, source, card)
     family = get_family(card.name).configured(config)
+    check_masks(config.attention, family)
     split = check_expert(config, index, trained)
     arguments = _arguments(config, family, dtype, without_other=split and alone)
     # transformers warns of an image processor that only the safety checker would use

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
-
-FAMILIES = frozenset({"sd15", "sdxl", "sd3", "pixart"})
-"""Families whose pipelines call the network once for both branches, the negative rows first."""
+from diffalign.models.families.registry import FAMILIES
 
 
 def merged_weights(
@@ -65,10 +63,11 @@ def attach(pipeline: Any, network: nn.Module, negative: nn.Module, family: str) 
     Raises:
         UserError: a pipeline that calls each branch apart, or networks of two kinds.
     """
-    if family not in FAMILIES:
+    fitting = [name for name, card in FAMILIES.items() if card.joined_branches]
+    if family not in fitting:
         raise UserError(
             f"a negative branch for {family}, whose pipeline calls each branch of guidance apart; allowed: "
-            + ", ".join(sorted(FAMILIES))
+            + ", ".join(fitting)
         )
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if {name: tuple(value.shape) for name, value in negative.state_dict().items()}.keys() - shapes.keys():

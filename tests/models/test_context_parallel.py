@@ -8,8 +8,9 @@ import torch
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models import context
-from diffalign.models.context import SHARING, check_parts, check_sharing, share_tokens
+from diffalign.models.context import check_parts, check_sharing, share_tokens
 from diffalign.models.families.chat import text_multiple
+from diffalign.models.families.registry import having
 from diffalign.models.loading import load
 from tests.flow_pipelines import make_flux2
 from tests.helpers import in_two_processes
@@ -44,7 +45,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_family_that_shares_is_compared() -> None:
-    assert set(MAKERS) == set(SHARING)
+    assert set(MAKERS) == set(having("shares_tokens"))
 
 
 @pytest.mark.parametrize("family", MAKERS)

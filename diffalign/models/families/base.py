@@ -2,9 +2,7 @@
 
 import copy
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -78,6 +76,26 @@ class Family(TakesSources, Protocol):
         """Tokenizers whose tokens, each padded to its limit, stand one after the other in the text that
         attention reads (``encoder_hidden_states``); () where a prompt's tokens stand elsewhere.
         """
+        ...
+
+    @property
+    def masks_attention(self) -> bool:
+        """Whether its network calls diffusers' dispatcher of attention with a mask, be it only for texts of
+        unequal length: FlashAttention, which takes none, is refused.
+        """
+        ...
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether processes can share the tokens of a row (``training.context``): gradients over two are
+        those of one. Diffusers 0.42.1 has plans for LTX-Video and LTX-2 too, which end in errors: of the
+        text's mask, and of the rotary embedding.
+        """
+        ...
+
+    @property
+    def cuts_prompts(self) -> bool:
+        """Whether its pipeline cuts a prompt to the number of its own tokens."""
         ...
 
     def configured(self, config: ModelConfig) -> "Family":
@@ -247,6 +265,9 @@ class Usual(NoSources):
     keeps_length: ClassVar[Literal["token", "row"] | None] = None
     token_order: ClassVar[tuple[str, ...]] = ()
     idle: ClassVar[tuple[str, ...]] = ()
+    masks_attention: ClassVar[bool] = False
+    shares_tokens: ClassVar[bool] = False
+    cuts_prompts: ClassVar[bool] = False
 
     def configured(self, config: ModelConfig) -> Self:
         """Itself."""
@@ -277,64 +298,3 @@ class Usual(NoSources):
     ) -> dict[str, Tensor]:
         """None: the network is not told about sizes."""
         return {}
-
-
-@dataclass(frozen=True)
-class ReadByT5(Usual, ABC):
-    """A base of families whose prompts are encoded by a T5.
-
-    Attributes:
-        max_sequence_length: tokens of T5.
-    """
-
-    max_sequence_length: int = 512
-
-    most_tokens: ClassVar[int | None] = None
-    """Maximal number of tokens in the stock pipeline; None: no limit."""
-
-    def configured(self, config: ModelConfig) -> Self:
-        """With the run's number of T5 tokens.
-
-        Raises:
-            UserError: fewer than 1, or more than the pipeline reads.
-        """
-        tokens = text_tokens(config, self.max_sequence_length, self.most_tokens)
-        return replace(self, max_sequence_length=tokens)
-
-    def reader(self, pipeline: Any) -> tuple[str, int]:
-        """T5's tokenizer."""
-        return "tokenizer", self.max_sequence_length
-
-    @abstractmethod
-    def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-        """Text conditions, one row per prompt, float32."""
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """Return the encoded empty prompt."""
-        return rows(self.encode_prompts(pipeline, [""]), n)
-
-
-def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:
-    """Return the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
-
-    Raises:
-        UserError: none, or more than ``most``, which the stock pipeline refuses.
-    """
-    if (tokens := config.max_sequence_length) is None:
-        return usual
-    if tokens < 1 or (most is not None and tokens > most):
-        allowed = "1 or more" if most is None else f"1 to {most}"
-        raise UserError(f"model.max_sequence_length={tokens}; allowed with this family: {allowed}, or null")
-    return tokens
-
-
-def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
-    """Return the stock ``encode_prompt`` without guidance, where T5 is the only text encoder."""
-    with torch.no_grad():
-        result: tuple[Any, ...] = pipeline.encode_prompt(
-            prompt=prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=tokens,
-            device=pipeline.text_encoder.device,
-        )
-    return result

@@ -27,6 +27,8 @@ class FamilyCard:
         stored_as: pipeline classes of other families whose folders hold this one's weights too;
             ``model.family`` must name it to read those.
         source: whether a source image besides the prompt is ``taken`` or ``needed``; "": it is refused.
+        joined_branches: whether its pipeline calls the network once for both branches of guidance, the rows
+            of the negative one first.
     """
 
     name: str
@@ -43,3 +45,4 @@ class FamilyCard:
     predictions: str = ""
     stored_as: tuple[str, ...] = ()
     source: Literal["", "taken", "needed"] = ""
+    joined_branches: bool = False

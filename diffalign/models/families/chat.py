@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.models.families.base import ReadByT5, bare
+from diffalign.models.families.base import bare
+from diffalign.models.families.t5 import ReadByT5
 
 QWEN3_4B = {
     "architectures": ["Qwen3Model"],

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5, encoded_by_t5
 from diffalign.models.families.flow import Packed, masked, masked_shapes
 from diffalign.models.families.flux import CONFIGS as FLUX_CONFIGS
 from diffalign.models.families.flux import pack, places, unpack
+from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -59,6 +59,8 @@ class Chroma(Packed, ReadByT5):
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 512
+
+    masks_attention: ClassVar[bool] = True
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.families.base import ReadByT5, bare, encoded_by_t5
+from diffalign.models.families.base import bare
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {

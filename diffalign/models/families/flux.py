@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from diffalign.config.schema import ModelConfig
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5, bare
+from diffalign.models.families.base import bare
 from diffalign.models.families.flow import SIDE, Packed
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.models.families.sources import SOURCE
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -74,6 +75,8 @@ class Flux(Packed, ReadByT5):
 
     token_order: ClassVar[tuple[str, ...]] = ("tokenizer_2",)
     most_tokens: ClassVar[int | None] = 512
+
+    shares_tokens: ClassVar[bool] = True
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

@@ -92,6 +92,8 @@ class Flux2Klein(ReadByChat):
     thinking: ClassVar[bool] = False
     sources: ClassVar[SourceImages | None] = AsLatents()
 
+    shares_tokens: ClassVar[bool] = True
+
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of klein 4B's components."""

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.families.base import ReadByT5, bare
+from diffalign.models.families.base import bare
 from diffalign.models.families.flow import SpacedEvenly, masked_shapes
 from diffalign.models.families.qwen_image import CONFIGS as QWEN_CONFIGS
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 GLYPHS = 256  # tokens of ByT5

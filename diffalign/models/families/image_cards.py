@@ -105,6 +105,7 @@ IMAGES = (
     ),
     FamilyCard(
         name="pixart",
+        joined_branches=True,
         title="PixArt-Sigma",
         pipeline="PixArtSigmaPipeline",
         resolution=1024,
@@ -167,6 +168,7 @@ IMAGES = (
     ),
     FamilyCard(
         name="sd15",
+        joined_branches=True,
         title="Stable Diffusion 1.x",
         pipeline="StableDiffusionPipeline",
         resolution=512,
@@ -194,6 +196,7 @@ IMAGES = (
     ),
     FamilyCard(
         name="sd3",
+        joined_branches=True,
         title="Stable Diffusion 3 and 3.5",
         pipeline="StableDiffusion3Pipeline",
         resolution=1024,
@@ -209,6 +212,7 @@ IMAGES = (
     ),
     FamilyCard(
         name="sdxl",
+        joined_branches=True,
         title="Stable Diffusion XL",
         pipeline="StableDiffusionXLPipeline",
         resolution=1024,

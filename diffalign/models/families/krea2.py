@@ -13,7 +13,7 @@ so too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class Krea2(Packed, ReadByChat):
     network_class: str = "Krea2Transformer2DModel"
     codec: Codec = Stills()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    masks_attention: ClassVar[bool] = True
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

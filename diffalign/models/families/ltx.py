@@ -11,15 +11,16 @@ and later take a time; the stock pipeline's default is 0, and no noise.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.families.base import ReadByT5, encoded_by_t5, flow_grid
+from diffalign.models.families.base import flow_grid
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 FRAME_RATE = 25
@@ -89,6 +90,8 @@ class LTXVideo(ReadByT5):
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    masks_attention: ClassVar[bool] = True
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.families.base import ReadByT5, bare, encoded_by_t5
+from diffalign.models.families.base import bare
 from diffalign.models.families.flow import SpacedEvenly, masked, masked_shapes
 from diffalign.models.families.ltx import decoder_times, moments
+from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 FRAME_RATE = 24.0
@@ -108,6 +109,8 @@ class LTX2Video(SpacedEvenly, ReadByT5):
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     idle: ClassVar[tuple[str, ...]] = ("audio", "av_cross_attn", "a2v")
+
+    masks_attention: ClassVar[bool] = True
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5, rows
+from diffalign.models.families.base import rows
 from diffalign.models.families.flow import SpacedEvenly, masked, masked_shapes
 from diffalign.models.families.flux import CONFIGS as FLUX_CONFIGS
 from diffalign.models.families.sana import GEMMA2_2B
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {

@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.models.families.sdxl import CONFIGS as SDXL_CONFIGS
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.models.precision import only_errors
 from diffalign.types import Cond
 

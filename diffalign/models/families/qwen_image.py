@@ -76,6 +76,10 @@ class QwenImage(Packed, ReadByChat):
     most_tokens: ClassVar[int | None] = 1024
     keeps_length: ClassVar[Literal["token", "row"] | None] = "token"
 
+    masks_attention: ClassVar[bool] = True
+    shares_tokens: ClassVar[bool] = True
+    cuts_prompts: ClassVar[bool] = True
+
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of Qwen-Image's components."""

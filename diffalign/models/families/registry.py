@@ -41,6 +41,11 @@ def get_family(name: str) -> "Family":
     return family
 
 
+def having(trait: str) -> list[str]:
+    """Return the names of the families whose attribute ``trait`` is true; imports torch and all families."""
+    return [name for name in FAMILIES if getattr(get_family(name), trait)]
+
+
 def moved(card: FamilyCard, adapter: str | None) -> FamilyCard:
     """Return the card of the family that ``model.motion_adapter`` makes of one; itself without an adapter.
 

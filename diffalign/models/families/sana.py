@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5, bare, flow_grid, rows
+from diffalign.models.families.base import bare, flow_grid, rows
 from diffalign.models.families.flow import masked, masked_shapes
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 GEMMA2_2B = {

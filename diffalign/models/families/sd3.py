@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
-from diffalign.models.families.base import ReadByT5, flow_grid, rows
+from diffalign.models.families.base import flow_grid, rows
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 _CLIP_L = {  # openai/clip-vit-large-patch14, with its projection

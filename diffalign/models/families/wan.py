@@ -13,7 +13,7 @@ one is trained.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from diffalign.config.schema import ModelConfig
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.experts import EXPERTS, FIRST
-from diffalign.models.families.base import ReadByT5, encoded_by_t5, flow_grid
+from diffalign.models.families.base import flow_grid
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
+from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -104,6 +105,8 @@ class WanVideo(ReadByT5):
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    shares_tokens: ClassVar[bool] = True
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:

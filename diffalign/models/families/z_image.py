@@ -58,6 +58,8 @@ class ZImage(SpacedEvenly, ReadByChat):
 
     most_tokens: ClassVar[int | None] = 512
 
+    masks_attention: ClassVar[bool] = True
+
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Configurations of Z-Image's components."""

@@ -1,0 +1,73 @@
+"""A base of families whose prompts a T5 encodes, to a number of tokens that the run may set."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from diffalign.config.schema import ModelConfig
+from diffalign.errors import UserError
+from diffalign.models.families.base import Usual, rows
+
+
+@dataclass(frozen=True)
+class ReadByT5(Usual, ABC):
+    """A base of families whose prompts are encoded by a T5.
+
+    Attributes:
+        max_sequence_length: tokens of T5.
+    """
+
+    max_sequence_length: int = 512
+
+    most_tokens: ClassVar[int | None] = None
+    """Maximal number of tokens in the stock pipeline; None: no limit."""
+
+    def configured(self, config: ModelConfig) -> Self:
+        """With the run's number of T5 tokens.
+
+        Raises:
+            UserError: fewer than 1, or more than the pipeline reads.
+        """
+        tokens = text_tokens(config, self.max_sequence_length, self.most_tokens)
+        return replace(self, max_sequence_length=tokens)
+
+    def reader(self, pipeline: Any) -> tuple[str, int]:
+        """T5's tokenizer."""
+        return "tokenizer", self.max_sequence_length
+
+    @abstractmethod
+    def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """Text conditions, one row per prompt, float32."""
+
+    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
+        """Return the encoded empty prompt."""
+        return rows(self.encode_prompts(pipeline, [""]), n)
+
+
+def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int:
+    """Return the run's ``model.max_sequence_length``, or as many as the pipeline has by default.
+
+    Raises:
+        UserError: none, or more than ``most``, which the stock pipeline refuses.
+    """
+    if (tokens := config.max_sequence_length) is None:
+        return usual
+    if tokens < 1 or (most is not None and tokens > most):
+        allowed = "1 or more" if most is None else f"1 to {most}"
+        raise UserError(f"model.max_sequence_length={tokens}; allowed with this family: {allowed}, or null")
+    return tokens
+
+
+def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
+    """Return the stock ``encode_prompt`` without guidance, where T5 is the only text encoder."""
+    with torch.no_grad():
+        result: tuple[Any, ...] = pipeline.encode_prompt(
+            prompt=prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=tokens,
+            device=pipeline.text_encoder.device,
+        )
+    return result
