@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffalign.cli.aliases import ALIASES
+from diffalign.cli.foreign_keys import refuse_foreign_keys
 from diffalign.cli.presets import LATE, choose, defaults, late
 from diffalign.config.files import find_config, merge, read_yaml
 from diffalign.config.io import apply_overrides, dotted_names, field_kind, from_dict, is_switch, to_dict
 from diffalign.config.schema import Run
-from diffalign.errors import UserError, unknown
+from diffalign.errors import UserError, close_to
 from diffalign.runs.validate import validate
 
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
@@ -97,6 +98,7 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     file = None if flags.config is None else find_config(flags.config)
     data = {} if file is None else read_yaml(file)
     where = flags.config or "the configuration"
+    refuse_foreign_keys(data, where)
     run = apply_overrides(from_dict(data, where), flags.overrides)
     preset, note = choose(flags.given, flags.script, flags.config)
     notes = [*flags.twice, *([note] if note else [])]
@@ -177,7 +179,9 @@ def _is_field(name: str) -> bool:
 
 def _refuse_unknown(name: str) -> None:
     if name not in ALIASES and name not in _OWN and not _is_field(name):
-        raise unknown("option", f"--{name}", [f"--{n}" for n in (*dotted_names(), *ALIASES, *_OWN)])
+        close = close_to(f"--{name}", [f"--{n}" for n in (*dotted_names(), *ALIASES, *_OWN)])
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UserError(f"unknown option '--{name}'; {hint}allowed: the options that --help lists")
 
 
 def _translate(name: str, text: str) -> list[tuple[str, str]]:

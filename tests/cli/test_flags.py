@@ -1,5 +1,7 @@
 """Flags of other tools become fields of the tree, or an error that says what to do instead."""
 
+import re
+
 import pytest
 
 from diffalign.cli import main
@@ -415,6 +417,34 @@ def test_the_scripts_split_is_that_of_hub_sets(tmp_path):
     assert run_of(*words, "kashif/pickascore").data.split == "validation"
     assert run_of(*words, str(tmp_path / "pairs.jsonl")).data.split == "train"
     assert run_of(*words, "tiny:pairs").data.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "train_batch_size: 2\nrank: 4\nmodel: {path: tiny:sd15}",
+            "train_batch_size (training.batch_size), rank (model.lora.rank); allowed in YAML: the names here, "
+            "nested by section, such as training: {batch_size: ...}; or the flag, --train_batch_size",
+        ),
+        ("rank: 4", "such as model: {lora: {rank: ...}}; or the flag, --rank"),
+        ("output_dir: o", "such as output: ...; or the flag"),
+        ("training: {max_train_steps: 3}", "training.max_train_steps (training.steps)"),
+        ("mixed_precision: bf16", "mixed_precision (training.mixed_precision and model.dtype"),
+        ("push_to_hub: true", "push_to_hub (no effect: nothing is uploaded"),
+        ("beta_dpo: 5000", "beta_dpo (method.beta, in the unit that --help tells)"),
+    ],
+)
+def test_flags_of_scripts_as_keys_are_told_their_places(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)):
+        run_of(str(tmp_path / "mine.yaml"))
+
+
+def test_names_of_the_tree_that_scripts_have_too_are_keys(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {path: tiny:sd15, revision: x}\ntraining: {seed: 3}")
+    run = run_of(str(tmp_path / "mine.yaml"))
+    assert (run.model.revision, run.training.seed) == ("x", 3)
 
 
 @pytest.mark.parametrize(
