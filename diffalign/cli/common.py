@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,11 @@ def print_json(value: Any) -> None:
 def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
     """Return some attributes of a card, for JSON."""
     return {name: getattr(card, name) for name in fields}
+
+
+def tell_of_syntax(prompts: Iterable[str]) -> None:
+    """Print how many prompts have the weights and tags of other interfaces, on the first process."""
+    from diffalign.data.prompts.prompt_syntax import syntax_note
+
+    if share()[0] == 0 and (note := syntax_note(prompts)):
+        print(f"note: {note}", file=sys.stderr)

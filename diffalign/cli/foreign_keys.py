@@ -31,8 +31,8 @@ def refuse_foreign_keys(data: Mapping[str, Any], where: str) -> None:
         example = f"such as {section.split('.')[0]}: {nested}" if dot else f"such as {field}: ..."
     given = next(iter(found.values()))
     raise UserError(
-        f"keys in {where} that are flags of other scripts, with what each is here: {listed}; allowed in YAML: "
-        f"the names here, nested by section{', ' + example if example else ''}; or the flag, --{given}"
+        f"keys in {where} that are flags of other scripts, with what each is here: {listed}; allowed in "
+        f"YAML: the names here, nested by section{', ' + example if example else ''}; or the flag, --{given}"
     )
 
 

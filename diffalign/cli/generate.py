@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import count, make_parser, number, output_folder, parse, share
+from diffalign.cli.common import count, make_parser, number, output_folder, parse, share, tell_of_syntax
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
 
@@ -52,11 +52,7 @@ def run(argv: Sequence[str]) -> int:
     add_sampling_options(parser)
     args = parse(parser, argv)
     _check_negative(args)
-    from diffalign.data.prompts.prompt_sets import read_prompts
-
-    prompts = read_prompts(args.prompts, args.limit)
-    if args.source is not None:
-        prompts = about(prompts, Path(args.source).expanduser())
+    prompts = _prompts(args)
     rank, world = share()
     from diffalign.evaluation.drawing.sampling import generate
     from diffalign.media.files import all_videos
@@ -91,6 +87,15 @@ def run(argv: Sequence[str]) -> int:
         print(f"the strengths side by side: {write_grid(drawn, output / 'grid.png')}", file=sys.stderr)
     _tell(samples, args.output, rank, world)
     return 0
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """Return the prompts, with their sources, and say what is unusual in them."""
+    from diffalign.data.prompts.prompt_sets import read_prompts
+
+    prompts = read_prompts(args.prompts, args.limit)
+    tell_of_syntax(prompts)
+    return prompts if args.source is None else about(prompts, Path(args.source).expanduser())
 
 
 def _tell(samples: "Sequence[Sample]", output: str, rank: int, world: int) -> None:

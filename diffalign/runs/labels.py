@@ -1,6 +1,6 @@
 """What a run says of the labels of its set, and whether its method can read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet, Preferences
+from diffalign.data.prompts.prompt_syntax import syntax_note
 from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
@@ -72,6 +73,12 @@ def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None])
     empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(prompts), "")).as_py()
     if empty:
         tell(f"warning: {empty:,} of {len(prompts):,} prompts are empty")
+
+
+def tell_of_syntax(prompts: Iterable[str], tell: Callable[[str], None], kind: str = "") -> None:
+    """Print how many prompts have the weights and tags of other interfaces; ``kind`` says whose prompts."""
+    if note := syntax_note(prompts):
+        tell(f"note: {kind}{' ' if kind else ''}{note}")
 
 
 def tell_of_cut_prompts(model: LoadedModel, tell: Callable[[str], None]) -> None:

@@ -47,6 +47,7 @@ from diffalign.runs.labels import (
     tell_of_cut_prompts,
     tell_of_empty_prompts,
     tell_of_maps,
+    tell_of_syntax,
     tell_of_time_labels,
     tell_of_votes,
     tell_unliked,
@@ -146,6 +147,7 @@ def offline(
     tell_unliked(run.method["type"], encoded.counts, tell)
     check_rivals(run, encoded, tell)
     tell_of_empty_prompts(encoded.records.column("prompt"), tell)
+    tell_of_syntax((prompt.as_py() for prompt in encoded.records.column("prompt")), tell)
     tell_of_cut_prompts(model, tell)
     tell_of_votes(run, encoded, tell)
     tell_of_maps(run, encoded, tell)
@@ -211,6 +213,7 @@ def online(
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward is loaded once for rollout and validation
     tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
+    tell_of_syntax(prompts, tell)
     source: OnlineSource | NoiseSource | WithData
     if shape_of(run.method["type"], run.rollout) in ("gradients", "distillation"):
         model.free_encoders()

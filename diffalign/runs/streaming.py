@@ -20,7 +20,9 @@ from diffalign.runs.labels import (
     check_labels,
     check_rivals,
     look_at_labels,
+    tell_of_empty_prompts,
     tell_of_maps,
+    tell_of_syntax,
     tell_of_votes,
     tell_unliked,
 )
@@ -116,6 +118,9 @@ def streamed(
         )
     check_labels(run, inner, source.held_out.dense)
     check_rivals(run, source.learned, tell)
+    begun = source.learned.records.column("prompt")
+    tell_of_empty_prompts(begun, tell)
+    tell_of_syntax((prompt.as_py() for prompt in begun), tell, "of the first block,")
     tell_of_votes(run, source.learned, tell)
     tell_of_maps(run, source.learned, tell)
     move_networks(model, accelerator.device)

@@ -424,8 +424,8 @@ def test_the_scripts_split_is_that_of_hub_sets(tmp_path):
     [
         (
             "train_batch_size: 2\nrank: 4\nmodel: {path: tiny:sd15}",
-            "train_batch_size (training.batch_size), rank (model.lora.rank); allowed in YAML: the names here, "
-            "nested by section, such as training: {batch_size: ...}; or the flag, --train_batch_size",
+            "train_batch_size (training.batch_size), rank (model.lora.rank); allowed in YAML: the names "
+            "here, nested by section, such as training: {batch_size: ...}; or the flag, --train_batch_size",
         ),
         ("rank: 4", "such as model: {lora: {rank: ...}}; or the flag, --rank"),
         ("output_dir: o", "such as output: ...; or the flag"),

@@ -8,16 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from diffalign.cli.common import share
-from diffalign.config.schema import DataConfig, RolloutConfig, Run, TrainingConfig
+from diffalign.config.schema import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    RolloutConfig,
+    Run,
+    TrainingConfig,
+    ValidationConfig,
+)
 from diffalign.data.reading.examples import Counts
 from diffalign.errors import UserError
 from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
+from diffalign.runs.align import align
 from diffalign.runs.labels import check_rivals, tell_of_cut_prompts, tell_of_empty_prompts, tell_unliked
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
@@ -352,3 +362,27 @@ def test_prompts_that_lose_their_ends_are_counted():
     for n in (0, 3):
         tell_of_cut_prompts(SimpleNamespace(truncated_prompts=n), lines.append)
     assert len(lines) == 1 and lines[0].endswith("lose their ends: 3")
+
+
+def test_a_run_and_its_validation_tell_of_prompt_weights(tmp_path, capsys):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "l").mkdir()
+    for number in range(2):
+        for side in "wl":
+            Image.new("RGB", (32, 32), (90 * number, 9 if side == "w" else 99, 0)).save(
+                tmp_path / side / f"{number}.png"
+            )
+        (tmp_path / "w" / f"{number}.txt").write_text(["a (red:1.3) cat", "a (small) dog"][number])
+    run = Run(
+        output=str(tmp_path / "o"),
+        model=ModelConfig(path="tiny:sd15", lora=LoraConfig(rank=1)),
+        data=DataConfig(path=str(tmp_path), resolution=32, holdout=0),
+        training=TrainingConfig(steps=1, batch_size=1),
+        validation=ValidationConfig(
+            every=5, prompts=("<lora:x:1> a",), sampling_steps=1, images_per_prompt=1
+        ),
+    )
+    align(run)
+    told = capsys.readouterr().err
+    assert told.count("note: 1 of 2 prompts have weights or tags of A1111 or ComfyUI") == 1
+    assert told.count("note: of the validation, 1 of 1 prompts have weights or tags") == 1

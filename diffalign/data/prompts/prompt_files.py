@@ -51,9 +51,11 @@ def prompt_of(row: Row) -> str:
     name = column(fields, COLUMNS)
     if name is None:
         raise _no_prompts(fields, where)
-    if fields[name] is not None and not isinstance(fields[name], str):
-        raise UserError(f"{where}: field {name!r} is {str(fields[name])[:60]!r}; a prompt is text")
-    return (fields[name] or "").strip()
+    value = fields[name]
+    text = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{where}: field {name!r} is {str(value)[:60]!r}; a prompt is text")
+    return (text or "").strip()
 
 
 def category_of(row: Row, names: Collection[str]) -> str:

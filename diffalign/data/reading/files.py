@@ -180,8 +180,18 @@ class Opener:
     downloads: Downloads = field(default_factory=Downloads)
 
     def __call__(self, value: Any, place: str) -> ImageRef | None:
-        """Return the image of a cell, None where it is empty; UserError for what is no image."""
+        """Return the image of a cell, None where it is empty; UserError for what is no image.
+
+        A list of one image is that image.
+        """
+        if isinstance(value, list | tuple):
+            value = self._only(value, place)
         if isinstance(value, Mapping):
+            if value and value.keys().isdisjoint({"bytes", "path"}):
+                raise UserError(
+                    f"{place}: an object of {', '.join(map(str, value))}; an image is a path, the bytes of a "
+                    "file, or an object with one of them as path or bytes"
+                )
             value = value.get("bytes") or value.get("path")
         if not value:
             return None
@@ -209,6 +219,16 @@ class Opener:
         roots = [""] if self.root else self.roots
         first, *others = dict.fromkeys(base / root / name for root in roots for name in spellings)
         return ImageRef(first, tuple(others), f"paths are relative to {base}, {told}")
+
+    @staticmethod
+    def _only(values: Sequence[Any], place: str) -> Any:
+        if len(values) > 1:
+            raise UserError(
+                f"{place}: a list of {len(values)} files in the place of one; allowed: one file a cell, a "
+                "row for each pair, or a ranked list: columns images (all files) and ranks (1 is the best) "
+                "or scores (higher is better)"
+            )
+        return values[0] if values else None
 
 
 def tables_of(path: str, suffixes: Sequence[str]) -> list[Table]:

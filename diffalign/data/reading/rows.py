@@ -226,6 +226,8 @@ def _verdict(layout: Layout, row: Mapping[str, Any], where: str) -> Verdict | No
 
 def _prompt(layout: Layout, row: Mapping[str, Any]) -> str | None:
     text = cell(row, layout.prompt)
+    if isinstance(text, list | tuple) and len(text) == 1:
+        text = text[0]
     if not isinstance(text, str):
         return None
     if not layout.schema.within:

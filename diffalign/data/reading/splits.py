@@ -22,9 +22,14 @@ _SHARD = re.compile(r"^(\w[\w.]*?)-\d+-of-\d+")
 def split_of(name: str) -> str | None:
     """Return the split of a file by its path below the folder, None if it names none."""
     if shard := _SHARD.match(PurePath(name).name):
-        return next((split for split, words in KNOWN.items() if shard.group(1) in words), shard.group(1))
+        return named_split(shard.group(1))
     words = re.split(r"[^a-z0-9]+", name.lower())
     return next((split for word in reversed(words) for split, known in KNOWN.items() if word in known), None)
+
+
+def named_split(name: str) -> str:
+    """Return the split that a word names: "val" is ``validation``; another word is its own name."""
+    return next((split for split, words in KNOWN.items() if name.lower() in words), name)
 
 
 def of_split(tables: Sequence[Table], folder: str, split: str) -> tuple[list[Table], list[str]]:
@@ -48,7 +53,7 @@ def of_split(tables: Sequence[Table], folder: str, split: str) -> tuple[list[Tab
                 f"data.split is {split!r}, but the files of {folder!r} have no splits; allowed: train, all"
             )
         return list(tables), []
-    wanted = next((name for name, words in KNOWN.items() if split in words), split)
+    wanted = named_split(split)
     if wanted not in by_split:
         raise unknown(f"split (data.split) of {folder!r}", split, [*named, "all"])
     left = by_split.get(None, [])

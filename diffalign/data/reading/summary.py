@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from diffalign.data.prompts.prompt_syntax import syntax_note
 from diffalign.data.reading.examples import Counts, Example, Kind, Preferences, Skipped, count, digest
 from diffalign.media.images import UNREADABLE, opened, why_unreadable
 from diffalign.media.videos import probe
@@ -42,7 +43,7 @@ class Summary:
     Attributes:
         name: as the user named it.
         schema: of its columns.
-        notes: on unused data.
+        notes: on unused data, and on prompts that are written for other programs.
         counts: groups by kind and rows that were dropped, unreadable and identical images included.
         sizes: (width, height) of the images with counts, the most frequent first.
         aspects: images by shape: landscape, square, portrait.
@@ -142,7 +143,7 @@ def summarise(
     return Summary(
         preferences.name,
         preferences.schema,
-        preferences.notes,
+        (*preferences.notes, *filter(None, [syntax_note(seen.prompts)])),
         count(seen.skipped).of(seen.kinds),
         tuple(seen.sizes.most_common()),
         {

@@ -15,7 +15,7 @@ from diffalign.data.reading.csv_files import Rows, csv_columns, csv_rows
 from diffalign.data.reading.downloads import Downloads
 from diffalign.data.reading.examples import Example, Preferences, Skipped, digest
 from diffalign.data.reading.files import Opener, Table, tables_of
-from diffalign.data.reading.json_files import json_rows
+from diffalign.data.reading.json_files import json_rows, splits_in
 from diffalign.data.reading.layout import Layout
 from diffalign.data.reading.rows import mapping_of, read_row, rivals, schema_of
 from diffalign.data.reading.splits import of_split
@@ -185,13 +185,13 @@ def outline(schema: Any) -> dict[str, Any]:
 
 def read_jsonl(config: DataConfig) -> Preferences:
     """Read json lines, or json documents of rows, paths relative to the file; UserError naming a bad line."""
-    tables, notes = files_of(config, (".jsonl", ".json", ".ndjson"), "json")
+    tables, notes = _json_files(config)
     downloads = downloads_of(config)
     known: dict[Any, Layout] = {}
 
     def each() -> Iterator[tuple[str, Mapping[str, Any], Layout, Table]]:
         for table in tables:
-            for where, row in json_rows(table):
+            for where, row in json_rows(table, split=config.split):
                 shape = _shape(row)
                 if shape not in known:
                     known[shape] = layout_of(row, where, config)
@@ -214,6 +214,16 @@ def read_jsonl(config: DataConfig) -> Preferences:
     return as_preferences(
         config, first, rows, total, None, notes=notes, everywhere=True, others=known.values()
     )
+
+
+def _json_files(config: DataConfig) -> tuple[list[Table], list[str]]:
+    """Return the json files of the set, and notes; files that hold splits themselves are not chosen by
+    name."""
+    suffixes = (".jsonl", ".json", ".ndjson")
+    tables = tables_of(config.path, suffixes)
+    if config.split != "train" and tables and all(map(splits_in, tables)):
+        return tables, []
+    return files_of(config, suffixes, "json")
 
 
 def _shape(value: Any) -> Any:

@@ -1,0 +1,46 @@
+"""Recognise the prompt syntax of A1111's and ComfyUI's interfaces, which pipelines read as plain text.
+
+Weights (``(word:1.3)``, ``((word))``, ``[word]``), LoRA tags (``<lora:name:0.8>``), prompt editing
+(``[cat:dog:0.5]``, ``[cat|dog]``) and the keyword ``BREAK``.
+"""
+
+import re
+from collections.abc import Iterable
+
+_NUMBER = r"(?:\d*\.\d+|[0-3])"
+_SYNTAX = re.compile(
+    rf"""
+    (?<!\\)\([^()]*[^()\d\s:]\s*:\s*{_NUMBER}\s*\)  # (word:1.3), not (16:9) nor (at 10:30)
+    | (?<!\\)\(\([^()]+\)\)                         # ((word))
+    | \[\[[^\[\]]+\]\]                              # [[word]]
+    | \[[^\[\]|:]*(?:\|[^\[\]|]*)+\]               # [cat|dog]
+    | \[[^\[\]:]*:[^\[\]:]*:\s*{_NUMBER}\d*\s*\]    # [cat:dog:0.5]
+    | (?<!\\)\[[a-z][a-z\ ,'-]{{2,}}\](?!\()          # [word], not [V], [1] nor a link
+    | <(?:lora|lyco|locon|hypernet|hypernetwork|embedding):[^<>]+>
+    | (?:^|[\s,])BREAK(?=[\s,]|$)
+    """,
+    re.VERBOSE,
+)
+
+
+def syntax_of(prompt: str) -> str:
+    """Return the first piece of such syntax in a prompt, empty where there is none."""
+    found = _SYNTAX.search(prompt)
+    return found.group().strip(" ,\n") if found else ""
+
+
+def syntax_note(prompts: Iterable[str]) -> str:
+    """Return a sentence on how many prompts have such syntax, with the first one; empty if none has."""
+    total, marked, example = 0, 0, ""
+    for prompt in prompts:
+        total += 1
+        if piece := syntax_of(prompt):
+            marked += 1
+            example = example or piece
+    if not marked:
+        return ""
+    short = example if len(example) <= 60 else f"{example[:57]}..."
+    return (
+        f"{marked:,} of {total:,} prompts have weights or tags of A1111 or ComfyUI, such as {short!r}; they "
+        "are read as plain text"
+    )
