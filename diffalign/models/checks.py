@@ -26,6 +26,22 @@ def check_variant(config: ModelConfig, folder: Path) -> None:
         )
 
 
+_WEIGHTS = re.compile(r"^(?:diffusion_pytorch_|pytorch_)?model(?:[.-].*)?\.(?:safetensors|bin)$")
+_VARIANT = re.compile(r"model\.([A-Za-z]\w*)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
+
+
+def check_variants_alone(config: ModelConfig, folder: Path) -> None:
+    """UserError where a component's folder has weights of variants alone, which no variant is asked of."""
+    for component in sorted(folder.iterdir()):
+        names = [f.name for f in component.glob("*") if _WEIGHTS.match(f.name)] if component.is_dir() else []
+        variants = {found.group(1) for name in names if (found := _VARIANT.search(name))}
+        if variants and all(map(_VARIANT.search, names)):
+            raise UserError(
+                f"model.path={config.path!r}: {component.name} has weights of the variant "
+                f"{', '.join(sorted(variants))} alone; allowed: model.variant {sorted(variants)[0]}"
+            )
+
+
 def limit_tokenizers(pipeline: Any) -> None:
     """Give tokenizers saved without ``model_max_length`` the number of positions of their text encoder."""
     for name, tokenizer in pipeline.components.items():

@@ -12,7 +12,14 @@ import torch
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError, unknown
 from diffalign.models.attention import check_masks, set_attention
-from diffalign.models.checks import check_components, check_vae, check_variant, limit_tokenizers
+from diffalign.models.checks import (
+    check_components,
+    check_vae,
+    check_variant,
+    check_variants_alone,
+    limit_tokenizers,
+)
+from diffalign.models.complete import complete_components
 from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
 from diffalign.models.families.base import Family
 from diffalign.models.families.card import FamilyCard
@@ -74,9 +81,10 @@ def load(
     family = get_family(card.name).configured(config)
     check_masks(config.attention, family)
     split = check_expert(config, index, trained)
-    arguments = _arguments(config, family, dtype, without_other=split and alone)
+    quiet = no_bars() if os.path.exists(source) else nullcontext()
     # transformers warns of an image processor that only the safety checker would use
-    with no_bars() if os.path.exists(source) else nullcontext(), only_errors("transformers"):
+    with quiet, only_errors("transformers"), complete_components():
+        arguments = _arguments(config, family, dtype, without_other=split and alone)
         if index is None:
             pipeline = _from_single_file(config, card, arguments)
         else:
@@ -300,8 +308,9 @@ def _from_pretrained(
     import diffusers
 
     with user_errors("model.path", config.path):
-        if config.variant is not None and os.path.isdir(source):
-            check_variant(config, Path(source))
+        if os.path.isdir(source):
+            check = check_variants_alone if config.variant is None else check_variant
+            check(config, Path(source))
         # diffusers needs an argument for what a pipeline was saved without, such as SD3's T5
         absent = {name: None for name, value in index.items() if value == [None, None]}
         return getattr(diffusers, card.pipeline).from_pretrained(

@@ -9,10 +9,11 @@ from diffusers import (
     DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
     IPNDMScheduler,
+    ModelMixin,
     StableDiffusionPipeline,
 )
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffalign.cli import main
 from diffalign.config.schema import ModelConfig
@@ -467,3 +468,51 @@ def test_a_pickle_of_other_objects_is_not_run(tmp_path: Path) -> None:
         UserError, match=r"other objects, which could run code and is not loaded.*safetensors"
     ):
         load(ModelConfig(path=str(tmp_path / "a.ckpt")))
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder_2"])
+def test_tensors_that_the_files_lack_are_named(folder: Path, component: str) -> None:
+    """transformers fills them with random numbers, and the pipeline draws noise."""
+    file = next((folder / component).glob("*.safetensors"))
+    state = dict(load_file(file))
+    name = sorted(state)[5]
+    del state[name]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=rf"{component}: tensors of .* not in the files .*{name} \(1 in all\)"
+    ):
+        load(ModelConfig(path=str(folder)))
+
+
+def test_tensors_that_a_component_does_not_have_are_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = next((folder / "unet").glob("*.safetensors"))
+    save_file({**load_file(file), "more.weight": torch.zeros(1)}, file, metadata={"format": "pt"})
+    load(ModelConfig(path=str(folder)))
+    assert (
+        "unet: tensors of the files that a UNet2DConditionModel does not have are left out: more.weight"
+        in (caplog.text)
+    )
+
+
+def test_shared_tensors_are_no_missing_ones(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("sdxl", "sd3"):
+        load(ModelConfig(path=str(folders[name])))
+    assert "are left out" not in caplog.text
+
+
+def test_a_checkers_patch_ends_with_the_load(folders: dict[str, Path]) -> None:
+    before = ModelMixin.__dict__["from_pretrained"]
+    load(ModelConfig(path=str(folders["sd15"])))
+    assert ModelMixin.__dict__["from_pretrained"] is before
+
+
+def test_weights_of_a_variant_alone_name_the_setting(folder: Path) -> None:
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(UserError, match=r"unet has weights of the variant fp16 alone; .*model\.variant fp16"):
+        load(ModelConfig(path=str(folder)))
+    assert load(ModelConfig(path=str(folder), variant="fp16")).family.name == "sdxl"
