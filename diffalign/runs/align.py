@@ -150,7 +150,7 @@ def _aligned(
     """Run ``run``, resolved and checked, in an output folder that no other process writes."""
     output, inner = Path(run.output), build(_own_trajectories(run))
     method = wrap(inner, run.strategies)
-    checkpoints = _checkpoints(run, output, accelerator)
+    checkpoints = _checkpoints(run, output, accelerator, tell)
     snapshot = checkpoints.start(run.resume)
     if run.resume is not None and snapshot is None:
         tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
@@ -273,11 +273,13 @@ def _own_trajectories(run: Run) -> Mapping[str, Any]:
     return holder if section.get("cache") else {**section, "noising": holder}
 
 
-def _checkpoints(run: Run, output: Path, accelerator: Accelerator) -> Checkpoints:
+def _checkpoints(
+    run: Run, output: Path, accelerator: Accelerator, tell: Callable[[str], None]
+) -> Checkpoints:
     """Return the run's checkpoints, emptied where the run overwrites an earlier one."""
     resumption = Resumption(run, group_of(run.training, accelerator)[1])
     checkpoints = Checkpoints(
-        output / "checkpoints", run.checkpoint.limit, resumption.settings, resumption.compare
+        output / "checkpoints", run.checkpoint.limit, resumption.settings, resumption.compare, tell=tell
     )
     if run.overwrite and run.resume is None and accelerator.is_main_process:
         checkpoints.clear()

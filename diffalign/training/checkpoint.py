@@ -16,7 +16,7 @@ absent. The oldest folders beyond the limit are removed afterwards.
 import json
 import os
 import shutil
-import warnings
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ class Checkpoints:
         fingerprint: settings that must be equal on resume (function ``fingerprint``).
         compare: (saved fingerprint, this run's) -> differences that forbid resuming, in sentences.
         content: digests of data and model, saved in every checkpoint; filled in once they are known.
+        tell: gets a line on each damaged checkpoint that "latest" passes over.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Checkpoints:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     compare: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = differences
     content: dict[str, str] = field(default_factory=dict)
+    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in ascending order, complete or not."""
@@ -148,7 +150,8 @@ class Checkpoints:
         """Return a checkpoint.
 
         Args:
-            which: "latest" for the newest complete one, the name of one (``step-500``), or a folder.
+            which: "latest" for the newest complete one, the name of one (``step-500``), or a folder. ``tell``
+                gets a line on each newer one than the newest complete one.
 
         Raises:
             UserError: there is no such checkpoint, it is damaged, or its settings differ.
@@ -164,13 +167,19 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} is damaged: {error}; {self._available()}") from error
 
     def _load_latest(self) -> Snapshot:
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             path = self.folder / f"step-{step}"
             try:
-                return self._load(path)
+                snapshot = self._load(path)
             except IncompleteError as error:
-                warnings.warn(f"checkpoint {path} is damaged and ignored: {error}", stacklevel=3)
-        raise UserError(f"no complete checkpoint to resume from; {self._available()}")
+                damaged.append(f"checkpoint {path} is damaged: {error}")
+                continue
+            for line in damaged:
+                self.tell(f"warning: {line}; it is ignored, and the run goes on from step-{step}")
+            return snapshot
+        why = "".join(f"{line}; " for line in damaged)
+        raise UserError(f"no complete checkpoint to resume from; {why}{self._available()}")
 
     def _load(self, path: Path) -> Snapshot:
         state = read_state(path)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,23 @@ def test_no_complete_checkpoint(run, world, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(world)
     for state in run.glob("checkpoints/*/state.json"):
         state.write_text("[]")
-    with pytest.warns(UserWarning, match="is damaged and ignored"):
-        message = refused(["train", "good.yaml", "--output", str(run), "--resume", "latest"], capsys)
+    message = refused(["train", "good.yaml", "--output", str(run), "--resume", "latest"], capsys)
     assert "no complete checkpoint to resume from" in message and "has step-" in message
+    assert "step-2 is damaged: state.json: " in message
+
+
+def test_a_damaged_newest_checkpoint_is_told_in_one_line(run, world, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(world)
+    shutil.copytree(run / "checkpoints" / "step-2", run / "checkpoints" / "step-3")
+    (run / "checkpoints" / "step-3" / "optimizer.pt").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["train", "good.yaml", "--output", str(run), "--resume", "latest"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert line == (
+        f"warning: checkpoint {run}/checkpoints/step-3 is damaged: optimizer.pt is missing; it is ignored, "
+        "and the run goes on from step-2"
+    )
 
 
 @pytest.mark.parametrize("command", ["--run", "--runs"])

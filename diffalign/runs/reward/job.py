@@ -87,7 +87,7 @@ def train_reward(
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
     check_files(preferences, run.data, tell)
-    checkpoints = _checkpoints(run, accelerator)
+    checkpoints = _checkpoints(run, accelerator, tell)
     snapshot = checkpoints.start(run.resume)
 
     clip = start(run, str(accelerator.device))
@@ -184,7 +184,7 @@ def readied(encoded: EncodedSet, clip: Clip) -> EncodedSet:
     return weighed.saying(_Tokens(dict(zip(uses, tokens, strict=True))))
 
 
-def _checkpoints(run: RewardRun, accelerator: Accelerator) -> Checkpoints:
+def _checkpoints(run: RewardRun, accelerator: Accelerator, tell: Callable[[str], None]) -> Checkpoints:
     settings = fingerprint(
         run.training,
         run.optimizer,
@@ -194,7 +194,7 @@ def _checkpoints(run: RewardRun, accelerator: Accelerator) -> Checkpoints:
         model=run.model,
         data=run.data,
     )
-    checkpoints = Checkpoints(Path(run.output) / "checkpoints", run.checkpoint.limit, settings)
+    checkpoints = Checkpoints(Path(run.output) / "checkpoints", run.checkpoint.limit, settings, tell=tell)
     if run.overwrite and run.resume is None and accelerator.is_main_process:
         checkpoints.clear()
     accelerator.wait_for_everyone()
