@@ -8,6 +8,7 @@ from typing import Any
 from diffalign.config.schema import Run, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.training.acceleration import DYNAMO
+from diffalign.utils.devices import check_group
 
 _SETTINGS = {
     "mixed_precision": "ACCELERATE_MIXED_PRECISION",
@@ -23,8 +24,9 @@ def with_launcher(run: Run, tell: Callable[[str], None]) -> Run:
     set value of the run overrides.
 
     Raises:
-        UserError: a setting that runs do not have.
+        UserError: a setting that runs do not have, or processes that cannot find each other.
     """
+    check_group()
     default = TrainingConfig()
     changes: dict[str, Any] = {}
     for field, variable in _SETTINGS.items():

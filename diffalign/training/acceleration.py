@@ -12,6 +12,7 @@ from torch import nn
 from diffalign.config.schema import TrainingConfig
 from diffalign.errors import UserError
 from diffalign.training.sharding import is_sharded
+from diffalign.utils.devices import check_group, share
 
 _PLUGINS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (ZeRO)",
@@ -37,9 +38,10 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     ``training.sharding`` shards the weights, so accelerate's FSDP plugin is not created.
 
     Raises:
-        UserError: float16 on the CPU, a launcher's plugin that runs do not support, or a variable of it that
-            is none.
+        UserError: float16 on the CPU, a launcher's plugin that runs do not support, a variable of it that
+            is none, or processes that are not joined.
     """
+    check_group()
     for variable, plugin in _PLUGINS.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
@@ -66,6 +68,13 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
             f"the launcher's settings cannot be used: {first}; look at the variables ACCELERATE_* and "
             "those of torchrun"
         ) from error
+    _, world = share()
+    if world > 1 and accelerator.num_processes != world:
+        raise UserError(
+            f"the launcher has started {world} processes (WORLD_SIZE), which accelerate does not join on "
+            f"{accelerator.device.type!r}: each would be a run of its own; allowed: one process, or on CPUs "
+            "ACCELERATE_USE_CPU=true"
+        )
     if settings.mixed_precision == "fp16" and accelerator.scaler is None:
         raise UserError(
             f"training.mixed_precision=fp16 needs a GPU, and this run is on {accelerator.device.type!r}; "

@@ -32,12 +32,56 @@ def share() -> tuple[int, int]:
     """Return (rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1).
 
     Raises:
-        UserError: the variables RANK and WORLD_SIZE are no such pair.
+        UserError: the variables RANK and WORLD_SIZE are no such pair, or neither is set and ``srun`` has
+            started several tasks of this command, each of which would do the whole work.
     """
-    rank, world = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if not os.environ.get("RANK") and not os.environ.get("WORLD_SIZE"):
+        _check_tasks()
+    world = os.environ.get("WORLD_SIZE") or "1"
+    rank = os.environ.get("RANK") or ("0" if world == "1" else "")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(
             f"RANK={rank!r} and WORLD_SIZE={world!r} in the environment; allowed: whole numbers, RANK below "
             "WORLD_SIZE, as launchers set them, or neither"
         )
     return int(rank), int(world)
+
+
+def _check_tasks() -> None:
+    """Raise UserError where ``srun`` has started several tasks, which no launcher has numbered."""
+    count = os.environ.get(_TASKS, "")
+    if count.isdecimal() and int(count) > 1:
+        raise UserError(
+            f"srun has started {count} tasks ({_TASKS}), and each would do the whole work and write the same "
+            "files; allowed: one task a node, which starts `accelerate launch -m diffalign ...` or `torchrun "
+            "-m diffalign ...`; or WORLD_SIZE=1 in the environment, where each task is a run of its own with "
+            "another --output"
+        )
+
+
+def check_group() -> None:
+    """Check that a process which a launcher numbers among several can find the others.
+
+    accelerate joins a process to the others where LOCAL_RANK is set, by torch's rendezvous of MASTER_ADDR and
+    MASTER_PORT; otherwise each process would be a run of one process.
+
+    Raises:
+        UserError: WORLD_SIZE is above 1, and one of these variables is not set, as where RANK and WORLD_SIZE
+            are left over from another job.
+    """
+    rank, world = share()
+    missing = [name for name in _RENDEZVOUS if not os.environ.get(name)]
+    if world > 1 and missing:
+        raise UserError(
+            f"the environment has RANK={rank} and WORLD_SIZE={world} without {', '.join(missing)}, so this "
+            f"process cannot join the other {world - 1}; allowed: a start by `torchrun -m diffalign ...` or "
+            "`accelerate launch -m diffalign ...`, which set all of them, or for a run of one process none: "
+            "unset RANK WORLD_SIZE"
+        )
+
+
+_RENDEZVOUS = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables by which accelerate and torch join processes."""
+
+_TASKS = "SLURM_STEP_NUM_TASKS"
+"""Number of tasks of an ``srun``. SLURM_NTASKS is set in a batch script too, which is one process."""

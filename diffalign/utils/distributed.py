@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from diffalign.utils.devices import check_group
+
 
 def mean_over_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the weighted mean of ``values`` (B,) over all processes, a scalar without gradient.
@@ -39,6 +41,9 @@ def joined(world: int) -> Iterator[Callable[[], object]]:
     """Yield a barrier of the ``world`` processes of a torchrun, starting a process group if there is none.
 
     The timeout is 30 days, since processes may sample at very different speeds.
+
+    Raises:
+        UserError: the processes cannot find each other.
     """
     if world == 1:
         yield lambda: None
@@ -46,6 +51,7 @@ def joined(world: int) -> Iterator[Callable[[], object]]:
     if distributed.is_initialized():
         yield lambda: distributed.barrier()
         return
+    check_group()
     distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
         yield lambda: distributed.barrier()

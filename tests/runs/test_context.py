@@ -112,6 +112,7 @@ def test_groups_must_be_whole(
     degree: int, processes: int, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("RANK", "0")
     run = Run(training=TrainingConfig(context=degree))
     with pytest.raises(UserError, match=f"training.context={degree}.*allowed with {allowed}"):
         check_roles(run, build(run.method))

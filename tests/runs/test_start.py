@@ -34,6 +34,8 @@ from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, dura
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
 from diffalign.training import acceleration, packages
 from diffalign.training.packages import check_packages
+from diffalign.utils.devices import check_group
+from diffalign.utils.distributed import joined
 from tests.training.toys import PlaneDenoiser, Trial, network
 
 
@@ -109,7 +111,9 @@ def test_a_variable_that_accelerate_does_not_read_is_named(monkeypatch):
         acceleration.accelerator_for(TrainingConfig())
 
 
-@pytest.mark.parametrize(("rank", "world"), [("1", None), ("x", "2"), ("2", "2"), ("-1", "2"), ("0", "two")])
+@pytest.mark.parametrize(
+    ("rank", "world"), [("1", None), ("", "2"), ("x", "2"), ("2", "2"), ("-1", "2"), ("0", "two")]
+)
 def test_ranks_that_are_none(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -117,6 +121,53 @@ def test_ranks_that_are_none(monkeypatch, rank, world):
         monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UserError, match=f"RANK='{rank}'.*RANK below WORLD_SIZE"):
         share()
+
+
+def test_left_over_ranks_without_a_launcher_are_no_run_of_one_process(monkeypatch):
+    """accelerate would train as one process, silently: it looks at LOCAL_RANK alone."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    missing = r"RANK=0 and WORLD_SIZE=2 without LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*unset RANK WORLD_SIZE"
+    with pytest.raises(UserError, match=missing):
+        align(Run())
+    with pytest.raises(UserError, match=missing):
+        acceleration.accelerator_for(TrainingConfig())
+    with pytest.raises(UserError, match=missing), joined(2):
+        pass
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="without MASTER_PORT, so this process cannot join the other 1"):
+        check_group()
+
+
+def test_processes_that_accelerate_does_not_join_are_an_error(monkeypatch):
+    """As torchrun's on a machine without GPU, unless ACCELERATE_USE_CPU is set."""
+    here = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    monkeypatch.setattr(acceleration, "Accelerator", lambda **_: alone)
+    with pytest.raises(UserError, match=r"started 2 processes .*does not join on 'cpu'.*ACCELERATE_USE_CPU"):
+        acceleration.accelerator_for(TrainingConfig())
+
+
+def test_srun_of_many_tasks_without_a_launcher_is_refused(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # of the job: its batch script is one process
+    assert share() == (0, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert share() == (0, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(UserError, match=r"srun has started 8 tasks \(SLURM_STEP_NUM_TASKS\).*torchrun"):
+        align(Run())
+    monkeypatch.setenv("WORLD_SIZE", "1")  # the user's word that every task is a run of its own
+    assert share() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("RANK", "9")
+    assert share() == (9, 16)
 
 
 def test_missing_packages_are_found_at_the_start(monkeypatch):
