@@ -1,7 +1,7 @@
 """Online training on the plane: prompts are its labels, the reward is the height of sampled points."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
@@ -49,7 +49,7 @@ class PlaneRolloutModel:
     device = torch.device("cpu")
     at_once = None
 
-    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> tuple[Cond, Cond]:
+    def encode(self, prompts: Sequence[str], ahead: Iterable[str] = ()) -> tuple[Cond, Cond]:
         """Return labels (B,), and the negative label "anywhere" (B,)."""
         label = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
         return {"label": label}, {"label": torch.zeros_like(label)}

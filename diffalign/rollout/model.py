@@ -1,7 +1,7 @@
 """The model of a rollout besides its denoiser: it encodes prompts and decodes latents to pixels."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -32,7 +32,7 @@ class RolloutModel(Protocol):
         """Where the policy is."""
         ...
 
-    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> tuple[Cond, Cond]:
+    def encode(self, prompts: Sequence[str], ahead: Iterable[str] = ()) -> tuple[Cond, Cond]:
         """Return (conditions, negative conditions), each (len(prompts), ...), on the CPU.
 
         Prompts that are needed next (``ahead``) may be encoded as well, for later calls.
@@ -107,7 +107,7 @@ class PipelineRolloutModel:
         """Where the network is."""
         return self._model.device
 
-    def encode(self, prompts: Sequence[str], ahead: Sequence[str] = ()) -> tuple[Cond, Cond]:
+    def encode(self, prompts: Sequence[str], ahead: Iterable[str] = ()) -> tuple[Cond, Cond]:
         """Return text and size conditions, (B, ...) on the CPU, from the cache where it has them.
 
         Encoders are moved to the accelerator and back for prompts that it has not, and then as many of those

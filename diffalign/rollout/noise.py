@@ -118,11 +118,14 @@ class NoiseSource:
             value=value if self._reward is not None else None,
         )
 
-    def _ahead(self, positions: range) -> list[str]:
-        """Return the prompts of this process's micro-batches after the one at these positions."""
+    def _ahead(self, positions: range) -> Iterator[str]:
+        """Yield the prompts of this process's micro-batches after the one at these positions.
+
+        A model that has this micro-batch's prompts asks for none: with few prompts each costs a permutation.
+        """
         stride = self._world * self._groups
-        starts = (positions.start + later * stride for later in range(1, AHEAD))
-        return [self._prompts[start + place] for start in starts for place in range(self._groups)]
+        for start in range(positions.start + stride, positions.start + AHEAD * stride, stride):
+            yield from (self._prompts[start + place] for place in range(self._groups))
 
     def _tell(self, rewards: Tensor | None) -> None:
         """Log every so many micro-batches only: reading a value waits for the accelerator."""

@@ -213,14 +213,28 @@ PARAMETERS = {  # of the published networks
 }
 
 
+@pytest.fixture(scope="module")
+def built():
+    """Give (devices, parameters, trained ones) of a model section, counted once: recipes share them."""
+    known = {}
+
+    def counted(model):
+        if repr(model) not in known:
+            network, parameters = meta_network(model, shapes_of(model))
+            trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+            known[repr(model)] = {p.device.type for p in network.parameters()}, parameters, trained
+        return known[repr(model)]
+
+    return counted
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_builds_at_its_real_size(name, runs):
+def test_a_recipe_builds_at_its_real_size(name, runs, built):
     run = runs[name]
-    network, parameters = meta_network(run.model, shapes_of(run.model))
-    assert {p.device.type for p in network.parameters()} == {"meta"}
+    devices, parameters, trained = built(run.model)
+    assert devices == {"meta"}
     if not run.model.path.startswith("tiny:"):
         assert parameters == PARAMETERS.get(run.model.path, PARAMETERS[run.model.family])
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trained == parameters if run.model.train == "full" else 0 < trained < 0.4 * parameters
 
 

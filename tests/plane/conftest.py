@@ -1,6 +1,6 @@
 """Models of the plane, trained once, and its data sets, drawn once; what is set here ends here.
 
-Shapes are checked in one run of every row, that of seed 0. Bases, data, measurements and runs of other seeds
+Shapes are checked in a short run of every row, that of seed 0. Bases, data, measurements and the other runs
 repeat the same calls, where checks take up to half of the time: they are off there (``unchecked``).
 """
 
@@ -28,6 +28,9 @@ from diffalign.plane.rows import PlaneRow
 
 PLANE = Plane()
 POINTS = 2400  # measured; the standard error of a mean reward is 0.018
+FEW_STEPS = (
+    6  # of a run with checked shapes: enough for a second round, and for what happens every five steps
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,28 +40,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @contextmanager
-def unchecked(repeated: bool = True) -> Iterator[None]:
-    """Switch the checks of shapes off for calls that are ``repeated``."""
+def unchecked() -> Iterator[None]:
+    """Switch the checks of shapes off for calls that repeat checked ones."""
     before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", before or repeated)
+    jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def figures(network: PlaneNetwork, steps: int = 50) -> PlaneResult:
-    """Measure a network, sampled in so many steps."""
+def figures(network: PlaneNetwork, steps: int = 50, count: int = POINTS) -> PlaneResult:
+    """Measure a network by so many points, sampled in so many steps."""
     with unchecked():
-        return measure(PLANE, denoiser_of(network), POINTS, steps=steps)
+        return measure(PLANE, denoiser_of(network), count, steps=steps)
 
 
-def after(row: PlaneRow, start: PlaneNetwork, data: Any, seed: int = 0, flipped: bool = False) -> PlaneResult:
-    """Train a row from ``start`` on what ``data(maker, seed, flipped)`` gives, and measure the result."""
-    batch = None if row.rollout else data(row.data, seed, flipped)
-    with unchecked(repeated=seed > 0 or flipped):
-        trained = row.trained(start, batch, seed, flipped)
+def after(row: PlaneRow, start: PlaneNetwork, data: Any, seed: int = 0) -> PlaneResult:
+    """Train a row from ``start`` on what ``data(maker, seed)`` gives, and measure the result."""
+    batch = None if row.rollout else data(row.data, seed)
+    if seed == 0:
+        row.trained(start, batch, seed, steps=FEW_STEPS)
+    with unchecked():
+        trained = row.trained(start, batch, seed)
     return figures(trained, row.sampling)
+
+
+def after_flipped(row: PlaneRow, start: PlaneNetwork, data: Any, at_least: int) -> PlaneResult:
+    """Train a row with flipped labels, and measure the result.
+
+    Only the direction is tested: half the steps are enough, ``at_least`` so many or all that the row has, and
+    so are fewer points, sampled in fewer steps.
+    """
+    steps = max(row.steps // 2, min(row.steps, at_least))
+    with unchecked():
+        batch = None if row.rollout else data(row.data, 0, True)
+        trained = row.trained(start, batch, flipped=True, steps=steps)
+    return figures(trained, steps=20, count=POINTS // 2)
 
 
 @pytest.fixture(scope="package")

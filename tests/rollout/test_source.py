@@ -10,14 +10,18 @@ import pytest
 import torch
 
 from diffalign.diffusion.guidance import Guided
+from diffalign.diffusion.samplers import DDIM
 from diffalign.errors import Paused, UserError
 from diffalign.methods import ddpo, spo
 from diffalign.methods._steps import density
 from diffalign.methods.d3po import CARD as D3PO_CARD
 from diffalign.methods.d3po import D3PO
 from diffalign.rewards.specs import Weighted
+from diffalign.rollout import noise
 from diffalign.rollout.judges import InlineJudge, People
 from diffalign.rollout.model import PipelineRolloutModel
+from diffalign.rollout.rounds import PromptOrder
+from diffalign.rollout.setting import Setting
 from diffalign.rollout.store import RoundStore
 from tests.rollout.toys import PROMPTS, Script, Studio, World, equal, tied
 
@@ -488,6 +492,28 @@ def test_a_prompt_goes_through_the_text_encoders_once():
     assert negative["text"].shape == (4, 2) and set(negative) == {"text"}
     studio.encode(["ccc", "dddd", "b"])
     assert model.encoded[2:] == [["dddd"]] and (studio.encoded, model.negatives) == (4, 1)
+
+
+def test_prompts_of_later_steps_are_looked_up_where_one_is_encoded(monkeypatch):
+    """The first micro-batch of two encodes what the next ones need; the second one asks for its own alone."""
+    looked_up = []
+
+    class Watched(PromptOrder):
+        def __getitem__(self, position):
+            looked_up.append(position)
+            return super().__getitem__(position)
+
+    monkeypatch.setattr(noise, "PromptOrder", Watched)
+    model = Model()
+    studio = PipelineRolloutModel(model, (64, 64), batch_size=8)
+    setting = Setting(DDIM(0.0), torch.linspace(0.9, 0.0, 3))
+    batches = iter(noise.NoiseSource(studio, None, ["a", "bb", "ccc"], setting, groups=2))
+    next(batches)
+    assert sorted(prompt for some in model.encoded for prompt in some) == ["a", "bb", "ccc"]
+    assert looked_up == list(range(2 * noise.AHEAD))
+    looked_up.clear()
+    next(batches)
+    assert looked_up == [2, 3] and studio.encoded == 3
 
 
 def test_only_so_many_bytes_of_prompts_are_remembered():
