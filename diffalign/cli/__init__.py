@@ -7,13 +7,13 @@ the exit status is 2.
 
 import errno
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from diffalign.errors import UserError, unknown
 from diffalign.utils.memory import ANYWHERE, explained, ran_out
+from diffalign.utils.notices import silence_packages
 
 COMMANDS = {
     "demo": "align the embedded tiny SDXL end to end and write a report: start here",
@@ -61,21 +61,11 @@ examples:
 
 INTERRUPTED = 130
 
-NOTICES = (
-    "bitsandbytes.backends.cpu.ops",
-    "diffusers.quantizers.torchao.torchao_quantizer",
-    "torch.utils._pytree",
-)
-"""Loggers of packages for quantised weights. diffusers imports these packages where they are installed, and
-they then warn of kernels and formats that a command which does not quantise never uses; what a quantised run
-needs is checked when it starts."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name in NOTICES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence_packages()
     try:
         status = _dispatch(argv)
         sys.stdout.flush()  # raises here if the pipe is closed
