@@ -235,26 +235,13 @@ def bare(network: nn.Module) -> Any:
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
-def encode_as_the_pipeline_does(pipeline: Any, prompts: list[str]) -> tuple[Any, ...]:
-    """Call the stock ``encode_prompt`` where the text encoder lives, without guidance."""
+def encoded_by_pipeline(pipeline: Any, prompts: list[str], **arguments: Any) -> tuple[Any, ...]:
+    """Return what the stock ``encode_prompt`` makes of prompts with these arguments, where the text encoder
+    lives.
+    """
     with torch.no_grad():
         result: tuple[Any, ...] = pipeline.encode_prompt(
-            prompt=prompts,
-            device=pipeline.text_encoder.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )
-    return result
-
-
-def negative_as_the_pipeline_does(pipeline: Any) -> tuple[Any, ...]:
-    """Call the stock ``encode_prompt`` with guidance and no negative prompt, for one (empty) prompt."""
-    with torch.no_grad():
-        result: tuple[Any, ...] = pipeline.encode_prompt(
-            prompt=[""],
-            device=pipeline.text_encoder.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
+            prompt=prompts, device=pipeline.text_encoder.device, **arguments
         )
     return result
 

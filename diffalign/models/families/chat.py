@@ -33,9 +33,6 @@ class ReadByChat(ReadByT5, ABC):
         max_sequence_length: tokens, those of the template among them.
     """
 
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-
     thinking: ClassVar[bool] = True
     """The pipeline's setting of the template for thinking."""
 

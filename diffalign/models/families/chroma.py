@@ -10,7 +10,7 @@ diffusers' own gradient checkpointing leaves the mask out of the single blocks: 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.flow import Packed, masked, masked_shapes
 from diffalign.models.families.flux import CONFIGS as FLUX_CONFIGS
 from diffalign.models.families.flux import pack, places, unpack
-from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -54,9 +54,6 @@ class Chroma(Packed, ReadByT5):
     network_name: str = "transformer"
     network_class: str = "ChromaTransformer2DModel"
     codec: Codec = Images()
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 512
 
@@ -71,7 +68,7 @@ class Chroma(Packed, ReadByT5):
         """``encoder_hidden_states`` (B, T5's tokens, 4096) and ``encoder_attention_mask`` (B, T5's tokens), 1
         up to the first token behind the prompt's end, float32.
         """
-        states, _, mask, *_ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
+        states, _, mask, *_ = self.encoded(pipeline, prompts, do_classifier_free_guidance=False)
         return masked(states, mask)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

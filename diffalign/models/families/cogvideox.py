@@ -9,7 +9,7 @@ so videos have 1 + 8 k frames: 49 of the 2B and 5B models, 81 of 1.5.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import bare
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
-from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -76,9 +76,6 @@ class CogVideoX(ReadByT5):
         step=lambda config: 2 * int(config["temporal_compression_ratio"]),
         depth=lambda network_config: int(network_config.get("patch_size_t") or 1),
     )
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
@@ -87,7 +84,7 @@ class CogVideoX(ReadByT5):
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, T5's tokens, 4096) in float32, padding included."""
-        states, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
+        states, _ = self.encoded(pipeline, prompts, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": states.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

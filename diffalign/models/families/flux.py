@@ -14,7 +14,7 @@ one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -70,8 +70,6 @@ class Flux(Packed, ReadByT5):
     network_class: str = "FluxTransformer2DModel"
     codec: Codec = Images()
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     token_order: ClassVar[tuple[str, ...]] = ("tokenizer_2",)
     most_tokens: ClassVar[int | None] = 512
@@ -98,13 +96,7 @@ class Flux(Packed, ReadByT5):
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, T5's tokens, 4096) and ``pooled_projections`` (B, 768), float32."""
-        with torch.no_grad():
-            states, pooled, _ = pipeline.encode_prompt(
-                prompt=prompts,
-                prompt_2=None,
-                device=pipeline.text_encoder.device,
-                max_sequence_length=self.max_sequence_length,
-            )
+        states, pooled, _ = self.encoded(pipeline, prompts, prompt_2=None)
         return {"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

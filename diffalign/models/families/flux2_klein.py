@@ -14,7 +14,7 @@ over tokens describes it; a training run's ``shift: dynamic`` takes FLUX.1's lin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -86,7 +86,6 @@ class Flux2Klein(ReadByChat):
     network_name: str = "transformer"
     network_class: str = "Flux2Transformer2DModel"
     codec: Codec = NormalisedPatches()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 512
     thinking: ClassVar[bool] = False
@@ -108,10 +107,7 @@ class Flux2Klein(ReadByChat):
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 3 x Qwen3's width), padding included, float32."""
-        with torch.no_grad():
-            states, _ = pipeline.encode_prompt(
-                prompts, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
-            )
+        states, _ = self.encoded(pipeline, prompts)
         return {"encoder_hidden_states": states.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

@@ -10,7 +10,7 @@ Diffusers has no LoRA loader for this pipeline: a LoRA is saved as peft saves it
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
-from diffalign.models.families.base import bare
+from diffalign.models.families.base import bare, encoded_by_pipeline
 from diffalign.models.families.flow import SpacedEvenly, masked_shapes
 from diffalign.models.families.qwen_image import CONFIGS as QWEN_CONFIGS
 from diffalign.models.families.t5 import ReadByT5
@@ -98,8 +98,6 @@ class HunyuanVideo15(SpacedEvenly, ReadByT5):
         stride=lambda config: int(config["temporal_compression_ratio"]),
     )
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 1000
     idle: ClassVar[tuple[str, ...]] = ("image_embedder",)
@@ -127,10 +125,7 @@ class HunyuanVideo15(SpacedEvenly, ReadByT5):
         """``encoder_hidden_states`` (B, tokens, 3584) of Qwen and ``encoder_hidden_states_2`` (B, 256, 1472)
         of ByT5, with their masks, float32; the latter are zeros of a prompt without quotation marks.
         """
-        with torch.no_grad():
-            states, mask, glyphs, glyph_mask = pipeline.encode_prompt(
-                prompts, device=pipeline.text_encoder.device, batch_size=len(prompts)
-            )
+        states, mask, glyphs, glyph_mask = encoded_by_pipeline(pipeline, prompts, batch_size=len(prompts))
         kept = self.max_sequence_length  # a causal encoder: what is cut off changes nothing before it
         return {
             "encoder_hidden_states": states[:, :kept].float(),

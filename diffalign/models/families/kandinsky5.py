@@ -9,7 +9,7 @@ The stock pipeline draws seven sizes and takes the nearest for any other; traini
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -76,7 +76,6 @@ class Kandinsky5(ReadByChat):
     network_class: str = "Kandinsky5Transformer3DModel"
     codec: Codec = Unshifted()
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 1024
 
@@ -112,12 +111,7 @@ class Kandinsky5(ReadByChat):
         """
         states, pooled = [], []
         for prompt in prompts:  # alone: without padding, to which the encoder would attend
-            with torch.no_grad():
-                one, vector, _ = pipeline.encode_prompt(
-                    prompt,
-                    max_sequence_length=self.max_sequence_length,
-                    device=pipeline.text_encoder.device,
-                )
+            one, vector, _ = self.encoded(pipeline, [prompt])
             states.append(one[0])
             pooled.append(vector[0].float())
         full, mask = padded(states, self.max_sequence_length)

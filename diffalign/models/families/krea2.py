@@ -12,7 +12,7 @@ so too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -81,7 +81,6 @@ class Krea2(Packed, ReadByChat):
     network_name: str = "transformer"
     network_class: str = "Krea2Transformer2DModel"
     codec: Codec = Stills()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     masks_attention: ClassVar[bool] = True
 
@@ -104,10 +103,7 @@ class Krea2(Packed, ReadByChat):
         """``encoder_hidden_states`` (B, tokens, 12, 2560) and ``encoder_attention_mask`` (B, tokens), 1 at
         the prompt and the template's end, float32.
         """
-        with torch.no_grad():
-            states, mask = pipeline.encode_prompt(
-                prompts, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
-            )
+        states, mask = self.encoded(pipeline, prompts)
         return masked(states, mask)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

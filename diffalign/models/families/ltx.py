@@ -10,7 +10,7 @@ and later take a time; the stock pipeline's default is 0, and no noise.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import flow_grid
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
-from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 FRAME_RATE = 25
@@ -87,9 +87,6 @@ class LTXVideo(ReadByT5):
         moments=moments,
         times=decoder_times,
     )
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     masks_attention: ClassVar[bool] = True
 
@@ -108,7 +105,7 @@ class LTXVideo(ReadByT5):
         """``encoder_hidden_states`` (B, T5's tokens, 4096) and ``encoder_attention_mask`` (B, T5's tokens), 1
         at the prompt's own, float32.
         """
-        states, mask, _, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
+        states, mask, _, _ = self.encoded(pipeline, prompts, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": states.float(), "encoder_attention_mask": mask.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

@@ -12,7 +12,7 @@ would be 770 MB a prompt. The network takes a frame rate: the 24 of the stock pi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import bare
 from diffalign.models.families.flow import SpacedEvenly, masked, masked_shapes
 from diffalign.models.families.ltx import decoder_times, moments
-from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 FRAME_RATE = 24.0
@@ -105,8 +105,6 @@ class LTX2Video(SpacedEvenly, ReadByT5):
         times=decoder_times,
     )
     text_encoders: tuple[str, ...] = ("text_encoder", "connectors")
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     idle: ClassVar[tuple[str, ...]] = ("audio", "av_cross_attn", "a2v")
 
@@ -121,7 +119,7 @@ class LTX2Video(SpacedEvenly, ReadByT5):
         """``encoder_hidden_states`` (B, tokens, 3840) as the connectors make them for the video, and
         ``encoder_attention_mask`` (B, tokens), float32.
         """
-        states, mask, *_ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
+        states, mask, *_ = self.encoded(pipeline, prompts, do_classifier_free_guidance=False)
         with torch.no_grad():
             video, _, kept = pipeline.connectors(states, mask, padding_side=pipeline.tokenizer.padding_side)
         return masked(video, kept)

@@ -10,7 +10,7 @@ Where the scheduler's shift is dynamic, the stock pipeline takes the number of c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,9 +56,6 @@ class Lumina2(SpacedEvenly, ReadByT5):
     network_name: str = "transformer"
     network_class: str = "Lumina2Transformer2DModel"
     codec: Codec = Images()
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     keeps_length: ClassVar[Literal["token", "row"] | None] = "row"
 
@@ -80,21 +77,11 @@ class Lumina2(SpacedEvenly, ReadByT5):
         """``encoder_hidden_states`` (B, tokens, 2304), Gemma's last but one, and ``encoder_attention_mask``
         (B, tokens), 1 up to the prompt's end and 0 behind it, float32.
         """
-        return masked(*self._encoded(pipeline, prompts, guided=False)[:2])
+        return masked(*self.encoded(pipeline, prompts, do_classifier_free_guidance=False)[:2])
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """Return the encoded empty prompt, without the system prompt."""
-        return rows(masked(*self._encoded(pipeline, [""], guided=True)[2:]), n)
-
-    def _encoded(self, pipeline: Any, prompts: list[str], guided: bool) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            result: tuple[Tensor, ...] = pipeline.encode_prompt(
-                prompts,
-                do_classifier_free_guidance=guided,
-                device=pipeline.text_encoder.device,
-                max_sequence_length=self.max_sequence_length,
-            )
-        return result
+        return rows(masked(*self.encoded(pipeline, [""], do_classifier_free_guidance=True)[2:]), n)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """Return the transformer's prediction of eps - x0, (B, C, h, w)."""

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -78,22 +77,15 @@ class PixArt(ReadByT5):
     network_name: str = "transformer"
     network_class: str = "PixArtTransformer2DModel"
     codec: Codec = Images()
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 4096) and ``encoder_attention_mask`` (B, tokens), 1 up to the
         prompt's end and 0 behind it, float32.
         """
         # diffusers warns at each call where beautifulsoup4 is absent
-        with torch.no_grad(), only_errors("diffusers"):
-            states, mask, _, _ = pipeline.encode_prompt(
-                prompts,
-                do_classifier_free_guidance=False,
-                device=pipeline.text_encoder.device,
-                clean_caption=True,
-                max_sequence_length=self.max_sequence_length,
+        with only_errors("diffusers"):
+            states, mask, _, _ = self.encoded(
+                pipeline, prompts, do_classifier_free_guidance=False, clean_caption=True
             )
         return {"encoder_hidden_states": states.float(), "encoder_attention_mask": mask.float()}
 

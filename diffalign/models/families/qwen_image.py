@@ -10,7 +10,7 @@ The template around a prompt is the pipeline's own; it drops the states of its f
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,7 +71,6 @@ class QwenImage(Packed, ReadByChat):
     network_name: str = "transformer"
     network_class: str = "QwenImageTransformer2DModel"
     codec: Codec = Stills()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 1024
     keeps_length: ClassVar[Literal["token", "row"] | None] = "token"
@@ -95,10 +94,7 @@ class QwenImage(Packed, ReadByChat):
         """``encoder_hidden_states`` (B, tokens, 3584) and ``encoder_attention_mask`` (B, tokens), 1 up to the
         prompt's end and 0 behind it, float32.
         """
-        with torch.no_grad():
-            states, mask = pipeline.encode_prompt(
-                prompts, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
-            )
+        states, mask = self.encoded(pipeline, prompts)
         if mask is None:  # all are as long
             mask = torch.ones(states.shape[:2], device=states.device)
         rows = [one[: int(length)] for one, length in zip(states, mask.sum(1), strict=True)]

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.models.codecs import Codec
+from diffalign.models.families.base import encoded_by_pipeline
 from diffalign.models.families.chat import padded
 from diffalign.models.families.qwen_image import QwenImage
 from diffalign.models.families.sources import SOURCE, Size, SourceImages
@@ -74,10 +74,7 @@ class SeenTwice:
         for prompt, image in zip(prompts, images, strict=True):  # the pipeline takes them one by one
             height, width = of_area(self.seen, (image.height, image.width))
             shown = pipeline.image_processor.resize(image, height, width)
-            with torch.no_grad():
-                states, _ = pipeline.encode_prompt(
-                    [prompt], image=[shown], device=pipeline.text_encoder.device
-                )
+            states, _ = encoded_by_pipeline(pipeline, [prompt], image=[shown])
             if states.shape[1] > self.tokens:
                 raise UserError(
                     f"model.max_sequence_length={self.tokens}; {prompt[:60]!r} and its source have "

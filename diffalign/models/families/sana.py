@@ -11,7 +11,7 @@ Its scheduler is a DPM-Solver of flow sigmas, so the network takes whole numbers
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,9 +110,6 @@ class Sana(ReadByT5):
     network_name: str = "transformer"
     network_class: str = "SanaTransformer2DModel"
     codec: Codec = DeepImages()
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
@@ -133,25 +130,21 @@ class Sana(ReadByT5):
         """``encoder_hidden_states`` (B, tokens, 2304) and ``encoder_attention_mask`` (B, tokens), 1 at the
         tokens before the padding, float32.
         """
-        return masked(*self._encoded(pipeline, prompts, guided=False)[:2])
-
-    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
-        """Return the encoded empty prompt, without the instruction."""
-        return rows(masked(*self._encoded(pipeline, [""], guided=True)[2:]), n)
-
-    def _encoded(self, pipeline: Any, prompts: list[str], guided: bool) -> tuple[Tensor, ...]:
         instruction = (
             inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
         )
-        with torch.no_grad():
-            result: tuple[Tensor, ...] = pipeline.encode_prompt(
+        return masked(
+            *self.encoded(
+                pipeline,
                 prompts,
-                do_classifier_free_guidance=guided,
-                device=pipeline.text_encoder.device,
-                max_sequence_length=self.max_sequence_length,
+                do_classifier_free_guidance=False,
                 complex_human_instruction=instruction,
-            )
-        return result
+            )[:2]
+        )
+
+    def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
+        """Return the encoded empty prompt, without the instruction."""
+        return rows(masked(*self.encoded(pipeline, [""], do_classifier_free_guidance=True)[2:]), n)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """Return the transformer's raw prediction, (B, C, h, w)."""

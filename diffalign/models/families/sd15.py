@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import (
     Usual,
-    encode_as_the_pipeline_does,
-    negative_as_the_pipeline_does,
+    encoded_by_pipeline,
     rows,
 )
 from diffalign.types import Cond
@@ -41,6 +40,9 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "projection_dim": 768,
     },
 }
+
+
+_ONE = {"num_images_per_prompt": 1}  # which these pipelines want said
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,12 @@ class StableDiffusion1(Usual):
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 768) in float32: the text encoder's last hidden states."""
-        states, _ = encode_as_the_pipeline_does(pipeline, prompts)
+        states, _ = encoded_by_pipeline(pipeline, prompts, do_classifier_free_guidance=False, **_ONE)
         return {"encoder_hidden_states": states.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """Return the encoded empty prompt, (n, tokens, 768) in float32."""
-        _, states = negative_as_the_pipeline_does(pipeline)
+        _, states = encoded_by_pipeline(pipeline, [""], do_classifier_free_guidance=True, **_ONE)
         return rows({"encoder_hidden_states": states.float()}, n)
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

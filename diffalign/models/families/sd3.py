@@ -7,10 +7,9 @@ number matters, and ``model.max_sequence_length`` sets it where it is not diffus
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -100,6 +99,9 @@ LARGE_35: Mapping[str, Mapping[str, Any]] = {
 """What differs in stable-diffusion-3.5-large and its turbo."""
 
 
+_OTHERS = {"prompt_2": None, "prompt_3": None}  # the prompt for all encoders
+
+
 @dataclass(frozen=True)
 class StableDiffusion3(ReadByT5):
     """The family ``sd3``.
@@ -115,7 +117,6 @@ class StableDiffusion3(ReadByT5):
     codec: Codec = Images()
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     optional_encoders: tuple[str, ...] = ("text_encoder_3",)
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     token_order: ClassVar[tuple[str, ...]] = ("tokenizer", "tokenizer_3")
     most_tokens: ClassVar[int | None] = 512
@@ -142,25 +143,13 @@ class StableDiffusion3(ReadByT5):
         """``encoder_hidden_states`` (B, 77 + T5's tokens, 4096) and ``pooled_projections`` (B, 2048),
         float32.
         """
-        states, _, pooled, _ = self._encoded(pipeline, prompts, guided=False)
+        states, _, pooled, _ = self.encoded(pipeline, prompts, do_classifier_free_guidance=False, **_OTHERS)
         return {"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """Return the encoded empty prompt."""
-        _, states, _, pooled = self._encoded(pipeline, [""], guided=True)
+        _, states, _, pooled = self.encoded(pipeline, [""], do_classifier_free_guidance=True, **_OTHERS)
         return rows({"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()}, n)
-
-    def _encoded(self, pipeline: Any, prompts: list[str], guided: bool) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            result: tuple[Tensor, ...] = pipeline.encode_prompt(
-                prompt=prompts,
-                prompt_2=None,
-                prompt_3=None,
-                device=pipeline.text_encoder.device,
-                do_classifier_free_guidance=guided,
-                max_sequence_length=self.max_sequence_length,
-            )
-        return result
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:
         """Return the transformer's raw prediction, (B, C, h, w)."""

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import (
     Usual,
-    encode_as_the_pipeline_does,
-    negative_as_the_pipeline_does,
+    encoded_by_pipeline,
     rows,
 )
 from diffalign.types import Cond
@@ -82,12 +81,12 @@ class SizeConditioned(Usual):
         ``encoder_hidden_states`` (B, tokens, 2048) are, in SDXL, the penultimate layers of both side by side,
         ``text_embeds`` (B, 1280) the second one's projection.
         """
-        states, _, pooled, _ = encode_as_the_pipeline_does(pipeline, prompts)
+        states, _, pooled, _ = encoded_by_pipeline(pipeline, prompts, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": states.float(), "text_embeds": pooled.float()}
 
     def negative(self, pipeline: Any, n: int) -> dict[str, Tensor]:
         """Zeros where the pipeline's ``force_zeros_for_empty_prompt`` says so, else the empty prompt's."""
-        _, states, _, pooled = negative_as_the_pipeline_does(pipeline)
+        _, states, _, pooled = encoded_by_pipeline(pipeline, [""], do_classifier_free_guidance=True)
         return rows({"encoder_hidden_states": states.float(), "text_embeds": pooled.float()}, n)
 
     def micro_conditions(

@@ -1,26 +1,32 @@
 """A base of families whose prompts a T5 encodes, to a number of tokens that the run may set."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
-from diffalign.models.families.base import Usual, rows
+from diffalign.models.families.base import Usual, encoded_by_pipeline, rows
 
 
 @dataclass(frozen=True)
 class ReadByT5(Usual, ABC):
-    """A base of families whose prompts are encoded by a T5.
+    """A base of families whose prompts are encoded by a T5, or by another model with a limit of the run's.
 
     Attributes:
         max_sequence_length: tokens of T5.
+        text_encoders: see ``Family``.
+        optional_encoders: see ``Family``.
+        load_arguments: see ``Family``.
     """
 
     max_sequence_length: int = 512
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    optional_encoders: tuple[str, ...] = ()
+    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = None
     """Maximal number of tokens in the stock pipeline; None: no limit."""
@@ -37,6 +43,12 @@ class ReadByT5(Usual, ABC):
     def reader(self, pipeline: Any) -> tuple[str, int]:
         """T5's tokenizer."""
         return "tokenizer", self.max_sequence_length
+
+    def encoded(self, pipeline: Any, prompts: list[str], **arguments: Any) -> tuple[Any, ...]:
+        """Return what the stock ``encode_prompt`` makes of prompts, each of at most the family's tokens."""
+        return encoded_by_pipeline(
+            pipeline, prompts, max_sequence_length=self.max_sequence_length, **arguments
+        )
 
     @abstractmethod
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
@@ -59,15 +71,3 @@ def text_tokens(config: ModelConfig, usual: int, most: int | None = None) -> int
         allowed = "1 or more" if most is None else f"1 to {most}"
         raise UserError(f"model.max_sequence_length={tokens}; allowed with this family: {allowed}, or null")
     return tokens
-
-
-def encoded_by_t5(pipeline: Any, prompts: list[str], tokens: int) -> tuple[Any, ...]:
-    """Return the stock ``encode_prompt`` without guidance, where T5 is the only text encoder."""
-    with torch.no_grad():
-        result: tuple[Any, ...] = pipeline.encode_prompt(
-            prompt=prompts,
-            do_classifier_free_guidance=False,
-            max_sequence_length=tokens,
-            device=pipeline.text_encoder.device,
-        )
-    return result

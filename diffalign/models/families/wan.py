@@ -12,7 +12,7 @@ one is trained.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from diffalign.models.codecs import Codec, Videos
 from diffalign.models.experts import EXPERTS, FIRST
 from diffalign.models.families.base import flow_grid
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
-from diffalign.models.families.t5 import ReadByT5, encoded_by_t5
+from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -102,9 +102,6 @@ class WanVideo(ReadByT5):
         stride=lambda config: int(config.get("scale_factor_temporal", 4)),
         exact=True,  # as diffusers' own examples load it
     )
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional_encoders: tuple[str, ...] = ()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     shares_tokens: ClassVar[bool] = True
 
@@ -130,7 +127,7 @@ class WanVideo(ReadByT5):
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, UMT5's tokens, 4096) in float32, zeros after a prompt's end."""
-        states, _ = encoded_by_t5(pipeline, prompts, self.max_sequence_length)
+        states, _ = self.encoded(pipeline, prompts, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": states.float()}
 
     def call(self, network: nn.Module, x_t: Tensor, model_time: Tensor, cond: Cond) -> Tensor:

@@ -10,7 +10,7 @@ The stock pipeline's ``guidance_scale`` s stands for pos + s (pos - neg): ours i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +54,6 @@ class ZImage(SpacedEvenly, ReadByChat):
     network_name: str = "transformer"
     network_class: str = "ZImageTransformer2DModel"
     codec: Codec = Images()
-    load_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     most_tokens: ClassVar[int | None] = 512
 
@@ -73,13 +72,8 @@ class ZImage(SpacedEvenly, ReadByChat):
         """``encoder_hidden_states`` (B, tokens, 2560), Qwen3's last but one, and ``encoder_attention_mask``
         (B, tokens), 1 up to the prompt's end and 0 behind it, float32.
         """
-        with torch.no_grad():
-            states, _ = pipeline.encode_prompt(
-                list(prompts),  # which the pipeline overwrites
-                device=pipeline.text_encoder.device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.max_sequence_length,
-            )
+        own = list(prompts)  # which the pipeline overwrites
+        states, _ = self.encoded(pipeline, own, do_classifier_free_guidance=False)
         full, mask = padded(states, self.max_sequence_length)
         return {"encoder_hidden_states": full, "encoder_attention_mask": mask}
 
