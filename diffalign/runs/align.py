@@ -35,6 +35,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
 from diffalign.models.text_lora import begin_training_text
+from diffalign.runs.idle_settings import tell_of_beta, tell_of_length, without_effect
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.micro_batch import takes_both_experts
@@ -155,6 +156,9 @@ def _aligned(
     if run.resume is not None and snapshot is None:
         tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
 
+    for note in without_effect(run):
+        tell(f"note: {note}")
+    tell_of_beta(inner, tell)
     model = _loaded(run, inner, accelerator, tell, online=bool(prompts))
     if encoders := begin_training_text(model, run.model):
         tell(
@@ -173,6 +177,7 @@ def _aligned(
     check_content(snapshot, checkpoints.content, run.resume_allow)
     _, processes = group_of(run.training, accelerator)
     settings = scheduled(run.training, setup.groups, processes)
+    tell_of_length(run, settings, tell)
     tell(announcement(settings, setup.groups, processes, snapshot.step if snapshot else 0))
     if accelerator.is_main_process:
         write_atomic(output / "config.yaml", to_yaml(portable(run)))
