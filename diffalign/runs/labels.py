@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -79,6 +80,38 @@ def tell_of_syntax(prompts: Iterable[str], tell: Callable[[str], None], kind: st
     """Print how many prompts have the weights and tags of other interfaces; ``kind`` says whose prompts."""
     if note := syntax_note(prompts):
         tell(f"note: {kind}{' ' if kind else ''}{note}")
+
+
+ENLARGED = 1.25
+"""Factor from which on enlarged images are told."""
+KEPT = 0.5
+"""Share of an image below which a crop is told."""
+
+
+def tell_of_cuts(images: pa.ChunkedArray, tell: Callable[[str], None]) -> None:
+    """Warn of images that are much smaller than the training size, or lose most of their area to the crop.
+
+    ``images`` is the column of a set's records: lists of images with their cuts.
+    """
+    flat = pc.list_flatten(images).combine_chunks()
+    sides = [
+        pc.list_flatten(pc.struct_field(flat, name)).to_numpy(zero_copy_only=False).reshape(-1, 2)
+        for name in ("original", "resized", "target")
+    ]
+    original, resized, target = (side.astype(np.float64) for side in sides)
+    factors = (resized / original).max(1) if len(flat) else np.zeros(0)
+    if small := int((factors >= ENLARGED).sum()):
+        height, width = sides[0][int(factors.argmax())]
+        tell(
+            f"warning: {small:,} of {len(flat):,} images are smaller than the training size and are "
+            f"enlarged, the smallest ({width} x {height}) {factors.max():.1f} times; data.filters.min_side "
+            "leaves them out"
+        )
+    if cut := int((target.prod(1) < KEPT * resized.prod(1)).sum()):
+        tell(
+            f"warning: {cut:,} of {len(flat):,} images lose more than half of their area to the crop; "
+            "data.buckets true keeps shapes"
+        )
 
 
 def tell_of_cut_prompts(model: LoadedModel, tell: Callable[[str], None]) -> None:

@@ -45,6 +45,7 @@ from diffalign.runs.labels import (
     check_rivals,
     look_at_labels,
     tell_of_cut_prompts,
+    tell_of_cuts,
     tell_of_empty_prompts,
     tell_of_maps,
     tell_of_syntax,
@@ -149,6 +150,7 @@ def offline(
     tell_of_empty_prompts(encoded.records.column("prompt"), tell)
     tell_of_syntax((prompt.as_py() for prompt in encoded.records.column("prompt")), tell)
     tell_of_cut_prompts(model, tell)
+    tell_of_cuts(encoded.records.column("images"), tell)
     tell_of_votes(run, encoded, tell)
     tell_of_maps(run, encoded, tell)
     tell_of_time_labels(run, encoded, tell)

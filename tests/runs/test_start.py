@@ -1,7 +1,7 @@
 """Checks and messages at the start of a run: launcher, packages, length, scores, dropout."""
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +21,7 @@ from diffalign.config.schema import (
     TrainingConfig,
     ValidationConfig,
 )
+from diffalign.data.encoding.geometry import cut_to
 from diffalign.data.reading.examples import Counts
 from diffalign.errors import UserError
 from diffalign.methods.dpo import DPO
@@ -28,7 +29,13 @@ from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
 from diffalign.runs.align import align
-from diffalign.runs.labels import check_rivals, tell_of_cut_prompts, tell_of_empty_prompts, tell_unliked
+from diffalign.runs.labels import (
+    check_rivals,
+    tell_of_cut_prompts,
+    tell_of_cuts,
+    tell_of_empty_prompts,
+    tell_unliked,
+)
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
@@ -437,3 +444,26 @@ def test_a_run_and_its_validation_tell_of_prompt_weights(tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.count("note: 1 of 2 prompts have weights or tags of A1111 or ComfyUI") == 1
     assert told.count("note: of the validation, 1 of 1 prompts have weights or tags") == 1
+
+
+def cuts_of(*sizes, target=(32, 32)):
+    images = [[asdict(cut_to(size, target)) for size in sizes], []]
+    kind = pa.list_(pa.struct({name: pa.list_(pa.int32()) for name in ("original", "resized", "target")}))
+    lines = []
+    tell_of_cuts(pa.chunked_array([pa.array(images, kind)]), lines.append)
+    return lines
+
+
+def test_images_that_are_enlarged_or_mostly_cropped_are_counted():
+    (line,) = cuts_of((32, 32), (16, 20), (28, 28), (64, 64))
+    assert "warning: 1 of 4 images are smaller" in line and "the smallest (20 x 16) 2.0 times" in line
+    (line,) = cuts_of((64, 160), (64, 64), (48, 32))
+    assert "1 of 3 images lose more than half of their area to the crop" in line
+    assert cuts_of((64, 64)) == cuts_of() == []
+
+
+def test_a_run_tells_of_enlarged_images(tmp_path, capsys):
+    data = DataConfig(path="tiny:pairs", resolution=64, limit=2, holdout=0)
+    model = ModelConfig(path="tiny:sd15", lora=LoraConfig(rank=1))
+    align(Run(output=str(tmp_path), model=model, data=data, training=TrainingConfig(steps=1)))
+    assert "warning: 4 of 4 images are smaller than the training size" in capsys.readouterr().err
