@@ -131,9 +131,9 @@ def as_mapping(card: Any, fields: Sequence[str]) -> Mapping[str, Any]:
     return {name: getattr(card, name) for name in fields}
 
 
-def tell_of_syntax(prompts: Iterable[str]) -> None:
-    """Print how many prompts have the weights and tags of other interfaces, on the first process."""
-    from diffalign.data.prompts.prompt_syntax import syntax_note
+def tell_of_prompts(prompts: Sequence[str]) -> None:
+    """Print what the prompts of a list have that may not be meant, on the first process."""
+    from diffalign.data.prompts.prompt_syntax import notes_on
 
-    if share()[0] == 0 and (note := syntax_note(prompts)):
+    for note in notes_on(prompts) if share()[0] == 0 else ():
         print(f"note: {note}", file=sys.stderr)

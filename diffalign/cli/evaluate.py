@@ -18,7 +18,7 @@ from diffalign.cli.common import (
     print_json,
     share,
     table,
-    tell_of_syntax,
+    tell_of_prompts,
 )
 from diffalign.cli.distances import (
     add_distance_options,
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.evaluation.running import evaluate_models
 
     prompts = read_prompt_set(args.prompts, args.limit)
-    tell_of_syntax(prompts.prompts)
+    tell_of_prompts(prompts.prompts)
     specs = names(args.runs or args.aligned, "--aligned") if args.run is None else [args.run]
     settings = sampling_settings(args, trained_run(specs, args))
     perceptual = perceptual_settings(args)

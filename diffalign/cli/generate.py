@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import count, make_parser, number, output_folder, parse, share, tell_of_syntax
+from diffalign.cli.common import count, make_parser, number, output_folder, parse, share, tell_of_prompts
 from diffalign.errors import UserError
 from diffalign.utils.memory import advised
 
@@ -94,7 +94,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     from diffalign.data.prompts.prompt_sets import read_prompts
 
     prompts = read_prompts(args.prompts, args.limit)
-    tell_of_syntax(prompts)
+    tell_of_prompts(prompts)
     return prompts if args.source is None else about(prompts, Path(args.source).expanduser())
 
 

@@ -1,6 +1,6 @@
 """What a run says of the labels of its set, and whether its method can read them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet, Preferences
-from diffalign.data.prompts.prompt_syntax import syntax_note
+from diffalign.data.prompts.prompt_syntax import notes_on, syntax_note
 from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
@@ -77,9 +77,15 @@ def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None])
 
 
 def tell_of_syntax(prompts: Iterable[str], tell: Callable[[str], None], kind: str = "") -> None:
-    """Print how many prompts have the weights and tags of other interfaces; ``kind`` says whose prompts."""
+    """Print how many captions have the weights and tags of other interfaces; ``kind`` says whose."""
     if note := syntax_note(prompts):
-        tell(f"note: {kind}{' ' if kind else ''}{note}")
+        tell(f"note: {kind}{note}")
+
+
+def tell_of_list(prompts: Sequence[str], tell: Callable[[str], None], kind: str = "") -> None:
+    """Print what the prompts of a list have that may not be meant as a part; ``kind`` says whose."""
+    for note in notes_on(prompts):
+        tell(f"note: {kind}{note}")
 
 
 ENLARGED = 1.25

@@ -47,6 +47,7 @@ from diffalign.runs.labels import (
     tell_of_cut_prompts,
     tell_of_cuts,
     tell_of_empty_prompts,
+    tell_of_list,
     tell_of_maps,
     tell_of_syntax,
     tell_of_time_labels,
@@ -215,7 +216,7 @@ def online(
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     once = lru_cache(load_reward)  # a reward is loaded once for rollout and validation
     tell(f"training {size(roles):,} parameters on what the policy samples for {run.rollout.prompts}")
-    tell_of_syntax(prompts, tell)
+    tell_of_list(prompts, tell)
     source: OnlineSource | NoiseSource | WithData
     if shape_of(run.method["type"], run.rollout) in ("gradients", "distillation"):
         model.free_encoders()

@@ -122,7 +122,7 @@ def streamed(
     begun = source.learned.records.column("prompt")
     tell_of_empty_prompts(begun, tell)
     tell_of_cuts(source.learned.records.column("images"), tell)
-    tell_of_syntax((prompt.as_py() for prompt in begun), tell, "of the first block,")
+    tell_of_syntax((prompt.as_py() for prompt in begun), tell, "of the first block, ")
     tell_of_votes(run, source.learned, tell)
     tell_of_maps(run, source.learned, tell)
     move_networks(model, accelerator.device)

@@ -27,7 +27,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.precision import vae_precision
 from diffalign.rewards import load
 from diffalign.rewards.specs import weighted
-from diffalign.runs.labels import tell_of_syntax
+from diffalign.runs.labels import tell_of_list
 from diffalign.runs.memory_advice import when_validating
 from diffalign.runs.validate import validation_prompts
 from diffalign.training.sharding import is_sharded
@@ -72,7 +72,7 @@ class ValidationHook:
         self._output, settings = Path(run.output), run.validation
         self._prompts = validation_prompts(run)
         if run.validation.every:
-            tell_of_syntax(self._prompts, say, "of the validation,")
+            tell_of_list(self._prompts, say, "of the validation, ")
         self._scores = bool(settings.every and (run.rollout.prompts or settings.rewards))
         learned, watched = ([weighted(spec) for spec in specs] for specs in (trained, settings.rewards))
         self._trained = tuple(reward.name for reward in learned)

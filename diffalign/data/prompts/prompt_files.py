@@ -1,17 +1,16 @@
 """Files of prompts: text lines, json lines, tables. One reader for each, all giving (place, fields) rows."""
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.reading.files import Opener
+from diffalign.data.reading.csv_files import csv_columns, csv_rows
+from diffalign.data.reading.files import Opener, Table
 from diffalign.data.reading.json_files import json_rows
 from diffalign.data.reading.sources import holds_no_image, names_a_source, source_columns
 from diffalign.errors import UserError
 from diffalign.media.sourced import SourcedPrompt
-from diffalign.utils.text import read_text, text_lines
+from diffalign.utils.text import text_lines
 
 COLUMNS = ("prompt", "prompts", "caption", "text", "prompt_en", "instruction", "edit_instruction")
 """Names of the prompt's column or field, in any case; the first one present counts."""
@@ -122,18 +121,12 @@ def _json(file: Path) -> Iterator[Row]:
 
 
 def _table(file: Path) -> Iterator[Row]:
-    tabs = file.suffix.lower() == ".tsv"
-    lines = io.StringIO(read_text(file), newline="")
     # a tab-separated file is not quoted: prompts contain lone quotation marks
-    rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(lines)
-    try:
-        names = [name for name in rows.fieldnames or [] if name]
-        if column(names, COLUMNS) is None:
-            raise _no_prompts(names, str(file))
-        for number, row in enumerate(rows):
-            yield f"{file.name} row {number}", {name: row[name] for name in names}
-    except csv.Error as error:
-        raise UserError(f"{file}: not readable as csv ({error})") from error
+    table, quoted = Table(str(file)), file.suffix.lower() != ".tsv"
+    names = [name for name in csv_columns(table, quoted) if name]
+    if column(names, COLUMNS) is None:
+        raise _no_prompts(names, str(file))
+    yield from csv_rows(table, quoted)
 
 
 def _parquet(file: Path) -> Iterator[Row]:

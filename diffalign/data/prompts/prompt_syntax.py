@@ -5,7 +5,7 @@ Weights (``(word:1.3)``, ``((word))``, ``[word]``), LoRA tags (``<lora:name:0.8>
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 _NUMBER = r"(?:\d*\.\d+|[0-3])"
 _SYNTAX = re.compile(
@@ -44,3 +44,24 @@ def syntax_note(prompts: Iterable[str]) -> str:
         f"{marked:,} of {total:,} prompts have weights or tags of A1111 or ComfyUI, such as {short!r}; they "
         "are read as plain text"
     )
+
+
+_OF_LISTS = (
+    (re.compile(r"#\s|//"), 1, "begin with # or //, as comments do"),
+    (re.compile(r"([\"'\u201c]).+[\"'\u201d]$", re.DOTALL), 2, "are in quotation marks"),
+    (re.compile(r"(?:\d+[.)]|[-*\u2022])\s"), 2, "begin with the number or the sign of a list"),
+)
+"""(beginning of a prompt, how many are no chance, what it looks like)."""
+
+
+def notes_on(prompts: Sequence[str]) -> Iterator[str]:
+    """Yield sentences on what the prompts of a list have that may not be meant as a part of them."""
+    if note := syntax_note(prompts):
+        yield note
+    for pattern, least, words in _OF_LISTS:
+        found = [prompt for prompt in prompts if pattern.match(prompt)]
+        if len(found) >= least and (least == 1 or 2 * len(found) > len(prompts)):
+            yield (
+                f"{len(found):,} of {len(prompts):,} prompts {words}, such as {found[0][:60]!r}; they are "
+                "read as they are"
+            )

@@ -3,7 +3,7 @@
 import pytest
 
 from diffalign.cli import main
-from diffalign.data.prompts.prompt_syntax import syntax_note, syntax_of
+from diffalign.data.prompts.prompt_syntax import notes_on, syntax_note, syntax_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,24 @@ def test_generate_says_it_once(tmp_path, capsys):
     words = ["--steps", "1", "--height", "32", "--width", "32", "--output", str(tmp_path / "o")]
     assert main(["generate", "tiny:sd15", "--prompts", str(tmp_path / "p.txt"), *words]) == 0
     assert capsys.readouterr().err.count("note: 1 of 2 prompts have weights or tags") == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (
+            ["# animals", "a cat", "a dog"],
+            "1 of 3 prompts begin with # or //, as comments do, such as '# animals'",
+        ),
+        (['"a cat"', '"a dog"'], "2 of 2 prompts are in quotation marks"),
+        (["1. a cat", "2. a dog"], "2 of 2 prompts begin with the number or the sign of a list"),
+        (["- a cat", "- a dog", "x"], "2 of 3 prompts begin with the number or the sign of a list"),
+    ],
+)
+def test_signs_of_lists_are_told(prompts, words):
+    (note,) = notes_on(prompts)
+    assert words in note and note.endswith("they are read as they are")
+
+
+def test_prompts_that_only_look_alike_are_not():
+    assert list(notes_on(["#1 fan", '"Hi", said the cat', "2 cats", "3. Reich", "a-b", '"a sign"'])) == []

@@ -86,6 +86,17 @@ def test_activities_are_every_animal_at_everything_mixed_from_the_start():
         ("p.jsonl", b"{", "p.jsonl line 1: not JSON"),
         ("p.csv", b"id,name\n1,2\n", "p.csv: no prompts; found id, name; needed"),
         ("p.csv", b"", "p.csv: no prompts; found nothing"),
+        (
+            "p.csv",
+            b"id,prompt\n1,a cat, sitting\n",
+            "p.csv row 0: more cells than columns, ' sitting'; quote",
+        ),
+        (
+            "p.tsv",
+            b"id\tprompt\n1\ta\tb\n",
+            "p.tsv row 0: more cells than columns, 'b'; quote cells with tabs",
+        ),
+        ("p.csv", b"prompt,prompt\na,b\n", "p.csv line 1: column 'prompt' twice"),
         ("p.parquet", b"PAR1", "p.parquet: not readable as parquet"),
     ],
 )
@@ -128,3 +139,13 @@ def test_a_document_without_prompts_says_what_is_needed(tmp_path):
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfa red circle\r\na blue square\r\n")
     assert read_prompts(str(tmp_path / "p.txt")) == ["a red circle", "a blue square"]
+
+
+def test_a_comma_in_a_file_of_one_column_is_text(tmp_path):
+    (tmp_path / "p.csv").write_text('prompt\na cat, sitting, 8k\n"a dog, ""big"""\na cow\n')
+    assert read_prompts(str(tmp_path / "p.csv")) == ["a cat, sitting, 8k", 'a dog, "big"', "a cow"]
+
+
+def test_empty_cells_at_the_end_of_a_row_are_none(tmp_path):
+    (tmp_path / "p.csv").write_text("id,prompt\n1,a cat,,\n2\n")
+    assert read_prompts(str(tmp_path / "p.csv")) == ["a cat"]
