@@ -35,7 +35,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.precision import AUTOCAST
 from diffalign.models.text_lora import begin_training_text
-from diffalign.runs.idle_settings import tell_of_beta, tell_of_length, without_effect
+from diffalign.runs.idle_settings import tell_of_length, tell_of_settings
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
 from diffalign.runs.micro_batch import takes_both_experts
@@ -156,9 +156,7 @@ def _aligned(
     if run.resume is not None and snapshot is None:
         tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
 
-    for note in without_effect(run):
-        tell(f"note: {note}")
-    tell_of_beta(inner, tell)
+    tell_of_settings(run, inner, tell)
     model = _loaded(run, inner, accelerator, tell, online=bool(prompts))
     if encoders := begin_training_text(model, run.model):
         tell(

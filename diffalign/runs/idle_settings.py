@@ -38,6 +38,13 @@ _NEEDS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
 """(field or section that ends in a dot, whether it is read, what reads it)."""
 
 
+def tell_of_settings(run: Run, method: Method[Any], tell: Callable[[str], None]) -> None:
+    """Print what settings do not do, before a model is loaded; ``method`` is the run's without strategies."""
+    for note in without_effect(run):
+        tell(f"note: {note}")
+    tell_of_beta(method, tell)
+
+
 def without_effect(run: Run) -> Iterator[str]:
     """Yield a sentence on the settings of each kind that are not at their defaults and that nothing reads."""
     fields = [(name, field, get(run, name)) for name, field, _ in options(Run)]

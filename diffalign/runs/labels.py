@@ -1,6 +1,6 @@
 """What a run says of the labels of its set, and whether its method can read them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -76,10 +76,13 @@ def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None])
         tell(f"warning: {empty:,} of {len(prompts):,} prompts are empty")
 
 
-def tell_of_syntax(prompts: Iterable[str], tell: Callable[[str], None], kind: str = "") -> None:
-    """Print how many captions have the weights and tags of other interfaces; ``kind`` says whose."""
-    if note := syntax_note(prompts):
-        tell(f"note: {kind}{note}")
+def tell_of_contents(encoded: EncodedSet, tell: Callable[[str], None]) -> None:
+    """Print what is unusual in the prompts and the sizes of an encoded set."""
+    prompts = encoded.records.column("prompt")
+    tell_of_empty_prompts(prompts, tell)
+    if note := syntax_note(prompt.as_py() for prompt in prompts):
+        tell(f"note: {note}")
+    tell_of_cuts(encoded.records.column("images"), tell)
 
 
 def tell_of_list(prompts: Sequence[str], tell: Callable[[str], None], kind: str = "") -> None:
@@ -130,7 +133,11 @@ def tell_of_cut_prompts(model: LoadedModel, tell: Callable[[str], None]) -> None
 
 
 def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Warn of votes that the method ignores."""
+    """Warn of votes that the method ignores, and of settings of votes where there are none."""
+    # other uses of votes than soft ones leave none in the records
+    voted = encoded.counts.undecided or "votes" in encoded.extras or run.data.votes != "soft"
+    if run.data.min_agreement and not voted:
+        tell(f"warning: data.min_agreement={run.data.min_agreement:g} has no effect: the set has no votes")
     if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
         tell(
             f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "

@@ -44,12 +44,10 @@ from diffalign.runs.labels import (
     check_labels,
     check_rivals,
     look_at_labels,
+    tell_of_contents,
     tell_of_cut_prompts,
-    tell_of_cuts,
-    tell_of_empty_prompts,
     tell_of_list,
     tell_of_maps,
-    tell_of_syntax,
     tell_of_time_labels,
     tell_of_votes,
     tell_unliked,
@@ -148,10 +146,8 @@ def offline(
     tell(f"data: {counts}")
     tell_unliked(run.method["type"], encoded.counts, tell)
     check_rivals(run, encoded, tell)
-    tell_of_empty_prompts(encoded.records.column("prompt"), tell)
-    tell_of_syntax((prompt.as_py() for prompt in encoded.records.column("prompt")), tell)
+    tell_of_contents(encoded, tell)
     tell_of_cut_prompts(model, tell)
-    tell_of_cuts(encoded.records.column("images"), tell)
     tell_of_votes(run, encoded, tell)
     tell_of_maps(run, encoded, tell)
     tell_of_time_labels(run, encoded, tell)

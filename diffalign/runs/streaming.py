@@ -20,10 +20,8 @@ from diffalign.runs.labels import (
     check_labels,
     check_rivals,
     look_at_labels,
-    tell_of_cuts,
-    tell_of_empty_prompts,
+    tell_of_contents,
     tell_of_maps,
-    tell_of_syntax,
     tell_of_votes,
     tell_unliked,
 )
@@ -119,10 +117,7 @@ def streamed(
         )
     check_labels(run, inner, source.held_out.dense)
     check_rivals(run, source.learned, tell)
-    begun = source.learned.records.column("prompt")
-    tell_of_empty_prompts(begun, tell)
-    tell_of_cuts(source.learned.records.column("images"), tell)
-    tell_of_syntax((prompt.as_py() for prompt in begun), tell, "of the first block, ")
+    tell_of_contents(source.learned, lambda line: tell(f"{line} (of the first block)"))
     tell_of_votes(run, source.learned, tell)
     tell_of_maps(run, source.learned, tell)
     move_networks(model, accelerator.device)

@@ -34,6 +34,7 @@ from diffalign.runs.labels import (
     tell_of_cut_prompts,
     tell_of_cuts,
     tell_of_empty_prompts,
+    tell_of_votes,
     tell_unliked,
 )
 from diffalign.runs.launcher import with_launcher
@@ -467,3 +468,13 @@ def test_a_run_tells_of_enlarged_images(tmp_path, capsys):
     model = ModelConfig(path="tiny:sd15", lora=LoraConfig(rank=1))
     align(Run(output=str(tmp_path), model=model, data=data, training=TrainingConfig(steps=1)))
     assert "warning: 4 of 4 images are smaller than the training size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("votes", "extras", "undecided", "told"),
+    [("soft", (), 0, 1), ("soft", ("votes",), 0, 0), ("soft", (), 3, 0), ("majority", (), 0, 0)],
+)
+def test_a_least_agreement_of_votes_that_are_not_there_is_told(votes, extras, undecided, told):
+    run, lines = Run(method={"type": "dpo"}, data=DataConfig(min_agreement=0.9, votes=votes)), []
+    tell_of_votes(run, SimpleNamespace(counts=Counts(undecided=undecided), extras=extras), lines.append)
+    assert sum("data.min_agreement=0.9 has no effect: the set has no votes" in line for line in lines) == told

@@ -123,6 +123,11 @@ def _read(config: DataConfig) -> Preferences:
         raise UserError(
             f"data.label is {config.label!r}, but the set is a folder of images; it is for tables"
         )
+    if config.streaming and name != "hub":
+        raise UserError(
+            f"data.streaming is true, but the set is {name}, which is read row by row anyhow; it is for hub "
+            "datasets; allowed: false"
+        )
     if config.config and name != "hub":
         raise UserError(f"data.config is {config.config!r}, but the set is {name}; it is for hub datasets")
     return READERS[name](config)

@@ -368,3 +368,11 @@ def test_unreadable_jsonl_images_are_left_to_the_encoder(tmp_path):
         match=r"0 pairs.*1 unreadable; p\.jsonl line 1: no\.png is unreadable \(No such",
     ):
         encode_preferences(Model(), read_preferences(config), config, tmp_path / "cache", False)
+
+
+def test_streaming_is_of_hub_sets(tmp_path):
+    path = write_parquet(tmp_path / "p.parquet", [row(0)])
+    with pytest.raises(
+        UserError, match=r"data\.streaming is true, but the set is parquet, .* allowed: false"
+    ):
+        read(path, streaming=True)
