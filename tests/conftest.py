@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors; threads would wait for each other
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 from tests import shape_checks
+
+gc.disable()  # until the tests are collected: imports make a million objects that stay
 
 SHAPED = ("types", "losses", "diffusion", "media", "methods", "models", "rewards", "rollout", "evaluation")
 SHAPED += ("preferences", "plane", "strategies")
@@ -71,6 +74,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: longest_first(_file_of(item), times))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the collections of garbage to come, which would walk it each time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def longest_first(file: str, times: Mapping[str, float]) -> tuple[float, str]:

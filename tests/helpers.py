@@ -86,13 +86,25 @@ class GivenNoise:
         return Noised(x0, self.eps, add_noise(denoiser, x0, self.eps, t), t)
 
 
-def in_two_processes(module: str, *arguments: object, processes: int = 2) -> None:
-    """Run a module under torchrun on the CPU, in two processes or so many, with these arguments."""
+def in_two_processes(module: str, *arguments: object, processes: int = 2, pipelines: bool = False) -> None:
+    """Run a module on the CPU with these arguments, in two processes or so many (``tests.ranks``).
+
+    ``pipelines`` imports diffusers once for all of them.
+    """
+    options = ["--pipelines"] if pipelines else []
+    _launched(["tests.ranks", *options, str(processes), module, *map(str, arguments)], processes)
+
+
+def under_torchrun(module: str, *arguments: object) -> None:
+    """Run a module under torchrun on the CPU, in two processes, with these arguments."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    _launched([*torchrun, "-m", module, *map(str, arguments)], 2)
+
+
+def _launched(command: list[str], processes: int) -> None:
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node", str(processes)]
     launcher = subprocess.Popen(
-        [*command, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", *command],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:

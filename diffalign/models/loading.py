@@ -25,6 +25,7 @@ from diffalign.models.families.base import Family
 from diffalign.models.families.card import FamilyCard
 from diffalign.models.families.registry import FAMILIES, REFUSED, get_family, meant, moved
 from diffalign.models.formulation import Formulation, formulation_in, path_of, set_formulation
+from diffalign.models.libraries import import_libraries
 from diffalign.models.loaded import LoadedModel, no_bars
 from diffalign.models.motion_adapter import drop_adapter, load_motion, set_in_motion
 from diffalign.models.placing import place, quantize_network
@@ -75,6 +76,7 @@ def load(
             f"allowed: float32, {wanted}"
         )
     source = resolve(config.path)
+    import_libraries()
     index = None if is_single_file(source) else _model_index(config, source)
     card = _found(config, source, index)
     formulation = Formulation() if index is not None else formulation_in(config, source, card)

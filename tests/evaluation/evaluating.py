@@ -1,4 +1,4 @@
-"""One process of an evaluation, as torchrun starts it: ``python -m tests.evaluation.evaluating FOLDER``."""
+"""One process of an evaluation: ``python -m tests.ranks 2 tests.evaluation.evaluating FOLDER``."""
 
 import json
 import sys

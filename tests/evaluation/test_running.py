@@ -174,7 +174,7 @@ def test_prompts_that_a_reward_cannot_score_are_told_before_a_model_is_opened(tm
 
 
 def test_two_processes_write_the_report_of_one(tmp_path):
-    in_two_processes("tests.evaluation.evaluating", tmp_path / "two")
+    in_two_processes("tests.evaluation.evaluating", tmp_path / "two", pipelines=True)
     from tests.evaluation import evaluating
 
     evaluating.main(str(tmp_path / "one"))

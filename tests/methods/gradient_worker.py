@@ -1,7 +1,7 @@
 """What each of two processes does in ``test_distributed_gradients``: runs on the plane that differentiate a
 reward, and what they end with, written to a folder.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.methods.gradient_worker FOLDER``
+``python -m tests.ranks 2 tests.methods.gradient_worker FOLDER``
 """
 
 import sys

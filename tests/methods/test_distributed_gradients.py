@@ -1,4 +1,4 @@
-"""Methods that differentiate a reward: two processes under torchrun equal one with all their prompts."""
+"""Methods that differentiate a reward: two processes equal one with all their prompts."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """What each of two processes does in ``test_context_parallel``: the gradient of its part of the tokens.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.models.context_worker FOLDER FAMILY...``
+``python -m tests.ranks 2 tests.models.context_worker FOLDER FAMILY...``
 """
 
 import sys

@@ -40,7 +40,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("context")
     for name, make in MAKERS.items():
         make(folder / name)
-    in_two_processes("tests.models.context_worker", folder, *MAKERS)
+    in_two_processes("tests.models.context_worker", folder, *MAKERS, pipelines=True)
     return folder
 
 

@@ -9,7 +9,7 @@ from tests.tiny_pipelines import make_sdxl
 
 def test_two_processes_have_the_gradient_of_one_with_both_rows(tmp_path):
     folder = make_sdxl(tmp_path / "sdxl")
-    in_two_processes("tests.models.text_worker", folder, tmp_path)
+    in_two_processes("tests.models.text_worker", folder, tmp_path, pipelines=True)
     expected = gradients(str(folder))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(expected) == 24 and expected.keys() == first.keys() == second.keys()

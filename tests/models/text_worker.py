@@ -1,7 +1,7 @@
 """What each of two processes does in ``test_text_distributed``: the gradient of its row, through the prepared
 module.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.models.text_worker PIPELINE FOLDER``
+``python -m tests.ranks 2 tests.models.text_worker PIPELINE FOLDER``
 """
 
 import sys

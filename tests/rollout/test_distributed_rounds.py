@@ -1,4 +1,4 @@
-"""Two processes under torchrun that sample, judge and learn equal one process with all their prompts.
+"""Two processes that sample, judge and learn equal one process with all their prompts.
 
 The released adapters of D3PO are not synchronised between processes, so that it fails the first of these.
 """

@@ -1,7 +1,7 @@
 """What each of two processes does in ``test_distributed_rounds``: online runs on the plane, and what they
 measured, written to a folder.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.rollout.worker FOLDER``
+``python -m tests.ranks 2 tests.rollout.worker FOLDER``
 """
 
 import sys

@@ -1,6 +1,6 @@
 """What each process does in ``test_context``: whole runs whose tokens are shared by two processes.
 
-``python -m torch.distributed.run --nproc_per_node N -m tests.runs.context_worker FOLDER CASE...``
+``python -m tests.ranks N tests.runs.context_worker FOLDER CASE...``
 """
 
 import os

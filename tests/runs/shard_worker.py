@@ -1,6 +1,6 @@
 """What each of two processes does in ``test_sharding``: whole runs whose weights are spread over both.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.runs.shard_worker FOLDER``
+``python -m tests.ranks 2 tests.runs.shard_worker FOLDER``
 """
 
 import os

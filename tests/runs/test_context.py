@@ -42,8 +42,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("context")
     for name, make in (("flux", make_flux), ("wan", make_wan)):
         make(folder / name)
-    in_two_processes("tests.runs.context_worker", folder, *CASES)
-    in_two_processes("tests.runs.context_worker", folder, "flux", processes=4)
+    in_two_processes("tests.runs.context_worker", folder, *CASES, pipelines=True)
+    in_two_processes("tests.runs.context_worker", folder, "flux", processes=4, pipelines=True)
     return folder
 
 

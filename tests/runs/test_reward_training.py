@@ -27,7 +27,7 @@ from diffalign.runs.reward.method import TOKENS, StepAwareTraining, Timed
 from diffalign.runs.reward.validate import MEANINGLESS, validate
 from diffalign.training.acceleration import accelerator_for
 from diffalign.types import Batch
-from tests.helpers import Affine, GivenTimes, in_two_processes, sd_path
+from tests.helpers import Affine, GivenTimes, sd_path, under_torchrun
 
 WEIGHTS = "step_aware.safetensors"
 
@@ -298,7 +298,7 @@ def test_two_processes_are_one_of_twice_the_batch(done, tmp_path):
     train_reward(one, silent)
     flags = [*shared_cache(done), "--training.batch_size", "2", "--output", str(tmp_path / "two")]
     (tmp_path / "two.yaml").write_text(to_yaml(small(tmp_path / "two", *flags)))
-    in_two_processes("diffalign", "train-reward", tmp_path / "two.yaml")
+    under_torchrun("diffalign", "train-reward", tmp_path / "two.yaml")
     # Of the first step's gradient, since Adam makes a whole step of what is nothing but rounding.
     first, second = (
         torch.load(tmp_path / name / "checkpoints" / "step-1" / "optimizer.pt", weights_only=True)["state"]

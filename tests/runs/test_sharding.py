@@ -35,7 +35,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    in_two_processes("tests.runs.shard_worker", folder)
+    in_two_processes("tests.runs.shard_worker", folder, pipelines=True)
     return folder
 
 

@@ -163,7 +163,7 @@ def test_validation_draws_and_scores_videos(models, tmp_path):
 def test_two_processes_are_one(models, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     align(run_of(models["wan"], one), silent)
-    in_two_processes("tests.runs.video_worker", models["wan"], two)
+    in_two_processes("tests.runs.video_worker", models["wan"], two, pipelines=True)
     paths = (folder / "checkpoints" / "step-4" / "trainable.safetensors" for folder in (one, two))
     alone, together = (load_file(path) for path in paths)
     assert alone.keys() == together.keys()

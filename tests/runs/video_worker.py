@@ -1,6 +1,6 @@
 """Online runs on videos of random models, and what each of two processes does in ``test_video_rollouts``.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.runs.video_worker MODEL OUTPUT``
+``python -m tests.ranks 2 tests.runs.video_worker MODEL OUTPUT``
 """
 
 import sys

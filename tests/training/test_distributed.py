@@ -1,4 +1,4 @@
-"""Two processes under torchrun equal one process of twice the batch (rules 6, 7, 8)."""
+"""Two processes equal one process of twice the batch (rules 6, 7, 8)."""
 
 import math
 

@@ -1,6 +1,6 @@
 """What each of two processes does in ``test_distributed``: runs, and what they measured, written to a folder.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.training.worker FOLDER``
+``python -m tests.ranks 2 tests.training.worker FOLDER``
 """
 
 import os
