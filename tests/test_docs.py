@@ -12,6 +12,7 @@ from benchmarks.reproduce import written
 from diffalign.cli import COMMANDS
 from diffalign.config.files import shipped_configs
 from diffalign.methods import REGISTRY as METHODS
+from diffalign.methods import build
 from diffalign.models.families.registry import FAMILIES, REFUSED
 from diffalign.rewards import REGISTRY as REWARDS
 
@@ -106,3 +107,29 @@ def test_nothing_is_fetched_from_elsewhere(site):
 def test_links_lead_to_files_of_the_repository(page):
     links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [target for target in links if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("row", "methods"),
+    [
+        ("MaPO as released", [{"type": "mapo"}, {"type": "mapo", "form": "orpo"}]),
+        ("MaPO as printed", [{"type": "mapo", "form": "paper"}]),
+        ("DSPO", [{"type": "dspo"}]),
+        ("SimPO", [{"type": "simpo"}]),
+        ("DiffusionNFT", [{"type": "diffusion_nft"}]),
+        ("DGPO", [{"type": "dgpo"}]),
+        ("f-DPO, XPO, beta-DPO", [{"type": "fdpo"}, {"type": "xpo"}, {"type": "beta_dpo"}]),
+        ("AutoBeta", [{"type": "auto_beta"}]),
+        ("Flow-GRPO, DDPO", [{"type": "flow_grpo"}, {"type": "ddpo"}]),
+    ],
+)
+def test_the_settings_that_are_named_beta_exist(row, methods):
+    page = (ROOT / "docs" / "concepts" / "beta.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {row}")]
+    names = re.findall(r"`([a-z_.]+)`", line.split("|")[3])
+    for name in [name for name in names if name != "dpo"]:
+        for method in methods:
+            value = build(method)
+            for part in name.split("."):
+                value = getattr(value, part)
+            assert value is None or isinstance(value, float), (method, name)

@@ -121,12 +121,11 @@ def _json(file: Path) -> Iterator[Row]:
 
 
 def _table(file: Path) -> Iterator[Row]:
-    # a tab-separated file is not quoted: prompts contain lone quotation marks
-    table, quoted = Table(str(file)), file.suffix.lower() != ".tsv"
-    names = [name for name in csv_columns(table, quoted) if name]
+    table = Table(str(file))
+    names = [name for name in csv_columns(table) if name]
     if column(names, COLUMNS) is None:
         raise _no_prompts(names, str(file))
-    yield from csv_rows(table, quoted)
+    yield from csv_rows(table)
 
 
 def _parquet(file: Path) -> Iterator[Row]:

@@ -16,8 +16,8 @@ from diffalign.errors import UserError
 from diffalign.utils.text import parse_json
 
 EMPTY = frozenset({"", "none", "null", "nan", "na", "n/a", "inf", "-inf", "+inf", "infinity", "-infinity"})
-TRUE = frozenset({"true", "1", "1.0"})
-FALSE = frozenset({"false", "0", "0.0"})
+TRUE = frozenset({"true", "1", "1.0", "yes", "y"})
+FALSE = frozenset({"false", "0", "0.0", "no", "n"})
 FIRST = frozenset(
     {"a", "first", "left", "image1", "image_1", "video1", "video_1", "model1", "image 1", "video 1"}
 )
@@ -69,7 +69,9 @@ def truth(value: Any, name: str, where: str) -> bool | None:
         return None
     if text in TRUE or text in FALSE:
         return text in TRUE
-    raise UserError(f"{where}: {name} is {value!r}; allowed: true, false, or nothing where it is not known")
+    raise UserError(
+        f"{where}: {name} is {value!r}; allowed: true, false, yes, no, 1, 0, or nothing where it is not known"
+    )
 
 
 def choice(value: Any, name: str, where: str, columns: Sequence[str] = ()) -> Verdict | None:

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from diffalign.data.reading.files import Table
@@ -16,17 +18,51 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """("file row n", cells by column)."""
 
 
-def _csv_reader(table: Table, quoted: bool) -> "csv.DictReader[str]":
+def _csv_reader(table: Table) -> "csv.DictReader[str]":
     with table.open() as file:
         text = decode(file.read(), table.place)
     delimiter, spaced = _dialect(text, table)
-    lines = io.StringIO(text, newline="")
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=spaced, quoting=quoting)
-    names = reader.fieldnames or ()
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+    if table.suffix == ".tsv" and not _is_quoted(text):
+        quoting = csv.QUOTE_NONE
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        skipinitialspace=spaced,
+        quoting=quoting,
+        strict=True,
+    )
+    with _named_errors(reader, table):
+        names = reader.fieldnames or ()
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise UserError(f"{table.place} line 1: column {twice[0]!r} twice; allowed: a name once")
     return reader
+
+
+@contextmanager
+def _named_errors(reader: "csv.DictReader[str]", table: Table) -> Iterator[None]:
+    """Turn errors of csv into one that names the first line of the row at fault."""
+    line = reader.line_num + 1
+    try:
+        yield
+    except csv.Error as error:
+        raise UserError(
+            f"{table.place} line {line}: not readable as csv ({error}); a cell that begins with a quotation "
+            "mark ends with one, and those within it are doubled"
+        ) from error
+
+
+def _is_quoted(text: str) -> bool:
+    """Return whether tab-separated cells are quoted: every mark that begins a cell has its end.
+
+    Tables of prompts are also written without quoting, where a lone mark would take in the lines after it.
+    """
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True):
+            pass
+    except csv.Error:
+        return False
+    return True
 
 
 def _dialect(text: str, table: Table) -> tuple[str, bool]:
@@ -42,31 +78,26 @@ def _dialect(text: str, table: Table) -> tuple[str, bool]:
     return delimiter, f"{delimiter} " in first
 
 
-def csv_columns(table: Table, quoted: bool = True) -> dict[str, str]:
-    """Return an empty cell for each column of a file without rows; ``quoted`` is as for ``csv_rows``."""
-    try:
-        return dict.fromkeys(_csv_reader(table, quoted).fieldnames or (), "")
-    except csv.Error as error:
-        raise UserError(f"{table.place}: not readable as csv ({error})") from error
+def csv_columns(table: Table) -> dict[str, str]:
+    """Return an empty cell for each column of a file without rows."""
+    return dict.fromkeys(_csv_reader(table).fieldnames or (), "")
 
 
-def csv_rows(table: Table, quoted: bool = True) -> Rows:
+def csv_rows(table: Table) -> Rows:
     """Yield the rows of a csv or tsv file; UserError for what is none.
 
-    Args:
-        table: the file.
-        quoted: quotation marks enclose cells; False: they are text.
-
-    In a file of one column a comma needs no quotation marks, since there is nothing that it could divide.
+    Quotation marks enclose cells; in a tab-separated file they are text unless each of them has its end. In
+    a file of one column a comma needs no quotation marks, since there is nothing that it could divide.
     """
     csv.field_size_limit(CELL)
-    try:
-        reader = _csv_reader(table, quoted)
-        for number, row in enumerate(reader):
-            where = f"{table.name} row {number}"
-            yield where, _whole(row, where, reader.reader.dialect.delimiter)
-    except csv.Error as error:
-        raise UserError(f"{table.place}: not readable as csv ({error})") from error
+    reader = _csv_reader(table)
+    for number in itertools.count():
+        with _named_errors(reader, table):
+            row = next(reader, None)
+        if row is None:
+            return
+        where = f"{table.name} row {number}"
+        yield where, _whole(row, where, reader.reader.dialect.delimiter)
 
 
 def _whole(row: dict[Any, Any], where: str, delimiter: str) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 names, or ``_w`` / ``_l`` suffixes; of single images ``liked/`` + ``disliked/``, either of which may be
 missing.
 
-With ``data.frames`` the files are videos. The caption of ``cat.png`` or ``cat.mp4`` stands in ``cat.txt``,
-beside the winner, beside the loser, or in the folder itself. A file without its rival or its caption is an
-error that names it, since silently losing pairs is worse than a run that does not start. Other files are
-counted and named; hidden files (macOS's ``._`` ones too) are ignored.
+With ``data.frames`` the files are videos. The caption of ``cat.png`` or ``cat.mp4`` stands in ``cat.txt`` (or
+another of ``CAPTIONS``), beside the winner, beside the loser, or in the folder itself. A file without its
+rival or its caption is an error that names it, since silently losing pairs is worse than a run that does not
+start. Other files are counted and named; hidden files (macOS's ``._`` ones too) are ignored.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from glob import escape
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,8 @@ IMAGES = frozenset(IMAGE_SUFFIXES)
 VIDEOS = frozenset(MOVING_SUFFIXES)
 SIDES = (("w", "l"), ("chosen", "rejected"), ("win", "lose"))
 LIKES = (("liked", 1.0), ("disliked", 0.0))
+CAPTIONS = (".txt", ".TXT", ".caption")
+"""Suffixes of captions, the one that counts first."""
 
 
 def is_preference_folder(folder: Path) -> bool:
@@ -176,13 +179,22 @@ def _caption(root: Path, stem: str, *images: Path) -> Path | None:
 
 def _caption_places(root: Path, stem: str, *images: Path) -> list[Path]:
     """Return the captions of a pair or an image, the one that counts first."""
-    places = (*(image.with_suffix(".txt") for image in images), root / f"{stem}.txt")
+    beside = [image.with_suffix("") for image in images]
+    places = [place.with_name(place.name + end) for place in (*beside, root / stem) for end in CAPTIONS]
     return [place for place in dict.fromkeys(places) if place.is_file()]
 
 
 def _all_captioned(root: Path, captions: Mapping[str, Path | None]) -> None:
     missing = sorted(stem for stem, caption in captions.items() if caption is None)
     if missing:
+        name = missing[0].rpartition("/")[2]
+        near = {
+            file.name
+            for file in root.rglob(f"{escape(name)}.*")
+            if file.suffix.lower() not in IMAGES | VIDEOS and not _hidden(file, root)
+        }
+        told = f" (found is {some(sorted(near))})" if near else ""
         raise UserError(
-            f"{root}: no caption for {some(missing)}; needed {missing[0]}.txt beside it or in the folder"
+            f"{root}: no caption for {some(missing)}{told}; needed {missing[0]}.txt beside it or in the "
+            f"folder; allowed suffixes: {', '.join(CAPTIONS)}"
         )

@@ -17,7 +17,7 @@ from diffalign.data.reading.examples import Example, ImageRef, Skipped
 from diffalign.data.reading.extras import Opener, read_maps, read_rewards, read_time_labels, read_weight
 from diffalign.data.reading.labels import Checklist, Choice, Label, Rating
 from diffalign.data.reading.layout import Layout
-from diffalign.data.reading.schemas import SCHEMAS, Schema
+from diffalign.data.reading.schemas import PROMPTS, SCHEMAS, Schema
 from diffalign.data.reading.sources import SOURCE, source_column, source_image
 from diffalign.errors import UserError, close_to, unknown
 
@@ -133,8 +133,35 @@ def _none_fits(found: Mapping[str, Any], place: str, plain: bool) -> str:
         f"image_1_uid), or with chosen, rejected, or with path1 (preferred), path2, or with images, scores, "
         f"or with image, liked, or with image, altered{', or with image' if plain else ''}; "
         f"of videos video_0, video_1, label_0, label_1, or videos with scores or segments, or video, liked; "
-        f"or the columns of {', '.join(names)}; or name yours: data.columns prompt=X,chosen=Y,rejected=Z"
+        f"or the columns of {', '.join(names)}; or name yours: data.columns {_roles_for(found)}"
     )
+
+
+RIVALS = (
+    ("chosen", "rejected"), ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("win", "loss"),
+    ("won", "lost"), ("w", "l"), ("preferred", "dispreferred"), ("preferred", "rejected"),
+    ("accepted", "rejected"), ("better", "worse"), ("best", "worst"), ("good", "bad"),
+    ("positive", "negative"), ("pos", "neg"),
+)  # fmt: skip
+"""Words in the names of two columns that differ in nothing else: of the better image and of the worse one."""
+
+
+def _roles_for(found: Collection[str]) -> str:
+    """Return a value of ``data.columns`` for these columns, as far as their names say what they hold."""
+    prompt = next((name for name in PROMPTS if name in found), "X")
+    better, worse = next(_named_rivals(found), ("Y", "Z"))
+    return f"prompt={prompt},chosen={better},rejected={worse}"
+
+
+def _named_rivals(found: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield (better, worse) columns that differ in one word of ``RIVALS`` alone."""
+    for better, worse in RIVALS:
+        word = re.compile(rf"(?<![a-z]){better}(?![a-z])", re.IGNORECASE)
+        others = {name.casefold(): name for name in found}
+        for name in map(str, found):
+            twin = others.get(word.sub(worse, name).casefold())
+            if twin is not None and word.search(name):
+                yield name, twin
 
 
 def _names(found: Collection[str]) -> str:

@@ -75,3 +75,22 @@ def test_a_caption_in_another_encoding_is_named(tmp_path):
 def test_settings_of_tables_are_refused(tmp_path, settings):
     with pytest.raises(UserError, match=f"data.{next(iter(settings))} is .*; it is for"):
         read(folder(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("suffix", ["TXT", "caption"])
+def test_captions_with_other_suffixes_are_read(tmp_path, suffix):
+    folder(tmp_path)
+    for file in tmp_path.glob("*/*.txt"):
+        file.rename(file.with_suffix(f".{suffix}"))
+    assert [example.prompt for example in read(tmp_path)] == ["prompt 1", "prompt 2"]
+    assert read(tmp_path).notes == ()
+
+
+def test_files_that_may_be_captions_are_named(tmp_path):
+    folder(tmp_path)
+    for file in tmp_path.glob("*/*.txt"):
+        file.rename(file.with_suffix(".json"))
+    with pytest.raises(
+        UserError, match=r"no caption for 1, 2 \(found is 1\.json\); needed 1\.txt .*\.caption"
+    ):
+        read(tmp_path)

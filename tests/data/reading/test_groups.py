@@ -144,7 +144,7 @@ def test_an_image_under_two_captions(jsonl, tmp_path):
         ),
         ({"images": ["0.png", "1.png"], "scores": [1, "good"]}, "a score is 'good'; a label is a number"),
         ({"images": ["0.png", 1], "scores": [1, 2]}, "column 'images': 1; an image is a path"),
-        ({"image": "0.png", "liked": "yes"}, "liked is 'yes'; allowed: true, false, or nothing"),
+        ({"image": "0.png", "liked": "maybe"}, "liked is 'maybe'; allowed: true, false, yes, no"),
         ({"image": "0.png", "liked": 2}, "liked is 2; allowed: true, false"),
         ({"image": "0.png", "liked": True, "weight": -1}, "weight is -1; allowed: a number from 0 on"),
         ({"image": "0.png", "liked": True, "weight": "x"}, "weight is 'x'; allowed: a number from 0 on"),

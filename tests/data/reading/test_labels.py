@@ -114,6 +114,7 @@ def test_a_choice_that_is_none_is_named():
 
 def test_numbers_and_truths():
     assert number("3.5", "n", "") == 3.5 and number(" ", "n", "") is None and number("1e400", "n", "") is None
+    assert truth("Yes", "n", "") is True and truth("no", "n", "") is False
     assert truth("TRUE", "n", "") is True and truth("", "n", "") is None and truth(0.0, "n", "") is False
 
 

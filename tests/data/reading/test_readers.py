@@ -376,3 +376,50 @@ def test_streaming_is_of_hub_sets(tmp_path):
         UserError, match=r"data\.streaming is true, but the set is parquet, .* allowed: false"
     ):
         read(path, streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("winner", "loser"),
+        ("win", "lose"),
+        ("preferred", "dispreferred"),
+        ("chosen_image", "rejected_image"),
+        ("Chosen_Path", "Rejected_Path"),
+        ("image_w", "image_l"),
+    ],
+)
+def test_an_error_names_the_setting_that_reads_a_pair_of_columns(tmp_path, better, worse):
+    for name, seed in (("1.png", 1), ("2.png", 2)):
+        save(tmp_path / name, seed)
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"text": "a", worse: "1.png", better: "2.png"}))
+    columns = (f"prompt=text,chosen={better},rejected={worse}",)
+    with pytest.raises(UserError, match=f"data.columns {columns[0]}$"):
+        read(path)
+    (example,) = read(path, columns=tuple(columns[0].split(",")))
+    assert example.images[0].name == "2.png" and example.scores == (1, 0)
+
+
+def test_lone_quotation_marks_in_a_tsv_take_in_no_lines(tmp_path):
+    for name, seed in (("1.png", 1), ("2.png", 2)):
+        save(tmp_path / name, seed)
+    rows = ['"The Starry Night" as a mosaic', '"a lone mark', "a cat", 'a 12" ruler']
+    text = "".join(f"{prompt}\t1.png\t2.png\n" for prompt in ("prompt\tchosen\trejected", *rows))
+    (tmp_path / "p.tsv").write_text(text.replace("rejected\t1.png\t2.png", "rejected"))
+    assert [example.prompt for example in read(tmp_path / "p.tsv")] == rows
+
+
+def test_a_quoted_tsv_is_read_as_one(tmp_path):
+    (tmp_path / "p.tsv").write_text(
+        'prompt\tchosen\trejected\n"a ""cat""\ton a mat"\t1.png\t2.png\na dog\t1.png\t2.png\n'
+    )
+    assert [example.prompt for example in read(tmp_path / "p.tsv")] == ['a "cat"\ton a mat', "a dog"]
+
+
+@pytest.mark.parametrize("prompt", ['"The Starry Night" as a mosaic', '"a lone mark'])
+def test_a_lone_quotation_mark_in_a_csv_is_named(tmp_path, prompt):
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,chosen,rejected\na dog,1.png,2.png\n{prompt},1.png,2.png\na cat,1.png,2.png\n")
+    with pytest.raises(UserError, match=r"p\.csv line 3: not readable as csv .* those within it are doubled"):
+        list(read(path))
