@@ -9,6 +9,7 @@ Full fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in 
     loaded.
 """
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.export.adapters import put_on, write_trained
+from diffalign.export.combine import is_idle
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora import ADAPTER
@@ -23,6 +25,8 @@ from diffalign.models.lora_formats import Lora, read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.sources import LORA_FILES, holds_lora, is_lora
 from diffalign.utils.files import atomic_folder
+
+logger = logging.getLogger(__name__)
 
 
 def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None:
@@ -92,6 +96,8 @@ def read_lora_of(lora: Path, model: LoadedModel) -> tuple[Lora, str]:
     factors, words = read_lora(lora, model)
     if not any(factors.get(name) for name in model.networks):
         raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")
+    if is_idle(factors):
+        logger.warning("the LoRA %s changes no weight: all its factors are 0", lora)
     return factors, words
 
 

@@ -28,6 +28,12 @@ def folded(factors: Factors) -> Factors:
     return replace(factors, up=factors.up * factors.scale, scale=1.0)
 
 
+def is_idle(lora: Lora) -> bool:
+    """Return whether a LoRA changes nothing: every product of its factors is 0, and none is DoRA."""
+    every = [factors for modules in lora.values() for factors in modules.values()]
+    return all(f.magnitude is None and not (f.scale and f.up.any() and f.down.any()) for f in every)
+
+
 def uniform(lora: Lora) -> Lora:
     """Return the same LoRA with one rank and one scale in all modules.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.models.experts import lora_folders
 from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora_base import of_another_base
 from diffalign.models.lora_names import file_text_name, modules_of, stems_of
 from diffalign.models.original_transformers import Place
 from diffalign.models.sources import LORA_FILES, user_errors
@@ -134,6 +135,11 @@ def _read_file(file: Path, model: LoadedModel) -> tuple[Lora, str]:
         state = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     beside = file.parent / "adapter_config.json"
     config = read_json_object(beside) if beside.is_file() else None
+    if others := list(of_another_base(metadata, config, model)):
+        logger.warning(
+            "the LoRA %s was trained on another base than %s: its %s",
+            file, model.source, ", its ".join(others),
+        )  # fmt: skip
     return parse_lora(state, metadata, model, str(file), config)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.export.adapters import put_on
+from diffalign.export.aligned import attach
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora_formats import Lora, diffusers_state, parse_lora, read_lora
@@ -186,3 +187,59 @@ def test_doras_magnitude_of_a_part_of_the_modules_is_refused(models: dict[str, L
         UserError, match=r"x: 1 of 2 modules of unet have DoRA's magnitude, and .*to_q has none"
     ):
         put_on(models["sd15"], lora, "x")
+
+
+def lora_of(model: LoadedModel, file: Path, metadata: dict[str, str], factor: float = 1.0) -> Path:
+    """Write a LoRA of one module, with a header."""
+    name, module = next(iter(modules_of(model.network).items()))
+    down, up = drawn(module.weight)
+    stem = f"{model.family.network_name}.{name}"
+    save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": factor * up}, file, metadata)
+    return file
+
+
+@pytest.mark.parametrize(("factor", "told"), [(0.0, True), (1.0, False)])
+def test_a_lora_that_changes_nothing_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float, told: bool
+) -> None:
+    model = load(ModelConfig(path=str(tiny_pipelines.make_sd15(tmp_path / "base"))))
+    attach(model, lora_of(model, tmp_path / "a.safetensors", {}, factor))
+    assert ("a.safetensors changes no weight: all its factors are 0" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("family", "metadata", "told"),
+    [
+        ("sd15", {"ss_base_model_version": "sdxl_base_v1-0"}, "its ss_base_model_version is sdxl_base_v1-0"),
+        ("sd15", {"ss_base_model_version": "sd_v2_v"}, "its ss_base_model_version is sd_v2_v"),
+        ("sd15", {"ss_base_model_version": "sd_v1"}, ""),
+        ("sd15", {"modelspec.architecture": "stable-diffusion-v1/lora"}, ""),
+        ("sdxl", {"modelspec.architecture": "flux-1-dev/lora"}, "its modelspec.architecture is flux-1-dev/"),
+        ("sdxl", {"modelspec.prediction_type": "v"}, "its modelspec.prediction_type is v"),
+        ("sdxl", {"modelspec.prediction_type": "epsilon"}, ""),
+        ("sdxl", {"ss_sd_model_name": "them/other"}, "its ss_sd_model_name is them/other"),
+        ("sdxl", {"ss_sd_model_name": "elsewhere/SDXL.safetensors"}, ""),
+        ("sdxl", {"ss_sd_model_name": "other.ckpt", "sshs_model_hash": "12"}, ""),
+    ],
+)
+def test_a_lora_of_another_base_is_told(
+    models: dict[str, LoadedModel],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    family: str,
+    metadata: dict[str, str],
+    told: str,
+) -> None:
+    read_lora(lora_of(models[family], tmp_path / "a.safetensors", metadata), models[family])
+    assert ("was trained on another base" in caplog.text) == bool(told) and told in caplog.text
+
+
+def test_the_base_of_a_peft_folder_is_compared(
+    models: dict[str, LoadedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = lora_of(models["sdxl"], tmp_path / "adapter_model.safetensors", {})
+    for base, told in (("me/sdxl", False), ("/home/x/y", False), ("me/other", True)):
+        (tmp_path / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{base}"}}')
+        caplog.clear()
+        read_lora(file, models["sdxl"])
+        assert ("its base_model_name_or_path is me/other" in caplog.text) == told
