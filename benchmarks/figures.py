@@ -37,6 +37,7 @@ from benchmarks import (
 )
 from benchmarks.record import Row, over_seeds
 from benchmarks.tables import TITLES
+from diffalign.methods import REGISTRY
 from diffalign.plane.settings import PLANE_METHODS
 from diffalign.utils.files import write_atomic
 
@@ -181,7 +182,8 @@ def jobs() -> dict[str, Any]:
         file = FOLDER / f"plane_{method}.png"
         found[file.stem] = lambda file=file, row=row: write_atomic(file, figures_samples.plane(row))
     sampled = {method: world for world in reversed(SAMPLED) for method in tiny_world.names(world)}
-    for method, world in sampled.items():
+    for method in sorted(sampled.keys() & REGISTRY.keys()):  # others are losses or settings of one of them
+        world = sampled[method]
         file = FOLDER / f"{world}_{method}.png"
         found[file.stem] = lambda file=file, method=method, world=world: write_atomic(
             file, figures_samples.images(world, method)

@@ -1,6 +1,5 @@
 """Figures of gains over training: rewards of each method, and what compute buys."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ def cost(start: Row, rows: Sequence[Row]) -> Figure:
         axis.set_xticks(fractions, [f"{value:.0f}" for value in fractions])
         axis.minorticks_off()
         axis.axhline(0, color="0.7", lw=1, zorder=0)
-        axis.legend(frameon=False, fontsize=7, ncols=math.ceil(len(arms) / 5), loc="upper left")
+        axis.legend(frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes[0].set_ylabel("gain of the judge")
     return figure
 
@@ -57,7 +56,7 @@ def rewards(start: Row, rows: Sequence[Row]) -> Figure:
         for arm in over_optimisation_page.ARMS
         if (points := over_optimisation_page.course_of(arm, rows))
     }
-    lines = -(-(len(arms) + 1) // 3)  # one panel is the legend's
+    lines = -(-len(arms) // 3)
     figure, grid = plt.subplots(
         lines, 3, figsize=(7.6, 2.3 * lines), layout="constrained", sharey=True, squeeze=False
     )
@@ -83,7 +82,7 @@ def rewards(start: Row, rows: Sequence[Row]) -> Figure:
     }
     kinds = {"trained on": TRAINED | {"color": "0.3"}, "held out": HELD_OUT | {"color": "0.3"}}
     handles = [Line2D([], [], label=label, **line) for label, line in (colours | kinds).items()]
-    grid.flat[-1].legend(handles=handles, frameon=False, fontsize=8, loc="center")
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=6, loc="outside lower center")
     return figure
 
 

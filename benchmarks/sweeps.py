@@ -67,6 +67,17 @@ FEWER = tuple(
     Arm(f"dpo-{pairs}-pairs", f"Diffusion-DPO, {pairs:,} pairs", "dpo", (f"--data.limit={pairs}",))
     for pairs in (64, 256, 1024)
 )
+NOISY = (
+    ("dpo", "Diffusion-DPO", "dpo", ()),
+    ("dpo250", "Diffusion-DPO with the tuned beta, 250", "dpo", ("--method.beta=250",)),
+    ("ipo", "IPO", "ipo", ()),
+    ("robust", "DPO, robust loss told the share", "dpo",
+     ("--method.loss=robust", "--method.loss.label_noise={share}")),
+)  # fmt: skip
+RIGHT = tuple(
+    Arm(f"{name}-right", f"{title}, no label flipped", recipe, flags)
+    for name, title, recipe, flags in NOISY[1:3]  # ``dpo`` is among ``SAMPLED``; without flips robust is DPO
+)
 WRONG = tuple(
     Arm(
         f"{name}-{share:.0%}-wrong".replace("%", ""),
@@ -75,17 +86,12 @@ WRONG = tuple(
         (f"--data.flip_labels={share}", *(flag.format(share=share) for flag in flags)),
     )
     for share in (0.2, 0.4)
-    for name, title, recipe, flags in (
-        ("dpo", "Diffusion-DPO", "dpo", ()),
-        ("ipo", "IPO", "ipo", ()),
-        ("robust", "DPO, robust loss told the share", "dpo",
-         ("--method.loss=robust", "--method.loss.label_noise={share}")),
-    )
-)  # fmt: skip
-ARMS = (*SAMPLED, *FEWER, *WRONG)
+    for name, title, recipe, flags in NOISY
+)
+ARMS = (*SAMPLED, *FEWER, *RIGHT, *WRONG)
 TABLES: dict[str, tuple[str, ...]] = {
     "Number of pairs": (*(arm.name for arm in FEWER), "dpo"),
-    "Wrong labels": ("dpo", *(arm.name for arm in WRONG)),
+    "Wrong labels": ("dpo", *(arm.name for arm in (*RIGHT, *WRONG))),
 }
 
 

@@ -605,13 +605,14 @@ def test_points_are_those_of_the_first_seed_and_seeds_those_that_have_them_all()
 def test_the_figure_of_over_optimisation_has_the_trained_reward_thick():
     arms = over_optimisation_page.ARMS[0], over_optimisation_page.ARMS[4]
     rows = [row for arm in arms for row in over_rows(arm, 0, RISING, [0.0] * 5)]
-    first, second, legend = figures_training.rewards(START, rows).axes
+    figure = figures_training.rewards(START, rows)
+    first, second, _ = figure.axes
     assert [axis.get_title(loc="left") for axis in (first, second)] == ["draft, 1 seed", "dpo, 1 seed"]
     curves = [line for line in first.lines if line.get_marker() == "o"]
     assert [line.get_linestyle() for line in curves] == ["--", "--", "-", "--"]  # tiny CLIP is the third
     assert curves[2].get_xdata().tolist() == [0, 0.125, 0.25, 0.5, 1, 2]
     assert curves[2].get_ydata().tolist() == pytest.approx(np.array([0, *RISING]) / np.std(SPREAD))
-    labels = [text.get_text() for text in legend.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["judge", "taste", "tiny CLIP", "step-aware model", "trained on", "held out"]
 
 
