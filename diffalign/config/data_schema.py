@@ -104,7 +104,9 @@ class DataConfig:
     )
     root: str | None = option(None, "folder that the paths in a table are relative to; null: the table's own")
     votes: Literal["soft", "weight", "majority"] = option(
-        "soft", "use of several votes a pair: P(0 > 1) as soft label, |2 P - 1| as weight, the majority alone"
+        "soft",
+        "use of several votes a pair: P(0 > 1) as soft label, |2 P - 1| as weight for strategy weighted, the "
+        "majority alone",
     )
     min_agreement: float = option(0.0, "leave out pairs whose larger share of votes is below this", SHARE)
     downloads: str | None = option(
