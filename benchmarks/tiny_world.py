@@ -84,8 +84,12 @@ def flags(name: str, world: str) -> list[str]:
     """Return the flags with which a world trains the recipe of a method."""
     if world != "tiny64":
         return []
-    path = read_yaml(find_config(PREFIXES[world] + name))["data"]["path"]
-    return ["--model.path=tiny:sdxl64", f"--data.path={PATTERN_SETS[path]}", "--data.resolution=64"]
+    data = read_yaml(find_config(PREFIXES[world] + name))["data"]
+    model = "tiny:sdxl64"
+    changed = [f"--model.path={model}", f"--data.path={PATTERN_SETS[data['path']]}", "--data.resolution=64"]
+    if "rewards" in data:
+        changed.append(f"--data.rewards={measures_of(ModelConfig(model)).rewards[0]}")
+    return changed
 
 
 def names(world: str) -> list[str]:

@@ -726,6 +726,9 @@ def test_the_world_of_64_pixels_trains_the_offline_recipes_of_the_tiny_sdxl_on_i
         assert ours.data.resolution == 64
         same = replace(theirs.data, path=ours.data.path, resolution=64)
         assert replace(theirs, model=ours.model, data=same) == ours
+    for name in ("smpo", "madpo"):  # whose recipes score their sets by the judge of the other world
+        assert tiny_world.recipe(name, world="tiny").data.rewards == ("judge",)
+        assert tiny_world.recipe(name, world="tiny64").data.rewards == ("pattern_judge",)
     flagged = tiny_world.recipe("dpo", ["--method.beta=7"], world="tiny64")
     assert flagged.method["beta"] == 7 and flagged.model.path == "tiny:sdxl64"
 
