@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from benchmarks import over_optimisation_page
 from benchmarks.record import Row, over_seeds
@@ -30,11 +32,8 @@ def cost(start: Row, rows: Sequence[Row]) -> Figure:
         for number, (arm, points) in enumerate(arms):
             at = [seeds[0]["compute"] * ONLINE_BUDGET / 1000 for seeds in points]
             table = over_optimisation_page.curve(start, points, over_optimisation_page.JUDGE)[1:]
-            means = [over_seeds(gains) for gains in table]
-            line = {"color": f"C{number}", "label": arm.name}
-            axis.plot(at, [mean.value for mean in means], "o-", ms=3, **line)
-            low, high = ([getattr(mean, end) for mean in means] for end in ("low", "high"))
-            axis.fill_between(at, low, high, color=line["color"], alpha=0.08, lw=0)
+            line = {"marker": "o", "ms": 3, "color": f"C{number}", "label": arm.name}
+            _with_interval(axis, at, table, line, shade=0.08)
         axis.set_title(title, fontsize=9, loc="left")
         axis.set(xscale="log", xlabel="thousands of forward-equivalents")
         fractions = [fraction * ONLINE_BUDGET / 1000 for fraction in over_optimisation_page.FRACTIONS]
@@ -44,6 +43,16 @@ def cost(start: Row, rows: Sequence[Row]) -> Figure:
         axis.legend(frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes[0].set_ylabel("gain of the judge")
     return figure
+
+
+def _with_interval(
+    axis: Axes, at: Sequence[float], gains: NDArray[np.float64], line: dict[str, Any], shade: float
+) -> None:
+    """Plot mean gains (points, seeds, prompts) with their 95 % intervals, in the style of a line."""
+    means = [over_seeds(table) for table in gains]
+    axis.plot(at, [mean.value for mean in means], **line)
+    low, high = ([getattr(mean, end) for mean in means] for end in ("low", "high"))
+    axis.fill_between(at, low, high, color=line["color"], alpha=shade, lw=0)
 
 
 def rewards(start: Row, rows: Sequence[Row]) -> Figure:
@@ -65,10 +74,7 @@ def rewards(start: Row, rows: Sequence[Row]) -> Figure:
         at = [0.0, *(seeds[0]["compute"] for seeds in points)]
         for name, line in _lines(arm.trained).items():
             gains = over_optimisation_page.curve(start, points, name) / np.std(start["scores"][name])
-            means = [over_seeds(table) for table in gains]
-            axis.plot(at, [mean.value for mean in means], **line)
-            low, high = ([getattr(mean, end) for mean in means] for end in ("low", "high"))
-            axis.fill_between(at, low, high, color=line["color"], alpha=0.12, lw=0)
+            _with_interval(axis, at, gains, line, shade=0.12)
         axis.axhline(0, color="0.7", lw=1, zorder=0)
         count = len(points[0])
         axis.set_title(f"{arm.name}, {count} seed{'s' * (count > 1)}", fontsize=9, loc="left")

@@ -84,9 +84,8 @@ def _tried(method: str, world: str, flags: Sequence[str], seed: int, say: Callab
     run, settings = _run_and_settings(method, world, flags, seed)
     name = _digest(method, world, settings, seed)
     with record.lock(f"trial-{name}"):
-        known = {trial["trial"]: trial for trial in tried()}
-        if name in known:
-            return known[name]
+        if (known := _by_name().get(name)) is not None:
+            return known
         figures = tiny_world.run(f"trial-{name}", run, "validation", PROMPTS)
         gains = {reward: r["gain"] for reward, r in figures["rewards"].items()}
         trial = {"trial": name, "world": world, "method": method, "flags": list(flags), "seed": seed}
@@ -105,7 +104,11 @@ def _best(every: Sequence[Trial]) -> list[Trial]:
 def _recorded(method: str, world: str, flags: Sequence[str], seed: int = SEED) -> Trial:
     """Return a trial of the current recipe. KeyError: it is not recorded."""
     name = _digest(method, world, _run_and_settings(method, world, flags, seed)[1], seed)
-    return {trial["trial"]: trial for trial in tried()}[name]
+    return _by_name()[name]
+
+
+def _by_name() -> dict[str, Trial]:
+    return {trial["trial"]: trial for trial in tried()}
 
 
 def chosen(method: str, world: str) -> list[list[Trial]]:
