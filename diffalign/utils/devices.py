@@ -32,8 +32,8 @@ def share() -> tuple[int, int]:
     """Return (rank, world) of this process under torchrun or ``accelerate launch``, else (0, 1).
 
     Raises:
-        UserError: the variables RANK and WORLD_SIZE are no such pair, or neither is set and ``srun`` has
-            started several tasks of this command, each of which would do the whole work.
+        UserError: the variables RANK and WORLD_SIZE are no such pair, or neither is set and ``srun`` or MPI
+            has started several processes of this command, each of which would do the whole work.
     """
     if not os.environ.get("RANK") and not os.environ.get("WORLD_SIZE"):
         _check_tasks()
@@ -48,15 +48,16 @@ def share() -> tuple[int, int]:
 
 
 def _check_tasks() -> None:
-    """Raise UserError where ``srun`` has started several tasks, which no launcher has numbered."""
-    count = os.environ.get(_TASKS, "")
-    if count.isdecimal() and int(count) > 1:
-        raise UserError(
-            f"srun has started {count} tasks ({_TASKS}), and each would do the whole work and write the same "
-            "files; allowed: one task a node, which starts `accelerate launch -m diffalign ...` or `torchrun "
-            "-m diffalign ...`; or WORLD_SIZE=1 in the environment, where each task is a run of its own with "
-            "another --output"
-        )
+    """Raise UserError where ``srun`` or MPI has started several processes that no launcher has numbered."""
+    for variable, (starter, one, many) in _TASKS.items():
+        count = os.environ.get(variable, "")
+        if count.isdecimal() and int(count) > 1:
+            raise UserError(
+                f"{starter} has started {count} {many} ({variable}), and each would do the whole work and "
+                f"write the same files; allowed: one {one} a node, which starts `accelerate launch -m "
+                "diffalign ...` or `torchrun -m diffalign ...`; or WORLD_SIZE=1 in the environment, where "
+                f"each {one} is a run of its own with another --output"
+            )
 
 
 def check_group() -> None:
@@ -83,5 +84,13 @@ def check_group() -> None:
 _RENDEZVOUS = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which accelerate and torch join processes."""
 
-_TASKS = "SLURM_STEP_NUM_TASKS"
-"""Number of tasks of an ``srun``. SLURM_NTASKS is set in a batch script too, which is one process."""
+_MPI = ("mpirun", "process", "processes")
+_TASKS = {
+    "SLURM_STEP_NUM_TASKS": ("srun", "task", "tasks"),
+    "OMPI_COMM_WORLD_SIZE": _MPI,
+    "PMI_SIZE": _MPI,
+    "MV2_COMM_WORLD_SIZE": _MPI,
+}
+"""Starters of processes that number them by names of their own: the variable of the number of processes, of
+``srun``, Open MPI, MPICH and Intel MPI, and MVAPICH2. SLURM_NTASKS is set in a batch script too, which is one
+process."""

@@ -178,6 +178,23 @@ def test_srun_of_many_tasks_without_a_launcher_is_refused(monkeypatch):
     assert share() == (9, 16)
 
 
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_mpirun_of_many_processes_without_a_launcher_is_refused(monkeypatch, variable):
+    """accelerate joins them on CPUs alone and numbers none by RANK: each would write the same folder."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "1")
+    assert share() == (0, 1)
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(UserError, match=rf"mpirun has started 4 processes \({variable}\).*torchrun"):
+        align(Run())
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert share() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "16")  # accelerate launch on each of several nodes
+    monkeypatch.setenv("RANK", "9")
+    assert share() == (9, 16)
+
+
 def test_missing_packages_are_found_at_the_start(monkeypatch):
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ("wandb", "bitsandbytes") else 1)
     check_packages(("tensorboard", "trackio"), "adamw")
