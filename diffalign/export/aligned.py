@@ -9,7 +9,6 @@ Full fine-tuning: ``DiffusionPipeline.from_pretrained(folder)``, the network in 
     loaded.
 """
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from diffalign.models.lora_formats import Lora, read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.sources import LORA_FILES, holds_lora, is_lora
 from diffalign.utils.files import atomic_folder
+from diffalign.utils.notices import main_logger
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 
 def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None:

@@ -1,6 +1,5 @@
 """Checks of a checkpoint and of the pipeline that was loaded from it."""
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 from diffalign.config.schema import ModelConfig
 from diffalign.errors import UserError
 from diffalign.models.families.base import Family
+from diffalign.utils.notices import main_logger
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 
 def check_variant(config: ModelConfig, folder: Path) -> None:

@@ -5,14 +5,14 @@ both warn at most. A pipeline would be trained or judged with them.
 """
 
 import functools
-import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from diffalign.errors import UserError
+from diffalign.utils.notices import main_logger
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 _COMPUTED = ("position_ids",)
 """Ends of the names of buffers that are the same in every model, which older files hold and newer lack."""

@@ -8,7 +8,6 @@ it.
 """
 
 import inspect
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as PlainPath
@@ -20,9 +19,10 @@ from diffalign.errors import UserError
 from diffalign.models.families.card import FamilyCard
 from diffalign.models.sources import keys_of
 from diffalign.types import Path, Target
+from diffalign.utils.notices import main_logger
 from diffalign.utils.yaml_reader import read_yaml_file
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 BETAS = (
     "CogVideoXDDIMScheduler",

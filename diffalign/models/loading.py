@@ -1,7 +1,6 @@
 """From a model's name to a LoadedModel."""
 
 import json
-import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,8 +39,6 @@ from diffalign.models.sources import (
     user_errors,
 )
 from diffalign.models.starting import expanded, merge_adapters
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -7,7 +7,6 @@ metadata or the folder's ``adapter_config.json`` (rsLoRA: ``alpha / sqrt(rank)``
 ComfyUI, A1111 and kohya's scripts do.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,10 @@ from diffalign.models.lora_base import of_another_base
 from diffalign.models.lora_names import file_text_name, modules_of, stems_of
 from diffalign.models.original_transformers import Place
 from diffalign.models.sources import LORA_FILES, user_errors
+from diffalign.utils.notices import main_logger
 from diffalign.utils.text import parse_json, read_json_object
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 _PARTS = (
     (".lora_A.weight", "down"),

@@ -1,6 +1,5 @@
 """Where a loaded pipeline's components lie, and in how many bits."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,8 +9,9 @@ from diffalign.models.experts import FIRST, SECOND
 from diffalign.models.families.base import Family, present_encoders
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.quantization import quantize
+from diffalign.utils.notices import main_logger
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 
 def place(

@@ -5,7 +5,6 @@ runs. Adapters are folded into the frozen weights, so that policy and reference 
 another adapter is trained on top.
 """
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,8 +26,9 @@ from diffalign.models.precision import only_errors
 from diffalign.models.sources import fetch_lora, is_lora, user_errors
 from diffalign.models.text_lora import is_text, load_text_state
 from diffalign.training.checkpoint import read_trained
+from diffalign.utils.notices import main_logger
 
-logger = logging.getLogger(__name__)
+logger = main_logger(__name__)
 
 
 def run_of(folder: str | Path) -> Run | None:

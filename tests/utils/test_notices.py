@@ -3,11 +3,13 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import diffalign
 from diffalign.cli import main
-from diffalign.utils.notices import PACKAGES
+from diffalign.utils.notices import PACKAGES, main_logger
 
 
 def test_they_say_nothing_while_they_are_imported():
@@ -28,3 +30,25 @@ def test_the_command_line_hears_their_errors_alone(name, capsys):
     logging.getLogger(name).setLevel(logging.NOTSET)
     assert main(["--version"]) == 0
     assert logging.getLogger(name).level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("rank", "told"), [(None, True), ("", True), ("0", True), ("1", False), ("10", False)]
+)
+def test_notes_of_a_model_are_told_by_the_first_process(monkeypatch, caplog, rank, told):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    logger = main_logger("diffalign.models.checks")
+    logger.warning("a note on the model")
+    assert ("a note on the model" in caplog.text) == told
+    logger.error("an error")
+    assert "an error" in caplog.text
+
+
+def test_rooms_of_models_tell_their_notes_once():
+    """All but that of prompts, whose notes are on this process's share of them."""
+    root = Path(diffalign.__file__).parent
+    every = [file for room in ("models", "export") for file in (root / room).rglob("*.py")]
+    own = {file.name for file in every if "getLogger(__name__)" in file.read_text(encoding="utf-8")}
+    assert own == {"loaded.py"}
