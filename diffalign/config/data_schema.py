@@ -31,6 +31,11 @@ class CurriculumConfig:
     min_gap: float = option(0.0, "groups with a smaller difference are left out", at_least(0))
     cumulative: bool = option(True, "a stage keeps the groups of the earlier stages")
 
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether groups are ordered by rewards."""
+        return bool(self.stages) and self.by == "reward"
+
 
 @dataclass(frozen=True)
 class AlteredConfig:
@@ -84,6 +89,11 @@ class FilterConfig:
         "difference of the mean rewards of best and worst image by label, at least; ties pass",
         at_least(0),
     )
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether a filter compares rewards."""
+        return self.nsfw is not None or bool(self.agree or self.min_margin)
 
 
 @dataclass(frozen=True)
@@ -204,3 +214,9 @@ class DataConfig:
     prefetch: int = option(
         2, "micro-batches that threads read ahead of the step, without data.workers; 0: none", between(0, 64)
     )
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether anything here reads the rewards of images; a method or a strategy may besides."""
+        of_sections = self.filters.reads_rewards or self.curriculum.reads_rewards
+        return of_sections or self.rewards_as != "extra" or self.best is not None

@@ -1,5 +1,6 @@
 """Functions that several methods share: from a batch to compared rivals, losses of pairs, and metrics."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -51,6 +52,21 @@ class OfScores(Protocol):
     def score_range(self) -> "ScoreRange":
         """The allowed range of the scores."""
         ...
+
+
+@runtime_checkable
+class OfExtras(Protocol):
+    """A method or strategy that reads data beside the labels."""
+
+    @property
+    def extras(self) -> Collection[str]:
+        """Names of ``Batch.extra`` that it reads where the data has them, with these settings."""
+        ...
+
+
+def extras_of(*parts: object) -> frozenset[str]:
+    """Return the names of ``Batch.extra`` that methods and strategies read."""
+    return frozenset(name for part in parts if isinstance(part, OfExtras) for name in part.extras)
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ the transfer to denoising errors.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class MADPO(PairMethod):
     sharpness: float = 1.0
     tau: float = 2.0
     reward_scale: float = 1.0
+
+    extras: ClassVar[frozenset[str]] = frozenset({"reward"})
 
     def __post_init__(self) -> None:
         check_positive(self, "beta", "sharpness", "tau", "reward_scale")

@@ -37,6 +37,7 @@ class PatchDPO(StateMethod):
     """
 
     needs_reference: ClassVar[bool] = False
+    extras: ClassVar[frozenset[str]] = frozenset({"patches"})
 
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator

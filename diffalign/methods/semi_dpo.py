@@ -82,6 +82,11 @@ class SemiDPO(ScaledMethod):
                 f"method.sce_beta={self.sce_beta}, log_zero={self.log_zero}; allowed: 0 or more, less than 0"
             )
 
+    @property
+    def extras(self) -> frozenset[str]:
+        """Labels in time, and for "gce" the rewards of several models."""
+        return frozenset({"time_labels", "reward"} if self.loss_type == "gce" else {"time_labels"})
+
     def at_times(self, times: TimeSampler) -> "SemiDPO":
         """Return the method with its times drawn by ``times``, labelled or not."""
         return replace(self, time=times, within_labels=False)

@@ -21,6 +21,7 @@ cosine, without its logit scale. The released code is correct for one pair per p
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class SmPO(ScaledMethod):
     low: float = 0.11543526500463486
     high: float = 0.28201571106910706
     noising: Noising = choice(NOISINGS, Inversion(steps=5, mode="paper", renoise=1))
+
+    extras: ClassVar[frozenset[str]] = frozenset({"reward"})
 
     def __post_init__(self) -> None:
         if not (self.beta > 0 and self.gamma > 0 and self.high > self.low):

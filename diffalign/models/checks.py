@@ -1,5 +1,6 @@
 """Checks of a checkpoint and of the pipeline that was loaded from it."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,17 @@ def check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:
 
 
 def check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
-    """UserError for an autoencoder of another width than the network's latents."""
+    """UserError for an autoencoder of another width than the network's latents, or without a scale."""
     latent = family.codec.channels(pipeline.vae.config)
     wanted = family.latent_channels(getattr(pipeline, family.network_name).config)
+    where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
+    scale = pipeline.vae.config.get("scaling_factor", 1.0)  # some classes have none, and no pipeline reads it
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise UserError(
+            f"{where}: scaling_factor of the VAE's config.json is {scale!r}, by which pipelines divide "
+            "latents; allowed: a number above 0 (0.18215 of Stable Diffusion 1.5 and 2, 0.13025 of SDXL)"
+        )
     if latent != wanted:
-        where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
         raise UserError(
             f"{where}: the VAE has {latent} latent channels, the {family.network_name} takes {wanted}"
         )

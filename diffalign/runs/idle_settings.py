@@ -7,6 +7,8 @@ from typing import Any
 from diffalign.config.fields import options
 from diffalign.config.ranges import get
 from diffalign.config.schema import Run, TrainingConfig
+from diffalign.methods._common import extras_of
+from diffalign.strategies.registry import build
 from diffalign.types import Method
 
 FAR = 1000.0
@@ -42,7 +44,21 @@ def tell_of_settings(run: Run, method: Method[Any], tell: Callable[[str], None])
     """Print what settings do not do, before a model is loaded; ``method`` is the run's without strategies."""
     for note in without_effect(run):
         tell(f"note: {note}")
+    if scored := unread_rewards(run, method):
+        tell(f"note: {scored}")
     tell_of_beta(method, tell)
+
+
+def unread_rewards(run: Run, method: Method[Any]) -> str | None:
+    """Return a sentence where every image is scored and no part of the run reads the scores, else None."""
+    data = run.data
+    if not data.rewards or data.reads_rewards or "reward" in extras_of(method, *build(run.strategies)):
+        return None
+    return (
+        f"no effect of data.rewards={data.rewards!r}, which score every image: {run.method['type']} does not "
+        "read rewards; needed is a method or strategy that does (madpo, smpo, weighted with source reward), "
+        "data.rewards_as, data.filters, data.curriculum.by reward or data.best"
+    )
 
 
 def without_effect(run: Run) -> Iterator[str]:

@@ -15,8 +15,10 @@ from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
 from diffalign.methods import REGISTRY
+from diffalign.methods._common import extras_of
 from diffalign.methods.registry import DataKind
 from diffalign.models.loaded import LoadedModel
+from diffalign.strategies.registry import build as build_strategies
 from diffalign.types import Method
 
 
@@ -132,12 +134,12 @@ def tell_of_cut_prompts(model: LoadedModel, tell: Callable[[str], None]) -> None
         )
 
 
+LOOKED_AT = 200
+"""Rows in which votes are looked for where a setting needs them."""
+
+
 def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Warn of votes that the method ignores, and of settings of votes where there are none."""
-    # other uses of votes than soft ones leave none in the records
-    voted = encoded.counts.undecided or "votes" in encoded.extras or run.data.votes != "soft"
-    if run.data.min_agreement and not voted:
-        tell(f"warning: data.min_agreement={run.data.min_agreement:g} has no effect: the set has no votes")
+    """Warn of votes that the method ignores."""
     if "votes" in encoded.extras and not REGISTRY[run.method["type"]].soft:
         tell(
             f"warning: the set has votes, and {run.method['type']} learns from the majority; methods with "
@@ -145,22 +147,40 @@ def tell_of_votes(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) ->
         )
 
 
-def tell_of_maps(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Warn of weight maps that nobody reads."""
-    patched = REGISTRY[run.method["type"]].data is DataKind.PATCHED_PAIRS
-    masked = any(entry.get("type") == "masked" for entry in run.strategies)
-    if "patches" in encoded.extras and not (patched or masked):
+def look_at_votes(run: Run, preferences: Preferences, tell: Callable[[str], None]) -> None:
+    """Warn of settings of votes where the first rows have none; nothing is read without such a setting."""
+    data = run.data
+    named = [f"data.votes={data.votes!r}"] if data.votes != "soft" else []
+    named += [f"data.min_agreement={data.min_agreement:g}"] if data.min_agreement else []
+    if not named:
+        return
+    rows = list(islice(preferences.unfinished(), LOOKED_AT))
+    if not any(isinstance(row, Example) and row.votes for row in rows):
         tell(
-            f"warning: the set has maps (columns mask or patches), and {run.method['type']} does not read "
-            "them; the strategy masked does"
+            f"warning: no effect of {' and '.join(named)}: the set has no votes (none of the first "
+            f"{len(rows):,} rows has any)"
         )
 
 
-def tell_of_time_labels(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Warn of labels in intervals of time that the method ignores."""
-    there = "time_labels" in encoded.extras or run.data.time_labels is not None
-    if there and run.method["type"] != "semi_dpo":
-        tell(f"warning: the set has time_labels, and {run.method['type']} does not read them; semi_dpo does")
+_READERS = {
+    "patches": ("maps (columns mask or patches)", "the strategy masked does"),
+    "time_labels": ("time_labels", "semi_dpo does"),
+    "weight": ("weights (a column weight, or data.votes weight)", "the strategy weighted does"),
+    "reward": ("rewards", "madpo, smpo, the strategy weighted, data.filters and data.curriculum may"),
+}
+"""What data beside the labels is, and what reads it, by its name in ``Batch.extra``; for votes see
+``tell_of_votes``."""
+
+
+def tell_of_unread(run: Run, inner: Method[Any], encoded: EncodedSet, tell: Callable[[str], None]) -> None:
+    """Warn of data beside the labels that neither the method nor a strategy reads."""
+    there = set(encoded.extras) | ({"time_labels"} if run.data.time_labels is not None else set())
+    if run.data.rewards or run.data.reads_rewards:  # told before anything is scored, or read
+        there -= {"reward"}
+    unread = there - extras_of(inner, *build_strategies(run.strategies))
+    for name, (what, reader) in _READERS.items():
+        if name in unread:
+            tell(f"warning: the set has {what}, and {run.method['type']} does not read them; {reader}")
 
 
 def look_at_labels(run: Run, inner: Method[Any], preferences: Preferences) -> None:

@@ -44,11 +44,11 @@ from diffalign.runs.labels import (
     check_labels,
     check_rivals,
     look_at_labels,
+    look_at_votes,
     tell_of_contents,
     tell_of_cut_prompts,
     tell_of_list,
-    tell_of_maps,
-    tell_of_time_labels,
+    tell_of_unread,
     tell_of_votes,
     tell_unliked,
 )
@@ -137,6 +137,7 @@ def offline(
             "differ in size, that alone tells who won"
         )
     look_at_labels(run, inner, preferences)
+    look_at_votes(run, preferences, tell)
     encoded = encode(run, model, preferences, accelerator)
     if run.model.train == "lora" and not run.validation.every:  # else sampled with, or saved with the network
         discard_encoders(model)
@@ -149,8 +150,7 @@ def offline(
     tell_of_contents(encoded, tell)
     tell_of_cut_prompts(model, tell)
     tell_of_votes(run, encoded, tell)
-    tell_of_maps(run, encoded, tell)
-    tell_of_time_labels(run, encoded, tell)
+    tell_of_unread(run, inner, encoded, tell)
     check_labels(run, inner, encoded.dense)
     check_scores(inner, encoded, tell)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)

@@ -20,8 +20,9 @@ from diffalign.runs.labels import (
     check_labels,
     check_rivals,
     look_at_labels,
+    look_at_votes,
     tell_of_contents,
-    tell_of_maps,
+    tell_of_unread,
     tell_of_votes,
     tell_unliked,
 )
@@ -89,6 +90,7 @@ def streamed(
         )
     check_frames(data, model)
     look_at_labels(run, inner, preferences)
+    look_at_votes(run, preferences, tell)
     for note in preferences.notes:
         tell(f"data: {note}")
 
@@ -119,7 +121,7 @@ def streamed(
     check_rivals(run, source.learned, tell)
     tell_of_contents(source.learned, lambda line: tell(f"{line} (of the first block)"))
     tell_of_votes(run, source.learned, tell)
-    tell_of_maps(run, source.learned, tell)
+    tell_of_unread(run, inner, source.learned, tell)
     move_networks(model, accelerator.device)
     roles = assign_roles(run, model, method, AUTOCAST[run.training.mixed_precision])
     tell(

@@ -77,6 +77,7 @@ class Masked:
     dilate: int = 0
 
     needs_reference: ClassVar[bool] = False
+    extras: ClassVar[frozenset[str]] = frozenset({"patches"})
 
     def __post_init__(self) -> None:
         if self.dilate < 0:

@@ -109,6 +109,11 @@ class Weighted:
 
     needs_reference: ClassVar[bool] = False
 
+    @property
+    def extras(self) -> frozenset[str]:
+        """``source``."""
+        return frozenset({self.source})
+
     def wrap(self, method: Method[Any]) -> Wrapped:
         """Return ``method`` with weighted groups."""
         return Wrapped(method, self)

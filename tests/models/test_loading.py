@@ -516,3 +516,12 @@ def test_weights_of_a_variant_alone_name_the_setting(folder: Path) -> None:
     with pytest.raises(UserError, match=r"unet has weights of the variant fp16 alone; .*model\.variant fp16"):
         load(ModelConfig(path=str(folder)))
     assert load(ModelConfig(path=str(folder), variant="fp16")).family.name == "sdxl"
+
+
+@pytest.mark.parametrize("scale", [None, 0, "0.18"])
+def test_a_scale_of_latents_that_is_none_is_an_error(folder: Path, scale: object) -> None:
+    """diffusers divides by it, and fails after the whole of the sampling."""
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": scale}))
+    with pytest.raises(UserError, match=rf"scaling_factor of the VAE's config\.json is {scale!r}.*0\.13025"):
+        load(ModelConfig(path=str(folder)))

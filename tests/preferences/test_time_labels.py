@@ -12,9 +12,10 @@ from diffalign.data.reading.time_labels import with_time_labels
 from diffalign.diffusion.noising import add_noise
 from diffalign.diffusion.randomness import Streams
 from diffalign.errors import UserError
+from diffalign.methods import build
 from diffalign.preferences.time_labels import confidences, pseudo_labels
 from diffalign.runs.align import align
-from diffalign.runs.labels import tell_of_time_labels
+from diffalign.runs.labels import tell_of_unread
 from diffalign.runs.validate import read_run
 from diffalign.types import Batch
 from tests.helpers import Affine, sd_path
@@ -61,7 +62,8 @@ def test_a_run_labels_pairs_and_another_one_learns_from_them(tmp_path, capsys):
     align(second, told.append)
     assert not [line for line in told if "does not read them" in line]
     assert f"data.time_labels={str(file)!r}: labels of 12 of 12 groups" in told
-    tell_of_time_labels(replace(second, method={"type": "dpo"}), SimpleNamespace(extras=()), told.append)
+    other = replace(second, method={"type": "dpo"})
+    tell_of_unread(other, build(other.method), SimpleNamespace(extras=()), told.append)
     assert "has time_labels, and dpo does not read them" in told[-1]
 
 

@@ -10,7 +10,13 @@ from diffalign.config.schema import DataConfig, LoraConfig, ModelConfig, Run, Tr
 from diffalign.methods import build
 from diffalign.methods.dpo import DPO
 from diffalign.runs.align import align
-from diffalign.runs.idle_settings import tell_of_beta, tell_of_length, without_effect
+from diffalign.runs.idle_settings import (
+    tell_of_beta,
+    tell_of_length,
+    tell_of_settings,
+    unread_rewards,
+    without_effect,
+)
 
 
 def run_of(*words):
@@ -57,6 +63,33 @@ def test_settings_that_nothing_reads_are_told(words, note):
 )
 def test_settings_that_are_read_are_not(words):
     assert list(without_effect(run_of(*words))) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--method.type", "dpo"], True),
+        (["--method.type", "madpo"], False),
+        (["--method.type", "smpo"], False),
+        (["--method.type", "semi_dpo"], True),
+        (["--method.type", "semi_dpo", "--method.loss_type", "gce"], False),
+        (["--method.type", "dpo", "--strategies", '[{"type": "weighted"}]'], True),
+        (["--method.type", "dpo", "--strategies", '[{"type": "weighted", "source": "reward"}]'], False),
+        (["--method.type", "dpo", "--data.rewards_as", "wins"], False),
+        (["--method.type", "dpo", "--data.filters.agree", "1"], False),
+        (["--method.type", "dpo", "--data.filters.min_margin", "0.1"], False),
+        (["--method.type", "dpo", "--data.filters.nsfw", "0"], False),
+        (["--method.type", "dpo", "--data.curriculum.stages", "2"], True),
+        (["--method.type", "dpo", "--data.curriculum.stages", "2", "--data.curriculum.by", "reward"], False),
+        (["--method.type", "sft", "--data.view", "demonstrations", "--data.best", "5"], False),
+    ],
+)
+def test_rewards_that_nothing_reads_are_told(words, told):
+    run, lines = run_of(*words, "--data.rewards", "jpeg"), []
+    tell_of_settings(run, build(run.method), lines.append)
+    assert [line.startswith("note: no effect of data.rewards=('jpeg',), which score") for line in lines] == [
+        True
+    ] * told
 
 
 def told_of_length(steps, *words):
@@ -106,6 +139,7 @@ def test_no_shipped_recipe_has_any_of_them():
         tell_of_beta(build(run.method), lines.append)
         if run.training.epochs is None:
             tell_of_length(run, run.training, lines.append)
+        assert unread_rewards(run, build(run.method)) is None, name
         assert [*without_effect(run), *lines] == [], name
 
 

@@ -22,8 +22,9 @@ from diffalign.config.schema import (
     ValidationConfig,
 )
 from diffalign.data.encoding.geometry import cut_to
-from diffalign.data.reading.examples import Counts
+from diffalign.data.reading.examples import Counts, Example, ImageRef, Preferences
 from diffalign.errors import UserError
+from diffalign.methods import build
 from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
@@ -31,10 +32,11 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.runs.align import align
 from diffalign.runs.labels import (
     check_rivals,
+    look_at_votes,
     tell_of_cut_prompts,
     tell_of_cuts,
     tell_of_empty_prompts,
-    tell_of_votes,
+    tell_of_unread,
     tell_unliked,
 )
 from diffalign.runs.launcher import with_launcher
@@ -488,10 +490,46 @@ def test_a_run_tells_of_enlarged_images(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("votes", "extras", "undecided", "told"),
-    [("soft", (), 0, 1), ("soft", ("votes",), 0, 0), ("soft", (), 3, 0), ("majority", (), 0, 0)],
+    ("settings", "told"),
+    [
+        ({"votes": "weight"}, "no effect of data.votes='weight': the set has no votes"),
+        (
+            {"votes": "majority", "min_agreement": 0.9},
+            "data.votes='majority' and data.min_agreement=0.9: the",
+        ),
+        (
+            {"min_agreement": 0.9},
+            "no effect of data.min_agreement=0.9: the set has no votes (none of the fir",
+        ),
+        ({}, None),
+    ],
 )
-def test_a_least_agreement_of_votes_that_are_not_there_is_told(votes, extras, undecided, told):
-    run, lines = Run(method={"type": "dpo"}, data=DataConfig(min_agreement=0.9, votes=votes)), []
-    tell_of_votes(run, SimpleNamespace(counts=Counts(undecided=undecided), extras=extras), lines.append)
-    assert sum("data.min_agreement=0.9 has no effect: the set has no votes" in line for line in lines) == told
+@pytest.mark.parametrize("votes", [(), (0.7, 0.3)])
+def test_settings_of_votes_without_votes_are_told(settings, told, votes):
+    row = Example("a", (ImageRef(b"1"), ImageRef(b"2")), (1.0, 0.0), "p row 0", votes=votes)
+    lines, rows = [], Preferences("p", lambda: iter([row] * 3), 3, None)
+    look_at_votes(Run(data=DataConfig(**settings)), rows, lines.append)
+    assert [told in line for line in lines] == ([True] if told and not votes else [])
+
+
+@pytest.mark.parametrize(
+    ("method", "strategies", "extras", "told"),
+    [
+        ({"type": "dpo"}, (), {"weight"}, ["weights"]),
+        ({"type": "dpo"}, ({"type": "weighted"},), {"weight"}, []),
+        ({"type": "dpo"}, (), {"reward", "patches"}, ["maps", "rewards"]),
+        ({"type": "madpo"}, ({"type": "masked"},), {"reward", "patches"}, []),
+        ({"type": "semi_dpo"}, (), {"time_labels"}, []),
+    ],
+)
+def test_data_that_neither_method_nor_strategy_reads_is_told(method, strategies, extras, told):
+    run, lines = Run(method=method, strategies=strategies), []
+    tell_of_unread(run, build(method), SimpleNamespace(extras=extras), lines.append)
+    assert [line.split()[4].strip(",") for line in lines] == told
+
+
+def test_a_run_tells_of_votes_that_are_not_there(tmp_path, capsys):
+    data = DataConfig(path="tiny:pairs", resolution=32, limit=2, holdout=0, votes="weight")
+    model = ModelConfig(path="tiny:sd15", lora=LoraConfig(rank=1))
+    align(Run(output=str(tmp_path), model=model, data=data, training=TrainingConfig(steps=1)))
+    assert capsys.readouterr().err.count("warning: no effect of data.votes='weight'") == 1
