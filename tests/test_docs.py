@@ -119,6 +119,7 @@ def test_links_lead_to_files_of_the_repository(page):
         ("DiffusionNFT", [{"type": "diffusion_nft"}]),
         ("DGPO", [{"type": "dgpo"}]),
         ("f-DPO, XPO, beta-DPO", [{"type": "fdpo"}, {"type": "xpo"}, {"type": "beta_dpo"}]),
+        ("ADPO", [{"type": "adpo"}]),
         ("AutoBeta", [{"type": "auto_beta"}]),
         ("Flow-GRPO, DDPO", [{"type": "flow_grpo"}, {"type": "ddpo"}]),
     ],

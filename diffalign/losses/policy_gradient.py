@@ -17,8 +17,8 @@ def ppo(
     """Return max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_ratio), and rho.
 
     Source: PPO, Schulman et al. 2017, arXiv 1707.06347, equation 7. A step whose ratio has moved beyond the
-        clip
-    in the direction of its advantage has no gradient; one that has moved in the other direction keeps it.
+    clip in the direction of its advantage has no gradient; one that has moved in the other direction keeps
+    it.
 
     Args:
         log_ratio: (*B) log-density under the policy minus that under which the step was drawn.

@@ -3,8 +3,7 @@
 Frames are selected by presentation time, for constant and variable frame rates alike: frame k of a video read
 at a given rate is the one nearest to k / rate seconds after the first. Durations are rounded down to whole
 frames: 126 frames at 24 a second (5.25 s) are 105 at 20. A container's rotation is applied, transparent
-    frames
-are composited over white, and animated GIFs count as videos.
+frames are composited over white, and animated GIFs count as videos.
 """
 
 import math

@@ -1,5 +1,5 @@
-"""CRD, centered reward distillation. arXiv 2603.14128 (2026; after Flow-Factory's port; the authors' code
-was not available).
+"""CRD. Zhu et al. 2026, "Diffusion Reinforcement Learning via Centered Reward Distillation", arXiv 2603.14128
+(after Flow-Factory's port; the authors' code was not available).
 
 At the KL-regularised optimum the reward of a sample equals an implicit reward of the policy up to a constant
 of its prompt, which cancels if both are centred within the prompt. The implicit reward is estimated by the
@@ -143,7 +143,7 @@ def scaled_error(rows: NoisedRows, prediction: Tensor) -> Tensor:
 CARD = MethodCard(
     name="crd",
     title="CRD",
-    paper="Centered Reward Distillation",
+    paper="Zhu et al., Diffusion Reinforcement Learning via Centered Reward Distillation",
     year=2026,
     arxiv="2603.14128",
     data=DataKind.ROLLOUTS,

@@ -11,8 +11,9 @@ It is the policy-gradient baseline of the preference methods and needs numeric r
 c is as small as 1e-4 because log-densities are means over elements, not sums.
 
 ``kl`` adds a penalty on the exact KL of the policy's steps to the reference's, as Flow-GRPO does (Liu et al.
-2025, arXiv 2505.05470); its code divides by the variance without the step's length, so that its weight b is b
-/ (t - s) here. At 0 the KL is logged only; with ``kl: null`` there is no reference, as in the released DDPO.
+2025, arXiv 2505.05470); its code divides by the variance without the step's length t - s, so that its KL is t
+- s times the exact one and its weight b is b (t - s) here. At 0 the KL is logged only; with ``kl: null``
+there is no reference, as in the released DDPO.
 
 Differences from the released code: steps of a group whose advantages are all 0 are left out of the mean
 (there they are averaged in as 0). The density under which a step was drawn is recorded in the rollout, in

@@ -1,4 +1,5 @@
-"""DDRL, data-regularised reinforcement learning. arXiv 2512.04332 (2025), with the released code (cosmos-rl).
+"""DDRL. Ye et al. 2025, "Data-regularized Reinforcement Learning for Diffusion Models at Scale", arXiv
+2512.04332, with the released code (cosmos-rl).
 
 A policy gradient that is regularised by data instead of by a reference: in place of the KL of the policy to
 its base, estimated from the policy's samples, it has the KL of the data to the policy, which is the denoising
@@ -134,7 +135,7 @@ class DDRL(RolloutMethod):
 CARD = MethodCard(
     name="ddrl",
     title="DDRL",
-    paper="Data-regularised reinforcement learning (released code: cosmos-rl)",
+    paper="Ye et al., Data-regularized Reinforcement Learning for Diffusion Models at Scale",
     year=2025,
     arxiv="2512.04332",
     data=DataKind.ROLLOUTS,

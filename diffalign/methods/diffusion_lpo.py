@@ -17,8 +17,7 @@ The later versions of ADPO's released code (wk222/verlm) have this loss for lang
 ``positions: mean``, ``alpha: 1``, ``smoothing: 0.1``.
 
 Ours: rivals with equal scores are left out of each other's sums, since their order is unknown; a list of
-    equal
-scores has weight 0. The paper builds its lists from the pairs of a prompt; its beta is not known to us.
+equal scores has weight 0. The paper builds its lists from the pairs of a prompt; its beta is not known to us.
 """
 
 from dataclasses import dataclass

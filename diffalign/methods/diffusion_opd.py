@@ -1,5 +1,5 @@
-"""DiffusionOPD, on-policy distillation. arXiv 2605.15055 (2026; after UniRL's and verl-omni's code; the
-official code was not available).
+"""DiffusionOPD. Li et al. 2026, "DiffusionOPD: A Unified Perspective of On-Policy Distillation in Diffusion
+Models", arXiv 2605.15055 (after UniRL's and verl-omni's code; the official code was not available).
 
 The student samples its own trajectories, and a frozen teacher makes a step from each of their states. With
 mu_S and mu_T the means of the student's and the teacher's step from a state, S the step's std and l its
@@ -94,7 +94,7 @@ class DiffusionOPD(RolloutMethod):
 CARD = MethodCard(
     name="diffusion_opd",
     title="DiffusionOPD",
-    paper="DiffusionOPD: on-policy distillation of diffusion models",
+    paper="Li et al., DiffusionOPD: A Unified Perspective of On-Policy Distillation in Diffusion Models",
     year=2026,
     arxiv="2605.15055",
     data=DataKind.TEACHER,

@@ -22,10 +22,9 @@ Other methods are settings of this one, without a KL:
         the std of the rivals alone (group), a random 0.6 of the steps (rollout.trained_steps)
     MixGRPO (Li et al. 2025, arXiv 2507.21802): rollout.window; steps outside the window are those of the ODE
     Flow-GRPO-Fast (the same authors' code, later): a window of 2 or 3 steps at a position that each round
-    draws
-        (rollout.window_order random, rollout.window_within 5 of 10 steps), no guidance, form cps at level 0.8
-        with rollout.density squared and clip 1e-5. With window 1 a single step is
-        stochastic. Rivals that share their noise are one state until the window begins and are sampled once
+        draws (rollout.window_order random, rollout.window_within 5 of 10 steps), no guidance, form cps at
+        level 0.8 with rollout.density squared and clip 1e-5. With window 1 a single step is stochastic.
+        Rivals that share their noise are one state until the window begins and are sampled once
 
 Differences from the released codes: the step to time 0 is the ODE's (they do not train on it either); the
 density of "cps" is the Gaussian's unless ``rollout.density`` is squared, as in the code; steps of a group

@@ -1,4 +1,5 @@
-"""Semi-DPO (ICLR 2026), arXiv 2604.24952, with the released code (L-CodingSpace/Semi-DPO).
+"""Semi-DPO. Liu et al. 2026, "Learning from Noisy Preferences: A Semi-Supervised Learning Approach to Direct
+Preference Optimization", ICLR 2026, arXiv 2604.24952, with the released code (L-CodingSpace/Semi-DPO).
 
 Labels are trusted only if several reward models agree with them (``data.filters.agree``, about a fifth of
 Pick-a-Pic v2). A first model is trained on those pairs with Diffusion-DPO. It then labels the other pairs
@@ -169,7 +170,8 @@ def relabelled(c: Contrast, label: Tensor) -> Contrast:
 CARD = MethodCard(
     name="semi_dpo",
     title="Semi-DPO",
-    paper="Semi-DPO: pseudo-labels in time for pairs on which reward models disagree",
+    paper="Liu et al., Learning from Noisy Preferences: A Semi-Supervised Learning Approach to Direct "
+    "Preference Optimization",
     year=2026,
     arxiv="2604.24952",
     data=DataKind.PAIRS,

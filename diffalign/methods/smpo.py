@@ -108,6 +108,6 @@ CARD = MethodCard(
     year=2025,
     arxiv="2506.02698",
     data=DataKind.SCORED_PAIRS,
-    cost="2 policy samples with gradient, 2 reference samples, 4 per inversion step without (about 3 steps)",
+    cost="2 policy samples with gradient, 2 reference samples, 4 per inversion step without (about 4 steps)",
     method=SmPO,
 )

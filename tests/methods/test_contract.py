@@ -1,6 +1,8 @@
 """The contract of a method: a class with exactly the Protocol's members trains; nothing else is read."""
 
+import importlib
 import json
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -88,3 +90,18 @@ def test_listings_show_defaults_that_a_configuration_could_give(name):
     assert "MISSING" not in json.dumps(shown) and "running" not in shown
     if name in REGISTRY and "time" in shown and "beta" in shown:
         assert list(shown).index("beta") < list(shown).index("time")
+
+
+def test_cards_name_the_authors_and_the_paper():
+    for name, card in REGISTRY.items():
+        *_, paper = card.paper.split("; ")  # the last one, where the loss and the baseline have one each
+        assert re.match(r"[A-Z][\w'-]+( et al\.| et al\. \d{4})?(, \w| \(as)", paper), (name, card.paper)
+
+
+def test_docstrings_of_methods_have_formulas_in_paragraphs_of_their_own():
+    """A page shows an indented line as code: inside of a paragraph it would cut the sentence."""
+    for name in REGISTRY:
+        text = importlib.import_module(f"diffalign.methods.{name}").__doc__ or ""
+        for block in re.split(r"\n\s*\n", text.strip()):
+            indented = [line.startswith("    ") for line in block.split("\n")]
+            assert all(indented) or not any(indented), (name, block)

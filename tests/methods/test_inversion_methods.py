@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from diffalign.diffusion.guidance import Guided
-from diffalign.diffusion.inversion import Inversion, along_grid, velocity_weight, walk
+from diffalign.diffusion.inversion import Inversion, along_grid, route_to, velocity_weight, walk
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.randomness import Streams
 from diffalign.diffusion.samplers import clean_and_noise
 from diffalign.errors import UserError
-from diffalign.methods import build
+from diffalign.methods import REGISTRY, build
 from diffalign.methods.dpo import DPO
 from diffalign.methods.inpo import InPO
 from diffalign.methods.inversion_dpo import InversionDPO
@@ -500,3 +500,19 @@ def test_several_opinions_are_refused():
     batch = replace(pairs(1), extra={"reward": torch.ones(2, 3)})
     with pytest.raises(UserError, match="one score per sample"):
         SmPO()(toy(), toy(), batch, Streams.at(0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "words"),
+    [
+        ("inpo", [-99, *range(1, 802, 100)], "about 6 steps"),
+        ("smpo", [-199, 1, 201, 401, 601], "about 4 steps"),
+    ],
+)
+def test_the_number_of_inversion_steps_that_a_card_states(name, entries, words):
+    """A sample of timestep t makes the steps of the released grid that start below t; t is uniform."""
+    t = torch.arange(1000, **f64) / 1000
+    counts = route_to(build({"type": name}).noising, sd_path(), t).length
+    by_hand = np.mean([sum(entry < timestep for entry in entries) for timestep in range(1000)])
+    assert counts.double().mean().item() == pytest.approx(by_hand, abs=1e-9)
+    assert words in REGISTRY[name].cost and round(by_hand) == int(words.split()[1])

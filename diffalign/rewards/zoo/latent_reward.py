@@ -10,9 +10,8 @@ state_dict.pt, and text_encoder_2/ for SDXL). Tokenizers and autoencoder are tho
 hub or as ``FOLDER@BASE``.
 
 What differs from the released code: a finished image is encoded as the mean of the autoencoder's
-    distribution,
-at timestep 0 without noise, where the released code draws a sample and adds noise; and it is resized
-bicubically.
+distribution, at timestep 0 without noise, where the released code draws a sample and adds noise; and it is
+resized bicubically.
 """
 
 from collections.abc import Sequence
