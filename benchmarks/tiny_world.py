@@ -224,7 +224,7 @@ def strip(name: str, recipe: Run) -> list[Image.Image]:
     path = _strip_file(name, recipe)
     if not path.exists():
         texts = measures_of(recipe.model).prompts("test", STRIP)
-        with trained(name, _whole(recipe)) as (_, pipeline, _):
+        with trained(name, _whole(recipe, _affordable(recipe, cost(recipe)))) as (_, pipeline, _):
             _keep_strip(path, sampled(pipeline, texts))
     with Image.open(path) as joined:
         side = joined.height
@@ -291,8 +291,8 @@ def drift(aligned: LoadedModel, base: LoadedModel, split: str, measured: Measure
 def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = None) -> dict[str, Any]:
     """Train for ``steps`` (None: the budget's), and measure on the prompts of ``split``."""
     calls = cost(recipe)
+    steps = steps or _affordable(recipe, calls)
     ready = _whole(recipe, steps)
-    steps = ready.training.steps
     with trained(name, ready) as (result, pipeline, seconds):
         figures = _measured(name, result, pipeline, recipe, split, prompts)
     return {
@@ -305,9 +305,13 @@ def run(name: str, recipe: Run, split: str, prompts: int, steps: int | None = No
     }
 
 
-def _whole(recipe: Run, steps: int | None = None) -> Run:
-    """Return a recipe with its steps (None: the budget's) and its teachers, trained."""
-    steps = steps or max(1, round(budget(recipe) / cost(recipe).cost))
+def _affordable(recipe: Run, calls: Calls) -> int:
+    """Return the number of steps of such calls in a recipe's budget."""
+    return max(1, round(budget(recipe) / calls.cost))
+
+
+def _whole(recipe: Run, steps: int) -> Run:
+    """Return a recipe with its steps and its teachers, trained."""
     ready = with_teachers(recipe)
     return replace(ready, training=replace(ready.training, steps=steps))
 

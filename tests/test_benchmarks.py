@@ -661,6 +661,29 @@ def test_a_method_is_shown_by_images_of_the_base_and_of_its_first_row(apart, mon
     assert len(made) == 2  # other settings
 
 
+def test_a_row_reads_its_cost_once(monkeypatch):
+    reads = []
+
+    def cost(run):
+        reads.append(run)
+        return Calls(tiny_world.BUDGET / 50)
+
+    @contextmanager
+    def trained(name, run):
+        yield None, None, 1.0
+
+    monkeypatch.setattr(tiny_world, "cost", cost)
+    monkeypatch.setattr(tiny_world, "trained", trained)
+    monkeypatch.setattr(tiny_world, "_measured", lambda *arguments: {})
+    recipe = tiny_world.recipe("dpo")
+    rows = [tiny_world.run("tiny-dpo-0", recipe, "test", 8, steps) for steps in (None, 20)]
+    assert [(row["steps"], row["compute"]) for row in rows] == [
+        (50, pytest.approx(tiny_world.BUDGET)),
+        (20, pytest.approx(0.4 * tiny_world.BUDGET)),
+    ]
+    assert len(reads) == 2
+
+
 def test_the_page_of_tuning_compares_a_methods_two_rows(apart):
     """DPO is behind IPO with the recipes' settings, and level with it when both are tuned."""
     random = np.random.default_rng(0)

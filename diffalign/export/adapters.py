@@ -14,6 +14,7 @@ from diffalign.export.layouts import kohya_state, lora_metadata, to_diffusers, t
 from diffalign.models.experts import FIRST, FOLDERS, INTO
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import ADAPTER, has_lora_loader, inject
+from diffalign.models.lora_base import base_metadata
 from diffalign.models.lora_formats import Factors, Lora
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import LORA_FILES, user_errors
@@ -98,30 +99,30 @@ def set_strength(model: LoadedModel, strength: float) -> None:
             layer.set_scale(adapter, strength)
 
 
-def write_trained(model: LoadedModel, folder: Path) -> None:
+def write_trained(model: LoadedModel, folder: Path, title: str) -> None:
     """Write the trained adapters so that no reader can apply another strength; see ``layouts``."""
     lora = model.carried | live_lora(model)
     if not has_lora_loader(model.family):
-        _write_as_peft(model.network, folder)
+        _write_as_peft(model, folder, title)
         return
     if train_layout(lora, model) == "kohya":
-        save(kohya_state(lora, model), folder / LORA_FILES[0], lora_metadata(lora, model, folder.name))
+        save(kohya_state(lora, model), folder / LORA_FILES[0], lora_metadata(lora, model, title))
     else:
-        write_diffusers(lora, model, folder)
+        write_diffusers(lora, model, folder, title)
 
 
-def write_diffusers(lora: Lora, model: LoadedModel, folder: Path) -> None:
+def write_diffusers(lora: Lora, model: LoadedModel, folder: Path, title: str) -> None:
     """Write ``pytorch_lora_weights.safetensors`` in diffusers' layout with the scale folded in, one for each
     of two experts.
 
-    The metadata says alpha = rank; it keeps the adapters' other settings.
+    The metadata says alpha = rank; it keeps the adapters' other settings, and names the base.
     """
     for where, (part, _) in by_file(lora, model).items():
         (folder / where).mkdir(exist_ok=True)
-        _write_diffusers_file(part, model, folder / where)
+        _write_diffusers_file(part, model, folder / where, title)
 
 
-def _write_diffusers_file(lora: Lora, model: LoadedModel, folder: Path) -> None:
+def _write_diffusers_file(lora: Lora, model: LoadedModel, folder: Path, title: str) -> None:
     entries: dict[str, Any] = {}
     for component, modules in uniform(lora).items():
         first = next(iter(modules.values()))
@@ -137,7 +138,8 @@ def _write_diffusers_file(lora: Lora, model: LoadedModel, folder: Path) -> None:
             "target_modules": sorted(modules),
         }
         entries |= {f"{component}.{key}": value for key, value in values.items()}
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(entries, indent=2, sort_keys=True)}
+    settings = json.dumps(entries, indent=2, sort_keys=True)
+    metadata = {**base_metadata(model, title), "lora_adapter_metadata": settings}
     save(to_diffusers(lora), folder / LORA_FILES[0], metadata)
 
 
@@ -190,11 +192,12 @@ def _inject(network: nn.Module, modules: dict[str, Factors], source: str) -> Non
         raise UserError(f"{source}: {result.unexpected_keys[0]} has no module in this model")
 
 
-def _write_as_peft(network: Any, folder: Path) -> None:
+def _write_as_peft(model: LoadedModel, folder: Path, title: str) -> None:
     """Write the two files that ``PeftModel.from_pretrained`` reads, with its names of tensors; return them.
 
     The scale is folded in, so that ComfyUI, which ignores the configuration, applies the same strength.
     """
+    network: Any = model.network
     state: dict[str, Tensor] = {}
     for name, factors in _live_factors(network, ADAPTER).items():
         one = folded(factors)
@@ -202,8 +205,10 @@ def _write_as_peft(network: Any, folder: Path) -> None:
         state |= {f"{stem}.lora_A.weight": one.down, f"{stem}.lora_B.weight": one.up}
         if one.magnitude is not None:
             state[f"{stem}.lora_magnitude_vector"] = one.magnitude
-    save(state, folder / LORA_FILES[1], {"format": "pt"})
+    metadata = base_metadata(model, title)
+    save(state, folder / LORA_FILES[1], metadata)
     config = copy.deepcopy(network.peft_config[ADAPTER])
+    config.base_model_name_or_path = metadata["ss_sd_model_name"]
     config.inference_mode = True
     config.lora_alpha, config.use_rslora = config.r, False
     config.save_pretrained(str(folder))

@@ -40,7 +40,7 @@ def save_aligned(model: LoadedModel, folder: str | Path, card_text: str) -> None
     """
     with atomic_folder(Path(folder)) as temporary:
         if is_adapted(model):
-            write_trained(model, temporary)
+            write_trained(model, temporary, Path(folder).name)
         else:
             model.pipeline.save_pretrained(temporary)
         (temporary / "README.md").write_text(card_text, encoding="utf-8")

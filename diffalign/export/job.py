@@ -232,7 +232,7 @@ def _write_lora(lora: Lora, model: LoadedModel, settings: Export, say: Callable[
                 "or the run's aligned/, which peft loads"
             )
         with atomic_folder(path) as folder:
-            write_diffusers(lora, model, folder)
+            write_diffusers(lora, model, folder, settings.title)
             _write_card(settings, folder)
     else:
         for where, (part, _) in by_file(lora, model).items():

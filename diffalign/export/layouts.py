@@ -20,38 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.paths import EDM
 from diffalign.errors import UserError
 from diffalign.export.combine import has_dora, uniform
 from diffalign.models.experts import FIRST
+from diffalign.models.families.registry import FAMILIES, laid_out_as
 from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora_base import base_metadata
 from diffalign.models.lora_formats import Lora, diffusers_state
 from diffalign.models.lora_names import file_text_name, modules_of
 from diffalign.models.original_layout import original_modules
-
-KOHYA = {"sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base"}
-"""Families that kohya's layout supports: the architecture's name in the ModelSpec metadata."""
-
-COMFYUI = {
-    "chroma": "chroma",
-    "flux": "flux-1-dev",
-    "flux2": "flux-2-dev",
-    "flux2_klein": "flux-2-klein",
-    "kandinsky5": "kandinsky-5-image",
-    "krea2": "krea-2",
-    "ltx": "ltx-video",
-    "ltx_i2v": "ltx-video",
-    "pixart": "pixart-sigma",
-    "pixart_alpha": "pixart-alpha",
-    "qwen_image": "qwen-image",
-    "sd3": "stable-diffusion-3",
-    "wan": "wan-2.1",
-    "wan_i2v": "wan-2.1",
-    "wan_ti2v": "wan-2.1",
-    "z_image": "z-image",
-}
-# for these models ComfyUI reads the original names only
-_ORIGINAL_NAMES = ("wan", "wan_i2v", "wan_ti2v", "ltx", "ltx_i2v", "krea2")
 
 
 def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
@@ -64,10 +41,9 @@ def kohya_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
         UserError: an unsupported family, DoRA, or a module without a name in the layout.
     """
     family = model.family.name
-    if family not in KOHYA:
-        raise UserError(
-            f"--to kohya with a model of {family}; allowed for: {', '.join(KOHYA)}; {_others(family)}"
-        )
+    if FAMILIES[family].files.layout != "kohya":
+        allowed = ", ".join(laid_out_as("kohya"))
+        raise UserError(f"--to kohya with a model of {family}; allowed for: {allowed}; {_others(family)}")
     refuse_dora(lora, "kohya")
     names = _unet_stems(model)
     result = {}
@@ -99,10 +75,11 @@ def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
         UserError: an unsupported family, DoRA, or a module without a name.
     """
     family = model.family.name
-    if family in KOHYA:
+    files = FAMILIES[family].files
+    if files.layout == "kohya":
         return kohya_state(lora, model)
-    if family not in COMFYUI:
-        allowed = ", ".join([*KOHYA, *COMFYUI])
+    if files.layout != "comfyui":
+        allowed = ", ".join([*laid_out_as("kohya"), *laid_out_as("comfyui")])
         raise UserError(f"--to comfyui with a model of {family}; allowed for: {allowed}; {_others(family)}")
     refuse_dora(lora, "comfyui")
     known = {module: original for original, place in _table(model).items() for module in place.modules}
@@ -114,9 +91,7 @@ def comfyui_state(lora: Lora, model: LoadedModel) -> dict[str, Tensor]:
                     f"--to comfyui: ComfyUI has no name for {component}.{module}; allowed: --to diffusers or "
                     "merged"
                 )
-            stem = (
-                f"diffusion_model.{known[module]}" if family in _ORIGINAL_NAMES else f"transformer.{module}"
-            )
+            stem = f"diffusion_model.{known[module]}" if files.original_names else f"transformer.{module}"
             result[f"{stem}.lora_A.weight"] = factors.down.contiguous()
             result[f"{stem}.lora_B.weight"] = factors.up.contiguous()
             result[f"{stem}.alpha"] = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
@@ -148,7 +123,8 @@ def train_layout(lora: Lora, model: LoadedModel) -> str:
     else it is folded in.
     """
     every = [factors for modules in lora.values() for factors in modules.values()]
-    if model.family.name not in KOHYA or has_dora(lora) or all(abs(f.scale - 1) < 1e-6 for f in every):
+    kohya = FAMILIES[model.family.name].files.layout == "kohya"
+    if not kohya or has_dora(lora) or all(abs(f.scale - 1) < 1e-6 for f in every):
         return "diffusers"
     try:
         state = kohya_state(lora, model)
@@ -183,39 +159,17 @@ def dropped_by_diffusers(state: Mapping[str, Tensor], lora: Lora, model: LoadedM
 
 
 def lora_metadata(lora: Lora, model: LoadedModel, title: str) -> dict[str, str]:
-    """Return the header of a kohya or ComfyUI file: ``ss_*`` as kohya's scripts write, and ModelSpec.
-
-    Sources: kohya-ss/sd-scripts train_network.py (names of ``ss_*``); Stability-AI/ModelSpec 1.0.
+    """Return the header of a kohya or ComfyUI file: that of its base, and ``ss_*`` of its adapter as kohya's
+    scripts write them (kohya-ss/sd-scripts train_network.py).
     """
     first = next(iter(next(iter(uniform(lora).values())).values()))
-    family = model.family.name
-    architecture = {**KOHYA, **COMFYUI}.get(family, family)
-    metadata = {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": title,
+    return {
+        **base_metadata(model, title),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(first.rank),
         "ss_network_alpha": str(first.scale * first.rank),
         "ss_output_name": title,
-        "ss_sd_model_name": model.source,
-        **prediction_metadata(model),
     }
-    versions = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
-    if family in versions:
-        metadata["ss_base_model_version"] = versions[family]
-    return metadata
-
-
-def prediction_metadata(model: LoadedModel) -> dict[str, str]:
-    """Return ModelSpec's prediction type of a Stable Diffusion; flow models have none."""
-    kind = model.pipeline.scheduler.config.get("prediction_type")
-    edm = isinstance(model.path, EDM)  # ModelSpec has no value for it
-    if edm or model.family.name not in KOHYA or kind not in ("epsilon", "v_prediction"):
-        return {}
-    return {"modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon"}
 
 
 def to_diffusers(lora: Lora) -> dict[str, Tensor]:
@@ -233,9 +187,10 @@ def _unet_stems(model: LoadedModel) -> dict[str, str]:
     """Return kohya's stem of each module; for Stable Diffusion 1.x by diffusers' names, as kohya's scripts
     do."""
     stems = {}
+    original_names = FAMILIES[model.family.name].files.original_names
     for original, place in _table(model).items():
         ours = place.modules[0]
-        plain = model.family.name == "sd15" and not ours.startswith("add_embedding")
+        plain = not original_names and not ours.startswith("add_embedding")
         stems[ours] = "lora_unet_" + (ours if plain else original).replace(".", "_")
     return stems
 
@@ -251,6 +206,6 @@ def _text_stem(model: LoadedModel, component: str, module: str) -> str | None:
 def _others(family: str) -> str:
     return (
         "this one: --to comfyui, diffusers or merged"
-        if family in COMFYUI
+        if FAMILIES[family].files.layout == "comfyui"
         else "this one: --to diffusers or merged"
     )

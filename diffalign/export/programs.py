@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from diffalign.models.families.registry import FAMILIES
+
 
 def how_to_load(to: str, path: Path, family: str) -> list[str]:
     """Return one line for each program that loads an export.
@@ -14,9 +16,10 @@ def how_to_load(to: str, path: Path, family: str) -> list[str]:
     """
     name = path.stem
     if to in ("kohya", "comfyui"):
-        node = "LoraLoader" if family in ("sd15", "sdxl") else "LoraLoaderModelOnly"
+        stable_diffusion = FAMILIES[family].files.layout == "kohya"
+        node = "LoraLoader" if stable_diffusion else "LoraLoaderModelOnly"
         lines = [f"ComfyUI: put {path.name} into models/loras; node {node}, strength 1"]
-        if family in ("sd15", "sdxl"):
+        if stable_diffusion:
             lines += [
                 f"A1111, Forge: put {path.name} into models/Lora; prompt <lora:{name}:1>",
                 f"kohya's scripts: --network_weights {shlex.quote(str(path))}",
@@ -27,7 +30,7 @@ def how_to_load(to: str, path: Path, family: str) -> list[str]:
         return [
             f"ComfyUI: put {path.name} into models/checkpoints; node CheckpointLoaderSimple",
             f"A1111, Forge: put {path.name} into models/Stable-diffusion",
-            f'diffusers: {_PIPELINES[family]}.from_single_file("{path}")',
+            f'diffusers: {FAMILIES[family].pipeline}.from_single_file("{path}")',
         ]
     if to == "merged":
         return [f'diffusers: DiffusionPipeline.from_pretrained("{path}")']
@@ -42,6 +45,3 @@ def trained_lora(run: Path, family: str) -> list[str]:
         f"diffalign export {shlex.quote(str(run))} --to kohya --output {shlex.quote(str(file))}",
         *(line for line in lines if not line.startswith("diffusers")),
     ]
-
-
-_PIPELINES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from diffalign.diffusion.paths import EDM
 from diffalign.errors import UserError
-from diffalign.export.layouts import KOHYA, prediction_metadata
 from diffalign.export.streaming import Entry, write_safetensors
+from diffalign.models.families.registry import FAMILIES
 from diffalign.models.loaded import LoadedModel
+from diffalign.models.lora_base import prediction_metadata
 from diffalign.models.lora_names import file_text_name
 from diffalign.models.original_layout import is_vae_projection, unet_names, vae_names
 
@@ -30,10 +31,12 @@ def write_single_file(model: LoadedModel, path: Path, dtype: torch.dtype, title:
     Raises:
         UserError: an unsupported family.
     """
-    if model.family.name not in KOHYA:
+    files = FAMILIES[model.family.name].files
+    if not files.implementation:
+        allowed = ", ".join(name for name, card in FAMILIES.items() if card.files.implementation)
         raise UserError(
-            f"--to single-file with a model of {model.family.name}; allowed for: {', '.join(KOHYA)}; this "
-            "one: --to merged"
+            f"--to single-file with a model of {model.family.name}; allowed for: {allowed}; this one: --to "
+            "merged"
         )
     if isinstance(model.path, EDM):
         raise UserError(
@@ -46,10 +49,8 @@ def write_single_file(model: LoadedModel, path: Path, dtype: torch.dtype, title:
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": KOHYA[model.family.name],
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if model.family.name == "sdxl"
-        else "https://github.com/CompVis/stable-diffusion",
+        "modelspec.architecture": files.architecture,
+        "modelspec.implementation": files.implementation,
         "modelspec.title": title,
         **prediction_metadata(model),
     }

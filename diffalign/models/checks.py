@@ -63,7 +63,9 @@ def check_components(path: str, pipeline: Any, names: tuple[str, ...]) -> None:
 
 
 def check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
-    """UserError for an autoencoder of another width than the network's latents, or without a scale."""
+    """UserError for an autoencoder of another width than the network's latents, or without a scale, or
+    without the shift that the family's pipeline subtracts.
+    """
     latent = family.codec.channels(pipeline.vae.config)
     wanted = family.latent_channels(getattr(pipeline, family.network_name).config)
     where = f"model.vae={config.vae!r}" if config.vae else f"model.path={config.path!r}"
@@ -76,4 +78,10 @@ def check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
     if latent != wanted:
         raise UserError(
             f"{where}: the VAE has {latent} latent channels, the {family.network_name} takes {wanted}"
+        )
+    usual, shift = family.configs["vae"].get("shift_factor"), pipeline.vae.config.get("shift_factor")
+    if usual is not None and not (isinstance(shift, int | float) and math.isfinite(shift)):
+        raise UserError(
+            f"{where}: shift_factor of the VAE's config.json is {shift!r}, which pipelines of {family.name} "
+            f"subtract from latents; allowed: a number ({usual:g} of the base models)"
         )

@@ -3,24 +3,48 @@
 A LoRA of the same architecture fits any base, so that neither a shape nor a name shows a wrong one.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diffalign.diffusion.paths import EDM
+from diffalign.models.families.registry import FAMILIES
 from diffalign.models.loaded import LoadedModel
 
+_CACHED = re.compile(r"models--[^/]*--([^/]+)/snapshots/[^/]+/?$")  # a model in the hub's cache
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = (".safetensors", ".ckpt", ".pt")
-_FAMILIES = {
-    "sd15": ("sd_v1", "stable-diffusion-v1"),
-    "sdxl": ("sdxl", "stable-diffusion-xl"),
-    "flux": ("flux1", "flux-1"),
-}
-"""Beginnings of ``ss_base_model_version`` (kohya-ss/sd-scripts) and ``modelspec.architecture`` by family."""
-_SECOND = ("sd_v2", "stable-diffusion-v2")
-_SECOND_WIDTH = 1024
-"""Stable Diffusion 2: the class of 1.5 with wider text states."""
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+
+
+def base_metadata(model: LoadedModel, title: str) -> dict[str, str]:
+    """Return what a LoRA's header says of its base: ModelSpec, and kohya's names of the model.
+
+    Of a local model the name alone is recorded, as kohya's scripts do: files are published.
+    Sources: Stability-AI/ModelSpec 1.0; kohya-ss/sd-scripts train_network.py.
+    """
+    files = FAMILIES[model.family.name].files
+    version = {"ss_base_model_version": files.version} if files.version else {}
+    local = os.path.exists(os.path.expanduser(model.source))
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{files.architecture or model.family.name}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "ss_sd_model_name": _last_part(model.source) if local else model.source,
+        **version,
+        **prediction_metadata(model),
+    }
+
+
+def prediction_metadata(model: LoadedModel) -> dict[str, str]:
+    """Return ModelSpec's prediction type of a model; flow models have none."""
+    kind = model.pipeline.scheduler.config.get("prediction_type")
+    if isinstance(model.path, EDM) or kind not in ("epsilon", "v_prediction"):  # it has no value for EDM
+        return {}
+    return {"modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon"}
 
 
 def of_another_base(
@@ -33,13 +57,10 @@ def of_another_base(
         config: peft's ``adapter_config.json``, where it came with one.
         model: the model that it is put on.
     """
-    version, architecture = _begins(model)
-    named = {
-        "ss_base_model_version": (metadata.get("ss_base_model_version"), version),
-        "modelspec.architecture": (metadata.get("modelspec.architecture"), architecture),
-    }
-    for name, (value, start) in named.items():
-        if value and start and not value.lower().startswith(start):
+    begins = FAMILIES[model.family.name].files.begins
+    for name in ("ss_base_model_version", "modelspec.architecture"):
+        value = metadata.get(name)
+        if value and begins and not re.sub(r"[^a-z0-9]", "", value.lower()).startswith(begins):
             yield f"{name} is {value}"
     recorded = _PREDICTIONS.get(metadata.get("modelspec.prediction_type", "").lower())
     own = model.pipeline.scheduler.config.get("prediction_type")
@@ -57,14 +78,13 @@ def of_another_base(
             yield f"{name} is {place}"
 
 
-def _begins(model: LoadedModel) -> tuple[str, str]:
-    width = getattr(model.network, "config", {}).get("cross_attention_dim")
-    if model.family.name == "sd15" and width == _SECOND_WIDTH:
-        return _SECOND
-    return _FAMILIES.get(model.family.name, ("", ""))
-
-
 def _last(place: str) -> str:
     """Return the last part of a hub id or path, which a copy in another folder has too."""
-    name = place.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
+    name = _last_part(place).casefold()
     return next((name.removesuffix(end) for end in _WEIGHTS if name.endswith(end)), name)
+
+
+def _last_part(place: str) -> str:
+    place = place.replace("\\", "/").rstrip("/")
+    cached = _CACHED.search(place)
+    return cached.group(1) if cached else place.rpartition("/")[2]

@@ -23,6 +23,7 @@ from diffalign.evaluation.report.report import RunFacts, report_data, write_repo
 from diffalign.export.aligned import load_aligned
 from diffalign.export.programs import trained_lora
 from diffalign.media.files import save_image
+from diffalign.models.families.registry import FAMILIES
 from diffalign.models.loading import load
 from diffalign.rewards import load as load_reward
 from diffalign.runs.align import Result, align
@@ -113,7 +114,7 @@ def _usage(run: Run, result: Result) -> tuple[str, ...]:
     """Return how diffusers loads the result, and how other programs do after an export."""
     family = tiny.FAMILIES[run.model.path.removeprefix("tiny:")]
     lines = list(result.loading)
-    if run.model.train == "lora" and family in ("sd15", "sdxl") and result.aligned is not None:
+    if run.model.train == "lora" and FAMILIES[family].files.layout == "kohya" and result.aligned is not None:
         lines += ["", *trained_lora(result.output, family)]
     return (
         *lines,

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from diffalign.config.schema import LoraConfig, ModelConfig
 from diffalign.errors import UserError
-from diffalign.export.aligned import load_aligned, save_aligned, save_merged
+from diffalign.export.aligned import load_aligned, open_aligned, save_aligned, save_merged
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora import prepare_policy
-from tests.tiny_pipelines import make_sd15, make_sdxl
+from tests.tiny_pipelines import make_pixart, make_sd15, make_sdxl
 
 PLAIN = """
 import json, sys
@@ -48,7 +50,11 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pipelines")
-    return {"sd15": make_sd15(root / "sd15"), "sdxl": make_sdxl(root / "sdxl")}
+    return {
+        "sd15": make_sd15(root / "sd15"),
+        "sdxl": make_sdxl(root / "sdxl"),
+        "pixart": make_pixart(root / "pixart"),
+    }
 
 
 def trained(config: ModelConfig) -> LoadedModel:
@@ -73,6 +79,35 @@ def image(pipeline: object) -> np.ndarray:
         output_type="np",
     ).images[0]
     return made
+
+
+@pytest.mark.parametrize(
+    ("family", "alpha", "architecture"),
+    [
+        ("sd15", None, "stable-diffusion-v1/lora"),  # diffusers' layout
+        ("sd15", 4.0, "stable-diffusion-v1/lora"),  # kohya's
+        ("pixart", None, "pixart-sigma/lora"),  # peft's
+    ],
+)
+def test_a_lora_names_its_base_which_is_compared(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    family: str,
+    alpha: float | None,
+    architecture: str,
+) -> None:
+    config = ModelConfig(path=str(folders[family]), lora=LoraConfig(rank=2, alpha=alpha))
+    save_aligned(trained(config), tmp_path / "mine", "")
+    with safe_open(next((tmp_path / "mine").glob("*.safetensors")), "pt") as file:
+        header = file.metadata()
+    assert header["ss_sd_model_name"] == family  # the folder's name: the path is the user's own
+    assert (header["modelspec.architecture"], header["modelspec.title"]) == (architecture, "mine")
+    other = shutil.copytree(folders[family], tmp_path / "other")
+    for base, told in ((folders[family], False), (other, True)):
+        caplog.clear()
+        open_aligned(ModelConfig(path=str(base)), tmp_path / "mine")
+        assert (f"another base than {base}: its ss_sd_model_name is {family}" in caplog.text) == told
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import find_family, load
 from diffalign.models.lora import policy_denoiser
 from diffalign.models.sources import sniff_family
+from tests import tiny_pipelines
 from tests.models.ldm import single_file_state
 from tests.tiny_pipelines import vae
 
@@ -525,3 +526,19 @@ def test_a_scale_of_latents_that_is_none_is_an_error(folder: Path, scale: object
     file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": scale}))
     with pytest.raises(UserError, match=rf"scaling_factor of the VAE's config\.json is {scale!r}.*0\.13025"):
         load(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize("changed", [{"shift_factor": None}, {"shift_factor": "0.06"}, {}])
+@pytest.mark.parametrize(("family", "usual"), [("sd3", "0.0609"), ("flux", "0.1159")])
+def test_a_shift_of_latents_that_the_pipeline_subtracts_is_a_number(
+    tmp_path: Path, family: str, usual: str, changed: dict[str, object]
+) -> None:
+    """It was read as 0; Stable Diffusion 1.5 and XL have none, and their pipelines subtract none."""
+    path = getattr(tiny_pipelines, f"make_{family}")(tmp_path / family)
+    file = path / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    del config["shift_factor"]
+    file.write_text(json.dumps({**config, **changed}))
+    found = changed.get("shift_factor")
+    with pytest.raises(UserError, match=rf"shift_factor of the VAE's .* is {found!r}.* {family} .*{usual}"):
+        load(ModelConfig(path=str(path)))

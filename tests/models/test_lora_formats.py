@@ -1,5 +1,6 @@
 """Every layout that people exchange is read to the same factors; what is not understood is an error."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,10 @@ def test_a_lora_that_changes_nothing_is_told(
         ("sd15", {"ss_base_model_version": "sdxl_base_v1-0"}, "its ss_base_model_version is sdxl_base_v1-0"),
         ("sd15", {"ss_base_model_version": "sd_v2_v"}, "its ss_base_model_version is sd_v2_v"),
         ("sd15", {"ss_base_model_version": "sd_v1"}, ""),
+        ("sd15", {"ss_base_model_version": "sd_1.5"}, ""),  # of ai-toolkit, as the next two
+        ("sdxl", {"ss_base_model_version": "sdxl_1.0"}, ""),
+        ("flux", {"ss_base_model_version": "flux.1"}, ""),
+        ("flux", {"ss_base_model_version": "flux2_klein_9b"}, "its ss_base_model_version is flux2_klein_9b"),
         ("sd15", {"modelspec.architecture": "stable-diffusion-v1/lora"}, ""),
         ("sdxl", {"modelspec.architecture": "flux-1-dev/lora"}, "its modelspec.architecture is flux-1-dev/"),
         ("sdxl", {"modelspec.prediction_type": "v"}, "its modelspec.prediction_type is v"),
@@ -232,6 +237,16 @@ def test_a_lora_of_another_base_is_told(
 ) -> None:
     read_lora(lora_of(models[family], tmp_path / "a.safetensors", metadata), models[family])
     assert ("was trained on another base" in caplog.text) == bool(told) and told in caplog.text
+
+
+def test_a_base_in_the_hubs_cache_has_its_name_there(
+    models: dict[str, LoadedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = replace(models["sdxl"], source="/x/hub/models--them--base-1.0/snapshots/0f3ab")
+    for name, told in (("them/base-1.0", False), ("them/base-2.0", True)):
+        caplog.clear()
+        read_lora(lora_of(model, tmp_path / "a.safetensors", {"ss_sd_model_name": name}), model)
+        assert ("was trained on another base" in caplog.text) == told
 
 
 def test_the_base_of_a_peft_folder_is_compared(

@@ -5,6 +5,30 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
+class ProgramFiles:
+    """What files of other programs (A1111, Forge, ComfyUI, kohya's scripts) call a family and its modules.
+
+    Attributes:
+        architecture: ``modelspec.architecture`` of its models (Stability-AI/ModelSpec 1.0); "": the family's
+            name.
+        version: ``ss_base_model_version`` of its models, by kohya-ss/sd-scripts; "": there is none.
+        begins: beginnings of both as several trainers write them, letters and digits alone ("sd_1.5" is
+            "sd15"); (): a LoRA's names are not compared with the model.
+        layout: of its LoRAs for other programs than diffusers; "": there is none.
+        original_names: whether that layout names modules as the original code does, not as diffusers does.
+        implementation: ``modelspec.implementation`` of its single files, whose layout is that code's; "":
+            single files are not written.
+    """
+
+    architecture: str = ""
+    version: str = ""
+    begins: tuple[str, ...] = ()
+    layout: Literal["", "kohya", "comfyui"] = ""
+    original_names: bool = False
+    implementation: str = ""
+
+
+@dataclass(frozen=True)
 class FamilyCard:
     """The facts on a family, and how its checkpoints are recognised.
 
@@ -29,6 +53,7 @@ class FamilyCard:
         source: whether a source image besides the prompt is ``taken`` or ``needed``; "": it is refused.
         joined_branches: whether its pipeline calls the network once for both branches of guidance, the rows
             of the negative one first.
+        files: what other programs' files call it.
     """
 
     name: str
@@ -46,3 +71,4 @@ class FamilyCard:
     stored_as: tuple[str, ...] = ()
     source: Literal["", "taken", "needed"] = ""
     joined_branches: bool = False
+    files: ProgramFiles = ProgramFiles()

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.families.base import bare
-from diffalign.models.families.t5 import ReadByT5
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 
 QWEN3_4B = {
     "architectures": ["Qwen3Model"],
@@ -26,7 +26,7 @@ QWEN3_4B = {
 
 
 @dataclass(frozen=True)
-class ReadByChat(ReadByT5, ABC):
+class ReadByChat(MaxSequenceLength, ABC):
     """A family with one language model as its text encoder.
 
     Attributes:

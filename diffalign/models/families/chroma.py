@@ -20,7 +20,7 @@ from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.flow import Packed, masked, masked_shapes
 from diffalign.models.families.flux import CONFIGS as FLUX_CONFIGS
 from diffalign.models.families.flux import pack, places, unpack
-from diffalign.models.families.t5 import ReadByT5
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -43,7 +43,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Chroma(Packed, ReadByT5):
+class Chroma(Packed, MaxSequenceLength):
     """The family ``chroma``.
 
     Attributes:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import bare
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -58,7 +58,7 @@ LARGE: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class CogVideoX(ReadByT5):
+class CogVideoX(MaxSequenceLength):
     """The family ``cogvideox``.
 
     Attributes:

@@ -25,9 +25,9 @@ from diffalign.config.schema import ModelConfig
 from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import bare
 from diffalign.models.families.flow import SIDE, Packed
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.models.families.sources import SOURCE
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -55,7 +55,7 @@ SCHNELL: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Flux(Packed, ReadByT5):
+class Flux(Packed, MaxSequenceLength):
     """The family ``flux``.
 
     Attributes:

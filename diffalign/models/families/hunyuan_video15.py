@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import bare, encoded_by_pipeline
 from diffalign.models.families.flow import SpacedEvenly, masked_shapes
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.qwen_image import CONFIGS as QWEN_CONFIGS
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 GLYPHS = 256  # tokens of ByT5
@@ -81,7 +81,7 @@ class OneByOne(Videos):
 
 
 @dataclass(frozen=True)
-class HunyuanVideo15(SpacedEvenly, ReadByT5):
+class HunyuanVideo15(SpacedEvenly, MaxSequenceLength):
     """The family ``hunyuan_video15``.
 
     Attributes:

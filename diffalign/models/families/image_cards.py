@@ -1,6 +1,6 @@
 """The families of images, a card each. No torch."""
 
-from diffalign.models.families.card import FamilyCard
+from diffalign.models.families.card import FamilyCard, ProgramFiles
 
 IMAGES = (
     FamilyCard(
@@ -12,6 +12,7 @@ IMAGES = (
         same_shapes=("lodestones/Chroma1-HD", "lodestones/Chroma1-Base"),
         single_file_key=("distilled_guidance_layer.", "model.diffusion_model.distilled_guidance_layer."),
         target="diffalign.models.families.chroma:CHROMA",
+        files=ProgramFiles(architecture="chroma", layout="comfyui"),
     ),
     FamilyCard(
         name="flux",
@@ -23,6 +24,12 @@ IMAGES = (
         single_file_key=("double_blocks.", "model.diffusion_model.double_blocks."),
         target="diffalign.models.families.flux:FLUX",
         other_shapes=(("black-forest-labs/FLUX.1-schnell", "diffalign.models.families.flux:SCHNELL"),),
+        files=ProgramFiles(
+            architecture="flux-1-dev",
+            version="flux1",
+            begins=("flux1",),
+            layout="comfyui",
+        ),
     ),
     FamilyCard(
         name="flux2",
@@ -33,6 +40,7 @@ IMAGES = (
         same_shapes=("black-forest-labs/FLUX.2-dev",),
         single_file_key=(),
         target="diffalign.models.families.flux2:FLUX2",
+        files=ProgramFiles(architecture="flux-2-dev", layout="comfyui"),
     ),
     FamilyCard(
         name="flux2_klein",
@@ -48,6 +56,7 @@ IMAGES = (
             ("black-forest-labs/FLUX.2-klein-9B", "diffalign.models.families.flux2_klein:LARGE"),
         ),
         source="taken",
+        files=ProgramFiles(architecture="flux-2-klein", layout="comfyui"),
     ),
     FamilyCard(
         name="flux_kontext",
@@ -72,6 +81,7 @@ IMAGES = (
         ),
         single_file_key=(),
         target="diffalign.models.families.kandinsky5:KANDINSKY5",
+        files=ProgramFiles(architecture="kandinsky-5-image", layout="comfyui"),
     ),
     FamilyCard(
         name="kolors",
@@ -92,6 +102,7 @@ IMAGES = (
         same_shapes=("krea/Krea-2-Raw", "krea/Krea-2-Turbo"),
         single_file_key=(),
         target="diffalign.models.families.krea2:KREA2",
+        files=ProgramFiles(architecture="krea-2", layout="comfyui", original_names=True),
     ),
     FamilyCard(
         name="lumina2",
@@ -117,6 +128,7 @@ IMAGES = (
         ),
         single_file_key=(),
         target="diffalign.models.families.pixart:PIXART",
+        files=ProgramFiles(architecture="pixart-sigma", layout="comfyui"),
     ),
     FamilyCard(
         name="pixart_alpha",
@@ -128,6 +140,7 @@ IMAGES = (
         single_file_key=(),
         target="diffalign.models.families.pixart:PIXART_ALPHA",
         other_shapes=(("PixArt-alpha/PixArt-XL-2-512x512", "diffalign.models.families.pixart:UNTOLD"),),
+        files=ProgramFiles(architecture="pixart-alpha", layout="comfyui"),
     ),
     FamilyCard(
         name="qwen_image",
@@ -138,6 +151,7 @@ IMAGES = (
         same_shapes=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
         single_file_key=(),
         target="diffalign.models.families.qwen_image:QWEN_IMAGE",
+        files=ProgramFiles(architecture="qwen-image", layout="comfyui"),
     ),
     FamilyCard(
         name="qwen_image_edit",
@@ -181,6 +195,13 @@ IMAGES = (
         ),
         single_file_key="cond_stage_model.transformer.",
         target="diffalign.models.families.sd15:SD15",
+        files=ProgramFiles(
+            architecture="stable-diffusion-v1",
+            version="sd_v1",
+            begins=("sdv1", "sd1", "stablediffusionv1"),
+            layout="kohya",
+            implementation="https://github.com/CompVis/stable-diffusion",
+        ),
     ),
     FamilyCard(
         name="sd21",
@@ -193,6 +214,7 @@ IMAGES = (
         target="diffalign.models.families.sd21:SD21",
         recognised_by=(("unet", "cross_attention_dim", 1024),),
         predictions="v_prediction of the models at 768 px, epsilon of the base models at 512 px",
+        files=ProgramFiles(begins=("sdv2", "sd2", "stablediffusionv2")),
     ),
     FamilyCard(
         name="sd3",
@@ -209,6 +231,7 @@ IMAGES = (
             ("stabilityai/stable-diffusion-3.5-large", "diffalign.models.families.sd3:LARGE_35"),
             ("stabilityai/stable-diffusion-3.5-large-turbo", "diffalign.models.families.sd3:LARGE_35"),
         ),
+        files=ProgramFiles(architecture="stable-diffusion-3", version="sd3", layout="comfyui"),
     ),
     FamilyCard(
         name="sdxl",
@@ -224,6 +247,14 @@ IMAGES = (
         ),
         single_file_key="conditioner.embedders.1.model.",
         target="diffalign.models.families.sdxl:SDXL",
+        files=ProgramFiles(
+            architecture="stable-diffusion-xl-v1-base",
+            version="sdxl_base_v1-0",
+            begins=("sdxl", "stablediffusionxl"),
+            layout="kohya",
+            original_names=True,
+            implementation="https://github.com/Stability-AI/generative-models",
+        ),
     ),
     FamilyCard(
         name="z_image",
@@ -234,5 +265,6 @@ IMAGES = (
         same_shapes=("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"),
         single_file_key=(),
         target="diffalign.models.families.z_image:Z_IMAGE",
+        files=ProgramFiles(architecture="z-image", layout="comfyui"),
     ),
 )

@@ -38,7 +38,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "num_visual_blocks": 50,
         "axes_dims": (32, 48, 48),
     },
-    "vae": FLUX_CONFIGS["vae"],
+    "vae": {**FLUX_CONFIGS["vae"], "shift_factor": None},  # which its pipeline leaves out
     "text_encoder": QWEN_CONFIGS["text_encoder"],
     "text_encoder_2": FLUX_CONFIGS["text_encoder"],
 }

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import flow_grid
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 FRAME_RATE = 25
@@ -65,7 +65,7 @@ def _halvings(config: Mapping[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
-class LTXVideo(ReadByT5):
+class LTXVideo(MaxSequenceLength):
     """The family ``ltx``.
 
     Attributes:

@@ -22,7 +22,7 @@ from diffalign.models.codecs import Codec, Videos
 from diffalign.models.families.base import bare
 from diffalign.models.families.flow import SpacedEvenly, masked, masked_shapes
 from diffalign.models.families.ltx import decoder_times, moments
-from diffalign.models.families.t5 import ReadByT5
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.types import Cond
 
 FRAME_RATE = 24.0
@@ -86,7 +86,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class LTX2Video(SpacedEvenly, ReadByT5):
+class LTX2Video(SpacedEvenly, MaxSequenceLength):
     """The family ``ltx2``.
 
     Attributes:

@@ -20,8 +20,8 @@ from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import rows
 from diffalign.models.families.flow import SpacedEvenly, masked, masked_shapes
 from diffalign.models.families.flux import CONFIGS as FLUX_CONFIGS
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.sana import GEMMA2_2B
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -44,7 +44,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Lumina2(SpacedEvenly, ReadByT5):
+class Lumina2(SpacedEvenly, MaxSequenceLength):
     """The family ``lumina2``.
 
     Attributes:

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
 from diffalign.models.families.sdxl import CONFIGS as SDXL_CONFIGS
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.models.precision import only_errors
 from diffalign.types import Cond
 
@@ -61,7 +61,7 @@ UNTOLD: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class PixArt(ReadByT5):
+class PixArt(MaxSequenceLength):
     """The families ``pixart`` and ``pixart_alpha``.
 
     Attributes:

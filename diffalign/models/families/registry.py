@@ -41,6 +41,11 @@ def get_family(name: str) -> "Family":
     return family
 
 
+def laid_out_as(layout: str) -> list[str]:
+    """Return the names of the families whose LoRAs other programs read in a layout."""
+    return [name for name, card in FAMILIES.items() if card.files.layout == layout]
+
+
 def having(trait: str) -> list[str]:
     """Return the names of the families whose attribute ``trait`` is true; imports torch and all families."""
     return [name for name in FAMILIES if getattr(get_family(name), trait)]

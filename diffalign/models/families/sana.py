@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import bare, flow_grid, rows
 from diffalign.models.families.flow import masked, masked_shapes
-from diffalign.models.families.t5 import ReadByT5
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.types import Cond
 
 GEMMA2_2B = {
@@ -98,7 +98,7 @@ class DeepImages(Images):
 
 
 @dataclass(frozen=True)
-class Sana(ReadByT5):
+class Sana(MaxSequenceLength):
     """The family ``sana``.
 
     Attributes:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import flow_grid, rows
-from diffalign.models.families.t5 import ReadByT5
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.types import Cond
 
 _CLIP_L = {  # openai/clip-vit-large-patch14, with its projection
@@ -103,7 +103,7 @@ _OTHERS = {"prompt_2": None, "prompt_3": None}  # the prompt for all encoders
 
 
 @dataclass(frozen=True)
-class StableDiffusion3(ReadByT5):
+class StableDiffusion3(MaxSequenceLength):
     """The family ``sd3``.
 
     Attributes:

@@ -1,6 +1,6 @@
 """The families of videos, a card each. No torch."""
 
-from diffalign.models.families.card import FamilyCard
+from diffalign.models.families.card import FamilyCard, ProgramFiles
 
 VIDEOS = (
     FamilyCard(
@@ -50,6 +50,7 @@ VIDEOS = (
         same_shapes=("Lightricks/LTX-Video",),
         single_file_key=(),
         target="diffalign.models.families.ltx:LTX",
+        files=ProgramFiles(architecture="ltx-video", layout="comfyui", original_names=True),
     ),
     FamilyCard(
         name="ltx_i2v",
@@ -62,6 +63,7 @@ VIDEOS = (
         target="diffalign.models.families.ltx_i2v:LTX_I2V",
         stored_as=("LTXPipeline",),
         source="needed",
+        files=ProgramFiles(architecture="ltx-video", layout="comfyui", original_names=True),
     ),
     FamilyCard(
         name="ltx2",
@@ -101,6 +103,7 @@ VIDEOS = (
             ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "diffalign.models.families.wan:LARGE"),
             ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "diffalign.models.families.wan:TI2V"),
         ),
+        files=ProgramFiles(architecture="wan-2.1", layout="comfyui", original_names=True),
     ),
     FamilyCard(
         name="wan_i2v",
@@ -113,6 +116,7 @@ VIDEOS = (
         target="diffalign.models.families.wan_i2v:WAN_I2V",
         other_shapes=(("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "diffalign.models.families.wan_i2v:A14B"),),
         source="needed",
+        files=ProgramFiles(architecture="wan-2.1", layout="comfyui", original_names=True),
     ),
     FamilyCard(
         name="wan_ti2v",
@@ -126,5 +130,6 @@ VIDEOS = (
         recognised_by=(("transformer", "in_channels", 48),),
         stored_as=("WanPipeline",),
         source="needed",
+        files=ProgramFiles(architecture="wan-2.1", layout="comfyui", original_names=True),
     ),
 )

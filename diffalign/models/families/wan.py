@@ -22,8 +22,8 @@ from diffalign.config.schema import ModelConfig
 from diffalign.models.codecs import Codec, Videos
 from diffalign.models.experts import EXPERTS, FIRST
 from diffalign.models.families.base import flow_grid
+from diffalign.models.families.max_sequence_length import MaxSequenceLength
 from diffalign.models.families.sd3 import CONFIGS as SD3_CONFIGS
-from diffalign.models.families.t5 import ReadByT5
 from diffalign.types import Cond
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -84,7 +84,7 @@ TI2V: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class WanVideo(ReadByT5):
+class WanVideo(MaxSequenceLength):
     """The family ``wan``.
 
     Attributes:

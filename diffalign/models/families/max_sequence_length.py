@@ -1,4 +1,4 @@
-"""A base of families whose prompts a T5 encodes, to a number of tokens that the run may set."""
+"""A base of families whose prompts are encoded to a number of tokens that the run may set."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,11 +13,12 @@ from diffalign.models.families.base import Usual, encoded_by_pipeline, rows
 
 
 @dataclass(frozen=True)
-class ReadByT5(Usual, ABC):
-    """A base of families whose prompts are encoded by a T5, or by another model with a limit of the run's.
+class MaxSequenceLength(Usual, ABC):
+    """A base of families whose stock ``encode_prompt`` takes ``max_sequence_length``: those of T5 and of
+    language models.
 
     Attributes:
-        max_sequence_length: tokens of T5.
+        max_sequence_length: tokens of a prompt, of T5 where there are several text encoders.
         text_encoders: see ``Family``.
         optional_encoders: see ``Family``.
         load_arguments: see ``Family``.
@@ -32,7 +33,7 @@ class ReadByT5(Usual, ABC):
     """Maximal number of tokens in the stock pipeline; None: no limit."""
 
     def configured(self, config: ModelConfig) -> Self:
-        """With the run's number of T5 tokens.
+        """With the run's number of tokens.
 
         Raises:
             UserError: fewer than 1, or more than the pipeline reads.
@@ -41,7 +42,7 @@ class ReadByT5(Usual, ABC):
         return replace(self, max_sequence_length=tokens)
 
     def reader(self, pipeline: Any) -> tuple[str, int]:
-        """T5's tokenizer."""
+        """Return the first tokenizer."""
         return "tokenizer", self.max_sequence_length
 
     def encoded(self, pipeline: Any, prompts: list[str], **arguments: Any) -> tuple[Any, ...]:
