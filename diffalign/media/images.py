@@ -4,7 +4,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,9 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 """The exceptions that PIL raises for files that are damaged or no images."""
+
+_OF_FRAMES = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+"""Formats of animations and pages. A JPEG's second picture is no frame: a gain map or depth of the first."""
 
 _EIGHT, _SIXTEEN, _THIRTY_TWO = 2**8 - 1, 2**16 - 1, 2**32 - 1  # largest values of unsigned integers
 
@@ -80,6 +83,27 @@ def decode(content: bytes) -> Image.Image:
     with opened(content) as image:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
+
+
+def has_further_frames(content: bytes) -> bool:
+    """Return whether an image file is an animation or has several pages, of which ``decode`` reads the first.
+
+    Raises:
+        one of UNREADABLE: it is no image.
+    """
+    with opened(content) as image:
+        return image.format in _OF_FRAMES and bool(getattr(image, "is_animated", False))
+
+
+def note_on_frames(names: Collection[str]) -> str:
+    """Return a note on image files that have further frames or pages; "" for none."""
+    if not names:
+        return ""
+    some = "1 image file has" if len(names) == 1 else f"{len(names):,} image files have"
+    return (
+        f"{some} several frames or pages (an animation), of which the first alone is read, such as "
+        f"{next(iter(names))}"
+    )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

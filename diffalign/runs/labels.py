@@ -14,6 +14,7 @@ from diffalign.data.prompts.prompt_syntax import notes_on, syntax_note
 from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
+from diffalign.media.images import note_on_frames
 from diffalign.methods import REGISTRY
 from diffalign.methods._common import extras_of
 from diffalign.methods.registry import DataKind
@@ -79,11 +80,13 @@ def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None])
 
 
 def tell_of_contents(encoded: EncodedSet, tell: Callable[[str], None]) -> None:
-    """Print what is unusual in the prompts and the sizes of an encoded set."""
+    """Print what is unusual in the prompts and the images of an encoded set."""
     prompts = encoded.records.column("prompt")
     tell_of_empty_prompts(prompts, tell)
     if note := syntax_note(prompt.as_py() for prompt in prompts):
         tell(f"note: {note}")
+    if note := note_on_frames(pc.unique(pc.list_flatten(encoded.records.column("animated"))).to_pylist()):
+        tell(f"warning: {note}")
     tell_of_cuts(encoded.records.column("images"), tell)
 
 

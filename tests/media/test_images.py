@@ -9,7 +9,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 import diffalign
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, has_further_frames, note_on_frames, why_unreadable
 
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (8, 1))
 
@@ -75,3 +75,24 @@ def test_every_image_is_opened_with_an_allow_list():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
                 assert any(keyword.arg == "formats" for keyword in node.keywords), path
+
+
+@pytest.mark.parametrize(
+    ("kind", "several"),
+    [("GIF", True), ("WEBP", True), ("PNG", True), ("TIFF", True), ("MPO", False)],  # MPO: a phone's JPEG
+)
+def test_the_first_frame_of_several_is_read_and_told(kind: str, several: bool) -> None:
+    frames = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (255, 128, 0)]
+    one, three = BytesIO(), BytesIO()
+    frames[0].save(one, "JPEG" if kind == "MPO" else kind)
+    frames[0].save(three, kind, save_all=True, append_images=frames[1:])
+    assert not has_further_frames(one.getvalue())
+    assert has_further_frames(three.getvalue()) == several
+    assert decode(three.getvalue()).getpixel((8, 8))[0] > 250
+
+
+def test_the_note_on_frames_has_their_number_and_an_example() -> None:
+    assert note_on_frames([]) == ""
+    assert note_on_frames(["a.gif"]).startswith("1 image file has several frames")
+    note = note_on_frames(["a.gif", "b.png"])
+    assert note.startswith("2 image files have several frames") and note.endswith("such as a.gif")

@@ -23,7 +23,7 @@ from diffalign.data.reading.examples import (
     turn_scores,
 )
 from diffalign.errors import UserError
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, has_further_frames, why_unreadable
 from diffalign.media.videos import Probe, probe
 
 
@@ -75,7 +75,7 @@ def prepare(
     try:
         group = _videos(example, config, writer) if config.frames else _images(example, config, writer)
         keys, maps = _maps(example, group.images, writer)
-        source, pixels = _source(example, group, config, writer)
+        source, pixels, animated = _source(example, group, config, writer)
     except UnreadableError as error:
         return Skipped(str(error), example.where)
     if len(group.images) > 1 and not example.prompts and len({one.content for one in group.images}) == 1:
@@ -97,6 +97,7 @@ def prepare(
         source=source,
         empty=writer.text_key("", seen) if seen else None,
         time_labels=example.time_labels,
+        animated=(*group.animated, *animated),
     )
     if example.segments:
         record = replace(record, dense=_dense(example, group.images[0].cut, config, writer))
@@ -110,8 +111,9 @@ def reads(writer: Writer) -> bool:
 
 def _source(
     example: Example, group: "_Group", config: DataConfig, writer: Writer
-) -> tuple[EncodedImage | None, dict[str, Tensor]]:
-    """Return the source of a group by its keys, and its pixels by them where they are not in the store.
+) -> tuple[EncodedImage | None, dict[str, Tensor], list[str]]:
+    """Return the source of a group by its keys, its pixels by them where they are not in the store, and its
+    name where it has further frames.
 
     Raises:
         UserError: a source that the model does not take, or none where it needs one.
@@ -123,7 +125,7 @@ def _source(
                 f"{example.where}: no source image, and the model draws nothing without one; needed: a "
                 "column of it (data.columns source=COLUMN), or a model of another family"
             )
-        return None, {}
+        return None, {}, []
     if encoders is None:
         raise UserError(
             f"{example.where}: the row has a source image, an input beside the prompt, and the model takes "
@@ -137,6 +139,7 @@ def _source(
         )
     with _named(example.source, "the source"):
         content = example.source.read()
+        animated = _animated(content, example.source.name or f"the source of {example.where}")
         first, name = group.images[0].cut, digest(content)
         place = place_of(config, "".join(image.content for image in group.images))
         cut = replace(cut_to(image_size(content), encoders.size(first.target), place), frames=first.frames)
@@ -145,9 +148,14 @@ def _source(
         missing = [one for one in (key, flipped) if one is not None and not writer.has_source(one)]
         pixels = cut_out(decode(content), cut) if missing or encoders.read else None
     if pixels is None:
-        return EncodedImage(key, flipped, cut, name), {}
+        return EncodedImage(key, flipped, cut, name), {}, animated
     both = {key: pixels} if flipped is None else {key: pixels, flipped: pixels.flip(-1)}
-    return EncodedImage(key, flipped, cut, name), both
+    return EncodedImage(key, flipped, cut, name), both, animated
+
+
+def _animated(content: bytes, name: str) -> list[str]:
+    """Return the name of an image file that has further frames or pages than the first, or nothing."""
+    return [name] if has_further_frames(content) else []
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class _Group:
     images: Sequence[EncodedImage]
     pixels: Iterable[tuple[str, Tensor]]
     hashes: Sequence[int] = ()
+    animated: Sequence[str] = ()
 
 
 def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
@@ -167,10 +176,12 @@ def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
     sizes: list[Size] = []
     images: list[EncodedImage] = []
     pixels: list[tuple[str, Tensor]] = []
+    animated: list[str] = []
     for at, reference in enumerate(example.images):
         with _named(reference, f"image {at}"):
             contents.append(reference.read())
             sizes.append(image_size(contents[-1]))
+            animated += _animated(contents[-1], reference.name or f"image {at} of {example.where}")
     names = [digest(content) for content in contents]
     hashes: list[int] = []
     for at, cut in enumerate(cuts(sizes, config, "".join(names))):
@@ -178,7 +189,7 @@ def _images(example: Example, config: DataConfig, writer: Writer) -> _Group:
             images.append(_image(contents[at], names[at], cut, config, writer, pixels))
             if config.filters.near is not None:
                 hashes.append(dhash(decode(contents[at])))
-    return _Group(contents, images, pixels, hashes)
+    return _Group(contents, images, pixels, hashes, animated)
 
 
 def _videos(example: Example, config: DataConfig, writer: Writer) -> _Group:

@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         "source": _IMAGE,
         "empty": _KEY,
         "time_labels": pa.list_(pa.int8()),
+        "animated": pa.list_(pa.large_string()),
     }
 )
 
@@ -84,6 +85,7 @@ class Record:
     source: EncodedImage | None = None  # what the images were made from; its key is of its conditions
     empty: str | None = None  # key of the empty prompt read together with the source; None: the set's own
     time_labels: tuple[int, ...] = ()  # 1, -1 or 0 for each of equal intervals of time
+    animated: tuple[str, ...] = ()  # image files with several frames or pages, of which the first is encoded
 
     @property
     def kind(self) -> Kind:
@@ -133,6 +135,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "source": None if record.source is None else cells(record.source),
         "empty": raw(record.empty),
         "time_labels": record.time_labels,
+        "animated": record.animated,
     }
 
 
@@ -164,6 +167,7 @@ def record_from(row: Mapping[str, Any]) -> Record:
         source=None if row["source"] is None else encoded(row["source"]),
         empty=name(row["empty"]),
         time_labels=tuple(row["time_labels"]),
+        animated=tuple(row["animated"]),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffalign.data.prompts.prompt_syntax import syntax_note
 from diffalign.data.reading.examples import Counts, Example, Kind, Preferences, Skipped, count, digest
-from diffalign.media.images import UNREADABLE, opened, why_unreadable
+from diffalign.media.images import UNREADABLE, has_further_frames, note_on_frames, opened, why_unreadable
 from diffalign.media.videos import probe
 
 Size = tuple[int, int]
@@ -43,7 +43,7 @@ class Summary:
     Attributes:
         name: as the user named it.
         schema: of its columns.
-        notes: on unused data, and on prompts that are written for other programs.
+        notes: on unused data, prompts that are written for other programs, and images of several frames.
         counts: groups by kind and rows that were dropped, unreadable and identical images included.
         sizes: (width, height) of the images with counts, the most frequent first.
         aspects: images by shape: landscape, square, portrait.
@@ -143,7 +143,7 @@ def summarise(
     return Summary(
         preferences.name,
         preferences.schema,
-        (*preferences.notes, *filter(None, [syntax_note(seen.prompts)])),
+        (*preferences.notes, *filter(None, [syntax_note(seen.prompts), note_on_frames(seen.animated)])),
         count(seen.skipped).of(seen.kinds),
         tuple(seen.sizes.most_common()),
         {
@@ -190,6 +190,7 @@ class _Seen:
         self.prompts: list[str] = []
         self.sizes: Counter[Size] = Counter()
         self.contents: Counter[str] = Counter()
+        self.animated: dict[str, None] = {}  # names in order
         self.pairs: dict[tuple[str, frozenset[str]], Counter[str]] = {}
         self.gaps: list[float] = []
         self.agreement: list[float] = []
@@ -206,6 +207,8 @@ class _Seen:
             try:
                 content = image.read()
                 files.append((digest(content), self._size(content)))
+                if not self.videos and has_further_frames(content):
+                    self.animated[image.name or f"image {at} of {row.where}"] = None
             except UNREADABLE as error:
                 why = f"{image.name or f'image {at}'} is unreadable ({why_unreadable(error)})"
                 self.skipped.append(Skipped(why, row.where))

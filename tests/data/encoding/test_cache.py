@@ -11,9 +11,11 @@ from diffalign.data.encoding import folder as files_module
 from diffalign.data.encoding.encoded import VERSION
 from diffalign.data.encoding.images import cut_out, to_unit
 from diffalign.data.encoding.store import Memory, Store
+from diffalign.data.reading.summary import summarise
 from diffalign.errors import UserError
 from diffalign.media.images import decode
-from tests.data.conftest import Model, png, row, write_jsonl, write_parquet
+from diffalign.runs.labels import tell_of_contents
+from tests.data.conftest import Model, picture, png, row, write_jsonl, write_parquet
 
 KEYS = [f"{number:032x}" for number in (7, 2**64 + 7, 2**127)]
 ROWS = [row(0), row(1, (0.0, 1.0)), row(2, (0.5, 0.5)), row(3, (None, None)), row(4, prompt="prompt 0")]
@@ -360,3 +362,26 @@ def test_holdout_never_takes_all_and_may_be_empty(encoded):
     assert len(train) == 4 and len(held) == 0
     train, held = split_holdout(one_prompt, 0.0, 100, seed=0)
     assert len(train) == 4 and len(held) == 0
+
+
+def test_files_of_several_frames_are_named_in_the_set(tmp_path):
+    """Again where the set is read from its manifest; those of a group that is left out are not."""
+    for seed in range(6):
+        picture(seed).save(tmp_path / f"{seed}.gif", save_all=True, append_images=[picture(9)] * (seed % 2))
+    entries = [{"prompt": "a", "chosen": f"{i}.gif", "rejected": f"{i + 1}.gif"} for i in (0, 2, 4)]
+    entries.append({"prompt": "a", "chosen": "1.gif", "rejected": "1.gif"})
+    path = write_jsonl(tmp_path / "p.jsonl", entries)
+    for model in (Model(), Model()):
+        encoded = encode(path, tmp_path / "c", model)
+        assert [[name.rpartition("/")[2] for name in record.animated] for record in encoded] == [
+            ["1.gif"],
+            ["3.gif"],
+            ["5.gif"],
+        ]
+        lines: list[str] = []
+        tell_of_contents(encoded, lines.append)
+        (line,) = [line for line in lines if "frames" in line]
+        assert line.startswith("warning: 3 image files have several frames") and "1.gif" in line
+    assert [
+        note for note in summarise(read_preferences(DataConfig(path=str(path)))).notes if "3 image" in note
+    ]
