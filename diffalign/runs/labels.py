@@ -21,6 +21,7 @@ from diffalign.methods.registry import DataKind
 from diffalign.models.loaded import LoadedModel
 from diffalign.strategies.registry import build as build_strategies
 from diffalign.types import Method
+from diffalign.utils.distributed import gathered
 
 
 def tell_unliked(method: str, counts: Counts, tell: Callable[[str], None]) -> None:
@@ -129,11 +130,11 @@ def tell_of_cuts(images: pa.ChunkedArray, tell: Callable[[str], None]) -> None:
 
 
 def tell_of_cut_prompts(model: LoadedModel, tell: Callable[[str], None]) -> None:
-    """Warn of the number of prompts whose ends were lost when this process encoded them."""
-    if model.truncated_prompts:
+    """Warn of the number of prompts whose ends were lost when the processes encoded them; a collective."""
+    if cut := sum(gathered(model.truncated_prompts)):
         tell(
             "warning: prompts, encoded now, that are longer than the text encoder reads and lose their ends: "
-            f"{model.truncated_prompts:,}"
+            f"{cut:,}"
         )
 
 

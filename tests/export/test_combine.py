@@ -1,6 +1,8 @@
 """Arithmetic on LoRAs against plain matrices."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from diffalign.errors import UserError
 from diffalign.export.combine import extracted, mix, reduced, uniform
 from diffalign.export.streaming import Entry, write_safetensors
 from diffalign.models.lora_formats import Factors, Lora
-from diffalign.models.lora_merge import delta, merge
+from diffalign.models.lora_merge import delta, merge, merge_into
 
 
 def lora(seed: int, rank: int = 3, scale: float = 1.5, magnitude: bool = False) -> Lora:
@@ -119,6 +121,34 @@ def test_merging_is_linear_in_the_strength_and_blind_to_the_order() -> None:
         torch.testing.assert_close(both[name], expected)
         torch.testing.assert_close(both[name], turned[name])
         assert torch.equal(merged((two, 0.0))[name], weight)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength", "lost", "told"),
+    [
+        (torch.float32, 1e-4, 0.0, False),
+        (torch.bfloat16, 1e-6, 1.0, True),  # below half a step of every weight: nothing is changed
+        (torch.bfloat16, 1.0, 0.0, False),
+    ],
+)
+def test_what_rounding_takes_of_a_merged_lora_is_told(
+    caplog: pytest.LogCaptureFixture, dtype: torch.dtype, strength: float, lost: float, told: bool
+) -> None:
+    network = torch.nn.ModuleDict({"a": torch.nn.Linear(5, 6), "conv": torch.nn.Conv2d(5, 6, 3)})
+    for module in network.values():
+        module.weight.data = torch.linspace(1.0, 2.0, module.weight.numel()).view_as(module.weight).to(dtype)
+    before = network["a"].weight.clone()
+    model: Any = SimpleNamespace(pipeline=SimpleNamespace(unet=network), source="base", dtype=dtype)
+    weights = {"unet": {name: module.weight.detach().clone() for name, module in network.items()}}
+    assert merge(weights, [(lora(9), strength)]) == pytest.approx(lost, abs=0.01)
+    merge_into(model, [(lora(9), strength)])
+    assert ("base: rounding to bfloat16 takes 100 % of the change" in caplog.text) == told
+    assert torch.equal(network["a"].weight, before) == told
+
+
+def test_merging_nothing_loses_nothing() -> None:
+    weights = {"unet": {name: weight.clone() for name, weight in WEIGHTS["unet"].items()}}
+    assert merge(weights, [(lora(9), 0.0)]) == 0.0
 
 
 def test_streamed_files_are_read_by_safetensors(tmp_path: Path) -> None:

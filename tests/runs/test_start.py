@@ -29,6 +29,7 @@ from diffalign.methods.dpo import DPO
 from diffalign.methods.rankdpo import RankDPO
 from diffalign.methods.smpo import SmPO
 from diffalign.models.dropout import switch_off_dropout
+from diffalign.runs import labels
 from diffalign.runs.align import align
 from diffalign.runs.labels import (
     check_rivals,
@@ -472,6 +473,13 @@ def cuts_of(*sizes, target=(32, 32)):
     lines = []
     tell_of_cuts(pa.chunked_array([pa.array(images, kind)]), lines.append)
     return lines
+
+
+def test_prompts_that_lose_their_ends_are_those_of_all_processes(monkeypatch):
+    monkeypatch.setattr(labels, "gathered", lambda value: [value, 3])
+    lines = []
+    tell_of_cut_prompts(SimpleNamespace(truncated_prompts=0), lines.append)
+    assert lines[0].endswith("lose their ends: 3")
 
 
 def test_images_that_are_enlarged_or_mostly_cropped_are_counted():
