@@ -13,7 +13,7 @@ from diffalign.export.adapters import by_file, save, write_diffusers
 from diffalign.export.aligned import read_lora_of
 from diffalign.export.combine import extracted, has_dora, mix, reduced
 from diffalign.export.layouts import comfyui_state, dropped_by_diffusers, kohya_state, lora_metadata
-from diffalign.export.single_file import write_single_file
+from diffalign.export.single_file import unheld_scale, write_single_file
 from diffalign.models.experts import changing
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import DTYPES, load
@@ -90,6 +90,8 @@ def export(
         if settings.to == "single-file":
             size = write_single_file(model, settings.path, DTYPES[base.dtype], settings.title)
             say(f"{settings.path}: {size / 2**30:.2f} GiB, {base.dtype}")
+            if note := unheld_scale(model):
+                say(f"warning: {note}")
         else:
             with atomic_folder(settings.path) as folder:
                 model.pipeline.save_pretrained(folder)

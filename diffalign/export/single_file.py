@@ -57,6 +57,19 @@ def write_single_file(model: LoadedModel, path: Path, dtype: torch.dtype, title:
     return write_safetensors(path, entries, metadata)
 
 
+def unheld_scale(model: LoadedModel) -> str:
+    """Return what the layout has no place for, and readers take from the family: another scale of latents;
+    "" where it is the family's.
+    """
+    scale, usual = (c["scaling_factor"] for c in (model.pipeline.vae.config, model.family.configs["vae"]))
+    if scale == usual:
+        return ""
+    return (
+        f"the VAE's scaling_factor is {scale:g}, which a single file has no place for: programs that load it "
+        f"take {usual:g}, and their images are wrong; --to merged keeps it"
+    )
+
+
 def markers(model: LoadedModel) -> list[str]:
     """Return the names of the empty tensors that tell readers about v-prediction and zero terminal SNR."""
     config = model.pipeline.scheduler.config

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,23 @@ def check_vae(config: ModelConfig, pipeline: Any, family: Family) -> None:
             f"{where}: shift_factor of the VAE's config.json is {shift!r}, which pipelines of {family.name} "
             f"subtract from latents; allowed: a number ({usual:g} of the base models)"
         )
+
+
+_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def tell_of_other_scale(config: ModelConfig, vae: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Log where ``model.vae`` scales latents unlike the VAE that it replaces: it is of another latent space,
+    such as Stable Diffusion 1.5's under XL, whose shapes are equal.
+
+    Args:
+        vae: configuration of ``model.vae``.
+        own: that of the pipeline's own VAE.
+    """
+    differing = [name for name in _SCALES if vae.get(name) != own.get(name)]
+    if differing:
+        facts = ", ".join(f"{name} {vae.get(name)} for {own.get(name)}" for name in differing)
+        logger.warning(
+            "model.vae=%r is of another latent space than the model's own VAE, unless the network was "
+            "trained with it: %s", config.vae, facts,
+        )  # fmt: skip

@@ -1,5 +1,6 @@
 """From a model's name to a LoadedModel."""
 
+import inspect
 import json
 import os
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from diffalign.models.checks import (
     check_variant,
     check_variants_alone,
     limit_tokenizers,
+    tell_of_other_scale,
 )
 from diffalign.models.complete import complete_components
 from diffalign.models.experts import FIRST, SECOND, check_expert, spanned
@@ -93,6 +95,8 @@ def load(
     drop_adapter(pipeline)
     check_components(config.path, pipeline, (family.network_name, "vae", "scheduler", *family.text_encoders))
     check_vae(config, pipeline, family)
+    if config.vae is not None and index is not None:
+        tell_of_other_scale(config, pipeline.vae.config, _vae_config(config, source))
     place(pipeline, family, config, device, network_device)
     if config.vae_tiling:
         pipeline.vae.enable_tiling()
@@ -192,6 +196,16 @@ def load_vae(path: str, dtype: torch.dtype, class_name: str = "AutoencoderKL") -
         source = str(folder) if folder.exists() else path
         cls = getattr(diffusers, class_name)
         return cls.from_pretrained(source, subfolder=subfolder or None, dtype=dtype)
+
+
+def _vae_config(config: ModelConfig, source: str) -> dict[str, Any]:
+    """Return the configuration of a pipeline's own VAE, with its class's defaults where it is silent."""
+    import diffusers
+
+    with user_errors("model.path", config.path):
+        found: Any = diffusers.AutoencoderKL.load_config(source, subfolder="vae", revision=config.revision)
+    cls: Any = getattr(diffusers, found.get("_class_name", "AutoencoderKL"))
+    return {name: one.default for name, one in inspect.signature(cls).parameters.items()} | dict(found)
 
 
 def load_network(path: str, family: Family, dtype: torch.dtype) -> Any:

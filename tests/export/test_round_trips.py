@@ -1,5 +1,7 @@
 """Each family in each format, read back by a reader that is not ours; docs/export.md shows this table."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -353,6 +355,20 @@ def test_markers_of_v_prediction_are_kept(worlds: Callable[[str], World], tmp_pa
     )
     with safe_open(plain, framework="pt") as file:
         assert not {"v_pred", "ztsnr"} & set(file.keys())
+
+
+def test_a_scale_of_latents_that_a_single_file_does_not_hold_is_told(
+    worlds: Callable[[str], World], tmp_path: Path
+) -> None:
+    world = worlds("sdxl")
+    other = shutil.copytree(world.base.path, tmp_path / "other")
+    config = json.loads((other / "vae" / "config.json").read_text())
+    (other / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
+    for path, told in ((world.base.path, False), (other, True)):
+        said: list[str] = []
+        settings = Export("single-file", tmp_path / f"{told}.safetensors")
+        export(ModelConfig(path=str(path)), world.aligned, settings, say=said.append)
+        assert any("scaling_factor is 0.5" in line and "take 0.13025" in line for line in said) == told
 
 
 def test_merged_images_are_the_adapters_images(worlds: Callable[[str], World], tmp_path: Path) -> None:

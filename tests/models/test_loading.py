@@ -117,7 +117,9 @@ def test_a_single_file_is_told_by_its_keys(tmp_path: Path, key: str, name: str) 
     assert sniff_family(str(tmp_path / "a.safetensors")).name == name
 
 
-def test_another_vae_takes_the_place_of_the_pipelines(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_another_vae_takes_the_place_of_the_pipelines(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other = vae(scaling_factor=0.5, force_upcast=False)
     other.save_pretrained(tmp_path / "vae")
     model = load(ModelConfig(path=str(folders["sdxl"]), vae=str(tmp_path / "vae")))
@@ -125,6 +127,11 @@ def test_another_vae_takes_the_place_of_the_pipelines(folders: dict[str, Path], 
     assert model.pipeline.vae.config.scaling_factor == 0.5
     from_pipeline = load(ModelConfig(path=str(folders["sdxl"]), vae=str(folders["sd15"])))
     assert from_pipeline.pipeline.vae.config.scaling_factor == 0.18215
+    assert f"model.vae={str(folders['sd15'])!r} is of another latent space" in caplog.text
+    assert "scaling_factor 0.18215 for 0.13025" in caplog.text
+    caplog.clear()
+    load(ModelConfig(path=str(folders["sdxl"]), vae=str(folders["sdxl"])))
+    assert "latent space" not in caplog.text
 
 
 def test_the_safety_checker_stays_out(folders: dict[str, Path]) -> None:

@@ -28,6 +28,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "layers_per_block": 2,
         "latent_channels": 4,
+        "scaling_factor": 0.18215,
     },
     "text_encoder": {  # openai/clip-vit-large-patch14
         "architectures": ["CLIPTextModel"],
