@@ -106,3 +106,28 @@ def tell_of_other_scale(config: ModelConfig, vae: Mapping[str, Any], own: Mappin
             "model.vae=%r is of another latent space than the model's own VAE, unless the network was "
             "trained with it: %s", config.vae, facts,
         )  # fmt: skip
+
+
+def tell_of_idle_settings(
+    config: ModelConfig, source: str, family: Family, network: Mapping[str, Any]
+) -> None:
+    """Log settings that nothing of this model reads.
+
+    Args:
+        source: where it is loaded from.
+        network: configuration of its network.
+    """
+    idle = {
+        name: f"{family.name} has none"
+        for name in ("max_sequence_length", "embedded_guidance")
+        if not hasattr(family, name)
+    }
+    if network.get("guidance_embeds") is False:
+        idle["embedded_guidance"] = "its network is not guidance-distilled (guidance_embeds is false)"
+    if Path(source).exists():
+        idle["revision"] = "the model is no download of the hub"
+    if Path(source).is_file():
+        idle["variant"] = "the model is a single file"
+    for name, reason in idle.items():
+        if (value := getattr(config, name)) is not None:
+            logger.warning("no effect of model.%s=%r: %s", name, value, reason)

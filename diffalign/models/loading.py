@@ -18,6 +18,7 @@ from diffalign.models.checks import (
     check_variant,
     check_variants_alone,
     limit_tokenizers,
+    tell_of_idle_settings,
     tell_of_other_scale,
 )
 from diffalign.models.complete import complete_components
@@ -102,6 +103,7 @@ def load(
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()
     network = getattr(pipeline, family.network_name)
+    tell_of_idle_settings(config, source, family, network.config)
     set_formulation(pipeline, config, formulation)
     family.settle(pipeline)
     patch = family.patch(network.config)

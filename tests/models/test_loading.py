@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -549,3 +550,31 @@ def test_a_shift_of_latents_that_the_pipeline_subtracts_is_a_number(
     found = changed.get("shift_factor")
     with pytest.raises(UserError, match=rf"shift_factor of the VAE's .* is {found!r}.* {family} .*{usual}"):
         load(ModelConfig(path=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "told"),
+    [
+        ("sdxl", {"max_sequence_length": 128}, "no effect of model.max_sequence_length=128: sdxl has none"),
+        ("sdxl", {"embedded_guidance": 2.0}, "no effect of model.embedded_guidance=2.0: sdxl has none"),
+        ("sdxl", {"revision": "main"}, "no effect of model.revision='main': the model is no download"),
+        (
+            "schnell",
+            {"embedded_guidance": 2.0},
+            "model.embedded_guidance=2.0: its network is not guidance-dist",
+        ),
+        ("flux", {"embedded_guidance": 2.0, "max_sequence_length": 8}, ""),
+    ],
+)
+def test_settings_that_a_model_does_not_read_are_told(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    family: str,
+    settings: dict[str, Any],
+    told: str,
+) -> None:
+    guided = family == "flux"
+    path = folders["sdxl"] if family == "sdxl" else tiny_pipelines.make_flux(tmp_path / "flux", guided=guided)
+    load(ModelConfig(path=str(path), **settings))
+    assert ("no effect" in caplog.text) == bool(told) and told in caplog.text
