@@ -1,9 +1,9 @@
 """``diffalign new``: templates of a method, a reward or a model family, with a test that fails until filled
 in.
 
-In a checkout it writes the module, its value test and what registers it: for a method the row on the plane,
-the tiny recipe and the line of the changelog, for a reward and a family the card and the line. Places to
-complete are marked FILL IN, and the new tests fail while a mark is left.
+In a checkout it writes the module, its value test and what registers it: for a method its page, the row on
+the plane, the tiny recipe and the line of the changelog, for a reward and a family the card and the line.
+Places to complete are marked FILL IN, and the new tests fail while a mark is left.
 """
 
 import argparse
@@ -24,6 +24,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "method.py.txt": "diffalign/methods/$name.py",
         "test_method.py.txt": "tests/methods/test_$name.py",
         "recipe.yaml.txt": "configs/tiny_sdxl_$name.yaml",
+        "page.md.txt": "docs/methods/$name.md",
     },
     "reward": {
         "reward.py.txt": "diffalign/rewards/zoo/$name.py",
@@ -65,6 +66,12 @@ def run(argv: Sequence[str]) -> int:
     print("\n".join(f"  {path}" for path in written))
     test = next(path for path in written if path.startswith("tests/"))
     print(f"Fill in what says FILL IN; until then this fails: python -m pytest {test}")
+    print("Then run `python -m benchmarks.readme`, which counts it in the README, and `make check`.")
+    if args.kind == "method":
+        print(
+            "A loss of two rewards alone is better a class of diffalign/losses/pairwise.py: it is then a "
+            "value of `loss` in every method of pairs."
+        )
     return 0
 
 
@@ -129,10 +136,36 @@ class Insertion:
         return content[:at] + self.text + content[at:]
 
 
+class SortedImport:
+    """An import of one name, put where ruff sorts it among the imports of its package.
+
+    Attributes:
+        package: package whose modules are imported from, one a line.
+        line: the import, without a line end.
+    """
+
+    def __init__(self, package: str, line: str) -> None:
+        self.package, self.line = package, line
+
+    def __call__(self, content: str) -> str:
+        """Return the content with the import.
+
+        Raises:
+            UserError: no import of the package, so the checkout is of another version.
+        """
+        pattern = rf"^from {re.escape(self.package)}\.\w+ import .*$"
+        there = list(re.finditer(pattern, content, re.MULTILINE))
+        if not there:
+            raise UserError(f"the checkout is of another version: no line matches {pattern!r}")
+        later = [found.start() for found in there if found[0].split()[1] > self.line.split()[1]]
+        at = later[0] if later else there[-1].end() + 1
+        return content[:at] + self.line + "\n" + content[at:]
+
+
 class Edits:
     """Several insertions, in order."""
 
-    def __init__(self, *insertions: Insertion) -> None:
+    def __init__(self, *insertions: Insertion | SortedImport) -> None:
         self.insertions = insertions
 
     def __call__(self, content: str) -> str:
@@ -149,7 +182,7 @@ def edits(kind: str, words: Mapping[str, str]) -> dict[str, Edits]:
     found = {"CHANGELOG.md": Edits(Insertion(r"^### Added\n\n", line, after=True))}
     if kind == "method":
         found[PLANE] = Edits(
-            Insertion(r"^from diffalign\.plane\.", f"from diffalign.methods.{name} import {klass}\n"),
+            SortedImport("diffalign.methods", f"from diffalign.methods.{name} import {klass}"),
             Insertion(
                 r"(?<=^PLANE_METHODS: Mapping\[str, PlaneRow\] = \{\n)",
                 f'    "{name}": PlaneRow({klass}(beta=100)),\n',

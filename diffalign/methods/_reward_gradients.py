@@ -4,6 +4,7 @@ A batch holds noise (B, *d), the sampler's ``grid`` and ``kernel``, and a differ
 method samples with the policy and maximises the reward of the samples by its gradient.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,11 @@ class Differentiating(RolloutMethod):
     def words(self) -> bool:
         """Whether it evaluates rewards of prompts with a word in front."""
         return False
+
+    @property
+    def saturation(self) -> float:
+        """Reward from which on a sample has no gradient; infinite if there is none."""
+        return math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +139,9 @@ class Unrolled:
         return clean, noise, at_least_float32(prediction - reference).square().flatten(1).mean(1)
 
 
-def gradient_step(rewards: Tensor, loss: Tensor, penalty: Tensor, hold: float) -> Step:
+def gradient_step(
+    rewards: Tensor, loss: Tensor, penalty: Tensor, hold: float, past: Tensor | None = None
+) -> Step:
     """Return the step of B samples with loss plus penalty.
 
     Args:
@@ -141,7 +149,10 @@ def gradient_step(rewards: Tensor, loss: Tensor, penalty: Tensor, hold: float) -
         loss: (B,) losses.
         penalty: (B,) penalties to the reference.
         hold: weight of the penalties.
+        past: (B,) shares of each sample's losses that are past a margin, and so have no gradient.
     """
     total = at_least_float32(loss) + hold * penalty
     metrics = {"reward": rewards.detach().float().mean(), "held": penalty.detach().mean()}
+    if past is not None:
+        metrics["past_margin"] = past.detach().float().mean()
     return Step(total.mean(), metrics, loss.new_full((), len(loss), dtype=torch.float32))

@@ -6,8 +6,8 @@ one call with gradient. The loss of that prediction is
 
     loss = scale relu(margin - r( x0_hat(x_j, t_j) )),    j ~ U{ceil(low T), ..., T - 1}.
 
-Rewards of ``margin`` and more have no gradient. As released: scale .001, margin 2 (ImageReward has mean 0 and
-standard deviation 1), T = 40 steps and low .75.
+Rewards of ``margin`` and more have no gradient (metric ``past_margin``, their share). As released: scale
+.001, margin 2 (ImageReward has mean 0 and standard deviation 1), T = 40 steps and low .75.
 
 Differences from the released code (THUDM/ImageReward, ReFL.py): each group has its own step and noise (there
 a seeded run has the same on every process); guidance may be used; the loss has a penalty on the distance to
@@ -50,6 +50,11 @@ class ReFL(RewardGradient):
         if not self.scale > 0:
             raise UserError(f"method.scale={self.scale}; allowed: more than 0")
 
+    @property
+    def saturation(self) -> float:
+        """The margin."""
+        return self.margin
+
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
@@ -68,7 +73,7 @@ class ReFL(RewardGradient):
         reward = batch.value(clean, rows)
         loss = self.scale * (self.margin - reward).relu()
         # `hold` is in units of the reward, the loss in units of the scaled reward
-        return gradient_step(reward, loss, distance, self.hold * self.scale)
+        return gradient_step(reward, loss, distance, self.hold * self.scale, reward >= self.margin)
 
 
 CARD = MethodCard(

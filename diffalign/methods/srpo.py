@@ -16,6 +16,10 @@ summed over two branches: a step to less noise, with a positive and b negative w
 point on the path, from its clean to its noisy end: ``denoise`` in the first branch, ``inversion`` in the
 second.
 
+S must be below ``margin`` to have a gradient (metric ``past_margin``, the share of branches without one).
+With equal rewards under both words S = k r, so that a reward of 17 and more, such as PickScore, is past the
+margin in the first branch: weight it by 0.05, as released.
+
 With ``positive`` and ``negative`` empty it is Direct-Align: S = r in the first branch and -r in the second.
 
 Differences from the released code (Tencent-Hunyuan/SRPO, fastvideo/SRPO.py): it is written in alpha and
@@ -25,6 +29,7 @@ step is that of the sampling; the two branches use one point; the loss has a pen
 reference (``hold``), where the code has none and its authors advise to stop after some tens of steps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,6 +90,12 @@ class SRPO(RewardGradient):
         """Whether rewards are relative to words."""
         return bool(self.positive)
 
+    @property
+    def saturation(self) -> float:
+        """Reward from which on S is past the margin in the first branch, if words do not change it."""
+        least = min(self.denoise) if self.words else 1.0
+        return self.margin / least if least > 0 else math.inf
+
     def __call__(
         self, policy: Denoiser, reference: Denoiser, batch: Batch[Tensor], generator: Random | torch.Generator
     ) -> Step:
@@ -100,6 +111,7 @@ class SRPO(RewardGradient):
         ]
         loss, penalty = torch.zeros(len(eps), device=eps.device), sampling.penalty
         rewards: list[Tensor] = []
+        past = torch.zeros_like(loss)
         # two branches from one point: (t, s) towards less noise, and towards more noise (inversion)
         for ends, k, words in (
             ((point + length, point), self.denoise, drawn_words),
@@ -115,8 +127,9 @@ class SRPO(RewardGradient):
             weight = sent(k[0] + (k[1] - k[0]) * point / (POINTS - 1), x0)
             score, reward = self.score(batch, recovered, words, weight, inverted=bool(rewards))
             loss, penalty = loss + (self.margin - score).relu() / 2, penalty + distance / 2
+            past = past + (score >= self.margin) / 2
             rewards.append(reward)
-        return gradient_step(rewards[0], loss, penalty, self.hold)
+        return gradient_step(rewards[0], loss, penalty, self.hold, past)
 
     def places(self, draws: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
         """Return points (B,), counted from the clean end, and lengths (B,) of steps, for draws in [0, 1)."""

@@ -21,6 +21,7 @@ from diffalign.rewards.specs import all_weighted
 from diffalign.rollout.model import PipelineRolloutModel
 from diffalign.rollout.noise import NoiseSource, Rewarded
 from diffalign.runs.rollouts import setting_of
+from diffalign.runs.scores import usual_sum
 from diffalign.training.acceleration import Accelerator
 from diffalign.types import Reward
 
@@ -59,7 +60,7 @@ def check_gradients(run: Run) -> None:
     """Check a run of reward gradients before a model is loaded.
 
     Raises:
-        UserError: rewards without gradients, or rollout settings that do not fit.
+        UserError: rewards without gradients or past the method's margin, or rollout settings that do not fit.
     """
     config, name = run.rollout, run.method["type"]
     method = build(run.method)
@@ -80,6 +81,15 @@ def check_gradients(run: Run) -> None:
                 f"rollout.rewards has {reward.spec!r}, which ignores the prompt, with method {name}, which "
                 "compares rewards under words before the prompt; allowed: rewards that read it, or no words"
             )
+    usual = usual_sum(config.rewards)
+    if usual and usual[0] >= method.saturation:
+        part = ", in its first branch" if name == "srpo" else ""
+        raise UserError(
+            f"scores of {' + '.join(config.rewards)} are usually {usual[0]:.4g} to {usual[1]:.4g}, and "
+            f"method {name} has no gradient from a reward of {method.saturation:.4g} on "
+            f"(method.margin{part}); allowed: a larger method.margin, or smaller weights in rollout.rewards "
+            "(0.05*pickscore)"
+        )
 
 
 def check_distillation(run: Run) -> None:

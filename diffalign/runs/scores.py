@@ -68,10 +68,10 @@ def check_online_scores(method: Method[Any], rollout: RolloutConfig) -> None:
             f"{allowed.advice}"
         )
     if sums and rollout.normalise == "none":
-        _check_usual(method, " + ".join(rollout.rewards), _usual_sum(rollout.rewards))
+        _check_usual(method, " + ".join(rollout.rewards), usual_sum(rollout.rewards))
 
 
-def _usual_sum(rewards: Sequence[str]) -> tuple[float, float] | None:
+def usual_sum(rewards: Sequence[str]) -> tuple[float, float] | None:
     """Return the usual smallest and largest weighted sum of rewards; None where a card does not state it."""
     low = high = 0.0
     for reward in all_weighted(rewards):

@@ -1,8 +1,10 @@
 """``diffalign new``: its files fail until they are filled in, and then pass."""
 
 import importlib
+import re
 import runpy
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -125,14 +127,14 @@ def test_a_method(checkout, capsys):
         "diffalign/methods/square.py",
         (
             'raise NotImplementedError("FILL IN: the loss of square")',
-            "return (1 - self.beta * margin).square()",
+            "return (1 - self.beta * (chosen - rejected)).square()",
         ),
     )
     checkout.fill(
         test,
         (
             'raise NotImplementedError("FILL IN: the formula of square, independent of its implementation")',
-            "return np.mean((1 - beta * margins) ** 2)",
+            "return np.mean((1 - beta * (chosen - rejected)) ** 2)",
         ),
     )
     finish(checkout, test, places, "diffalign.methods.square")
@@ -142,6 +144,7 @@ def test_a_method(checkout, capsys):
     assert set(places) == {
         "diffalign/methods/square.py",
         "configs/tiny_sdxl_square.yaml",
+        "docs/methods/square.md",
         EDITED[0],
         EDITED[3],
     }
@@ -181,7 +184,7 @@ def test_a_family(checkout, capsys, monkeypatch):
     (named,) = (card for card in checkout.names(EDITED[2])["IMAGES"] if card.name == "auraflow")
     monkeypatch.setitem(FAMILIES, "auraflow", named)
     found = checkout.tried(test)
-    assert {"failed"} == set(found.outcome.values()) and "FILL IN: a tiny pipeline of auraflow" in found.text
+    assert {"failed"} == set(found.outcome.values()) and "FILL IN: a tiny pipeline" in found.text
     checkout.fill(
         "diffalign/models/families/auraflow.py",
         (
@@ -217,13 +220,12 @@ def test_a_family(checkout, capsys, monkeypatch):
             "from tests.tiny_pipelines import make_sd15\n",
         ),
         (
-            'raise NotImplementedError("FILL IN: a tiny pipeline of auraflow, as tests/tiny_pipelines.py '
-            'makes others")',
+            'raise NotImplementedError("FILL IN: a tiny pipeline, as tests/tiny_pipelines.py makes others")',
             "return make_sd15(folder)",
         ),
         (
-            'raise NotImplementedError("FILL IN: from equal noise, compare with the pipeline; see '
-            'tests/models/test_stock.py")',
+            'raise NotImplementedError("FILL IN: compare from equal noise, as tests/models/test_stock.py '
+            'does")',
             "noise = noise_of(model)\n"
             '    expected = drawn(model, stock(model, model.source), noise, 4.0, "latent")\n'
             "    assert ours(model, noise, 4.0).numpy() == pytest.approx(expected.numpy(), abs=1e-4)",
@@ -231,6 +233,32 @@ def test_a_family(checkout, capsys, monkeypatch):
     )
     finish(checkout, test, places, "diffalign.models.families.auraflow")
     assert get_family("auraflow").name == "auraflow" and FAMILIES["auraflow"].title == "Auraflow"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("method", "a_long_name"), ("reward", "a_long_name"), ("family", "zz")]
+)
+def test_what_is_written_is_clean(checkout, kind, name, capsys):
+    """It passes ruff as it is, with imports in order and lines within the limit."""
+    test, places = new(checkout, kind, name, capsys)
+    files = [place for place in (test, *places) if place.endswith(".py")]
+    shutil.copy(ROOT / "pyproject.toml", checkout.root)
+    ours = ["--no-cache", "--config", "lint.isort.known-first-party=['diffalign', 'tests']"]
+    for command in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, *ours, *files]
+        done = subprocess.run(ruff, capture_output=True, text=True, cwd=checkout.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_of_a_method_has_the_parts_of_every_page(checkout, capsys):
+    new(checkout, "method", "square", capsys)
+    titles = re.findall(r"^## .*$", (checkout.root / "docs/methods/square.md").read_text(), re.MULTILINE)
+    assert titles == [
+        "## Formula",
+        "## What the paper reports",
+        "## Differences from the released code",
+        "## When to use it",
+    ]
 
 
 @pytest.mark.parametrize(

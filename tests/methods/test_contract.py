@@ -20,6 +20,7 @@ from diffalign.methods.registry import DataKind
 from diffalign.strategies import STRATEGIES, wrap
 from diffalign.training.diagnostics import HeldOut
 from diffalign.types import Method
+from tests.helpers import ROOT
 from tests.training.toys import Trial, same, weights
 
 MEMBERS = {name for name in vars(Method) if not name.startswith("_")} | {"__call__"}
@@ -105,3 +106,13 @@ def test_docstrings_of_methods_have_formulas_in_paragraphs_of_their_own():
         for block in re.split(r"\n\s*\n", text.strip()):
             indented = [line.startswith("    ") for line in block.split("\n")]
             assert all(indented) or not any(indented), (name, block)
+
+
+def test_every_method_has_a_page_with_its_formula():
+    """``diffalign new method`` writes one; the rest of the page is made of docstring and card."""
+    for name in REGISTRY:
+        page = ROOT / "docs" / "methods" / f"{name}.md"
+        assert page.is_file(), f"no docs/methods/{name}.md, the page by hand of {name}"
+        text = page.read_text(encoding="utf-8")
+        for part in ("## Formula\n", "$$", "## What the paper reports\n", "## When to use it\n"):
+            assert part in text, f"docs/methods/{name}.md has no {part.strip()!r}"

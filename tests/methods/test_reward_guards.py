@@ -61,3 +61,21 @@ def test_the_defaults_hold_the_policy_at_the_reference(name):
     far, more, _ = loss_of(name, 0.2, 0.0)
     assert far > near > at_reference
     assert float((more * away).sum()) > float((pull * away).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "margin", "share"), [("refl", 1e9, 0.0), ("refl", -1e9, 1.0), ("srpo", -1e9, 1.0)]
+)
+def test_the_share_of_samples_past_the_margin_is_a_metric(name, margin, share):
+    policy, batch = case(DRAFT, "a2_a")
+
+    def value(latents, rows, words=()):
+        return torch.stack([latents.mean(1)] * len(words)) if words else latents.mean(1)
+
+    batch = replace(batch, value=value, grid=torch.linspace(1, 0, 9, dtype=torch.float64))
+    step = build({"type": name, "margin": margin, "hold": 0})(
+        policy, policy, batch, Streams.at(0, 0, len(batch.x))
+    )
+    assert step.metrics["past_margin"].item() == share
+    (gradient,) = torch.autograd.grad(step.loss, policy.W)
+    assert bool(gradient.any()) == (share < 1)

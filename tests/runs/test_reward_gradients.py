@@ -65,3 +65,33 @@ def test_methods_that_go_back_by_themselves_train_adapters(tmp_path, method, fla
 def test_settings_that_do_not_fit(tmp_path, flags, words):
     with pytest.raises(UserError, match=words):
         check_online(small(tmp_path, *flags))
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "words"),
+    [
+        # PickScore is usually 17 to 24. The margin of ReFL is 2; with k from 0.1 on, S = k r is 0.7 at r = 7.
+        ({"type": "refl"}, ["--rollout.rewards=pickscore"], "17 to 24, and method refl .* a reward of 2 on"),
+        (
+            {"type": "srpo"},
+            ["--rollout.rewards=pickscore"],
+            "17 to 24, and method srpo .* a reward of 7 on .* first branch",
+        ),
+        (
+            {"type": "srpo", "positive": [], "negative": []},
+            ["--rollout.rewards=pickscore"],
+            "reward of 0.7 on",
+        ),
+        ({"type": "refl"}, ["--rollout.rewards=0.05*pickscore"], None),
+        ({"type": "srpo"}, ["--rollout.rewards=0.05*pickscore"], None),
+        ({"type": "refl"}, ["--rollout.rewards=image_reward"], None),
+        ({"type": "draft"}, ["--rollout.rewards=pickscore"], None),
+    ],
+)
+def test_rewards_past_the_margin_have_no_gradient_and_are_refused(tmp_path, method, flags, words):
+    run = apply_overrides(replace(small(tmp_path), method=method), flags)
+    if words is None:
+        check_online(run)
+    else:
+        with pytest.raises(UserError, match=words):
+            check_online(run)
