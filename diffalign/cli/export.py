@@ -13,7 +13,8 @@ def run(argv: Sequence[str]) -> int:
     """Write the model that the arguments name."""
     parser = make_parser("export", DESCRIPTION, EXAMPLES)
     parser.add_argument(
-        "model", help="a run directory, an aligned/ folder, a LoRA file, a fine-tuned pipeline"
+        "model",
+        help="a run directory, a checkpoint of one, an aligned/ folder, a LoRA file, a fine-tuned pipeline",
     )
     parser.add_argument(
         "--to", "--format", dest="to", required=True, metavar="FORMAT",
@@ -29,9 +30,16 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--rank", type=number(int, 1), metavar="N", help="lower the LoRA's rank by SVD")
     parser.add_argument(
-        "--mix", action="append", default=[], metavar="LORA=WEIGHT", help="add another LoRA; may be repeated"
+        "--mix",
+        action="append",
+        default=[],
+        metavar="LORA=WEIGHT",
+        help="add another LoRA, or a run's; may be repeated",
     )
-    parser.add_argument("--dtype", help="of merged weights: float16, bfloat16, float32; default: the run's")
+    parser.add_argument(
+        "--dtype",
+        help="of what is written: float16, bfloat16, float32; default: a LoRA's own, if merged the run's",
+    )
     parser.add_argument("--title", help="name of the model and of its file; default: the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parse(parser, argv)
@@ -46,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         raise unknown("format (--to)", args.to, FORMATS)
     found = exportable(args.model, args.base)
     title = args.title or found.title
-    output = place_to_write(args.output or str(found.folder / "export" / args.to))
+    output = place_to_write(args.output or str(found.exports / args.to))
     settings = Export(
         args.to,
         output,

@@ -23,6 +23,7 @@ from diffalign.models.lora import ADAPTER
 from diffalign.models.lora_formats import Lora, read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.sources import LORA_FILES, holds_lora, is_lora
+from diffalign.models.starting import is_checkpoint, read_checkpoint
 from diffalign.utils.files import atomic_folder
 from diffalign.utils.notices import main_logger
 
@@ -88,17 +89,28 @@ def attach(model: LoadedModel, lora: Path) -> str:
 def read_lora_of(lora: Path, model: LoadedModel) -> tuple[Lora, str]:
     """Return ``read_lora``'s result, for a LoRA that must change the model's network.
 
+    Args:
+        lora: a LoRA's file or folder, or a checkpoint of a run.
+
     Raises:
         UserError: there is no LoRA, or it has no weights for the network.
     """
+    if is_checkpoint(lora):
+        factors, words = read_checkpoint(model, lora)
+        return _checked(factors, lora, model), words
     if lora.is_dir() and not holds_lora(lora) and not list(lora.glob("*.safetensors")):
         raise UserError(f"{lora}: no {LORA_FILES[0]} in it; allowed: the aligned/ folder of a LoRA run")
     factors, words = read_lora(lora, model)
+    return _checked(factors, lora, model), words
+
+
+def _checked(factors: Lora, lora: Path, model: LoadedModel) -> Lora:
+    """Return a LoRA that changes the network; UserError for one that has nothing for it."""
     if not any(factors.get(name) for name in model.networks):
         raise UserError(f"{lora}: its LoRA has nothing for the {model.family.network_name} of {model.source}")
     if is_idle(factors):
         logger.warning("the LoRA %s changes no weight: all its factors are 0", lora)
-    return factors, words
+    return factors
 
 
 def absent_components(model: LoadedModel) -> tuple[str, ...]:

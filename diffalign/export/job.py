@@ -22,7 +22,7 @@ from diffalign.models.lora_formats import Lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.lora_names import modules_of
 from diffalign.models.sources import is_lora
-from diffalign.models.starting import other_part
+from diffalign.models.starting import is_checkpoint, load_checkpoint, other_part, run_of
 from diffalign.utils.files import atomic_folder
 
 FORMATS = ("diffusers", "kohya", "comfyui", "merged", "single-file")
@@ -40,7 +40,7 @@ class Export:
         title: of the model; the file's name in a folder.
         strength: factor of the adapter's change.
         rank: of the LoRA that is written; None: as it is, or 64 of one extracted from full weights.
-        dtype: of merged weights; None: the base's.
+        dtype: of the weights written; None: the LoRA's own, of merged weights the base's.
         overwrite: whether an existing output is replaced.
         card_text: README.md of a folder; empty: none.
     """
@@ -72,8 +72,9 @@ def export(
 
     Args:
         base: the model that was aligned.
-        source: an ``aligned/`` folder, a LoRA's file or folder, or a whole pipeline's folder.
-        others: more LoRAs of the same base with their weights, added to it.
+        source: an ``aligned/`` folder, a LoRA's file or folder, a whole pipeline's folder, or a checkpoint.
+        others: more LoRAs of the same base with their weights, added to it: files, folders, runs or
+            checkpoints.
         say: gets a line for whatever was recognised, approximated or left out.
 
     Returns:
@@ -84,7 +85,8 @@ def export(
     """
     _check(settings)
     base = base if settings.dtype is None else replace(base, dtype=settings.dtype)  # type: ignore[arg-type]
-    whole = (source / "model_index.json").is_file()
+    whole = holds_whole(source)
+    others = [(adapter_of(path), weight) for path, weight in others]
     if settings.to in ("merged", "single-file"):
         model = _merged(base, source, whole, settings, others, say)
         if settings.to == "single-file":
@@ -108,8 +110,24 @@ def export(
         if (path, weight) in started:  # what it has of the other expert is in the source, too
             lora = {name: part for name, part in lora.items() if name not in other_part(lora, model)}
         loras.append((lora, weight))
-    _write_lora(_combined(loras, model, settings, say), model, settings, say)
+    lora = _combined(loras, model, settings, say)
+    _write_lora(lora if settings.dtype is None else _cast(lora, DTYPES[settings.dtype]), model, settings, say)
     return settings.path
+
+
+def _cast(lora: Lora, dtype: torch.dtype) -> Lora:
+    return {
+        component: {
+            name: replace(
+                one,
+                down=one.down.to(dtype),
+                up=one.up.to(dtype),
+                magnitude=None if one.magnitude is None else one.magnitude.to(dtype),
+            )
+            for name, one in modules.items()
+        }
+        for component, modules in lora.items()
+    }
 
 
 def _check(settings: Export) -> None:
@@ -136,7 +154,7 @@ def _merged(
     say: Callable[[str], None],
 ) -> LoadedModel:
     """Return the model with all adapters folded into its weights."""
-    model = load(_whole_config(base, source) if whole else base)
+    model = _whole_model(base, source) if whole else load(base)
     if whole and settings.strength != 1:
         before: Any = load(base).network.state_dict()
         with torch.no_grad():
@@ -153,6 +171,28 @@ def _merged(
     return model
 
 
+def holds_whole(source: Path) -> bool:
+    """Return whether a source of an export is a whole pipeline, or a checkpoint of all weights."""
+    run = run_of(source) if is_checkpoint(source) else None
+    return (source / "model_index.json").is_file() or (run is not None and run.model.train == "full")
+
+
+def adapter_of(path: Path) -> Path:
+    """Return the LoRA of a run directory, or the path itself."""
+    path = path.expanduser()
+    return path / "aligned" if (path / "aligned").is_dir() else path
+
+
+def _whole_model(base: ModelConfig, source: Path) -> LoadedModel:
+    """Return the model with all its trained weights, in ``base.dtype``."""
+    if not is_checkpoint(source):
+        return load(_whole_config(base, source))
+    model = load(base)
+    load_checkpoint(model, source)
+    model.network.to(DTYPES[base.dtype])
+    return model
+
+
 def _whole_config(base: ModelConfig, folder: Path) -> ModelConfig:
     bare = replace(base, path=str(folder), family="auto", revision=None, variant=None)
     return replace(bare, vae=None, motion_adapter=None, adapter=())
@@ -166,9 +206,8 @@ def _started_from(base: ModelConfig, say: Callable[[str], None]) -> list[tuple[P
     """
     found = []
     for spec in changing(base.adapter, base.expert):
-        path = Path(spec).expanduser()
-        path = path / "aligned" if (path / "aligned").is_dir() else path
-        if not is_lora(path):
+        path = adapter_of(Path(spec))
+        if not is_lora(path) and not is_checkpoint(path):
             raise UserError(
                 f"the run started from {spec!r}, which is no LoRA's file or folder here, so that no LoRA "
                 "holds both; allowed: --to merged or single-file"
@@ -183,7 +222,7 @@ def _extracted(
 ) -> Lora:
     """Return the LoRA nearest to the change of a fully trained network."""
     rank = settings.rank or EXTRACTED_RANK
-    tuned = load(_whole_config(base, source)).network
+    tuned = _whole_model(base, source).network
     before: Any = {name: module.weight for name, module in modules_of(model.network).items()}
     after: Any = {name: module.weight for name, module in modules_of(tuned).items()}
     with torch.no_grad():

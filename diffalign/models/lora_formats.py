@@ -22,6 +22,7 @@ from diffalign.models.lora_base import of_another_base
 from diffalign.models.lora_names import file_text_name, modules_of, stems_of
 from diffalign.models.original_transformers import Place
 from diffalign.models.sources import LORA_FILES, user_errors
+from diffalign.training.checkpoint import TRAINED
 from diffalign.utils.notices import main_logger
 from diffalign.utils.text import parse_json, read_json_object
 
@@ -83,9 +84,15 @@ def lora_file(path: str | Path) -> Path:
     """Return the file of a LoRA, given as the file or as its folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is a checkpoint's, whose alpha stands in the run's configuration.
     """
     path = Path(path).expanduser()
+    folder = path.parent if path.is_file() else path
+    if (path == folder or path.name in TRAINED) and (folder / "state.json").is_file():
+        raise UserError(
+            f"{path} is of a checkpoint, whose weights do not hold the adapters' scale; allowed: the "
+            "checkpoint's folder, <run>/checkpoints/step-N"
+        )
     if path.is_file():
         return path
     found = [path / name for name in LORA_FILES if (path / name).is_file()]

@@ -5,6 +5,7 @@ runs. Adapters are folded into the frozen weights, so that policy and reference 
 another adapter is trained on top.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from diffalign.errors import UserError
 from diffalign.models.experts import EXPERTS, changing
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.lora import ADAPTER, add_lora, load_trainable_state
-from diffalign.models.lora_formats import Lora, read_lora
+from diffalign.models.lora_formats import Lora, parse_lora, read_lora
 from diffalign.models.lora_merge import merge_into
 from diffalign.models.precision import only_errors
 from diffalign.models.sources import fetch_lora, is_lora, user_errors
@@ -174,6 +175,35 @@ def _merged(network: Any) -> Any:
     return network
 
 
+def read_checkpoint(model: LoadedModel, folder: str | Path) -> tuple[Lora, str]:
+    """Return a checkpoint's adapters as factors, at the scale of its run, and a line as ``read_lora``'s.
+
+    The weights are the moving average if there is one.
+
+    Raises:
+        UserError: it is in no run directory, holds whole weights, or its weights are of another network.
+    """
+    config = _run_of_checkpoint(folder).model
+    if config.train != "lora":
+        raise UserError(f"{str(folder)!r} is a checkpoint of all weights; allowed: one of a LoRA run")
+    with user_errors("checkpoint", str(folder)):
+        state = {k: v for k, v in read_trained(Path(folder)).items() if f".{ADAPTER}" in k}
+    text = config.text_encoder.lora
+    settings: dict[str, Any] = {}
+    for component in (model.family.network_name, *model.text_encoders):
+        own = text if component in model.text_encoders else config.lora
+        settings[f"{component}.lora_alpha"] = own.rank if own.alpha is None else own.alpha
+    settings[f"{model.family.network_name}.use_rslora"] = config.lora.rslora
+    return parse_lora(state, {"lora_adapter_metadata": json.dumps(settings)}, model, str(folder))
+
+
+def _run_of_checkpoint(folder: str | Path) -> Run:
+    run = run_of(folder)
+    if run is None:
+        raise UserError(f"{str(folder)!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
+    return run
+
+
 def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
     """Load a checkpoint into the base model of its run: adapters, or the whole network in float32.
 
@@ -183,9 +213,7 @@ def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
     Raises:
         UserError: it is in no run directory, or its weights are of another network.
     """
-    run = run_of(folder)
-    if run is None:
-        raise UserError(f"{str(folder)!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
+    run = _run_of_checkpoint(folder)
     with user_errors("checkpoint", str(folder)):
         state: Mapping[str, Any] = read_trained(Path(folder))
     network: Any = model.network

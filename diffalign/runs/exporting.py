@@ -13,6 +13,7 @@ from diffalign.methods import REGISTRY
 from diffalign.models.experts import lora_folders
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
+from diffalign.models.starting import is_checkpoint, run_of
 from diffalign.runs.load_pipeline import check_base, named, read_run_directory, run_directory_of, with_dtype
 from diffalign.utils.intervals import Estimate
 from diffalign.utils.text import read_json_object
@@ -24,7 +25,7 @@ class Exportable:
 
     Attributes:
         base: the model that was aligned.
-        source: ``aligned/``, a LoRA, or a whole pipeline's folder.
+        source: ``aligned/``, a LoRA, a checkpoint, or a whole pipeline's folder.
         folder: the run directory, or the folder of the source.
         title: its name.
         run: the run's configuration, where it is known.
@@ -40,6 +41,13 @@ class Exportable:
     def family(self) -> str:
         """Name of the base's family in the registry."""
         return find_family(self.base, resolve(self.base.path)).name
+
+    @property
+    def exports(self) -> Path:
+        """Folder of exports by default: the run's, for checkpoints are removed as the run goes on."""
+        if is_checkpoint(self.source):
+            return self.source.absolute().parent.parent / "export" / self.source.name
+        return self.folder / "export"
 
     def card(self, adapted: bool) -> str:
         """Return the model card: the one that training wrote where it fits, else one made from the run."""
@@ -89,6 +97,9 @@ def exportable(spec: str, base: str | None = None) -> Exportable:
             f"{spec!r} is a base model: there is nothing aligned to export; allowed: a run or a LoRA"
         )
     folder = directory or (path if path.is_dir() else path.parent)
+    if is_checkpoint(found.aligned):
+        owner = _title(path.absolute().parent.parent)
+        return Exportable(found.model, found.aligned, folder, f"{owner}-{path.name}", run_of(path))
     return Exportable(found.model, found.aligned, folder, _title(directory or path), run)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from diffalign.export.card import Card
 from diffalign.export.hub import base_license, check_repo, push_folder
 from diffalign.methods import REGISTRY
 from diffalign.models.experts import changing, lora_folders
-from diffalign.models.starting import expanded
+from diffalign.models.starting import expanded, is_checkpoint
 from diffalign.runs.exporting import exportable, figures, paper_of, versions
 
 PICTURES = 4  # of the last validation or of the evaluation, shown on the model's page
@@ -44,6 +45,11 @@ def push(
     """
     check_repo(repo)
     found = exportable(spec, base)
+    if is_checkpoint(found.source):
+        raise UserError(
+            f"{spec!r} is a checkpoint, which diffusers does not load; allowed: the folder that `diffalign "
+            f"export {shlex.quote(spec)} --to diffusers` writes (of all weights: --to merged)"
+        )
     adapted = not (found.source / "model_index.json").is_file()
     base_config = expanded(found.base)
     license = license or base_license(found.base.path)

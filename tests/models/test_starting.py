@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.config.io import to_yaml
 from diffalign.config.schema import LoraConfig, ModelConfig, Run
 from diffalign.errors import UserError
-from diffalign.export.aligned import save_aligned
+from diffalign.export.aligned import read_lora_of, save_aligned
+from diffalign.export.job import Export, export
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
 from diffalign.models.lora import policy_denoiser, prepare_policy, reference_denoiser, trainable_state
-from diffalign.models.starting import expanded
+from diffalign.models.lora_formats import lora_file
+from diffalign.models.lora_merge import merge_into
+from diffalign.models.starting import expanded, read_checkpoint, run_of
+from diffalign.runs.exporting import exportable
 from diffalign.runs.load_pipeline import named, open_named
+from diffalign.runs.publish import push
 from tests.models.inputs import conditions, states_of
 
 
@@ -162,3 +167,74 @@ def test_sd3_has_no_positions_beyond_its_largest_size(folders: dict[str, Path]) 
     assert model.latent_shape(most, most)[1] == most // model.downscale
     with pytest.raises(UserError, match=f"sides of at most {most}"):
         model.latent_shape(most, most + model.multiple)
+
+
+def test_a_checkpoint_is_read_at_the_scale_of_its_run(run: tuple[Path, Tensor]) -> None:
+    """Alpha stands in the run's configuration, not in the checkpoint's file."""
+    folder, expected = run
+    checkpoint = folder / "checkpoints" / "step-2"
+    base = ModelConfig(path=expanded(ModelConfig(path=str(folder))).path)
+    if (folder / "aligned" / "model_index.json").is_file():
+        model = load(replace(run_model(folder), train="lora"))
+        with pytest.raises(UserError, match=r"checkpoint of all weights; allowed: one of a LoRA run"):
+            read_checkpoint(model, checkpoint)
+        return
+    model = load(base)
+    lora, words = read_lora_of(checkpoint, model)
+    assert {factors.scale for part in lora.values() for factors in part.values()} == {1.5}
+    assert "scale 1.5 (metadata)" in words
+    merge_into(model, [(lora, 1.0)])
+    torch.testing.assert_close(prediction(model), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_checkpoint_is_exported_as_its_run(run: tuple[Path, Tensor], tmp_path: Path) -> None:
+    folder, expected = run
+    found = exportable(str(folder / "checkpoints" / "step-2"))
+    assert found.title == "run-step-2" and found.exports == folder / "export" / "step-2"
+    assert found.run is not None and found.run.model.path == found.base.path
+    export(found.base, found.source, Export("merged", tmp_path / "merged"), say=lambda _: None)
+    merged = prediction(load(ModelConfig(path=str(tmp_path / "merged"))))
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_is_mixed_by_its_aligned(run: tuple[Path, Tensor], tmp_path: Path) -> None:
+    folder, _ = run
+    if (folder / "aligned" / "model_index.json").is_file():
+        return
+    config = run_model(folder)
+    settings = Export("merged", tmp_path / "merged")
+    export(config, folder / "checkpoints" / "step-2", settings, [(folder, -1.0)], say=lambda _: None)
+    merged = prediction(load(ModelConfig(path=str(tmp_path / "merged"))))
+    torch.testing.assert_close(merged, prediction(load(config)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_of_a_checkpoint_is_no_lora(run: tuple[Path, Tensor]) -> None:
+    folder, _ = run
+    file = folder / "checkpoints" / "step-2" / "trainable.safetensors"
+    with pytest.raises(UserError, match=r"step-2/trainable.safetensors is of a checkpoint.*allowed: the "):
+        lora_file(file)
+
+
+def test_a_checkpoint_is_not_pushed(run: tuple[Path, Tensor]) -> None:
+    with pytest.raises(UserError, match="is a checkpoint, which diffusers does not load"):
+        push(str(run[0] / "checkpoints" / "step-2"), "me/it")
+
+
+def run_model(folder: Path) -> ModelConfig:
+    found = run_of(folder)
+    assert found is not None
+    return found.model
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya"])
+def test_an_exported_lora_has_the_dtype_that_is_asked_for(
+    run: tuple[Path, Tensor], tmp_path: Path, to: str
+) -> None:
+    config = run_model(run[0])
+    if config.train == "full" or "pixart" in config.path:
+        return
+    settings = Export(to, tmp_path / "out", dtype="float16")
+    export(config, run[0] / "aligned", settings, say=lambda _: None)
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    state = load_file(file)
+    assert {tensor.dtype for key, tensor in state.items() if not key.endswith(".alpha")} == {torch.float16}
