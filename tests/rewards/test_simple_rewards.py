@@ -123,3 +123,30 @@ def test_the_tiny_clip_prefers_true_captions():
     reward = rewards.load("tiny_clip")
     right, wrong = reward(images, captions), reward(images, captions[1:] + captions[:1])
     assert (right > wrong).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "words"),
+    [
+        (
+            [Image.new("RGB", (8, 8))] * 2,
+            "ab",
+            r"prompts is the text 'ab'; allowed: a list of one prompt per",
+        ),
+        (Image.new("RGB", (8, 8)), ["a"], "images is one PIL image; allowed: a list"),
+        (np.zeros((1, 8, 8, 3), np.uint8), ["a"], "images holds a ndarray; allowed: PIL images"),
+        (["a.png"], ["a"], "images holds a str; allowed: PIL images"),
+        (torch.full((1, 3, 8, 8), -1.0), ["a"], r"pixels are from -1 to -1; allowed: \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), 255.0, requires_grad=True), ["a"], r"from 255 to 255.*bytes: x / 255"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(images: object, prompts: object, words: str) -> None:
+    """Each of them was scored, or failed within the reward, without a word of what is wrong."""
+    with pytest.raises(ValueError, match=words):
+        rewards.load("jpeg")(images, prompts)  # type: ignore[arg-type]
+
+
+def test_images_may_come_from_a_generator() -> None:
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    jpeg = rewards.load("jpeg")
+    assert torch.equal(jpeg((p for p in pictures), ["a", "b"]), jpeg(pictures, ["a", "b"]))
