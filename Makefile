@@ -1,5 +1,6 @@
 # `make demo` aligns the embedded tiny SDXL and writes a report; `make test` runs lint, types and all tests; `make check`
 # runs lint, types and the fast tier of tests in under two minutes. Each makes .venv first.
+# `make lowest` runs the fast tier with the oldest releases that pyproject.toml allows, in an environment of its own.
 # PYTHON=... picks the interpreter (3.11 to 3.13). The versions are those of constraints.txt; NEWEST=1 installs the newest
 # releases that pyproject.toml allows instead.
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(NEWEST),,-c constraints.txt)
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check docs lint coverage format constraints clean
+.PHONY: demo test check lowest docs lint coverage format constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffalign demo $(ARGS)
@@ -19,6 +20,18 @@ test: lint
 
 check: lint
 	$(PYTEST) -m "not slow" --durations=5 $(ARGS)
+
+lowest: build/lowest/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+# uv picks the lower bound of what pyproject.toml names, and the newest of what these need; tools of tests are the newest.
+build/lowest/.installed: pyproject.toml
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install uv
+	build/lowest/bin/uv pip install --python build/lowest --resolution lowest-direct \
+		-e ".[8bit,docs,label,metrics,notebook,ocr,torchao,video]"
+	build/lowest/bin/uv pip install --python build/lowest beartype httpx hypothesis playwright pytest pytest-timeout pytest-xdist
+	touch $@
 
 # The documentation site, strict: build/site/index.html opens without a server.
 docs: $(VENV)/.installed-dev

@@ -92,15 +92,19 @@ def begins_as_video(content: bytes) -> bool:
 
 
 def need_av() -> Any:
-    """Import PyAV.
+    """Import PyAV, with its messages off.
+
+    torchvision before 0.26 turns them on. Threads of a codec then call Python for each message and wait for
+    its lock, while the thread that holds it waits for them to end: two videos read side by side hang.
 
     Raises:
         UserError: it is not installed; the message has the command.
     """
     try:
-        import av
+        import av.logging
     except ImportError as error:
         raise UserError('videos need PyAV; pip install "diffalign[video]"') from error
+    av.logging.set_level(None)
     return av
 
 

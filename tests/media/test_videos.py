@@ -207,3 +207,11 @@ def test_one_video_is_one_file_whatever_its_sides(tmp_path):
         write_video(Video(frames, 8.0), tmp_path / "a.mp4")
         written.add((tmp_path / "a.mp4").read_bytes())
     assert len(written) == 1
+
+
+def test_messages_of_libav_are_off_when_videos_are_read(tmp_path):
+    """With them on, as older torchvision turns them on, two videos read side by side hang."""
+    write_video(Video(levels(9), 8.0), tmp_path / "v.mp4")
+    av.logging.set_level(av.logging.ERROR)
+    probe(tmp_path / "v.mp4")
+    assert av.logging.get_level() is None

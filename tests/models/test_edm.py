@@ -17,10 +17,10 @@ from diffalign.diffusion.likelihood import PerSample, denoising_error
 from diffalign.diffusion.paths import EDM, path_from_config
 from diffalign.diffusion.samplers import DDIM, trajectory
 from diffalign.errors import UserError
-from diffalign.export.layouts import prediction_metadata
 from diffalign.export.single_file import write_single_file
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.lora_base import prediction_metadata
 from diffalign.runs.align import align
 from diffalign.types import Cond, Noised, Target
 from tests.models.inputs import conditions
