@@ -115,7 +115,7 @@ def sensitivity(trials: Sequence[tuning.Trial]) -> Figure:
             if curve:
                 axis.plot(
                     *zip(*curve, strict=True),
-                    "o-",
+                    ("o-", "s--", "^:")[number // 10 % 3],  # ten colours, then another line
                     ms=3,
                     color=f"C{number % 10}",
                     label=f"{method} ({world})",
