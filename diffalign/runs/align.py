@@ -33,6 +33,7 @@ from diffalign.models.dropout import switch_off_dropout
 from diffalign.models.formulation import check_trained
 from diffalign.models.loaded import LoadedModel
 from diffalign.models.loading import load
+from diffalign.models.lora import check_targets
 from diffalign.models.precision import AUTOCAST
 from diffalign.models.text_lora import begin_training_text
 from diffalign.runs.idle_settings import tell_of_length, tell_of_settings
@@ -98,8 +99,12 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
     """Run ``run``; ``say`` gets a line at each stage, on the first process.
 
     Raises:
+        TypeError: ``run`` is no ``Run``.
         UserError: anything wrong with the configuration, model or data, as early as it can be known.
     """
+    if not isinstance(run, Run):
+        example = 'read_run("sdxl_dpo_lora_24gb", ["--data.path", "pairs.parquet"])'
+        raise TypeError(f"run is a {type(run).__name__}; allowed: a Run, such as {example}")
     rank, _ = share()
     tell = say if rank == 0 else _silent  # there is no accelerator before the run is known to be right
     run = with_launcher(run, tell)
@@ -227,6 +232,8 @@ def _loaded(
         alone = not takes_both_experts(run)
         model = load(run.model, accelerator.device, compute, resting, trained=True, alone=alone)
     check_trained(run.model, model.pipeline.scheduler)
+    if run.model.train == "lora":  # raises before anything is encoded
+        check_targets(model.network, run.model.lora.targets)
     tell(f"model: {run.model.path} ({model.family.name}), {run.model.train}, on {accelerator.device.type}")
     if model.split:
         low, high = span_of(model.path)

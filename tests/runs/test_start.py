@@ -43,6 +43,7 @@ from diffalign.runs.labels import (
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.schedule import MEASURED_STEPS, Forecast, announcement, duration, scheduled
 from diffalign.runs.scores import RoundScores, check_online_scores, check_reward_range, check_scores
+from diffalign.runs.validate import read_run
 from diffalign.training import acceleration, packages
 from diffalign.training.packages import check_packages
 from diffalign.utils.devices import check_group
@@ -541,3 +542,16 @@ def test_a_run_tells_of_votes_that_are_not_there(tmp_path, capsys):
     model = ModelConfig(path="tiny:sd15", lora=LoraConfig(rank=1))
     align(Run(output=str(tmp_path), model=model, data=data, training=TrainingConfig(steps=1)))
     assert capsys.readouterr().err.count("warning: no effect of data.votes='weight'") == 1
+
+
+@pytest.mark.parametrize("run", ["tiny_sdxl_dpo", {"model": {"path": "tiny:sdxl"}}])
+def test_what_is_no_run_is_told_how_one_is_made(run):
+    with pytest.raises(TypeError, match=rf"run is a {type(run).__name__}; allowed: a Run, such as read_run\("):
+        align(run)
+
+
+def test_targets_that_are_not_there_are_found_before_anything_is_encoded(tmp_path):
+    flags = ["--model.lora.targets=to_q,to_x", f"--data.cache_dir={tmp_path / 'cache'}", "--data.limit=8"]
+    with pytest.raises(UserError, match="targets: to_x matches no linear"):
+        align(read_run("tiny_sdxl_dpo", [*flags, f"--output={tmp_path / 'run'}"]), lambda line: None)
+    assert not (tmp_path / "cache").exists()
