@@ -10,6 +10,8 @@ from typing import Any
 
 from diffalign.cli.common import count, make_parser, names, output_file, parse, print_json, table
 from diffalign.cli.scoring import add_scoring_options, beside, scorers_of, show_unreadable
+from diffalign.errors import UserError
+from diffalign.utils.places import file_to_write
 
 
 def run(argv: Sequence[str]) -> int:
@@ -17,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     args = parse(_parser(), argv)
     specs = names(args.rewards, "--rewards")
     source = Path(args.source)
-    output = Path(args.output) if args.output else beside(source, "scores.jsonl")
+    output = Path(args.output) if args.output else _beside(source)
 
     from diffalign.data.prompts.prompt_sets import read_prompts
     from diffalign.rewards.ensemble import judges_edits
@@ -51,6 +53,14 @@ def run(argv: Sequence[str]) -> int:
         )
     print(f"scores of {count(len(scores.rows), 'row')} in {output}", file=sys.stderr)
     return 0
+
+
+def _beside(source: Path) -> Path:
+    """Return the file of scores beside a source; UserError if it cannot be written."""
+    try:
+        return file_to_write(str(beside(source, "scores.jsonl")))
+    except UserError as error:
+        raise UserError(f"{error}; --output FILE writes the scores elsewhere") from error
 
 
 def _parser() -> ArgumentParser:

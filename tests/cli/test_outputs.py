@@ -94,3 +94,12 @@ def test_a_moved_run_goes_on_where_it_lies(tmp_path):
     assert (found.output, notes) == (str(old), [])
     (new / "recipe.yaml").write_text(to_yaml(run))
     assert resolve(read_flags([str(new / "recipe.yaml")]))[0].output == str(old)
+
+
+def test_scores_of_images_whose_folder_cannot_be_written(place, monkeypatch, capsys):
+    """The folder is found to be so before a reward is loaded, and the message names the option that helps."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place / "folder")
+    assert main(["score", str(place / "folder"), "--rewards", "jpeg"]) == 2
+    told = capsys.readouterr().err
+    assert "folder' cannot be written" in told
+    assert "--output FILE writes the scores elsewhere" in told

@@ -546,7 +546,9 @@ def test_a_run_tells_of_votes_that_are_not_there(tmp_path, capsys):
 
 @pytest.mark.parametrize("run", ["tiny_sdxl_dpo", {"model": {"path": "tiny:sdxl"}}])
 def test_what_is_no_run_is_told_how_one_is_made(run):
-    with pytest.raises(TypeError, match=rf"run is a {type(run).__name__}; allowed: a Run, such as read_run\("):
+    with pytest.raises(
+        TypeError, match=rf"run is a {type(run).__name__}; allowed: a Run, such as read_run\("
+    ):
         align(run)
 
 
