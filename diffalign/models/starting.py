@@ -35,9 +35,14 @@ logger = main_logger(__name__)
 def run_of(folder: str | Path) -> Run | None:
     """Return the configuration of a run directory, or of the run of a checkpoint; None for anything else."""
     folder = Path(folder)
-    owner = folder.absolute().parent.parent if is_checkpoint(folder) else folder
+    owner = owner_of(folder) if is_checkpoint(folder) else folder
     file = owner / "config.yaml"
     return from_dict(read_yaml(file), str(file)) if file.is_file() else None
+
+
+def owner_of(checkpoint: Path) -> Path:
+    """Return the run directory of a checkpoint, ``<run>/checkpoints/step-N``."""
+    return checkpoint.absolute().parent.parent
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -183,7 +188,7 @@ def read_checkpoint(model: LoadedModel, folder: str | Path) -> tuple[Lora, str]:
     Raises:
         UserError: it is in no run directory, holds whole weights, or its weights are of another network.
     """
-    config = _run_of_checkpoint(folder).model
+    config = run_of_checkpoint(folder).model
     if config.train != "lora":
         raise UserError(f"{str(folder)!r} is a checkpoint of all weights; allowed: one of a LoRA run")
     with user_errors("checkpoint", str(folder)):
@@ -197,7 +202,8 @@ def read_checkpoint(model: LoadedModel, folder: str | Path) -> tuple[Lora, str]:
     return parse_lora(state, {"lora_adapter_metadata": json.dumps(settings)}, model, str(folder))
 
 
-def _run_of_checkpoint(folder: str | Path) -> Run:
+def run_of_checkpoint(folder: str | Path) -> Run:
+    """Return the configuration of a checkpoint's run; UserError for a checkpoint that is in none."""
     run = run_of(folder)
     if run is None:
         raise UserError(f"{str(folder)!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
@@ -213,7 +219,7 @@ def load_checkpoint(model: LoadedModel, folder: str | Path) -> list[str]:
     Raises:
         UserError: it is in no run directory, or its weights are of another network.
     """
-    run = _run_of_checkpoint(folder)
+    run = run_of_checkpoint(folder)
     with user_errors("checkpoint", str(folder)):
         state: Mapping[str, Any] = read_trained(Path(folder))
     network: Any = model.network

@@ -13,7 +13,7 @@ from diffalign.methods import REGISTRY
 from diffalign.models.experts import lora_folders
 from diffalign.models.loading import find_family
 from diffalign.models.sources import resolve
-from diffalign.models.starting import is_checkpoint, run_of
+from diffalign.models.starting import is_checkpoint, owner_of, run_of
 from diffalign.runs.load_pipeline import check_base, named, read_run_directory, run_directory_of, with_dtype
 from diffalign.utils.intervals import Estimate
 from diffalign.utils.text import read_json_object
@@ -46,7 +46,7 @@ class Exportable:
     def exports(self) -> Path:
         """Folder of exports by default: the run's, for checkpoints are removed as the run goes on."""
         if is_checkpoint(self.source):
-            return self.source.absolute().parent.parent / "export" / self.source.name
+            return owner_of(self.source) / "export" / self.source.name
         return self.folder / "export"
 
     def card(self, adapted: bool) -> str:
@@ -98,7 +98,7 @@ def exportable(spec: str, base: str | None = None) -> Exportable:
         )
     folder = directory or (path if path.is_dir() else path.parent)
     if is_checkpoint(found.aligned):
-        owner = _title(path.absolute().parent.parent)
+        owner = _title(owner_of(path))
         return Exportable(found.model, found.aligned, folder, f"{owner}-{path.name}", run_of(path))
     return Exportable(found.model, found.aligned, folder, _title(directory or path), run)
 

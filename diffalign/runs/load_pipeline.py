@@ -15,7 +15,7 @@ from diffalign.models.loading import find_family, load
 from diffalign.models.lora_formats import lora_file
 from diffalign.models.quantization import KINDS
 from diffalign.models.sources import HUB_ID, fetch_lora, hub_kind, is_lora, keys_of, resolve
-from diffalign.models.starting import is_checkpoint, load_checkpoint, run_of
+from diffalign.models.starting import is_checkpoint, load_checkpoint, run_of_checkpoint
 from diffalign.runs.validate import read_run
 from diffalign.utils.devices import DTYPES
 
@@ -70,9 +70,7 @@ def named(spec: str, base: str | None = None, dtype: str | None = None, quantize
     path = Path(spec).expanduser()
     stored = partial(with_dtype, dtype=dtype, quantize=quantize)
     if is_checkpoint(path):
-        run = run_of(path)
-        if run is None:
-            raise UserError(f"{spec!r} is a checkpoint outside its run; allowed: <run>/checkpoints/step-N")
+        run = run_of_checkpoint(path)
         if quantize is not None and run.model.train == "full":
             raise UserError(
                 f"--quantize {quantize} with {spec!r}, a checkpoint of all weights; allowed: without it, or "
