@@ -24,7 +24,7 @@ from diffalign.evaluation.measuring.perceptual import (
 )
 from diffalign.evaluation.measuring.store import MeasurementStore, NamedReward, chunks, freed
 from diffalign.media.files import all_videos
-from diffalign.rewards.registry import ChecksPrompts
+from diffalign.rewards.prompt_checks import check_prompts
 from diffalign.utils.distributed import joined
 
 
@@ -124,8 +124,7 @@ def _loadable(
     """
     for named in rewards:
         reward = named.load()
-        if isinstance(reward, ChecksPrompts):
-            reward.check_prompts(prompts)
+        check_prompts(reward, prompts)
         del reward
         freed()
     if perceptual is not None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffalign.errors import UserError
 from diffalign.media.frames import frame_image
-from diffalign.media.images import UNREADABLE, decode, read_file, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, read_file, to_rgb, why_unreadable
 from diffalign.media.videos import VIDEO_SUFFIXES, Video, read_video, write_video
 from diffalign.utils.files import open_atomic
 
@@ -43,7 +43,7 @@ def open_image(source: Image.Image | Path | str) -> Image.Image:
         UserError: the file cannot be read; it names the file.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return to_rgb(source)
     try:
         return decode(read_file(source))
     except UNREADABLE as error:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffalign.media.profiles import to_srgb
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 """Formats that are decoded. For some others PIL starts external programs (Ghostscript for EPS)."""
 
@@ -107,13 +109,14 @@ def note_on_frames(names: Collection[str]) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; transparent images are composited over white.
+    """Convert an image of any mode to RGB in sRGB; transparent images are composited over white.
 
     Raises:
         ValueError: a grey image of 32 bits or of floats whose range of values is not recognised.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_eight_bits(np.asarray(image), image.mode))
+    image = to_srgb(image)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

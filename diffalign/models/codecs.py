@@ -103,8 +103,14 @@ def decoded(vae: Any, latents: Tensor, moments: tuple[Tensor, Tensor], times: Te
 
 @dataclass(frozen=True)
 class Images:
-    """``AutoencoderKL``: an image is an image."""
+    """``AutoencoderKL``: an image is an image.
 
+    Attributes:
+        shifted: whether pipelines of the family read ``shift_factor``; that of another's VAE is left out, as
+            they leave it out.
+    """
+
+    shifted: bool = True
     video: bool = False
     exact: bool = False
 
@@ -136,11 +142,17 @@ class Images:
         self, vae: Any, pixels: Float[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
         """(mean, std) of the posterior in the network's scale."""
-        return encoded(vae, pixels, affine(vae.config, 4))
+        return encoded(vae, pixels, self._moments(vae.config))
 
     def decode(self, vae: Any, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Pixels in [0, 1]."""
-        return decoded(vae, latents, affine(vae.config, 4))
+        return decoded(vae, latents, self._moments(vae.config))
+
+    def _moments(self, config: Config) -> tuple[Tensor, Tensor]:
+        return affine(config if self.shifted else {**config, "shift_factor": None}, 4)
+
+
+_FRAME = Images(shifted=False)
 
 
 @dataclass(frozen=True)
@@ -161,11 +173,11 @@ class FrameByFrame:
 
     def channels(self, config: Config) -> int:
         """``latent_channels``."""
-        return Images().channels(config)
+        return _FRAME.channels(config)
 
     def downscale(self, config: Config) -> int:
         """2 per level below the first."""
-        return Images().downscale(config)
+        return _FRAME.downscale(config)
 
     def latent_frames(self, config: Config, frames: int) -> int:
         """As many."""
@@ -188,13 +200,13 @@ class FrameByFrame:
     ) -> tuple[Float[Tensor, "B C F h w"], Float[Tensor, "B C F h w"]]:
         """(mean, std) of the posterior in the network's scale."""
         count = pixels.shape[2]
-        parts = [Images().encode(vae, part) for part in _unrolled(pixels).split(self.at_once)]
+        parts = [_FRAME.encode(vae, part) for part in _unrolled(pixels).split(self.at_once)]
         mean, std = (_rolled(torch.cat(moments), count) for moments in zip(*parts, strict=True))
         return mean, std
 
     def decode(self, vae: Any, latents: Float[Tensor, "B C F h w"]) -> Float[Tensor, "B 3 F H W"]:
         """Pixels in [0, 1]."""
-        parts = [Images().decode(vae, part) for part in _unrolled(latents).split(self.at_once)]
+        parts = [_FRAME.decode(vae, part) for part in _unrolled(latents).split(self.at_once)]
         return _rolled(torch.cat(parts), latents.shape[2])
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from diffalign.config.files import read_yaml
 from diffalign.errors import UserError, unknown
+from diffalign.rewards.prompt_checks import check_prompts
 from diffalign.rewards.registry import Place, load, parse
 from diffalign.rewards.videos import VideoReward, takes_videos
 from diffalign.rewards.zoo.step_aware import TimedReward
@@ -137,6 +138,11 @@ class Ensemble:
     members: tuple[Member, ...]
     rewards: tuple[Reward, ...]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for prompts that a member cannot score."""
+        for reward in self.rewards:
+            check_prompts(reward, prompts)
+
     def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
         """Return scores (B,), float32."""
         return total(self.members, [reward(images, prompts) for reward in self.rewards])
@@ -147,6 +153,10 @@ class TimedEnsemble:
     """An ensemble with at least one ``TimedReward``; the other members ignore the time."""
 
     ensemble: Ensemble
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for prompts that a member cannot score."""
+        self.ensemble.check_prompts(prompts)
 
     def __call__(self, images: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
         """Return scores (B,) of finished images, float32."""

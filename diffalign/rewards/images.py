@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.media.images import to_rgb
 from diffalign.media.videos import Video
 
 Images = Sequence[Image.Image] | Tensor
@@ -39,10 +40,15 @@ def in_batches(
             f"{len(images)} images but {len(prompts)} prompts: there must be one prompt per image"
         )
     scores = [
-        score(images[i : i + batch_size], list(prompts[i : i + batch_size])).float()
+        score(_in_rgb(images[i : i + batch_size]), list(prompts[i : i + batch_size])).float()
         for i in range(0, len(images), batch_size)
     ]
     return torch.cat(scores) if scores else torch.zeros(0)
+
+
+def _in_rgb(images: Images) -> Images:
+    """Convert PIL images as files are converted: sRGB, with white behind what is transparent."""
+    return images if isinstance(images, Tensor) else [to_rgb(image) for image in images]
 
 
 def _checked(images: Sequence[Image.Image]) -> Sequence[Image.Image]:

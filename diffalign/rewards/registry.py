@@ -16,11 +16,11 @@ A new reward is a module with a factory ``(source: str | None, place: Place) -> 
 ``rewards.cards``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from diffalign.errors import UserError, unknown
@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 
 
 REGISTRY: dict[str, RewardCard] = {card.name: card for card in CARDS}
-
-
-@runtime_checkable
-class ChecksPrompts(Protocol):
-    """A reward that cannot score every prompt, and tells before there are images."""
-
-    def check_prompts(self, prompts: Sequence[str], /) -> None:
-        """Raise a UserError for prompts that cannot be scored."""
-        ...
 
 
 _DTYPES = ("float32", "bfloat16", "float16")

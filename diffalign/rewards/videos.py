@@ -15,6 +15,7 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.media.frames import evenly_spaced, frame_image
 from diffalign.media.videos import Video
+from diffalign.rewards.prompt_checks import check_prompts
 from diffalign.types import Reward
 
 FRAMES = 8
@@ -40,6 +41,10 @@ class VideoReward:
     name: str
     score: Callable[[Sequence[Video], Sequence[str]], Tensor]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for prompts that cannot be scored."""
+        check_prompts(self.score, prompts)
+
     def __call__(self, videos: Any, prompts: Sequence[str]) -> Float[Tensor, " B"]:
         """Return scores (B,), float32.
 
@@ -62,6 +67,10 @@ class MeanOverFrames:
 
     reward: Reward
     frames: int = FRAMES
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise a UserError for prompts that cannot be scored."""
+        check_prompts(self.reward, prompts)
 
     def __call__(self, videos: Sequence[Video], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         """Return scores (B,), float32: means over frames."""

@@ -25,6 +25,7 @@ from diffalign.errors import UserError
 from diffalign.media.videos import Video
 from diffalign.rewards.combine import combine, standardised, standardised_in_groups, towards_higher
 from diffalign.rewards.images import to_pil
+from diffalign.rewards.prompt_checks import check_prompts
 from diffalign.rewards.registry import load, takes_pixels
 from diffalign.rewards.serving.remote import RemoteReward, shortened
 from diffalign.rewards.specs import Weighted, all_weighted
@@ -78,6 +79,7 @@ def judge_of(
     device: torch.device | str,
     load: Callable[[str, str], Reward] = load,
     fps: float | None = None,
+    prompts: Sequence[str] = (),
 ) -> Judge:
     """Return the judge that a run names, with its rewards loaded.
 
@@ -86,9 +88,11 @@ def judge_of(
         device: of its rewards.
         load: (spec, device) -> reward; a caching one shares rewards with validation.
         fps: frames a second of the videos that are judged; None: images are.
+        prompts: those of the run, which rewards of this process check before anything is sampled.
 
     Raises:
-        UserError: no reward, an unknown one, or one that cannot be loaded or does not judge what is sampled.
+        UserError: no reward, an unknown one, one that cannot be loaded or does not judge what is sampled, or
+            a prompt that one cannot score.
     """
     if config.by == "people":
         return People()
@@ -104,6 +108,8 @@ def judge_of(
                 )
         return ProcessJudge(rewards, str(device))
     loaded = [load(reward.spec, str(device)) for reward in rewards]
+    for scorer in loaded:
+        check_prompts(scorer, prompts)
     if config.estimate != "none" and fps is not None:
         return InlineJudge(rewards, list(map(_watching, rewards, loaded)), fps=fps)
     if config.estimate != "none":

@@ -112,7 +112,7 @@ def online_source(
             frames=run.data.frames,
             decoded_frames=config.decoded_frames,
         ),
-        judge_of(config, str(accelerator.device), load, rate_of(run)),
+        judge_of(config, str(accelerator.device), load, rate_of(run), prompts),
         prompts,
         config=config,
         shape=shape,

@@ -33,11 +33,18 @@ def test_moments_are_the_scaled_posterior(model: LoadedModel) -> None:
     assert mean.dtype == std.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "extra", [{"shift_factor": 0.25}, {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}]
-)
-def test_decoding_undoes_the_scale_of_encoding(sdxl: LoadedModel, extra: dict[str, object]) -> None:
-    sdxl.pipeline.vae.register_to_config(**extra)
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart", "kolors"])
+def test_a_shift_that_the_stock_pipeline_leaves_out_is_left_out(folders: dict[str, Path], name: str) -> None:
+    model = load(ModelConfig(path=str(folders[name])))
+    before, _ = model.encode_pixels(pixels())
+    shown = model.decode(before)
+    model.pipeline.vae.register_to_config(shift_factor=0.25)
+    assert_close(model.encode_pixels(pixels())[0], before, rtol=0, atol=0)
+    assert_close(model.decode(before), shown, rtol=0, atol=0)
+
+
+def test_decoding_undoes_the_scale_of_encoding(sdxl: LoadedModel) -> None:
+    sdxl.pipeline.vae.register_to_config(latents_mean=[0.1] * 4, latents_std=[2.0] * 4)
     mean, _ = sdxl.encode_pixels(pixels())
     with torch.no_grad():
         plain = sdxl.pipeline.vae.encode(pixels()).latent_dist.mean

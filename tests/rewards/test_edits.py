@@ -18,7 +18,8 @@ from diffalign.errors import UserError
 from diffalign.evaluation.measuring.store import Chunk, NamedReward
 from diffalign.media.sourced import SourcedPrompt
 from diffalign.rewards.ensemble import judges_edits
-from diffalign.rewards.registry import ChecksPrompts, parse
+from diffalign.rewards.prompt_checks import ChecksPrompts
+from diffalign.rewards.registry import parse
 from diffalign.rewards.scoring.cache import ScoreCache
 from diffalign.rewards.scoring.items import read_items
 from diffalign.rewards.scoring.score import Scorer, score

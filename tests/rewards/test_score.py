@@ -134,6 +134,18 @@ def test_broken_files_of_every_kind_are_skipped(tmp_path):
     assert len(result.unreadable) == 5 and all(f"{tmp_path}" in place for place in result.unreadable)
 
 
+def test_animations_are_counted_once(tmp_path, caplog):
+    for name in ("a.gif", "b.gif"):
+        plain(10).save(tmp_path / name, save_all=True, append_images=[plain(200)])
+        (tmp_path / name).with_suffix(".txt").write_text("abc")
+    plain(10).save(tmp_path / "c.png")
+    (tmp_path / "c.txt").write_text("abc")
+    rows = run(read_items(tmp_path)).rows
+    assert [row["light"] for row in rows] == [13, 13, 13]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("2 image files have several frames") and "a.gif" in told
+
+
 def test_images_are_seen_as_they_are_displayed(tmp_path):
     """Turned as EXIF says, and what is transparent is white: as training sees them."""
     exif = Image.Exif()

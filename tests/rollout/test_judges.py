@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +191,20 @@ def test_inline_is_done_at_once_and_scores_the_saved_image(drawn):
     assert found.shape == (6, 2) and found.dtype == torch.float32
     assert torch.equal(found[:, 0], rewards.load("judge")(pixels, captions))
     judge.close()
+
+
+@pytest.mark.parametrize("of", ["judge", "pattern_judge", "video_content", "ensemble"])
+def test_prompts_that_a_reward_cannot_score_are_told_before_sampling(of: str, tmp_path: Path) -> None:
+    spec = of
+    if of == "ensemble":
+        file = tmp_path / "two.yaml"
+        file.write_text("members: [{reward: taste, weight: 1.0}, {reward: judge, weight: 1.0}]\n")
+        spec = f"ensemble:{file}"
+    config = RolloutConfig(rewards=("jpeg", spec) if of != "video_content" else (spec,))
+    fps = 8 if of == "video_content" else None
+    with pytest.raises(UserError, match=r"cannot read the prompt 'a cat'"):
+        judge_of(config, "cpu", fps=fps, prompts=["a cat"])
+    judge_of(RolloutConfig(rewards=("taste", "jpeg")), "cpu", prompts=["a cat"]).close()
 
 
 def test_time_is_told_to_those_who_know_it():

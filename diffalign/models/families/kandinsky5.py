@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffalign.models.codecs import Codec, Images, decoded, encoded
+from diffalign.models.codecs import Codec, Images
 from diffalign.models.families.base import flow_grid
 from diffalign.models.families.chat import ReadByChat, lengths_of, padded
 from diffalign.models.families.flow import masked_shapes
@@ -45,25 +45,6 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Unshifted(Images):
-    """``AutoencoderKL`` whose shift the pipeline leaves out: latents are its own, times its scale."""
-
-    def encode(
-        self, vae: Any, pixels: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
-        """(mean, std) of the posterior in the network's scale."""
-        return encoded(vae, pixels, _scale(vae))
-
-    def decode(self, vae: Any, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Pixels in [0, 1]."""
-        return decoded(vae, latents, _scale(vae))
-
-
-def _scale(vae: Any) -> tuple[Tensor, Tensor]:
-    return torch.tensor(0.0), torch.tensor(float(vae.config.scaling_factor))
-
-
-@dataclass(frozen=True)
 class Kandinsky5(ReadByChat):
     """The family ``kandinsky5``.
 
@@ -74,7 +55,7 @@ class Kandinsky5(ReadByChat):
     name: str = "kandinsky5"
     network_name: str = "transformer"
     network_class: str = "Kandinsky5Transformer3DModel"
-    codec: Codec = Unshifted()
+    codec: Codec = Images(shifted=False)
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
 
     most_tokens: ClassVar[int | None] = 1024

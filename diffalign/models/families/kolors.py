@@ -47,7 +47,7 @@ class Kolors(SizeConditioned):
     name: str = "kolors"
     network_name: str = "unet"
     network_class: str = "UNet2DConditionModel"
-    codec: Codec = Images()
+    codec: Codec = Images(shifted=False)
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)

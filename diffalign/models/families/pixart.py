@@ -76,7 +76,7 @@ class PixArt(MaxSequenceLength):
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SIGMA_CONFIGS)
     network_name: str = "transformer"
     network_class: str = "PixArtTransformer2DModel"
-    codec: Codec = Images()
+    codec: Codec = Images(shifted=False)
 
     def encode_prompts(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` (B, tokens, 4096) and ``encoder_attention_mask`` (B, tokens), 1 up to the

@@ -58,7 +58,7 @@ class StableDiffusion1(Usual):
 
     name: str = "sd15"
     network_class: str = "UNet2DConditionModel"
-    codec: Codec = Images()
+    codec: Codec = Images(shifted=False)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: CONFIGS)
     load_arguments: Mapping[str, Any] = field(
         default_factory=lambda: {"safety_checker": None, "requires_safety_checker": False}

@@ -120,7 +120,7 @@ class StableDiffusionXL(SizeConditioned):
     name: str = "sdxl"
     network_name: str = "unet"
     network_class: str = "UNet2DConditionModel"
-    codec: Codec = Images()
+    codec: Codec = Images(shifted=False)
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     optional_encoders: tuple[str, ...] = ()
     load_arguments: Mapping[str, Any] = field(default_factory=dict)

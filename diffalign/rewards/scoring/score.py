@@ -5,12 +5,13 @@ location. The table is written atomically, as jsonl or parquet by its suffix.
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from diffalign.errors import UserError
 from diffalign.media.frames import evenly_spaced
-from diffalign.media.images import UNREADABLE, decode, why_unreadable
+from diffalign.media.images import UNREADABLE, decode, has_further_frames, note_on_frames, why_unreadable
 from diffalign.media.videos import Video, channels_first, need_av, probe, read_frames, read_video
 from diffalign.rewards.ensemble import Member, ensemble_of, read_members, total
 from diffalign.rewards.registry import load, parse
@@ -27,6 +28,8 @@ from diffalign.rewards.scoring.items import Item
 from diffalign.rewards.videos import FRAMES, takes_videos
 from diffalign.types import Reward
 from diffalign.utils.files import open_atomic, write_atomic
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 64  # images in memory at once
 _VIDEOS = 4  # videos in memory at once
@@ -174,7 +177,7 @@ def each_scored(
     if not first:
         raise UserError("nothing to score: no images")
     source, videos = chain(first, source), first[0].is_video
-    all_frames = _need_all_frames(scorers)
+    all_frames, animated = _need_all_frames(scorers), list[str]()
     with tqdm(desc="scoring", unit="video" if videos else "image", disable=not progress) as bar:
         while chunk := list(islice(source, _VIDEOS if videos else _CHUNK)):
             entries = [_try_to_open(item, videos, all_frames) for item in chunk]
@@ -182,11 +185,20 @@ def each_scored(
             columns = [_score_chunk(opened, scorer, cache) for scorer in scorers]
             rows = iter(zip(*columns, strict=True))
             for entry in entries:
-                yield entry if isinstance(entry, Unreadable) else Scored(entry[0], entry[1], next(rows))
+                yield entry if isinstance(entry, Unreadable) else Scored(entry.item, entry.key, next(rows))
+            animated += [entry.item.where for entry in opened if entry.is_animation]
             bar.update(len(chunk))
+    if animated:
+        logger.warning("%s", note_on_frames(animated))
 
 
-_Opened = tuple[Item, str, Image.Image | Video]  # the item, its image key, the decoded content
+class _Opened(NamedTuple):
+    """A decoded item, its image key, and whether it is an animation, of which the first frame is decoded."""
+
+    item: Item
+    key: str
+    content: Image.Image | Video
+    is_animation: bool = False
 
 
 def _need_all_frames(scorers: Iterable[Scorer]) -> bool:
@@ -214,11 +226,11 @@ def _open(item: Item, all_frames: bool) -> _Opened:
     """Decode an item; raises one of UNREADABLE if it is no image or video."""
     data = item.read()
     if not item.is_video:
-        return item, image_key(data), decode(data)
+        return _Opened(item, image_key(data), decode(data), has_further_frames(data))
     if all_frames:
-        return item, image_key(data), read_video(data)
+        return _Opened(item, image_key(data), read_video(data))
     frames = read_frames(data, channels_first, choose=lambda count: evenly_spaced(count, FRAMES))
-    return item, image_key(data), Video(frames, probe(data).fps)
+    return _Opened(item, image_key(data), Video(frames, probe(data).fps))
 
 
 def score_column(items: Sequence[Item], scorer: Scorer, cache: ScoreCache | None = None) -> list[float]:
@@ -234,14 +246,14 @@ def _score_chunk(opened: Sequence[_Opened], scorer: Scorer, cache: ScoreCache | 
         columns = [torch.tensor(_score_chunk(opened, part, cache)) for part in scorer.parts]
         return total(scorer.members, columns).tolist()
     reward, identity = scorer.reward, scorer.key
-    if opened[0][0].is_video:
+    if opened[0].item.is_video:
         reward = takes_videos(scorer.reward)
         identity = (
             f"{scorer.key} of {FRAMES} frames" if scorer.key and reward is not scorer.reward else scorer.key
         )
     if cache is None or identity is None:
         return _evaluate(opened, scorer.name, reward)
-    keys = [cache.key(key, item.prompt, identity) for item, key, _ in opened]
+    keys = [cache.key(entry.key, entry.item.prompt, identity) for entry in opened]
     known = cache.get(keys)
     # equal images of one prompt have one key and are scored once
     new = iter({key: entry for key, entry in zip(keys, opened, strict=True) if key not in known}.items())
@@ -258,16 +270,16 @@ def _evaluate(opened: Sequence[_Opened], name: str, reward: Reward) -> list[floa
     Raises:
         UserError: a score is not finite, or the reward refuses an input; it names the location.
     """
-    first, last = opened[0][0].where, opened[-1][0].where
-    prompts = [item.prompt for item, _, _ in opened]
+    first, last = opened[0].item.where, opened[-1].item.where
+    prompts = [entry.item.prompt for entry in opened]
     try:
         with torch.no_grad():
-            scores = reward([content for _, _, content in opened], prompts).tolist()
+            scores = reward([entry.content for entry in opened], prompts).tolist()
     except UserError as error:
         raise UserError(f"{first}: {error}" if first == last else f"{first} to {last}: {error}") from error
-    for (item, _, _), value in zip(opened, scores, strict=True):
+    for entry, value in zip(opened, scores, strict=True):
         if not math.isfinite(value):
-            raise UserError(f"{item.where}: reward {name!r} gives {value}; allowed: finite numbers")
+            raise UserError(f"{entry.item.where}: reward {name!r} gives {value}; allowed: finite numbers")
     return scores
 
 
