@@ -20,7 +20,7 @@ from diffalign.errors import UserError, unknown
 from diffalign.methods import build
 from diffalign.models.loaded import LoadedModel, weight_digests
 from diffalign.strategies import build as build_strategies
-from diffalign.training.checkpoint import Snapshot, differences, fingerprint, flatten
+from diffalign.training.checkpoint import LENGTH, Snapshot, differences, fingerprint, flatten
 from diffalign.types import Method
 
 # What may differ between a run and its continuation: it changes where things are kept, and no number.
@@ -173,8 +173,10 @@ class Resumption:
         places = flatten({"data": run.data, "model": run.model, "rollout": run.rollout})
         own = {**current, **{name: places.get(name) for name in PLACES if name in saved}}
         known = _in_current_terms(saved)
+        # of a constant rate no length was recorded, whatever the version
+        unrecorded = LENGTH if "training.steps" not in saved else set()
         for name, value in _defaults().items():
-            if name in own and name not in known:
+            if name in own and name not in known and name not in unrecorded:
                 known[name] = value
         if _groups_at_once(known) == _groups_at_once(
             own

@@ -42,11 +42,19 @@ from diffalign.training.checkpoint_files import (
 from diffalign.training.snapshot import Snapshot as Snapshot
 
 
+LENGTH = {"training.steps", "training.epochs"}
+"""Settings that a fingerprint holds only where the learning rate depends on them."""
+
+
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return the differences of two fingerprints, one sentence per setting."""
+    """Return the differences of two fingerprints, one sentence per setting.
+
+    The length is compared where both have it; where one has not, their schedules differ, which is named.
+    """
+    one_sided = saved.keys() ^ current.keys()
     return [
         f"{key} is {saved.get(key, 'unset')!r} in the checkpoint and {current.get(key, 'unset')!r} now"
-        for key in sorted(saved.keys() | current.keys())
+        for key in sorted((saved.keys() | current.keys()) - (LENGTH & one_sided))
         if saved.get(key) != current.get(key)
     ]
 
@@ -246,9 +254,7 @@ def fingerprint(
         **sections: further dataclasses or mappings by name: ``method``, ``model``, ``data``.
     """
     flat = flatten({"training": training, "optimizer": optimizer, "processes": processes, **sections})
-    free = set(ignore) | (
-        {"training.steps", "training.epochs"} if optimizer.schedule == "constant" else set()
-    )
+    free = set(ignore) | (LENGTH if optimizer.schedule == "constant" else set())
     return {key: value for key, value in flat.items() if key not in free}
 
 

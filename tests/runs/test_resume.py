@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffalign.config.schema import DataConfig, LoraConfig, ModelConfig, Run, TrainingConfig
+from diffalign.config.schema import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
 from diffalign.errors import UserError
 from diffalign.methods import build
 from diffalign.runs.align import align
@@ -75,6 +75,33 @@ def test_what_resume_allow_names_may_differ():
     assert is_allowed("optimizer.learning_rate", ["optimizer"]) and not is_allowed("data.flip", ["lip"])
     with pytest.raises(UserError, match=r"learning_rat.*learning_rate"):
         same_run(resume_allow=("learning_rat",)).compare(one.settings, one.settings)
+
+
+def test_another_schedule_names_no_length_that_was_not_recorded():
+    """The length of a run at a constant rate is free, so its checkpoint has none to compare."""
+
+    def recorded(run):
+        return json.loads(json.dumps(run.settings))
+
+    constant = same_run(training=TrainingConfig(steps=60))
+    linear = same_run(
+        training=TrainingConfig(steps=60), optimizer=OptimizerConfig(schedule="linear")
+    )
+    longer = same_run(training=TrainingConfig(steps=70), optimizer=OptimizerConfig(schedule="linear"))
+    assert linear.compare(recorded(constant), recorded(linear)) == [
+        "optimizer.schedule is 'constant' in the checkpoint and 'linear' now"
+    ]
+    assert constant.compare(recorded(linear), recorded(constant)) == [
+        "optimizer.schedule is 'linear' in the checkpoint and 'constant' now"
+    ]
+    assert longer.compare(recorded(linear), recorded(longer)) == [
+        "training.steps is 60 in the checkpoint and 70 now"
+    ]
+    older = {k: v for k, v in recorded(linear).items() if k != "training.epochs"}
+    epochs = same_run(
+        training=TrainingConfig(steps=60, epochs=2.0), optimizer=OptimizerConfig(schedule="linear")
+    )
+    assert epochs.compare(older, recorded(epochs)) == ["training.epochs is None in the checkpoint and 2.0 now"]
 
 
 def test_other_content_is_refused_unless_it_is_allowed():
