@@ -5,6 +5,7 @@ A field that holds one of several dataclasses has a table of them in its metadat
 """
 
 import dataclasses
+import os
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -158,6 +159,8 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
             raise refused from None
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if kind is str and isinstance(value, os.PathLike):  # of a run that is built in Python
+        return os.fspath(value)
     if isinstance(value, kind):
         return value
     raise refused

@@ -55,6 +55,18 @@ def tree_from(cls: type[Tree], data: Mapping[str, Any], where: str) -> Tree:
         raise UserError(f"{error} (in {where})") from error
 
 
+def typed(run: Tree) -> Tree:
+    """Return a tree of dataclasses that was built in Python as the same values in YAML give it.
+
+    Sections that are mappings become dataclasses, lists tuples, paths texts, and whole numbers floats where
+    floats are.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    return tree_from(type(run), to_dict(run), f"the {type(run).__name__}")
+
+
 def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
     """Apply dotted flags to a run: ``["--model.lora.rank", "32", "--training.steps=10"]``; the last one wins.
 
@@ -63,6 +75,11 @@ def apply_overrides(run: Tree, args: Sequence[str]) -> Tree:
     Raises:
         UserError: an unknown field, a flag without a value, or a value of the wrong type.
     """
+    allowed = 'allowed: a list of texts, such as ["--training.steps", "100"]'
+    if isinstance(args, str):
+        raise UserError(f"the overrides are the text {args!r}; {allowed}")
+    if wrong := [one for one in args if not isinstance(one, str)]:
+        raise UserError(f"override {wrong[0]!r} is a {type(wrong[0]).__name__}; {allowed}")
     names, data = list(args), to_dict(run)
     while names:
         flag = names.pop(0)

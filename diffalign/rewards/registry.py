@@ -28,6 +28,7 @@ from diffalign.rewards.cards import CARDS
 from diffalign.rewards.cards import RewardCard as RewardCard
 from diffalign.rewards.imported import imported_card, is_import_path
 from diffalign.rewards.place import Place as Place
+from diffalign.utils.devices import device_name
 
 if TYPE_CHECKING:
     from diffalign.types import Reward
@@ -43,8 +44,10 @@ def parse(spec: str) -> tuple[RewardCard, str | None]:
     """Return the card of a spec and its source (None if the spec has none).
 
     Raises:
-        UserError: an unknown name, or nothing after the colon.
+        UserError: no text, an unknown name, or nothing after the colon.
     """
+    if not isinstance(spec, str):
+        raise UserError(f"reward {spec!r} is a {type(spec).__name__}; allowed: a text, such as 'pickscore'")
     if spec.startswith(("http://", "https://")):
         return _remote(spec), spec
     name, colon, source = spec.partition(":")
@@ -88,13 +91,13 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
 
     Args:
         spec: see the module docstring.
-        device: torch device of the network.
+        device: torch device of the network; ``auto`` is the accelerator if there is one.
         dtype: dtype of the network: float32, bfloat16 or float16.
         batch_size: images a forward pass.
 
     Raises:
-        UserError: no such reward, an unknown dtype, or weights that are missing, unreachable or of another
-            model.
+        UserError: no such reward, an unknown dtype, a device that is not there, or weights that are missing,
+            unreachable or of another model.
     """
     card, source = parse(spec)
     if dtype not in _DTYPES:
@@ -103,7 +106,7 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
         raise UserError(f"reward {spec!r}: batch_size is {batch_size}; it must be at least 1")
     module, _, factory = card.target.partition(":")
     make: Callable[[str | None, Place], Reward] = getattr(import_module(module), factory)
-    reward = make(source, Place(str(device), dtype, batch_size))
+    reward = make(source, Place(device_name(str(device)), dtype, batch_size))
     if not card.video:
         return reward
     from diffalign.rewards.videos import VideoReward

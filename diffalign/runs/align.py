@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffalign.config.io import to_yaml
+from diffalign.config.io import to_yaml, typed
 from diffalign.config.schema import ModelConfig, Run
 from diffalign.data import Preferences, check_files, read_preferences
 from diffalign.data.encoding.geometry import size_of
@@ -107,7 +107,7 @@ def align(run: Run, say: Callable[[str], None] = lambda line: print(line, file=s
         raise TypeError(f"run is a {type(run).__name__}; allowed: a Run, such as {example}")
     rank, _ = share()
     tell = say if rank == 0 else _silent  # there is no accelerator before the run is known to be right
-    run = with_launcher(run, tell)
+    run = with_launcher(typed(run), tell)
     validate(run)
     quantized = {
         "model.quantize": run.model.quantize,

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
 
 from diffalign.data.prompts.prompt_sets import PromptSet, read_prompt_set
 from diffalign.errors import UserError
@@ -20,11 +23,14 @@ from diffalign.evaluation.report.embedding import tag
 from diffalign.evaluation.report.page import fragment
 from diffalign.evaluation.report.standings import categories, standings
 from diffalign.media.files import MediaLike
+from diffalign.media.videos import Video
 from diffalign.rewards import load
 from diffalign.rewards.registry import parse
 from diffalign.runs.load_pipeline import open_model
 from diffalign.types import Reward
 from diffalign.utils.devices import device_name
+
+T = TypeVar("T")
 
 Model = Pipeline | str | Path | Sequence[MediaLike | str]
 """A pipeline; a name of one (hub id, folder, ``tiny:sdxl``, run directory, folder of a LoRA); or existing
@@ -139,12 +145,19 @@ def compare(
         progress: show bars.
 
     Raises:
-        UserError: a model, prompts or a reward that does not exist, or counts that differ; see ``evaluate``.
+        UserError: an argument of another kind, a model, prompts or a reward that does not exist, or counts
+            that differ; see ``evaluate``.
     """
+    _check_settings(settings, limit=limit, images_per_prompt=images_per_prompt, batch_size=batch_size)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed={seed!r}; allowed: a whole number, 0 to 2^63 - 1")
+    device = str(device)
     known = _prompt_set(prompts, limit)
     models = dict(aligned) if isinstance(aligned, Mapping) else {"aligned": aligned}
-    if not models or BASE in models:
-        raise UserError(f"aligned models are {list(models)}; allowed: one or more, none of them {BASE!r}")
+    if not models or BASE in models or not all(isinstance(name, str) for name in models):
+        raise UserError(
+            f"aligned models are {list(models)}; allowed: one or more names, none of them {BASE!r}"
+        )
     judges = _rewards(rewards, device)
     drawing = _Drawing(known.prompts, settings, images_per_prompt, seed, batch_size, device, dtype, progress)
     under = str(base) if isinstance(base, str | Path) else None
@@ -170,21 +183,60 @@ def compare(
     return NotebookComparison(tuple(before), aligned_by_name, tuple(texts), found, shown)
 
 
+def _check_settings(settings: SamplingSettings, **counts: int | None) -> None:
+    """Raise a UserError for settings of another class, and for counts that are not 1 or more."""
+    if not isinstance(settings, SamplingSettings):
+        raise UserError(
+            f"settings is a {type(settings).__name__}; allowed: such as SamplingSettings("
+            "num_inference_steps=20, guidance_scale=5.0) of diffalign.evaluation.drawing.sampling"
+        )
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise UserError(f"{name}={count!r}; allowed: a whole number, 1 or more")
+
+
 def _prompt_set(prompts: str | Path | Sequence[str], limit: int | None) -> PromptSet:
     if isinstance(prompts, str | Path):
         return read_prompt_set(str(prompts), limit)
-    return PromptSet(tuple(prompts)[:limit])
+    texts = _listed(
+        prompts, "prompts", (str,), "a file of prompts, a name such as 'parti', or a list of texts"
+    )
+    return PromptSet(tuple(texts)[:limit])
+
+
+def _listed(values: Sequence[T], name: str, kinds: tuple[type, ...], allowed: str) -> Sequence[T]:
+    """Return values that are a sequence of ``kinds``.
+
+    Raises:
+        UserError: they are not; it names the first one that is something else.
+    """
+    if not isinstance(values, Sequence):
+        raise UserError(f"{name} is a {type(values).__name__}; allowed: {allowed}")
+    for i, value in enumerate(values):
+        if not isinstance(value, kinds):
+            raise UserError(f"{name}[{i}] is a {type(value).__name__}; allowed: {allowed}")
+    return values
 
 
 def _rewards(rewards: str | Sequence[str] | Mapping[str, Reward] | None, device: str) -> dict[str, Reward]:
-    if rewards is None or isinstance(rewards, Mapping):
-        return dict(rewards or {})
-    specs = [spec.strip() for spec in (rewards.split(",") if isinstance(rewards, str) else rewards)]
+    if rewards is None:
+        return {}
+    if isinstance(rewards, Mapping):
+        for name, reward in rewards.items():
+            if not callable(reward):
+                raise UserError(
+                    f"rewards[{name!r}] is a {type(reward).__name__}; allowed: a reward, such as "
+                    "rewards.load('pickscore')"
+                )
+        return dict(rewards)
+    allowed = "names, such as 'pickscore,hpsv2_1' or a list of them, or rewards by name: {'mine': reward}"
+    listed = rewards.split(",") if isinstance(rewards, str) else _listed(rewards, "rewards", (str,), allowed)
+    specs = [spec.strip() for spec in listed]
     names = [parse(spec)[0].name for spec in specs]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"rewards has {twice[0]!r} twice; allowed: each name once in one comparison")
-    return {name: load(spec, device_name(device)) for name, spec in zip(names, specs, strict=True)}
+    return {name: load(spec, device) for name, spec in zip(names, specs, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -207,8 +259,10 @@ class _Drawing:
         elif isinstance(model, Pipeline):
             pipeline = model
         else:
-            return [Path(one) if isinstance(one, str) else one for one in model]
-        samples = generate(
+            allowed = "a pipeline, the name of one, or a list of images, videos or files"
+            samples = _listed(model, name, (Image.Image, Video, Path, str), allowed)
+            return [Path(one) if isinstance(one, str) else one for one in samples]
+        drawn = generate(
             pipeline,
             self.prompts,
             self.settings,
@@ -220,4 +274,4 @@ class _Drawing:
         )
         del pipeline
         freed()
-        return [sample.source for sample in samples]
+        return [sample.source for sample in drawn]

@@ -41,7 +41,6 @@ from diffalign.training.checkpoint_files import (
 )
 from diffalign.training.snapshot import Snapshot as Snapshot
 
-
 LENGTH = {"training.steps", "training.epochs"}
 """Settings that a fingerprint holds only where the learning rate depends on them."""
 

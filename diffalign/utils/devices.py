@@ -13,7 +13,7 @@ def device_name(name: str) -> str:
     """Resolve ``--device``: ``auto`` is the accelerator if there is one (under torchrun the process's own).
 
     Raises:
-        UserError: the device is not available.
+        UserError: the device is unknown or not available.
     """
     import torch
 
@@ -22,9 +22,12 @@ def device_name(name: str) -> str:
     if name == "auto":
         local_rank = os.environ.get("LOCAL_RANK", "0")
         return best if best == "cpu" or local_rank == "0" else f"{best}:{local_rank}"
-    if name.split(":")[0] not in ("cpu", best):
-        allowed = ", ".join(dict.fromkeys(["auto", "cpu", best]))
-        raise UserError(f"--device {name!r} is not available here; allowed: {allowed}")
+    kind, colon, index = name.partition(":")
+    there = torch.accelerator.device_count() if kind == best != "cpu" else 1
+    if kind not in ("cpu", best) or (colon and not (index.isdecimal() and int(index) < there)):
+        first = [best, *(f"{best}:{number}" for number in range(there) if there > 1)]
+        allowed = ", ".join(dict.fromkeys(["auto", "cpu", *first]))
+        raise UserError(f"device {name!r} is not available here; allowed: {allowed}")
     return name
 
 

@@ -3,16 +3,17 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from diffalign.config.fields import options
 from diffalign.config.files import find_config, read_yaml, shipped_configs
-from diffalign.config.io import apply_overrides, dotted_names, from_dict, to_dict, to_yaml
+from diffalign.config.io import apply_overrides, dotted_names, from_dict, to_dict, to_yaml, typed
 from diffalign.config.ranges import get
 from diffalign.config.reward_schema import RewardRun
-from diffalign.config.schema import LoraConfig, ModelConfig, Run, TrainingConfig
+from diffalign.config.schema import LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
 from diffalign.diffusion.times import Uniform
 from diffalign.errors import UserError
 from diffalign.losses.pairwise import Logistic
@@ -171,6 +172,8 @@ def test_a_mistake_in_a_file_is_named(tmp_path, text, words):
         (["--training.steps"], ["needs a value"]),
         (["--training.steps", "x"], ["training.steps='x'", "flag --training.steps"]),
         (["nonsense"], ["unexpected 'nonsense'"]),
+        (["--training.steps", 3], ["override 3 is a int; allowed: a list of texts"]),
+        ("--training.steps=3", ["the text '--training.steps=3'; allowed: a list of texts"]),
     ],
 )
 def test_a_mistake_in_a_flag_is_named(flags, words):
@@ -354,3 +357,19 @@ def test_a_wrong_kind_anywhere_is_an_error_and_no_traceback():
     for section in ("method", "strategies", "model", "data"):
         assert not accepted(lambda section=section: validate(from_dict({section: [[]]})))
     assert not accepted(lambda: validate(from_dict({"strategies": [{"type": []}]})))
+
+
+def test_a_tree_of_python_values_becomes_that_of_yaml():
+    """Sections as mappings, lists, paths, and whole numbers where numbers are."""
+    run = Run(
+        output=Path("runs") / "mine",
+        model={"path": "m", "lora": {"rank": 4, "targets": ["to_q"]}},
+        optimizer=OptimizerConfig(learning_rate=1, betas=[0.9, 0.95]),
+    )
+    wanted = Run(
+        output="runs/mine",
+        model=ModelConfig(path="m", lora=LoraConfig(rank=4, targets=("to_q",))),
+        optimizer=OptimizerConfig(learning_rate=1.0, betas=(0.9, 0.95)),
+    )
+    assert typed(run) == wanted and to_yaml(typed(run)) == to_yaml(wanted)
+    assert typed(wanted) == wanted

@@ -53,6 +53,9 @@ def test_specs():
         ("judge:x", {}, ["no weights"]),
         ("jpeg", {"dtype": "int8"}, ["int8", "float32"]),
         ("jpeg", {"batch_size": 0}, ["batch_size is 0"]),
+        ("jpeg", {"device": "gpu"}, ["device 'gpu' is not available here; allowed: auto, cpu"]),
+        ("jpeg", {"device": "cpu:3"}, ["device 'cpu:3' is not available here"]),
+        (None, {}, ["reward None is a NoneType; allowed: a text, such as 'pickscore'"]),
     ],
 )
 def test_bad_specs(spec, options, words):

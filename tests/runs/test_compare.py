@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import diffalign
@@ -64,8 +65,37 @@ def test_names_of_models_prompts_and_rewards(tmp_path):
         (shades(1)[1:], {}, "11 images of aligned, but 12 prompts of 1: there must be 12"),
         (shades(1), {"rewards": "brightnes"}, "unknown reward 'brightnes'"),
         ("no/such/folder/here", {}, "no such file or folder"),
+        (None, {}, "aligned is a NoneType; allowed: a pipeline, the name of one, or a list of images"),
+        (shades(1)[0], {}, "aligned is a Image; allowed: a pipeline"),
+        ([*shades(1)[1:], np.zeros((8, 8, 3))], {}, r"aligned\[11\] is a ndarray; allowed: a pipeline"),
+        ({1: shades(1)}, {}, r"aligned models are \[1\]; allowed: one or more names"),
+        (shades(1), {"rewards": brightness}, "rewards is a .*; allowed: names, such as"),
+        (shades(1), {"rewards": [None]}, r"rewards\[0\] is a NoneType; allowed: names, such as"),
+        (shades(1), {"rewards": {"mine": "taste"}}, r"rewards\['mine'\] is a str; allowed: a reward"),
+        (shades(1), {"limit": -1}, "limit=-1; allowed: a whole number, 1 or more"),
+        (shades(1), {"images_per_prompt": 0}, "images_per_prompt=0; allowed: a whole number, 1 or more"),
+        (shades(1), {"batch_size": 1.5}, "batch_size=1.5; allowed: a whole number, 1 or more"),
+        (shades(1), {"seed": -1}, "seed=-1; allowed: a whole number, 0 to"),
+        (shades(1), {"settings": {"guidance_scale": 5.0}}, "settings is a dict; allowed: such as Sampling"),
+        (
+            shades(1),
+            {"rewards": "taste", "device": "gpu"},
+            "device 'gpu' is not available here; allowed: auto",
+        ),
     ],
 )
 def test_bad_arguments(aligned, options, words):
     with pytest.raises(UserError, match=words):
         diffalign.compare(shades(1), aligned, PROMPTS, **options, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (None, "prompts is a NoneType; allowed: a file of prompts"),
+        ([*PROMPTS[1:], 7], r"prompts\[11\] is a int; allowed: a file of prompts"),
+    ],
+)
+def test_prompts_that_are_none(prompts, words):
+    with pytest.raises(UserError, match=words):
+        diffalign.compare(shades(1), shades(2), prompts, **QUIET)

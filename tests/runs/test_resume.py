@@ -84,9 +84,7 @@ def test_another_schedule_names_no_length_that_was_not_recorded():
         return json.loads(json.dumps(run.settings))
 
     constant = same_run(training=TrainingConfig(steps=60))
-    linear = same_run(
-        training=TrainingConfig(steps=60), optimizer=OptimizerConfig(schedule="linear")
-    )
+    linear = same_run(training=TrainingConfig(steps=60), optimizer=OptimizerConfig(schedule="linear"))
     longer = same_run(training=TrainingConfig(steps=70), optimizer=OptimizerConfig(schedule="linear"))
     assert linear.compare(recorded(constant), recorded(linear)) == [
         "optimizer.schedule is 'constant' in the checkpoint and 'linear' now"
@@ -101,7 +99,9 @@ def test_another_schedule_names_no_length_that_was_not_recorded():
     epochs = same_run(
         training=TrainingConfig(steps=60, epochs=2.0), optimizer=OptimizerConfig(schedule="linear")
     )
-    assert epochs.compare(older, recorded(epochs)) == ["training.epochs is None in the checkpoint and 2.0 now"]
+    assert epochs.compare(older, recorded(epochs)) == [
+        "training.epochs is None in the checkpoint and 2.0 now"
+    ]
 
 
 def test_other_content_is_refused_unless_it_is_allowed():

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -550,6 +551,24 @@ def test_what_is_no_run_is_told_how_one_is_made(run):
         TypeError, match=rf"run is a {type(run).__name__}; allowed: a Run, such as read_run\("
     ):
         align(run)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"model": {"pth": "tiny:sdxl"}}, r"unknown key 'model\.pth' in the Run; did you mean model\.path"),
+        ({"model": "tiny:sdxl"}, "model='tiny:sdxl'; allowed: a mapping with keys of ModelConfig"),
+        (
+            {"training": TrainingConfig(steps="many")},
+            r"training\.steps='many' \(str\); allowed: a whole number",
+        ),
+        ({"method": "dop"}, "unknown method .*'dop'; did you mean dpo"),
+        ({"data": {"path": Path("gone")}, "model": {"path": "tiny:sd15"}}, "'gone': no such file or folder"),
+    ],
+)
+def test_a_run_of_python_values_is_checked_as_one_of_yaml(tmp_path, parts, words):
+    with pytest.raises(UserError, match=words):
+        align(Run(output=tmp_path / "run", **parts), lambda line: None)
 
 
 def test_targets_that_are_not_there_are_found_before_anything_is_encoded(tmp_path):

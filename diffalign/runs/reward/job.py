@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffalign.config.io import to_yaml
+from diffalign.config.io import to_yaml, typed
 from diffalign.config.reward_schema import RewardRun
 from diffalign.data import (
     EncodedSet,
@@ -82,6 +82,7 @@ def train_reward(
     Raises:
         UserError: anything wrong with the configuration, the models or the data, as early as it can be known.
     """
+    run = typed(run)
     validate(run, needs=("model.path", "data.path"))
     preferences = read_preferences(run.data, run.training.seed)
     accelerator = accelerator_for(run.training)
