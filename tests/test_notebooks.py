@@ -90,5 +90,6 @@ def test_notebooks_are_saved_with_what_they_show(path):
         output.output_type != "error" and output.get("name") != "stderr" for output in outputs(notebook)
     )
     assert not re.search(r"/(work|tmp|home|root)/", texts(notebook)), "a path of the machine it was run on"
+    assert 'pip install -e ".[notebook]"' in notebook.cells[0].source, "what it needs"
     last = notebook.cells[-1]
     assert last.cell_type == "markdown" and "real" in last.source

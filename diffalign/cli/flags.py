@@ -7,12 +7,14 @@ argparse cannot declare a dotted flag of a method (``--method.time.low 0.3``) wi
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from diffalign.cli.aliases import ALIASES
 from diffalign.cli.foreign_keys import refuse_foreign_keys
 from diffalign.cli.presets import LATE, choose, defaults, late
 from diffalign.config.files import find_config, merge, read_yaml
 from diffalign.config.io import apply_overrides, dotted_names, field_kind, from_dict, is_switch, to_dict
+from diffalign.config.reward_schema import RewardRun
 from diffalign.config.schema import Run
 from diffalign.errors import UserError, close_to
 from diffalign.runs.validate import validate
@@ -116,20 +118,26 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
     # --run_validation.
     run = apply_overrides(run, _as_flags(pairs))
     if file is not None and not any(word.startswith("--output=") for word in flags.overrides):
-        own = file.absolute().parent
-        if _is_run(file) and own.resolve() != Path(run.output).resolve():
-            more = [
-                *more,
-                f"the run goes on in {own}, where its config.yaml lies; it was made in {run.output}",
-            ]
-            run = replace(run, output=str(own))
+        run, moved = in_its_folder(run, file)
+        more = [*more, *moved]
     validate(run, needs)
     return run, [*notes, *more]
 
 
-def _is_run(config: Path) -> bool:
-    """Whether a file is the record of a run, in the run's folder, which may have been moved or copied."""
-    return config.name == "config.yaml" and (config.parent / "checkpoints").is_dir()
+AnyRun = TypeVar("AnyRun", Run, RewardRun)
+
+
+def in_its_folder(run: AnyRun, config: Path) -> tuple[AnyRun, list[str]]:
+    """Return a run of ``config``, with the output that it goes on in, and a note where it is another one.
+
+    The record of a run names the folder that it was made in, which may have been moved or copied since.
+    """
+    own = config.absolute().parent
+    is_record = config.name == "config.yaml" and (own / "checkpoints").is_dir()
+    if not is_record or own.resolve() == Path(run.output).resolve():
+        return run, []
+    note = f"the run goes on in {own}, where its config.yaml lies; it was made in {run.output}"
+    return replace(run, output=str(own)), [note]
 
 
 def _as_flags(pairs: Sequence[tuple[str, str]]) -> list[str]:

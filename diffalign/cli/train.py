@@ -65,8 +65,7 @@ def finished(run: "Run", result: "Result") -> list[str]:
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
     memory = f", at most {result.memory.text}" if result.memory.bytes else ""
     lines = [
-        f"done: {count(result.steps, 'step')}, {minutes} of training in this process{memory}; "
-        + result.counts,
+        f"done: {count(result.steps, 'step')}, {minutes} of training{memory}; " + result.counts,
         result.verdict if run.rollout.prompts else f"held-out pairs: {result.verdict}",
         "",
         f"  {result.aligned}/  what diffusers loads, with a model card",

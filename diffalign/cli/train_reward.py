@@ -45,7 +45,10 @@ def run(argv: Sequence[str]) -> int:
     if not argv:
         raise UserError(f"train-reward needs a config or flags; shipped recipes: {_recipes()}")
     words = [word for word in argv if word != "--print-config"]
-    run = read(words)
+    run, notes = read_with_notes(words)
+    if share()[0] == 0:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     if len(words) < len(argv):
         validate(run)
         print(to_yaml(run), end="")
@@ -61,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
         ]
     else:
         lines = [
-            f"done: {count(result.steps, 'step')}, {result.seconds:.0f} s of training in this process",
+            f"done: {count(result.steps, 'step')}, {result.seconds:.0f} s of training",
             *verdict(result),
             f"use it as the reward step_aware:{result.output}",
         ]
@@ -71,20 +74,28 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read(words: Sequence[str]) -> "RewardRun":
-    """Return the run of a config, if the first word is one, and dotted flags.
+    """Return the run of ``read_with_notes``."""
+    return read_with_notes(words)[0]
+
+
+def read_with_notes(words: Sequence[str]) -> tuple["RewardRun", list[str]]:
+    """Return the run of a config, if the first word is one, and dotted flags; and notes to print.
 
     Raises:
         UserError: an error in either.
     """
+    from diffalign.cli.flags import in_its_folder
     from diffalign.config.files import find_config, read_yaml
     from diffalign.config.io import apply_overrides, tree_from
     from diffalign.config.reward_schema import RewardRun
 
-    run, flags = RewardRun(), list(words)
-    if flags and not flags[0].startswith("-"):
-        name = flags.pop(0)
-        run = tree_from(RewardRun, read_yaml(find_config(name, RECIPES)), name)
-    return apply_overrides(run, flags)
+    flags = list(words)
+    if not flags or flags[0].startswith("-"):
+        return apply_overrides(RewardRun(), flags), []
+    file = find_config(name := flags.pop(0), RECIPES)
+    run = apply_overrides(tree_from(RewardRun, read_yaml(file), name), flags)
+    given = any(word.partition("=")[0] == "--output" for word in flags)
+    return (run, []) if given else in_its_folder(run, file)
 
 
 def _recipes() -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffalign.config.io import to_yaml, typed
+from diffalign.config.io import typed
 from diffalign.config.schema import ModelConfig, Run
 from diffalign.data import Preferences, check_files, read_preferences
 from diffalign.data.encoding.geometry import size_of
@@ -36,6 +36,7 @@ from diffalign.models.loading import load
 from diffalign.models.lora import check_targets
 from diffalign.models.precision import AUTOCAST
 from diffalign.models.text_lora import begin_training_text
+from diffalign.runs.folder import begin, record
 from diffalign.runs.idle_settings import tell_of_length, tell_of_settings
 from diffalign.runs.launcher import with_launcher
 from diffalign.runs.memory_advice import when_loading, when_training
@@ -43,7 +44,7 @@ from diffalign.runs.micro_batch import takes_both_experts
 from diffalign.runs.model_card import card_of
 from diffalign.runs.online_checks import check_online
 from diffalign.runs.publish import push
-from diffalign.runs.resume import Resumption, check_content, model_content, portable, resolved
+from diffalign.runs.resume import Resumption, check_content, model_content, resolved
 from diffalign.runs.role_checks import check_roles
 from diffalign.runs.schedule import Forecast, announcement, scheduled
 from diffalign.runs.scores import check_online_scores, check_reward_range
@@ -157,10 +158,7 @@ def _aligned(
     output, inner = Path(run.output), build(_own_trajectories(run))
     method = wrap(inner, run.strategies)
     checkpoints = _checkpoints(run, output, accelerator, tell)
-    snapshot = checkpoints.start(run.resume)
-    if run.resume is not None and snapshot is None:
-        tell(f"resume=latest: {checkpoints.folder} has no checkpoint yet, so a new run starts")
-
+    snapshot = begin(run, checkpoints, accelerator, tell)
     tell_of_settings(run, inner, tell)
     model = _loaded(run, inner, accelerator, tell, online=bool(prompts))
     if encoders := begin_training_text(model, run.model):
@@ -182,8 +180,7 @@ def _aligned(
     settings = scheduled(run.training, setup.groups, processes)
     tell_of_length(run, settings, tell)
     tell(announcement(settings, setup.groups, processes, snapshot.step if snapshot else 0))
-    if accelerator.is_main_process:
-        write_atomic(output / "config.yaml", to_yaml(portable(run)))
+    record(run, accelerator)
     roles = setup.roles
     hooks = [*setup.hooks, *roles.hooks, Forecast(tell)]
     with closing(setup), advised("training", when_training(run)):
@@ -286,15 +283,11 @@ def _own_trajectories(run: Run) -> Mapping[str, Any]:
 def _checkpoints(
     run: Run, output: Path, accelerator: Accelerator, tell: Callable[[str], None]
 ) -> Checkpoints:
-    """Return the run's checkpoints, emptied where the run overwrites an earlier one."""
+    """Return the run's checkpoints."""
     resumption = Resumption(run, group_of(run.training, accelerator)[1])
-    checkpoints = Checkpoints(
+    return Checkpoints(
         output / "checkpoints", run.checkpoint.limit, resumption.settings, resumption.compare, tell=tell
     )
-    if run.overwrite and run.resume is None and accelerator.is_main_process:
-        checkpoints.clear()
-    accelerator.wait_for_everyone()
-    return checkpoints
 
 
 def _leave(

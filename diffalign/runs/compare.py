@@ -148,16 +148,9 @@ def compare(
         UserError: an argument of another kind, a model, prompts or a reward that does not exist, or counts
             that differ; see ``evaluate``.
     """
-    _check_settings(settings, limit=limit, images_per_prompt=images_per_prompt, batch_size=batch_size)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise UserError(f"seed={seed!r}; allowed: a whole number, 0 to 2^63 - 1")
-    device = str(device)
     known = _prompt_set(prompts, limit)
-    models = dict(aligned) if isinstance(aligned, Mapping) else {"aligned": aligned}
-    if not models or BASE in models or not all(isinstance(name, str) for name in models):
-        raise UserError(
-            f"aligned models are {list(models)}; allowed: one or more names, none of them {BASE!r}"
-        )
+    models = _by_name(aligned)
+    device = str(device)
     judges = _rewards(rewards, device)
     drawing = _Drawing(known.prompts, settings, images_per_prompt, seed, batch_size, device, dtype, progress)
     under = str(base) if isinstance(base, str | Path) else None
@@ -183,19 +176,22 @@ def compare(
     return NotebookComparison(tuple(before), aligned_by_name, tuple(texts), found, shown)
 
 
-def _check_settings(settings: SamplingSettings, **counts: int | None) -> None:
-    """Raise a UserError for settings of another class, and for counts that are not 1 or more."""
-    if not isinstance(settings, SamplingSettings):
+def _by_name(aligned: Model | Mapping[str, Model]) -> dict[str, Model]:
+    models = dict(aligned) if isinstance(aligned, Mapping) else {"aligned": aligned}
+    if not models or BASE in models or not all(isinstance(name, str) for name in models):
         raise UserError(
-            f"settings is a {type(settings).__name__}; allowed: such as SamplingSettings("
-            "num_inference_steps=20, guidance_scale=5.0) of diffalign.evaluation.drawing.sampling"
+            f"aligned models are {list(models)}; allowed: one or more names, none of them {BASE!r}"
         )
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise UserError(f"{name}={count!r}; allowed: a whole number, 1 or more")
+    return models
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise UserError(f"{name}={value!r}; allowed: a whole number, 1 or more")
 
 
 def _prompt_set(prompts: str | Path | Sequence[str], limit: int | None) -> PromptSet:
+    _check_count("limit", limit)
     if isinstance(prompts, str | Path):
         return read_prompt_set(str(prompts), limit)
     texts = _listed(
@@ -251,6 +247,17 @@ class _Drawing:
     device: str
     dtype: str | None
     progress: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.settings, SamplingSettings):
+            raise UserError(
+                f"settings is a {type(self.settings).__name__}; allowed: such as SamplingSettings("
+                "num_inference_steps=20, guidance_scale=5.0) of diffalign.evaluation.drawing.sampling"
+            )
+        _check_count("images_per_prompt", self.images_per_prompt)
+        _check_count("batch_size", self.batch_size)
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed!r}; allowed: a whole number, 0 to 2^63 - 1")
 
     def of(self, name: str, model: Model, base: str | None) -> list[MediaLike]:
         """Return the samples of a model, new or existing; ``base`` is the model under a LoRA."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, is_dataclass, replace
 from glob import glob
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffalign.config.build import describe
+from diffalign.config.reward_schema import RewardRun
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet
 from diffalign.data.encoding.content import LARGE, content_digest
@@ -100,14 +101,22 @@ def _strategies(values: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any],
     )
 
 
-def portable(run: Run) -> Run:
+AnyRun = TypeVar("AnyRun", Run, RewardRun)
+
+
+def portable(run: AnyRun) -> AnyRun:
     """Return ``run`` as its folder records it: with absolute local paths, so that it loads from any working
     directory, and without ``resume`` and ``overwrite``, which concern one start.
     """
-    run = replace(run, output=str(Path(run.output).absolute()), resume=None, resume_allow=(), overwrite=False)
+    run = replace(run, output=str(Path(run.output).absolute()), resume=None, overwrite=False)
     for name in _FILES:
         section, _, leaf = name.partition(".")
-        run = replace(run, **{section: _absolute(getattr(run, section), leaf)})
+        if hasattr(run, section):
+            run = replace(run, **{section: _absolute(getattr(run, section), leaf)})
+    return run if isinstance(run, RewardRun) else _with_absolute_caches(replace(run, resume_allow=()))
+
+
+def _with_absolute_caches(run: Run) -> Run:
     method = dict(run.method)
     if method.get("cache"):
         method["cache"] = str(Path(method["cache"]).absolute())
@@ -178,9 +187,8 @@ class Resumption:
         for name, value in _defaults().items():
             if name in own and name not in known and name not in unrecorded:
                 known[name] = value
-        if _groups_at_once(known) == _groups_at_once(
-            own
-        ):  # other ranks that see the same groups at each step
+        # other ranks that see the same groups at each step; a round is of so many prompts of each rank
+        if not run.rollout.prompts and _groups_at_once(known) == _groups_at_once(own):
             known |= {name: own[name] for name in ("processes", "training.batch_size")}
         refused = differences(known, own)
         return [text for text in refused if not is_allowed(text.partition(" is ")[0], allow)]
@@ -237,24 +245,24 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def check_content(snapshot: Snapshot | None, content: Mapping[str, str], allow: Sequence[str]) -> None:
+def check_content(snapshot: Snapshot | None, content: Mapping[str, str], allow: Sequence[str] | None) -> None:
     """Check that a resumed run has the data and the model that its checkpoint was made with.
 
     Args:
         snapshot: the checkpoint; None: a fresh run.
         content: digests by name, "data" and "model".
-        allow: ``--resume.allow``.
+        allow: ``--resume.allow``; None: there is no such option.
 
     Raises:
         UserError: a content differs that ``allow`` does not have.
     """
     for name, digest in content.items():
         saved = snapshot.content.get(name) if snapshot is not None else None
-        if saved is not None and saved != digest and name not in allow:
+        if saved is not None and saved != digest and name not in (allow or ()):
+            other = f", or, to go on with other {name}, --resume.allow {name}" if allow is not None else ""
             raise UserError(
                 f"the {name} of this run are not what its checkpoint was made with: their content differs (a "
-                f"moved copy would go on); allowed: the same {name}, another --output, or, to go on with "
-                f"other {name}, --resume.allow {name}"
+                f"moved copy would go on); allowed: the same {name}, another --output{other}"
             )
 
 

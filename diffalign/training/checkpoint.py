@@ -10,7 +10,8 @@ If weights are sharded over processes (``training.shard``), all tensors are in `
 process, which any number of processes can read; ``optimizer.pt`` then holds no moments.
 
 A folder is written under a temporary name, flushed to the disk and renamed, so ``step-N`` is complete or
-absent. The oldest folders beyond the limit are removed afterwards.
+absent. Folders of later steps (the run went on from an earlier one) and the oldest beyond the limit are
+removed afterwards.
 """
 
 import json
@@ -84,11 +85,15 @@ class Checkpoints:
         numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def start(self, resume: str | None) -> Snapshot | None:
+    def start(self, resume: str | None, overwrite: bool = False) -> Snapshot | None:
         """Return the checkpoint that ``resume`` names (see ``load``), or None for a fresh run.
 
         "latest" without any checkpoint is a fresh run, so that one command line works for the first start and
         for restarts.
+
+        Args:
+            resume: "latest", a name, a folder, or None.
+            overwrite: whether a fresh run replaces an earlier one.
 
         Raises:
             UserError: as ``load``; or a fresh run whose folder has checkpoints of an earlier run.
@@ -96,8 +101,15 @@ class Checkpoints:
         if resume == "latest" and not self.steps():
             return None
         if resume is not None:
-            return self.load(resume)
-        if self.steps():
+            snapshot = self.load(resume)
+            if resume != "latest" and (later := [step for step in self.steps() if step > snapshot.step]):
+                self.tell(
+                    f"resume={resume}: {self.folder} has {_named(later)} too, removed when the run, which "
+                    f"goes on from step {snapshot.step}, saves its next checkpoint; allowed: copies of them, "
+                    "or another --output, to have both"
+                )
+            return snapshot
+        if self.steps() and not overwrite:
             raise UserError(
                 f"{self._available()} of an earlier run: continue it with --resume latest, write over it "
                 "with --overwrite true, or choose another --output"
@@ -105,7 +117,7 @@ class Checkpoints:
         return None
 
     def save(self, snapshot: Snapshot, accelerator: Accelerator | None = None) -> Path:
-        """Write ``step-N``, then remove the oldest checkpoints beyond the limit.
+        """Write ``step-N``, then remove checkpoints of later steps, and the oldest ones beyond the limit.
 
         One process calls it; for a snapshot with sharded tensors all do (a collective operation).
 
@@ -136,21 +148,27 @@ class Checkpoints:
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(partial, final)
                 _flush(self.folder)
-                self._remove_oldest(snapshot.step)
+                self._remove_others(snapshot.step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(f"cannot write checkpoint {final}: {error}") from error
         wait()
         return final
 
-    def _remove_oldest(self, newest: int) -> None:
+    def _remove_others(self, newest: int) -> None:
+        """Remove checkpoints after ``newest``, which "latest" would take for this run's, and then the oldest
+        beyond the limit.
+        """
+        if later := [step for step in self.steps() if step > newest]:
+            self._remove(later)
+            self.tell(
+                f"checkpoints: removed {_named(later)}, made before the run went on from a step before them"
+            )
         if self.limit:
-            for step in [s for s in self.steps() if s != newest][: -(self.limit - 1) or None]:
-                shutil.rmtree(self.folder / f"step-{step}")
+            self._remove([s for s in self.steps() if s != newest][: -(self.limit - 1) or None])
 
-    def clear(self) -> None:
-        """Remove all checkpoints; one process calls it."""
-        for step in self.steps():
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in steps:
             shutil.rmtree(self.folder / f"step-{step}")
 
     def load(self, which: str) -> Snapshot:
@@ -212,8 +230,11 @@ class Checkpoints:
         return Snapshot(state["step"], trainable, ema, optimizer, facts, kept, content)
 
     def _available(self) -> str:
-        names = ", ".join(f"step-{step}" for step in self.steps())
-        return f"{self.folder} has {names or 'no checkpoints'}"
+        return f"{self.folder} has {_named(self.steps()) or 'no checkpoints'}"
+
+
+def _named(steps: Iterable[int]) -> str:
+    return ", ".join(f"step-{step}" for step in steps)
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -95,21 +94,26 @@ class MetricsFile:
     """The file ``metrics.jsonl``, one line ``{"step": N, ...}`` per record, flushed after each.
 
     Opening it for a run that resumes after step N removes later records and an incomplete last line; a fresh
-    run (N = 0) starts with an empty file.
+    run (N = 0) starts with an empty file. What step N has a value of already is not written again: a run that
+    is resumed with nothing left to train measures its end once more.
     """
 
     def __init__(self, path: Path, start_step: int):
         self.path = Path(path)
-        lines = [json.dumps(r) + "\n" for r in read_json_lines(self.path) if 0 < r["step"] <= start_step]
-        write_atomic(self.path, "".join(lines))
+        records = [r for r in read_json_lines(self.path) if 0 < r["step"] <= start_step]
+        self._start = start_step
+        self._known = {name for r in records if r["step"] == start_step for name in r}
+        write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in records))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one record; numbers that are not finite are written as null, which is valid JSON."""
-        record: dict[str, Any] = {"step": step}
-        record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        known = self._known if step == self._start else set()
+        new = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        new = {name: value for name, value in new.items() if name not in known}
+        if new:
+            self._file.write(json.dumps({"step": step, **new}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -28,15 +28,16 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in ``<folder>/tensorboard``; a resumed run removes values after its checkpoint."""
+    """Event files in ``<folder>/tensorboard``; values after the step from which a run starts are hidden."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], start_step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _missing("tensorboard") from None
+        # a first start that was killed before its checkpoint has left values too
         self._writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else 0
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Atomic files and folders: written under a temporary name in the same folder, then renamed."""
+"""Atomic files and folders: written beside their place as ``.NAME.*.tmp``, then renamed."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_file():
             raise UserError(f"{folder} is a file; allowed: a new folder")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(".tmp", f".{folder.name}.", folder.parent))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     try:
@@ -63,7 +63,7 @@ def replace_folder(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(new, folder)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(".tmp", f".{folder.name}.old.", folder.parent))
     os.replace(folder, aside / folder.name)
     os.replace(new, folder)
     shutil.rmtree(aside)

@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffalign.config.schema import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, Run, TrainingConfig
+from diffalign.config.schema import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    Run,
+    TrainingConfig,
+)
 from diffalign.errors import UserError
 from diffalign.methods import build
 from diffalign.runs.align import align
@@ -75,6 +83,23 @@ def test_what_resume_allow_names_may_differ():
     assert is_allowed("optimizer.learning_rate", ["optimizer"]) and not is_allowed("data.flip", ["lip"])
     with pytest.raises(UserError, match=r"learning_rat.*learning_rate"):
         same_run(resume_allow=("learning_rat",)).compare(one.settings, one.settings)
+
+
+def test_other_processes_go_on_offline_alone():
+    """A step of the same groups is the same step, but a round has so many prompts of each process."""
+
+    def told(rollout):
+        runs = [Run(training=TrainingConfig(batch_size=size), rollout=rollout) for size in (2, 4)]
+        two, one = (
+            Resumption(resolved(run, build(run.method)), n) for run, n in zip(runs, (2, 1), strict=True)
+        )
+        return one.compare(json.loads(json.dumps(two.settings)), json.loads(json.dumps(one.settings)))
+
+    assert told(RolloutConfig()) == []
+    assert told(RolloutConfig(prompts="tiny:train")) == [
+        "processes is 2 in the checkpoint and 1 now",
+        "training.batch_size is 2 in the checkpoint and 4 now",
+    ]
 
 
 def test_another_schedule_names_no_length_that_was_not_recorded():

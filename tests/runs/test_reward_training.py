@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,6 +28,7 @@ from diffalign.runs.reward.method import TOKENS, StepAwareTraining, Timed
 from diffalign.runs.reward.validate import MEANINGLESS, validate
 from diffalign.training.acceleration import accelerator_for
 from diffalign.types import Batch
+from diffalign.utils.lock import locked
 from tests.helpers import Affine, GivenTimes, sd_path, under_torchrun
 
 WEIGHTS = "step_aware.safetensors"
@@ -368,6 +370,57 @@ def test_an_earlier_run_is_not_written_over(done, capsys):
     other = replace(run, resume="latest", reward=replace(run.reward, guidance=2.0))
     with pytest.raises(UserError, match=r"reward.guidance is 1.0 in the checkpoint and 2.0 now"):
         train_reward(other, silent)
+
+
+def test_a_record_goes_on_from_another_folder_with_a_moved_set(tmp_path, monkeypatch):
+    """Started with a relative path and --overwrite; two epochs are counted as those of ``train``."""
+    rows = pq.read_table(tiny.pairs_path())
+    pq.write_table(rows.slice(0, 12), tmp_path / "p.parquet")
+    pq.write_table(rows.slice(4, 12), tmp_path / "other.parquet")
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        "--data.path",
+        "p.parquet",
+        "--data.holdout",
+        "0",
+        "--overwrite",
+        "true",
+        "--training.steps",
+        "1",
+    ]
+    lines = []
+    train_reward(small("out", *flags), lines.append)
+    assert "training: 1 step of 4 groups, 0.333 epochs of 12 groups" in lines
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    record = read([str(tmp_path / "out" / "config.yaml"), "--resume", "latest"])
+    assert (record.overwrite, record.data.path) == (False, str(tmp_path / "p.parquet"))
+    (tmp_path / "p.parquet").rename(tmp_path / "moved.parquet")
+    moved = replace(record, data=replace(record.data, path=str(tmp_path / "moved.parquet")))
+    other = replace(record, data=replace(record.data, path=str(tmp_path / "other.parquet")))
+    with pytest.raises(UserError, match=r"the data of this run.*content differs.*another --output$"):
+        train_reward(other, silent)
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another run writes"):
+        train_reward(moved, silent)
+    longer = replace(moved, training=replace(moved.training, epochs=0.5))
+    assert train_reward(longer, lines.append).steps == 2
+    assert "training: 2 steps of 4 groups, from step 1 on, 0.667 epochs of 12 groups" in lines
+
+
+def test_a_moved_run_goes_on_where_its_record_lies(tmp_path, capsys):
+    """As ``diffalign train`` does; --output has precedence."""
+    (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
+    record = tmp_path / "moved" / "config.yaml"
+    record.write_text(to_yaml(read(["tiny_reward", "--output", str(tmp_path / "made")])))
+    assert read([str(record)]).output == str(tmp_path / "moved")
+    assert read([str(record), "--output", "other"]).output == "other"
+    assert main(["train-reward", str(record), "--print-config"]) == 0
+    shown = capsys.readouterr()
+    assert f"output: {tmp_path / 'moved'}\n" in shown.out
+    assert shown.err == (
+        f"note: the run goes on in {tmp_path / 'moved'}, where its config.yaml lies; it was made in "
+        f"{tmp_path / 'made'}\n"
+    )
 
 
 def test_print_config_and_help(capsys):

@@ -158,6 +158,22 @@ def test_the_limit_never_removes_what_was_just_saved(tmp_path):
     assert checkpoints.steps() == [50]
 
 
+def test_a_run_that_goes_back_does_not_mix_with_what_it_left(tmp_path):
+    """From step 2 of 2, 4, 6: "latest" is then what it saved, and the limit removes none of its own first."""
+    lines = []
+    checkpoints = replace(checkpoints_in(tmp_path, limit=3), tell=lines.append)
+    for step in (2, 4, 6):
+        checkpoints.save(snapshot(step))
+    assert checkpoints.start("latest").step == 6 and not lines
+    assert checkpoints.start("step-2").step == 2
+    assert "has step-4, step-6 too, removed when the run, which goes on from step 2, saves" in lines.pop()
+    checkpoints.save(snapshot(3))
+    assert checkpoints.steps() == [2, 3] and checkpoints.load("latest").step == 3
+    assert "removed step-4, step-6, made before" in lines.pop()
+    checkpoints.save(snapshot(4))
+    assert checkpoints.steps() == [2, 3, 4] and not lines
+
+
 def test_oldest_are_removed_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
     checkpoints = checkpoints_in(tmp_path, limit=1)
     checkpoints.save(snapshot(1))

@@ -68,6 +68,13 @@ def test_the_file(tmp_path):
     file.write(6, {"loss": 0.5})
     file.close()
     assert [r["step"] for r in read_json_lines(path)] == [2, 4, 6]
+    file = MetricsFile(path, start_step=6)  # of a finished run, which measures its end again
+    file.write(6, {"loss": 0.5})
+    file.write(6, {"loss": 0.5, "heldout/loss": 0.7})
+    file.write(7, {"loss": 0.5})
+    file.close()
+    ends = [{"step": 6, "loss": 0.5}, {"step": 6, "heldout/loss": 0.7}, {"step": 7, "loss": 0.5}]
+    assert read_json_lines(path)[2:] == ends
     MetricsFile(path, start_step=0).close()
     assert read_json_lines(path) == []
     assert read_json_lines(tmp_path / "none.jsonl") == []

@@ -8,13 +8,15 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffalign.config.io import to_yaml, typed
+from diffalign.config.io import typed
 from diffalign.config.reward_schema import RewardRun
 from diffalign.data import (
     EncodedSet,
@@ -34,19 +36,20 @@ from diffalign.models.loading import load as load_model
 from diffalign.rewards.registry import Place
 from diffalign.rewards.zoo import step_aware
 from diffalign.rewards.zoo.clip import Clip
+from diffalign.runs.folder import begin, record
+from diffalign.runs.resume import FREE, PLACES, check_content, data_content, model_content
 from diffalign.runs.reward.accuracy import AccuracyByTime, table
 from diffalign.runs.reward.method import TOKENS, StepAwareTraining, Timed
 from diffalign.runs.reward.validate import validate
+from diffalign.runs.schedule import announcement, scheduled
 from diffalign.runs.setup import encode, pair_source
 from diffalign.training.acceleration import Accelerator, accelerator_for
-from diffalign.training.checkpoint import Checkpoints, fingerprint
+from diffalign.training.checkpoint import Checkpoints, differences, fingerprint, flatten
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.state import TrainState
 from diffalign.utils.files import atomic_folder, write_atomic
-
-# What may differ between a run and its continuation: it changes where things are kept, and no number.
-_FREE = ("data.cache_dir", "data.workers", "data.prefetch", "data.cache_batch_size")
+from diffalign.utils.lock import locked
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,26 @@ def train_reward(
     accelerator = accelerator_for(run.training)
     tell = say if accelerator.is_main_process else lambda line: None
     check_files(preferences, run.data, tell)
-    checkpoints = _checkpoints(run, accelerator, tell)
-    snapshot = checkpoints.start(run.resume)
+    with locked(Path(run.output)) if accelerator.is_main_process else nullcontext():
+        return _trained(run, preferences, accelerator, tell)
 
+
+def _trained(
+    run: RewardRun, preferences: Preferences, accelerator: Accelerator, tell: Callable[[str], None]
+) -> RewardResult:
+    """Run ``run``, checked, in an output folder that no other process writes."""
+    checkpoints = _checkpoints(run, accelerator, tell)
+    snapshot = begin(run, checkpoints, accelerator, tell)
     clip = start(run, str(accelerator.device))
     model = load_model(run.model, accelerator.device)
+    checkpoints.content["model"] = model_content(model)
     encoded = readied(_encoded(run, model, preferences, accelerator), clip)
     learned, held_out = split_holdout(encoded, run.data.holdout, run.data.max_holdout, run.training.seed)
     learned = leave_out(learned, run.data.drop, tell)
+    checkpoints.content["data"] = data_content(learned, held_out)
+    check_content(snapshot, checkpoints.content, None)
+    processes = accelerator.num_processes
+    settings = scheduled(run.training, len(learned), processes)
     parameters = [(name, p.requires_grad_()) for name, p in clip.model.named_parameters()]
     count = sum(p.numel() for _, p in parameters)
     tell(f"data: {encoded.counts.text}; {len(held_out)} groups held out")
@@ -104,8 +119,8 @@ def train_reward(
     method = _method(run, model, accelerator)
     measuring = _held_out(run, model, held_out, method)
     before = measuring.measure(Timed(clip.model, clip), accelerator)
-    if accelerator.is_main_process:
-        write_atomic(Path(run.output) / "config.yaml", to_yaml(run))
+    tell(announcement(settings, len(learned), processes, snapshot.step if snapshot else 0))
+    record(run, accelerator)
     state = train(
         method=method,
         denoiser_of=lambda prepared: Timed(prepared, clip),  # type: ignore[arg-type, return-value]
@@ -113,7 +128,7 @@ def train_reward(
         network=clip.model,
         parameters=parameters,
         source=pair_source(run, learned, model, accelerator, run.reward.guidance != 1),
-        settings=run.training,
+        settings=settings,
         optimizer=run.optimizer,
         accelerator=accelerator,
         hooks=standard_hooks(
@@ -186,20 +201,19 @@ def readied(encoded: EncodedSet, clip: Clip) -> EncodedSet:
 
 
 def _checkpoints(run: RewardRun, accelerator: Accelerator, tell: Callable[[str], None]) -> Checkpoints:
+    """Return the run's checkpoints: places of data and model may change, their content is compared."""
+    sections = {"reward": run.reward, "model": run.model, "data": run.data}
     settings = fingerprint(
-        run.training,
-        run.optimizer,
-        accelerator.num_processes,
-        ignore=_FREE,
-        reward=run.reward,
-        model=run.model,
-        data=run.data,
+        run.training, run.optimizer, accelerator.num_processes, ignore=(*FREE, *PLACES), **sections
     )
-    checkpoints = Checkpoints(Path(run.output) / "checkpoints", run.checkpoint.limit, settings, tell=tell)
-    if run.overwrite and run.resume is None and accelerator.is_main_process:
-        checkpoints.clear()
-    accelerator.wait_for_everyone()
-    return checkpoints
+    places = {name: value for name, value in flatten(sections).items() if name in PLACES}
+
+    def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+        # an earlier version saved places in the place of digests of content
+        own = {**current, **{name: value for name, value in places.items() if name in saved}}
+        return differences({name: value for name, value in saved.items() if name not in FREE}, own)
+
+    return Checkpoints(Path(run.output) / "checkpoints", run.checkpoint.limit, settings, compare, tell=tell)
 
 
 def _encoded(
