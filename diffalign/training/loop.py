@@ -231,7 +231,8 @@ def _update(state: TrainState, window: Meter, sums: Tensor, interruption: Interr
             raise diverged(state.step + 1, window.averages(accelerator) | {"grad_norm": grad_norm})
         state.overflow_steps += 1
     else:
-        window.add({"grad_norm": grad_norm}, 1.0)
+        # a share of each process, so that a resume on another number of them weighs every step alike
+        window.add({"grad_norm": grad_norm}, 1 / group_of(state.settings, accelerator)[1])
         state.applied = not state.guard.skips(grad_norm)
         state.skipped_steps += not state.applied
     if state.applied:

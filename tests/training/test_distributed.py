@@ -44,6 +44,12 @@ def test_two_processes_are_one_of_twice_the_batch(both, run):
     assert first[f"{run} metrics"] == pytest.approx(one[f"{run} metrics"], rel=1e-4, abs=1e-6)
 
 
+def test_a_gradient_norm_weighs_as_much_on_any_number_of_processes(both):
+    """A checkpoint holds sums of metrics, which a resume on other processes adds to."""
+    assert [outcome["plain norms"] for outcome in both[:3]] == [6, 6, 6]
+    assert [outcome["all ties norms"] for outcome in both[:3]] == [0, 0, 0]
+
+
 def test_ties_were_ragged(ranks):
     terms = list(zip(ranks[0]["terms"], ranks[1]["terms"], strict=True))
     assert any(a != b for a, b in terms)

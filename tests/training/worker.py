@@ -72,6 +72,8 @@ def equal_runs(world: int, dtype: torch.dtype) -> dict:
     for name, ties in (("plain", ()), ("ragged", RAGGED), ("all ties", tuple(range(24)))):
         state = Trial(settings=settings(world), optimizer=optimizer, ties=ties, dtype=dtype).run()
         outcome[name] = weights(state) | {"loss": torch.tensor(state.loss or 0.0)}
+        norms = [m["grad_norm"] for m in state.meter.of_all_ranks(state.accelerator) if "grad_norm" in m]
+        outcome[f"{name} norms"] = sum(weight for _, weight in norms)
         outcome[f"{name} metrics"] = state.averages()
     for name, trial in (
         ("refreshed", following(settings(world), optimizer, dtype)),
