@@ -1,9 +1,13 @@
 """The hook that logs the figures of each round to the run's metrics."""
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from diffalign.rollout.source import RoundReport
 from diffalign.training.state import TrainState
+from diffalign.utils.text import read_json_lines
 
 
 @runtime_checkable
@@ -19,28 +23,39 @@ class Reporting(Protocol):
 class RoundLog:
     """Logs a round's mean rewards, its share of ties and the images sampled, once a round.
 
+    A resumed run reads the rounds before its checkpoint from ``metrics.jsonl``.
+
     Attributes:
         images: sampled so far, by all processes.
         figures: of the first round and the last one, ``first/...`` and ``last/...``, and the images.
     """
 
-    def __init__(self, source: Reporting):
-        self._source, self._last = source, -1
+    def __init__(self, source: Reporting, metrics: Path):
+        self._source, self._metrics, self._last = source, metrics, -1
         self.images = 0
         self.figures: dict[str, float] = {}
 
     def on_start(self, state: TrainState) -> None:
-        """Nothing to prepare."""
+        """Read the rounds before the checkpoint."""
+        for record in read_json_lines(self._metrics) if state.start_step else ():
+            if record["step"] <= state.start_step and "rollout/images" in record:
+                own = {k: v for k, v in record.items() if k.startswith("rollout/")}
+                self._take({k: math.nan if v is None else float(v) for k, v in own.items()})
 
     def on_step(self, state: TrainState) -> None:
         """Log a round when the first step of it is done."""
         report = self._source.report
         if report.round == self._last:
             return
+        images = float(report.images * state.accelerator.num_processes)
+        figures = {**report.figures, "rollout/images": images}
+        state.log(figures)
+        self._take(figures)
         self._last = report.round
-        self.images = report.images * state.accelerator.num_processes
-        state.log({**report.figures, "rollout/images": float(self.images)})
-        means = {k.removeprefix("rollout/"): v for k, v in report.figures.items()}
+
+    def _take(self, figures: Mapping[str, float]) -> None:
+        means = {k.removeprefix("rollout/"): v for k, v in figures.items() if k != "rollout/images"}
+        self.images, self._last = int(figures["rollout/images"]), int(means.get("round", -1))
         if not self.figures:
             self.figures = {f"first/{name}": value for name, value in means.items()}
         self.figures |= {f"last/{name}": value for name, value in means.items()}

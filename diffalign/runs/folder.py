@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffalign.config.io import to_yaml
-from diffalign.runs.resume import AnyRun, portable
+from diffalign.errors import UserError
+from diffalign.runs.resume import AnyRun, files_of, portable
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.checkpoint import Checkpoints, Snapshot
 from diffalign.utils.files import write_atomic
@@ -32,8 +33,15 @@ def begin(
     """Remove leftovers, and return the checkpoint that the run goes on from; None: a new run.
 
     Raises:
-        UserError: as ``Checkpoints.start``.
+        UserError: as ``Checkpoints.start``; or the run reads what it replaces.
     """
+    replaced = run.overwrite and run.resume is None
+    for name, place in files_of(run).items() if replaced else ():
+        if any(Path(place).resolve().is_relative_to((Path(run.output) / one).resolve()) for one in _WRITTEN):
+            raise UserError(
+                f"{name}={place!r} is of the run in {run.output!r}, which --overwrite true replaces; "
+                "allowed: a copy of it elsewhere, or another --output"
+            )
     if accelerator.is_main_process:
         remove_leftovers(Path(run.output), tell)
     accelerator.wait_for_everyone()

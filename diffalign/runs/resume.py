@@ -116,6 +116,16 @@ def portable(run: AnyRun) -> AnyRun:
     return run if isinstance(run, RewardRun) else _with_absolute_caches(replace(run, resume_allow=()))
 
 
+def files_of(run: Run | RewardRun) -> dict[str, str]:
+    """Return the settings of a run that are, or may be, a file or a folder, by dotted name, without empty
+    ones.
+    """
+    places = flatten(
+        {name: getattr(run, name) for name in ("data", "model", "rollout") if hasattr(run, name)}
+    )
+    return {name: str(places[name]) for name in _FILES if places.get(name)}
+
+
 def _with_absolute_caches(run: Run) -> Run:
     method = dict(run.method)
     if method.get("cache"):

@@ -225,7 +225,7 @@ def online(
         model.free_encoders()
         if real is not None:
             source = WithData(source, pair_source(run, real, model, accelerator, guided=False))
-    log = RoundLog(source)
+    log = RoundLog(source, Path(run.output) / "metrics.jsonl")
     trained = run.rollout.rewards if run.rollout.by == "rewards" else ()
     hooks: list[Hook] = [log, ValidationHook(run, model, trained, tell, once)]
     kind = "videos" if model.codec.video else "images"

@@ -93,6 +93,19 @@ def test_a_start_that_fails_replaces_nothing_and_removes_leftovers(tmp_path):
     assert "removed what an earlier start, which was killed, had not finished" in lines[0]
 
 
+def test_a_run_does_not_replace_what_it_reads(tmp_path):
+    """A run that starts from the adapters in its own folder would remove them."""
+    (tmp_path / "run" / "aligned").mkdir(parents=True)
+    own = str(tmp_path / "run" / "aligned")
+    data = DataConfig(path="tiny:pairs", limit=2, resolution=32)
+    run = Run(output=str(tmp_path / "run"), overwrite=True, model=ModelConfig(path=own), data=data)
+    with pytest.raises(
+        UserError, match=r"model\.path=.*aligned' is of the run in .*, which --overwrite true"
+    ):
+        align(run, lambda line: None)
+    assert Path(own).is_dir()
+
+
 def test_a_first_start_again_hides_the_curves_of_the_one_that_was_killed(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for start, last in ((0, 3), (0, 2), (2, 4)):
