@@ -32,7 +32,8 @@ from diffalign.training.loop import train
 from diffalign.training.state import TrainState
 
 _PAIRS = ("--data.limit=8", "--data.holdout=0")
-_ROUNDS = ("--checkpoint.every=7207200",)  # a multiple of any round's steps
+_ROUNDS = ("--checkpoint.every=7207200", "--validation.every=0")  # a multiple of the steps of any round
+_SMALL = "--training.batch_size=2"
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora": ("tiny_sdxl_dpo", _PAIRS),
     "full": ("tiny_sd3_dpo", (*_PAIRS, "--model.train=full", "--training.ema_decay=0.9")),
@@ -42,8 +43,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "rankdpo": ("tiny_sdxl_rankdpo", _PAIRS),
     "online_dpo": ("tiny_sdxl_online_dpo", _ROUNDS),
     "ddpo": ("tiny_sdxl_ddpo", _ROUNDS),
-    "draft": ("tiny_sdxl_draft", _ROUNDS),
-    "flow_grpo": ("tiny_sd3_flow_grpo", _ROUNDS),
+    "draft": ("tiny_sdxl_draft", (*_ROUNDS, _SMALL, "--rollout.steps=4")),
+    "flow_grpo": ("tiny_sd3_flow_grpo", (*_ROUNDS, _SMALL, "--rollout.prompts_per_round=2")),
 }
 """Recipe and flags by name: LoRA and all weights, noise schedules and flows, pairs, lists and rollouts."""
 

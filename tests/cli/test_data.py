@@ -66,6 +66,12 @@ def test_pairs_that_come_again_and_with_the_opposite_label(tmp_path, capsys):
     assert "pairs that an earlier row has as well: 4; pairs with opposite labels: 1" in said
 
 
+def test_empty_prompts_are_counted(tmp_path, capsys):
+    rows = [row(0), row(1, prompt=""), row(2, prompt=" ")]
+    assert main(["data", str(write_parquet(tmp_path / "pairs.parquet", rows))]) == 0
+    assert "2 of 3 prompts are empty" in capsys.readouterr().out
+
+
 def test_a_set_without_a_row_is_an_error_that_counts_why(tmp_path, capsys):
     path = write_parquet(tmp_path / "pairs.parquet", [{**row(0), "jpg_1": b"no image"}])
     assert main(["data", str(path)]) == 2

@@ -143,7 +143,7 @@ def summarise(
     return Summary(
         preferences.name,
         preferences.schema,
-        (*preferences.notes, *filter(None, [syntax_note(seen.prompts), note_on_frames(seen.animated)])),
+        (*preferences.notes, *filter(None, _notes(seen))),
         count(seen.skipped).of(seen.kinds),
         tuple(seen.sizes.most_common()),
         {
@@ -178,6 +178,16 @@ def quantiles(values: Sequence[float]) -> tuple[float, ...]:
 def _tokens(name: str, length: Callable[[str], int], limit: int | None, prompts: Collection[str]) -> Tokens:
     lengths = [length(prompt) for prompt in prompts]
     return Tokens(name, limit, max(lengths, default=0), sum(limit is not None and n > limit for n in lengths))
+
+
+def _notes(seen: "_Seen") -> list[str]:
+    """Return what is unusual in prompts and files; "" for what is not there."""
+    empty = sum(not prompt.strip() for prompt in seen.prompts)
+    return [
+        f"{empty:,} of {len(seen.prompts):,} prompts are empty" if empty else "",
+        syntax_note(seen.prompts),
+        note_on_frames(seen.animated),
+    ]
 
 
 class _Seen:
