@@ -106,12 +106,23 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
         raise UserError(f"reward {spec!r}: batch_size is {batch_size}; it must be at least 1")
     module, _, factory = card.target.partition(":")
     make: Callable[[str | None, Place], Reward] = getattr(import_module(module), factory)
-    reward = make(source, Place(device_name(str(device)), dtype, batch_size))
+    reward = make(source, Place(_usable(str(device)), dtype, batch_size))
     if not card.video:
         return reward
     from diffalign.rewards.videos import VideoReward
 
     return VideoReward(card.name, reward)
+
+
+def _usable(device: str) -> str:
+    """Return the name of a device that holds tensors; UserError for another."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # the latter by a build without it
+        return device_name(device)  # "auto", or the error that says what is allowed
+    return device
 
 
 def usual_range(spec: str) -> tuple[float, float] | None:

@@ -54,7 +54,7 @@ def test_specs():
         ("jpeg", {"dtype": "int8"}, ["int8", "float32"]),
         ("jpeg", {"batch_size": 0}, ["batch_size is 0"]),
         ("jpeg", {"device": "gpu"}, ["device 'gpu' is not available here; allowed: auto, cpu"]),
-        ("jpeg", {"device": "cpu:3"}, ["device 'cpu:3' is not available here"]),
+        ("jpeg", {"device": "cuda:99"}, ["device 'cuda:99' is not available here"]),
         (None, {}, ["reward None is a NoneType; allowed: a text, such as 'pickscore'"]),
     ],
 )
