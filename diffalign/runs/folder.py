@@ -18,6 +18,9 @@ _WRITTEN = (
 )  # fmt: skip
 """What a run writes beside its configuration, its cache, and its rounds, which ``runs.rollouts`` replaces."""
 
+_SHARED = ("checkpoints", "samples")
+"""Those of which a run writes folders ``step-N`` alone."""
+
 _TEMPORARY = (
     *(f".{name}.*.tmp" for name in (*_WRITTEN, "config.yaml")),
     "checkpoints/.step-*.partial",
@@ -80,9 +83,18 @@ def remove_leftovers(output: Path, tell: Callable[[str], None]) -> None:
 
 
 def remove_earlier(output: Path) -> None:
-    """Remove what an earlier run has written, which a new one replaces."""
+    """Remove what an earlier run has written, which a new one replaces.
+
+    Other files in ``checkpoints`` and ``samples`` stay: a run may write into a folder that has such folders.
+    """
     for name in _WRITTEN:
-        _remove(output / name)
+        if name not in _SHARED:
+            _remove(output / name)
+            continue
+        for step in (output / name).glob("step-*"):
+            _remove(step)
+        if (output / name).is_dir() and not any((output / name).iterdir()):
+            (output / name).rmdir()
 
 
 def _remove(path: Path) -> None:

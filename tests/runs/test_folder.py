@@ -69,7 +69,10 @@ def test_files_of_others_stay(tmp_path):
     assert [name for name in names(tmp_path) if (tmp_path / name).is_file()] == sorted(kept)
     assert lines[0].endswith("writing: checkpoints/.step-4.partial, samples/step-000004/.0.png.1.tmp")
     (tmp_path / "aligned").symlink_to(tmp_path / "export")
+    own = tmp_path / "samples" / "mine.png"
+    own.touch()
     remove_earlier(tmp_path)
+    assert names(own.parent) == ["mine.png"]
     assert not (tmp_path / "checkpoints").exists() and not os.path.lexists(tmp_path / "aligned")
     assert (tmp_path / "export" / ".aligned.x.tmp").is_file(), "a link is removed, not what it names"
 
