@@ -7,14 +7,13 @@ argparse cannot declare a dotted flag of a method (``--method.time.low 0.3``) wi
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from diffalign.cli.aliases import ALIASES
 from diffalign.cli.foreign_keys import refuse_foreign_keys
 from diffalign.cli.presets import LATE, choose, defaults, late
 from diffalign.config.files import find_config, merge, read_yaml
 from diffalign.config.io import apply_overrides, dotted_names, field_kind, from_dict, is_switch, to_dict
-from diffalign.config.reward_schema import RewardRun
+from diffalign.config.reward_schema import AnyRun
 from diffalign.config.schema import Run
 from diffalign.errors import UserError, close_to
 from diffalign.runs.validate import validate
@@ -122,9 +121,6 @@ def resolve(flags: Flags, needs: Sequence[str] = ()) -> tuple[Run, list[str]]:
         more = [*more, *moved]
     validate(run, needs)
     return run, [*notes, *more]
-
-
-AnyRun = TypeVar("AnyRun", Run, RewardRun)
 
 
 def in_its_folder(run: AnyRun, config: Path) -> tuple[AnyRun, list[str]]:

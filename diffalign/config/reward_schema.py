@@ -4,6 +4,7 @@ It shares sections with ``diffalign.config.schema``; the section ``reward`` is i
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from diffalign.config.fields import BATCH, BELOW_ONE, FOLDER, SHARE, Rule, at_least, option, section
 from diffalign.config.schema import (
@@ -12,6 +13,7 @@ from diffalign.config.schema import (
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
+    Run,
     TrainingConfig,
 )
 
@@ -57,3 +59,7 @@ class RewardRun:
     training: TrainingConfig = section(TrainingConfig)
     logging: LoggingConfig = section(LoggingConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
+
+
+AnyRun = TypeVar("AnyRun", Run, RewardRun)
+"""A run of ``train`` or of ``train-reward``."""

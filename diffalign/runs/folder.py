@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffalign.config.io import to_yaml
+from diffalign.config.reward_schema import AnyRun
 from diffalign.errors import UserError
-from diffalign.runs.resume import AnyRun, files_of, portable
+from diffalign.runs.resume import files_of, portable
 from diffalign.training.acceleration import Accelerator
 from diffalign.training.checkpoint import Checkpoints, Snapshot
 from diffalign.utils.files import write_atomic

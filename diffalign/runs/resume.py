@@ -10,10 +10,10 @@ from dataclasses import dataclass, is_dataclass, replace
 from glob import glob
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from diffalign.config.build import describe
-from diffalign.config.reward_schema import RewardRun
+from diffalign.config.reward_schema import AnyRun, RewardRun
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet
 from diffalign.data.encoding.content import LARGE, content_digest
@@ -99,9 +99,6 @@ def _strategies(values: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any],
     return tuple(
         {"type": entry["type"], **describe(strategy)} for entry, strategy in zip(values, built, strict=True)
     )
-
-
-AnyRun = TypeVar("AnyRun", Run, RewardRun)
 
 
 def portable(run: AnyRun) -> AnyRun:
