@@ -1,12 +1,15 @@
 """``diffalign label``: a page on which people compare images or videos."""
 
 import sys
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffalign.cli.common import device_name, make_parser, names, number, output_folder, parse
 from diffalign.errors import UserError
+from diffalign.utils.places import folder_to_write
+from diffalign.utils.text import user_path
 
 if TYPE_CHECKING:
     from diffalign.preferences.labelling.tasks import Task
@@ -14,6 +17,60 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """Serve the page until it is interrupted, then print a summary of the answers."""
+    args = parse(_parser(), argv)
+    if args.order == "disagreement" and not args.rewards:
+        raise UserError(
+            "--order disagreement needs --rewards; allowed: two rewards or more, such as pickscore,hpsv2_1"
+        )
+
+    if args.rewards and args.order != "disagreement":
+        raise UserError(
+            f"--rewards {args.rewards!r} with --order {args.order}; allowed: --order disagreement"
+        )
+
+    from diffalign.preferences.labelling.results import (
+        aligned_model,
+        evaluation_tasks,
+        is_evaluation,
+        summary,
+    )
+    from diffalign.preferences.labelling.server import Session, serve
+    from diffalign.preferences.labelling.store import (
+        LOCK,
+        AnswerStore,
+        write_blind,
+        write_labels,
+        write_round,
+    )
+    from diffalign.preferences.labelling.tasks import in_order, is_round, read_tasks, write_index
+    from diffalign.utils.lock import locked
+
+    source = user_path(args.source)
+    of_round, blind = is_round(source), is_evaluation(source)
+    model = aligned_model(source, args.aligned) if blind else None
+    output, settings = _output(args, source, of_round, model), _reading(args)
+    _check(args, of_round, blind, settings)
+    if blind:
+        tasks = evaluation_tasks(source, model, args.limit)
+    else:
+        tasks = read_tasks(args.source, output, args.limit, settings)
+    divided = (
+        _disagreement(names(args.rewards, "--rewards"), device_name(args.device)) if args.rewards else None
+    )
+    tasks = in_order(tasks, args.order, args.seed, divided)
+    with locked(output, LOCK):
+        write = write_round if of_round else write_blind if blind else write_labels
+        store = AnswerStore(tasks, output, write)
+        if store.dropped:
+            print(f"note: {output}/answers.jsonl ended in half a line, which is dropped", file=sys.stderr)
+        write_index(tasks, output / "tasks.jsonl")
+        session = Session(store, f"diffalign: {args.source}", args.votes)
+        serve(session, args.host, args.port, _say_address)
+        print(summary(session, output, of_round, source if blind else None), file=sys.stderr)
+    return 0
+
+
+def _parser() -> ArgumentParser:
     parser = make_parser("label", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "source",
@@ -24,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
         "--output",
         type=output_folder,
         metavar="FOLDER",
-        help="of the answers; default: SOURCE-labels; a round's own",
+        help="of the answers; default: SOURCE-labels; of a round and an evaluation their own",
     )
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N comparisons only")
     parser.add_argument(
@@ -46,56 +103,52 @@ def run(argv: Sequence[str]) -> int:
         "--port", type=number(int, 0, 65535), default=8764, help="0 picks a free one; default 8764"
     )
     parser.add_argument("--device", default="auto", help="of --rewards: auto, cpu, cuda; default auto")
-    args = parse(parser, argv)
-    if args.order == "disagreement" and not args.rewards:
+    reading = parser.add_argument_group("how a preference set is read, as by `diffalign data`")
+    reading.add_argument("--split", help="of a hub dataset or a folder of tables; default train")
+    reading.add_argument("--columns", metavar="ROLE=COLUMN,...", help="names of your columns")
+    reading.add_argument("--label", metavar="NAME", help="of a set with several labels, such as VQ")
+    reading.add_argument("--root", metavar="FOLDER", help="folder that the paths in a table are relative to")
+    reading.add_argument("--videos", action="store_true", help="the set holds videos")
+    return parser
+
+
+def _check(args: Namespace, of_round: bool, blind: bool, settings: Mapping[str, Any]) -> None:
+    """Refuse options that would do nothing with this source."""
+    if args.output and (of_round or blind):
+        what, reader = ("a round", "run") if of_round else ("an evaluation", "report")
         raise UserError(
-            "--order disagreement needs --rewards; allowed: two rewards or more, such as pickscore,hpsv2_1"
+            f"--output {args.output!r} with {what}; allowed: none, since the {reader} reads the answers there"
+        )
+    if args.aligned is not None and not blind:
+        raise UserError(
+            f"--aligned {args.aligned!r}, but {args.source!r} is no folder of `diffalign evaluate`"
+        )
+    if blind and settings:
+        raise UserError(
+            f"{args.source!r} is an evaluation, with {', '.join(settings)}; allowed: with a preference set"
         )
 
-    from diffalign.preferences.labelling.results import is_evaluation, summary
-    from diffalign.preferences.labelling.server import Session, serve
-    from diffalign.preferences.labelling.store import AnswerStore, write_blind, write_labels, write_round
-    from diffalign.preferences.labelling.tasks import in_order, is_round, read_tasks, write_index
 
-    source = Path(args.source).expanduser()
-    of_round, blind = is_round(source), is_evaluation(source)
-    output = Path(args.output).expanduser() if args.output else _output(args.source, of_round, blind)
-    if of_round and args.output:
-        raise UserError(
-            f"--output {args.output!r} with a round; allowed: none, since the run reads the labels there"
-        )
-    if blind:
-        from diffalign.preferences.labelling.results import evaluation_tasks
+def _output(args: Namespace, source: Path, of_round: bool, model: str | None) -> Path:
+    """Return the folder of the answers; ``model`` is the aligned model of an evaluation."""
+    if of_round:
+        return source
+    if model is not None:
+        return source / "people" / model
+    return folder_to_write(args.output or f"{args.source.replace(':', '-').rstrip('/')}-labels")
 
-        tasks = evaluation_tasks(source, args.aligned, args.limit)
-    else:
-        tasks = read_tasks(args.source, output, args.limit)
-    divided = (
-        _disagreement(names(args.rewards, "--rewards"), device_name(args.device)) if args.rewards else None
-    )
-    tasks = in_order(tasks, args.order, args.seed, divided)
-    store = AnswerStore(tasks, output, write_round if of_round else write_blind if blind else write_labels)
-    if store.dropped:
-        print(f"note: {output}/answers.jsonl ended in half a line, which is dropped", file=sys.stderr)
-    write_index(tasks, output / "tasks.jsonl")
-    session = Session(store, f"diffalign: {args.source}", args.votes)
-    serve(session, args.host, args.port, _say_address)
-    print(summary(session, output, of_round, blind), file=sys.stderr)
-    return 0
+
+def _reading(args: Namespace) -> dict[str, Any]:
+    """Return the settings of ``data`` that were given."""
+    given = {name: value for name in ("split", "label", "root") if (value := getattr(args, name)) is not None}
+    if args.columns:
+        given["columns"] = tuple(names(args.columns, "--columns"))
+    return given | ({"frames": 1} if args.videos else {})
 
 
 def _say_address(address: str) -> None:
     print("Ctrl-C stops it; every answer is saved at once", file=sys.stderr, flush=True)
     print(address, flush=True)
-
-
-def _output(source: str, of_round: bool, blind: bool) -> Path:
-    if of_round:
-        return Path(source).expanduser()
-    if blind:
-        return Path(source).expanduser() / "people"
-    name = source.replace(":", "-").rstrip("/")
-    return Path(f"{name}-labels")
 
 
 def _disagreement(specs: Sequence[str], device: str) -> "Callable[[Task], float]":

@@ -1,34 +1,68 @@
 """People's blind comparisons of base and aligned models, in the report: ``diffalign label EVALUATION``."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffalign.errors import UserError
+from diffalign.evaluation.contest import BASE
+from diffalign.evaluation.drawing.samples import read_samples
 from diffalign.evaluation.measuring.statistics import Comparison, compare
 from diffalign.evaluation.report.numbers import p_value, percent
 from diffalign.evaluation.report.page import section, table
 from diffalign.utils.text import json_lines
 
-FILE = Path("people", "blind.jsonl")
+logger = logging.getLogger(__name__)
+
+FILES = "people/**/blind.jsonl"
 
 
 def read_people(folder: Path) -> dict[str, Comparison]:
     """Return people's comparison of each model with the base, by the model's folder.
 
+    Comparisons of images that the evaluation no longer has, such as those of a model that was trained
+    further, are left out and told.
+
     Args:
         folder: of an evaluation; without comparisons the result is empty.
 
     Raises:
-        UserError: a line that is not JSON.
+        UserError: a line that is not JSON, or no comparison.
     """
-    file = folder / FILE
-    if not file.is_file():
-        return {}
     rows: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for _, row in json_lines(file):
-        rows[str(row["model"])].append((float(row["base"]), float(row["aligned"]), str(row["prompt"])))
+    names: dict[str, set[str]] = {}
+    for file in sorted(folder.glob(FILES)):
+        read, old = list(json_lines(file)), 0
+        for where, row in read:
+            try:
+                model, found = (
+                    str(row["model"]),
+                    (float(row["base"]), float(row["aligned"]), str(row["prompt"])),
+                )
+                images = tuple(map(str, row.get("images", ())))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{where} is no comparison of `diffalign label`: {error!r}") from error
+            for one in {BASE, model} - names.keys():
+                names[one] = _names(folder / "images" / one)
+            if len(images) == 2 and images[0] in names[BASE] and images[1] in names[model]:
+                rows[model].append(found)
+            else:
+                old += 1
+        if old:
+            logger.warning(
+                "%s: %d of %d comparisons are left out, of images that %s no longer has",
+                file, old, len(read), folder / "images",
+            )  # fmt: skip
     return {model: compare(*map(list, zip(*some, strict=True))) for model, some in rows.items()}  # type: ignore[arg-type]
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names of a model's newest images."""
+    if not any(folder.glob("manifest*.jsonl")):
+        return set()
+    return {sample.source.name for sample in read_samples(folder) if isinstance(sample.source, Path)}
 
 
 def people_section(people: Mapping[str, Comparison]) -> str:

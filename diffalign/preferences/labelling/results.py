@@ -19,13 +19,12 @@ def is_evaluation(folder: Path) -> bool:
     return (folder / "images" / BASE).is_dir() and (folder / "report.json").is_file()
 
 
-def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> list[Task]:
-    """Return the blind comparisons of an evaluation: the base against one aligned model.
+def aligned_model(folder: Path, aligned: str | None) -> str:
+    """Return the name of the aligned model of an evaluation that is compared with the base.
 
     Args:
         folder: the evaluation's folder.
         aligned: name of the aligned model's folder under ``images``; None: the only one.
-        limit: largest number of comparisons; None: all.
 
     Raises:
         UserError: no such model, or several models and ``aligned`` is None.
@@ -35,9 +34,24 @@ def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> li
         raise UserError(
             f"{folder} has {len(models)} aligned models; name one by --aligned: {', '.join(models)}"
         )
-    name = aligned or models[0]
+    name = models[0] if aligned is None else aligned
     if name not in models:
         raise unknown("--aligned", name, models)
+    return name
+
+
+def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> list[Task]:
+    """Return the blind comparisons of an evaluation: the base against one aligned model.
+
+    Args:
+        folder: the evaluation's folder.
+        aligned: as in `aligned_model`.
+        limit: largest number of comparisons; None: all.
+
+    Raises:
+        UserError: as `aligned_model`.
+    """
+    name = aligned_model(folder, aligned)
     return blind_tasks({BASE: folder / "images" / BASE, name: folder / "images" / name}, limit)
 
 
@@ -57,14 +71,14 @@ def disagreement_of(specs: Sequence[str], device: str) -> Callable[[Task], float
     return disagreement
 
 
-def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
+def summary(session: Session, output: Path, of_round: bool, evaluation: Path | None = None) -> str:
     """Return the summary of a session: counts, agreement, and the next command.
 
     Args:
         session: the session.
         output: folder of the answers.
         of_round: whether the tasks are a round of an online run.
-        blind: whether the tasks compare two models blind.
+        evaluation: folder of the evaluation whose models the tasks compare blind; None: they compare none.
     """
     store = session.store
     lines = [f"{session.done} of {len(store.tasks)} compared, by {len(store.counts())} people"]
@@ -73,8 +87,8 @@ def summary(session: Session, output: Path, of_round: bool, blind: bool) -> str:
             f"two people agree on {agreement.value:.1%}, 95 % interval {agreement.low:.1%} to "
             f"{agreement.high:.1%}"
         )
-    if blind:
-        for name, result in read_people(output.parent).items():
+    if evaluation:
+        for name, result in read_people(evaluation).items():
             rate = result.win_rate
             lines.append(
                 f"{name} wins {rate.value:.1%} against the base, 95 % interval {rate.low:.1%} to "

@@ -4,6 +4,7 @@ By default it listens on this machine alone. On another address it requires a to
 contains. Requests with the Origin of another site are refused.
 """
 
+import re
 import secrets
 import socket
 import time
@@ -17,8 +18,9 @@ from urllib.parse import urlsplit
 
 from diffalign.data.reading.examples import digest
 from diffalign.errors import UserError
-from diffalign.preferences.labelling.store import SKIP, TIE, Answer, AnswerStore
+from diffalign.preferences.labelling.store import SKIP, TIE, Answer, AnswerStore, is_choice
 from diffalign.preferences.labelling.tasks import Task
+from diffalign.utils.text import decode, parse_json
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -29,6 +31,8 @@ PAGE = Path(__file__).with_name("page.html")
 LEASE = 300.0
 """Seconds during which a task shown to one person is not shown to another."""
 COOKIE = "diffalign-token"
+_PATIENCE = 2  # seconds that a request may take to end when the server stops: a dead browser's never does
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass
@@ -111,11 +115,13 @@ class Session:
         task = self.store.tasks.get(key)
         if task is None:
             raise UserError(f"task {key!r}: there is none; allowed: what the page shows")
-        if not by.strip() or len(by) > 80:
-            raise UserError(f"name {by[:80]!r}; allowed: 1 to 80 characters")
-        if choice not in (TIE, SKIP):
-            if isinstance(choice, bool) or not isinstance(choice, int) or not 0 <= choice < len(task.media):
-                raise UserError(f"choice {choice!r}; allowed: 0 to {len(task.media) - 1}, {TIE}, {SKIP}")
+        if not by.strip() or len(by) > 80 or _CONTROL.search(by):
+            raise UserError(
+                f"name {by[:80]!r}; allowed: 1 to 80 characters, none of them a control character"
+            )
+        if not is_choice(choice, len(task.media)):
+            raise UserError(f"choice {choice!r}; allowed: 0 to {len(task.media) - 1}, {TIE}, {SKIP}")
+        if not isinstance(choice, str):
             choice = self.shown(task, by)[choice]
         self.store.add(Answer(key, by, choice))
         self._looking.pop(key, None)
@@ -126,6 +132,7 @@ class Session:
 def application(session: Session) -> "Starlette":
     """Return the ASGI application of a session."""
     from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect
     from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
@@ -134,7 +141,7 @@ def application(session: Session) -> "Starlette":
         if origin and urlsplit(origin).netloc != request.headers.get("host"):
             return JSONResponse({"error": f"a request of {origin}; allowed: this page's"}, 403)
         token = request.query_params.get("token") or request.cookies.get(COOKIE) or ""
-        if session.token and not secrets.compare_digest(token, session.token):
+        if session.token and not secrets.compare_digest(token.encode(), session.token.encode()):
             return JSONResponse({"error": "no token; open the address that diffalign label has printed"}, 401)
         return None
 
@@ -149,32 +156,38 @@ def application(session: Session) -> "Starlette":
     async def state(request: "Request") -> "Response":
         return refused(request) or JSONResponse(session.state(request.query_params.get("by", "")))
 
-    async def answer(request: "Request") -> "Response":
+    async def change(request: "Request", make: Callable[[str, Any], object], *fields: str) -> "Response":
+        """Change the answers of the person whom the body names, and respond with the page's content."""
         if problem := refused(request):
             return problem
         try:
-            body = await request.json()
-            by = str(body["by"])
-            session.answer(by, str(body["task"]), body["choice"])
-        except (ValueError, KeyError, TypeError) as error:
-            return JSONResponse({"error": f"the answer is none: {error!r}"}, 400)
+            body = parse_json(decode(await request.body(), "the request"), "the request")
+            if not isinstance(body, dict) or not all(isinstance(body.get(f), str) for f in ("by", *fields)):
+                raise UserError(f"the request has no texts {', '.join(('by', *fields))}")
+            make(body["by"], body)
         except UserError as error:
             return JSONResponse({"error": str(error)}, 400)
-        return JSONResponse(session.state(by))
+        except OSError as error:
+            return JSONResponse({"error": f"{session.store.folder} cannot be written: {error.strerror}"}, 507)
+        except ClientDisconnect:  # there is nobody to respond to
+            return Response(status_code=400)
+        return JSONResponse(session.state(body["by"]))
+
+    async def answer(request: "Request") -> "Response":
+        def make(by: str, body: Any) -> None:
+            session.answer(by, body["task"], body.get("choice"))
+
+        return await change(request, make, "task")
 
     async def undo(request: "Request") -> "Response":
-        if problem := refused(request):
-            return problem
-        by = str((await request.json()).get("by", ""))
-        session.store.undo(by)
-        return JSONResponse(session.state(by))
+        return await change(request, lambda by, _: session.store.undo(by))
 
     async def media(request: "Request") -> "Response":
         if problem := refused(request):
             return problem
         task = session.store.tasks.get(request.path_params["key"])
         place = request.path_params["place"]
-        if task is None or not 0 <= place < len(task.media):
+        if task is None or not 0 <= place < len(task.media) or not task.media[place].is_file():
             return Response(status_code=404)
         return FileResponse(task.media[place], headers={"Cache-Control": "private, max-age=3600"})
 
@@ -225,7 +238,8 @@ def serve(session: Session, host: str, port: int, announce: Callable[[str], None
             f"cannot listen at {host}:{port} ({error}); allowed: another --host or --port"
         ) from error
     address = f"http://{host}:{listener.getsockname()[1]}/"
-    server = uvicorn.Server(uvicorn.Config(application(session), log_level="warning"))
+    config = uvicorn.Config(application(session), log_level="warning", timeout_graceful_shutdown=_PATIENCE)
+    server = uvicorn.Server(config)
     session.stop = lambda: setattr(server, "should_exit", True)
     announce(f"{address}?token={session.token}" if session.token else address)
     with listener, suppress(KeyboardInterrupt):  # uvicorn shuts down cleanly, then raises the interrupt

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from errno import ENOSPC
 from itertools import combinations
 from pathlib import Path
 from threading import Lock
@@ -23,6 +24,8 @@ from diffalign.utils.text import json_lines
 ANSWERS = "answers.jsonl"
 LABELS = "labels.jsonl"
 BLIND = "blind.jsonl"
+LOCK = ".answers.lock"
+"""Lock that a process holds while it has a store open: derived labels are those of its own answers."""
 TIE, SKIP = "tie", "skip"
 
 
@@ -91,10 +94,18 @@ class AnswerStore:
         if complete != content:  # the process was killed during a write
             write_atomic(self._file, complete)
         for where, row in json_lines(self._file):
-            if row.get("task") not in self.tasks:
+            key, by, choice = row.get("task"), row.get("by"), row.get("choice")
+            task = self.tasks.get(key) if isinstance(key, str) else None
+            if task is None:
                 raise UserError(
-                    f"{where}: task {row.get('task')!r} is not among the {len(self.tasks)} tasks; allowed: "
-                    "the set that was labelled before, or another --output"
+                    f"{where}: task {key!r} is not among the {len(self.tasks)} tasks; allowed: the images "
+                    f"that were labelled before, or answers elsewhere: move {self._file} away, or choose "
+                    "another --output"
+                )
+            if not isinstance(by, str) or not (row.get("undo") or is_choice(choice, len(task.media))):
+                raise UserError(
+                    f"{where}: by={by!r}, choice={choice!r} is no answer; allowed: a name, and 0 to "
+                    f"{len(task.media) - 1}, {TIE} or {SKIP}"
                 )
             self._apply(row)
         return int(complete != content)
@@ -124,10 +135,7 @@ class AnswerStore:
     def _append(self, row: dict[str, Any]) -> None:
         row["at"] = datetime.now(UTC).isoformat(timespec="seconds")
         with self._lock:
-            with self._file.open("ab") as file:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append_synced(self._file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
             self._apply(row)
             self._write(self)
 
@@ -168,6 +176,26 @@ class AnswerStore:
         return wilson(same, pairs) if pairs else None
 
 
+def is_choice(value: Any, count: int) -> bool:
+    """Return whether a value is `TIE`, `SKIP` or an index into ``count`` media."""
+    if isinstance(value, str):
+        return value in (TIE, SKIP)
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
+
+
+def append_synced(file: Path, content: bytes) -> None:
+    """Append to a file and sync it; after an error, such as a full disk, nothing of it stays."""
+    with file.open("ab", buffering=0) as stream:
+        before = stream.tell()
+        try:
+            if stream.write(content) != len(content):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(file))
+            os.fsync(stream.fileno())
+        except BaseException:
+            stream.truncate(before)  # half a line would be joined with the next one
+            raise
+
+
 def write_labels(store: AnswerStore) -> None:
     """Write ``labels.jsonl``: one line for each answered task, in the schema of ranked lists."""
     rows = []
@@ -203,7 +231,8 @@ def write_blind(store: AnswerStore) -> None:
         if scores is not None:
             base, aligned = scores
             row = {"model": task.models[1], "prompt": task.prompt, "base": base, "aligned": aligned}
-            rows.append(row | {"votes": store.votes(task.key)})
+            names = [file.name for file in task.media]
+            rows.append(row | {"votes": store.votes(task.key), "images": names})
     write_atomic(store.folder / BLIND, _lines(rows))
 
 

@@ -4,13 +4,16 @@ They are read from a folder of samples, a preference set, a round of an online r
 """
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from diffalign.config.schema import DataConfig
-from diffalign.data.reading.examples import Example, ImageRef, digest
+from diffalign.data.reading.examples import ImageRef, Skipped, digest
 from diffalign.data.reading.readers import read_preferences
 from diffalign.errors import UserError
 from diffalign.evaluation.drawing.samples import Sample, read_samples
@@ -18,6 +21,8 @@ from diffalign.media.videos import VIDEO_SUFFIXES
 from diffalign.rollout.labels import TEMPLATE
 from diffalign.utils.files import write_atomic
 from diffalign.utils.text import json_lines
+
+logger = logging.getLogger(__name__)
 
 MOST = 9
 """Largest number of images of a task: the page has a key for each."""
@@ -45,7 +50,9 @@ class Task:
         return self.media[0].suffix.lower() in VIDEO_SUFFIXES
 
 
-def read_tasks(path: str, output: Path, limit: int | None = None) -> list[Task]:
+def read_tasks(
+    path: str, output: Path, limit: int | None = None, reading: Mapping[str, Any] = MappingProxyType({})
+) -> list[Task]:
     """Read the tasks of a folder of samples, of a round of an online run, or of a preference set.
 
     Args:
@@ -53,17 +60,24 @@ def read_tasks(path: str, output: Path, limit: int | None = None) -> list[Task]:
             of a run that waits for labels; or any value of ``data.path``.
         output: folder to write embedded images to.
         limit: largest number of tasks; None: all.
+        reading: further settings of ``data`` with which a preference set is read.
 
     Raises:
-        UserError: nothing to compare, or more than `MOST` images of one prompt.
+        UserError: nothing to compare, more than `MOST` images of one prompt, or ``reading`` of what is no
+            preference set.
     """
     folder = Path(path).expanduser()
+    drawn = is_round(folder) or any(folder.glob("manifest*.jsonl"))
+    if drawn and reading:
+        raise UserError(
+            f"{path} is a folder of drawn images, with {', '.join(reading)}; allowed: with a preference set"
+        )
     if is_round(folder):
         tasks = _of_round(folder)
-    elif any(folder.glob("manifest*.jsonl")):
+    elif drawn:
         tasks = _of_samples(read_samples(folder), path)
     else:
-        tasks = _of_preferences(path, output / "media", limit)
+        tasks = _of_preferences(DataConfig(path=path, limit=limit, **reading), output / "media")
     for task in tasks:
         if not 2 <= len(task.media) <= MOST:
             raise UserError(
@@ -103,8 +117,7 @@ def blind_tasks(folders: dict[str, Path], limit: int | None = None) -> list[Task
     tasks = []
     for prompt, position, number in shared[:limit]:
         media = tuple(_file(samples[prompt, position, number]) for samples in (first, second))
-        key = digest(*map(str.encode, (*names, prompt, str(position), str(number))))[:16]
-        tasks.append(Task(key, prompt, media, names))
+        tasks.append(Task(_key(prompt, media, *names, position, number), prompt, media, names))
     return tasks
 
 
@@ -115,9 +128,14 @@ def _file(sample: Sample) -> Path:
 
 def _of_round(folder: Path) -> list[Task]:
     tasks = []
-    for _, row in json_lines(folder / TEMPLATE):
-        names = row["images"]
-        tasks.append(Task(str(names[0]), row["prompt"], tuple(folder / name for name in names)))
+    for where, row in json_lines(folder / TEMPLATE):
+        names, prompt = row.get("images"), row.get("prompt")
+        names = names if isinstance(names, list) else []
+        if not names or not all(isinstance(name, str) for name in names) or not isinstance(prompt, str):
+            raise UserError(
+                f"{where}: no prompt and images; allowed: the lines as the run wrote them, or more"
+            )
+        tasks.append(Task(names[0], prompt, tuple(folder / name for name in names)))
     return tasks
 
 
@@ -132,25 +150,51 @@ def _of_samples(samples: Sequence[Sample], path: str) -> list[Task]:
                 f"{path}: one image of {prompt[:60]!r}; allowed: several of each prompt, by "
                 "`diffalign generate --images-per-prompt 2`"
             )
-        tasks.append(Task(f"{position:05d}", prompt, tuple(_file(sample) for sample in group)))
+        media = tuple(_file(sample) for sample in group)
+        tasks.append(Task(_key(prompt, media, position), prompt, media))
     return tasks
 
 
-def _of_preferences(path: str, folder: Path, limit: int | None) -> list[Task]:
-    """Return the groups of a preference set as tasks; labels are neither shown nor needed."""
-    preferences = read_preferences(DataConfig(path=path, limit=limit), seed=0)
+def _key(prompt: str, media: Sequence[Path], *more: str | int) -> str:
+    """Return the key of a task: answers about other images, or other names of them, are of another task.
+
+    The names of samples depend on their noise, settings and weights.
+    """
+    return digest(*(str(part).encode() for part in (prompt, *more, *(file.name for file in media))))[:16]
+
+
+def _of_preferences(config: DataConfig, folder: Path) -> list[Task]:
+    """Return the groups of a preference set as tasks, whose labels are not shown; tell what is left out."""
+    preferences = read_preferences(config, seed=0)
     write = _writer(folder)
     tasks: dict[str, Task] = {}
+    left: dict[str, list[str]] = defaultdict(list)  # places, by why they are left out
     for example in preferences.rows():
-        if isinstance(example, Example) and example.source is not None:
+        if isinstance(example, Skipped):
+            left[example.cause].append(f"{example.where}: {example.reason}")
+            continue
+        if example.source is not None:
             raise UserError(
                 f"{example.where}: a source image, which the page would not show; allowed: sets without "
                 "sources"
             )
-        if isinstance(example, Example) and len(example.images) > 1 and not example.prompts:
+        if len(example.images) < 2 or example.prompts:
+            left["of one image"].append(example.where)
+            continue
+        try:
             media = tuple(write(image) for image in example.images)
-            key = digest(example.prompt.encode(), *(file.name.encode() for file in media))[:16]
-            tasks[key] = Task(key, example.prompt, media)
+        except OSError as error:
+            left["unreadable"].append(f"{example.where}: {error}")
+            continue
+        key = _key(example.prompt, media)
+        if key in tasks and tasks[key].media != media:  # other folders, equal names
+            key = _key(example.prompt, media, *(str(file.parent) for file in media))
+        if key in tasks:
+            left["there already"].append(example.where)
+        tasks[key] = Task(key, example.prompt, media)
+    for cause, places in left.items():
+        rows = "row is" if len(places) == 1 else "rows are"
+        logger.warning("%s: %d %s left out, %s, such as %s", config.path, len(places), rows, cause, places[0])
     return list(tasks.values())
 
 
@@ -158,9 +202,10 @@ def _writer(folder: Path) -> Callable[[ImageRef], Path]:
     """Return a function that gives an image's file; embedded images are written once, under their digest."""
 
     def write(image: ImageRef) -> Path:
-        if isinstance(image.source, Path):
-            return image.source
-        content = image.read()
+        found = image.file
+        if isinstance(found, Path) and found.is_file():
+            return found
+        content = found if isinstance(found, bytes) else image.read()  # which names what is missing
         file = folder / f"{digest(content)[:16]}{suffix(content)}"
         if not file.is_file():
             write_atomic(file, content)
@@ -174,6 +219,7 @@ _MAGIC = (
     (b"\xff\xd8", ".jpg"),
     (b"GIF8", ".gif"),
     (b"RIFF", ".webp"),
+    (b"\x1a\x45\xdf\xa3", ".webm"),
 )
 
 

@@ -1,9 +1,11 @@
 """The labelling page: its tasks, stored answers and labels; over HTTP and in a browser."""
 
+import errno
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,13 @@ from diffalign.cli import main
 from diffalign.config.schema import DataConfig
 from diffalign.data import read_preferences
 from diffalign.errors import UserError
-from diffalign.preferences.labelling.results import disagreement_of, evaluation_tasks, is_evaluation
+from diffalign.evaluation.report.people import read_people
+from diffalign.preferences.labelling.results import (
+    disagreement_of,
+    evaluation_tasks,
+    is_evaluation,
+    summary,
+)
 from diffalign.preferences.labelling.server import LEASE, Session, application, is_loopback
 from diffalign.preferences.labelling.store import (
     ANSWERS,
@@ -115,7 +123,7 @@ def test_a_cut_line_is_dropped_and_everything_before_it_stays(tasks, tmp_path):
 
 def test_answers_of_another_set_are_refused(tasks, tmp_path):
     AnswerStore(tasks, tmp_path / "labels").add(Answer(tasks[3].key, "anna", 1))
-    with pytest.raises(UserError, match="line 1: task '00003' is not among the 3 tasks"):
+    with pytest.raises(UserError, match=f"line 1: task '{tasks[3].key}' is not among the 3 tasks"):
         AnswerStore(tasks[:3], tmp_path / "labels")
 
 
@@ -158,26 +166,123 @@ def test_two_votes_ask_two_people(tasks, tmp_path):
     ("body", "words"),
     [
         ({"by": "anna", "task": "x", "choice": 0}, "task 'x'"),
-        ({"by": "anna", "task": "00000", "choice": 2}, "0 to 1, tie, skip"),
-        ({"by": "anna", "task": "00000", "choice": True}, "0 to 1, tie, skip"),
-        ({"by": " ", "task": "00000", "choice": 0}, "1 to 80 characters"),
-        ({"task": "00000"}, "by"),
-        ([1], "the answer is none"),
+        ({"by": "anna", "task": "KEY", "choice": 2}, "choice 2; allowed: 0 to 1, tie, skip"),
+        ({"by": "anna", "task": "KEY", "choice": True}, "choice True; allowed: 0 to 1, tie, skip"),
+        ({"by": "anna", "task": "KEY"}, "choice None; allowed: 0 to 1, tie, skip"),
+        ({"by": " ", "task": "KEY", "choice": 0}, "name ' '; allowed: 1 to 80 characters"),
+        ({"by": "a\tb", "task": "KEY", "choice": 0}, "none of them a control character"),
+        ({"by": ["anna"], "task": "KEY", "choice": 0}, "no texts by, task"),
+        ({"task": "KEY"}, "no texts by, task"),
+        ([1], "no texts by, task"),
+        (b"nonsense", "not JSON"),
+        (b'{"by": "\\u0000", "task": "KEY", "choice": 0}', "null byte"),
+        (b'{"by": "\\ud800", "task": "KEY", "choice": 0}', "surrogate"),
+        (b'{"by": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_answers_are_refused_and_nothing_is_kept(tasks, tmp_path, body, words):
     page, session = client(tasks, tmp_path / "labels")
-    answer = page.post("/api/answer", json=body)
-    assert answer.status_code == 400
-    assert words in answer.json()["error"]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    for route in ("/api/answer", *(["/api/undo"] if isinstance(body, bytes | list) else [])):
+        answer = page.post(route, content=content.replace(b"KEY", tasks[0].key.encode()))
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert words in error or (route == "/api/undo" and "no texts by" in error)
+        assert "UserError" not in error
     assert not session.store.counts()
+    assert AnswerStore(tasks, tmp_path / "labels").dropped == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"task": "KEY"}',
+        '{"task": "KEY", "by": "anna", "choice": 2}',
+        '{"task": "KEY", "by": 3, "choice": 0}',
+    ],
+)
+def test_lines_that_are_no_answers_are_named(tasks, tmp_path, line):
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (folder / ANSWERS).write_text("\n" + line.replace("KEY", tasks[0].key) + "\n")
+    with pytest.raises(
+        UserError, match=r"answers.jsonl line 2: .* is no answer; allowed: a name, and 0 to 1"
+    ):
+        AnswerStore(tasks, folder)
+
+
+def test_an_answer_that_does_not_fit_the_disk_leaves_no_half_line(tasks, tmp_path, monkeypatch):
+    page, session = client(tasks, tmp_path / "labels")
+    body = {"by": "anna", "task": tasks[0].key, "choice": 0}
+    assert page.post("/api/answer", json=body).status_code == 200
+    whole = (tmp_path / "labels" / ANSWERS).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        refused = page.post("/api/answer", json=body | {"task": tasks[1].key})
+    assert refused.status_code == 507
+    assert refused.json()["error"].endswith("labels cannot be written: No space left on device")
+    assert (tmp_path / "labels" / ANSWERS).read_bytes() == whole
+    assert session.store.counts() == {"anna": 1}
+
+
+def test_answers_about_other_images_are_not_taken_over(tmp_path):
+    source = samples(tmp_path / "images", 2)
+    tasks = read_tasks(str(source), tmp_path / "labels")
+    AnswerStore(tasks, tmp_path / "labels").add(Answer(tasks[0].key, "anna", 1))
+    manifest = source / "manifest.jsonl"  # drawn again with other weights: other names
+    for file in source.glob("*.png"):
+        file.rename(source / f"new-{file.name}")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row | {"file": f"new-{row['file']}"}) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"task '{tasks[0].key}' is not among the 2 tasks"):
+        AnswerStore(read_tasks(str(source), tmp_path / "labels"), tmp_path / "labels")
+
+
+def test_rows_of_a_set_that_give_no_comparison_are_counted(tmp_path, caplog):
+    for folder in ("one", "two"):  # equal names and prompts: two comparisons all the same
+        samples(tmp_path / folder, 1)
+    pair = [["one/0-0.png", "one/0-1.png"], ["two/0-0.png", "two/0-1.png"]]
+    rows = [{"prompt": "a", "images": images, "scores": [1, 0]} for images in (*pair, pair[0])]
+    rows += [{"prompt": "b", "images": ["one/0-0.png", "one/gone.png"], "scores": [1, 0]}]
+    rows += [{"prompt": "c", "images": pair[0], "scores": None}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = read_tasks(str(file), tmp_path / "labels")
+    assert [[f.parent.name for f in task.media] for task in tasks] == [["one"] * 2, ["two"] * 2]
+    told = "\n".join(record.getMessage() for record in caplog.records)
+    for cause, line in (("there already", 3), ("unreadable", 4), ("unlabelled", 5)):
+        assert f"1 row is left out, {cause}, such as pairs.jsonl line {line}" in told
+
+
+def test_a_set_is_read_with_the_settings_that_it_needs(tmp_path):
+    samples(tmp_path / "images", 1)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"text": "a", "better": "0-0.png", "worse": "0-1.png"}\n')
+    columns = ("prompt=text", "chosen=better", "rejected=worse")
+    reading = {"columns": columns, "root": str(tmp_path / "images")}
+    (task,) = read_tasks(str(file), tmp_path / "labels", reading=reading)
+    assert task.prompt == "a"
+    assert task.media == (tmp_path / "images" / "0-0.png", tmp_path / "images" / "0-1.png")
+
+
+def test_a_file_that_is_gone_is_not_found(tasks, tmp_path):
+    page, _ = client(tasks, tmp_path / "labels")
+    tasks[0].media[1].unlink()
+    codes = [page.get(f"/media/{tasks[0].key}/{place}").status_code for place in (0, 1, 2)]
+    assert codes == [200, 404, 404]
 
 
 def test_a_token_is_asked_for_and_other_sites_are_refused(tasks, tmp_path):
     page, _ = client(tasks, tmp_path / "labels", token="secret")
     assert page.get("/").status_code == 401
-    assert page.get("/media/00000/0").status_code == 401
-    assert page.get("/api/state", params={"by": "a", "token": "wrong"}).status_code == 401
+    assert page.get(f"/media/{tasks[0].key}/0").status_code == 401
+    for wrong in ("wrong", "fälsch"):
+        assert page.get("/api/state", params={"by": "a", "token": wrong}).status_code == 401
     assert page.get("/", params={"token": "secret"}).status_code == 200
     assert page.get("/api/state", params={"by": "a"}).status_code == 200  # the cookie
     other = page.get("/api/state", headers={"origin": "http://elsewhere.example"})
@@ -192,7 +297,7 @@ def test_the_page_fetches_nothing_from_elsewhere(tasks, tmp_path):
     text = page.get("/").text
     assert "http://" not in text
     assert "https://" not in text
-    assert page.get("/media/00000/7").status_code == 404
+    assert page.get(f"/media/{tasks[0].key}/7").status_code == 404
 
 
 def test_sources(tmp_path):
@@ -213,7 +318,7 @@ def test_sources(tmp_path):
 def test_orders(tasks):
     assert in_order(tasks, "given", 0) == tasks
     mixed = [in_order(tasks, "random", seed) for seed in range(6)]
-    assert all(sorted(t.key for t in one) == [t.key for t in tasks] for one in mixed)
+    assert all(sorted(t.key for t in one) == sorted(t.key for t in tasks) for one in mixed)
     assert any(one != tasks for one in mixed)
     divided = {task.key: value for task, value in zip(tasks, (0.0, 1.0, 0.5, 0.0), strict=True)}
     found = in_order(tasks, "disagreement", 0, lambda task: divided[task.key])
@@ -245,7 +350,7 @@ def test_a_round_of_an_online_run(tmp_path):
     assert file_name("a/b") != file_name("a_b")
 
 
-def test_a_blind_evaluation_gives_a_win_rate_in_the_report(tmp_path, capsys):
+def test_a_blind_evaluation_gives_a_win_rate_in_the_report(tmp_path, caplog):
     folder = tmp_path / "evaluation"
     command = [
         "evaluate", "--base", "tiny:sdxl", "--aligned", "tiny:sdxl", "--prompts", "tiny:test", "--limit", "8",
@@ -258,14 +363,20 @@ def test_a_blind_evaluation_gives_a_win_rate_in_the_report(tmp_path, capsys):
     assert [task.models[0] for task in tasks] == ["base"] * 8
     with pytest.raises(UserError, match="--aligned"):
         evaluation_tasks(folder, "nobody", None)
-    store = AnswerStore(tasks, folder / "people", write_blind)
+    store = AnswerStore(tasks, folder / "people" / "aligned", write_blind)
     for number, task in enumerate(tasks):
         store.add(Answer(task.key, "anna", (1, 1, 1, 1, 1, TIE, 0, SKIP)[number]))
+    told = summary(Session(store), store.folder, False, folder)
+    assert "aligned wins 78.6% against the base" in told
     assert main(command) == 0
     people = json.loads((folder / "report.json").read_text())["people"]["aligned"]
     assert (people["win"], people["tie"], people["loss"], people["prompts"]) == (5, 1, 1, 7)
     assert people["win_rate"] == pytest.approx(5.5 / 7)
     assert "By people" in (folder / "report.html").read_text()
+    for file in (folder / "images" / "aligned").glob("*.png"):  # as if the model had been trained further
+        file.rename(file.with_name(f"new-{file.name}"))
+    assert read_people(folder) == {}
+    assert "7 of 7 comparisons are left out, of images" in caplog.text
 
 
 def test_two_models_of_other_prompts_are_no_blind_comparison(tmp_path):
@@ -306,6 +417,51 @@ def test_a_kill_at_any_click_loses_nothing(tmp_path):
     assert len(rows) == len(chosen) == 6
     tasks = {task.prompt: task.key for task in read_tasks(str(source), output)}
     assert all(row["scores"][chosen[tasks[row["prompt"]]]] == 1.0 for row in rows)
+
+
+def test_one_process_a_folder_and_an_interrupt_that_waits_for_nobody(tmp_path, capsys):
+    source, output = samples(tmp_path / "images", 1), tmp_path / "labels"
+    with served(source, "--output", str(output)) as (address, process):
+        assert main(["label", str(source), "--output", str(output), "--port", "0"]) == 2
+        assert f"another run writes {output} (process {process.pid})" in capsys.readouterr().err
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as dead:
+            dead.sendall(b"POST /api/answer HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--output", "elsewhere"], "with an evaluation; allowed: none, since the report reads the answers"),
+        (["--videos"], "is an evaluation, with frames; allowed: with a preference set"),
+        ([], "has 2 aligned models; name one by --aligned: one, two"),
+    ],
+)
+def test_an_evaluation_refuses(tmp_path, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "one", "two"):
+        samples(Path("evaluation", "images", name), 1)
+    Path("evaluation", "report.json").write_text("{}")
+    aligned = ["--aligned", "two"] if flags else []
+    assert main(["label", "evaluation", *aligned, *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rewards", "judge,taste"], "--rewards 'judge,taste' with --order random"),
+        (["--aligned", "mine"], "is no folder of `diffalign evaluate`"),
+        (["--label", "VQ", "--videos"], "is a folder of drawn images, with label, frames"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, capsys, flags, words):
+    assert main(["label", str(samples(tmp_path / "images", 1)), *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "images-labels").exists()
 
 
 @pytest.mark.slow
