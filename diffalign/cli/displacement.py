@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import make_parser, number, print_json
+from diffalign.cli.common import count, make_parser, number, print_json
 from diffalign.cli.flags import read_flags, resolve
 from diffalign.errors import UserError
 from diffalign.utils.places import folder_to_write
@@ -28,12 +28,17 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print displacement.json")
     args, rest = parser.parse_known_args(argv)
+    if args.share is not None and args.above is not None:
+        raise UserError(f"--share {args.share} and --above {args.above}; allowed: one of them")
+    if args.share == 1:
+        raise UserError("--share 1.0 leaves out every pair; allowed: less than 1")
     if args.by == "ches" and args.above is None and args.share is None:
         raise UserError("--by ches has no natural limit: give --share (0.1 leaves out a tenth) or --above")
-    flags = [str(Path(word, "config.yaml")) if Path(word, "config.yaml").is_file() else word for word in rest]
     if not rest:
         raise UserError("displacement needs a config or a run directory, such as tiny_sdxl_dpo or runs/mine")
-    run, notes = resolve(read_flags(flags), needs=("model.path", "data.path"))
+    config = Path(rest[0], "config.yaml")  # of a run: its folder is a value of flags, too
+    first = str(config) if config.is_file() else rest[0]
+    run, notes = resolve(read_flags([first, *rest[1:]]), needs=("model.path", "data.path"))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -87,6 +92,8 @@ def measured(run: "Run", draws: int) -> "list[PairRow]":
             f"data.path {run.data.path!r} has no pairs to measure: {encoded.counts.text}; allowed: groups of "
             "two or more with a winner"
         )
+    if left := len(encoded) - len(rows):
+        print(f"note: {count(left, 'group')} without winner and loser not measured", file=sys.stderr)
     return rows
 
 

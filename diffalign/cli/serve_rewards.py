@@ -31,6 +31,8 @@ def run(argv: Sequence[str]) -> int:
     args = parse(parser, argv)
     specs = names(args.rewards, "--rewards")
     if args.parent is not None:
+        if os.getppid() != args.parent:
+            raise UserError(f"--parent {args.parent}; allowed: {os.getppid()}, which started this process")
         Thread(target=_end_with, args=(args.parent,), daemon=True).start()  # also while weights are loaded
 
     from diffalign.rewards.registry import load
@@ -42,13 +44,12 @@ def run(argv: Sequence[str]) -> int:
         if [other.name for other in cards].count(card.name) > 1:
             raise UserError(f"--rewards {args.rewards!r} has {card.name!r} twice; allowed: each name once")
     device = device_name(args.device)
-    served = {
-        card.name: Served(card, load(spec, device, args.dtype, args.batch_size))
-        for card, spec in zip(cards, specs, strict=True)
-    }
-    with RewardServer(served, args.host, args.port) as server:
+    with RewardServer({}, args.host, args.port) as server:  # before weights are loaded: the port may be taken
+        for card, spec in zip(cards, specs, strict=True):
+            server.rewards[card.name] = Served(card, load(spec, device, args.dtype, args.batch_size))
+        addresses = ", ".join(f"{server.address}/{name}" for name in server.rewards)
         try:
-            print(f"serving {', '.join(f'{server.address}/{name}' for name in served)}", file=sys.stderr)
+            print(f"serving {addresses}", file=sys.stderr)
             print("Ctrl-C ends it", file=sys.stderr, flush=True)
             print(server.address, flush=True)  # last: the reader of this line may interrupt from here on
             server.serve_forever()

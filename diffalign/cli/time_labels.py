@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffalign.cli.common import make_parser, number, output_file
+from diffalign.cli.common import count, make_parser, number, output_file
 from diffalign.cli.flags import read_flags, resolve
 from diffalign.errors import UserError
 from diffalign.utils.places import file_to_write
@@ -36,7 +36,10 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--labels", type=output_file, metavar="FILE", help="default: RUN/time_labels.jsonl")
     args, rest = parser.parse_known_args(argv)
     if not rest or not Path(rest[0], "config.yaml").is_file():
-        raise UserError("time-labels needs the directory of a finished run, such as runs/iteration_0")
+        given = f": {rest[0]!r} has no config.yaml" if rest else ""
+        raise UserError(
+            f"time-labels needs the directory of a finished run, such as runs/iteration_0, first{given}"
+        )
     settings, notes = resolve(
         read_flags([str(Path(rest[0], "config.yaml")), *rest[1:]]), needs=("model.path", "data.path")
     )
@@ -77,6 +80,8 @@ def labelled(spec: str, settings: "Run", intervals: int, percentile: float) -> "
     places = np.flatnonzero(encoded.records.sizes == 2)
     if not len(places):
         raise UserError("the set has no pairs; allowed: groups of two with a label")
+    if left := len(encoded) - len(places):
+        print(f"note: {count(left, 'group')} of other than two left out", file=sys.stderr)
     pairs, size, seed = encoded.subset(places), settings.training.batch_size, settings.training.seed
     names, trust, found = [], [], []
     buckets, codes = pairs.records.bucket_codes

@@ -80,7 +80,8 @@ def _parser() -> ArgumentParser:
 def _range(text: str) -> tuple[float, float]:
     """``0.65,0.8``, or one number for both."""
     try:
-        low, high = ([float(part) for part in text.split(",")] * 2)[:2]
+        numbers = [float(part) for part in text.split(",")]
+        low, high = numbers * 2 if len(numbers) == 1 else numbers
     except ValueError:
         raise ArgumentTypeError(f"{text!r}; allowed: LOW,HIGH or one number") from None
     return low, high

@@ -17,6 +17,7 @@ last layer): a warning, not a measurement of the run.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -225,7 +226,8 @@ def report(
         share: leave out this share of the pairs, the highest.
 
     Raises:
-        UserError: a share outside 0 to 1, both limits, or no limit for CHES, whose scale is the model's own.
+        UserError: a share outside 0 to 1, both limits, no limit for CHES, whose scale is the model's own, or
+            numbers that are not finite, which have no order.
     """
     if share is not None and not 0 <= share < 1:
         raise UserError(f"share={share}; allowed: 0 or more and less than 1")
@@ -233,6 +235,13 @@ def report(
         raise UserError(f"above={above} and share={share}; allowed: one of them")
     if by == "ches" and above is None and share is None:
         raise UserError("by=ches has no natural limit; give the share of pairs to leave out, or above")
+    broken = [row for row in rows if not math.isfinite(row.inner + row.own + row.ches)]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(rows)} pairs have numbers that are not finite, the first: "
+            f"{broken[0].where}; the model's weights are not finite, or its precision is too low: allowed: "
+            "--model.dtype float32"
+        )
     ordered = sorted(rows, key=lambda row: getattr(row, by), reverse=True)
     limit = 1.0 if above is None else above
     dropped = (

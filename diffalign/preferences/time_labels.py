@@ -27,6 +27,7 @@ from diffalign.data import EncodedSet
 from diffalign.diffusion.likelihood import elbo
 from diffalign.diffusion.noising import add_noise
 from diffalign.diffusion.randomness import Streams
+from diffalign.errors import UserError
 from diffalign.losses.contrast import contrast
 from diffalign.types import Batch, Denoiser, Noised
 from diffalign.utils.files import write_atomic
@@ -66,11 +67,21 @@ def pseudo_labels(
         confidence: (P, A), c of each pair in each interval.
         trusted: (P,), true for pairs whose labels are 1 everywhere; they do not enter the percentile.
         percentile: percentile of |c| in an interval, in [0, 100], from which on a pair is labelled there.
+
+    Raises:
+        UserError: values of c that are not finite, which have no percentile.
     """
+    if broken := int((~confidence.isfinite()).any(1).sum()):
+        raise UserError(
+            f"the errors of {broken} of {len(confidence)} pairs are not finite: the weights of the run or of "
+            "its base are not, or their precision is too low; allowed: a run that did not diverge, "
+            "--model.dtype float32"
+        )
     untrusted = confidence[~trusted]
     labels = torch.ones_like(confidence)
     if len(untrusted):
-        limit = untrusted.abs().quantile(percentile / 100, dim=0)
+        columns = untrusted.abs().unbind(1)  # one by one: torch's quantile takes 2^24 numbers at most
+        limit = torch.stack([column.quantile(percentile / 100) for column in columns])
         confident = (untrusted.abs() >= limit) & (untrusted != 0)
         labels[~trusted] = torch.where(confident, untrusted.sign(), 0.0)
     return labels

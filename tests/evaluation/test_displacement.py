@@ -135,6 +135,9 @@ def test_report_and_filter(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             report(ROWS, **arguments)
+    broken = [*ROWS, replace(ROWS[0], where="a row 4", own=float("nan"))]
+    with pytest.raises(UserError, match="1 of 5 pairs have numbers that are not finite, the first: a row 4"):
+        report(broken)
 
 
 def test_the_command_writes_a_list_that_training_leaves_out(tmp_path, capsys):
@@ -142,6 +145,8 @@ def test_the_command_writes_a_list_that_training_leaves_out(tmp_path, capsys):
     from diffalign.runs.validate import read_run
 
     output = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")  # of a run there: its folder is still the output
     flags = ["--data.limit", "24", "--output", output, "--training.batch_size", "5"]
     assert main(["displacement", "tiny_sdxl_dpo", *flags, "--share", "0.25", "--draws", "2"]) == 0
     assert "of 24 pairs are likely" in (said := capsys.readouterr()).out and "--data.drop" in said.err
@@ -161,6 +166,8 @@ def test_the_command_refuses(tmp_path, capsys):
     for argv, words in (
         ([], "needs a config"),
         (["tiny_sdxl_dpo", "--by", "ches"], "--by ches has no natural limit"),
+        (["tiny_sdxl_dpo", "--share", "0.1", "--above", "2"], "allowed: one of them"),
+        (["tiny_sdxl_dpo", "--share", "1"], "--share 1.0 leaves out every pair"),
         (["tiny_sdxl_dpo", "--data.limmit", "3"], "data.limit"),
         (
             ["tiny_sdxl_dpo", "--data.path", "tiny:likes", "--data.limit", "4", "--output", str(tmp_path)],

@@ -42,6 +42,15 @@ def test_the_surest_pairs_of_each_interval_are_labelled_by_their_sign():
     assert found.tolist() == [[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0], [1, 1]]
     assert pseudo_labels(c, trusted, 0.0)[:4].tolist() == c[:4].sign().tolist()
     assert pseudo_labels(c, torch.ones(6).bool()).eq(1).all()
+    c[1, 1] = float("nan")
+    with pytest.raises(UserError, match="the errors of 1 of 6 pairs are not finite"):
+        pseudo_labels(c, trusted)
+
+
+def test_a_million_pairs_are_more_than_one_quantile_takes():
+    c = torch.linspace(-1, 1, 1_100_001)[:, None].expand(-1, 16)
+    found = pseudo_labels(c, torch.zeros(len(c)).bool(), 90.0)
+    assert found[:, 3].abs().mean().item() == pytest.approx(0.1, abs=1e-5)
 
 
 def test_a_run_labels_pairs_and_another_one_learns_from_them(tmp_path, capsys):
@@ -83,4 +92,5 @@ def test_files_that_do_not_fit(tmp_path, capsys):
         with pytest.raises(UserError, match=word):
             with_time_labels(encoded, str(file))
     assert main(["time-labels", "tiny_sdxl_dpo"]) == 2
-    assert "needs the directory of a finished run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "needs the directory of a finished run" in told and "'tiny_sdxl_dpo' has no config.yaml" in told

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -313,11 +314,23 @@ def test_score_takes_an_address(address, drawn, tmp_path, capsys):
         (["--rewards", "pickscore:/a,pickscore:/b"], "'pickscore' twice"),
         (["--rewards", "judge", "--port", "70000"], "70000"),
         (["--rewards", "judge", "--device", "tpu"], "tpu"),
+        (
+            ["--rewards", "judge", "--parent", "999999999"],
+            f"allowed: {os.getppid()}, which",
+        ),
     ],
 )
 def test_the_command_refuses(flags, words, capsys):
     assert main(["serve-rewards", *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_taken_port_is_told_before_weights_are_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("diffalign.rewards.registry.load", None)
+    with running(RewardServer({}, port=0)) as where:
+        port = where.rpartition(":")[2]
+        assert main(["serve-rewards", "--rewards", "judge", "--port", port]) == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_a_user_error():

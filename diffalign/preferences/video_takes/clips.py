@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffalign.data.reading.folders import read_caption
 from diffalign.data.reading.json_files import json_rows
 from diffalign.errors import UserError
 from diffalign.media.videos import MOVING_SUFFIXES
@@ -38,7 +39,8 @@ def read_clips(source: str, limit: int | None = None) -> list[Clip]:
         limit: largest number of clips; None: all.
 
     Raises:
-        UserError: no such source, no clips, a clip without a caption, or a row without a file.
+        UserError: no such source, no clips, a clip without a caption or with one that is not UTF-8, or a row
+            without a caption or a file.
     """
     place = Path(source).expanduser()
     if place.is_dir():
@@ -64,7 +66,9 @@ def _of_folder(folder: Path) -> Iterator[Clip]:
             "beside it, and so for each clip"
         )
     for file in files:
-        caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        caption = read_caption(file.with_suffix(".txt"))
+        if not caption:
+            raise UserError(f"{file.with_suffix('.txt')} is empty; needed: the caption of {file.name}")
         yield Clip(file.relative_to(folder).as_posix(), caption, file)
 
 
@@ -72,7 +76,7 @@ def _of_rows(file: Path) -> Iterator[Clip]:
     for where, row in json_rows(file):
         prompt = next((row[name] for name in ("prompt", "caption", "text") if name in row), None)
         path = next((row[name] for name in FIELDS if name in row), None)
-        if not isinstance(prompt, str) or not isinstance(path, str):
+        if not isinstance(prompt, str) or not prompt.strip() or not isinstance(path, str):
             raise UserError(f'{where}: needed {{"prompt": text, "video": path}}; found {", ".join(row)}')
         clip = (file.parent / Path(path).expanduser()).resolve()
         if not clip.is_file():

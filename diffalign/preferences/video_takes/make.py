@@ -132,11 +132,21 @@ def make_pairs(
         progress: whether to show a progress bar.
 
     Raises:
-        UserError: a size that the model does not support, no readable clip (checked in a single process
-            only), or PyAV is not installed for a video model.
+        UserError: a size that the model does not support, settings that it does not read, no readable clip
+            (checked in a single process only), or PyAV is not installed for a video model.
     """
     if model.codec.video:
         need_av()
+    elif settings.frames is not None or settings.fps is not None:
+        raise UserError(
+            f"frames={settings.frames}, fps={settings.fps} with {model.family.name}, a model of images; "
+            "allowed: neither"
+        )
+    if settings.grid == "even" and model.target != "flow":
+        raise UserError(
+            f"grid='even' with {model.family.name}, a variance-preserving model, whose own grid is used; "
+            "allowed: auto, model"
+        )
     model.latent_shape(settings.height, settings.width)  # refuses a wrong size before any work
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)

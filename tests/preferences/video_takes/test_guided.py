@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffalign.cli import main
+from diffalign.cli.video_pairs import _range
 from diffalign.config.schema import ModelConfig
 from diffalign.diffusion.paths import RectifiedFlow
 from diffalign.diffusion.randomness import derive
@@ -119,6 +121,13 @@ def test_bad_ranges(eta):
         PairSettings(16, 16, eta=eta)
 
 
+def test_one_number_or_a_range_of_eta():
+    assert _range("0.7") == (0.7, 0.7) and _range("0.65,0.8") == (0.65, 0.8)
+    for text in ("0.5,0.6,0.7", "", "0.5,"):
+        with pytest.raises(ArgumentTypeError, match="allowed: LOW,HIGH or one number"):
+            _range(text)
+
+
 # clips
 
 
@@ -146,6 +155,15 @@ def test_clips_of_a_folder_and_of_json_lines(tmp_path):
         read_clips(str(folder))
     rows.write_text('{"prompt": "x", "video": "gone.mp4"}')
     with pytest.raises(UserError, match=r"clips\.jsonl line 1: no such file: gone\.mp4"):
+        read_clips(str(rows))
+    (folder / "c1.txt").write_bytes("schön".encode("latin-1"))
+    with pytest.raises(UserError, match=r"c1\.txt line 1: not UTF-8 text"):
+        read_clips(str(folder))
+    (folder / "c1.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"c1\.txt is empty; needed: the caption of c1\.png"):
+        read_clips(str(folder))
+    rows.write_text('{"prompt": " ", "video": "clips/c0.png"}')
+    with pytest.raises(UserError, match=r"line 1: needed .* found prompt, video"):
         read_clips(str(rows))
     rows.write_text('{"prompt": "x"}')
     with pytest.raises(UserError, match=r"line 1: needed .* found prompt"):
@@ -243,6 +261,13 @@ def test_which_times(sd3, tmp_path):
     sd15 = load(ModelConfig(path=str(make_sd15(tmp_path))))
     shape = sd15.latent_shape(16, 16)
     assert torch.equal(times_of(sd15, PairSettings(16, 16, steps=10), 0.7, shape), timesteps(10)[-8:])
+    clip = Clip("c", "a", tmp_path / "c.png")
+    for settings, words in (
+        ({"grid": "even"}, r"grid='even' with sd15, a variance-preserving model"),
+        ({"frames": 9}, r"frames=9, fps=None with sd15, a model of images; allowed: neither"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make_pairs(sd15, [clip], PairSettings(16, 16, steps=10, **settings), tmp_path / "out")
 
 
 def test_noise_is_the_seeds_and_names_own(sd3, folder, tmp_path):
