@@ -107,6 +107,25 @@ def names(text: str, what: str) -> list[str]:
     return parts
 
 
+def add_reading_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options on how a preference set is read; ``reading_of`` returns those that were given."""
+    parser.add_argument("--split", help="of a hub dataset or a folder of tables; default train")
+    parser.add_argument(
+        "--columns", metavar="ROLE=COLUMN,...", help="names of your columns: prompt=caption,chosen=better"
+    )
+    parser.add_argument("--label", metavar="NAME", help="of a set with several labels, such as VQ")
+    parser.add_argument("--root", metavar="FOLDER", help="folder that the paths in a table are relative to")
+    parser.add_argument("--videos", action="store_true", help="the set holds videos")
+
+
+def reading_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``DataConfig`` that ``add_reading_options`` were given for."""
+    given = {name: value for name in ("split", "label", "root") if (value := getattr(args, name)) is not None}
+    if args.columns:
+        given["columns"] = tuple(names(args.columns, "--columns"))
+    return given | ({"frames": 1} if args.videos else {})
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: "1 image", "2 images"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -5,7 +5,17 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from diffalign.cli.common import make_parser, names, number, output_file, parse, print_json, table
+from diffalign.cli.common import (
+    add_reading_options,
+    make_parser,
+    names,
+    number,
+    output_file,
+    parse,
+    print_json,
+    reading_of,
+    table,
+)
 from diffalign.errors import UserError
 
 NO_LIMIT = 10**6
@@ -34,15 +44,7 @@ def run(argv: Sequence[str]) -> int:
     from diffalign.utils.files import write_atomic
 
     config = DataConfig(
-        path=args.path,
-        split=args.split,
-        config=args.config,
-        columns=tuple(names(args.columns, "--columns")) if args.columns else (),
-        label=args.label,
-        root=args.root,
-        view=args.view,
-        limit=args.limit,
-        frames=1 if args.videos else None,
+        path=args.path, config=args.config, view=args.view, limit=args.limit, **reading_of(args)
     )
     preferences = read_preferences(config)
     check_files(preferences, config)  # each bad file is named in the summary
@@ -74,24 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--schemas", action="store_true", help="list the layouts that are recognised, and stop"
     )
-    parser.add_argument(
-        "--split", default="train", help="of a hub dataset or a folder of tables; default train"
-    )
+    add_reading_options(parser)
     parser.add_argument("--config", metavar="NAME", help="configuration of a hub dataset")
-    parser.add_argument(
-        "--columns", metavar="ROLE=COLUMN,...", help="names of your columns: prompt=caption,chosen=better"
-    )
-    parser.add_argument(
-        "--label", default="", metavar="NAME", help="of a set with several labels, such as VQ"
-    )
-    parser.add_argument("--root", metavar="FOLDER", help="folder that the paths in a table are relative to")
     parser.add_argument(
         "--view",
         default="auto",
         choices=("auto", "demonstrations"),
         help="demonstrations: captioned images are enough; default auto",
     )
-    parser.add_argument("--videos", action="store_true", help="the set holds videos")
     parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N rows only")
     parser.add_argument(
         "--model", metavar="MODEL", help="folder, hub id or tiny:sdxl: prompts are counted by its tokenizers"

@@ -3,10 +3,18 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffalign.cli.common import device_name, make_parser, names, number, output_folder, parse
+from diffalign.cli.common import (
+    add_reading_options,
+    device_name,
+    make_parser,
+    names,
+    number,
+    output_folder,
+    parse,
+    reading_of,
+)
 from diffalign.errors import UserError
 from diffalign.utils.places import folder_to_write
 from diffalign.utils.text import user_path
@@ -22,18 +30,12 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             "--order disagreement needs --rewards; allowed: two rewards or more, such as pickscore,hpsv2_1"
         )
-
     if args.rewards and args.order != "disagreement":
         raise UserError(
             f"--rewards {args.rewards!r} with --order {args.order}; allowed: --order disagreement"
         )
 
-    from diffalign.preferences.labelling.results import (
-        aligned_model,
-        evaluation_tasks,
-        is_evaluation,
-        summary,
-    )
+    from diffalign.preferences.labelling.results import evaluation_tasks, is_evaluation, summary
     from diffalign.preferences.labelling.server import Session, serve
     from diffalign.preferences.labelling.store import (
         LOCK,
@@ -47,12 +49,14 @@ def run(argv: Sequence[str]) -> int:
 
     source = user_path(args.source)
     of_round, blind = is_round(source), is_evaluation(source)
-    model = aligned_model(source, args.aligned) if blind else None
-    output, settings = _output(args, source, of_round, model), _reading(args)
+    settings = reading_of(args)
     _check(args, of_round, blind, settings)
     if blind:
-        tasks = evaluation_tasks(source, model, args.limit)
+        tasks = evaluation_tasks(source, args.aligned, args.limit)
+        output = source / "people" / tasks[0].models[1]
     else:
+        own = f"{args.source.replace(':', '-').rstrip('/')}-labels"
+        output = source if of_round else folder_to_write(args.output or own)
         tasks = read_tasks(args.source, output, args.limit, settings)
     divided = (
         _disagreement(names(args.rewards, "--rewards"), device_name(args.device)) if args.rewards else None
@@ -103,12 +107,7 @@ def _parser() -> ArgumentParser:
         "--port", type=number(int, 0, 65535), default=8764, help="0 picks a free one; default 8764"
     )
     parser.add_argument("--device", default="auto", help="of --rewards: auto, cpu, cuda; default auto")
-    reading = parser.add_argument_group("how a preference set is read, as by `diffalign data`")
-    reading.add_argument("--split", help="of a hub dataset or a folder of tables; default train")
-    reading.add_argument("--columns", metavar="ROLE=COLUMN,...", help="names of your columns")
-    reading.add_argument("--label", metavar="NAME", help="of a set with several labels, such as VQ")
-    reading.add_argument("--root", metavar="FOLDER", help="folder that the paths in a table are relative to")
-    reading.add_argument("--videos", action="store_true", help="the set holds videos")
+    add_reading_options(parser.add_argument_group("how a preference set is read, as by `diffalign data`"))
     return parser
 
 
@@ -127,23 +126,6 @@ def _check(args: Namespace, of_round: bool, blind: bool, settings: Mapping[str, 
         raise UserError(
             f"{args.source!r} is an evaluation, with {', '.join(settings)}; allowed: with a preference set"
         )
-
-
-def _output(args: Namespace, source: Path, of_round: bool, model: str | None) -> Path:
-    """Return the folder of the answers; ``model`` is the aligned model of an evaluation."""
-    if of_round:
-        return source
-    if model is not None:
-        return source / "people" / model
-    return folder_to_write(args.output or f"{args.source.replace(':', '-').rstrip('/')}-labels")
-
-
-def _reading(args: Namespace) -> dict[str, Any]:
-    """Return the settings of ``data`` that were given."""
-    given = {name: value for name in ("split", "label", "root") if (value := getattr(args, name)) is not None}
-    if args.columns:
-        given["columns"] = tuple(names(args.columns, "--columns"))
-    return given | ({"frames": 1} if args.videos else {})
 
 
 def _say_address(address: str) -> None:

@@ -28,16 +28,13 @@ from diffalign.rewards.cards import CARDS
 from diffalign.rewards.cards import RewardCard as RewardCard
 from diffalign.rewards.imported import imported_card, is_import_path
 from diffalign.rewards.place import Place as Place
-from diffalign.utils.devices import device_name
+from diffalign.utils.devices import DTYPES, device_name
 
 if TYPE_CHECKING:
     from diffalign.types import Reward
 
 
 REGISTRY: dict[str, RewardCard] = {card.name: card for card in CARDS}
-
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parse(spec: str) -> tuple[RewardCard, str | None]:
@@ -100,8 +97,8 @@ def load(spec: str, device: str = "cpu", dtype: str = "float32", batch_size: int
             unreachable or of another model.
     """
     card, source = parse(spec)
-    if dtype not in _DTYPES:
-        raise unknown("dtype", dtype, _DTYPES)
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     if batch_size < 1:
         raise UserError(f"reward {spec!r}: batch_size is {batch_size}; it must be at least 1")
     module, _, factory = card.target.partition(":")

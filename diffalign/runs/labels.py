@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from diffalign.config.schema import Run
 from diffalign.data import EncodedSet, Preferences
-from diffalign.data.prompts.prompt_syntax import notes_on, syntax_note
+from diffalign.data.prompts.prompt_syntax import empty_note, notes_on, syntax_note
 from diffalign.data.reading.examples import Counts, Example
 from diffalign.diffusion.likelihood import PerSample
 from diffalign.errors import UserError
@@ -75,9 +75,8 @@ def check_rivals(run: Run, encoded: EncodedSet, tell: Callable[[str], None]) -> 
 
 def tell_of_empty_prompts(prompts: pa.ChunkedArray, tell: Callable[[str], None]) -> None:
     """Warn of groups without a prompt, (N,) texts, which train the unconditional model."""
-    empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(prompts), "")).as_py()
-    if empty:
-        tell(f"warning: {empty:,} of {len(prompts):,} prompts are empty")
+    if note := empty_note(prompts.to_pylist()):
+        tell(f"warning: {note}")
 
 
 def tell_of_contents(encoded: EncodedSet, tell: Callable[[str], None]) -> None:

@@ -186,8 +186,7 @@ class Resumption:
         allow = self.run.resume_allow
         _check_allowed(allow, {*current, *saved, *PLACES})
         run = self.run
-        places = flatten({"data": run.data, "model": run.model, "rollout": run.rollout})
-        own = {**current, **{name: places.get(name) for name in PLACES if name in saved}}
+        own = with_places(current, saved, data=run.data, model=run.model, rollout=run.rollout)
         known = _in_current_terms(saved)
         # of a constant rate no length was recorded, whatever the version
         unrecorded = LENGTH if "training.steps" not in saved else set()
@@ -199,6 +198,19 @@ class Resumption:
             known |= {name: own[name] for name in ("processes", "training.batch_size")}
         refused = differences(known, own)
         return [text for text in refused if not is_allowed(text.partition(" is ")[0], allow)]
+
+
+def with_places(current: Mapping[str, Any], saved: Mapping[str, Any], **sections: Any) -> Mapping[str, Any]:
+    """Return a fingerprint with those of ``PLACES`` that a checkpoint has: an earlier version saved them, and
+    no digests of content.
+
+    Args:
+        current: fingerprint of the run.
+        saved: that of the checkpoint.
+        **sections: of the run, by name.
+    """
+    places = flatten(sections)
+    return {**current, **{name: places.get(name) for name in PLACES if name in saved}}
 
 
 def _groups_at_once(settings: Mapping[str, Any]) -> int:

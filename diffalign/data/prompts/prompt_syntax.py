@@ -29,6 +29,12 @@ def syntax_of(prompt: str) -> str:
     return found.group().strip(" ,\n") if found else ""
 
 
+def empty_note(prompts: Sequence[str]) -> str:
+    """Return a sentence on how many prompts are empty or blank; empty if none is."""
+    empty = sum(not prompt.strip() for prompt in prompts)
+    return f"{empty:,} of {len(prompts):,} prompts are empty" if empty else ""
+
+
 def syntax_note(prompts: Iterable[str]) -> str:
     """Return a sentence on how many prompts have such syntax, with the first one; empty if none has."""
     total, marked, example = 0, 0, ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from diffalign.data.prompts.prompt_syntax import syntax_note
+from diffalign.data.prompts.prompt_syntax import empty_note, syntax_note
 from diffalign.data.reading.examples import Counts, Example, Kind, Preferences, Skipped, count, digest
 from diffalign.media.images import UNREADABLE, has_further_frames, note_on_frames, opened, why_unreadable
 from diffalign.media.videos import probe
@@ -182,12 +182,7 @@ def _tokens(name: str, length: Callable[[str], int], limit: int | None, prompts:
 
 def _notes(seen: "_Seen") -> list[str]:
     """Return what is unusual in prompts and files; "" for what is not there."""
-    empty = sum(not prompt.strip() for prompt in seen.prompts)
-    return [
-        f"{empty:,} of {len(seen.prompts):,} prompts are empty" if empty else "",
-        syntax_note(seen.prompts),
-        note_on_frames(seen.animated),
-    ]
+    return [empty_note(seen.prompts), syntax_note(seen.prompts), note_on_frames(seen.animated)]
 
 
 class _Seen:

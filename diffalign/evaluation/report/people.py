@@ -36,14 +36,7 @@ def read_people(folder: Path) -> dict[str, Comparison]:
     for file in sorted(folder.glob(FILES)):
         read, old = list(json_lines(file)), 0
         for where, row in read:
-            try:
-                model, found = (
-                    str(row["model"]),
-                    (float(row["base"]), float(row["aligned"]), str(row["prompt"])),
-                )
-                images = tuple(map(str, row.get("images", ())))
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{where} is no comparison of `diffalign label`: {error!r}") from error
+            model, found, images = _parsed(where, row)
             for one in {BASE, model} - names.keys():
                 names[one] = _names(folder / "images" / one)
             if len(images) == 2 and images[0] in names[BASE] and images[1] in names[model]:
@@ -56,6 +49,15 @@ def read_people(folder: Path) -> dict[str, Comparison]:
                 file, old, len(read), folder / "images",
             )  # fmt: skip
     return {model: compare(*map(list, zip(*some, strict=True))) for model, some in rows.items()}  # type: ignore[arg-type]
+
+
+def _parsed(where: str, row: Mapping[str, Any]) -> tuple[str, tuple[float, float, str], tuple[str, ...]]:
+    """Return (model, (score of the base, of the aligned model, prompt), names of both images) of a line."""
+    try:
+        found = float(row["base"]), float(row["aligned"]), str(row["prompt"])
+        return str(row["model"]), found, tuple(map(str, row.get("images", ())))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where} is no comparison of `diffalign label`: {error!r}") from error
 
 
 def _names(folder: Path) -> set[str]:

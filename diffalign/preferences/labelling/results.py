@@ -19,12 +19,13 @@ def is_evaluation(folder: Path) -> bool:
     return (folder / "images" / BASE).is_dir() and (folder / "report.json").is_file()
 
 
-def aligned_model(folder: Path, aligned: str | None) -> str:
-    """Return the name of the aligned model of an evaluation that is compared with the base.
+def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> list[Task]:
+    """Return the blind comparisons of an evaluation, one or more: the base against one aligned model.
 
     Args:
         folder: the evaluation's folder.
         aligned: name of the aligned model's folder under ``images``; None: the only one.
+        limit: largest number of comparisons; None: all.
 
     Raises:
         UserError: no such model, or several models and ``aligned`` is None.
@@ -37,21 +38,6 @@ def aligned_model(folder: Path, aligned: str | None) -> str:
     name = models[0] if aligned is None else aligned
     if name not in models:
         raise unknown("--aligned", name, models)
-    return name
-
-
-def evaluation_tasks(folder: Path, aligned: str | None, limit: int | None) -> list[Task]:
-    """Return the blind comparisons of an evaluation: the base against one aligned model.
-
-    Args:
-        folder: the evaluation's folder.
-        aligned: as in `aligned_model`.
-        limit: largest number of comparisons; None: all.
-
-    Raises:
-        UserError: as `aligned_model`.
-    """
-    name = aligned_model(folder, aligned)
     return blind_tasks({BASE: folder / "images" / BASE, name: folder / "images" / name}, limit)
 
 

@@ -37,14 +37,14 @@ from diffalign.rewards.registry import Place
 from diffalign.rewards.zoo import step_aware
 from diffalign.rewards.zoo.clip import Clip
 from diffalign.runs.folder import begin, record
-from diffalign.runs.resume import FREE, PLACES, check_content, data_content, model_content
+from diffalign.runs.resume import FREE, PLACES, check_content, data_content, model_content, with_places
 from diffalign.runs.reward.accuracy import AccuracyByTime, table
 from diffalign.runs.reward.method import TOKENS, StepAwareTraining, Timed
 from diffalign.runs.reward.validate import validate
 from diffalign.runs.schedule import announcement, scheduled
 from diffalign.runs.setup import encode, pair_source
 from diffalign.training.acceleration import Accelerator, accelerator_for
-from diffalign.training.checkpoint import Checkpoints, differences, fingerprint, flatten
+from diffalign.training.checkpoint import Checkpoints, differences, fingerprint
 from diffalign.training.hooks import standard_hooks
 from diffalign.training.loop import train
 from diffalign.training.state import TrainState
@@ -206,12 +206,10 @@ def _checkpoints(run: RewardRun, accelerator: Accelerator, tell: Callable[[str],
     settings = fingerprint(
         run.training, run.optimizer, accelerator.num_processes, ignore=(*FREE, *PLACES), **sections
     )
-    places = {name: value for name, value in flatten(sections).items() if name in PLACES}
 
     def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-        # an earlier version saved places in the place of digests of content
-        own = {**current, **{name: value for name, value in places.items() if name in saved}}
-        return differences({name: value for name, value in saved.items() if name not in FREE}, own)
+        kept = {name: value for name, value in saved.items() if name not in FREE}
+        return differences(kept, with_places(current, saved, **sections))
 
     return Checkpoints(Path(run.output) / "checkpoints", run.checkpoint.limit, settings, compare, tell=tell)
 
